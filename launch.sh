@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# The front door: keeps a Python environment beside itself and runs one yolods word in it.
+set -euo pipefail
+
+root=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+venv=$root/.venv
+log=$venv/install.log
+mark=$venv/yolods.begun  # says that this script made the folder, and so may empty it
+stamp=$venv/yolods.stamp # written last: without it an install has not finished
+
+usage() {
+    cat <<'EOF'
+usage: ./launch.sh [WORD [ARGUMENT ...]]
+
+  ./launch.sh                 train the embedded demo on this machine, and say where its results lie
+  ./launch.sh test [ARG ...]  run the test suite; arguments go to pytest, paths in them count from the repository
+  ./launch.sh WORD [ARG ...]  run a yolods word, such as train, val or export; WORD --help lists what it takes
+  ./launch.sh help            this text
+
+The first start makes .venv beside launch.sh and installs into it what setup.py asks for, in the versions that
+constraints.txt names. Later starts use it as it is, until one of the two files changes.
+
+  HOSTFILE=path ./launch.sh WORD ...    the same as ./launch.sh WORD ... --hostfile path
+EOF
+}
+
+say() { printf 'yolods: %s\n' "$*" >&2; }
+
+# Sets `python` to the first interpreter on the PATH that can make the environment.
+# Every match counts, not only the first: a system Python without its venv module may hide one that has it.
+find_python() {
+    local path rejected="" status
+    while IFS= read -r path; do
+        status=0
+        "$path" -c 'import sys; sys.version_info >= (3, 10) or sys.exit(3); import ensurepip, venv' 2>/dev/null || status=$?
+        case $status in
+            0) python=$path && return ;;
+            1) rejected+="; $path has no venv module (Debian and Ubuntu: apt install python3-venv)" ;;
+            3) rejected+="; $path is older" ;;
+        esac
+    done < <(type -aP python3 python3.14 python3.13 python3.12 python3.11 python3.10)
+    say "needs Python 3.10 or newer with its venv module, and found none on the PATH$rejected"
+    exit 2
+}
+
+# ready EXTRAS: whether the environment is finished, belongs to this folder, and holds what the two files ask for now.
+ready() {
+    [[ -x $venv/bin/python && -f $stamp ]] || return 1
+    local extras sum place
+    IFS='|' read -r extras sum place <"$stamp"
+    [[ $place == "$root" && $sum == "$(wanted)" ]] && [[ $extras == "$1" || $extras == test ]]
+}
+
+wanted() { cat -- "$root/setup.py" "$root/constraints.txt" | cksum; }
+
+# An environment does not survive being moved, so it can only be brought up to date where it was made.
+finished_here() { [[ -x $venv/bin/python && -f $stamp ]] && [[ $(<"$stamp") == *"|$root" ]]; }
+
+# Shows the latest line of what pip prints, on one line of the screen.
+show_progress() {
+    [[ -t 2 ]] || { cat >/dev/null && return; }
+    local line
+    while IFS= read -r line; do
+        printf '\r\033[K  %s' "${line:0:$((${COLUMNS:-80} - 4))}" >&2
+    done
+    printf '\r\033[K' >&2
+}
+
+# run_pip TARGET: makes the environment where there is none and installs into it.
+run_pip() {
+    cd -- "$root" || return
+    [[ -x $venv/bin/python ]] || "$python" -m venv "$venv" || return
+    # -I: packages that PYTHONPATH or the user's own site folder name must not pass for installed ones.
+    # DS_BUILD_OPS=0: DeepSpeed compiles an operator when a run first needs it, not all of them now.
+    DS_BUILD_OPS=${DS_BUILD_OPS:-0} "$venv/bin/python" -I -m pip install \
+        --no-input --disable-pip-version-check -c constraints.txt -e "$1"
+}
+
+install() {
+    local extras=$1 target=. sum
+    sum=$(wanted)
+    [[ $extras == base ]] || target=".[$extras]"
+    [[ -w $root ]] || {
+        say "cannot install: $root is not writable; clone or copy it to a folder that is, and start that launch.sh"
+        exit 2
+    }
+    exec 9>"$root/.venv.lock"
+    if command -v flock >/dev/null && ! flock --nonblock 9; then
+        say "another start is installing into $venv; waiting for it"
+        flock 9
+    fi
+    ready "$extras" && exec 9>&- && return
+
+    if [[ -n $(ls -A -- "$venv" 2>/dev/null) && ! -e $mark ]]; then
+        say "$venv was not made by launch.sh; move it away and start again"
+        exit 2
+    fi
+    trap 'printf "\n" >&2; say "interrupted while installing; the next start begins anew"; exit 130' INT
+    if ! finished_here; then
+        find_python
+        mkdir -p -- "$venv"
+        # What a killed pip leaves behind can look whole. The trailing slash follows a link to a bigger disk.
+        find "$venv/" -mindepth 1 -delete
+        : >"$mark"
+    fi
+    rm -f -- "$stamp"
+    say "installing into $venv; this happens once and is logged in $log"
+    if ! run_pip "$target" 2>&1 | tee "$log" | show_progress; then
+        say "the installation failed; $log ends with:"
+        tail -n 15 -- "$log" >&2
+        exit 1
+    fi
+    printf '%s|%s|%s\n' "$extras" "$sum" "$root" >"$stamp.new"
+    mv -- "$stamp.new" "$stamp"
+    say "installed in $SECONDS s"
+    trap - INT
+    exec 9>&-
+}
+
+names_hostfile() {
+    local word
+    for word; do
+        [[ $word == --hostfile || $word == --hostfile=* ]] && return
+    done
+    return 1
+}
+
+# The last act of every start. exec: signals reach Python itself, and its exit status is this script's.
+run_python() {
+    # torch builds DeepSpeed's operators with the ninja that stands beside this Python.
+    export PATH="$venv/bin:$PATH"
+    exec "$venv/bin/python" "$@"
+}
+
+case ${1:-demo} in
+    help | -h | --help)
+        usage
+        ;;
+    test)
+        ready test || install test
+        cd -- "$root"
+        run_python -m pytest "${@:2}"
+        ;;
+    *)
+        ready base || install base
+        [[ $# -gt 0 ]] || set -- demo
+        if [[ -n ${HOSTFILE:-} ]] && ! names_hostfile "$@"; then
+            set -- "$@" --hostfile "$HOSTFILE"
+        fi
+        # A folder called utils or models where the user stands must not be imported in a package's stead.
+        # The working directory itself stays the user's, so that relative paths mean what was typed.
+        export PYTHONSAFEPATH=1
+        run_python -m yolods launch "$@"
+        ;;
+esac

@@ -1,0 +1,179 @@
+"""What every test stands on: a quiet, offline, single-threaded environment, and no process left behind.
+
+The limits on a test's time are in pyproject.toml.
+"""
+
+import ctypes
+import gc
+import glob
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+# Helpers that Python and torch start once and keep for the life of a process; a test is not at fault for them.
+KEPT_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "compile_worker")
+# Set by whoever started pytest inside a job of their own; a test must see only what it sets itself.
+JOB_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "HOSTFILE", "DS_ENV_FILE")
+GRACE_SECONDS = 3.0
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+SCRATCH = Path(tempfile.mkdtemp(prefix="yolods-tests-"))
+
+
+def gpu_present() -> bool:
+    """Whether the machine shows a CUDA or ROCm device; looks at device nodes, because importing torch takes seconds."""
+    return bool(glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/dxg") or glob.glob("/dev/kfd"))
+
+
+def _prepare_environment() -> None:
+    """Runs on import, before any test module can import torch, deepspeed or ultralytics, which read these once."""
+    for name in JOB_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "Agg",
+        "YOLO_OFFLINE": "true",
+        "YOLO_AUTOINSTALL": "false",
+        "YOLO_CONFIG_DIR": str(SCRATCH / "ultralytics"),
+        "YOLODS_CACHE": str(SCRATCH / "cache"),
+    }
+    if not gpu_present():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    if sys.platform == "linux":
+        # A rank whose launcher died would else be handed to init, where the check below could not see it.
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+_prepare_environment()
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests marked `gpu` where torch sees no device; `-ra` lists each with this reason."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason=f"needs a CUDA device, and torch {torch.__version__} sees none here")
+        for item in marked:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """A function that returns a TCP port which nobody listens on, another one each time."""
+
+    def pick() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return pick
+
+
+@pytest.fixture
+def run_process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs a command to its end, or ends it and everything that it started.
+
+    `run_process(argv, timeout=60.0, cwd=None, env=None)`: `env` is laid over the environment of the tests; stdout and
+    stderr come back apart, as text. After `timeout` seconds the test fails and shows what was printed until then.
+    """
+
+    def run(
+        argv: Sequence[str | Path],
+        *,
+        timeout: float = 60.0,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        words = [str(word) for word in argv]
+        process = subprocess.Popen(
+            words,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            _end_session(process)
+            stdout, stderr = _what_is_left_to_read(process)
+            pytest.fail(f"still running after {timeout:g} s: {words}\n{stdout[-3000:]}\n{stderr[-3000:]}")
+        except BaseException:  # pytest-timeout's own limit, or Ctrl-C
+            _end_session(process)
+            raise
+        return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+
+    return run
+
+
+def _what_is_left_to_read(process: subprocess.Popen[str]) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=GRACE_SECONDS)
+    except subprocess.TimeoutExpired:  # a process that had left the family still holds the pipes
+        return "", ""
+
+
+def _end_session(process: subprocess.Popen[str]) -> None:
+    """Kills `process` and its descendants, those too that moved to a process group of their own."""
+    family = [process]
+    try:
+        family = [*psutil.Process(process.pid).children(recursive=True), process]
+        os.killpg(process.pid, signal.SIGKILL)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        pass
+    for member in family:
+        try:
+            member.kill()
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
+
+
+@pytest.fixture(autouse=True)
+def no_process_left_behind() -> Iterator[None]:
+    """Fails a test after which a process runs that did not run before it, and ends that process."""
+    before = _running_children()
+    yield
+    left = _running_children() - before
+    if left:
+        gc.collect()  # a data loader ends its workers when it is collected
+        _, alive = psutil.wait_procs(left, timeout=GRACE_SECONDS)
+        named = [f"{child.pid}: {_command(child)}" for child in alive]
+        for child in alive:
+            child.kill()
+        psutil.wait_procs(alive, timeout=GRACE_SECONDS)
+        assert not alive, "the test left processes running:\n" + "\n".join(named)
+
+
+def _running_children() -> set[psutil.Process]:
+    return {
+        child
+        for child in psutil.Process().children(recursive=True)
+        if not any(helper in _command(child) for helper in KEPT_HELPERS)
+    }
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

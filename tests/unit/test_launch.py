@@ -1,0 +1,190 @@
+"""The launcher's command line; one test starts it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from yolods.cluster.launch import ALLOCATOR, LaunchFlags, free_port, launcher_command, ranks_of, split_words
+from yolods.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+PYTHON = "/env/bin/python"
+SET = {"PATH": "/env/bin:/usr/bin"}
+HEAD = [PYTHON, "-m", "deepspeed.launcher.runner", "--no_local_rank"]
+TAIL = ["--module", "yolods", "train", "--data", "x.yaml"]
+
+
+def hostfile(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "hosts"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def command(flags: LaunchFlags, *, gpus: int = 0, cores: int = 4, **variables: str) -> tuple[list[str], dict[str, str]]:
+    return launcher_command(
+        ["train", "--data", "x.yaml"], flags, gpus=gpus, python=PYTHON, cores=cores, environ={**SET, **variables}
+    )
+
+
+def test_two_cpu_ranks_without_a_hostfile():
+    words, variables = command(LaunchFlags(master_port=1234))
+    alone = ["--log_level", "error", "--hostfile", os.devnull]
+    assert words == [*HEAD, *alone, "--num_gpus", "2", "--master_port", "1234", *TAIL]
+    assert variables == {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "2", **ALLOCATOR}
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "threads"), [(2, 2, "1"), (8, 2, "4"), (9, 2, "4"), (1, 2, "1"), (8, 4, "2")]
+)
+def test_cores_are_shared_among_cpu_ranks(cores, ranks, threads):
+    assert command(LaunchFlags(num_gpus=ranks), cores=cores)[1]["OMP_NUM_THREADS"] == threads
+
+
+def test_what_the_user_has_set_is_left_alone():
+    mine = {"OMP_NUM_THREADS": "7", "DS_ACCELERATOR": "cpu", "GLIBC_TUNABLES": "x=1", "MALLOC_TOP_PAD_": "0"}
+    variables = command(LaunchFlags(), **mine)[1]
+    assert not set(mine) & set(variables)
+    assert "MALLOC_TRIM_THRESHOLD_" in variables
+
+
+def test_all_local_gpus_and_nothing_set_for_them():
+    words, variables = command(LaunchFlags(master_port=1), gpus=4)
+    assert words[-9:] == ["--num_gpus", "4", "--master_port", "1", *TAIL]
+    assert variables == {}
+
+
+def test_some_local_gpus():
+    assert "--num_gpus 3 " in " ".join(command(LaunchFlags(num_gpus=3), gpus=4)[0])
+    with pytest.raises(UserError, match="--num_gpus 5: this machine has 4 GPUs to use"):
+        command(LaunchFlags(num_gpus=5), gpus=4)
+
+
+def test_cuda_visible_devices_is_honoured():
+    """With --num_gpus DeepSpeed takes the machine's first GPUs, whatever the variable says."""
+    words = " ".join(command(LaunchFlags(), gpus=2, CUDA_VISIBLE_DEVICES="2,3")[0])
+    assert "--include localhost:2,3 " in words and "--num_gpus" not in words
+    assert ranks_of(LaunchFlags(), gpus=2, environ={"CUDA_VISIBLE_DEVICES": "2,3"}) == 2
+    words = " ".join(command(LaunchFlags(num_gpus=1), gpus=2, CUDA_VISIBLE_DEVICES="2,3")[0])
+    assert "--include localhost:2 " in words
+
+
+def test_a_local_run_picks_a_free_port():
+    words = command(LaunchFlags())[0]
+    port = int(words[words.index("--master_port") + 1])
+    assert 1024 <= port < 65536 and port != 29500
+    assert isinstance(free_port(), int)
+
+
+def test_a_hostfile_of_this_machine_needs_no_ssh(tmp_path):
+    file = hostfile(tmp_path, "localhost slots=2\n")
+    words, variables = command(LaunchFlags(hostfile=file, master_port=5))
+    place = ["--log_level", "warning", "--hostfile", str(file), "--no_ssh_check", "--master_addr", "127.0.0.1"]
+    assert words == [*HEAD, *place, "--master_port", "5", *TAIL]
+    assert variables["DS_ACCELERATOR"] == "cpu"
+
+
+def test_more_local_slots_than_gpus(tmp_path):
+    file = hostfile(tmp_path, "localhost slots=2\n")
+    with pytest.raises(UserError, match="localhost has slots=2, but this machine has 1 GPUs"):
+        command(LaunchFlags(hostfile=file), gpus=1)
+
+
+def test_several_hosts(tmp_path):
+    """DeepSpeed finds the master's address and port; variables set here would not reach the other hosts."""
+    file = hostfile(tmp_path, "a slots=2\nb slots=4\n")
+    words, variables = command(LaunchFlags(hostfile=file))
+    assert words == [*HEAD, "--log_level", "warning", "--hostfile", str(file), *TAIL]
+    assert variables == {}
+    assert ranks_of(LaunchFlags(hostfile=file), gpus=0, environ={}) == 6
+
+
+def test_filters_reach_deepspeed_and_the_number_of_ranks(tmp_path):
+    file = hostfile(tmp_path, "a slots=2\nb slots=4\n")
+    some = LaunchFlags(hostfile=file, include="b:0,2@a")
+    assert "--include b:0,2@a" in " ".join(command(some)[0])
+    assert ranks_of(some, gpus=0, environ={}) == 4
+    few = LaunchFlags(hostfile=file, exclude="b")
+    assert "--exclude b" in " ".join(command(few)[0])
+    assert ranks_of(few, gpus=0, environ={}) == 2
+    each = LaunchFlags(hostfile=file, num_gpus=1)
+    assert "--num_gpus 1" in " ".join(command(each)[0])
+    assert ranks_of(each, gpus=0, environ={}) == 2
+    with pytest.raises(UserError, match="--num_gpus 3: a has 2 slots"):
+        command(LaunchFlags(hostfile=file, num_gpus=3))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (LaunchFlags(num_gpus=0), "--num_gpus 0: it has to be at least 1"),
+        (LaunchFlags(num_gpus=1, include="localhost"), "--num_gpus cannot be given together with --include"),
+        (LaunchFlags(hostfile=Path("none")), "--hostfile none: no such file"),
+        (LaunchFlags(include="localhost:5"), "localhost has no slot '5'"),
+    ],
+)
+def test_mistakes_are_found_before_the_launcher(flags, message):
+    with pytest.raises(UserError, match=message):
+        command(flags)
+
+
+def test_the_environments_tools_are_on_the_path():
+    """DeepSpeed's builds call `ninja`, which stands beside an interpreter that need not be activated."""
+    variables = launcher_command(["train"], LaunchFlags(), gpus=1, python=PYTHON, environ={"PATH": "/usr/bin"})[1]
+    assert variables == {"PATH": f"/env/bin{os.pathsep}/usr/bin"}
+
+
+def test_the_launchers_flags_are_taken_out_of_the_words():
+    words = ["train", "--data", "x", "--hostfile", "h", "--num_gpus=3", "--include", "a:0", "--local_rank", "0"]
+    flags, rest = split_words(words, {})
+    assert flags == LaunchFlags(hostfile=Path("h"), num_gpus=3, include="a:0")
+    assert rest == ["train", "--data", "x", "--local_rank", "0"]
+
+
+def test_abbreviations_are_left_to_the_subcommand():
+    """--in would otherwise be taken for --include, and --e for --exclude."""
+    assert split_words(["train", "--epochs", "3", "--in", "x"], {})[1] == ["train", "--epochs", "3", "--in", "x"]
+
+
+def test_hostfile_by_variable():
+    assert split_words(["train"], {"HOSTFILE": "h"})[0].hostfile == Path("h")
+    assert split_words(["train", "--hostfile", "k"], {"HOSTFILE": "h"})[0].hostfile == Path("k")
+
+
+@pytest.mark.parametrize("words", [["--num_gpus", "two"], ["--hostfile"]])
+def test_mistakes_in_the_launchers_flags(words):
+    with pytest.raises(UserError, match="argument"):
+        split_words(words, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [0, 7])
+def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path, code):
+    """By the real launcher: module found, words whole, ranks numbered, variables there."""
+    (tmp_path / "yolods").mkdir()
+    (tmp_path / "yolods" / "__init__.py").write_text("")
+    (tmp_path / "yolods" / "__main__.py").write_text(
+        "import os, sys\n"
+        "names = ('RANK', 'WORLD_SIZE', 'DS_ACCELERATOR', 'OMP_NUM_THREADS')\n"
+        "print('|'.join(['here', *sys.argv[1:], *(os.environ[name] for name in names)]) + '\\n', end='', flush=True)\n"
+        f"sys.exit({code})\n"
+    )
+    words, variables = launcher_command(
+        ["train", "--name", "a b"], LaunchFlags(), gpus=0, python=sys.executable, cores=2, environ={}
+    )
+    # The stand-in has to be found before an installed yolods: `-m` looks into the working directory first.
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    path = os.pathsep.join([variables["PATH"], os.environ["PATH"]])
+    done = subprocess.run(
+        words, cwd=tmp_path, env={**kept, **variables, "PATH": path}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code, done.stderr
+    seen = sorted(line for line in done.stdout.splitlines() if line.startswith("here"))
+    expected = [f"here|train|--name|a b|{rank}|2|cpu|1" for rank in range(2)]
+    # A failing rank takes its sibling down, perhaps before that one has spoken.
+    assert seen == expected if code == 0 else set(seen) <= set(expected) and seen
+    assert "Unable to find hostfile" not in done.stdout + done.stderr

@@ -1,0 +1,350 @@
+"""Flags, hyper-parameters and JSON together: one frozen object, every fault at once, and going on with a run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from yolods.config.flags import HYPER_FLAGS, add_train_arguments, add_val_arguments
+from yolods.config.hyper import RULES
+from yolods.config.run import CONFIG_FILE, RunConfig, build_run_config, next_run_dir
+from yolods.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("d.yaml").write_text("names: [a]\n")
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_train_arguments(parser)
+    return parser.parse_args(words)
+
+
+def build(*words: str, ranks: int = 2, device: str = "cpu", environ: dict[str, str] | None = None) -> RunConfig:
+    return build_run_config(parse(*words), ranks=ranks, device=device, environ=environ)
+
+
+def faults_of(*words: str, **context) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        build(*words, **context)
+    return str(caught.value).splitlines()
+
+
+def write_json(block: dict, name: str = "ds.json") -> str:
+    Path(name).write_text(json.dumps(block))
+    return name
+
+
+def saved(*words: str) -> RunConfig:
+    """A run whose folder and config.json exist."""
+    config = build("--data", "d.yaml", *words)
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / CONFIG_FILE).write_text(config.to_json())
+    return config
+
+
+def test_defaults():
+    config = build("--data", "demo")
+    assert config.is_demo and config.weights is None and config.resume is None
+    assert (config.model, config.epochs, config.imgsz, config.batch_size, config.workers) == (
+        "yolov5s",
+        100,
+        640,
+        16,
+        8,
+    )
+    assert (config.seed, config.run_dir, config.device) == (0, Path("runs/exp"), "cpu")
+    assert config.deepspeed.zero_stage == 1 and config.deepspeed.path is None
+    assert not Path("runs").exists()
+
+
+def test_flags_that_are_not_given_are_none():
+    assert {value for value in vars(parse()).values()} == {None}
+
+
+def test_flags_of_yolov5_users():
+    words = "--data d.yaml --cfg yolov5m --img 320 --batch 8 --epochs 3 --workers 0 --project p --name n --exist-ok"
+    config = build(*words.split())
+    assert (config.model, config.imgsz, config.batch_size, config.epochs, config.workers) == ("yolov5m", 320, 8, 3, 0)
+    assert config.run_dir == Path("p/n") and config.exist_ok
+    assert config.data == Path("d.yaml").absolute()
+    assert dict(config.given) == {
+        "data": "d.yaml", "model": "yolov5m", "imgsz": 320, "batch_size": 8, "epochs": 3, "workers": 0,
+        "project": "p", "name": "n", "exist_ok": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        ("--seed 3", "seed", 3),
+        ("--freeze 10", "freeze", 10),
+        ("--freeze 0 1 23.cv2", "freeze", (0, 1, "23.cv2")),
+        ("--cache", "cache", "ram"),
+        ("--cos-lr", "cos_lr", True),
+        ("--optimizer adamw", "optimizer", "AdamW"),
+        ("--patience 5", "patience", 5),
+        ("--save-period 5", "save_period", 5),
+        ("--single-cls", "single_cls", True),
+        ("--multi-scale", "multi_scale", 0.5),
+        ("--multi-scale 0.2", "multi_scale", 0.2),
+        ("--sync-bn", "sync_bn", True),
+        ("--close-mosaic 0", "close_mosaic", 0),
+        ("--noval", "val", False),
+        ("--noplots", "plots", False),
+        ("--set mosaic=0.5 --set lr0=0.02", "mosaic", 0.5),
+    ],
+)
+def test_hyper_parameters_by_flag(words, key, value):
+    hyper = build("--data", "demo", *words.split()).hyper
+    assert getattr(hyper, key) == value
+
+
+def test_every_hyper_flag_is_a_hyper_parameter():
+    assert set(HYPER_FLAGS) <= set(RULES)
+
+
+@pytest.mark.parametrize("flag", ["--device", "--adam", "--rect", "--evolve", "--label-smoothing", "--amp"])
+def test_flags_that_are_not_taken_say_why(flag):
+    with pytest.raises(UserError, match=f"^{flag} is not taken: .{{15}}"):
+        parse("--data", "demo", flag, "1")
+
+
+def test_the_launchers_local_rank_is_ignored():
+    plain = build("--data", "demo")
+    assert build("--local_rank=1", "--data", "demo") == plain
+    assert build("--local-rank", "1", "--data", "demo") == plain
+
+
+def test_a_hyp_file_may_hold_flags_and_the_flag_wins():
+    Path("hyp.yaml").write_text("epochs: 7\nbatch: 8\nimgsz: 320\nworkers: 1\nlr0: 0.02\n")
+    config = build("--data", "demo", "--hyp", "hyp.yaml", "--epochs", "9")
+    assert (config.epochs, config.batch_size, config.imgsz, config.workers) == (9, 8, 320, 1)
+    assert config.hyper.lr0 == 0.02
+
+
+def test_the_json_says_the_batch_where_no_flag_does():
+    file = write_json({"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 2})
+    config = build("--data", "demo", "--deepspeed_config", file)
+    assert (config.batch_size, config.deepspeed.train_batch) == (6, 12)
+
+
+def test_the_jsons_optimizer_is_in_the_hyper_parameters():
+    file = write_json({"optimizer": {"type": "SGD", "params": {"lr": 0.3, "momentum": 0.5}}})
+    Path("hyp.yaml").write_text("lr0: 0.1\n")
+    config = build("--data", "demo", "--deepspeed_config", file, "--hyp", "hyp.yaml")
+    assert (config.hyper.optimizer, config.hyper.lr0, config.hyper.momentum) == ("SGD", 0.3, 0.5)
+    assert config.notes == ("lr0 is 0.3 from ds.json; hyp.yaml line 1: lr0 says 0.1",)
+
+
+def test_every_source_says_its_faults_at_once():
+    Path("hyp.yaml").write_text("mosaik: 1\nepochs: 0\n")
+    file = write_json({"train_micro_batch_size_per_gpu": 4, "fp16": {"enabled": True}, "yolods": {"x": 1}})
+    words = f"--data no.yaml --hyp hyp.yaml --deepspeed_config {file} --set lr0=9 --batch-size 6 --imgsz 100 --name a/b"
+    assert faults_of(*words.split(), "--weights", "no.pt") == [
+        "hyp.yaml line 1: mosaik is not a hyper-parameter (did you mean 'mosaic'?); docs/configuration.md lists them",
+        "--set lr0 is 9: it has to be a number in (0, 1]",
+        "--hyp hyp.yaml: epochs is 0: it has to be a whole number of at least 1",
+        'ds.json: "fp16" with ZeRO stage 0 divides gradients by a loss scale that was never applied; '
+        'set "zero_optimization": {"stage": 1}',
+        'ds.json: "fp16": the CPU backend has no fp16; use bf16 or fp32',
+        "ds.json: train_micro_batch_size_per_gpu 4 x 2 ranks = 8, but --batch-size says 6; give --batch-size 8, "
+        'leave it out, or set train_micro_batch_size_per_gpu to "auto"',
+        "ds.json: \"yolods\": unknown key 'x'; known: checkpoint",
+        "--data no.yaml: no such file",
+        "--weights no.pt: no such file (weights are never downloaded; fetch the file first)",
+        "--model is missing: the name of --weights no.pt does not tell the architecture; say it",
+        "--imgsz 100: yolov5s needs a multiple of 32; use 96 or 128",
+        "--name 'a/b': it has to be a folder's name; folders above it go into --project",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "--data is missing: give a data yaml, or --data demo for the embedded data set"),
+        ("--data .", "--data .: this is a folder, give the yaml in it"),
+        ("--data demo --imgsz 16", "--imgsz 16: yolov5s needs a multiple of 32; use 32"),
+        ("--data demo --imgsz 0", "--imgsz is 0: it has to be a whole number of at least 1"),
+        ("--data demo --imgsz 672 --model yolov5x6", "--imgsz 672: yolov5x6 needs a multiple of 64; use 640 or 704"),
+        ("--data demo --imgsz 672 --model yolov5[2.0,2.0]-p6", "needs a multiple of 64; use 640 or 704"),
+        ("--data demo --project d.yaml", "--project d.yaml: this is a file; give a folder"),
+        ("--data demo --workers -1", "--workers is -1: it has to be a whole number of at least 0"),
+        ("--data demo --batch-size 3", "--batch-size 3 cannot be dealt to 2 ranks: 3 / 2 = 1.50; use 2 or 4"),
+        ("--data demo --weights d.yaml --set pretrained=x.pt --model yolov5n", "weights are given twice"),
+    ],
+)
+def test_one_mistake_one_line(words, message):
+    faults = faults_of(*words.split())
+    assert len(faults) == 1 and message in faults[0]
+
+
+@pytest.mark.parametrize(
+    "words", ["--imgsz 672 --model yolov5s", "--imgsz 672 --model yolov5[2.0,1.6]", "--imgsz 1280"]
+)
+def test_image_sizes_that_fit(words):
+    assert build("--data", "demo", *words.split()).imgsz % 32 == 0
+
+
+def test_the_accelerator_has_to_be_the_one_that_computes():
+    line = "DS_ACCELERATOR is cuda, but this process computes on cpu; unset it, or set it to cpu"
+    assert faults_of("--data", "demo", environ={"DS_ACCELERATOR": "cuda"}) == [line]
+    build("--data", "demo", environ={"DS_ACCELERATOR": "cpu"})
+
+
+@pytest.mark.parametrize(
+    ("file", "model"), [("yolov5nu.pt", "yolov5n"), ("yolov5x6u.pt", "yolov5x6"), ("yolov5m.pt", "yolov5m")]
+)
+def test_published_weights_tell_their_architecture(file, model):
+    Path(file).touch()
+    config = build("--data", "demo", "--weights", file)
+    assert (config.model, config.weights) == (model, Path(file).absolute())
+    assert build("--data", "demo", "--weights", file, "--model", "yolov5l").model == "yolov5l"
+    assert build("--data", "demo", "--set", f"pretrained={file}").weights == Path(file).absolute()
+    assert build("--data", "demo", "--weights", file, "--set", "pretrained=false").weights is None
+
+
+def test_run_folders_are_numbered():
+    project = Path("runs")
+    assert next_run_dir(project, "exp") == project / "exp"
+    (project / "exp").mkdir(parents=True)
+    assert next_run_dir(project, "exp") == project / "exp2"
+    (project / "exp2").mkdir()
+    assert next_run_dir(project, "exp") == project / "exp3"
+    assert next_run_dir(project, "exp", exist_ok=True) == project / "exp"
+    assert next_run_dir(project, "other") == project / "other"
+
+
+def test_config_json_gives_the_same_run_again():
+    file = write_json({"optimizer": {"type": "Adam", "params": {"lr": 0.001}}, "yolods": {"checkpoint": {"keep": 3}}})
+    Path("yolov5nu.pt").touch()
+    words = f"--deepspeed_config {file} --weights yolov5nu.pt --batch-size 8 --freeze 0 2 --set scale=[0.5,2.0] --cache"
+    config = saved(*words.split())
+    again = RunConfig.from_json((config.run_dir / CONFIG_FILE).read_text(), config.run_dir)
+    assert again == dataclasses.replace(config, resume=config.run_dir)
+    assert again.to_json() == config.to_json()
+
+
+def test_config_json_is_resolved():
+    shown = json.loads(build("--data", "demo", "--batch-size", "8").to_json())
+    assert shown["deepspeed"]["train_micro_batch_size_per_gpu"] == 4
+    assert shown["deepspeed"]["gradient_accumulation_steps"] == 8
+    assert shown["yolods"]["checkpoint"] == {"every_epochs": 1, "every_steps": 0, "keep": 2}
+    assert shown["hyper"]["lr0"] == 0.01 and shown["given"] == {"data": "demo", "batch_size": 8}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"hyper": {"lr0": 0.1}}', '{"hyper": 3}'])
+def test_a_file_that_is_no_configuration(text):
+    with pytest.raises(UserError, match=r"^x/config\.json: not a run's configuration"):
+        RunConfig.from_json(text, Path("x"))
+
+
+def test_a_configuration_whose_values_are_no_longer_permitted():
+    text = build("--data", "demo").to_json().replace('"lr0": 0.01', '"lr0": 7')
+    with pytest.raises(UserError, match=r"cannot be used any more:\nhyper\.lr0 is 7"):
+        RunConfig.from_json(text, Path("x"))
+
+
+def test_resume_takes_the_newest_run():
+    first, second = saved("--epochs", "3"), saved("--epochs", "4")
+    os.utime(first.run_dir / CONFIG_FILE, (2e9, 2e9))
+    assert build("--resume").run_dir == first.run_dir
+    os.utime(second.run_dir / CONFIG_FILE, (3e9, 3e9))
+    assert build("--resume").run_dir == second.run_dir
+
+
+@pytest.mark.parametrize("inside", ["", "weights/last.pt", "checkpoints"])
+def test_resume_takes_a_folder_or_what_is_in_it(inside):
+    run = saved("--batch-size", "8", "--seed", "5")
+    resumed = build("--resume", str(run.run_dir / inside))
+    assert resumed == dataclasses.replace(run, resume=run.run_dir, given=resumed.given)
+    assert resumed.seed == 5 and resumed.batch_size == 8
+
+
+def test_resume_from_another_working_directory(monkeypatch):
+    """The folder may have been moved, and the data yaml was named relative to where the run was started."""
+    run = saved()
+    moved = Path("elsewhere")
+    run.run_dir.rename(moved)
+    assert build("--resume", str(moved)).run_dir == moved
+    monkeypatch.chdir(moved)
+    assert build("--resume", ".").data == run.data
+
+
+def test_resume_permits_more_epochs_and_other_workers():
+    run = saved("--epochs", "3")
+    resumed = build("--resume", str(run.run_dir), "--epochs", "5", "--workers", "1")
+    assert (resumed.epochs, resumed.workers) == (5, 1)
+
+
+def test_resume_permits_what_the_run_has_already():
+    file = write_json({"bf16": {"enabled": True}})
+    words = ("--batch-size", "8", "--seed", "5", "--model", "yolov5n", "--deepspeed_config", file)
+    run = saved(*words)
+    assert build("--data", "d.yaml", *words, "--resume", str(run.run_dir)).resume == run.run_dir
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--epochs 2", "--epochs 2: the run in runs/exp is for 100; only more can be asked for"),
+        ("--imgsz 320", "--imgsz is 320, but the run in runs/exp has 640; leave it out to go on with that run"),
+        ("--batch-size 8", "--batch-size is 8, but the run in runs/exp has 16"),
+        ("--model yolov5x", "--model is 'yolov5x', but the run in runs/exp has 'yolov5s'"),
+        ("--name other", "--name is 'other', but the run in runs/exp has 'exp'"),
+        ("--data e.yaml", "--data is "),
+        ("--weights w.pt", "but the run in runs/exp has empty"),
+        ("--seed 1", "--seed is 1, but the run in runs/exp has 0"),
+        ("--set lr0=0.5", "--set lr0 is 0.5, but the run in runs/exp has 0.01"),
+        ("--deepspeed_config other.json", "--deepspeed_config other.json differs from the run's in bf16"),
+    ],
+)
+def test_resume_refuses_what_would_make_it_another_run(words, message):
+    saved()
+    raw = {"bf16": {"enabled": True}}
+    write_json(json.loads(build("--data", "demo").to_json())["deepspeed_given"] | raw, "other.json")
+    faults = faults_of("--resume", "runs/exp", *words.split())
+    assert len(faults) == 1 and message in faults[0]
+
+
+def test_resume_needs_the_same_ranks_and_device():
+    saved()
+    lines = faults_of("--resume", ranks=4, device="cuda")
+    assert lines[0].startswith("the run in runs/exp was made by 2 ranks and this start has 4")
+    assert lines[1] == "the run in runs/exp was made on cpu and this start is on cuda"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ((), "--resume: no run under runs (a run has a config.json); name its folder: --resume DIR"),
+        (("here",), "--resume here: not a run's folder, it has no config.json"),
+        (("runs/none",), "--resume runs/none: no such folder"),
+    ],
+)
+def test_resume_without_a_run(asked, message):
+    Path("here").mkdir()
+    assert faults_of("--resume", *asked) == [message]
+
+
+def test_resume_offers_the_nearest_run():
+    saved("--name", "bccd")
+    assert faults_of("--resume", "runs/bcd") == ["--resume runs/bcd: no such folder (did you mean 'runs/bccd'?)"]
+
+
+def test_val_flags():
+    parser = argparse.ArgumentParser()
+    add_val_arguments(parser)
+    words = "--weights a.pt --data d.yaml --imgsz 320 --batch-size 8 --split test --set iou=0.6 --local_rank 1"
+    args = parser.parse_args(words.split())
+    assert (args.weights, args.data, args.imgsz, args.batch_size, args.split) == ("a.pt", "d.yaml", 320, 8, "test")
+    assert args.set == ["iou=0.6"]
+    assert not hasattr(args, "epochs")

@@ -1,0 +1,75 @@
+"""yolods.data.sampler: the stream is a pure function, without repeats or gaps, however it is dealt out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from yolods.data.sampler import SampleId, Stream, keyed_seed, permutation
+
+
+def test_literal_tables():
+    """Streams are a promise to runs that will be resumed: a change here breaks them."""
+    assert permutation(0, 0, 7).tolist() == [3, 4, 6, 1, 5, 2, 0]
+    assert permutation(0, 1, 7).tolist() == [6, 5, 0, 4, 1, 3, 2]
+    assert permutation(3, 0, 7).tolist() == [1, 6, 5, 3, 2, 0, 4]
+    assert keyed_seed("sample", 0, 1, 2) == 12662170671434128924
+
+
+def test_positions_walk_through_the_epochs():
+    order = [permutation(5, epoch, 3).tolist() for epoch in range(3)]
+    expected = [SampleId(e, i) for e in range(3) for i in order[e]]
+    assert Stream(3, 5, 4).sample_ids(0, 9) == expected
+    assert Stream(3, 5, 4).sample_ids(4, 3) == expected[4:7]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12, 13, 97])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_ranks_together_see_what_one_rank_sees(n, ranks):
+    stream = Stream(n, seed=1, batch=12)
+    for k in range(5):
+        dealt = [sample for rank in range(ranks) for sample in stream.batch_ids(k, rank, ranks)]
+        assert dealt == stream.batch_ids(k)
+
+
+@pytest.mark.parametrize("n", [1, 5, 13, 97])
+def test_no_repeat_and_no_gap_inside_an_epoch(n):
+    stream = Stream(n, seed=2, batch=8)
+    batches = -(-4 * n // 8)
+    seen = [sample for k in range(batches) for sample in stream.batch_ids(k)][: 4 * n]
+    for epoch in range(4):
+        assert sorted(s.index for s in seen if s.epoch == epoch) == list(range(n))
+
+
+def test_epochs_and_seeds_differ():
+    orders = {tuple(permutation(seed, epoch, 50)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+
+
+def test_another_process_gives_the_same():
+    code = "from yolods.data.sampler import *; print(Stream(31, 9, 8).batch_ids(6, 1, 2), keyed_seed('a', 1))"
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parents[2],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert printed[0] == printed[1] == f"{Stream(31, 9, 8).batch_ids(6, 1, 2)} {keyed_seed('a', 1)}\n"
+
+
+def test_an_order_cannot_be_changed_by_its_users():
+    with pytest.raises(ValueError, match="read-only"):
+        permutation(0, 0, 4)[0] = 1
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="batch 8 does not divide by 3 ranks"):
+        Stream(10, 0, 8).batch_ids(0, 0, 3)
+    with pytest.raises(ValueError, match="n 0"):
+        Stream(0, 0, 8)

@@ -1,0 +1,103 @@
+"""train.log has every line, the screen only ours and warnings: tried in a fresh process with the real libraries."""
+
+from __future__ import annotations
+
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from yolods.telemetry import open_log
+
+RunProcess = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).parents[2]
+IMPORTS = "import deepspeed\nfrom deepspeed.utils import logger as ds\nfrom ultralytics.utils import LOGGER as ul\n"
+OPEN = """
+from pathlib import Path
+from yolods.telemetry.log import open_log
+log = open_log(Path({run!r}), {rank}, "node7")
+"""
+SPEAK = """
+import logging, warnings
+ours = logging.getLogger("yolods.train")
+ds.warning("ds first warning")
+ds.info("ds info")
+ul.info("ul info"); ul.warning("ul warning")
+ours.info("our info"); ours.error("our error")
+warnings.warn("a python warning", FutureWarning)
+logging.getLogger("torch.distributed").warning("torch warning")
+log.close()
+"""
+
+
+@pytest.mark.parametrize("order", ["libraries first", "log first"])
+def test_rank_0(run_process: RunProcess, tmp_path: Path, order: str) -> None:
+    parts = [IMPORTS, OPEN.format(run=str(tmp_path), rank=0)]
+    script = "".join(parts if order == "libraries first" else parts[::-1]) + SPEAK
+    result = run_process([sys.executable, "-c", script], cwd=ROOT)
+    shown = [line for line in result.stdout.splitlines() if re.search("ds|ul|our|python", line)]
+    assert shown == [
+        "warning (DeepSpeed): ds first warning",
+        "warning (ultralytics): ul warning",
+        "our info",
+        "error: our error",
+    ]
+    log = (tmp_path / "train.log").read_text()
+    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
+    expected = [
+        r"WARNING DeepSpeed: ds first warning",
+        r"INFO    DeepSpeed: ds info",
+        r"WARNING ultralytics: ul warning",
+        r"INFO    yolods.train: our info",
+        r"ERROR   yolods.train: our error",
+        r"WARNING py.warnings: .*FutureWarning: a python warning",
+    ]
+    for line in expected:
+        assert len(re.findall(f"^{stamp}{line}", log, re.MULTILINE)) == 1, line
+    if order == "libraries first":
+        assert "torch.distributed: torch warning" in log
+        assert "ultralytics: ul info" in log
+
+
+def test_other_ranks_show_warnings_under_their_name(run_process: RunProcess, tmp_path: Path) -> None:
+    script = IMPORTS + OPEN.format(run=str(tmp_path), rank=3) + SPEAK
+    result = run_process([sys.executable, "-c", script], cwd=ROOT)
+    assert [line for line in result.stdout.splitlines() if "our" in line or "ds" in line] == [
+        "[rank 3 node7] warning (DeepSpeed): ds first warning",
+        "[rank 3 node7] error: our error",
+    ]
+    assert not (tmp_path / "train.log").exists()
+    own = (tmp_path / "logs" / "rank3.log").read_text()
+    assert "ds first warning" in own
+    assert "info" not in own
+
+
+def test_a_rank_with_nothing_to_say_leaves_no_file(tmp_path: Path) -> None:
+    with open_log(tmp_path / "run", rank=1):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_lines_of_a_resumed_run_follow_those_before(tmp_path: Path) -> None:
+    for word in ("first", "second"):
+        with open_log(tmp_path):
+            logging.getLogger("yolods").info(word)
+    logging.getLogger("yolods").warning("after close")
+    found = [line.split(": ")[1] for line in (tmp_path / "train.log").read_text().splitlines()]
+    assert found == ["first", "second"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, Linux's device that is always full")
+def test_a_full_disk_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    with open_log(tmp_path):
+        for _ in range(3):
+            logging.getLogger("yolods").info("a line")
+    captured = capsys.readouterr()
+    assert captured.out.count("a line") == 3
+    assert captured.err.count("train.log cannot be written") == 1
+    assert "Traceback" not in captured.err

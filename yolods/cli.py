@@ -1,0 +1,205 @@
+"""The command line: parses words and flags, and hands over. It decides nothing."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from yolods import __version__, compat
+from yolods.errors import UserError, nearest
+
+USAGE = """usage: yolods WORD [flags]
+
+  train     train a detector (through the launcher: ./launch.sh train, or deepspeed --module yolods train)
+  val       evaluate a .pt on any number of ranks
+  export    turn a run's checkpoints into one plain .pt
+  demo      train on the embedded data set
+  launch    start WORD through DeepSpeed's launcher: yolods launch train --data x.yaml --hostfile hosts
+
+yolods WORD --help lists the flags of a word."""
+
+DEMO_FLAGS = (
+    *("--data", "demo", "--model", "yolov5n", "--imgsz", "224", "--batch-size", "16", "--epochs", "30"),
+    *("--name", "demo", "--set", "nbs=32", "--set", "close_mosaic=6"),
+)
+"""The main job of `./launch.sh` without a word; tuned to finish in minutes on two cores."""
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises instead of printing a usage and leaving."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{self.prog}: {message}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one word. Returns the exit status: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    compat.prepare()
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            for line in str(error).splitlines():
+                print(f"error: {line}" if line else "", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _dispatch(words: list[str]) -> int:
+    # Stock DeepSpeed puts --local_rank=N before the word; ranks are read from the environment.
+    words = [word for word in words if not word.startswith(("--local_rank", "--local-rank"))]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if words[0] in ("-V", "--version", "version"):
+        print(__version__)
+        return 0
+    known = {"train": _train, "val": _val, "export": _export, "demo": _demo, "launch": _launch}
+    if words[0] not in known:
+        raise UserError(f"unknown word '{words[0]}'{nearest(words[0], known)}; the words are {', '.join(known)}")
+    return known[words[0]](words[1:])
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    from yolods.config import add_train_arguments
+
+    parser = _Parser(prog="yolods train", description="Train a YOLOv5 detector.", allow_abbrev=False)
+    add_train_arguments(parser)
+    return parser
+
+
+def _val_parser() -> argparse.ArgumentParser:
+    from yolods.config import add_val_arguments
+
+    parser = _Parser(prog="yolods val", description="Evaluate a saved model.", allow_abbrev=False)
+    add_val_arguments(parser)
+    return parser
+
+
+def _export_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="yolods export", description="Turn a checkpoint into a plain .pt.", allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run's folder, its checkpoints/, or one checkpoint in it")
+    parser.add_argument("--to", metavar="PT", required=True, help="the file to write")
+    parser.add_argument("--live", action="store_true", help="the trained weights, not their moving average")
+    parser.add_argument("--fp32", action="store_true", help="keep 32 bits; ultralytics' files have 16")
+    return parser
+
+
+def _launch(words: list[str]) -> int:
+    """Check everything that one process can check, then become DeepSpeed's launcher."""
+    from yolods.cluster.launch import launcher_command, ranks_of, split_words
+
+    flags, rest = split_words(words)
+    if rest and rest[0] == "demo":
+        rest = ["train", *DEMO_FLAGS, *rest[1:]]
+    if not rest or rest[0] not in ("train", "val") or {"-h", "--help"} & set(rest):
+        return _dispatch(rest)
+    gpus = _count_gpus()
+    ranks = ranks_of(flags, gpus=gpus)
+    if rest[0] == "train":
+        _check_train(_train_parser().parse_args(rest[1:]), ranks, "cuda" if gpus else "cpu")
+    else:
+        from yolods.validate import check_val_arguments
+
+        check_val_arguments(_val_parser().parse_args(rest[1:]))
+    command, variables = launcher_command(rest, flags, gpus=gpus, python=sys.executable)
+    os.execvpe(command[0], command, {**os.environ, **variables})
+
+
+def _check_train(args: argparse.Namespace, ranks: int, device: str) -> None:
+    from yolods.config import build_run_config
+    from yolods.data.spec import read_spec
+    from yolods.model.build import parse_name
+
+    config = build_run_config(args, ranks=ranks, device=device)
+    parse_name(config.model)
+    if not config.is_demo:
+        read_spec(config.data)
+    if config.weights is not None and not config.resume:
+        from yolods.model.weights import refuse_original
+
+        refuse_original(config.weights)
+
+
+def _count_gpus() -> int:
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _train(words: list[str]) -> int:
+    args = _train_parser().parse_args(words)
+    from yolods.cluster.ranks import join, leave
+
+    _prepare_libraries()
+    ranks = join()
+    try:
+        from yolods.config import build_run_config
+        from yolods.start import start_run
+        from yolods.telemetry import open_log
+
+        config = ranks.main_first(
+            lambda: build_run_config(args, ranks=ranks.size, device=ranks.device.type, environ=os.environ)
+        )
+        with open_log(config.run_dir, ranks.rank, ranks.host):
+            run = start_run(config, ranks)
+            with run.telemetry:
+                run.fit()
+    finally:
+        leave()
+    return 0
+
+
+def _val(words: list[str]) -> int:
+    args = _val_parser().parse_args(words)
+    from yolods.cluster.ranks import join, leave
+
+    _prepare_libraries()
+    ranks = join()
+    try:
+        from yolods.telemetry import open_log
+        from yolods.validate import validate
+
+        with open_log(None, ranks.rank, ranks.host):
+            validate(args, ranks)
+    finally:
+        leave()
+    return 0
+
+
+def _export(words: list[str]) -> int:
+    args = _export_parser().parse_args(words)
+    from pathlib import Path
+
+    from yolods.checkpoint.convert import export
+
+    _prepare_libraries()
+    print(export(Path(args.run), Path(args.to), live=args.live, fp32=args.fp32))
+    return 0
+
+
+def _demo(words: list[str]) -> int:
+    return _train([*DEMO_FLAGS, *words])
+
+
+def _prepare_libraries() -> None:
+    """Import what is slow to import, with its workarounds in place and its chatter kept off the screen."""
+    from yolods.telemetry.log import quiet_dependencies
+
+    quiet_dependencies(logging.WARNING)
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        compat.skip_needless_builds()
+    compat.stand_in_for_torchvision()
+    quiet_dependencies(logging.WARNING)

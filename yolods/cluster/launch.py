@@ -1,0 +1,204 @@
+"""The command that starts a run: DeepSpeed's own launcher, with what it needs on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from yolods.cluster.hosts import Host, parse_hostfile, select
+from yolods.errors import UserError
+
+CPU_RANKS = 2
+"""Ranks on a machine without a GPU, where nothing says otherwise."""
+
+ALLOCATOR = {
+    # glibc gives freed activations back to the kernel and faults them in again at the next step. These keep them, and
+    # ask for huge pages; measured on two cores with YOLOv5n: 8 to 12% more steps a second.
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+"""Settings of glibc's allocator for ranks that compute on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchFlags:
+    """The launcher's own flags, DeepSpeed's names."""
+
+    hostfile: Path | None = None
+    """Hosts and their slots; None: this machine."""
+    include: str = ""
+    """Hosts and slots to use."""
+    exclude: str = ""
+    """Hosts and slots to leave out."""
+    num_gpus: int | None = None
+    """Ranks a host; None: every slot, every GPU, or two on a CPU."""
+    master_port: int | None = None
+    """Port on which ranks meet; None: a free one for a local run, DeepSpeed's default otherwise."""
+
+
+def split_words(words: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple[LaunchFlags, list[str]]:
+    """Take the launcher's flags out of a command line.
+
+    Args:
+        words: for example ["train", "--data", "x.yaml", "--hostfile", "hosts"].
+        environ: HOSTFILE stands in for --hostfile where that is missing; this process' variables by default.
+
+    Returns:
+        the launcher's flags, and the remaining words in their order.
+
+    Raises:
+        UserError: a flag without its value, or a number that is none.
+    """
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> None:
+            raise UserError(message)
+
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-H", "--hostfile", type=Path)
+    parser.add_argument("-i", "--include", default="")
+    parser.add_argument("-e", "--exclude", default="")
+    parser.add_argument("--num_gpus", "--num-gpus", type=int)
+    parser.add_argument("--master_port", "--master-port", type=int)
+    found, rest = parser.parse_known_args(list(words))
+    named = (os.environ if environ is None else environ).get("HOSTFILE")
+    if found.hostfile is None and named:
+        found.hostfile = Path(named)
+    return LaunchFlags(**vars(found)), rest
+
+
+def launcher_command(
+    words: Sequence[str],
+    flags: LaunchFlags,
+    *,
+    gpus: int,
+    python: str,
+    cores: int | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> tuple[list[str], dict[str, str]]:
+    """Build the launcher's command line.
+
+    Args:
+        words: subcommand and flags for yolods.
+        gpus: GPUs of this machine; 0: it computes on the CPU.
+        python: the interpreter that ranks run in.
+        cores: CPU cores that this process may use; counted by default.
+        environ: variables that are set; what a user has set is left alone. This process' own by default.
+
+    Returns:
+        the command, and the variables to set for it besides those that are set.
+
+    Raises:
+        UserError: a bad hostfile or filter, or more ranks than there are devices.
+    """
+    variables = os.environ if environ is None else environ
+    hosts = _hosts(flags, gpus, variables)
+    local = all(host.is_local for host in hosts)
+    command = [python, "-m", "deepspeed.launcher.runner", "--no_local_rank"]
+    if flags.hostfile is not None:
+        command += ["--log_level", "warning", "--hostfile", str(flags.hostfile)]
+    else:
+        # DeepSpeed would take /job/hostfile by itself, but a start without --hostfile means this machine. That there
+        # is no hostfile it says as a warning.
+        command += ["--log_level", "error", "--hostfile", os.devnull]
+    if flags.hostfile is not None and local:
+        # It would ssh to localhost, which few machines let in.
+        command += ["--no_ssh_check", "--master_addr", "127.0.0.1"]
+    command += _filters(flags, hosts, gpus, variables)
+    port = flags.master_port or (free_port() if local else None)
+    command += ["--master_port", str(port)] if port else []
+    return [*command, "--module", "yolods", *words], _environment(hosts, local, gpus, python, cores, variables)
+
+
+def ranks_of(flags: LaunchFlags, *, gpus: int, environ: Mapping[str, str] | None = None) -> int:
+    """How many ranks a start has, so that batch sizes can be checked before it.
+
+    Raises:
+        UserError: as `launcher_command`.
+    """
+    return sum(len(host.chosen) for host in _hosts(flags, gpus, os.environ if environ is None else environ))
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _hosts(flags: LaunchFlags, gpus: int, environ: Mapping[str, str]) -> tuple[Host, ...]:
+    """The hosts and slots that take part."""
+    if flags.num_gpus is not None and (flags.include or flags.exclude):
+        raise UserError("--num_gpus cannot be given together with --include or --exclude; keep one")
+    if flags.num_gpus is not None and flags.num_gpus < 1:
+        raise UserError(f"--num_gpus {flags.num_gpus}: it has to be at least 1")
+    if flags.hostfile is None:
+        return select(_this_machine(flags, gpus, environ), flags.include, flags.exclude)
+    hosts = select(parse_hostfile(flags.hostfile), flags.include, flags.exclude)
+    for host in hosts:
+        if host.is_local and gpus and host.slots > gpus:
+            raise UserError(f"{flags.hostfile}: {host.name} has slots={host.slots}, but this machine has {gpus} GPUs")
+    if flags.num_gpus is None:
+        return hosts
+    for host in hosts:
+        if flags.num_gpus > host.slots:
+            raise UserError(f"--num_gpus {flags.num_gpus}: {host.name} has {host.slots} slots in {flags.hostfile}")
+    return tuple(Host(host.name, host.slots, tuple(range(flags.num_gpus))) for host in hosts)
+
+
+def _this_machine(flags: LaunchFlags, gpus: int, environ: Mapping[str, str]) -> tuple[Host, ...]:
+    if gpus == 0:
+        ranks = flags.num_gpus or CPU_RANKS
+        return (Host("localhost", ranks, tuple(range(ranks))),)
+    visible = _visible(environ) or tuple(range(gpus))
+    if flags.include or flags.exclude:
+        visible = tuple(range(max(gpus, *(index + 1 for index in visible))))
+    if flags.num_gpus is not None and flags.num_gpus > len(visible):
+        raise UserError(f"--num_gpus {flags.num_gpus}: this machine has {len(visible)} GPUs to use")
+    return (Host("localhost", max(visible) + 1, visible[: flags.num_gpus]),)
+
+
+def _visible(environ: Mapping[str, str]) -> tuple[int, ...]:
+    """GPU numbers in CUDA_VISIBLE_DEVICES; () where it is not set or names GPUs in another way."""
+    parts = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return tuple(int(part) for part in parts) if all(part.strip().isdigit() for part in parts) else ()
+
+
+def _filters(flags: LaunchFlags, hosts: Sequence[Host], gpus: int, environ: Mapping[str, str]) -> list[str]:
+    """DeepSpeed's flags that choose slots."""
+    if flags.hostfile is None and gpus == 0:
+        # It counts NUMA nodes as CPU slots, but takes any number here: on a CPU one slot is like another.
+        return ["--num_gpus", str(len(hosts[0].chosen))]
+    if flags.include:
+        return ["--include", flags.include]
+    if flags.exclude:
+        return ["--exclude", flags.exclude]
+    if flags.hostfile is not None:
+        return [] if flags.num_gpus is None else ["--num_gpus", str(flags.num_gpus)]
+    if gpus and _visible(environ):
+        # With --num_gpus DeepSpeed would ignore CUDA_VISIBLE_DEVICES and take the first GPUs of the machine.
+        return ["--include", f"localhost:{','.join(map(str, hosts[0].chosen))}"]
+    return ["--num_gpus", str(len(hosts[0].chosen))]
+
+
+def _environment(
+    hosts: Sequence[Host], local: bool, gpus: int, python: str, cores: int | None, environ: Mapping[str, str]
+) -> dict[str, str]:
+    wanted: dict[str, str] = {}
+    if local and gpus == 0:
+        cores = cores or len(os.sched_getaffinity(0))
+        ranks = sum(len(host.chosen) for host in hosts)
+        wanted = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // ranks)), **ALLOCATOR}
+    wanted = {name: value for name, value in wanted.items() if not environ.get(name)}
+    # DeepSpeed's builds look for `ninja` on the path, where an environment that is not activated does not stand.
+    folder = str(Path(python).parent)
+    path = environ.get("PATH", "")
+    if folder not in path.split(os.pathsep):
+        wanted["PATH"] = os.pathsep.join(part for part in (folder, path) if part)
+    return wanted

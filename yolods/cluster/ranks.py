@@ -1,0 +1,119 @@
+"""This process's place among the others, and the few collectives that plain objects need. Safe in a single process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Rank, size and device of this process; every method is a collective and a no-op among one."""
+
+    rank: int
+    """Position over all hosts."""
+    size: int
+    """Processes over all hosts."""
+    local: int
+    """Position on this host."""
+    host: str
+    """Name of this host."""
+    device: torch.device
+    """Where this rank computes."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank speaks and writes for all."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.barrier()
+
+    def from_main(self, value: T) -> T:
+        """Rank 0's value, on every rank. The value has to be picklable."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def to_main(self, value: T) -> list[T]:
+        """Every rank's value in rank order on rank 0; an empty list elsewhere."""
+        if self.size == 1:
+            return [value]
+        box: list = [None] * self.size if self.is_main else []
+        dist.gather_object(value, box if self.is_main else None, dst=0)
+        return box
+
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Do `work` on rank 0 and hand its result to all; an exception is raised on every rank.
+
+        The result and the exception have to be picklable.
+        """
+        result, fault = None, None
+        if self.is_main:
+            try:
+                result = work()
+            except Exception as error:  # the others wait: they have to learn of any failure whatever
+                fault = error
+        result, fault = self.from_main((result, fault))
+        if fault is not None:
+            raise fault
+        return result
+
+    @torch.no_grad()
+    def average_(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each fp32 tensor by its mean over the ranks, in one all-reduce."""
+        tensors = list(tensors)
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+
+def environment_ranks(environ: dict[str, str] | os._Environ[str] = os.environ) -> tuple[int, int, int]:
+    """(rank, size, local rank) as the launcher set them; (0, 1, 0) without a launcher."""
+    return int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1)), int(environ.get("LOCAL_RANK", 0))
+
+
+def join() -> Ranks:
+    """Meet the other ranks through DeepSpeed: NCCL on GPUs, gloo on CPUs."""
+    import deepspeed
+
+    rank, size, local = environment_ranks()
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(local)
+    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    device = torch.device("cuda", local) if gpu else torch.device("cpu")
+    return Ranks(rank, size, local, socket.gethostname(), device)
+
+
+def leave() -> None:
+    """Take down the process group, so that no rank waits for one that is gone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

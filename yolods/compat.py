@@ -1,0 +1,99 @@
+"""The one place that works around a dependency: with the reason, the version seen, and a check that notices the end.
+
+`prepare()` has to run before ultralytics, matplotlib or deepspeed are imported; the command line calls it first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import types
+from pathlib import Path
+
+from yolods.config.paths import cache_dir
+
+
+def prepare() -> None:
+    """Point every dependency's side files at our cache and keep all of them off the network."""
+    cache = cache_dir()
+    # ultralytics 8.4.190 resolves two public host names while it is imported, writes settings.json under
+    # ~/.config and downloads fonts; matplotlib writes ~/.config/matplotlib; torch builds extensions in ~/.cache.
+    os.environ.setdefault("YOLO_OFFLINE", "true")
+    os.environ.setdefault("YOLO_CONFIG_DIR", str(cache))
+    # It also wraps PIL's `Image.open` so that a damaged image makes it try to pip-install a decoder.
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+    os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "torch_extensions"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    for variable in ("YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
+        Path(os.environ[variable]).mkdir(parents=True, exist_ok=True)
+
+
+def stand_in_for_torchvision() -> bool:
+    """Make `import torchvision` succeed where the installed one cannot; True if the stand-in is used.
+
+    Seen with torch 2.13.0+cpu beside torchvision 0.28.0 from the package index: "operator torchvision::nms does not
+    exist". ultralytics' validator imports torchvision only for `ops.nms`; its own TorchNMS gives the same boxes.
+    No longer needed once the first `import` below succeeds, which is tried at every start.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        from ultralytics.utils.nms import TorchNMS
+
+        module = types.ModuleType("torchvision")
+        module.__version__ = "0.0.0+yolods.standin"
+        module.__spec__ = importlib.util.spec_from_loader("torchvision", loader=None)
+        module.ops = types.SimpleNamespace(nms=TorchNMS.nms)
+        sys.modules["torchvision"] = module
+        return True
+    return False
+
+
+def skip_needless_builds() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collective when it starts on a CPU.
+
+    Seen with deepspeed 0.19.8: `init_distributed` builds `deepspeed_shm_comm` for 50-100 s on the first start, although
+    gloo does the same work without it, and probes every op's compiler besides. DeepSpeed asks the table
+    `deepspeed.ops.__compatible_ops__` before building; an empty one says that nothing is to be built ahead of need.
+    A builder that is really needed (CPUAdam under offload) is loaded directly and does not ask the table.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__ = {}
+
+
+def local_font(font: str = "Arial.ttf") -> Path:
+    """The best font file on this machine for `font`, without asking the network.
+
+    Where ultralytics would find one itself (its settings folder, the system's fonts) that one is taken. Otherwise it
+    is DejaVu Sans, which every matplotlib carries: Latin, Greek, Cyrillic and Arabic, no Chinese, Japanese or Korean.
+    """
+    import matplotlib
+    from matplotlib import font_manager
+    from ultralytics.utils import USER_CONFIG_DIR
+
+    name = Path(font).name
+    if (own := Path(USER_CONFIG_DIR) / name).is_file():
+        return own
+    for entry in font_manager.fontManager.ttflist:
+        if name in entry.fname and Path(entry.fname).is_file():
+            return Path(entry.fname)
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+
+
+def use_local_font() -> None:
+    """Make ultralytics look fonts up by `local_font`; calling it again changes nothing.
+
+    Seen on ultralytics 8.4.190: `check_font` asks github for Arial.ttf, and its callers (`plotting.Annotator`,
+    `data.utils.check_det_dataset`) offer no way to name another file, so the name they look up is replaced.
+    """
+    from ultralytics.data import utils as data_utils
+    from ultralytics.utils import checks, plotting
+
+    for module in (checks, plotting, data_utils):
+        module.check_font = local_font

@@ -1,0 +1,36 @@
+"""What a run is told: flags, hyper-parameters and the DeepSpeed JSON. Needs only the standard library and yaml.
+
+Files, each with one job: `values` (a setting's type and range), `hyper`, `refused` (what is not taken, and why),
+`schema` (DeepSpeed's keys), `batch` (batch arithmetic), `optimizer` (the JSON's optimizer block), `own` (the "yolods"
+block), `deepspeed` (the JSON as a whole), `flags`, `run` (all of it together), `resume`, `jsonfile`, `paths`.
+"""
+
+from yolods.config.batch import BatchPlan
+from yolods.config.deepspeed import DeepSpeedConfig, read_deepspeed
+from yolods.config.flags import add_train_arguments, add_val_arguments
+from yolods.config.hyper import Given, Hyper, HyperRead, read_hyper
+from yolods.config.optimizer import JsonOptimizer
+from yolods.config.own import CheckpointPolicy, OwnConfig
+from yolods.config.paths import cache_dir
+from yolods.config.run import CONFIG_FILE, DEMO, RunConfig, build_run_config, next_run_dir
+
+__all__ = [
+    "CONFIG_FILE",
+    "DEMO",
+    "BatchPlan",
+    "CheckpointPolicy",
+    "DeepSpeedConfig",
+    "Given",
+    "Hyper",
+    "HyperRead",
+    "JsonOptimizer",
+    "OwnConfig",
+    "RunConfig",
+    "add_train_arguments",
+    "add_val_arguments",
+    "build_run_config",
+    "cache_dir",
+    "next_run_dir",
+    "read_deepspeed",
+    "read_hyper",
+]

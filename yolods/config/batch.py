@@ -1,0 +1,125 @@
+"""Batch arithmetic: images a micro-batch, micro-batches a step, images a step. Pure functions of integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from yolods.errors import Faults
+
+DEFAULT_BATCH = 16
+"""Images a forward pass over all ranks where nothing says otherwise (ultralytics' `batch`)."""
+
+TRAIN = "train_batch_size"
+MICRO = "train_micro_batch_size_per_gpu"
+ACCUMULATION = "gradient_accumulation_steps"
+BATCH_KEYS = (TRAIN, MICRO, ACCUMULATION)
+"""DeepSpeed's keys for images a step, images a rank and forward pass, and forward passes a step."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Batch sizes that multiply out: train_batch = micro x accumulation x ranks."""
+
+    micro: int
+    """Images a rank sees in one forward pass."""
+    accumulation: int
+    """Forward passes an optimizer step, once warm-up is over."""
+    accumulation_auto: bool
+    """Whether accumulation follows from nbs; warm-up then raises it from 1, as ultralytics does."""
+    ranks: int
+    """Data-parallel ranks."""
+
+    @property
+    def batch(self) -> int:
+        """Images a forward pass over all ranks: --batch-size."""
+        return self.micro * self.ranks
+
+    @property
+    def train_batch(self) -> int:
+        """Images an optimizer step."""
+        return self.batch * self.accumulation
+
+
+def plan_batches(
+    block: dict[str, Any], *, batch_size: int | None, said_by: str, ranks: int, nbs: int, where: str, faults: Faults
+) -> BatchPlan:
+    """Work out what the JSON leaves open. "auto" and a missing key are the same: both are left open.
+
+    Any two of DeepSpeed's three keys determine the third. Otherwise the flag gives images a forward pass, and
+    accumulation follows from nbs: max(round(nbs / batch), 1). train_batch_size alone, without the flag, is one forward
+    pass a step, as in DeepSpeed.
+
+    Args:
+        block: the JSON's top level; its batch keys are positive integers, "auto" or missing.
+        batch_size: images a forward pass over all ranks; None: not given.
+        said_by: what gave batch_size, for messages: "--batch-size" or a line of a hyp file.
+        where: the JSON's name in messages.
+
+    Returns:
+        the plan; where there was a fault it holds numbers that do not break the rest of the checks.
+    """
+    train, micro, steps = (None if block.get(key) in (None, "auto") else block[key] for key in BATCH_KEYS)
+    before = len(faults)
+    if micro is None:
+        micro = _micro(train, steps, batch_size, said_by, ranks, where, faults)
+    elif batch_size is not None and micro * ranks != batch_size:
+        faults.add(
+            f"{where}: {MICRO} {micro} x {_ranks(ranks)} = {micro * ranks}, but {said_by} says {batch_size}; "
+            f'give {said_by} {micro * ranks}, leave it out, or set {MICRO} to "auto"'
+        )
+    auto = steps is None and train is None
+    if len(faults) > before:
+        return BatchPlan(micro=micro or 1, accumulation=steps or 1, accumulation_auto=auto, ranks=ranks)
+    if auto:
+        steps = max(round(nbs / (micro * ranks)), 1)
+    elif steps is None:
+        steps = max(train // (micro * ranks), 1)
+    if train is not None and train != micro * steps * ranks:
+        faults.add(
+            f"{where}: {TRAIN} {train} != {MICRO} {micro} x {ACCUMULATION} {steps} x {_ranks(ranks)} = "
+            f'{micro * steps * ranks}; set one of them to "auto"'
+        )
+    return BatchPlan(micro=micro, accumulation=steps, accumulation_auto=auto, ranks=ranks)
+
+
+def _micro(
+    train: int | None, steps: int | None, batch: int | None, said_by: str, ranks: int, where: str, faults: Faults
+) -> int:
+    """Images a rank and forward pass, where the JSON does not say it."""
+    if batch is not None:
+        if steps is not None and train is not None and batch * steps != train:
+            faults.add(
+                f"{where}: {TRAIN} {train} / {ACCUMULATION} {steps} = {train / steps:g} images a forward pass, but "
+                f'{said_by} says {batch}; set one of them to "auto"'
+            )
+        return _share(batch, ranks, said_by, faults)
+    if train is None:
+        return _share(DEFAULT_BATCH, ranks, f"the default --batch-size {DEFAULT_BATCH}", faults)
+    dealt = ranks * (steps or 1)
+    if train % dealt:
+        by_steps = f"{ACCUMULATION} {steps} x " if steps else ""
+        faults.add(
+            f"{where}: {TRAIN} {train} / ({by_steps}{_ranks(ranks)}) = {train / dealt:.2f} is not whole; "
+            f"{_neighbours(train, dealt)}"
+        )
+    return max(train // dealt, 1)
+
+
+def _share(batch: int, ranks: int, said_by: str, faults: Faults) -> int:
+    if batch % ranks:
+        words = said_by if str(batch) in said_by else f"{said_by} {batch}"
+        faults.add(
+            f"{words} cannot be dealt to {ranks} ranks: {batch} / {ranks} = {batch / ranks:.2f}; "
+            f"{_neighbours(batch, ranks)}"
+        )
+    return max(batch // ranks, 1)
+
+
+def _neighbours(number: int, divisor: int) -> str:
+    below, above = number // divisor * divisor, (number // divisor + 1) * divisor
+    return f"use {below} or {above}" if below else f"use {above}"
+
+
+def _ranks(ranks: int) -> str:
+    return f"{ranks} rank" if ranks == 1 else f"{ranks} ranks"

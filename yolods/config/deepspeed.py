@@ -1,0 +1,295 @@
+"""A DeepSpeed JSON, read and resolved: every key checked, batch sizes worked out, wrong combinations refused.
+
+What DeepSpeed itself would get wrong without a word (see `_check_precision`) is refused here by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yolods.config.batch import ACCUMULATION, DEFAULT_BATCH, MICRO, TRAIN, BatchPlan, plan_batches
+from yolods.config.hyper import Hyper
+from yolods.config.jsonfile import read_json
+from yolods.config.optimizer import JsonOptimizer, read_optimizer
+from yolods.config.own import OwnConfig, read_own
+from yolods.config.schema import check_keys
+from yolods.errors import Faults
+
+MAX_NORM = 10.0
+"""Gradient norm at which gradients are clipped where the JSON does not say; ultralytics clips at 10."""
+
+DEFAULT_JSON: dict[str, Any] = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": MAX_NORM,
+    "zero_optimization": {"stage": 1, "reduce_bucket_size": 50000000, "allgather_bucket_size": 50000000},
+}
+"""What runs without --deepspeed_config: the same as ds_configs/zero1_fp32.json."""
+
+_DTYPES = {
+    **dict.fromkeys(("bf16", "bfloat16", "torch.bfloat16"), "bf16"),
+    **dict.fromkeys(("fp16", "float16", "half", "torch.float16"), "fp16"),
+}
+_NO_CPU_FP16 = "the CPU backend has no fp16; use bf16 or fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepSpeedConfig:
+    """A run's DeepSpeed configuration; nothing in it is left open."""
+
+    path: Path | None
+    """Where the JSON was read; None: the built-in default."""
+    text: str
+    """The JSON as it was given, one canonical line."""
+    resolved: str
+    """JSON for `deepspeed.initialize`, one canonical line: see `for_initialize`."""
+    zero_stage: int
+    """0 to 3."""
+    precision: str
+    """Type of the parameters that compute: fp32, bf16 or fp16. Master weights and BatchNorm are fp32 in each."""
+    autocast: str | None
+    """bf16 or fp16: torch.autocast over fp32 parameters; None: off."""
+    offload_optimizer: bool
+    """Whether optimizer states and master weights live in host memory."""
+    offload_param: bool
+    """Whether parameters live in host memory."""
+    batches: BatchPlan
+    """Batch sizes."""
+    gradient_clipping: float
+    """Largest gradient norm; 0: no clipping."""
+    optimizer: JsonOptimizer | None
+    """The optimizer that the JSON names; None: the hyper-parameters say it."""
+    own: OwnConfig
+    """The "yolods" block."""
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The JSON as it was given; a fresh copy, to be changed at will."""
+        return json.loads(self.text)
+
+    @property
+    def micro_batch(self) -> int:
+        """Images a rank sees in one forward pass."""
+        return self.batches.micro
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes an optimizer step, once warm-up is over."""
+        return self.batches.accumulation
+
+    @property
+    def accumulation_auto(self) -> bool:
+        """Whether accumulation follows from nbs, so that warm-up raises it from 1."""
+        return self.batches.accumulation_auto
+
+    @property
+    def train_batch(self) -> int:
+        """Images an optimizer step."""
+        return self.batches.train_batch
+
+    @property
+    def ranks(self) -> int:
+        """Data-parallel ranks."""
+        return self.batches.ranks
+
+    def for_initialize(self, accumulation: int | None = None) -> dict[str, Any]:
+        """The dictionary for `deepspeed.initialize`; a fresh copy.
+
+        Our own blocks "yolods" and "pipeline" are taken out and batch keys are numbers.
+
+        Args:
+            accumulation: forward passes a step to start with; `self.accumulation` by default.
+        """
+        resolved = json.loads(self.resolved)
+        if accumulation is not None:
+            resolved[ACCUMULATION] = accumulation
+            resolved[TRAIN] = self.batches.batch * accumulation
+        return resolved
+
+
+def read_deepspeed(
+    path: Path | None,
+    *,
+    batch_size: int | None,
+    ranks: int,
+    device: str,
+    faults: Faults,
+    hyper: Hyper | None = None,
+    said_by: str = "--batch-size",
+) -> DeepSpeedConfig:
+    """Read and resolve a DeepSpeed JSON.
+
+    Args:
+        path: the file; None takes `DEFAULT_JSON`.
+        batch_size: images a forward pass over all ranks; None: not given, so the JSON or the default says it.
+        ranks: data-parallel ranks.
+        device: "cpu" or "cuda".
+        faults: takes everything that is wrong; the result is only to be used where it stayed empty.
+        hyper: gives nbs for accumulation, and what the JSON's optimizer leaves "auto".
+        said_by: what gave batch_size, for messages.
+    """
+    where = "the default DeepSpeed configuration" if path is None else f"--deepspeed_config {path}"
+    raw = DEFAULT_JSON if path is None else read_json(path, where, faults)
+    # A file that cannot be read has its fault already; the default keeps the remaining checks going.
+    raw, batch_size = (raw, batch_size) if raw is not None else (DEFAULT_JSON, batch_size or DEFAULT_BATCH)
+    return resolve(
+        raw, path=path, batch_size=batch_size, ranks=ranks, device=device, faults=faults, hyper=hyper, said_by=said_by
+    )
+
+
+def resolve(
+    raw: Mapping[str, Any],
+    *,
+    path: Path | None,
+    batch_size: int | None,
+    ranks: int,
+    device: str,
+    faults: Faults,
+    hyper: Hyper | None = None,
+    said_by: str = "--batch-size",
+) -> DeepSpeedConfig:
+    """The same as `read_deepspeed` for a JSON that has been read; `path` names it in messages."""
+    hyper = hyper or Hyper()
+    where = "DeepSpeed configuration" if path is None else path.name
+    sound = check_keys(raw, where, faults)
+    precision, autocast = _precision(sound, where, faults)
+    zero = sound.get("zero_optimization", {})
+    stage = _value(zero, "stage", 0)
+    clipping = float(_value(sound, "gradient_clipping", MAX_NORM))
+    _check_precision(precision, autocast, stage, clipping, device, where, faults)
+    offload = {target: _offload(zero, target, where, faults) for target in ("optimizer", "param")}
+    _check_zero(zero, stage, offload, where, faults)
+    _refuse_pipeline(sound, where, faults)
+    batches = plan_batches(
+        sound, batch_size=batch_size, said_by=said_by, ranks=ranks, nbs=hyper.nbs, where=where, faults=faults
+    )
+    optimizer = read_optimizer(sound.get("optimizer"), hyper, where, faults)
+    return DeepSpeedConfig(
+        path=path,
+        text=json.dumps(raw),
+        resolved=json.dumps(_resolved(sound, batches, clipping, optimizer, any(offload.values()))),
+        zero_stage=stage,
+        precision=precision,
+        autocast=autocast,
+        offload_optimizer=offload["optimizer"],
+        offload_param=offload["param"],
+        batches=batches,
+        gradient_clipping=clipping,
+        optimizer=optimizer,
+        own=read_own(sound.get("yolods"), where, faults),
+    )
+
+
+def _value(block: Mapping[str, Any], key: str, default: Any) -> Any:
+    """A key's value; a missing one and "auto" are the default, as in DeepSpeed."""
+    value = block.get(key, default)
+    return default if value is None or value == "auto" else value
+
+
+def _precision(sound: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, str | None]:
+    """Parameter type and autocast type; more than one of the three switches is a fault."""
+    if "bf16" in sound and "bfloat16" in sound:
+        faults.add(f'{where}: "bf16" and "bfloat16" are the same block; keep "bf16"')
+    blocks = {"fp16": sound.get("fp16", {}), "bf16": sound.get("bf16", sound.get("bfloat16", {}))}
+    on = [name for name, block in blocks.items() if _value(block, "enabled", False)]
+    for name in on:
+        for key in (f"{name}_master_weights_and_grads", "bf16_optimizer_states"):
+            if _value(blocks[name], key, False):
+                faults.add(f'{where}: "{name}".{key} is refused: the EMA is kept from fp32 master weights')
+    casting = sound.get("torch_autocast", {})
+    autocast = None
+    if _value(casting, "enabled", False):
+        on.append("torch_autocast")
+        dtype = str(casting.get("dtype"))
+        autocast = _DTYPES.get(dtype.lower())
+        if autocast is None:
+            given = f"is {dtype!r}" if "dtype" in casting else "is missing"
+            faults.add(f'{where}: "torch_autocast".dtype {given}: it has to be bfloat16 or float16')
+    if len(on) > 1:
+        names = " and ".join(f'"{name}"' for name in on)
+        faults.add(f"{where}: {names} are enabled together; keep one: each decides the type that layers compute in")
+    return (on[0] if on and on[0] != "torch_autocast" else "fp32"), autocast
+
+
+def _check_precision(
+    precision: str, autocast: str | None, stage: int, clipping: float, device: str, where: str, faults: Faults
+) -> None:
+    """Refuse what DeepSpeed 0.19.8 computes wrongly (measured), and what the device cannot do."""
+    if precision == "fp16" and stage == 0:
+        # Its fp16 optimizers divide gradients by a loss scale that backward applies for ZeRO optimizers only.
+        faults.add(
+            f'{where}: "fp16" with ZeRO stage 0 divides gradients by a loss scale that was never applied; '
+            'set "zero_optimization": {"stage": 1}'
+        )
+    if autocast == "fp16" and stage > 0 and clipping > 0:
+        # The gradients that it clips still carry GradScaler's scale: a norm of 0.189 was seen as 12395.
+        faults.add(
+            f'{where}: "torch_autocast" in float16 with ZeRO stage {stage} clips gradients that are still scaled; '
+            'use dtype bfloat16, the "fp16" block, or "gradient_clipping": 0'
+        )
+    if device == "cpu" and precision == "fp16":
+        faults.add(f'{where}: "fp16": {_NO_CPU_FP16}')
+    if device == "cpu" and autocast == "fp16":
+        faults.add(f'{where}: "torch_autocast".dtype float16: {_NO_CPU_FP16}')
+
+
+def _offload(zero: Mapping[str, Any], target: str, where: str, faults: Faults) -> bool:
+    """Whether `target` ("optimizer" or "param") is kept in host memory, by DeepSpeed's present key or its old one."""
+    device = _value(zero.get(f"offload_{target}", {}), "device", "none")
+    old = "cpu_offload" if target == "optimizer" else "cpu_offload_param"
+    if device == "nvme":
+        faults.add(
+            f'{where}: "zero_optimization".offload_{target}.device nvme is refused: the EMA reads every master weight '
+            "after every step; use cpu"
+        )
+    return device != "none" or bool(_value(zero, old, False))
+
+
+def _check_zero(zero: Mapping[str, Any], stage: int, offload: Mapping[str, bool], where: str, faults: Faults) -> None:
+    """What each ZeRO stage cannot do."""
+    if offload["optimizer"] and stage == 0:
+        faults.add(f'{where}: "offload_optimizer" needs ZeRO stage 1, 2 or 3, and the stage is 0')
+    if offload["param"] and stage < 3:
+        faults.add(f'{where}: "offload_param" needs ZeRO stage 3, and the stage is {stage}')
+    ratio = _value(zero.get("offload_optimizer", {}), "ratio", 1.0)
+    if offload["optimizer"] and ratio < 1 and stage < 3:
+        faults.add(f'{where}: "offload_optimizer".ratio {ratio:g} needs ZeRO stage 3, and the stage is {stage}')
+    if zero.get("zenflow") is not None:
+        faults.add(f'{where}: "zero_optimization".zenflow is refused: its delayed updates and the EMA clash')
+    if not _value(zero, "compute_grad_norm", True):
+        faults.add(f'{where}: "zero_optimization".compute_grad_norm false is refused: the norm is clipped by and shown')
+
+
+def _refuse_pipeline(sound: Mapping[str, Any], where: str, faults: Faults) -> None:
+    if "pipeline" in sound:
+        faults.add(f'{where}: "pipeline": pipeline parallelism is not in this version; remove it, and use ZeRO')
+
+
+def _resolved(
+    sound: Mapping[str, Any], batches: BatchPlan, clipping: float, optimizer: JsonOptimizer | None, offload: bool
+) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets: our blocks out, numbers in, and defaults where DeepSpeed's would not do."""
+    resolved = {key: value for key, value in sound.items() if key not in ("yolods", "pipeline", "optimizer")}
+    resolved |= {
+        TRAIN: batches.train_batch,
+        MICRO: batches.micro,
+        ACCUMULATION: batches.accumulation,
+        "gradient_clipping": clipping,
+    }
+    if _value(sound, "steps_per_print", None) is None:
+        # PipelineEngine divides by it, so that null would not do; this number of steps is never reached.
+        resolved["steps_per_print"] = 10**12
+    # DeepSpeed counts only its own and apex' optimizers as tested; torch's are what ultralytics trains with.
+    resolved["zero_allow_untested_optimizer"] = True
+    if offload:
+        # Without it DeepSpeed insists on its CPUAdam, which is compiled for minutes on the first start.
+        resolved.setdefault("zero_force_ds_cpu_optimizer", False)
+    if optimizer is not None:
+        params = {key: list(value) if isinstance(value, tuple) else value for key, value in optimizer.params.items()}
+        resolved["optimizer"] = {"type": optimizer.name, "params": params}
+    return resolved

@@ -1,0 +1,117 @@
+"""Command-line flags of `train` and `val`. A flag that was not given is None, so that it differs from its default."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from yolods.config.hyper import OPTIMIZERS, Given
+from yolods.errors import UserError
+
+HYPER_FLAGS: dict[str, str] = {
+    "seed": "--seed",
+    "freeze": "--freeze",
+    "cache": "--cache",
+    "cos_lr": "--cos-lr",
+    "optimizer": "--optimizer",
+    "patience": "--patience",
+    "save_period": "--save-period",
+    "single_cls": "--single-cls",
+    "multi_scale": "--multi-scale",
+    "sync_bn": "--sync-bn",
+    "close_mosaic": "--close-mosaic",
+    "val": "--noval",
+    "plots": "--noplots",
+}
+"""Hyper-parameters that have a flag of their own (yolov5's, where it has one)."""
+
+_REFUSED_FLAGS = {
+    "--device": "the launcher picks devices: --num_gpus, --include or --hostfile, or CUDA_VISIBLE_DEVICES",
+    "--adam": "use --optimizer Adam",
+    "--rect": "every batch has the same shape on every rank; evaluation is rectangular anyway",
+    "--quad": "every batch has the same shape on every rank",
+    "--nosave": "best.pt, last.pt and the checkpoints are always written",
+    "--noautoanchor": "YOLOv5 here is YOLOv5u, which has no anchors",
+    "--evolve": "hyper-parameter search is not in this version",
+    "--image-weights": "use --set cls_pw=0.5, which weighs rare classes",
+    "--label-smoothing": "YOLOv5u's class targets are soft already, from task alignment",
+    "--amp": "precision is in the DeepSpeed JSON: --deepspeed_config ds_configs/zero1_bf16.json",
+}
+
+
+class _Refuse(argparse.Action):
+    """A flag that yolov5 or ultralytics users may type, answered with what to do."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        flag = option_string or self.option_strings[0]
+        raise UserError(f"{flag} is not taken: {_REFUSED_FLAGS[flag]}")
+
+
+def _given_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of every distributed subcommand; the launcher adds --local_rank to what a user typed."""
+    parser.add_argument("--deepspeed_config", "--deepspeed-config", metavar="JSON", help="everything distributed")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--data", metavar="YAML", help="data yaml, or demo")
+    parser.add_argument("--weights", metavar="PT", help="ultralytics .pt")
+    parser.add_argument("--imgsz", "--img", "--img-size", type=int, metavar="PX", help="image size (default 640)")
+    parser.add_argument("--batch-size", "--batch", type=int, metavar="N", help="images over all ranks (default 16)")
+    parser.add_argument("--workers", type=int, metavar="N", help="loader processes a rank (default 8)")
+    parser.add_argument("--project", metavar="DIR", help="folder of runs (default runs)")
+    parser.add_argument("--name", help="the run's folder in it (default exp)")
+    parser.add_argument("--exist-ok", action="store_const", const=True, help="write into a folder that exists")
+    parser.add_argument(
+        "--set", action="append", metavar="KEY=VALUE", help="a hyper-parameter; repeat it (docs/configuration.md)"
+    )
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `train`; `build_run_config` reads what comes out.
+
+    A flag of yolov5's train.py that is not taken raises UserError, with the remedy, while it is parsed.
+    """
+    _given_flags(parser)
+    parser.add_argument("--model", "--cfg", metavar="NAME", help="yolov5n..x, yolov5n6..x6, yolov5[d,w] or a yaml")
+    parser.add_argument("--epochs", type=int, metavar="N", help="default 100")
+    parser.add_argument("--hyp", metavar="YAML", help="hyper-parameters")
+    parser.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="go on with a run (default: the newest)")
+    hyper = parser.add_argument_group("hyper-parameters with a flag of their own")
+    hyper.add_argument("--seed", type=int, metavar="N")
+    hyper.add_argument("--freeze", nargs="+", metavar="LAYER", help="N: the first N layers; several: those layers")
+    hyper.add_argument("--cache", nargs="?", const="ram", metavar="ram", help="keep decoded images in memory")
+    hyper.add_argument("--cos-lr", action="store_const", const=True, help="cosine decay of the learning rate")
+    hyper.add_argument("--optimizer", metavar="NAME", help=", ".join(OPTIMIZERS))
+    hyper.add_argument("--patience", type=int, metavar="N", help="epochs without improvement")
+    hyper.add_argument("--save-period", type=int, metavar="N", help="keep a model every N epochs")
+    hyper.add_argument("--single-cls", action="store_const", const=True, help="all classes count as one")
+    hyper.add_argument("--multi-scale", nargs="?", const=0.5, type=float, metavar="SHARE", help="vary the image size")
+    hyper.add_argument("--sync-bn", action="store_const", const=True, help="BatchNorm over all ranks")
+    hyper.add_argument("--close-mosaic", type=int, metavar="N", help="last epochs without mosaic")
+    hyper.add_argument("--noval", dest="val", action="store_const", const=False, help="no evaluation after each epoch")
+    hyper.add_argument("--noplots", dest="plots", action="store_const", const=False, help="no pictures")
+    for flag in _REFUSED_FLAGS:
+        parser.add_argument(flag, nargs="*", action=_Refuse, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def add_val_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `val`. Hyper-parameters of evaluation (conf, iou, max_det, ...) are given by --set."""
+    _given_flags(parser)
+    parser.add_argument("--save-json", action="store_true", help="write predictions.json in COCO's results format")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="split to evaluate (default val)")
+    parser.add_argument("--device", action=_Refuse, nargs="*", dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def hyper_flags(args: argparse.Namespace) -> list[Given]:
+    """The hyper-parameters among the flags that were given."""
+    given = []
+    for key, flag in HYPER_FLAGS.items():
+        value = getattr(args, key, None)
+        if value is not None:
+            given.append(Given(key, _freeze(value) if key == "freeze" else value, flag))
+    return given
+
+
+def _freeze(words: Sequence[str]) -> Any:
+    """As in yolov5: one number is how many layers from the first, several are the layers themselves."""
+    layers = [int(word) if word.isdigit() else word for word in words]
+    return layers[0] if len(layers) == 1 and isinstance(layers[0], int) else layers

@@ -1,0 +1,319 @@
+"""Hyper-parameters: ultralytics' names and defaults, from its defaults, a hyp yaml and `--set`, in rising priority."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import yaml
+
+from yolods.config.refused import ALWAYS, FLAGS, FLAGS_IN_FILE, REFUSED, YOLOV5, YOLOV5_GAINS
+from yolods.config.values import (
+    Rule,
+    check,
+    either,
+    flag,
+    items,
+    one_of,
+    optional,
+    real,
+    setting,
+    shown,
+    text,
+    whole,
+)
+from yolods.errors import Faults, nearest
+
+OPTIMIZERS = ("auto", "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop")
+"""Names of torch.optim, and ultralytics' "auto"."""
+
+_FREEZE = optional(either(whole(0), items(either(whole(0), text()), what="a list of layer numbers or module names")))
+_CLASSES = optional(either(whole(0), items(whole(0), what="a list of class ids")))
+_SCALE = either(real(0, 1), items(real(0, above=True), count=2, what="a pair [smallest, largest] of positive factors"))
+_FRACTION = either(real(0, 1, above=True), whole(1))
+
+
+def _cache() -> Rule:
+    def parse(value: Any) -> bool | str:
+        if not isinstance(value, bool) and value != "ram":
+            raise ValueError
+        return "ram" if value else False
+
+    return Rule("false, true or 'ram'", parse)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyper:
+    """Every hyper-parameter of a run. Defaults are ultralytics' 8.4.190."""
+
+    optimizer: str = setting("auto", one_of(*OPTIMIZERS))
+    """Class in torch.optim, or auto: chosen by the number of steps, and lr0 and momentum with it."""
+    lr0: float = setting(0.01, real(0, 1, above=True))
+    """Learning rate after warm-up (SGD 0.01, Adam 0.001)."""
+    lrf: float = setting(0.01, real(0, 1, above=True))
+    """The last epoch's learning rate as a share of lr0."""
+    momentum: float = setting(0.937, real(0, 1, below=True))
+    """SGD's momentum, or Adam's beta1."""
+    weight_decay: float = setting(0.0005, real(0, 1))
+    """L2 penalty of weights (not of biases and BatchNorm) at a global batch of nbs."""
+    warmup_epochs: float = setting(3.0, real(0))
+    """Epochs (fractions allowed) over which learning rate, momentum and accumulation rise."""
+    warmup_momentum: float = setting(0.8, real(0, 1, below=True))
+    """Momentum at the first step."""
+    warmup_bias_lr: float = setting(0.1, real(0, 1))
+    """Learning rate of biases at the first step."""
+    box: float = setting(7.5, real(0))
+    """Weight of the box loss (CIoU)."""
+    cls: float = setting(0.5, real(0))
+    """Weight of the class loss."""
+    cls_pw: float = setting(0.0, real(0, 1))
+    """Power of inverse class frequency by which classes are weighed; 0: alike."""
+    dfl: float = setting(1.5, real(0))
+    """Weight of the distribution focal loss."""
+    nbs: int = setting(64, whole(1))
+    """Nominal batch: gradients accumulate to about this many images a step, and weight_decay is meant for it."""
+    hsv_h: float = setting(0.015, real(0, 1))
+    """Hue jitter, as a share of the circle."""
+    hsv_s: float = setting(0.7, real(0, 1))
+    """Saturation jitter, as a share."""
+    hsv_v: float = setting(0.4, real(0, 1))
+    """Brightness jitter, as a share."""
+    degrees: float = setting(0.0, real(0, 360))
+    """Largest rotation either way, in degrees."""
+    translate: float = setting(0.1, real(0, 1))
+    """Largest shift either way, as a share of the image."""
+    scale: float | tuple[float, float] = setting(0.5, _SCALE)
+    """Largest zoom either way as a share, or the pair of factors between which it is drawn."""
+    shear: float = setting(0.0, real(0, 90, below=True))
+    """Largest shear either way, in degrees."""
+    perspective: float = setting(0.0, real(0, 1))
+    """Perspective; useful values are up to 0.001."""
+    flipud: float = setting(0.0, real(0, 1))
+    """Probability of an upside-down flip."""
+    fliplr: float = setting(0.5, real(0, 1))
+    """Probability of a left-right flip."""
+    bgr: float = setting(0.0, real(0, 1))
+    """Probability of swapped red and blue."""
+    mosaic: float = setting(1.0, real(0, 1))
+    """Probability of a mosaic of four images."""
+    mixup: float = setting(0.0, real(0, 1))
+    """Probability of blending two images."""
+    cutmix: float = setting(0.0, real(0, 1))
+    """Probability of pasting a piece of another image."""
+    copy_paste: float = setting(0.0, real(0, 1))
+    """Probability of pasting objects; works only where labels are polygons."""
+    copy_paste_mode: str = setting("flip", one_of("flip", "mixup"))
+    """Whether pasted objects come from the flipped image or from another one."""
+    close_mosaic: int = setting(10, whole(0))
+    """Last epochs that go without mosaic, mixup, cutmix and copy_paste; 0: none."""
+    multi_scale: float = setting(0.0, real(0, 1, below=True))
+    """Image size of a step is drawn within this share of imgsz either way; 0: fixed."""
+    cos_lr: bool = setting(False, flag())
+    """Cosine decay of the learning rate in place of a linear one."""
+    patience: int = setting(100, whole(0))
+    """Epochs without a better fitness after which training ends; 0: never."""
+    freeze: int | tuple[int | str, ...] | None = setting(None, _FREEZE)
+    """The first N layers, or listed layer numbers and module names, are not trained."""
+    pretrained: bool | str = setting(True, either(flag(), text()))
+    """false: --weights is not read; a path: the same as --weights."""
+    cls_remap: bool = setting(True, flag())
+    """Rows of a pretrained class head go to the classes of the same name."""
+    single_cls: bool = setting(False, flag())
+    """All classes count as one."""
+    classes: int | tuple[int, ...] | None = setting(None, _CLASSES)
+    """Only boxes of these class ids are used."""
+    fraction: float | int = setting(1.0, _FRACTION)
+    """Share of the training images that is used; above 1: how many."""
+    cache: bool | str = setting(False, _cache())
+    """'ram' (or true) keeps decoded images in memory."""
+    seed: int = setting(0, whole(0, 2**32 - 1))
+    """Decides initial weights, the order of samples, and each sample's augmentation."""
+    deterministic: bool = setting(True, flag())
+    """Deterministic kernels where they exist."""
+    save_period: int = setting(-1, whole(-1))
+    """Epochs from one kept epochN.pt to the next; below 1: none."""
+    val: bool = setting(True, flag())
+    """Evaluate after every epoch."""
+    plots: bool = setting(True, flag())
+    """Draw the pictures of a run."""
+    conf: float | None = setting(None, optional(real(0, 1)))
+    """Lowest confidence that counts in evaluation; empty: 0.001."""
+    iou: float = setting(0.7, real(0, 1))
+    """Overlap above which non-maximum suppression drops the weaker box."""
+    max_det: int = setting(300, whole(1))
+    """Most boxes an image in evaluation."""
+    agnostic_nms: bool = setting(False, flag())
+    """Non-maximum suppression across classes."""
+    channels_last: bool | None = setting(None, optional(flag()))
+    """Channels-last memory layout; empty: on."""
+    ema_decay: float = setting(0.9999, real(0, 1, below=True))
+    """Decay a step of the averaged weights that are evaluated and saved. Not of ultralytics, where it is fixed."""
+    ema_tau: float = setting(2000.0, real(0, above=True))
+    """Steps over which that decay rises. Not of ultralytics, where it is fixed."""
+    sync_bn: bool = setting(False, flag())
+    """BatchNorm over all data-parallel ranks. Not of ultralytics."""
+
+    def as_ultralytics(self) -> dict[str, Any]:
+        """What ultralytics' `get_cfg(overrides=...)` takes: its own keys only, lists in place of tuples."""
+        known = (field.name for field in fields(self) if field.name not in OWN)
+        return {name: _plain(getattr(self, name)) for name in known}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every hyper-parameter, as JSON takes it."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+
+OWN = ("ema_decay", "ema_tau", "sync_bn")
+"""Hyper-parameters that ultralytics does not have."""
+
+RULES: Mapping[str, Rule] = MappingProxyType({field.name: field.metadata["rule"] for field in fields(Hyper)})
+"""What each hyper-parameter may be."""
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+class Given(NamedTuple):
+    """One setting as a user gave it."""
+
+    key: str
+    value: Any
+    where: str
+    """Source and key, as the user finds it: "hyp.yaml line 3: lr0", "--set lr0", "--seed"."""
+
+
+class HyperRead(NamedTuple):
+    """Hyper-parameters, and what else their reading brought to light."""
+
+    hyper: Hyper
+    flags: dict[str, Any]
+    """Flags (epochs, imgsz, batch_size, workers) that the hyp file holds."""
+    commanded: dict[str, str]
+    """Hyper-parameters given on the command line -> where ("--set lr0")."""
+    filed: dict[str, str]
+    """Hyper-parameters given in the hyp file -> where ("hyp.yaml line 3: lr0")."""
+
+
+def read_hyper(hyp_file: Path | None, sets: Sequence[str], faults: Faults, flags: Iterable[Given] = ()) -> HyperRead:
+    """Read hyper-parameters: defaults, over them the hyp file, over it the command line.
+
+    Args:
+        hyp_file: yaml of `key: value` lines; None: there is none.
+        sets: the words after each `--set`, as "key=value".
+        faults: takes every unknown key, wrong type and value out of range.
+        flags: hyper-parameters that have a flag of their own and were given by it.
+
+    Returns:
+        the hyper-parameters; those with a fault have their default.
+    """
+    from_file = [] if hyp_file is None else _read_yaml(hyp_file, faults)
+    original = {given.key for given in from_file} & {"anchor_t", "obj", "obj_pw", "iou_t", "fl_gamma"}
+    flag_values: dict[str, Any] = {}
+    file_values: dict[str, Any] = {}
+    filed: dict[str, str] = {}
+    for given in from_file:
+        if original and given.key in YOLOV5_GAINS:
+            faults.add(
+                f"{given.where}: this is a file of the original yolov5 (it has {', '.join(sorted(original))}), where "
+                f"{given.key} has another meaning; remove it, or give YOLOv5u's (default {getattr(Hyper(), given.key)})"
+            )
+        elif given.key in FLAGS_IN_FILE and given.value is not None:
+            flag_values[FLAGS_IN_FILE[given.key]] = given.value
+        elif not _repeats_a_default(given):
+            file_values |= _take(given, faults)
+            filed[given.key] = given.where
+    line_values, commanded = _command_line([*_parse_sets(sets, faults), *flags], faults)
+    return HyperRead(Hyper(**{**file_values, **line_values}), flag_values, commanded, filed)
+
+
+def _command_line(given: Iterable[Given], faults: Faults) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values and sources of what the command line gave; a key that it gives twice has to have one value."""
+    values: dict[str, Any] = {}
+    commanded: dict[str, str] = {}
+    for one in given:
+        taken = _take(one, faults)
+        if one.key in values and taken and taken[one.key] != values[one.key]:
+            first = f"{shown(_plain(values[one.key]))} by {commanded[one.key]}"
+            faults.add(
+                f"{one.key} is given twice: {first} and {shown(_plain(taken[one.key]))} by {one.where}; keep one"
+            )
+        values |= taken
+        commanded[one.key] = one.where
+    return values, commanded
+
+
+def _take(given: Given, faults: Faults) -> dict[str, Any]:
+    """The setting in its own type, or nothing and a fault that says why not."""
+    key, value, where = given
+    if key in RULES:
+        if key == "optimizer" and str(value).lower() == "musgd":
+            faults.add(f"{where} is 'MuSGD': it needs whole matrices, and a ZeRO rank holds a shard; use SGD or AdamW")
+            return {}
+        if key == "cache" and value == "disk":
+            faults.add(f"{where} is 'disk': that writes .npy files beside the images, which are never touched; use ram")
+            return {}
+        good, parsed = check(RULES[key], value, where, faults)
+        return {key: parsed} if good else {}
+    if key in REFUSED or key in YOLOV5:
+        faults.add(f"{where} is not taken: {YOLOV5[key] if key in YOLOV5 else REFUSED[key][1]}")
+    elif key in FLAGS:
+        faults.add(f"{where} is not a hyper-parameter: use {FLAGS[key]}")
+    else:
+        hint = nearest(key, [*RULES, *REFUSED])
+        faults.add(f"{where} is not a hyper-parameter{hint}; docs/configuration.md lists them")
+    return {}
+
+
+def _repeats_a_default(given: Given) -> bool:
+    """Whether a file's line asks for nothing: a refused setting at ultralytics' default, or a flag left empty."""
+    if given.key in REFUSED:
+        default = REFUSED[given.key][0]
+        return default is not ALWAYS and type(given.value) is type(default) and given.value == default
+    return given.key in FLAGS and (given.value is None or given.value is False)
+
+
+def _parse_sets(sets: Sequence[str], faults: Faults) -> list[Given]:
+    given = []
+    for words in sets:
+        key, equals, value = words.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            faults.add(f"--set {words}: write it as --set key=value, for example --set lr0=0.01")
+            continue
+        try:
+            given.append(Given(key, yaml.safe_load(value), f"--set {key}"))
+        except yaml.YAMLError:
+            faults.add(f"--set {words}: the value cannot be read; lists are written as [1, 2]")
+    return given
+
+
+def _read_yaml(path: Path, faults: Faults) -> list[Given]:
+    """The file's keys and values with their lines."""
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if root is None:
+            return []
+        if not isinstance(root, yaml.MappingNode):
+            faults.add(f"--hyp {path}: it has to hold lines of `key: value`")
+            return []
+        pairs = [(str(key.value), loader.construct_object(value, deep=True), key) for key, value in root.value]
+    except OSError as error:
+        faults.add(f"--hyp {path}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror}")
+        return []
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        faults.add(f"--hyp {path}{line}: not valid yaml: {getattr(error, 'problem', None) or error}")
+        return []
+    lines: dict[str, int] = {}
+    for key, _, node in pairs:
+        line = node.start_mark.line + 1
+        if key in lines:
+            faults.add(f"{path.name} line {line}: {key} stands in line {lines[key]} already; keep one")
+        lines.setdefault(key, line)
+    return [Given(key, value, f"{path.name} line {node.start_mark.line + 1}: {key}") for key, value, node in pairs]

@@ -1,0 +1,75 @@
+"""A JSON file as users write it: where it breaks, shown with its line; keys that stand twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from yolods.errors import Faults
+
+
+def read_json(path: Path, where: str, faults: Faults) -> dict[str, Any] | None:
+    """Read a JSON object.
+
+    Args:
+        where: what to call it in messages, for example "--deepspeed_config ds.json".
+
+    Returns:
+        the object, or None where it could not be read; faults say why.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        faults.add(f"{where}: no such file")
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        faults.add(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}")
+        return None
+    twice: list[str] = []
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        block: dict[str, Any] = {}
+        for key, value in found:
+            if key in block:
+                twice.append(key)
+            block[key] = value
+        return block
+
+    try:
+        loaded = json.loads(text, object_pairs_hook=pairs, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        faults.add(f"{where}: {_syntax(text, error)}")
+        return None
+    except ValueError as error:
+        faults.add(f"{where}: {error}")
+        return None
+    for key in twice:
+        faults.add(f'{where}: key "{key}" stands twice in one block; keep one')
+    if not isinstance(loaded, dict):
+        faults.add(f"{where}: it has to hold one object {{...}}")
+        return None
+    return loaded
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON; give a finite number")
+
+
+def _syntax(text: str, error: json.JSONDecodeError) -> str:
+    """Line, column, what was expected, the line itself, and the usual reasons."""
+    lines = text.splitlines() or [""]
+    line = lines[min(error.lineno, len(lines)) - 1].strip()
+    if line.startswith(("#", "//", "/*")):
+        hint = "; JSON has no comments"
+    elif text[: error.pos + 1].rstrip("}] \n\r\t").endswith(",") and text[error.pos :].lstrip(", \n\r\t")[:1] in (
+        "}",
+        "]",
+    ):
+        hint = "; a comma stands before the closing bracket"
+    elif "'" in line:
+        hint = "; JSON wants \" and not '"
+    else:
+        hint = ""
+    message = error.msg[:1].lower() + error.msg[1:]
+    return f"line {error.lineno} column {error.colno}: {message}: `{line}`{hint}"

@@ -1,0 +1,104 @@
+"""Going on with a run: which one is meant, and that nothing which decides it has changed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolods.config.hyper import HyperRead
+from yolods.config.jsonfile import read_json
+from yolods.config.values import shown
+from yolods.errors import Faults, nearest
+
+if TYPE_CHECKING:
+    from yolods.config.run import RunConfig
+
+
+def find_run(asked: str | bool, project: Path, config_file: str, faults: Faults) -> Path | None:
+    """The folder of the run to go on with.
+
+    Args:
+        asked: True: the newest run under `project`; else a run's folder, or anything in it (weights/last.pt).
+
+    Returns:
+        the folder, which holds `config_file`; None and a fault where there is none.
+    """
+    if asked is True:
+        found = sorted(project.glob(f"*/{config_file}"), key=lambda file: file.stat().st_mtime)
+        if not found:
+            faults.add(f"--resume: no run under {project} (a run has a {config_file}); name its folder: --resume DIR")
+        return found[-1].parent if found else None
+    path = Path(str(asked))
+    for folder in (path, *list(path.parents)[:2]):
+        if (folder / config_file).is_file():
+            return folder
+    if path.exists():
+        faults.add(f"--resume {asked}: not a run's folder, it has no {config_file}")
+    else:
+        runs = {str(file.parent): file.parent for file in path.parent.glob(f"*/{config_file}")}
+        faults.add(f"--resume {asked}: no such folder{nearest(str(path), runs)}")
+    return None
+
+
+def check_unchanged(
+    saved: RunConfig,
+    args: argparse.Namespace,
+    read: HyperRead,
+    numbers: Mapping[str, int],
+    ranks: int,
+    device: str,
+    faults: Faults,
+) -> None:
+    """Refuse flags that would make it another run; more epochs, and another number of workers, are permitted."""
+    run = saved.run_dir
+    asked = _asked(saved, args, read, numbers)
+    for flag, (now, before) in asked.items():
+        if now != before:
+            faults.add(
+                f"{flag} is {shown(now)}, but the run in {run} has {shown(before)}; leave it out to go on with "
+                "that run, or leave --resume out to start another"
+            )
+    if numbers.get("epochs", saved.epochs) < saved.epochs:
+        faults.add(f"--epochs {numbers['epochs']}: the run in {run} is for {saved.epochs}; only more can be asked for")
+    if args.deepspeed_config is not None:
+        given = read_json(Path(args.deepspeed_config), f"--deepspeed_config {args.deepspeed_config}", faults)
+        if given is not None and given != saved.deepspeed.raw:
+            keys = sorted(
+                key for key in {*given, *saved.deepspeed.raw} if given.get(key) != saved.deepspeed.raw.get(key)
+            )
+            faults.add(
+                f"--deepspeed_config {args.deepspeed_config} differs from the run's in {', '.join(keys)}; leave it out"
+            )
+    if ranks != saved.deepspeed.ranks:
+        faults.add(
+            f"the run in {run} was made by {saved.deepspeed.ranks} ranks and this start has {ranks}; going on with "
+            "another number is not in this version"
+        )
+    if device != saved.device:
+        faults.add(f"the run in {run} was made on {saved.device} and this start is on {device}")
+
+
+def _asked(
+    saved: RunConfig, args: argparse.Namespace, read: HyperRead, numbers: Mapping[str, int]
+) -> dict[str, tuple[Any, Any]]:
+    """Each flag that was given -> its value now, and the run's."""
+    asked: dict[str, tuple[Any, Any]] = {}
+    for key, flag in (("data", "--data"), ("weights", "--weights")):
+        value, before = getattr(args, key, None), getattr(saved, key)
+        if value is not None:
+            now = value if str(before) == value else str(Path(value).absolute())
+            asked[flag] = (now, None if before is None else str(before))
+    if args.model is not None and Path(args.model).absolute() != Path(saved.model).absolute():
+        asked["--model"] = (args.model, saved.model)
+    if args.name is not None and args.name != saved.run_dir.name:
+        asked["--name"] = (args.name, saved.name)
+    for key, flag in (("imgsz", "--imgsz"), ("batch_size", "--batch-size")):
+        if key in numbers:
+            asked[flag] = (numbers[key], getattr(saved, key))
+    by_json = ("optimizer", "lr0", "momentum", "weight_decay") if saved.deepspeed.optimizer else ()
+    for key, where in {**read.filed, **read.commanded}.items():
+        if hasattr(saved.hyper, key) and not (key in by_json and key not in read.commanded):
+            asked[where] = (getattr(read.hyper, key), getattr(saved.hyper, key))
+    return asked

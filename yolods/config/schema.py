@@ -1,0 +1,208 @@
+"""DeepSpeed 0.19.8's own keys: what stands where in its JSON, and which of its features this trainer refuses.
+
+DeepSpeed ignores an unknown key at the top level, so that a misspelt one silently has no effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from yolods.config.values import Rule, check, flag, items, one_of, optional, real, shown, text, whole
+from yolods.errors import Faults, nearest
+
+_ANY = Rule("anything", lambda value: value)
+_DEVICE = one_of("none", "cpu", "nvme")
+
+OFFLOAD_OPTIMIZER: dict[str, Rule] = {
+    "device": _DEVICE,
+    "nvme_path": optional(text()),
+    "buffer_count": whole(0),
+    "pin_memory": flag(),
+    "pipeline_read": flag(),
+    "pipeline_write": flag(),
+    "fast_init": flag(),
+    "ratio": real(0, 1),
+    "super_offload": flag(),
+    "cpuadam_cores_perc": real(0, 1),
+}
+OFFLOAD_PARAM: dict[str, Rule] = {
+    "device": _DEVICE,
+    "nvme_path": optional(text()),
+    "buffer_count": whole(0),
+    "buffer_size": whole(0),
+    "max_in_cpu": whole(0),
+    "pin_memory": flag(),
+}
+_FLAGS = """contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce allgather_partitions compute_grad_norm
+    load_from_fp32_weights elastic_checkpoint cpu_offload cpu_offload_param cpu_offload_use_pin_memory
+    gather_16bit_weights_on_model_save stage3_gather_16bit_weights_on_model_save
+    stage3_gather_fp16_weights_on_model_save use_all_reduce_for_fetch_params stage3_use_all_reduce_for_fetch_params
+    allgather_sequential stage3_allgather_sequential ignore_unused_parameters legacy_stage1 round_robin_gradients
+    parameter_alignment zero_quantized_weights zero_quantized_nontrainable_weights zero_quantized_gradients
+    memory_efficient_linear pipeline_loading_checkpoint override_module_apply log_trace_cache_warnings
+    enable_sanity_checks save_muon_momentum_buffer_in_memory"""
+_COUNTS = """allgather_bucket_size sub_group_size prefetch_bucket_size stage3_prefetch_bucket_size
+    param_persistence_threshold stage3_param_persistence_threshold model_persistence_threshold
+    stage3_model_persistence_threshold max_live_parameters stage3_max_live_parameters max_reuse_distance
+    stage3_max_reuse_distance module_granularity_threshold stage3_module_granularity_threshold
+    zero_hpz_partition_size"""
+ZERO: dict[str, Rule | dict[str, Rule]] = {
+    "stage": whole(0, 3),
+    "reduce_bucket_size": whole(1),
+    "overlap_comm": optional(flag()),
+    "offload_optimizer": OFFLOAD_OPTIMIZER,
+    "offload_param": OFFLOAD_PARAM,
+    "zenflow": _ANY,
+    "leaf_module": _ANY,
+    **{name: flag() for name in _FLAGS.split()},
+    **{name: whole(0) for name in _COUNTS.split()},
+}
+FP16: dict[str, Rule] = {
+    "enabled": flag(),
+    "auto_cast": flag(),
+    "loss_scale": real(0),
+    "initial_scale_power": whole(0),
+    "loss_scale_window": whole(1),
+    "hysteresis": whole(1),
+    "consecutive_hysteresis": flag(),
+    "min_loss_scale": whole(1),
+    "fp16_master_weights_and_grads": flag(),
+}
+BF16: dict[str, Rule] = {
+    "enabled": flag(),
+    "immediate_grad_update": flag(),
+    "check_grad_overflow": flag(),
+    "bf16_master_weights_and_grads": flag(),
+    "bf16_optimizer_states": flag(),
+}
+AUTOCAST: dict[str, Rule] = {
+    "enabled": flag(),
+    "dtype": text(),
+    "lower_precision_safe_modules": items(text(), what="a list of class names"),
+}
+_BLOCK = Rule("an object {...}", lambda value: value if isinstance(value, Mapping) else _wrong())
+_DTYPE = optional(one_of("fp32", "fp16", "bf16"))
+
+
+def _wrong() -> None:
+    raise ValueError
+
+
+_TOP_FLAGS = """managed_gradient_accumulation dump_state disable_python_gc disable_allgather prescale_gradients
+    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer wall_clock_breakdown memory_breakdown
+    use_data_before_expert_parallelism dataloader_drop_last"""
+_TOP_BLOCKS = """optimizer scheduler activation_checkpointing comms_logger tensorboard wandb csv_monitor comet
+    flops_profiler autotuning hybrid_engine data_efficiency checkpoint data_types aio weight_quantization compile timers
+    tensor_parallel expert_parallel pipeline yolods"""
+TOP: dict[str, Rule | Mapping[str, Any]] = {
+    "train_batch_size": whole(1),
+    "train_micro_batch_size_per_gpu": whole(1),
+    "gradient_accumulation_steps": whole(1),
+    "gradient_clipping": real(0),
+    "zero_optimization": ZERO,
+    "fp16": FP16,
+    "bf16": BF16,
+    "bfloat16": BF16,
+    "torch_autocast": AUTOCAST,
+    "steps_per_print": optional(whole(1)),
+    "communication_data_type": _DTYPE,
+    "seq_parallel_communication_data_type": _DTYPE,
+    "gradient_predivide_factor": real(0, above=True),
+    "gradient_allreduce_op": one_of("mean", "sum"),
+    "sequence_parallel_size": whole(1),
+    "vocabulary_size": optional(whole(0)),
+    "allgather_size": whole(0),
+    "log_level": optional(one_of("debug", "info", "warning", "error", "critical")),
+    "datastates_ckpt": _ANY,
+    **{name: flag() for name in _TOP_FLAGS.split()},
+    **{name: _BLOCK for name in _TOP_BLOCKS.split()},
+}
+"""Every top-level key: a rule, or the rules of a block."""
+
+_REMOVED = "DeepSpeed 0.19 has removed it; remove it here too"
+REMOVED: dict[str, str] = {
+    "nebula": _REMOVED,
+    "compression_training": _REMOVED,
+    "amp": f"{_REMOVED}, and use bf16, fp16 or torch_autocast",
+    "quantize_training": _REMOVED,
+    "sparse_gradients": _REMOVED,
+    "eigenvalue": _REMOVED,
+    "sparse_attention": _REMOVED,
+    "elasticity": f'{_REMOVED}; batch keys that are "auto" follow the number of ranks by themselves',
+    "graph_harvesting": _REMOVED,
+    "curriculum_learning": _REMOVED,
+    "progressive_layer_drop": _REMOVED,
+}
+"""Top-level keys that DeepSpeed once had, and what to do."""
+
+REMOVED_ZERO = ("mics_shard_size", "mics_hierarchical_params_gather", "zeropp_loco_param")
+"""The same within zero_optimization."""
+
+
+def _on(block: Any) -> bool:
+    return isinstance(block, Mapping) and block.get("enabled") is True
+
+
+FEATURES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "scheduler": (bool, "the schedule is ultralytics': lr0, lrf, cos_lr and warmup_epochs; remove it"),
+    "gradient_allreduce_op": (
+        lambda value: str(value).lower() == "sum",
+        "gradients are averaged over ranks, so that lr0 means what ultralytics means by it; remove it",
+    ),
+    "sequence_parallel_size": (lambda value: value not in (1, "auto"), "a detector has no sequence to split"),
+    "tensor_parallel": (bool, "tensor parallelism is for transformers; convolutions are not split by it"),
+    "expert_parallel": (_on, "a detector has no experts"),
+    "hybrid_engine": (_on, "it generates text"),
+    "data_efficiency": (_on, "samples come from our own sampler, which knows no curriculum"),
+    "autotuning": (_on, "it starts runs of its own; it is not in this version"),
+    "weight_quantization": (bool, "quantised weights are not in this version"),
+    "compile": (lambda block: bool(block.get("deepcompile")), "DeepCompile has not been tried here"),
+    "datastates_ckpt": (lambda block: block is not None and block is not False, "checkpoints are written by yolods"),
+}
+"""Features of DeepSpeed that a run refuses: name -> (whether this value turns it on, why not)."""
+
+
+def check_keys(raw: Mapping[str, Any], where: str, faults: Faults) -> dict[str, Any]:
+    """Check every key and type of a DeepSpeed JSON.
+
+    Returns:
+        what is sound in it, with numbers in their own types (5e8 as an integer); faults are left out, so that later
+        checks need not look at types again.
+    """
+    sound: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key in REMOVED:
+            faults.add(f'{where}: "{key}": {REMOVED[key]}')
+        elif key not in TOP:
+            faults.add(f'{where}: unknown key "{key}"{nearest(key, TOP)}')
+        else:
+            _check(sound, key, value, TOP[key], f'{where}: "{key}"', faults)
+    for key, (turned_on, reason) in FEATURES.items():
+        if key in sound and turned_on(sound[key]):
+            faults.add(f'{where}: "{key}" is refused: {reason}')
+    return sound
+
+
+def _check(
+    sound: dict[str, Any], key: str, value: Any, rule: Rule | Mapping[str, Any], where: str, faults: Faults
+) -> None:
+    """Put `value` into `sound` if it keeps to `rule`, else add a fault."""
+    if isinstance(rule, Rule):
+        # Files written for other trainers leave "auto" in many places; DeepSpeed then takes its own default.
+        open_to_deepspeed = value == "auto" and rule is not _BLOCK
+        good, parsed = (True, value) if open_to_deepspeed else check(rule, value, where, faults)
+        sound |= {key: parsed} if good else {}
+    elif value is not None and not isinstance(value, Mapping):
+        hint = f'; write {{"stage": {int(value)}}}' if key == "zero_optimization" and isinstance(value, bool) else ""
+        faults.add(f"{where} is {shown(value)}: it has to be an object {{...}}{hint}")
+    elif value is not None:
+        block: dict[str, Any] = {}
+        for name, inner in value.items():
+            if name in rule:
+                _check(block, name, inner, rule[name], f"{where}.{name}", faults)
+            elif name in REMOVED_ZERO:
+                faults.add(f"{where}.{name}: {_REMOVED}")
+            else:
+                faults.add(f'{where}: unknown key "{name}"{nearest(name, rule)}')
+        sound[key] = block

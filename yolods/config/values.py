@@ -1,0 +1,182 @@
+"""What a single setting may be: its type, its range, and the sentence that says so when it is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from yolods.errors import Faults, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What is permitted for one setting."""
+
+    permitted: str
+    """Completes the sentence "it has to be ..."."""
+    parse: Callable[[Any], Any]
+    """Gives the value in the setting's own type, or raises ValueError where it is not permitted."""
+
+
+def setting(default: Any, rule: Rule) -> Any:
+    """A dataclass field that knows its rule."""
+    return dataclasses.field(default=default, metadata={"rule": rule})
+
+
+def real(low: float = -math.inf, high: float = math.inf, *, above: bool = False, below: bool = False) -> Rule:
+    """A number between two ends. `above` leaves out the lower end, `below` the upper one."""
+
+    def parse(value: Any) -> float:
+        # YAML 1.1 reads 1e-3 as text, because it wants a dot in a number; users mean the number.
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        number = float(value)
+        in_low = number > low if above else number >= low
+        in_high = number < high if below else number <= high
+        if not (math.isfinite(number) and in_low and in_high):
+            raise ValueError
+        return number
+
+    return Rule(f"a number {_interval(low, high, above, below)}".rstrip(), parse)
+
+
+def _interval(low: float, high: float, above: bool, below: bool) -> str:
+    if math.isinf(low) and math.isinf(high):
+        return ""
+    if math.isinf(high):
+        return f"{'above' if above else 'of at least'} {low:g}"
+    return f"in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
+
+
+def whole(low: int = 0, high: int | None = None) -> Rule:
+    """An integer of at least `low`, and at most `high` where that is given. 3.0 counts as 3."""
+
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+            raise ValueError
+        if value < low or (high is not None and value > high):
+            raise ValueError
+        return int(value)
+
+    return Rule(f"a whole number of at least {low}" if high is None else f"a whole number in [{low}, {high}]", parse)
+
+
+def flag() -> Rule:
+    """True or false, and nothing that merely looks like it."""
+
+    def parse(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    return Rule("true or false", parse)
+
+
+def text() -> Rule:
+    """A string that is not empty."""
+
+    def parse(value: Any) -> str:
+        if not isinstance(value, str) or not value:
+            raise ValueError
+        return value
+
+    return Rule("text", parse)
+
+
+def one_of(*choices: str) -> Rule:
+    """One of several names, in upper or lower case; the value becomes the spelling given here."""
+
+    def parse(value: Any) -> str:
+        by_lower = {choice.lower(): choice for choice in choices}
+        if not isinstance(value, str) or value.lower() not in by_lower:
+            raise ValueError
+        return by_lower[value.lower()]
+
+    return Rule(f"one of {', '.join(choices)}", parse)
+
+
+def optional(rule: Rule) -> Rule:
+    """The same, or nothing (YAML's empty value, JSON's null)."""
+
+    def parse(value: Any) -> Any:
+        return None if value is None else rule.parse(value)
+
+    return Rule(f"{rule.permitted}, or empty", parse)
+
+
+def either(*rules: Rule) -> Rule:
+    """What any of the rules permits; the first one that does gives the value its type."""
+
+    def parse(value: Any) -> Any:
+        for rule in rules:
+            try:
+                return rule.parse(value)
+            except (ValueError, OverflowError):
+                continue
+        raise ValueError
+
+    return Rule(", or ".join(rule.permitted for rule in rules), parse)
+
+
+def items(rule: Rule, *, count: int | None = None, what: str) -> Rule:
+    """A list (of exactly `count` items, where that is given) in which every item keeps to `rule`; becomes a tuple."""
+
+    def parse(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple) or not value or (count is not None and len(value) != count):
+            raise ValueError
+        return tuple(rule.parse(item) for item in value)
+
+    return Rule(what, parse)
+
+
+def check(rule: Rule, value: Any, where: str, faults: Faults) -> tuple[bool, Any]:
+    """Apply a rule to a value that a user gave.
+
+    Args:
+        where: source and key, as the user finds it, for example "hyp.yaml line 3: lr0".
+
+    Returns:
+        whether it is permitted, and the value in the setting's own type; a fault is added where it is not.
+    """
+    try:
+        return True, rule.parse(value)
+    except (ValueError, OverflowError):
+        faults.add(f"{where} is {shown(value)}: it has to be {rule.permitted}")
+        return False, None
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in a message: short, with JSON's and YAML's spelling of true, false and nothing."""
+    if value is None or isinstance(value, bool):
+        return {None: "empty", True: "true", False: "false"}[value]
+    words = repr(value)
+    return words if len(words) <= 60 else f"{words[:57]}..."
+
+
+def read_block(kind: type, block: Any, where: str, faults: Faults) -> Any:
+    """Fill a dataclass, whose fields carry rules or are such dataclasses themselves, from a mapping a user wrote.
+
+    Args:
+        kind: the frozen dataclass to make; every field needs a default.
+        block: what was found there.
+        where: the block's name in messages, for example 'ds.json: "yolods"'.
+
+    Returns:
+        an instance of `kind`; what was wrong in the block has its default there, and a fault was added.
+    """
+    if not isinstance(block, Mapping):
+        faults.add(f"{where} is {shown(block)}: it has to be an object of settings, {{...}}")
+        return kind()
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values: dict[str, Any] = {}
+    for key, value in block.items():
+        if key not in fields:
+            faults.add(f"{where}: unknown key '{key}'{nearest(key, fields)}; known: {', '.join(fields)}")
+        elif rule := fields[key].metadata.get("rule"):
+            good, parsed = check(rule, value, f"{where}.{key}", faults)
+            values |= {key: parsed} if good else {}
+        else:
+            values[key] = read_block(type(getattr(kind(), key)), value, f"{where}.{key}", faults)
+    return kind(**values)

@@ -1,0 +1,277 @@
+"""ultralytics' data set and augmentation, with samples that are a pure function of (seed, epoch, index).
+
+Differs from YOLODataset in four ways: it is fed with a finished `Scan` and never writes a file; random numbers are
+keyed by the sample, so ranks, workers and restarts do not matter; mosaic partners come from the whole set instead of
+from what a process happened to load last; and a file that vanishes is replaced and reported.
+"""
+
+import copy
+import logging
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+from ultralytics.data.augment import Albumentations, Compose
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.utils import LOGGER
+from ultralytics.utils.patches import imread
+
+from yolods.data.sampler import SampleId, keyed_seed, legacy_seed
+from yolods.data.scan import Scan
+from yolods.errors import UserError
+
+EVAL_GROUP = 16  # neighbours in aspect ratio that share one padded shape: ultralytics' default batch in `val`
+EVAL_PAD = 0.5  # of a stride, as in ultralytics' validation
+PADDING_GREY = 114
+
+log = logging.getLogger(__name__)
+
+
+class DetectionSet(YOLODataset):
+    """Images and boxes of one split.
+
+    With `augment`, items are addressed by `SampleId` (epoch, index) and are augmented squares; without, by a plain
+    index and are letterboxed to the shape of their group of 16. An item is a dictionary: img (3, h, w) uint8 RGB, cls
+    (n, 1) and bboxes (n, 4) float32 normalised xywh, batch_idx (n), im_file, ori_shape, resized_shape, ratio_pad,
+    replaced (files that could not be read) and, for evaluation, index.
+    """
+
+    def __init__(
+        self,
+        scan: Scan,
+        data: dict[str, Any],
+        hyp: SimpleNamespace,
+        *,
+        imgsz: int,
+        augment: bool,
+        seed: int = 0,
+        stride: int = 32,
+        cache_ram: bool = False,
+        cache_bytes: int | None = None,
+    ) -> None:
+        """`data` is spec.as_ultralytics(), `hyp` ultralytics' get_cfg() with epochs, close_mosaic and the augmentation.
+
+        `cache_bytes` bounds the decoded images that each process keeps (None: default_cache_bytes(1)); `cache_ram`
+        loads all of them now, if they fit. Neither changes a sample.
+        """
+        self.seed = seed
+        self.cache_bytes = default_cache_bytes(1) if cache_bytes is None else cache_bytes
+        self._scanned = [dict(label) for label in scan.labels]
+        self._decoded: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
+        self._decoded_bytes = 0
+        self._replaced: list[str] = []
+        self._closed: Compose | None = None
+        self._close_epoch = hyp.epochs - hyp.close_mosaic if augment and hyp.close_mosaic else None
+        super().__init__(
+            img_path=[],
+            imgsz=imgsz,
+            cache=False,
+            augment=augment,
+            hyp=hyp,
+            rect=not augment,
+            batch_size=EVAL_GROUP,
+            stride=stride,
+            pad=0.0 if augment else EVAL_PAD,
+            data=data,
+            task="detect",
+        )
+        if cache_ram:
+            self._load_all()
+
+    def get_img_files(self, img_path: list[str]) -> list[str]:
+        """The scanned files, instead of a walk through folders and a test of the disk's speed."""
+        return [label["im_file"] for label in self._scanned]
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        """The scanned labels, instead of a scan that writes a cache beside them and repairs images in place."""
+        labels, self._scanned = self._scanned, []
+        return labels
+
+    def build_transforms(self, hyp: SimpleNamespace) -> Compose:
+        """ultralytics' pipeline, and beside it the one for the last `close_mosaic` epochs."""
+        self.cache = "ram"  # what makes Mosaic draw partners from the whole set, not from its buffer of recent images
+        opened = _keyed(self._build(copy.copy(hyp)))
+        if self._close_epoch is not None:
+            closed = copy.copy(hyp)
+            closed.mosaic = closed.copy_paste = closed.mixup = closed.cutmix = 0.0
+            self._closed = _keyed(self._build(closed))
+        return opened
+
+    def _build(self, hyp: SimpleNamespace) -> Compose:
+        muted, LOGGER.disabled = LOGGER.disabled, True  # Albumentations lists its transforms once a rank and pipeline
+        try:
+            return super().build_transforms(hyp)
+        finally:
+            LOGGER.disabled = muted
+
+    def __getitem__(self, item: SampleId | tuple[int, int] | int) -> dict[str, Any]:
+        """The sample at (epoch, index) of an augmented set, or at an index of a plain one.
+
+        Raises UserError if no image of the set can be read any more.
+        """
+        epoch, index = item if self.augment else (0, item)
+        closed = self._close_epoch is not None and epoch >= self._close_epoch
+        self._replaced = []
+        with keyed_random(keyed_seed("sample", self.seed, epoch, index)):
+            transforms = self._closed if closed else self.transforms
+            sample = transforms(self.get_image_and_label(index))
+        sample["replaced"] = self._replaced
+        if not self.augment:
+            sample["index"] = index
+        return sample
+
+    def get_image_and_label(self, index: int) -> dict[str, Any]:
+        """The image and boxes at `index`; where the file cannot be read, of the next one that can.
+
+        An evaluation set gives a grey image without boxes in its place, so that no image is counted twice.
+        """
+        for offset in range(self.ni):
+            place = (index + offset) % self.ni
+            try:
+                return super().get_image_and_label(place)
+            except _Unreadable:
+                self._replaced.append(self.im_files[place])
+                if not self.augment:
+                    return self._blank(place)
+        raise UserError(f"none of the {self.ni} images can be read any more; the first is {self.im_files[0]}")
+
+    def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> tuple:
+        """Image `i` scaled so that its long side is `imgsz`: ((h, w, c) uint8 BGR, original (h, w), scaled (h, w)).
+
+        The array is the caller's own: augmentation writes into it.
+        """
+        if i not in self._decoded:
+            decoded = self._decode(i)
+            if self._decoded_bytes + decoded[0].nbytes > self.cache_bytes:
+                return *decoded, decoded[0].shape[:2]
+            self._keep(i, decoded)
+        image, original = self._decoded[i]
+        return image.copy(), original, image.shape[:2]
+
+    def _decode(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+        file = self.im_files[i]
+        try:
+            image = imread(file, flags=self.cv2_flag)
+        except (OSError, ValueError, cv2.error) as error:
+            raise _Unreadable(file) from error
+        if image is None:
+            raise _Unreadable(file)
+        image = image[..., None] if image.ndim == 2 else image
+        if image.shape[2] != self.channels:
+            raise _Unreadable(file)
+        height, width = image.shape[:2]
+        scale = self.imgsz / max(height, width)
+        if scale != 1:
+            size = tuple(min(math.ceil(side * scale), self.imgsz) for side in (width, height))
+            image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+            image = image[..., None] if image.ndim == 2 else image
+        return image, (height, width)
+
+    def _keep(self, i: int, decoded: tuple[np.ndarray, tuple[int, int]]) -> None:
+        """Nothing is ever put out again: under random access no choice of what to drop would find more."""
+        self._decoded[i] = decoded
+        self._decoded_bytes += decoded[0].nbytes
+
+    def _load_all(self) -> None:
+        free = available_memory()
+        with ThreadPool(8) as pool:
+            for i, decoded in enumerate(pool.imap(self._try_decode, range(self.ni))):
+                if decoded is None:
+                    continue
+                if self._decoded_bytes + decoded[0].nbytes > free * 0.8:
+                    log.warning("cache=ram: %d of %d images fit into the free memory", i, self.ni)
+                    break
+                self._keep(i, decoded)
+
+    def _try_decode(self, i: int) -> tuple[np.ndarray, tuple[int, int]] | None:
+        try:
+            return self._decode(i)
+        except _Unreadable:
+            return None  # met again, replaced and reported when its turn comes
+
+    def _blank(self, index: int) -> dict[str, Any]:
+        shape = tuple(int(side) for side in self.batch_shapes[self.batch[index]])
+        label = copy.deepcopy(self.labels[index])
+        label.update(
+            img=np.full((*shape, self.channels), PADDING_GREY, np.uint8),
+            cls=label["cls"][:0],
+            bboxes=label["bboxes"][:0],
+            segments=[],
+            ori_shape=shape,
+            resized_shape=shape,
+            ratio_pad=(1.0, 1.0),
+            rect_shape=self.batch_shapes[self.batch[index]],
+        )
+        return self.update_labels_info(label)
+
+    @staticmethod
+    def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
+        """Stack samples: img (b, 3, h, w) uint8, cls (N, 1), bboxes (N, 4), batch_idx (N), tuples for the rest.
+
+        `replaced` is one list for the whole batch.
+        """
+        stacked = YOLODataset.collate_fn(batch)
+        stacked["replaced"] = [file for files in stacked["replaced"] for file in files]
+        return stacked
+
+
+class _Unreadable(Exception):
+    """An image file that was sound when it was checked and cannot be read now."""
+
+
+class _KeyedAlbumentations:
+    """An albumentations pipeline with a generator of its own (1.4.21 and later), seeded by the sample.
+
+    It has no `set_random_seed` of its own: ultralytics looks for one, and would seed the pipeline once a process.
+    """
+
+    def __init__(self, transform: Any) -> None:
+        self._transform = transform
+
+    def __call__(self, **targets: Any) -> dict[str, Any]:
+        self._transform.set_random_seed(random.getrandbits(32))
+        return self._transform(**targets)
+
+
+def _keyed(pipeline: Compose) -> Compose:
+    for transform in pipeline.transforms:
+        if isinstance(transform, Albumentations) and hasattr(transform.transform, "set_random_seed"):
+            transform.transform = _KeyedAlbumentations(transform.transform)
+    return pipeline
+
+
+@contextmanager
+def keyed_random(seed: int) -> Iterator[None]:
+    """Seed Python's and numpy's global generators, and put them back as they were afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(legacy_seed(seed))
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def available_memory() -> int:
+    """Bytes of memory free for this process: the machine's, or less where its control group says so."""
+    free = psutil.virtual_memory().available
+    try:
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        return max(min(free, int((group / "memory.max").read_text()) - used), 0)
+    except (OSError, ValueError):  # no control group, or "max"
+        return free
+
+
+def default_cache_bytes(processes: int) -> int:
+    """Bytes of decoded images that each of `processes` loading processes on a machine may keep."""
+    return min(available_memory() // (8 * max(processes, 1)), 2 << 30)

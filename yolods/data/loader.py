@@ -1,0 +1,180 @@
+"""Bring samples to a rank: the endless train stream and the evaluation batches, through worker processes or without.
+
+What comes out depends on the requests alone, never on the number of workers.
+"""
+
+import math
+import random
+import re
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from yolods.data.dataset import EVAL_GROUP, DetectionSet
+from yolods.data.sampler import SampleId, Stream, keyed_seed
+from yolods.errors import UserError
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Images of one shape that go through the model together on one rank."""
+
+    indices: tuple[int, ...]
+    """Places in the data set."""
+    real: int
+    """How many of them, from the first on, are to be counted; the others only keep the ranks in step."""
+
+
+def train_loader(
+    dataset: DetectionSet,
+    stream: Stream,
+    *,
+    first_position: int,
+    rank: int,
+    ranks: int,
+    micro: int,
+    workers: int,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """This rank's micro-batches from `first_position` of the stream on, in order and without end.
+
+    Each is what DetectionSet.collate_fn gives: img (micro, 3, imgsz, imgsz) uint8 on the CPU. The workers live as long
+    as the iterator; its close() ends them. Raises ValueError unless micro * ranks == stream.batch, UserError when a
+    worker dies or no image can be read any more.
+    """
+    if micro * ranks != stream.batch:
+        raise ValueError(f"batch {stream.batch} != micro {micro} x ranks {ranks} = {micro * ranks}")
+    if stream.n != len(dataset):
+        raise ValueError(f"the stream has {stream.n} images, the data set {len(dataset)}")
+    requests = _Requests(stream, first_position + rank * micro, stream.batch, micro)
+    return _deliver(_loader(dataset, requests, workers, pin_memory))
+
+
+def eval_batches(dataset: DetectionSet, *, rank: int, ranks: int, forward_batch: int) -> list[EvalBatch]:
+    """This rank's share of an evaluation: as many batches on every rank, each image counted exactly once.
+
+    Images that share a padded shape (groups of 16) are split into batches of at most `forward_batch`, which are dealt
+    out in turn. A rank that would get one fewer repeats a single image with real = 0.
+    """
+    pieces = []
+    for start in range(0, len(dataset), EVAL_GROUP):
+        end = min(start + EVAL_GROUP, len(dataset))
+        pieces += [tuple(range(i, min(i + forward_batch, end))) for i in range(start, end, forward_batch)]
+    rounds = math.ceil(len(pieces) / ranks)
+    share = [EvalBatch(piece, len(piece)) for piece in pieces[rank::ranks]]
+    return share + [EvalBatch(pieces[0][:1], 0)] * (rounds - len(share))
+
+
+def eval_loader(
+    dataset: DetectionSet, batches: Sequence[EvalBatch], *, workers: int, pin_memory: bool = False
+) -> Iterator[Batch]:
+    """The evaluation batches in order, each with `index` (tuple) and `real` (int) beside the collated samples."""
+    requests = [batch.indices for batch in batches]
+    loader = _loader(dataset, requests, min(workers, len(requests)), pin_memory)
+    for batch, collated in zip(batches, _deliver(loader), strict=True):
+        collated["real"] = batch.real
+        yield collated
+
+
+def scaled_size(seed: int, step: int, imgsz: int, multi_scale: float, stride: int) -> int:
+    """Side in pixels for this step under `multi_scale`: a multiple of `stride`, the same on every rank.
+
+    Drawn as ultralytics draws it, evenly from imgsz * (1 - multi_scale) to imgsz * (1 + multi_scale).
+    """
+    if multi_scale <= 0:
+        return imgsz
+    low = max(stride, int(imgsz * (1 - multi_scale)))
+    high = int(imgsz * (1 + multi_scale) + stride)
+    return random.Random(keyed_seed("scale", seed, step)).randrange(low, high) // stride * stride
+
+
+class _Requests:
+    """Endless lists of sample ids: `micro` from `first` on, then again `batch` positions further."""
+
+    def __init__(self, stream: Stream, first: int, batch: int, micro: int) -> None:
+        self.stream, self.first, self.batch, self.micro = stream, first, batch, micro
+
+    def __iter__(self) -> Iterator[list[SampleId]]:
+        position = self.first
+        while True:
+            yield self.stream.sample_ids(position, self.micro)
+            position += self.batch
+
+
+class _Reader(Dataset):
+    """A data set whose items are whole collated batches.
+
+    Then a worker can hand a user's fault back as a value; as an exception it would arrive wrapped in its traceback.
+    """
+
+    def __init__(self, dataset: DetectionSet) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, ids: Sequence[SampleId] | Sequence[int]) -> Batch | str:
+        try:
+            return self.dataset.collate_fn([self.dataset[i] for i in ids])
+        except UserError as fault:
+            return str(fault)
+
+
+def _loader(dataset: DetectionSet, requests: Any, workers: int, pin_memory: bool) -> DataLoader:
+    return DataLoader(
+        _Reader(dataset),
+        batch_size=None,
+        sampler=requests,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=pin_memory,
+        worker_init_fn=_prepare_worker,
+        generator=torch.Generator(),  # else every start of workers draws from the generator that a run resumes
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _deliver(loader: DataLoader) -> Iterator[Batch]:
+    batches = iter(loader)
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
+                    raise UserError(_death(str(error), loader.num_workers)) from error
+                raise
+            if isinstance(batch, str):
+                raise UserError(batch)
+            yield batch
+    finally:
+        if hasattr(batches, "_shutdown_workers"):
+            batches._shutdown_workers()  # now, not when the collector comes round: a run may end in os._exit
+
+
+def _death(report: str, workers: int) -> str:
+    shared = Path("/dev/shm")
+    room = f", {shutil.disk_usage(shared).free >> 20} MiB of shared memory are free" if shared.is_dir() else ""
+    return (
+        f"a data loading process died ({report.splitlines()[0]}); mostly memory ran out: try fewer --workers "
+        f"(now {workers} a rank{room})"
+    )
+
+
+def _unchanged(batch: Batch | str) -> Batch | str:
+    return batch
+
+
+def _prepare_worker(worker: int) -> None:
+    """One thread a worker, and Ctrl-C is for the main process to answer: it ends the workers in good order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

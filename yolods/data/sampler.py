@@ -1,0 +1,78 @@
+"""Which sample stands where in the endless training stream: pure functions of (seed, epoch, n), without state.
+
+Position g of the stream is in epoch g // n and shows image permutation(seed, epoch, n)[g % n]. Batch k holds the
+positions [k * batch, (k + 1) * batch), of which rank r of R takes the r-th of R equal slices:
+
+    position   0 1 2 3 4 | 5 6 7 8 9 | 10 ...      n = 5: a batch may cross into the next epoch
+    batch      0 0 0 0 1   1 1 1 2 2   2           batch = 4
+    rank       0 0 1 1 0   0 1 1 0 0   1           2 ranks
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from typing import NamedTuple
+
+import numpy as np
+
+
+class SampleId(NamedTuple):
+    """Address of one augmented training sample."""
+
+    epoch: int
+    """Epoch, from 0; decides the augmentation together with the seed and the index."""
+    index: int
+    """Place of the image in the data set."""
+
+
+def keyed_seed(*key: int | str) -> int:
+    """64-bit seed that depends on every part of `key`; the same in every process and on every platform."""
+    text = ":".join(str(part) for part in key)
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def legacy_seed(seed: int) -> list[int]:
+    """A 64-bit seed as the two words that numpy's RandomState takes."""
+    return [seed & 0xFFFFFFFF, seed >> 32]
+
+
+@lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """Order in which an epoch shows the n images: read-only int64 array (n,).
+
+    RandomState because numpy promises its streams never change, so that a run resumes alike under a later numpy.
+    """
+    order = np.random.RandomState(legacy_seed(keyed_seed("order", seed, epoch))).permutation(n)
+    order.flags.writeable = False
+    return order
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The endless sequence of training samples."""
+
+    n: int
+    """Images in the training set."""
+    seed: int
+    """Seed of the run."""
+    batch: int
+    """Images a forward pass takes over all data-parallel ranks."""
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.batch < 1:
+            raise ValueError(f"a stream needs images and a batch: n {self.n}, batch {self.batch}")
+
+    def sample_ids(self, first_position: int, count: int) -> list[SampleId]:
+        """The `count` samples from `first_position` on."""
+        ids = []
+        for position in range(first_position, first_position + count):
+            epoch, place = divmod(position, self.n)
+            ids.append(SampleId(epoch, int(permutation(self.seed, epoch, self.n)[place])))
+        return ids
+
+    def batch_ids(self, k: int, rank: int = 0, ranks: int = 1) -> list[SampleId]:
+        """Rank `rank`'s share of batch k: batch / ranks samples. Raises ValueError if the batch does not divide."""
+        if self.batch % ranks:
+            raise ValueError(f"batch {self.batch} does not divide by {ranks} ranks")
+        micro = self.batch // ranks
+        return self.sample_ids(k * self.batch + rank * micro, micro)

@@ -1,0 +1,245 @@
+"""Look at every image and label file of a split before training: keep what is sound, list what is not, change nothing.
+
+The result is kept in our own cache folder and used again while no file's size or time has changed.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ultralytics.data.utils import img2label_paths
+
+from yolods.data.spec import DataSpec, list_images
+from yolods.data.verify import Found, Problem, check_pair
+from yolods.errors import UserError
+
+VERSION = 1  # of the cached format and of the rules in verify.py: a change of either makes old caches void
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The sound images of a split with their boxes, and what was left out."""
+
+    split: str
+    """'train', 'val' or 'test'."""
+    labels: list[dict[str, Any]]
+    """ultralytics' label dictionaries, one an image: im_file, shape (height, width), cls (n, 1) and bboxes (n, 4)
+    float32 (normalised centre x, centre y, width, height), segments (list of (k, 2) float32)."""
+    problems: tuple[Problem, ...]
+    """Everything that was skipped, in the order of the files."""
+    images_skipped: int
+    """Images left out."""
+    lines_skipped: int
+    """Label lines left out of images that were kept."""
+
+    @property
+    def boxes(self) -> int:
+        """Boxes of all kept images."""
+        return sum(len(label["cls"]) for label in self.labels)
+
+    @property
+    def backgrounds(self) -> int:
+        """Kept images without a box."""
+        return sum(len(label["cls"]) == 0 for label in self.labels)
+
+    @property
+    def summary(self) -> str:
+        """One line for the log."""
+        line = f"{len(self.labels)} images, {self.boxes} boxes, {self.backgrounds} backgrounds"
+        if self.problems:
+            line += f"; {self.images_skipped} images and {self.lines_skipped} label lines skipped, see problems.txt"
+        return line
+
+
+def scan(
+    spec: DataSpec,
+    split: str,
+    *,
+    cache: Path,
+    single_cls: bool = False,
+    classes: Sequence[int] | None = None,
+    workers: int = 8,
+    progress: bool = False,
+    fraction: float = 1.0,
+) -> Scan:
+    """Check a split's files, or load the result of the last check from the folder `cache` if no file has changed since.
+
+    `fraction` in (0, 1) takes that part of the sorted images, a whole number above 1 takes that many. `classes` keeps
+    only the boxes of these ids, `single_cls` makes every id 0. Damaged images and label lines are skipped and listed.
+    Raises UserError for a class id outside the names, for a split without a sound image, and for training images that
+    have no box at all.
+    """
+    files = _first(list_images(spec.sources(split)), fraction)
+    label_files = img2label_paths(files)
+    store = _store(cache, spec, split, files)
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        key = _fingerprint(pool, [*files, *label_files], spec)
+        found = _load(store, key)
+        if found is None:
+            check = partial(check_pair, keypoints=spec.keypoints)
+            checked: Iterable[Found] = pool.map(check, files, label_files)
+            if progress:
+                from tqdm import tqdm
+
+                checked = tqdm(checked, total=len(files), desc=f"checking {split}", unit=" images", leave=False)
+            found = list(checked)
+            _save(store, key, found)
+    if not single_cls:
+        _refuse_foreign_classes(found, spec)
+    return _result(split, found, single_cls, classes, label_files)
+
+
+def write_problems(path: Path, problems: Iterable[Problem]) -> None:
+    """Write one line a problem: `file:line: text`."""
+    path.write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8", errors="backslashreplace")
+
+
+def _first(files: list[str], fraction: float) -> list[str]:
+    count = int(fraction) if fraction > 1 else max(1, round(len(files) * fraction))
+    return files[:count]
+
+
+def _refuse_foreign_classes(found: list[Found], spec: DataSpec) -> None:
+    """A class id that names does not know means a wrong yaml: going on would teach a wrong set of classes."""
+    nc = len(spec.names)
+    ids: Counter[int] = Counter()
+    first: tuple[str, int, int] | None = None
+    for item in found:
+        outside = (item.rows[:, 0] < 0) | (item.rows[:, 0] >= nc)
+        for place in np.flatnonzero(outside):
+            foreign = int(item.rows[place, 0])
+            first = first or (item.label_file, item.lines[place], foreign)
+            ids[foreign] += 1
+    if first:
+        known = ", ".join(map(str, sorted(ids)[:10]))
+        more = f"; {ids.total()} boxes have such ids: {known}" if ids.total() > 1 else ""
+        raise UserError(
+            f"{first[0]}:{first[1]}: class id {first[2]} is outside the {nc} names of {spec.yaml} (ids 0 to {nc - 1})"
+            f"{more}; correct names or the labels"
+        )
+
+
+def _result(
+    split: str, found: list[Found], single_cls: bool, classes: Sequence[int] | None, label_files: list[str]
+) -> Scan:
+    kept = [item for item in found if item.shape is not None]
+    problems = tuple(problem for item in found for problem in item.problems)
+    if not kept:
+        raise UserError(f"{split}: none of {len(found)} images can be used; the first: {problems[0]}")
+    if split == "train" and not any(len(item.rows) for item in kept):
+        raise UserError(
+            f"train: {len(kept)} images but not one usable box; labels are looked for at {label_files[0]} and its like"
+            + (f"; the first problem: {problems[0]}" if problems else "")
+        )
+    all_segments = all(len(item.segments) == len(item.rows) for item in kept)
+    labels = [_label(item, all_segments, single_cls, classes) for item in kept]
+    if split == "train" and not any(len(label["cls"]) for label in labels):
+        raise UserError(f"train: no box is left after classes={list(classes or ())}")
+    return Scan(split, labels, problems, len(found) - len(kept), sum(item.lines_skipped for item in kept))
+
+
+def _label(item: Found, with_segments: bool, single_cls: bool, classes: Sequence[int] | None) -> dict[str, Any]:
+    keep = np.ones(len(item.rows), bool) if classes is None else np.isin(item.rows[:, 0], list(classes))
+    rows = item.rows[keep]
+    return {
+        "im_file": item.file,
+        "shape": item.shape,
+        "cls": np.zeros((len(rows), 1), np.float32) if single_cls else rows[:, :1].copy(),
+        "bboxes": rows[:, 1:].copy(),
+        "segments": [s for s, k in zip(item.segments, keep, strict=True) if k] if with_segments else [],
+        "keypoints": None,
+        "normalized": True,
+        "bbox_format": "xywh",
+    }
+
+
+def _store(cache: Path, spec: DataSpec, split: str, files: list[str]) -> Path:
+    text = "\0".join((str(spec.yaml), split, str(len(files)), *map(str, spec.sources(split))))
+    return cache / f"{split}-{hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest()}.npz"
+
+
+def _fingerprint(pool: ThreadPoolExecutor, files: list[str], spec: DataSpec) -> str:
+    """Hash of every path, size and time, and of what else decides the result."""
+    digest = hashlib.blake2b(f"{VERSION} {len(spec.names)} {spec.keypoints}".encode(), digest_size=16)
+    for file, stat in zip(files, pool.map(_size_and_time, files, chunksize=64), strict=True):
+        digest.update(os.fsencode(file) + b"\0" + stat)
+    return digest.hexdigest()
+
+
+def _size_and_time(file: str) -> bytes:
+    try:
+        stat = os.stat(file)
+    except OSError:
+        return b"absent\0"
+    return f"{stat.st_size} {stat.st_mtime_ns}\0".encode()
+
+
+def _save(store: Path, key: str, found: list[Found]) -> None:
+    """Write the result beside its place and rename it there; a full or read-only cache costs only time."""
+    partial_file = store.with_suffix(f".{os.getpid()}.part")
+    segments = [segment for item in found for segment in item.segments]
+    meta = {
+        "key": key,
+        "files": [(item.file, item.label_file, item.shape, len(item.rows), len(item.segments)) for item in found],
+        "problems": [[(p.file, p.line, p.text) for p in item.problems] for item in found],
+        "skipped": [item.lines_skipped for item in found],
+    }
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial_file, "wb") as stream:
+            np.savez(
+                stream,
+                meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
+                rows=np.concatenate([item.rows for item in found]),
+                lines=np.array([line for item in found for line in item.lines], np.int64),
+                sizes=np.array([len(segment) for segment in segments], np.int64),
+                points=np.concatenate([np.zeros((0, 2), np.float32), *segments]),
+            )
+        os.replace(partial_file, store)
+    except OSError as error:
+        log.warning("the result of checking the data could not be kept in %s: %s", store.parent, error)
+        with contextlib.suppress(OSError):
+            partial_file.unlink(missing_ok=True)
+
+
+def _load(store: Path, key: str) -> list[Found] | None:
+    try:
+        with np.load(store, allow_pickle=False) as data:
+            meta = json.loads(data["meta"].tobytes())
+            if meta["key"] != key:
+                return None
+            rows, lines = data["rows"], data["lines"].tolist()
+            segments = np.split(data["points"], np.cumsum(data["sizes"])[:-1]) if len(data["sizes"]) else []
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # absent, cut short by a crash, or of another format: checking again is always right
+    found, row, segment = [], 0, 0
+    for (file, label_file, shape, n, k), problems, skipped in zip(
+        meta["files"], meta["problems"], meta["skipped"], strict=True
+    ):
+        found.append(
+            Found(
+                file,
+                tuple(shape) if shape else None,
+                rows[row : row + n],
+                segments[segment : segment + k],
+                lines[row : row + n],
+                label_file,
+                [Problem(*problem) for problem in problems],
+                skipped,
+            )
+        )
+        row, segment = row + n, segment + k
+    return found

@@ -1,0 +1,293 @@
+"""Read a data yaml: where the images of each split are and what the classes are called, with every fault at once.
+
+Needs only the standard library and yaml, so that it can run before any process is started.
+"""
+
+import glob
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yolods.errors import Faults, UserError
+
+IMAGE_SUFFIXES = frozenset(
+    ("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
+)
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A data yaml with its paths resolved."""
+
+    yaml: Path
+    """The file it was read from."""
+    root: Path
+    """The folder that relative paths in the yaml start from."""
+    train: tuple[Path, ...]
+    """Folders, image files or .txt lists of the training images."""
+    val: tuple[Path, ...]
+    """The same for validation."""
+    test: tuple[Path, ...]
+    """The same for the optional test split; may be empty."""
+    names: tuple[str, ...]
+    """Class names; a class id is the place in this tuple."""
+    channels: int = 3
+    """Image channels: 3 colour, 1 grey, other numbers for multi-band images."""
+    download: str | None = None
+    """URL or script that the yaml names to get the images, if any."""
+    needs_download: bool = False
+    """The images are not there and `download` says how to get them: call `fetch`."""
+    keypoints: tuple[int, int] | None = None
+    """(points, numbers a point) when the labels are pose labels, whose key points a detector ignores."""
+
+    def sources(self, split: str) -> tuple[Path, ...]:
+        """Folders, files and lists of one split ('train', 'val' or 'test')."""
+        return {"train": self.train, "val": self.val, "test": self.test}[split]
+
+
+def read_spec(path: Path) -> DataSpec:
+    """Read and check a data yaml.
+
+    `path` is a yaml file, or the name of one that ultralytics ships ("coco8.yaml"). Raises UserError with one line a
+    fault. Images that are missing are no fault while the yaml says how to get them: `needs_download` is set then.
+    """
+    return _read(Path(path), root=None, may_download=True)
+
+
+def fetch(spec: DataSpec) -> DataSpec:
+    """Download the images as the yaml's `download:` says, and read the yaml again.
+
+    This is the one place in the project that reaches for the network. Raises UserError if the download fails.
+    """
+    from ultralytics.data.utils import check_det_dataset
+
+    from yolods.compat import use_local_font
+
+    use_local_font()  # check_det_dataset ends by fetching a font that is not there
+    try:
+        data = check_det_dataset(str(spec.yaml), autodownload=True)
+    except Exception as error:  # a yaml's script may raise anything
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{spec.yaml}: download failed: {line}; get the images by hand, or try again") from error
+    return _read(spec.yaml, root=Path(data["path"]), may_download=False)
+
+
+def as_ultralytics(spec: DataSpec, *, single_cls: bool = False) -> dict[str, Any]:
+    """The `data` dictionary that ultralytics' data set and validator expect."""
+    names = {0: "item"} if single_cls else dict(enumerate(spec.names))
+    return {
+        "yaml_file": str(spec.yaml),
+        "path": spec.root,
+        "train": [str(p) for p in spec.train],
+        "val": [str(p) for p in spec.val],
+        "test": [str(p) for p in spec.test],
+        "names": names,
+        "nc": len(names),
+        "channels": spec.channels,
+    }
+
+
+def list_images(sources: tuple[Path, ...]) -> list[str]:
+    """Sorted image files below folders, in .txt lists (one path a line, "./" means beside the list) and given singly.
+
+    Files named in a list need not exist. Raises UserError when a source is missing or no image is found.
+    """
+    files: list[str] = []
+    for source in sources:
+        if not source.exists():
+            raise UserError(f"{source} does not exist (named in the data yaml)")
+        files.extend(_images_in(source))
+    if not files:
+        raise UserError(f"no images in {', '.join(map(str, sources))}; known types: {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return sorted(files)
+
+
+def _images_in(source: Path) -> Iterator[str]:
+    if source.is_dir():
+        names: Iterator[str] = glob.iglob(os.path.join(glob.escape(str(source)), "**", "*.*"), recursive=True)
+    elif _is_image(str(source)):
+        names = iter((str(source),))
+    else:
+        lines = source.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+        beside = str(source.parent) + os.sep
+        names = (beside + x[2:] if x.startswith("./") else x for x in (line.strip() for line in lines))
+    return (name for name in names if _is_image(name))
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[-1].lower() in IMAGE_SUFFIXES
+
+
+def _read(path: Path, *, root: Path | None, may_download: bool) -> DataSpec:
+    file = _find_yaml(path)
+    data = _load(file)
+    faults = Faults()
+    names = _names(data, faults)
+    root = root or _root(data, file, faults)
+    if "val" not in data and "validation" in data:
+        data["val"] = data["validation"]
+    download = data.get("download") if isinstance(data.get("download"), str) else None
+    splits: dict[str, tuple[Path, ...]] = {}
+    needs_download = False
+    for split in SPLITS:
+        splits[split], missing = _split(split, data, root, faults)
+        if split == "test" or not missing:
+            continue
+        if download and may_download:
+            needs_download = True
+        else:
+            for text in missing:
+                faults.add(text)
+    channels = data.get("channels", 3)
+    if not _is_count(channels):
+        faults.add(f"channels: {channels!r} is not a number of image channels (3 colour, 1 grey)")
+    if faults:
+        raise UserError("\n".join(f"{file}: {fault}" for fault in faults))
+    return DataSpec(
+        yaml=file,
+        root=root,
+        names=names,
+        channels=channels,
+        download=download,
+        needs_download=needs_download,
+        keypoints=_keypoints(data),
+        **splits,
+    )
+
+
+def _find_yaml(path: Path) -> Path:
+    if path.is_file():
+        return path.absolute()
+    if path.is_dir():
+        found = sorted((*path.glob("*.yaml"), *path.glob("*.yml")))
+        if len(found) == 1:
+            return found[0].absolute()
+        raise UserError(f"{path} is a folder with {len(found)} yaml files; --data wants one yaml file")
+    package = importlib.util.find_spec("ultralytics")
+    if package and package.origin and path.parent == Path("."):
+        for name in (path.name, f"{path.name}.yaml"):
+            shipped = Path(package.origin).parent / "cfg" / "datasets" / name
+            if shipped.is_file():
+                return shipped
+    raise UserError(f"data yaml {path} does not exist; --data wants a yaml with train, val and names, or the word demo")
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{file}{line}: not valid yaml: {getattr(error, 'problem', None) or error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: not a data yaml: expected keys train, val and names, found {type(data).__name__}")
+    return data
+
+
+def _names(data: dict[str, Any], faults: Faults) -> tuple[str, ...]:
+    names, nc = data.get("names"), data.get("nc")
+    if nc is not None and not _is_count(nc):
+        faults.add(f"nc: {nc!r} is not a number of classes")
+        nc = None
+    if names is None:
+        if nc is None:
+            faults.add("names: missing; list the class names, as in `names: [cat, dog]`")
+        return tuple(f"class_{i}" for i in range(nc or 0))
+    if isinstance(names, dict):
+        names = _from_mapping(names, faults)
+    elif not isinstance(names, list):
+        faults.add(f"names: must be a list or a mapping from class id to name, not {type(names).__name__}")
+        return ()
+    elif not names:
+        faults.add("names: is empty; at least one class is needed")
+    if names and nc is not None and len(names) != nc:
+        faults.add(f"names and nc disagree: {len(names)} names, nc: {nc}; remove nc, or correct one of them")
+    return tuple(str(name) for name in names)
+
+
+def _from_mapping(names: dict[Any, Any], faults: Faults) -> list[str]:
+    try:
+        numbered = {int(key): str(name) for key, name in names.items()}
+    except (TypeError, ValueError):
+        faults.add(f"names: keys must be class ids 0 to {len(names) - 1}, found {next(iter(names))!r}")
+        return []
+    expected = range(len(names))
+    if sorted(numbered) != list(expected):
+        absent = [str(i) for i in expected if i not in numbered]
+        extra = [str(i) for i in sorted(numbered) if i not in expected]
+        detail = "; ".join(
+            f"{word} {', '.join(ids[:5])}" for word, ids in (("without", absent), ("not expected:", extra)) if ids
+        )
+        faults.add(f"names: {len(names)} classes need the ids 0 to {max(len(names) - 1, 0)} ({detail or 'none given'})")
+        return []
+    return [numbered[i] for i in expected]
+
+
+def _root(data: dict[str, Any], file: Path, faults: Faults) -> Path:
+    """`path:` as it is or below the yaml or below ultralytics' data sets, whichever exists; else the yaml's folder."""
+    value = data.get("path")
+    if value is None or value == "":
+        return file.parent
+    if not isinstance(value, str):
+        faults.add(f"path: must be a folder name, not {type(value).__name__}")
+        return file.parent
+    path = Path(value).expanduser()
+    choices = [path, file.parent / path]
+    if store := _ultralytics_store():
+        choices.append(store / path)
+    return next((choice for choice in choices if choice.exists()), choices[1]).absolute()
+
+
+def _ultralytics_store() -> Path | None:
+    """Folder in which ultralytics keeps downloaded data sets, read from its settings without importing it."""
+    home = os.getenv("YOLO_CONFIG_DIR") or os.getenv("XDG_CONFIG_HOME") or "~/.config"
+    settings = Path(home).expanduser() / "Ultralytics" / "settings.json"
+    try:
+        store = json.loads(settings.read_text(encoding="utf-8")).get("datasets_dir")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return Path(store) if isinstance(store, str) else None
+
+
+def _split(split: str, data: dict[str, Any], root: Path, faults: Faults) -> tuple[tuple[Path, ...], list[str]]:
+    """Resolved sources of a split, and a line for each that is missing or has no images."""
+    value = data.get(split)
+    if value is None or value == "" or value == []:
+        if split != "test":
+            faults.add(f"{split}: missing; give the folder of its images, as in `{split}: images/{split}`")
+        return (), []
+    entries = value if isinstance(value, list) else [value]
+    if not all(isinstance(entry, str) for entry in entries):
+        faults.add(f"{split}: must be a path or a list of paths, not {value!r}")
+        return (), []
+    paths, missing = [], []
+    for entry in entries:
+        path = (root / entry).resolve()
+        if not path.exists() and entry.startswith("../"):
+            path = (root / entry[3:]).resolve()  # yamls written for yolov5 name folders beside the repository
+        paths.append(path)
+        if not path.exists():
+            missing.append(f"{split}: {path} does not exist ({entry!r} below {root})")
+        elif next(_images_in(path), None) is None:
+            missing.append(f"{split}: no images in {path}; known types: {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return tuple(paths), missing
+
+
+def _keypoints(data: dict[str, Any]) -> tuple[int, int] | None:
+    shape = data.get("kpt_shape")
+    if isinstance(shape, list) and len(shape) == 2 and all(map(_is_count, shape)):
+        return shape[0], shape[1]
+    return None
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,145 @@
+"""The two data sets of a run: read, scanned once by rank 0, and opened on every rank."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from yolods.config.paths import cache_dir
+from yolods.data.dataset import DetectionSet, default_cache_bytes
+from yolods.data.demo import ensure_demo
+from yolods.data.scan import Scan, scan, write_problems
+from yolods.data.spec import DataSpec, as_ultralytics, fetch, read_spec
+from yolods.errors import UserError
+
+if TYPE_CHECKING:
+    from yolods.cluster.ranks import Ranks
+    from yolods.config import Hyper
+
+log = logging.getLogger(__name__)
+
+DEMO = Path("demo")
+PROBLEMS_FILE = "problems.txt"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split on this rank."""
+
+    scan: Scan
+    """Labels and what was left out."""
+    dataset: DetectionSet
+    """Its images."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a split is to be opened."""
+
+    imgsz: int
+    """Long side in pixels."""
+    stride: int
+    """Largest stride of the model."""
+    epochs: int
+    """Epochs of the run, which decide when mosaic closes."""
+    workers: int
+    """Loader processes a rank."""
+    local_ranks: int
+    """Ranks on this host, which share its memory."""
+
+
+def read_data(path: Path, ranks: Ranks) -> DataSpec:
+    """Read the data yaml; rank 0 makes the demo or downloads first where that is asked for. A collective.
+
+    Raises:
+        UserError: on every rank, with every fault of the yaml.
+    """
+
+    def first() -> Path:
+        if path != DEMO:
+            spec = read_spec(path)
+            if spec.needs_download:
+                fetch(spec)
+            return path
+        return ensure_demo(cache_dir())
+
+    return read_spec(ranks.main_first(first))
+
+
+def class_names(spec: DataSpec, hyper: Hyper) -> tuple[str, ...]:
+    """Names of the classes that are trained."""
+    return ("item",) if hyper.single_cls else spec.names
+
+
+def open_split(spec: DataSpec, split: str, hyper: Hyper, opening: Opening, ranks: Ranks, *, augment: bool) -> Split:
+    """Scan a split on rank 0 and open it everywhere. A collective.
+
+    Raises:
+        UserError: on every rank; see `scan`.
+    """
+
+    def look(progress: bool) -> Scan:
+        return scan(
+            spec,
+            split,
+            cache=cache_dir() / "scans",
+            single_cls=hyper.single_cls,
+            classes=hyper.classes,
+            progress=progress,
+            fraction=hyper.fraction if augment else 1.0,
+        )
+
+    ranks.main_first(lambda: look(True) and None)
+    found = look(False)
+    settings = namespace(hyper, epochs=opening.epochs, imgsz=opening.imgsz)
+    dataset = DetectionSet(
+        found,
+        as_ultralytics(spec, single_cls=hyper.single_cls),
+        settings,
+        imgsz=opening.imgsz,
+        augment=augment,
+        seed=hyper.seed,
+        stride=opening.stride,
+        cache_ram=hyper.cache == "ram" and augment,
+        cache_bytes=default_cache_bytes(opening.local_ranks * max(opening.workers, 1)),
+    )
+    return Split(found, dataset)
+
+
+def note_problems(run_dir: Path, scans: tuple[Scan, ...]) -> list[str]:
+    """Write what was skipped into the run folder; returns one line a split for the screen."""
+    problems = [problem for each in scans for problem in each.problems]
+    if problems:
+        write_problems(run_dir / PROBLEMS_FILE, problems)
+    return [f"{each.split}: {each.summary}" for each in scans]
+
+
+def namespace(hyper: Hyper, **further: Any) -> Any:
+    """ultralytics' settings with our hyper-parameters in them."""
+    from ultralytics.cfg import get_cfg
+
+    return get_cfg(overrides={**hyper.as_ultralytics(), **further})
+
+
+def class_weights(found: Scan, nc: int, power: float) -> torch.Tensor | None:
+    """(nc,) fp32 weights of the class loss: inverse frequency to the `cls_pw`, mean 1; ultralytics detect/train.py.
+
+    Classes without a box get the mean weight of the others.
+
+    Raises:
+        UserError: cls_pw is not 0 and there is no box to count.
+    """
+    if power == 0:
+        return None
+    counts = np.bincount(np.concatenate([label["cls"].reshape(-1) for label in found.labels]).astype(int), minlength=nc)
+    if not counts.any():
+        raise UserError(f"cls_pw={power}: the train set has no box to count classes by")
+    present = counts > 0
+    weights = (1.0 / np.where(present, counts, 1)) ** power
+    weights = np.where(present, weights, weights[present].mean())
+    return torch.from_numpy(weights / weights.mean()).float()

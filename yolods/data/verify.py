@@ -1,0 +1,184 @@
+"""The rules for one image and its label file: what is sound, and the reason where something is not."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from ultralytics.data.utils import exif_size
+from ultralytics.utils import patches
+
+TOLERANCE = 0.01  # coordinates may pass 0 and 1 by this much, as in ultralytics
+MIN_SIDE = 10  # pixels
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one file."""
+
+    file: str
+    """Image or label file."""
+    line: int | None
+    """Line in a label file, from 1; None where the whole file is meant."""
+    text: str
+    """What is wrong."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{'' if self.line is None else f'{self.line}:'} {self.text}"
+
+
+@dataclass
+class Found:
+    """What one image and its label file hold."""
+
+    file: str
+    """Image file."""
+    shape: tuple[int, int] | None = None
+    """(height, width) in pixels; None for an image that is to be skipped."""
+    rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))
+    """(n, 5) float32: class, centre x, centre y, width, height in parts of the image."""
+    segments: list[np.ndarray] = field(default_factory=list)
+    """A (k, 2) float32 polygon for every row, or none at all."""
+    lines: list[int] = field(default_factory=list)
+    """Line of the label file that each row stands in, from 1."""
+    label_file: str = ""
+    """Label file, whether it exists or not."""
+    problems: list[Problem] = field(default_factory=list)
+    """What was skipped, and why."""
+    lines_skipped: int = 0
+    """Label lines among the problems."""
+
+
+class _Bad(Exception):
+    """Reason why a label line or an image is skipped."""
+
+
+def check_pair(image: str, label_file: str, keypoints: tuple[int, int] | None) -> Found:
+    """Check an image and the label file beside it; without a label file the image is a background.
+
+    `keypoints` is (points, numbers a point) of pose labels, whose numbers after the box are ignored. Raises nothing.
+    """
+    found = Found(image, label_file=label_file)
+    try:
+        found.shape = _image_shape(image)
+    except _Bad as reason:
+        found.problems.append(Problem(image, None, f"{reason}; image skipped"))
+        return found
+    try:
+        text = Path(label_file).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return found
+    except (OSError, UnicodeDecodeError) as error:
+        found.shape = None
+        found.problems.append(Problem(label_file, None, f"label file cannot be read ({error}); image skipped"))
+        return found
+    _read_rows(found, text, keypoints)
+    return found
+
+
+def _image_shape(file: str) -> tuple[int, int]:
+    """(height, width) as it will be loaded, in pixels. Raises _Bad for what is damaged, cut short or too small."""
+    try:
+        opened = _opener(file)
+        with opened(file) as image:
+            kind = (image.format or "").lower()
+            image.verify()
+            width, height = exif_size(image)
+        if not _ends_well(file, kind):
+            with opened(file) as image:
+                image.load()
+    except FileNotFoundError:
+        raise _Bad("file does not exist") from None
+    except UnidentifiedImageError:
+        raise _Bad("damaged or not an image") from None
+    except Exception as error:  # decoders raise anything: SyntaxError, struct.error, OverflowError, ...
+        raise _Bad(f"damaged or not an image ({type(error).__name__}: {error})") from error
+    if min(height, width) < MIN_SIDE:
+        raise _Bad(f"{width}x{height} pixels: less than {MIN_SIDE} on a side")
+    return height, width
+
+
+def _opener(file: str) -> Callable[..., Image.Image]:
+    """Pillow's own `open`, except for HEIC.
+
+    ultralytics 8.4.190 replaces Image.open by one that takes a damaged file for HEIC and tries to install a decoder.
+    """
+    if file.lower().endswith((".heic", ".heif")):
+        return Image.open
+    return getattr(patches, "_image_open", Image.open)
+
+
+def _ends_well(file: str, kind: str) -> bool:
+    """True if `verify` or the end of the file already shows that nothing is cut off; False asks for a full decode.
+
+    PNG's `verify` reads every chunk. A JPEG that ends in its end marker is whole; some are whole without it, having
+    something appended.
+    """
+    if kind == "png":
+        return True
+    if kind != "jpeg":
+        return False
+    with open(file, "rb") as stream:
+        stream.seek(-2, os.SEEK_END)
+        return stream.read() == b"\xff\xd9"
+
+
+def _read_rows(found: Found, text: str, keypoints: tuple[int, int] | None) -> None:
+    rows: list[list[float]] = []
+    seen: dict[bytes, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            row, segment = _parse(words, keypoints)
+            identity = np.array(row, np.float32).tobytes() + (b"" if segment is None else segment.tobytes())
+            if (first := seen.setdefault(identity, number)) != number:
+                raise _Bad(f"repeats line {first}")
+        except _Bad as reason:
+            found.problems.append(Problem(found.label_file, number, f"{reason}; line skipped"))
+            found.lines_skipped += 1
+            continue
+        rows.append(row)
+        found.lines.append(number)
+        if segment is not None:
+            found.segments.append(segment)
+    found.rows = np.array(rows, np.float32).reshape(-1, 5)
+    if len(found.segments) != len(rows):
+        found.segments = []  # augmentation needs a polygon for every box or none
+
+
+def _parse(words: list[str], keypoints: tuple[int, int] | None) -> tuple[list[float], np.ndarray | None]:
+    """A label line as (class, centre x, centre y, width, height) and its polygon (k, 2) if it has one."""
+    values = [_number(word) for word in words]
+    if keypoints and len(values) == 5 + keypoints[0] * keypoints[1]:
+        values = values[:5]
+    polygon = len(values) >= 7 and len(values) % 2 == 1
+    if len(values) != 5 and not polygon:
+        raise _Bad(f"{len(values)} numbers; a line is `class x y width height`, or a class and three or more x y pairs")
+    if values[0] % 1:
+        raise _Bad(f"class id {values[0]:g} is not a whole number")
+    for value in values[1:]:
+        if not -TOLERANCE <= value <= 1 + TOLERANCE:
+            raise _Bad(f"coordinate {value:g} is outside [0, 1] (1% tolerance); labels are in parts of the image size")
+    segment = None
+    if polygon:
+        segment = np.array(values[1:], np.float32).reshape(-1, 2)
+        (x1, y1), (x2, y2) = segment.min(0).tolist(), segment.max(0).tolist()
+        values = [values[0], (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+    if values[3] <= 0 or values[4] <= 0:
+        raise _Bad(f"width {values[3]:g} and height {values[4]:g}: both must be above 0")
+    return values, segment
+
+
+def _number(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        raise _Bad(f"{word[:40]!r} is not a number") from None
+    if not math.isfinite(value):
+        raise _Bad(f"{word[:40]!r} is not a finite number")
+    return value

@@ -1,0 +1,1 @@
+"""One optimizer step, whatever DeepSpeed layout carries it out."""

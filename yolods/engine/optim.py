@@ -1,0 +1,146 @@
+"""Which optimizer trains which parameters: ultralytics' groups and its `optimizer=auto` rule."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from yolods.engine.schedule import GROUPS
+from yolods.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OptimizerChoice:
+    """An optimizer by name with the values that a schedule starts from."""
+
+    name: str
+    """Class in torch.optim."""
+    lr: float
+    """Learning rate after warm-up."""
+    momentum: float
+    """Momentum, or Adam's beta1."""
+    warmup_bias_lr: float
+    """Learning rate of biases at the start of warm-up."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments that a DeepSpeed JSON gives: betas, eps, nesterov, ..."""
+
+
+def choose_optimizer(
+    hyper: Any, *, samples: int, batch: int, epochs: int, nc: int, given: Mapping[str, Any] | None = None
+) -> OptimizerChoice:
+    """The optimizer that was named, or for `auto` the one that ultralytics would take.
+
+    `auto` is AdamW for short runs and SGD beyond 10,000 steps. There ultralytics takes MuSGD, which orthogonalises
+    whole matrices; a ZeRO rank holds a flat piece of them, so SGD with the same lr and momentum stands in.
+    Source: ultralytics engine/trainer.py, `build_optimizer`.
+
+    Args:
+        hyper: hyper-parameters, with the JSON's optimizer merged in.
+        given: the "params" of the JSON's optimizer.
+    """
+    if hyper.optimizer != "auto":
+        further = {key: value for key, value in (given or {}).items() if key not in ("lr", "momentum", "weight_decay")}
+        return OptimizerChoice(hyper.optimizer, hyper.lr0, hyper.momentum, hyper.warmup_bias_lr, further)
+    steps = math.ceil(samples / max(batch, hyper.nbs)) * epochs
+    if steps > 10_000:
+        return OptimizerChoice("SGD", 0.01, 0.9, 0.0)
+    return OptimizerChoice("AdamW", round(0.002 * 5 / (4 + nc), 6), 0.9, 0.0)
+
+
+def freeze(net: nn.Module, frozen: int | list[int | str] | None) -> list[str]:
+    """Freeze layers as ultralytics does: the first N, or those listed by index or name; the DFL bins always.
+
+    Returns:
+        name prefixes of what is frozen, for `freeze_statistics`.
+
+    Raises:
+        UserError: nothing would be left to train.
+    """
+    layers = range(frozen) if isinstance(frozen, int) else (frozen or [])
+    marks = [f"model.{layer}." for layer in layers] + [".dfl"]
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad = not any(mark in name for mark in marks)
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise UserError(f"freeze={frozen}: every parameter would be frozen; the model has {len(net.model)} layers")
+    return marks
+
+
+def freeze_statistics(net: nn.Module, marks: list[str]) -> None:
+    """Put frozen BatchNorm layers into evaluation mode, so that their running statistics stay as they are."""
+    for name, module in net.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and any(mark in f"{name}." for mark in marks):
+            module.eval()
+
+
+def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split trainable parameters into `GROUPS`; only `weight` decays. Empty groups are left out.
+
+    Args:
+        weight_decay: already scaled to the global batch (ultralytics: decay x batch x accumulation / nbs).
+    """
+    norms = tuple(kind for name, kind in vars(nn).items() if "Norm" in name and isinstance(kind, type))
+    members: dict[str, list[nn.Parameter]] = {group: [] for group in GROUPS}
+    for module_name, module in net.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if "bias" in f"{module_name}.{name}":
+                members["bias"].append(parameter)
+            elif isinstance(module, norms):
+                members["bn"].append(parameter)
+            else:
+                members["weight"].append(parameter)
+    decay = {"weight": weight_decay}
+    return [
+        {"params": parameters, "weight_decay": decay.get(group, 0.0), "param_group": group}
+        for group, parameters in members.items()
+        if parameters
+    ]
+
+
+def build_optimizer(
+    choice: OptimizerChoice, groups: list[dict[str, Any]], device: torch.device, *, offload: bool = False
+) -> torch.optim.Optimizer:
+    """Construct the optimizer with ultralytics' arguments, on the fastest kernel at hand.
+
+    That is torch's fused one on a GPU, and DeepSpeed's CPUAdam where a GPU's Adam states live on the host; compiling
+    it takes minutes on the first start, which is said.
+    """
+    arguments: dict[str, Any] = {"lr": choice.lr}
+    if choice.name in ("Adam", "Adamax", "AdamW", "NAdam", "RAdam"):
+        arguments |= {"betas": (choice.momentum, 0.999)}
+    elif choice.name == "SGD":
+        arguments |= {"momentum": choice.momentum, "nesterov": True}
+    else:
+        arguments |= {"momentum": choice.momentum}
+    arguments |= choice.arguments
+    if device.type == "cuda" and choice.name in ("Adam", "AdamW"):
+        if offload:
+            log.info(
+                "Loading DeepSpeed's CPUAdam; the first time on a machine it is compiled, for two to three minutes"
+            )
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            return DeepSpeedCPUAdam(groups, **arguments, adamw_mode=choice.name == "AdamW")
+        arguments["fused"] = True
+    return getattr(torch.optim, choice.name)(groups, **arguments)
+
+
+def set_rates(optimizer: Any, lr: tuple[float, float, float], momentum: float) -> None:
+    """Write a step's learning rates (in the order of `GROUPS`) and momentum into the optimizer's groups.
+
+    As in ultralytics only a `momentum` key is warmed up; Adam's betas are left alone.
+    """
+    rates = dict(zip(GROUPS, lr, strict=True))
+    for group in optimizer.param_groups:
+        group["lr"] = rates[group["param_group"]]
+        if "momentum" in group:
+            group["momentum"] = momentum

@@ -1,0 +1,54 @@
+"""What a user did wrong, said in one clear line a fault; no other room raises anything at a user."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+
+
+class UserError(Exception):
+    """A mistake in flags, files or data. `str()` is one or more finished lines, shown without a traceback."""
+
+
+class Faults:
+    """Collects faults, so that a user sees all of them in one go and not one a start."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def add(self, text: str) -> None:
+        """Add one fault: a line that says what is wrong and what to do. What is already there is not repeated."""
+        if text not in self._lines:
+            self._lines.append(text)
+
+    def raise_if_any(self, prefix: str = "") -> None:
+        """End the search for faults.
+
+        Args:
+            prefix: a line to put above them; nothing by default.
+
+        Raises:
+            UserError: there is at least one fault; the message holds one line for each.
+        """
+        if self._lines:
+            raise UserError("\n".join([prefix, *self._lines] if prefix else self._lines))
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Offer the known name that is closest to `name`.
+
+    Returns:
+        " (did you mean 'x'?)" with a leading space, or "" where nothing is close.
+    """
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""

@@ -1,0 +1,287 @@
+"""Detection metrics over all ranks: every rank judges its share of the images, rank 0 adds up.
+
+Matching and averaging are ultralytics' own (DetectionValidator, DetMetrics, ConfusionMatrix); what is ours is that any
+layout evaluates, that uneven sets are counted exactly once, and that the result does not depend on the rank count.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yolods.cluster.ranks import Ranks
+from yolods.data.dataset import EVAL_GROUP, DetectionSet
+from yolods.data.loader import eval_batches, eval_loader
+from yolods.model.decode import decode
+from yolods.model.inputs import InputFormat
+from yolods.model.loss import DetectionLoss, as_float
+from yolods.stats import LOSS_NAMES, METRIC_NAMES
+from yolods.telemetry import NullTelemetry, Telemetry
+
+if TYPE_CHECKING:
+    from ultralytics.utils.metrics import DetMetrics
+
+UNLIMITED_SECONDS = 1e9
+"""ultralytics gives up on NMS after a time limit and drops what is left of a batch; a metric must not depend on it."""
+
+
+class Detector(Protocol):
+    """What can be evaluated."""
+
+    def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """uint8 (N, 3, H, W) -> boxes and scores (N, 4 + nc, A) fp32, and raw fp32 outputs."""
+
+    def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
+        """(3,) loss items of raw outputs."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What rank 0 learns from an evaluation."""
+
+    metrics: dict[str, float]
+    """precision, recall, mAP50, mAP50-95 under ultralytics' column names."""
+    fitness: float
+    """What the best model is chosen by."""
+    loss: dict[str, float]
+    """Mean loss items over the batches."""
+    details: DetMetrics
+    """Per class values and curves."""
+    images: int
+    """Images counted."""
+    seconds: float
+    """Wall time."""
+
+
+@dataclass
+class _Tally:
+    """What one rank has gathered so far."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    boxes: list[dict[str, Any]] = field(default_factory=list)
+    confusion: np.ndarray | None = None
+    loss: np.ndarray = field(default_factory=lambda: np.zeros(len(LOSS_NAMES)))
+    batches: int = 0
+    replaced: list[str] = field(default_factory=list)
+
+
+class Evaluator:
+    """Evaluates detectors on one split; made once a run. Calling it is a collective."""
+
+    def __init__(
+        self,
+        dataset: DetectionSet,
+        names: Sequence[str],
+        hyper: Any,
+        ranks: Ranks,
+        *,
+        forward_batch: int,
+        workers: int = 0,
+        save_dir: Path,
+    ) -> None:
+        """
+        Args:
+            dataset: built for evaluation.
+            hyper: namespace with conf, iou, max_det, agnostic_nms, single_cls.
+            forward_batch: most images a forward pass on a rank; never more than share a padded shape.
+            save_dir: where plots go.
+        """
+        self._dataset, self._names, self._hyper, self._ranks = dataset, dict(enumerate(names)), hyper, ranks
+        self._workers, self.save_dir = workers, save_dir
+        self._batches = eval_batches(
+            dataset, rank=ranks.rank, ranks=ranks.size, forward_batch=min(forward_batch, EVAL_GROUP)
+        )
+
+    def __call__(
+        self,
+        detector: Detector,
+        *,
+        plots: bool = False,
+        pictures: bool = False,
+        final: bool = False,
+        boxes_to: Path | None = None,
+        telemetry: Telemetry | None = None,
+    ) -> Evaluation | None:
+        """Evaluate on all ranks.
+
+        Args:
+            plots: draw curves and the confusion matrix into `save_dir`.
+            pictures: hand images with boxes to telemetry.
+            final: show every class.
+            boxes_to: write all boxes there as COCO's results JSON.
+
+        Returns:
+            the result on rank 0, None elsewhere.
+        """
+        telemetry = telemetry or NullTelemetry()
+        started = time.perf_counter()
+        judge = _Judge(self._names, self._hyper, self.save_dir, confusion=plots, boxes=boxes_to is not None)
+        tally = _Tally()
+        telemetry.val_begin(len(self._batches))
+        for number, batch in enumerate(eval_loader(self._dataset, self._batches, workers=self._workers)):
+            decoded, raw = detector.predict(batch["img"])
+            if batch["real"]:
+                tally.loss += detector.score(raw, batch).cpu().numpy()
+                tally.batches += 1
+                shown = judge.judge(decoded, batch, tally)
+                if pictures:
+                    telemetry.val_images(batch, shown, number)
+            tally.replaced += batch["replaced"]
+            telemetry.val_progress()
+        tally.confusion = judge.confusion
+        tallies = self._ranks.to_main(tally)
+        if not self._ranks.is_main:
+            return None
+        result = self._add_up(judge, tallies, plots=plots, boxes_to=boxes_to, seconds=time.perf_counter() - started)
+        telemetry.val_end(result.details, result.images, final=final)
+        for file in sorted({file for each in tallies for file in each.replaced}):
+            telemetry.event("unreadable", f"{file} could not be read; it counts as an image without boxes", warn=True)
+        return result
+
+    def _add_up(
+        self, judge: _Judge, tallies: list[_Tally], *, plots: bool, boxes_to: Path | None, seconds: float
+    ) -> Evaluation:
+        # By image, not by rank: ties in confidence are then broken alike for every number of ranks.
+        records = sorted((record for tally in tallies for record in tally.records), key=lambda record: record["index"])
+        details = judge.metrics(records, plots)
+        if plots:
+            judge.plot_confusion(sum(tally.confusion for tally in tallies))
+        if boxes_to is not None:
+            boxes = sorted((box for tally in tallies for box in tally.boxes), key=lambda box: str(box["image_id"]))
+            boxes_to.write_text(json.dumps(boxes), encoding="utf-8")
+        batches = max(sum(tally.batches for tally in tallies), 1)
+        loss = sum(tally.loss for tally in tallies) / batches
+        return Evaluation(
+            metrics=dict(zip(METRIC_NAMES, map(float, details.mean_results()), strict=True)),
+            fitness=float(details.fitness),
+            loss=dict(zip(LOSS_NAMES, loss.tolist(), strict=True)),
+            details=details,
+            images=len(records),
+            seconds=seconds,
+        )
+
+
+class _Judge:
+    """ultralytics' DetectionValidator, asked image by image; its own loop and its own ranks are not used."""
+
+    def __init__(self, names: dict[int, str], hyper: Any, save_dir: Path, *, confusion: bool, boxes: bool) -> None:
+        from ultralytics.models.yolo.detect import DetectionValidator
+        from ultralytics.utils.metrics import ConfusionMatrix
+
+        settings = {
+            "mode": "val",
+            "task": "detect",
+            "conf": hyper.conf if hyper.conf is not None else 0.001,
+            "iou": hyper.iou,
+            "max_det": hyper.max_det,
+            "agnostic_nms": hyper.agnostic_nms,
+            "single_cls": hyper.single_cls,
+            "plots": confusion,
+        }
+        self._validator = DetectionValidator(save_dir=save_dir, args=settings)
+        self._validator.device = torch.device("cpu")
+        self._validator.names = self._validator.metrics.names = names
+        self._validator.class_map = list(range(1, len(names) + 1))
+        self._validator.jdict = []
+        self._save_dir, self._boxes = save_dir, boxes
+        self._matrix = ConfusionMatrix(names=names) if confusion else None
+
+    def judge(self, decoded: Tensor, batch: dict[str, Any], tally: _Tally) -> list[dict[str, Tensor]]:
+        """Suppress, match and note the real images of a batch; returns their boxes."""
+        found = self._suppress(decoded)[: batch["real"]]
+        for place, prediction in enumerate(found):
+            target = self._validator._prepare_batch(place, batch)
+            classes = target["cls"].numpy()
+            tally.records.append(
+                {
+                    "index": batch["index"][place],
+                    "tp": self._validator._process_batch(prediction, target)["tp"],
+                    "conf": prediction["conf"].numpy(),
+                    "pred_cls": prediction["cls"].numpy(),
+                    "target_cls": classes,
+                    "target_img": np.unique(classes),
+                    "im_name": Path(target["im_file"]).name,
+                }
+            )
+            if self._matrix is not None:
+                self._matrix.process_batch(prediction, target, conf=self._validator.args.conf)
+            if self._boxes:
+                self._validator.pred_to_json(self._validator.scale_preds(prediction, target), target)
+        tally.boxes, self._validator.jdict = tally.boxes + self._validator.jdict, []
+        return found
+
+    def _suppress(self, decoded: Tensor) -> list[dict[str, Tensor]]:
+        from ultralytics.utils.nms import non_max_suppression
+
+        settings = self._validator.args
+        kept = non_max_suppression(
+            decoded,
+            settings.conf,
+            settings.iou,
+            multi_label=True,
+            agnostic=bool(settings.single_cls or settings.agnostic_nms),
+            max_det=settings.max_det,
+            max_time_img=UNLIMITED_SECONDS,
+        )
+        return [self._split(boxes.cpu()) for boxes in kept]
+
+    def _split(self, boxes: Tensor) -> dict[str, Tensor]:
+        classes = torch.zeros_like(boxes[:, 5]) if self._validator.args.single_cls else boxes[:, 5]
+        return {"bboxes": boxes[:, :4], "conf": boxes[:, 4], "cls": classes, "extra": boxes[:, 6:]}
+
+    @property
+    def confusion(self) -> np.ndarray | None:
+        """This rank's confusion matrix."""
+        return None if self._matrix is None else self._matrix.matrix
+
+    def metrics(self, records: list[dict[str, Any]], plots: bool) -> DetMetrics:
+        """Average precision over all ranks' records."""
+        details = self._validator.metrics
+        details.clear_stats()
+        for record in records:
+            details.update_stats(record)
+        details.process(save_dir=self._save_dir, plot=plots, on_plot=None)
+        return details
+
+    def plot_confusion(self, matrix: np.ndarray) -> None:
+        """Draw the sum of all ranks' matrices, plain and normalised."""
+        assert self._matrix is not None
+        self._matrix.matrix = matrix
+        for normalize in (True, False):
+            self._matrix.plot(save_dir=str(self._save_dir), normalize=normalize, on_plot=None)
+
+
+class PlainDetector:
+    """An ultralytics model as loaded from a .pt, whole on this rank."""
+
+    def __init__(self, net: Any, hyper: Any, device: torch.device) -> None:
+        """
+        Args:
+            net: fp32 DetectionModel.
+            hyper: gains of the loss.
+        """
+        self._net = net.to(device).eval()
+        self._inputs = InputFormat(device, torch.float32, channels_last=True)
+        self._loss = DetectionLoss(self._net, hyper)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Decoded boxes and scores, and raw outputs."""
+        _, raw = self._net(self._inputs.images(images))
+        raw = as_float(raw)
+        head = self._net.model[-1]
+        return decode(raw, head.stride, head.reg_max), raw
+
+    @torch.no_grad()
+    def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
+        """Loss items."""
+        targets = {key: batch[key].to(self._inputs.device) for key in ("batch_idx", "cls", "bboxes")}
+        return self._loss(raw, targets, 1)[1]

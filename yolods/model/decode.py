@@ -1,0 +1,34 @@
+"""From raw head outputs to boxes, in fp32 whatever the model's precision, and without touching the head's weights.
+
+The head's own decoding runs in the activations' dtype (bf16 resolves a 1280-pixel coordinate to 4 pixels) and reads a
+frozen convolution that ZeRO-3 keeps partitioned; the same sum over bins is written out here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def decode(predictions: dict[str, Any], strides: Tensor, reg_max: int) -> Tensor:
+    """Boxes and scores of every anchor point.
+
+    Args:
+        predictions: fp32 `boxes` (N, 4 x reg_max, A), `scores` (N, nc, A) logits, `feats` list of (N, C, H, W).
+        strides: (levels,) pixels a cell.
+        reg_max: bins of the distance distribution.
+
+    Returns:
+        (N, 4 + nc, A) fp32: centre x, centre y, width, height in pixels, then class probabilities.
+    """
+    from ultralytics.utils.tal import dist2bbox, make_anchors
+
+    anchors, pixels = (part.transpose(0, 1) for part in make_anchors(predictions["feats"], strides, 0.5))
+    n, _, count = predictions["boxes"].shape
+    bins = torch.arange(reg_max, dtype=torch.float32, device=predictions["boxes"].device)
+    distribution = predictions["boxes"].view(n, 4, reg_max, count).softmax(2)
+    distances = torch.einsum("nkra,r->nka", distribution, bins)
+    boxes = dist2bbox(distances, anchors.unsqueeze(0), xywh=True, dim=1) * pixels
+    return torch.cat((boxes, predictions["scores"].sigmoid()), 1)

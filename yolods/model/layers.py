@@ -1,0 +1,106 @@
+"""The layers a training model uses in place of ultralytics' own: same parameters, same names, other arithmetic.
+
+A layer is exchanged by giving the module another class, so state_dict keys, initial values and hooks stay as they are.
+The plain model is what is saved; none of these classes ever reaches a .pt file.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+class BatchNormFloat32(nn.BatchNorm2d):
+    """BatchNorm whose statistics, scale and shift are applied in fp32, whatever dtype the activations have.
+
+    DeepSpeed's bf16 and fp16 modes cast parameters and leave buffers in fp32; torch's own layer then refuses the
+    mixture on the CPU, and running statistics in 8 bits of mantissa cost accuracy (momentum 0.03 rounds away).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x, shape (N, C, H, W), any float dtype; the result has x's dtype."""
+        batch_statistics = self.training or self.running_mean is None
+        return F.batch_norm(
+            x.float() if x.device.type == "cpu" and x.dtype == torch.float16 else x,
+            self.running_mean,
+            self.running_var,
+            self.weight.float(),
+            self.bias.float(),
+            batch_statistics,
+            self.momentum,
+            self.eps,
+        ).to(x.dtype)
+
+
+class SyncBatchNormFloat32(BatchNormFloat32):
+    """BatchNorm over all data-parallel ranks' pixels, on any device and backend.
+
+    torch's SyncBatchNorm runs on GPUs alone. Here one differentiable all-reduce carries (sum, sum of squares, count)
+    in fp32; the gradient of the statistics crosses ranks through the same all-reduce.
+    """
+
+    group: dist.ProcessGroup | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x, shape (N, C, H, W), with the mean and variance over N, H, W and the ranks of `group`."""
+        if not self.training or not dist.is_initialized():
+            return super().forward(x)
+        value = x.float()
+        count = value.new_full((1,), value.numel() / value.shape[1])
+        sums = torch.cat((value.sum((0, 2, 3)), value.square().sum((0, 2, 3)), count))
+        sums = all_reduce(sums, group=self.group if self.group is not None else dist.group.WORLD)
+        total, squares, count = sums.split((self.num_features, self.num_features, 1))
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp_min(0.0)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1).clamp_min(1.0), self.momentum)
+        scale = self.weight.float() * torch.rsqrt(variance + self.eps)
+        shift = self.bias.float() - mean * scale
+        return (value * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution over channels-last pixels as one matrix product.
+
+    With one thread torch 2.13 sends 1x1 fp32 convolutions on the CPU to a path that copies channels-last images into
+    channels-first ones and back; the product of (pixels, channels) needs no copy and is about 6% of a training step.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (N, C, H, W) in channels-last memory -> (N, C', H, W), likewise."""
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+def exchange_layers(
+    net: nn.Module,
+    *,
+    low_precision: bool,
+    sync_bn: bool,
+    pointwise: bool,
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Exchange layers of a training model in place.
+
+    Args:
+        low_precision: the parameters will be bf16 or fp16: BatchNorm computes in fp32.
+        sync_bn: BatchNorm statistics span the ranks of `group`.
+        pointwise: 1x1 convolutions run as matrix products (CPU, fp32, channels-last).
+        group: the data-parallel group, for `sync_bn`.
+    """
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d:
+            if sync_bn:
+                module.__class__ = SyncBatchNormFloat32
+                module.group = group
+            elif low_precision:
+                module.__class__ = BatchNormFloat32
+        elif pointwise and type(module) is nn.Conv2d and _is_pointwise(module):
+            module.__class__ = PointwiseConv
+
+
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1

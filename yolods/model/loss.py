@@ -1,0 +1,58 @@
+"""ultralytics' detection loss, brought to the scale at which DeepSpeed's averaging gives ultralytics' gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ultralytics.nn.tasks import DetectionModel
+
+
+class DetectionLoss:
+    """Box, class and distribution focal loss of raw head outputs against the targets of a micro-batch."""
+
+    def __init__(self, net: DetectionModel, gains: Any, class_weights: Tensor | None = None) -> None:
+        """
+        Args:
+            net: the model on its final device, before it is wrapped; gives strides, class count and reg_max.
+            gains: namespace with `box`, `cls` and `dfl`.
+            class_weights: (nc,) fp32 weights of the class loss, mean 1; None for none.
+        """
+        from ultralytics.utils.loss import v8DetectionLoss
+
+        net.args = gains
+        net.class_weights = class_weights
+        self._criterion = v8DetectionLoss(net)
+        del net.class_weights
+
+    def __call__(self, predictions: dict[str, Any], batch: dict[str, Tensor], images: int) -> tuple[Tensor, Tensor]:
+        """Score one micro-batch.
+
+        ultralytics' trainer backpropagates loss x images of the micro-batch, summed over micro-batches and ranks, so
+        the gradient of a step is sum_m b_m dL_m (U/engine/trainer.py: `loss *= world_size`; U/utils/loss.py:
+        `loss * batch_size`). DeepSpeed averages over ranks and over accumulated micro-batches. With equal micro-batches
+        of b images, mean_m(L_m x images) = sum_m b L_m where `images` = b x micro-batches x ranks: so each loss is
+        multiplied by the images of the whole step, and lr0 = 0.01 and a clip at 10.0 mean what users know.
+
+        Args:
+            predictions: `boxes` (N, 4 x reg_max, A), `scores` (N, nc, A), `feats` list of (N, C, H, W); any float.
+            batch: `batch_idx` (T,) sorted, `cls` (T, 1), `bboxes` (T, 4) normalised xywh; fp32.
+            images: images of the optimizer step over all micro-batches and ranks.
+
+        Returns:
+            the fp32 scalar to backpropagate, and the detached (3,) fp32 items box, cls, dfl that ultralytics reports.
+        """
+        criterion = self._criterion
+        _, items, _ = criterion.get_assigned_targets_and_loss(as_float(predictions), batch)
+        return items.sum() * images, items.detach()
+
+
+def as_float(predictions: dict[str, Any]) -> dict[str, Any]:
+    """Raw head outputs in fp32: losses and box decoding need more than 8 bits of mantissa."""
+    return {
+        "boxes": predictions["boxes"].float(),
+        "scores": predictions["scores"].float(),
+        "feats": [level.float() for level in predictions["feats"]],
+    }

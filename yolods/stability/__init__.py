@@ -1,0 +1,1 @@
+"""Every step's verdict on its gradients."""

@@ -1,0 +1,67 @@
+"""What a training step and an epoch report about themselves: plain numbers, already on the host, for anyone to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+LOSS_NAMES = ("box_loss", "cls_loss", "dfl_loss")
+METRIC_NAMES = ("metrics/precision(B)", "metrics/recall(B)", "metrics/mAP50(B)", "metrics/mAP50-95(B)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStats:
+    """One call of the engine's training step; a skipped step is a result like any other."""
+
+    step: int
+    """Optimizer steps tried so far, this one included (1 after the first)."""
+    epoch: int
+    """Epoch, from 0, of the step's first sample."""
+    position: int
+    """Samples of the whole stream consumed so far over all ranks, this step included."""
+    samples: int
+    """Samples in this step over all ranks and accumulated micro-batches."""
+    loss: Mapping[str, float]
+    """Mean loss items by LOSS_NAMES, with their gains, as ultralytics shows them."""
+    grad_norm: float | None
+    """Global L2 norm of the gradients before clipping, or None where it was not measured."""
+    lr: Mapping[str, float]
+    """Learning rate by parameter group: `pg0`, `pg1`, ..."""
+    momentum: float
+    """SGD momentum, or Adam's first beta."""
+    loss_scale: float | None
+    """fp16 loss scale, or None outside fp16."""
+    skipped: bool
+    """True where the optimizer did not step because gradients were not finite."""
+    seconds: float
+    """Wall seconds of the step, waiting for data included."""
+    data_seconds: float
+    """The part of `seconds` spent waiting for data."""
+    instances: int
+    """Labelled boxes in this rank's last micro-batch."""
+    imgsz: int
+    """Width in pixels of this rank's last micro-batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochStats:
+    """One epoch, after its evaluation where it had one."""
+
+    epoch: int
+    """Epoch from 0."""
+    seconds: float
+    """Wall seconds of training so far, those before a resume included."""
+    train_loss: Mapping[str, float]
+    """Mean loss items of the epoch by LOSS_NAMES."""
+    val_loss: Mapping[str, float] | None
+    """The same on the validation set, or None where the epoch was not evaluated."""
+    metrics: Mapping[str, float] | None
+    """Values by METRIC_NAMES, or None where the epoch was not evaluated."""
+    fitness: float | None
+    """ultralytics' fitness of `metrics`, or None where the epoch was not evaluated."""
+    lr: Mapping[str, float]
+    """Learning rate at the end of the epoch by `lr/pg0`, `lr/pg1`, ..."""
+    images_per_second: float
+    """Training images a second over all ranks in this epoch, evaluation left out."""
+    is_best: bool
+    """True where this epoch's fitness is the best so far."""

@@ -1,0 +1,208 @@
+"""The screen of rank 0: ultralytics' header, bar and line per epoch; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TextIO
+
+from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats, StepStats
+from yolods.telemetry.log import CLEAR_LINE, FILE_ONLY
+
+_log = logging.getLogger("yolods.console")
+
+_TRAIN_TITLES = ("Epoch", "GPU_mem", *LOSS_NAMES, "Instances", "Size")
+_VAL_HEADER = ("%22s" + "%11s" * 6) % ("Class", "Images", "Instances", "Box(P", "R", "mAP50", "mAP50-95)")
+_HEADER_EVERY = 20
+"""Epochs between two headers where there is no terminal."""
+
+
+def gpu_memory() -> str:
+    """Memory this process has reserved on its accelerator, in GiB as ultralytics shows it: `4.21G`; `0G` on a CPU."""
+    import torch
+
+    reserved = torch.cuda.memory_reserved() if torch.cuda.is_available() and torch.cuda.is_initialized() else 0
+    return f"{reserved / 2**30:.3g}G"
+
+
+class RunningLoss:
+    """Mean loss items of the epoch so far, weighted by samples; skipped steps are left out."""
+
+    def __init__(self) -> None:
+        self._sums = dict.fromkeys(LOSS_NAMES, 0.0)
+        self._samples = 0
+
+    def add(self, stats: StepStats) -> None:
+        """Take one step in."""
+        if stats.skipped:
+            return
+        self._samples += stats.samples
+        for name in LOSS_NAMES:
+            self._sums[name] += stats.loss[name] * stats.samples
+
+    def mean(self) -> dict[str, float]:
+        """By LOSS_NAMES; nan before the first step that counts."""
+        return {name: total / self._samples if self._samples else math.nan for name, total in self._sums.items()}
+
+
+class Console:
+    """Writes to a stream, and the same lines to train.log; on a terminal with ultralytics' progress bar.
+
+    Elsewhere (a file, a job scheduler) there is one line an epoch, and in a long epoch one every `heartbeat` seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        epochs: int,
+        images_per_epoch: int,
+        batch_size: int,
+        stream: TextIO | None = None,
+        heartbeat: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.epochs = epochs
+        self.images_per_epoch = images_per_epoch
+        self.batch_size = batch_size
+        self.batches = max(math.ceil(images_per_epoch / batch_size), 1)
+        self._stream = stream or sys.stdout
+        self._terminal = self._stream.isatty()
+        self._heartbeat, self._clock = heartbeat, clock
+        self._bar: Any = None
+        self._epoch = 0
+        self._loss = RunningLoss()
+        self._last: StepStats | None = None
+        self._last_line = self._epoch_start = clock()
+        self._first_batch: int | None = None
+        self._val_done = self._val_batches = 0
+        self._epochs_since_header = _HEADER_EVERY
+
+    def say(self, text: str) -> None:
+        """Show lines of text at once, and log them."""
+        self._write(text)
+        self._record(text)
+
+    def epoch_begin(self, epoch: int) -> None:
+        """Show the header (on a terminal each time) and an empty bar."""
+        self._close_bar()
+        self._epoch, self._loss, self._last, self._first_batch = epoch, RunningLoss(), None, None
+        self._last_line = self._epoch_start = self._clock()
+        header = ("%11s" * len(_TRAIN_TITLES)) % _TRAIN_TITLES
+        full_header = header + ("%11s" * 5) % ("Box(P", "R", "mAP50", "mAP50-95)", "images/s")
+        if self._epochs_since_header >= _HEADER_EVERY:
+            self._epochs_since_header = 0
+            self._record(full_header)
+            if not self._terminal:
+                self._write(full_header)
+        self._epochs_since_header += 1
+        if self._terminal:
+            self._write(f"\n{header}")
+            self._bar = self._new_bar(f"{f'{epoch + 1}/{self.epochs}':>11}", self.batches)
+
+    def step(self, stats: StepStats) -> None:
+        """Move the bar to the step's position, or say that the run is alive."""
+        self._loss.add(stats)
+        self._last = stats
+        done = min(math.ceil((stats.position - self._epoch * self.images_per_epoch) / self.batch_size), self.batches)
+        if self._first_batch is None:  # after a resume in mid-epoch, time per batch must not count what came before
+            self._first_batch = max(done - max(math.ceil(stats.samples / self.batch_size), 1), 0)
+        if self._bar is not None:
+            self._bar.desc = self._train_cells()
+            self._bar.update(max(done - self._bar.n, 0))
+        elif self._clock() - self._last_line >= self._heartbeat:
+            self._last_line = self._clock()
+            self.say(self._alive(done))
+
+    def epoch_end(self, stats: EpochStats) -> None:
+        """Show (on a terminal: only log) the line of the epoch: training, metrics, rate."""
+        self._close_bar()
+        metrics = stats.metrics or {}
+        cells = "".join(f"{_number(metrics.get(name, math.nan)):>11}" for name in METRIC_NAMES)
+        rate = f"{stats.images_per_second:11.1f}"
+        best = "  best" if stats.is_best else ""
+        line = f"{self._train_cells(stats.train_loss)}{cells}{rate}{best}"
+        self._record(line)
+        if not self._terminal:
+            self._write(line)
+
+    def val_begin(self, batches: int) -> None:
+        """Show the validation header with an empty bar of `batches`."""
+        self._close_bar()
+        if self._terminal:
+            self._bar = self._new_bar(_VAL_HEADER, batches)
+        self._last_line = self._clock()
+        self._val_done, self._val_batches = 0, batches
+
+    def val_progress(self, batches: int = 1) -> None:
+        """Move the validation bar by `batches`."""
+        self._val_done += batches
+        if self._bar is not None:
+            self._bar.update(batches)
+        elif self._clock() - self._last_line >= self._heartbeat:
+            self._last_line = self._clock()
+            self.say(f"{'validation':>11} batch {self._val_done}/{self._val_batches}")
+
+    def val_end(self, rows: Sequence[tuple[str, int, int, Sequence[float]]], *, final: bool) -> None:
+        """Show a table of (class, images, instances, (P, R, mAP50, mAP50-95)); `final` false: a terminal sees row 0.
+
+        Without a terminal the epoch's own line has these numbers, so only a final table is shown.
+        """
+        had_header = self._bar is not None
+        self._close_bar()
+        lines = [("%22s" + "%11i" * 2 + "%11.3g" * len(values)) % (*cells, *values) for *cells, values in rows]
+        if final:
+            for line in lines if had_header else [_VAL_HEADER, *lines]:
+                self.say(line)
+        elif self._terminal and lines:
+            self._write(lines[0])
+
+    def close(self) -> None:
+        """End a bar that is still open, so that what follows starts on its own line."""
+        self._close_bar()
+
+    def _train_cells(self, loss: Mapping[str, float] | None = None) -> str:
+        """ultralytics' seven columns: epoch, memory, three losses, instances and size of the last batch."""
+        mean = self._loss.mean() if loss is None else loss
+        instances, imgsz = (self._last.instances, self._last.imgsz) if self._last else (0, 0)
+        numbers = (*(mean[name] for name in LOSS_NAMES), instances, imgsz)
+        return ("%11s" * 2 + "%11.4g" * 5) % (f"{self._epoch + 1}/{self.epochs}", gpu_memory(), *numbers)
+
+    def _alive(self, done: int) -> str:
+        elapsed = self._clock() - self._epoch_start
+        mean = self._loss.mean()
+        losses = ", ".join(f"{name} {mean[name]:.4g}" for name in LOSS_NAMES)
+        batches_here = max(done - (self._first_batch or 0), 1)
+        left = elapsed / batches_here * (self.batches - done)
+        epoch = f"{self._epoch + 1}/{self.epochs}"
+        return f"{epoch:>11} batch {done}/{self.batches}, {losses}, {left:.0f} s left in this epoch"
+
+    def _new_bar(self, text: str, total: int) -> Any:
+        from ultralytics.utils.tqdm import TQDM
+
+        return TQDM(total=total, desc=text, disable=False, file=self._stream)
+
+    def _close_bar(self) -> None:
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with suppress(OSError, ValueError):
+                bar.close()
+
+    def _write(self, text: str) -> None:
+        """A screen that is gone (a dropped connection, a closed pipe) must not end the run: train.log goes on."""
+        start = CLEAR_LINE if self._bar is not None else ""
+        with suppress(OSError, ValueError):
+            self._stream.write(f"{start}{text}\n")
+            self._stream.flush()
+
+    @staticmethod
+    def _record(text: str) -> None:
+        for line in text.splitlines():
+            _log.info(line, extra={FILE_ONLY: True})
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"

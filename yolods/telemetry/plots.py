@@ -1,0 +1,149 @@
+"""The pictures of a run, drawn by ultralytics; one that fails costs a warning, never the training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from yolods.compat import use_local_font
+
+_log = logging.getLogger("yolods.plots")
+
+MAX_IMAGES = 16
+"""ultralytics' `plot_images` shows this many of a batch."""
+_MIN_CONFIDENCE = 0.25
+"""ultralytics' `plot_images` draws predictions above this."""
+
+Batch = Mapping[str, Any]
+"""A collated batch: `img` (B, 3, H, W) uint8 or float in [0, 1], `cls` (N, 1), `bboxes` (N, 4) xywh in [0, 1],
+`batch_idx` (N,), `im_file` B paths; tensors on any device."""
+Prediction = Mapping[str, Any]
+"""One image's boxes after NMS: `bboxes` (n, 4) xyxy in pixels of the network's input, `conf` (n,), `cls` (n,)."""
+
+
+@contextmanager
+def harmless(what: str) -> Iterator[None]:
+    """Turn any failure inside into one warning line that names `what`."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        _log.warning("%s could not be written: %s", what, reason)
+
+
+class Painter:
+    """Draws grids of images in a thread of its own, in order, while training goes on.
+
+    Pictures made with pyplot (labels, results) are drawn by the caller's thread: pyplot's state is one for the process.
+    """
+
+    def __init__(self, run_dir: Path, names: Mapping[int, str], on_picture: Callable[[str, Path, int], None]) -> None:
+        """`on_picture(tag, file, step)` is called, in that thread, for each picture that has been written."""
+        self._dir = run_dir
+        self._names = dict(names)
+        self._on_picture = on_picture
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plots")
+        self._jobs: list[Future[None]] = []
+        with harmless("the font of pictures"):
+            use_local_font()
+
+    def train_images(self, batch: Batch, k: int, step: int) -> None:
+        """train_batch<k>.jpg: the first images of the batch with their labels."""
+        name = f"train_batch{k}.jpg"
+        with harmless(name):
+            self._submit(name, f"train/batch{k}", step, _images(batch), _labels(batch), batch["im_file"])
+
+    def val_images(self, batch: Batch, predictions: Sequence[Prediction], k: int, step: int) -> None:
+        """val_batch<k>_labels.jpg and val_batch<k>_pred.jpg: the same images with labels and with predictions."""
+        with harmless(f"val_batch{k}_labels.jpg and _pred.jpg"):
+            images = _images(batch)
+            for kind, boxes in (("labels", _labels(batch)), ("pred", _predicted(predictions))):
+                name = f"val_batch{k}_{kind}.jpg"
+                self._submit(name, f"val/batch{k}_{kind}", step, images.copy(), boxes, batch["im_file"])
+
+    def labels(self, labels: Sequence[Mapping[str, Any]]) -> None:
+        """labels.jpg: instances a class, and where and how large the boxes are. `labels` as in a YOLODataset."""
+        with harmless("labels.jpg"):
+            import numpy as np
+            from ultralytics.utils.plotting import plot_labels
+
+            boxes = np.concatenate([label["bboxes"] for label in labels]) if len(labels) else np.zeros((0, 4))
+            if not len(boxes):
+                raise ValueError("the training set has no labelled box")
+            classes = np.concatenate([label["cls"] for label in labels]).reshape(-1)
+            self._redraw("labels.jpg", lambda: plot_labels(boxes, classes, names=self._names, save_dir=self._dir))
+
+    def results(self) -> None:
+        """results.png, from results.csv."""
+        with harmless("results.png"):
+            from ultralytics.utils.plotting import plot_results
+
+            self._redraw("results.png", lambda: plot_results(file=self._dir / "results.csv"))
+
+    def join(self) -> None:
+        """Wait until every picture asked for has been written or has failed."""
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            job.result()
+
+    def close(self) -> None:
+        """Wait as join() does, and end the thread."""
+        self.join()
+        self._pool.shutdown()
+
+    def _redraw(self, name: str, draw: Callable[[], None]) -> None:
+        """Draw a picture afresh. ultralytics logs some failures and goes on, so the file tells whether it worked."""
+        file = self._dir / name
+        file.unlink(missing_ok=True)
+        draw()
+        if not file.is_file():
+            raise RuntimeError("see the line above")
+
+    def _submit(self, name: str, tag: str, step: int, images: Any, boxes: dict[str, Any], paths: Sequence[str]) -> None:
+        from ultralytics.utils.plotting import plot_images
+
+        file = self._dir / name
+        shown = [str(path) for path in paths[: len(images)]]
+
+        def draw() -> None:
+            with harmless(name):
+                plot_images(boxes, images, shown, file, self._names, threaded=False)
+                self._on_picture(tag, file, step)
+
+        self._jobs = [job for job in self._jobs if not job.done()]
+        self._jobs.append(self._pool.submit(draw))
+
+
+def _images(batch: Batch) -> Any:
+    """A copy, since plot_images scales in place, of the images shown: (b, 3, H, W) float32 in [0, 255]."""
+    images = batch["img"][:MAX_IMAGES].detach()
+    scale = 255.0 if images.is_floating_point() else 1.0
+    return images.float().cpu().contiguous().numpy() * scale
+
+
+def _labels(batch: Batch) -> dict[str, Any]:
+    """A copy of the labels of the images shown, as numpy arrays."""
+    index = batch["batch_idx"].detach().cpu().reshape(-1)
+    shown = index < MAX_IMAGES
+    values = {key: batch[key].detach().cpu()[shown].float().numpy() for key in ("cls", "bboxes")}
+    return {"batch_idx": index[shown].numpy(), "cls": values["cls"].reshape(-1), "bboxes": values["bboxes"]}
+
+
+def _predicted(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """The confident predictions of the images shown, in one set of numpy arrays, boxes as xywh in pixels."""
+    import torch
+    from ultralytics.utils.ops import xyxy2xywh
+
+    rows = [torch.zeros(0, 7)]
+    for index, one in enumerate(predictions[:MAX_IMAGES]):
+        boxes, conf, cls = (one[key].detach().float().cpu() for key in ("bboxes", "conf", "cls"))
+        # Pillow refuses a box that is inside out (or nan), and with it the whole picture.
+        keep = (conf > _MIN_CONFIDENCE) & (boxes[:, 2] >= boxes[:, 0]) & (boxes[:, 3] >= boxes[:, 1])
+        image = torch.full((int(keep.sum()), 1), float(index))
+        rows.append(torch.cat([image, xyxy2xywh(boxes[keep]), conf[keep, None], cls[keep, None]], dim=1))
+    table = torch.cat(rows).numpy()
+    return {"batch_idx": table[:, 0], "bboxes": table[:, 1:5].copy(), "conf": table[:, 5], "cls": table[:, 6]}

@@ -1,0 +1,104 @@
+"""results.csv: one row an epoch, in ultralytics' columns, order and number format, so that its readers just work."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
+
+
+def columns(lr_names: Sequence[str]) -> list[str]:
+    """Column names of results.csv for the given learning-rate columns (`lr/pg0`, ...)."""
+    train = [f"train/{name}" for name in LOSS_NAMES]
+    val = [f"val/{name}" for name in LOSS_NAMES]
+    return ["epoch", "time", *train, *METRIC_NAMES, *val, *lr_names]
+
+
+def row(stats: EpochStats) -> dict[str, float]:
+    """The values of one row by column; what an epoch without evaluation lacks is nan.
+
+    Losses and metrics are rounded to 5 decimals first, because ultralytics rounds there and then prints %.6g.
+    """
+    values: dict[str, float] = {"epoch": stats.epoch + 1, "time": stats.seconds}
+    values |= {f"train/{name}": round(float(stats.train_loss[name]), 5) for name in LOSS_NAMES}
+    values |= {name: round(_get(stats.metrics, name), 5) for name in METRIC_NAMES}
+    values |= {f"val/{name}": round(_get(stats.val_loss, name), 5) for name in LOSS_NAMES}
+    return values | {name: float(value) for name, value in stats.lr.items()}
+
+
+def _get(values: Mapping[str, float] | None, name: str) -> float:
+    return math.nan if values is None else float(values[name])
+
+
+class ResultsTable:
+    """The results.csv of a run, appended to by one process."""
+
+    def __init__(self, path: Path, start_epoch: int = 0) -> None:
+        """Take over `path` for a run whose next epoch is `start_epoch` (from 0).
+
+        Rows of that epoch and later ones, left by a run that got further than its last checkpoint, are dropped; with
+        `start_epoch` 0 the whole file is. Raises OSError where the file cannot be written.
+        """
+        self.path = path
+        self._columns: list[str] | None = None
+        if not path.exists():
+            return
+        if start_epoch == 0:
+            path.unlink()
+            return
+        header, rows = _parse(path)
+        kept = [cells for cells in rows if 1 <= float(cells[0]) <= start_epoch]
+        if header:
+            self._columns = header
+            _replace(path, "".join(",".join(cells) + "\n" for cells in [header, *kept]))
+        else:
+            path.unlink()
+
+    def append(self, stats: EpochStats) -> None:
+        """Add the row of an epoch in one write, so that a kill leaves a whole row or none. Raises OSError."""
+        values = row(stats)
+        head = ""
+        if self._columns is None:
+            self._columns = columns(list(stats.lr))
+            head = ",".join(self._columns) + "\n"
+        line = ",".join(f"{values.get(name, math.nan):.6g}" for name in self._columns)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(f"{head}{line}\n")
+
+
+def read(path: Path) -> dict[str, list[float]]:
+    """The file by column, whole rows only: the last line of a killed run may be cut short."""
+    header, rows = _parse(path)
+    return {name: [float(cells[i]) for cells in rows] for i, name in enumerate(header)}
+
+
+def _parse(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and whole, numeric rows. A last line without its newline is not whole, however its cells look."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+    if not lines or lines[0][:1] != ["epoch"]:
+        return [], []
+    header = [cell.strip() for cell in lines[0]]
+    return header, [cells for cells in lines[1:] if len(cells) == len(header) and all(map(_is_number, cells))]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _replace(path: Path, text: str) -> None:
+    """Rewrite `path` so that a reader, or a kill, sees the old file or the new one."""
+    fresh = path.with_name(path.name + ".new")
+    with open(fresh, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)

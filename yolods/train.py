@@ -1,0 +1,275 @@
+"""The training run: the loop on one screen, and the moments it is made of."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yolods.checkpoint.store import CheckpointStore, Progress
+from yolods.cluster.ranks import Ranks
+from yolods.config import RunConfig
+from yolods.data.loader import scaled_size, train_loader
+from yolods.data.sampler import Stream
+from yolods.data.splits import Split
+from yolods.engine.schedule import GROUPS, Schedule, Step
+from yolods.engine.zero import StepResult, ZeroEngine
+from yolods.errors import UserError
+from yolods.evaluate import Evaluation, Evaluator, PlainDetector
+from yolods.model.weights import read_pt, write_pt
+from yolods.stats import LOSS_NAMES, EpochStats, StepStats
+from yolods.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from ultralytics.nn.tasks import DetectionModel
+
+log = logging.getLogger(__name__)
+
+PICTURES_A_RUN = 5
+"""How often validation pictures are drawn, besides at the end."""
+
+
+class Run:
+    """A training run on this rank. `fit` and everything it calls is a collective."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        ranks: Ranks,
+        engine: ZeroEngine,
+        schedule: Schedule,
+        train: Split,
+        evaluator: Evaluator,
+        store: CheckpointStore,
+        skeleton: DetectionModel,
+        telemetry: Telemetry,
+        progress: Progress,
+    ) -> None:
+        """
+        Args:
+            skeleton: a plain CPU copy of the model, for .pt files.
+            progress: where to go on; `Progress()` for a new run.
+        """
+        self.config, self.ranks, self.engine, self.schedule = config, ranks, engine, schedule
+        self.evaluator, self.store, self.skeleton = evaluator, store, skeleton
+        self.telemetry, self.progress = telemetry, progress
+        self._train = train
+        self._began = time.perf_counter() - progress.seconds
+        self._stop = False
+        self._epoch_began, self._epoch_samples = time.perf_counter(), 0
+
+    def fit(self) -> None:
+        """Train from `progress` to the last epoch, or until patience runs out."""
+        self.engine.training()
+        batches = self._batches()
+        self.telemetry.epoch_begin(self._epoch)
+        while self.progress.position < self.schedule.total_samples and not self._stop:
+            started = time.perf_counter()
+            step = self.schedule.step_at(self.progress.position)
+            result = self.engine.train_step(step, batches, self._size())
+            self._record(step, result, time.perf_counter() - started)
+            if self.progress.position // self.schedule.samples > self.progress.epochs_done:
+                self._close_epoch(step)
+            elif self._due(self.config.deepspeed.own.checkpoint.every_steps, self.progress.step):
+                self._save()
+        batches.close()
+        self._finish()
+
+    @property
+    def _epoch(self) -> int:
+        return min(self.progress.position // self.schedule.samples, self.config.epochs - 1)
+
+    @staticmethod
+    def _due(every: int, count: int) -> bool:
+        return every > 0 and count % every == 0
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """This rank's micro-batches from where the run stands, shown to telemetry as they pass."""
+        stream = Stream(self.schedule.samples, self.config.seed, self.schedule.batch)
+        loader = train_loader(
+            self._train.dataset,
+            stream,
+            first_position=self.progress.position,
+            rank=self.ranks.rank,
+            ranks=self.ranks.size,
+            micro=self.config.deepspeed.micro_batch,
+            workers=self.config.workers,
+            pin_memory=self.ranks.device.type == "cuda",
+        )
+        for number, batch in enumerate(loader, start=self.progress.micro_batches):
+            if self.telemetry.wants_train_images(number):
+                self.telemetry.train_images(batch, number)
+            yield batch
+
+    def _size(self) -> int | None:
+        hyper = self.config.hyper
+        if not hyper.multi_scale:
+            return None
+        stride = max(int(max(self.skeleton.stride)), 32)
+        return scaled_size(hyper.seed, self.progress.step, self.config.imgsz, hyper.multi_scale, stride)
+
+    def _record(self, step: Step, result: StepResult, seconds: float) -> None:
+        """Move on by one step and tell telemetry."""
+        now = self.progress
+        counted = 0 if result.skipped else step.batches  # the loss of a skipped step may be inf or nan
+        sums = np.array(now.loss_sums or [0.0] * len(LOSS_NAMES))
+        if counted:
+            sums += counted * np.array(list(result.loss.values()))
+        samples = step.batches * self.schedule.batch
+        self.progress = replace(
+            now,
+            position=now.position + samples,
+            step=now.step + 1,
+            micro_batches=now.micro_batches + step.batches,
+            loss_sums=tuple(sums.tolist()),
+            loss_weight=now.loss_weight + counted,
+            seconds=time.perf_counter() - self._began,
+            skipped=now.skipped + result.skipped,
+            replaced=now.replaced + len(result.replaced),
+        )
+        self._epoch_samples += samples
+        for file in sorted(set(result.replaced)):
+            log.warning("%s could not be read; another sample took its place", file)
+        self.telemetry.step(
+            StepStats(
+                step=self.progress.step,
+                epoch=min(now.position // self.schedule.samples, self.config.epochs - 1),
+                position=self.progress.position,
+                samples=samples,
+                loss=result.loss,
+                grad_norm=result.grad_norm,
+                lr=dict(zip(("pg0", "pg1", "pg2"), step.lr, strict=True)),
+                momentum=step.momentum,
+                loss_scale=result.loss_scale,
+                skipped=result.skipped,
+                seconds=seconds,
+                data_seconds=result.data_seconds,
+                instances=result.instances,
+                imgsz=self._size() or self.config.imgsz,
+            )
+        )
+
+    def _close_epoch(self, step: Step) -> None:
+        """Evaluate, write weights, results and a checkpoint, and decide whether to go on."""
+        epoch = self.progress.position // self.schedule.samples - 1
+        epoch = min(epoch, self.config.epochs - 1)
+        rate = self._epoch_samples / (time.perf_counter() - self._epoch_began)
+        last = epoch == self.config.epochs - 1
+        evaluation, best = self._evaluate(epoch, last) if self.config.hyper.val or last else (None, False)
+        losses = np.array(self.progress.loss_sums) / max(self.progress.loss_weight, 1)
+        self.telemetry.epoch_end(
+            EpochStats(
+                epoch=epoch,
+                seconds=time.perf_counter() - self._began,
+                train_loss=dict(zip(LOSS_NAMES, losses.tolist(), strict=True)),
+                val_loss=evaluation.loss if evaluation else None,
+                metrics=evaluation.metrics if evaluation else None,
+                fitness=evaluation.fitness if evaluation else None,
+                lr={f"lr/pg{place}": rate for place, rate in enumerate(step.lr[: len(GROUPS)])},
+                images_per_second=rate,
+                is_best=best,
+            )
+        )
+        self.progress = replace(self.progress, epochs_done=epoch + 1, loss_sums=(), loss_weight=0)
+        self._stop = self._out_of_patience(epoch)
+        if last or self._stop or self._due(self.config.deepspeed.own.checkpoint.every_epochs, epoch + 1):
+            self._save()
+        self._epoch_began, self._epoch_samples = time.perf_counter(), 0
+        if not (last or self._stop):
+            self.telemetry.epoch_begin(epoch + 1)
+
+    def _evaluate(self, epoch: int, last: bool) -> tuple[Evaluation | None, bool]:
+        """Judge the moving average and write it to weights/; True where it is the best so far."""
+        pictures = last or epoch % math.ceil(self.config.epochs / PICTURES_A_RUN) == 0
+        with self.engine.evaluating():
+            evaluation = self.evaluator(
+                self.engine, pictures=pictures and self.config.hyper.plots, telemetry=self.telemetry
+            )
+            weights = self.engine.full_weights()
+        fitness = self.ranks.from_main(evaluation.fitness if evaluation else None)
+        best = self.progress.best_fitness is None or fitness >= self.progress.best_fitness
+        if best:
+            self.progress = replace(self.progress, best_fitness=fitness, best_epoch=epoch)
+        if weights is not None:
+            self._write_weights(weights, epoch, best, evaluation)
+        return evaluation, best
+
+    def _write_weights(self, weights: dict[str, Any], epoch: int, best: bool, evaluation: Evaluation | None) -> None:
+        """Rank 0: last.pt, best.pt where it is, epochN.pt where asked for. A full disk is reported, not fatal."""
+        folder = self.config.run_dir / "weights"
+        facts = {
+            "epoch": epoch,
+            "best_fitness": self.progress.best_fitness,
+            "train_args": train_args(self.config),
+            "train_metrics": {**evaluation.metrics, "fitness": evaluation.fitness} if evaluation else {},
+        }
+        try:
+            write_pt(folder / "last.pt", self.skeleton, weights, facts)
+            if best:
+                _copy(folder / "last.pt", folder / "best.pt")
+            if self._due(self.config.hyper.save_period, epoch + 1):
+                _copy(folder / "last.pt", folder / f"epoch{epoch + 1}.pt")
+        except (OSError, RuntimeError) as error:
+            self.telemetry.event(
+                "weights", f"{folder} could not be written, the earlier files stay: {error}", warn=True
+            )
+
+    def _out_of_patience(self, epoch: int) -> bool:
+        waited = epoch - self.progress.best_epoch
+        patience = self.config.hyper.patience
+        if not patience or waited < patience or self.progress.best_fitness is None:
+            return False
+        self.telemetry.event("early_stop", f"No improvement for {waited} epochs: stopping early (patience {patience})")
+        return True
+
+    def _save(self) -> None:
+        self.progress = replace(self.progress, seconds=time.perf_counter() - self._began)
+        try:
+            self.store.save(self.engine, self.progress)
+        except OSError as error:
+            self.telemetry.event("checkpoint", f"{error}; training goes on, the earlier checkpoint stays", warn=True)
+
+    def _finish(self) -> None:
+        """Judge best.pt once more as anyone would load it, with every plot."""
+        best = self.config.run_dir / "weights" / "best.pt"
+        if not self.ranks.from_main(best.is_file()):
+            raise UserError(f"{best} was never written; the log {self.config.run_dir / 'train.log'} says why")
+        self.telemetry.event("validate", f"\nValidating {best}...")
+        detector = PlainDetector(read_pt(best), self.config.hyper, self.ranks.device)
+        plots = self.config.hyper.plots
+        evaluation = self.evaluator(detector, plots=plots, pictures=plots, final=True, telemetry=self.telemetry)
+        self.telemetry.finish(evaluation.metrics if evaluation else None, time.perf_counter() - self._began)
+
+
+def train_args(config: RunConfig) -> dict[str, Any]:
+    """What a .pt remembers of its training, under ultralytics' names."""
+    return {
+        **config.hyper.as_ultralytics(),
+        "task": "detect",
+        "mode": "train",
+        "model": config.model,
+        "data": str(config.data),
+        "epochs": config.epochs,
+        "batch": config.batch_size,
+        "imgsz": config.imgsz,
+        "name": config.run_dir.name,
+    }
+
+
+def layout_of(config: RunConfig) -> dict[str, Any]:
+    """What the shards of a checkpoint depend on."""
+    layout = config.deepspeed
+    facts = ("ranks", "zero_stage", "precision", "autocast", "offload_optimizer", "offload_param")
+    return {**{fact: getattr(layout, fact) for fact in facts}, "batch": asdict(layout.batches)["micro"] * layout.ranks}
+
+
+def _copy(source: Any, target: Any) -> None:
+    partial = target.with_name(f".{target.name}.part")
+    shutil.copyfile(source, partial)
+    partial.replace(target)

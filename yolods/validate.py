@@ -1,0 +1,109 @@
+"""`yolods val`: judge a saved model as the training run would, on any number of ranks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from yolods.cluster.ranks import Ranks
+from yolods.config.hyper import Hyper, read_hyper
+from yolods.config.run import next_run_dir
+from yolods.data.splits import Opening, class_names, open_split, read_data
+from yolods.errors import Faults, UserError
+from yolods.evaluate import Evaluation, Evaluator, PlainDetector
+from yolods.model.weights import read_pt
+from yolods.telemetry import NullTelemetry, RunTelemetry
+
+PREDICTIONS_FILE = "predictions.json"
+
+
+def check_val_arguments(args: argparse.Namespace) -> Hyper:
+    """Everything that can be known wrong before a process starts.
+
+    Raises:
+        UserError: a line a fault.
+    """
+    faults = Faults()
+    if args.weights is None:
+        faults.add("--weights is missing: give the .pt to evaluate, for example runs/exp/weights/best.pt")
+    elif not Path(args.weights).is_file():
+        faults.add(f"--weights {args.weights}: no such file")
+    if args.data is None:
+        faults.add("--data is missing: give a data yaml, or --data demo for the embedded data set")
+    elif args.data != "demo" and not Path(args.data).is_file():
+        faults.add(f"--data {args.data}: no such file")
+    if args.batch_size is not None and args.batch_size < 1:
+        faults.add(f"--batch-size {args.batch_size}: has to be at least 1")
+    if args.imgsz is not None and (args.imgsz < 32 or args.imgsz % 32):
+        faults.add(f"--imgsz {args.imgsz}: has to be a multiple of 32")
+    hyper = read_hyper(None, args.set or [], faults).hyper
+    faults.raise_if_any()
+    return hyper
+
+
+def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
+    """Evaluate `args.weights` on a split of `args.data`; the result on rank 0. A collective."""
+    hyper = ranks.main_first(lambda: check_val_arguments(args))
+    ranks.main_first(lambda: read_pt(Path(args.weights)) and None)
+    net = read_pt(Path(args.weights))
+    spec = read_data(Path(args.data), ranks)
+    names = class_names(spec, hyper)
+    if net.model[-1].nc != len(names):
+        raise UserError(
+            f"--weights {args.weights} knows {net.model[-1].nc} classes, but {spec.yaml} names {len(names)}; "
+            "evaluate with the yaml that it was trained with"
+        )
+    stride = max(int(max(net.stride)), 32)
+    imgsz = args.imgsz or int(getattr(net, "args", {}).get("imgsz", 640))
+    opening = Opening(
+        imgsz=imgsz,
+        stride=stride,
+        epochs=1,
+        workers=args.workers or 0,
+        local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size)),
+    )
+    split = open_split(spec, args.split or "val", hyper, opening, ranks, augment=False)
+    project, name = Path(args.project or "runs"), args.name or "val"
+    run_dir = ranks.main_first(lambda: _make(next_run_dir(project, name, bool(args.exist_ok))))
+    telemetry = (
+        RunTelemetry(run_dir, names=dict(enumerate(names)), epochs=1, images_per_epoch=1, batch_size=1)
+        if ranks.is_main
+        else NullTelemetry()
+    )
+    with telemetry:
+        most = (
+            max([hyper.max_det, *(len(label["cls"]) for label in split.scan.labels)])
+            if hyper.max_det == 300
+            else hyper.max_det
+        )
+        evaluator = Evaluator(
+            split.dataset,
+            names,
+            replace(hyper, max_det=most),
+            ranks,
+            forward_batch=max((args.batch_size or 16) // ranks.size, 1),
+            workers=args.workers or 0,
+            save_dir=run_dir,
+        )
+        result = evaluator(
+            PlainDetector(net, hyper, ranks.device),
+            plots=hyper.plots,
+            pictures=hyper.plots,
+            final=True,
+            boxes_to=run_dir / PREDICTIONS_FILE if args.save_json else None,
+            telemetry=telemetry,
+        )
+        telemetry.event("results", f"Results saved to {run_dir}")
+    return result
+
+
+def _make(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made: {error.strerror or error}; choose another place by --project"
+        ) from None
+    return folder
