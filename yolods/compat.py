@@ -9,6 +9,8 @@ import importlib.util
 import os
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from yolods.config.paths import cache_dir
@@ -65,6 +67,24 @@ def skip_needless_builds() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__ = {}
+
+
+@contextmanager
+def local_checkpoints() -> Iterator[None]:
+    """Within: ultralytics loads the very file that it is given, asks nobody for another, and says nothing.
+
+    Seen on ultralytics 8.4.190: `torch_safe_load` drops quotes from a path and reads `yolov5s.pt` as `yolov5su.pt`, and
+    looks for a file of the new name on github; it warns before it raises. No longer needed once it takes an existing
+    path as it is.
+    """
+    from ultralytics.utils import LOGGER, downloads
+
+    theirs, muted = downloads.attempt_download_asset, LOGGER.disabled
+    downloads.attempt_download_asset, LOGGER.disabled = str, True
+    try:
+        yield
+    finally:
+        downloads.attempt_download_asset, LOGGER.disabled = theirs, muted
 
 
 def local_font(font: str = "Arial.ttf") -> Path:

@@ -58,6 +58,8 @@ def start_run(config: RunConfig, ranks: Ranks) -> Run:
     Raises:
         UserError: on every rank: data, model, weights, disk space or checkpoint are not as they have to be.
     """
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
+    config = replace(config, workers=min(config.workers, max(cores() // local_ranks, 1)))
     hyper = config.hyper
     seed_everything(hyper.seed, deterministic=hyper.deterministic and ranks.device.type == "cuda")
     spec = read_data(config.data, ranks)
@@ -68,7 +70,7 @@ def start_run(config: RunConfig, ranks: Ranks) -> Run:
         stride=_stride(model.skeleton, config.imgsz),
         epochs=config.epochs,
         workers=config.workers,
-        local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size)),
+        local_ranks=local_ranks,
     )
     ranks.main_first(lambda: _prepare_folder(config, model.parameters))
     train = open_split(spec, "train", hyper, opening, ranks, augment=True)
@@ -108,6 +110,11 @@ def start_run(config: RunConfig, ranks: Ranks) -> Run:
     )
     _announce(config, ranks, telemetry, model, (train, val), choice, schedule, progress)
     return Run(config, ranks, engine, schedule, train, evaluator, store, model.skeleton, telemetry, progress)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:

@@ -202,12 +202,16 @@ def test_cache_true_means_ram(tmp_path):
 def test_the_manual_lists_every_hyper_parameter_with_its_default():
     manual = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     for name, value in Hyper().as_dict().items():
-        shown = (
-            {None: "empty", True: "true", False: "false"}.get(value, value) if not isinstance(value, float) else value
-        )
-        assert (
-            f"| `{name}` | {shown:g} |" in manual if isinstance(value, float) else f"| `{name}` | {shown} |" in manual
-        )
+        if isinstance(value, bool):
+            default = str(value).lower()
+        else:
+            default = "empty" if value is None else value if isinstance(value, str) else f"{value:g}"
+        assert f"| `{name}` | {default} | {RULES[name].permitted} |" in manual
+
+
+def test_the_manual_says_why_each_other_setting_is_not_taken():
+    manual = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert [name for name in (*REFUSED, *YOLOV5) if f"`{name}`" not in manual] == []
 
 
 def test_configuration_needs_neither_torch_nor_ultralytics():

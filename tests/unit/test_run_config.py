@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,9 @@ def test_defaults():
         100,
         640,
         16,
-        8,
+        0,
     )
+    assert build("--data", "demo", device="cuda").workers == 8
     assert (config.seed, config.run_dir, config.device) == (0, Path("runs/exp"), "cpu")
     assert config.deepspeed.zero_stage == 1 and config.deepspeed.path is None
     assert not Path("runs").exists()
@@ -231,6 +233,8 @@ def test_config_json_gives_the_same_run_again():
     again = RunConfig.from_json((config.run_dir / CONFIG_FILE).read_text(), config.run_dir)
     assert again == dataclasses.replace(config, resume=config.run_dir)
     assert again.to_json() == config.to_json()
+    # The main rank hands its configuration to the others.
+    assert pickle.loads(pickle.dumps(config)) == config
 
 
 def test_config_json_is_resolved():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -127,5 +129,6 @@ def _live(folder: Path, zero_stage: int) -> dict[str, Tensor]:
         return {name: tensor.float() for name, tensor in state["module"].items() if "running_" not in name}
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    state = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints, and draws bars
+        state = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
     return {name: tensor.clone() for name, tensor in state.items() if "running_" not in name}

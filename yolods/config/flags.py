@@ -56,7 +56,7 @@ def _given_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="PT", help="ultralytics .pt")
     parser.add_argument("--imgsz", "--img", "--img-size", type=int, metavar="PX", help="image size (default 640)")
     parser.add_argument("--batch-size", "--batch", type=int, metavar="N", help="images over all ranks (default 16)")
-    parser.add_argument("--workers", type=int, metavar="N", help="loader processes a rank (default 8)")
+    parser.add_argument("--workers", type=int, metavar="N", help="loader processes a rank (default 8; 0 on a CPU)")
     parser.add_argument("--project", metavar="DIR", help="folder of runs (default runs)")
     parser.add_argument("--name", help="the run's folder in it (default exp)")
     parser.add_argument("--exist-ok", action="store_const", const=True, help="write into a folder that exists")

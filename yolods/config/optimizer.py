@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 from yolods.config.hyper import OPTIMIZERS, RULES, Hyper, HyperRead
@@ -39,8 +38,13 @@ class JsonOptimizer:
 
     name: str
     """Class in torch.optim."""
-    params: Mapping[str, Any]
+    arguments: tuple[tuple[str, Any], ...]
     """Its arguments as given, "auto" filled in; without DeepSpeed's own switches torch_adam, adam_w_mode and so on."""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The arguments by name; a fresh copy."""
+        return dict(self.arguments)
 
 
 def read_optimizer(block: Any, hyper: Hyper, where: str, faults: Faults) -> JsonOptimizer | None:
@@ -68,7 +72,7 @@ def read_optimizer(block: Any, hyper: Hyper, where: str, faults: Faults) -> Json
     if name == "Adam" and params.get("adam_w_mode") is not False:
         name = "AdamW"
     kept = {key: value for key, value in params.items() if key not in _DEEPSPEED_ADAM}
-    return JsonOptimizer(name, MappingProxyType(kept))
+    return JsonOptimizer(name, tuple(kept.items()))
 
 
 def _params(name: str, given: Any, hyper: Hyper, where: str, faults: Faults) -> dict[str, Any]:

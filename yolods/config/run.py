@@ -50,7 +50,7 @@ class RunConfig:
     imgsz: int = 640
     """Image size in pixels; a multiple of the model's largest stride."""
     workers: int = 8
-    """Loader processes a rank."""
+    """Loader processes a rank; fewer are started where the host has fewer cores."""
     project: Path = Path("runs")
     """Folder of runs."""
     name: str = "exp"
@@ -207,7 +207,7 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
         weights=weights,
         epochs=numbers.get("epochs", RunConfig.epochs),
         imgsz=imgsz,
-        workers=numbers.get("workers", RunConfig.workers),
+        workers=numbers.get("workers", default_workers(device)),
         project=project,
         name=name,
         exist_ok=exist_ok,
@@ -232,6 +232,11 @@ def next_run_dir(project: Path, name: str, exist_ok: bool = False) -> Path:
         folder = project / f"{name}{number}"
         number += 1
     return folder
+
+
+def default_workers(device: str) -> int:
+    """Loader processes a rank: ultralytics' 8, and none on a CPU, where they would take cores from the training."""
+    return RunConfig.workers if device == "cuda" else 0
 
 
 def _check_accelerator(device: str, environ: Mapping[str, str], faults: Faults) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SIZES = ("n", "s", "m", "l", "x")
 _ZOO = re.compile(r"^yolov5(?P<size>[nsmlx])u?(?P<p6>6u?|-p6)?$")
-_CUSTOM = re.compile(r"^yolov5\[(?P<depth>[\d.]+),\s*(?P<width>[\d.]+)\](?P<p6>6|-p6)?$")
+_CUSTOM = re.compile(r"^yolov5\[(?P<depth>\d+\.?\d*|\.\d+),\s*(?P<width>\d+\.?\d*|\.\d+)\](?P<p6>6|-p6)?$")
 
 
 @dataclass(frozen=True)

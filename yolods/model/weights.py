@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickletools
+import re
 import zipfile
 from collections.abc import Mapping
 from copy import deepcopy
@@ -14,10 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from yolods.compat import local_checkpoints
 from yolods.errors import UserError
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
+
+_ORIGINAL = re.compile(r"models\.(yolo|common|experimental)( \w+)?")
+"""A module of the original repository as a pickle names it: with a class behind it, or in a string of its own."""
 
 
 def read_pt(path: Path) -> DetectionModel:
@@ -34,11 +39,13 @@ def read_pt(path: Path) -> DetectionModel:
     from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
     try:
-        checkpoint, _ = torch_safe_load(str(path), safe_only=True)
+        with local_checkpoints():
+            # Absolute, because a damaged file whose bare name is one of ultralytics' own is deleted and downloaded.
+            checkpoint, _ = torch_safe_load(str(path.absolute()), safe_only=True)
     except Exception as error:  # every kind of damage ends here: zip, pickle, refused class
         raise UserError(f"--weights {path}: not a loadable ultralytics checkpoint: {_one_line(error)}") from None
     net = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
-    if not isinstance(net, DetectionModel):
+    if type(net) is not DetectionModel:  # models of other tasks are made of it
         raise UserError(f"--weights {path}: holds {type(net).__name__}, not an ultralytics detection model")
     return net.float()
 
@@ -67,12 +74,8 @@ def _is_original_yolov5(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             inner = next(name for name in archive.namelist() if name.endswith("data.pkl"))
             operations = pickletools.genops(archive.read(inner))
-            return any(
-                isinstance(argument, str) and argument.split()[0].startswith(("models.yolo", "models.common"))
-                for _, argument, _ in operations
-                if argument
-            )
-    except (zipfile.BadZipFile, StopIteration, ValueError, IndexError, OSError):
+            return any(isinstance(argument, str) and _ORIGINAL.fullmatch(argument) for _, argument, _ in operations)
+    except (zipfile.BadZipFile, StopIteration, ValueError, OSError):
         return False
 
 
@@ -89,14 +92,15 @@ def transfer(net: DetectionModel, source: DetectionModel) -> tuple[int, int]:
     net.load(source, verbose=False)
     given = source.state_dict()
     after = net.state_dict()
-    taken = sum(
-        1
+    taken = {
+        name
         for name, tensor in after.items()
         if name in given and (given[name].shape == tensor.shape or not torch.equal(tensor, before.get(name, tensor)))
-    )
-    if taken == 0:
+    }
+    # Counters of batches and the bins of the DFL fit any model, and teach it nothing.
+    if not any(name in taken and parameter.requires_grad for name, parameter in net.named_parameters()):
         raise UserError("--weights: no tensor of the checkpoint fits this model")
-    return taken, len(after)
+    return len(taken), len(after)
 
 
 def write_pt(
