@@ -22,10 +22,13 @@ USAGE = """usage: yolods WORD [flags]
 yolods WORD --help lists the flags of a word."""
 
 DEMO_FLAGS = (
-    *("--data", "demo", "--model", "yolov5n", "--imgsz", "224", "--batch-size", "16", "--epochs", "30"),
-    *("--name", "demo", "--set", "nbs=32", "--set", "close_mosaic=6"),
+    *("--data", "demo", "--model", "yolov5n", "--imgsz", "224", "--batch-size", "16", "--epochs", "20"),
+    *("--name", "demo", "--set", "nbs=32", "--set", "close_mosaic=5"),
 )
 """The main job of `./launch.sh` without a word; tuned to finish in minutes on two cores."""
+
+DEMO_RANKS = 2
+"""Ranks of the demo: its batch has to divide by them, whatever the machine has."""
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -40,8 +43,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one word. Returns the exit status: 0, 2 for a user's mistake, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
-    compat.prepare()
     try:
+        compat.prepare()
         return _dispatch(words)
     except UserError as error:
         if int(os.environ.get("RANK", 0)) == 0:
@@ -94,18 +97,23 @@ def _export_parser() -> argparse.ArgumentParser:
 
 def _launch(words: list[str]) -> int:
     """Check everything that one process can check, then become DeepSpeed's launcher."""
-    from yolods.cluster.launch import launcher_command, ranks_of, split_words
+    from yolods.cluster.launch import LaunchFlags, launcher_command, ranks_of, split_words
+    from yolods.telemetry.log import quiet_dependencies
 
     flags, rest = split_words(words)
-    if rest and rest[0] == "demo":
+    demo = bool(rest) and rest[0] == "demo"
+    if demo:
         rest = ["train", *DEMO_FLAGS, *rest[1:]]
     if not rest or rest[0] not in ("train", "val") or {"-h", "--help"} & set(rest):
         return _dispatch(rest)
     gpus = _count_gpus()
+    if demo and gpus > DEMO_RANKS and flags == LaunchFlags():
+        flags = LaunchFlags(num_gpus=DEMO_RANKS)
     ranks = ranks_of(flags, gpus=gpus)
     if rest[0] == "train":
         _check_train(_train_parser().parse_args(rest[1:]), ranks, "cuda" if gpus else "cpu")
     else:
+        quiet_dependencies(logging.WARNING)  # ultralytics, which is imported below, greets on its first start
         from yolods.validate import check_val_arguments
 
         check_val_arguments(_val_parser().parse_args(rest[1:]))
@@ -123,9 +131,9 @@ def _check_train(args: argparse.Namespace, ranks: int, device: str) -> None:
     if not config.is_demo:
         read_spec(config.data)
     if config.weights is not None and not config.resume:
-        from yolods.model.weights import refuse_original
+        from yolods.model.weights import check_file
 
-        refuse_original(config.weights)
+        check_file(config.weights)
 
 
 def _count_gpus() -> int:
@@ -196,6 +204,7 @@ def _prepare_libraries() -> None:
     from yolods.telemetry.log import quiet_dependencies
 
     quiet_dependencies(logging.WARNING)
+    compat.accept_torch_optimizers()
     import torch
 
     if not torch.cuda.is_available():

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
 import types
@@ -14,10 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from yolods.config.paths import cache_dir
+from yolods.errors import UserError
 
 
 def prepare() -> None:
-    """Point every dependency's side files at our cache and keep all of them off the network."""
+    """Point every dependency's side files at our cache and keep all of them off the network.
+
+    Raises:
+        UserError: the cache cannot be made.
+    """
     cache = cache_dir()
     # ultralytics 8.4.190 resolves two public host names while it is imported, writes settings.json under
     # ~/.config and downloads fonts; matplotlib writes ~/.config/matplotlib; torch builds extensions in ~/.cache.
@@ -30,7 +36,13 @@ def prepare() -> None:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "torch_extensions"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
     for variable in ("YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
-        Path(os.environ[variable]).mkdir(parents=True, exist_ok=True)
+        folder = Path(os.environ[variable])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be made: {error.strerror or error}; set YOLODS_CACHE to a folder that can be written"
+            ) from None
 
 
 def stand_in_for_torchvision() -> bool:
@@ -67,6 +79,21 @@ def skip_needless_builds() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__ = {}
+
+
+def accept_torch_optimizers() -> None:
+    """Keep DeepSpeed's warning of an untested optimizer off the screen; calling it again changes nothing.
+
+    Seen with deepspeed 0.19.8: under ZeRO it warns of SGD and all others of torch's but Adam, although our own JSON
+    says `zero_allow_untested_optimizer`. tests/parity is what has tested them.
+    """
+    logger = logging.getLogger("DeepSpeed")
+    if _no_warning_of_optimizers not in logger.filters:
+        logger.addFilter(_no_warning_of_optimizers)
+
+
+def _no_warning_of_optimizers(record: logging.LogRecord) -> bool:
+    return "ZeRO with an untested optimizer" not in str(record.msg)
 
 
 @contextmanager

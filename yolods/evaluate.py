@@ -7,8 +7,9 @@ layout evaluates, that uneven sets are counted exactly once, and that the result
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolods.cluster.ranks import Ranks
+from yolods.cluster.ranks import Ranks, Share
 from yolods.data.dataset import EVAL_GROUP, DetectionSet
 from yolods.data.loader import eval_batches, eval_loader
+from yolods.errors import UserError
 from yolods.model.decode import decode
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss, as_float
@@ -29,6 +31,10 @@ from yolods.telemetry import NullTelemetry, Telemetry
 if TYPE_CHECKING:
     from ultralytics.utils.metrics import DetMetrics
 
+log = logging.getLogger(__name__)
+PICTURES = 3
+"""Batches that are drawn."""
+
 UNLIMITED_SECONDS = 1e9
 """ultralytics gives up on NMS after a time limit and drops what is left of a batch; a metric must not depend on it."""
 
@@ -36,8 +42,8 @@ UNLIMITED_SECONDS = 1e9
 class Detector(Protocol):
     """What can be evaluated."""
 
-    def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """uint8 (N, 3, H, W) -> boxes and scores (N, 4 + nc, A) fp32, and raw fp32 outputs."""
+    def predict(self, images: Tensor | None) -> tuple[Tensor, dict[str, Any]] | None:
+        """uint8 (N, 3, H, W) -> boxes and scores (N, 4 + nc, A) fp32, and raw fp32 outputs; None where others judge."""
 
     def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
         """(3,) loss items of raw outputs."""
@@ -71,6 +77,7 @@ class _Tally:
     loss: np.ndarray = field(default_factory=lambda: np.zeros(len(LOSS_NAMES)))
     batches: int = 0
     replaced: list[str] = field(default_factory=list)
+    shown: list[list[dict[str, Tensor]]] = field(default_factory=list)
 
 
 class Evaluator:
@@ -83,6 +90,7 @@ class Evaluator:
         hyper: Any,
         ranks: Ranks,
         *,
+        share: Share,
         forward_batch: int,
         workers: int = 0,
         save_dir: Path,
@@ -90,6 +98,7 @@ class Evaluator:
         """
         Args:
             dataset: built for evaluation.
+            share: which part of the images this rank works on, and whether it needs them or judges.
             hyper: namespace with conf, iou, max_det, agnostic_nms, single_cls.
             forward_batch: most images a forward pass on a rank; never more than share a padded shape.
             save_dir: where plots go.
@@ -97,8 +106,9 @@ class Evaluator:
         self._dataset, self._names, self._hyper, self._ranks = dataset, dict(enumerate(names)), hyper, ranks
         self._workers, self.save_dir = workers, save_dir
         self._batches = eval_batches(
-            dataset, rank=ranks.rank, ranks=ranks.size, forward_batch=min(forward_batch, EVAL_GROUP)
+            dataset, rank=share.index, ranks=share.count, forward_batch=min(forward_batch, EVAL_GROUP)
         )
+        self._share = share
 
     def __call__(
         self,
@@ -126,25 +136,42 @@ class Evaluator:
         judge = _Judge(self._names, self._hyper, self.save_dir, confusion=plots, boxes=boxes_to is not None)
         tally = _Tally()
         telemetry.val_begin(len(self._batches))
-        for number, batch in enumerate(eval_loader(self._dataset, self._batches, workers=self._workers)):
-            decoded, raw = detector.predict(batch["img"])
-            if batch["real"]:
-                tally.loss += detector.score(raw, batch).cpu().numpy()
+        first: list[dict[str, Any]] = []
+        for batch in aloud(self._load(), self._ranks):
+            found = detector.predict(batch["img"] if self._share.reads_images else None)
+            if found is not None and batch["real"]:
+                tally.loss += detector.score(found[1], batch).cpu().numpy()
                 tally.batches += 1
-                shown = judge.judge(decoded, batch, tally)
-                if pictures:
-                    telemetry.val_images(batch, shown, number)
-            tally.replaced += batch["replaced"]
+                shown = judge.judge(found[0], batch, tally)
+                if pictures and len(tally.shown) < PICTURES:
+                    tally.shown.append(shown)
+            if self._ranks.is_main and len(first) < PICTURES:
+                first.append(batch)
+            tally.replaced += batch.get("replaced", ())
             telemetry.val_progress()
         tally.confusion = judge.confusion
         tallies = self._ranks.to_main(tally)
         if not self._ranks.is_main:
             return None
         result = self._add_up(judge, tallies, plots=plots, boxes_to=boxes_to, seconds=time.perf_counter() - started)
+        self._show(telemetry, first, tallies)
         telemetry.val_end(result.details, result.images, final=final)
         for file in sorted({file for each in tallies for file in each.replaced}):
             telemetry.event("unreadable", f"{file} could not be read; it counts as an image without boxes", warn=True)
         return result
+
+    def _load(self) -> Iterator[dict[str, Any]]:
+        """This rank's batches; stages of a pipeline that neither read images nor judge them just keep step."""
+        if self._share.reads_images or self._share.reads_labels:
+            return eval_loader(self._dataset, self._batches, workers=self._workers)
+        return iter([{"img": None, "real": 0}] * len(self._batches))
+
+    @staticmethod
+    def _show(telemetry: Telemetry, batches: list[dict[str, Any]], tallies: list[_Tally]) -> None:
+        """Rank 0's first batches with what was found in them, by whichever rank of its replica judged them."""
+        shown = next((tally.shown for tally in tallies if tally.shown), [])
+        for number, (batch, found) in enumerate(zip(batches, shown, strict=False)):
+            telemetry.val_images(batch, found, number)
 
     def _add_up(
         self, judge: _Judge, tallies: list[_Tally], *, plots: bool, boxes_to: Path | None, seconds: float
@@ -153,7 +180,7 @@ class Evaluator:
         records = sorted((record for tally in tallies for record in tally.records), key=lambda record: record["index"])
         details = judge.metrics(records, plots)
         if plots:
-            judge.plot_confusion(sum(tally.confusion for tally in tallies))
+            judge.plot_confusion(sum(tally.confusion for tally in tallies if tally.confusion is not None))
         if boxes_to is not None:
             boxes = sorted((box for tally in tallies for box in tally.boxes), key=lambda box: str(box["image_id"]))
             boxes_to.write_text(json.dumps(boxes), encoding="utf-8")
@@ -167,6 +194,19 @@ class Evaluator:
             images=len(records),
             seconds=seconds,
         )
+
+
+def aloud(batches: Iterator[dict[str, Any]], ranks: Ranks) -> Iterator[dict[str, Any]]:
+    """Pass a loader's batches on, and say on the spot what ends it on this rank alone.
+
+    What every rank raises is shown once, by rank 0 (cli.py); of a fault elsewhere it would know nothing.
+    """
+    try:
+        yield from batches
+    except UserError as fault:
+        if not ranks.is_main:
+            log.error("%s", fault)
+        raise
 
 
 class _Judge:
@@ -270,11 +310,12 @@ class PlainDetector:
         """
         self._net = net.to(device).eval()
         self._inputs = InputFormat(device, torch.float32, channels_last=True)
-        self._loss = DetectionLoss(self._net, hyper)
+        self._loss = DetectionLoss(self._net.model[-1], device, hyper)
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def predict(self, images: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
         """Decoded boxes and scores, and raw outputs."""
+        assert images is not None
         _, raw = self._net(self._inputs.images(images))
         raw = as_float(raw)
         head = self._net.model[-1]

@@ -6,50 +6,37 @@ import logging
 import os
 import random
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from yolods.checkpoint.store import CheckpointStore, Progress
 from yolods.cluster.ranks import Ranks
 from yolods.config import RunConfig
 from yolods.config.run import CONFIG_FILE
 from yolods.data.splits import Opening, Split, class_names, class_weights, note_problems, open_split, read_data
+from yolods.engine.base import Engine
 from yolods.engine.build import build_engine, plan_schedule
 from yolods.engine.optim import OptimizerChoice, choose_optimizer
 from yolods.engine.schedule import Schedule
+from yolods.engine.stages import build_stage, plan_stages
 from yolods.errors import UserError
 from yolods.evaluate import Evaluator
-from yolods.model.build import architecture, build, parse_name
-from yolods.model.weights import plain_copy, read_pt, transfer
+from yolods.model.blueprint import Blueprint
+from yolods.model.build import architecture, parse_name
+from yolods.model.weights import read_pt
 from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry, model_table
-from yolods.train import Run, layout_of, train_args
-
-if TYPE_CHECKING:
-    from ultralytics.nn.tasks import DetectionModel
+from yolods.train import Run, train_args
 
 log = logging.getLogger(__name__)
 
 BYTES_A_PARAMETER = 24
 """On disk: weights, masters, two moments and the moving average, with room for fp16 copies in .pt files."""
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A model before it is wrapped, with what is said about it."""
-
-    architecture: dict
-    net: DetectionModel
-    skeleton: DetectionModel
-    table: str
-    note: str
-
-    @property
-    def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.skeleton.parameters())
 
 
 def start_run(config: RunConfig, ranks: Ranks) -> Run:
@@ -64,17 +51,19 @@ def start_run(config: RunConfig, ranks: Ranks) -> Run:
     seed_everything(hyper.seed, deterministic=hyper.deterministic and ranks.device.type == "cuda")
     spec = read_data(config.data, ranks)
     names = class_names(spec, hyper)
-    model = _build_model(config, names, spec.channels, ranks)
+    blueprint = Blueprint(architecture(parse_name(config.model), len(names), spec.channels), names, config.seed)
     opening = Opening(
         imgsz=config.imgsz,
-        stride=_stride(model.skeleton, config.imgsz),
+        stride=blueprint.grid_of(config.imgsz),
         epochs=config.epochs,
         workers=config.workers,
         local_ranks=local_ranks,
     )
-    ranks.main_first(lambda: _prepare_folder(config, model.parameters))
+    ranks.main_first(lambda: _prepare_folder(config, blueprint.parameters))
     train = open_split(spec, "train", hyper, opening, ranks, augment=True)
     val = open_split(spec, "val", hyper, opening, ranks, augment=False)
+    # Only now: a folder with this file is a run, and --resume takes the newest.
+    ranks.main_first(lambda: _write_config(config))
     choice = choose_optimizer(
         hyper,
         samples=len(train.dataset),
@@ -85,13 +74,12 @@ def start_run(config: RunConfig, ranks: Ranks) -> Run:
     )
     schedule = plan_schedule(config, choice, len(train.dataset))
     weights = class_weights(train.scan, len(names), hyper.cls_pw)
-    engine = build_engine(model.net, config, choice, ranks, weights)
+    engine, notes = _make_engine(blueprint, config, choice, ranks, weights)
     store = CheckpointStore(
         config.run_dir / "checkpoints",
         ranks,
         keep=config.deepspeed.own.checkpoint.keep,
-        layout=layout_of(config),
-        model={"architecture": model.architecture, "names": names, "train_args": train_args(config)},
+        model={"architecture": blueprint.layers, "names": names, "train_args": train_args(config)},
     )
     progress = store.load(engine) if config.resume else Progress()
     if progress.position >= schedule.total_samples:
@@ -104,12 +92,29 @@ def start_run(config: RunConfig, ranks: Ranks) -> Run:
         names,
         replace(hyper, max_det=_most_boxes(hyper.max_det, train, val)),
         ranks,
+        share=engine.share,
         forward_batch=2 * config.deepspeed.micro_batch,
         workers=config.workers,
         save_dir=config.run_dir,
     )
-    _announce(config, ranks, telemetry, model, (train, val), choice, schedule, progress)
-    return Run(config, ranks, engine, schedule, train, evaluator, store, model.skeleton, telemetry, progress)
+    if ranks.is_main:
+        _announce(config, ranks, telemetry, blueprint, (train, val), choice, schedule, progress, notes)
+    return Run(config, ranks, engine, schedule, train, evaluator, store, blueprint, telemetry, progress)
+
+
+def _make_engine(
+    blueprint: Blueprint, config: RunConfig, choice: OptimizerChoice, ranks: Ranks, class_weights: Tensor | None
+) -> tuple[Engine, list[str]]:
+    """The engine that the JSON asks for, and lines about it."""
+    if config.deepspeed.pipeline is not None:
+        plan = plan_stages(blueprint, config, ranks)
+        engine, note = build_stage(blueprint, plan, config, choice, ranks, class_weights)
+        return engine, [*plan.lines, *([note] if note else [])]
+    weights = None if config.resume else config.weights
+    if weights is not None:
+        ranks.main_first(lambda: read_pt(weights) and None)
+    net, note = blueprint.whole(weights, by_name=config.hyper.cls_remap)
+    return build_engine(net, config, choice, ranks, class_weights), [note] if note else []
 
 
 def cores() -> int:
@@ -128,36 +133,24 @@ def seed_everything(seed: int, *, deterministic: bool) -> None:
         torch.backends.cudnn.deterministic = True
 
 
-def _build_model(config: RunConfig, names: tuple[str, ...], channels: int, ranks: Ranks) -> _Model:
-    name = parse_name(config.model)
-    layers = architecture(name, len(names), channels)
-    net = build(layers, names)
-    note = ""
-    if config.weights is not None and not config.resume:
-        weights = config.weights
-        source = ranks.main_first(lambda: read_pt(weights) and None) or read_pt(weights)
-        if not config.hyper.cls_remap:
-            source.names = {}
-        taken, total = transfer(net, source)
-        note = f"Transferred {taken}/{total} tensors from {weights}"
-    return _Model(layers, net, plain_copy(net), model_table(net), note)
-
-
-def _stride(net: DetectionModel, imgsz: int) -> int:
-    stride = max(int(max(net.stride)), 32)
-    if imgsz % stride:
-        below = max(imgsz // stride, 1) * stride
-        raise UserError(f"--imgsz {imgsz}: this model needs a multiple of {stride}; use {below} or {below + stride}")
-    return stride
-
-
 def _prepare_folder(config: RunConfig, parameters: int) -> None:
-    """Make the run folder, see that it can hold what the run will write, and note the configuration."""
-    folder = config.run_dir
+    """Make the run folder, and see that it can hold what the run will write."""
+    with _writable(config.run_dir):
+        (config.run_dir / "weights").mkdir(parents=True, exist_ok=True)
+        _check_space(config.run_dir, parameters, config.deepspeed.own.checkpoint.keep)
+
+
+def _write_config(config: RunConfig) -> None:
+    """Note everything that decides the run."""
+    with _writable(config.run_dir):
+        (config.run_dir / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Say what is wrong with a folder in one line."""
     try:
-        (folder / "weights").mkdir(parents=True, exist_ok=True)
-        _check_space(folder, parameters, config.deepspeed.own.checkpoint.keep)
-        (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+        yield
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written: {error.strerror or error}; choose another place by --project"
@@ -170,7 +163,8 @@ def _check_space(folder: Path, parameters: int, keep: int) -> None:
     if free < needed:
         raise UserError(
             f"{folder}: {free / 2**30:.2f} GiB are free, but {keep + 1} checkpoints of {parameters / 1e6:.1f} M "
-            f"parameters x {BYTES_A_PARAMETER} bytes take {needed / 2**30:.2f} GiB; free some, or choose another --project"
+            f"parameters x {BYTES_A_PARAMETER} bytes take {needed / 2**30:.2f} GiB; free some, or choose another "
+            "--project"
         )
 
 
@@ -206,32 +200,32 @@ def _announce(
     config: RunConfig,
     ranks: Ranks,
     telemetry: Telemetry,
-    model: _Model,
+    blueprint: Blueprint,
     splits: tuple[Split, Split],
     choice: OptimizerChoice,
     schedule: Schedule,
     progress: Progress,
+    about: list[str],
 ) -> None:
-    """Say what is about to happen; on rank 0 only, though any rank may call it."""
-    if not ranks.is_main:
-        return
+    """Say what is about to happen. Rank 0 alone."""
     layout = config.deepspeed
     offload = " with offload" if layout.offload_optimizer or layout.offload_param else ""
+    grid = f"{layout.pipeline.stages} stages x {layout.ranks} replicas, " if layout.pipeline else ""
     precision = f"{layout.autocast} autocast" if layout.autocast else layout.precision
     notes = [
-        f"{config.model}: {model.parameters / 1e6:.2f} M parameters, image size {config.imgsz}",
-        f"{ranks.size} rank{'s' * (ranks.size > 1)} on {ranks.device.type}, ZeRO-{layout.zero_stage}{offload}, "
+        f"{config.model}: {blueprint.parameters / 1e6:.2f} M parameters, image size {config.imgsz}",
+        f"{ranks.size} rank{'s' * (ranks.size > 1)} on {ranks.device.type}, {grid}ZeRO-{layout.zero_stage}{offload}, "
         f"{precision}",
-        f"Batch {schedule.batch} = {layout.micro_batch} x {ranks.size} ranks; "
-        f"a step accumulates {schedule.accumulation}: {layout.train_batch} images",
+        f"Batch {schedule.batch} = {layout.micro_batch} x {layout.ranks} {'replicas' if layout.pipeline else 'ranks'}; "
+        f"a step accumulates {schedule.accumulation}: {schedule.batch * schedule.accumulation} images",
         f"optimizer: {choice.name}, lr {choice.lr:g}, momentum {choice.momentum:g}",
         *note_problems(config.run_dir, tuple(split.scan for split in splits)),
         *config.notes,
     ]
-    notes += [model.note] if model.note else []
+    notes += about
     if config.resume:
         notes.append(f"Resuming after step {progress.step}, in epoch {progress.position // schedule.samples + 1}")
-    telemetry.start(_as_dict(config), model.table, notes, config.hyper.as_dict())
+    telemetry.start(_as_dict(config), model_table(blueprint.meta), notes, config.hyper.as_dict())
     if not config.resume:
         telemetry.labels(splits[0].scan.labels)
 

@@ -7,8 +7,8 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,16 +18,14 @@ from yolods.config import RunConfig
 from yolods.data.loader import scaled_size, train_loader
 from yolods.data.sampler import Stream
 from yolods.data.splits import Split
+from yolods.engine.base import Engine, StepResult
 from yolods.engine.schedule import GROUPS, Schedule, Step
-from yolods.engine.zero import StepResult, ZeroEngine
 from yolods.errors import UserError
-from yolods.evaluate import Evaluation, Evaluator, PlainDetector
+from yolods.evaluate import Evaluation, Evaluator, aloud
+from yolods.model.blueprint import Blueprint
 from yolods.model.weights import read_pt, write_pt
 from yolods.stats import LOSS_NAMES, EpochStats, StepStats
 from yolods.telemetry import Telemetry
-
-if TYPE_CHECKING:
-    from ultralytics.nn.tasks import DetectionModel
 
 log = logging.getLogger(__name__)
 
@@ -42,26 +40,28 @@ class Run:
         self,
         config: RunConfig,
         ranks: Ranks,
-        engine: ZeroEngine,
+        engine: Engine,
         schedule: Schedule,
         train: Split,
         evaluator: Evaluator,
         store: CheckpointStore,
-        skeleton: DetectionModel,
+        blueprint: Blueprint,
         telemetry: Telemetry,
         progress: Progress,
     ) -> None:
         """
         Args:
-            skeleton: a plain CPU copy of the model, for .pt files.
+            blueprint: of the model, for .pt files.
             progress: where to go on; `Progress()` for a new run.
         """
         self.config, self.ranks, self.engine, self.schedule = config, ranks, engine, schedule
-        self.evaluator, self.store, self.skeleton = evaluator, store, skeleton
+        self.evaluator, self.store, self.blueprint = evaluator, store, blueprint
         self.telemetry, self.progress = telemetry, progress
         self._train = train
         self._began = time.perf_counter() - progress.seconds
         self._stop = False
+        self._unreadable: set[str] = set()
+        self._replaced_before = progress.replaced
         self._epoch_began, self._epoch_samples = time.perf_counter(), 0
 
     def fit(self) -> None:
@@ -74,8 +74,8 @@ class Run:
             step = self.schedule.step_at(self.progress.position)
             result = self.engine.train_step(step, batches, self._size())
             self._record(step, result, time.perf_counter() - started)
-            if self.progress.position // self.schedule.samples > self.progress.epochs_done:
-                self._close_epoch(step)
+            if self._epochs_behind > self.progress.epochs_done:
+                self._close_epochs(step)
             elif self._due(self.config.deepspeed.own.checkpoint.every_steps, self.progress.step):
                 self._save()
         batches.close()
@@ -90,19 +90,21 @@ class Run:
         return every > 0 and count % every == 0
 
     def _batches(self) -> Iterator[dict[str, Any]]:
-        """This rank's micro-batches from where the run stands, shown to telemetry as they pass."""
+        """The replica's micro-batches from where the run stands, shown to telemetry as they pass."""
+        if not self.engine.share.reads_images:
+            return
         stream = Stream(self.schedule.samples, self.config.seed, self.schedule.batch)
         loader = train_loader(
             self._train.dataset,
             stream,
             first_position=self.progress.position,
-            rank=self.ranks.rank,
-            ranks=self.ranks.size,
+            rank=self.engine.share.index,
+            ranks=self.engine.share.count,
             micro=self.config.deepspeed.micro_batch,
             workers=self.config.workers,
             pin_memory=self.ranks.device.type == "cuda",
         )
-        for number, batch in enumerate(loader, start=self.progress.micro_batches):
+        for number, batch in enumerate(aloud(loader, self.ranks), start=self.progress.micro_batches):
             if self.telemetry.wants_train_images(number):
                 self.telemetry.train_images(batch, number)
             yield batch
@@ -111,7 +113,7 @@ class Run:
         hyper = self.config.hyper
         if not hyper.multi_scale:
             return None
-        stride = max(int(max(self.skeleton.stride)), 32)
+        stride = max(int(max(self.blueprint.strides)), 32)
         return scaled_size(hyper.seed, self.progress.step, self.config.imgsz, hyper.multi_scale, stride)
 
     def _record(self, step: Step, result: StepResult, seconds: float) -> None:
@@ -134,8 +136,9 @@ class Run:
             replaced=now.replaced + len(result.replaced),
         )
         self._epoch_samples += samples
-        for file in sorted(set(result.replaced)):
+        for file in sorted(set(result.replaced) - self._unreadable):
             log.warning("%s could not be read; another sample took its place", file)
+        self._unreadable |= set(result.replaced)
         self.telemetry.step(
             StepStats(
                 step=self.progress.step,
@@ -155,23 +158,32 @@ class Run:
             )
         )
 
-    def _close_epoch(self, step: Step) -> None:
-        """Evaluate, write weights, results and a checkpoint, and decide whether to go on."""
-        epoch = self.progress.position // self.schedule.samples - 1
-        epoch = min(epoch, self.config.epochs - 1)
+    @property
+    def _epochs_behind(self) -> int:
+        return min(self.progress.position // self.schedule.samples, self.config.epochs)
+
+    def _close_epochs(self, step: Step) -> None:
+        """Close the epoch that a step ended; of a set that is smaller than a step, each of the epochs."""
         rate = self._epoch_samples / (time.perf_counter() - self._epoch_began)
+        losses = np.array(self.progress.loss_sums) / max(self.progress.loss_weight, 1)
+        while self._epochs_behind > self.progress.epochs_done and not self._stop:
+            self._close_epoch(step, rate, dict(zip(LOSS_NAMES, losses.tolist(), strict=True)))
+        self._epoch_began, self._epoch_samples = time.perf_counter(), 0
+
+    def _close_epoch(self, step: Step, rate: float, losses: dict[str, float]) -> None:
+        """Evaluate, write weights, results and a checkpoint, and decide whether to go on."""
+        epoch = self.progress.epochs_done
         last = epoch == self.config.epochs - 1
         evaluation, best = self._evaluate(epoch, last) if self.config.hyper.val or last else (None, False)
-        losses = np.array(self.progress.loss_sums) / max(self.progress.loss_weight, 1)
         self.telemetry.epoch_end(
             EpochStats(
                 epoch=epoch,
                 seconds=time.perf_counter() - self._began,
-                train_loss=dict(zip(LOSS_NAMES, losses.tolist(), strict=True)),
+                train_loss=losses,
                 val_loss=evaluation.loss if evaluation else None,
                 metrics=evaluation.metrics if evaluation else None,
                 fitness=evaluation.fitness if evaluation else None,
-                lr={f"lr/pg{place}": rate for place, rate in enumerate(step.lr[: len(GROUPS)])},
+                lr={f"lr/pg{place}": value for place, value in enumerate(step.lr[: len(GROUPS)])},
                 images_per_second=rate,
                 is_best=best,
             )
@@ -180,7 +192,6 @@ class Run:
         self._stop = self._out_of_patience(epoch)
         if last or self._stop or self._due(self.config.deepspeed.own.checkpoint.every_epochs, epoch + 1):
             self._save()
-        self._epoch_began, self._epoch_samples = time.perf_counter(), 0
         if not (last or self._stop):
             self.telemetry.epoch_begin(epoch + 1)
 
@@ -210,7 +221,7 @@ class Run:
             "train_metrics": {**evaluation.metrics, "fitness": evaluation.fitness} if evaluation else {},
         }
         try:
-            write_pt(folder / "last.pt", self.skeleton, weights, facts)
+            write_pt(folder / "last.pt", self.blueprint.skeleton, weights, facts)
             if best:
                 _copy(folder / "last.pt", folder / "best.pt")
             if self._due(self.config.hyper.save_period, epoch + 1):
@@ -241,10 +252,21 @@ class Run:
         if not self.ranks.from_main(best.is_file()):
             raise UserError(f"{best} was never written; the log {self.config.run_dir / 'train.log'} says why")
         self.telemetry.event("validate", f"\nValidating {best}...")
-        detector = PlainDetector(read_pt(best), self.config.hyper, self.ranks.device)
+        self.engine.adopt(read_pt(best).state_dict())
+        self.engine.deepspeed.eval()
         plots = self.config.hyper.plots
-        evaluation = self.evaluator(detector, plots=plots, pictures=plots, final=True, telemetry=self.telemetry)
+        evaluation = self.evaluator(self.engine, plots=plots, pictures=plots, final=True, telemetry=self.telemetry)
+        self._count_replaced()
         self.telemetry.finish(evaluation.metrics if evaluation else None, time.perf_counter() - self._began)
+
+    def _count_replaced(self) -> None:
+        """Say how many samples of this start, over all ranks, were other ones than the stream asked for."""
+        told = self.ranks.to_main((self.progress.replaced - self._replaced_before, self._unreadable))
+        if count := sum(samples for samples, _ in told):
+            files = set().union(*(names for _, names in told))
+            self.telemetry.event(
+                "unreadable", f"{count} samples were replaced: {len(files)} files could not be read any more", warn=True
+            )
 
 
 def train_args(config: RunConfig) -> dict[str, Any]:
@@ -260,13 +282,6 @@ def train_args(config: RunConfig) -> dict[str, Any]:
         "imgsz": config.imgsz,
         "name": config.run_dir.name,
     }
-
-
-def layout_of(config: RunConfig) -> dict[str, Any]:
-    """What the shards of a checkpoint depend on."""
-    layout = config.deepspeed
-    facts = ("ranks", "zero_stage", "precision", "autocast", "offload_optimizer", "offload_param")
-    return {**{fact: getattr(layout, fact) for fact in facts}, "batch": asdict(layout.batches)["micro"] * layout.ranks}
 
 
 def _copy(source: Any, target: Any) -> None:

@@ -7,13 +7,15 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from yolods.cluster.ranks import Ranks
+from yolods.cluster.ranks import Ranks, Share
 from yolods.config.hyper import Hyper, read_hyper
 from yolods.config.run import next_run_dir
+from yolods.data.spec import DataSpec, read_spec
 from yolods.data.splits import Opening, class_names, open_split, read_data
 from yolods.errors import Faults, UserError
 from yolods.evaluate import Evaluation, Evaluator, PlainDetector
-from yolods.model.weights import read_pt
+from yolods.model.build import has_plain_head
+from yolods.model.weights import check_file, read_pt
 from yolods.telemetry import NullTelemetry, RunTelemetry
 
 PREDICTIONS_FILE = "predictions.json"
@@ -40,7 +42,21 @@ def check_val_arguments(args: argparse.Namespace) -> Hyper:
         faults.add(f"--imgsz {args.imgsz}: has to be a multiple of 32")
     hyper = read_hyper(None, args.set or [], faults).hyper
     faults.raise_if_any()
+    check_file(Path(args.weights))
+    if args.data != "demo":
+        _check_split(read_spec(Path(args.data)), args)
     return hyper
+
+
+def split_of(args: argparse.Namespace) -> str:
+    """The split to evaluate."""
+    return args.split or "val"
+
+
+def _check_split(spec: DataSpec, args: argparse.Namespace) -> None:
+    split = split_of(args)
+    if not (spec.needs_download or spec.sources(split)):
+        raise UserError(f"--split {split}: {spec.yaml} names no {split} images; add `{split}: FOLDER`")
 
 
 def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
@@ -48,7 +64,11 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
     hyper = ranks.main_first(lambda: check_val_arguments(args))
     ranks.main_first(lambda: read_pt(Path(args.weights)) and None)
     net = read_pt(Path(args.weights))
+    if not has_plain_head(net):
+        head = type(net.model[-1]).__name__
+        raise UserError(f"--weights {args.weights}: its {head} head is not YOLOv5u's; evaluate it with ultralytics")
     spec = read_data(Path(args.data), ranks)
+    _check_split(spec, args)
     names = class_names(spec, hyper)
     if net.model[-1].nc != len(names):
         raise UserError(
@@ -64,7 +84,7 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
         workers=args.workers or 0,
         local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size)),
     )
-    split = open_split(spec, args.split or "val", hyper, opening, ranks, augment=False)
+    split = open_split(spec, split_of(args), hyper, opening, ranks, augment=False)
     project, name = Path(args.project or "runs"), args.name or "val"
     run_dir = ranks.main_first(lambda: _make(next_run_dir(project, name, bool(args.exist_ok))))
     telemetry = (
@@ -83,6 +103,7 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
             names,
             replace(hyper, max_det=most),
             ranks,
+            share=Share(ranks.rank, ranks.size),
             forward_batch=max((args.batch_size or 16) // ranks.size, 1),
             workers=args.workers or 0,
             save_dir=run_dir,

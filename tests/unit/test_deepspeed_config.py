@@ -134,7 +134,13 @@ def test_batch_sizes_that_do_not_multiply_out(raw, batch, ranks, message):
         ({"amp": {"enabled": True}}, '"amp": DeepSpeed 0.19 has removed it; remove it here too, and use bf16'),
         ({"scheduler": {"type": "WarmupLR"}}, '"scheduler" is refused: the schedule is ultralytics\': lr0, lrf'),
         ({"gradient_allreduce_op": "sum"}, '"gradient_allreduce_op" is refused: gradients are averaged'),
-        ({"pipeline": {"stages": 2}}, '"pipeline": pipeline parallelism is not in this version'),
+        (
+            {"pipeline": {"stages": 2}, "zero_optimization": {"stage": 2}},
+            '"pipeline" with ZeRO stage 2: a stage reduces its gradients once a step',
+        ),
+        ({"pipeline": {"stages": 3}}, '"pipeline".stages 3 does not divide 2 ranks: 2 / 3 = 0.67; 2 ranks take 1, 2'),
+        ({"pipeline": {"stages": 2, "partition": [3, 9]}}, '"pipeline".partition has 2 cuts, which make 3 stages'),
+        ({"pipeline": {"stage": 2}}, "\"pipeline\": unknown key 'stage' (did you mean 'stages'?)"),
         ({"yolods": {"checkpoint": {"keep": 0}}}, '"yolods".checkpoint.keep is 0: it has to be a whole number of at '),
         ({"yolods": {"checkpoin": {}}}, "\"yolods\": unknown key 'checkpoin' (did you mean 'checkpoint'?)"),
         ({"yolods": {"checkpoint": 3}}, '"yolods".checkpoint is 3: it has to be an object of settings'),
@@ -377,10 +383,12 @@ def test_ready_files_are_sound(file: Path):
     """Each says in its name what is in it, and leaves batch sizes to the command line."""
     faults = Faults()
     device = "cuda" if "fp16" in file.stem else "cpu"
-    config = read_deepspeed(file, batch_size=16, ranks=2, device=device, faults=faults)
-    assert list(faults) == []
     words = file.stem.split("_")
-    assert f"zero{config.zero_stage}" == words[0]
+    stages = int(words[0].removeprefix("pipeline")) if words[0].startswith("pipeline") else 1
+    config = read_deepspeed(file, batch_size=16, ranks=2 * stages, device=device, faults=faults)
+    assert list(faults) == []
+    assert config.world == 2 * stages and (config.pipeline.stages if config.pipeline else 1) == stages
+    assert f"zero{config.zero_stage}" in words or (config.zero_stage == 0 and stages > 1)
     assert (config.autocast if "autocast" in words else config.precision) in words
     assert (config.autocast is not None) == ("autocast" in words)
     assert config.offload_optimizer == ("offload" in words)

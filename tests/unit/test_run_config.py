@@ -308,22 +308,41 @@ def test_resume_permits_what_the_run_has_already():
         ("--weights w.pt", "but the run in runs/exp has empty"),
         ("--seed 1", "--seed is 1, but the run in runs/exp has 0"),
         ("--set lr0=0.5", "--set lr0 is 0.5, but the run in runs/exp has 0.01"),
-        ("--deepspeed_config other.json", "--deepspeed_config other.json differs from the run's in bf16"),
+        ("--deepspeed_config other.json", "other.json: 16 images a step, but the run has 64; write \"auto\""),
+        ("--deepspeed_config lion.json", "names SGD, but the run trains with auto"),
     ],
 )
 def test_resume_refuses_what_would_make_it_another_run(words, message):
     saved()
-    raw = {"bf16": {"enabled": True}}
-    write_json(json.loads(build("--data", "demo").to_json())["deepspeed_given"] | raw, "other.json")
+    write_json({"gradient_accumulation_steps": 1}, "other.json")
+    write_json({"optimizer": {"type": "SGD", "params": {"lr": 0.01}}}, "lion.json")
     faults = faults_of("--resume", "runs/exp", *words.split())
     assert len(faults) == 1 and message in faults[0]
 
 
-def test_resume_needs_the_same_ranks_and_device():
+@pytest.mark.parametrize(
+    ("json_file", "ranks", "device", "shape"),
+    [
+        ({}, 2, "cpu", (0, 2, 8, None)),
+        ({"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}, 4, "cuda", (3, 4, 4, None)),
+        ({"pipeline": {"stages": 2}}, 4, "cpu", (0, 2, 8, 2)),
+        (None, 1, "cuda", (1, 1, 16, None)),
+    ],
+)
+def test_resume_goes_on_under_another_layout(json_file, ranks, device, shape):
+    """The images of a batch and of a step stay; how they are dealt to ranks follows the new layout."""
     saved()
-    lines = faults_of("--resume", ranks=4, device="cuda")
-    assert lines[0].startswith("the run in runs/exp was made by 2 ranks and this start has 4")
-    assert lines[1] == "the run in runs/exp was made on cpu and this start is on cuda"
+    words = () if json_file is None else ("--deepspeed_config", write_json(json_file, "other.json"))
+    run = build("--resume", "runs/exp", *words, ranks=ranks, device=device)
+    config = run.deepspeed
+    stages = config.pipeline.stages if config.pipeline else None
+    assert (config.zero_stage, config.ranks, config.micro_batch, stages) == shape
+    assert (run.batch_size, config.train_batch, config.world, run.device) == (16, 64, ranks, device)
+
+
+def test_resume_names_ranks_that_the_batch_cannot_be_dealt_to():
+    saved()
+    assert "--batch-size 16 of the run cannot be dealt to 3 ranks" in faults_of("--resume", ranks=3)[0]
 
 
 @pytest.mark.parametrize(

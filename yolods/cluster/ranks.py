@@ -73,16 +73,39 @@ class Ranks:
         return result
 
     @torch.no_grad()
-    def average_(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each fp32 tensor by its mean over the ranks, in one all-reduce."""
-        tensors = list(tensors)
-        if self.size == 1 or not tensors:
+    def average_(
+        self, tensors: Iterable[Tensor], *, group: dist.ProcessGroup | None = None, count: int | None = None
+    ) -> None:
+        """Replace each fp32 tensor by its mean over the ranks, in one all-reduce.
+
+        Args:
+            group: some of the ranks; None: all.
+            count: how many they are.
+        """
+        tensors, count = list(tensors), count or self.size
+        if count == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
-        flat /= self.size
+        dist.all_reduce(flat, group=group)
+        flat /= count
         for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the data a rank works on."""
+
+    index: int
+    """Data-parallel rank: the replica."""
+    count: int
+    """Replicas of the model."""
+    reads_images: bool = True
+    """Whether this rank needs the images: all do, but later stages of a pipeline."""
+    reads_labels: bool = True
+    """Whether this rank judges predictions: all do, but earlier stages of a pipeline."""
+    group: dist.ProcessGroup | None = None
+    """The ranks that hold the same weights and work on other data; None: all."""
 
 
 def environment_ranks(environ: dict[str, str] | os._Environ[str] = os.environ) -> tuple[int, int, int]:

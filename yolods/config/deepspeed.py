@@ -16,6 +16,7 @@ from yolods.config.hyper import Hyper
 from yolods.config.jsonfile import read_json
 from yolods.config.optimizer import JsonOptimizer, read_optimizer
 from yolods.config.own import OwnConfig, read_own
+from yolods.config.pipeline import PipelineConfig, check_pipeline_zero, read_pipeline, replicas
 from yolods.config.schema import check_keys
 from yolods.errors import Faults
 
@@ -66,6 +67,8 @@ class DeepSpeedConfig:
     """The optimizer that the JSON names; None: the hyper-parameters say it."""
     own: OwnConfig
     """The "yolods" block."""
+    pipeline: PipelineConfig | None
+    """The "pipeline" block; None: every rank holds the whole model's layers."""
 
     @property
     def raw(self) -> dict[str, Any]:
@@ -97,6 +100,11 @@ class DeepSpeedConfig:
         """Data-parallel ranks."""
         return self.batches.ranks
 
+    @property
+    def world(self) -> int:
+        """Ranks in all: replicas x stages."""
+        return self.ranks * (self.pipeline.stages if self.pipeline else 1)
+
     def for_initialize(self, accumulation: int | None = None) -> dict[str, Any]:
         """The dictionary for `deepspeed.initialize`; a fresh copy.
 
@@ -127,7 +135,7 @@ def read_deepspeed(
     Args:
         path: the file; None takes `DEFAULT_JSON`.
         batch_size: images a forward pass over all ranks; None: not given, so the JSON or the default says it.
-        ranks: data-parallel ranks.
+        ranks: ranks in all; of a pipeline, replicas x stages.
         device: "cpu" or "cuda".
         faults: takes everything that is wrong; the result is only to be used where it stayed empty.
         hyper: gives nbs for accumulation, and what the JSON's optimizer leaves "auto".
@@ -164,9 +172,16 @@ def resolve(
     _check_precision(precision, autocast, stage, clipping, device, where, faults)
     offload = {target: _offload(zero, target, where, faults) for target in ("optimizer", "param")}
     _check_zero(zero, stage, offload, where, faults)
-    _refuse_pipeline(sound, where, faults)
+    pipeline = read_pipeline(sound.get("pipeline"), where, faults)
+    check_pipeline_zero(pipeline, stage, offload, where, faults)
     batches = plan_batches(
-        sound, batch_size=batch_size, said_by=said_by, ranks=ranks, nbs=hyper.nbs, where=where, faults=faults
+        sound,
+        batch_size=batch_size,
+        said_by=said_by,
+        ranks=replicas(pipeline, ranks, where, faults),
+        nbs=hyper.nbs,
+        where=where,
+        faults=faults,
     )
     optimizer = read_optimizer(sound.get("optimizer"), hyper, where, faults)
     return DeepSpeedConfig(
@@ -182,6 +197,7 @@ def resolve(
         gradient_clipping=clipping,
         optimizer=optimizer,
         own=read_own(sound.get("yolods"), where, faults),
+        pipeline=pipeline,
     )
 
 
@@ -265,11 +281,6 @@ def _check_zero(zero: Mapping[str, Any], stage: int, offload: Mapping[str, bool]
         faults.add(f'{where}: "zero_optimization".compute_grad_norm false is refused: the norm is clipped by and shown')
 
 
-def _refuse_pipeline(sound: Mapping[str, Any], where: str, faults: Faults) -> None:
-    if "pipeline" in sound:
-        faults.add(f'{where}: "pipeline": pipeline parallelism is not in this version; remove it, and use ZeRO')
-
-
 def _resolved(
     sound: Mapping[str, Any], batches: BatchPlan, clipping: float, optimizer: JsonOptimizer | None, offload: bool
 ) -> dict[str, Any]:
@@ -282,10 +293,14 @@ def _resolved(
         "gradient_clipping": clipping,
     }
     if _value(sound, "steps_per_print", None) is None:
-        # PipelineEngine divides by it, so that null would not do; this number of steps is never reached.
+        # DeepSpeed divides by it, so that null would not do; this number of steps is never reached.
         resolved["steps_per_print"] = 10**12
     # DeepSpeed counts only its own and apex' optimizers as tested; torch's are what ultralytics trains with.
     resolved["zero_allow_untested_optimizer"] = True
+    if "pipeline" in sound:
+        # Hooks and buckets of DeepSpeed's own backward pass; a stage's is ours, and reduces once a step.
+        zero = {key: value for key, value in resolved.get("zero_optimization", {}).items() if key != "overlap_comm"}
+        resolved["zero_optimization"] = {**zero, "contiguous_gradients": False, "overlap_comm": False}
     if offload:
         # Without it DeepSpeed insists on its CPUAdam, which is compiled for minutes on the first start.
         resolved.setdefault("zero_force_ds_cpu_optimizer", False)

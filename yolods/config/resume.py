@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolods.config.hyper import HyperRead
-from yolods.config.jsonfile import read_json
 from yolods.config.values import shown
 from yolods.errors import Faults, nearest
 
@@ -47,11 +46,9 @@ def check_unchanged(
     args: argparse.Namespace,
     read: HyperRead,
     numbers: Mapping[str, int],
-    ranks: int,
-    device: str,
     faults: Faults,
 ) -> None:
-    """Refuse flags that would make it another run; more epochs, and another number of workers, are permitted."""
+    """Refuse flags that would make it another run; more epochs, other workers and another layout are permitted."""
     run = saved.run_dir
     asked = _asked(saved, args, read, numbers)
     for flag, (now, before) in asked.items():
@@ -62,22 +59,6 @@ def check_unchanged(
             )
     if numbers.get("epochs", saved.epochs) < saved.epochs:
         faults.add(f"--epochs {numbers['epochs']}: the run in {run} is for {saved.epochs}; only more can be asked for")
-    if args.deepspeed_config is not None:
-        given = read_json(Path(args.deepspeed_config), f"--deepspeed_config {args.deepspeed_config}", faults)
-        if given is not None and given != saved.deepspeed.raw:
-            keys = sorted(
-                key for key in {*given, *saved.deepspeed.raw} if given.get(key) != saved.deepspeed.raw.get(key)
-            )
-            faults.add(
-                f"--deepspeed_config {args.deepspeed_config} differs from the run's in {', '.join(keys)}; leave it out"
-            )
-    if ranks != saved.deepspeed.ranks:
-        faults.add(
-            f"the run in {run} was made by {saved.deepspeed.ranks} ranks and this start has {ranks}; going on with "
-            "another number is not in this version"
-        )
-    if device != saved.device:
-        faults.add(f"the run in {run} was made on {saved.device} and this start is on {device}")
 
 
 def _asked(

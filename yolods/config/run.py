@@ -16,6 +16,7 @@ from typing import Any
 from yolods.config.deepspeed import DeepSpeedConfig, read_deepspeed, resolve
 from yolods.config.flags import hyper_flags
 from yolods.config.hyper import Given, Hyper, HyperRead, read_hyper
+from yolods.config.jsonfile import read_json
 from yolods.config.optimizer import merge
 from yolods.config.resume import check_unchanged, find_run
 from yolods.config.values import Rule, check, whole
@@ -103,7 +104,7 @@ class RunConfig:
                 "name": self.name,
                 "exist_ok": self.exist_ok,
                 "device": self.device,
-                "ranks": config.ranks,
+                "ranks": config.world,
                 "hyper": self.hyper.as_dict(),
                 "deepspeed_path": None if config.path is None else str(config.path),
                 "deepspeed_given": config.raw,
@@ -167,7 +168,7 @@ def build_run_config(
 
     Args:
         args: what `add_train_arguments` parsed.
-        ranks: data-parallel ranks.
+        ranks: ranks in all; of a pipeline, replicas x stages.
         device: "cpu" or "cuda".
         environ: environment variables; DS_ACCELERATOR has to agree with `device`.
 
@@ -341,10 +342,40 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
     saved = RunConfig.from_json((run_dir / CONFIG_FILE).read_text(encoding="utf-8"), run_dir)
     read = read_hyper(_path(args, "hyp"), args.set or [], faults, hyper_flags(args))
     numbers, _ = _numbers(args, read, faults)
-    check_unchanged(saved, args, read, numbers, ranks, device, faults)
+    check_unchanged(saved, args, read, numbers, faults)
+    layout = _path(args, "deepspeed_config")
+    config = saved.deepspeed
+    if layout is not None or ranks != config.world or device != saved.device:
+        config = _relaid(saved, layout, ranks, device, faults)
     return replace(
         saved,
+        deepspeed=config,
+        device=device,
         epochs=numbers.get("epochs", saved.epochs),
         workers=numbers.get("workers", saved.workers),
         given=_as_typed(args),
     )
+
+
+def _relaid(saved: RunConfig, path: Path | None, ranks: int, device: str, faults: Faults) -> DeepSpeedConfig:
+    """The run's batch and optimizer under another JSON, on other ranks or another device."""
+    where = "--resume" if path is None else f"--deepspeed_config {path}"
+    raw = saved.deepspeed.raw if path is None else read_json(path, where, faults)
+    config = resolve(
+        saved.deepspeed.raw if raw is None else raw,
+        path=saved.deepspeed.path if path is None else path,
+        batch_size=saved.batch_size,
+        ranks=ranks,
+        device=device,
+        faults=faults,
+        hyper=saved.hyper,
+        said_by=f"--batch-size {saved.batch_size} of the run",
+    )
+    if config.train_batch != saved.deepspeed.train_batch:
+        faults.add(
+            f"{where}: {config.train_batch} images a step, but the run has {saved.deepspeed.train_batch}; "
+            'write "auto" for the batch keys'
+        )
+    if config.optimizer is not None and config.optimizer.name != saved.hyper.optimizer:
+        faults.add(f"{where}: names {config.optimizer.name}, but the run trains with {saved.hyper.optimizer}")
+    return config

@@ -1,16 +1,20 @@
-"""The sole `deepspeed.initialize`: a plain model and a configuration in, a `ZeroEngine` out."""
+"""The sole `deepspeed.initialize`: a plain model, or a stage of one, and a configuration in; an engine out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from yolods.cluster.ranks import Ranks
+from yolods.cluster.grid import Grid
+from yolods.cluster.ranks import Ranks, Share
+from yolods.engine.base import Parts
 from yolods.engine.ema import ShardedEma
 from yolods.engine.masters import masters_of
 from yolods.engine.optim import OptimizerChoice, build_optimizer, freeze, parameter_groups
+from yolods.engine.pipeline import Cut, PipelineEngine
 from yolods.engine.schedule import Schedule
 from yolods.engine.zero import ZeroEngine
 from yolods.model.inputs import InputFormat
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
     from yolods.config import DeepSpeedConfig, Hyper, RunConfig
+    from yolods.model.stage import Stage
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,11 +34,15 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def plan_schedule(config: RunConfig, choice: OptimizerChoice, samples: int) -> Schedule:
     """The run's schedule, from the resolved configuration and the size of the train set."""
     hyper, layout = config.hyper, config.deepspeed
+    accumulation = layout.accumulation
+    if layout.accumulation_auto:
+        # As ultralytics does, after the weight decay was scaled: no run is shorter than a step.
+        accumulation = min(accumulation, math.ceil(samples / layout.batches.batch) * config.epochs)
     return Schedule(
         samples=samples,
         batch=layout.micro_batch * layout.ranks,
         epochs=config.epochs,
-        accumulation=layout.accumulation,
+        accumulation=accumulation,
         ramp=layout.accumulation_auto,
         lr0=choice.lr,
         lrf=hyper.lrf,
@@ -48,7 +57,7 @@ def plan_schedule(config: RunConfig, choice: OptimizerChoice, samples: int) -> S
 def build_engine(
     net: DetectionModel, config: RunConfig, choice: OptimizerChoice, ranks: Ranks, class_weights: Tensor | None = None
 ) -> ZeroEngine:
-    """Wrap a plain fp32 CPU model for training. A collective.
+    """Wrap a plain fp32 CPU model for training under ZeRO. A collective.
 
     Args:
         net: is changed: layers are exchanged, parameters cast, partitioned and moved.
@@ -57,48 +66,93 @@ def build_engine(
         ranks: this process among the others.
         class_weights: (nc,) weights of the class loss, or None.
     """
+    share = Share(ranks.rank, ranks.size)
+    loss = DetectionLoss(net.model[-1], ranks.device, config.hyper, class_weights)
+    return ZeroEngine(_parts(net, net.model[-1], config, choice, ranks, share, loss))
+
+
+def build_pipeline(
+    stage: Stage,
+    head: nn.Module,
+    cut: Cut,
+    config: RunConfig,
+    choice: OptimizerChoice,
+    grid: Grid,
+    class_weights: Tensor | None = None,
+) -> PipelineEngine:
+    """Wrap this rank's stage for training. A collective.
+
+    Args:
+        stage: fp32 on the CPU; is changed as `build_engine` changes a model.
+        head: the model's Detect layer, for strides, class count and reg_max; may be on the meta device.
+        cut: what crosses this stage's ends.
+        grid: this rank's place.
+    """
+    ranks = grid.ranks
+    share = Share(grid.replica, grid.replicas, reads_images=grid.first, reads_labels=grid.last, group=grid.data_group)
+    loss = DetectionLoss(head, ranks.device, config.hyper, class_weights) if grid.last else None
+    parts = _parts(stage, head, config, choice, ranks, share, loss, grid)
+    autocast = config.deepspeed.autocast
+    return PipelineEngine(parts, grid, cut, None if autocast is None else _DTYPES[autocast])
+
+
+def _parts(
+    module: nn.Module,
+    head: nn.Module,
+    config: RunConfig,
+    choice: OptimizerChoice,
+    ranks: Ranks,
+    share: Share,
+    loss: DetectionLoss | None,
+    grid: Grid | None = None,
+) -> Parts:
     import deepspeed
 
     hyper, layout = config.hyper, config.deepspeed
-    frozen = freeze(net, hyper.freeze)
+    frozen = freeze(module, hyper.freeze)
     channels_last = hyper.channels_last is not False
     low_precision = layout.precision != "fp32"
-    on_cpu = ranks.device.type == "cpu"
     exchange_layers(
-        net,
+        module,
         low_precision=low_precision,
-        sync_bn=hyper.sync_bn and ranks.size > 1,
-        pointwise=on_cpu and channels_last and not low_precision and layout.autocast is None,
+        sync_bn=hyper.sync_bn and share.count > 1,
+        pointwise=ranks.device.type == "cpu" and channels_last and not low_precision and layout.autocast is None,
+        group=share.group,
     )
-    net.to(ranks.device)
+    module.to(ranks.device)
     # Only images become channels-last: DeepSpeed 0.19.8 broadcasts `parameter.view(uint8)`, which a channels-last
     # weight refuses, and from stage 1 on weights are slices of flat buffers, without a layout. Convolutions follow
     # the images.
-    loss = DetectionLoss(net, hyper, class_weights)
-    groups = parameter_groups(net, _weight_decay(hyper, layout))
-    members = [list(group["params"]) for group in groups]  # DeepSpeed puts its flat partitions in their place
-    settings = layout.for_initialize()
-    settings.pop("optimizer", None)  # built here in every case, so that DeepSpeed compiles nothing that torch has
+    groups = parameter_groups(module, _weight_decay(hyper, layout))
     engine, *_ = deepspeed.initialize(
-        model=net,
+        model=module,
         optimizer=build_optimizer(choice, groups, ranks.device, offload=layout.offload_optimizer),
-        config=settings,
+        config=_settings(layout),
+        mpu=grid,
         dist_init_required=False,
     )
     if layout.zero_stage == 0 and not low_precision:
-        clip_by_global_norm(engine)
+        clip_by_global_norm(engine, grid.pipe_group if grid else None)
     masters = masters_of(engine.optimizer)
     statistics = [buffer for buffer in engine.module.buffers() if buffer.is_floating_point()]
-    return ZeroEngine(
-        engine,
+    return Parts(
+        deepspeed=engine,
         loss=loss,
         masters=masters,
         ema=ShardedEma(masters, statistics, decay=hyper.ema_decay, tau=hyper.ema_tau),
         inputs=InputFormat(ranks.device, _DTYPES[layout.precision], channels_last),
         ranks=ranks,
-        groups=members,
+        share=share,
         frozen=frozen,
+        strides=head.stride,
+        reg_max=head.reg_max,
     )
+
+
+def _settings(layout: DeepSpeedConfig) -> dict[str, Any]:
+    settings = layout.for_initialize()
+    settings.pop("optimizer", None)  # built here in every case, so that DeepSpeed compiles nothing that torch has
+    return settings
 
 
 def _weight_decay(hyper: Hyper, layout: DeepSpeedConfig) -> float:

@@ -76,8 +76,8 @@ class ShardedEma:
         """
         for mine, saved in (("_mean_shards", "shards"), ("mean_buffers", "buffers")):
             targets, sources = getattr(self, mine), state[saved]
-            if [tensor.shape for tensor in targets] != [tensor.shape for tensor in sources]:
+            if [tensor.numel() for tensor in targets] != [tensor.numel() for tensor in sources]:
                 raise ValueError(f"the saved average has other {saved} than this layout")
             for target, source in zip(targets, sources, strict=True):
-                target.copy_(source)
+                target.copy_(source.view_as(target))
         self.updates = int(state["updates"])

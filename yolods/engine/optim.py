@@ -69,7 +69,10 @@ def freeze(net: nn.Module, frozen: int | list[int | str] | None) -> list[str]:
     for name, parameter in net.named_parameters():
         parameter.requires_grad = not any(mark in name for mark in marks)
     if not any(parameter.requires_grad for parameter in net.parameters()):
-        raise UserError(f"freeze={frozen}: every parameter would be frozen; the model has {len(net.model)} layers")
+        raise UserError(
+            f"freeze={frozen}: nothing would be left to train in the model, or in one stage of the pipeline; "
+            "freeze fewer layers, or cut them into one stage with others"
+        )
     return marks
 
 

@@ -112,17 +112,23 @@ def build(layers: dict[str, Any], names: tuple[str, ...]) -> DetectionModel:
     Raises:
         UserError: ultralytics cannot build it, or it does not end in a plain Detect head.
     """
-    from ultralytics.nn.modules.head import Detect
     from ultralytics.nn.tasks import DetectionModel
 
     try:
         net = DetectionModel(dict(layers), ch=layers["channels"], nc=layers["nc"], verbose=False)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(f"the model cannot be built: {type(error).__name__}: {error}") from None
-    if type(net.model[-1]) is not Detect or getattr(net.model[-1], "one2one_cv2", None) is not None:
+    if not has_plain_head(net):
         raise UserError(
             "the model has to end in a plain Detect head (YOLOv5u); other heads and tasks are not trained here"
         )
     net.names = dict(enumerate(names))
     net.nc = layers["nc"]
     return net
+
+
+def has_plain_head(net: DetectionModel) -> bool:
+    """Whether a model ends in YOLOv5u's Detect head, which predicts boxes only and suppresses none by itself."""
+    from ultralytics.nn.modules.head import Detect
+
+    return type(net.model[-1]) is Detect and getattr(net.model[-1], "one2one_cv2", None) is None

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from ultralytics.nn.tasks import DetectionModel
+import torch
+from torch import Tensor, nn
 
 
 class DetectionLoss:
     """Box, class and distribution focal loss of raw head outputs against the targets of a micro-batch."""
 
-    def __init__(self, net: DetectionModel, gains: Any, class_weights: Tensor | None = None) -> None:
+    def __init__(self, head: nn.Module, device: torch.device, gains: Any, class_weights: Tensor | None = None) -> None:
         """
         Args:
-            net: the model on its final device, before it is wrapped; gives strides, class count and reg_max.
+            head: the Detect layer, which tells strides, class count and reg_max; its weights are not read.
+            device: where predictions and targets are.
             gains: namespace with `box`, `cls` and `dfl`.
             class_weights: (nc,) fp32 weights of the class loss, mean 1; None for none.
         """
         from ultralytics.utils.loss import v8DetectionLoss
 
-        net.args = gains
-        net.class_weights = class_weights
-        self._criterion = v8DetectionLoss(net)
-        del net.class_weights
+        self._criterion = v8DetectionLoss(_Told(head, device, gains, class_weights))
 
     def __call__(self, predictions: dict[str, Any], batch: dict[str, Tensor], images: int) -> tuple[Tensor, Tensor]:
         """Score one micro-batch.
@@ -56,3 +53,15 @@ def as_float(predictions: dict[str, Any]) -> dict[str, Any]:
         "scores": predictions["scores"].float(),
         "feats": [level.float() for level in predictions["feats"]],
     }
+
+
+class _Told:
+    """What v8DetectionLoss asks of a model. A stage of a pipeline has no whole model to show."""
+
+    def __init__(self, head: nn.Module, device: torch.device, gains: Any, class_weights: Tensor | None) -> None:
+        self.model, self.args, self.class_weights = [head], gains, class_weights
+        self._device = device
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The first one tells the device."""
+        yield torch.empty(0, device=self._device)

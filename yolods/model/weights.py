@@ -21,6 +21,7 @@ from yolods.errors import UserError
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
+_UNLOADABLE = "not a loadable ultralytics checkpoint"
 _ORIGINAL = re.compile(r"models\.(yolo|common|experimental)( \w+)?")
 """A module of the original repository as a pickle names it: with a class behind it, or in a string of its own."""
 
@@ -33,9 +34,7 @@ def read_pt(path: Path) -> DetectionModel:
     Raises:
         UserError: missing, damaged, an original anchor-based yolov5 checkpoint, or not a detection model.
     """
-    if not path.is_file():
-        raise UserError(f"--weights {path}: no such file (weights are never downloaded)")
-    refuse_original(path)
+    check_file(path)
     from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
     try:
@@ -43,19 +42,23 @@ def read_pt(path: Path) -> DetectionModel:
             # Absolute, because a damaged file whose bare name is one of ultralytics' own is deleted and downloaded.
             checkpoint, _ = torch_safe_load(str(path.absolute()), safe_only=True)
     except Exception as error:  # every kind of damage ends here: zip, pickle, refused class
-        raise UserError(f"--weights {path}: not a loadable ultralytics checkpoint: {_one_line(error)}") from None
+        raise UserError(f"--weights {path}: {_UNLOADABLE}: {_one_line(error)}") from None
     net = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
     if type(net) is not DetectionModel:  # models of other tasks are made of it
         raise UserError(f"--weights {path}: holds {type(net).__name__}, not an ultralytics detection model")
     return net.float()
 
 
-def refuse_original(path: Path) -> None:
-    """Say what an original anchor-based yolov5 checkpoint is, from its pickle's class names; nothing is executed.
+def check_file(path: Path) -> None:
+    """Refuse what can be told from the outside of a file and from its pickle's class names; nothing is executed.
 
     Raises:
-        UserError: it is one.
+        UserError: missing, not an archive as torch writes them, or an original anchor-based yolov5 checkpoint.
     """
+    if not path.is_file():
+        raise UserError(f"--weights {path}: no such file (weights are never downloaded)")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"--weights {path}: {_UNLOADABLE}: it is damaged, cut short or another kind of file")
     if _is_original_yolov5(path):
         raise UserError(
             f"--weights {path}: an original anchor-based yolov5 checkpoint. YOLOv5 here is ultralytics' anchor-free "

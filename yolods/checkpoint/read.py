@@ -1,0 +1,117 @@
+"""Reading a checkpoint under whichever layout it was written, as whole named tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolods.engine.shards import join
+from yolods.errors import UserError
+
+LATEST = "latest"
+PROGRESS = "progress.json"
+MODEL = "model.json"
+
+
+def newest_in(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a run's `checkpoints/`, or None."""
+    try:
+        found = folder / (folder / LATEST).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return found if (found / PROGRESS).is_file() else None
+
+
+def rank_file(folder: Path, rank: int) -> Path:
+    """What a rank wrote."""
+    return folder / f"rank{rank}.pt"
+
+
+def load_rank(folder: Path, rank: int) -> dict[str, Any]:
+    """What a rank wrote, on the CPU, mapped from the file as it is read.
+
+    RNG states are tuples of numpy arrays, which `weights_only` refuses; the file is one that a run wrote itself.
+    """
+    return torch.load(rank_file(folder, rank), map_location="cpu", weights_only=False, mmap=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on the disk."""
+
+    folder: Path
+    """checkpoints/stepNNNNNNNN."""
+
+    @cached_property
+    def progress(self) -> dict[str, Any]:
+        """progress.json."""
+        return json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """model.json: architecture, names, train_args; `kind`; `stages`: groups and statistics of each; `places`."""
+        return json.loads((self.folder / MODEL).read_text(encoding="utf-8"))
+
+    @cached_property
+    def _ranks(self) -> list[dict[str, Any]]:
+        count = len(self.model["places"])
+        missing = [rank for rank in range(count) if not rank_file(self.folder, rank).is_file()]
+        if missing:
+            names = ", ".join(rank_file(self.folder, rank).name for rank in missing)
+            raise UserError(f"{self.folder}: {names} of {count} ranks missing; bring every host's files here")
+        return [load_rank(self.folder, rank) for rank in range(count)]
+
+    def _of_stage(self, stage: int) -> list[dict[str, Any]]:
+        """What the replicas of a stage wrote, in the order of replicas."""
+        places = [(replica, rank) for rank, (at, replica) in enumerate(self.model["places"]) if at == stage]
+        return [self._ranks[rank] for _, rank in sorted(places)]
+
+    def _whole(self, shards_of: Callable[[dict[str, Any]], list[Tensor]]) -> dict[str, Tensor]:
+        whole: dict[str, Tensor] = {}
+        for stage, part in enumerate(self.model["stages"]):
+            ranks = [shards_of(state) for state in self._of_stage(stage)]
+            whole |= join(self.model["kind"], part["groups"], ranks)
+        return whole
+
+    def masters(self) -> dict[str, Tensor]:
+        """The trained weights, fp32."""
+        return self._whole(lambda state: state["masters"])
+
+    def average(self) -> dict[str, Tensor]:
+        """Their moving average, fp32."""
+        return self._whole(lambda state: state["ema"]["shards"])
+
+    def moment(self, key: str) -> dict[str, Tensor]:
+        """One of the optimizer's tensors for every parameter."""
+        return self._whole(lambda state: [each[key] for each in state["optimizer"]])
+
+    def moments(self) -> dict[str, Any]:
+        """The optimizer's state of one shard: tells which keys are tensors of its shape, and the numbers."""
+        return self._ranks[0]["optimizer"][0] if self._ranks[0]["optimizer"] else {}
+
+    def statistics(self, *, average: bool) -> dict[str, Tensor]:
+        """Running statistics, as the mean over the replicas: the live ones, or their moving average."""
+        found: dict[str, Tensor] = {}
+        for stage, part in enumerate(self.model["stages"]):
+            replicas = [state["ema"]["buffers"] if average else state["statistics"] for state in self._of_stage(stage)]
+            for place, name in enumerate(part["statistics"]):
+                found[name] = torch.stack([each[place].float() for each in replicas]).mean(0)
+        return found
+
+    def frozen(self) -> dict[str, Tensor]:
+        """Parameters that are not trained."""
+        found: dict[str, Tensor] = {}
+        for state in self._ranks:
+            found |= state["frozen"]
+        return found
+
+    def shared(self) -> Mapping[str, Any]:
+        """What all ranks agree on: the loss scale, DeepSpeed's counters, updates of the average."""
+        return self._ranks[0]

@@ -1,0 +1,282 @@
+"""What every engine is: a model on DeepSpeed that takes a step, and can be evaluated, described and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from yolods.cluster.ranks import Ranks, Share
+from yolods.engine.ema import ShardedEma
+from yolods.engine.masters import Masters, full_parameter, full_shape, set_parameter
+from yolods.engine.optim import freeze_statistics
+from yolods.engine.schedule import Step
+from yolods.engine.shards import cut
+from yolods.model.inputs import InputFormat
+from yolods.model.loss import DetectionLoss
+from yolods.stats import LOSS_NAMES
+
+COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
+"""DeepSpeed's own counts, which its timers and logs go by."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did; numbers are means over micro-batches and replicas."""
+
+    loss: dict[str, float]
+    """box_loss, cls_loss, dfl_loss as ultralytics reports them."""
+    grad_norm: float | None
+    """Global norm before clipping, of the gradient that the optimizer is given; None where none was measured."""
+    loss_scale: float | None
+    """fp16 only."""
+    skipped: bool
+    """The gradients overflowed and no weight moved."""
+    instances: int
+    """Boxes in the step, over all replicas."""
+    data_seconds: float
+    """Time this rank waited for data."""
+    replaced: tuple[str, ...]
+    """Files that could not be read and were replaced by other samples."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine is put together from."""
+
+    deepspeed: Any
+    """The DeepSpeedEngine."""
+    loss: DetectionLoss | None
+    """None on ranks that do not compute it."""
+    masters: Masters
+    """Where the fp32 weights are."""
+    ema: ShardedEma
+    """Their moving average."""
+    inputs: InputFormat
+    """How images reach the model."""
+    ranks: Ranks
+    """This process among the others."""
+    share: Share
+    """Its part of the data."""
+    frozen: list[str]
+    """Prefixes of layers whose statistics stay as they are."""
+    strides: Tensor
+    """(levels,) pixels a cell."""
+    reg_max: int
+    """Bins of the head's distance distribution."""
+
+
+class Engine:
+    """A detector on a DeepSpeed engine. All methods are collectives unless they say otherwise."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.deepspeed, self.masters, self.ema = parts.deepspeed, parts.masters, parts.ema
+        self.inputs, self.ranks, self.share = parts.inputs, parts.ranks, parts.share
+        self._loss, self._frozen = parts.loss, parts.frozen
+        self._strides, self._reg_max = parts.strides.to(parts.ranks.device), parts.reg_max
+
+    @property
+    def net(self) -> nn.Module:
+        """The model inside, or this rank's stage of it; under ZeRO-3 its parameters are partitioned."""
+        return self.deepspeed.module
+
+    def train_step(self, step: Step, batches: Iterator[dict[str, Any]], size: int | None = None) -> StepResult:
+        """Take one optimizer step over `step.batches` micro-batches of this replica.
+
+        Args:
+            step: what to accumulate and at which rates.
+            batches: the replica's micro-batches, in the order of the stream; not read where `share` says so.
+            size: side of the images in pixels, for multi-scale training.
+        """
+        raise NotImplementedError
+
+    def predict(self, images: Tensor | None) -> tuple[Tensor, dict[str, Any]] | None:
+        """Evaluate uint8 images (N, 3, H, W) in evaluation mode.
+
+        Returns:
+            decoded boxes and scores (N, 4 + nc, A) fp32, and the raw fp32 outputs for a loss; None on ranks that do
+            not judge.
+        """
+        raise NotImplementedError
+
+    def statistics(self) -> list[Tensor]:
+        """Running statistics of the live model: floating buffers, in a fixed order. Local."""
+        return [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
+
+    def training(self) -> None:
+        """Put the model into training mode; frozen layers keep their statistics. Local."""
+        self.deepspeed.train()
+        freeze_statistics(self.net, self._frozen)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within: evaluation mode, with the moving average of weights and of statistics averaged over the replicas."""
+        self.average_statistics()
+        self.deepspeed.eval()
+        with self.ema.exchange():
+            yield
+        self.training()
+
+    def average_statistics(self) -> None:
+        """Make the running statistics, and their moving averages, the mean over the replicas."""
+        tensors = [*self.statistics(), *self.ema.mean_buffers]
+        self.ranks.average_(tensors, group=self.share.group, count=self.share.count)
+
+    @torch.no_grad()
+    def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
+        """(3,) loss items of raw outputs against a batch's targets. Local; where predictions are judged."""
+        assert self._loss is not None
+        return self._loss(raw, targets_of(batch, self.inputs.device), 1)[1]
+
+    def describe(self) -> dict[str, Any]:
+        """What this rank's shards are made of, so that they can be put together without this engine. Local.
+
+        `groups`: for each shard a list of (name, shape), in the order in which they lie in it; `statistics`: names of
+        the floating buffers.
+        """
+        names = {id(parameter): name for name, parameter in self.net.named_parameters()}
+        return {
+            "groups": [[(names[id(p)], list(full_shape(p))) for p in group] for group in self.masters.members()],
+            "statistics": [name for name, buffer in self.net.named_buffers() if buffer.is_floating_point()],
+        }
+
+    def layout(self) -> dict[str, Any]:
+        """How the model is cut over all ranks: the kind of shards, every stage's, and every rank's place."""
+        return {
+            "kind": self.masters.kind,
+            "stages": [self.describe()],
+            "places": [[0, rank] for rank in range(self.ranks.size)],
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything of this rank that a resume needs: its shards and its own. A collective (frozen weights)."""
+        engine = self.deepspeed
+        scaler = getattr(engine.optimizer, "loss_scaler", None) if engine.fp16_enabled() else None
+        return {
+            "masters": self.masters.shards(),
+            "optimizer": self.masters.states(),
+            "ema": self.ema.state_dict(),
+            "statistics": self.statistics(),
+            "frozen": self._frozen_weights(),
+            "loss_scaler": {key: value for key, value in vars(scaler).items() if isinstance(value, int | float)}
+            if scaler is not None
+            else {},
+            "counters": {key: getattr(engine, key) for key in COUNTERS},
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave, or what was cut to this rank's shards. A collective."""
+        for target, source in zip(self.masters.shards(), state["masters"], strict=True):
+            target.copy_(source.view_as(target))
+        self.masters.load_states(
+            [_shaped(each, shard) for each, shard in zip(state["optimizer"], self.masters.shards(), strict=True)]
+        )
+        for buffer, saved in zip(self.statistics(), state["statistics"], strict=True):
+            buffer.copy_(saved)
+        for name, parameter in self.net.named_parameters():
+            if not parameter.requires_grad and name in state["frozen"]:
+                set_parameter(parameter, state["frozen"][name].to(self.inputs.device))
+        self.ema.load_state_dict(state["ema"])
+        for key, value in state["loss_scaler"].items():
+            setattr(self.deepspeed.optimizer.loss_scaler, key, value)
+        for key, value in state["counters"].items():
+            setattr(self.deepspeed, key, value)
+        self.masters.publish()
+
+    @torch.no_grad()
+    def adopt(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over a whole model's weights and running statistics, for evaluation: optimizer and average stay.
+
+        Args:
+            weights: a state_dict; on every rank.
+        """
+        mine, shards = self.describe(), self.masters.shards()
+        sizes = [shard.numel() for shard in shards]
+        pieces = cut(self.masters.kind, mine["groups"], weights, sizes, self.share.index, self.share.count)
+        for target, source in zip(shards, pieces, strict=True):
+            target.copy_(source.view_as(target))
+        for name, buffer in zip(mine["statistics"], self.statistics(), strict=True):
+            buffer.copy_(weights[name])
+        self.masters.publish()
+
+    def _frozen_weights(self) -> dict[str, Tensor]:
+        """Parameters without masters, fp32 on the CPU, on the ranks that hand over their stage's weights."""
+        frozen = [(name, p) for name, p in self.net.named_parameters() if not p.requires_grad]
+        values = {name: full_parameter(parameter).cpu() for name, parameter in frozen}
+        return values if self._hands_over() else {}
+
+    @torch.no_grad()
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """The whole model's state_dict in fp32 on the CPU, on rank 0; None elsewhere.
+
+        Gathered one parameter after the other, so no GPU ever holds more than one of them whole.
+        """
+        state: dict[str, Tensor] = {}
+        for name, parameter in self.net.named_parameters():
+            value = self.masters.full(parameter)
+            if self._hands_over():
+                state[name] = value.cpu()
+        if self._hands_over():
+            state |= {name: buffer.detach().cpu().clone() for name, buffer in self.net.named_buffers()}
+        return self._collect(state)
+
+    def _hands_over(self) -> bool:
+        """Whether this rank's copy of its weights is the one that is saved."""
+        return self.ranks.is_main
+
+    def _collect(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        return state if self.ranks.is_main else None
+
+    def _keep_statistics(self) -> list[Tensor] | None:
+        """What `_finish` puts back if the step is skipped; fp16 alone skips steps."""
+        return [buffer.clone() for buffer in self.statistics()] if self.deepspeed.fp16_enabled() else None
+
+    def _finish(
+        self, sums: Tensor, step: Step, kept: list[Tensor] | None, waited: float, replaced: list[str]
+    ) -> StepResult:
+        """Close a step.
+
+        Args:
+            sums: (4,) fp32: loss items and boxes, summed over this rank's micro-batches; 0 where none are computed.
+        """
+        engine = self.deepspeed
+        skipped = bool(getattr(engine.optimizer, "overflow", False))
+        if not skipped:
+            self.ema.update()
+        elif kept is not None:
+            # The forward passes of a skipped step have moved the running statistics, perhaps to inf, for good.
+            for buffer, value in zip(self.statistics(), kept, strict=True):
+                buffer.copy_(value)
+        if self.ranks.size > 1:
+            dist.all_reduce(sums)
+        *items, instances = sums.tolist()
+        norm = engine.get_global_grad_norm()
+        micro_batches = step.batches * self.share.count
+        return StepResult(
+            loss={name: value / micro_batches for name, value in zip(LOSS_NAMES, items, strict=True)},
+            grad_norm=None if norm is None else float(norm),
+            loss_scale=float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None,
+            skipped=skipped,
+            instances=round(instances),
+            data_seconds=waited,
+            replaced=tuple(replaced),
+        )
+
+
+def _shaped(state: dict[str, Any], shard: Tensor) -> dict[str, Any]:
+    """Moments in the shape of their shard; numbers as they are."""
+    return {
+        key: value.view_as(shard) if isinstance(value, Tensor) and value.numel() == shard.numel() > 1 else value
+        for key, value in state.items()
+    }
+
+
+def targets_of(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """What the loss reads of a batch, on the device."""
+    return {key: batch[key].to(device, non_blocking=True) for key in ("batch_idx", "cls", "bboxes")}

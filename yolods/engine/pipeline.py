@@ -1,0 +1,209 @@
+"""A detector in stages: 1F1B over micro-batches, one backward pass each, whatever crosses the cuts.
+
+A stage's instructions come from `plan.schedule`. Sends never wait; receives are started one instruction ahead, so what
+arrives while a stage computes costs it nothing. DeepSpeed owns the optimizer of each stage (ZeRO 0 or 1 over the
+replicas) and its step; its own pipeline engine, which walks a stage's graph once for every tensor that crosses the
+cut (deepspeed/runtime/pipe/engine.py, `_exec_backward_pass`, 0.19.8) and waits in every send, is not used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolods.cluster.grid import Grid
+from yolods.engine.base import Engine, Parts, StepResult, targets_of
+from yolods.engine.clock import StageClock, StageTimes
+from yolods.engine.link import Link, Receipt
+from yolods.engine.optim import set_rates
+from yolods.engine.schedule import Step
+from yolods.model.decode import decode
+from yolods.model.graph import IMAGE, OUT
+from yolods.model.loss import as_float
+from yolods.plan.schedule import Instruction, instructions
+from yolods.stats import LOSS_NAMES
+
+LABELS = "labels"
+
+
+@dataclass
+class _Flight:
+    """A micro-batch between its forward and its backward on this stage."""
+
+    received: dict[str, Tensor]
+    sent: list[Tensor]
+    loss: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What crosses the boundaries of this stage, in the order of sending."""
+
+    before: tuple[str, ...]
+    """Values received from the stage before."""
+    after: tuple[str, ...]
+    """Values sent to the stage after."""
+
+
+class PipelineEngine(Engine):
+    """This rank's stage of the detector, on a grid of stages x replicas."""
+
+    def __init__(self, parts: Parts, grid: Grid, cut: Cut, autocast: torch.dtype | None = None) -> None:
+        super().__init__(parts)
+        self.grid, self._cut, self._autocast = grid, cut, autocast
+        device = parts.ranks.device
+        self._from_before = self._to_after = self._to_before = self._from_after = self._labels = None
+        if not grid.first:
+            before = grid.stage - 1
+            self._from_before = Link(grid.neighbour(-1), grid.forward_group(before), device)
+            self._to_before = Link(grid.neighbour(-1), grid.backward_group(before), device)
+        if not grid.last:
+            self._to_after = Link(grid.neighbour(1), grid.forward_group(grid.stage), device)
+            self._from_after = Link(grid.neighbour(1), grid.backward_group(grid.stage), device)
+        if grid.stages > 1 and (grid.first or grid.last):
+            peer = grid.rank_at(grid.stages - 1 if grid.first else 0, grid.replica)
+            self._labels = Link(peer, grid.label_group, device)
+        self._clock = StageClock(device)
+        self._flights: dict[int, _Flight] = {}
+        self._ahead: dict[Instruction, Receipt] = {}
+
+    def train_step(self, step: Step, batches: Iterator[dict[str, Any]], size: int | None = None) -> StepResult:
+        """See `Engine.train_step`."""
+        engine = self.deepspeed
+        set_rates(engine.optimizer, step.lr, step.momentum)
+        kept = self._keep_statistics()
+        sums = torch.zeros(len(LOSS_NAMES) + 1, device=self.inputs.device)
+        self._waited, self._replaced = 0.0, []
+        self._clock.start()
+        order = instructions(self.grid.stages, self.grid.stage, step.batches)
+        for place, (kind, number) in enumerate(order):
+            self._start_receiving(order[place : place + 2], size)
+            if kind == "F":
+                self._forward(number, step.batches, batches, size, sums)
+            else:
+                self._backward(number, size)
+        self._drain()
+        self._clock.stop()
+        engine.set_gradient_accumulation_boundary(True)
+        engine.allreduce_gradients()
+        engine.step()
+        return self._finish(sums, step, kept, self._waited, self._replaced)
+
+    def _start_receiving(self, coming: tuple[Instruction, ...], size: int | None) -> None:
+        """Post the receives of this instruction and of the next, where they are not under way yet."""
+        for kind, number in coming:
+            link = self._from_before if kind == "F" else self._from_after
+            # A gradient has the shapes of an activation that has to have been sent first.
+            ready = kind == "F" or number in self._flights
+            if link is not None and ready and (kind, number) not in self._ahead:
+                self._ahead[kind, number] = link.receive((kind, size))
+
+    def _forward(
+        self, number: int, micro_batches: int, batches: Iterator[dict[str, Any]], size: int | None, sums: Tensor
+    ) -> None:
+        values, labels, images = self._take_in(number, batches, size)
+        with self._clock.forward(), self._precision():
+            outputs = self.net(values)
+            loss = None
+            if self.grid.last:
+                assert self._loss is not None
+                scale = images * micro_batches * self.share.count
+                loss, items = self._loss(outputs[OUT], labels, scale)
+                sums += torch.cat((items, items.new_tensor([len(labels["cls"])])))
+                loss = self._scaled(loss / micro_batches)
+        sent = [] if self.grid.last else [outputs[name] for name in self._cut.after]
+        received = {} if self.grid.first else {name: values[name] for name in self._cut.before}
+        self._flights[number] = _Flight(received, sent, loss)
+        if self._to_after is not None and self._from_after is not None:
+            self._to_after.send(sent, ("F", size))
+            self._from_after.expect(sent, ("B", size))
+
+    def _take_in(
+        self, number: int, batches: Iterator[dict[str, Any]], size: int | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+        """A micro-batch's values as they enter this stage, its targets where the loss is, and its images."""
+        if not self.grid.first:
+            arrived = self._clock.waiting(self._ahead.pop(("F", number)).wait)
+            assert self._to_before is not None
+            self._to_before.expect(arrived, ("B", size))
+            values = dict(zip(self._cut.before, (tensor.requires_grad_() for tensor in arrived), strict=True))
+            labels = self._receive_labels() if self.grid.last else {}
+            return values, labels, len(arrived[0])
+        started = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - started
+        self._replaced += batch.get("replaced", ())
+        labels = targets_of(batch, self.inputs.device)
+        if self._labels is not None:
+            self._labels.send([torch.cat([labels[key].view(len(labels["cls"]), -1) for key in labels], 1)])
+        return {IMAGE: self.inputs.images(batch["img"], size)}, labels, len(batch["img"])
+
+    def _receive_labels(self) -> dict[str, Tensor]:
+        assert self._labels is not None
+        (table,) = self._labels.receive().wait()
+        return {"batch_idx": table[:, 0], "cls": table[:, 1:2], "bboxes": table[:, 2:6]}
+
+    def _backward(self, number: int, size: int | None) -> None:
+        flight = self._flights.pop(number)
+        if flight.loss is not None:
+            with self._clock.backward():
+                flight.loss.backward()
+        else:
+            gradients = self._clock.waiting(self._ahead.pop(("B", number)).wait)
+            with self._clock.backward():
+                # One walk for all tensors that crossed the cut, not one for each.
+                torch.autograd.backward(flight.sent, gradients)
+        if self._to_before is not None:
+            self._to_before.send([flight.received[name].grad for name in self._cut.before], ("B", size))
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        """fp16's loss scale; every stage unscales with the same one."""
+        return loss * self.deepspeed.optimizer.loss_scale if self.deepspeed.fp16_enabled() else loss
+
+    def _precision(self) -> Any:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self.inputs.device.type, self._autocast)
+
+    def _drain(self, leave: int = 0) -> None:
+        for link in (self._to_after, self._to_before, self._labels):
+            if link is not None:
+                link.drain(leave)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor | None) -> tuple[Tensor, dict[str, Any]] | None:
+        """See `Engine.predict`. Earlier stages return before later ones are done, so batches overlap."""
+        if self.grid.first:
+            assert images is not None
+            values = {IMAGE: self.inputs.images(images)}
+        else:
+            assert self._from_before is not None
+            values = dict(zip(self._cut.before, self._from_before.receive().wait(), strict=True))
+        with self._precision():
+            outputs = self.net(values)
+        if not self.grid.last:
+            assert self._to_after is not None
+            self._to_after.send([outputs[name] for name in self._cut.after])
+            self._to_after.drain(leave=4 * len(self._cut.after))
+            return None
+        raw = as_float(outputs[OUT])
+        return decode(raw, self._strides, self._reg_max), raw
+
+    def times(self) -> StageTimes:
+        """What the last step took on this stage. Local."""
+        sent = sum(link.bytes for link in (self._to_after, self._to_before) if link is not None)
+        return self._clock.times(sent)
+
+    def _hands_over(self) -> bool:
+        return self.grid.replica == 0
+
+    def _collect(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """Stages of the first replica to rank 0. Rank 0's host holds the whole model once."""
+        parts = self.ranks.to_main(state)
+        return {name: tensor for part in parts for name, tensor in part.items()} if self.ranks.is_main else None

@@ -1,0 +1,96 @@
+"""Shards of any layout to whole named tensors, and back: what lets a checkpoint go on under another layout.
+
+Pure functions of tensors and of names with shapes. A layout cuts a list of groups, each a list of parameters, into as
+many shards a rank as there are groups; `masters.Kind` says how.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Group = Sequence[tuple[str, Sequence[int]]]
+"""Names and shapes of the parameters in a shard, in order."""
+
+
+def join(kind: str, groups: Sequence[Group], ranks: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Put shards together.
+
+    Args:
+        kind: `whole`, `flat` or `pieces`.
+        groups: what each shard holds.
+        ranks: for every data-parallel rank its shards, one a group.
+
+    Returns:
+        every parameter whole, by name.
+    """
+    whole: dict[str, Tensor] = {}
+    for place, group in enumerate(groups):
+        shards = [shards[place].flatten() for shards in ranks]
+        whole |= _join_pieces(shards, group) if kind == "pieces" else _split(_flat(kind, shards), group)
+    return whole
+
+
+def _flat(kind: str, shards: list[Tensor]) -> Tensor:
+    return shards[0] if kind == "whole" else torch.cat(shards)
+
+
+def _split(flat: Tensor, group: Group) -> dict[str, Tensor]:
+    """Cut parameters off a flat tensor, whose end may be padding."""
+    whole, start = {}, 0
+    for name, shape in group:
+        count = math.prod(shape)
+        whole[name] = flat[start : start + count].view(tuple(shape)).clone()
+        start += count
+    return whole
+
+
+def _join_pieces(shards: list[Tensor], group: Group) -> dict[str, Tensor]:
+    whole, start = {}, 0
+    for name, shape in group:
+        count = math.prod(shape)
+        piece = math.ceil(count / len(shards))
+        whole[name] = torch.cat([shard[start : start + piece] for shard in shards])[:count].view(tuple(shape)).clone()
+        start += piece
+    return whole
+
+
+def cut(
+    kind: str, groups: Sequence[Group], whole: Mapping[str, Tensor], sizes: Sequence[int], index: int, count: int
+) -> list[Tensor]:
+    """This rank's shards of whole tensors; inverse of `join`.
+
+    Args:
+        sizes: elements of each of this rank's shards, padding included.
+        index: data-parallel rank.
+        count: data-parallel ranks.
+
+    Returns:
+        flat tensors, one a group; padding is 0.
+    """
+    shards = []
+    for group, size in zip(groups, sizes, strict=True):
+        parts = [whole[name].flatten() for name, _ in group]
+        if kind == "pieces":
+            shard = torch.cat([_piece(part, index, count) for part in parts])
+        elif kind == "flat":
+            shard = _window(torch.cat(parts), index * size, size)
+        else:
+            shard = torch.cat(parts)
+        shards.append(_window(shard, 0, size))
+    return shards
+
+
+def _piece(tensor: Tensor, index: int, count: int) -> Tensor:
+    piece = math.ceil(tensor.numel() / count)
+    return _window(tensor, index * piece, piece)
+
+
+def _window(tensor: Tensor, start: int, size: int) -> Tensor:
+    """`size` elements from `start` on, with zeros where there are none."""
+    window = tensor[start : start + size]
+    missing = size - window.numel()
+    return torch.cat((window, window.new_zeros(missing))) if missing else window

@@ -1,0 +1,90 @@
+"""What a run knows of its model without holding it: architecture, names and shapes; and how it is made."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from yolods.errors import UserError
+from yolods.model.build import build
+from yolods.model.graph import meta_model
+from yolods.model.initialise import initialise
+from yolods.model.weights import read_pt, transfer
+
+if TYPE_CHECKING:
+    from ultralytics.nn.tasks import DetectionModel
+
+
+class Blueprint:
+    """A detector on paper."""
+
+    def __init__(self, layers: dict[str, Any], names: tuple[str, ...], seed: int) -> None:
+        """
+        Args:
+            layers: what `build.architecture` returned.
+            names: class names in the order of their ids.
+            seed: decides the initial weights, together with their names.
+        """
+        self.layers, self.names, self.seed = layers, names, seed
+
+    @cached_property
+    def meta(self) -> DetectionModel:
+        """The model on the meta device: shapes without memory."""
+        return meta_model(self.layers)
+
+    @property
+    def head(self) -> nn.Module:
+        """Its Detect layer, for strides, class count and reg_max."""
+        return self.meta.model[-1]
+
+    @property
+    def strides(self) -> Tensor:
+        """(levels,) pixels a cell."""
+        return self.meta.stride
+
+    @cached_property
+    def parameters(self) -> int:
+        """Numbers in its weights."""
+        return sum(parameter.numel() for parameter in self.meta.parameters())
+
+    def grid_of(self, imgsz: int) -> int:
+        """Largest stride, at least 32, which an image size has to be a multiple of.
+
+        Raises:
+            UserError: it is not.
+        """
+        stride = max(int(max(self.strides)), 32)
+        if imgsz % stride:
+            below = max(imgsz // stride, 1) * stride
+            raise UserError(
+                f"--imgsz {imgsz}: this model needs a multiple of {stride}; use {below} or {below + stride}"
+            )
+        return stride
+
+    def whole(self, weights: Path | None, *, by_name: bool = True) -> tuple[DetectionModel, str]:
+        """The whole model on the CPU, with initial or given weights.
+
+        Args:
+            weights: an ultralytics .pt whose tensors are taken over where they fit.
+            by_name: match rows of the class head by class name.
+
+        Returns:
+            the model, and a line about what was taken over.
+        """
+        net = build(self.layers, self.names)
+        initialise(net, net.stride, len(self.names), self.seed)
+        if weights is None:
+            return net, ""
+        source = read_pt(weights)
+        if not by_name:
+            source.names = {}
+        taken, total = transfer(net, source)
+        return net, f"Transferred {taken}/{total} tensors from {weights}"
+
+    @cached_property
+    def skeleton(self) -> DetectionModel:
+        """A whole CPU model to write .pt files from; only the rank that writes them asks for it."""
+        return build(self.layers, self.names)

@@ -1,0 +1,1 @@
+"""Before anything runs: what each node costs, where to cut, and how long the schedule takes. Pure functions."""

@@ -1,0 +1,66 @@
+"""Measured time of every node on a device: forward and backward of one micro-batch, one node at a time in memory."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolods.model.graph import IMAGE, OUT, Graph, run_node
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def measure(
+    graph: Graph, imgsz: int, micro_batch: int, device: torch.device, precision: str, repeats: int = 5
+) -> tuple[float, ...]:
+    """Seconds of forward and backward of each node, the fastest of `repeats`.
+
+    Args:
+        graph: the nodes.
+        imgsz: side of the images in pixels.
+        micro_batch: images.
+        device: where to.
+        precision: fp32, bf16 or fp16; autocast over fp32 weights, which is what convolutions cost in either mode.
+        repeats: timed passes, after one that is not.
+    """
+    dtype = _DTYPES[precision]
+    casting = nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
+    image = torch.rand(micro_batch, graph.channels, imgsz, imgsz, device=device)
+    values: dict[str, Any] = {IMAGE: image.contiguous(memory_format=torch.channels_last)}
+    seconds = []
+    for node in graph.nodes:
+        modules = {
+            name: deepcopy(graph.skeleton.get_submodule(name)).to_empty(device=device).train() for name in node.modules
+        }
+        for module in modules.values():
+            for tensor in [*module.parameters(), *module.buffers()]:
+                tensor.data.fill_(0.01)
+        inputs = {name: values[name].detach().requires_grad_(name != IMAGE) for name in node.reads}
+        with casting:
+            times = [_pass(node, modules, inputs, device) for _ in range(repeats + 1)]
+            with torch.no_grad():
+                values |= run_node(node, modules, inputs)
+        seconds.append(min(times[1:]))
+        values = {name: value for name, value in values.items() if graph.lifetimes[name][1] > node.index or name == OUT}
+    return tuple(seconds)
+
+
+def _pass(node: Any, modules: dict[str, Any], inputs: dict[str, Tensor], device: torch.device) -> float:
+    _settle(device)
+    began = time.perf_counter()
+    outputs = run_node(node, modules, inputs)
+    tensors = [value for value in outputs.values() if isinstance(value, Tensor) and value.requires_grad]
+    if tensors:
+        torch.autograd.backward(tensors, [torch.ones_like(tensor) for tensor in tensors])
+    _settle(device)
+    return time.perf_counter() - began
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
