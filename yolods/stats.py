@@ -65,3 +65,33 @@ class EpochStats:
     """Training images a second over all ranks in this epoch, evaluation left out."""
     is_best: bool
     """True where this epoch's fitness is the best so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStats:
+    """One stage of a pipeline in the last step of an epoch, as the mean over its replicas."""
+
+    stage: int
+    """Which."""
+    forward: float
+    """Seconds in forward passes."""
+    backward: float
+    """Seconds in backward passes."""
+    idle: float
+    """Share of the step that it waited, in 0..1."""
+    sent: float
+    """Bytes sent to its neighbours a step, activations and gradients."""
+    peak: float
+    """Most bytes that it has held: of the device on a GPU, of the process on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipeStats:
+    """A pipeline's last step of an epoch."""
+
+    stages: tuple[StageStats, ...]
+    """Every stage."""
+    idle: float
+    """Share of all stages' time that was spent waiting."""
+    bound: float
+    """The share that 1F1B leaves at these stage times even if sending took no time."""

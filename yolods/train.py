@@ -165,6 +165,8 @@ class Run:
     def _close_epochs(self, step: Step) -> None:
         """Close the epoch that a step ended; of a set that is smaller than a step, each of the epochs."""
         rate = self._epoch_samples / (time.perf_counter() - self._epoch_began)
+        if (pipe := self.engine.report()) is not None:
+            self.telemetry.pipeline(pipe)
         losses = np.array(self.progress.loss_sums) / max(self.progress.loss_weight, 1)
         while self._epochs_behind > self.progress.epochs_done and not self._stop:
             self._close_epoch(step, rate, dict(zip(LOSS_NAMES, losses.tolist(), strict=True)))

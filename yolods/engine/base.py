@@ -19,7 +19,7 @@ from yolods.engine.schedule import Step
 from yolods.engine.shards import cut
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss
-from yolods.stats import LOSS_NAMES
+from yolods.stats import LOSS_NAMES, PipeStats
 
 COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 """DeepSpeed's own counts, which its timers and logs go by."""
@@ -103,6 +103,10 @@ class Engine:
             not judge.
         """
         raise NotImplementedError
+
+    def report(self) -> PipeStats | None:
+        """What the last step took on each stage, on rank 0 of a pipeline; None elsewhere. A collective."""
+        return None
 
     def statistics(self) -> list[Tensor]:
         """Running statistics of the live model: floating buffers, in a fixed order. Local."""

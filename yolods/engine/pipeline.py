@@ -20,6 +20,7 @@ from torch import Tensor
 from yolods.cluster.grid import Grid
 from yolods.engine.base import Engine, Parts, StepResult, targets_of
 from yolods.engine.clock import StageClock, StageTimes
+from yolods.engine.gauges import Gauge, peak_bytes, summarise
 from yolods.engine.link import Link, Receipt
 from yolods.engine.optim import set_rates
 from yolods.engine.schedule import Step
@@ -27,7 +28,7 @@ from yolods.model.decode import decode
 from yolods.model.graph import IMAGE, OUT
 from yolods.model.loss import as_float
 from yolods.plan.schedule import Instruction, instructions
-from yolods.stats import LOSS_NAMES
+from yolods.stats import LOSS_NAMES, PipeStats
 
 LABELS = "labels"
 
@@ -72,6 +73,8 @@ class PipelineEngine(Engine):
         self._clock = StageClock(device)
         self._flights: dict[int, _Flight] = {}
         self._ahead: dict[Instruction, Receipt] = {}
+        self._steps = self._told = 0
+        self._micro_batches = 1
 
     def train_step(self, step: Step, batches: Iterator[dict[str, Any]], size: int | None = None) -> StepResult:
         """See `Engine.train_step`."""
@@ -90,6 +93,7 @@ class PipelineEngine(Engine):
                 self._backward(number, size)
         self._drain()
         self._clock.stop()
+        self._steps, self._micro_batches = self._steps + 1, step.batches
         engine.set_gradient_accumulation_boundary(True)
         engine.allreduce_gradients()
         engine.step()
@@ -199,6 +203,15 @@ class PipelineEngine(Engine):
         """What the last step took on this stage. Local."""
         sent = sum(link.bytes for link in (self._to_after, self._to_before) if link is not None)
         return self._clock.times(sent)
+
+    def report(self) -> PipeStats | None:
+        """See `Engine.report`."""
+        times = self.times()
+        sent, self._told = times.sent - self._told, times.sent
+        steps, self._steps = max(self._steps, 1), 0
+        gauge = Gauge(self.grid.stage, times, sent / steps, peak_bytes(self.inputs.device))
+        gauges = self.ranks.to_main(gauge)
+        return summarise(gauges, self._micro_batches) if self.ranks.is_main else None
 
     def _hands_over(self) -> bool:
         return self.grid.replica == 0

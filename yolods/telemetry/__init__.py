@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from yolods.stats import EpochStats, StepStats
+from yolods.stats import EpochStats, PipeStats, StepStats
 from yolods.telemetry.board import Board, model_table
 from yolods.telemetry.console import Console
 from yolods.telemetry.log import Log, open_log, quiet_dependencies
@@ -90,6 +90,9 @@ class Telemetry:
     def val_end(self, metrics: DetMetrics, images: int, *, final: bool = False) -> None:
         """The evaluation of `images` images is over and `metrics` processed; `final` shows every class."""
 
+    def pipeline(self, stats: PipeStats) -> None:
+        """What the stages of a pipeline took in the last step of the epoch that is about to end."""
+
     def epoch_end(self, stats: EpochStats) -> None:
         """An epoch is over, its evaluation included."""
 
@@ -146,6 +149,7 @@ class RunTelemetry(Telemetry):
             self._drawn |= {close_mosaic_batch + i for i in range(3)}
         self._step = start_step
         self._closed = False
+        self._pipe: PipeStats | None = None
         self._console = Console(epochs=epochs, images_per_epoch=images_per_epoch, batch_size=batch_size, stream=stream)
         self._results: ResultsTable | None = None
         self._board: Board | None = None
@@ -206,8 +210,14 @@ class RunTelemetry(Telemetry):
         self._console.val_end(class_rows(metrics, images), final=final)
         self._on_board("a PR curve", lambda board: board.pr_curves(metrics, final=final))
 
+    def pipeline(self, stats: PipeStats) -> None:
+        self._pipe = stats
+        self._on_board("the pipeline's curves", lambda board: board.pipeline(stats))
+
     def epoch_end(self, stats: EpochStats) -> None:
         self._console.epoch_end(stats)
+        if self._pipe is not None:
+            self._console.say(pipe_line(self._pipe))
         if self._results:
             with harmless(f"the row of epoch {stats.epoch + 1} in results.csv"):
                 self._results.append(stats)
@@ -272,6 +282,17 @@ class RunTelemetry(Telemetry):
             if (self.run_dir / name).is_file():
                 lines.append(f"  {word:<10} {self.run_dir / name}")
         return lines
+
+
+def pipe_line(stats: PipeStats) -> str:
+    """A pipeline's epoch in one line: ms a step, idle share and its bound, MiB sent and held by stage."""
+    busy = " ".join(f"{1e3 * (stage.forward + stage.backward):.0f}" for stage in stats.stages)
+    sent = " ".join(f"{stage.sent / 2**20:.1f}" for stage in stats.stages)
+    peak = " ".join(f"{stage.peak / 2**20:.0f}" for stage in stats.stages)
+    return (
+        f"{'':>11}stages: busy {busy} ms a step, idle {stats.idle:.0%} (1F1B leaves {stats.bound:.0%}), "
+        f"sent {sent} MiB, peak {peak} MiB"
+    )
 
 
 def class_rows(metrics: DetMetrics, images: int) -> list[tuple[str, int, int, list[float]]]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolods.stats import EpochStats, StepStats
+from yolods.stats import EpochStats, PipeStats, StepStats
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,6 +57,19 @@ class Board:
         self.step_number = stats.step
         if len(self._pending) >= self._every:
             self._write_pending()
+
+    def pipeline(self, stats: PipeStats) -> None:
+        """One point of each curve of the pipeline."""
+        values = {"pipeline/idle": stats.idle, "pipeline/idle_bound": stats.bound}
+        for stage in stats.stages:
+            where = f"stage{stage.stage}"
+            values |= {
+                f"pipeline/seconds_{where}": stage.forward + stage.backward,
+                f"pipeline/sent_mib_{where}": stage.sent / 2**20,
+                f"pipeline/peak_mib_{where}": stage.peak / 2**20,
+            }
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, self.step_number)
 
     def epoch_end(self, stats: EpochStats) -> None:
         """Write what an epoch knows: validation losses, metrics, rate, and the epoch's number."""

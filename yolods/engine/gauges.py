@@ -1,0 +1,67 @@
+"""What a pipeline's stages report of a step, put together: busy and idle time against the schedule's bound."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from yolods.engine.clock import StageTimes
+from yolods.plan.schedule import simulate
+from yolods.stats import PipeStats, StageStats
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """One rank's reading."""
+
+    stage: int
+    """Its stage."""
+    times: StageTimes
+    """Of its last step."""
+    sent: float
+    """Bytes it sent in a step."""
+    peak: int
+    """Most bytes it has held."""
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that this rank has held so far: of the device, or on a CPU of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def summarise(gauges: Sequence[Gauge], micro_batches: int) -> PipeStats:
+    """All ranks' readings of one step, by stage.
+
+    Args:
+        gauges: at least one for every stage.
+        micro_batches: of the step.
+    """
+    count = 1 + max(gauge.stage for gauge in gauges)
+    stages = tuple(_stage(stage, [gauge for gauge in gauges if gauge.stage == stage]) for stage in range(count))
+    schedule = simulate(
+        [stage.forward / micro_batches for stage in stages],
+        [stage.backward / micro_batches for stage in stages],
+        micro_batches,
+    )
+    return PipeStats(stages=stages, idle=sum(stage.idle for stage in stages) / count, bound=schedule.idle_share)
+
+
+def _stage(stage: int, replicas: Sequence[Gauge]) -> StageStats:
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    busy = [gauge.times.forward + gauge.times.backward for gauge in replicas]
+    total = [max(gauge.times.total, 1e-9) for gauge in replicas]
+    return StageStats(
+        stage=stage,
+        forward=mean([gauge.times.forward for gauge in replicas]),
+        backward=mean([gauge.times.backward for gauge in replicas]),
+        idle=mean([max(1 - each / whole, 0.0) for each, whole in zip(busy, total, strict=True)]),
+        sent=mean([gauge.sent for gauge in replicas]),
+        peak=max(gauge.peak for gauge in replicas),
+    )
