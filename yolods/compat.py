@@ -144,3 +144,22 @@ def use_local_font() -> None:
 
     for module in (checks, plotting, data_utils):
         module.check_font = local_font
+
+
+def import_muon_uncompiled() -> None:
+    """Let DeepSpeed ask whether an optimizer is Muon without loading torch's compiler.
+
+    Seen with deepspeed 0.19.8: ZeRO 1 to 3 import their Muon for that question, whose `@compile` loads Inductor, 0.8 s
+    in every rank. Muon is refused here, so nothing compiled is missed. Not needed once the import is quick by itself:
+    then `torch.compile` is not called while it runs, and this does nothing.
+    """
+    import torch
+
+    kept = torch.compile
+    torch.compile = lambda function=None, **_: function if function is not None else (lambda inner: inner)
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    except ImportError:  # another DeepSpeed has it elsewhere, or no more
+        pass
+    finally:
+        torch.compile = kept

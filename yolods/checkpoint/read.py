@@ -112,6 +112,13 @@ class Checkpoint:
             found |= state["frozen"]
         return found
 
+    def counts(self) -> dict[str, Tensor]:
+        """BatchNorm's counters of batches, the same on every replica."""
+        found: dict[str, Tensor] = {}
+        for state in self._ranks:
+            found |= state.get("counts", {})
+        return found
+
     def shared(self) -> Mapping[str, Any]:
         """What all ranks agree on: the loss scale, DeepSpeed's counters, updates of the average."""
         return self._ranks[0]

@@ -184,6 +184,7 @@ def _recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
             "buffers": [average[name] for name in mine["statistics"]],
         },
         "statistics": [live[name] for name in mine["statistics"]],
+        "counts": checkpoint.counts(),
         "frozen": checkpoint.frozen(),
         "loss_scaler": shared["loss_scaler"],
         "counters": shared["counters"],

@@ -166,6 +166,7 @@ class Engine:
             "optimizer": self.masters.states(),
             "ema": self.ema.state_dict(),
             "statistics": self.statistics(),
+            "counts": dict(self._counts()),
             "frozen": self._frozen_weights(),
             "loss_scaler": {key: value for key, value in vars(scaler).items() if isinstance(value, int | float)}
             if scaler is not None
@@ -183,6 +184,8 @@ class Engine:
         )
         for buffer, saved in zip(self.statistics(), state["statistics"], strict=True):
             buffer.copy_(saved)
+        for name, buffer in self._counts():
+            buffer.copy_(state["counts"][name])
         for name, parameter in self.net.named_parameters():
             if not parameter.requires_grad and name in state["frozen"]:
                 set_parameter(parameter, state["frozen"][name].to(self.inputs.device))
@@ -208,6 +211,10 @@ class Engine:
         for name, buffer in zip(mine["statistics"], self.statistics(), strict=True):
             buffer.copy_(weights[name])
         self.masters.publish()
+
+    def _counts(self) -> Iterator[tuple[str, Tensor]]:
+        """BatchNorm's counters of batches, which nothing reads here but every .pt holds. Local."""
+        return ((name, buffer) for name, buffer in self.net.named_buffers() if not buffer.is_floating_point())
 
     def _frozen_weights(self) -> dict[str, Tensor]:
         """Parameters without masters, fp32 on the CPU, on the ranks that hand over their stage's weights."""

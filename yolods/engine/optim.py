@@ -55,6 +55,12 @@ def choose_optimizer(
     return OptimizerChoice("AdamW", round(0.002 * 5 / (4 + nc), 6), 0.9, 0.0)
 
 
+def frozen_marks(frozen: int | list[int | str] | None) -> list[str]:
+    """Parts of a name that tell that a parameter is frozen; see `freeze`."""
+    layers = range(frozen) if isinstance(frozen, int) else (frozen or [])
+    return [f"model.{layer}." for layer in layers] + [".dfl"]
+
+
 def freeze(net: nn.Module, frozen: int | list[int | str] | None) -> list[str]:
     """Freeze layers as ultralytics does: the first N, or those listed by index or name; the DFL bins always.
 
@@ -64,8 +70,7 @@ def freeze(net: nn.Module, frozen: int | list[int | str] | None) -> list[str]:
     Raises:
         UserError: nothing would be left to train.
     """
-    layers = range(frozen) if isinstance(frozen, int) else (frozen or [])
-    marks = [f"model.{layer}." for layer in layers] + [".dfl"]
+    marks = frozen_marks(frozen)
     for name, parameter in net.named_parameters():
         parameter.requires_grad = not any(mark in name for mark in marks)
     if not any(parameter.requires_grad for parameter in net.parameters()):

@@ -145,7 +145,8 @@ class PipelineEngine(Engine):
         self._replaced += batch.get("replaced", ())
         labels = targets_of(batch, self.inputs.device)
         if self._labels is not None:
-            self._labels.send([torch.cat([labels[key].view(len(labels["cls"]), -1) for key in labels], 1)])
+            columns = (labels["batch_idx"].view(-1, 1), labels["cls"].view(-1, 1), labels["bboxes"].view(-1, 4))
+            self._labels.send([torch.cat(columns, 1)])
         return {IMAGE: self.inputs.images(batch["img"], size)}, labels, len(batch["img"])
 
     def _receive_labels(self) -> dict[str, Tensor]:
@@ -212,6 +213,17 @@ class PipelineEngine(Engine):
         gauge = Gauge(self.grid.stage, times, sent / steps, peak_bytes(self.inputs.device))
         gauges = self.ranks.to_main(gauge)
         return summarise(gauges, self._micro_batches) if self.ranks.is_main else None
+
+    def layout(self) -> dict[str, Any]:
+        """See `Engine.layout`. A collective: a stage knows its own shards only."""
+        grid = self.grid
+        told = self.ranks.from_main(self.ranks.to_main((grid.stage, grid.replica, self.describe())))
+        described = {stage: shards for stage, replica, shards in told if replica == 0}
+        return {
+            "kind": self.masters.kind,
+            "stages": [described[stage] for stage in range(grid.stages)],
+            "places": [[stage, replica] for stage, replica, _ in told],
+        }
 
     def _hands_over(self) -> bool:
         return self.grid.replica == 0

@@ -12,8 +12,9 @@ from torch import Tensor
 from yolods.cluster.grid import Grid, choose_order
 from yolods.cluster.ranks import Ranks
 from yolods.engine.build import build_pipeline
-from yolods.engine.optim import OptimizerChoice
+from yolods.engine.optim import OptimizerChoice, frozen_marks
 from yolods.engine.pipeline import Cut, PipelineEngine
+from yolods.errors import Faults
 from yolods.model.blueprint import Blueprint
 from yolods.model.graph import Graph, build_graph, live
 from yolods.model.initialise import initialise
@@ -62,11 +63,39 @@ def plan_stages(blueprint: Blueprint, config: RunConfig, ranks: Ranks) -> StageP
         micro_batches=layout.accumulation,
         seconds=_measured(graph, config, ranks),
         memory_limit=_memory_limit(layout.pipeline.memory_gib, ranks),
-        state_bytes=16.0 if layout.zero_stage == 0 else 4.0 + 12.0 / layout.ranks,
+        state_bytes=state_bytes(layout.precision, layout.zero_stage, layout.ranks),
         recompute=layout.pipeline.activation_checkpoint_interval,
     )
     found = ranks.main_first(lambda: partition(costs, layout.pipeline.stages, layout.pipeline.partition, terms))
+    _refuse_idle(graph, found, frozen_marks(config.hyper.freeze))
     return StagePlan(graph, found, table(found, costs, terms))
+
+
+def _refuse_idle(graph: Graph, found: Partition, marks: list[str]) -> None:
+    """An optimizer needs weights: name every stage that would have none to train. Alike on all ranks."""
+    faults = Faults()
+    for stage in range(found.stages):
+        nodes = [graph.nodes[index] for index in found.nodes_of(stage)]
+        parts = [(name, graph.skeleton.get_submodule(name)) for node in nodes for name in node.modules]
+        weights = [f"{name}.{each}" for name, part in parts for each, _ in part.named_parameters()]
+        if all(any(mark in weight for mark in marks) for weight in weights):
+            why = "all of its weights are frozen" if weights else "there are no weights in it"
+            faults.add(
+                f"pipeline: stage {stage} ({nodes[0].name}..{nodes[-1].name}) has nothing to train: {why}; "
+                "cut elsewhere, or use fewer stages"
+            )
+    faults.raise_if_any()
+
+
+def state_bytes(precision: str, zero_stage: int, replicas: int) -> float:
+    """Bytes of weights, gradients, masters and Adam's moments a parameter, of a stage on one rank.
+
+    ZeRO-1 shares out masters and moments, 12 bytes. In fp32 it still keeps masters apart from the weights (deepspeed
+    0.19.8, runtime/zero/stage_1_and_2.py clones them), where ZeRO-0 steps the weights themselves.
+    """
+    if zero_stage == 0:
+        return 16.0
+    return (8.0 if precision == "fp32" else 4.0) + 12.0 / replicas
 
 
 def _measured(graph: Graph, config: RunConfig, ranks: Ranks) -> tuple[float, ...] | None:

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from yolods.errors import UserError
@@ -87,4 +88,6 @@ class Blueprint:
     @cached_property
     def skeleton(self) -> DetectionModel:
         """A whole CPU model to write .pt files from; only the rank that writes them asks for it."""
-        return build(self.layers, self.names)
+        # At a moment that differs between a run and a resumed one: what is drawn here must not be missing there.
+        with torch.random.fork_rng(devices=()):
+            return build(self.layers, self.names)

@@ -49,16 +49,16 @@ class Stage(nn.Module):
 
     @contextmanager
     def _frozen_statistics(self) -> Iterator[None]:
-        """Recomputing must not count a micro-batch twice in BatchNorm's running statistics."""
+        """Recomputing must not count a micro-batch twice in BatchNorm's running statistics and its count of batches."""
         norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
-        momenta = [norm.momentum for norm in norms]
+        kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
         for norm in norms:
-            norm.momentum = 0.0
+            norm.momentum, norm.num_batches_tracked = 0.0, None
         try:
             yield
         finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
+            for norm, (momentum, count) in zip(norms, kept, strict=True):
+                norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def attach(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolods.model.graph import IMAGE, OUT, Graph, run_node
+from yolods.model.graph import IMAGE, Graph, run_node
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,19 +46,31 @@ def measure(
             with torch.no_grad():
                 values |= run_node(node, modules, inputs)
         seconds.append(min(times[1:]))
-        values = {name: value for name, value in values.items() if graph.lifetimes[name][1] > node.index or name == OUT}
+        values = {name: value for name, value in values.items() if _last_reader(graph, name) > node.index}
     return tuple(seconds)
+
+
+def _last_reader(graph: Graph, value: str) -> int:
+    """The last node that reads a value; -1 where none does, as a yaml of the user's own may have it."""
+    return graph.lifetimes[value][1] if value in graph.lifetimes else -1
 
 
 def _pass(node: Any, modules: dict[str, Any], inputs: dict[str, Tensor], device: torch.device) -> float:
     _settle(device)
     began = time.perf_counter()
-    outputs = run_node(node, modules, inputs)
-    tensors = [value for value in outputs.values() if isinstance(value, Tensor) and value.requires_grad]
-    if tensors:
-        torch.autograd.backward(tensors, [torch.ones_like(tensor) for tensor in tensors])
+    outputs = _computed(run_node(node, modules, inputs))
+    if outputs:
+        torch.autograd.backward(outputs, [torch.ones_like(tensor) for tensor in outputs])
     _settle(device)
     return time.perf_counter() - began
+
+
+def _computed(values: Any) -> list[Tensor]:
+    """The tensors that a node has computed, however deep in dictionaries and lists; its inputs handed on are not."""
+    if isinstance(values, Tensor):
+        return [values] if values.grad_fn is not None else []
+    parts = values.values() if isinstance(values, dict) else values if isinstance(values, list | tuple) else ()
+    return [tensor for part in parts for tensor in _computed(part)]
 
 
 def _settle(device: torch.device) -> None:

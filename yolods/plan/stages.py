@@ -30,7 +30,7 @@ class Terms:
     memory_limit: float | None = None
     """Bytes that a stage may take. None: no limit, but `balanced` takes no more than the cut by FLOPs would."""
     state_bytes: float = STATE_BYTES
-    """Of a parameter: weight, gradient, optimizer. With ZeRO-1 over D replicas 4 + 12 / D."""
+    """Of a parameter: weight, gradient, optimizer. With ZeRO-1 over D replicas 4 + 12 / D, in fp32 8 + 12 / D."""
     recompute: int = 0
     """Nodes a segment whose activations are computed again in backward, from a stage's start on; 0: all are kept."""
     slack: float = 0.01
