@@ -13,7 +13,8 @@ import pytest
 
 from yolods.config.flags import HYPER_FLAGS, add_train_arguments, add_val_arguments
 from yolods.config.hyper import RULES
-from yolods.config.run import CONFIG_FILE, RunConfig, build_run_config, next_run_dir
+from yolods.config.read import build_run_config
+from yolods.config.run import CONFIG_FILE, RunConfig, next_run_dir
 from yolods.errors import UserError
 
 

@@ -2,7 +2,8 @@
 
 Files, each with one job: `values` (a setting's type and range), `hyper`, `refused` (what is not taken, and why),
 `schema` (DeepSpeed's keys), `batch` (batch arithmetic), `optimizer` (the JSON's optimizer block), `own` (the "yolods"
-block), `deepspeed` (the JSON as a whole), `flags`, `run` (all of it together), `resume`, `jsonfile`, `paths`.
+block), `pipeline`, `deepspeed` (the JSON as a whole), `flags`, `run` (all of it together), `resume`, `read` (from
+what was typed to all of it), `jsonfile`, `paths`.
 """
 
 from yolods.config.batch import BatchPlan
@@ -12,7 +13,8 @@ from yolods.config.hyper import Given, Hyper, HyperRead, read_hyper
 from yolods.config.optimizer import JsonOptimizer
 from yolods.config.own import CheckpointPolicy, OwnConfig
 from yolods.config.paths import cache_dir
-from yolods.config.run import CONFIG_FILE, DEMO, RunConfig, build_run_config, next_run_dir
+from yolods.config.read import build_run_config
+from yolods.config.run import CONFIG_FILE, DEMO, RunConfig, next_run_dir
 
 __all__ = [
     "CONFIG_FILE",

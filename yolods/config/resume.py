@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from yolods.config.deepspeed import DeepSpeedConfig, resolve
 from yolods.config.hyper import HyperRead
+from yolods.config.jsonfile import read_json
+from yolods.config.run import RunConfig
 from yolods.config.values import shown
 from yolods.errors import Faults, nearest
-
-if TYPE_CHECKING:
-    from yolods.config.run import RunConfig
 
 
 def find_run(asked: str | bool, project: Path, config_file: str, faults: Faults) -> Path | None:
@@ -83,3 +83,27 @@ def _asked(
         if hasattr(saved.hyper, key) and not (key in by_json and key not in read.commanded):
             asked[where] = (getattr(read.hyper, key), getattr(saved.hyper, key))
     return asked
+
+
+def relaid(saved: RunConfig, path: Path | None, ranks: int, device: str, faults: Faults) -> DeepSpeedConfig:
+    """The run's batch and optimizer under another JSON, on other ranks or another device."""
+    where = "--resume" if path is None else f"--deepspeed_config {path}"
+    raw = saved.deepspeed.raw if path is None else read_json(path, where, faults)
+    config = resolve(
+        saved.deepspeed.raw if raw is None else raw,
+        path=saved.deepspeed.path if path is None else path,
+        batch_size=saved.batch_size,
+        ranks=ranks,
+        device=device,
+        faults=faults,
+        hyper=saved.hyper,
+        said_by=f"--batch-size {saved.batch_size} of the run",
+    )
+    if config.train_batch != saved.deepspeed.train_batch:
+        faults.add(
+            f"{where}: {config.train_batch} images a step, but the run has {saved.deepspeed.train_batch}; "
+            'write "auto" for the batch keys'
+        )
+    if config.optimizer is not None and config.optimizer.name != saved.hyper.optimizer:
+        faults.add(f"{where}: names {config.optimizer.name}, but the run trains with {saved.hyper.optimizer}")
+    return config

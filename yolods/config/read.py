@@ -1,0 +1,206 @@
+"""From flags, hyp file and DeepSpeed JSON to a RunConfig: every fault is found before anything is started, and all are said."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from yolods.config.deepspeed import read_deepspeed
+from yolods.config.flags import hyper_flags
+from yolods.config.hyper import Hyper, HyperRead, read_hyper
+from yolods.config.optimizer import merge
+from yolods.config.resume import check_unchanged, find_run, relaid
+from yolods.config.run import CONFIG_FILE, DEFAULT_MODEL, DEMO, RunConfig, next_run_dir
+from yolods.config.values import Rule, check, whole
+from yolods.errors import Faults
+
+_ZOO = re.compile(r"^(yolov5[nsmlx]6?)u?(?:-.*)?$")
+_RULES: dict[str, Rule] = {"epochs": whole(1), "imgsz": whole(1), "batch_size": whole(1), "workers": whole(0)}
+_WRITTEN = {"epochs": "--epochs", "imgsz": "--imgsz", "batch_size": "--batch-size", "workers": "--workers"}
+_FOUR_LEVELS = re.compile(r"(^yolov5([nsmlx]|\[.*\])-?|p)6u?$")
+
+
+def build_run_config(
+    args: argparse.Namespace, *, ranks: int, device: str, environ: Mapping[str, str] | None = None
+) -> RunConfig:
+    """Read flags, hyp file and DeepSpeed JSON.
+
+    Args:
+        args: what `add_train_arguments` parsed.
+        ranks: ranks in all; of a pipeline, replicas x stages.
+        device: "cpu" or "cuda".
+        environ: environment variables; DS_ACCELERATOR has to agree with `device`.
+
+    Raises:
+        UserError: every fault, a line each.
+    """
+    faults = Faults()
+    _check_accelerator(device, environ or {}, faults)
+    made = (_resumed if getattr(args, "resume", None) else _fresh)(args, ranks, device, faults)
+    faults.raise_if_any()
+    assert made is not None  # without a run there is a fault
+    return made
+
+
+def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) -> RunConfig:
+    """A new run; only to be used where `faults` stayed empty."""
+    read = read_hyper(_path(args, "hyp"), args.set or [], faults, hyper_flags(args))
+    numbers, sources = _numbers(args, read, faults)
+    config = read_deepspeed(
+        _path(args, "deepspeed_config"),
+        batch_size=numbers.get("batch_size"),
+        ranks=ranks,
+        device=device,
+        faults=faults,
+        hyper=read.hyper,
+        said_by=sources.get("batch_size", "--batch-size"),
+    )
+    hyper, notes = merge(read, config.optimizer, "--deepspeed_config" if not config.path else config.path.name, faults)
+    data, weights = _data(args, faults), _weights(args, hyper, faults)
+    model = _model(args, weights, faults)
+    imgsz = numbers.get("imgsz", RunConfig.imgsz)
+    _check_imgsz(imgsz, model, sources.get("imgsz", "--imgsz"), faults)
+    project, name, exist_ok = _folder(args, faults)
+    return RunConfig(
+        data=data,
+        model=model,
+        weights=weights,
+        epochs=numbers.get("epochs", RunConfig.epochs),
+        imgsz=imgsz,
+        workers=numbers.get("workers", default_workers(device)),
+        project=project,
+        name=name,
+        exist_ok=exist_ok,
+        hyper=hyper,
+        deepspeed=config,
+        device=device,
+        run_dir=next_run_dir(project, name, exist_ok),
+        given=_as_typed(args),
+        notes=notes,
+    )
+
+
+def default_workers(device: str) -> int:
+    """Loader processes a rank: ultralytics' 8, and none on a CPU, where they would take cores from the training."""
+    return RunConfig.workers if device == "cuda" else 0
+
+
+def _check_accelerator(device: str, environ: Mapping[str, str], faults: Faults) -> None:
+    named = environ.get("DS_ACCELERATOR", device)
+    if named in ("cpu", "cuda") and named != device:
+        faults.add(f"DS_ACCELERATOR is {named}, but this process computes on {device}; unset it, or set it to {device}")
+
+
+def _path(args: argparse.Namespace, flag: str) -> Path | None:
+    value = getattr(args, flag, None)
+    return None if value is None else Path(value)
+
+
+def _as_typed(args: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
+    hidden = ("local_rank", "command", "func")
+    typed = {key: value for key, value in vars(args).items() if value is not None and key not in hidden}
+    return tuple((key, value) for key, value in typed.items() if isinstance(value, str | int | float | list))
+
+
+def _numbers(args: argparse.Namespace, read: HyperRead, faults: Faults) -> tuple[dict[str, int], dict[str, str]]:
+    """epochs, imgsz, batch_size, workers that were given, and by what; a flag wins over the hyp file."""
+    numbers: dict[str, int] = {}
+    sources: dict[str, str] = {}
+    for key, rule in _RULES.items():
+        value, source = getattr(args, key, None), _WRITTEN[key]
+        if value is None and key in read.flags:
+            value, source = read.flags[key], f"--hyp {args.hyp}: {key}"
+        if value is None:
+            continue
+        good, parsed = check(rule, value, source, faults)
+        if good:
+            numbers[key], sources[key] = parsed, source
+    return numbers, sources
+
+
+def _data(args: argparse.Namespace, faults: Faults) -> Path:
+    if args.data is None:
+        faults.add("--data is missing: give a data yaml, or --data demo for the embedded data set")
+        return Path(DEMO)
+    if args.data == DEMO:
+        return Path(DEMO)
+    path = Path(args.data)
+    if not path.is_file():
+        faults.add(
+            f"--data {args.data}: {'this is a folder, give the yaml in it' if path.is_dir() else 'no such file'}"
+        )
+    return path.absolute()
+
+
+def _weights(args: argparse.Namespace, hyper: Hyper, faults: Faults) -> Path | None:
+    given = getattr(args, "weights", None)
+    if isinstance(hyper.pretrained, str):
+        if given is not None and given != hyper.pretrained:
+            faults.add(f"weights are given twice: --weights {given} and pretrained {hyper.pretrained}; keep one")
+        given = given or hyper.pretrained
+    if given in (None, "") or hyper.pretrained is False:
+        return None
+    if not Path(given).is_file():
+        faults.add(f"--weights {given}: no such file (weights are never downloaded; fetch the file first)")
+    return Path(given).absolute()
+
+
+def _model(args: argparse.Namespace, weights: Path | None, faults: Faults) -> str:
+    """The architecture: as given, or by the weights' file name, or the default."""
+    if args.model is not None:
+        if args.model.endswith((".yaml", ".yml")) and Path(args.model).is_file():
+            return str(Path(args.model).absolute())
+        return args.model
+    if weights is None:
+        return DEFAULT_MODEL
+    if match := _ZOO.match(weights.stem):
+        return match[1]
+    faults.add(f"--model is missing: the name of --weights {weights.name} does not tell the architecture; say it")
+    return DEFAULT_MODEL
+
+
+def _check_imgsz(imgsz: int, model: str, source: str, faults: Faults) -> None:
+    """A size that is no multiple of the largest stride would leave half a cell at the border."""
+    name = Path(model).name.removesuffix(".yaml").removesuffix(".yml")
+    stride = 64 if _FOUR_LEVELS.search(name) else 32
+    if imgsz % stride:
+        below, above = imgsz // stride * stride, (imgsz // stride + 1) * stride
+        choice = f"{below} or {above}" if below else str(above)
+        faults.add(f"{source} {imgsz}: {name} needs a multiple of {stride}; use {choice}")
+
+
+def _folder(args: argparse.Namespace, faults: Faults) -> tuple[Path, str, bool]:
+    name = "exp" if args.name is None else args.name
+    if name in ("", ".", "..") or "/" in name:
+        faults.add(f"--name {name!r}: it has to be a folder's name; folders above it go into --project")
+    project = Path("runs" if args.project is None else args.project)
+    if project.exists() and not project.is_dir():
+        faults.add(f"--project {project}: this is a file; give a folder")
+    return project, name, bool(args.exist_ok)
+
+
+def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) -> RunConfig | None:
+    """The saved configuration, with more epochs and other workers where flags ask for them."""
+    run_dir = find_run(args.resume, Path(args.project or "runs"), CONFIG_FILE, faults)
+    if run_dir is None:
+        return None
+    saved = RunConfig.from_json((run_dir / CONFIG_FILE).read_text(encoding="utf-8"), run_dir)
+    read = read_hyper(_path(args, "hyp"), args.set or [], faults, hyper_flags(args))
+    numbers, _ = _numbers(args, read, faults)
+    check_unchanged(saved, args, read, numbers, faults)
+    layout = _path(args, "deepspeed_config")
+    config = saved.deepspeed
+    if layout is not None or ranks != config.world or device != saved.device:
+        config = relaid(saved, layout, ranks, device, faults)
+    return replace(
+        saved,
+        deepspeed=config,
+        device=device,
+        epochs=numbers.get("epochs", saved.epochs),
+        workers=numbers.get("workers", saved.workers),
+        given=_as_typed(args),
+    )
