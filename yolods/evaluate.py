@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from yolods import interrupt
 from yolods.cluster.ranks import Ranks, Share
 from yolods.data.dataset import EVAL_GROUP, DetectionSet
 from yolods.data.loader import eval_batches, eval_loader
@@ -197,16 +198,21 @@ class Evaluator:
 
 
 def aloud(batches: Iterator[dict[str, Any]], ranks: Ranks) -> Iterator[dict[str, Any]]:
-    """Pass a loader's batches on, and say on the spot what ends it on this rank alone.
+    """Pass a loader's batches on unless Ctrl-C was pressed, and say on the spot what ends it on this rank alone.
 
     What every rank raises is shown once, by rank 0 (cli.py); of a fault elsewhere it would know nothing.
     """
     try:
-        yield from batches
+        for batch in batches:
+            interrupt.check()
+            yield batch
     except UserError as fault:
         if not ranks.is_main:
             log.error("%s", fault)
         raise
+    finally:
+        if hasattr(batches, "close"):
+            batches.close()  # now, not when the collector comes round: it ends the loader's processes
 
 
 class _Judge:

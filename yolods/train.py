@@ -7,11 +7,13 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from yolods import interrupt
 from yolods.checkpoint.store import CheckpointStore, Progress
 from yolods.cluster.ranks import Ranks
 from yolods.config import RunConfig
@@ -65,21 +67,25 @@ class Run:
         self._epoch_began, self._epoch_samples = time.perf_counter(), 0
 
     def fit(self) -> None:
-        """Train from `progress` to the last epoch, or until patience runs out."""
+        """Train from `progress` to the last epoch, or until patience runs out; Ctrl-C ends it between two batches."""
         self.engine.training()
-        batches = self._batches()
-        self.telemetry.epoch_begin(self._epoch)
-        while self.progress.position < self.schedule.total_samples and not self._stop:
-            started = time.perf_counter()
-            step = self.schedule.step_at(self.progress.position)
-            result = self.engine.train_step(step, batches, self._size())
-            self._record(step, result, time.perf_counter() - started)
-            if self._epochs_behind > self.progress.epochs_done:
-                self._close_epochs(step)
-            elif self._due(self.config.deepspeed.own.checkpoint.every_steps, self.progress.step):
-                self._save()
-        batches.close()
-        self._finish()
+        with interrupt.between_batches():
+            self.telemetry.epoch_begin(self._epoch)
+            with closing(self._batches()) as batches:
+                while self.progress.position < self.schedule.total_samples and not self._stop:
+                    self._step(batches)
+            self._finish()
+
+    def _step(self, batches: Iterator[dict[str, Any]]) -> None:
+        """Take one optimizer step, and do what is due after it."""
+        started = time.perf_counter()
+        step = self.schedule.step_at(self.progress.position)
+        result = self.engine.train_step(step, batches, self._size())
+        self._record(step, result, time.perf_counter() - started)
+        if self._epochs_behind > self.progress.epochs_done:
+            self._close_epochs(step)
+        elif self._due(self.config.deepspeed.own.checkpoint.every_steps, self.progress.step):
+            self._save()
 
     @property
     def _epoch(self) -> int:

@@ -1,4 +1,4 @@
-"""From flags, hyp file and DeepSpeed JSON to a RunConfig: every fault is found before anything is started, and all are said."""
+"""From what was typed to a RunConfig: every fault is found before anything is started, and all are said at once."""
 
 from __future__ import annotations
 

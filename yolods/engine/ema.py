@@ -43,7 +43,8 @@ class ShardedEma:
         self.updates += 1
         share = 1 - self._decay * (1 - math.exp(-self.updates / self._tau))
         torch._foreach_lerp_(self._mean_shards, list(self._masters.shards()), share)
-        torch._foreach_lerp_(self.mean_buffers, self._buffers, share)
+        if self._buffers:  # a stage of a pipeline may hold no BatchNorm
+            torch._foreach_lerp_(self.mean_buffers, self._buffers, share)
 
     @torch.no_grad()
     def _swap(self) -> None:
