@@ -1,8 +1,8 @@
 """Ctrl-C ends a run between two batches.
 
 In the middle of one it is not safe: Python raises KeyboardInterrupt wherever it happens to be. Seen with torch 2.13 and
-deepspeed 0.19.8: a gradient hook swallowed it and training went on (2 of 8 tries), and a checkpoint's writer in C++ ended
-the process by abort (1 of 8).
+deepspeed 0.19.8: it was lost in a callback and training went on (2 of 8 tries), and the writer of a checkpoint aborted
+the process from C++ (1 of 8).
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ _pressed = False
 
 @contextmanager
 def between_batches() -> Iterator[None]:
-    """Within: the first Ctrl-C waits for `check`; a second one acts at once. Does nothing outside the main thread."""
+    """Within: the first Ctrl-C waits for `check`; a second one acts at once. Does nothing outside the main thread.
+
+    What fails after it counts as interrupted: of several ranks one stops first, and the others lose their connection.
+    """
     global _pressed
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -35,6 +38,10 @@ def between_batches() -> Iterator[None]:
     signal.signal(signal.SIGINT, note)
     try:
         yield
+    except Exception:
+        if _pressed:
+            raise KeyboardInterrupt from None
+        raise
     finally:
         signal.signal(signal.SIGINT, earlier)
         _pressed = False

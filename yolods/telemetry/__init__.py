@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from yolods.stats import EpochStats, PipeStats, StepStats
 from yolods.telemetry.board import Board, model_table
 from yolods.telemetry.console import Console
-from yolods.telemetry.log import Log, open_log, quiet_dependencies
+from yolods.telemetry.log import FILE_ONLY, Log, open_log, quiet_dependencies
 from yolods.telemetry.plots import Batch, Painter, Prediction, harmless
 from yolods.telemetry.results import ResultsTable
 
@@ -150,6 +150,7 @@ class RunTelemetry(Telemetry):
         self._step = start_step
         self._closed = False
         self._pipe: PipeStats | None = None
+        self._first_step = True
         self._console = Console(epochs=epochs, images_per_epoch=images_per_epoch, batch_size=batch_size, stream=stream)
         self._results: ResultsTable | None = None
         self._board: Board | None = None
@@ -192,6 +193,11 @@ class RunTelemetry(Telemetry):
         self._console.epoch_begin(epoch)
 
     def step(self, stats: StepStats) -> None:
+        if self._first_step:
+            # What two layouts, or a run and its resumption, are compared by; TensorBoard has every later step.
+            self._first_step = False
+            losses = ", ".join(f"{name} {value:.8g}" for name, value in stats.loss.items())
+            _log.info("step %d: %s, grad_norm %s", stats.step, losses, stats.grad_norm, extra={FILE_ONLY: True})
         self._step = stats.step
         self._console.step(stats)
         self._on_board("the curves", lambda board: board.step(stats))

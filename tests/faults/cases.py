@@ -1,0 +1,89 @@
+"""Runs many commands one after the other in one process, each with its screen kept apart: `python cases.py CASES OUT`.
+
+Importing torch, DeepSpeed and ultralytics takes most of a tiny run's time, and this way is done once. CASES is a JSON
+list of {name, words, env, before}; OUT becomes a JSON object of
+{name: {code, seconds, out, err}}.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+from yolods.cli import main
+
+
+def once_training_begins(action: Callable[[], None]) -> mock._patch:
+    """Do something after the data has been checked and before the first batch is loaded."""
+    from yolods.train import Run
+
+    fit = Run.fit
+
+    def delayed(run: Run) -> None:
+        action()
+        fit(run)
+
+    return mock.patch.object(Run, "fit", delayed)
+
+
+def before_the_run(text: str | None) -> mock._patch:
+    """The disturbance of a case: "vanish FILE", "vanish-all FOLDER", "disk-left BYTES", "evaluation-fails" or none."""
+    word, _, what = (text or "").partition(" ")
+    if word == "vanish":
+        return once_training_begins(lambda: Path(what).unlink())
+    if word == "vanish-all":
+        return once_training_begins(lambda: shutil.rmtree(what))
+    if word == "disk-left":
+        return mock.patch("yolods.start.shutil.disk_usage", lambda _: SimpleNamespace(free=int(what)))
+    if word == "disk-fills":
+        full = mock.Mock(side_effect=OSError(28, "No space left on device"))
+        return once_training_begins(lambda: mock.patch("torch.save", full).start())
+    return mock.patch.dict({})
+
+
+@contextmanager
+def screen_into(folder: Path) -> Iterator[None]:
+    """Send file descriptors 1 and 2 to files, C++'s writing included."""
+    kept = [os.dup(number) for number in (1, 2)]
+    for number, name in ((1, "out"), (2, "err")):
+        with open(folder / name, "wb") as file:
+            os.dup2(file.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def run(case: dict, folder: Path) -> dict:
+    """One case: exit status (1 where an exception came through, as from Python itself) and both streams."""
+    started = time.perf_counter()
+    with screen_into(folder), mock.patch.dict(os.environ, case.get("env") or {}):
+        try:
+            with before_the_run(case.get("before")):
+                code = main(case["words"])
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        finally:
+            mock.patch.stopall()
+    streams = {name: (folder / name).read_text(errors="replace") for name in ("out", "err")}
+    return {"code": code, "seconds": time.perf_counter() - started, **streams}
+
+
+if __name__ == "__main__":
+    cases, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    # DeepSpeed keeps its process group for the life of a process and can join no second one.
+    with mock.patch("yolods.cluster.ranks.leave"):
+        results = {case["name"]: run(case, out.parent) for case in cases}
+    out.write_text(json.dumps(results))

@@ -1,0 +1,253 @@
+"""Mistakes that one process can see are shown before any other is started: a line each, exit status 2, no traceback."""
+
+import pickle
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import make_dataset
+from yolods import cli
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def preflight(tmp_path, monkeypatch, capfd) -> Callable[..., list[str]]:
+    """Runs `yolods launch WORDS` in a folder with a data set, and returns its lines; starting anything is a failure."""
+
+    def refuse(*_):
+        raise AssertionError("a process was started")
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("CUDA_VISIBLE_DEVICES", "HOSTFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr(cli.os, "execvpe", refuse)
+    make_dataset(tmp_path / "data", train=3, val=2)
+
+    def run(*words: str, code: int = 2) -> list[str]:
+        before = sorted(str(path) for path in tmp_path.rglob("*"))
+        assert cli.main(["launch", *words]) == code
+        assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+        out, err = capfd.readouterr()
+        assert out == ""
+        return err.splitlines()
+
+    return run
+
+
+GOOD = ("train", "--data", "data/tiny.yaml", "--imgsz", "64")
+
+
+def test_what_is_sound_goes_on_to_the_launcher(preflight):
+    """Else every test below could pass for a reason of its own."""
+    with pytest.raises(AssertionError, match="a process was started"):
+        preflight(*GOOD)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train", "--data", "nowhere.yaml"], "--data nowhere.yaml: no such file"),
+        (["train", "--data", "data"], "--data data: this is a folder, give the yaml in it"),
+        (["train"], "--data is missing: give a data yaml, or --data demo for the embedded data set"),
+        (["trian", "--data", "x.yaml"], "unknown word 'trian' (did you mean 'train'?); the words are train, val, "),
+        ([*GOOD, "--epoch", "3"], "yolods train: unrecognized arguments: --epoch 3"),
+        ([*GOOD, "--weigths", "a.pt"], "yolods train: unrecognized arguments: --weigths a.pt"),
+        ([*GOOD, "--epochs", "many"], "yolods train: argument --epochs: invalid int value: 'many'"),
+        ([*GOOD, "--epochs", "0"], "--epochs is 0: it has to be a whole number of at least 1"),
+        ([*GOOD, "--batch-size", "7"], "--batch-size 7 cannot be dealt to 2 ranks: 7 / 2 = 3.50; use 6 or 8"),
+        ([*GOOD, "--imgsz", "100"], "--imgsz 100: yolov5s needs a multiple of 32; use 96 or 128"),
+        ([*GOOD, "--model", "yolov5k"], "--model yolov5k: unknown model (did you mean 'yolov5x'?); use yolov5n, s, "),
+        (
+            [*GOOD, "--weights", "yolov5n.pt"],
+            "--weights yolov5n.pt: no such file (weights are never downloaded; fetch ",
+        ),
+        ([*GOOD, "--resume", "runs/exp"], "--resume runs/exp: no such folder"),
+        ([*GOOD, "--resume", "data"], "--resume data: not a run's folder, it has no config.json"),
+        ([*GOOD, "--resume"], "--resume: no run under runs (a run has a config.json); name its folder: --resume DIR"),
+        ([*GOOD, "--project", "data/tiny.yaml"], "--project data/tiny.yaml: this is a file; give a folder"),
+        ([*GOOD, "--hyp", "none.yaml"], "--hyp none.yaml: "),
+        (
+            [*GOOD, "--set", "lr=0.1"],
+            "--set lr is not a hyper-parameter (did you mean 'lrf'?); docs/configuration.md lists ",
+        ),
+        ([*GOOD, "--device", "0"], "--device is not taken: the launcher picks devices: "),
+        ([*GOOD, "--hostfile", "hosts"], "--hostfile hosts: no such file"),
+        ([*GOOD, "--num_gpus", "two"], "argument --num_gpus/--num-gpus: invalid int value: 'two'"),
+        (["val", "--weights", "a.pt", "--data", "data/tiny.yaml"], "--weights a.pt: no such file"),
+        (["val", "--data", "data/tiny.yaml"], "--weights is missing: give the .pt to evaluate, for example runs/"),
+    ],
+)
+def test_flags(preflight, words, line):
+    (shown,) = preflight(*words)
+    assert shown.startswith(f"error: {line}")
+
+
+def faulty_yaml(text: str) -> Path:
+    path = Path("data/faulty.yaml")
+    path.write_text(text)
+    return path.absolute()
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (
+            "val: images/val\nnames: [a, b]\n",
+            ["train: missing; give the folder of its images, as in `train: images/train`"],
+        ),
+        (
+            "train: images/train\nnames: [a, b]\n",
+            ["val: missing; give the folder of its images, as in `val: images/val`"],
+        ),
+        ("train: images/train\nval: images/val\n", ["names: missing; list the class names, as in `names: [cat, dog]`"]),
+        ("train: no\nval: images/val\nnames: [a]\n", ["train: must be a path or a list of paths, not False"]),
+        ("train: gone\nval: images/val\nnames: [a]\n", ["train: {data}/gone does not exist ('gone' below {data})"]),
+        (
+            "train: labels/train\nval: images/val\nnames: [a]\n",
+            ["train: no images in {data}/labels/train; known types: avif bmp dng heic heif jp2 jpeg jpg mpo png tif "],
+        ),
+        (
+            "train: gone\nval: images/val\nnames: [a]\nnc: 3\n",
+            [
+                "names and nc disagree: 1 names, nc: 3; remove nc, or correct one of them",
+                "train: {data}/gone does not exist ('gone' below {data})",
+            ],
+        ),
+        ("[1, 2]\n", ["not a data yaml: expected keys train, val and names, found list"]),
+    ],
+)
+def test_data_yamls(preflight, text, lines):
+    path = faulty_yaml(text)
+    shown = preflight("train", "--data", "data/faulty.yaml", "--imgsz", "64")
+    expected = [f"error: {path}: {line.format(data=path.parent)}" for line in lines]
+    assert len(shown) == len(expected)
+    assert all(one.startswith(other) for one, other in zip(shown, expected, strict=True))
+
+
+def test_a_data_yaml_that_is_no_yaml(preflight):
+    path = faulty_yaml("train: images/train\n  val: : [\n")
+    (shown,) = preflight("train", "--data", "data/faulty.yaml")
+    assert shown.startswith(f"error: {path}:2: not valid yaml: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "line"),
+    [
+        ('{"bf16": {"enabled": true}', (), "--deepspeed_config ds.json: line 1 column 27: expecting "),
+        ('{"train_batch_size": 64,}', (), "--deepspeed_config ds.json: line 1 column 25: expecting "),
+        ('{"zero_optimisation": {"stage": 1}}', (), 'ds.json: unknown key "zero_optimisation" (did you mean '),
+        ('{"zero_optimization": {"stage": 7}}', (), 'ds.json: "zero_optimization".stage is 7: it has to be a whole '),
+        ('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 1}}', (), 'ds.json: "fp16": the CPU backend has '),
+        (
+            '{"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 4}',
+            (),
+            "ds.json: train_batch_size 64 != train_micro_batch_size_per_gpu 4 x gradient_accumulation_steps 4 x 2 "
+            'ranks = 32; set one of them to "auto"',
+        ),
+        (
+            '{"train_micro_batch_size_per_gpu": 4}',
+            ("--batch-size", "16"),
+            "ds.json: train_micro_batch_size_per_gpu 4 x 2 ranks = 8, but --batch-size says 16; give --batch-size 8, "
+            'leave it out, or set train_micro_batch_size_per_gpu to "auto"',
+        ),
+        (
+            '{"optimizer": {"type": "Adam", "params": {"lr": 0.1}}}',
+            ("--set", "lr0=0.2"),
+            'ds.json: "optimizer" gives lr0 0.1, but --set lr0 says 0.2; remove one of them, or write "auto" in ',
+        ),
+    ],
+)
+def test_deepspeed_json(preflight, text, words, line):
+    Path("ds.json").write_text(text)
+    (shown,) = preflight(*GOOD, "--deepspeed_config", "ds.json", *words)
+    assert shown.startswith(f"error: {line}")
+
+
+def test_an_original_yolov5_checkpoint(preflight):
+    pickled = b"\x80\x02}X\x05\x00\x00\x00modelcmodels.yolo\nDetectionModel\n)\x81s."
+    with zipfile.ZipFile("yolov5n.pt", "w") as archive:
+        archive.writestr("yolov5n/data.pkl", pickled)
+    (shown,) = preflight(*GOOD, "--weights", "yolov5n.pt")
+    assert shown == (
+        f"error: --weights {Path('yolov5n.pt').absolute()}: an original anchor-based yolov5 checkpoint. YOLOv5 here is "
+        "ultralytics' anchor-free YOLOv5u: its head differs and these weights do not fit. Use a YOLOv5u file (for "
+        "example yolov5nu.pt), or train from scratch by leaving --weights out"
+    )
+
+
+@pytest.mark.parametrize("content", [b"not a checkpoint", pickle.dumps({"model": None}), b""])
+def test_weights_that_are_no_checkpoint(preflight, content):
+    Path("notes.pt").write_bytes(content)
+    (shown,) = preflight(*GOOD, "--model", "yolov5n", "--weights", "notes.pt")
+    assert shown == (
+        f"error: --weights {Path('notes.pt').absolute()}: not a loadable ultralytics checkpoint: it is damaged, cut "
+        "short or another kind of file"
+    )
+
+
+def test_all_faults_are_shown_at_once(preflight):
+    Path("ds.json").write_text('{"train_batch_size": 0, "bf17": {}}')
+    shown = preflight(
+        *(
+            "train",
+            "--data",
+            "gone.yaml",
+            "--imgsz",
+            "70",
+            "--weights",
+            "gone.pt",
+            "--epochs",
+            "-1",
+            "--model",
+            "yolov5n",
+        ),
+        *("--deepspeed_config", "ds.json", "--set", "mosaic=2", "--set", "momentun=0.9"),
+    )
+    starts = [
+        "--set mosaic",
+        "--set momentun",
+        "--epochs is -1",
+        'ds.json: "train_batch_size" is 0',
+        'ds.json: unknown key "bf17"',
+        "--data gone.yaml",
+        "--weights gone.pt",
+        "--imgsz 70",
+    ]
+    found = {start: [line for line in shown if line.startswith(f"error: {start}")] for start in starts}
+    assert all(len(lines) == 1 for lines in found.values()), found
+    assert len(shown) == len(starts)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["launch", "train", "--data", "nowhere.yaml"], "error: --data nowhere.yaml: no such file"),
+        (["train", "--data", "nowhere.yaml"], "error: --data nowhere.yaml: no such file"),
+        (
+            ["export", "nowhere", "--to", "a.pt"],
+            "error: nowhere: no such folder; give a run's folder, its checkpoints/, ",
+        ),
+        (["flags"], "error: unknown word 'flags'; the words are train, val, export, demo, launch"),
+    ],
+)
+def test_as_typed_in_a_shell(run_process, tmp_path, words, line):
+    done = run_process([sys.executable, "-m", "yolods", *words], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
+
+
+def test_a_cache_that_cannot_be_made(run_process, tmp_path):
+    (tmp_path / "file").touch()
+    variables = {"YOLODS_CACHE": str(tmp_path / "file" / "cache"), "YOLO_CONFIG_DIR": str(tmp_path / "file" / "cache")}
+    done = run_process([sys.executable, "-m", "yolods", "version"], cwd=ROOT, env=variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: {tmp_path / 'file' / 'cache'} cannot be made: Not a directory; set YOLODS_CACHE to a folder that can "
+        "be written\n"
+    )

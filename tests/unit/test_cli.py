@@ -1,0 +1,94 @@
+"""The command line: words, help, exit status, and who speaks. Flags: test_run_config; mistakes: tests/faults."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from yolods import __version__, cli
+from yolods.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+WORDS = ("train", "val", "export", "demo", "launch")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_usage_names_every_word(capsys, words):
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {word} " in shown for word in WORDS)
+
+
+@pytest.mark.parametrize("word", ["--version", "-V", "version"])
+def test_version(capsys, word):
+    assert cli.main([word]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["train"], ["val"], ["export"], ["launch", "train"], ["launch", "val"]])
+def test_every_word_lists_its_flags(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*words, "--help"])
+    shown = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert f"usage: yolods {words[-1]}" in shown
+    assert "--weights" in shown or "--to" in shown
+
+
+def test_help_needs_no_torch():
+    script = (
+        "import sys\nfrom yolods.cli import main\ntry:\n  main(['train', '--help'])\nfinally:\n  print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "torch" not in done.stdout.splitlines()[-1].split()
+
+
+def failing_with(error: BaseException):
+    def fail(_):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (UserError("one\ntwo"), 2, "error: one\nerror: two\n"),
+        (UserError("a list:\n\nend"), 2, "error: a list:\n\nerror: end\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_exit_status(monkeypatch, capsys, error, code, shown):
+    monkeypatch.setattr(cli, "_dispatch", failing_with(error))
+    assert cli.main(["train"]) == code
+    assert capsys.readouterr().err == shown
+
+
+def test_a_fault_of_ours_is_not_taken_for_the_users(monkeypatch):
+    monkeypatch.setattr(cli, "_dispatch", failing_with(ValueError("a bug")))
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["train"])
+
+
+@pytest.mark.parametrize(("rank", "shown"), [("0", "error: said once\n"), ("1", "")])
+def test_what_all_ranks_raise_is_said_by_the_first(monkeypatch, capsys, rank, shown):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(cli, "_dispatch", failing_with(UserError("said once")))
+    assert cli.main(["train"]) == 2
+    assert capsys.readouterr().err == shown
+
+
+@pytest.mark.parametrize("place", ["--local_rank=3", "--local-rank=3"])
+def test_deepspeeds_own_flag_may_stand_before_the_word(capsys, place):
+    """`deepspeed --module yolods train` makes it `yolods --local_rank=3 train`."""
+    assert cli.main([place, "version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_the_demo_is_training_with_flags_that_can_be_overruled(monkeypatch):
+    typed = []
+    monkeypatch.setattr(cli, "_train", lambda words: typed.append(words) or 0)
+    assert cli.main(["demo", "--epochs", "1"]) == 0
+    args = cli._train_parser().parse_args(typed[0])
+    assert (args.data, args.epochs, args.name) == ("demo", 1, "demo")

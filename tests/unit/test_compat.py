@@ -1,0 +1,150 @@
+"""Workarounds for dependencies: each does what it says, and tells when it is no longer needed."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from yolods import compat
+from yolods.errors import UserError
+
+SIDE_FILES = ("YOLO_CONFIG_DIR", "MPLCONFIGDIR", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR")
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    for name in (*SIDE_FILES, "YOLO_OFFLINE", "YOLO_AUTOINSTALL", "MPLBACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("YOLODS_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_side_files_go_to_the_cache(bare):
+    compat.prepare()
+    assert all(os.environ[name].startswith(str(bare / "cache")) for name in SIDE_FILES)
+    assert os.environ["YOLO_OFFLINE"] == "true"
+    assert os.environ["YOLO_AUTOINSTALL"] == "false"
+    assert os.environ["MPLBACKEND"] == "Agg"
+
+
+def test_what_the_user_has_set_stays(bare, monkeypatch):
+    monkeypatch.setenv("YOLO_OFFLINE", "false")
+    monkeypatch.setenv("MPLCONFIGDIR", str(bare / "mine"))
+    compat.prepare()
+    assert os.environ["YOLO_OFFLINE"] == "false"
+    assert os.environ["MPLCONFIGDIR"] == str(bare / "mine")
+
+
+def test_a_cache_that_cannot_be_made(bare, monkeypatch):
+    (bare / "cache").write_text("a file")
+    with pytest.raises(UserError) as caught:
+        compat.prepare()
+    assert str(caught.value) == (
+        f"{bare / 'cache'} cannot be made: File exists; set YOLODS_CACHE to a folder that can be written"
+    )
+
+
+QUIET = """
+import socket, sys
+def refuse(*a, **k): raise AssertionError(f"reached for the network: {a}")
+socket.socket.connect = refuse
+socket.getaddrinfo = refuse
+from yolods import cli, compat
+compat.prepare()
+cli._prepare_libraries()
+import deepspeed, matplotlib.pyplot, ultralytics
+from ultralytics.models.yolo.detect import DetectionValidator
+from yolods.compat import use_local_font
+use_local_font()
+from ultralytics.utils.checks import check_font
+from ultralytics.utils import plotting
+assert check_font("Arial.ttf").is_file() and check_font("Arial.Unicode.ttf").is_file()
+assert plotting.check_font is compat.local_font
+"""
+
+
+def test_importing_everything_is_quiet_offline_and_leaves_the_home_alone(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    names = (*SIDE_FILES, "YOLO_OFFLINE", "YOLO_AUTOINSTALL", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+    variables = {name: value for name, value in os.environ.items() if name not in names}
+    variables |= {"HOME": str(home), "YOLODS_CACHE": str(tmp_path / "cache"), "DS_ACCELERATOR": "cpu"}
+    script = [sys.executable, "-c", QUIET]
+    done = subprocess.run(
+        script, env=variables, capture_output=True, text=True, timeout=90, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout, done.stderr) == ("", "")
+    # torch and DeepSpeed look for a home for compiled code; nothing may be put there.
+    assert [str(path) for path in home.rglob("*") if path.is_file()] == []
+
+
+def test_torchvision_or_its_stand_in_suppresses_boxes():
+    compat.stand_in_for_torchvision()
+    import torch
+    import torchvision
+
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 11, 11], [20, 20, 30, 30]])
+    kept = torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)
+    assert kept.tolist() == [0, 2]
+    assert compat.stand_in_for_torchvision() in (False, torchvision.__version__.endswith("standin"))
+
+
+def test_the_file_that_is_there_is_not_searched_for(monkeypatch):
+    from ultralytics.utils import LOGGER, downloads
+
+    def fail(*_, **__):
+        raise AssertionError("searched")
+
+    monkeypatch.setattr(downloads, "attempt_download_asset", fail)
+    with compat.local_checkpoints():
+        assert downloads.attempt_download_asset("it's/yolov5s.pt") == "it's/yolov5s.pt"
+        assert LOGGER.disabled
+    assert downloads.attempt_download_asset is fail
+    assert not LOGGER.disabled
+
+
+def test_ultralytics_still_renames_files():
+    """Once this fails, `local_checkpoints` may go."""
+    from ultralytics.utils import downloads
+
+    source = downloads.attempt_download_asset.__code__.co_names
+    assert "check_yolov5u_filename" in source
+
+
+def test_only_the_warning_of_optimizers_is_dropped(caplog):
+    logger = logging.getLogger("DeepSpeed")
+    compat.accept_torch_optimizers()
+    compat.accept_torch_optimizers()
+    assert logger.filters.count(compat._no_warning_of_optimizers) == 1
+    propagate, logger.propagate = logger.propagate, True
+    try:
+        logger.warning("**** You are using ZeRO with an untested optimizer, proceed with caution *****")
+        logger.warning("another warning")
+    finally:
+        logger.propagate = propagate
+        logger.removeFilter(compat._no_warning_of_optimizers)
+    assert [record.message for record in caplog.records] == ["another warning"]
+
+
+def test_deepspeed_still_warns_of_optimizers():
+    """Once this fails, `accept_torch_optimizers` may go, or its words have changed."""
+    import inspect
+
+    from deepspeed.runtime import engine
+
+    assert "You are using ZeRO with an untested optimizer" in inspect.getsource(engine)
+
+
+def test_deepspeed_builds_nothing_ahead_of_need():
+    import deepspeed.ops
+
+    kept = deepspeed.ops.__compatible_ops__
+    try:
+        compat.skip_needless_builds()
+        assert deepspeed.ops.__compatible_ops__ == {}
+    finally:
+        deepspeed.ops.__compatible_ops__ = kept

@@ -1,0 +1,245 @@
+"""Evaluation is ultralytics' own in its numbers, for any number of ranks."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.guesses import ALONE, CPU, HYPER, evaluator_of, open_val
+from tests.tiny import make_dataset
+from yolods import compat
+from yolods.cluster.ranks import Ranks
+from yolods.config import Hyper
+from yolods.data.loader import eval_batches, eval_loader
+from yolods.data.spec import as_ultralytics, read_spec
+from yolods.data.splits import Split
+from yolods.errors import UserError
+from yolods.evaluate import Evaluator, PlainDetector, aloud
+from yolods.model.build import architecture, build, parse_name
+from yolods.model.inputs import InputFormat
+from yolods.model.loss import DetectionLoss
+from yolods.model.weights import plain_copy, read_pt, write_pt
+from yolods.stats import LOSS_NAMES, METRIC_NAMES
+from yolods.telemetry import Telemetry
+
+IMAGES = 37  # groups of 16, 16 and 5: no share of it is even
+
+
+@dataclass
+class Trained:
+    """A model that has learnt its own validation images by heart, half-way."""
+
+    yaml: Path
+    weights: Path
+    split: Split
+    names: tuple[str, ...]
+
+    def evaluator(self, out: Path, ranks: Ranks = ALONE, hyper: Hyper = HYPER, forward_batch: int = 16) -> Evaluator:
+        return evaluator_of(self.split, self.names, out, ranks, hyper, forward_batch)
+
+    def detector(self) -> PlainDetector:
+        return PlainDetector(read_pt(self.weights), HYPER, CPU)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Trained:
+    compat.stand_in_for_torchvision()
+    root = tmp_path_factory.mktemp("evaluate")
+    yaml = make_dataset(root / "data", train=2, val=IMAGES, nc=3)
+    split, names = open_val(yaml), read_spec(yaml).names
+    torch.manual_seed(0)
+    net = build(architecture(parse_name("yolov5[0.1,0.1]"), len(names), 3), names)
+    plain = plain_copy(net)
+    _learn(net, split, epochs=12)
+    write_pt(root / "best.pt", plain, net.state_dict(), {"train_args": {"imgsz": 64, "task": "detect"}})
+    return Trained(yaml, root / "best.pt", split, names)
+
+
+def _learn(net, split: Split, epochs: int) -> None:
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.3
+    score, images = DetectionLoss(net.model[-1], CPU, HYPER), InputFormat(CPU, torch.float32, False)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    share = eval_batches(split.dataset, rank=0, ranks=1, forward_batch=16)
+    batches = list(eval_loader(split.dataset, share, workers=0))
+    net.train()
+    for _ in range(epochs):
+        for batch in batches:
+            optimizer.zero_grad()
+            score(net(images.images(batch["img"])), batch, 1)[0].backward()
+            optimizer.step()
+
+
+@pytest.fixture
+def theirs(trained, tmp_path) -> Iterator[SimpleNamespace]:
+    """What ultralytics' validator says of the same model, as its trainer asks it: metrics, losses and details."""
+    from ultralytics.cfg import get_cfg
+    from ultralytics.models.yolo.detect import DetectionValidator
+
+    shutil.copytree(trained.yaml.parent, tmp_path / "data")  # it writes beside the labels
+    spec = read_spec(tmp_path / "data" / trained.yaml.name)
+    net = read_pt(trained.weights)
+    net.args = get_cfg()
+    settings = {"mode": "val", "task": "detect", "imgsz": 64, "batch": 16, "workers": 0, "plots": True, "rect": True}
+    validator = DetectionValidator(save_dir=tmp_path / "theirs", args=settings)
+    validator.data, validator.stride, validator.device = as_ultralytics(spec), 32, CPU
+    validator.dataloader = validator.get_dataloader(str(spec.val[0]), 16)
+    trainer = SimpleNamespace(
+        device=CPU,
+        data=validator.data,
+        amp=False,
+        loss_items={name: torch.zeros(()) for name in LOSS_NAMES},
+        stopper=SimpleNamespace(possible_stop=True),
+        epoch=0,
+        epochs=1,
+        ema=SimpleNamespace(ema=net),
+        world_size=1,
+        label_loss_items=lambda loss, prefix: {f"{prefix}/{name}": value for name, value in loss.items()},
+    )
+    results = validator(trainer=trainer)
+    yield SimpleNamespace(
+        loss={name: results[f"val/{name}"] for name in LOSS_NAMES},
+        metrics=dict(zip(METRIC_NAMES, validator.metrics.mean_results(), strict=True)),
+        details=validator.metrics,
+        confusion=validator.confusion_matrix.matrix,
+        fitness=results["fitness"],
+    )
+
+
+def test_metrics_losses_and_curves_are_ultralytics(trained, theirs, tmp_path):
+    detector = trained.detector()
+    detector._inputs = InputFormat(CPU, torch.float32, channels_last=False)  # whose convolutions add up in its order
+    ours = trained.evaluator(tmp_path)(detector)
+    assert 0.05 < ours.metrics["metrics/mAP50-95(B)"] < 0.9
+    assert ours.metrics == pytest.approx(theirs.metrics, abs=1e-6)
+    assert ours.fitness == pytest.approx(theirs.fitness, abs=1e-5)  # it rounds to five decimals
+    assert ours.loss == pytest.approx(theirs.loss, abs=1e-5)
+    assert ours.images == IMAGES
+    np.testing.assert_allclose(ours.details.box.all_ap, theirs.details.box.all_ap, atol=1e-6)
+    np.testing.assert_allclose(ours.details.box.f1_curve, theirs.details.box.f1_curve, atol=1e-6)
+    for row in range(3):
+        assert ours.details.class_result(row) == pytest.approx(theirs.details.class_result(row), abs=1e-6)
+
+
+def test_a_loaded_pt_gets_the_same_from_yolo_val(trained, tmp_path):
+    """The way users ask: weights fused for inference, so that numbers may differ in the last bits."""
+    from ultralytics import YOLO
+
+    shutil.copytree(trained.yaml.parent, tmp_path / "data")
+    theirs = YOLO(str(trained.weights)).val(
+        data=str(tmp_path / "data" / trained.yaml.name),
+        imgsz=64,
+        batch=16,
+        workers=0,
+        project=str(tmp_path),
+        plots=False,
+    )
+    ours = trained.evaluator(tmp_path)(trained.detector())
+    assert list(ours.metrics.values()) == pytest.approx(list(theirs.mean_results()), abs=1e-3)
+
+
+class Simulated:
+    """One rank of several, run one after the other in this process: the last to come is rank 0, which adds up."""
+
+    def __init__(self, rank: int, size: int, box: dict) -> None:
+        self.rank, self.size, self.device, self.is_main, self._box = rank, size, CPU, rank == 0, box
+
+    def to_main(self, value):
+        self._box[self.rank] = value
+        return [self._box[rank] for rank in range(self.size)] if self.is_main else []
+
+
+def over_ranks(trained, size: int, out: Path, **options):
+    box: dict = {}
+    for rank in reversed(range(size)):
+        result = trained.evaluator(out, Simulated(rank, size, box), forward_batch=4)(trained.detector(), **options)
+        assert (result is None) == (rank > 0)
+    return result, box
+
+
+def test_any_number_of_ranks_gives_the_same(trained, tmp_path):
+    results = {size: over_ranks(trained, size, tmp_path, boxes_to=tmp_path / f"{size}.json") for size in (1, 2, 3)}
+    alone, _ = results[1]
+    for size in (2, 3):
+        result, tallies = results[size]
+        counted = Counter(record["index"] for tally in tallies.values() for record in tally.records)
+        assert counted == Counter(range(IMAGES))
+        assert result.images == IMAGES
+        assert result.metrics == pytest.approx(alone.metrics, abs=1e-9)
+        assert result.fitness == pytest.approx(alone.fitness, abs=1e-9)
+        assert result.loss == pytest.approx(alone.loss, rel=1e-5)
+        np.testing.assert_allclose(result.details.box.all_ap, alone.details.box.all_ap, atol=1e-9)
+        assert (tmp_path / f"{size}.json").read_text() == (tmp_path / "1.json").read_text()
+
+
+def test_confusion_matrices_of_all_ranks_are_added(trained, theirs, tmp_path):
+    _, tallies = over_ranks(trained, 3, tmp_path, plots=True)
+    assert all(tally.confusion.sum() > 0 for tally in tallies.values())
+    np.testing.assert_array_equal(sum(tally.confusion for tally in tallies.values()), theirs.confusion)
+    assert (tmp_path / "confusion_matrix.png").stat().st_size > 1000
+
+
+def test_every_rank_calls_the_model_equally_often(trained, tmp_path):
+    """Under ZeRO-3 a forward pass is a collective: one rank that calls once less leaves the others waiting."""
+    calls = []
+    for rank in range(3):
+        evaluator = trained.evaluator(tmp_path, Simulated(rank, 3, {1: None, 2: None}), forward_batch=16)
+        calls.append(len(evaluator._batches))
+    assert calls == [1, 1, 1]
+    calls = [len(trained.evaluator(tmp_path, Simulated(rank, 2, {}))._batches) for rank in range(2)]
+    assert calls == [2, 2]
+
+
+def test_plots_are_drawn_where_asked_for(trained, tmp_path):
+    drawn = {"confusion_matrix.png", "confusion_matrix_normalized.png"}
+    drawn |= {f"Box{kind}_curve.png" for kind in ("F1", "PR", "P", "R")}
+    trained.evaluator(tmp_path / "plain")(trained.detector())
+    assert not any((tmp_path / "plain").glob("*.png"))
+    (tmp_path / "drawn").mkdir()
+    trained.evaluator(tmp_path / "drawn")(trained.detector(), plots=True)
+    assert {file.name for file in (tmp_path / "drawn").iterdir()} == drawn
+
+
+def test_pictures_and_progress_reach_telemetry(trained, tmp_path):
+    told = Counter()
+
+    class Ear(Telemetry):
+        def val_begin(self, batches):
+            told["batches"] = batches
+
+        def val_progress(self, batches=1):
+            told["progress"] += batches
+
+        def val_images(self, batch, predictions, k):
+            assert len(predictions) == batch["real"] == len(batch["img"])
+            told["pictures"] += 1
+
+        def val_end(self, metrics, images, *, final=False):
+            told["images"] = images
+
+    trained.evaluator(tmp_path)(trained.detector(), telemetry=Ear())
+    assert told == {"batches": 3, "progress": 3, "images": IMAGES}
+    trained.evaluator(tmp_path)(trained.detector(), pictures=True, telemetry=Ear())
+    assert told["pictures"] == 3
+
+
+@pytest.mark.parametrize(("rank", "said"), [(0, []), (1, ["a loader died"])])
+def test_what_ends_one_rank_alone_is_said_there(caplog, rank, said):
+    """The command line shows what rank 0 raises; this it would never hear of."""
+
+    def batches():
+        yield {"a": 1}
+        raise UserError("a loader died")
+
+    passed = aloud(batches(), Ranks(rank, 2, rank, "here", CPU))
+    assert next(passed) == {"a": 1}
+    with pytest.raises(UserError, match="a loader died"):
+        next(passed)
+    assert [record.message for record in caplog.records] == said

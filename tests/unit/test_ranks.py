@@ -1,0 +1,68 @@
+"""One process among itself: every collective is a no-op, and none needs a process group."""
+
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from yolods.cluster.ranks import Ranks, environment_ranks, leave
+from yolods.errors import UserError
+
+ALONE = Ranks(rank=0, size=1, local=0, host="here", device=torch.device("cpu"))
+
+
+def test_collectives_among_one():
+    assert not dist.is_initialized()
+    assert ALONE.is_main
+    ALONE.barrier()
+    assert ALONE.from_main({"a": 1}) == {"a": 1}
+    assert ALONE.to_main("x") == ["x"]
+    value = torch.tensor([1.5, 2.5])
+    ALONE.average_([value])
+    assert value.tolist() == [1.5, 2.5]
+    leave()
+
+
+def test_the_first_rank_works_and_its_exception_is_raised():
+    assert ALONE.main_first(lambda: 42) == 42
+
+    def fail():
+        raise UserError("one line")
+
+    with pytest.raises(UserError, match="one line"):
+        ALONE.main_first(fail)
+
+
+@pytest.mark.parametrize(
+    ("environ", "place"),
+    [
+        ({}, (0, 1, 0)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)),
+        ({"LOCAL_RANK": "1"}, (0, 1, 1)),
+    ],
+)
+def test_place_by_environment(environ, place):
+    assert environment_ranks(environ) == place
+
+
+class Recorded:
+    """Stands for torch.distributed among two ranks, of which the other one holds what `other` says."""
+
+    def __init__(self, other):
+        self.other = other
+
+    def all_reduce(self, tensor, group=None):
+        tensor.add_(self.other)
+
+
+def test_the_mean_of_several_tensors_takes_one_collective(monkeypatch):
+    from yolods.cluster import ranks
+
+    pair = Ranks(rank=0, size=2, local=0, host=socket.gethostname(), device=torch.device("cpu"))
+    tensors = [torch.tensor([[1.0, 2.0]]), torch.tensor(3.0)]
+    views = [tensor.data_ptr() for tensor in tensors]
+    monkeypatch.setattr(ranks, "dist", Recorded(torch.tensor([3.0, 4.0, 5.0])))
+    pair.average_(iter(tensors))
+    assert [tensor.tolist() for tensor in tensors] == [[[2.0, 3.0]], 4.0]
+    assert [tensor.data_ptr() for tensor in tensors] == views

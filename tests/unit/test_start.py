@@ -1,0 +1,64 @@
+"""What stands between a configuration and a run: seeds, sizes, disk space and limits."""
+
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from yolods import start
+from yolods.errors import UserError
+
+
+def split_of(*boxes: int) -> SimpleNamespace:
+    return SimpleNamespace(scan=SimpleNamespace(labels=[{"cls": np.zeros((count, 1))} for count in boxes]))
+
+
+@pytest.mark.parametrize(
+    ("limit", "boxes", "expected"), [(300, (5, 10), 300), (300, (5, 412), 412), (100, (5, 412), 100), (500, (1,), 500)]
+)
+def test_the_default_limit_of_boxes_grows_with_the_data(limit, boxes, expected):
+    assert start._most_boxes(limit, split_of(*boxes), split_of(1)) == expected
+
+
+def test_ultralytics_raises_the_same_limit():
+    from ultralytics.models.yolo.detect import DetectionValidator
+
+    args = SimpleNamespace(max_det=300)
+    labels = [{"cls": np.zeros((412, 1))}]
+    DetectionValidator._check_max_det(args, {"val": SimpleNamespace(labels=labels)})
+    assert args.max_det == start._most_boxes(300, split_of(412))
+
+
+@pytest.mark.parametrize(("free", "enough"), [(72_000_000, True), (71_999_999, False)])
+def test_disk_space(tmp_path, monkeypatch, free, enough):
+    """One million parameters x 24 bytes x (2 kept checkpoints and the one being written)."""
+    monkeypatch.setattr(start.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    if enough:
+        start._check_space(tmp_path, 1_000_000, 2)
+        return
+    with pytest.raises(UserError) as caught:
+        start._check_space(tmp_path, 1_000_000, 2)
+    assert str(caught.value) == (
+        f"{tmp_path}: 0.07 GiB are free, but 3 checkpoints of 1.0 M parameters x 24 bytes take 0.07 GiB; free some, or "
+        "choose another --project"
+    )
+
+
+@pytest.mark.parametrize(("error", "reason"), [(PermissionError(13, "Permission denied"), "Permission denied")])
+def test_a_folder_that_cannot_be_written(error, reason):
+    with pytest.raises(UserError) as caught, start._writable(Path("runs/exp")):
+        raise error
+    assert str(caught.value) == f"runs/exp cannot be written: {reason}; choose another place by --project"
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_every_generator_is_seeded(seed):
+    def draw():
+        start.seed_everything(seed, deterministic=False)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw() == draw()
+    assert draw() != (start.seed_everything(seed + 1, deterministic=False), random.random())

@@ -1,0 +1,331 @@
+"""Plain .pt files: what is written loads in ultralytics, what is read is never run, what is damaged is one line."""
+
+import io
+import os
+import pickle
+import socket
+import zipfile
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+
+from yolods.errors import UserError
+from yolods.model import weights
+from yolods.model.build import architecture, build, parse_name
+from yolods.model.weights import check_file, plain_copy, read_pt, save_atomically, transfer, write_pt
+
+NAMES = ("cat", "dog", "cow")
+
+
+def make(names=NAMES, seed=0, model="yolov5[0.1,0.1]"):
+    torch.manual_seed(seed)
+    return build(architecture(parse_name(model), len(names), 3), names)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return make()
+
+
+@pytest.fixture
+def written(tmp_path, net) -> Path:
+    path = tmp_path / "best.pt"
+    write_pt(path, plain_copy(net), net.state_dict(), {"train_args": {"imgsz": 64, "task": "detect"}, "epoch": 3})
+    return path
+
+
+def one_line(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read_pt(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def test_what_was_written_is_read_again_in_half_precision(written, net):
+    read = read_pt(written).state_dict()
+    for name, tensor in net.state_dict().items():
+        expected = tensor.half().float() if tensor.is_floating_point() else tensor
+        assert torch.equal(read[name], expected), name
+
+
+def test_all_32_bits_are_kept_where_asked_for(tmp_path, net):
+    write_pt(tmp_path / "full.pt", plain_copy(net), net.state_dict(), {}, half=False)
+    read = read_pt(tmp_path / "full.pt").state_dict()
+    assert all(torch.equal(read[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_ultralytics_loads_it_and_finds_names_and_arguments(written, net):
+    from ultralytics import YOLO
+
+    model = YOLO(str(written))
+    assert model.names == {0: "cat", 1: "dog", 2: "cow"}
+    assert model.ckpt["epoch"] == 3
+    assert model.overrides["imgsz"] == 64
+    read = model.model.state_dict()
+    assert all(torch.equal(read[name], tensor.half().to(read[name].dtype)) for name, tensor in net.state_dict().items())
+
+
+def test_the_file_names_nothing_of_ours(written):
+    with zipfile.ZipFile(written) as archive:
+        pickled = next(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    assert b"yolods" not in pickled
+    assert b"ultralytics.nn.tasks" in pickled
+
+
+def test_writing_leaves_the_skeleton_in_fp32_and_the_weights_alone(tmp_path, net):
+    skeleton, state = plain_copy(make(seed=1)), {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    write_pt(tmp_path / "a.pt", skeleton, state, {})
+    assert {tensor.dtype for tensor in skeleton.state_dict().values()} == {torch.float32, torch.int64}
+    assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_numbers_beyond_fp16_stay_finite(tmp_path, net):
+    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    state["model.0.conv.weight"].fill_(1e30)
+    state["model.0.bn.bias"].fill_(float("nan"))
+    write_pt(tmp_path / "a.pt", plain_copy(net), state, {})
+    read = read_pt(tmp_path / "a.pt").state_dict()
+    assert all(torch.isfinite(tensor).all() for tensor in read.values())
+    assert read["model.0.conv.weight"].max() == torch.finfo(torch.float16).max
+
+
+def test_a_weight_that_is_missing_is_not_passed_over(tmp_path, net):
+    state = dict(net.state_dict())
+    state.pop("model.0.conv.weight")
+    with pytest.raises(RuntimeError, match=r"model\.0\.conv\.weight"):
+        write_pt(tmp_path / "a.pt", plain_copy(net), state, {})
+    assert not list(tmp_path.iterdir())
+
+
+class _DiskFull(io.BytesIO):
+    """Pickles as something that fails when most of the file has been written."""
+
+    def __reduce__(self):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_failed_write_leaves_the_earlier_file_and_no_litter(written):
+    before = written.read_bytes()
+    with pytest.raises(OSError, match="No space left"):
+        save_atomically(written, {"weights": torch.zeros(1000), "bad": _DiskFull()})
+    assert written.read_bytes() == before
+    assert os.listdir(written.parent) == [written.name]
+
+
+def test_a_failed_rename_leaves_the_earlier_file_and_no_litter(written, monkeypatch):
+    before = written.read_bytes()
+    monkeypatch.setattr(weights.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output"):
+        save_atomically(written, {})
+    assert written.read_bytes() == before
+    assert os.listdir(written.parent) == [written.name]
+
+
+def test_bytes_are_on_the_disk_before_the_file_gets_its_name(tmp_path, monkeypatch):
+    done = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(weights.os, "fsync", lambda fd: (done.append("flush"), fsync(fd)))
+    monkeypatch.setattr(weights.os, "replace", lambda *where: (done.append("rename"), replace(*where)))
+    save_atomically(tmp_path / "folder" / "a.pt", {"x": torch.ones(3)})
+    assert done == ["flush", "rename"]
+    assert torch.equal(torch.load(tmp_path / "folder" / "a.pt")["x"], torch.ones(3))
+
+
+def _zip_of(path: Path, pickled: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3\n")
+    return path
+
+
+def _original(module: str, name: str, protocol: int) -> bytes:
+    """The pickle of an object whose class stands in a module that is not installed."""
+    words = module.encode(), name.encode()
+    if protocol == 2:
+        return b"\x80\x02}X\x05\x00\x00\x00modelc%s\n%s\n)\x81s." % words
+    texts = [b"\x8c" + bytes([len(word)]) + word for word in words]
+    return b"\x80\x04}\x8c\x05model" + texts[0] + texts[1] + b"\x93)\x81s."
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(
+    ("module", "name"), [("models.yolo", "DetectionModel"), ("models.yolo", "Model"), ("models.common", "Conv")]
+)
+def test_an_original_yolov5_file_is_named_with_the_remedy(tmp_path, module, name, protocol):
+    path = _zip_of(tmp_path / "yolov5s.pt", _original(module, name, protocol))
+    with pytest.raises(ModuleNotFoundError, match="models"):  # so nothing below can have unpickled it
+        pickle.loads(zipfile.ZipFile(path).read("archive/data.pkl"))
+    line = (
+        f"--weights {path}: an original anchor-based yolov5 checkpoint. YOLOv5 here is ultralytics' anchor-free "
+        "YOLOv5u: its head differs and these weights do not fit. Use a YOLOv5u file (for example yolov5nu.pt), or "
+        "train from scratch by leaving --weights out"
+    )
+    assert one_line(path) == line
+    with pytest.raises(UserError) as caught:
+        check_file(path)
+    assert str(caught.value) == line
+
+
+class _Evil:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("how", ["torch.save", "zip", "bare pickle"])
+def test_nothing_in_a_file_is_run(tmp_path, how):
+    trace, path = tmp_path / "was-run", tmp_path / "evil.pt"
+    content = {"model": _Evil(trace)}
+    if how == "torch.save":
+        torch.save(content, path)
+    elif how == "zip":
+        _zip_of(path, pickle.dumps(content))
+    else:
+        path.write_bytes(pickle.dumps(content))
+    assert one_line(path).startswith(f"--weights {path}: not a loadable ultralytics checkpoint: ")
+    assert not trace.exists()
+    with pytest.raises(Exception):  # noqa: B017  the file does what it is said to do, where it is run
+        torch.load(path, weights_only=False)
+        pickle.loads(path.read_bytes())
+    assert trace.exists() or how == "zip"
+
+
+def test_an_original_file_with_a_side_effect_is_not_run(tmp_path):
+    trace = tmp_path / "was-run"
+    content = _original("models.yolo", "DetectionModel", 4)[:-1] + pickle.dumps(_Evil(trace))[2:]
+    assert "original anchor-based" in one_line(_zip_of(tmp_path / "a.pt", content))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_is_one_line(written, share):
+    whole = written.read_bytes()
+    written.write_bytes(whole[: int(len(whole) * share)])
+    assert one_line(written).startswith(f"--weights {written}: not a loadable ultralytics checkpoint: ")
+    assert written.is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("notes.pt", b"to do: train"), ("picture.pt", b"\x89PNG\r\n\x1a\n"), ("weights.txt", b"x")]
+)
+def test_files_that_are_no_checkpoints_are_one_line(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert one_line(path).startswith(f"--weights {path}: not a loadable ultralytics checkpoint: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ({"model": None}, "holds NoneType, not an ultralytics detection model"),
+        ({"model": torch.ones(3)}, "holds Tensor, not an ultralytics detection model"),
+        ({"epoch": 1}, "holds NoneType, not an ultralytics detection model"),
+        ([1], "not a loadable ultralytics checkpoint: 'list' object has no attribute 'model'"),
+    ],
+)
+def test_other_torch_files_are_one_line(tmp_path, content, line, capfd):
+    path = tmp_path / "a.pt"
+    torch.save(content, path)
+    assert one_line(path) == f"--weights {path}: {line}"
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("task", ["SegmentationModel", "ClassificationModel"])
+def test_a_model_of_another_task_is_one_line(tmp_path, task):
+    from ultralytics.nn import tasks
+
+    head = {"SegmentationModel": "[[2], 1, Segment, [nc, 8, 16]]", "ClassificationModel": "[2, 1, Classify, [nc]]"}
+    yaml = {
+        "nc": 2,
+        "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]]],
+        "head": __import__("yaml").safe_load(f"[{head[task]}]"),
+    }
+    model = getattr(tasks, task)(deepcopy(yaml), verbose=False)
+    path = tmp_path / "other.pt"
+    torch.save({"model": model.half(), "ema": None}, path)
+    assert one_line(path) == f"--weights {path}: holds {task}, not an ultralytics detection model"
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    path = tmp_path / "nowhere.pt"
+    assert one_line(path) == f"--weights {path}: no such file (weights are never downloaded)"
+
+
+@pytest.mark.parametrize("name", ["yolov5s.pt", "yolov5n6.pt", "it's mine.pt", " a b ü.pt"])
+def test_the_very_file_that_was_named_is_read(written, name, no_network):
+    """ultralytics would look for yolov5su.pt, and for names without quotes and spaces, and then ask github."""
+    path = written.with_name(name)
+    written.rename(path)
+    assert read_pt(path).nc == 3
+
+
+def test_a_damaged_file_with_a_published_name_stays(written, monkeypatch, no_network):
+    """ultralytics deletes it and downloads another when it is given by its bare name."""
+    monkeypatch.chdir(written.parent)
+    content = written.read_bytes()[:1000]
+    Path("yolov5nu.pt").write_bytes(content)
+    assert one_line(Path("yolov5nu.pt")).startswith("--weights yolov5nu.pt: not a loadable")
+    assert Path("yolov5nu.pt").read_bytes() == content
+
+
+def test_everything_is_taken_from_the_same_model(net):
+    other = make(seed=1)
+    taken, total = transfer(other, net)
+    assert taken == total == len(net.state_dict())
+    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_another_class_count_takes_all_but_the_class_rows(net):
+    other = make(names=("x", "y"), seed=1)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    taken, total = transfer(other, net)
+    after, given = other.state_dict(), net.state_dict()
+    differing = {name for name in after if after[name].shape != given[name].shape}
+    assert all(torch.equal(after[name], given[name]) for name in after.keys() - differing)
+    assert differing == {f"model.24.cv3.{level}.2.{kind}" for level in range(3) for kind in ("weight", "bias")}
+    assert all(torch.equal(after[name], before[name]) for name in differing)
+    assert (taken, total) == (total - len(differing), len(after))
+
+
+def test_class_rows_follow_their_names(net):
+    other = make(names=("Dog ", "horse"), seed=1)
+    untouched = other.state_dict()["model.24.cv3.0.2.weight"][1].clone()
+    taken, total = transfer(other, net)
+    for level in range(3):
+        for kind in ("weight", "bias"):
+            key = f"model.24.cv3.{level}.2.{kind}"
+            assert torch.equal(other.state_dict()[key][0], net.state_dict()[key][1])
+    assert torch.equal(other.state_dict()["model.24.cv3.0.2.weight"][1], untouched)
+    assert taken == total
+
+
+def test_a_deeper_model_takes_the_tensors_that_fit(net):
+    other = make(seed=1, model="yolov5[0.67,0.1]")
+    taken, total = transfer(other, net)
+    assert 0 < taken < total
+
+
+def test_a_model_that_shares_nothing_is_one_line(net, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "scale: ''\nbackbone: [[-1, 1, Conv, [24, 5, 8]]]\nhead: [[-1, 1, Conv, [24, 5]], [[1], 1, Detect, [nc]]]\n"
+    )
+    other = build(architecture(parse_name(str(path)), 3, 3), NAMES)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    fits = [name for name in before if name in net.state_dict() and before[name].shape == net.state_dict()[name].shape]
+    assert all(before[name].dtype == torch.int64 for name in fits)
+    with pytest.raises(UserError, match="no tensor of the checkpoint fits this model"):
+        transfer(other, net)
