@@ -212,7 +212,7 @@ class Run:
             )
             weights = self.engine.full_weights()
         fitness = self.ranks.from_main(evaluation.fitness if evaluation else None)
-        best = self.progress.best_fitness is None or fitness >= self.progress.best_fitness
+        best = not self.progress.best_fitness or fitness > self.progress.best_fitness
         if best:
             self.progress = replace(self.progress, best_fitness=fitness, best_epoch=epoch)
         if weights is not None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from yolods.cluster import runner
 from yolods.cluster.launch import ALLOCATOR, LaunchFlags, free_port, launcher_command, ranks_of, split_words
 from yolods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PYTHON = "/env/bin/python"
 SET = {"PATH": "/env/bin:/usr/bin"}
-HEAD = [PYTHON, "-m", "deepspeed.launcher.runner", "--no_local_rank"]
+HEAD = [PYTHON, "-m", "yolods.cluster.runner", "--no_local_rank"]
 TAIL = ["--module", "yolods", "train", "--data", "x.yaml"]
 
 
@@ -165,8 +167,10 @@ def test_mistakes_in_the_launchers_flags(words):
 @pytest.mark.parametrize("code", [0, 7])
 def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path, code):
     """By the real launcher: module found, words whole, ranks numbered, variables there."""
-    (tmp_path / "yolods").mkdir()
-    (tmp_path / "yolods" / "__init__.py").write_text("")
+    (tmp_path / "yolods" / "cluster").mkdir(parents=True)
+    for package in ("yolods", "yolods/cluster"):
+        (tmp_path / package / "__init__.py").write_text("")
+    shutil.copy(runner.__file__, tmp_path / "yolods" / "cluster" / "runner.py")
     (tmp_path / "yolods" / "__main__.py").write_text(
         "import os, sys\n"
         "names = ('RANK', 'WORLD_SIZE', 'DS_ACCELERATOR', 'OMP_NUM_THREADS')\n"

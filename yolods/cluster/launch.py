@@ -100,7 +100,7 @@ def launcher_command(
     variables = os.environ if environ is None else environ
     hosts = _hosts(flags, gpus, variables)
     local = all(host.is_local for host in hosts)
-    command = [python, "-m", "deepspeed.launcher.runner", "--no_local_rank"]
+    command = [python, "-m", "yolods.cluster.runner", "--no_local_rank"]
     if flags.hostfile is not None:
         command += ["--log_level", "warning", "--hostfile", str(flags.hostfile)]
     else:

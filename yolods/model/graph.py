@@ -253,7 +253,8 @@ def run_nodes(
     """
     held = {name: values[name] for name in live(graph, start)}
     for node in graph.nodes[start:stop]:
-        held |= run_node(node, modules, held)
+        written = run_node(node, modules, held)
+        held |= {name: value for name, value in written.items() if name in graph.lifetimes}
         for name in node.reads:
             if graph.lifetimes[name][1] == node.index:
                 held.pop(name, None)
