@@ -1,4 +1,4 @@
-"""Short runs on a real GPU: the precisions and offloads that a CPU cannot carry out. Skipped, with the reason, without one."""
+"""Short runs on a real GPU: precisions and offloads that a CPU cannot carry out. Skipped, with the reason, without."""
 
 import csv
 import sys

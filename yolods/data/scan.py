@@ -94,7 +94,8 @@ def scan(
             if progress:
                 from tqdm import tqdm
 
-                checked = tqdm(checked, total=len(files), desc=f"checking {split}", unit=" images", leave=False, disable=None)
+                what = f"checking {split}"
+                checked = tqdm(checked, total=len(files), desc=what, unit=" images", leave=False, disable=None)
             found = list(checked)
             _save(store, key, found)
     if not single_cls:

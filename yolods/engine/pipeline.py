@@ -161,9 +161,11 @@ class PipelineEngine(Engine):
                 flight.loss.backward()
         else:
             gradients = self._clock.waiting(self._ahead.pop(("B", number)).wait)
+            # What frozen layers computed has no graph, and its gradient ends here.
+            pairs = [pair for pair in zip(flight.sent, gradients, strict=True) if pair[0].requires_grad]
             with self._clock.backward():
                 # One walk for all tensors that crossed the cut, not one for each.
-                torch.autograd.backward(flight.sent, gradients)
+                torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
         if self._to_before is not None:
             self._to_before.send([flight.received[name].grad for name in self._cut.before], ("B", size))
 

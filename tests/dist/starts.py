@@ -1,0 +1,75 @@
+"""Starting yolods as a person does: a command in a folder of its own, with everything it starts ended in time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ("--model", "yolov5n", "--imgsz", "64", "--batch-size", "4", "--workers", "0")
+"""Flags of a run that takes seconds."""
+
+
+def front_door(word: str) -> list[str]:
+    """launch.sh itself where these tests run in the environment that it made; else what it would start."""
+    if Path(sys.prefix) == ROOT / ".venv":
+        return ["bash", str(ROOT / "launch.sh"), word]
+    return [sys.executable, "-m", "yolods", "launch", word]
+
+
+def environment() -> dict[str, str]:
+    """Two CPU ranks wherever the tests run, with this tree's yolods in them."""
+    return {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def started(words: list[str], cwd: Path, screen: IO[str]) -> Iterator[subprocess.Popen[str]]:
+    """A command that runs; whatever of it still does at the end is killed."""
+    process = subprocess.Popen(
+        words,
+        cwd=cwd,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=screen,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        kill(process)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for a process and all its descendants, whatever group they are in."""
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        family = [parent, *parent.children(recursive=True)]
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family, timeout=5)
+    process.wait()
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The ranks that a launcher has started."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if "RANK" in child.environ():
+                found.append(child)
+    return found
+
+
+def cpu_seconds(processes: list[psutil.Process]) -> float:
+    """CPU time that they have had."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)

@@ -1,0 +1,279 @@
+"""A run on a grid of two stages x two replicas: trains, evaluates, is killed, resumes; and goes on under other layouts.
+
+    killed       through the real command, by SIGKILL in the middle of epoch 2
+    whole        the same run, undisturbed
+    resumed      the killed one to its end: has to equal `whole` bit for bit
+    continued    the killed one under ZeRO-2, 1 x 2 stages, 4 x 1 stages, and from those back on the grid
+
+On four ranks and two; after the first command ranks are forked (tests.ranks), which saves their imports.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.dist.starts import front_door, ranks_of, started
+from tests.ranks import on_ranks
+from tests.tiny import make_dataset
+from yolods.checkpoint.read import Checkpoint, newest_in
+from yolods.cluster.ranks import Ranks
+
+pytestmark = pytest.mark.slow
+
+IMAGES, EPOCHS, STEP = 64, 3, 8
+"""Training images; epochs; images an optimizer step: 2 micro-batches of 4 over all replicas."""
+WORDS = (
+    *("--model", "yolov5[0.1,0.1]", "--imgsz", "64", "--batch-size", "4", "--epochs", str(EPOCHS), "--workers", "0"),
+    *("--noplots", "--project", "runs", "--name", "grid", "--set", f"nbs={STEP}", "--set", "ema_tau=10"),
+    *("--set", "warmup_epochs=0.5"),
+)
+OWN = {"checkpoint": {"every_steps": 1, "keep": 3}}
+GRID = {"zero_optimization": {"stage": 1}, "pipeline": {"stages": 2}, "yolods": OWN}
+"""Two stages; on four ranks two replicas."""
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "2x2": GRID,
+    "1x2": {"pipeline": {"stages": 2, "activation_checkpoint_interval": 2}, "yolods": OWN},
+    "1x4": {**GRID, "pipeline": {"stages": 4}},
+    "zero2": {"zero_optimization": {"stage": 2}, "yolods": OWN},
+}
+"""By name, replicas x stages; without ZeRO where the JSON names none."""
+LIMIT_SECONDS = 150.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything is in it: the data, a JSON for each layout, and the runs."""
+    folder = tmp_path_factory.mktemp("grid")
+    make_dataset(folder / "data", train=IMAGES, val=6)
+    for name, content in LAYOUTS.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(folder: Path) -> Path:
+    """The run's folder after a rank was killed; the launcher ended the others."""
+    words = [*front_door("train"), "--num_gpus", "4", "--data", "data/tiny.yaml", *WORDS]
+    run, deadline = folder / "runs" / "grid", time.monotonic() + LIMIT_SECONDS
+    with open(folder / "screen", "w+") as screen:
+        with started([*words, "--deepspeed_config", "2x2.json"], folder, screen) as process:
+            while _position(run) < IMAGES + 2 * STEP:
+                screen.seek(0)
+                assert process.poll() is None and time.monotonic() < deadline, screen.read()
+                time.sleep(0.02)
+            ranks = ranks_of(process)
+            last = [rank for rank in ranks if rank.environ()["RANK"] == "3"]
+            assert len(ranks) == 4 and len(last) == 1
+            last[0].kill()
+            code = process.wait(30)
+            assert code != 0
+            assert not [rank for rank in ranks if rank.is_running() and rank.status() != "zombie"]
+    return run
+
+
+def _position(run: Path) -> int:
+    newest = newest_in(run / "checkpoints")
+    with suppress(OSError, TypeError, ValueError):  # the next checkpoint may just take its place
+        return Checkpoint(newest).progress["position"]
+    return 0
+
+
+Losses = dict[str, dict[str, float]]
+JOBS = {
+    2: (("on/zero2", "zero2"), ("on/1x2", "1x2")),
+    4: (("on/2x2", "2x2"), ("on/1x4", "1x4"), ("back/zero2", "2x2"), ("back/1x2", "2x2"), ("back/1x4", "2x2")),
+}
+"""By ranks: runs that go on, and under which layout; `on` from the killed run, `back` from what `on` has saved."""
+
+
+def go_on(ranks: Ranks, folder: str) -> Losses:
+    """On a rank: the loss of the first step of everything that goes on. On four, first the whole and the resumed run."""
+    os.chdir(folder)
+    if ranks.size == 4:
+        given = ["--deepspeed_config", "2x2.json", "--data", "data/tiny.yaml", *WORDS]
+        _command(["train", *given, "--project", "whole"])
+        _command(["train", "--resume", "resumed/grid"])
+    return {run: _first_step(ranks, run, layout) for run, layout in JOBS[ranks.size]}
+
+
+def _command(words: list[str]) -> None:
+    from unittest import mock
+
+    from yolods.cli import main
+
+    # The ranks are in one process group for as long as they live.
+    with mock.patch("yolods.cluster.ranks.leave"):
+        assert main(words) == 0
+
+
+class _Enough(Exception):
+    """The first step has been taken."""
+
+
+def _first_step(ranks: Ranks, folder: str, layout: str) -> dict[str, float]:
+    """Save to `after` in the run's folder what was taken over, and take one step."""
+    import argparse
+
+    from yolods.checkpoint.store import CheckpointStore
+    from yolods.config import add_train_arguments, build_run_config
+    from yolods.start import start_run
+
+    if ranks.is_main and folder.startswith("back/"):
+        came = shutil.copytree(folder.replace("back/", "on/"), folder)
+        shutil.rmtree(Path(came, "checkpoints"))
+        Path(came, "after").rename(Path(came, "checkpoints"))
+    ranks.barrier()
+    parser = argparse.ArgumentParser()
+    add_train_arguments(parser)
+    args = parser.parse_args(["--resume", folder, "--deepspeed_config", f"{layout}.json"])
+    config = ranks.main_first(lambda: build_run_config(args, ranks=ranks.size, device="cpu"))
+    run = start_run(config, ranks)
+    losses: list[dict[str, float]] = []
+    take_step = run.engine.train_step
+
+    def first_step(*given: Any) -> None:
+        losses.append(take_step(*given).loss)
+        raise _Enough
+
+    run.engine.train_step = first_step
+    with run.telemetry:
+        model = {"architecture": run.blueprint.layers, "names": run.blueprint.names, "train_args": {}}
+        CheckpointStore(Path(folder, "after"), ranks, keep=1, model=model).save(run.engine, run.progress)
+        with suppress(_Enough):
+            run.fit()
+    run.engine.deepspeed.destroy()
+    return losses[0]
+
+
+@pytest.fixture(scope="module")
+def continued(folder: Path, killed: Path) -> Losses:
+    """What `go_on` returned, with runs in `on`, `back`, `whole` and `resumed` below the folder."""
+    for copy in ("resumed/grid", *(f"on/{layout}" for layout in LAYOUTS)):
+        shutil.copytree(killed, folder / copy)
+    found = on_ranks("tests.dist.test_pipeline_run:go_on", (2, 4), timeout=LIMIT_SECONDS, folder=str(folder))
+    for size in found:
+        assert all(other == found[size][0] for other in found[size])
+    return found[2][0] | found[4][0]
+
+
+@pytest.fixture
+def whole(folder: Path, continued: Losses) -> Path:
+    """The folder of the run that nothing happened to."""
+    return folder / "whole" / "grid"
+
+
+def test_a_grid_trains_evaluates_and_is_killed_in_the_middle_of_its_second_epoch(killed: Path) -> None:
+    left = Checkpoint(newest_in(killed / "checkpoints"))
+    assert IMAGES < left.progress["position"] < 2 * IMAGES
+    assert left.progress["epochs_done"] == 1
+    assert [list(place) for place in left.model["places"]] == [[0, 0], [1, 0], [0, 1], [1, 1]]
+    (row,) = _rows(killed)
+    assert 0 <= float(row["metrics/mAP50(B)"]) <= 1
+    assert all(float(row[f"{split}/{item}_loss"]) > 0 for split in ("train", "val") for item in ("box", "cls", "dfl"))
+    assert (killed / "weights" / "best.pt").is_file()
+
+
+def test_the_killed_run_ends_bit_for_bit_as_one_that_was_not(folder: Path, whole: Path) -> None:
+    mine, other = (Checkpoint(newest_in(run / "checkpoints")) for run in (folder / "resumed" / "grid", whole))
+    assert mine.progress["position"] == other.progress["position"] >= EPOCHS * IMAGES
+    assert mine.model["places"] == other.model["places"]
+    for rank in range(4):
+        states = [torch.load(each.folder / f"rank{rank}.pt", weights_only=False) for each in (mine, other)]
+        tensors = [_tensors({key: state[key] for key in STATES}) for state in states]
+        assert len(tensors[0]) > 100
+        assert not _differing(*tensors)
+    weights = [torch.load(run / "weights" / "last.pt", weights_only=False) for run in (mine.folder.parents[1], whole)]
+    assert not _differing(*(_tensors(each["model"].state_dict()) for each in weights))
+    rows = [[{**row, "time": ""} for row in _rows(run)] for run in (mine.folder.parents[1], whole)]
+    assert len(rows[0]) == EPOCHS and rows[0] == rows[1]
+
+
+STATES = ("masters", "optimizer", "ema", "statistics", "counters")
+
+
+def _rows(run: Path) -> list[dict[str, str]]:
+    with open(run / "results.csv", newline="") as file:
+        return [{key.strip(): value.strip() for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _tensors(value: Any, name: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries and lists, by where they are."""
+    if isinstance(value, dict):
+        return {at: leaf for key, part in value.items() for at, leaf in _tensors(part, f"{name}.{key}").items()}
+    if isinstance(value, list | tuple):
+        return {at: leaf for key, part in enumerate(value) for at, leaf in _tensors(part, f"{name}[{key}]").items()}
+    return {name: value}
+
+
+def _differing(mine: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Where they are not the same bit for bit."""
+    found = sorted(mine.keys() ^ other.keys())
+    for name in mine.keys() & other.keys():
+        one, two = mine[name], other[name]
+        same = torch.equal(one, two) if isinstance(one, Tensor) and isinstance(two, Tensor) else one == two
+        found += [] if same else [name]
+    return found
+
+
+@pytest.mark.parametrize("layout", ["zero2", "1x2", "1x4", "2x2"])
+def test_another_layout_takes_over_every_number(folder: Path, killed: Path, continued: Losses, layout: str) -> None:
+    """Masters, moments and average bit for bit; running statistics as the mean over the replicas."""
+    before = Checkpoint(newest_in(killed / "checkpoints"))
+    after = [Checkpoint(newest_in(folder / "on" / layout / "after"))]
+    if layout == "2x2":
+        after = [Checkpoint(newest_in(folder / "back" / other / "after")) for other in ("zero2", "1x2", "1x4")]
+    for each in after:
+        for what in ("masters", "average"):
+            assert not _differing(getattr(before, what)(), getattr(each, what)())
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert not _differing(before.moment(key), each.moment(key))
+        assert float(each.moments()["step"]) == float(before.moments()["step"]) > 0
+        assert each.shared()["ema"]["updates"] == before.shared()["ema"]["updates"] > 0
+        for average in (False, True):
+            assert not _differing(before.statistics(average=average), each.statistics(average=average))
+        assert not _differing(before.frozen(), each.frozen())
+        assert each.progress["position"] == before.progress["position"]
+    counts = {"zero2": 2, "1x2": 2, "1x4": 4, "2x2": 4}
+    assert all(len(each.model["places"]) == counts[layout] for each in after)
+
+
+def test_the_loss_goes_on_where_it_was(continued: Losses) -> None:
+    """At equal micro-batches: with one replica BatchNorm sees twice as many images as with two."""
+    two_replicas = {run: loss for run, loss in continued.items() if run not in ("on/1x2", "on/1x4")}
+    assert len(two_replicas) == 5 and len(continued) == 7
+    for run, loss in two_replicas.items():
+        assert loss == pytest.approx(continued["on/2x2"], rel=1e-5), run
+    assert continued["on/1x2"] == pytest.approx(continued["on/1x4"], rel=1e-5)
+
+
+def test_its_weights_are_plain_files(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ultralytics import YOLO
+
+    from yolods.cli import main
+
+    last = Checkpoint(newest_in(whole / "checkpoints"))
+    for words, name in ((["--live", "--fp32"], "live.pt"), ([], "average.pt")):
+        assert main(["export", str(whole), "--to", str(folder / name), *words]) == 0
+        assert f"after step {last.progress['step']}" in capsys.readouterr().out
+    live = torch.load(folder / "live.pt", weights_only=False)["model"].state_dict()
+    assert not _differing(last.masters(), {name: live[name] for name in last.masters()})
+    average, written = (
+        torch.load(file, weights_only=False)["model"].float().state_dict()
+        for file in (folder / "average.pt", whole / "weights" / "last.pt")
+    )
+    counts = {name for name in written if name.endswith("num_batches_tracked")}
+    assert not _differing(*({name: state[name] for name in state.keys() - counts} for state in (average, written)))
+    for file in (whole / "weights" / "best.pt", folder / "average.pt"):
+        results = YOLO(file).predict(torch.rand(1, 3, 64, 64), imgsz=64, verbose=False)
+        assert results[0].names == {0: "colour0", 1: "colour1"}

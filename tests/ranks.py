@@ -1,0 +1,200 @@
+"""Runs a function of a test module on gloo ranks of this machine's CPU, under a hard limit on its time.
+
+    test process                     one new Python                        ranks
+    on_ranks("tests.x:f", (1, 2)) -> imports torch, DeepSpeed and  ------> f(ranks, **arguments) on 1 rank,
+                                     ultralytics once, then forks          then on 2
+                       {1: [..], 2: [..]}  <---------------------------    what f returned, through files
+
+The imports take about six seconds of CPU; forked ranks share them, and so do worlds of several sizes.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+IMPORTED = (
+    *("deepspeed", "deepspeed.runtime.superoffload.superoffload_stage3", "torch.distributed.nn.functional"),
+    *("ultralytics.nn.tasks", "ultralytics.utils.loss", "ultralytics.engine.trainer"),
+    *("torch._dynamo", "torch._inductor.compile_fx"),
+)
+"""What a rank that trains would import; the last line only as DeepSpeed's engine does."""
+STACK_SECONDS = 1.0
+"""How long ranks that ran out of time have to write their stacks."""
+START_SECONDS = 40.0
+"""Limit on the imports, which another job on the machine can make slow."""
+SHOWN_CHARACTERS = 6000
+
+
+def on_ranks(function: str, sizes: Sequence[int], *, timeout: float = 60.0, **arguments: Any) -> dict[int, list[Any]]:
+    """Call `module:function` as `f(ranks, **arguments)` on every rank of a world of each size, one after the other.
+
+    `ranks` is a `yolods.cluster.ranks.Ranks`. Returns what the ranks returned, in their order, by size of the world.
+
+    Args:
+        sizes: worlds to make.
+        timeout: seconds for each world, imports not counted; what one leaves over the next may use.
+        arguments: as JSON takes them.
+
+    Raises:
+        AssertionError: a rank failed (with its traceback), or time ran out (with every rank's stack).
+    """
+    with tempfile.TemporaryDirectory(prefix="yolods-ranks-") as folder:
+        words = [function, ",".join(map(str, sizes)), str(timeout), json.dumps(arguments), folder]
+        with open(Path(folder) / "start.log", "w+", encoding="utf-8", errors="replace") as screen:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.ranks", *words],
+                cwd=ROOT,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=screen,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                code = process.wait(START_SECONDS + len(sizes) * timeout + 2 * STACK_SECONDS)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            screen.seek(0)
+            assert code == 0, f"{function} failed on ranks ({code}):\n{screen.read()}"
+        return {size: [_result(Path(folder), size, rank) for rank in range(size)] for size in sizes}
+
+
+def _environment() -> dict[str, str]:
+    """The tests' own, without GPUs: where there is one, several ranks would have to share it."""
+    return {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+
+def _result(folder: Path, size: int, rank: int) -> Any:
+    import torch
+
+    return torch.load(folder / f"{size}-{rank}.pt", weights_only=False)  # written by our own ranks a moment ago
+
+
+def main(function: str, sizes: str, timeout: str, arguments: str, folder: str) -> int:
+    """The new Python: import, and then fork a world of each size."""
+    from yolods import compat
+
+    compat.prepare()
+    compat.skip_needless_builds()
+    compat.stand_in_for_torchvision()
+    for module in IMPORTED:
+        importlib.import_module(module)
+    module, name = function.split(":")
+    called = getattr(importlib.import_module(module), name)
+    # A lock that another thread holds would stay locked in the ranks for ever.
+    assert psutil.Process().num_threads() == 1, "an import has started a thread: this process cannot be forked"
+    gc.freeze()  # a collection in a rank need not go through a million objects of the imports
+    deadline = time.monotonic()
+    for size in map(int, sizes.split(",")):
+        deadline += float(timeout)
+        fault = _run_world(called, size, deadline, json.loads(arguments), Path(folder))
+        if fault:
+            print(fault)
+            return 1
+    return 0
+
+
+def _run_world(called: Any, size: int, deadline: float, arguments: Mapping[str, Any], folder: Path) -> str:
+    """Fork `size` ranks and wait for all of them; the account of what went wrong, or nothing."""
+    port = _free_port()
+    logs = [folder / f"{size}-{rank}.log" for rank in range(size)]
+    alive = {_fork(called, rank, size, port, arguments, folder): rank for rank in range(size)}
+    failed: list[int] = []
+    late = False
+    while alive and not failed and not late:
+        failed += _reap(alive)
+        late = time.monotonic() > deadline
+        time.sleep(0.02)
+    account = [f"rank {rank} of {size} failed" for rank in failed]
+    if late and alive:
+        account = [f"time ran out for rank {', '.join(map(str, alive.values()))} of {size}"]
+        for pid in alive:
+            os.kill(pid, signal.SIGUSR1)
+        time.sleep(STACK_SECONDS)
+    if account:
+        # The first to fail tells the cause; the others only lost their partner.
+        order = failed or range(size)
+        account += [f"--- rank {rank} ---\n{_tail(logs[rank])}" for rank in order]
+    for pid in alive:
+        for member in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        os.waitpid(pid, 0)
+    return "\n".join(account)
+
+
+def _reap(alive: dict[int, int]) -> list[int]:
+    """Take the ranks that have ended out of `alive`; returns those that failed."""
+    failed = []
+    for pid in list(alive):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            rank = alive.pop(pid)
+            failed += [rank] if status else []
+    return failed
+
+
+def _fork(called: Any, rank: int, size: int, port: int, arguments: Mapping[str, Any], folder: Path) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        # Line-buffered by hand: os._exit below leaves no buffer behind it.
+        log = os.open(folder / f"{size}-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)
+        os.environ |= {
+            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)},
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        }
+        import torch
+
+        from yolods.cluster.ranks import join, leave
+
+        torch.save(called(join(), **arguments), folder / f"{size}-{rank}.pt")
+        leave()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # never back into the code of the process that was forked
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-SHOWN_CHARACTERS:] if log.exists() else "(no output)"
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

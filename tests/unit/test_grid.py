@@ -1,0 +1,124 @@
+"""Where ranks stand on a grid of stages x replicas, which order keeps traffic within hosts, and who talks to whom."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from yolods.cluster.grid import Grid, Place, choose_order, crossing_bytes, place, rank_at
+from yolods.cluster.ranks import Ranks
+from yolods.errors import UserError
+
+ORDERS = ("stages", "replicas")
+SHAPES = [(1, 1), (2, 1), (1, 3), (2, 2), (4, 1), (3, 2), (2, 5), (8, 4)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("stages", "replicas"), SHAPES)
+def test_every_rank_has_one_place_and_every_place_one_rank(stages, replicas, order):
+    places = [place(rank, stages, replicas, order) for rank in range(stages * replicas)]
+    assert sorted((each.stage, each.replica) for each in places) == sorted(
+        itertools.product(range(stages), range(replicas))
+    )
+    for rank, here in enumerate(places):
+        assert rank_at(here.stage, here.replica, stages, replicas, order) == rank
+    assert places[0] == Place(0, 0)  # rank 0 reads images and writes files, whatever the order
+
+
+def test_places_of_the_drawing_in_the_module():
+    assert [place(rank, 2, 2, "stages") for rank in range(4)] == [Place(0, 0), Place(1, 0), Place(0, 1), Place(1, 1)]
+    assert [place(rank, 2, 2, "replicas") for rank in range(4)] == [Place(0, 0), Place(0, 1), Place(1, 0), Place(1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("stages", "replicas", "slots", "boundaries", "gradients", "by_stages", "by_replicas"),
+    [
+        # One host: nothing leaves it.
+        (2, 2, 4, [100], [10, 20], 0, 0),
+        # Two hosts of two. Stages side by side: both stages' gradients cross, both ways round the ring of two.
+        # Replicas side by side: both replicas' boundaries do.
+        (2, 2, 2, [100], [10, 20], 2 * 2 * (10 + 20), 2 * 100),
+        # Two hosts of four, four stages, two replicas: a pipeline a host, or stages 0 and 1 apart from 2 and 3.
+        (4, 2, 4, [1, 1000, 1], [5, 5, 5, 5], 2 * 2 * 20, 2 * 1000),
+        # One rank a host: everything crosses in either order.
+        (2, 2, 1, [100], [10, 20], 2 * 100 + 2 * 2 * 30, 2 * 100 + 2 * 2 * 30),
+        # A single replica has no gradients to reduce.
+        (3, 1, 1, [7, 9], [1000, 1000, 1000], 16, 16),
+        # A single stage has no boundary.
+        (1, 4, 2, [], [10], 2 * 10 * 2, 2 * 10 * 2),
+    ],
+)
+def test_bytes_that_leave_a_host(stages, replicas, slots, boundaries, gradients, by_stages, by_replicas):
+    assert crossing_bytes(stages, replicas, slots, "stages", boundaries, gradients) == by_stages
+    assert crossing_bytes(stages, replicas, slots, "replicas", boundaries, gradients) == by_replicas
+    expected = "replicas" if by_replicas < by_stages else "stages"
+    assert choose_order(stages, replicas, slots, boundaries, gradients) == expected
+
+
+def grids(monkeypatch: pytest.MonkeyPatch, stages: int, replicas: int, order: str) -> tuple[list[Grid], list[Any]]:
+    """The grid of every rank, with groups that are lists of ranks; and what each rank asked to be made, in order."""
+    made: list[list[int]] = []
+    monkeypatch.setattr("torch.distributed.new_group", lambda ranks: made.append(ranks) or ranks)
+    found, asked = [], []
+    for rank in range(stages * replicas):
+        ranks = Ranks(rank, stages * replicas, rank, "host", torch.device("cpu"))
+        found.append(Grid(ranks, stages, order))
+        asked.append(list(made))
+        made.clear()
+    return found, asked
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("stages", "replicas"), [(2, 2), (4, 1), (3, 2), (1, 2)])
+def test_groups(monkeypatch, stages, replicas, order):
+    found, asked = grids(monkeypatch, stages, replicas, order)
+    assert all(other == asked[0] for other in asked), "ranks that make groups in unlike orders wait for ever"
+    for grid in found:
+        me = grid.ranks.rank
+        assert sorted(grid.data_group) == sorted(other.ranks.rank for other in found if other.stage == grid.stage)
+        assert grid.pipe_group == [grid.rank_at(stage, grid.replica) for stage in range(stages)]
+        assert grid.data_group.index(me) == grid.get_data_parallel_rank() == grid.replica
+        assert grid.pipe_group.index(me) == grid.get_model_parallel_rank() == grid.stage
+        assert (grid.first, grid.last) == (grid.stage == 0, grid.stage == stages - 1)
+        assert grid.get_data_parallel_group_ranks() == grid.data_group
+        for step in (-1, 1):
+            if 0 <= grid.stage + step < stages:
+                peer = found[grid.neighbour(step)]
+                assert (peer.stage, peer.replica) == (grid.stage + step, grid.replica)
+                boundary = min(grid.stage, peer.stage)
+                assert grid.forward_group(boundary) == peer.forward_group(boundary) == sorted_pair(grid, peer)
+                assert grid.backward_group(boundary) == peer.backward_group(boundary) == sorted_pair(grid, peer)
+        if stages > 1 and (grid.first or grid.last):
+            assert grid.label_group == [grid.rank_at(0, grid.replica), grid.rank_at(stages - 1, grid.replica)]
+
+
+def sorted_pair(grid: Grid, peer: Grid) -> list[int]:
+    return [each.ranks.rank for each in sorted((grid, peer), key=lambda each: each.stage)]
+
+
+def test_each_direction_over_a_boundary_has_a_group_of_its_own(monkeypatch):
+    """On NCCL two ranks that both send first on a common communicator would wait for each other."""
+    monkeypatch.setattr("torch.distributed.new_group", lambda ranks: [*ranks])
+    grid = Grid(Ranks(0, 2, 0, "host", torch.device("cpu")), 2)
+    assert grid.forward_group(0) is not grid.backward_group(0)
+    assert grid.forward_group(0) is not grid.label_group
+    assert grid.backward_group(0) is not grid.label_group
+
+
+def test_what_deepspeed_asks_of_an_mpu(monkeypatch):
+    grid = grids(monkeypatch, 2, 3, "stages")[0][5]
+    assert (grid.stage, grid.replica) == (1, 2)
+    assert (grid.get_data_parallel_world_size(), grid.get_model_parallel_world_size()) == (3, 2)
+    assert grid.get_pipe_parallel_world_size() == 2 and grid.get_pipe_parallel_rank() == 1
+    assert grid.get_data_parallel_group() == [1, 3, 5]
+    assert grid.get_model_parallel_group() == grid.get_pipe_parallel_group() == [4, 5]
+    assert (grid.get_slice_parallel_rank(), grid.get_slice_parallel_world_size()) == (0, 1)
+    assert grid.get_slice_parallel_group() is None
+
+
+def test_ranks_that_do_not_factor_are_refused_with_the_arithmetic():
+    with pytest.raises(UserError, match=r'^"pipeline": 3 stages do not divide 4 ranks \(4 = 3 x 1 \+ 1\)$'):
+        Grid(Ranks(0, 4, 0, "host", torch.device("cpu")), 3)

@@ -1,0 +1,97 @@
+"""Shards of every kind, put together and cut again: nothing lost, padding zero, whatever the sizes and counts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from yolods.engine.shards import Group, cut, join
+
+KINDS = ("whole", "flat", "pieces")
+AWKWARD: list[list[Group]] = [
+    [[("a", (1,))]],
+    [[("a", ())], [("b", (7,))]],
+    [[("a", (3,)), ("b", (2, 5)), ("c", (1,))], [("d", (16, 3, 3, 3)), ("e", (13,))]],
+    [[("a", (2,)), ("b", (2,)), ("c", (2,))], [("d", (1,)), ("e", (1,)), ("f", (1,)), ("g", (1,))]],
+    [[("a", (0,)), ("b", (5,))]],
+]
+
+
+def values_of(groups: list[Group]) -> dict[str, Tensor]:
+    """Every element another number."""
+    counter = itertools.count(1)
+    return {
+        name: torch.tensor([float(next(counter)) for _ in range(math.prod(shape))]).view(tuple(shape))
+        for group in groups
+        for name, shape in group
+    }
+
+
+def size_of(kind: str, group: Group, count: int, align: int) -> int:
+    """Elements of one rank's shard, as DeepSpeed pads them."""
+    sizes = [math.prod(shape) for _, shape in group]
+    if kind == "pieces":
+        return sum(math.ceil(size / count) for size in sizes)
+    return sum(sizes) if kind == "whole" else math.ceil(sum(sizes) / (count * align)) * align
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("align", [1, 4])
+@pytest.mark.parametrize("groups", AWKWARD, ids=range(len(AWKWARD)))
+def test_cutting_and_joining_are_inverse(kind, count, align, groups):
+    if kind == "whole":
+        groups = [[member] for group in groups for member in group]
+    values = values_of(groups)
+    sizes = [size_of(kind, group, count, align) for group in groups]
+    ranks = [cut(kind, groups, values, sizes, index, count) for index in range(count)]
+    assert all([shard.numel() for shard in shards] == sizes for shards in ranks)
+    back = join(kind, groups, ranks)
+    assert list(back) == list(values)
+    assert all(torch.equal(back[name], value) and back[name].shape == value.shape for name, value in values.items())
+    again = [cut(kind, groups, back, sizes, index, count) for index in range(count)]
+    assert all(
+        torch.equal(one, two)
+        for mine, other in zip(ranks, again, strict=True)
+        for one, two in zip(mine, other, strict=True)
+    )
+
+
+def test_flat_shards_are_equal_parts_of_what_is_laid_end_to_end():
+    groups = [[("a", (3,)), ("b", (2, 2))]]
+    values = values_of(groups)
+    shards = [cut("flat", groups, values, [4], index, 2)[0].tolist() for index in range(2)]
+    assert shards == [[1, 2, 3, 4], [5, 6, 7, 0]]
+
+
+def test_pieces_are_equal_parts_of_each_parameter():
+    groups = [[("a", (3,)), ("b", (5,))]]
+    values = values_of(groups)
+    shards = [cut("pieces", groups, values, [5], index, 2)[0].tolist() for index in range(2)]
+    assert shards == [[1, 2, 4, 5, 6], [3, 0, 7, 8, 0]]
+
+
+def test_from_one_kind_to_another():
+    groups = AWKWARD[2]
+    values = values_of(groups)
+    for (one, two), count in itertools.product(itertools.product(("flat", "pieces"), repeat=2), (2, 3)):
+        sizes = [size_of(one, group, 2, 4) for group in groups]
+        ranks = [cut(one, groups, values, sizes, index, 2) for index in range(2)]
+        other = [size_of(two, group, count, 1) for group in groups]
+        recut = [cut(two, groups, join(one, groups, ranks), other, index, count) for index in range(count)]
+        back = join(two, groups, recut)
+        assert all(torch.equal(back[name], value) for name, value in values.items())
+
+
+def test_joined_tensors_own_their_memory():
+    """Else a parameter of a few bytes would keep a shard of the whole model alive."""
+    groups = [[("a", (3,)), ("b", (2,))]]
+    shard = torch.arange(6.0)
+    back = join("flat", groups, [[shard]])
+    assert back["a"].untyped_storage().nbytes() == 12
+    shard.zero_()
+    assert back["b"].tolist() == [3, 4]
