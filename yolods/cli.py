@@ -23,8 +23,8 @@ USAGE = """usage: yolods WORD [flags]
 yolods WORD --help lists the flags of a word."""
 
 DEMO_FLAGS = (
-    *("--data", "demo", "--model", "yolov5n", "--imgsz", "224", "--batch-size", "16", "--epochs", "20"),
-    *("--name", "demo", "--set", "nbs=32", "--set", "close_mosaic=5"),
+    *("--data", "demo", "--model", "yolov5n", "--imgsz", "224", "--batch-size", "16", "--epochs", "16"),
+    *("--name", "demo", "--set", "nbs=32", "--set", "close_mosaic=4"),
 )
 """The main job of `./launch.sh` without a word; tuned to finish in minutes on two cores."""
 

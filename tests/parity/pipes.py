@@ -37,7 +37,10 @@ from yolods.model.loss import as_float
 from yolods.plan.cost import Cost, cost
 from yolods.plan.partition import partition, table
 
-RATE, MOMENTUM, MAX_NORM = 0.01, 0.9, 10.0
+RATE, MOMENTUM, MAX_NORM = 100.0, 0.9, 10.0
+"""A step so large that the weights' own rounding vanishes beside it; the next one starts from the old weights again."""
+SHAPES = ((2, 3, 64, 64), (1, 3, 96, 64), (5, 3, 64, 128), (2, 3, 64, 64))
+"""Of batches that are evaluated."""
 FIRST = 100
 """Number of the first micro-batch."""
 
@@ -169,7 +172,7 @@ def _configure(case: Case, file: Path) -> RunConfig:
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
     words = ["--data", "demo", "--model", case.model, "--imgsz", str(case.sizes[0]), "--epochs", "10"]
-    words += ["--deepspeed_config", str(file), "--set", f"optimizer={case.optimizer}", "--set", f"lr0={RATE}"]
+    words += ["--deepspeed_config", str(file), "--set", f"optimizer={case.optimizer}"]
     words += ["--set", f"channels_last={str(case.channels_last).lower()}", "--set", "weight_decay=0"]
     words += ["--set", f"sync_bn={str(case.sync_bn).lower()}"]
     words += [] if case.freeze is None else ["--freeze", str(case.freeze)]
@@ -184,6 +187,26 @@ def split_step(ranks: Ranks, case: Case, weights: dict[str, Tensor], folder: Pat
         return [_one_step(engine, case, size, weights) for size in case.sizes]
 
 
+def split_prediction(ranks: Ranks, case: Case, weights: dict[str, Tensor], folder: Path) -> tuple[list[float], Report]:
+    """Evaluate images of several shapes: how far boxes and scores are from the plain model's, where they are judged.
+
+    And the report of a training step after that, which has to find the stages as they were.
+    """
+    net, apart = plain_model(case.model, weights).eval(), []
+    with split_engine(ranks, case, folder) as engine:
+        engine.adopt(weights)
+        engine.deepspeed.eval()
+        for number, shape in enumerate(SHAPES):
+            images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+            found = engine.predict(images if engine.grid.first else None)
+            assert (found is not None) == engine.grid.last
+            if found is not None:
+                with torch.no_grad():
+                    apart.append(distance(found[0], net(images.float() / 255)[0]))
+        engine.training()
+        return apart, _one_step(engine, case, case.sizes[0], weights)
+
+
 def _one_step(engine: PipelineEngine, case: Case, size: int, weights: dict[str, Tensor]) -> Report:
     engine.adopt(weights)
     step = Step(0, case.micro_batches, 0, (RATE, RATE, RATE), MOMENTUM)
@@ -192,6 +215,7 @@ def _one_step(engine: PipelineEngine, case: Case, size: int, weights: dict[str, 
         result = engine.train_step(step, iter(mine), size if len(case.sizes) > 1 else None)
     plain = plain_step(case, size, weights)
     after = {name: engine.masters.full(each) for name, each in engine.net.named_parameters() if each.requires_grad}
+    # Nesterov's first step; only the first is compared, and no other optimizer's.
     clipped = (1 + MOMENTUM) * RATE * min(1.0, MAX_NORM / plain["norm"])
     statistics = floating_buffers(engine.net)
     counts = {int(value) for name, value in engine.net.named_buffers() if name.endswith("num_batches_tracked")}
@@ -200,12 +224,9 @@ def _one_step(engine: PipelineEngine, case: Case, size: int, weights: dict[str, 
         "norm": (result.grad_norm, plain["norm"]),
         "instances": (result.instances, plain["instances"]),
         "gradients": {name: distance(value, plain["gradients"][name]) for name, value in gradients.items()},
-        # Nesterov's first step; another optimizer's is not worked out.
         "moved": {
-            name: distance(after[name] - weights[name], -clipped * plain["gradients"][name]) for name in gradients
-        }
-        if case.optimizer == "SGD"
-        else {},
+            name: _step_apart(after[name], weights[name], -clipped * plain["gradients"][name]) for name in gradients
+        },
         "statistics": {
             name: distance(value, plain["statistics"][engine.grid.replica][name]) for name, value in statistics.items()
         },
@@ -213,6 +234,14 @@ def _one_step(engine: PipelineEngine, case: Case, size: int, weights: dict[str, 
         "silent": [name for name in gradients if not plain["gradients"][name].any()],
         "replica": engine.grid.replica,
     }
+
+
+def _step_apart(after: Tensor, before: Tensor, step: Tensor) -> float:
+    """How far a weight is from where a step should have brought it, beside the step; fp32's rounding is left out."""
+    apart = float((after.double() - before.double() - step.double()).norm()) - 1e-6 * float(before.double().norm())
+    if apart <= 0:
+        return 0.0
+    return apart / float(step.double().norm()) if step.any() else float("inf")
 
 
 def batch_of(case: Case, place: int, replica: int) -> dict[str, Tensor]:
@@ -382,8 +411,9 @@ def faults_of(case: Case, place: int, reports: list[list[Report]]) -> list[str]:
         if found.keys() != names:
             faults.append(f"no {what} of {sorted(names ^ found.keys())}")
         faults += [f"{what} of {name} is {value:.2e} apart" for name, value in found.items() if not value < limit]
-    if place == 0:  # later steps carry momentum
+    if place == 0 and case.optimizer == "SGD":  # later steps carry momentum
         faults += _faults_of_step(case, apart(reports, place, "moved"))
+    counts = {case.micro_batches * (place + 1)} | (set() if case.freeze is None else {0})
     for number, report in enumerate(rank[place] for rank in reports):
         mine, plain = report["norm"]
         if not report["loss"] < loss:
@@ -393,14 +423,13 @@ def faults_of(case: Case, place: int, reports: list[list[Report]]) -> list[str]:
         if report["instances"][0] != report["instances"][1]:
             faults.append(f"rank {number}: {report['instances'][0]} boxes, not {report['instances'][1]}")
         # BatchNorm that computes in fp32 whatever the weights are, and that of several replicas, count no batches.
-        if case.precision in ("fp32", "autocast") and not case.sync_bn and report["counted"] - {case.micro_batches * (place + 1)}:
+        if case.precision in ("fp32", "autocast") and not case.sync_bn and report["counted"] - counts:
             faults.append(f"rank {number}: BatchNorm counted {report['counted']} micro-batches")
     return faults
 
 
 def _faults_of_step(case: Case, moved: dict[str, float]) -> list[str]:
-    # A BatchNorm weight is near 1, where fp32 has steps of 1e-7, and moves by about 1e-3.
-    limit = 1e-3 if case.precision == "fp32" else 0.1
+    limit = 2 * (LIMITS if case.precision == "fp32" else ROUNDED_LIMITS)[1]  # the gradient's, and the norm's
     return [f"the step of {name} is {value:.2e} apart" for name, value in moved.items() if not value < limit]
 
 

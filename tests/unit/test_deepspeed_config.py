@@ -138,6 +138,10 @@ def test_batch_sizes_that_do_not_multiply_out(raw, batch, ranks, message):
             {"pipeline": {"stages": 2}, "zero_optimization": {"stage": 2}},
             '"pipeline" with ZeRO stage 2: a stage reduces its gradients once a step',
         ),
+        (
+            {"zero_optimization": {"stage": 1, "parameter_alignment": True}},
+            "parameter_alignment is refused: checkpoints do not know its padding",
+        ),
         ({"pipeline": {"stages": 3}}, '"pipeline".stages 3 does not divide 2 ranks: 2 / 3 = 0.67; 2 ranks take 1, 2'),
         ({"pipeline": {"stages": 2, "partition": [3, 9]}}, '"pipeline".partition has 2 cuts, which make 3 stages'),
         ({"pipeline": {"stage": 2}}, "\"pipeline\": unknown key 'stage' (did you mean 'stages'?)"),

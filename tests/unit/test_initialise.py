@@ -1,8 +1,9 @@
-"""Initial weights: the same for a seed however the model is cut, and distributed as ultralytics' constructor has them."""
+"""Initial weights: the same for a seed however the model is cut, and distributed as ultralytics has them."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_stages_start_with_the_whole_models_weights_whatever_was_built_before(na
     graph = build_graph(blueprint.meta)
     ends = [*bounds, len(graph.nodes)]
     found = {}
-    for start, stop in reversed(list(zip(ends, ends[1:], strict=False))):
+    for start, stop in reversed(list(pairwise(ends))):
         torch.manual_seed(stop)
         found |= initial(Stage(graph, start, stop), blueprint)
     assert found.keys() == whole.keys()
@@ -79,7 +80,7 @@ def test_distributions_are_those_of_ultralytics_constructor(name):
     for key, module in ours.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             for mine, its in zip(
-                module.state_dict().values(), nn.BatchNorm2d(module.num_features).state_dict().values()
+                module.state_dict().values(), nn.BatchNorm2d(module.num_features).state_dict().values(), strict=True
             ):
                 assert torch.equal(mine, its)
             assert (module.eps, module.momentum) == (other[key].eps, other[key].momentum)

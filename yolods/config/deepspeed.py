@@ -277,6 +277,8 @@ def _check_zero(zero: Mapping[str, Any], stage: int, offload: Mapping[str, bool]
         faults.add(f'{where}: "offload_optimizer".ratio {ratio:g} needs ZeRO stage 3, and the stage is {stage}')
     if zero.get("zenflow") is not None:
         faults.add(f'{where}: "zero_optimization".zenflow is refused: its delayed updates and the EMA clash')
+    if _value(zero, "parameter_alignment", False):
+        faults.add(f'{where}: "zero_optimization".parameter_alignment is refused: checkpoints do not know its padding')
     if not _value(zero, "compute_grad_norm", True):
         faults.add(f'{where}: "zero_optimization".compute_grad_norm false is refused: the norm is clipped by and shown')
 

@@ -210,6 +210,9 @@ class Engine:
             target.copy_(source.view_as(target))
         for name, buffer in zip(mine["statistics"], self.statistics(), strict=True):
             buffer.copy_(weights[name])
+        for name, parameter in self.net.named_parameters():
+            if not parameter.requires_grad:
+                set_parameter(parameter, weights[name].to(self.inputs.device))
         self.masters.publish()
 
     def _counts(self) -> Iterator[tuple[str, Tensor]]:

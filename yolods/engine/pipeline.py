@@ -112,9 +112,10 @@ class PipelineEngine(Engine):
         self, number: int, micro_batches: int, batches: Iterator[dict[str, Any]], size: int | None, sums: Tensor
     ) -> None:
         values, labels, images = self._take_in(number, batches, size)
-        with self._clock.forward(), self._precision():
-            outputs = self.net(values)
-            loss = None
+        with self._clock.forward():
+            with self._precision():
+                outputs = self.net(values)
+            loss = None  # in fp32, whatever the layers compute in
             if self.grid.last:
                 assert self._loss is not None
                 scale = images * micro_batches * self.share.count
