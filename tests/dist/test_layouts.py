@@ -39,7 +39,7 @@ Sizes = dict[str, int]
 
 
 def build_big_stage(ranks: Ranks, folder: str) -> Sizes:
-    """On a rank: bytes of resident memory before, with the plan, at the most, and with the stage; and of its weights."""
+    """On a rank: bytes of resident memory before, with the plan, at the most and with the stage; and of its weights."""
     from yolods.config import add_train_arguments, build_run_config
     from yolods.engine.optim import choose_optimizer
     from yolods.engine.stages import build_stage, plan_stages

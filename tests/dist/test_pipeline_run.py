@@ -11,13 +11,15 @@ On four ranks and two; after the first command ranks are forked (tests.ranks), w
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
 import time
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -66,19 +68,18 @@ def killed(folder: Path) -> Path:
     """The run's folder after a rank was killed; the launcher ended the others."""
     words = [*front_door("train"), "--num_gpus", "4", "--data", "data/tiny.yaml", *WORDS]
     run, deadline = folder / "runs" / "grid", time.monotonic() + LIMIT_SECONDS
-    with open(folder / "screen", "w+") as screen:
-        with started([*words, "--deepspeed_config", "2x2.json"], folder, screen) as process:
-            while _position(run) < IMAGES + 2 * STEP:
-                screen.seek(0)
-                assert process.poll() is None and time.monotonic() < deadline, screen.read()
-                time.sleep(0.02)
-            ranks = ranks_of(process)
-            last = [rank for rank in ranks if rank.environ()["RANK"] == "3"]
-            assert len(ranks) == 4 and len(last) == 1
-            last[0].kill()
-            code = process.wait(30)
-            assert code != 0
-            assert not [rank for rank in ranks if rank.is_running() and rank.status() != "zombie"]
+    words += ["--deepspeed_config", "2x2.json"]
+    with open(folder / "screen", "w+") as screen, started(words, folder, screen) as process:
+        while _position(run) < IMAGES + 2 * STEP:
+            screen.seek(0)
+            assert process.poll() is None and time.monotonic() < deadline, screen.read()
+            time.sleep(0.02)
+        ranks = ranks_of(process)
+        last = [rank for rank in ranks if rank.environ()["RANK"] == "3"]
+        assert len(ranks) == 4 and len(last) == 1
+        last[0].kill()
+        assert process.wait(30) != 0
+        assert not [rank for rank in ranks if rank.is_running() and rank.status() != "zombie"]
     return run
 
 
@@ -98,8 +99,10 @@ JOBS = {
 
 
 def go_on(ranks: Ranks, folder: str) -> Losses:
-    """On a rank: the loss of the first step of everything that goes on. On four, first the whole and the resumed run."""
+    """On a rank: the loss of the first step of all that goes on. On four, first the whole and the resumed run."""
     os.chdir(folder)
+    if ranks.size == 2:
+        _refused(ranks)
     if ranks.size == 4:
         given = ["--deepspeed_config", "2x2.json", "--data", "data/tiny.yaml", *WORDS]
         _command(["train", *given, "--project", "whole"])
@@ -107,14 +110,24 @@ def go_on(ranks: Ranks, folder: str) -> Losses:
     return {run: _first_step(ranks, run, layout) for run, layout in JOBS[ranks.size]}
 
 
-def _command(words: list[str]) -> None:
-    from unittest import mock
+def _refused(ranks: Ranks) -> None:
+    """Cuts that the model shows to be wrong end every rank alike, and rank 0 says why."""
+    Path("wrong.json").write_text(json.dumps({"pipeline": {"stages": 2, "partition": ["24.detect"]}}))
+    given = ["--data", "data/tiny.yaml", *WORDS, "--project", f"refused{ranks.rank}"]
+    said = io.StringIO()
+    with redirect_stderr(said), mock.patch.dict(os.environ, {"RANK": str(ranks.rank)}):
+        _command(["train", *given, "--deepspeed_config", "wrong.json"], code=2)
+    lines = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]
+    reason = "error: pipeline: stage 1 (24.detect..24.detect) has nothing to train: all of its weights are frozen; "
+    assert [line.startswith(reason) for line in lines] == ([True] if ranks.is_main else [])
 
+
+def _command(words: list[str], code: int = 0) -> None:
     from yolods.cli import main
 
     # The ranks are in one process group for as long as they live.
     with mock.patch("yolods.cluster.ranks.leave"):
-        assert main(words) == 0
+        assert main(words) == code
 
 
 class _Enough(Exception):

@@ -257,7 +257,7 @@ def batch_of(case: Case, place: int, replica: int) -> dict[str, Tensor]:
 
 @contextmanager
 def kept_gradients(engine: PipelineEngine, scale: float) -> Iterator[dict[str, Tensor]]:
-    """Within: this stage's gradients as they are right before the optimizer's step; whole, fp32, unscaled, unclipped."""
+    """Within: this stage's gradients right before the optimizer's step: whole, fp32, unscaled, unclipped."""
     from deepspeed.utils import safe_get_full_grad
 
     kept: dict[str, Tensor] = {}
