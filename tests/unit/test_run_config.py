@@ -309,7 +309,7 @@ def test_resume_permits_what_the_run_has_already():
         ("--weights w.pt", "but the run in runs/exp has empty"),
         ("--seed 1", "--seed is 1, but the run in runs/exp has 0"),
         ("--set lr0=0.5", "--set lr0 is 0.5, but the run in runs/exp has 0.01"),
-        ("--deepspeed_config other.json", "other.json: 16 images a step, but the run has 64; write \"auto\""),
+        ("--deepspeed_config other.json", 'other.json: 16 images a step, but the run has 64; write "auto"'),
         ("--deepspeed_config lion.json", "names SGD, but the run trains with auto"),
     ],
 )
