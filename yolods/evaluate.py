@@ -260,7 +260,7 @@ class _Judge:
             if self._matrix is not None:
                 self._matrix.process_batch(prediction, target, conf=self._validator.args.conf)
             if self._boxes:
-                self._validator.pred_to_json(self._validator.scale_preds(prediction, target), target)
+                self._validator.pred_to_json(_in_image(prediction, target), target)
         tally.boxes, self._validator.jdict = tally.boxes + self._validator.jdict, []
         return found
 
@@ -303,6 +303,19 @@ class _Judge:
         self._matrix.matrix = matrix
         for normalize in (True, False):
             self._matrix.plot(save_dir=str(self._save_dir), normalize=normalize, on_plot=None)
+
+
+def _in_image(prediction: dict[str, Tensor], target: dict[str, Any]) -> dict[str, Tensor]:
+    """Boxes in pixels of the original image, exactly those that were matched.
+
+    ultralytics clips what it writes to the image's border, but matches what was predicted: on BCCD, whose cells touch
+    the border, COCOeval gave the clipped boxes 0.022 more mAP50-95 than the table.
+    """
+    from ultralytics.utils.ops import scale_boxes, xywh2xyxy, xyxy2xywh
+
+    centred = xyxy2xywh(prediction["bboxes"])
+    scaled = scale_boxes(target["imgsz"], centred, target["ori_shape"], ratio_pad=target["ratio_pad"], xywh=True)
+    return {**prediction, "bboxes": xywh2xyxy(scaled)}
 
 
 class PlainDetector:
