@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from tests.dist.test_memory import _alive, _storages
-from tests.parity.pipes import MOMENTUM, RATE, Case, batch_of, split_engine
+from tests.parity.pipes import MOMENTUM, RATE, split_engine
+from tests.parity.splits import Case, batch_of
 from tests.ranks import on_ranks
 from yolods.cluster.ranks import Ranks
 from yolods.engine.schedule import Step

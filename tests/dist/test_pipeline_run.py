@@ -107,7 +107,10 @@ def go_on(ranks: Ranks, folder: str) -> Losses:
         given = ["--deepspeed_config", "2x2.json", "--data", "data/tiny.yaml", *WORDS]
         _command(["train", *given, "--project", "whole"])
         _command(["train", "--resume", "resumed/grid"])
-    return {run: _first_step(ranks, run, layout) for run, layout in JOBS[ranks.size]}
+    losses = {run: _first_step(ranks, run, layout) for run, layout in JOBS[ranks.size]}
+    if ranks.size == 2:
+        _command(["train", "--resume", "end/1x2", "--deepspeed_config", "1x2.json"])
+    return losses
 
 
 def _refused(ranks: Ranks) -> None:
@@ -172,7 +175,7 @@ def _first_step(ranks: Ranks, folder: str, layout: str) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def continued(folder: Path, killed: Path) -> Losses:
     """What `go_on` returned, with runs in `on`, `back`, `whole` and `resumed` below the folder."""
-    for copy in ("resumed/grid", *(f"on/{layout}" for layout in LAYOUTS)):
+    for copy in ("resumed/grid", "end/1x2", *(f"on/{layout}" for layout in LAYOUTS)):
         shutil.copytree(killed, folder / copy)
     found = on_ranks("tests.dist.test_pipeline_run:go_on", (2, 4), timeout=LIMIT_SECONDS, folder=str(folder))
     for size in found:
@@ -268,6 +271,18 @@ def test_the_loss_goes_on_where_it_was(continued: Losses) -> None:
     for run, loss in two_replicas.items():
         assert loss == pytest.approx(continued["on/2x2"], rel=1e-5), run
     assert continued["on/1x2"] == pytest.approx(continued["on/1x4"], rel=1e-5)
+
+
+def test_a_run_that_went_on_with_one_replica_ends_well(folder: Path, whole: Path) -> None:
+    ended, other = _rows(folder / "end" / "1x2"), _rows(whole)
+    assert [row["epoch"] for row in ended] == [str(epoch + 1) for epoch in range(EPOCHS)]
+    assert {**ended[0], "time": ""} == {**other[0], "time": ""}, "the epoch before the kill is the same run's"
+    for mine, theirs in zip(ended[1:], other[1:], strict=True):
+        for item in ("box", "cls", "dfl"):
+            key = f"train/{item}_loss"
+            assert float(mine[key]) == pytest.approx(float(theirs[key]), rel=0.2)
+    left = Checkpoint(newest_in(folder / "end" / "1x2" / "checkpoints"))
+    assert left.progress["epochs_done"] == EPOCHS and left.model["places"] == [[0, 0], [1, 0]]
 
 
 def test_its_weights_are_plain_files(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,21 +15,19 @@ import pytest
 import torch
 
 from tests.parity.pipes import (
-    FIRST,
     MOMENTUM,
     RATE,
     SHAPES,
-    Case,
     Report,
     apart,
-    case_of,
     faults_of,
     split_engine,
     split_prediction,
     split_step,
-    weights_for,
 )
 from tests.parity.small import micro_batch
+from tests.parity.splits import FIRST, Case, case_of
+from tests.parity.whole import Report, weights_for
 from tests.ranks import on_ranks
 from yolods.cluster.ranks import Ranks
 from yolods.engine.schedule import Step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 from unittest import mock
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from tests.unit.test_graph import layers_of, small
-from yolods.model.graph import Graph, build_graph
+from yolods.model.build import build
+from yolods.model.graph import IMAGE, Graph, build_graph, modules_of, run_nodes
 from yolods.plan.profile import measure
 
 CPU = torch.device("cpu")
@@ -55,17 +57,33 @@ def test_in_bf16():
     assert len(passes_of(graph, 32, "bf16")[0]) == len(graph.nodes)
 
 
-def test_a_layer_that_nothing_reads_is_timed_and_let_go():
+def with_an_unread_layer() -> dict[str, Any]:
+    """Layer 5 writes what nothing reads, as a yaml of the user's own may have it."""
     layers = small()
-    layers["head"].insert(0, [3, 1, "Conv", [8]])  # layer 5, and the layers behind it move on by one
-    layers["head"][1:] = [
+    layers["head"] = [
+        [3, 1, "Conv", [8]],
         [4, 1, "nn.Upsample", [None, 2, "nearest"]],
         [[-1, 2], 1, "Concat", [1]],
         [-1, 1, "C3", [16, False]],
         [[8, 4], 1, "Detect", ["nc"]],
     ]
-    graph = build_graph(layers)
+    return layers
+
+
+def test_a_layer_that_nothing_reads_is_timed():
+    graph = build_graph(with_an_unread_layer())
     assert "5" not in graph.lifetimes
     seconds, _ = passes_of(graph, 32)
     assert len(seconds) == len(graph.nodes)
     assert all(value > 0 for value in seconds)
+
+
+def test_what_nothing_reads_is_let_go_at_once():
+    net = build(with_an_unread_layer(), ("a", "b", "c"))
+    graph = build_graph(net)
+    seen, alive = [], []
+    net.model[5].register_forward_hook(lambda module, given, written: seen.append(weakref.ref(written)))
+    net.model[7].register_forward_hook(lambda module, given, written: alive.append(seen[0]() is not None))
+    with torch.no_grad():
+        run_nodes(graph, 0, len(graph.nodes), modules_of(graph.nodes, net), {IMAGE: torch.rand(2, 3, 32, 32)})
+    assert alive == [False]

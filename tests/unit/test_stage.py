@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.parity.pipes import plain_model
+from tests.parity.whole import plain_model
 from yolods.engine.stages import state_bytes
 from yolods.model.build import architecture, parse_name
 from yolods.model.graph import IMAGE, OUT, build_graph
