@@ -265,7 +265,7 @@ def test_another_layout_takes_over_every_number(folder: Path, killed: Path, cont
 
 
 def test_the_loss_goes_on_where_it_was(continued: Losses) -> None:
-    """At equal micro-batches: with one replica BatchNorm sees twice as many images as with two."""
+    """At equal micro-batches: with one replica BatchNorm and the loss see twice as many images as with two."""
     two_replicas = {run: loss for run, loss in continued.items() if run not in ("on/1x2", "on/1x4")}
     assert len(two_replicas) == 5 and len(continued) == 7
     for run, loss in two_replicas.items():
@@ -274,13 +274,16 @@ def test_the_loss_goes_on_where_it_was(continued: Losses) -> None:
 
 
 def test_a_run_that_went_on_with_one_replica_ends_well(folder: Path, whole: Path) -> None:
+    """Its micro-batches are twice as large, and its loss up to twice as high: ultralytics divides a micro-batch's sum by
+    its score targets, but by no less than 1, which a model that has just begun does not reach.
+    """
     ended, other = _rows(folder / "end" / "1x2"), _rows(whole)
     assert [row["epoch"] for row in ended] == [str(epoch + 1) for epoch in range(EPOCHS)]
     assert {**ended[0], "time": ""} == {**other[0], "time": ""}, "the epoch before the kill is the same run's"
     for mine, theirs in zip(ended[1:], other[1:], strict=True):
         for item in ("box", "cls", "dfl"):
             key = f"train/{item}_loss"
-            assert float(mine[key]) == pytest.approx(float(theirs[key]), rel=0.2)
+            assert 0.8 < float(mine[key]) / float(theirs[key]) < 2.4
     left = Checkpoint(newest_in(folder / "end" / "1x2" / "checkpoints"))
     assert left.progress["epochs_done"] == EPOCHS and left.model["places"] == [[0, 0], [1, 0]]
 

@@ -18,7 +18,6 @@ from tests.parity.pipes import (
     MOMENTUM,
     RATE,
     SHAPES,
-    Report,
     apart,
     faults_of,
     split_engine,
