@@ -150,6 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser().error("--rounds, --images and --micro-batches have to be at least 1")
     if options.record is not None and not options.record.parent.is_dir():
         parser().error(f"--record {options.record}: there is no folder {options.record.parent}")
+    # Ranks live in sessions of their own: whoever ends this process ends them only if it leaves their context.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     began, machine = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), describe(cores)
     try:
         results = Results(measure(options, cores))
