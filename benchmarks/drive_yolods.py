@@ -18,14 +18,14 @@ def main() -> int:
     """Run the words."""
     words = sys.argv[1:]
     if words[0] == "launch":
-        launch_this()
+        launch_this(__file__)
     else:
         watch_training(Task.from_environment())
     return cli.main(words)
 
 
-def launch_this() -> None:
-    """Have the launcher start ranks with this file in the place of `--module yolods`."""
+def launch_this(file: str) -> None:
+    """Have the launcher start ranks with a file in the place of `--module yolods`."""
     from yolods.cluster import launch
 
     build = launch.launcher_command
@@ -33,7 +33,7 @@ def launch_this() -> None:
     def build_for_this(*args: Any, **kwargs: Any) -> tuple[list[str], dict[str, str]]:
         command, variables = build(*args, **kwargs)
         place = command.index("--module")
-        return [*command[:place], __file__, *command[place + 2 :]], variables
+        return [*command[:place], file, *command[place + 2 :]], variables
 
     launch.launcher_command = build_for_this
 

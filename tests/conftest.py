@@ -48,6 +48,9 @@ def _prepare_environment() -> None:
     }
     if not gpu_present():
         os.environ["DS_ACCELERATOR"] = "cpu"
+    # A shell starts a background job with Ctrl-C ignored, which every process that the tests start would inherit.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform == "linux":
         # A rank whose launcher died would else be handed to init, where the check below could not see it.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

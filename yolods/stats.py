@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 LOSS_NAMES = ("box_loss", "cls_loss", "dfl_loss")
 METRIC_NAMES = ("metrics/precision(B)", "metrics/recall(B)", "metrics/mAP50(B)", "metrics/mAP50-95(B)")
@@ -32,7 +33,11 @@ class StepStats:
     loss_scale: float | None
     """fp16 loss scale, or None outside fp16."""
     skipped: bool
-    """True where the optimizer did not step because gradients were not finite."""
+    """True where no weight moved; a `StabilityEvent` says why."""
+    norm_after: float | None = None
+    """The same after clipping, or None where no weight moved or nothing was measured."""
+    layer_norms: Sequence[float] | None = None
+    """Gradient norm of every parameter, or None where it was not measured."""
     seconds: float
     """Wall seconds of the step, waiting for data included."""
     data_seconds: float
@@ -41,6 +46,36 @@ class StepStats:
     """Labelled boxes in this rank's last micro-batch."""
     imgsz: int
     """Width in pixels of this rank's last micro-batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityEvent:
+    """A step that was not applied, or parameters whose gradients have vanished."""
+
+    step: int
+    """Optimizer steps tried so far, this one included."""
+    epoch: int
+    """Epoch, from 0."""
+    position: int
+    """Samples of the stream consumed so far, its own included."""
+    action: str
+    """`skip`, `rollback`, `stop`, or `report` where the step was applied."""
+    cause: str
+    """`overflow`, `forward`, `backward`, `gradient_spike`, `loss_spike` or `vanishing`."""
+    loss: float
+    """Sum of the loss items; may be inf or nan."""
+    grad_norm: float | None
+    """Global norm; may be inf or nan."""
+    usual: float | None
+    """Of a spike: what the norm, or the loss, mostly is."""
+    loss_scale: float | None
+    """fp16's scale in this step."""
+    parameters: tuple[str, ...]
+    """Those whose gradients were not finite, stood out, or vanished."""
+    culprits: tuple[Mapping[str, Any], ...]
+    """Where it began: phase, name, layer, kind, rank, host, stage, replica, micro_batch, files, single_images."""
+    remedy: str
+    """What was done, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)

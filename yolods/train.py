@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -26,8 +27,9 @@ from yolods.errors import UserError
 from yolods.evaluate import Evaluation, Evaluator, aloud
 from yolods.model.blueprint import Blueprint
 from yolods.model.weights import read_pt, write_pt
+from yolods.stability.event import record, sentence
 from yolods.stats import LOSS_NAMES, EpochStats, StepStats
-from yolods.telemetry import Telemetry
+from yolods.telemetry import STABILITY_FILE, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class Run:
         self._train = train
         self._began = time.perf_counter() - progress.seconds
         self._stop = False
+        self._stale = False
+        """Whether images have been left out that the workers still deliver."""
         self._unreadable: set[str] = set()
         self._replaced_before = progress.replaced
         self._epoch_began, self._epoch_samples = time.perf_counter(), 0
@@ -71,9 +75,12 @@ class Run:
         self.engine.training()
         with interrupt.between_batches():
             self.telemetry.epoch_begin(self._epoch)
-            with closing(self._batches()) as batches:
-                while self.progress.position < self.schedule.total_samples and not self._stop:
-                    self._step(batches)
+            while self.progress.position < self.schedule.total_samples and not self._stop:
+                self._train.dataset.bar(self._quarantined())
+                self._stale = False
+                with closing(self._batches()) as batches:
+                    while self.progress.position < self.schedule.total_samples and not (self._stop or self._stale):
+                        self._step(batches)
             self._finish()
 
     def _step(self, batches: Iterator[dict[str, Any]]) -> None:
@@ -82,6 +89,7 @@ class Run:
         step = self.schedule.step_at(self.progress.position)
         result = self.engine.train_step(step, batches, self._size())
         self._record(step, result, time.perf_counter() - started)
+        self._answer(result)
         if self._epochs_behind > self.progress.epochs_done:
             self._close_epochs(step)
         elif self._due(self.config.deepspeed.own.checkpoint.every_steps, self.progress.step):
@@ -139,6 +147,7 @@ class Run:
             loss_weight=now.loss_weight + counted,
             seconds=time.perf_counter() - self._began,
             skipped=now.skipped + result.skipped,
+            rollbacks=now.rollbacks + (result.verdict.action == "rollback"),
             replaced=now.replaced + len(result.replaced),
         )
         self._epoch_samples += samples
@@ -157,12 +166,47 @@ class Run:
                 momentum=step.momentum,
                 loss_scale=result.loss_scale,
                 skipped=result.skipped,
+                norm_after=result.norm_after,
+                layer_norms=None if result.reading is None else result.reading.norms.tolist(),
                 seconds=seconds,
                 data_seconds=result.data_seconds,
                 instances=result.instances,
                 imgsz=self._size() or self.config.imgsz,
             )
         )
+
+    def _answer(self, result: StepResult) -> None:
+        """Tell of a step that was not applied; leave bad images out, and stop where the guard says so."""
+        if result.verdict.applied and not result.verdict.vanished:
+            return
+        before = self._quarantined()
+        counts = Counter(dict(self.progress.image_faults))
+        counts.update(file for each in result.culprits if each.single_images for file in set(each.files))
+        self.progress = replace(self.progress, image_faults=tuple(sorted(counts.items())))
+        barred = sorted(self._quarantined() - before)
+        self._stale = bool(barred)
+        event = record(
+            result.verdict,
+            result.culprits,
+            result.reading,
+            step=self.progress.step,
+            epoch=self._epoch,
+            position=self.progress.position,
+            loss_scale=result.loss_scale,
+            next_scale=result.next_scale,
+            barred=barred,
+        )
+        self.telemetry.stability(event)
+        if result.verdict.action == "stop":
+            raise UserError(
+                f"step {event.step}: {sentence(event)}; {self.config.run_dir / STABILITY_FILE} has every event whole. "
+                "A lower lr0 or more warmup_epochs helps where losses grow; --resume goes on from the last checkpoint"
+            )
+
+    def _quarantined(self) -> set[str]:
+        """Image files that are left out."""
+        limit = self.config.deepspeed.own.overflow.quarantine
+        return {file for file, count in self.progress.image_faults if limit and count >= limit}
 
     @property
     def _epochs_behind(self) -> int:

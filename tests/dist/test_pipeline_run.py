@@ -274,8 +274,8 @@ def test_the_loss_goes_on_where_it_was(continued: Losses) -> None:
 
 
 def test_a_run_that_went_on_with_one_replica_ends_well(folder: Path, whole: Path) -> None:
-    """Its micro-batches are twice as large, and its loss up to twice as high: ultralytics divides a micro-batch's sum by
-    its score targets, but by no less than 1, which a model that has just begun does not reach.
+    """Its micro-batches are twice as large, and its loss up to twice as high: ultralytics divides a micro-batch's sum
+    by its score targets, but by no less than 1, which a model that has just begun does not reach.
     """
     ended, other = _rows(folder / "end" / "1x2"), _rows(whole)
     assert [row["epoch"] for row in ended] == [str(epoch + 1) for epoch in range(EPOCHS)]

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from yolods.cluster.ranks import Ranks
 from yolods.config import RunConfig, add_train_arguments, build_run_config
+from yolods.engine.base import StepResult
 from yolods.engine.build import build_engine, plan_schedule
 from yolods.engine.optim import OptimizerChoice, choose_optimizer
 from yolods.engine.schedule import Schedule, Step
-from yolods.engine.zero import StepResult, ZeroEngine
+from yolods.engine.zero import ZeroEngine
 from yolods.model.build import architecture, build, parse_name
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -51,23 +52,26 @@ def micro_batch(number: int, images: int = MICRO) -> Batch:
     }
 
 
-def configure(json_file: str | Path, ranks: int, **hyper: Any) -> RunConfig:
+def configure(json_file: str | Path, ranks: int, *, model: str = "yolov5n", **hyper: Any) -> RunConfig:
     """A run's configuration as the command line gives it, without warm-up.
 
     Args:
         json_file: a DeepSpeed JSON, or the name of one of ds_configs/ without its suffix.
+        model: of the zoo.
         hyper: further hyper-parameters.
     """
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
     file = json_file if isinstance(json_file, Path) else CONFIGS / f"{json_file}.json"
     batch = MICRO * ranks
-    flags = {"data": "demo", "model": "yolov5n", "imgsz": SIZE, "batch-size": batch, "epochs": EPOCHS}
+    flags = {"data": "demo", "model": model, "imgsz": SIZE, "batch-size": batch, "epochs": EPOCHS}
     settings = {"nbs": batch * ACCUMULATION, "warmup_epochs": 0, **hyper}
     words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
     words += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    # A CPU has no fp16 for users; for tests it is only slow.
+    device = "cuda" if "fp16" in file.stem else "cpu"
     return build_run_config(
-        parser.parse_args([*words, "--deepspeed_config", str(file)]), ranks=ranks, device="cpu", environ={}
+        parser.parse_args([*words, "--deepspeed_config", str(file)]), ranks=ranks, device=device, environ={}
     )
 
 

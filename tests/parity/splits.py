@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -57,6 +57,8 @@ class Case:
     """Ranks a host, as the launcher would tell; None: all are on one."""
     empty: tuple[int, ...] = ()
     """Places of micro-batches that hold no box."""
+    blocks: dict[str, Any] = field(default_factory=dict)
+    """Further blocks of the JSON; they replace those that the case would have."""
 
     @property
     def stages(self) -> int:
@@ -97,6 +99,7 @@ class Case:
                 "zero_optimization": {"stage": self.zero, "reduce_bucket_size": 10**7, "allgather_bucket_size": 10**7},
                 "pipeline": pipeline,
                 **PRECISIONS[self.precision],
+                **self.blocks,
             }
         )
 

@@ -1,35 +1,108 @@
-"""The ZeRO-0 clip is torch's, and tells the norm."""
+"""Clipping policies against their papers' formulas, on numbers."""
 
-from types import SimpleNamespace
+from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from yolods.stability.clip import clip_by_global_norm
+from yolods.config.own import ClippingConfig
+from yolods.stability.clip import POLICIES, WARMUP, Policy
+from yolods.stability.reading import Reading
 
-
-def engine_of(module: nn.Module, limit: float) -> SimpleNamespace:
-    engine = SimpleNamespace(module=module, gradient_clipping=lambda: limit, _global_grad_norm=None)
-    clip_by_global_norm(engine)
-    return engine
+NAMES = ("model.0.conv.weight", "model.0.bn.weight", "model.24.cv2.0.2.bias")
 
 
-@pytest.mark.parametrize(("limit", "factor"), [(10.0, 1.0), (5.0, 1.0), (1.0, 0.2)])
-def test_gradients_above_the_limit_are_scaled_to_it(limit, factor):
-    module = nn.Linear(2, 1)
-    module.weight.grad, module.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
-    engine = engine_of(module, limit)
-    engine.clip_fp32_gradients()
-    assert float(engine._global_grad_norm) == pytest.approx(5.0)
-    torch.testing.assert_close(module.weight.grad, torch.tensor([[3.0 * factor, 0.0]]))
-    torch.testing.assert_close(module.bias.grad, torch.tensor([4.0 * factor]))
+def reading(*norms: float, weights: tuple[float, ...] | None = None) -> Reading:
+    given = None if weights is None else np.array(weights)
+    return Reading(NAMES, np.array(norms), given, (1.0, 1.0, 1.0), 4, 1.0)
 
 
-def test_frozen_parameters_have_no_part_in_it():
-    module = nn.Linear(2, 1)
-    module.bias.requires_grad_(False)
-    module.weight.grad = torch.tensor([[0.0, 2.0]])
-    engine = engine_of(module, 1.0)
-    engine.clip_fp32_gradients()
-    assert float(engine._global_grad_norm) == pytest.approx(2.0)
+def policy(name: str, max_norm: float = 10.0, **settings: float) -> Policy:
+    return POLICIES[name](ClippingConfig(policy=name, **settings), max_norm)
+
+
+@pytest.mark.parametrize("max_norm", [10.0, 5.0, 1.0, 0.0])
+def test_the_global_norm_is_cut_as_torch_cuts_it(max_norm: float) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    for parameter, value in zip(parameters, (3.0, 4.0, 12.0), strict=True):
+        parameter.grad = torch.tensor([value, 0.0])
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm else math.inf))
+    found = policy("global_norm", max_norm).cut(reading(3.0, 4.0, 12.0))
+    assert norm == pytest.approx(13.0)
+    assert found.factor == pytest.approx(float(parameters[2].grad[0]) / 12.0, rel=1e-6)
+    assert found.norm_after(reading(3.0, 4.0, 12.0)) == pytest.approx(13.0 * found.factor)
+
+
+def test_none_leaves_everything_as_it_is() -> None:
+    found = policy("none").cut(reading(1e6, 1.0, 1.0))
+    assert (found.factor, found.factors, found.limit) == (1.0, None, None)
+
+
+def test_adaptive_goes_by_each_weights_own_norm() -> None:
+    found = policy("adaptive", ratio=0.1).cut(reading(3.0, 4.0, 12.0, weights=(6.0, 1.0, 0.0)))
+    common = 10.0 / 13.0
+    assert found.factors is not None
+    assert found.factors.tolist() == pytest.approx([0.1 * 6.0 / 3.0, common, common], rel=1e-6)
+
+
+def test_adaptive_leaves_small_gradients_and_silent_layers_alone() -> None:
+    found = policy("adaptive", ratio=0.1).cut(reading(0.0, 0.1, 0.1, weights=(6.0, 1.0, 0.0)))
+    assert found.factors is not None
+    assert found.factors.tolist() == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_value_limits_elements() -> None:
+    assert policy("value", limit=0.5).cut(reading(1.0, 1.0, 1.0)).limit == 0.5
+
+
+@pytest.mark.parametrize("name", ["percentile", "zscore"])
+def test_a_policy_with_a_memory_begins_with_the_global_norm(name: str) -> None:
+    found = policy(name)
+    for _ in range(WARMUP):
+        assert found.cut(reading(0.0, 0.0, 40.0)).factor == pytest.approx(0.25, rel=1e-6)
+
+
+def test_percentile_clips_to_that_of_the_window() -> None:
+    found = policy("percentile", percentile=50.0, window=25)
+    history = [float(norm) for norm in range(1, 61)]
+    for norm in history:
+        found.cut(reading(0.0, 0.0, norm))
+    after = found.cut(reading(0.0, 0.0, 100.0)).factor * 100.0
+    assert after == pytest.approx(float(np.percentile([*history[-25:], 100.0], 50)), rel=1e-6)
+
+
+def test_zscore_cuts_what_stands_out_and_nothing_else() -> None:
+    found = policy("zscore", max_norm=0.0, threshold=2.5, decay=0.97)
+    rng, usual = np.random.RandomState(0), []
+    for _ in range(200):
+        norm = float(rng.normal(10.0, 0.5))
+        usual.append(norm)
+        found.cut(reading(0.0, 0.0, norm))
+    state = found.state()
+    assert state["mean"] == pytest.approx(10.0, abs=0.5)
+    deviation = math.sqrt(state["variance"])
+    assert deviation == pytest.approx(0.5, rel=0.5)
+    z = (50.0 - state["mean"]) / deviation
+    after = found.cut(reading(0.0, 0.0, 50.0)).factor * 50.0
+    assert after == pytest.approx(state["mean"] + 2.5**2 / z * deviation, rel=1e-3)
+    # The clipped norm is what it learns from, so that one spike does not make the next one usual.
+    assert found.state()["mean"] < 10.5
+    assert found.cut(reading(0.0, 0.0, 10.0)).factor == 1.0
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_what_a_policy_remembers_carries_it_on(name: str) -> None:
+    rng = np.random.RandomState(1)
+    weights = (1.0, 1.0, 1.0)
+    first = policy(name)
+    for norm in rng.lognormal(1.0, 1.0, 60):
+        first.cut(reading(0.1, 0.1, float(norm), weights=weights))
+    second = policy(name)
+    second.load(first.state())
+    for norm in rng.lognormal(1.0, 1.0, 60):
+        mine = first.cut(reading(0.1, 0.1, float(norm), weights=weights))
+        other = second.cut(reading(0.1, 0.1, float(norm), weights=weights))
+        assert mine.norm_after(reading(0.1, 0.1, float(norm))) == other.norm_after(reading(0.1, 0.1, float(norm)))

@@ -161,7 +161,7 @@ def test_every_source_says_its_faults_at_once():
         'ds.json: "fp16": the CPU backend has no fp16; use bf16 or fp32',
         "ds.json: train_micro_batch_size_per_gpu 4 x 2 ranks = 8, but --batch-size says 6; give --batch-size 8, "
         'leave it out, or set train_micro_batch_size_per_gpu to "auto"',
-        "ds.json: \"yolods\": unknown key 'x'; known: checkpoint",
+        "ds.json: \"yolods\": unknown key 'x'; known: clipping, overflow, checkpoint",
         "--data no.yaml: no such file",
         "--weights no.pt: no such file (weights are never downloaded; fetch the file first)",
         "--model is missing: the name of --weights no.pt does not tell the architecture; say it",

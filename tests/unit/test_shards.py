@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolods.engine.shards import Group, cut, join
+from yolods.engine.shards import Group, cut, join, spans
 
 KINDS = ("whole", "flat", "pieces")
 AWKWARD: list[list[Group]] = [
@@ -95,3 +95,23 @@ def test_joined_tensors_own_their_memory():
     assert back["a"].untyped_storage().nbytes() == 12
     shard.zero_()
     assert back["b"].tolist() == [3, 4]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("align", [1, 4])
+@pytest.mark.parametrize("groups", AWKWARD, ids=range(len(AWKWARD)))
+def test_spans_say_where_each_parameter_lies(kind, count, align, groups):
+    """The numbers that they point at on all ranks are each parameter's own, in order, and no padding."""
+    if kind == "whole":
+        groups = [[member] for group in groups for member in group]
+    values = values_of(groups)
+    sizes = [size_of(kind, group, count, align) for group in groups]
+    found: dict[str, list[float]] = {name: [] for name in values}
+    for index in range(1 if kind == "whole" else count):
+        shards = cut(kind, groups, values, sizes, index, count)
+        for shard, parts in zip(shards, spans(kind, groups, sizes, index, count), strict=True):
+            for part in parts:
+                assert part.count > 0
+                found[part.name] += shard[part.start : part.start + part.count].tolist()
+    assert found == {name: value.flatten().tolist() for name, value in values.items()}

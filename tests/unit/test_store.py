@@ -46,7 +46,7 @@ class Engine:
             "ema": {"updates": 5, "shards": [shard + 0.5 for shard in self.held], "buffers": [self._statistic(0.5)]},
             "statistics": [self._statistic(0.0)],
             "frozen": {"dfl.weight": torch.ones(1)},
-            "loss_scaler": {"cur_scale": 128.0},
+            "stability": {"scale": {"cur_scale": 128.0}},
             "counters": {"global_steps": 5},
         }
 
@@ -194,7 +194,7 @@ def test_a_checkpoint_goes_on_under_another_layout(tmp_path, kind, count):
     assert torch.equal(engine.loaded["optimizer"][1]["exp_avg"].flatten(), WEIGHTS["conv.bias"] * 10)
     assert engine.loaded["optimizer"][0]["step"].item() == 5.0
     assert engine.loaded["ema"]["updates"] == 5
-    assert engine.loaded["loss_scaler"] == {"cur_scale": 128.0}
+    assert engine.loaded["stability"] == {"scale": {"cur_scale": 128.0}}
     assert torch.equal(engine.loaded["statistics"][0], torch.tensor([(count - 1) / 2]))
 
 

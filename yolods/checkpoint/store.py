@@ -64,6 +64,10 @@ class Progress:
     """Steps whose gradients overflowed."""
     replaced: int = 0
     """Samples replaced because their file could not be read."""
+    rollbacks: int = 0
+    """Times that the run went back to a snapshot."""
+    image_faults: tuple[tuple[str, int], ...] = ()
+    """Image files found not to be finite, and how often; see `overflow.quarantine`."""
 
 
 class CheckpointStore:
@@ -151,8 +155,13 @@ class CheckpointStore:
         else:
             log.info("%s was written under another layout; its shards are cut anew", newest)
             engine.load_state(_recut(checkpoint, engine))
-        record = checkpoint.progress
-        return Progress(**{**record, "loss_sums": tuple(record["loss_sums"])})
+        return _progress(checkpoint.progress)
+
+
+def _progress(record: dict[str, Any]) -> Progress:
+    """From JSON, which knows lists only."""
+    faults = tuple((file, count) for file, count in record.get("image_faults", ()))
+    return Progress(**{**record, "loss_sums": tuple(record["loss_sums"]), "image_faults": faults})
 
 
 def _recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
@@ -186,7 +195,7 @@ def _recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
         "statistics": [live[name] for name in mine["statistics"]],
         "counts": checkpoint.counts(),
         "frozen": checkpoint.frozen(),
-        "loss_scaler": shared["loss_scaler"],
+        "stability": shared.get("stability", {}),
         "counters": shared["counters"],
     }
 

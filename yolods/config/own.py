@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from yolods.config.values import read_block, setting, whole
+from yolods.config.values import one_of, read_block, real, setting, whole
 from yolods.errors import Faults
 
 
@@ -26,9 +26,66 @@ class CheckpointPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClippingConfig:
+    """How gradients are cut back; the formulas are in `stability.clip` and docs/stability.md."""
+
+    policy: str = setting("global_norm", one_of("global_norm", "adaptive", "percentile", "zscore", "value", "none"))
+    """Which of them."""
+    ratio: float = setting(0.01, real(0, above=True))
+    """`adaptive`: largest norm of a weight's gradient, beside the weight's own norm."""
+    percentile: float = setting(10.0, real(0, 100, above=True))
+    """`percentile`: of the norms remembered, the one that is clipped to."""
+    window: int = setting(1000, whole(25))
+    """`percentile`: norms remembered."""
+    threshold: float = setting(2.5, real(0, above=True))
+    """`zscore`: deviations from the mean at which a norm stands out."""
+    decay: float = setting(0.97, real(0, 1, above=True, below=True))
+    """`zscore`: of the moving mean and variance."""
+    limit: float = setting(1.0, real(0, above=True))
+    """`value`: largest magnitude of an element."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverflowConfig:
+    """What happens when gradients or losses go bad; docs/stability.md tells it as a story."""
+
+    handling: str = setting("own", one_of("own", "stock"))
+    """`stock`: DeepSpeed's own clipping, loss scale and skipping, faults included, for comparison."""
+    attribution: str = setting("armed", one_of("off", "armed", "always"))
+    """Who is named: `armed` runs a bad step a second time with probes; `always` has them on in every step."""
+    max_loss_scale: float = setting(2.0**24, real(1))
+    """fp16's ceiling; the floor is DeepSpeed's `min_loss_scale`."""
+    spike_ratio: float = setting(20.0, real(1, above=True))
+    """A gradient norm this many times its usual one is a spike, and the step is skipped; see `spike_z`, too."""
+    loss_spike_ratio: float = setting(5.0, real(1, above=True))
+    """The same for the loss."""
+    spike_z: float = setting(6.0, real(0, above=True))
+    """Standard deviations (of the logarithm) that a spike has to stand out by as well."""
+    warmup_steps: int = setting(50, whole(2))
+    """Steps that are looked at before anything counts as a spike."""
+    vanishing: float = setting(1e-10, real(0))
+    """A parameter whose gradient norm stays below this for `vanishing_steps` is reported; 0: none is."""
+    vanishing_steps: int = setting(500, whole(1))
+    """See `vanishing`."""
+    patience: int = setting(5, whole(1))
+    """Bad steps in a row after which the run goes back to its last snapshot; overflows that a smaller loss scale can
+    mend do not count."""
+    snapshot_steps: int = setting(100, whole(0))
+    """Steps from one snapshot in memory to the next; 0: none is taken, and `patience` ends the run."""
+    max_rollbacks: int = setting(3, whole(0))
+    """Roll-backs, with fewer than `snapshot_steps` good steps between them, after which the run stops."""
+    quarantine: int = setting(2, whole(0))
+    """Times that an image may be found not to be finite before it is left out for good; 0: it never is."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OwnConfig:
     """Everything under "yolods"."""
 
+    clipping: ClippingConfig = field(default_factory=ClippingConfig)
+    """How gradients are cut back."""
+    overflow: OverflowConfig = field(default_factory=OverflowConfig)
+    """What happens when numbers go bad."""
     checkpoint: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     """When checkpoints are written, and how many are kept."""
 

@@ -9,7 +9,7 @@ import copy
 import logging
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -68,6 +68,7 @@ class DetectionSet(YOLODataset):
         self._decoded: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
         self._decoded_bytes = 0
         self._replaced: list[str] = []
+        self._barred: set[int] = set()
         self._closed: Compose | None = None
         self._close_epoch = hyp.epochs - hyp.close_mosaic if augment and hyp.close_mosaic else None
         super().__init__(
@@ -128,20 +129,27 @@ class DetectionSet(YOLODataset):
             sample["index"] = index
         return sample
 
+    def bar(self, files: Iterable[str]) -> None:
+        """Leave images out from now on: the next one takes the place of each. Workers that run already do not know."""
+        self._barred = {place for place, file in enumerate(self.im_files) if file in set(files)}
+
     def get_image_and_label(self, index: int) -> dict[str, Any]:
-        """The image and boxes at `index`; where the file cannot be read, of the next one that can.
+        """The image and boxes at `index`; where it is barred or the file cannot be read, of the next one.
 
         An evaluation set gives a grey image without boxes in its place, so that no image is counted twice.
         """
         for offset in range(self.ni):
             place = (index + offset) % self.ni
+            if place in self._barred:
+                continue
             try:
                 return super().get_image_and_label(place)
             except _Unreadable:
                 self._replaced.append(self.im_files[place])
                 if not self.augment:
                     return self._blank(place)
-        raise UserError(f"none of the {self.ni} images can be read any more; the first is {self.im_files[0]}")
+        left_out = f", {len(self._barred)} of which are left out" if self._barred else ""
+        raise UserError(f"none of the {self.ni} images{left_out} can be read any more; the first is {self.im_files[0]}")
 
     def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> tuple:
         """Image `i` scaled so that its long side is `imgsz`: ((h, w, c) uint8 BGR, original (h, w), scaled (h, w)).

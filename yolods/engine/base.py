@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from yolods.cluster.ranks import Ranks, Share
 from yolods.engine.ema import ShardedEma
+from yolods.engine.feed import Feed
 from yolods.engine.masters import Masters, full_parameter, full_shape, set_parameter
-from yolods.engine.optim import freeze_statistics
+from yolods.engine.optim import freeze_statistics, set_rates
 from yolods.engine.schedule import Step
 from yolods.engine.shards import cut
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss
+from yolods.stability.attribution import Account, Culprit, Phase, Probe, culprits
+from yolods.stability.guard import Verdict
+from yolods.stability.reading import Reading
+from yolods.stability.step import Outcome, Stability, StockStability
 from yolods.stats import LOSS_NAMES, PipeStats
+
+if TYPE_CHECKING:
+    from yolods.config.own import OverflowConfig
 
 COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 """DeepSpeed's own counts, which its timers and logs go by."""
@@ -33,10 +40,20 @@ class StepResult:
     """box_loss, cls_loss, dfl_loss as ultralytics reports them."""
     grad_norm: float | None
     """Global norm before clipping, of the gradient that the optimizer is given; None where none was measured."""
+    norm_after: float | None
+    """After clipping; None where no weight moved, or nothing was measured."""
     loss_scale: float | None
-    """fp16 only."""
+    """fp16 only: in this step."""
+    next_scale: float | None
+    """And after it."""
     skipped: bool
-    """The gradients overflowed and no weight moved."""
+    """No weight moved."""
+    verdict: Verdict
+    """Why."""
+    culprits: tuple[Culprit, ...]
+    """Where a step that was not applied went bad; empty where that was not looked for, or nothing was found."""
+    reading: Reading | None
+    """Every parameter's gradient norm; None under stock handling."""
     instances: int
     """Boxes in the step, over all replicas."""
     data_seconds: float
@@ -57,6 +74,10 @@ class Parts:
     """Where the fp32 weights are."""
     ema: ShardedEma
     """Their moving average."""
+    stability: Stability | StockStability
+    """Judges every step's gradients."""
+    overflow: OverflowConfig
+    """What is done about bad ones."""
     inputs: InputFormat
     """How images reach the model."""
     ranks: Ranks
@@ -76,9 +97,18 @@ class Engine:
 
     def __init__(self, parts: Parts) -> None:
         self.deepspeed, self.masters, self.ema = parts.deepspeed, parts.masters, parts.ema
+        self.stability, self._overflow = parts.stability, parts.overflow
         self.inputs, self.ranks, self.share = parts.inputs, parts.ranks, parts.share
         self._loss, self._frozen = parts.loss, parts.frozen
         self._strides, self._reg_max = parts.strides.to(parts.ranks.device), parts.reg_max
+        self._statistics_before = [buffer.clone() for buffer in self.statistics()]
+        self._losses: list[Tensor] = []
+        self._snapshot: dict[str, Any] | None = None
+        self._since_snapshot = 0
+        self._probe = Probe(self.net)
+        self._watched = ExitStack()
+        if self._overflow.attribution == "always":
+            self._watched.enter_context(self._probe.attached())
 
     @property
     def net(self) -> nn.Module:
@@ -92,6 +122,31 @@ class Engine:
             step: what to accumulate and at which rates.
             batches: the replica's micro-batches, in the order of the stream; not read where `share` says so.
             size: side of the images in pixels, for multi-scale training.
+        """
+        set_rates(self.deepspeed.optimizer, step.lr, step.momentum)
+        self._keep_statistics()
+        feed = Feed(batches, keep=self._overflow.attribution == "armed")
+        sums = self._accumulate(step, feed, size)
+        outcome = self.stability.judge(sums, step.batches * self.share.count)
+        if outcome.verdict.applied:
+            self._remember()
+        self.deepspeed.step()
+        outcome = self.stability.settle(outcome)
+        if outcome.verdict.applied:
+            self.ema.update()
+            return self._result(outcome, feed, ())
+        self._restore_statistics()
+        found = self._explain(outcome.verdict, step, feed, size)
+        if outcome.verdict.action == "rollback":
+            self._recall()
+        return self._result(outcome, feed, found)
+
+    def _accumulate(self, step: Step, feed: Feed, size: int | None) -> Tensor:
+        """Forward and backward of every micro-batch, up to the point where gradients are reduced and the optimizer's
+        step is due.
+
+        Returns:
+            (4,) fp32: loss items and boxes, summed over this rank's micro-batches; 0 where none are computed.
         """
         raise NotImplementedError
 
@@ -157,26 +212,50 @@ class Engine:
             "places": [[0, rank] for rank in range(self.ranks.size)],
         }
 
-    def state(self) -> dict[str, Any]:
-        """Everything of this rank that a resume needs: its shards and its own. A collective (frozen weights)."""
-        engine = self.deepspeed
-        scaler = getattr(engine.optimizer, "loss_scaler", None) if engine.fp16_enabled() else None
+    def _moving(self) -> dict[str, Any]:
+        """What a step changes on this rank. Local."""
         return {
             "masters": self.masters.shards(),
             "optimizer": self.masters.states(),
             "ema": self.ema.state_dict(),
             "statistics": self.statistics(),
             "counts": dict(self._counts()),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything of this rank that a resume needs: its shards and its own. A collective (frozen weights).
+
+        What is saved while the run is calm is from then on the snapshot of both the run that goes on and the one that
+        resumes; in trouble the earlier snapshot is saved with it.
+        """
+        calm = self.stability.calm
+        if calm and self._snapshot is not None:
+            self.snapshot()
+        return {
+            **self._moving(),
             "frozen": self._frozen_weights(),
-            "loss_scaler": {key: value for key, value in vars(scaler).items() if isinstance(value, int | float)}
-            if scaler is not None
-            else {},
-            "counters": {key: getattr(engine, key) for key in COUNTERS},
+            "stability": self.stability.state(),
+            "snapshot": None if calm else self._snapshot,
+            "since_snapshot": self._since_snapshot,
+            "counters": {key: getattr(self.deepspeed, key) for key in COUNTERS},
         }
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave, or what was cut to this rank's shards. A collective."""
+        for name, parameter in self.net.named_parameters():
+            if not parameter.requires_grad and name in state["frozen"]:
+                set_parameter(parameter, state["frozen"][name].to(self.inputs.device))
+        self._load_moving(state)
+        self.stability.load(state["stability"])
+        for key, value in state["counters"].items():
+            setattr(self.deepspeed, key, value)
+        self._snapshot, self._since_snapshot = state.get("snapshot"), state.get("since_snapshot", 0)
+        if self._snapshot is None:
+            self.snapshot()
+
+    @torch.no_grad()
+    def _load_moving(self, state: dict[str, Any]) -> None:
         for target, source in zip(self.masters.shards(), state["masters"], strict=True):
             target.copy_(source.view_as(target))
         self.masters.load_states(
@@ -186,14 +265,7 @@ class Engine:
             buffer.copy_(saved)
         for name, buffer in self._counts():
             buffer.copy_(state["counts"][name])
-        for name, parameter in self.net.named_parameters():
-            if not parameter.requires_grad and name in state["frozen"]:
-                set_parameter(parameter, state["frozen"][name].to(self.inputs.device))
         self.ema.load_state_dict(state["ema"])
-        for key, value in state["loss_scaler"].items():
-            setattr(self.deepspeed.optimizer.loss_scaler, key, value)
-        for key, value in state["counters"].items():
-            setattr(self.deepspeed, key, value)
         self.masters.publish()
 
     @torch.no_grad()
@@ -247,40 +319,108 @@ class Engine:
     def _collect(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         return state if self.ranks.is_main else None
 
-    def _keep_statistics(self) -> list[Tensor] | None:
-        """What `_finish` puts back if the step is skipped; fp16 alone skips steps."""
-        return [buffer.clone() for buffer in self.statistics()] if self.deepspeed.fp16_enabled() else None
+    def _keep_statistics(self) -> None:
+        """The forward passes of a step that is not applied move the running statistics, perhaps to nan, for good."""
+        if self._statistics_before and self.stability.restores:
+            torch._foreach_copy_(self._statistics_before, self.statistics())
 
-    def _finish(
-        self, sums: Tensor, step: Step, kept: list[Tensor] | None, waited: float, replaced: list[str]
-    ) -> StepResult:
-        """Close a step.
+    def _restore_statistics(self) -> None:
+        if self._statistics_before and self.stability.restores:
+            torch._foreach_copy_(self.statistics(), self._statistics_before)
 
-        Args:
-            sums: (4,) fp32: loss items and boxes, summed over this rank's micro-batches; 0 where none are computed.
-        """
-        engine = self.deepspeed
-        skipped = bool(getattr(engine.optimizer, "overflow", False))
-        if not skipped:
-            self.ema.update()
-        elif kept is not None:
-            # The forward passes of a skipped step have moved the running statistics, perhaps to inf, for good.
-            for buffer, value in zip(self.statistics(), kept, strict=True):
-                buffer.copy_(value)
-        if self.ranks.size > 1:
-            dist.all_reduce(sums)
-        *items, instances = sums.tolist()
-        norm = engine.get_global_grad_norm()
-        micro_batches = step.batches * self.share.count
-        return StepResult(
-            loss={name: value / micro_batches for name, value in zip(LOSS_NAMES, items, strict=True)},
-            grad_norm=None if norm is None else float(norm),
-            loss_scale=float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None,
-            skipped=skipped,
-            instances=round(instances),
-            data_seconds=waited,
-            replaced=tuple(replaced),
+    def _lost(self, items: Tensor, boxes: int, sums: Tensor) -> None:
+        """Note the loss items of one micro-batch."""
+        sums += torch.cat((items, items.new_tensor([boxes])))
+        self._losses.append(items.sum())
+
+    def _at(self, phase: Phase, number: int) -> None:
+        """Say which pass of which micro-batch begins."""
+        if phase == "forward" and number == 0:
+            self._losses.clear()
+            self._probe.clear()
+        self._probe.at(phase, number)
+
+    def _explain(self, verdict: Verdict, step: Step, feed: Feed, size: int | None) -> tuple[Culprit, ...]:
+        """Find out where a step went bad: a collective, by running it a second time where it was not watched."""
+        if self._overflow.attribution == "off" or not self.stability.restores:
+            return ()
+        if self._overflow.attribution == "armed":
+            counters = {key: getattr(self.deepspeed, key) for key in COUNTERS}
+            feed.rewind()
+            with self._probe.attached():
+                self._accumulate(step, feed, size)
+            self.stability.discard()
+            self.deepspeed.step()
+            self._restore_statistics()
+            for key, value in counters.items():
+                setattr(self.deepspeed, key, value)
+        told = self.ranks.to_main(self._account(verdict, feed))
+        found = tuple(culprits(told, verdict.cause)) if self.ranks.is_main else ()
+        self._probe.clear()
+        return self.ranks.from_main(found)
+
+    def _account(self, verdict: Verdict, feed: Feed) -> Account:
+        suspects = self.stability.named(verdict.suspects)
+        stage, replica = self._place()
+        return Account(
+            rank=self.ranks.rank,
+            host=self.ranks.host,
+            stage=stage,
+            replica=replica,
+            findings=tuple(self._probe.findings()),
+            largest=self._probe.largest(suspects) if verdict.cause == "gradient_spike" else None,
+            losses=tuple(torch.stack(self._losses).tolist()) if self._losses else (),
+            files=tuple(feed.files),
         )
+
+    def _place(self) -> tuple[int, int]:
+        """This rank's stage and replica."""
+        return 0, self.share.index
+
+    def _remember(self) -> None:
+        """Take a snapshot where one is due: of weights that this very step has shown to be good, before they move."""
+        every = self._overflow.snapshot_steps
+        if not every or not self.stability.restores:
+            return
+        if self._snapshot is None or self._since_snapshot >= every:
+            self.snapshot()
+        self._since_snapshot += 1
+
+    def snapshot(self) -> None:
+        """Keep a copy of everything that trains, in host memory, for a roll-back. Local."""
+        self._snapshot, self._since_snapshot = _copied(self._moving()), 0
+
+    def _recall(self) -> None:
+        """Go back to the snapshot; the loss scale, the stream and the guard's memory of the trouble go on."""
+        assert self._snapshot is not None
+        self._load_moving(self._snapshot)
+
+    def _result(self, outcome: Outcome, feed: Feed, found: tuple[Culprit, ...]) -> StepResult:
+        return StepResult(
+            loss=dict(zip(LOSS_NAMES, outcome.loss, strict=True)),
+            grad_norm=outcome.norm,
+            norm_after=outcome.norm_after,
+            loss_scale=outcome.scale,
+            next_scale=outcome.next_scale,
+            skipped=not outcome.verdict.applied,
+            verdict=outcome.verdict,
+            culprits=found,
+            reading=outcome.reading,
+            instances=outcome.instances,
+            data_seconds=feed.waited,
+            replaced=tuple(feed.replaced),
+        )
+
+
+def _copied(state: Any) -> Any:
+    """The same on the host, in memory of its own."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [_copied(value) for value in state]
+    return state
 
 
 def _shaped(state: dict[str, Any], shard: Tensor) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from yolods.cluster.grid import Grid
 from yolods.cluster.ranks import Ranks, Share
 from yolods.engine.base import Parts
 from yolods.engine.ema import ShardedEma
+from yolods.engine.judge import build_stability
 from yolods.engine.masters import masters_of
 from yolods.engine.optim import OptimizerChoice, build_optimizer, freeze, parameter_groups
 from yolods.engine.pipeline import Cut, PipelineEngine
@@ -20,7 +21,6 @@ from yolods.engine.zero import ZeroEngine
 from yolods.model.inputs import InputFormat
 from yolods.model.layers import exchange_layers
 from yolods.model.loss import DetectionLoss
-from yolods.stability.clip import clip_by_global_norm
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
@@ -131,8 +131,6 @@ def _parts(
         mpu=grid,
         dist_init_required=False,
     )
-    if layout.zero_stage == 0 and not low_precision:
-        clip_by_global_norm(engine, grid.pipe_group if grid else None)
     masters = masters_of(engine.optimizer)
     statistics = [buffer for buffer in engine.module.buffers() if buffer.is_floating_point()]
     return Parts(
@@ -140,6 +138,8 @@ def _parts(
         loss=loss,
         masters=masters,
         ema=ShardedEma(masters, statistics, decay=hyper.ema_decay, tau=hyper.ema_tau),
+        stability=build_stability(engine, masters, layout, ranks, share),
+        overflow=layout.own.overflow,
         inputs=InputFormat(ranks.device, _DTYPES[layout.precision], channels_last),
         ranks=ranks,
         share=share,

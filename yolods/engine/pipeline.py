@@ -8,8 +8,6 @@ cut (deepspeed/runtime/pipe/engine.py, `_exec_backward_pass`, 0.19.8) and waits 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +16,11 @@ import torch
 from torch import Tensor
 
 from yolods.cluster.grid import Grid
-from yolods.engine.base import Engine, Parts, StepResult, targets_of
+from yolods.engine.base import Engine, Parts, targets_of
 from yolods.engine.clock import StageClock, StageTimes
+from yolods.engine.feed import Feed
 from yolods.engine.gauges import Gauge, peak_bytes, summarise
 from yolods.engine.link import Link, Receipt
-from yolods.engine.optim import set_rates
 from yolods.engine.schedule import Step
 from yolods.model.decode import decode
 from yolods.model.graph import IMAGE, OUT
@@ -76,19 +74,16 @@ class PipelineEngine(Engine):
         self._steps = self._told = 0
         self._micro_batches = 1
 
-    def train_step(self, step: Step, batches: Iterator[dict[str, Any]], size: int | None = None) -> StepResult:
-        """See `Engine.train_step`."""
+    def _accumulate(self, step: Step, feed: Feed, size: int | None) -> Tensor:
+        """See `Engine._accumulate`."""
         engine = self.deepspeed
-        set_rates(engine.optimizer, step.lr, step.momentum)
-        kept = self._keep_statistics()
         sums = torch.zeros(len(LOSS_NAMES) + 1, device=self.inputs.device)
-        self._waited, self._replaced = 0.0, []
         self._clock.start()
         order = instructions(self.grid.stages, self.grid.stage, step.batches)
         for place, (kind, number) in enumerate(order):
             self._start_receiving(order[place : place + 2], size)
             if kind == "F":
-                self._forward(number, step.batches, batches, size, sums)
+                self._forward(number, step.batches, feed, size, sums)
             else:
                 self._backward(number, size)
         self._drain()
@@ -96,8 +91,7 @@ class PipelineEngine(Engine):
         self._steps, self._micro_batches = self._steps + 1, step.batches
         engine.set_gradient_accumulation_boundary(True)
         engine.allreduce_gradients()
-        engine.step()
-        return self._finish(sums, step, kept, self._waited, self._replaced)
+        return sums
 
     def _start_receiving(self, coming: tuple[Instruction, ...], size: int | None) -> None:
         """Post the receives of this instruction and of the next, where they are not under way yet."""
@@ -108,10 +102,9 @@ class PipelineEngine(Engine):
             if link is not None and ready and (kind, number) not in self._ahead:
                 self._ahead[kind, number] = link.receive((kind, size))
 
-    def _forward(
-        self, number: int, micro_batches: int, batches: Iterator[dict[str, Any]], size: int | None, sums: Tensor
-    ) -> None:
-        values, labels, images = self._take_in(number, batches, size)
+    def _forward(self, number: int, micro_batches: int, feed: Feed, size: int | None, sums: Tensor) -> None:
+        values, labels, images = self._take_in(number, feed, size)
+        self._at("forward", number)
         with self._clock.forward():
             with self._precision():
                 outputs = self.net(values)
@@ -120,7 +113,7 @@ class PipelineEngine(Engine):
                 assert self._loss is not None
                 scale = images * micro_batches * self.share.count
                 loss, items = self._loss(outputs[OUT], labels, scale)
-                sums += torch.cat((items, items.new_tensor([len(labels["cls"])])))
+                self._lost(items, len(labels["cls"]), sums)
                 loss = self._scaled(loss / micro_batches)
         sent = [] if self.grid.last else [outputs[name] for name in self._cut.after]
         received = {} if self.grid.first else {name: values[name] for name in self._cut.before}
@@ -129,9 +122,7 @@ class PipelineEngine(Engine):
             self._to_after.send(sent, ("F", size))
             self._from_after.expect(sent, ("B", size))
 
-    def _take_in(
-        self, number: int, batches: Iterator[dict[str, Any]], size: int | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    def _take_in(self, number: int, feed: Feed, size: int | None) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
         """A micro-batch's values as they enter this stage, its targets where the loss is, and its images."""
         if not self.grid.first:
             arrived = self._clock.waiting(self._ahead.pop(("F", number)).wait)
@@ -140,10 +131,7 @@ class PipelineEngine(Engine):
             values = dict(zip(self._cut.before, (tensor.requires_grad_() for tensor in arrived), strict=True))
             labels = self._receive_labels() if self.grid.last else {}
             return values, labels, len(arrived[0])
-        started = time.perf_counter()
-        batch = next(batches)
-        self._waited += time.perf_counter() - started
-        self._replaced += batch.get("replaced", ())
+        batch = feed.take()
         labels = targets_of(batch, self.inputs.device)
         if self._labels is not None:
             columns = (labels["batch_idx"].view(-1, 1), labels["cls"].view(-1, 1), labels["bboxes"].view(-1, 4))
@@ -157,6 +145,7 @@ class PipelineEngine(Engine):
 
     def _backward(self, number: int, size: int | None) -> None:
         flight = self._flights.pop(number)
+        self._at("backward", number)
         if flight.loss is not None:
             with self._clock.backward():
                 flight.loss.backward()
@@ -227,6 +216,9 @@ class PipelineEngine(Engine):
             "stages": [described[stage] for stage in range(grid.stages)],
             "places": [[stage, replica] for stage, replica, _ in told],
         }
+
+    def _place(self) -> tuple[int, int]:
+        return self.grid.stage, self.grid.replica
 
     def _hands_over(self) -> bool:
         return self.grid.replica == 0

@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Group = Sequence[tuple[str, Sequence[int]]]
 """Names and shapes of the parameters in a shard, in order."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a part of one parameter lies in a shard."""
+
+    name: str
+    """Whose."""
+    start: int
+    """Its first element's place in the shard."""
+    count: int
+    """Elements; padding is not counted."""
 
 
 def join(kind: str, groups: Sequence[Group], ranks: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
@@ -94,3 +107,25 @@ def _window(tensor: Tensor, start: int, size: int) -> Tensor:
     window = tensor[start : start + size]
     missing = size - window.numel()
     return torch.cat((window, window.new_zeros(missing))) if missing else window
+
+
+def spans(kind: str, groups: Sequence[Group], sizes: Sequence[int], index: int, count: int) -> list[list[Span]]:
+    """What of each parameter lies in this rank's shards, in order; a parameter without a part is left out.
+
+    Args: as for `cut`.
+    """
+    found = []
+    for group, size in zip(groups, sizes, strict=True):
+        first, start, parts = (index * size if kind == "flat" else 0), 0, []
+        for name, shape in group:
+            numel = math.prod(shape)
+            if kind == "pieces":
+                piece = math.ceil(numel / count)
+                parts.append(Span(name, start, min(piece, max(numel - index * piece, 0))))
+                start += piece
+            else:
+                begin, end = max(start, first), min(start + numel, first + size)
+                parts.append(Span(name, begin - first, end - begin))
+                start += numel
+        found.append([part for part in parts if part.count > 0])
+    return found

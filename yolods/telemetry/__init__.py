@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from yolods.stats import EpochStats, PipeStats, StepStats
+from yolods.stability.event import sentence
+from yolods.stats import EpochStats, PipeStats, StabilityEvent, StepStats
 from yolods.telemetry.board import Board, model_table
 from yolods.telemetry.console import Console
+from yolods.telemetry.events import STABILITY_FILE, EventFile
 from yolods.telemetry.log import FILE_ONLY, Log, open_log, quiet_dependencies
 from yolods.telemetry.plots import Batch, Painter, Prediction, harmless
 from yolods.telemetry.results import ResultsTable
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ultralytics.utils.metrics import DetMetrics
 
 __all__ = [
+    "STABILITY_FILE",
     "Batch",
     "Log",
     "NullTelemetry",
@@ -90,6 +93,9 @@ class Telemetry:
     def val_end(self, metrics: DetMetrics, images: int, *, final: bool = False) -> None:
         """The evaluation of `images` images is over and `metrics` processed; `final` shows every class."""
 
+    def stability(self, event: StabilityEvent) -> None:
+        """A step was not applied, or gradients have vanished."""
+
     def pipeline(self, stats: PipeStats) -> None:
         """What the stages of a pipeline took in the last step of the epoch that is about to end."""
 
@@ -154,6 +160,7 @@ class RunTelemetry(Telemetry):
         self._console = Console(epochs=epochs, images_per_epoch=images_per_epoch, batch_size=batch_size, stream=stream)
         self._results: ResultsTable | None = None
         self._board: Board | None = None
+        self._events = EventFile(run_dir / STABILITY_FILE, start_step)
         with harmless("results.csv"):
             self._results = ResultsTable(run_dir / "results.csv", start_epoch)
         steps = steps_per_epoch or max(images_per_epoch // batch_size, 1)
@@ -215,6 +222,12 @@ class RunTelemetry(Telemetry):
     def val_end(self, metrics: DetMetrics, images: int, *, final: bool = False) -> None:
         self._console.val_end(class_rows(metrics, images), final=final)
         self._on_board("a PR curve", lambda board: board.pr_curves(metrics, final=final))
+
+    def stability(self, event: StabilityEvent) -> None:
+        _log.warning("step %d: %s", event.step, sentence(event))
+        with harmless(f"the event of step {event.step} in {STABILITY_FILE}"):
+            self._events.append(event)
+        self._on_board("an event", lambda board: board.stability(event))
 
     def pipeline(self, stats: PipeStats) -> None:
         self._pipe = stats

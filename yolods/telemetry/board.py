@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolods.stats import EpochStats, PipeStats, StepStats
+from yolods.stability.event import sentence
+from yolods.stats import EpochStats, PipeStats, StabilityEvent, StepStats
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +40,7 @@ class Board:
         self._writer = SummaryWriter(str(run_dir), purge_step=start_step + 1, flush_secs=20)
         self._every = max(steps_per_epoch // _POINTS_AN_EPOCH, 1)
         self._pending: list[StepStats] = []
+        self._counted: Counter[str] = Counter()
         self.step_number = start_step
 
     def start(self, config: Mapping[str, Any], model_summary: str, hyper: Mapping[str, Any]) -> None:
@@ -57,6 +60,14 @@ class Board:
         self.step_number = stats.step
         if len(self._pending) >= self._every:
             self._write_pending()
+
+    def stability(self, event: StabilityEvent) -> None:
+        """Count an event: by what was done, by cause, and by the layer where it began."""
+        self.text("events/stability", sentence(event))
+        tags = [f"stability/{event.action}", f"stability/by_cause/{event.cause}"]
+        tags += sorted({f"stability/by_layer/{each['layer']}" for each in event.culprits})
+        self._counted.update(tags)
+        self._scalars({tag: float(self._counted[tag]) for tag in tags})
 
     def pipeline(self, stats: PipeStats) -> None:
         """One point of each curve of the pipeline."""
@@ -135,6 +146,16 @@ class Board:
             for tag, value in _step_values(stats).items():
                 values.setdefault(tag, []).append(value)
         self._scalars({tag: _mean(series) for tag, series in values.items()})
+        self._layer_norms(steps[-1])
+
+    def _layer_norms(self, stats: StepStats) -> None:
+        """How the gradient norms of all parameters lie, by orders of magnitude."""
+        import numpy as np
+
+        norms = np.array(stats.layer_norms if stats.layer_norms is not None else ())
+        norms = norms[np.isfinite(norms) & (norms > 0)]
+        if norms.size:
+            self._writer.add_histogram("stability/log10_gradient_norm_by_parameter", np.log10(norms), stats.step)
 
     def _scalars(self, values: Mapping[str, float | None]) -> None:
         for tag, value in values.items():
@@ -165,6 +186,9 @@ def _step_values(stats: StepStats) -> dict[str, float | None]:
     if not stats.skipped:
         values |= {f"train/{name}": value for name, value in stats.loss.items()}
         values["optim/grad_norm"] = stats.grad_norm
+        values["optim/grad_norm_after_clipping"] = stats.norm_after
+        if stats.grad_norm and stats.norm_after is not None:
+            values["optim/clip_factor"] = stats.norm_after / stats.grad_norm
     if stats.seconds > 0:
         values["time/images_per_second"] = stats.samples / stats.seconds
         values["time/data_share"] = stats.data_seconds / stats.seconds

@@ -1,0 +1,109 @@
+"""Faults on purpose in every layout: is each one named rightly, and does anything of it remain?
+
+    python benchmarks/fault_tape.py --record benchmarks/fault_tape.md
+
+Plays the tape of tests/faults/tape.py on gloo ranks of this machine's CPU; tests/faults/test_tape.py plays a part of
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+# Started as a script, Python looks for modules in this folder, not in the clone that it belongs to.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.hardware import describe
+from tests.faults.tape import HALF_LAYOUTS, KINDS, LAYOUTS, MICRO_BATCHES, MODEL, SPIKE, faults_in, summary
+from tests.ranks import on_ranks
+
+CHUNK = 50
+"""Faults that one start of ranks plays."""
+SECONDS_A_STEP = 3.0
+HALF_SHARE = 10
+"""A layout in fp16, which a CPU is slow at, gets a tenth of the faults."""
+
+METHOD = f"""\
+- A tape is drawn from (convolution x rank x micro-batch x kind): inf or nan in one element of a layer's output, of the
+  gradient of that output, of a parameter's gradient, or of an image; and the gradient of an output times {SPIKE:g}.
+- Each fault is one optimizer step of {MICRO_BATCHES} micro-batches on 2 ranks (pipeline: 2 stages), of {MODEL} at
+  64 px, ZeRO as named, AdamW, after 55 clean steps; a clean step follows every third fault.
+- *named*: exactly one culprit, with the right layer, rank, micro-batch and kind, and for an image its file.
+- *nothing remains*: masters, moments, moving average and BatchNorm's statistics are the same bits as before the step,
+  on every rank, and finite.
+- *false alarms*: clean steps that were not applied."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Play the tape as the command line says. Returns the exit status: 1 if anything was wrong."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    made.add_argument("--faults", type=int, default=1000, metavar="N", help="in fp32, over all layouts (default 1000)")
+    made.add_argument("--clean", type=int, default=10_000, metavar="N", help="clean steps in all (default 10000)")
+    made.add_argument("--layouts", nargs="+", choices=(*LAYOUTS, *HALF_LAYOUTS), default=[*LAYOUTS, *HALF_LAYOUTS])
+    made.add_argument("--record", type=Path, metavar="MD", help="write the result to this file")
+    options = made.parse_args(words)
+    began, date = time.monotonic(), datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    rows, wrong = [], []
+    for layout in options.layouts:
+        row, faults = _play_layout(layout, options.faults, options.clean)
+        rows.append(row)
+        wrong += faults
+        print("\n".join(faults) or f"{layout}: nothing wrong", flush=True)
+    text = "\n".join(
+        [
+            *(f"# Tape of faults, {date}", "", f"    {shlex.join(['python', 'benchmarks/fault_tape.py', *words])}", ""),
+            *describe([0, 1]),
+            *("", METHOD, ""),
+            f"| layout | faults | {' | '.join(KINDS)} | wrong | clean steps | false alarms | causes |",
+            "| --- " + "| ---: " * (len(KINDS) + 4) + "| --- |",
+            *rows,
+            *("", f"{len(wrong)} faults were not handled rightly. {time.monotonic() - began:.0f} s."),
+            *(f"- {each}" for each in wrong),
+        ]
+    )
+    print(text)
+    if options.record:
+        options.record.write_text(text + "\n", encoding="utf-8")
+    return 1 if wrong else 0
+
+
+def _play_layout(layout: str, faults: int, clean: int) -> tuple[str, list[str]]:
+    half = layout in HALF_LAYOUTS
+    count = max(faults // len(LAYOUTS) // (HALF_SHARE if half else 1), 1)
+    quiet = 0 if half else clean // len(LAYOUTS)
+    wrong, counts, alarms, steps = [], dict.fromkeys(KINDS, 0), 0, 0
+    causes: dict[str, int] = {}
+    chunks = [min(CHUNK, count - first) for first in range(0, count, CHUNK)]
+    for place, size in enumerate(chunks):
+        more = quiet // len(chunks)
+        with tempfile.TemporaryDirectory() as folder:
+            reports = on_ranks(
+                "tests.faults.tape:play",
+                (2,),
+                timeout=60 + SECONDS_A_STEP * (2 * size + 60 + more),
+                **{"layout": layout, "count": size, "seed": place, "folder": folder, "clean": more},
+            )[2]
+        wrong += faults_in(reports, layout)
+        alarms += reports[0]["alarms"]
+        steps += reports[0]["clean"]
+        for key, number in summary(reports).items():
+            if key in counts:
+                counts[key] += number
+            elif key.startswith("as "):
+                causes[key[3:]] = causes.get(key[3:], 0) + number
+        print(f"{layout}: {sum(chunks[: place + 1])}/{count} faults, {len(wrong)} wrong", flush=True)
+    told = ", ".join(f"{cause} {number}" for cause, number in sorted(causes.items()))
+    kinds = " | ".join(str(counts[kind]) for kind in KINDS)
+    return f"| {layout} | {count} | {kinds} | {len(wrong)} | {steps} | {alarms} | {told} |", wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

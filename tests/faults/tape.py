@@ -1,0 +1,344 @@
+"""Faults on purpose: numbers made bad at a chosen layer, rank and micro-batch of a real engine's step.
+
+draw(..)        a tape of faults, the same for a seed
+Injector        puts a fault into an engine's next step
+play(..)        on every rank: a tape from one end to the other, and what the engine made of each fault
+faults_in(..)   what is wrong with that
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.parity.pipes import split_engine
+from tests.parity.small import CONFIGS, micro_batch, small_engine
+from tests.parity.splits import Case
+from yolods.cluster.ranks import Ranks
+from yolods.engine.base import Engine, StepResult
+from yolods.engine.schedule import Step
+
+MODEL = "yolov5[0.33,0.1]"
+LAYOUTS = ("zero0", "zero1", "zero2", "zero3", "pipeline")
+HALF_LAYOUTS = ("zero1_fp16", "zero2_fp16", "zero3_fp16", "pipeline_fp16")
+KINDS = ("activation", "activation gradient", "parameter gradient", "spike", "image")
+MICRO_BATCHES = 2
+WARM_STEPS = 20
+"""Clean steps that come first: spikes are only told from what is usual."""
+BLOCKS: dict[str, Any] = {
+    "yolods": {"overflow": {"warmup_steps": 15, "quarantine": 0}},
+    # As high as this model bears: a first descent from 65536 would be an overflow of its own.
+    "fp16": {"enabled": True, "initial_scale_power": 6, "hysteresis": 1000},
+}
+"""Of every layout's JSON."""
+SPIKE = 1e7
+SILENT = "model.24.cv2.2."
+"""Boxes of the largest stride, of which images of 64 pixels hold none: ten million times no gradient is none."""
+CUT = "10"
+"""Where the pipeline's second stage begins."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong in one step."""
+
+    kind: str
+    """Of `KINDS`."""
+    module: str
+    """A convolution by its name in the model; for `image` none."""
+    value: str
+    """inf or nan; for a spike nothing."""
+    rank: int
+    """Where; in a pipeline its replica, of which the stage that holds the layer suffers."""
+    micro_batch: int
+    image: int
+    """Place in the micro-batch."""
+
+    @property
+    def layer(self) -> str:
+        """model.N."""
+        return ".".join(self.module.split(".")[:2])
+
+
+def draw(count: int, seed: int, modules: Sequence[str], ranks: int, micro_batches: int = MICRO_BATCHES) -> list[Fault]:
+    """A tape."""
+    rng = random.Random(seed)
+    found = []
+    for _ in range(count):
+        kind = rng.choice(KINDS)
+        found.append(
+            Fault(
+                kind=kind,
+                module=_module(kind, modules, rng),
+                value="" if kind == "spike" else rng.choice(("inf", "nan")),
+                rank=rng.randrange(ranks),
+                micro_batch=rng.randrange(micro_batches),
+                image=rng.randrange(2),
+            )
+        )
+    return found
+
+
+def _module(kind: str, modules: Sequence[str], rng: random.Random) -> str:
+    if kind == "image":
+        return ""
+    return rng.choice([name for name in modules if kind != "spike" or not name.startswith(SILENT)])
+
+
+class Injector:
+    """Makes one step of an engine go bad, and its second run as well."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.fault: Fault | None = None
+        self._engine = engine
+        self._forward = self._backward = self._taken = 0
+        self._micro_batches = MICRO_BATCHES
+        self._stack = ExitStack()
+        for name, module in engine.net.named_modules():
+            if isinstance(module, nn.Conv2d) and any(each.requires_grad for each in module.parameters()):
+                self._stack.callback(module.register_forward_hook(partial(self._on_output, name)).remove)
+                hook = module.weight.register_hook(partial(self._on_parameter, name))
+                self._stack.callback(hook.remove)
+        self._at, engine._at = engine._at, self._note
+        self._inputs, engine.inputs = engine.inputs, self
+
+    def close(self) -> None:
+        """Leave the engine as it was."""
+        self._stack.close()
+        self._engine._at, self._engine.inputs = self._at, self._inputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inputs, name)
+
+    def images(self, batch: Tensor, size: int | None = None) -> Tensor:
+        """In place of `InputFormat.images`."""
+        images = self._inputs.images(batch, size)
+        if self._due("image", "", self._taken):
+            images[self.fault.image, 0, 3, 3] = float(self.fault.value)
+        self._taken += 1
+        return images
+
+    def begin(self, fault: Fault | None, micro_batches: int = MICRO_BATCHES) -> None:
+        """What the next step, of that many micro-batches, is to suffer."""
+        self.fault, self._micro_batches, self._taken = fault, micro_batches, 0
+
+    def _note(self, phase: str, number: int) -> None:
+        self._at(phase, number)
+        if phase == "forward":
+            self._forward = number
+        else:
+            self._backward = number
+
+    def _due(self, kind: str, module: str, micro_batch: int) -> bool:
+        fault = self.fault
+        return (
+            fault is not None
+            and (fault.kind, fault.module) == (kind, module)
+            # A second run of the step counts on from the first.
+            and micro_batch % self._micro_batches == fault.micro_batch
+            and fault.rank % self._engine.share.count == self._engine.share.index
+        )
+
+    def _on_output(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+        if self._due("activation", name, self._forward):
+            poison = torch.zeros_like(output)
+            poison[self.fault.image, 0, 0, 0] = float(self.fault.value)
+            return output + poison
+        if output.requires_grad:
+            output.register_hook(partial(self._on_gradient, name, self._forward))
+        return None
+
+    def _on_gradient(self, name: str, micro_batch: int, gradient: Tensor) -> Tensor | None:
+        if self._due("spike", name, micro_batch):
+            return gradient * SPIKE
+        if self._due("activation gradient", name, micro_batch):
+            bad = gradient.clone()
+            bad[self.fault.image, 0, 0, 0] = float(self.fault.value)
+            return bad
+        return None
+
+    def _on_parameter(self, name: str, gradient: Tensor) -> Tensor | None:
+        if self._due("parameter gradient", name, self._backward):
+            bad = gradient.clone()
+            bad.view(-1)[0] = float(self.fault.value)
+            return bad
+        return None
+
+
+@contextmanager
+def engine_of(ranks: Ranks, layout: str, folder: Path, blocks: dict[str, Any] | None = None) -> Iterator[Engine]:
+    """A real engine of a layout on the tape's model.
+
+    Args:
+        folder: for its JSON.
+        blocks: of the JSON, in place of `BLOCKS`.
+    """
+    half = layout.endswith("fp16")
+    if half:
+        from deepspeed.accelerator import get_accelerator
+
+        type(get_accelerator()).is_fp16_supported = lambda self: True  # of a CPU; it is only slow
+    if blocks is None:
+        blocks = {key: block for key, block in BLOCKS.items() if half or key != "fp16"}
+    with ExitStack() as stack:
+        if layout.startswith("pipeline"):
+            shape = {"cuts": (CUT,), "replicas": ranks.size // 2, "zero": 1, "model": MODEL, "optimizer": "AdamW"}
+            case = Case(**shape, precision="fp16" if half else "fp32", blocks=blocks)
+            engine = stack.enter_context(split_engine(ranks, case, folder))
+        else:
+            name = layout if half else f"{layout}_fp32"
+            settings = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8")) | blocks
+            file = folder / f"{name}-{ranks.rank}.json"
+            file.write_text(json.dumps(settings), encoding="utf-8")
+            engine = stack.enter_context(small_engine(ranks, file, model=MODEL, optimizer="AdamW")).engine
+        yield engine
+
+
+def play(
+    ranks: Ranks, layout: str, count: int, seed: int, folder: str, clean: int = 0, every: int = 3
+) -> dict[str, Any]:
+    """Play a tape of `count` faults, a clean step after each `every`, and `clean` clean steps at the end.
+
+    Returns:
+        on each rank: `told`, what became of each fault; `alarms`, clean steps that were not applied.
+    """
+    told, alarms, number = [], 0, 0
+    with engine_of(ranks, layout, Path(folder)) as engine:
+        injector = Injector(engine)
+        held = ranks.from_main(ranks.to_main(convolutions(engine)))
+        modules = sorted({name for names in held for name in names})
+        for _ in range(WARM_STEPS):
+            alarms += not step_on(engine, injector, None, number).verdict.applied
+            number += 1
+        for place, fault in enumerate(draw(count, seed, modules, ranks.size)):
+            told.append(_suffer(engine, injector, fault, number))
+            number += 1
+            if place % every == every - 1:
+                alarms += not step_on(engine, injector, None, number).verdict.applied
+                number += 1
+        for _ in range(clean):
+            alarms += not step_on(engine, injector, None, number).verdict.applied
+            number += 1
+        injector.close()
+    return {"told": told, "alarms": alarms, "clean": WARM_STEPS + count // every + clean}
+
+
+def convolutions(engine: Engine) -> list[str]:
+    """Trained convolutions that this rank holds, by name."""
+    return [
+        name
+        for name, module in engine.net.named_modules()
+        if isinstance(module, nn.Conv2d) and any(each.requires_grad for each in module.parameters())
+    ]
+
+
+def step_on(engine: Engine, injector: Injector, fault: Fault | None, number: int) -> StepResult:
+    """Step `number` of a run, with a fault in it or without."""
+    injector.begin(fault)
+    rates = (1e-5, 1e-5, 1e-5)
+    step = Step(number * MICRO_BATCHES, MICRO_BATCHES, 0, rates, 0.9)
+    return engine.train_step(step, iter(_batches(number, engine.share.index)))
+
+
+def _batches(number: int, replica: int) -> list[dict[str, Any]]:
+    found = []
+    for place in range(MICRO_BATCHES):
+        key = (number * MICRO_BATCHES + place) * 8 + replica
+        batch: dict[str, Any] = dict(micro_batch(key))
+        found.append({**batch, "im_file": tuple(f"image-{key}-{i}.jpg" for i in range(len(batch["img"])))})
+    return found
+
+
+def _suffer(engine: Engine, injector: Injector, fault: Fault, number: int) -> dict[str, Any]:
+    """Take a step that goes bad, and see what it left behind on this rank."""
+    before = _held(engine)
+    result = step_on(engine, injector, fault, number)
+    after = _held(engine)
+    return {
+        "fault": asdict(fault),
+        "layer": fault.layer,
+        "action": result.verdict.action,
+        "cause": result.verdict.cause,
+        "culprits": [{**asdict(each), "layer": each.layer} for each in result.culprits],
+        "unmoved": all(torch.equal(old, new) for old, new in zip(before, after, strict=True)),
+        "finite": all(bool(each.isfinite().all()) for each in after),
+        "suffered": _suffers(engine, fault),
+    }
+
+
+def _suffers(engine: Engine, fault: Fault) -> bool:
+    """Whether it was this rank that the fault was put into."""
+    here = engine.share.reads_images if fault.kind == "image" else fault.module in dict(engine.net.named_modules())
+    return here and fault.rank % engine.share.count == engine.share.index
+
+
+def _held(engine: Engine) -> list[Tensor]:
+    """Weights, moments, statistics and averages of this rank."""
+    state = engine._moving()
+    moments = [value for each in state["optimizer"] for value in each.values() if isinstance(value, Tensor)]
+    ema = state["ema"]
+    return [
+        each.detach().clone()
+        for each in (*state["masters"], *moments, *state["statistics"], *ema["shards"], *ema["buffers"])
+    ]
+
+
+def faults_in(reports: Sequence[dict[str, Any]], layout: str) -> list[str]:
+    """What is wrong with what all ranks told of a tape."""
+    wrong = [f"{report['alarms']} false alarms in {report['clean']} clean steps" for report in reports[:1]]
+    wrong = wrong if reports[0]["alarms"] else []
+    for place, told in enumerate(zip(*(report["told"] for report in reports), strict=True)):
+        fault = told[0]["fault"]
+        where = f"fault {place} ({layout}, {fault})"
+        if any(each["action"] == "apply" for each in told):
+            wrong.append(f"{where}: the update was applied")
+            continue
+        if not all(each["unmoved"] and each["finite"] for each in told) and told[0]["action"] != "rollback":
+            wrong.append(f"{where}: something moved, or is not finite")
+        if len({(each["action"], each["cause"]) for each in told}) > 1:
+            wrong.append(f"{where}: ranks disagree: {[each['action'] for each in told]}")
+        if (fault_found := _misnamed(fault, told, layout)) is not None:
+            wrong.append(f"{where}: {fault_found}")
+    return wrong
+
+
+def _misnamed(fault: dict[str, Any], told: Sequence[dict[str, Any]], layout: str) -> str | None:
+    culprits = told[0]["culprits"]
+    if len(culprits) != 1:
+        return f"{len(culprits)} culprits: {[(each['name'], each['rank']) for each in culprits]}"
+    (found,) = culprits
+    layer, kinds = told[0]["layer"], {fault["value"]} if fault["value"] else {"spike"}
+    if layout.endswith("fp16") and not fault["value"]:
+        kinds = {"inf", "inf, nan"}  # ten million times an fp16 gradient
+    (rank,) = (place for place, each in enumerate(told) if each["suffered"])
+    if fault["kind"] == "image":
+        layer = "input"
+        files = found["files"]
+        if not (found["single_images"] and len(files) == 1 and files[0].endswith(f"-{fault['image']}.jpg")):
+            return f"names {files}"
+    named = (
+        found["layer"],
+        found["rank"],
+        found["micro_batch"],
+        not kinds.isdisjoint({found["kind"], *found["kind"].split(", ")}),
+    )
+    expected = (layer, rank, fault["micro_batch"], True)
+    return None if named == expected else f"names {named}, not {expected} ({found['name']} {found['phase']})"
+
+
+def summary(reports: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How often each kind of fault was met, and what was done."""
+    counts: dict[str, int] = {}
+    for told in reports[0]["told"]:
+        for key in (told["fault"]["kind"], f"-> {told['action']}", f"as {told['cause']}"):
+            counts[key] = counts.get(key, 0) + 1
+    return counts

@@ -1,0 +1,32 @@
+"""A part of the tape of faults: each is named rightly, and nothing of it remains.
+
+The whole one, 1,000 faults and 10,000 clean steps, is played by `python benchmarks/fault_tape.py` and recorded in
+benchmarks/fault_tape.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.tape import KINDS, LAYOUTS, faults_in, play, summary  # noqa: F401 (play runs on the ranks)
+from tests.ranks import on_ranks
+
+FAULTS = 14
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "zero2_fp16", "pipeline_fp16"])
+def test_faults_are_named_and_leave_nothing_behind(layout: str, tmp_path: Path) -> None:
+    count = FAULTS if not layout.endswith("fp16") else FAULTS // 2
+    reports = on_ranks(
+        "tests.faults.tape:play",
+        (2,),
+        timeout=180,
+        **{"layout": layout, "count": count, "seed": 0, "folder": str(tmp_path)},
+    )[2]
+    assert not faults_in(reports, layout)
+    if count == FAULTS:
+        assert set(KINDS) <= set(summary(reports)), "the tape misses a kind of fault"

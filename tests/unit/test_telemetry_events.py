@@ -1,0 +1,98 @@
+"""stability.jsonl: whole events, in JSON that any reader takes, and the line that goes to the screen."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolods.stability.event import sentence
+from yolods.stats import StabilityEvent
+from yolods.telemetry.events import EventFile
+
+CULPRIT: dict[str, Any] = {
+    **{"phase": "backward", "name": "model.20.m.0.cv2.conv", "layer": "model.20", "kind": "inf"},
+    **{"rank": 3, "host": "gpu-2", "stage": 0, "replica": 3, "micro_batch": 1},
+    **{"files": ("a.jpg", "b.jpg"), "single_images": False},
+}
+
+
+def event(**changed: Any) -> StabilityEvent:
+    values: dict[str, Any] = {
+        **{"step": 7, "epoch": 0, "position": 112, "action": "skip", "cause": "overflow", "loss": 3.5},
+        **{"grad_norm": math.inf, "usual": None, "loss_scale": 65536.0, "parameters": ("model.3.conv.weight",)},
+        **{"culprits": (CULPRIT,), "remedy": "step skipped, loss scale 65536 -> 32768"},
+    }
+    return StabilityEvent(**{**values, **changed})
+
+
+def test_each_event_is_a_line_of_strict_json(tmp_path: Path) -> None:
+    file = EventFile(tmp_path / "stability.jsonl", 0)
+    file.append(event())
+    file.append(event(step=8, loss=math.nan))
+    lines = (tmp_path / "stability.jsonl").read_text().splitlines()
+    first, second = (json.loads(line, parse_constant=lambda word: pytest.fail(word)) for line in lines)
+    assert (first["step"], first["grad_norm"], first["culprits"][0]["files"]) == (7, "inf", ["a.jpg", "b.jpg"])
+    assert second["loss"] == "nan"
+
+
+def test_no_event_no_file(tmp_path: Path) -> None:
+    EventFile(tmp_path / "stability.jsonl", 0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resume_drops_what_the_run_will_tell_again(tmp_path: Path) -> None:
+    path = tmp_path / "stability.jsonl"
+    before = EventFile(path, 0)
+    for step in (3, 7, 9):
+        before.append(event(step=step))
+    path.write_text(path.read_text() + '{"step": 11, "cut sh')
+    EventFile(path, 7).append(event(step=8))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [3, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        (
+            {},
+            "gradients overflow (inf) at loss scale 65536 from model.20.m.0.cv2.conv backward, rank 3 (gpu-2), "
+            "micro-batch 1: step skipped, loss scale 65536 -> 32768",
+        ),
+        (
+            {"culprits": (), "remedy": "step skipped"},
+            "gradients overflow (not finite) at loss scale 65536 in model.3.conv.weight: step skipped",
+        ),
+        (
+            {
+                **{"cause": "forward", "loss": math.nan, "remedy": "step skipped"},
+                "culprits": (
+                    {**CULPRIT, "phase": "forward", "kind": "nan", "stage": 2, "files": ("a.jpg",)}
+                    | {"single_images": True},
+                ),
+            },
+            "the loss is nan (nan in the forward pass) from model.20.m.0.cv2.conv forward, rank 3 (gpu-2), "
+            "micro-batch 1, stage 2, image a.jpg: step skipped",
+        ),
+        (
+            {
+                **{"cause": "gradient_spike", "grad_norm": 1200.0, "usual": 10.0, "loss_scale": None},
+                **{"culprits": ({**CULPRIT, "kind": "spike"},) * 2, "remedy": "step skipped"},
+            },
+            "gradient norm 1200, 120 times the usual 10 from model.20.m.0.cv2.conv backward, rank 3 (gpu-2), "
+            "micro-batch 1, and 1 micro-batches more: step skipped",
+        ),
+        (
+            {
+                **{"cause": "vanishing", "action": "report", "culprits": (), "remedy": "reported only"},
+                "parameters": ("model.0.conv.weight", "model.1.conv.weight", "model.2.conv.weight"),
+            },
+            "gradients have vanished in model.0.conv.weight, model.1.conv.weight and 1 more: reported only",
+        ),
+    ],
+)
+def test_the_line_says_what_where_and_what_was_done(changed: dict[str, Any], line: str) -> None:
+    assert sentence(event(**changed)) == line

@@ -1,0 +1,71 @@
+"""Brings a DeepSpeed engine and what judges its steps together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from yolods.cluster.ranks import Ranks, Share
+from yolods.engine.masters import Masters, full_shape
+from yolods.engine.shards import spans
+from yolods.stability.gradients import gradients_of
+from yolods.stability.scale import LossScale, ScaleRules
+from yolods.stability.step import Stability, StockStability
+
+if TYPE_CHECKING:
+    from yolods.config import DeepSpeedConfig
+
+
+def build_stability(
+    engine: Any, masters: Masters, layout: DeepSpeedConfig, ranks: Ranks, share: Share
+) -> Stability | StockStability:
+    """What judges the steps of a DeepSpeed engine, as the "yolods" block asks for it. A collective.
+
+    Under torch_autocast in float16 gradients carry the scale of torch's own GradScaler, which DeepSpeed steps; there
+    the handling is stock.
+
+    Raises:
+        RuntimeError: this DeepSpeed is not laid out as the adapters know it.
+    """
+    if layout.own.overflow.handling == "stock" or layout.autocast == "fp16":
+        return StockStability(engine, ranks.size)
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    groups = [[(names[id(each)], full_shape(each)) for each in group] for group in masters.members()]
+    sizes = [shard.numel() for shard in masters.shards()]
+    held = spans(masters.kind, groups, sizes, share.index, share.count)
+    gradients = gradients_of(engine.optimizer, held, masters.owners)
+    engine.clip_fp32_gradients = lambda: None  # without ZeRO, DeepSpeed would clip on its own (runtime/engine.py)
+    scale = LossScale(scale_rules(layout)) if layout.precision == "fp16" else None
+    if scale is not None:
+        engine.optimizer.loss_scaler = scale
+    mine = [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+    return Stability(
+        gradients,
+        _over_stages(mine, ranks),
+        layout.own,
+        max_norm=layout.gradient_clipping,
+        scale=scale,
+        replica=share.index,
+        ranks=ranks.size,
+        device=ranks.device,
+    )
+
+
+def _over_stages(mine: list[str], ranks: Ranks) -> list[str]:
+    """The names of all stages, each once, in the order of ranks, which is that of the stages."""
+    told = ranks.from_main(ranks.to_main(mine))
+    return list(dict.fromkeys(name for names in told for name in names))
+
+
+def scale_rules(layout: DeepSpeedConfig) -> ScaleRules:
+    """How the loss scale moves, by DeepSpeed's own keys (deepspeed/runtime/config.py, 0.19.8) and our ceiling."""
+    block = {key: value for key, value in layout.raw.get("fp16", {}).items() if value not in (None, "auto")}
+    static = float(block.get("loss_scale", 0))
+    return ScaleRules(
+        initial=2.0 ** block.get("initial_scale_power", 16),
+        window=int(block.get("loss_scale_window", 1000)),
+        hysteresis=int(block.get("hysteresis", 2)),
+        consecutive=bool(block.get("consecutive_hysteresis", False)),
+        floor=float(block.get("min_loss_scale", 1)),
+        ceiling=layout.own.overflow.max_loss_scale,
+        static=static or None,
+    )

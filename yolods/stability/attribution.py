@@ -1,0 +1,295 @@
+"""Where numbers stopped being finite, or grew out of all proportion: layer, parameter, micro-batch, images.
+
+A reduced gradient does not tell which rank's it was, and after a nan in the forward pass every gradient is one. So a
+bad step is run a second time with probes on every layer; its weights have not moved and its images are the same, so it
+goes bad again, and this time each layer's output, the gradient of that output and every parameter's own gradient are
+looked at as they come. All flags stay on the device until the step is over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Phase = Literal["forward", "backward"]
+INPUT = "input"
+"""Stands for a module's name where a stage's own input was bad already."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The first thing that was wrong in one micro-batch on one rank, in one direction."""
+
+    phase: Phase
+    """Which direction."""
+    name: str
+    """Module or parameter, by its name in the model, or `INPUT`."""
+    kind: str
+    """"inf", "nan" or both, "inf, nan"; "spike" for finite numbers."""
+    micro_batch: int
+    """Of the step, from 0."""
+    images: tuple[int, ...] = ()
+    """Forward: places in the micro-batch of the images whose values were bad."""
+    in_weights: bool = False
+    """Forward: the layer's own weights were bad before it computed anything."""
+
+
+@dataclass(frozen=True)
+class _Flags:
+    phase: Phase
+    name: str
+    micro_batch: int
+    inf: Tensor
+    """() or (images,) bool, on the device."""
+    nan: Tensor
+    weights: Tensor | None = None
+
+
+class Probe:
+    """Looks at every layer of this rank's model while it is attached."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
+        self._flags: list[_Flags] = []
+        self._norms: dict[tuple[str, int], Tensor] = {}
+        self._phase: Phase = "forward"
+        self._micro_batch = 0
+        self._fresh = False
+
+    def at(self, phase: Phase, micro_batch: int) -> None:
+        """What comes next. The engine says so before every pass."""
+        self._phase, self._micro_batch, self._fresh = phase, micro_batch, phase == "forward"
+
+    def clear(self) -> None:
+        """Forget the last step."""
+        self._flags.clear()
+        self._norms.clear()
+
+    @contextmanager
+    def attached(self) -> Iterator[Probe]:
+        """Within: hooks on every module without children, and on every trained parameter."""
+        hooks = []
+        for name, module in self._net.named_modules():
+            if not any(True for _ in module.children()):
+                hooks.append(module.register_forward_hook(self._on_forward(name)))
+        for name, parameter in self._net.named_parameters():
+            if parameter.requires_grad:
+                hooks.append(parameter.register_hook(self._on_gradient(name)))
+        try:
+            yield self
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _on_forward(self, name: str) -> Any:
+        @torch.no_grad()
+        def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if self._phase != "forward":  # recomputed activations, which have been looked at
+                return
+            if self._fresh:
+                self._fresh = False
+                for tensor in _tensors(inputs):
+                    self._note(INPUT, tensor)
+            weights = [each for each in module.parameters(recurse=False) if each.numel()]
+            bad = torch.stack([~each.isfinite().all() for each in weights]).any() if weights else None
+            for tensor in _tensors(output):
+                self._note(name, tensor, bad)
+                if tensor.requires_grad:
+                    tensor.register_hook(partial(self._note_gradient, name, self._micro_batch))
+
+        return look
+
+    def _on_gradient(self, name: str) -> Any:
+        @torch.no_grad()
+        def look(gradient: Tensor) -> None:
+            self._note_gradient(name, self._micro_batch, gradient)
+            # In fp32: a norm of fp16 overflows by itself.
+            self._norms[name, self._micro_batch] = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+
+        return look
+
+    def _note(self, name: str, tensor: Tensor, weights: Tensor | None = None) -> None:
+        flat = tensor.detach().flatten(1) if tensor.ndim > 1 else tensor.detach().view(1, -1)
+        self._flags.append(
+            _Flags("forward", name, self._micro_batch, flat.isinf().any(1), flat.isnan().any(1), weights)
+        )
+
+    @torch.no_grad()
+    def _note_gradient(self, name: str, micro_batch: int, gradient: Tensor) -> None:
+        self._flags.append(_Flags("backward", name, micro_batch, gradient.isinf().any(), gradient.isnan().any()))
+
+    def findings(self) -> list[Finding]:
+        """The first bad thing of every micro-batch in each direction, in the order in which they were met."""
+        found: dict[tuple[Phase, int], Finding] = {}
+        for flags, bad in zip(self._flags, _any(self._flags), strict=True):
+            key = flags.phase, flags.micro_batch
+            if bad and key not in found:
+                found[key] = _finding(flags)
+        return list(found.values())
+
+    def largest(self, names: Sequence[str]) -> tuple[float, Finding] | None:
+        """Of a spike: the micro-batch that had the largest gradient of the last of `names` that is on this rank.
+
+        In the order of the model a gradient grows out of proportion at one layer and stays so in all before it.
+        """
+        here = {name for name, _ in self._norms}
+        name = next((name for name in reversed(names) if name in here), None)
+        if name is None:
+            return None
+        norms = {number: float(norm) for (each, number), norm in self._norms.items() if each == name}
+        micro_batch = max(norms, key=lambda number: norms[number])
+        return norms[micro_batch], Finding("backward", name, "spike", micro_batch)
+
+
+def _any(flags: Sequence[_Flags]) -> list[bool]:
+    """Whether each of them is set at all, by one copy from the device."""
+    if not flags:
+        return []
+    return torch.stack([(each.inf.any() | each.nan.any()) for each in flags]).tolist()
+
+
+def _finding(flags: _Flags) -> Finding:
+    kinds = [word for word, flag in (("inf", flags.inf), ("nan", flags.nan)) if bool(flag.any())]
+    bad = flags.inf | flags.nan
+    images = tuple(torch.nonzero(bad).flatten().tolist()) if flags.phase == "forward" else ()
+    in_weights = flags.weights is not None and bool(flags.weights)
+    return Finding(flags.phase, flags.name, ", ".join(kinds), flags.micro_batch, images, in_weights)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Floating tensors in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
+
+
+@dataclass(frozen=True)
+class Account:
+    """What one rank found in a step."""
+
+    rank: int
+    host: str
+    stage: int
+    replica: int
+    findings: tuple[Finding, ...]
+    largest: tuple[float, Finding] | None
+    """Of a spike: see `Probe.largest`."""
+    losses: tuple[float, ...]
+    """Loss of every micro-batch, where the loss is computed."""
+    files: tuple[tuple[str, ...], ...]
+    """Image files of every micro-batch, where they are read."""
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """One place where a step went bad."""
+
+    phase: Phase
+    name: str
+    """Module or parameter; "loss" where the layers were fine and the loss was not; `INPUT` for the images."""
+    kind: str
+    rank: int
+    host: str
+    stage: int
+    replica: int
+    micro_batch: int
+    files: tuple[str, ...] = ()
+    """Images whose values were bad; where that cannot be told apart, all of the micro-batch."""
+    single_images: bool = False
+    """Whether `files` are the bad images themselves."""
+
+    @property
+    def layer(self) -> str:
+        """The layer of the model, as in `model.13`."""
+        return ".".join(self.name.split(".")[:2]) if self.name.startswith("model.") else self.name
+
+
+def culprits(accounts: Sequence[Account], cause: str) -> list[Culprit]:
+    """Where each bad micro-batch of a step went bad first. Pure.
+
+    A value that is not finite travels on: forward through the later stages, then into the loss and back through every
+    gradient. Of a replica's micro-batch the origin is therefore forward before backward, forward the earliest stage,
+    backward the latest.
+    """
+    if cause == "gradient_spike":
+        return _largest_gradient(accounts)
+    if cause == "loss_spike":
+        return _largest_loss(accounts)
+    found: list[Culprit] = []
+    batches = {(each.replica, finding.micro_batch) for each in accounts for finding in each.findings}
+    batches |= {(each.replica, i) for each in accounts for i, loss in enumerate(each.losses) if not math.isfinite(loss)}
+    for replica, micro_batch in sorted(batches):
+        mine = [each for each in accounts if each.replica == replica]
+        files = _files(mine, micro_batch)
+        origin = _origin(mine, micro_batch)
+        if origin is not None:
+            found.append(_culprit(*origin, files))
+    return found
+
+
+def _origin(accounts: Sequence[Account], micro_batch: int) -> tuple[Account, Finding] | None:
+    met = [(each, f) for each in accounts for f in each.findings if f.micro_batch == micro_batch]
+    forward = [pair for pair in met if pair[1].phase == "forward"]
+    if forward:
+        return min(forward, key=lambda pair: pair[0].stage)
+    for each in accounts:
+        if micro_batch < len(each.losses) and not math.isfinite(each.losses[micro_batch]):
+            kind = "nan" if math.isnan(each.losses[micro_batch]) else "inf"
+            return each, Finding("forward", "loss", kind, micro_batch)
+    backward = [pair for pair in met if pair[1].phase == "backward"]
+    return max(backward, key=lambda pair: pair[0].stage) if backward else None
+
+
+def _culprit(account: Account, finding: Finding, files: tuple[str, ...]) -> Culprit:
+    single = bool(finding.images) and not finding.in_weights and len(finding.images) < max(len(files), 2)
+    chosen = tuple(files[i] for i in finding.images if i < len(files)) if single else files
+    name = f"{finding.name} (its weights)" if finding.in_weights else finding.name
+    return Culprit(
+        finding.phase,
+        name,
+        finding.kind,
+        account.rank,
+        account.host,
+        account.stage,
+        account.replica,
+        finding.micro_batch,
+        chosen,
+        single,
+    )
+
+
+def _files(accounts: Sequence[Account], micro_batch: int) -> tuple[str, ...]:
+    return next((each.files[micro_batch] for each in accounts if micro_batch < len(each.files)), ())
+
+
+def _largest_gradient(accounts: Sequence[Account]) -> list[Culprit]:
+    told = [(each, *each.largest) for each in accounts if each.largest is not None]
+    if not told:
+        return []
+    latest = max(each.stage for each, _, _ in told)  # nearest to the loss
+    account, _, finding = max((row for row in told if row[0].stage == latest), key=lambda row: row[1])
+    mine = [each for each in accounts if each.replica == account.replica]
+    return [_culprit(account, finding, _files(mine, finding.micro_batch))]
+
+
+def _largest_loss(accounts: Sequence[Account]) -> list[Culprit]:
+    told = [(loss, i, each) for each in accounts for i, loss in enumerate(each.losses)]
+    if not told:
+        return []
+    _, micro_batch, account = max(told, key=lambda row: row[0])
+    mine = [each for each in accounts if each.replica == account.replica]
+    finding = Finding("forward", "loss", "spike", micro_batch)
+    return [_culprit(account, finding, _files(mine, micro_batch))]

@@ -1,0 +1,234 @@
+"""A step's gradients from measurement to verdict: one pass over them, one collective, one wait for the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from yolods.stability.clip import POLICIES, Cut
+from yolods.stability.gradients import Decision, Gradients, squares
+from yolods.stability.guard import Guard, Verdict
+from yolods.stability.reading import Reading
+from yolods.stability.scale import LossScale
+
+if TYPE_CHECKING:
+    from yolods.config.own import OwnConfig
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found about a step and done with it."""
+
+    reading: Reading | None
+    """None under stock handling."""
+    verdict: Verdict
+    """What became of the step."""
+    loss: tuple[float, ...]
+    """Mean loss items."""
+    instances: int
+    """Boxes in the step."""
+    norm: float | None
+    """Global norm before clipping; None where stock handling measured none."""
+    norm_after: float | None
+    """After clipping; None where the step was not applied."""
+    scale: float | None
+    """fp16's loss scale in this step."""
+    next_scale: float | None = None
+    """And after it."""
+
+
+class Stability:
+    """Our own handling: measures before DeepSpeed's step, decides, and has the decision carried out within it."""
+
+    restores = True
+    """Whether a step that is not applied leaves nothing behind."""
+
+    def __init__(
+        self,
+        gradients: Gradients,
+        names: Sequence[str],
+        config: OwnConfig,
+        *,
+        max_norm: float,
+        scale: LossScale | None,
+        replica: int,
+        ranks: int,
+        device: torch.device,
+    ) -> None:
+        """
+        Args:
+            gradients: this rank's.
+            names: trained parameters of the whole model, over all stages, in its order.
+            max_norm: the JSON's `gradient_clipping`.
+            scale: fp16's loss scale, which DeepSpeed's optimizer holds as well; None: nothing is scaled.
+            replica: this rank's; of whole gradients only the first replica's are counted.
+            ranks: all of them.
+            device: where this rank computes.
+        """
+        self._gradients, self._names, self._scale = gradients, tuple(names), scale
+        self._ranks, self._device = ranks, device
+        place = {name: i for i, name in enumerate(self._names)}
+        self._places = torch.tensor([place[name] for name in gradients.names], dtype=torch.int64, device=device)
+        self._counts = gradients.sharded or replica == 0
+        self._policy = POLICIES[config.clipping.policy](config.clipping, max_norm)
+        self.guard = Guard(config.overflow, len(self._names))
+
+    def judge(self, sums: Tensor, micro_batches: int) -> Outcome:
+        """Measure and decide; DeepSpeed's step comes next. A collective.
+
+        Args:
+            sums: (4,) fp32: loss items and boxes, summed over this rank's micro-batches; 0 where none are computed.
+            micro_batches: of the step, over all replicas.
+        """
+        reading = self._read(sums, micro_batches)
+        can_fall = self._scale is not None and not self._scale.at_floor
+        verdict = self.guard.judge(reading, scale_can_fall=can_fall)
+        cut = self._policy.cut(reading) if verdict.applied else Cut(0.0)
+        self._gradients.decision = self._decision(reading, verdict, cut)
+        return Outcome(
+            reading=reading,
+            verdict=verdict,
+            loss=reading.loss,
+            instances=reading.instances,
+            norm=reading.norm,
+            norm_after=cut.norm_after(reading) if verdict.applied else None,
+            scale=reading.scale if self._scale is not None else None,
+        )
+
+    def _read(self, sums: Tensor, micro_batches: int) -> Reading:
+        told = [sums, self._squares(self._gradients.slices())]
+        if self._policy.reads_weights:
+            told.append(self._squares(self._gradients.weights()))
+        message = torch.cat(told)
+        if self._ranks > 1:
+            dist.all_reduce(message)
+        numbers = message.cpu().double().numpy()  # the one wait of a step
+        *items, instances = numbers[: len(sums)]
+        norms, *weights = np.sqrt(numbers[len(sums) :]).reshape(-1, len(self._names))
+        scale = self._scale.cur_scale if self._scale is not None else 1.0
+        return Reading(
+            names=self._names,
+            norms=norms / scale,
+            weights=weights[0] if weights else None,
+            loss=tuple(float(item) / micro_batches for item in items),
+            instances=round(instances) if math.isfinite(instances) else 0,
+            scale=scale,
+        )
+
+    def _squares(self, parts: list[Tensor]) -> Tensor:
+        if not self._counts:
+            return torch.zeros(len(self._names), device=self._device)
+        return squares(parts, self._places, len(self._names))
+
+    def _decision(self, reading: Reading, verdict: Verdict, cut: Cut) -> Decision:
+        if not verdict.applied:
+            return Decision(skip=True)
+        factors = None
+        if cut.factors is not None:
+            factors = dict(zip(self._names, (cut.factors / reading.scale).tolist(), strict=True))
+        return Decision(
+            norm=reading.norm * reading.scale, factor=cut.factor / reading.scale, factors=factors, limit=cut.limit
+        )
+
+    def discard(self) -> None:
+        """Let DeepSpeed's next step throw its gradients away."""
+        self._gradients.decision = Decision(skip=True)
+
+    def settle(self, outcome: Outcome) -> Outcome:
+        """Close a step that DeepSpeed has taken."""
+        overflow = outcome.verdict.cause == "overflow"
+        if self._scale is not None and (outcome.verdict.applied or overflow):
+            self._scale.settle(overflow)
+        return replace(outcome, next_scale=None if self._scale is None else self._scale.cur_scale)
+
+    def named(self, places: Sequence[int]) -> list[str]:
+        """Names of parameters by their places."""
+        return [self._names[place] for place in places]
+
+    @property
+    def calm(self) -> bool:
+        """Whether the last step was good."""
+        return self.guard.calm
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next verdict depends on."""
+        return {
+            "names": list(self._names),
+            "policy": self._policy.state(),
+            "guard": self.guard.state(),
+            "scale": self._scale.state() if self._scale is not None else {},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave; nothing where another handling wrote it."""
+        if "guard" not in state:
+            return
+        self._policy.load(state["policy"])
+        # Another cut of the model lists its parameters in another order.
+        place = {name: i for i, name in enumerate(state["names"])}
+        self.guard.load(state["guard"], [place.get(name) for name in self._names])
+        if self._scale is not None:
+            self._scale.load(state["scale"])
+
+
+class StockStability:
+    """DeepSpeed's own handling, as it is, for comparison."""
+
+    restores = False
+
+    def __init__(self, engine: Any, ranks: int) -> None:
+        self._engine, self._ranks = engine, ranks
+
+    def judge(self, sums: Tensor, micro_batches: int) -> Outcome:
+        """Nothing is decided here: only what the layers know is collected. A collective."""
+        if self._ranks > 1:
+            dist.all_reduce(sums)
+        *items, instances = sums.tolist()
+        engine = self._engine
+        return Outcome(
+            reading=None,
+            verdict=Verdict(),
+            loss=tuple(item / micro_batches for item in items),
+            instances=round(instances),
+            norm=None,
+            norm_after=None,
+            scale=float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None,
+        )
+
+    def settle(self, outcome: Outcome) -> Outcome:
+        """What DeepSpeed says that it did."""
+        norm = self._engine.get_global_grad_norm()
+        overflow = bool(getattr(self._engine.optimizer, "overflow", False))
+        verdict = Verdict("skip", "overflow") if overflow else Verdict()
+        scale = None if outcome.scale is None else float(self._engine.optimizer.loss_scale)
+        return replace(outcome, norm=None if norm is None else float(norm), verdict=verdict, next_scale=scale)
+
+    def discard(self) -> None:
+        """Never asked for."""
+
+    def named(self, places: Sequence[int]) -> list[str]:
+        """Nobody is suspected."""
+        return []
+
+    @property
+    def calm(self) -> bool:
+        """It has no memory of trouble."""
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """DeepSpeed's loss scaler."""
+        scaler = getattr(self._engine.optimizer, "loss_scaler", None) if self._engine.fp16_enabled() else None
+        held = vars(scaler) if scaler is not None else {}
+        return {"stock": {key: value for key, value in held.items() if isinstance(value, int | float)}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave; nothing where our own handling wrote it."""
+        for key, value in state.get("stock", {}).items():
+            setattr(self._engine.optimizer.loss_scaler, key, value)
