@@ -62,7 +62,7 @@ def on_ranks(function: str, sizes: Sequence[int], *, timeout: float = 60.0, **ar
             process = subprocess.Popen(
                 [sys.executable, "-m", "tests.ranks", *words],
                 cwd=ROOT,
-                env=_environment(),
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=screen,
                 stderr=subprocess.STDOUT,
@@ -81,8 +81,8 @@ def on_ranks(function: str, sizes: Sequence[int], *, timeout: float = 60.0, **ar
         return {size: [_result(Path(folder), size, rank) for rank in range(size)] for size in sizes}
 
 
-def _environment() -> dict[str, str]:
-    """The tests' own, without GPUs: where there is one, several ranks would have to share it."""
+def environment() -> dict[str, str]:
+    """The tests' own, with this tree's yolods, and without GPUs: several ranks would have to share one."""
     return {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import IO
 
 import psutil
+
+from tests.ranks import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--model", "yolov5n", "--imgsz", "64", "--batch-size", "4", "--workers", "0")
@@ -22,11 +23,6 @@ def front_door(word: str) -> list[str]:
     if Path(sys.prefix) == ROOT / ".venv":
         return ["bash", str(ROOT / "launch.sh"), word]
     return [sys.executable, "-m", "yolods", "launch", word]
-
-
-def environment() -> dict[str, str]:
-    """Two CPU ranks wherever the tests run, with this tree's yolods in them."""
-    return {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 
 @contextmanager

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests.parity.small import NAMES, distance, floating_buffers
+from tests.parity.small import NAMES, distance, floating_buffers, plain_model
 from tests.parity.splits import Case, batch_of
-from tests.parity.whole import Report, names_of, plain_model, plain_step
+from tests.parity.whole import Report, names_of, plain_step
 from yolods.cluster.ranks import Ranks
 from yolods.config import RunConfig, add_train_arguments, build_run_config
 from yolods.engine.optim import choose_optimizer
@@ -95,7 +95,7 @@ def split_prediction(ranks: Ranks, case: Case, weights: dict[str, Tensor], folde
 
     And the report of a training step after that, which has to find the stages as they were.
     """
-    net, apart = plain_model(case.model, weights).eval(), []
+    net, apart = plain_model(weights, case.model).eval(), []
     with split_engine(ranks, case, folder) as engine:
         engine.adopt(weights)
         engine.deepspeed.eval()

@@ -147,13 +147,13 @@ def _choice(config: RunConfig) -> OptimizerChoice:
     )
 
 
-def plain_model(weights: dict[str, Tensor] | None = None) -> Any:
+def plain_model(weights: dict[str, Tensor] | None = None, model: str = "yolov5n") -> Any:
     """ultralytics' own model of ultralytics' own yaml, built from the same seed; nothing of yolods in it."""
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
 
     torch.manual_seed(0)
-    net = DetectionModel("yolov5n.yaml", nc=len(NAMES), verbose=False)
+    net = DetectionModel(f"{model.replace('n6', 'n-p6')}.yaml", nc=len(NAMES), verbose=False)
     net.args = get_cfg()
     if weights is not None:
         net.load_state_dict(weights)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.parity.small import MICRO, NAMES, floating_buffers, seasoned_weights
+from tests.parity.small import MICRO, floating_buffers, plain_model, seasoned_weights
 from tests.parity.splits import Case, batch_of, case_of
 from yolods.cluster.ranks import Ranks
 from yolods.engine.optim import freeze, freeze_statistics
@@ -71,7 +71,7 @@ def _plain_pass(net: Any, batches: list[dict[str, Tensor]], size: int, case: Cas
 
 def _plain_of(case: Case, weights: dict[str, Tensor]) -> Any:
     """A plain model with the case's frozen layers, rounded as a run of its precision has it."""
-    net = plain_model(case.model, weights)
+    net = plain_model(weights, case.model)
     freeze_statistics(net, freeze(net, case.freeze))
     if case.precision in ("bf16", "fp16"):
         exchange_layers(net, low_precision=True, sync_bn=False, pointwise=False)
@@ -103,21 +103,6 @@ def plain_step(case: Case, size: int, weights: dict[str, Tensor]) -> Report:
     return _plain_step(json.dumps({"cuts": (), **fields}, sort_keys=True), size, _ByIdentity(weights))
 
 
-def plain_model(name: str, weights: dict[str, Tensor] | None = None) -> Any:
-    """ultralytics' own model of its own yaml; nothing of yolods in it."""
-    from ultralytics.cfg import get_cfg
-    from ultralytics.nn.tasks import DetectionModel
-
-    torch.manual_seed(0)
-    net = DetectionModel(f"{name.replace('n6', 'n-p6')}.yaml", nc=len(NAMES), verbose=False)
-    net.args = get_cfg()
-    if weights is not None:
-        net.load_state_dict(weights)
-    for parameter_name, parameter in net.named_parameters():
-        parameter.requires_grad = ".dfl" not in parameter_name
-    return net.train()
-
-
 def weights_for(ranks: Ranks, model: str, folder: Path) -> dict[str, Tensor]:
     """Weights to compare at, the same on all ranks: of yolov5n after forty steps, as `small` explains.
 
@@ -125,7 +110,7 @@ def weights_for(ranks: Ranks, model: str, folder: Path) -> dict[str, Tensor]:
     """
     file = folder / f"{model}.pt"
     if ranks.is_main and not file.exists():
-        torch.save(seasoned_weights() if model == "yolov5n" else plain_model(model).state_dict(), file)
+        torch.save(seasoned_weights() if model == "yolov5n" else plain_model(model=model).state_dict(), file)
     ranks.barrier()
     return _read(file)
 
@@ -138,6 +123,6 @@ def _read(file: Path) -> dict[str, Tensor]:
 @lru_cache
 def names_of(model: str, frozen: int | None) -> tuple[set[str], set[str]]:
     """Trained parameters and running statistics of the whole model."""
-    net = plain_model(model)
+    net = plain_model(model=model)
     freeze(net, frozen)
     return {name for name, each in net.named_parameters() if each.requires_grad}, set(floating_buffers(net))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.parity.whole import plain_model
+from tests.parity.small import plain_model
 from yolods.engine.stages import state_bytes
 from yolods.model.build import architecture, parse_name
 from yolods.model.graph import IMAGE, OUT, build_graph
@@ -20,7 +20,7 @@ CUTS = {"yolov5n": ("4.m.1", "13", "24.0.cls1"), "yolov5n6": ("10.close", "23", 
 @pytest.fixture(scope="module", params=CUTS)
 def cut_model(request: pytest.FixtureRequest) -> SimpleNamespace:
     """A plain model in training mode, and its stages with its weights in them."""
-    net = plain_model(request.param)
+    net = plain_model(model=request.param)
     graph = build_graph(architecture(parse_name(request.param), 3, 3))
     names = [node.name for node in graph.nodes]
     starts = [names.index(name) if name in names else graph.nodes_of(int(name))[0] for name in CUTS[request.param]]
@@ -57,7 +57,7 @@ def test_a_stage_holds_its_own_nodes_and_nothing_else(cut_model):
 
 @pytest.mark.parametrize("recompute", [0, 1, 3, 1000])
 def test_stages_in_a_row_are_the_model(cut_model, recompute):
-    net, stages = plain_model("yolov5n6" if cut_model.size == 128 else "yolov5n"), stages_of(cut_model, recompute)
+    net, stages = plain_model(model="yolov5n6" if cut_model.size == 128 else "yolov5n"), stages_of(cut_model, recompute)
     images = torch.rand(2, 3, cut_model.size, cut_model.size, generator=torch.Generator().manual_seed(0))
     expected = net(images)
     values = {IMAGE: images}

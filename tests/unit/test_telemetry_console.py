@@ -178,10 +178,11 @@ def test_final_table_is_shown_without_a_terminal() -> None:
     assert [line.split()[0] for line in lines(stream)] == ["Class", "all", "RBC"]
 
 
-def test_a_screen_that_is_gone_does_not_end_the_run() -> None:
+def test_a_screen_that_is_gone_does_not_end_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     console = make(Gone())
     console.epoch_begin(0)
     console.step(step_stats(1))
     console.epoch_end(epoch_stats())
     console.say("still here")
     console.close()
+    assert capsys.readouterr().err == ""

@@ -187,4 +187,7 @@ def test_close_may_come_at_any_time_and_twice(tmp_path: Path) -> None:
     telemetry.epoch_begin(0)
     telemetry.step(step_stats(1, 0))
     telemetry.close()
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     telemetry.close()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == left
+    assert any(name.startswith("events.out") and content for name, content in left.items())

@@ -61,7 +61,7 @@ class OverflowConfig:
     """The same for the loss."""
     spike_z: float = setting(6.0, real(0, above=True))
     """Standard deviations (of the logarithm) that a spike has to stand out by as well."""
-    warmup_steps: int = setting(50, whole(2))
+    warmup_steps: int = setting(20, whole(2))
     """Steps that are looked at before anything counts as a spike."""
     vanishing: float = setting(1e-10, real(0))
     """A parameter whose gradient norm stays below this for `vanishing_steps` is reported; 0: none is."""
