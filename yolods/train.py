@@ -192,6 +192,8 @@ class Run:
             step=self.progress.step,
             epoch=self._epoch,
             position=self.progress.position,
+            loss=sum(result.loss.values()),
+            grad_norm=result.grad_norm,
             loss_scale=result.loss_scale,
             next_scale=result.next_scale,
             barred=barred,

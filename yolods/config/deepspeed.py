@@ -169,7 +169,8 @@ def resolve(
     zero = sound.get("zero_optimization", {})
     stage = _value(zero, "stage", 0)
     clipping = float(_value(sound, "gradient_clipping", MAX_NORM))
-    _check_precision(precision, autocast, stage, clipping, device, where, faults)
+    own = read_own(sound.get("yolods"), where, faults)
+    _check_precision(precision, autocast, stage, own, device, where, faults)
     offload = {target: _offload(zero, target, where, faults) for target in ("optimizer", "param")}
     _check_zero(zero, stage, offload, where, faults)
     pipeline = read_pipeline(sound.get("pipeline"), where, faults)
@@ -196,7 +197,7 @@ def resolve(
         batches=batches,
         gradient_clipping=clipping,
         optimizer=optimizer,
-        own=read_own(sound.get("yolods"), where, faults),
+        own=own,
         pipeline=pipeline,
     )
 
@@ -233,7 +234,7 @@ def _precision(sound: Mapping[str, Any], where: str, faults: Faults) -> tuple[st
 
 
 def _check_precision(
-    precision: str, autocast: str | None, stage: int, clipping: float, device: str, where: str, faults: Faults
+    precision: str, autocast: str | None, stage: int, own: OwnConfig, device: str, where: str, faults: Faults
 ) -> None:
     """Refuse what DeepSpeed 0.19.8 computes wrongly (measured), and what the device cannot do."""
     if precision == "fp16" and stage == 0:
@@ -242,11 +243,12 @@ def _check_precision(
             f'{where}: "fp16" with ZeRO stage 0 divides gradients by a loss scale that was never applied; '
             'set "zero_optimization": {"stage": 1}'
         )
-    if autocast == "fp16" and stage > 0 and clipping > 0:
-        # The gradients that it clips still carry GradScaler's scale: a norm of 0.189 was seen as 12395.
+    if autocast == "fp16" and own.overflow.handling == "stock":
+        # What it clips still carries GradScaler's scale, a norm of 0.189 was seen as 12395, and after the first
+        # overflow ZeRO 1 to 3 skip every step.
         faults.add(
-            f'{where}: "torch_autocast" in float16 with ZeRO stage {stage} clips gradients that are still scaled; '
-            'use dtype bfloat16, the "fp16" block, or "gradient_clipping": 0'
+            f'{where}: "torch_autocast" in float16 with "overflow": {{"handling": "stock"}}: DeepSpeed clips gradients '
+            'that are still scaled, and never steps again after an overflow; leave "handling" at "own"'
         )
     if device == "cpu" and precision == "fp16":
         faults.add(f'{where}: "fp16": {_NO_CPU_FP16}')

@@ -20,23 +20,22 @@ def build_stability(
 ) -> Stability | StockStability:
     """What judges the steps of a DeepSpeed engine, as the "yolods" block asks for it. A collective.
 
-    Under torch_autocast in float16 gradients carry the scale of torch's own GradScaler, which DeepSpeed steps; there
-    the handling is stock.
-
     Raises:
         RuntimeError: this DeepSpeed is not laid out as the adapters know it.
     """
-    if layout.own.overflow.handling == "stock" or layout.autocast == "fp16":
-        return StockStability(engine, ranks.size)
+    # A pipeline walks its graph itself, and DeepSpeed has a place for a loss scale only in its ZeRO optimizers.
+    by_hand = layout.pipeline is not None or layout.zero_stage == 0
+    if layout.own.overflow.handling == "stock":
+        return StockStability(engine, ranks.size, by_hand=by_hand)
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     groups = [[(names[id(each)], full_shape(each)) for each in group] for group in masters.members()]
     sizes = [shard.numel() for shard in masters.shards()]
     held = spans(masters.kind, groups, sizes, share.index, share.count)
     gradients = gradients_of(engine.optimizer, held, masters.owners)
     engine.clip_fp32_gradients = lambda: None  # without ZeRO, DeepSpeed would clip on its own (runtime/engine.py)
-    scale = LossScale(scale_rules(layout)) if layout.precision == "fp16" else None
+    scale = LossScale(scale_rules(layout)) if "fp16" in (layout.precision, layout.autocast) else None
     if scale is not None:
-        engine.optimizer.loss_scaler = scale
+        _take_place(engine, scale)
     mine = [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
     return Stability(
         gradients,
@@ -44,10 +43,24 @@ def build_stability(
         layout.own,
         max_norm=layout.gradient_clipping,
         scale=scale,
+        by_hand=by_hand,
         replica=share.index,
         ranks=ranks.size,
         device=ranks.device,
     )
+
+
+def _take_place(engine: Any, scale: LossScale) -> None:
+    """Put our loss scale where DeepSpeed has its own; under torch_autocast, where it has torch's GradScaler.
+
+    DeepSpeed 0.19.8 clips what the GradScaler has still scaled, and after an overflow never comes to its `update`: with
+    ZeRO 1 to 3 every later step is skipped (zero/stage_1_and_2.py and zero/stage3.py, `step`).
+    """
+    engine.torch_autocast_z0_gradscaler = None
+    if hasattr(engine.optimizer, "torch_autocast_gradscaler"):
+        engine.optimizer.torch_autocast_gradscaler = None
+    if hasattr(engine.optimizer, "loss_scaler"):
+        engine.optimizer.loss_scaler = scale
 
 
 def _over_stages(mine: list[str], ranks: Ranks) -> list[str]:

@@ -119,8 +119,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Construct the optimizer with ultralytics' arguments, on the fastest kernel at hand.
 
-    That is torch's fused one on a GPU, and DeepSpeed's CPUAdam where a GPU's Adam states live on the host; compiling
-    it takes minutes on the first start, which is said.
+    That is torch's fused one, which unscales and clips in the same pass; and DeepSpeed's CPUAdam where a GPU's Adam
+    states live on the host: compiling it takes minutes on the first start, which is said.
     """
     arguments: dict[str, Any] = {"lr": choice.lr}
     if choice.name in ("Adam", "Adamax", "AdamW", "NAdam", "RAdam"):
@@ -130,14 +130,12 @@ def build_optimizer(
     else:
         arguments |= {"momentum": choice.momentum}
     arguments |= choice.arguments
-    if device.type == "cuda" and choice.name in ("Adam", "AdamW"):
-        if offload:
-            log.info(
-                "Loading DeepSpeed's CPUAdam; the first time on a machine it is compiled, for two to three minutes"
-            )
-            from deepspeed.ops.adam import DeepSpeedCPUAdam
+    if offload and device.type == "cuda" and choice.name in ("Adam", "AdamW"):
+        log.info("Loading DeepSpeed's CPUAdam; the first time on a machine it is compiled, for two to three minutes")
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-            return DeepSpeedCPUAdam(groups, **arguments, adamw_mode=choice.name == "AdamW")
+        return DeepSpeedCPUAdam(groups, **arguments, adamw_mode=choice.name == "AdamW")
+    if choice.name in ("SGD", "Adam", "AdamW") and not {"foreach", "fused", "differentiable"} & arguments.keys():
         arguments["fused"] = True
     return getattr(torch.optim, choice.name)(groups, **arguments)
 

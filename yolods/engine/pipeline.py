@@ -114,7 +114,7 @@ class PipelineEngine(Engine):
                 scale = images * micro_batches * self.share.count
                 loss, items = self._loss(outputs[OUT], labels, scale)
                 self._lost(items, len(labels["cls"]), sums)
-                loss = self._scaled(loss / micro_batches)
+                loss = self.stability.scaled(loss / micro_batches)
         sent = [] if self.grid.last else [outputs[name] for name in self._cut.after]
         received = {} if self.grid.first else {name: values[name] for name in self._cut.before}
         self._flights[number] = _Flight(received, sent, loss)
@@ -158,10 +158,6 @@ class PipelineEngine(Engine):
                 torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
         if self._to_before is not None:
             self._to_before.send([flight.received[name].grad for name in self._cut.before], ("B", size))
-
-    def _scaled(self, loss: Tensor) -> Tensor:
-        """fp16's loss scale; every stage unscales with the same one."""
-        return loss * self.deepspeed.optimizer.loss_scale if self.deepspeed.fp16_enabled() else loss
 
     def _precision(self) -> Any:
         if self._autocast is None:

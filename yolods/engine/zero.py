@@ -33,7 +33,7 @@ class ZeroEngine(Engine):
             self._lost(items, len(batch["cls"]), sums)
             self._at("backward", index)
             # The accumulation of a step may change during warm-up, which DeepSpeed's own division does not follow.
-            engine.backward(loss / step.batches, scale_wrt_gas=False)
+            engine.backward(self.stability.scaled(loss / step.batches), scale_wrt_gas=False)
             if index < step.batches - 1:
                 engine.step()
         return sums

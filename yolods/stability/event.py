@@ -24,6 +24,8 @@ def record(
     step: int,
     epoch: int,
     position: int,
+    loss: float,
+    grad_norm: float | None,
     loss_scale: float | None,
     next_scale: float | None,
     barred: Sequence[str],
@@ -31,6 +33,8 @@ def record(
     """Everything about a step that was not applied, or in which gradients vanished.
 
     Args:
+        loss: sum of the loss items.
+        grad_norm: global norm before clipping.
         loss_scale: fp16's scale in the step.
         next_scale: and after it.
         barred: images that are left out from now on.
@@ -42,8 +46,8 @@ def record(
         position=position,
         action="report" if verdict.applied else verdict.action,
         cause="vanishing" if verdict.applied else verdict.cause,
-        loss=reading.total_loss if reading else math.nan,
-        grad_norm=reading.norm if reading else None,
+        loss=loss,
+        grad_norm=grad_norm,
         usual=None if math.isnan(verdict.usual) else verdict.usual,
         loss_scale=loss_scale,
         parameters=tuple(reading.names[place] for place in places) if reading else (),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from yolods.stability.clip import POLICIES, Cut
 from yolods.stability.gradients import Decision, Gradients, squares
-from yolods.stability.guard import Guard, Verdict
+from yolods.stability.guard import Cause, Guard, Verdict
 from yolods.stability.reading import Reading
 from yolods.stability.scale import LossScale
 
@@ -58,6 +58,7 @@ class Stability:
         *,
         max_norm: float,
         scale: LossScale | None,
+        by_hand: bool,
         replica: int,
         ranks: int,
         device: torch.device,
@@ -68,17 +69,23 @@ class Stability:
             names: trained parameters of the whole model, over all stages, in its order.
             max_norm: the JSON's `gradient_clipping`.
             scale: fp16's loss scale, which DeepSpeed's optimizer holds as well; None: nothing is scaled.
+            by_hand: losses are scaled here, and not by DeepSpeed's `backward`.
             replica: this rank's; of whole gradients only the first replica's are counted.
             ranks: all of them.
             device: where this rank computes.
         """
         self._gradients, self._names, self._scale = gradients, tuple(names), scale
+        self._by_hand = by_hand
         self._ranks, self._device = ranks, device
         place = {name: i for i, name in enumerate(self._names)}
         self._places = torch.tensor([place[name] for name in gradients.names], dtype=torch.int64, device=device)
         self._counts = gradients.sharded or replica == 0
         self._policy = POLICIES[config.clipping.policy](config.clipping, max_norm)
         self.guard = Guard(config.overflow, len(self._names))
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """A loss as `backward` is to be given it."""
+        return self._scale.scale_loss(loss) if self._scale is not None and self._by_hand else loss
 
     def judge(self, sums: Tensor, micro_batches: int) -> Outcome:
         """Measure and decide; DeepSpeed's step comes next. A collective.
@@ -183,8 +190,16 @@ class StockStability:
 
     restores = False
 
-    def __init__(self, engine: Any, ranks: int) -> None:
-        self._engine, self._ranks = engine, ranks
+    def __init__(self, engine: Any, ranks: int, *, by_hand: bool) -> None:
+        """
+        Args:
+            by_hand: as for `Stability`.
+        """
+        self._engine, self._ranks, self._by_hand = engine, ranks, by_hand
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """A loss as `backward` is to be given it."""
+        return loss * self._engine.optimizer.loss_scale if self._by_hand and self._engine.fp16_enabled() else loss
 
     def judge(self, sums: Tensor, micro_batches: int) -> Outcome:
         """Nothing is decided here: only what the layers know is collected. A collective."""
@@ -206,7 +221,8 @@ class StockStability:
         """What DeepSpeed says that it did."""
         norm = self._engine.get_global_grad_norm()
         overflow = bool(getattr(self._engine.optimizer, "overflow", False))
-        verdict = Verdict("skip", "overflow") if overflow else Verdict()
+        cause: Cause = "overflow" if outcome.scale is not None else "backward"
+        verdict = Verdict("skip", cause) if overflow else Verdict()
         scale = None if outcome.scale is None else float(self._engine.optimizer.loss_scale)
         return replace(outcome, norm=None if norm is None else float(norm), verdict=verdict, next_scale=scale)
 
