@@ -118,8 +118,8 @@ class PlainGradients(Gradients):
     sharded = False
 
     def slices(self) -> list[Tensor]:
-        """Every parameter's gradient."""
-        return [owner.grad for owner in self._owners()]
+        """Every parameter's gradient; nothing for one that no loss has reached."""
+        return [owner.new_zeros(0) if owner.grad is None else owner.grad for owner in self._owners()]
 
     def _install(self) -> None:
         step = self._optimizer.step
@@ -127,18 +127,20 @@ class PlainGradients(Gradients):
         def decided_step(*arguments: Any, **named: Any) -> Any:
             if self.decision.skip:
                 return None
-            self._settle_all([owner.grad for owner in self._owners()])
+            self._settle_all()
             return step(*arguments, **named)
 
         self._optimizer.step = decided_step
 
-    def _settle_all(self, gradients: list[Tensor]) -> None:
-        """As `_settle`, for tensors that are a whole parameter each."""
-        decision = self.decision
-        if self._folded(gradients[0].device):
+    def _settle_all(self) -> None:
+        """As `_settle`, for masters that are a whole parameter each."""
+        decision, owners = self.decision, self._owners()
+        named = [(name, each.grad) for name, each in zip(self.names, owners, strict=True) if each.grad is not None]
+        gradients = [gradient for _, gradient in named]
+        if not gradients or self._folded(gradients[0].device):
             return
         if decision.factors is not None:
-            torch._foreach_mul_(gradients, [decision.factors[name] for name in self.names])
+            torch._foreach_mul_(gradients, [decision.factors[name] for name, _ in named])
         elif decision.factor != 1:
             torch._foreach_mul_(gradients, decision.factor)
         if decision.limit is not None:
@@ -155,8 +157,9 @@ class UnfusedGradients(PlainGradients):
     needs = ("fp16_groups", "fp32_groups", "overflow_checker", "unscale_and_clip_grads", "_skip_invalid_grad_norm")
 
     def slices(self) -> list[Tensor]:
-        """Every parameter's gradient."""
-        return [weight.grad for group in self._optimizer.fp16_groups for weight in group]
+        """Every parameter's gradient; nothing for one that no loss has reached."""
+        weights = [weight for group in self._optimizer.fp16_groups for weight in group]
+        return [weight.new_zeros(0) if weight.grad is None else weight.grad for weight in weights]
 
     def _install(self) -> None:
         self._optimizer.overflow_checker = self
@@ -168,7 +171,7 @@ class UnfusedGradients(PlainGradients):
 
     def _unscale(self, total_norm: Any, apply_scale: bool = True) -> float:
         self._optimizer._global_grad_norm = self._scaled_norm()
-        self._settle_all([owner.grad for owner in self._owners()])
+        self._settle_all()
         return 1.0
 
 
