@@ -18,6 +18,7 @@ CULPRIT: dict[str, Any] = {
     **{"rank": 3, "host": "gpu-2", "stage": 0, "replica": 3, "micro_batch": 1},
     **{"files": ("a.jpg", "b.jpg"), "single_images": False},
 }
+ONE_IMAGE: dict[str, Any] = {"files": ("a.jpg",), "single_images": True}
 
 
 def event(**changed: Any) -> StabilityEvent:
@@ -59,38 +60,54 @@ def test_a_resume_drops_what_the_run_will_tell_again(tmp_path: Path) -> None:
     [
         (
             {},
-            "gradients overflow (inf) at loss scale 65536 from model.20.m.0.cv2.conv backward, rank 3 (gpu-2), "
-            "micro-batch 1: step skipped, loss scale 65536 -> 32768",
+            "gradients overflow at loss scale 65536: inf in the backward pass of model.20.m.0.cv2.conv, "
+            "rank 3 (gpu-2), micro-batch 1; step skipped, loss scale 65536 -> 32768",
         ),
         (
             {"culprits": (), "remedy": "step skipped"},
-            "gradients overflow (not finite) at loss scale 65536 in model.3.conv.weight: step skipped",
+            "gradients overflow at loss scale 65536: model.3.conv.weight; step skipped",
+        ),
+        (
+            {"cause": "backward", "loss_scale": None, "remedy": "step skipped"},
+            "gradients are not finite, the loss is 3.5: inf in the backward pass of model.20.m.0.cv2.conv, "
+            "rank 3 (gpu-2), micro-batch 1; step skipped",
         ),
         (
             {
                 **{"cause": "forward", "loss": math.nan, "remedy": "step skipped"},
-                "culprits": (
-                    {**CULPRIT, "phase": "forward", "kind": "nan", "stage": 2, "files": ("a.jpg",)}
-                    | {"single_images": True},
-                ),
+                "culprits": (CULPRIT | {"phase": "forward", "kind": "nan", "stage": 2} | ONE_IMAGE,),
             },
-            "the loss is nan (nan in the forward pass) from model.20.m.0.cv2.conv forward, rank 3 (gpu-2), "
-            "micro-batch 1, stage 2, image a.jpg: step skipped",
+            "the loss is nan: nan in the forward pass of model.20.m.0.cv2.conv, rank 3 (gpu-2), stage 2, "
+            "micro-batch 1, image a.jpg; step skipped",
+        ),
+        (
+            {
+                **{"cause": "forward", "loss": math.nan, "remedy": "step skipped"},
+                "culprits": (CULPRIT | {"phase": "forward", "name": "input"} | ONE_IMAGE,),
+            },
+            "the loss is nan: inf in the images, rank 3 (gpu-2), micro-batch 1, image a.jpg; step skipped",
         ),
         (
             {
                 **{"cause": "gradient_spike", "grad_norm": 1200.0, "usual": 10.0, "loss_scale": None},
-                **{"culprits": ({**CULPRIT, "kind": "spike"},) * 2, "remedy": "step skipped"},
+                **{"culprits": (CULPRIT | {"kind": "spike"},) * 2, "remedy": "step skipped"},
             },
-            "gradient norm 1200, 120 times the usual 10 from model.20.m.0.cv2.conv backward, rank 3 (gpu-2), "
-            "micro-batch 1, and 1 micro-batches more: step skipped",
+            "gradient norm 1200, 120 times the usual 10: it grows in the backward pass of model.20.m.0.cv2.conv, "
+            "rank 3 (gpu-2), micro-batch 1 (and 1 more micro-batch); step skipped",
+        ),
+        (
+            {
+                **{"cause": "loss_spike", "loss": 80.0, "usual": 4.0, "loss_scale": None, "remedy": "step skipped"},
+                "culprits": (CULPRIT | {"kind": "spike", "name": "loss", "phase": "forward"},),
+            },
+            "loss 80, 20 times the usual 4: largest, rank 3 (gpu-2), micro-batch 1; step skipped",
         ),
         (
             {
                 **{"cause": "vanishing", "action": "report", "culprits": (), "remedy": "reported only"},
                 "parameters": ("model.0.conv.weight", "model.1.conv.weight", "model.2.conv.weight"),
             },
-            "gradients have vanished in model.0.conv.weight, model.1.conv.weight and 1 more: reported only",
+            "gradients have vanished: model.0.conv.weight, model.1.conv.weight and 1 more; reported only",
         ),
     ],
 )

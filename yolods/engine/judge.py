@@ -34,8 +34,8 @@ def build_stability(
     gradients = gradients_of(engine.optimizer, held, masters.owners)
     engine.clip_fp32_gradients = lambda: None  # without ZeRO, DeepSpeed would clip on its own (runtime/engine.py)
     scale = LossScale(scale_rules(layout)) if "fp16" in (layout.precision, layout.autocast) else None
-    if scale is not None:
-        _take_place(engine, scale)
+    # Without a scale, too: DeepSpeed's own would call a step that is skipped in fp32 an overflow of its.
+    _take_place(engine, scale or LossScale(ScaleRules(static=1.0)))
     mine = [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
     return Stability(
         gradients,

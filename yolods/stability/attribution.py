@@ -21,6 +21,8 @@ from torch import Tensor, nn
 Phase = Literal["forward", "backward"]
 INPUT = "input"
 """Stands for a module's name where a stage's own input was bad already."""
+LOSS = "loss"
+"""And where the layers were fine and the loss was not."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class Culprit:
 
     phase: Phase
     name: str
-    """Module or parameter; "loss" where the layers were fine and the loss was not; `INPUT` for the images."""
+    """Module or parameter, `LOSS`, or `INPUT`."""
     kind: str
     rank: int
     host: str
@@ -248,7 +250,7 @@ def _origin(accounts: Sequence[Account], micro_batch: int) -> tuple[Account, Fin
     for each in accounts:
         if micro_batch < len(each.losses) and not math.isfinite(each.losses[micro_batch]):
             kind = "nan" if math.isnan(each.losses[micro_batch]) else "inf"
-            return each, Finding("forward", "loss", kind, micro_batch)
+            return each, Finding("forward", LOSS, kind, micro_batch)
     backward = [pair for pair in met if pair[1].phase == "backward"]
     return max(backward, key=lambda pair: pair[0].stage) if backward else None
 
@@ -291,5 +293,5 @@ def _largest_loss(accounts: Sequence[Account]) -> list[Culprit]:
         return []
     _, micro_batch, account = max(told, key=lambda row: row[0])
     mine = [each for each in accounts if each.replica == account.replica]
-    finding = Finding("forward", "loss", "spike", micro_batch)
+    finding = Finding("forward", LOSS, "spike", micro_batch)
     return [_culprit(account, finding, _files(mine, micro_batch))]

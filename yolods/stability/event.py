@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from yolods.stability.attribution import Culprit
+from yolods.stability.attribution import INPUT, LOSS, Culprit
 from yolods.stability.guard import Verdict
 from yolods.stability.reading import Reading
 from yolods.stats import StabilityEvent
@@ -72,37 +72,44 @@ def _remedy(verdict: Verdict, scale: float | None, next_scale: float | None, bar
 
 def sentence(event: StabilityEvent) -> str:
     """One line: what happened, where it began, what was done."""
-    return f"{_what(event)}{_where(event)}: {event.remedy}"
+    return f"{_what(event)}{_where(event)}; {event.remedy}"
 
 
 def _what(event: StabilityEvent) -> str:
-    kinds = ", ".join(sorted({str(each["kind"]) for each in event.culprits} - {"spike"}))
-    bad = kinds or "not finite"
     if event.cause == "overflow":
-        return f"gradients overflow ({bad}) at loss scale {event.loss_scale:g}"
+        return f"gradients overflow at loss scale {event.loss_scale:g}"
     if event.cause == "forward":
-        return f"the loss is {event.loss:g} ({bad} in the forward pass)"
+        return f"the loss is {event.loss:g}"
     if event.cause == "backward":
         at = f" at loss scale {event.loss_scale:g}, which cannot fall" if event.loss_scale is not None else ""
-        return f"gradients are {bad}{at}, the loss is {event.loss:.4g}"
+        return f"gradients are not finite{at}, the loss is {event.loss:.4g}"
     if event.cause == "vanishing":
-        return f"gradients have vanished in {_some(event.parameters)}"
+        return "gradients have vanished"
     value = event.grad_norm if event.cause == "gradient_spike" else event.loss
     name = "gradient norm" if event.cause == "gradient_spike" else "loss"
-    times = f", {value / event.usual:.0f} times the usual {event.usual:.4g}" if value and event.usual else ""
-    return f"{name} {value:.4g}{times}"
+    return f"{name} {value:.4g}, {value / event.usual:.3g} times the usual {event.usual:.4g}"
 
 
 def _where(event: StabilityEvent) -> str:
     if not event.culprits:
-        return f" in {_some(event.parameters)}" if event.parameters and event.cause != "vanishing" else ""
+        return f": {_some(event.parameters)}" if event.parameters else ""
     first: Mapping[str, Any] = event.culprits[0]
-    stage = f", stage {first['stage']}" if len({each["stage"] for each in event.culprits}) > 1 or first["stage"] else ""
-    files = first["files"]
-    told = f", image {_some(files, SHOWN_FILES)}" if first["single_images"] else ""
-    more = f", and {len(event.culprits) - 1} micro-batches more" if len(event.culprits) > 1 else ""
-    place = f"rank {first['rank']} ({first['host']}), micro-batch {first['micro_batch']}"
-    return f" from {first['name']} {first['phase']}, {place}{stage}{told}{more}"
+    stage = f", stage {first['stage']}" if first["stage"] or len({each["stage"] for each in event.culprits}) > 1 else ""
+    told = f", image {_some(first['files'], SHOWN_FILES)}" if first["single_images"] else ""
+    others = len(event.culprits) - 1
+    more = f" (and {others} more {'micro-batch' if others == 1 else 'micro-batches'})" if others else ""
+    place = f"rank {first['rank']} ({first['host']}){stage}, micro-batch {first['micro_batch']}"
+    return f": {_origin(first)}, {place}{told}{more}"
+
+
+def _origin(culprit: Mapping[str, Any]) -> str:
+    """What was met first, and where."""
+    if culprit["name"] == INPUT:
+        return f"{culprit['kind']} in the images"
+    if culprit["name"] == LOSS:
+        return "largest" if culprit["kind"] == "spike" else f"{culprit['kind']} in the loss itself"
+    begins = "it grows" if culprit["kind"] == "spike" else culprit["kind"]
+    return f"{begins} in the {culprit['phase']} pass of {culprit['name']}"
 
 
 def _some(names: Sequence[str], shown: int = 2) -> str:
