@@ -65,6 +65,15 @@ def test_a_policy_with_a_memory_begins_with_the_global_norm(name: str) -> None:
         assert found.cut(reading(0.0, 0.0, 40.0)).factor == pytest.approx(0.25, rel=1e-6)
 
 
+def test_zscore_does_not_take_the_limit_it_began_with_for_the_norm() -> None:
+    found = policy("zscore", max_norm=10.0)
+    rng = np.random.RandomState(0)
+    for _ in range(WARMUP):
+        found.cut(reading(0.0, 0.0, float(rng.normal(300.0, 15.0))))
+    assert found.state()["mean"] == pytest.approx(300.0, rel=0.05)
+    assert found.cut(reading(0.0, 0.0, 300.0)).factor == 1.0
+
+
 def test_percentile_clips_to_that_of_the_window() -> None:
     found = policy("percentile", percentile=50.0, window=25)
     history = [float(norm) for norm in range(1, 61)]

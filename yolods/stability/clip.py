@@ -106,10 +106,10 @@ class Remembering(Policy):
     """A limit learned from the norms of earlier steps; until there are enough of them, `global_norm`."""
 
     def cut(self, reading: Reading) -> Cut:
-        norm = reading.norm
-        limit = self._limit(norm) if self._seen() >= WARMUP else self._max_norm
-        factor = self._to(norm, limit)
-        self._remember(norm, norm * factor)
+        norm, learned = reading.norm, self._seen() >= WARMUP
+        factor = self._to(norm, self._limit(norm) if learned else self._max_norm)
+        # What max_norm has cut would teach it that every norm is max_norm.
+        self._remember(norm, norm * factor if learned else norm)
         return Cut(factor)
 
     def _seen(self) -> int:
