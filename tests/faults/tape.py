@@ -169,7 +169,7 @@ class Injector:
     def _on_parameter(self, name: str, gradient: Tensor) -> Tensor | None:
         if self._due("parameter gradient", name, self._backward):
             bad = gradient.clone()
-            bad.view(-1)[0] = float(self.fault.value)
+            bad[(0,) * bad.ndim] = float(self.fault.value)
             return bad
         return None
 
