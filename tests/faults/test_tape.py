@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.tape import KINDS, LAYOUTS, faults_in, play, summary  # noqa: F401 (play runs on the ranks)
+from tests.faults.tape import KINDS, faults_in, summary
 from tests.ranks import on_ranks
 
-FAULTS = 14
+FAULTS = 12
+HALF = 5
+"""Faults under fp16, which a CPU is slow at."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, "zero2_fp16", "pipeline_fp16"])
+@pytest.mark.parametrize("layout", ["zero0", "zero1", "zero3", "pipeline", "zero2_fp16", "pipeline_fp16"])
 def test_faults_are_named_and_leave_nothing_behind(layout: str, tmp_path: Path) -> None:
-    count = FAULTS if not layout.endswith("fp16") else FAULTS // 2
+    count = HALF if layout.endswith("fp16") else FAULTS
     reports = on_ranks(
         "tests.faults.tape:play",
         (2,),
