@@ -7,9 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from yolods.stability.event import sentence
+from yolods.stability.event import record, sentence
+from yolods.stability.guard import Verdict
+from yolods.stability.reading import Reading
 from yolods.stats import StabilityEvent
 from yolods.telemetry.events import EventFile
 
@@ -113,3 +116,17 @@ def test_a_resume_drops_what_the_run_will_tell_again(tmp_path: Path) -> None:
 )
 def test_the_line_says_what_where_and_what_was_done(changed: dict[str, Any], line: str) -> None:
     assert sentence(event(**changed)) == line
+
+
+@pytest.mark.parametrize(("norms", "silent"), [((1.0, 0.0, 0.0), True), ((1.0, 1e-20, 0.0), False)])
+def test_a_gradient_of_exactly_nothing_is_told_from_one_that_vanished(norms: tuple[float, ...], silent: bool) -> None:
+    reading = Reading(("a", "b", "c"), np.array(norms), None, (1.0, 1.0, 1.0), 4, 1.0)
+    told = record(
+        Verdict(vanished=(1, 2)),
+        (),
+        reading,
+        **{"step": 500, "epoch": 9, "position": 8000, "loss": 3.0, "grad_norm": 1.0},
+        **{"loss_scale": None, "next_scale": None, "barred": ()},
+    )
+    assert (told.action, told.cause, told.parameters) == ("report", "vanishing", ("b", "c"))
+    assert ("exactly 0" in told.remedy) == silent

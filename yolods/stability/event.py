@@ -52,7 +52,7 @@ def record(
         loss_scale=loss_scale,
         parameters=tuple(reading.names[place] for place in places) if reading else (),
         culprits=tuple({**asdict(each), "layer": each.layer} for each in culprits),
-        remedy=_remedy(verdict, loss_scale, next_scale, barred),
+        remedy=_remedy(verdict, loss_scale, next_scale, barred) + _silence(verdict, reading),
     )
 
 
@@ -68,6 +68,15 @@ def _remedy(verdict: Verdict, scale: float | None, next_scale: float | None, bar
     if barred:
         words += f", left out from now on: {', '.join(barred)}"
     return words
+
+
+def _silence(verdict: Verdict, reading: Reading | None) -> str:
+    """Why a gradient may be exactly 0, which is no matter of numbers."""
+    if reading is None or not verdict.vanished or reading.norms[list(verdict.vanished)].any():
+        return ""
+    return (
+        ": they are exactly 0, as where no object has the size of a head's stride, or a layer is cut off from the loss"
+    )
 
 
 def sentence(event: StabilityEvent) -> str:
