@@ -41,8 +41,8 @@ BLOCKS: dict[str, Any] = {
 }
 """Of every layout's JSON."""
 SPIKE = 1e7
-SILENT = "model.24.cv2.2."
-"""Boxes of the largest stride, of which images of 64 pixels hold none: ten million times no gradient is none."""
+SILENT = ("model.24.cv2.1.", "model.24.cv2.2.")
+"""Boxes of the larger strides, of which images of 64 pixels mostly hold none: ten million times no gradient is none."""
 CUT = "10"
 """Where the pipeline's second stage begins."""
 
