@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from yolods import interrupt
+from yolods.checkpoint.read import newest_in
 from yolods.checkpoint.store import CheckpointStore, Progress
 from yolods.cluster.ranks import Ranks
 from yolods.config import RunConfig
@@ -27,6 +28,7 @@ from yolods.errors import UserError
 from yolods.evaluate import Evaluation, Evaluator, aloud
 from yolods.model.blueprint import Blueprint
 from yolods.model.weights import read_pt, write_pt
+from yolods.stability.attribution import INPUT
 from yolods.stability.event import record, sentence
 from yolods.stats import LOSS_NAMES, EpochStats, StepStats
 from yolods.telemetry import STABILITY_FILE, Telemetry
@@ -85,11 +87,11 @@ class Run:
 
     def _step(self, batches: Iterator[dict[str, Any]]) -> None:
         """Take one optimizer step, and do what is due after it."""
-        started = time.perf_counter()
+        started, epoch = time.perf_counter(), self._epoch
         step = self.schedule.step_at(self.progress.position)
         result = self.engine.train_step(step, batches, self._size())
         self._record(step, result, time.perf_counter() - started)
-        self._answer(result)
+        self._answer(result, epoch)
         if self._epochs_behind > self.progress.epochs_done:
             self._close_epochs(step)
         elif self._due(self.config.deepspeed.own.checkpoint.every_steps, self.progress.step):
@@ -175,13 +177,13 @@ class Run:
             )
         )
 
-    def _answer(self, result: StepResult) -> None:
+    def _answer(self, result: StepResult, epoch: int) -> None:
         """Tell of a step that was not applied; leave bad images out, and stop where the guard says so."""
         if result.verdict.applied and not result.verdict.vanished:
             return
         before = self._quarantined()
         counts = Counter(dict(self.progress.image_faults))
-        counts.update(file for each in result.culprits if each.single_images for file in set(each.files))
+        counts.update(file for each in result.culprits if each.name == INPUT for file in set(each.files))
         self.progress = replace(self.progress, image_faults=tuple(sorted(counts.items())))
         barred = sorted(self._quarantined() - before)
         self._stale = bool(barred)
@@ -190,7 +192,7 @@ class Run:
             result.culprits,
             result.reading,
             step=self.progress.step,
-            epoch=self._epoch,
+            epoch=epoch,
             position=self.progress.position,
             loss=sum(result.loss.values()),
             grad_norm=result.grad_norm,
@@ -200,9 +202,10 @@ class Run:
         )
         self.telemetry.stability(event)
         if result.verdict.action == "stop":
+            folder = self.config.run_dir
+            resume = "; --resume goes on from the last checkpoint" if newest_in(folder / "checkpoints") else ""
             raise UserError(
-                f"step {event.step}: {sentence(event)}; {self.config.run_dir / STABILITY_FILE} has every event whole. "
-                "A lower lr0 or more warmup_epochs helps where losses grow; --resume goes on from the last checkpoint"
+                f"step {event.step}: {sentence(event)} ({folder / STABILITY_FILE} has every event whole{resume})"
             )
 
     def _quarantined(self) -> set[str]:

@@ -22,11 +22,11 @@ from yolods.checkpoint.store import CheckpointStore, Progress
 from yolods.cluster.ranks import Ranks
 from yolods.engine.base import Engine
 
-STEPS = 16
+STEPS = 13
 FORWARD, OVERFLOW = "activation", "parameter gradient"
-FAULTS = {3: OVERFLOW, 5: OVERFLOW, 7: FORWARD, 8: FORWARD, 9: FORWARD, 12: OVERFLOW, 14: FORWARD}
+FAULTS = {3: OVERFLOW, 5: OVERFLOW, 7: FORWARD, 8: FORWARD, 9: FORWARD, 12: OVERFLOW}
 """By step. With a patience of 3 the ninth leads back."""
-SAVES = {4: "within the hysteresis", 8: "between skips and the roll-back", 10: "after the roll-back", 14: "in trouble"}
+SAVES = {4: "within the hysteresis", 8: "between skips and the roll-back", 10: "after the roll-back"}
 """After so many steps."""
 OVERFLOW_RULES = {"patience": 3, "snapshot_steps": 4, "warmup_steps": 50, "quarantine": 0}
 
@@ -86,7 +86,7 @@ def _feed(found: Any, value: Any) -> None:
         found.update(json.dumps(value).encode())
 
 
-@pytest.mark.parametrize("layout", ["zero2_fp16", "zero3", "pipeline_fp16"])
+@pytest.mark.parametrize("layout", ["zero2_fp16", "pipeline"])
 def test_a_save_in_the_middle_of_trouble_is_taken_up_bit_for_bit(layout: str, tmp_path: Path) -> None:
     def play(firsts: list[int]) -> list[list[dict[str, Any]]]:
         told = {"layout": layout, "folder": str(tmp_path), "firsts": firsts}

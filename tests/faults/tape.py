@@ -28,7 +28,7 @@ from yolods.engine.base import Engine, StepResult
 from yolods.engine.schedule import Step
 
 MODEL = "yolov5[0.33,0.1]"
-LAYOUTS = ("zero0", "zero1", "zero2", "zero3", "pipeline")
+LAYOUTS = ("zero0", "zero1", "zero2", "zero3", "pipeline", "zero1_syncbn")
 HALF_LAYOUTS = ("zero1_fp16", "zero2_fp16", "zero3_fp16", "pipeline_fp16")
 KINDS = ("activation", "activation gradient", "parameter gradient", "spike", "image")
 MICRO_BATCHES = 2
@@ -70,11 +70,12 @@ class Fault:
 
 
 def draw(count: int, seed: int, modules: Sequence[str], ranks: int, micro_batches: int = MICRO_BATCHES) -> list[Fault]:
-    """A tape."""
+    """A tape; every kind is as frequent as the others."""
     rng = random.Random(seed)
-    found = []
+    found, kinds = [], list[str]()
     for _ in range(count):
-        kind = rng.choice(KINDS)
+        kinds = kinds or rng.sample(KINDS, len(KINDS))
+        kind = kinds.pop()
         found.append(
             Fault(
                 kind=kind,
@@ -195,11 +196,12 @@ def engine_of(ranks: Ranks, layout: str, folder: Path, blocks: dict[str, Any] | 
             case = Case(**shape, precision="fp16" if half else "fp32", blocks=blocks)
             engine = stack.enter_context(split_engine(ranks, case, folder))
         else:
-            name = layout if half else f"{layout}_fp32"
+            name = layout if half else f"{layout.removesuffix('_syncbn')}_fp32"
             settings = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8")) | blocks
             file = folder / f"{name}-{ranks.rank}.json"
             file.write_text(json.dumps(settings), encoding="utf-8")
-            engine = stack.enter_context(small_engine(ranks, file, model=MODEL, optimizer="AdamW")).engine
+            hyper = {"model": MODEL, "optimizer": "AdamW", "sync_bn": layout.endswith("_syncbn")}
+            engine = stack.enter_context(small_engine(ranks, file, **hyper)).engine
         yield engine
 
 

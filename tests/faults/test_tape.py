@@ -20,7 +20,7 @@ HALF = 5
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
-@pytest.mark.parametrize("layout", ["zero0", "zero1", "zero3", "pipeline", "zero2_fp16", "pipeline_fp16"])
+@pytest.mark.parametrize("layout", ["zero0", "zero1_syncbn", "zero3", "pipeline", "zero2_fp16", "pipeline_fp16"])
 def test_faults_are_named_and_leave_nothing_behind(layout: str, tmp_path: Path) -> None:
     count = HALF if layout.endswith("fp16") else FAULTS
     reports = on_ranks(

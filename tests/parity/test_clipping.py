@@ -64,7 +64,8 @@ def _compare(
     ranks: Ranks, policy: str, stage: int, start: dict[str, Tensor], gradients: dict[str, Tensor]
 ) -> dict[str, float]:
     settings: dict[str, Any] = json.loads((CONFIGS / f"zero{stage}_fp32.json").read_text(encoding="utf-8"))
-    settings["gradient_clipping"] = MAX_NORM
+    if policy == "value":
+        del settings["gradient_clipping"]
     settings["yolods"] = {"clipping": {"policy": policy, "ratio": RATIO, "limit": LIMIT}}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ds.json"

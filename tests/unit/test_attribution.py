@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_a_bad_image_is_told_by_its_place(value: float, kind: str) -> None:
     images = batches()
     images[1][2, 0, 4, 4] = value
     found = [each for each in observe(Net(), images).findings() if each.phase == "forward"]
-    assert found == [Finding("forward", INPUT, kind, 1, (2,))]
+    assert [replace(each, order=0) for each in found] == [Finding("forward", INPUT, kind, 1, (2,))]
 
 
 def test_a_bad_weight_is_told_from_a_bad_activation() -> None:
@@ -105,7 +106,7 @@ def test_hooks_are_gone_afterwards() -> None:
     assert not any(parameter._backward_hooks for parameter in net.parameters())
 
 
-FILES = (("a.jpg", "b.jpg"), ("c.jpg", "d.jpg"))
+FILES = ((("a.jpg",), ("b.jpg",)), (("c.jpg",), ("d.jpg",)))
 
 
 def account(
@@ -178,3 +179,19 @@ def test_a_loss_spike_is_the_largest_loss() -> None:
 def test_where_the_second_run_was_clean_nobody_is_blamed() -> None:
     assert culprits([account(0), account(1)], "backward") == []
     assert culprits([account(0)], "gradient_spike") == []
+
+
+def test_of_shared_statistics_the_first_of_all_replicas_is_the_origin() -> None:
+    """SyncBN hands one replica's nan to the others, in the very next layer."""
+    victim = account(0, Finding("forward", "model.0.bn", "nan", 1, (0, 1), order=5))
+    guilty = account(1, Finding("forward", INPUT, "nan", 1, (1,), order=3))
+    (found,) = culprits([victim, guilty], "forward", shared=True)
+    assert (found.name, found.rank, found.files) == (INPUT, 1, ("d.jpg",))
+    assert len(culprits([victim, guilty], "forward")) == 2
+
+
+def test_a_mosaic_is_told_by_all_of_its_files() -> None:
+    files = (((("a.jpg", "p.jpg", "q.jpg", "a.jpg")), ("b.jpg",)),)
+    only = Account(0, "host0", 0, 0, (Finding("forward", INPUT, "nan", 0, (0,)),), None, (math.nan,), files)
+    (found,) = culprits([only], "forward")
+    assert (found.files, found.single_images) == (("a.jpg", "p.jpg", "q.jpg"), True)

@@ -174,6 +174,21 @@ def autocast(dtype: str) -> dict[str, Any]:
             "cuda",
             '"torch_autocast" in float16 with "overflow": {"handling": "stock"}: DeepSpeed clips gradients',
         ),
+        (
+            {"yolods": {"overflow": {"handling": "stock"}, "clipping": {"policy": "zscore"}}},
+            "cpu",
+            '"clipping": {"policy": "zscore"} with "overflow": {"handling": "stock"}: DeepSpeed clips by',
+        ),
+        (
+            {"gradient_clipping": 1.0, "yolods": {"clipping": {"policy": "none"}}},
+            "cpu",
+            '"gradient_clipping" 1 with "clipping": {"policy": "none"}, which does not go by the global norm',
+        ),
+        (
+            {"fp16": {"enabled": True, "min_loss_scale": 1024}, "yolods": {"overflow": {"max_loss_scale": 16}}} | ZERO1,
+            "cuda",
+            '"overflow".max_loss_scale 16 is below "fp16".min_loss_scale 1024',
+        ),
         (autocast("float32"), "cuda", "\"torch_autocast\".dtype is 'float32': it has to be bfloat16 or float16"),
         ({"torch_autocast": {"enabled": True}}, "cuda", '"torch_autocast".dtype is missing'),
         (FP16_ON | BF16_ON | ZERO1, "cuda", '"fp16" and "bf16" are enabled together; keep one'),

@@ -34,7 +34,7 @@ def event(**changed: Any) -> StabilityEvent:
 
 
 def test_each_event_is_a_line_of_strict_json(tmp_path: Path) -> None:
-    file = EventFile(tmp_path / "stability.jsonl", 0)
+    file = EventFile(tmp_path / "stability.jsonl")
     file.append(event())
     file.append(event(step=8, loss=math.nan))
     lines = (tmp_path / "stability.jsonl").read_text().splitlines()
@@ -44,18 +44,27 @@ def test_each_event_is_a_line_of_strict_json(tmp_path: Path) -> None:
 
 
 def test_no_event_no_file(tmp_path: Path) -> None:
-    EventFile(tmp_path / "stability.jsonl", 0)
+    EventFile(tmp_path / "stability.jsonl")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_resume_drops_what_the_run_will_tell_again(tmp_path: Path) -> None:
     path = tmp_path / "stability.jsonl"
-    before = EventFile(path, 0)
+    before = EventFile(path)
     for step in (3, 7, 9):
         before.append(event(step=step))
     path.write_text(path.read_text() + '{"step": 11, "cut sh')
-    EventFile(path, 7).append(event(step=8))
+    after = EventFile(path)
+    assert [told["step"] for told in after.keep(7)] == [3, 7]
+    after.append(event(step=8))
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [3, 7, 8]
+
+
+def test_a_run_that_starts_afresh_leaves_no_earlier_ones_events(tmp_path: Path) -> None:
+    path = tmp_path / "stability.jsonl"
+    EventFile(path).append(event(step=3))
+    assert EventFile(path).keep(0) == []
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

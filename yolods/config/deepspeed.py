@@ -171,6 +171,7 @@ def resolve(
     clipping = float(_value(sound, "gradient_clipping", MAX_NORM))
     own = read_own(sound.get("yolods"), where, faults)
     _check_precision(precision, autocast, stage, own, device, where, faults)
+    _check_stability(sound, own, where, faults)
     offload = {target: _offload(zero, target, where, faults) for target in ("optimizer", "param")}
     _check_zero(zero, stage, offload, where, faults)
     pipeline = read_pipeline(sound.get("pipeline"), where, faults)
@@ -254,6 +255,27 @@ def _check_precision(
         faults.add(f'{where}: "fp16": {_NO_CPU_FP16}')
     if device == "cpu" and autocast == "fp16":
         faults.add(f'{where}: "torch_autocast".dtype float16: {_NO_CPU_FP16}')
+
+
+def _check_stability(sound: Mapping[str, Any], own: OwnConfig, where: str, faults: Faults) -> None:
+    """Settings of the "yolods" block that contradict others."""
+    policy, clipping = own.clipping.policy, _value(sound, "gradient_clipping", None)
+    if own.overflow.handling == "stock" and policy != "global_norm":
+        faults.add(
+            f'{where}: "clipping": {{"policy": "{policy}"}} with "overflow": {{"handling": "stock"}}: DeepSpeed '
+            "clips by the global norm and knows no other policy"
+        )
+    if policy in ("none", "value") and clipping:
+        faults.add(
+            f'{where}: "gradient_clipping" {clipping:g} with "clipping": {{"policy": "{policy}"}}, which does not go '
+            "by the global norm; leave one of them out"
+        )
+    scaling, ceiling = sound.get("fp16", {}), own.overflow.max_loss_scale
+    floor = float(_value(scaling, "min_loss_scale", 1))
+    if ceiling < floor:
+        faults.add(
+            f'{where}: "overflow".max_loss_scale {ceiling:g} is below "fp16".min_loss_scale {floor:g}; exchange them'
+        )
 
 
 def _offload(zero: Mapping[str, Any], target: str, where: str, faults: Faults) -> bool:

@@ -41,7 +41,7 @@ class DetectionSet(YOLODataset):
     With `augment`, items are addressed by `SampleId` (epoch, index) and are augmented squares; without, by a plain
     index and are letterboxed to the shape of their group of 16. An item is a dictionary: img (3, h, w) uint8 RGB, cls
     (n, 1) and bboxes (n, 4) float32 normalised xywh, batch_idx (n), im_file, ori_shape, resized_shape, ratio_pad,
-    replaced (files that could not be read) and, for evaluation, index.
+    sources (all files that went into it), replaced (files that could not be read) and, for evaluation, index.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class DetectionSet(YOLODataset):
         self._decoded: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
         self._decoded_bytes = 0
         self._replaced: list[str] = []
+        self._sources: list[str] = []
         self._barred: set[int] = set()
         self._closed: Compose | None = None
         self._close_epoch = hyp.epochs - hyp.close_mosaic if augment and hyp.close_mosaic else None
@@ -120,11 +121,12 @@ class DetectionSet(YOLODataset):
         """
         epoch, index = item if self.augment else (0, item)
         closed = self._close_epoch is not None and epoch >= self._close_epoch
-        self._replaced = []
+        self._replaced, self._sources = [], []
         with keyed_random(keyed_seed("sample", self.seed, epoch, index)):
             transforms = self._closed if closed else self.transforms
             sample = transforms(self.get_image_and_label(index))
         sample["replaced"] = self._replaced
+        sample["sources"] = tuple(self._sources)
         if not self.augment:
             sample["index"] = index
         return sample
@@ -143,13 +145,19 @@ class DetectionSet(YOLODataset):
             if place in self._barred:
                 continue
             try:
-                return super().get_image_and_label(place)
+                label = super().get_image_and_label(place)
+                self._sources.append(self.im_files[place])
+                return label
             except _Unreadable:
                 self._replaced.append(self.im_files[place])
                 if not self.augment:
                     return self._blank(place)
-        left_out = f", {len(self._barred)} of which are left out" if self._barred else ""
-        raise UserError(f"none of the {self.ni} images{left_out} can be read any more; the first is {self.im_files[0]}")
+        left = self.ni - len(self._barred)
+        raise UserError(
+            f"none of the {left} images can be read any more; the first is {self.im_files[0]}"
+            if left
+            else f"all {self.ni} images have been left out, because their values were not finite; see stability.jsonl"
+        )
 
     def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> tuple:
         """Image `i` scaled so that its long side is `imgsz`: ((h, w, c) uint8 BGR, original (h, w), scaled (h, w)).

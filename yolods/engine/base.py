@@ -86,6 +86,8 @@ class Parts:
     """Its part of the data."""
     frozen: list[str]
     """Prefixes of layers whose statistics stay as they are."""
+    shared: bool
+    """Whether BatchNorm's statistics of a step span the replicas."""
     strides: Tensor
     """(levels,) pixels a cell."""
     reg_max: int
@@ -99,7 +101,7 @@ class Engine:
         self.deepspeed, self.masters, self.ema = parts.deepspeed, parts.masters, parts.ema
         self.stability, self._overflow = parts.stability, parts.overflow
         self.inputs, self.ranks, self.share = parts.inputs, parts.ranks, parts.share
-        self._loss, self._frozen = parts.loss, parts.frozen
+        self._loss, self._frozen, self._shared = parts.loss, parts.frozen, parts.shared
         self._strides, self._reg_max = parts.strides.to(parts.ranks.device), parts.reg_max
         self._statistics_before = [buffer.clone() for buffer in self.statistics()]
         self._losses: list[Tensor] = []
@@ -127,7 +129,7 @@ class Engine:
         self._keep_statistics()
         feed = Feed(batches, keep=self._overflow.attribution == "armed")
         sums = self._accumulate(step, feed, size)
-        outcome = self.stability.judge(sums, step.batches * self.share.count)
+        outcome = self.stability.judge(sums, step.batches * self.share.count, can_return=self._snapshot is not None)
         if outcome.verdict.applied:
             self._remember()
         self.deepspeed.step()
@@ -225,17 +227,14 @@ class Engine:
     def state(self) -> dict[str, Any]:
         """Everything of this rank that a resume needs: its shards and its own. A collective (frozen weights).
 
-        What is saved while the run is calm is from then on the snapshot of both the run that goes on and the one that
-        resumes; in trouble the earlier snapshot is saved with it.
+        The snapshot is saved with it. The state itself would not do in its place: its weights have not been shown to be
+        good, and the run that goes on and the one that resumes have to go back to the same.
         """
-        calm = self.stability.calm
-        if calm and self._snapshot is not None:
-            self.snapshot()
         return {
             **self._moving(),
             "frozen": self._frozen_weights(),
             "stability": self.stability.state(),
-            "snapshot": None if calm else self._snapshot,
+            "snapshot": self._snapshot,
             "since_snapshot": self._since_snapshot,
             "counters": {key: getattr(self.deepspeed, key) for key in COUNTERS},
         }
@@ -251,7 +250,7 @@ class Engine:
         for key, value in state["counters"].items():
             setattr(self.deepspeed, key, value)
         self._snapshot, self._since_snapshot = state.get("snapshot"), state.get("since_snapshot", 0)
-        if self._snapshot is None:
+        if self._snapshot is None and self._takes_snapshots:  # another layout wrote it: these weights have to do
             self.snapshot()
 
     @torch.no_grad()
@@ -355,7 +354,7 @@ class Engine:
             for key, value in counters.items():
                 setattr(self.deepspeed, key, value)
         told = self.ranks.to_main(self._account(verdict, feed))
-        found = tuple(culprits(told, verdict.cause)) if self.ranks.is_main else ()
+        found = tuple(culprits(told, verdict.cause, shared=self._shared)) if self.ranks.is_main else ()
         self._probe.clear()
         return self.ranks.from_main(found)
 
@@ -379,12 +378,15 @@ class Engine:
 
     def _remember(self) -> None:
         """Take a snapshot where one is due: of weights that this very step has shown to be good, before they move."""
-        every = self._overflow.snapshot_steps
-        if not every or not self.stability.restores:
+        if not self._takes_snapshots:
             return
-        if self._snapshot is None or self._since_snapshot >= every:
+        if self._snapshot is None or self._since_snapshot >= self._overflow.snapshot_steps:
             self.snapshot()
         self._since_snapshot += 1
+
+    @property
+    def _takes_snapshots(self) -> bool:
+        return self._overflow.snapshot_steps > 0 and self.stability.restores
 
     def snapshot(self) -> None:
         """Keep a copy of everything that trains, in host memory, for a roll-back. Local."""

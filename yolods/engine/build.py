@@ -112,10 +112,11 @@ def _parts(
     frozen = freeze(module, hyper.freeze)
     channels_last = hyper.channels_last is not False
     low_precision = layout.precision != "fp32"
+    shared = hyper.sync_bn and share.count > 1
     exchange_layers(
         module,
         low_precision=low_precision,
-        sync_bn=hyper.sync_bn and share.count > 1,
+        sync_bn=shared,
         pointwise=ranks.device.type == "cpu" and channels_last and not low_precision and layout.autocast is None,
         group=share.group,
     )
@@ -144,6 +145,7 @@ def _parts(
         ranks=ranks,
         share=share,
         frozen=frozen,
+        shared=shared,
         strides=head.stride,
         reg_max=head.reg_max,
     )

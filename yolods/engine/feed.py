@@ -23,8 +23,8 @@ class Feed:
         """Seconds."""
         self.replaced: list[str] = []
         """Files that could not be read and were replaced by other samples."""
-        self.files: list[tuple[str, ...]] = []
-        """Image files of every micro-batch."""
+        self.files: list[tuple[tuple[str, ...], ...]] = []
+        """Of every micro-batch, of every image in it, the files that it was made of."""
 
     def take(self) -> dict[str, Any]:
         """The next micro-batch."""
@@ -34,7 +34,7 @@ class Feed:
         batch = next(self._batches)
         self.waited += time.perf_counter() - started
         self.replaced += batch.get("replaced", ())
-        self.files.append(tuple(batch.get("im_file", ())))
+        self.files.append(tuple(batch.get("sources") or ((file,) for file in batch.get("im_file", ()))))
         if self._keep:
             self._kept.append(batch)
         return batch

@@ -41,6 +41,8 @@ class Finding:
     """Forward: places in the micro-batch of the images whose values were bad."""
     in_weights: bool = False
     """Forward: the layer's own weights were bad before it computed anything."""
+    order: int = 0
+    """How many things of the step were looked at before it on its rank; replicas look at the same in the same order."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,10 @@ class Probe:
     def findings(self) -> list[Finding]:
         """The first bad thing of every micro-batch in each direction, in the order in which they were met."""
         found: dict[tuple[Phase, int], Finding] = {}
-        for flags, bad in zip(self._flags, _any(self._flags), strict=True):
+        for order, (flags, bad) in enumerate(zip(self._flags, _any(self._flags), strict=True)):
             key = flags.phase, flags.micro_batch
             if bad and key not in found:
-                found[key] = _finding(flags)
+                found[key] = _finding(flags, order)
         return list(found.values())
 
     def largest(self, names: Sequence[str]) -> tuple[float, Finding] | None:
@@ -157,12 +159,12 @@ def _any(flags: Sequence[_Flags]) -> list[bool]:
     return torch.stack([(each.inf.any() | each.nan.any()) for each in flags]).tolist()
 
 
-def _finding(flags: _Flags) -> Finding:
+def _finding(flags: _Flags, order: int) -> Finding:
     kinds = [word for word, flag in (("inf", flags.inf), ("nan", flags.nan)) if bool(flag.any())]
     bad = flags.inf | flags.nan
     images = tuple(torch.nonzero(bad).flatten().tolist()) if flags.phase == "forward" else ()
     in_weights = flags.weights is not None and bool(flags.weights)
-    return Finding(flags.phase, flags.name, ", ".join(kinds), flags.micro_batch, images, in_weights)
+    return Finding(flags.phase, flags.name, ", ".join(kinds), flags.micro_batch, images, in_weights, order)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -191,8 +193,9 @@ class Account:
     """Of a spike: see `Probe.largest`."""
     losses: tuple[float, ...]
     """Loss of every micro-batch, where the loss is computed."""
-    files: tuple[tuple[str, ...], ...]
-    """Image files of every micro-batch, where they are read."""
+    files: tuple[tuple[tuple[str, ...], ...], ...]
+    """Where images are read: of every micro-batch, of every image in it, the files that it was made of; of a mosaic
+    four."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +212,9 @@ class Culprit:
     replica: int
     micro_batch: int
     files: tuple[str, ...] = ()
-    """Images whose values were bad; where that cannot be told apart, all of the micro-batch."""
+    """What the images whose values were bad were made of; where these cannot be told apart, all of the micro-batch."""
     single_images: bool = False
-    """Whether `files` are the bad images themselves."""
+    """Whether they could be told apart."""
 
     @property
     def layer(self) -> str:
@@ -219,12 +222,16 @@ class Culprit:
         return ".".join(self.name.split(".")[:2]) if self.name.startswith("model.") else self.name
 
 
-def culprits(accounts: Sequence[Account], cause: str) -> list[Culprit]:
+def culprits(accounts: Sequence[Account], cause: str, *, shared: bool = False) -> list[Culprit]:
     """Where each bad micro-batch of a step went bad first. Pure.
 
     A value that is not finite travels on: forward through the later stages, then into the loss and back through every
     gradient. Of a replica's micro-batch the origin is therefore forward before backward, forward the earliest stage,
     backward the latest.
+
+    Args:
+        shared: BatchNorm's statistics span the replicas, so that a bad value travels between them, too; of all
+            replicas' the origin is the one that was met first.
     """
     if cause == "gradient_spike":
         return _largest_gradient(accounts)
@@ -233,12 +240,12 @@ def culprits(accounts: Sequence[Account], cause: str) -> list[Culprit]:
     found: list[Culprit] = []
     batches = {(each.replica, finding.micro_batch) for each in accounts for finding in each.findings}
     batches |= {(each.replica, i) for each in accounts for i, loss in enumerate(each.losses) if not math.isfinite(loss)}
-    for replica, micro_batch in sorted(batches):
-        mine = [each for each in accounts if each.replica == replica]
-        files = _files(mine, micro_batch)
+    joint = {(-1, micro_batch) for _, micro_batch in batches} if shared else batches
+    for replica, micro_batch in sorted(joint):
+        mine = [each for each in accounts if shared or each.replica == replica]
         origin = _origin(mine, micro_batch)
         if origin is not None:
-            found.append(_culprit(*origin, files))
+            found.append(_culprit(*origin, _files(accounts, origin[0].replica, micro_batch)))
     return found
 
 
@@ -246,18 +253,19 @@ def _origin(accounts: Sequence[Account], micro_batch: int) -> tuple[Account, Fin
     met = [(each, f) for each in accounts for f in each.findings if f.micro_batch == micro_batch]
     forward = [pair for pair in met if pair[1].phase == "forward"]
     if forward:
-        return min(forward, key=lambda pair: pair[0].stage)
+        return min(forward, key=lambda pair: (pair[0].stage, pair[1].order))
     for each in accounts:
         if micro_batch < len(each.losses) and not math.isfinite(each.losses[micro_batch]):
             kind = "nan" if math.isnan(each.losses[micro_batch]) else "inf"
             return each, Finding("forward", LOSS, kind, micro_batch)
     backward = [pair for pair in met if pair[1].phase == "backward"]
-    return max(backward, key=lambda pair: pair[0].stage) if backward else None
+    return min(backward, key=lambda pair: (-pair[0].stage, pair[1].order)) if backward else None
 
 
-def _culprit(account: Account, finding: Finding, files: tuple[str, ...]) -> Culprit:
+def _culprit(account: Account, finding: Finding, files: tuple[tuple[str, ...], ...]) -> Culprit:
     single = bool(finding.images) and not finding.in_weights and len(finding.images) < max(len(files), 2)
-    chosen = tuple(files[i] for i in finding.images if i < len(files)) if single else files
+    images = [files[i] for i in finding.images if i < len(files)] if single else files
+    chosen = tuple(dict.fromkeys(file for sources in images for file in sources))
     name = f"{finding.name} (its weights)" if finding.in_weights else finding.name
     return Culprit(
         finding.phase,
@@ -273,8 +281,9 @@ def _culprit(account: Account, finding: Finding, files: tuple[str, ...]) -> Culp
     )
 
 
-def _files(accounts: Sequence[Account], micro_batch: int) -> tuple[str, ...]:
-    return next((each.files[micro_batch] for each in accounts if micro_batch < len(each.files)), ())
+def _files(accounts: Sequence[Account], replica: int, micro_batch: int) -> tuple[tuple[str, ...], ...]:
+    told = (each.files for each in accounts if each.replica == replica)
+    return next((files[micro_batch] for files in told if micro_batch < len(files)), ())
 
 
 def _largest_gradient(accounts: Sequence[Account]) -> list[Culprit]:
@@ -283,8 +292,7 @@ def _largest_gradient(accounts: Sequence[Account]) -> list[Culprit]:
         return []
     latest = max(each.stage for each, _, _ in told)  # nearest to the loss
     account, _, finding = max((row for row in told if row[0].stage == latest), key=lambda row: row[1])
-    mine = [each for each in accounts if each.replica == account.replica]
-    return [_culprit(account, finding, _files(mine, finding.micro_batch))]
+    return [_culprit(account, finding, _files(accounts, account.replica, finding.micro_batch))]
 
 
 def _largest_loss(accounts: Sequence[Account]) -> list[Culprit]:
@@ -292,6 +300,5 @@ def _largest_loss(accounts: Sequence[Account]) -> list[Culprit]:
     if not told:
         return []
     _, micro_batch, account = max(told, key=lambda row: row[0])
-    mine = [each for each in accounts if each.replica == account.replica]
     finding = Finding("forward", LOSS, "spike", micro_batch)
-    return [_culprit(account, finding, _files(mine, micro_batch))]
+    return [_culprit(account, finding, _files(accounts, account.replica, micro_batch))]

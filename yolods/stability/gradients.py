@@ -249,7 +249,7 @@ class OffloadedGradients(PartitionedGradients):
     needs = (
         *PartitionedGradients.needs,
         *("set_norm_for_param_grad_in_gpu", "update_offload_overflow_tracker_for_param_grad"),
-        "update_offload_overflow_tracker",
+        *("update_offload_overflow_tracker", "_wait_for_offload_copies"),
     )
 
     def slices(self) -> list[Tensor]:

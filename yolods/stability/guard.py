@@ -57,11 +57,12 @@ class Guard:
         self._bad_in_row = self._spikes_in_row = 0
         self._rollbacks, self._good_since = 0, 0
 
-    def judge(self, reading: Reading, *, scale_can_fall: bool) -> Verdict:
+    def judge(self, reading: Reading, *, scale_can_fall: bool, can_return: bool) -> Verdict:
         """The verdict on a step.
 
         Args:
             scale_can_fall: fp16 with a dynamic loss scale above its floor.
+            can_return: there is a snapshot; before the first step that was applied there is none.
         """
         cause, usual = self._cause(reading, scale_can_fall)
         if not cause:
@@ -73,12 +74,7 @@ class Guard:
         self._spikes_in_row = self._spikes_in_row + 1 if cause == "gradient_spike" else 0
         if self._bad_in_row < self._config.patience:
             return Verdict("skip", cause, suspects, usual=usual)
-        return Verdict(self._last_resort(), cause, suspects, usual=usual)
-
-    @property
-    def calm(self) -> bool:
-        """Whether the last step was good, so that what the run holds now may be gone back to."""
-        return self._bad_in_row == 0
+        return Verdict(self._last_resort(can_return), cause, suspects, usual=usual)
 
     def _cause(self, reading: Reading, scale_can_fall: bool) -> tuple[Cause, float]:
         if not math.isfinite(reading.total_loss):
@@ -97,7 +93,8 @@ class Guard:
     def _good(self, reading: Reading) -> tuple[int, ...]:
         self._bad_in_row = self._spikes_in_row = 0
         self._good_since += 1
-        if self._good_since >= max(self._config.snapshot_steps, 1):
+        # No fewer than it takes to learn what is usual: one good step between two troubles is no recovery.
+        if self._good_since >= max(self._config.snapshot_steps, self._config.warmup_steps):
             self._rollbacks = 0
         self._norm.add(reading.norm)
         self._loss.add(reading.total_loss)
@@ -109,7 +106,7 @@ class Guard:
         excess = np.where(reading.norms > _WEIGHTY * reading.norm, self._layers.excess(reading.norms), 0.0)
         return tuple(np.flatnonzero(excess >= math.sqrt(max(excess.max(), 1.0))).tolist())
 
-    def _last_resort(self) -> Action:
+    def _last_resort(self, can_return: bool) -> Action:
         """What follows `patience`. Spikes alone, of gradients that are finite and a loss that is as ever, are the new
         level, and what was usual is learned anew."""
         bad, self._bad_in_row = self._bad_in_row, 0
@@ -117,7 +114,7 @@ class Guard:
             self._norm, self._spikes_in_row = Trend(), 0
             self._layers = LayerTrends(len(self._layers.mean))
             return "skip"
-        if not self._config.snapshot_steps or self._rollbacks >= self._config.max_rollbacks:
+        if not can_return or self._rollbacks >= self._config.max_rollbacks:
             return "stop"
         self._rollbacks, self._good_since = self._rollbacks + 1, 0
         return "rollback"

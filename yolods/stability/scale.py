@@ -89,7 +89,8 @@ class LossScale:
         # DeepSpeed does not count the first good step: a window of 1000 ends with the 1001st.
         if self.good_steps > 1 and (self.good_steps - 1) % self.rules.window == 0:
             self.patience = self.rules.hysteresis
-            self.cur_scale = min(self.cur_scale * 2, self.rules.ceiling)
+            # A scale that was set above the ceiling to begin with stays, and gives way to overflows alone.
+            self.cur_scale = max(self.cur_scale, min(self.cur_scale * 2, self.rules.ceiling))
 
     def state(self) -> dict[str, Any]:
         """Where it stands."""

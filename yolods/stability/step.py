@@ -87,16 +87,17 @@ class Stability:
         """A loss as `backward` is to be given it."""
         return self._scale.scale_loss(loss) if self._scale is not None and self._by_hand else loss
 
-    def judge(self, sums: Tensor, micro_batches: int) -> Outcome:
+    def judge(self, sums: Tensor, micro_batches: int, *, can_return: bool) -> Outcome:
         """Measure and decide; DeepSpeed's step comes next. A collective.
 
         Args:
             sums: (4,) fp32: loss items and boxes, summed over this rank's micro-batches; 0 where none are computed.
             micro_batches: of the step, over all replicas.
+            can_return: there is a snapshot.
         """
         reading = self._read(sums, micro_batches)
         can_fall = self._scale is not None and not self._scale.at_floor
-        verdict = self.guard.judge(reading, scale_can_fall=can_fall)
+        verdict = self.guard.judge(reading, scale_can_fall=can_fall, can_return=can_return)
         cut = self._policy.cut(reading) if verdict.applied else Cut(0.0)
         self._gradients.decision = self._decision(reading, verdict, cut)
         return Outcome(
@@ -159,11 +160,6 @@ class Stability:
         """Names of parameters by their places."""
         return [self._names[place] for place in places]
 
-    @property
-    def calm(self) -> bool:
-        """Whether the last step was good."""
-        return self.guard.calm
-
     def state(self) -> dict[str, Any]:
         """Everything that the next verdict depends on."""
         return {
@@ -201,7 +197,7 @@ class StockStability:
         """A loss as `backward` is to be given it."""
         return loss * self._engine.optimizer.loss_scale if self._by_hand and self._engine.fp16_enabled() else loss
 
-    def judge(self, sums: Tensor, micro_batches: int) -> Outcome:
+    def judge(self, sums: Tensor, micro_batches: int, *, can_return: bool) -> Outcome:
         """Nothing is decided here: only what the layers know is collected. A collective."""
         if self._ranks > 1:
             dist.all_reduce(sums)
@@ -232,11 +228,6 @@ class StockStability:
     def named(self, places: Sequence[int]) -> list[str]:
         """Nobody is suspected."""
         return []
-
-    @property
-    def calm(self) -> bool:
-        """It has no memory of trouble."""
-        return True
 
     def state(self) -> dict[str, Any]:
         """DeepSpeed's loss scaler."""

@@ -160,12 +160,15 @@ class RunTelemetry(Telemetry):
         self._console = Console(epochs=epochs, images_per_epoch=images_per_epoch, batch_size=batch_size, stream=stream)
         self._results: ResultsTable | None = None
         self._board: Board | None = None
-        self._events = EventFile(run_dir / STABILITY_FILE, start_step)
+        self._events = EventFile(run_dir / STABILITY_FILE)
+        earlier: list[Mapping[str, Any]] = []
+        with harmless(STABILITY_FILE):
+            earlier = self._events.keep(start_step)
         with harmless("results.csv"):
             self._results = ResultsTable(run_dir / "results.csv", start_epoch)
         steps = steps_per_epoch or max(images_per_epoch // batch_size, 1)
         with harmless("TensorBoard's event file"):
-            self._board = Board(run_dir, steps_per_epoch=steps, start_step=start_step)
+            self._board = Board(run_dir, steps_per_epoch=steps, start_step=start_step, events=earlier)
         self._painter = Painter(run_dir, names, self._show_picture) if plots else None
 
     def start(
@@ -224,7 +227,8 @@ class RunTelemetry(Telemetry):
         self._on_board("a PR curve", lambda board: board.pr_curves(metrics, final=final))
 
     def stability(self, event: StabilityEvent) -> None:
-        _log.warning("step %d: %s", event.step, sentence(event))
+        if event.action != "stop":  # which the error says that ends the run
+            _log.warning("step %d: %s", event.step, sentence(event))
         with harmless(f"the event of step {event.step} in {STABILITY_FILE}"):
             self._events.append(event)
         self._on_board("an event", lambda board: board.stability(event))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +32,26 @@ _PR_CLASSES = 20
 class Board:
     """One event file, written by rank 0."""
 
-    def __init__(self, run_dir: Path, *, steps_per_epoch: int, start_step: int = 0) -> None:
-        """Open an event file in `run_dir`; points past `start_step`, from a run that went on, are hidden by readers."""
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        steps_per_epoch: int,
+        start_step: int = 0,
+        events: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Open an event file in `run_dir`; points past `start_step`, from a run that went on, are hidden by readers.
+
+        Args:
+            events: of stability.jsonl, that the run has behind it: their counts go on.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         # Also on a first start: readers take the first such mark in a folder for its beginning, the next for a restart.
         self._writer = SummaryWriter(str(run_dir), purge_step=start_step + 1, flush_secs=20)
         self._every = max(steps_per_epoch // _POINTS_AN_EPOCH, 1)
         self._pending: list[StepStats] = []
-        self._counted: Counter[str] = Counter()
+        self._counted = Counter(tag for event in events for tag in _tags_of(event))
         self.step_number = start_step
 
     def start(self, config: Mapping[str, Any], model_summary: str, hyper: Mapping[str, Any]) -> None:
@@ -64,8 +75,7 @@ class Board:
     def stability(self, event: StabilityEvent) -> None:
         """Count an event: by what was done, by cause, and by the layer where it began."""
         self.text("events/stability", sentence(event))
-        tags = [f"stability/{event.action}", f"stability/by_cause/{event.cause}"]
-        tags += sorted({f"stability/by_layer/{each['layer']}" for each in event.culprits})
+        tags = _tags_of(vars(event))
         self._counted.update(tags)
         self._scalars({tag: float(self._counted[tag]) for tag in tags})
 
@@ -193,6 +203,16 @@ def _step_values(stats: StepStats) -> dict[str, float | None]:
         values["time/images_per_second"] = stats.samples / stats.seconds
         values["time/data_share"] = stats.data_seconds / stats.seconds
     return values
+
+
+def _tags_of(event: Mapping[str, Any]) -> list[str]:
+    """The counts that an event adds to."""
+    layers = sorted({each["layer"] for each in event["culprits"]})
+    return [
+        f"stability/{event['action']}",
+        f"stability/by_cause/{event['cause']}",
+        *(f"stability/by_layer/{layer}" for layer in layers),
+    ]
 
 
 def _mean(series: list[float | None]) -> float | None:

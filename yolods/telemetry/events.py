@@ -17,12 +17,26 @@ STABILITY_FILE = "stability.jsonl"
 class EventFile:
     """Appends; each line is on the disk before the next step begins, so that a killed run has told of its last."""
 
-    def __init__(self, file: Path, start_step: int) -> None:
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def keep(self, step: int) -> list[dict[str, Any]]:
+        """Drop what an earlier start wrote of later steps than `step`: they are taken again. Returns what stays.
+
+        Raises:
+            OSError: the file cannot be read or written.
         """
-        Args:
-            start_step: steps that the run has behind it; what an earlier start wrote of later ones is dropped.
-        """
-        self._file, self._start_step, self._opened = file, start_step, False
+        if not self._file.is_file():
+            return []
+        lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if _step_of(line) <= step]
+        if not kept:
+            self._file.unlink()
+        elif len(kept) < len(lines):
+            partial = self._file.with_name(f".{self._file.name}.part")
+            partial.write_text("".join(kept), encoding="utf-8")
+            partial.replace(self._file)
+        return [json.loads(line) for line in kept]
 
     def append(self, event: StabilityEvent) -> None:
         """Write an event; the file is made with the first one.
@@ -30,22 +44,9 @@ class EventFile:
         Raises:
             OSError: it cannot be written.
         """
-        if not self._opened:
-            self._drop_later()
-            self._opened = True
         with self._file.open("a", encoding="utf-8") as file:
             told = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **asdict(event)}
             file.write(json.dumps(_plain(told)) + "\n")
-
-    def _drop_later(self) -> None:
-        if not self._file.is_file():
-            return
-        lines = self._file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if _step_of(line) <= self._start_step]
-        if len(kept) < len(lines):
-            partial = self._file.with_name(f".{self._file.name}.part")
-            partial.write_text("".join(kept), encoding="utf-8")
-            partial.replace(self._file)
 
 
 def _step_of(line: str) -> float:
