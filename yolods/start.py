@@ -35,8 +35,8 @@ from yolods.train import Run, train_args
 
 log = logging.getLogger(__name__)
 
-BYTES_A_PARAMETER = 24
-"""On disk: weights, masters, two moments and the moving average, with room for fp16 copies in .pt files."""
+BYTES_A_PARAMETER = 40
+"""On disk: masters, two moments and the moving average, these once more in the snapshot, and copies in .pt files."""
 
 
 def start_run(config: RunConfig, ranks: Ranks) -> Run:
