@@ -232,7 +232,7 @@ class Ours(Stock):
 
     def measure(self) -> None:
         """See `Way`."""
-        self._outcome = self._stability.settle(self._stability.judge(self._sums, 1))
+        self._outcome = self._stability.settle(self._stability.judge(self._sums, 1, can_return=True))
         super().measure()
 
     def norm(self) -> float | None:
