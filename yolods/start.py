@@ -79,6 +79,7 @@ def start_run(config: RunConfig, ranks: Ranks) -> Run:
         config.run_dir / "checkpoints",
         ranks,
         keep=config.deepspeed.own.checkpoint.keep,
+        keep_best=config.deepspeed.own.checkpoint.keep_best,
         model={"architecture": blueprint.layers, "names": names, "train_args": train_args(config)},
     )
     progress = store.load(engine) if config.resume else Progress()
@@ -137,7 +138,8 @@ def _prepare_folder(config: RunConfig, parameters: int) -> None:
     """Make the run folder, and see that it can hold what the run will write."""
     with _writable(config.run_dir):
         (config.run_dir / "weights").mkdir(parents=True, exist_ok=True)
-        _check_space(config.run_dir, parameters, config.deepspeed.own.checkpoint.keep)
+        policy = config.deepspeed.own.checkpoint
+        _check_space(config.run_dir, parameters, policy.keep + policy.keep_best)
 
 
 def _write_config(config: RunConfig) -> None:

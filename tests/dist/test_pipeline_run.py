@@ -28,7 +28,8 @@ from torch import Tensor
 from tests.dist.starts import front_door, ranks_of, started
 from tests.ranks import on_ranks
 from tests.tiny import make_dataset
-from yolods.checkpoint.read import Checkpoint, newest_in
+from yolods.checkpoint.read import Checkpoint
+from yolods.checkpoint.verify import newest_in
 from yolods.cluster.ranks import Ranks
 
 pytestmark = pytest.mark.slow

@@ -2,63 +2,29 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.stores import ALONE, GROUPS, MODEL, WEIGHTS, Engine
 from yolods.checkpoint import store as module
 from yolods.checkpoint.convert import find_checkpoint, merge
-from yolods.checkpoint.read import Checkpoint, newest_in
-from yolods.checkpoint.store import CheckpointStore, Progress
-from yolods.cluster.ranks import Ranks, Share
+from yolods.checkpoint.files import FileRecord, damage, write_file, write_text
+from yolods.checkpoint.read import Checkpoint
+from yolods.checkpoint.store import CheckpointStore, Progress, write_rank
+from yolods.checkpoint.verify import faults_of, newest_in, render_manifest
 from yolods.engine.shards import cut, join
 from yolods.errors import UserError
 
-ALONE = Ranks(0, 1, 0, "here", torch.device("cpu"))
-MODEL = {"architecture": {"nc": 2}, "names": ["a", "b"], "train_args": {}}
-WEIGHTS = {"conv.weight": torch.arange(6.0).view(2, 3), "conv.bias": torch.tensor([7.0, 8.0, 9.0])}
-GROUPS = [[("conv.weight", (2, 3))], [("conv.bias", (3,))]]
+
+def store_in(folder: Path, keep: int = 2, keep_best: bool = True) -> CheckpointStore:
+    return CheckpointStore(folder, ALONE, keep=keep, keep_best=keep_best, model=MODEL)
 
 
-class Engine:
-    """What a store asks of an engine: one rank's shards of WEIGHTS, cut as `kind` says."""
-
-    def __init__(self, kind: str = "whole", rank: int = 0, ranks: int = 1) -> None:
-        self.kind, self.share = kind, Share(rank, ranks)
-        sizes = [-(-6 // ranks), -(-3 // ranks)] if kind != "whole" else [6, 3]
-        self.held = cut(kind, GROUPS, WEIGHTS, sizes, rank, ranks)
-        self.masters = SimpleNamespace(kind=kind, shards=lambda: self.held)
-        self.loaded: dict = {}
-
-    def layout(self) -> dict:
-        places = [[0, rank] for rank in range(self.share.count)]
-        return {"kind": self.kind, "stages": [self.describe()], "places": places}
-
-    def describe(self) -> dict:
-        return {"groups": [[list(entry) for entry in group] for group in GROUPS], "statistics": ["bn.mean"]}
-
-    def state(self) -> dict:
-        return {
-            "masters": self.held,
-            "optimizer": [{"step": torch.tensor(5.0), "exp_avg": shard * 10} for shard in self.held],
-            "ema": {"updates": 5, "shards": [shard + 0.5 for shard in self.held], "buffers": [self._statistic(0.5)]},
-            "statistics": [self._statistic(0.0)],
-            "frozen": {"dfl.weight": torch.ones(1)},
-            "stability": {"scale": {"cur_scale": 128.0}},
-            "counters": {"global_steps": 5},
-        }
-
-    def _statistic(self, more: float) -> torch.Tensor:
-        return torch.tensor([self.share.index + more])
-
-    def load_state(self, state: dict) -> None:
-        self.loaded = state
-
-
-def store_in(folder: Path, keep: int = 2) -> CheckpointStore:
-    return CheckpointStore(folder, ALONE, keep=keep, model=MODEL)
+def steps_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("step*"))
 
 
 def test_what_was_saved_is_loaded(tmp_path):
@@ -82,43 +48,142 @@ def test_the_newest_are_kept(tmp_path):
     assert newest_in(tmp_path) == tmp_path / "step00000100"
 
 
+# What a run of twelve steps saves, four an epoch: (step, epochs done, best epoch, best fitness).
+RUN = [
+    (2, 0, 0, None),
+    (4, 1, 0, 0.1),
+    (6, 1, 0, 0.1),
+    (8, 2, 0, 0.1),
+    (10, 2, 0, 0.1),
+    (12, 3, 2, 0.2),
+    (14, 3, 2, 0.2),
+]
+
+
+@pytest.mark.parametrize(
+    ("keep", "keep_best", "left"),
+    [
+        (1, True, [[2], [4], [4, 6], [4, 8], [4, 10], [12], [12, 14]]),
+        (1, False, [[2], [4], [6], [8], [10], [12], [14]]),
+    ],
+)
+def test_the_best_stays_beside_the_newest(tmp_path, keep, keep_best, left):
+    """It is the one at the end of the best epoch, not the later ones that know of no better."""
+    for (step, epochs, best, fitness), expected in zip(RUN, left, strict=True):
+        progress = Progress(step=step, epochs_done=epochs, best_epoch=best, best_fitness=fitness)
+        store_in(tmp_path, keep, keep_best).save(Engine(), progress)
+        assert steps_in(tmp_path) == [f"step{step:08d}" for step in expected]
+
+
 def test_a_step_may_be_saved_again(tmp_path):
+    """Beside the earlier one, which stays until the later one is whole."""
     for epochs in (1, 2):
         store_in(tmp_path).save(Engine(), Progress(step=1, epochs_done=epochs))
     assert store_in(tmp_path).load(Engine()).epochs_done == 2
+    assert steps_in(tmp_path) == ["step00000001-2"]
+    store_in(tmp_path).save(Engine(), Progress(step=2))
+    assert steps_in(tmp_path) == ["step00000001-2", "step00000002"]
 
 
-@pytest.mark.parametrize("what", ["rank0.pt", "progress.json", "model.json", "latest", "rename"])
+def test_a_run_set_back_leaves_its_earlier_course(tmp_path):
+    """What it saves from there on is what it goes on from, and what it had saved past that point goes first."""
+    for step in (1, 2, 3):
+        store_in(tmp_path, keep=3).save(Engine(), Progress(step=step))
+    (tmp_path / "latest").write_text("step00000001")
+    assert store_in(tmp_path).load(Engine()).step == 1
+    store_in(tmp_path, keep=3).save(Engine(), Progress(step=2, epochs_done=7))
+    assert steps_in(tmp_path) == ["step00000001", "step00000002-2", "step00000003"]
+    assert store_in(tmp_path).load(Engine()).epochs_done == 7
+    store_in(tmp_path, keep=2).save(Engine(), Progress(step=2, epochs_done=8))
+    assert steps_in(tmp_path) == ["step00000001", "step00000002"]
+    assert store_in(tmp_path).load(Engine()).epochs_done == 8
+
+
+@pytest.mark.parametrize("what", ["rank0.pt", "progress.json", "model.json", "manifest.json", "rename", "latest"])
 def test_a_failure_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, what):
     """The disk fills up at each of the moments of a save."""
     store_in(tmp_path).save(Engine(), Progress(step=1))
-    replace = os.replace
+    open_file, replace = os.open, os.replace
 
-    def fail(source, target):
-        if what in (Path(target).name, "rename" if Path(target).name == "step00000002" else ""):
+    def fail(name):
+        if name == what:
             raise OSError(28, "No space left on device")
+
+    def fail_to_open(path, *rest, **named):
+        fail(Path(path).name)
+        return open_file(path, *rest, **named)
+
+    def fail_to_rename(source, target):
+        fail({"step00000002": "rename"}.get(Path(target).name, Path(target).name))
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", fail)
+    monkeypatch.setattr(os, "open", fail_to_open)
+    monkeypatch.setattr(os, "replace", fail_to_rename)
     with pytest.raises(OSError, match=r"the checkpoint step00000002 could not be written: .*No space left on device"):
         store_in(tmp_path).save(Engine(), Progress(step=2))
     monkeypatch.undo()
     assert newest_in(tmp_path) == tmp_path / "step00000001"
     assert store_in(tmp_path).load(Engine()).step == 1
+    assert not (tmp_path / ".writing").exists()
     store_in(tmp_path).save(Engine(), Progress(step=3))
     assert newest_in(tmp_path) == tmp_path / "step00000003"
 
 
-def test_a_full_disk_as_torch_reports_it(tmp_path, monkeypatch):
+def test_torch_has_faults_of_its_own(tmp_path, monkeypatch):
+    """They are a line like the others'."""
     store_in(tmp_path).save(Engine(), Progress(step=1))
 
     def fail(*_):
-        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] .\n unexpected pos 896 vs 790")
 
-    monkeypatch.setattr(module, "save_atomically", fail)
-    with pytest.raises(OSError, match="step00000002 could not be written: rank 0 on here: PytorchStreamWriter failed"):
+    monkeypatch.setattr(module.torch, "save", fail)
+    with pytest.raises(OSError) as caught:
         store_in(tmp_path).save(Engine(), Progress(step=2))
+    assert str(caught.value) == (
+        "the checkpoint step00000002 could not be written: rank 0 on here: [enforce fail at inline_container.cc:672] . "
+        "unexpected pos 896 vs 790"
+    )
     assert newest_in(tmp_path) == tmp_path / "step00000001"
+
+
+def test_why_torch_could_not_write_is_said(tmp_path, monkeypatch):
+    """torch itself speaks of positions in the file when a write in its middle fails."""
+    write = os.write
+
+    def fail(handle, data):
+        if len(data) > 1000:
+            raise OSError(28, "No space left on device")
+        return write(handle, data)
+
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
+        write_rank(tmp_path, 0, {"a": torch.zeros(1000), "b": torch.ones(3)})
+
+
+def test_a_write_that_takes_a_part_is_gone_on_with(tmp_path, monkeypatch):
+    """As of more than 2 GiB at once."""
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:7]))
+    record = write_file(tmp_path / "a", lambda file: file.write(b"123456789"))
+    assert (tmp_path / "a").read_bytes() == b"123456789"
+    assert record == FileRecord(9, "cbf43926") and damage(tmp_path / "a", record) is None
+
+
+def test_a_host_with_a_disk_of_its_own_is_told_of(tmp_path):
+    """Its rank has written, but not to where rank 0 looks."""
+
+    class Elsewhere(CheckpointStore):
+        def _write(self, writing, state):
+            record, _ = super()._write(writing, state)
+            (writing / "rank0.pt").unlink()
+            return record, "rank 0 on node7"
+
+    with pytest.raises(OSError) as caught:
+        Elsewhere(tmp_path, ALONE, keep=2, model=MODEL).save(Engine(), Progress(step=1))
+    assert str(caught.value) == (
+        f"the checkpoint step00000001 could not be written: rank0.pt of rank 0 on node7 is not in rank 0's "
+        f"{tmp_path}/.writing/step00000001: every host has to share the run's folder"
+    )
 
 
 def test_a_kill_while_writing_is_not_taken_for_a_checkpoint(tmp_path):
@@ -132,8 +197,8 @@ def test_a_kill_while_writing_is_not_taken_for_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("latest", [None, "", "step00000009", "nowhere"])
-def test_without_a_whole_checkpoint_there_is_one_line(tmp_path, latest):
-    (tmp_path / "step00000009").mkdir()
+def test_without_any_checkpoint_there_is_one_line(tmp_path, latest):
+    (tmp_path / ".writing" / "step00000009").mkdir(parents=True)
     if latest is not None:
         (tmp_path / "latest").write_text(latest)
     with pytest.raises(UserError) as caught:
@@ -141,15 +206,72 @@ def test_without_a_whole_checkpoint_there_is_one_line(tmp_path, latest):
     assert str(caught.value) == f"{tmp_path}: no whole checkpoint to resume from; start afresh, without --resume"
 
 
-def write_ranks(folder: Path, kind: str, count: int) -> Checkpoint:
+def test_without_a_whole_checkpoint_all_damage_is_listed(tmp_path):
+    for step in (1, 2):
+        store_in(tmp_path).save(Engine(), Progress(step=step))
+    first, second = tmp_path / "step00000001", tmp_path / "step00000002"
+    (first / "manifest.json").unlink()
+    os.truncate(second / "progress.json", 3)
+    size = (second / "progress.json").with_name("model.json").stat().st_size
+    with (second / "model.json").open("a") as file:
+        file.write("  ")
+    (tmp_path / "latest").write_text("step00000003")
+    whole = json.loads((second / "manifest.json").read_text())["files"]["progress.json"]["size"]
+    with pytest.raises(UserError) as caught:
+        store_in(tmp_path).load(Engine())
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path}: no whole checkpoint to resume from; start afresh, without --resume",
+        f"{tmp_path}/latest: names 'step00000003', which is not there",
+        f"{second}/model.json: too long, {size + 2} of {size} bytes",
+        f"{second}/progress.json: cut short, 3 of {whole} bytes",
+        f"{first}/manifest.json: missing, so nothing here can be verified",
+    ]
+
+
+@pytest.mark.parametrize("latest", [None, "step00000001"])
+def test_what_latest_does_not_name(tmp_path, caplog, latest):
+    """Lost, it is done without; naming an earlier one, it is believed. Either is said."""
+    for step in (1, 2):
+        store_in(tmp_path).save(Engine(), Progress(step=step))
+    (tmp_path / "latest").unlink()
+    if latest is not None:
+        (tmp_path / "latest").write_text(latest)
+    step = store_in(tmp_path).load(Engine()).step
+    expected = (2, "missing") if latest is None else (1, "names step00000001, so step00000002 is left out")
+    assert (step, caplog.messages[0]) == (expected[0], f"{tmp_path}/latest: {expected[1]}")
+    assert caplog.messages[1:] == [f"the run goes on from {tmp_path}/step0000000{step}, which is whole"]
+
+
+def test_every_byte_of_a_manifest_counts(tmp_path):
+    store_in(tmp_path).save(Engine(), Progress(step=1))
+    manifest = tmp_path / "step00000001" / "manifest.json"
+    assert faults_of(manifest.parent, ALONE) == []
+    content = manifest.read_bytes()
+    for place, byte in enumerate(content):
+        manifest.write_bytes(content[:place] + bytes([byte ^ 1 << place % 8]) + content[place + 1 :])
+        expected = f"{manifest}: damaged, its {len(content)} bytes are not what was written"
+        assert faults_of(manifest.parent, ALONE) == [expected], place
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "7", '{"files": 3}', '{"files": {"a": {"size": 1}}}'])
+def test_a_manifest_may_be_anything(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    (fault,) = faults_of(tmp_path, ALONE)
+    assert fault == f"{tmp_path}/manifest.json: damaged, its {len(content)} bytes are not what was written"
+
+
+FIRST = Progress(step=1)
+
+
+def write_ranks(folder: Path, kind: str, count: int, progress: Progress = FIRST) -> Checkpoint:
     """What `count` ranks would write, each its own file."""
     step = folder / "step00000001"
     step.mkdir(parents=True)
     engines = [Engine(kind, rank, count) for rank in range(count)]
-    for rank, engine in enumerate(engines):
-        torch.save({**engine.state(), "rng": {}}, step / f"rank{rank}.pt")
-    (step / "progress.json").write_text(json.dumps({"step": 1}))
-    (step / "model.json").write_text(json.dumps({**MODEL, **engines[0].layout()}))
+    files = {f"rank{rank}.pt": write_rank(step, rank, {**each.state(), "rng": {}}) for rank, each in enumerate(engines)}
+    files["progress.json"] = write_text(step / "progress.json", json.dumps(asdict(progress)))
+    files["model.json"] = write_text(step / "model.json", json.dumps({**MODEL, **engines[0].layout()}))
+    write_text(step / "manifest.json", render_manifest(files))
     (folder / "latest").write_text(step.name)
     return Checkpoint(step)
 
@@ -184,9 +306,7 @@ def test_cut_is_the_inverse_of_join(kind, count):
 
 @pytest.mark.parametrize(("kind", "count"), [("flat", 2), ("pieces", 3)])
 def test_a_checkpoint_goes_on_under_another_layout(tmp_path, kind, count):
-    write_ranks(tmp_path, kind, count)
-    record = tmp_path / "step00000001" / "progress.json"
-    record.write_text(json.dumps({"step": 7, "loss_sums": [1.0, 2.0, 3.0]}))
+    write_ranks(tmp_path, kind, count, Progress(step=7, loss_sums=(1.0, 2.0, 3.0)))
     engine = Engine("whole")
     assert store_in(tmp_path).load(engine) == Progress(step=7, loss_sums=(1.0, 2.0, 3.0))
     for got, expected in zip(engine.loaded["masters"], engine.held, strict=True):
@@ -198,15 +318,25 @@ def test_a_checkpoint_goes_on_under_another_layout(tmp_path, kind, count):
     assert torch.equal(engine.loaded["statistics"][0], torch.tensor([(count - 1) / 2]))
 
 
-def test_files_of_a_host_that_are_missing_are_named(tmp_path):
-    checkpoint = write_ranks(tmp_path, "flat", 4)
+def test_what_an_export_names_as_damaged(tmp_path, caplog):
+    """Asked for one checkpoint it takes that or none, and asked for a run's it takes the newest that is whole."""
+    run = tmp_path / "run"
+    checkpoint = write_ranks(run / "checkpoints", "flat", 4)
     for rank in (1, 3):
         (checkpoint.folder / f"rank{rank}.pt").unlink()
-    with pytest.raises(UserError) as caught:
-        merge(checkpoint, live=False)
-    assert str(caught.value) == (
-        f"{checkpoint.folder}: rank1.pt, rank3.pt of 4 ranks missing; bring every host's files here"
-    )
+    missing = [f"{checkpoint.folder}/rank{rank}.pt: missing" for rank in (1, 3)]
+    remedies = {
+        checkpoint.folder: f"this checkpoint is not whole; another may be, give {run / 'checkpoints'} to find it",
+        run: "no whole checkpoint in it; give a run's folder, its checkpoints/, or one checkpoint in it",
+    }
+    for place, remedy in remedies.items():
+        with pytest.raises(UserError) as caught:
+            find_checkpoint(place)
+        assert str(caught.value).splitlines() == [f"{place}: {remedy}", *missing]
+    store_in(run / "checkpoints").save(Engine(), Progress(step=0))
+    (run / "checkpoints" / "latest").write_text(checkpoint.folder.name)
+    assert find_checkpoint(run) == run / "checkpoints" / "step00000000"
+    assert caplog.messages == missing
 
 
 def test_a_checkpoint_is_found_by_any_of_its_paths(tmp_path):
@@ -217,3 +347,9 @@ def test_a_checkpoint_is_found_by_any_of_its_paths(tmp_path):
         with pytest.raises(UserError) as caught:
             find_checkpoint(place)
         assert str(caught.value) == (f"{place}: {what}; give a run's folder, its checkpoints/, or one checkpoint in it")
+
+
+def test_a_run_may_be_named_as_a_checkpoint_is(tmp_path):
+    run = tmp_path / "step1"
+    folder = write_ranks(run / "checkpoints", "whole", 1).folder
+    assert find_checkpoint(run) == folder

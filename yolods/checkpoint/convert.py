@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from torch import Tensor
 
-from yolods.checkpoint.read import PROGRESS, Checkpoint, newest_in
+from yolods.checkpoint.read import Checkpoint
+from yolods.checkpoint.verify import NAME, alone, faults_of, search
 from yolods.errors import UserError
 from yolods.model.build import build
 from yolods.model.weights import write_pt
+
+log = logging.getLogger(__name__)
 
 
 def export(source: Path, target: Path, *, live: bool, fp32: bool) -> str:
@@ -40,18 +44,28 @@ def export(source: Path, target: Path, *, live: bool, fp32: bool) -> str:
 
 
 def find_checkpoint(source: Path) -> Path:
-    """The checkpoint that a path names.
+    """The checkpoint that a path names: it, or the newest whole one in it. Damaged ones are named in the log.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or the one that was asked for is damaged.
     """
-    if (source / PROGRESS).is_file():
+    remedy = "give a run's folder, its checkpoints/, or one checkpoint in it"
+    if not source.exists():
+        raise UserError(f"{source}: no such folder; {remedy}")
+    if NAME.fullmatch(source.resolve().name) and not (source / "checkpoints").is_dir():
+        if faults := faults_of(source, alone()):
+            what = f"{source}: this checkpoint is not whole; another may be, give {source.parent} to find it"
+            raise UserError("\n".join([what, *faults]))
         return source
+    skipped: list[str] = []
     for folder in (source, source / "checkpoints"):
-        if found := newest_in(folder):
-            return found
-    what = "no such folder" if not source.exists() else "no whole checkpoint in it"
-    raise UserError(f"{source}: {what}; give a run's folder, its checkpoints/, or one checkpoint in it")
+        found = search(folder, alone())
+        skipped += found.skipped
+        if found.folder:
+            for line in skipped:
+                log.warning("%s", line)
+            return found.folder
+    raise UserError("\n".join([f"{source}: no whole checkpoint in it; {remedy}", *skipped]))
 
 
 def merge(checkpoint: Checkpoint, *, live: bool) -> dict[str, Tensor]:

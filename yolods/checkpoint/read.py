@@ -13,20 +13,10 @@ import torch
 from torch import Tensor
 
 from yolods.engine.shards import join
-from yolods.errors import UserError
 
 LATEST = "latest"
 PROGRESS = "progress.json"
 MODEL = "model.json"
-
-
-def newest_in(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a run's `checkpoints/`, or None."""
-    try:
-        found = folder / (folder / LATEST).read_text(encoding="utf-8").strip()
-    except OSError:
-        return None
-    return found if (found / PROGRESS).is_file() else None
 
 
 def rank_file(folder: Path, rank: int) -> Path:
@@ -44,7 +34,7 @@ def load_rank(folder: Path, rank: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on the disk."""
+    """A whole checkpoint on the disk; `verify` tells which are."""
 
     folder: Path
     """checkpoints/stepNNNNNNNN."""
@@ -62,10 +52,6 @@ class Checkpoint:
     @cached_property
     def _ranks(self) -> list[dict[str, Any]]:
         count = len(self.model["places"])
-        missing = [rank for rank in range(count) if not rank_file(self.folder, rank).is_file()]
-        if missing:
-            names = ", ".join(rank_file(self.folder, rank).name for rank in missing)
-            raise UserError(f"{self.folder}: {names} of {count} ranks missing; bring every host's files here")
         return [load_rank(self.folder, rank) for rank in range(count)]
 
     def _of_stage(self, stage: int) -> list[dict[str, Any]]:

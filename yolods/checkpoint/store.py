@@ -6,7 +6,11 @@
         rank0.pt, rank1.pt ...   a rank's shards (fp32 masters, optimizer states, moving average), statistics, RNGs
         progress.json            where the run stood
         model.json               the architecture, and what the shards are made of
-      .writing/                  one being written, or left over from a kill
+        manifest.json            size and checksum of each of these
+      .writing/                  one being written or removed, or left over from a kill; the next save clears it
+
+A save is three parts: `collect` takes a rank's state, `write_rank` puts it on the disk, and `publish`, by rank 0 alone,
+makes of what the ranks wrote the newest checkpoint. Until `latest` names it, a run goes on from the one before.
 
 A rank writes what it owns, under the names of parameters and not of DeepSpeed's buffers: so a checkpoint can be read
 under any layout, and weights are not stored a second time in the precision they compute in.
@@ -19,6 +23,8 @@ import logging
 import os
 import random
 import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +32,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from yolods.checkpoint.read import LATEST, MODEL, PROGRESS, Checkpoint, load_rank, newest_in, rank_file
+from yolods.checkpoint.files import FileRecord, replace_text, sync_folder, write_file, write_text
+from yolods.checkpoint.read import LATEST, MODEL, PROGRESS, Checkpoint, load_rank, rank_file
+from yolods.checkpoint.verify import MANIFEST, names_in, render_manifest, search, step_of
 from yolods.cluster.ranks import Ranks
 from yolods.engine.base import Engine
 from yolods.engine.shards import cut
 from yolods.errors import UserError
-from yolods.model.weights import save_atomically
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +80,16 @@ class Progress:
 class CheckpointStore:
     """The checkpoints of one run folder. `save` and `load` are collectives."""
 
-    def __init__(self, folder: Path, ranks: Ranks, *, keep: int, model: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, ranks: Ranks, *, keep: int, model: dict[str, Any], keep_best: bool = True) -> None:
         """
         Args:
             folder: `checkpoints/` of the run.
             keep: how many of the newest to leave.
             model: `architecture`, `names` and `train_args`, for an export without the run.
+            keep_best: whether to leave the one of the best epoch as well.
         """
-        self._folder, self._ranks, self._keep, self._model = folder, ranks, keep, model
+        self._folder, self._ranks, self._model = folder, ranks, model
+        self._keep, self._keep_best = keep, keep_best
 
     def save(self, engine: Engine, progress: Progress) -> None:
         """Write a checkpoint; the earlier ones stay whole until it is.
@@ -88,74 +97,163 @@ class CheckpointStore:
         Raises:
             OSError: on every rank, if any rank could not write; `latest` still names the earlier one.
         """
-        tag = f"step{progress.step:08d}"
-        writing = self._folder / WRITING / tag
         layout = engine.layout()
-        faults = self._ranks.from_main(self._make_room(writing))
-        if not faults:
-            fault = self._write(engine, writing)
-            faults = [each for each in self._ranks.to_main(fault) if each]
-            if self._ranks.is_main and not faults:
-                faults = self._publish(writing, progress, {**self._model, **layout})
-            faults = self._ranks.from_main(faults)
-        if faults:
-            raise OSError(f"the checkpoint {tag} could not be written: {faults[0]}")
+        writing, fault = self._ranks.from_main(self._make_room(progress.step) if self._ranks.is_main else None)
+        if fault is None:
+            told = self._ranks.to_main(self._write(writing, collect(engine)))
+            fault = self._ranks.from_main(
+                self._publish(writing, told, progress, {**self._model, **layout}) if self._ranks.is_main else None
+            )
+        if fault is not None:
+            raise OSError(f"the checkpoint {writing.name} could not be written: {fault}")
 
-    def _make_room(self, writing: Path) -> list[str]:
-        if not self._ranks.is_main:
-            return []
+    def _make_room(self, step: int) -> tuple[Path, str | None]:
+        """Rank 0: an empty folder to write to, or what is wrong; leftovers of a kill go."""
+        name, again = f"step{step:08d}", 1
         try:
+            # A run that was set back saves a step again. The earlier one stays until the later one is whole.
+            while (self._folder / name).exists():
+                again += 1
+                name = f"step{step:08d}-{again}"
+            writing = self._folder / WRITING / name
             shutil.rmtree(writing.parent, ignore_errors=True)
-            writing.mkdir(parents=True)
+            writing.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            return [str(error)]
-        return []
+            return self._folder / WRITING / name, str(error)
+        return writing, None
 
-    def _write(self, engine: Engine, writing: Path) -> str | None:
-        state = {**engine.state(), "rng": _rng_state()}
+    def _write(self, writing: Path, state: Mapping[str, Any]) -> tuple[FileRecord | None, str]:
+        """Write this rank's file; gives what it has to be, or None and why not."""
+        who = f"rank {self._ranks.rank} on {self._ranks.host}"
         try:
-            save_atomically(rank_file(writing, self._ranks.rank), state)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            return f"rank {self._ranks.rank} on {self._ranks.host}: {error}"
-        return None
+            return write_rank(writing, self._ranks.rank, state), who
+        except (OSError, RuntimeError) as error:  # torch has RuntimeErrors of its own for what it cannot store
+            return None, f"{who}: {' '.join(str(error).split())}"
 
-    def _publish(self, written: Path, progress: Progress, model: dict[str, Any]) -> list[str]:
-        """Rank 0: make a whole checkpoint the newest one, and drop the oldest."""
+    def _publish(
+        self,
+        writing: Path,
+        told: Sequence[tuple[FileRecord | None, str]],
+        progress: Progress,
+        model: Mapping[str, Any],
+    ) -> str | None:
+        """Rank 0: publish what the ranks wrote, or clear it away and return why."""
+        fault = next((who for record, who in told if record is None), None)
         try:
-            _write_text(written / PROGRESS, json.dumps(asdict(progress), indent=2))
-            _write_text(written / MODEL, json.dumps(model))
-            target = self._folder / written.name
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(written, target)
-            _write_text(self._folder / LATEST, written.name)
-            shutil.rmtree(written.parent, ignore_errors=True)
-            for old in sorted(self._folder.glob("step*"))[: -self._keep]:
-                shutil.rmtree(old, ignore_errors=True)
+            fault = fault or _not_here(writing, told)
+            if fault is None:
+                files = {rank_file(writing, rank).name: record for rank, (record, _) in enumerate(told)}
+                publish(writing, self._folder, files, progress, model)
+                self._prune(writing.name)
         except OSError as error:
-            return [str(error)]
-        return []
+            fault = str(error)
+        shutil.rmtree(self._folder / WRITING, ignore_errors=True)  # after a full disk its bytes are needed
+        return fault
+
+    def _prune(self, newest: str) -> None:
+        """Remove what need not be kept, in one rename each: a kill leaves no half of a checkpoint under its name."""
+        for name in set(names_in(self._folder)) - self._kept(newest):
+            with suppress(OSError):
+                os.replace(self._folder / name, self._folder / WRITING / name)
+
+    def _kept(self, newest: str) -> set[str]:
+        """The last K, and the best. Those past the newest are of a course that the run has left: they go first."""
+        step = step_of(newest)[0]
+        names = [name for name in names_in(self._folder) if name == newest or step_of(name)[0] != step]
+        course = [name for name in names if step_of(name)[0] <= step]
+        kept = {*[*(name for name in names if name not in course), *course][-self._keep :]}
+        if self._keep_best:
+            # Saves within the next epoch know the same best epoch: the first of them is the one at its end.
+            best = {name: epoch for name in course if (epoch := _best_epoch(self._folder / name)) is not None}
+            kept |= {*sorted(best, key=lambda name: (-best[name], step_of(name)))[:1]}
+        return kept
 
     def load(self, engine: Engine) -> Progress:
-        """Bring `engine` to the newest checkpoint: bit for bit under the layout that wrote it, and under another with
-        the same weights, optimizer states and average, and running statistics averaged over the replicas.
+        """Bring `engine` to the newest whole checkpoint: bit for bit under the layout that wrote it, and under another
+        with the same weights, optimizer states and average, and running statistics averaged over the replicas.
+
+        What is damaged is left out, and named in the log.
 
         Raises:
-            UserError: there is none, or it is of another model.
+            UserError: there is none, with a line for each damage; or it is of another model.
         """
-        newest = newest_in(self._folder)
-        if newest is None:
-            raise UserError(f"{self._folder}: no whole checkpoint to resume from; start afresh, without --resume")
-        checkpoint = Checkpoint(newest)
+        found = search(self._folder, self._ranks)
+        if found.folder is None:
+            what = "no whole checkpoint to resume from; start afresh, without --resume"
+            raise UserError("\n".join([f"{self._folder}: {what}", *found.skipped]))
+        if self._ranks.is_main and found.skipped:
+            for line in found.skipped:
+                log.warning("%s", line)
+            log.warning("the run goes on from %s, which is whole", found.folder)
+        checkpoint = Checkpoint(found.folder)
         layout = engine.layout()
         if all(checkpoint.model[key] == json.loads(json.dumps(value)) for key, value in layout.items()):
-            state = load_rank(newest, self._ranks.rank)
+            state = load_rank(found.folder, self._ranks.rank)
             engine.load_state({**state, "frozen": checkpoint.frozen()})
             _set_rng_state(state["rng"])
         else:
-            log.info("%s was written under another layout; its shards are cut anew", newest)
+            log.info("%s was written under another layout; its shards are cut anew", found.folder)
             engine.load_state(_recut(checkpoint, engine))
         return _progress(checkpoint.progress)
+
+
+def collect(engine: Engine) -> dict[str, Any]:
+    """All that this rank has to write. A collective.
+
+    The tensors are the engine's own: whoever writes them while training goes on has to copy them first.
+    """
+    return {**engine.state(), "rng": _rng_state()}
+
+
+def write_rank(folder: Path, rank: int, state: Mapping[str, Any]) -> FileRecord:
+    """Put a rank's state on the disk. Needs no other rank.
+
+    Raises:
+        OSError, RuntimeError: it could not be written.
+    """
+    # Rank 0 has made the folder; a host that has cached its absence sees it only now.
+    os.makedirs(folder, exist_ok=True)
+    return write_file(rank_file(folder, rank), lambda file: torch.save(dict(state), file))
+
+
+def publish(
+    writing: Path, folder: Path, files: Mapping[str, FileRecord], progress: Progress, model: Mapping[str, Any]
+) -> None:
+    """Make what the ranks wrote to `writing` the newest checkpoint in `folder`.
+
+    Each line is on the disk before the next begins: `latest` cannot name what a power cut would take away.
+
+    Raises:
+        OSError: `latest` is as it was.
+    """
+    about = {
+        PROGRESS: write_text(writing / PROGRESS, json.dumps(asdict(progress), indent=2)),
+        MODEL: write_text(writing / MODEL, json.dumps(model)),
+    }
+    write_text(writing / MANIFEST, render_manifest({**files, **about}))
+    sync_folder(writing)
+    os.replace(writing, folder / writing.name)
+    sync_folder(folder)
+    sync_folder(folder.parent)  # the first save has made `folder`
+    replace_text(folder / LATEST, writing.name)
+
+
+def _not_here(writing: Path, told: Sequence[tuple[FileRecord | None, str]]) -> str | None:
+    """Which rank's file is not in rank 0's folder: it went to another disk under the same path."""
+    for rank, (record, who) in enumerate(told):
+        file = rank_file(writing, rank)
+        if record is not None and not (file.is_file() and file.stat().st_size == record.size):
+            return f"{file.name} of {who} is not in rank 0's {file.parent}: every host has to share the run's folder"
+    return None
+
+
+def _best_epoch(folder: Path) -> int | None:
+    """The epoch (from 0) after which a checkpoint was written, if none before it had been better; else None."""
+    with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is not worth keeping
+        progress = Checkpoint(folder).progress
+        if progress["best_fitness"] is not None and progress["epochs_done"] == progress["best_epoch"] + 1:
+            return progress["best_epoch"]
+    return None
 
 
 def _progress(record: dict[str, Any]) -> Progress:
@@ -215,13 +313,3 @@ def _set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"].clone())
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write, flush to the disk, rename over."""
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from yolods.config.values import one_of, read_block, real, setting, whole
+from yolods.config.values import flag, one_of, read_block, real, setting, whole
 from yolods.errors import Faults
 
 
@@ -23,6 +23,8 @@ class CheckpointPolicy:
     """Optimizer steps from one checkpoint to the next within an epoch; 0: none within an epoch."""
     keep: int = setting(2, whole(1))
     """How many of the newest checkpoints stay on disk."""
+    keep_best: bool = setting(True, flag())
+    """Whether the checkpoint of the best epoch stays beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)

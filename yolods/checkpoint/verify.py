@@ -1,0 +1,135 @@
+"""Which checkpoint to load: the newest of which every byte is what was written. All ranks reach one verdict.
+
+A checkpoint's manifest.json has the size and checksum of each of its files, and a checksum of itself. A folder without
+one is left out by name, as after any other damage: it may be a checkpoint that lost a file, and nothing else
+could tell. `latest` is where a search begins, so a run may be set back by hand; where it is lost or names nothing, or
+something damaged, the others follow, newest first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from yolods.checkpoint.files import FileRecord, damage
+from yolods.checkpoint.read import LATEST
+from yolods.cluster.ranks import Ranks
+
+MANIFEST = "manifest.json"
+NAME = re.compile(r"step(\d+)(?:-(\d+))?")
+"""step00000128; step00000128-2 where that step was saved before and is on the disk."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to."""
+
+    folder: Path | None
+    """The newest whole checkpoint."""
+    skipped: tuple[str, ...]
+    """A line for each damage that was passed on the way: the file, and what is wrong with it."""
+
+
+def render_manifest(files: Mapping[str, FileRecord]) -> str:
+    """The text of manifest.json. One list of files has one text, so any change of a manifest shows."""
+    content = {name: asdict(record) for name, record in sorted(files.items())}
+    return json.dumps({"files": content, "crc32": f"{zlib.crc32(json.dumps(content).encode()):08x}"}, indent=1)
+
+
+def step_of(name: str) -> tuple[int, int]:
+    """Orders names of checkpoints: by step, and by how often it was saved."""
+    step, again = NAME.fullmatch(name).groups()
+    return int(step), int(again or 1)
+
+
+def names_in(folder: Path) -> list[str]:
+    """What looks like a checkpoint in `checkpoints/`, oldest first; nothing that is being written."""
+    try:
+        names = [each.name for each in folder.iterdir() if NAME.fullmatch(each.name)]
+    except OSError:
+        return []
+    return sorted(names, key=step_of)
+
+
+def newest_in(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a run's `checkpoints/`, or None. In one process."""
+    return search(folder, alone()).folder
+
+
+def alone() -> Ranks:
+    """The ranks of a process that is no part of a run."""
+    return Ranks(0, 1, 0, socket.gethostname(), torch.device("cpu"))
+
+
+def search(folder: Path, ranks: Ranks) -> Found:
+    """Find the newest whole checkpoint in `checkpoints/`. A collective; the same on every rank."""
+    names, skipped = ranks.from_main(_candidates(folder) if ranks.is_main else ([], []))
+    for name in names:
+        faults = faults_of(folder / name, ranks)
+        if not faults:
+            return Found(folder / name, tuple(skipped))
+        skipped += faults
+    return Found(None, tuple(skipped))
+
+
+def _candidates(folder: Path) -> tuple[list[str], list[str]]:
+    """Names in the order in which to try them, and what is wrong with `latest`."""
+    names = names_in(folder)[::-1]
+    latest = folder / LATEST
+    if not names:
+        return [], []
+    try:
+        named = latest.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return names, [f"{latest}: missing"]
+    except OSError as error:
+        return names, [f"{latest}: cannot be read: {error.strerror or error}"]
+    if named not in names:
+        return names, [f"{latest}: names {named[:40]!r}, which is not there"]
+    # Written but not named yet when the run was killed, or left behind by a run that was set back.
+    newer = [f"{latest}: names {named}, so {names[0]} is left out"] if named != names[0] else []
+    return [named, *(name for name in names if name != named)], newer
+
+
+def faults_of(folder: Path, ranks: Ranks) -> list[str]:
+    """Lines about every damage in a checkpoint; none if it is whole. A collective; the same on every rank.
+
+    Each rank reads a share of the files, its own among them where the layout is the one that wrote them.
+    """
+    files, fault, host = ranks.from_main((*_read_manifest(folder), ranks.host) if ranks.is_main else None)
+    if fault is not None:
+        return [f"{folder / MANIFEST}: {fault}"]
+    where = "" if ranks.host == host else f" (seen from {ranks.host})"
+    found = [(name, damage(folder / name, files[name])) for name in _share(list(files), ranks)]
+    told = ranks.to_main([f"{folder / name}: {what}{where}" for name, what in found if what])
+    return ranks.from_main([line for lines in told for line in lines])
+
+
+def _share(names: list[str], ranks: Ranks) -> list[str]:
+    """rank<r>.pt goes to rank r, modulo their number; small files to rank 0."""
+    numbers = {name: int(digits.group(1)) if (digits := re.fullmatch(r"rank(\d+)\.pt", name)) else 0 for name in names}
+    return [name for name, number in numbers.items() if number % ranks.size == ranks.rank]
+
+
+def _read_manifest(folder: Path) -> tuple[dict[str, FileRecord], str | None]:
+    """Files by name, or what is wrong with the manifest."""
+    try:
+        text = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        return {}, "missing, so nothing here can be verified"
+    except OSError as error:
+        return {}, f"cannot be read: {error.strerror or error}"
+    try:
+        files = {name: FileRecord(**record) for name, record in json.loads(text)["files"].items()}
+        if render_manifest(files).encode() == text:
+            return files, None
+    except (ValueError, TypeError, KeyError, AttributeError):  # a flipped bit can make any JSON of it, or none
+        pass
+    return {}, f"damaged, its {len(text)} bytes are not what was written"
