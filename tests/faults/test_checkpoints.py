@@ -1,0 +1,153 @@
+"""Whatever happens to checkpoints, one that is verified loads, and what was damaged is named.
+
+A part of the matrix: a kill at every point of a save, every way to die, is tried by
+`python benchmarks/checkpoint_faults.py`, with 200 random trials, and recorded in benchmarks/checkpoint_faults.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import checkpoints
+from tests.faults.checkpoints import (
+    DAMAGES,
+    FILES,
+    KINDS,
+    MODES,
+    NoDiskHere,
+    Outcome,
+    calls_of_a_save,
+    damaged,
+    killed,
+    on_a_small_disk,
+    trial,
+)
+from tests.ranks import on_ranks
+from tests.stores import ALONE, MODEL, Engine
+from yolods.checkpoint import files, store
+from yolods.checkpoint.read import rank_file
+from yolods.checkpoint.store import CheckpointStore, Progress
+from yolods.cluster.ranks import Ranks
+
+TRIALS = 28
+KILLS = 24
+"""Of all points, evenly spread, each in a way of its own."""
+
+
+def wrong(outcomes: list[Outcome]) -> list[str]:
+    return [f"{each.kind}, {each.what}: {fault}" for each in outcomes for fault in each.wrong]
+
+
+@pytest.fixture(scope="module")
+def calls() -> int:
+    return calls_of_a_save()
+
+
+def test_a_save_can_be_killed_at_many_points(calls):
+    assert calls >= 50
+
+
+def test_kills_and_power_cuts_over_a_whole_save(calls):
+    points = [(place * calls // KILLS, MODES[place % len(MODES)]) for place in range(KILLS)]
+    outcomes = [killed(number, mode, seed=number) for number, mode in points]
+    assert wrong(outcomes) == []
+    assert not [each.what for each in outcomes if each.what.startswith("no kill")]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damage_to_each_kind_of_file(how, file):
+    assert wrong([damaged(how, seed=5, file=file)]) == []
+
+
+@pytest.mark.parametrize("kind", ["full disk", "read-only"])
+def test_a_disk_that_takes_no_more(kind):
+    try:
+        outcomes = [on_a_small_disk(kind, seed) for seed in range(6)]
+    except NoDiskHere as error:
+        pytest.skip(str(error))
+    assert wrong(outcomes) == []
+
+
+def test_random_trials(calls):
+    outcomes, skipped = [], set()
+    for seed in range(TRIALS):
+        try:
+            outcomes.append(trial(seed, calls))
+        except NoDiskHere as error:
+            skipped.add(str(error))
+    assert wrong(outcomes) == []
+    assert {each.kind for each in outcomes} == ({*KINDS} if not skipped else {*KINDS} - {"full disk", "read-only"})
+
+
+@pytest.mark.parametrize("left_out", ["contents", "names", "checksums"])
+def test_these_trials_would_find_a_store_that_is_careless(monkeypatch, left_out):
+    """Without flushing contents, or names, a power cut does harm; without checksums, a flipped bit."""
+    if left_out == "names":
+        monkeypatch.setattr(files, "sync_folder", lambda folder: None)
+        monkeypatch.setattr(store, "sync_folder", lambda folder: None)
+    elif left_out == "contents":
+        monkeypatch.setattr(files.os, "fsync", lambda handle: None)
+        monkeypatch.setattr(checkpoints, "COUNTED", tuple(name for name in checkpoints.COUNTED if name != "fsync"))
+    else:
+        monkeypatch.setattr(files.zlib, "crc32", lambda data, start=0: 0)
+        assert wrong([damaged("flipped bit", seed, "rank0.pt") for seed in range(3)])
+        return
+    last = checkpoints.calls_of_a_save()
+    assert any(killed(last - 1 - back % 20, "power cut", seed=back).wrong for back in range(60))
+
+
+def save_and_damage(ranks: Ranks, folder: str) -> dict[str, Any]:
+    """On one of two ranks: steps 1 to 3, the third and second damaged, a load; then a save that fails on rank 1."""
+    place = Path(folder) / "checkpoints"
+    kept = CheckpointStore(place, ranks, keep=3, model=MODEL)
+    for step in (1, 2, 3):
+        kept.save(Engine("flat", ranks.rank, ranks.size), Progress(step=step))
+    if ranks.is_main:
+        checkpoints.damage(place / "step00000003" / "rank1.pt", "flipped bit", random.Random(0))
+        checkpoints.damage(place / "step00000002" / "rank0.pt", "missing", random.Random(0))
+    ranks.barrier()
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    store.log.addHandler(handler)
+    engine = Engine("flat", ranks.rank, ranks.size)
+    step = kept.load(engine).step
+    report: dict[str, Any] = {"step": step, "lines": lines, "mine": engine.loaded["masters"][0].tolist()}
+    if ranks.rank == 1:
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        files.os.fsync = full
+    try:
+        kept.save(engine, Progress(step=4))
+    except OSError as error:
+        report["refused"] = str(error)
+    return report | {"left": sorted(each.name for each in place.iterdir())}
+
+
+def test_ranks_reach_one_verdict(tmp_path, caplog):
+    """Also a single process, which reads what two ranks wrote."""
+    reports = on_ranks("tests.faults.test_checkpoints:save_and_damage", (2,), folder=str(tmp_path))[2]
+    folder = tmp_path / "checkpoints"
+    assert [report["step"] for report in reports] == [1, 1]
+    assert [report["mine"] for report in reports] == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    third, second, choice = reports[0]["lines"]
+    assert third.startswith(f"{rank_file(folder / 'step00000003', 1)}: damaged, its checksum is ")
+    assert second == f"{rank_file(folder / 'step00000002', 0)}: missing"
+    assert choice == f"the run goes on from {folder / 'step00000001'}, which is whole"
+    assert reports[1]["lines"] == []
+    for report in reports:
+        assert report["refused"].startswith("the checkpoint step00000004 could not be written: rank 1 on ")
+        assert report["refused"].endswith(": [Errno 28] No space left on device")
+        assert report["left"] == ["latest", "step00000001", "step00000002", "step00000003"]
+    whole = Engine()
+    assert CheckpointStore(folder, ALONE, keep=3, model=MODEL).load(whole).step == 1
+    assert whole.loaded["masters"][0].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert caplog.messages == [third, second, choice]
