@@ -330,10 +330,9 @@ def check_next(folder: Path) -> list[str]:
     return wrong + ([f"left behind: {left}"] if left else [])
 
 
-def killed(number: int, mode: str, seed: int = 0, harm: str | None = None) -> Outcome:
-    """A save that dies at a call, on top of three or four checkpoints; then, maybe, damage to the newest."""
+def killed(number: int, mode: str, seed: int, count: int = KEEP, harm: str | None = None) -> Outcome:
+    """A save that dies at a call, on top of `count` checkpoints; then, maybe, damage to the newest of them."""
     rng = random.Random(seed)
-    count = rng.choice((KEEP - 1, KEEP))
     kind = mode if mode == "power cut" else "kill"
     with folder_with(count) as folder:
         calls = dying_save(folder, count + 1, number, mode, seed)
@@ -432,4 +431,4 @@ def trial(seed: int, calls: int) -> Outcome:
         return on_a_small_disk(kind, rng.randrange(1 << 30))
     mode = kind if kind == "power cut" else rng.choice(MODES[:-1])
     harm = rng.choice((None, *DAMAGES))
-    return killed(rng.randrange(calls), mode, rng.randrange(1 << 30), harm)
+    return killed(rng.randrange(calls), mode, rng.randrange(1 << 30), rng.choice((KEEP - 1, KEEP)), harm)

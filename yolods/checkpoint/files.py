@@ -2,7 +2,7 @@
 
 The checksum is CRC-32. What it has to find is damage, not forgery (a checkpoint is a pickle, which a forger would need
 no collision for): it finds every flipped bit and every burst of up to 32, and misses other damage once in 4 billion.
-It costs half of what BLAKE2 or SHA-256 do, at 1.2 GB/s of one core more than most shared disks take.
+It costs half of what SHA-256 or BLAKE2 do (benchmarks/checkpoint_faults.md): states are gigabytes, and a run waits.
 """
 
 from __future__ import annotations
