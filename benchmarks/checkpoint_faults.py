@@ -102,6 +102,10 @@ def _matrix(calls: int, trials: int) -> Iterator[tuple[str, Iterable[Outcome]]]:
     for mode in MODES:
         rounds = POWER_CUTS if mode == "power cut" else 1  # what it takes is drawn
         yield f"a save ends, {mode}: at each call", (killed(each % calls, mode, each) for each in range(rounds * calls))
+    for mode in ("before", "power cut"):
+        # Only renames tell it from another, and they come last.
+        last = range(calls // 2, calls)
+        yield f"the same step is saved again, {mode}", (killed(each, mode, each, again=True) for each in last)
     for how in DAMAGES:
         for file in FILES:
             yield f"{file} {how}", (damaged(how, seed, file) for seed in range(HARMS))

@@ -163,6 +163,8 @@ class LastCall:
             if not os.path.lexists(path) or self._rng.random() >= share:
                 continue
             if path.is_dir():
+                if origin.exists():  # its new owner's rename was flushed, and so was this one before it
+                    continue
                 origin.parent.mkdir(parents=True, exist_ok=True)
                 self._real["replace"](path, origin)
             elif old is not None:
@@ -330,12 +332,18 @@ def check_next(folder: Path) -> list[str]:
     return wrong + ([f"left behind: {left}"] if left else [])
 
 
-def killed(number: int, mode: str, seed: int, count: int = KEEP, harm: str | None = None) -> Outcome:
-    """A save that dies at a call, on top of `count` checkpoints; then, maybe, damage to the newest of them."""
+def killed(
+    number: int, mode: str, seed: int, count: int = KEEP, harm: str | None = None, again: bool = False
+) -> Outcome:
+    """A save that dies at a call, on top of `count` checkpoints; then, maybe, damage to the newest of them.
+
+    Args:
+        again: it is of the last step, which was saved already.
+    """
     rng = random.Random(seed)
     kind = mode if mode == "power cut" else "kill"
     with folder_with(count) as folder:
-        calls = dying_save(folder, count + 1, number, mode, seed)
+        calls = dying_save(folder, count if again else count + 1, number, mode, seed)
         what, named = f"{mode} at call {number}" if calls < 0 else f"no kill, {calls} calls only", []
         newest = int((folder / LATEST).read_text().removeprefix("step"))
         allowed = {newest}

@@ -59,6 +59,12 @@ def test_kills_and_power_cuts_over_a_whole_save(calls):
     assert not [each.what for each in outcomes if each.what.startswith("no kill")]
 
 
+def test_a_step_that_is_saved_again(calls):
+    """The earlier one is put aside first, and may be all that there is."""
+    outcomes = [killed(each, MODES[each % len(MODES)], seed=each, again=True) for each in range(100, calls, 3)]
+    assert wrong(outcomes) == []
+
+
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("how", DAMAGES)
 def test_damage_to_each_kind_of_file(how, file):

@@ -146,6 +146,10 @@ def test_batch_sizes_that_do_not_multiply_out(raw, batch, ranks, message):
         ({"pipeline": {"stages": 2, "partition": [3, 9]}}, '"pipeline".partition has 2 cuts, which make 3 stages'),
         ({"pipeline": {"stage": 2}}, "\"pipeline\": unknown key 'stage' (did you mean 'stages'?)"),
         ({"yolods": {"checkpoint": {"keep": 0}}}, '"yolods".checkpoint.keep is 0: it has to be a whole number of at '),
+        (
+            {"yolods": {"checkpoint": {"keep_best": 1}}},
+            '"yolods".checkpoint.keep_best is 1: it has to be true or false',
+        ),
         ({"yolods": {"checkpoin": {}}}, "\"yolods\": unknown key 'checkpoin' (did you mean 'checkpoint'?)"),
         ({"yolods": {"checkpoint": 3}}, '"yolods".checkpoint is 3: it has to be an object of settings'),
     ],

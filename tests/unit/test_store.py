@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -76,13 +77,26 @@ def test_the_best_stays_beside_the_newest(tmp_path, keep, keep_best, left):
 
 
 def test_a_step_may_be_saved_again(tmp_path):
-    """Beside the earlier one, which stays until the later one is whole."""
     for epochs in (1, 2):
         store_in(tmp_path).save(Engine(), Progress(step=1, epochs_done=epochs))
     assert store_in(tmp_path).load(Engine()).epochs_done == 2
-    assert steps_in(tmp_path) == ["step00000001-2"]
-    store_in(tmp_path).save(Engine(), Progress(step=2))
-    assert steps_in(tmp_path) == ["step00000001-2", "step00000002"]
+    assert steps_in(tmp_path) == ["step00000001"]
+
+
+def test_what_was_put_aside_for_its_successor_loads(tmp_path):
+    """A kill came before the successor had its name; the one after that came later, and left both."""
+    for step in (1, 2):
+        store_in(tmp_path).save(Engine(), Progress(step=step))
+    first, aside = tmp_path / "step00000001", tmp_path / "step00000001-old"
+    (tmp_path / "latest").write_text(first.name)
+    first.rename(aside)
+    assert store_in(tmp_path).load(Engine()).step == 1
+    store_in(tmp_path).save(Engine(), Progress(step=1, epochs_done=7))
+    assert steps_in(tmp_path) == ["step00000001", "step00000002"]
+    shutil.copytree(first, aside)
+    store_in(tmp_path).save(Engine(), Progress(step=1, epochs_done=8))
+    assert store_in(tmp_path).load(Engine()).epochs_done == 8
+    assert steps_in(tmp_path) == ["step00000001", "step00000002"]
 
 
 def test_a_run_set_back_leaves_its_earlier_course(tmp_path):
@@ -91,12 +105,10 @@ def test_a_run_set_back_leaves_its_earlier_course(tmp_path):
         store_in(tmp_path, keep=3).save(Engine(), Progress(step=step))
     (tmp_path / "latest").write_text("step00000001")
     assert store_in(tmp_path).load(Engine()).step == 1
-    store_in(tmp_path, keep=3).save(Engine(), Progress(step=2, epochs_done=7))
-    assert steps_in(tmp_path) == ["step00000001", "step00000002-2", "step00000003"]
-    assert store_in(tmp_path).load(Engine()).epochs_done == 7
-    store_in(tmp_path, keep=2).save(Engine(), Progress(step=2, epochs_done=8))
-    assert steps_in(tmp_path) == ["step00000001", "step00000002"]
-    assert store_in(tmp_path).load(Engine()).epochs_done == 8
+    for keep, left in ((3, [1, 2, 3]), (2, [1, 2])):
+        store_in(tmp_path, keep).save(Engine(), Progress(step=2, epochs_done=7))
+        assert steps_in(tmp_path) == [f"step{step:08d}" for step in left]
+        assert store_in(tmp_path).load(Engine()).epochs_done == 7
 
 
 @pytest.mark.parametrize("what", ["rank0.pt", "progress.json", "model.json", "manifest.json", "rename", "latest"])

@@ -34,7 +34,7 @@ import torch
 
 from yolods.checkpoint.files import FileRecord, replace_text, sync_folder, write_file, write_text
 from yolods.checkpoint.read import LATEST, MODEL, PROGRESS, Checkpoint, load_rank, rank_file
-from yolods.checkpoint.verify import MANIFEST, names_in, render_manifest, search, step_of
+from yolods.checkpoint.verify import MANIFEST, OLD, names_in, render_manifest, search, step_of
 from yolods.cluster.ranks import Ranks
 from yolods.engine.base import Engine
 from yolods.engine.shards import cut
@@ -109,17 +109,12 @@ class CheckpointStore:
 
     def _make_room(self, step: int) -> tuple[Path, str | None]:
         """Rank 0: an empty folder to write to, or what is wrong; leftovers of a kill go."""
-        name, again = f"step{step:08d}", 1
+        writing = self._folder / WRITING / f"step{step:08d}"
+        shutil.rmtree(writing.parent, ignore_errors=True)
         try:
-            # A run that was set back saves a step again. The earlier one stays until the later one is whole.
-            while (self._folder / name).exists():
-                again += 1
-                name = f"step{step:08d}-{again}"
-            writing = self._folder / WRITING / name
-            shutil.rmtree(writing.parent, ignore_errors=True)
             writing.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            return self._folder / WRITING / name, str(error)
+            return writing, str(error)
         return writing, None
 
     def _write(self, writing: Path, state: Mapping[str, Any]) -> tuple[FileRecord | None, str]:
@@ -224,7 +219,7 @@ def publish(
     Each line is on the disk before the next begins: `latest` cannot name what a power cut would take away.
 
     Raises:
-        OSError: `latest` is as it was.
+        OSError: `latest` still names a whole checkpoint, the earlier one or at the very end this one.
     """
     about = {
         PROGRESS: write_text(writing / PROGRESS, json.dumps(asdict(progress), indent=2)),
@@ -232,10 +227,23 @@ def publish(
     }
     write_text(writing / MANIFEST, render_manifest({**files, **about}))
     sync_folder(writing)
-    os.replace(writing, folder / writing.name)
+    target = folder / writing.name
+    if target.exists():  # a run that was set back saves a step again
+        _put_aside(target, writing.parent)
+    os.replace(writing, target)
     sync_folder(folder)
     sync_folder(folder.parent)  # the first save has made `folder`
     replace_text(folder / LATEST, writing.name)
+
+
+def _put_aside(checkpoint: Path, rubbish: Path) -> None:
+    """Give a checkpoint another name, under which it loads until a new one has taken its place."""
+    old = checkpoint.with_name(checkpoint.name + OLD)
+    if old.exists():  # of a save that was killed after this one had taken its place
+        os.replace(old, rubbish / old.name)
+        shutil.rmtree(rubbish / old.name, ignore_errors=True)  # the one put aside next will go there too
+    os.replace(checkpoint, old)
+    sync_folder(checkpoint.parent)
 
 
 def _not_here(writing: Path, told: Sequence[tuple[FileRecord | None, str]]) -> str | None:

@@ -23,8 +23,9 @@ from yolods.checkpoint.read import LATEST
 from yolods.cluster.ranks import Ranks
 
 MANIFEST = "manifest.json"
-NAME = re.compile(r"step(\d+)(?:-(\d+))?")
-"""step00000128; step00000128-2 where that step was saved before and is on the disk."""
+OLD = "-old"
+NAME = re.compile(rf"step(\d+)({OLD})?")
+"""step00000128; step00000128-old is on the disk for the moment in which that step is saved a second time."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ def render_manifest(files: Mapping[str, FileRecord]) -> str:
     return json.dumps({"files": content, "crc32": f"{zlib.crc32(json.dumps(content).encode()):08x}"}, indent=1)
 
 
-def step_of(name: str) -> tuple[int, int]:
-    """Orders names of checkpoints: by step, and by how often it was saved."""
-    step, again = NAME.fullmatch(name).groups()
-    return int(step), int(again or 1)
+def step_of(name: str) -> tuple[int, bool]:
+    """Orders names of checkpoints: the step, and whether it is the last that was saved of that step."""
+    step, old = NAME.fullmatch(name).groups()
+    return int(step), old is None
 
 
 def names_in(folder: Path) -> list[str]:
@@ -91,6 +92,8 @@ def _candidates(folder: Path) -> tuple[list[str], list[str]]:
         return names, [f"{latest}: missing"]
     except OSError as error:
         return names, [f"{latest}: cannot be read: {error.strerror or error}"]
+    if named not in names and named + OLD in names:
+        named += OLD  # a kill came between its being put aside and the new one's taking its place
     if named not in names:
         return names, [f"{latest}: names {named[:40]!r}, which is not there"]
     # Written but not named yet when the run was killed, or left behind by a run that was set back.
