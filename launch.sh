@@ -14,7 +14,7 @@ usage: ./launch.sh [WORD [ARGUMENT ...]]
 
   ./launch.sh                 train the embedded demo on this machine, and say where its results lie
   ./launch.sh test [ARG ...]  run the test suite; arguments go to pytest, paths in them count from the repository
-  ./launch.sh WORD [ARG ...]  run a yolods word, such as train, val or export; WORD --help lists what it takes
+  ./launch.sh WORD [ARG ...]  run a yolods word, such as train, val, export or doctor; WORD --help lists what it takes
   ./launch.sh help            this text
 
 The first start makes .venv beside launch.sh and installs into it what setup.py asks for, in the versions that

@@ -8,9 +8,14 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yolods import __version__, compat
 from yolods.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from yolods.cluster.launch import LaunchFlags
 
 USAGE = """usage: yolods WORD [flags]
 
@@ -18,6 +23,7 @@ USAGE = """usage: yolods WORD [flags]
   val       evaluate a .pt on any number of ranks
   export    turn a run's checkpoints into one plain .pt
   demo      train on the embedded data set
+  doctor    look for what would keep a run from starting, on every host: yolods doctor --hostfile hosts
   launch    start WORD through DeepSpeed's launcher: yolods launch train --data x.yaml --hostfile hosts
 
 yolods WORD --help lists the flags of a word."""
@@ -32,6 +38,8 @@ DEMO_RANKS = 2
 """Ranks of the demo: its batch has to divide by them, whatever the machine has."""
 
 USER_ERROR, INTERRUPTED = 2, 130
+
+_DOCTOR = "Look for what would keep a run from starting, on this machine or on every host. Exit status 2: it would not."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,7 +73,7 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("-V", "--version", "version"):
         print(__version__)
         return 0
-    known = {"train": _train, "val": _val, "export": _export, "demo": _demo, "launch": _launch}
+    known = {"train": _train, "val": _val, "export": _export, "demo": _demo, "launch": _launch, "doctor": _doctor}
     if words[0] not in known:
         raise UserError(f"unknown word '{words[0]}'{nearest(words[0], known)}; the words are {', '.join(known)}")
     return known[words[0]](words[1:])
@@ -96,12 +104,25 @@ def _export_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _doctor_parser() -> argparse.ArgumentParser:
+    from yolods.cluster.launch import add_launch_arguments
+
+    parser = _Parser(prog="yolods doctor", description=_DOCTOR, allow_abbrev=False)
+    add_launch_arguments(parser)
+    parser.add_argument("--master_addr", "--master-addr", metavar="ADDRESS", help="where ranks meet; else hostname -I")
+    parser.add_argument("--data", metavar="YAML", help="compare the data of this yaml between the hosts")
+    parser.add_argument("--deepspeed_config", metavar="JSON", type=Path, help="tells whether anything is compiled")
+    return parser
+
+
 def _launch(words: list[str]) -> int:
     """Check everything that one process can check, then become DeepSpeed's launcher."""
     from yolods.cluster.launch import LaunchFlags, launcher_command, ranks_of, split_words
     from yolods.telemetry.log import quiet_dependencies
 
     flags, rest = split_words(words)
+    if rest and rest[0] == "doctor":
+        return _examine(flags, rest[1:])
     demo = bool(rest) and rest[0] == "demo"
     if demo:
         rest = ["train", *DEMO_FLAGS, *rest[1:]]
@@ -120,6 +141,44 @@ def _launch(words: list[str]) -> int:
         check_val_arguments(_val_parser().parse_args(rest[1:]))
     command, variables = launcher_command(rest, flags, gpus=gpus, python=sys.executable)
     os.execvpe(command[0], command, {**os.environ, **variables})
+
+
+def _doctor(words: list[str]) -> int:
+    from yolods.cluster.launch import split_words
+
+    return _examine(*split_words(words))
+
+
+def _examine(flags: LaunchFlags, words: list[str]) -> int:
+    """Print what `yolods doctor` finds; 0: a run would start."""
+    from yolods.cluster.launch import hosts_of
+    from yolods.cluster.visit import visit
+    from yolods.config import DEMO, offloads
+    from yolods.data.spec import places, read_spec
+    from yolods.errors import Faults
+
+    args = _doctor_parser().parse_args(words)
+    hosts = hosts_of(flags, gpus=0 if flags.hostfile else _count_gpus())
+    faults, trees, lists = Faults(), (), ()
+    builds = args.deepspeed_config is not None and offloads(args.deepspeed_config, faults)
+    if args.data not in (None, DEMO):
+        try:
+            trees, lists = places(read_spec(Path(args.data)))
+        except UserError as error:
+            for line in str(error).splitlines():
+                faults.add(line)
+    lines, works = visit(
+        hosts,
+        master_addr=args.master_addr,
+        master_port=flags.master_port,
+        builds=builds,
+        trees=trees,
+        lists=lists,
+        ignored=(".cache",),  # ultralytics writes its scans beside the labels, and each host its own
+        faults=faults,
+    )
+    print("\n".join(lines))
+    return 0 if works else USER_ERROR
 
 
 def _check_train(args: argparse.Namespace, ranks: int, device: str) -> None:
@@ -188,8 +247,6 @@ def _val(words: list[str]) -> int:
 
 def _export(words: list[str]) -> int:
     args = _export_parser().parse_args(words)
-    from pathlib import Path
-
     from yolods.checkpoint.convert import export
 
     _prepare_libraries()

@@ -10,7 +10,7 @@ from yolods import __version__, cli
 from yolods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-WORDS = ("train", "val", "export", "demo", "launch")
+WORDS = ("train", "val", "export", "demo", "doctor", "launch")
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])

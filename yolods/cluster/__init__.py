@@ -1,12 +1,13 @@
 """Hosts, ranks and the launcher; knows nothing of YOLO. `ranks` needs torch and is imported by its own name."""
 
 from yolods.cluster.hosts import Host, parse_hostfile, select
-from yolods.cluster.launch import LaunchFlags, free_port, launcher_command, ranks_of, split_words
+from yolods.cluster.launch import LaunchFlags, free_port, hosts_of, launcher_command, ranks_of, split_words
 
 __all__ = [
     "Host",
     "LaunchFlags",
     "free_port",
+    "hosts_of",
     "launcher_command",
     "parse_hostfile",
     "ranks_of",

@@ -42,6 +42,15 @@ class LaunchFlags:
     """Port on which ranks meet; None: a free one for a local run, DeepSpeed's default otherwise."""
 
 
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """The launcher's own flags, one a field of `LaunchFlags`."""
+    parser.add_argument("-H", "--hostfile", metavar="FILE", type=Path, help="hosts and their slots; else this machine")
+    parser.add_argument("-i", "--include", metavar="HOST[:SLOT,...]", default="", help="what to use; @ joins several")
+    parser.add_argument("-e", "--exclude", metavar="HOST[:SLOT,...]", default="", help="what to leave out")
+    parser.add_argument("--num_gpus", "--num-gpus", metavar="N", type=int, help="ranks a host")
+    parser.add_argument("--master_port", "--master-port", metavar="PORT", type=int, help="where ranks meet")
+
+
 def split_words(words: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple[LaunchFlags, list[str]]:
     """Take the launcher's flags out of a command line.
 
@@ -61,11 +70,7 @@ def split_words(words: Sequence[str], environ: Mapping[str, str] | None = None) 
             raise UserError(message)
 
     parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-H", "--hostfile", type=Path)
-    parser.add_argument("-i", "--include", default="")
-    parser.add_argument("-e", "--exclude", default="")
-    parser.add_argument("--num_gpus", "--num-gpus", type=int)
-    parser.add_argument("--master_port", "--master-port", type=int)
+    add_launch_arguments(parser)
     found, rest = parser.parse_known_args(list(words))
     named = (os.environ if environ is None else environ).get("HOSTFILE")
     if found.hostfile is None and named:
@@ -122,7 +127,19 @@ def ranks_of(flags: LaunchFlags, *, gpus: int, environ: Mapping[str, str] | None
     Raises:
         UserError: as `launcher_command`.
     """
-    return sum(len(host.chosen) for host in _hosts(flags, gpus, os.environ if environ is None else environ))
+    return sum(len(host.chosen) for host in hosts_of(flags, gpus=gpus, environ=environ))
+
+
+def hosts_of(flags: LaunchFlags, *, gpus: int, environ: Mapping[str, str] | None = None) -> tuple[Host, ...]:
+    """The hosts and slots that take part in a start.
+
+    Args:
+        gpus: GPUs of this machine; 0: none, or not to be compared with what a hostfile says.
+
+    Raises:
+        UserError: as `launcher_command`.
+    """
+    return _hosts(flags, gpus, os.environ if environ is None else environ)
 
 
 def free_port() -> int:

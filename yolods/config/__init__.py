@@ -7,7 +7,7 @@ what was typed to all of it), `jsonfile`, `paths`.
 """
 
 from yolods.config.batch import BatchPlan
-from yolods.config.deepspeed import DeepSpeedConfig, read_deepspeed
+from yolods.config.deepspeed import DeepSpeedConfig, offloads, read_deepspeed
 from yolods.config.flags import add_train_arguments, add_val_arguments
 from yolods.config.hyper import Given, Hyper, HyperRead, read_hyper
 from yolods.config.optimizer import JsonOptimizer
@@ -33,6 +33,7 @@ __all__ = [
     "build_run_config",
     "cache_dir",
     "next_run_dir",
+    "offloads",
     "read_deepspeed",
     "read_hyper",
 ]

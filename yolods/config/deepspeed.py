@@ -278,6 +278,16 @@ def _check_stability(sound: Mapping[str, Any], own: OwnConfig, where: str, fault
         )
 
 
+def offloads(path: Path, faults: Faults) -> bool:
+    """Whether a JSON keeps anything in host memory, for which DeepSpeed compiles an optimizer where there are GPUs.
+
+    Needs no other flag; what else may be wrong with the JSON is for `read_deepspeed`.
+    """
+    where = f"--deepspeed_config {path}"
+    zero = (read_json(path, where, faults) or {}).get("zero_optimization", {})
+    return isinstance(zero, Mapping) and any([_offload(zero, name, where, faults) for name in ("optimizer", "param")])
+
+
 def _offload(zero: Mapping[str, Any], target: str, where: str, faults: Faults) -> bool:
     """Whether `target` ("optimizer" or "param") is kept in host memory, by DeepSpeed's present key or its old one."""
     device = _value(zero.get(f"offload_{target}", {}), "device", "none")

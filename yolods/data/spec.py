@@ -94,6 +94,24 @@ def as_ultralytics(spec: DataSpec, *, single_cls: bool = False) -> dict[str, Any
     }
 
 
+def places(spec: DataSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Where everything of a data set lies: (files and folders, .txt lists), each once.
+
+    Folders of labels are those of ultralytics' rule: the last `images` of a folder's path is `labels`.
+    """
+    sources = dict.fromkeys(source for split in SPLITS for source in spec.sources(split))
+    folders = [source for source in sources if source.is_dir()]
+    labels = [Path(*_last_replaced(folder.parts)) for folder in folders if "images" in folder.parts]
+    lists = [source for source in sources if source.suffix == ".txt"]
+    trees = [spec.yaml, *(source for source in sources if source not in lists), *labels]
+    return tuple(dict.fromkeys(map(str, trees))), tuple(map(str, lists))
+
+
+def _last_replaced(parts: tuple[str, ...]) -> list[str]:
+    place = len(parts) - 1 - parts[::-1].index("images")
+    return [*parts[:place], "labels", *parts[place + 1 :]]
+
+
 def list_images(sources: tuple[Path, ...]) -> list[str]:
     """Sorted image files below folders, in .txt lists (one path a line, "./" means beside the list) and given singly.
 
