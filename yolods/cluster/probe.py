@@ -26,14 +26,16 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-COMMAND_SECONDS = 4.0
-"""Longest wait for a small tool such as nvidia-smi."""
-TORCH_SECONDS = 8.0
-"""Longest wait for torch to count devices: importing it takes 1 to 5 s."""
+COMMAND_SECONDS = 3.0
+"""Longest wait for a small tool."""
+GPU_SECONDS = 8.0
+"""Longest wait for the list of GPUs: nvidia-smi may take a second for each, and importing torch 1 to 5 s."""
+GRACE_SECONDS = 1
 LIBRARIES = ("torch", "deepspeed", "ultralytics")
 GPU_NODES = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
 
@@ -60,8 +62,8 @@ class Request:
     """Endings of file names that are not counted."""
     walk_seconds: float = 5.0
     """When to stop counting, all paths together."""
-    limit_seconds: int = 14
-    """When to give up altogether: nobody waits any more."""
+    limit_seconds: int = 10
+    """When to give up altogether."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,11 @@ def examine(request: Request) -> Report:
     """Look at this host."""
     package = _package()
     cache, extensions = _cache_folders()
-    gpus, gpu_error = _gpus()
     beside = Path(sys.executable).parent / "ninja"
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(_gpus)
+        data = _counts(request)
+    gpus, gpu_error = asked.result()
     return Report(
         name=socket.gethostname(),
         machine=machine_id(),
@@ -182,7 +187,7 @@ def examine(request: Request) -> Report:
         nvcc=_nvcc(),
         headers=Path(sysconfig.get_path("include"), "Python.h").is_file(),
         locks=_locks(extensions) if extensions else [],
-        data=_counts(request),
+        data=data,
         time=time.time(),
     )
 
@@ -273,8 +278,9 @@ def _cache_folders() -> tuple[Path | None, Path | None]:
 
 
 def _gpus() -> tuple[list[Gpu], str]:
+    began = time.monotonic()
     query = ["nvidia-smi", "--query-gpu=index,memory.free,memory.total", "--format=csv,noheader,nounits"]
-    listed = _output(query) if shutil.which("nvidia-smi") else ""
+    listed = _output(query, GPU_SECONDS) if shutil.which("nvidia-smi") else ""
     gpus = []
     for line in listed.splitlines():
         index, *memory = (part.strip() for part in line.split(","))
@@ -282,9 +288,10 @@ def _gpus() -> tuple[list[Gpu], str]:
             gpus.append(Gpu(int(index), *(int(part) if part.isdigit() else None for part in memory)))
     if gpus or not any(glob.glob(pattern) for pattern in GPU_NODES):
         return gpus, ""
-    if shown := _output([sys.executable, "-c", _TORCH], TORCH_SECONDS):
+    left = GPU_SECONDS - (time.monotonic() - began)
+    if left > 0 and (shown := _output([sys.executable, "-c", _TORCH], left)):
         return [Gpu(*row) for row in json.loads(shown)], ""
-    return [], f"there are GPU devices, but neither nvidia-smi nor torch lists them within {TORCH_SECONDS:g} s"
+    return [], f"there are GPU devices, but neither nvidia-smi nor torch lists them within {GPU_SECONDS:g} s"
 
 
 def _free_bytes(folder: Path) -> int:
@@ -425,7 +432,13 @@ def main(words: list[str]) -> int:
     """Print a report on this host."""
     values = json.loads(words[0]) if words else {}
     request = Request(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-    # Whoever asked has gone when this is over, and a disk that does not answer must not keep a process for ever.
+
+    def give_up(*_: object) -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(GRACE_SECONDS)  # for ending a tool that still runs; a disk that hangs must not keep us for ever
+        sys.exit(f"something there hangs: not done after {request.limit_seconds} s")
+
+    signal.signal(signal.SIGALRM, give_up)
     signal.alarm(request.limit_seconds)
     print(encode(examine(request)), flush=True)
     return 0

@@ -131,7 +131,8 @@ def _ask(host: Host, source: str, words: str, caller: Caller, local: bool) -> An
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):  # a child of its may still hold the pipe
             process.communicate(timeout=DRAIN_SECONDS)
-        problem = f"no answer within {ANSWER_SECONDS:g} s; try by hand: ssh {host.name} true"
+        remedy = "something on this machine hangs" if local else f"try by hand: ssh {host.name} true"
+        problem = f"no answer within {ANSWER_SECONDS:g} s; {remedy}"
         return Answer(host, None, problem, time.monotonic() - began)
     ended, seconds = time.time(), time.monotonic() - began
     try:
