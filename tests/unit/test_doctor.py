@@ -64,7 +64,7 @@ def found(plan: Plan, given: list[Answer]) -> list[str]:
 
 
 def test_a_healthy_cluster():
-    lines = show(PLAN, answers(), diagnose(PLAN, answers()))
+    lines = show(PLAN, answers(), diagnose(PLAN, answers()), width=200)
     assert found(PLAN, answers()) == []
     assert lines[0] == "3 hosts, 6 ranks, meeting at 10.0.0.1, port 29500"
     heading = (
@@ -206,7 +206,7 @@ def test_a_healthy_cluster():
 def test_a_fault_on_one_host(planted, column, expected):
     findings = diagnose(PLAN, answers(planted))
     assert [str(finding) for finding in findings] == [expected]
-    lines = show(PLAN, answers(planted), findings)
+    lines = show(PLAN, answers(planted), findings, width=200)
     fatal = expected.startswith("fault")
     assert lines[-1] == ("It would not work (1 fault)." if fatal else "It would work (1 warning).")
     assert findings[0].column == column
@@ -219,7 +219,15 @@ def test_a_host_that_is_not_reached():
     given[1] = Answer(HOSTS[1], None, "ssh does not reach it: Connection refused; start sshd there")
     findings = diagnose(PLAN, given)
     assert [str(finding) for finding in findings] == [f"fault: w2: {given[1].problem}"]
-    assert show(PLAN, given, findings)[4].split() == ["w2", "no", "answer!", *["-"] * 13]
+    assert show(PLAN, given, findings, width=200)[4].split() == ["w2", "no", "answer!", *["-"] * 13]
+
+
+def test_a_wide_table_goes_on_below():
+    lines = show(PLAN, answers(), [])
+    heads = [line.split() for line in lines if line.startswith("host")]
+    assert len(heads) == 2 and all(len(line) <= 120 for line in lines)
+    assert [line.split()[0] for line in lines[2:6] + lines[7:11]] == ["host", "w1", "w2", "w3"] * 2
+    assert [name for head in heads for name in head[1:]] == show(PLAN, answers(), [], width=200)[2].split()[1:]
 
 
 def test_nobody_is_reached():
@@ -260,7 +268,7 @@ def test_a_port_that_is_taken():
         "fault: w1: port 29500 cannot be had: Address already in use; end what listens there, or give another "
         "--master_port"
     ]
-    assert " taken!" in show(PLAN, given, diagnose(PLAN, given))[3]
+    assert " taken!" in show(PLAN, given, diagnose(PLAN, given), width=200)[3]
 
 
 def test_only_the_first_hosts_port_counts():

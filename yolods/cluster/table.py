@@ -16,23 +16,34 @@ COLUMNS = (
 """Those in which no host has anything are left out."""
 
 
-def show(plan: Plan, answers: Sequence[Answer], findings: Sequence[Finding]) -> list[str]:
+WIDTH = 120
+"""Characters a line of the table; where hosts have more to say, it goes on below."""
+
+
+def show(plan: Plan, answers: Sequence[Answer], findings: Sequence[Finding], width: int = WIDTH) -> list[str]:
     """A table with a row a host, a line a finding, and the verdict. A ! marks a cell that a finding is about."""
     address = master_address(plan, answers)
     rows = [_row(plan, answer, skew, address) for answer, skew in zip(answers, _shown_skews(answers), strict=True)]
     marked = {(finding.host, finding.column) for finding in findings}
-    columns = [name for name in rows[0] if any(row[name] for row in rows)]
-    cells = [columns]
-    for answer, row in zip(answers, rows, strict=True):
-        cells.append(
-            [
-                (row[name] or "-") + "!" * ((answer.host.name, name) in marked) if name != "host" else row[name]
-                for name in columns
-            ]
-        )
-    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    return [_heading(plan, address), "", *table, "", *map(str, findings), verdict(findings)]
+    columns: list[list[str]] = []
+    for name in COLUMNS:
+        if any(row[name] for row in rows):
+            cells = [(row[name] or "-") + "!" * ((row["host"], name) in marked) for row in rows]
+            columns.append([name, *(cells if name != "host" else (row["host"] for row in rows))])
+    table = [line for block in _blocks(columns, width) for line in (*block, "")]
+    return [_heading(plan, address), "", *table, *map(str, findings), verdict(findings)]
+
+
+def _blocks(columns: Sequence[Sequence[str]], width: int) -> list[list[str]]:
+    """Columns side by side as far as they fit into the width, the rest below, each block with the first column."""
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+    blocks = [[padded[0]]]
+    for column in padded[1:]:
+        taken = sum(len(other[0]) + 2 for other in blocks[-1])
+        if taken + len(column[0]) > width and len(blocks[-1]) > 1:
+            blocks.append([padded[0]])
+        blocks[-1].append(column)
+    return [["  ".join(cells).rstrip() for cells in zip(*block, strict=True)] for block in blocks]
 
 
 def verdict(findings: Sequence[Finding]) -> str:

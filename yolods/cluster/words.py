@@ -4,14 +4,17 @@ from __future__ import annotations
 
 
 def amount(files: int, size: int) -> str:
+    """How much a data set is."""
     return f"{plural(files, 'file')}, {size_text(size)}"
 
 
 def plural(count: int, word: str) -> str:
+    """A number and its noun."""
     return f"{count} {word}{'s' * (count != 1)}"
 
 
 def size_text(size: float) -> str:
+    """Bytes, in the largest unit up to GiB that keeps them above 1."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}"
@@ -20,6 +23,7 @@ def size_text(size: float) -> str:
 
 
 def age_text(seconds: float) -> str:
+    """A stretch of time, in the largest unit of which it has at least two."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
