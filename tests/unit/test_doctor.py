@@ -327,7 +327,23 @@ def test_gloo_listens_where_the_hosts_name_leads():
 def test_interfaces_named_in_nccls_way(value, good):
     lines = found(replace(PLAN, variables={"NCCL_SOCKET_IFNAME": value}), answers())
     assert (lines == []) == good
-    assert all(f"NCCL_SOCKET_IFNAME={value} names none of its interfaces (lo, eth0)" in line for line in lines)
+    assert all(f"NCCL_SOCKET_IFNAME={value} does not fit its interfaces (lo, eth0)" in line for line in lines)
+
+
+@pytest.mark.parametrize(("value", "good"), [("eth0", True), ("eth", False), ("lo,eth0", True), ("eth0,ib0", False)])
+def test_interfaces_named_for_gloo(value, good):
+    """It takes names as they are, and opens each: another way than NCCL's."""
+    lines = found(replace(PLAN, variables={"GLOO_SOCKET_IFNAME": value}), answers())
+    assert len(lines) == (0 if good else 3)
+
+
+def test_gloo_where_interfaces_have_other_names():
+    """One variable cannot name them all."""
+    other = {"own_address": "127.0.1.1", "addresses": [("en7", "10.0.0.2/24")], "routes": []}
+    assert found(replace(PLAN, builds=False), answers(other, gpus=[])) == [
+        "fault: w2: its name w2 leads to 127.0.1.1, where gloo would wait for ever; "
+        "give that name its address in /etc/hosts there: 10.0.0.2 w2"
+    ]
 
 
 def test_the_interface_that_leads_to_an_address():

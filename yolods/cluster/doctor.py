@@ -248,11 +248,11 @@ def _check_network(plan: Plan, answers: Sequence[Answer]) -> Iterable[Finding]:
     yield from _check_master(plan, heard, first, address)
     if len({report.machine for _, report in heard}) > 1:
         yield from _check_gloo(plan, heard, address)
-    for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+    for variable, fits in (("NCCL_SOCKET_IFNAME", _suits_nccl), ("GLOO_SOCKET_IFNAME", _suits_gloo)):
+        value = plan.variables.get(variable)
         for host, report in heard:
-            value = plan.variables.get(variable)
-            if value and not _matches(value, {name for name, _ in report.addresses}):
-                text = f"{variable}={value} names none of its interfaces ({_interfaces(report)}); correct it"
+            if value and not fits(value, {name for name, _ in report.addresses}):
+                text = f"{variable}={value} does not fit its interfaces ({_interfaces(report)}); correct it"
                 yield Finding(host.name, "interface", True, text)
 
 
@@ -277,18 +277,24 @@ def _check_gloo(plan: Plan, heard: Heard, address: str) -> Iterable[Finding]:
     """Ranks on CPUs meet through gloo, which listens where the host's own name leads: often at 127.0.1.1."""
     if plan.variables.get("GLOO_SOCKET_IFNAME") or any(report.gpus for _, report in heard):
         return
+    names = {host: interface_to(report, address) for host, report in heard}
     for host, report in heard:
         if report.own_address is None or ipaddress.ip_address(report.own_address).is_loopback:
-            name = interface_to(report, address) or "NAME"
-            text = (
-                f"its name {report.name} leads to {report.own_address or 'nowhere'}, where gloo would wait for ever; "
-                f"put GLOO_SOCKET_IFNAME={name} into .deepspeed_env"
-            )
-            yield Finding(host.name, "interface", True, text)
+            remedy = f"put GLOO_SOCKET_IFNAME={names[host]} into .deepspeed_env"
+            if len(set(names.values())) > 1:  # the variable is the same on all hosts
+                own = next((own for name, own in report.addresses if name == names[host]), "ADDRESS")
+                remedy = f"give that name its address in /etc/hosts there: {own.partition('/')[0]} {report.name}"
+            leads = f"its name {report.name} leads to {report.own_address or 'nowhere'}"
+            yield Finding(host.name, "interface", True, f"{leads}, where gloo would wait for ever; {remedy}")
 
 
-def _matches(value: str, interfaces: set[str]) -> bool:
-    """Whether a list of interfaces, in NCCL's way of writing, leaves one besides the loopback."""
+def _suits_gloo(value: str, interfaces: set[str]) -> bool:
+    """Whether all of a list of interfaces are there: gloo opens each of them."""
+    return set(value.split(",")) <= interfaces
+
+
+def _suits_nccl(value: str, interfaces: set[str]) -> bool:
+    """Whether a list of beginnings of names (= for whole names, ^ for those to leave out) leaves an interface."""
     words = value.lstrip("^=").split(",")
     if value.startswith("="):
         return bool(interfaces & set(words))

@@ -63,7 +63,7 @@ def _heading(plan: Plan, address: str | None) -> str:
 
 
 def _shown_skews(answers: Sequence[Answer]) -> list[str]:
-    ahead = {id(answer): f"{skew:+.1f} s" for answer, skew, _ in skews(answers)}
+    ahead = {id(answer): f"{round(skew, 1) + 0.0:+.1f} s" for answer, skew, _ in skews(answers)}
     return [ahead.get(id(answer), "") for answer in answers]
 
 
