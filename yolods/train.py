@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from yolods import interrupt
-from yolods.checkpoint.read import newest_in
 from yolods.checkpoint.store import CheckpointStore, Progress
+from yolods.checkpoint.verify import newest_in
 from yolods.cluster.ranks import Ranks
 from yolods.config import RunConfig
 from yolods.data.loader import scaled_size, train_loader

@@ -127,7 +127,8 @@ def test_only_the_warning_of_optimizers_is_dropped(caplog):
     finally:
         logger.propagate = propagate
         logger.removeFilter(compat._no_warning_of_optimizers)
-    assert [record.message for record in caplog.records] == ["another warning"]
+    # Once or more: it depends on who has imported DeepSpeed before, and set its logger up.
+    assert {record.message for record in caplog.records} == {"another warning"}
 
 
 def test_deepspeed_still_warns_of_optimizers():

@@ -242,7 +242,10 @@ def test_config_json_is_resolved():
     shown = json.loads(build("--data", "demo", "--batch-size", "8").to_json())
     assert shown["deepspeed"]["train_micro_batch_size_per_gpu"] == 4
     assert shown["deepspeed"]["gradient_accumulation_steps"] == 8
-    assert shown["yolods"]["checkpoint"] == {"every_epochs": 1, "every_steps": 0, "keep": 2}
+    assert shown["yolods"]["checkpoint"] == {
+        **{"every_epochs": 1, "every_steps": 0, "keep": 2},
+        "keep_best": True,
+    }
     assert shown["hyper"]["lr0"] == 0.01 and shown["given"] == {"data": "demo", "batch_size": 8}
 
 
