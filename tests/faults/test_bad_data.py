@@ -222,7 +222,7 @@ def test_no_disk_space(runs):
     (line,) = errors_of(runs, "disk-left")
     assert re.fullmatch(
         re.escape(str(runs.root / "runs" / "disk-left"))
-        + r": 0\.01 GiB are free, but 4 checkpoints of 0\.6 M parameters x 24 bytes take 0\.06 GiB; free some, or "
+        + r": 0\.01 GiB are free, but 4 checkpoints of 0\.6 M parameters x 40 bytes take 0\.09 GiB; free some, or "
         r"choose another --project",
         line,
     )
