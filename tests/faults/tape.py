@@ -69,13 +69,20 @@ class Fault:
         return ".".join(self.module.split(".")[:2])
 
 
-def draw(count: int, seed: int, modules: Sequence[str], ranks: int, micro_batches: int = MICRO_BATCHES) -> list[Fault]:
+def draw(
+    count: int,
+    seed: int,
+    modules: Sequence[str],
+    ranks: int,
+    micro_batches: int = MICRO_BATCHES,
+    kinds: Sequence[str] = KINDS,
+) -> list[Fault]:
     """A tape; every kind is as frequent as the others."""
     rng = random.Random(seed)
-    found, kinds = [], list[str]()
+    found, coming = [], list[str]()
     for _ in range(count):
-        kinds = kinds or rng.sample(KINDS, len(KINDS))
-        kind = kinds.pop()
+        coming = coming or rng.sample(list(kinds), len(kinds))
+        kind = coming.pop()
         found.append(
             Fault(
                 kind=kind,
@@ -106,7 +113,7 @@ class Injector:
         self._stack = ExitStack()
         for name, module in engine.net.named_modules():
             if isinstance(module, nn.Conv2d) and any(each.requires_grad for each in module.parameters()):
-                self._stack.callback(module.register_forward_hook(partial(self._on_output, name)).remove)
+                self._stack.callback(_first(module, partial(self._on_output, name)).remove)
                 hook = module.weight.register_hook(partial(self._on_parameter, name))
                 self._stack.callback(hook.remove)
         self._at, engine._at = engine._at, self._note
@@ -175,6 +182,11 @@ class Injector:
         return None
 
 
+def _first(module: nn.Module, hook: Any) -> Any:
+    """Before a probe that is there already: it has to see what has been made bad."""
+    return module.register_forward_hook(hook, prepend=True)
+
+
 @contextmanager
 def engine_of(ranks: Ranks, layout: str, folder: Path, blocks: dict[str, Any] | None = None) -> Iterator[Engine]:
     """A real engine of a layout on the tape's model.
@@ -206,7 +218,14 @@ def engine_of(ranks: Ranks, layout: str, folder: Path, blocks: dict[str, Any] | 
 
 
 def play(
-    ranks: Ranks, layout: str, count: int, seed: int, folder: str, clean: int = 0, every: int = 3
+    ranks: Ranks,
+    layout: str,
+    count: int,
+    seed: int,
+    folder: str,
+    clean: int = 0,
+    every: int = 3,
+    attribution: str = "armed",
 ) -> dict[str, Any]:
     """Play a tape of `count` faults, a clean step after each `every`, and `clean` clean steps at the end.
 
@@ -214,14 +233,19 @@ def play(
         on each rank: `told`, what became of each fault; `alarms`, clean steps that were not applied.
     """
     told, alarms, number = [], 0, 0
-    with engine_of(ranks, layout, Path(folder)) as engine:
+    blocks, kinds = None, KINDS
+    if attribution != "armed":
+        blocks = {"yolods": {"overflow": {**BLOCKS["yolods"]["overflow"], "attribution": attribution}}}
+        # A parameter's hooks run in the order in which they were set: a probe that was first sees nothing bad.
+        kinds = tuple(kind for kind in KINDS if kind != "parameter gradient")
+    with engine_of(ranks, layout, Path(folder), blocks) as engine:
         injector = Injector(engine)
         held = ranks.from_main(ranks.to_main(convolutions(engine)))
         modules = sorted({name for names in held for name in names})
         for _ in range(WARM_STEPS):
             alarms += not step_on(engine, injector, None, number).verdict.applied
             number += 1
-        for place, fault in enumerate(draw(count, seed, modules, ranks.size)):
+        for place, fault in enumerate(draw(count, seed, modules, ranks.size, kinds=kinds)):
             told.append(_suffer(engine, injector, fault, number))
             number += 1
             if place % every == every - 1:
