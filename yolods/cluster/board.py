@@ -1,0 +1,88 @@
+"""What ranks tell each other beside the collectives: small values under names, kept by rank 0's process.
+
+A server of its own (torch's TCPStore) and not the process group's: a thread that talks here neither waits for nor
+disturbs a collective. One connection serves one thread at a time, so every thread takes a `clone`.
+
+A call can wait without end where rank 0's process is stopped or its host is cut off (torch 2.13: the time-out of a read
+ends in a second one that has none). Whoever must not wait asks from a thread of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from yolods.cluster.ranks import Ranks
+
+POLL_SECONDS = 0.05
+CONNECT = timedelta(seconds=60)
+
+
+class Board:
+    """Named values that any rank writes and any rank reads. Values are what JSON takes."""
+
+    def __init__(self, store: dist.Store) -> None:
+        self._store = store
+
+    def put(self, key: str, value: Any) -> None:
+        """Write a value; an earlier one of that name is gone.
+
+        Raises:
+            RuntimeError: rank 0's process is gone.
+        """
+        self._store.set(key, json.dumps(value))
+
+    def get(self, keys: Sequence[str]) -> list[Any]:
+        """The values of `keys`; None where there is none yet.
+
+        Raises:
+            RuntimeError: rank 0's process is gone.
+        """
+        if not keys:
+            return []
+        if self._store.check(list(keys)):  # the common case, in two messages however many keys there are
+            return [json.loads(value) for value in self._store.multi_get(list(keys))]
+        return [json.loads(self._store.get(key)) if self._store.check([key]) else None for key in keys]
+
+    def wait(self, key: str, seconds: float) -> Any:
+        """The value of `key`, as soon as there is one.
+
+        Raises:
+            TimeoutError: there is none after `seconds`.
+            RuntimeError: rank 0's process is gone.
+        """
+        # The store's own wait writes a warning to the screen each time that it ends without a value.
+        deadline = time.monotonic() + seconds
+        while not self._store.check([key]):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nothing under {key} after {seconds:g} s")
+            time.sleep(POLL_SECONDS)
+        return json.loads(self._store.get(key))
+
+    def clone(self) -> Board:
+        """The same board, over another connection."""
+        return Board(self._store.clone())
+
+
+def open_board(ranks: Ranks) -> Board:
+    """The board of all ranks; in a single process it needs no network. A collective."""
+    if ranks.size == 1:
+        return Board(_Local())
+    address, store = os.environ["MASTER_ADDR"], None
+    if ranks.is_main:
+        store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=CONNECT)
+    port = ranks.from_main(store.port if store is not None else None)
+    return Board(store or dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=CONNECT))
+
+
+class _Local(dist.HashStore):
+    """A store within this process; threads share it as it is."""
+
+    def clone(self) -> _Local:
+        return self
