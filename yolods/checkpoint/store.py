@@ -61,6 +61,8 @@ class Progress:
     """Loss items summed over the steps of the unfinished epoch, weighted with their micro-batches."""
     loss_weight: int = 0
     """Micro-batches in `loss_sums`."""
+    lr: tuple[float, ...] = ()
+    """Learning rates of the last step, by parameter group."""
     best_fitness: float | None = None
     """Fitness of weights/best.pt."""
     best_epoch: int = 0
@@ -267,7 +269,8 @@ def _best_epoch(folder: Path) -> int | None:
 def _progress(record: dict[str, Any]) -> Progress:
     """From JSON, which knows lists only."""
     faults = tuple((file, count) for file, count in record.get("image_faults", ()))
-    return Progress(**{**record, "loss_sums": tuple(record["loss_sums"]), "image_faults": faults})
+    lists = {key: tuple(record.get(key, ())) for key in ("loss_sums", "lr")}
+    return Progress(**{**record, **lists, "image_faults": faults})
 
 
 def _recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
