@@ -136,7 +136,7 @@ class Evaluator:
             the result on rank 0, None elsewhere.
 
         Raises:
-            Stopped: on every rank: one was asked to stop. Stages of a pipeline depend on each other, and go on.
+            Stopped: on every rank: one was asked to stop. Where ranks need each other for a pass, they go on.
         """
         telemetry = telemetry or NullTelemetry()
         started = time.perf_counter()
@@ -146,7 +146,7 @@ class Evaluator:
         first: list[dict[str, Any]] = []
         for number, batch in enumerate(aloud(self._load(), self._ranks)):
             mark("evaluation", number)
-            if interrupt.asked() and self._share.reads_images and self._share.reads_labels:
+            if interrupt.asked() and self._share.alone:
                 tally.stopped = True
                 break
             found = detector.predict(batch["img"] if self._share.reads_images else None)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from yolods.checkpoint.store import CheckpointStore, Progress
 from yolods.cluster.ranks import Ranks
+from yolods.cluster.watchdog import Watchdog
 from yolods.config import RunConfig
 from yolods.config.run import CONFIG_FILE
 from yolods.data.splits import Opening, Split, class_names, class_weights, note_problems, open_split, read_data
@@ -39,7 +40,7 @@ BYTES_A_PARAMETER = 40
 """On disk: masters, two moments and the moving average, these once more in the snapshot, and copies in .pt files."""
 
 
-def start_run(config: RunConfig, ranks: Ranks) -> Run:
+def start_run(config: RunConfig, ranks: Ranks, watchdog: Watchdog) -> Run:
     """Build everything that a training run needs. A collective.
 
     Raises:
@@ -100,7 +101,7 @@ def start_run(config: RunConfig, ranks: Ranks) -> Run:
     )
     if ranks.is_main:
         _announce(config, ranks, telemetry, blueprint, (train, val), choice, schedule, progress, notes)
-    return Run(config, ranks, engine, schedule, train, evaluator, store, blueprint, telemetry, progress)
+    return Run(config, ranks, engine, schedule, train, evaluator, store, blueprint, telemetry, progress, watchdog)
 
 
 def _make_engine(

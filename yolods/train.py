@@ -18,8 +18,9 @@ import numpy as np
 from yolods import interrupt
 from yolods.checkpoint.store import CheckpointStore, Progress
 from yolods.checkpoint.verify import newest_in
-from yolods.cluster.pulse import mark, slowly
+from yolods.cluster.pulse import PULSE, mark, slowly
 from yolods.cluster.ranks import Ranks
+from yolods.cluster.watchdog import Watchdog
 from yolods.config import RunConfig
 from yolods.data.loader import scaled_size, train_loader
 from yolods.data.sampler import Stream
@@ -56,6 +57,7 @@ class Run:
         blueprint: Blueprint,
         telemetry: Telemetry,
         progress: Progress,
+        watchdog: Watchdog,
     ) -> None:
         """
         Args:
@@ -64,7 +66,7 @@ class Run:
         """
         self.config, self.ranks, self.engine, self.schedule = config, ranks, engine, schedule
         self.evaluator, self.store, self.blueprint = evaluator, store, blueprint
-        self.telemetry, self.progress = telemetry, progress
+        self.telemetry, self.progress, self.watchdog = telemetry, progress, watchdog
         self._train = train
         self._began = time.perf_counter() - progress.seconds
         self._stop = False
@@ -82,6 +84,7 @@ class Run:
             Stopped: by Ctrl-C or SIGTERM; a checkpoint has been written.
         """
         self.engine.training()
+        PULSE.started()
         with interrupt.noted():
             try:
                 self.telemetry.epoch_begin(self._epoch)
@@ -111,6 +114,8 @@ class Run:
         mark("between steps")
         self._record(step, result, time.perf_counter() - started)
         self._answer(result, epoch)
+        for line in self.watchdog.news():
+            self.telemetry.event("straggler", line, warn=True)
         if result.stop:
             raise interrupt.Stopped()
         if self._epochs_behind > self.progress.epochs_done:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from yolods.cluster.pulse import mark
 from yolods.cluster.ranks import Ranks, Share
 from yolods.engine.diagnosis import Diagnosis
 from yolods.engine.ema import ShardedEma
@@ -62,6 +63,8 @@ class StepResult:
     """Time this rank waited for data."""
     replaced: tuple[str, ...]
     """Files that could not be read and were replaced by other samples."""
+    stop: bool
+    """Whether any rank was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -114,22 +117,28 @@ class Engine:
         """The model inside, or this rank's stage of it; under ZeRO-3 its parameters are partitioned."""
         return self.deepspeed.module
 
-    def train_step(self, step: Step, batches: Iterator[dict[str, Any]], size: int | None = None) -> StepResult:
+    def train_step(
+        self, step: Step, batches: Iterator[dict[str, Any]], size: int | None = None, *, stop: bool = False
+    ) -> StepResult:
         """Take one optimizer step over `step.batches` micro-batches of this replica.
 
         Args:
             step: what to accumulate and at which rates.
             batches: the replica's micro-batches, in the order of the stream; not read where `share` says so.
             size: side of the images in pixels, for multi-scale training.
+            stop: whether this rank was asked to stop; told to all with the step's numbers.
         """
         set_rates(self.deepspeed.optimizer, step.lr, step.momentum)
         self.recovery.keep_statistics()
         feed = Feed(batches, keep=self.diagnosis.when == "armed")
         sums = self._accumulate(step, feed, size)
+        mark("gradients")
+        sums = torch.cat((sums, sums.new_tensor([float(stop)])))
         can_return = self.recovery.snapshot is not None
         outcome = self.stability.judge(sums, step.batches * self.share.count, can_return=can_return)
         if outcome.verdict.applied:
             self.recovery.remember()
+        mark("the optimizer")
         self.deepspeed.step()
         outcome = self.stability.settle(outcome)
         if outcome.verdict.applied:
@@ -353,6 +362,7 @@ class Engine:
             instances=outcome.instances,
             data_seconds=feed.waited,
             replaced=tuple(feed.replaced),
+            stop=outcome.stop,
         )
 
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 import torch
 from torch import Tensor, nn
 
+from yolods.cluster.pulse import mark
 from yolods.cluster.ranks import Ranks
 from yolods.engine.feed import Feed
 from yolods.stability.attribution import Account, Culprit, Phase, Probe, culprits
@@ -33,6 +34,7 @@ class Diagnosis:
 
     def at(self, phase: Phase, number: int) -> None:
         """Say which pass of which micro-batch begins. Local."""
+        mark(phase, number)
         if phase == "forward" and number == 0:
             self._losses.clear()
             self._probe.clear()
