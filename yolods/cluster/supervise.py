@@ -30,7 +30,7 @@ LEAVE_SECONDS = 15.0
 """Ranks whose launcher was killed notice it within a second, and may have stacks to write."""
 
 MEANINGS = {75: "a rank was lost or stuck", 137: "it was killed", 247: "a rank was killed", 255: "a host was lost"}
-"""Statuses that say more than their number. DeepSpeed's launcher gives 256 less the signal for a rank that was killed."""
+"""Statuses that say more than their number. DeepSpeed gives 256 less the signal where a rank was killed."""
 
 
 @dataclass(frozen=True)
