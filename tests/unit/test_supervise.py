@@ -16,7 +16,7 @@ from yolods.cluster.supervise import Start, supervise
 codes = {codes}
 starts = [Start([sys.executable, "-c", code], {{"NUMBER": str(n)}}, f"from step {{n}}") for n, code in enumerate(codes)]
 later = iter([*starts[1:], None])
-sys.exit(supervise(starts[0], lambda: next(later), restarts={restarts}))
+sys.exit(supervise(starts[0], lambda status: next(later), restarts={restarts}))
 """
 
 
