@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from yolods.checkpoint.store import CheckpointStore, Progress
+from yolods.cluster.board import open_board
 from yolods.cluster.ranks import Ranks
 from yolods.config import RunConfig
 from yolods.config.run import CONFIG_FILE
@@ -75,11 +76,13 @@ def start_run(config: RunConfig, ranks: Ranks) -> Run:
     schedule = plan_schedule(config, choice, len(train.dataset))
     weights = class_weights(train.scan, len(names), hyper.cls_pw)
     engine, notes = _make_engine(blueprint, config, choice, ranks, weights)
+    policy = config.deepspeed.own.checkpoint
     store = CheckpointStore(
         config.run_dir / "checkpoints",
         ranks,
-        keep=config.deepspeed.own.checkpoint.keep,
-        keep_best=config.deepspeed.own.checkpoint.keep_best,
+        keep=policy.keep,
+        keep_best=policy.keep_best,
+        board=open_board(ranks) if policy.asynchronous else None,
         model={"architecture": blueprint.layers, "names": names, "train_args": train_args(config)},
     )
     progress = store.load(engine) if config.resume else Progress()

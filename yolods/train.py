@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -75,7 +75,7 @@ class Run:
     def fit(self) -> None:
         """Train from `progress` to the last epoch, or until patience runs out; Ctrl-C ends it between two batches."""
         self.engine.training()
-        with interrupt.between_batches():
+        with self.store, interrupt.between_batches():
             self.telemetry.epoch_begin(self._epoch)
             while self.progress.position < self.schedule.total_samples and not self._stop:
                 self._train.dataset.bar(self._quarantined())
@@ -92,6 +92,7 @@ class Run:
         result = self.engine.train_step(step, batches, self._size())
         self._record(step, result, time.perf_counter() - started)
         self._answer(result, epoch)
+        self._hear(self.store.check)
         if self._epochs_behind > self.progress.epochs_done:
             self._close_epochs(step)
         elif self._due(self.config.deepspeed.own.checkpoint.every_steps, self.progress.step):
@@ -202,6 +203,7 @@ class Run:
         )
         self.telemetry.stability(event)
         if result.verdict.action == "stop":
+            self._hear(self.store.wait)
             folder = self.config.run_dir
             resume = "; --resume goes on from the last checkpoint" if newest_in(folder / "checkpoints") else ""
             raise UserError(
@@ -298,8 +300,12 @@ class Run:
 
     def _save(self) -> None:
         self.progress = replace(self.progress, seconds=time.perf_counter() - self._began)
+        self._hear(lambda: self.store.save(self.engine, self.progress))
+
+    def _hear(self, ask: Callable[[], None]) -> None:
+        """Ask something of the store; a checkpoint that could not be written costs a warning."""
         try:
-            self.store.save(self.engine, self.progress)
+            ask()
         except OSError as error:
             self.telemetry.event("checkpoint", f"{error}; training goes on, the earlier checkpoint stays", warn=True)
 
@@ -313,6 +319,7 @@ class Run:
         self.engine.deepspeed.eval()
         plots = self.config.hyper.plots
         evaluation = self.evaluator(self.engine, plots=plots, pictures=plots, final=True, telemetry=self.telemetry)
+        self._hear(self.store.wait)
         self._count_replaced()
         self.telemetry.finish(evaluation.metrics if evaluation else None, time.perf_counter() - self._began)
 

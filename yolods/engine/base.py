@@ -249,7 +249,8 @@ class Engine:
         self.stability.load(state["stability"])
         for key, value in state["counters"].items():
             setattr(self.deepspeed, key, value)
-        self._snapshot, self._since_snapshot = state.get("snapshot"), state.get("since_snapshot", 0)
+        # In memory of its own: what was read may be mapped from a file, which a later save removes.
+        self._snapshot, self._since_snapshot = _copied(state.get("snapshot")), state.get("since_snapshot", 0)
         if self._snapshot is None and self._takes_snapshots:  # another layout wrote it: these weights have to do
             self.snapshot()
 
