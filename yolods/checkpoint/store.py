@@ -154,7 +154,8 @@ class CheckpointStore:
             raise fault
 
     def wait(self, seconds: float = LIMIT_SECONDS) -> None:
-        """Wait until the last checkpoint is on the disk. Local.
+        """Wait until the last checkpoint is on the disk. Local, but the other ranks hear of it from rank 0: it has to be
+        there until they have, as any collective after this sees to.
 
         Raises:
             OSError: it is not, and why; a TimeoutError if it is still being written.
