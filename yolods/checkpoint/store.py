@@ -154,8 +154,9 @@ class CheckpointStore:
             raise fault
 
     def wait(self, seconds: float = LIMIT_SECONDS) -> None:
-        """Wait until the last checkpoint is on the disk. Local, but the other ranks hear of it from rank 0: it has to be
-        there until they have, as any collective after this sees to.
+        """Wait until the last checkpoint is on the disk. Local.
+
+        The other ranks hear of it from rank 0, which may leave once they have: after the next collective.
 
         Raises:
             OSError: it is not, and why; a TimeoutError if it is still being written.
