@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from yolods import __version__, compat
 from yolods.errors import UserError, nearest
+from yolods.interrupt import Stopped
 
 if TYPE_CHECKING:
     from yolods.cluster.launch import LaunchFlags
+    from yolods.config import RunConfig
 
 USAGE = """usage: yolods WORD [flags]
 
@@ -50,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one word. Returns the exit status: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run one word. Returns the exit status: 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         compat.prepare()
@@ -60,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for line in str(error).splitlines():
                 print(f"error: {line}" if line else "", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as asked:
+        return asked.status if isinstance(asked, Stopped) else INTERRUPTED
 
 
 def _dispatch(words: list[str]) -> int:
@@ -133,14 +135,25 @@ def _launch(words: list[str]) -> int:
         flags = LaunchFlags(num_gpus=DEMO_RANKS)
     ranks = ranks_of(flags, gpus=gpus)
     if rest[0] == "train":
-        _check_train(_train_parser().parse_args(rest[1:]), ranks, "cuda" if gpus else "cpu")
-    else:
-        quiet_dependencies(logging.WARNING)  # ultralytics, which is imported below, greets on its first start
-        from yolods.validate import check_val_arguments
+        return _launch_train(rest, flags, ranks, gpus)
+    quiet_dependencies(logging.WARNING)  # ultralytics, which is imported below, greets on its first start
+    from yolods.validate import check_val_arguments
 
-        check_val_arguments(_val_parser().parse_args(rest[1:]))
+    check_val_arguments(_val_parser().parse_args(rest[1:]))
     command, variables = launcher_command(rest, flags, gpus=gpus, python=sys.executable)
     os.execvpe(command[0], command, {**os.environ, **variables})
+
+
+def _launch_train(words: list[str], flags: LaunchFlags, ranks: int, gpus: int) -> int:
+    """Start the launcher, and start it again when the run has died."""
+    from yolods.cluster.supervise import supervise
+    from yolods.restart import Restarts
+
+    def check(words: Sequence[str], ranks: int) -> RunConfig:
+        return _check_train(_train_parser().parse_args(words[1:]), ranks, "cuda" if gpus else "cpu")
+
+    starts = Restarts(words, flags, check(words, ranks).run_dir, gpus=gpus, check=check)
+    return supervise(starts.first(), starts.again, restarts=flags.max_restarts)
 
 
 def _doctor(words: list[str]) -> int:
@@ -181,7 +194,7 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
     return 0 if works else USER_ERROR
 
 
-def _check_train(args: argparse.Namespace, ranks: int, device: str) -> None:
+def _check_train(args: argparse.Namespace, ranks: int, device: str) -> RunConfig:
     from yolods.config import build_run_config
     from yolods.data.spec import read_spec
     from yolods.model.build import parse_name
@@ -194,6 +207,7 @@ def _check_train(args: argparse.Namespace, ranks: int, device: str) -> None:
         from yolods.model.weights import check_file
 
         check_file(config.weights)
+    return config
 
 
 def _count_gpus() -> int:
@@ -207,11 +221,12 @@ def _count_gpus() -> int:
 
 def _train(words: list[str]) -> int:
     args = _train_parser().parse_args(words)
-    from yolods.cluster.ranks import join, leave
+    from yolods.cluster.ranks import joined
 
     _prepare_libraries()
-    ranks = join()
-    try:
+    with joined() as ranks:
+        from yolods.cluster.board import open_board
+        from yolods.cluster.watchdog import Watchdog
         from yolods.config import build_run_config
         from yolods.start import start_run
         from yolods.telemetry import open_log
@@ -219,29 +234,33 @@ def _train(words: list[str]) -> int:
         config = ranks.main_first(
             lambda: build_run_config(args, ranks=ranks.size, device=ranks.device.type, environ=os.environ)
         )
-        with open_log(config.run_dir, ranks.rank, ranks.host):
-            run = start_run(config, ranks)
+        board = open_board(ranks)
+        with (
+            open_log(config.run_dir, ranks.rank, ranks.host),
+            Watchdog(board, ranks, config.deepspeed.own.watchdog, config.run_dir) as watchdog,
+        ):
+            run = start_run(config, ranks, board, watchdog)
             with run.telemetry:
                 run.fit()
-    finally:
-        leave()
     return 0
 
 
 def _val(words: list[str]) -> int:
     args = _val_parser().parse_args(words)
-    from yolods.cluster.ranks import join, leave
+    from yolods.cluster.ranks import joined
 
     _prepare_libraries()
-    ranks = join()
-    try:
+    with joined() as ranks:
+        from yolods.cluster.board import open_board
+        from yolods.cluster.watchdog import Watchdog
+        from yolods.config.own import WatchdogConfig
+        from yolods.interrupt import noted
         from yolods.telemetry import open_log
         from yolods.validate import validate
 
-        with open_log(None, ranks.rank, ranks.host):
+        board = open_board(ranks)
+        with open_log(None, ranks.rank, ranks.host), Watchdog(board, ranks, WatchdogConfig(), None), noted():
             validate(args, ranks)
-    finally:
-        leave()
     return 0
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from yolods import interrupt
+from yolods.cluster.pulse import mark, slowly
 from yolods.cluster.ranks import Ranks, Share
 from yolods.data.dataset import EVAL_GROUP, DetectionSet
 from yolods.data.loader import eval_batches, eval_loader
@@ -79,6 +80,8 @@ class _Tally:
     batches: int = 0
     replaced: list[str] = field(default_factory=list)
     shown: list[list[dict[str, Tensor]]] = field(default_factory=list)
+    stopped: bool = False
+    """Whether this rank was asked to stop, and left images out."""
 
 
 class Evaluator:
@@ -131,6 +134,9 @@ class Evaluator:
 
         Returns:
             the result on rank 0, None elsewhere.
+
+        Raises:
+            Stopped: on every rank: one was asked to stop. Where ranks need each other for a pass, they go on.
         """
         telemetry = telemetry or NullTelemetry()
         started = time.perf_counter()
@@ -138,7 +144,11 @@ class Evaluator:
         tally = _Tally()
         telemetry.val_begin(len(self._batches))
         first: list[dict[str, Any]] = []
-        for batch in aloud(self._load(), self._ranks):
+        for number, batch in enumerate(aloud(self._load(), self._ranks)):
+            mark("evaluation", number)
+            if interrupt.asked() and self._share.alone:
+                tally.stopped = True
+                break
             found = detector.predict(batch["img"] if self._share.reads_images else None)
             if found is not None and batch["real"]:
                 tally.loss += detector.score(found[1], batch).cpu().numpy()
@@ -150,13 +160,17 @@ class Evaluator:
                 first.append(batch)
             tally.replaced += batch.get("replaced", ())
             telemetry.val_progress()
+        mark("adding up the evaluation")
         tally.confusion = judge.confusion
         tallies = self._ranks.to_main(tally)
+        if self._ranks.from_main(any(each.stopped for each in tallies)):
+            raise interrupt.Stopped()
         if not self._ranks.is_main:
             return None
-        result = self._add_up(judge, tallies, plots=plots, boxes_to=boxes_to, seconds=time.perf_counter() - started)
-        self._show(telemetry, first, tallies)
-        telemetry.val_end(result.details, result.images, final=final)
+        with slowly("the evaluation's results"):
+            result = self._add_up(judge, tallies, plots=plots, boxes_to=boxes_to, seconds=time.perf_counter() - started)
+            self._show(telemetry, first, tallies)
+            telemetry.val_end(result.details, result.images, final=final)
         for file in sorted({file for each in tallies for file in each.replaced}):
             telemetry.event("unreadable", f"{file} could not be read; it counts as an image without boxes", warn=True)
         return result
@@ -198,14 +212,12 @@ class Evaluator:
 
 
 def aloud(batches: Iterator[dict[str, Any]], ranks: Ranks) -> Iterator[dict[str, Any]]:
-    """Pass a loader's batches on unless Ctrl-C was pressed, and say on the spot what ends it on this rank alone.
+    """Pass a loader's batches on, and say on the spot what ends it on this rank alone.
 
     What every rank raises is shown once, by rank 0 (cli.py); of a fault elsewhere it would know nothing.
     """
     try:
-        for batch in batches:
-            interrupt.check()
-            yield batch
+        yield from batches
     except UserError as fault:
         if not ranks.is_main:
             log.error("%s", fault)

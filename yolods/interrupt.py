@@ -1,8 +1,9 @@
-"""Ctrl-C ends a run between two batches.
+"""Ctrl-C and SIGTERM are requests to stop: they are noted, and a run acts on them where it can.
 
-In the middle of one it is not safe: Python raises KeyboardInterrupt wherever it happens to be. Seen with torch 2.13 and
+In the middle of a batch it cannot. Python raises KeyboardInterrupt wherever it happens to be; seen with torch 2.13 and
 deepspeed 0.19.8: it was lost in a callback and training went on (2 of 8 tries), and the writer of a checkpoint aborted
-the process from C++ (1 of 8).
+the process from C++ (1 of 8). Nor can a rank stop alone: DeepSpeed's launcher hands SIGTERM to its first rank only, and
+waits for that one. So ranks agree on it, with the numbers that a step exchanges anyway.
 """
 
 from __future__ import annotations
@@ -13,41 +14,61 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_pressed = False
+_asked: signal.Signals | None = None
+
+
+class Stopped(KeyboardInterrupt):
+    """A request to stop, on which all ranks have agreed."""
+
+    def __init__(self, asked: signal.Signals | None = None) -> None:
+        """
+        Args:
+            asked: by which signal; None: by that which reached this process. What was sent to another rank counts as
+                SIGTERM here.
+        """
+        self.signal = asked or _asked or signal.SIGTERM
+        super().__init__(self.signal.name)
+
+    @property
+    def status(self) -> int:
+        """The exit status that shells give to it."""
+        return 128 + self.signal
 
 
 @contextmanager
-def between_batches() -> Iterator[None]:
-    """Within: the first Ctrl-C waits for `check`; a second one acts at once. Does nothing outside the main thread.
+def noted() -> Iterator[None]:
+    """Within: requests to stop wait for `asked`; a second Ctrl-C acts at once. Outside the main thread nothing changes.
 
-    What fails after it counts as interrupted: of several ranks one stops first, and the others lose their connection.
+    What fails after Ctrl-C counts as interrupted: of several ranks one stops first, and the others lose their
+    connection. Not so after SIGTERM, which DeepSpeed's launcher sends as well where a rank has died.
     """
-    global _pressed
+    global _asked
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier = signal.getsignal(signal.SIGINT)
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: Any) -> None:
-        global _pressed
-        if _pressed:
+        global _asked
+        if number == _asked == signal.SIGINT:
             raise KeyboardInterrupt
-        _pressed = True
+        _asked = _asked if _asked == signal.SIGINT else signal.Signals(number)
 
-    _pressed = False
-    signal.signal(signal.SIGINT, note)
+    _asked = None
+    for number in earlier:
+        signal.signal(number, note)
     try:
         yield
     except Exception:
-        if _pressed:
+        if _asked == signal.SIGINT:
             raise KeyboardInterrupt from None
         raise
     finally:
-        signal.signal(signal.SIGINT, earlier)
-        _pressed = False
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+        _asked = None
 
 
-def check() -> None:
-    """Raise KeyboardInterrupt if Ctrl-C was pressed."""
-    if _pressed:
-        raise KeyboardInterrupt
+def asked() -> bool:
+    """Whether this process was asked to stop."""
+    return _asked is not None

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from yolods.checkpoint.store import CheckpointStore, Progress
-from yolods.cluster.board import open_board
+from yolods.cluster.board import Board
 from yolods.cluster.ranks import Ranks
+from yolods.cluster.watchdog import Watchdog
 from yolods.config import RunConfig
 from yolods.config.run import CONFIG_FILE
 from yolods.data.splits import Opening, Split, class_names, class_weights, note_problems, open_split, read_data
@@ -40,7 +41,7 @@ BYTES_A_PARAMETER = 40
 """On disk: masters, two moments and the moving average, these once more in the snapshot, and copies in .pt files."""
 
 
-def start_run(config: RunConfig, ranks: Ranks) -> Run:
+def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog) -> Run:
     """Build everything that a training run needs. A collective.
 
     Raises:
@@ -82,7 +83,7 @@ def start_run(config: RunConfig, ranks: Ranks) -> Run:
         ranks,
         keep=policy.keep,
         keep_best=policy.keep_best,
-        board=open_board(ranks) if policy.asynchronous else None,
+        board=board if policy.asynchronous else None,
         model={"architecture": blueprint.layers, "names": names, "train_args": train_args(config)},
     )
     progress = store.load(engine) if config.resume else Progress()
@@ -103,7 +104,7 @@ def start_run(config: RunConfig, ranks: Ranks) -> Run:
     )
     if ranks.is_main:
         _announce(config, ranks, telemetry, blueprint, (train, val), choice, schedule, progress, notes)
-    return Run(config, ranks, engine, schedule, train, evaluator, store, blueprint, telemetry, progress)
+    return Run(config, ranks, engine, schedule, train, evaluator, store, blueprint, telemetry, progress, watchdog)
 
 
 def _make_engine(

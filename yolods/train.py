@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +18,9 @@ import numpy as np
 from yolods import interrupt
 from yolods.checkpoint.store import CheckpointStore, Progress
 from yolods.checkpoint.verify import newest_in
+from yolods.cluster.pulse import PULSE, mark, slowly
 from yolods.cluster.ranks import Ranks
+from yolods.cluster.watchdog import Watchdog
 from yolods.config import RunConfig
 from yolods.data.loader import scaled_size, train_loader
 from yolods.data.sampler import Stream
@@ -54,6 +57,7 @@ class Run:
         blueprint: Blueprint,
         telemetry: Telemetry,
         progress: Progress,
+        watchdog: Watchdog,
     ) -> None:
         """
         Args:
@@ -62,7 +66,7 @@ class Run:
         """
         self.config, self.ranks, self.engine, self.schedule = config, ranks, engine, schedule
         self.evaluator, self.store, self.blueprint = evaluator, store, blueprint
-        self.telemetry, self.progress = telemetry, progress
+        self.telemetry, self.progress, self.watchdog = telemetry, progress, watchdog
         self._train = train
         self._began = time.perf_counter() - progress.seconds
         self._stop = False
@@ -71,32 +75,65 @@ class Run:
         self._unreadable: set[str] = set()
         self._replaced_before = progress.replaced
         self._epoch_began, self._epoch_samples = time.perf_counter(), 0
+        self._saved = progress.step
 
     def fit(self) -> None:
-        """Train from `progress` to the last epoch, or until patience runs out; Ctrl-C ends it between two batches."""
+        """Train from `progress` to the last epoch, or until patience runs out.
+
+        Raises:
+            Stopped: by Ctrl-C or SIGTERM; a checkpoint has been written.
+        """
         self.engine.training()
-        with self.store, interrupt.between_batches():
-            self.telemetry.epoch_begin(self._epoch)
-            while self.progress.position < self.schedule.total_samples and not self._stop:
-                self._train.dataset.bar(self._quarantined())
-                self._stale = False
-                with closing(self._batches()) as batches:
-                    while self.progress.position < self.schedule.total_samples and not (self._stop or self._stale):
-                        self._step(batches)
-            self._finish()
+        PULSE.started()
+        with self.store, interrupt.noted():
+            try:
+                self.telemetry.epoch_begin(self._epoch)
+                if self._epochs_behind > self.progress.epochs_done:
+                    self._close_epochs()  # the run was stopped between an epoch's last step and its evaluation
+                while self.progress.position < self.schedule.total_samples and not self._stop:
+                    self._pass()
+                self._finish()
+            except interrupt.Stopped as stopped:
+                self._put_down(stopped)
+                raise
+
+    def _pass(self) -> None:
+        """Train from here on, over as many epochs as may come, until images are left out that the loader still has."""
+        self._train.dataset.bar(self._quarantined())
+        self._stale = False
+        with closing(self._batches()) as batches:
+            while self.progress.position < self.schedule.total_samples and not (self._stop or self._stale):
+                self._step(batches)
 
     def _step(self, batches: Iterator[dict[str, Any]]) -> None:
         """Take one optimizer step, and do what is due after it."""
+        mark("between steps", step=self.progress.step + 1)
         started, epoch = time.perf_counter(), self._epoch
         step = self.schedule.step_at(self.progress.position)
-        result = self.engine.train_step(step, batches, self._size())
+        result = self.engine.train_step(step, batches, self._size(), stop=interrupt.asked())
+        mark("between steps")
         self._record(step, result, time.perf_counter() - started)
         self._answer(result, epoch)
         self._hear(self.store.check)
+        for line in self.watchdog.news():
+            self.telemetry.event("straggler", line, warn=True)
+        if result.stop:
+            raise interrupt.Stopped()
         if self._epochs_behind > self.progress.epochs_done:
-            self._close_epochs(step)
+            self._close_epochs()
         elif self._due(self.config.deepspeed.own.checkpoint.every_steps, self.progress.step):
             self._save()
+
+    def _put_down(self, stopped: interrupt.Stopped) -> None:
+        """Save what there is, on request; all ranks have agreed to stop."""
+        if self.progress.step > self._saved:
+            self._save()
+        self._hear(self.store.wait)
+        name = {signal.SIGINT: "Ctrl-C"}.get(stopped.signal, stopped.signal.name)
+        where = f"in epoch {self._epoch + 1}" if self._epochs_behind < self.config.epochs else "after the last epoch"
+        self.telemetry.event("stop", f"{name}: stopped after step {self.progress.step}, {where}")
+        self.telemetry.event("stop", f"to go on: ./launch.sh train --resume {self.config.run_dir}")
+        self.ranks.barrier()
 
     @property
     def _epoch(self) -> int:
@@ -148,6 +185,7 @@ class Run:
             micro_batches=now.micro_batches + step.batches,
             loss_sums=tuple(sums.tolist()),
             loss_weight=now.loss_weight + counted,
+            lr=step.lr,
             seconds=time.perf_counter() - self._began,
             skipped=now.skipped + result.skipped,
             rollbacks=now.rollbacks + (result.verdict.action == "rollback"),
@@ -219,34 +257,35 @@ class Run:
     def _epochs_behind(self) -> int:
         return min(self.progress.position // self.schedule.samples, self.config.epochs)
 
-    def _close_epochs(self, step: Step) -> None:
-        """Close the epoch that a step ended; of a set that is smaller than a step, each of the epochs."""
+    def _close_epochs(self) -> None:
+        """Close the epoch that the last step ended; of a set that is smaller than a step, each of the epochs."""
         rate = self._epoch_samples / (time.perf_counter() - self._epoch_began)
         if (pipe := self.engine.report()) is not None:
             self.telemetry.pipeline(pipe)
         losses = np.array(self.progress.loss_sums) / max(self.progress.loss_weight, 1)
         while self._epochs_behind > self.progress.epochs_done and not self._stop:
-            self._close_epoch(step, rate, dict(zip(LOSS_NAMES, losses.tolist(), strict=True)))
+            self._close_epoch(rate, dict(zip(LOSS_NAMES, losses.tolist(), strict=True)))
         self._epoch_began, self._epoch_samples = time.perf_counter(), 0
 
-    def _close_epoch(self, step: Step, rate: float, losses: dict[str, float]) -> None:
+    def _close_epoch(self, rate: float, losses: dict[str, float]) -> None:
         """Evaluate, write weights, results and a checkpoint, and decide whether to go on."""
         epoch = self.progress.epochs_done
         last = epoch == self.config.epochs - 1
         evaluation, best = self._evaluate(epoch, last) if self.config.hyper.val or last else (None, False)
-        self.telemetry.epoch_end(
-            EpochStats(
-                epoch=epoch,
-                seconds=time.perf_counter() - self._began,
-                train_loss=losses,
-                val_loss=evaluation.loss if evaluation else None,
-                metrics=evaluation.metrics if evaluation else None,
-                fitness=evaluation.fitness if evaluation else None,
-                lr={f"lr/pg{place}": value for place, value in enumerate(step.lr[: len(GROUPS)])},
-                images_per_second=rate,
-                is_best=best,
+        with slowly("an epoch's results"):
+            self.telemetry.epoch_end(
+                EpochStats(
+                    epoch=epoch,
+                    seconds=time.perf_counter() - self._began,
+                    train_loss=losses,
+                    val_loss=evaluation.loss if evaluation else None,
+                    metrics=evaluation.metrics if evaluation else None,
+                    fitness=evaluation.fitness if evaluation else None,
+                    lr={f"lr/pg{place}": value for place, value in enumerate(self.progress.lr[: len(GROUPS)])},
+                    images_per_second=rate,
+                    is_best=best,
+                )
             )
-        )
         self.progress = replace(self.progress, epochs_done=epoch + 1, loss_sums=(), loss_weight=0)
         self._stop = self._out_of_patience(epoch)
         if last or self._stop or self._due(self.config.deepspeed.own.checkpoint.every_epochs, epoch + 1):
@@ -267,7 +306,8 @@ class Run:
         if best:
             self.progress = replace(self.progress, best_fitness=fitness, best_epoch=epoch)
         if weights is not None:
-            self._write_weights(weights, epoch, best, evaluation)
+            with slowly("writing weights"):
+                self._write_weights(weights, epoch, best, evaluation)
         return evaluation, best
 
     def _write_weights(self, weights: dict[str, Any], epoch: int, best: bool, evaluation: Evaluation | None) -> None:
@@ -299,21 +339,26 @@ class Run:
         return True
 
     def _save(self) -> None:
+        mark("a checkpoint")
         self.progress = replace(self.progress, seconds=time.perf_counter() - self._began)
-        self._hear(lambda: self.store.save(self.engine, self.progress))
+        if self._hear(lambda: self.store.save(self.engine, self.progress)):
+            self._saved = self.progress.step
 
-    def _hear(self, ask: Callable[[], None]) -> None:
-        """Ask something of the store; a checkpoint that could not be written costs a warning."""
+    def _hear(self, ask: Callable[[], None]) -> bool:
+        """Ask something of the store; False, and a warning, if a checkpoint could not be written."""
         try:
             ask()
         except OSError as error:
             self.telemetry.event("checkpoint", f"{error}; training goes on, the earlier checkpoint stays", warn=True)
+            return False
+        return True
 
     def _finish(self) -> None:
         """Judge best.pt once more as anyone would load it, with every plot."""
         best = self.config.run_dir / "weights" / "best.pt"
         if not self.ranks.from_main(best.is_file()):
             raise UserError(f"{best} was never written; the log {self.config.run_dir / 'train.log'} says why")
+        self._saved = self.progress.step  # from here on the engine holds best.pt's weights
         self.telemetry.event("validate", f"\nValidating {best}...")
         self.engine.adopt(read_pt(best).state_dict())
         self.engine.deepspeed.eval()
@@ -321,7 +366,8 @@ class Run:
         evaluation = self.evaluator(self.engine, plots=plots, pictures=plots, final=True, telemetry=self.telemetry)
         self._hear(self.store.wait)
         self._count_replaced()
-        self.telemetry.finish(evaluation.metrics if evaluation else None, time.perf_counter() - self._began)
+        with slowly("the results"):
+            self.telemetry.finish(evaluation.metrics if evaluation else None, time.perf_counter() - self._began)
 
     def _count_replaced(self) -> None:
         """Say how many samples of this start, over all ranks, were other ones than the stream asked for."""

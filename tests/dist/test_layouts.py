@@ -136,7 +136,7 @@ def _count(ranks: Ranks, case: Case, folder: Path) -> float:
         def count_and_reduce() -> None:
             gc.collect()
             other = [*before, *engine.ema.state_dict()["shards"], *engine.ema.mean_buffers, *engine.net.buffers()]
-            apart = _storages([*other, *kept_in(engine._snapshot), *engine._statistics_before])
+            apart = _storages([*other, *kept_in(engine.recovery.snapshot), *engine.recovery.statistics_before])
             found = _storages(each for each in _alive() if each.dtype != torch.uint8)
             counted.append(sum(size for place, size in found.items() if place not in apart))
             reduce()

@@ -84,8 +84,8 @@ def _sort(small: Small, before: list[Tensor]) -> Counted:
     gc.collect()
     engine = small.engine
     average = _storages(engine.ema.state_dict()["shards"])
-    snapshot = _storages(kept_in(engine._snapshot))
-    other = _storages([*before, *engine.ema.mean_buffers, *engine.net.buffers(), *engine._statistics_before])
+    snapshot = _storages(kept_in(engine.recovery.snapshot))
+    other = _storages([*before, *engine.ema.mean_buffers, *engine.net.buffers(), *engine.recovery.statistics_before])
     alive = _storages(each for each in _alive() if each.dtype != torch.uint8)
     apart = average.keys() | snapshot.keys() | other.keys()
     parameters = sum(getattr(each, "ds_numel", each.numel()) for each in engine.net.parameters())

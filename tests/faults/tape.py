@@ -116,13 +116,13 @@ class Injector:
                 self._stack.callback(_first(module, partial(self._on_output, name)).remove)
                 hook = module.weight.register_hook(partial(self._on_parameter, name))
                 self._stack.callback(hook.remove)
-        self._at, engine._at = engine._at, self._note
+        self._at, engine.diagnosis.at = engine.diagnosis.at, self._note
         self._inputs, engine.inputs = engine.inputs, self
 
     def close(self) -> None:
         """Leave the engine as it was."""
         self._stack.close()
-        self._engine._at, self._engine.inputs = self._at, self._inputs
+        self._engine.diagnosis.at, self._engine.inputs = self._at, self._inputs
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inputs, name)

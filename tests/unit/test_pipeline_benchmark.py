@@ -135,7 +135,7 @@ def test_the_stock_backward_walks_the_trunk_once_a_tensor(stock, walks):
     engine = Ours.__new__(Ours)
     engine.stock, engine.grid = stock, SimpleNamespace(last=False)
     engine._clock, engine._to_before = Meter(torch.device("cpu")), None
-    engine._probe = SimpleNamespace(at=lambda phase, number: None)
+    engine.diagnosis = SimpleNamespace(at=lambda phase, number: None)
     engine._flights = {0: SimpleNamespace(received={}, sent=sent, loss=None)}
     engine._ahead = {("B", 0): SimpleNamespace(wait=lambda: [torch.ones(3)] * 3)}
     engine._backward(0, None)

@@ -38,6 +38,7 @@ from yolods.checkpoint.read import LATEST, MODEL, PROGRESS, Checkpoint, load_ran
 from yolods.checkpoint.state import HostCopy, collect, recut, set_rng_state
 from yolods.checkpoint.verify import MANIFEST, OLD, names_in, render_manifest, search, step_of
 from yolods.cluster.board import Board
+from yolods.cluster.pulse import slowly
 from yolods.cluster.ranks import Ranks
 from yolods.cluster.talk import Talk
 from yolods.engine.base import Engine
@@ -50,7 +51,7 @@ LIMIT_SECONDS = 1800.0
 """Longest wait for a checkpoint to be written, or for another rank's part of it: as torch's for a collective."""
 INTERRUPT_SECONDS = 60.0
 """The same after Ctrl-C. Another one ends the wait."""
-GONE_SECONDS = 5.0
+GONE_SECONDS = 2.0
 """The same after a failure: where that is a rank that is gone, its part will not come."""
 NOTICED_SECONDS = 1.0
 """Waits up to here are not worth a line."""
@@ -75,6 +76,8 @@ class Progress:
     """Loss items summed over the steps of the unfinished epoch, weighted with their micro-batches."""
     loss_weight: int = 0
     """Micro-batches in `loss_sums`."""
+    lr: tuple[float, ...] = ()
+    """Learning rates of the last step, by parameter group."""
     best_fitness: float | None = None
     """Fitness of weights/best.pt."""
     best_epoch: int = 0
@@ -168,9 +171,8 @@ class CheckpointStore:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        together = kind is None or issubclass(kind, UserError)  # all ranks leave at the same step
         try:
-            self.wait(LIMIT_SECONDS if together else INTERRUPT_SECONDS if kind is KeyboardInterrupt else GONE_SECONDS)
+            self.wait(_patience(kind))
         except OSError as error:
             if self._ranks.is_main:
                 log.warning("%s; the earlier checkpoint stays", error)
@@ -182,7 +184,9 @@ class CheckpointStore:
             return
         if self._ranks.is_main and seconds > NOTICED_SECONDS:
             log.warning("a checkpoint is still being written; the run waits for it")
-        if not self._background.join(seconds - NOTICED_SECONDS):
+        with slowly("waiting for a checkpoint"):
+            done = self._background.join(seconds - NOTICED_SECONDS)
+        if not done:
             waited = time.monotonic() - began
             raise TimeoutError(f"a checkpoint is still being written after {waited:.0f} s; it is waited for no longer")
 
@@ -275,6 +279,13 @@ class CheckpointStore:
         return _progress(checkpoint.progress)
 
 
+def _patience(kind: type[BaseException] | None) -> float:
+    """Seconds that a run which ends, with an exception or without, waits for its last checkpoint."""
+    if kind is None or issubclass(kind, UserError):  # all ranks end at the same step
+        return LIMIT_SECONDS
+    return INTERRUPT_SECONDS if issubclass(kind, KeyboardInterrupt) else GONE_SECONDS
+
+
 def _make_room(writing: Path) -> str | None:
     """Rank 0: an empty folder to write to, or what is wrong; leftovers of a kill go."""
     shutil.rmtree(writing.parent, ignore_errors=True)
@@ -352,4 +363,5 @@ def _best_epoch(folder: Path) -> int | None:
 def _progress(record: dict[str, Any]) -> Progress:
     """From JSON, which knows lists only."""
     faults = tuple((file, count) for file, count in record.get("image_faults", ()))
-    return Progress(**{**record, "loss_sums": tuple(record["loss_sums"]), "image_faults": faults})
+    lists = {key: tuple(record.get(key, ())) for key in ("loss_sums", "lr")}
+    return Progress(**{**record, **lists, "image_faults": faults})

@@ -40,6 +40,8 @@ class LaunchFlags:
     """Ranks a host; None: every slot, every GPU, or two on a CPU."""
     master_port: int | None = None
     """Port on which ranks meet; None: a free one for a local run, DeepSpeed's default otherwise."""
+    max_restarts: int = 3
+    """How often a run that has died is started again."""
 
 
 def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +73,7 @@ def split_words(words: Sequence[str], environ: Mapping[str, str] | None = None) 
 
     parser = Parser(add_help=False, allow_abbrev=False)
     add_launch_arguments(parser)
+    parser.add_argument("--max_restarts", "--max-restarts", type=int, default=LaunchFlags.max_restarts)
     found, rest = parser.parse_known_args(list(words))
     named = (os.environ if environ is None else environ).get("HOSTFILE")
     if found.hostfile is None and named:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -13,6 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+COLLECTIVE = timedelta(hours=2)
+"""When a collective gives up. The watchdog ends a run that hangs long before; what is waited for so long is rank 0's
+scan of a large data set."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ class Share:
     """Whether this rank needs the images: all do, but later stages of a pipeline."""
     reads_labels: bool = True
     """Whether this rank judges predictions: all do, but earlier stages of a pipeline."""
+    alone: bool = True
+    """Whether a forward pass needs no other rank: it does under ZeRO-3 and on a pipeline."""
     group: dist.ProcessGroup | None = None
     """The ranks that hold the same weights and work on other data; None: all."""
 
@@ -125,9 +133,25 @@ def join() -> Ranks:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(local)
-    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE
+    )
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     return Ranks(rank, size, local, socket.gethostname(), device)
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """Within: this process among the others. After a fault they are left as they are: NCCL would wait for those that
+    are gone, and the end of the process takes everything down."""
+    ranks = join()
+    try:
+        yield ranks
+    except Exception:
+        if ranks.size == 1:
+            leave()
+        raise
+    leave()
 
 
 def leave() -> None:

@@ -1,37 +1,102 @@
-"""DeepSpeed's launcher, run so that Ctrl-C ends it as quietly as it ends the ranks.
+"""DeepSpeed's launcher, run so that requests to stop reach every rank, and a death is told from an end.
 
-Stock `deepspeed.launcher.runner` (0.19.8) dies of Ctrl-C with a traceback while its children are still on their way
-out. Here it waits for them and ends with 130. Not needed once the stock runner does the same.
+Of stock `deepspeed.launcher.runner` (0.19.8) four things are put right, by giving that module other `subprocess` and
+`signal` modules to call. None is needed any more once the stock runner passes tests/faults/test_requests.py.
+
+- Where its child dies by a signal it ends with 0; here with 128 and the signal's number.
+- Alone, it dies of SIGTERM and leaves its child running; over several hosts it kills pdsh first, and with it the
+  screen that ranks print on while they save. Here ranks are told to stop, and their output is waited for.
+- It dies of Ctrl-C with a traceback while its children are still on their way out.
+- A child does not notice that the runner is gone; here the kernel tells it.
 """
 
 from __future__ import annotations
 
-import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from yolods.cluster.supervise import die_with_parent
 
 INTERRUPTED = 130
 
 
+class _Modules:
+    """Another module, but for the names that a subclass has."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+class _Subprocess(_Modules):
+    """`subprocess`, which remembers the process that the runner waits for."""
+
+    child: subprocess.Popen[bytes] | None = None
+
+    def Popen(self, command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:  # noqa: N802
+        """Start it."""
+        # pdsh and ssh have a terminal's Ctrl-C kept from them: it would cut the connections that ranks print over.
+        apart = command[0] in ("pdsh", "mpirun", "srun")
+        self.child = subprocess.Popen(command, preexec_fn=die_with_parent, start_new_session=apart, **settings)
+        return self.child
+
+
+class _Signal(_Modules):
+    """`signal`, which leaves our handlers in place."""
+
+    def signal(self, number: int, handler: Any) -> Any:
+        """Does nothing."""
+        return signal.getsignal(number)
+
+
+class _Stop:
+    """Tells ranks to stop, once a request; the runner goes on waiting for them."""
+
+    def __init__(self, children: _Subprocess) -> None:
+        self._children = children
+        self.kill: list[str] | None = None
+        """What ends the launchers on other hosts; None: there are none."""
+        self.asked: int | None = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        self.asked = self.asked or number
+        if self.kill is not None:
+            with suppress(OSError):
+                subprocess.Popen(self.kill, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        elif self._children.child is not None:
+            with suppress(ProcessLookupError):
+                self._children.child.send_signal(signal.SIGTERM)
+
+
 def main() -> int:
     """Run the launcher with this process' arguments."""
+    from deepspeed.launcher import multinode_runner, runner
+
+    children = _Subprocess(subprocess)
+    stop = _Stop(children)
+    theirs = multinode_runner.PDSHRunner.get_cmd
+
+    def get_cmd(self: Any, environment: Any, resources: Any) -> Any:
+        command, stop.kill, environment = theirs(self, environment, resources)
+        return command, stop.kill, environment
+
+    multinode_runner.PDSHRunner.get_cmd = get_cmd
+    runner.subprocess, runner.signal = children, _Signal(signal)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
-        from deepspeed.launcher import runner
-
         runner.main()
-    except KeyboardInterrupt:
-        _wait_for_children()
-        return INTERRUPTED
-    return 0
-
-
-def _wait_for_children() -> None:
-    while True:
-        try:
-            os.wait()
-        except KeyboardInterrupt:  # a second one: they know already
-            continue
-        except ChildProcessError:
-            return
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1
+    code = children.child.returncode if children.child is not None else 0
+    return 128 - code if code < 0 else code
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -36,6 +36,7 @@ _REFUSED_FLAGS = {
     "--evolve": "hyper-parameter search is not in this version",
     "--image-weights": "use --set cls_pw=0.5, which weighs rare classes",
     "--label-smoothing": "YOLOv5u's class targets are soft already, from task alignment",
+    "--max-restarts": "only yolods' own launcher starts a run again: ./launch.sh train --max-restarts N",
     "--amp": "precision is in the DeepSpeed JSON: --deepspeed_config ds_configs/zero1_bf16.json",
 }
 
@@ -74,6 +75,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "--cfg", metavar="NAME", help="yolov5n..x, yolov5n6..x6, yolov5[d,w] or a yaml")
     parser.add_argument("--epochs", type=int, metavar="N", help="default 100")
     parser.add_argument("--hyp", metavar="YAML", help="hyper-parameters")
+    parser.add_argument("--run-dir", metavar="DIR", help=argparse.SUPPRESS)  # as the launcher has chosen it
     parser.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="go on with a run (default: the newest)")
     hyper = parser.add_argument_group("hyper-parameters with a flag of their own")
     hyper.add_argument("--seed", type=int, metavar="N")

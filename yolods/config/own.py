@@ -83,6 +83,22 @@ class OverflowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchdogConfig:
+    """When a rank counts as lost, and when as stuck; docs/cluster.md tells it as a story."""
+
+    enabled: bool = setting(True, flag())
+    """Whether ranks watch each other."""
+    silence_seconds: float = setting(8.0, real(3))
+    """Without a sign of life for so long, a rank is lost and the run ends."""
+    stall_seconds: float = setting(8.0, real(2))
+    """A rank that stays in one phase for so long, and ten times as long as it ever did, is named."""
+    grace_seconds: float = setting(60.0, real(0))
+    """And the run ends after so much longer."""
+    slow_seconds: float = setting(1800.0, real(10))
+    """What phases may take that are new, or known to be slow: compiling, scanning a data set, drawing."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OwnConfig:
     """Everything under "yolods"."""
 
@@ -92,6 +108,8 @@ class OwnConfig:
     """What happens when numbers go bad."""
     checkpoint: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     """When checkpoints are written, and how many are kept."""
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    """When a rank counts as lost or stuck."""
 
     def as_dict(self) -> dict[str, Any]:
         """The block with every default written out, as JSON takes it."""

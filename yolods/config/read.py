@@ -78,7 +78,7 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
         hyper=hyper,
         deepspeed=config,
         device=device,
-        run_dir=next_run_dir(project, name, exist_ok),
+        run_dir=_path(args, "run_dir") or next_run_dir(project, name, exist_ok),
         given=_as_typed(args),
         notes=notes,
     )
@@ -101,7 +101,7 @@ def _path(args: argparse.Namespace, flag: str) -> Path | None:
 
 
 def _as_typed(args: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
-    hidden = ("local_rank", "command", "func")
+    hidden = ("local_rank", "command", "func", "run_dir")
     typed = {key: value for key, value in vars(args).items() if value is not None and key not in hidden}
     return tuple((key, value) for key, value in typed.items() if isinstance(value, str | int | float | list))
 

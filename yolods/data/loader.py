@@ -174,7 +174,11 @@ def _unchanged(batch: Batch | str) -> Batch | str:
 
 
 def _prepare_worker(worker: int) -> None:
-    """One thread a worker, and Ctrl-C is for the main process to answer: it ends the workers in good order."""
+    """One thread a worker, and requests to stop are for the main process: it ends the workers in good order.
+
+    SIGTERM, too: DeepSpeed's launcher sends it to all that a rank has started.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

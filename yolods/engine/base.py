@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from yolods.cluster.pulse import mark
 from yolods.cluster.ranks import Ranks, Share
+from yolods.engine.diagnosis import Diagnosis
 from yolods.engine.ema import ShardedEma
 from yolods.engine.feed import Feed
 from yolods.engine.masters import Masters, full_parameter, full_shape, set_parameter
 from yolods.engine.optim import freeze_statistics, set_rates
+from yolods.engine.recovery import Recovery
 from yolods.engine.schedule import Step
 from yolods.engine.shards import cut
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss
-from yolods.stability.attribution import Account, Culprit, Phase, Probe, culprits
+from yolods.stability.attribution import Culprit
 from yolods.stability.guard import Verdict
 from yolods.stability.reading import Reading
 from yolods.stability.step import Outcome, Stability, StockStability
@@ -60,6 +63,8 @@ class StepResult:
     """Time this rank waited for data."""
     replaced: tuple[str, ...]
     """Files that could not be read and were replaced by other samples."""
+    stop: bool
+    """Whether any rank was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -99,48 +104,51 @@ class Engine:
 
     def __init__(self, parts: Parts) -> None:
         self.deepspeed, self.masters, self.ema = parts.deepspeed, parts.masters, parts.ema
-        self.stability, self._overflow = parts.stability, parts.overflow
+        self.stability = parts.stability
         self.inputs, self.ranks, self.share = parts.inputs, parts.ranks, parts.share
-        self._loss, self._frozen, self._shared = parts.loss, parts.frozen, parts.shared
+        self._loss, self._frozen = parts.loss, parts.frozen
         self._strides, self._reg_max = parts.strides.to(parts.ranks.device), parts.reg_max
-        self._statistics_before = [buffer.clone() for buffer in self.statistics()]
-        self._losses: list[Tensor] = []
-        self._snapshot: dict[str, Any] | None = None
-        self._since_snapshot = 0
-        self._probe = Probe(self.net)
-        self._watched = ExitStack()
-        if self._overflow.attribution == "always":
-            self._watched.enter_context(self._probe.attached())
+        overflow, restores = parts.overflow, parts.stability.restores
+        self.recovery = Recovery(self.statistics, self._moving, every=overflow.snapshot_steps, restores=restores)
+        self.diagnosis = Diagnosis(self.net, overflow.attribution, parts.ranks, shared=parts.shared)
 
     @property
     def net(self) -> nn.Module:
         """The model inside, or this rank's stage of it; under ZeRO-3 its parameters are partitioned."""
         return self.deepspeed.module
 
-    def train_step(self, step: Step, batches: Iterator[dict[str, Any]], size: int | None = None) -> StepResult:
+    def train_step(
+        self, step: Step, batches: Iterator[dict[str, Any]], size: int | None = None, *, stop: bool = False
+    ) -> StepResult:
         """Take one optimizer step over `step.batches` micro-batches of this replica.
 
         Args:
             step: what to accumulate and at which rates.
             batches: the replica's micro-batches, in the order of the stream; not read where `share` says so.
             size: side of the images in pixels, for multi-scale training.
+            stop: whether this rank was asked to stop; told to all with the step's numbers.
         """
         set_rates(self.deepspeed.optimizer, step.lr, step.momentum)
-        self._keep_statistics()
-        feed = Feed(batches, keep=self._overflow.attribution == "armed")
+        self.recovery.keep_statistics()
+        feed = Feed(batches, keep=self.diagnosis.when == "armed")
         sums = self._accumulate(step, feed, size)
-        outcome = self.stability.judge(sums, step.batches * self.share.count, can_return=self._snapshot is not None)
+        mark("gradients")
+        sums = torch.cat((sums, sums.new_tensor([float(stop)])))
+        can_return = self.recovery.snapshot is not None
+        outcome = self.stability.judge(sums, step.batches * self.share.count, can_return=can_return)
         if outcome.verdict.applied:
-            self._remember()
+            self.recovery.remember()
+        mark("the optimizer")
         self.deepspeed.step()
         outcome = self.stability.settle(outcome)
         if outcome.verdict.applied:
             self.ema.update()
             return self._result(outcome, feed, ())
-        self._restore_statistics()
+        self.recovery.restore_statistics()
         found = self._explain(outcome.verdict, step, feed, size)
-        if outcome.verdict.action == "rollback":
-            self._recall()
+        if outcome.verdict.action == "rollback":  # the scale, the stream and the guard's memory of the trouble go on
+            assert self.recovery.snapshot is not None
+            self._load_moving(self.recovery.snapshot)
         return self._result(outcome, feed, found)
 
     def _accumulate(self, step: Step, feed: Feed, size: int | None) -> Tensor:
@@ -225,17 +233,12 @@ class Engine:
         }
 
     def state(self) -> dict[str, Any]:
-        """Everything of this rank that a resume needs: its shards and its own. A collective (frozen weights).
-
-        The snapshot is saved with it. The state itself would not do in its place: its weights have not been shown to be
-        good, and the run that goes on and the one that resumes have to go back to the same.
-        """
+        """Everything of this rank that a resume needs: its shards and its own. A collective (frozen weights)."""
         return {
             **self._moving(),
             "frozen": self._frozen_weights(),
             "stability": self.stability.state(),
-            "snapshot": self._snapshot,
-            "since_snapshot": self._since_snapshot,
+            **self.recovery.state(),
             "counters": {key: getattr(self.deepspeed, key) for key in COUNTERS},
         }
 
@@ -249,10 +252,7 @@ class Engine:
         self.stability.load(state["stability"])
         for key, value in state["counters"].items():
             setattr(self.deepspeed, key, value)
-        # In memory of its own: what was read may be mapped from a file, which a later save removes.
-        self._snapshot, self._since_snapshot = _copied(state.get("snapshot")), state.get("since_snapshot", 0)
-        if self._snapshot is None and self._takes_snapshots:  # another layout wrote it: these weights have to do
-            self.snapshot()
+        self.recovery.load(state)
 
     @torch.no_grad()
     def _load_moving(self, state: dict[str, Any]) -> None:
@@ -319,84 +319,34 @@ class Engine:
     def _collect(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         return state if self.ranks.is_main else None
 
-    def _keep_statistics(self) -> None:
-        """The forward passes of a step that is not applied move the running statistics, perhaps to nan, for good."""
-        if self._statistics_before and self.stability.restores:
-            torch._foreach_copy_(self._statistics_before, self.statistics())
-
-    def _restore_statistics(self) -> None:
-        if self._statistics_before and self.stability.restores:
-            torch._foreach_copy_(self.statistics(), self._statistics_before)
-
     def _lost(self, items: Tensor, boxes: int, sums: Tensor) -> None:
         """Note the loss items of one micro-batch."""
         sums += torch.cat((items, items.new_tensor([boxes])))
-        self._losses.append(items.sum())
-
-    def _at(self, phase: Phase, number: int) -> None:
-        """Say which pass of which micro-batch begins."""
-        if phase == "forward" and number == 0:
-            self._losses.clear()
-            self._probe.clear()
-        self._probe.at(phase, number)
+        self.diagnosis.note_loss(items.sum())
 
     def _explain(self, verdict: Verdict, step: Step, feed: Feed, size: int | None) -> tuple[Culprit, ...]:
         """Find out where a step went bad: a collective, by running it a second time where it was not watched."""
-        if self._overflow.attribution == "off" or not self.stability.restores:
+        if self.diagnosis.when == "off" or not self.stability.restores:
             return ()
-        if self._overflow.attribution == "armed":
-            counters = {key: getattr(self.deepspeed, key) for key in COUNTERS}
-            feed.rewind()
-            with self._probe.attached():
-                self._accumulate(step, feed, size)
-            self.stability.discard()
-            self.deepspeed.step()
-            self._restore_statistics()
-            for key, value in counters.items():
-                setattr(self.deepspeed, key, value)
-        told = self.ranks.to_main(self._account(verdict, feed))
-        found = tuple(culprits(told, verdict.cause, shared=self._shared)) if self.ranks.is_main else ()
-        self._probe.clear()
-        return self.ranks.from_main(found)
+        if self.diagnosis.when == "armed":
+            with self.diagnosis.watching():
+                self._run_again(step, feed, size)
+        return self.diagnosis.conclude(verdict, self.stability.named(verdict.suspects), feed, *self._place())
 
-    def _account(self, verdict: Verdict, feed: Feed) -> Account:
-        suspects = self.stability.named(verdict.suspects)
-        stage, replica = self._place()
-        return Account(
-            rank=self.ranks.rank,
-            host=self.ranks.host,
-            stage=stage,
-            replica=replica,
-            findings=tuple(self._probe.findings()),
-            largest=self._probe.largest(suspects) if verdict.cause == "gradient_spike" else None,
-            losses=tuple(torch.stack(self._losses).tolist()) if self._losses else (),
-            files=tuple(feed.files),
-        )
+    def _run_again(self, step: Step, feed: Feed, size: int | None) -> None:
+        """The passes of a step that was not applied once more, without a trace."""
+        counters = {key: getattr(self.deepspeed, key) for key in COUNTERS}
+        feed.rewind()
+        self._accumulate(step, feed, size)
+        self.stability.discard()
+        self.deepspeed.step()
+        self.recovery.restore_statistics()
+        for key, value in counters.items():
+            setattr(self.deepspeed, key, value)
 
     def _place(self) -> tuple[int, int]:
         """This rank's stage and replica."""
         return 0, self.share.index
-
-    def _remember(self) -> None:
-        """Take a snapshot where one is due: of weights that this very step has shown to be good, before they move."""
-        if not self._takes_snapshots:
-            return
-        if self._snapshot is None or self._since_snapshot >= self._overflow.snapshot_steps:
-            self.snapshot()
-        self._since_snapshot += 1
-
-    @property
-    def _takes_snapshots(self) -> bool:
-        return self._overflow.snapshot_steps > 0 and self.stability.restores
-
-    def snapshot(self) -> None:
-        """Keep a copy of everything that trains, in host memory, for a roll-back. Local."""
-        self._snapshot, self._since_snapshot = _copied(self._moving()), 0
-
-    def _recall(self) -> None:
-        """Go back to the snapshot; the loss scale, the stream and the guard's memory of the trouble go on."""
-        assert self._snapshot is not None
-        self._load_moving(self._snapshot)
 
     def _result(self, outcome: Outcome, feed: Feed, found: tuple[Culprit, ...]) -> StepResult:
         return StepResult(
@@ -412,18 +362,8 @@ class Engine:
             instances=outcome.instances,
             data_seconds=feed.waited,
             replaced=tuple(feed.replaced),
+            stop=outcome.stop,
         )
-
-
-def _copied(state: Any) -> Any:
-    """The same on the host, in memory of its own."""
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: _copied(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return [_copied(value) for value in state]
-    return state
 
 
 def _shaped(state: dict[str, Any], shard: Tensor) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def build_engine(
         ranks: this process among the others.
         class_weights: (nc,) weights of the class loss, or None.
     """
-    share = Share(ranks.rank, ranks.size)
+    share = Share(ranks.rank, ranks.size, alone=config.deepspeed.zero_stage < 3)
     loss = DetectionLoss(net.model[-1], ranks.device, config.hyper, class_weights)
     return ZeroEngine(_parts(net, net.model[-1], config, choice, ranks, share, loss))
 
@@ -89,7 +89,14 @@ def build_pipeline(
         grid: this rank's place.
     """
     ranks = grid.ranks
-    share = Share(grid.replica, grid.replicas, reads_images=grid.first, reads_labels=grid.last, group=grid.data_group)
+    share = Share(
+        grid.replica,
+        grid.replicas,
+        reads_images=grid.first,
+        reads_labels=grid.last,
+        alone=grid.stages == 1,
+        group=grid.data_group,
+    )
     loss = DetectionLoss(head, ranks.device, config.hyper, class_weights) if grid.last else None
     parts = _parts(stage, head, config, choice, ranks, share, loss, grid)
     autocast = config.deepspeed.autocast

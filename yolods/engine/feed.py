@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from yolods.cluster.pulse import mark
+
 
 class Feed:
     """Hands out micro-batches, counts the time that they are waited for, and can hand out a step's once more."""
@@ -30,6 +32,7 @@ class Feed:
         """The next micro-batch."""
         if self._again is not None:
             return next(self._again)
+        mark("data", len(self.files))
         started = time.perf_counter()
         batch = next(self._batches)
         self.waited += time.perf_counter() - started

@@ -104,7 +104,7 @@ class PipelineEngine(Engine):
 
     def _forward(self, number: int, micro_batches: int, feed: Feed, size: int | None, sums: Tensor) -> None:
         values, labels, images = self._take_in(number, feed, size)
-        self._at("forward", number)
+        self.diagnosis.at("forward", number)
         with self._clock.forward():
             with self._precision():
                 outputs = self.net(values)
@@ -145,7 +145,7 @@ class PipelineEngine(Engine):
 
     def _backward(self, number: int, size: int | None) -> None:
         flight = self._flights.pop(number)
-        self._at("backward", number)
+        self.diagnosis.at("backward", number)
         if flight.loss is not None:
             with self._clock.backward():
                 flight.loss.backward()

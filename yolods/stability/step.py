@@ -42,6 +42,8 @@ class Outcome:
     """fp16's loss scale in this step."""
     next_scale: float | None = None
     """And after it."""
+    stop: bool = False
+    """Whether any rank was asked to stop."""
 
 
 class Stability:
@@ -91,11 +93,12 @@ class Stability:
         """Measure and decide; DeepSpeed's step comes next. A collective.
 
         Args:
-            sums: (4,) fp32: loss items and boxes, summed over this rank's micro-batches; 0 where none are computed.
+            sums: (5,) fp32: loss items and boxes, summed over this rank's micro-batches, 0 where none are computed; and
+                1 where it was asked to stop.
             micro_batches: of the step, over all replicas.
             can_return: there is a snapshot.
         """
-        reading = self._read(sums, micro_batches)
+        reading, stop = self._read(sums, micro_batches)
         can_fall = self._scale is not None and not self._scale.at_floor
         verdict = self.guard.judge(reading, scale_can_fall=can_fall, can_return=can_return)
         cut = self._policy.cut(reading) if verdict.applied else Cut(0.0)
@@ -108,9 +111,11 @@ class Stability:
             norm=reading.norm,
             norm_after=cut.norm_after(reading) if verdict.applied else None,
             scale=reading.scale if self._scale is not None else None,
+            stop=stop,
         )
 
-    def _read(self, sums: Tensor, micro_batches: int) -> Reading:
+    def _read(self, sums: Tensor, micro_batches: int) -> tuple[Reading, bool]:
+        """What all ranks together have found, and whether one of them was asked to stop."""
         told = [sums, self._squares(self._gradients.slices())]
         if self._policy.reads_weights:
             told.append(self._squares(self._gradients.weights()))
@@ -118,10 +123,10 @@ class Stability:
         if self._ranks > 1:
             dist.all_reduce(message)
         numbers = message.cpu().double().numpy()  # the one wait of a step
-        *items, instances = numbers[: len(sums)]
+        *items, instances, stop = numbers[: len(sums)]
         norms, *weights = np.sqrt(numbers[len(sums) :]).reshape(-1, len(self._names))
         scale = self._scale.cur_scale if self._scale is not None else 1.0
-        return Reading(
+        reading = Reading(
             names=self._names,
             norms=norms / scale,
             weights=weights[0] if weights else None,
@@ -129,6 +134,7 @@ class Stability:
             instances=round(instances) if math.isfinite(instances) else 0,
             scale=scale,
         )
+        return reading, stop > 0
 
     def _squares(self, parts: list[Tensor]) -> Tensor:
         if not self._counts:
@@ -201,7 +207,7 @@ class StockStability:
         """Nothing is decided here: only what the layers know is collected. A collective."""
         if self._ranks > 1:
             dist.all_reduce(sums)
-        *items, instances = sums.tolist()
+        *items, instances, stop = sums.tolist()
         engine = self._engine
         return Outcome(
             reading=None,
@@ -211,6 +217,7 @@ class StockStability:
             norm=None,
             norm_after=None,
             scale=float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None,
+            stop=stop > 0,
         )
 
     def settle(self, outcome: Outcome) -> Outcome:

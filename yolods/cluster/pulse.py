@@ -1,0 +1,119 @@
+"""Where this process stands: which step, in what, and for how long; what the watchdog reads while the rank works.
+
+The main thread marks each phase as it enters it, which costs about a microsecond, and its watchdog's thread reads the
+newest mark. Time is counted by that thread in ticks, not by the clock: a machine that slept, or a run that was
+suspended by Ctrl-Z, has not been slow.
+
+A phase is late when it lasts ten times as long as it ever did. One that was never seen before has nothing to be
+compared with, and one that declares itself (`slowly`) may take its time: compiling, scanning a data set, drawing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+TOLERANCE = 10.0
+"""A phase is late from this many times its longest so far on."""
+LEARNED = 2
+"""Times that a phase is entered before it can be late: the first holds compilations and allocations."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What the main thread is in."""
+
+    step: int
+    """Optimizer steps begun."""
+    phase: str
+    """`data`, `forward`, `backward` ..."""
+    number: int | None
+    """Of the micro-batch or batch."""
+    times: int
+    """How often this phase has been entered by now."""
+    slow: bool
+    """Whether it has declared that it takes its time."""
+
+    def __str__(self) -> str:
+        number = "" if self.number is None else f" {self.number}"
+        return f"step {self.step}, {self.phase}{number}" if self.step else f"{self.phase}{number}"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A mark and its age, as the watchdog's thread sees them."""
+
+    mark: Mark
+    seconds: float
+    """Since when it has been in it."""
+    usual: float | None
+    """The longest that this phase has taken; None: it is new, or has declared itself slow."""
+
+    @property
+    def limit(self) -> float | None:
+        """Seconds from which it is late by its own measure."""
+        return None if self.usual is None else TOLERANCE * self.usual
+
+
+class Pulse:
+    """The newest mark of a process, and how long phases take."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, int] = {}
+        self._slow = 1
+        self._mark = Mark(0, "the start", None, 1, True)
+        self._seen: Mark | None = None
+        self._seconds = 0.0
+        self._longest: dict[str, float] = {}
+
+    def mark(self, phase: str, number: int | None = None, *, step: int | None = None) -> None:
+        """Say what begins. For the main thread."""
+        times = self._times[phase] = self._times.get(phase, 0) + 1
+        self._mark = Mark(self._mark.step if step is None else step, phase, number, times, self._slow > 0)
+
+    @contextmanager
+    def slowly(self, phase: str) -> Iterator[None]:
+        """Within: something that may take minutes, whatever is marked inside it."""
+        before = self._mark
+        self._slow += 1
+        self.mark(phase)
+        try:
+            yield
+        finally:
+            self._slow -= 1
+            self.mark(before.phase, before.number)
+
+    def started(self) -> None:
+        """From now on phases are compared with what they took before: until then everything is new."""
+        self._slow = 0
+
+    @property
+    def now(self) -> Mark:
+        """The newest mark."""
+        return self._mark
+
+    def tick(self, seconds: float) -> Standing:
+        """Count time on. For the watchdog's thread, several times a second.
+
+        Args:
+            seconds: since the last call, as far as the process was running.
+        """
+        mark = self._mark
+        if mark is not self._seen:
+            self._learn()
+            self._seen, self._seconds = mark, 0.0
+        self._seconds += seconds
+        known = mark.times > LEARNED and not mark.slow
+        return Standing(mark, self._seconds, self._longest.get(mark.phase, 0.0) if known else None)
+
+    def _learn(self) -> None:
+        seen = self._seen
+        if seen is not None and seen.times > 1 and not seen.slow:
+            self._longest[seen.phase] = max(self._longest.get(seen.phase, 0.0), self._seconds)
+
+
+PULSE = Pulse()
+"""This process's own: it has one main thread, which is in one place."""
+
+mark, slowly = PULSE.mark, PULSE.slowly

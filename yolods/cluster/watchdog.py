@@ -1,0 +1,310 @@
+"""Sees to it that no run hangs: beats for this rank, hears the others, and ends the process when one of them is lost.
+
+    main thread      marks what it is in (`pulse`)
+    watchdog         ticks ten times a second: counts time, looks at the main thread, judges (`monitor`), ends the run
+    exchange         once a second: puts this rank's beat on the board and reads others'; it may wait for ever
+    keeper           a process: ends this rank where its own threads no longer can
+
+Rank 0 hears all ranks, and what it finds goes to the others over the board; they hear rank 0. Where the board itself
+does not answer, rank 0 or its host is what was lost.
+
+A process that is ended here leaves with LOST, and its threads' stacks in logs/stacks-rank<r>.txt of the run's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from yolods.cluster.board import Board
+from yolods.cluster.keeper import Keeper
+from yolods.cluster.monitor import Beat, Monitor, Stragglers, Verdict
+from yolods.cluster.pulse import PULSE, Standing
+from yolods.cluster.ranks import Ranks
+from yolods.errors import UserError
+
+if TYPE_CHECKING:
+    from yolods.config.own import WatchdogConfig
+
+log = logging.getLogger(__name__)
+
+LOST = 75
+"""Exit status of a rank that ends because another one, or itself, was lost or stuck; sysexits.h: try again."""
+TICK, BEAT = 0.1, 1.0
+"""Seconds."""
+LONGEST_TICK = 1.0
+"""What a tick counts at most: a process that was suspended for longer has not been slow."""
+UNREACHABLE_SECONDS = 2.0
+"""From a refused connection to the board on, in which a run that ends in good order has ended."""
+FAREWELL_SECONDS = 2.5
+"""What rank 0 waits before it takes the board down with itself, so that the others read why."""
+WINDOW_SECONDS, WINDOW_STEPS = 10.0, 5
+"""Over at least so much the time of a step is averaged, before ranks are compared."""
+WAITS = ("/torch/distributed/", "/deepspeed/comm/", "/yolods/engine/link.py")
+"""Code in which a thread waits for other ranks."""
+CONNECTION = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|socket|gloo|nccl|timed? ?out|"
+    r"peer|DistStoreError|DistNetworkError|DistBackendError|no route to host",
+    re.IGNORECASE,
+)
+"""Signs that an exception tells of another rank and not of this one."""
+
+
+class Watchdog:
+    """Of one rank, around its work: `with Watchdog(...)`."""
+
+    def __init__(self, board: Board, ranks: Ranks, policy: WatchdogConfig, folder: Path | None) -> None:
+        """
+        Args:
+            folder: of the run, for stacks; None: none are written.
+        """
+        self._board, self._ranks, self._policy, self._folder = board, ranks, policy, folder
+        self._monitor, self._stragglers = Monitor(policy), Stragglers()
+        self._exchange = _Exchange(board.clone(), ranks)
+        self._steps = _StepTimes()
+        self._stop = threading.Event()
+        self._beats = 0
+        self._now, self._answers, self._answered = 0.0, 0, 0.0
+        self._left: str | None = None
+        self._broken = False
+        self._news: list[str] = []
+        self._launcher = _launcher()
+        self._keeper: Keeper | None = None
+        self._main = threading.main_thread()
+
+    def __enter__(self) -> Watchdog:
+        if self._policy.enabled:
+            name = f"rank {self._ranks.rank} on {self._ranks.host}"
+            # Later than the others find it out: they know more to say.
+            self._keeper = Keeper(name, self._policy.silence_seconds + 2 * BEAT)
+            self._exchange.beat = self._beat(Standing(PULSE.now, 0.0, None), False)
+            for work in (self._exchange.run, self._watch):
+                threading.Thread(target=work, name=f"yolods {work.__qualname__}", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if not self._policy.enabled:
+            return
+        if error is None:
+            PULSE.mark("the end")
+            self._ranks.barrier()
+        elif self._ranks.size > 1 and _is_connection(error):
+            self._wait_for_verdict(error)
+        if not isinstance(error, KeyboardInterrupt):
+            self._left = "" if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
+            self._post()
+        self._stop.set()
+        self._exchange.stop.set()
+        assert self._keeper is not None
+        self._keeper.leave()
+
+    def news(self) -> list[str]:
+        """Lines about stragglers that nobody has been told yet. On rank 0."""
+        told, self._news = self._news, []
+        return told
+
+    def step_seconds(self) -> dict[int, float]:
+        """Seconds a step that each rank last took without waiting for others. On rank 0."""
+        return self._stragglers.seconds()
+
+    def _wait_for_verdict(self, error: BaseException) -> None:
+        """Another rank is gone, and the watchdog's thread will say which, and end this process."""
+        self._broken = True
+        log.info("lost a connection: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
+        time.sleep(self._policy.silence_seconds + FAREWELL_SECONDS + 2 * BEAT)
+
+    def _post(self) -> None:
+        """Put a last beat on the board, from a thread of its own: it may wait for ever."""
+        last = self._beat(Standing(PULSE.now, 0.0, None), False)
+        poster = threading.Thread(target=lambda: self._exchange.put(last), daemon=True)
+        poster.start()
+        poster.join(BEAT)
+
+    def _watch(self) -> None:
+        """The watchdog's thread."""
+        before, due = time.monotonic(), 0.0
+        while not self._stop.wait(TICK):
+            now = time.monotonic()
+            passed, before = min(now - before, LONGEST_TICK), now
+            self._now += passed
+            standing, waits = PULSE.tick(passed), waiting(self._main)
+            self._steps.count(standing, passed, waits)
+            if self._now >= due:
+                due = self._now + BEAT
+                self._exchange.beat = self._beat(standing, waits)
+                assert self._keeper is not None
+                self._keeper.tell(str(standing.mark))
+            verdict = self._judge()
+            if verdict is not None and not self._stop.is_set():
+                self._act(verdict)
+
+    def _beat(self, standing: Standing, waits: bool) -> Beat:
+        self._beats += 1
+        return Beat(
+            rank=self._ranks.rank,
+            host=self._ranks.host,
+            pid=os.getpid(),
+            number=self._beats,
+            step=standing.mark.step,
+            doing=str(standing.mark),
+            seconds=round(standing.seconds, 1),
+            usual=standing.usual,
+            waiting=waits,
+            broken=self._broken,
+            own=self._steps.own,
+            left=self._left,
+        )
+
+    def _judge(self) -> Verdict | None:
+        """What is wrong by now; None: nothing."""
+        if self._launcher and os.getppid() != self._launcher:
+            who = f"rank {self._ranks.rank} on {self._ranks.host}"
+            return Verdict(self._ranks.rank, True, f"the launcher of {who} (process {self._launcher}) is gone")
+        exchange = self._exchange
+        beats = exchange.heard
+        if self._ranks.is_main:
+            if (line := self._stragglers.hear(beats)) is not None:
+                self._news.append(line)
+            return self._monitor.judge(beats, self._now)
+        if exchange.verdict is not None:
+            return Verdict(**exchange.verdict)
+        if exchange.answers != self._answers:
+            self._answers, self._answered = exchange.answers, self._now
+        quiet = self._now - self._answered
+        name, doing = (beats[0].name, f"; it was in {beats[0].doing}") if beats else ("rank 0", "")
+        if exchange.refused and quiet > UNREACHABLE_SECONDS:
+            return Verdict(0, True, f"{name}, through which ranks keep in touch, is gone{doing}")
+        if quiet > self._policy.silence_seconds:
+            text = f"{name}, through which ranks keep in touch, has not answered for {quiet:.0f} s{doing}"
+            return Verdict(0, True, text)
+        return self._monitor.lost(beats, self._now)
+
+    def _act(self, verdict: Verdict) -> None:
+        if not verdict.ends:
+            if self._ranks.is_main or verdict.rank == 0:
+                log.warning("%s", verdict.text)
+            return
+        if self._ranks.is_main:
+            threading.Thread(target=lambda: self._exchange.say(verdict), daemon=True).start()
+        if verdict.rank == self._ranks.rank or self._ranks.local == 0 or verdict.rank == 0:
+            log.error("%s; ending the run", verdict.text)
+        self._write_stacks()
+        if self._ranks.is_main and self._ranks.size > 1:
+            time.sleep(FAREWELL_SECONDS)
+        assert self._keeper is not None
+        self._keeper.leave()
+        with contextlib.suppress(Exception):  # the screen may be gone
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(LOST)
+
+    def _write_stacks(self) -> None:
+        if self._folder is None:
+            return
+        file = self._folder / "logs" / f"stacks-rank{self._ranks.rank}.txt"
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(file, "a", encoding="utf-8") as handle:
+                print(f"{time.strftime('%F %T')} {PULSE.now}", file=handle, flush=True)
+                faulthandler.dump_traceback(handle, all_threads=True)
+
+
+class _Exchange:
+    """This rank's talk with the board, on a thread that may be held up in it."""
+
+    def __init__(self, board: Board, ranks: Ranks) -> None:
+        self._board, self._ranks = board, ranks
+        self.stop = threading.Event()
+        self.beat: Beat | None = None
+        self.heard: list[Beat] = []
+        """The newest beats: of all ranks on rank 0, of rank 0 elsewhere."""
+        self.verdict: dict[str, Any] | None = None
+        """What rank 0 has found."""
+        self.answers = 0
+        """How often the board has answered."""
+        self.refused = False
+        """Whether rank 0's process does not listen any more."""
+        self._keys = [f"beat/{rank}" for rank in (range(ranks.size) if ranks.is_main else (0,))]
+
+    def run(self) -> None:
+        """The thread."""
+        while not self.stop.is_set():
+            try:
+                if self.beat is not None:
+                    self.put(self.beat)
+                *told, verdict = self._board.get([*self._keys, "verdict"])
+                self.heard = [Beat(**each) for each in told if each is not None]
+                self.verdict = verdict
+                self.answers += 1
+            except RuntimeError:
+                self.refused = True
+                return
+            self.stop.wait(BEAT)
+
+    def put(self, beat: Beat) -> None:
+        """Show a beat."""
+        with contextlib.suppress(RuntimeError):
+            self._board.put(f"beat/{beat.rank}", asdict(beat))
+
+    def say(self, verdict: Verdict) -> None:
+        """Tell all ranks; by rank 0."""
+        with contextlib.suppress(RuntimeError):
+            self._board.clone().put("verdict", asdict(verdict))
+
+
+class _StepTimes:
+    """Seconds a step that this rank takes without waiting for others, by sampling."""
+
+    def __init__(self) -> None:
+        self.own: tuple[int, float] | None = None
+        """Number of the window, and its seconds a step."""
+        self._number, self._first, self._passed, self._busy = 0, 0, 0.0, 0.0
+
+    def count(self, standing: Standing, passed: float, waits: bool) -> None:
+        """A tick."""
+        step = standing.mark.step
+        if standing.mark.slow or step == 0:  # drawing and the like is rank 0's alone
+            return
+        self._first = self._first or step
+        self._passed += passed
+        self._busy += 0.0 if waits else passed
+        steps = step - self._first
+        if self._passed >= WINDOW_SECONDS and steps >= WINDOW_STEPS:
+            self._number += 1
+            self.own = self._number, self._busy / steps
+            self._first, self._passed, self._busy = step, 0.0, 0.0
+
+
+def waiting(thread: threading.Thread) -> bool:
+    """Whether a thread is, in this moment, in code that waits for other ranks."""
+    frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        if any(place in frame.f_code.co_filename for place in WAITS):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_connection(error: BaseException) -> bool:
+    known = isinstance(error, RuntimeError | OSError) and not isinstance(error, UserError)
+    return known and CONNECTION.search(f"{type(error).__name__}: {error}") is not None
+
+
+def _launcher() -> int | None:
+    """The process that has started this rank, where that is DeepSpeed's launcher: ranks do not outlive it."""
+    parent = os.getppid()
+    try:
+        words = Path(f"/proc/{parent}/cmdline").read_bytes()
+    except OSError:
+        return None
+    return parent if b"deepspeed.launcher.launch" in words else None
