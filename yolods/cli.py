@@ -239,7 +239,7 @@ def _train(words: list[str]) -> int:
             open_log(config.run_dir, ranks.rank, ranks.host),
             Watchdog(board, ranks, config.deepspeed.own.watchdog, config.run_dir) as watchdog,
         ):
-            run = start_run(config, ranks, watchdog)
+            run = start_run(config, ranks, board, watchdog)
             with run.telemetry:
                 run.fit()
     return 0

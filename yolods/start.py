@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from yolods.checkpoint.store import CheckpointStore, Progress
+from yolods.cluster.board import Board
 from yolods.cluster.ranks import Ranks
 from yolods.cluster.watchdog import Watchdog
 from yolods.config import RunConfig
@@ -40,7 +41,7 @@ BYTES_A_PARAMETER = 40
 """On disk: masters, two moments and the moving average, these once more in the snapshot, and copies in .pt files."""
 
 
-def start_run(config: RunConfig, ranks: Ranks, watchdog: Watchdog) -> Run:
+def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog) -> Run:
     """Build everything that a training run needs. A collective.
 
     Raises:
@@ -76,11 +77,13 @@ def start_run(config: RunConfig, ranks: Ranks, watchdog: Watchdog) -> Run:
     schedule = plan_schedule(config, choice, len(train.dataset))
     weights = class_weights(train.scan, len(names), hyper.cls_pw)
     engine, notes = _make_engine(blueprint, config, choice, ranks, weights)
+    policy = config.deepspeed.own.checkpoint
     store = CheckpointStore(
         config.run_dir / "checkpoints",
         ranks,
-        keep=config.deepspeed.own.checkpoint.keep,
-        keep_best=config.deepspeed.own.checkpoint.keep_best,
+        keep=policy.keep,
+        keep_best=policy.keep_best,
+        board=board if policy.asynchronous else None,
         model={"architecture": blueprint.layers, "names": names, "train_args": train_args(config)},
     )
     progress = store.load(engine) if config.resume else Progress()

@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -85,7 +85,7 @@ class Run:
         """
         self.engine.training()
         PULSE.started()
-        with interrupt.noted():
+        with self.store, interrupt.noted():
             try:
                 self.telemetry.epoch_begin(self._epoch)
                 if self._epochs_behind > self.progress.epochs_done:
@@ -114,6 +114,7 @@ class Run:
         mark("between steps")
         self._record(step, result, time.perf_counter() - started)
         self._answer(result, epoch)
+        self._hear(self.store.check)
         for line in self.watchdog.news():
             self.telemetry.event("straggler", line, warn=True)
         if result.stop:
@@ -127,6 +128,7 @@ class Run:
         """Save what there is, on request; all ranks have agreed to stop."""
         if self.progress.step > self._saved:
             self._save()
+        self._hear(self.store.wait)
         name = {signal.SIGINT: "Ctrl-C"}.get(stopped.signal, stopped.signal.name)
         where = f"in epoch {self._epoch + 1}" if self._epochs_behind < self.config.epochs else "after the last epoch"
         self.telemetry.event("stop", f"{name}: stopped after step {self.progress.step}, {where}")
@@ -239,6 +241,7 @@ class Run:
         )
         self.telemetry.stability(event)
         if result.verdict.action == "stop":
+            self._hear(self.store.wait)
             folder = self.config.run_dir
             resume = "; --resume goes on from the last checkpoint" if newest_in(folder / "checkpoints") else ""
             raise UserError(
@@ -338,11 +341,17 @@ class Run:
     def _save(self) -> None:
         mark("a checkpoint")
         self.progress = replace(self.progress, seconds=time.perf_counter() - self._began)
-        try:
-            self.store.save(self.engine, self.progress)
+        if self._hear(lambda: self.store.save(self.engine, self.progress)):
             self._saved = self.progress.step
+
+    def _hear(self, ask: Callable[[], None]) -> bool:
+        """Ask something of the store; False, and a warning, if a checkpoint could not be written."""
+        try:
+            ask()
         except OSError as error:
             self.telemetry.event("checkpoint", f"{error}; training goes on, the earlier checkpoint stays", warn=True)
+            return False
+        return True
 
     def _finish(self) -> None:
         """Judge best.pt once more as anyone would load it, with every plot."""
@@ -355,6 +364,7 @@ class Run:
         self.engine.deepspeed.eval()
         plots = self.config.hyper.plots
         evaluation = self.evaluator(self.engine, plots=plots, pictures=plots, final=True, telemetry=self.telemetry)
+        self._hear(self.store.wait)
         self._count_replaced()
         with slowly("the results"):
             self.telemetry.finish(evaluation.metrics if evaluation else None, time.perf_counter() - self._began)

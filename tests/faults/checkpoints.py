@@ -28,6 +28,7 @@ from yolods.checkpoint.read import LATEST, PROGRESS
 from yolods.checkpoint.read import MODEL as MODEL_FILE
 from yolods.checkpoint.store import WRITING, CheckpointStore, Progress
 from yolods.checkpoint.verify import MANIFEST, names_in, step_of
+from yolods.cluster.board import open_board
 
 COUNTED = ("open", "write", "fsync", "close", "replace", "mkdir", "unlink", "rmdir")
 """Calls of `os` that a save and what it clears away consist of."""
@@ -74,14 +75,21 @@ class Stepped(Engine):
         return {**super().state(), "frozen": {"bulk": self.bulk}}
 
 
-def store_in(folder: Path) -> CheckpointStore:
-    """As a run would have it, in one process."""
-    return CheckpointStore(folder, ALONE, keep=KEEP, keep_best=False, model=MODEL)
+def store_in(folder: Path, *, beside: bool = False) -> CheckpointStore:
+    """As a run would have it, in one process.
+
+    Args:
+        beside: as one that trains while a thread writes.
+    """
+    board = open_board(ALONE) if beside else None
+    return CheckpointStore(folder, ALONE, keep=KEEP, keep_best=False, model=MODEL, board=board)
 
 
-def save(folder: Path, step: int) -> None:
-    """Write the checkpoint of a step."""
-    store_in(folder).save(Stepped(step), Progress(step=step))
+def save(folder: Path, step: int, *, beside: bool = False) -> None:
+    """Write the checkpoint of a step, to the end; `beside` as for `store_in`."""
+    store = store_in(folder, beside=beside)
+    store.save(Stepped(step), Progress(step=step))
+    store.wait()
 
 
 # Dying while writing
@@ -207,13 +215,13 @@ def in_child(work: Callable[[], Any]) -> tuple[Any, int]:
     return answer["result"], max(-ended, 0)
 
 
-def dying_save(folder: Path, step: int, number: int, mode: str, seed: int) -> int:
+def dying_save(folder: Path, step: int, number: int, mode: str, seed: int, *, beside: bool = False) -> int:
     """Save in a child that ends at its call `number`; gives how many calls it made, or -1 where it was killed."""
 
     def work() -> int:
         last = LastCall(number, mode, random.Random(seed))
         last.arm()
-        save(folder, step)
+        save(folder, step, beside=beside)
         return last.calls
 
     result, ended = in_child(work)
@@ -338,17 +346,25 @@ def check_next(folder: Path) -> list[str]:
 
 
 def killed(
-    number: int, mode: str, seed: int, count: int = KEEP, harm: str | None = None, again: bool = False
+    number: int,
+    mode: str,
+    seed: int,
+    count: int = KEEP,
+    harm: str | None = None,
+    *,
+    again: bool = False,
+    beside: bool = False,
 ) -> Outcome:
     """A save that dies at a call, on top of `count` checkpoints; then, maybe, damage to the newest of them.
 
     Args:
         again: it is of the last step, which was saved already.
+        beside: a thread writes it, as in a run.
     """
     rng = random.Random(seed)
     kind = mode if mode == "power cut" else "kill"
     with folder_with(count) as folder:
-        calls = dying_save(folder, count if again else count + 1, number, mode, seed)
+        calls = dying_save(folder, count if again else count + 1, number, mode, seed, beside=beside)
         what, named = f"{mode} at call {number}" if calls < 0 else f"no kill, {calls} calls only", []
         newest = int((folder / LATEST).read_text().removeprefix("step"))
         allowed = {newest}
@@ -380,18 +396,20 @@ def damaged(how: str, seed: int, file: str | None = None) -> Outcome:
         return Outcome(how, what, tuple(check(folder, allowed, named)))
 
 
-def on_a_small_disk(kind: str, seed: int) -> Outcome:
-    """A save to a disk that is full after some pages, or that has become read-only.
+def on_a_small_disk(kind: str, seed: int, *, beside: bool = False) -> Outcome:
+    """A save to a disk that is full after some pages, or that has become read-only; `beside` as for `killed`.
 
     Raises:
         NoDiskHere: this machine does not let a test mount one.
     """
     with tempfile.TemporaryDirectory(prefix="yolods-disk-") as parent:
-        (what, wrong), ended = in_child(lambda: _on_a_small_disk(kind, random.Random(seed), Path(parent) / "disk"))
+        (what, wrong), ended = in_child(
+            lambda: _on_a_small_disk(kind, random.Random(seed), Path(parent) / "disk", beside)
+        )
     return Outcome(kind, what, (*wrong, *([f"ended by signal {ended}"] if ended else [])))
 
 
-def _on_a_small_disk(kind: str, rng: random.Random, disk: Path) -> tuple[str, list[str]]:
+def _on_a_small_disk(kind: str, rng: random.Random, disk: Path, beside: bool) -> tuple[str, list[str]]:
     with small_disk(disk) as read_only:
         folder = disk / "checkpoints"
         count = rng.randrange(1, KEEP + 1)
@@ -406,7 +424,7 @@ def _on_a_small_disk(kind: str, rng: random.Random, disk: Path) -> tuple[str, li
                 (folder / WRITING / f"step{count + 1:08d}").mkdir(parents=True)
             read_only(True)
             filler, what, reason = None, f"read-only after {count} saves", "Read-only file system"
-        wrong = _refused(folder, count + 1, reason)
+        wrong = _refused(folder, count + 1, reason, beside)
         step, lines, more = load(folder)
         wrong += more + ([f"step {step} was loaded, with {lines}"] if (step, lines) != (count, []) else [])
         if filler:
@@ -416,10 +434,10 @@ def _on_a_small_disk(kind: str, rng: random.Random, disk: Path) -> tuple[str, li
         return what, wrong + check_next(folder)
 
 
-def _refused(folder: Path, step: int, reason: str) -> list[str]:
+def _refused(folder: Path, step: int, reason: str, beside: bool) -> list[str]:
     """What is wrong with how a save says that it failed."""
     try:
-        save(folder, step)
+        save(folder, step, beside=beside)
     except OSError as error:
         said = str(error)
         whole = said.startswith(f"the checkpoint step{step:08d} could not be written: ") and reason in said

@@ -32,6 +32,7 @@ from tests.stores import ALONE, MODEL, Engine
 from yolods.checkpoint import files, store
 from yolods.checkpoint.read import rank_file
 from yolods.checkpoint.store import CheckpointStore, Progress
+from yolods.cluster.board import Board, open_board
 from yolods.cluster.ranks import Ranks
 
 TRIALS = 28
@@ -52,9 +53,10 @@ def test_a_save_can_be_killed_at_many_points(calls):
     assert calls >= 50
 
 
-def test_kills_and_power_cuts_over_a_whole_save(calls):
+@pytest.mark.parametrize("beside", [False, True], ids=["by the run", "by a thread of it"])
+def test_kills_and_power_cuts_over_a_whole_save(calls, beside):
     points = [(place * calls // KILLS, MODES[place % len(MODES)]) for place in range(KILLS)]
-    outcomes = [killed(number, mode, seed=number) for number, mode in points]
+    outcomes = [killed(number, mode, seed=number, beside=beside) for number, mode in points]
     assert wrong(outcomes) == []
     assert not [each.what for each in outcomes if each.what.startswith("no kill")]
 
@@ -74,7 +76,7 @@ def test_damage_to_each_kind_of_file(how, file):
 @pytest.mark.parametrize("kind", ["full disk", "read-only"])
 def test_a_disk_that_takes_no_more(kind):
     try:
-        outcomes = [on_a_small_disk(kind, seed) for seed in range(6)]
+        outcomes = [on_a_small_disk(kind, seed, beside=seed % 2 == 1) for seed in range(6)]
     except NoDiskHere as error:
         pytest.skip(str(error))
     assert wrong(outcomes) == []
@@ -108,12 +110,20 @@ def test_these_trials_would_find_a_store_that_is_careless(monkeypatch, left_out)
     assert any(killed(last - 1 - back % 20, "power cut", seed=back).wrong for back in range(60))
 
 
-def save_and_damage(ranks: Ranks, folder: str) -> dict[str, Any]:
-    """On one of two ranks: steps 1 to 3, the third and second damaged, a load; then a save that fails on rank 1."""
-    place = Path(folder) / "checkpoints"
-    kept = CheckpointStore(place, ranks, keep=3, model=MODEL)
+def save_and_damage(ranks: Ranks, folders: list[str]) -> list[dict[str, Any]]:
+    """On one of two ranks: the same twice, the second time with saves by threads."""
+    board = open_board(ranks)
+    told = [_save_and_damage(ranks, Path(folder), each) for folder, each in zip(folders, (None, board), strict=True)]
+    ranks.barrier()  # the board goes with rank 0
+    return told
+
+
+def _save_and_damage(ranks: Ranks, place: Path, board: Board | None) -> dict[str, Any]:
+    """Steps 1 to 3, the third and second damaged, a load; then a save that fails on rank 1."""
+    kept = CheckpointStore(place, ranks, keep=3, model=MODEL, board=board)
     for step in (1, 2, 3):
         kept.save(Engine("flat", ranks.rank, ranks.size), Progress(step=step))
+    kept.wait()
     if ranks.is_main:
         checkpoints.damage(place / "step00000003" / "rank1.pt", "flipped bit", random.Random(0))
         checkpoints.damage(place / "step00000002" / "rank0.pt", "missing", random.Random(0))
@@ -124,7 +134,9 @@ def save_and_damage(ranks: Ranks, folder: str) -> dict[str, Any]:
     store.log.addHandler(handler)
     engine = Engine("flat", ranks.rank, ranks.size)
     step = kept.load(engine).step
+    store.log.removeHandler(handler)
     report: dict[str, Any] = {"step": step, "lines": lines, "mine": engine.loaded["masters"][0].tolist()}
+    flush = files.os.fsync
     if ranks.rank == 1:
 
         def full(*_: Any) -> None:
@@ -133,15 +145,24 @@ def save_and_damage(ranks: Ranks, folder: str) -> dict[str, Any]:
         files.os.fsync = full
     try:
         kept.save(engine, Progress(step=4))
+        kept.wait()
     except OSError as error:
         report["refused"] = str(error)
+    files.os.fsync = flush
     return report | {"left": sorted(each.name for each in place.iterdir())}
 
 
 def test_ranks_reach_one_verdict(tmp_path, caplog):
     """Also a single process, which reads what two ranks wrote."""
-    reports = on_ranks("tests.faults.test_checkpoints:save_and_damage", (2,), folder=str(tmp_path))[2]
-    folder = tmp_path / "checkpoints"
+    folders = [tmp_path / "waited for", tmp_path / "beside"]
+    told = on_ranks("tests.faults.test_checkpoints:save_and_damage", (2,), folders=[*map(str, folders)])[2]
+    for folder, *reports in zip(folders, *told, strict=True):
+        caplog.clear()
+        check_verdict(folder, reports, caplog)
+
+
+def check_verdict(folder: Path, reports: list[dict[str, Any]], caplog: pytest.LogCaptureFixture) -> None:
+    """What two ranks have come to, and what one process makes of it."""
     assert [report["step"] for report in reports] == [1, 1]
     assert [report["mine"] for report in reports] == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
     third, second, choice = reports[0]["lines"]

@@ -244,7 +244,7 @@ def test_config_json_is_resolved():
     assert shown["deepspeed"]["gradient_accumulation_steps"] == 8
     assert shown["yolods"]["checkpoint"] == {
         **{"every_epochs": 1, "every_steps": 0, "keep": 2},
-        "keep_best": True,
+        **{"keep_best": True, "asynchronous": True},
     }
     assert shown["hyper"]["lr0"] == 0.01 and shown["given"] == {"data": "demo", "batch_size": 8}
 

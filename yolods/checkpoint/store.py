@@ -10,7 +10,8 @@
       .writing/                  one being written or removed, or left over from a kill; the next save clears it
 
 A save is three parts: `collect` takes a rank's state, `write_rank` puts it on the disk, and `publish`, by rank 0 alone,
-makes of what the ranks wrote the newest checkpoint. Until `latest` names it, a run goes on from the one before.
+makes of what the ranks wrote the newest checkpoint. Until `latest` names it, a run goes on from the one before. With a
+copy of the state, all after the first part is done by a thread of every rank while the next steps are taken.
 
 A rank writes what it owns, under the names of parameters and not of DeepSpeed's buffers: so a checkpoint can be read
 under any layout, and weights are not stored a second time in the precision they compute in.
@@ -21,28 +22,42 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from yolods.checkpoint.background import Background
 from yolods.checkpoint.files import FileRecord, replace_text, sync_folder, write_file, write_text
 from yolods.checkpoint.read import LATEST, MODEL, PROGRESS, Checkpoint, load_rank, rank_file
+from yolods.checkpoint.state import HostCopy, collect, recut, set_rng_state
 from yolods.checkpoint.verify import MANIFEST, OLD, names_in, render_manifest, search, step_of
+from yolods.cluster.board import Board
+from yolods.cluster.pulse import slowly
 from yolods.cluster.ranks import Ranks
+from yolods.cluster.talk import Talk
 from yolods.engine.base import Engine
-from yolods.engine.shards import cut
 from yolods.errors import UserError
 
 log = logging.getLogger(__name__)
 
 WRITING = ".writing"
+LIMIT_SECONDS = 1800.0
+"""Longest wait for a checkpoint to be written, or for another rank's part of it: as torch's for a collective."""
+INTERRUPT_SECONDS = 60.0
+"""The same after Ctrl-C. Another one ends the wait."""
+GONE_SECONDS = 2.0
+"""The same after a failure: where that is a rank that is gone, its part will not come."""
+NOTICED_SECONDS = 1.0
+"""Waits up to here are not worth a line."""
+
+Told = tuple[Sequence[Any] | None, str]
+"""What a rank tells rank 0 of its file, as JSON gives it back: the fields of a FileRecord, or None; and who, or why."""
 
 
 @dataclass(frozen=True)
@@ -80,66 +95,136 @@ class Progress:
 
 
 class CheckpointStore:
-    """The checkpoints of one run folder. `save` and `load` are collectives."""
+    """The checkpoints of one run folder. `save` and `load` are collectives.
 
-    def __init__(self, folder: Path, ranks: Ranks, *, keep: int, model: dict[str, Any], keep_best: bool = True) -> None:
+    With a board, checkpoints are written beside the training: `save` only copies this rank's state to the host, and a
+    thread of every rank writes it. Leaving the store as a context waits for the one that is being written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        ranks: Ranks,
+        *,
+        keep: int,
+        model: dict[str, Any],
+        keep_best: bool = True,
+        board: Board | None = None,
+    ) -> None:
         """
         Args:
             folder: `checkpoints/` of the run.
             keep: how many of the newest to leave.
             model: `architecture`, `names` and `train_args`, for an export without the run.
             keep_best: whether to leave the one of the best epoch as well.
+            board: over which the ranks' threads talk; None: a save is done when it returns.
         """
         self._folder, self._ranks, self._model = folder, ranks, model
         self._keep, self._keep_best = keep, keep_best
+        self._board = board.clone() if board is not None else None
+        self._copy, self._background, self._saves = HostCopy(), Background(), 0
 
     def save(self, engine: Engine, progress: Progress) -> None:
-        """Write a checkpoint; the earlier ones stay whole until it is.
+        """Write a checkpoint, or begin to; the earlier ones stay whole until it is.
+
+        With a board it waits for the one before, if that is still being written.
 
         Raises:
-            OSError: on every rank, if any rank could not write; `latest` still names the earlier one.
+            OSError: on every rank, if any rank could not write; `latest` still names the earlier one. With a board it
+                is about the one before, and this one has been begun, unless it is a TimeoutError.
         """
-        layout = engine.layout()
-        writing, fault = self._ranks.from_main(self._make_room(progress.step) if self._ranks.is_main else None)
-        if fault is None:
-            told = self._ranks.to_main(self._write(writing, collect(engine)))
-            fault = self._ranks.from_main(
-                self._publish(writing, told, progress, {**self._model, **layout}) if self._ranks.is_main else None
-            )
+        model = {**self._model, **engine.layout()}
+        if self._board is None:
+            self._write_all(self._ranks, collect(engine), progress, model)
+            return
+        self._saves += 1
+        self._join(LIMIT_SECONDS)
+        fault = self._background.take_fault()
+        # One set of buffers: a second one would let a disk that is too slow fall behind further, and no more.
+        state = self._copy.take(collect(engine))
+        talk = Talk(self._board, self._ranks, "checkpoint", self._saves, LIMIT_SECONDS)
+        self._background.start(lambda: self._write_all(talk, state, progress, model), "checkpoint")
+        if fault is not None:
+            raise fault
+
+    def check(self) -> None:
+        """Raise what the last save failed with, if it has ended and this was not told yet. Local; does not wait.
+
+        Raises:
+            OSError: as `save` does.
+        """
+        if (fault := self._background.take_fault()) is not None:
+            raise fault
+
+    def wait(self, seconds: float = LIMIT_SECONDS) -> None:
+        """Wait until the last checkpoint is on the disk. Local.
+
+        The other ranks hear of it from rank 0, which may leave once they have: after the next collective.
+
+        Raises:
+            OSError: it is not, and why; a TimeoutError if it is still being written.
+        """
+        self._join(seconds)
+        self.check()
+
+    def __enter__(self) -> CheckpointStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            self.wait(_patience(kind))
+        except OSError as error:
+            if self._ranks.is_main:
+                log.warning("%s; the earlier checkpoint stays", error)
+
+    def _join(self, seconds: float) -> None:
+        """Wait for what is being written, and say so if that takes a while."""
+        began = time.monotonic()
+        if self._background.join(min(NOTICED_SECONDS, seconds)):
+            return
+        if self._ranks.is_main and seconds > NOTICED_SECONDS:
+            log.warning("a checkpoint is still being written; the run waits for it")
+        with slowly("waiting for a checkpoint"):
+            done = self._background.join(seconds - NOTICED_SECONDS)
+        if not done:
+            waited = time.monotonic() - began
+            raise TimeoutError(f"a checkpoint is still being written after {waited:.0f} s; it is waited for no longer")
+
+    def _write_all(
+        self, talk: Ranks | Talk, state: Mapping[str, Any], progress: Progress, model: Mapping[str, Any]
+    ) -> None:
+        """From the ranks' states to the newest checkpoint. A collective by way of `talk`.
+
+        Raises:
+            OSError: as `save` does.
+        """
+        main = self._ranks.is_main
+        writing = self._folder / WRITING / f"step{progress.step:08d}"
+        try:
+            fault = talk.from_main(_make_room(writing) if main else None)
+            if fault is None:
+                told = talk.to_main(self._write(writing, state))
+                fault = talk.from_main(self._publish(writing, told, progress, model) if main else None)
+        except (TimeoutError, ConnectionError) as error:
+            fault = str(error)
         if fault is not None:
             raise OSError(f"the checkpoint {writing.name} could not be written: {fault}")
 
-    def _make_room(self, step: int) -> tuple[Path, str | None]:
-        """Rank 0: an empty folder to write to, or what is wrong; leftovers of a kill go."""
-        writing = self._folder / WRITING / f"step{step:08d}"
-        shutil.rmtree(writing.parent, ignore_errors=True)
-        try:
-            writing.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            return writing, str(error)
-        return writing, None
-
-    def _write(self, writing: Path, state: Mapping[str, Any]) -> tuple[FileRecord | None, str]:
+    def _write(self, writing: Path, state: Mapping[str, Any]) -> Told:
         """Write this rank's file; gives what it has to be, or None and why not."""
         who = f"rank {self._ranks.rank} on {self._ranks.host}"
         try:
-            return write_rank(writing, self._ranks.rank, state), who
+            return astuple(write_rank(writing, self._ranks.rank, state)), who
         except (OSError, RuntimeError) as error:  # torch has RuntimeErrors of its own for what it cannot store
             return None, f"{who}: {' '.join(str(error).split())}"
 
-    def _publish(
-        self,
-        writing: Path,
-        told: Sequence[tuple[FileRecord | None, str]],
-        progress: Progress,
-        model: Mapping[str, Any],
-    ) -> str | None:
+    def _publish(self, writing: Path, told: Sequence[Told], progress: Progress, model: Mapping[str, Any]) -> str | None:
         """Rank 0: publish what the ranks wrote, or clear it away and return why."""
         fault = next((who for record, who in told if record is None), None)
         try:
             fault = fault or _not_here(writing, told)
             if fault is None:
-                files = {rank_file(writing, rank).name: record for rank, (record, _) in enumerate(told)}
+                files = {rank_file(writing, rank).name: FileRecord(*record) for rank, (record, _) in enumerate(told)}
                 publish(writing, self._folder, files, progress, model)
                 self._prune(writing.name)
         except OSError as error:
@@ -187,19 +272,28 @@ class CheckpointStore:
         if all(checkpoint.model[key] == json.loads(json.dumps(value)) for key, value in layout.items()):
             state = load_rank(found.folder, self._ranks.rank)
             engine.load_state({**state, "frozen": checkpoint.frozen()})
-            _set_rng_state(state["rng"])
+            set_rng_state(state["rng"])
         else:
             log.info("%s was written under another layout; its shards are cut anew", found.folder)
-            engine.load_state(_recut(checkpoint, engine))
+            engine.load_state(recut(checkpoint, engine))
         return _progress(checkpoint.progress)
 
 
-def collect(engine: Engine) -> dict[str, Any]:
-    """All that this rank has to write. A collective.
+def _patience(kind: type[BaseException] | None) -> float:
+    """Seconds that a run which ends, with an exception or without, waits for its last checkpoint."""
+    if kind is None or issubclass(kind, UserError):  # all ranks end at the same step
+        return LIMIT_SECONDS
+    return INTERRUPT_SECONDS if issubclass(kind, KeyboardInterrupt) else GONE_SECONDS
 
-    The tensors are the engine's own: whoever writes them while training goes on has to copy them first.
-    """
-    return {**engine.state(), "rng": _rng_state()}
+
+def _make_room(writing: Path) -> str | None:
+    """Rank 0: an empty folder to write to, or what is wrong; leftovers of a kill go."""
+    shutil.rmtree(writing.parent, ignore_errors=True)
+    try:
+        writing.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def write_rank(folder: Path, rank: int, state: Mapping[str, Any]) -> FileRecord:
@@ -248,11 +342,11 @@ def _put_aside(checkpoint: Path, rubbish: Path) -> None:
     sync_folder(checkpoint.parent)
 
 
-def _not_here(writing: Path, told: Sequence[tuple[FileRecord | None, str]]) -> str | None:
+def _not_here(writing: Path, told: Sequence[Told]) -> str | None:
     """Which rank's file is not in rank 0's folder: it went to another disk under the same path."""
     for rank, (record, who) in enumerate(told):
         file = rank_file(writing, rank)
-        if record is not None and not (file.is_file() and file.stat().st_size == record.size):
+        if record is not None and not (file.is_file() and file.stat().st_size == FileRecord(*record).size):
             return f"{file.name} of {who} is not in rank 0's {file.parent}: every host has to share the run's folder"
     return None
 
@@ -271,56 +365,3 @@ def _progress(record: dict[str, Any]) -> Progress:
     faults = tuple((file, count) for file, count in record.get("image_faults", ()))
     lists = {key: tuple(record.get(key, ())) for key in ("loss_sums", "lr")}
     return Progress(**{**record, **lists, "image_faults": faults})
-
-
-def _recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
-    """The state of `engine` on this rank, cut from a checkpoint of another layout."""
-    mine = engine.describe()
-    sizes = [shard.numel() for shard in engine.masters.shards()]
-    names = {name for group in mine["groups"] for name, _ in group}
-
-    def shards(whole: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        missing = sorted(names - set(whole))
-        if missing:
-            raise UserError(f"{checkpoint.folder}: holds no {missing[0]} and {len(missing) - 1} more; another model?")
-        return cut(engine.masters.kind, mine["groups"], whole, sizes, engine.share.index, engine.share.count)
-
-    example = checkpoint.moments()
-    numbers = {key: value for key, value in example.items() if key == "step" or not isinstance(value, torch.Tensor)}
-    states: list[dict[str, Any]] = [dict(numbers) for _ in sizes]
-    for key in set(example) - set(numbers):
-        for state, shard in zip(states, shards(checkpoint.moment(key)), strict=True):
-            state[key] = shard
-    live, average = checkpoint.statistics(average=False), checkpoint.statistics(average=True)
-    shared = checkpoint.shared()
-    return {
-        "masters": shards(checkpoint.masters()),
-        "optimizer": states,
-        "ema": {
-            "updates": shared["ema"]["updates"],
-            "shards": shards(checkpoint.average()),
-            "buffers": [average[name] for name in mine["statistics"]],
-        },
-        "statistics": [live[name] for name in mine["statistics"]],
-        "counts": checkpoint.counts(),
-        "frozen": checkpoint.frozen(),
-        "stability": shared.get("stability", {}),
-        "counters": shared["counters"],
-    }
-
-
-def _rng_state() -> dict[str, Any]:
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-    }
-
-
-def _set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"].clone())
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].clone())
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])

@@ -25,6 +25,8 @@ class CheckpointPolicy:
     """How many of the newest checkpoints stay on disk."""
     keep_best: bool = setting(True, flag())
     """Whether the checkpoint of the best epoch stays beside them."""
+    asynchronous: bool = setting(True, flag())
+    """Whether training goes on while a checkpoint is written, from a copy in host memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,8 @@ class Recovery:
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave, when the engine has taken over the rest."""
-        self.snapshot, self._since = state.get("snapshot"), state.get("since_snapshot", 0)
+        # In memory of its own: what was read may be mapped from a file, which a later save removes.
+        self.snapshot, self._since = _copied(state.get("snapshot")), state.get("since_snapshot", 0)
         if self.snapshot is None and self.takes_snapshots:  # another layout wrote it: these weights have to do
             self.take()
 

@@ -1,0 +1,119 @@
+"""A rank's state: collected, copied so that training can go on, and cut for another layout."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yolods.checkpoint.read import Checkpoint
+from yolods.engine.base import Engine
+from yolods.engine.shards import cut
+from yolods.errors import UserError
+
+UNCHANGED = ("snapshot", "frozen", "rng")
+"""Parts of a state that nobody writes into once they are made: a new snapshot is another object."""
+
+
+def collect(engine: Engine) -> dict[str, Any]:
+    """All that this rank has to write. A collective.
+
+    The tensors are the engine's own: whoever writes them while training goes on has to copy them first.
+    """
+    return {**engine.state(), "rng": rng_state()}
+
+
+class HostCopy:
+    """A copy of a rank's state in host memory, which is kept for the next one."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[Any, ...], Tensor] = {}
+
+    @torch.no_grad()
+    def take(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Copy a state; what was returned before is written over. Waits for the device, if the state is on one."""
+        rest = {key: value for key, value in state.items() if key in UNCHANGED}
+        copied = {key: self._copied(value, (key,)) for key, value in state.items() if key not in UNCHANGED}
+        if any(buffer.is_pinned() for buffer in self._buffers.values()):
+            torch.cuda.current_stream().synchronize()  # the copies are asynchronous to the host, all at once
+        return copied | rest
+
+    def _copied(self, value: Any, place: tuple[Any, ...]) -> Any:
+        if isinstance(value, Tensor):
+            return self._buffer(value, place).copy_(value, non_blocking=True)
+        if isinstance(value, Mapping):
+            return {key: self._copied(each, (*place, key)) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._copied(each, (*place, number)) for number, each in enumerate(value)]
+        return value
+
+    def _buffer(self, value: Tensor, place: tuple[Any, ...]) -> Tensor:
+        held = self._buffers.get(place)
+        if held is None or held.shape != value.shape or held.dtype != value.dtype:
+            # A device copies to pinned memory at full speed, and while the host goes on.
+            held = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            self._buffers[place] = held
+        return held
+
+
+def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
+    """The state of `engine` on this rank, cut from a checkpoint of another layout.
+
+    Raises:
+        UserError: the checkpoint is of another model.
+    """
+    mine = engine.describe()
+    sizes = [shard.numel() for shard in engine.masters.shards()]
+    names = {name for group in mine["groups"] for name, _ in group}
+
+    def shards(whole: dict[str, Tensor]) -> list[Tensor]:
+        missing = sorted(names - set(whole))
+        if missing:
+            raise UserError(f"{checkpoint.folder}: holds no {missing[0]} and {len(missing) - 1} more; another model?")
+        return cut(engine.masters.kind, mine["groups"], whole, sizes, engine.share.index, engine.share.count)
+
+    example = checkpoint.moments()
+    numbers = {key: value for key, value in example.items() if key == "step" or not isinstance(value, Tensor)}
+    states: list[dict[str, Any]] = [dict(numbers) for _ in sizes]
+    for key in set(example) - set(numbers):
+        for state, shard in zip(states, shards(checkpoint.moment(key)), strict=True):
+            state[key] = shard
+    live, average = checkpoint.statistics(average=False), checkpoint.statistics(average=True)
+    shared = checkpoint.shared()
+    return {
+        "masters": shards(checkpoint.masters()),
+        "optimizer": states,
+        "ema": {
+            "updates": shared["ema"]["updates"],
+            "shards": shards(checkpoint.average()),
+            "buffers": [average[name] for name in mine["statistics"]],
+        },
+        "statistics": [live[name] for name in mine["statistics"]],
+        "counts": checkpoint.counts(),
+        "frozen": checkpoint.frozen(),
+        "stability": shared.get("stability", {}),
+        "counters": shared["counters"],
+    }
+
+
+def rng_state() -> dict[str, Any]:
+    """Where every generator of this process stands."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Take over what `rng_state` gave."""
+    torch.set_rng_state(state["torch"].clone())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].clone())
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
