@@ -47,7 +47,7 @@ class Restarts:
         return self._start(words, self._flags, "")
 
     def again(self, status: int) -> Start | None:
-        """From the newest checkpoint, on the hosts that are left; None and a line where that cannot be, or is of no use:
+        """From the newest checkpoint, on the hosts that are left; None and a line where that cannot be, or is no use:
         an exception that has come twice after the same checkpoint comes a third time.
 
         Args:
