@@ -159,7 +159,9 @@ def why_not() -> str:
     """Why this machine cannot have two hosts; "": it can."""
     if os.geteuid() != 0:
         return "two hosts on one machine take root"
-    missing = [package for tool, package in TOOLS.items() if not shutil.which(tool, path=f"{os.environ['PATH']}:{PATH}")]
+    missing = [
+        package for tool, package in TOOLS.items() if not shutil.which(tool, path=f"{os.environ['PATH']}:{PATH}")
+    ]
     if missing:
         return f"two hosts on one machine take {', '.join(missing)}: apt-get install {' '.join(missing)}"
     tried = "mount -t tmpfs tmpfs /run && ip link add tried type bridge && ip link add t1 type veth peer name t2"
@@ -190,9 +192,7 @@ def two_hosts(folder: Path) -> Iterator[TwoHosts]:
         for number, (name, interface) in enumerate((("alpha", "eth0"), ("beta", "lan0")), 1):
             holder, pid = _start_host(name, number, folder)
             holders.append(holder)
-            host = TestHost(
-                name=name, address=f"{NETWORK}{number}", interface=interface, folder=folder / name, pid=pid
-            )
+            host = TestHost(name=name, address=f"{NETWORK}{number}", interface=interface, folder=folder / name, pid=pid)
             _plug_in(host, switch)
             hosts.append(host)
         both = TwoHosts(hosts[0], hosts[1], switch, folder)
