@@ -75,7 +75,8 @@ class Restarts:
     def _layout(self, words: Sequence[str]) -> tuple[LaunchFlags, int]:
         """The hosts that answer, and of their slots as many as the configuration can be run on."""
         hosts = hosts_of(self._flags, gpus=self._gpus)
-        left = hosts if all(host.is_local for host in hosts) else _answering(hosts)
+        near = self._flags.no_ssh or all(host.is_local for host in hosts)
+        left = hosts if near else _answering(hosts)
         if not left:
             raise UserError("no host of it answers")
         slots = [(host.name, slot) for host in left for slot in host.chosen]
@@ -87,6 +88,7 @@ class Restarts:
                 continue
             if count == sum(len(host.chosen) for host in hosts):
                 return self._flags, count
+            assert not self._flags.no_ssh, "every host starts its own ranks"
             return replace(self._flags, include=_include(slots[:count]), exclude="", num_gpus=None), count
         raise fault
 
