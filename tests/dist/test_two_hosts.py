@@ -6,8 +6,6 @@ own name to 127.0.1.1, where gloo by itself would wait for ever.
 
 from __future__ import annotations
 
-import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
