@@ -367,6 +367,8 @@ class Run:
         self._hear(self.store.wait)
         self._count_replaced()
         with slowly("the results"):
+            if self.ranks.is_main:
+                self.store.note_end(self.progress)
             self.telemetry.finish(evaluation.metrics if evaluation else None, time.perf_counter() - self._began)
 
     def _count_replaced(self) -> None:

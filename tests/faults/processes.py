@@ -23,7 +23,8 @@ import torch
 from tests.ranks import ROOT, environment
 from yolods.checkpoint.read import Checkpoint
 
-IMAGES, EPOCHS, EVERY_STEPS = 24, 2, 3
+IMAGES, VAL_IMAGES, EPOCHS, EVERY_STEPS = 24, 16, 2, 3
+"""6 steps an epoch, of two ranks; two batches a rank in an evaluation."""
 SILENCE, GRACE = 8, 2
 """Seconds: the silence that is the default, and a shorter patience with what is stuck."""
 LIMIT = 240.0
@@ -47,7 +48,7 @@ class Case:
 
     def plan(self, flag: Path) -> dict[str, object]:
         """For `hurt/sitecustomize.py`. In the middle of epoch 2, so that each phase has been seen before."""
-        phase, times = {"step": ("forward", 9), "evaluation": ("evaluation", 3), "checkpoint": ("a checkpoint", 4)}[
+        phase, times = {"step": ("forward", 9), "evaluation": ("evaluation", 4), "checkpoint": ("a checkpoint", 3)}[
             self.moment
         ]
         what = "stuck" if self.what.startswith("stuck") else self.what
