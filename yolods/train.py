@@ -85,7 +85,7 @@ class Run:
         """
         self.engine.training()
         PULSE.started()
-        with self.store, interrupt.noted():
+        with self.store, interrupt.patient():
             try:
                 self.telemetry.epoch_begin(self._epoch)
                 if self._epochs_behind > self.progress.epochs_done:
