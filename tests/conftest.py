@@ -15,9 +15,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+
+if TYPE_CHECKING:
+    from tests.two_hosts import TwoHosts
 
 # Helpers that Python and torch start once and keep for the life of a process; a test is not at fault for them.
 KEPT_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "compile_worker")
@@ -86,6 +90,17 @@ def free_port() -> Callable[[], int]:
             return probe.getsockname()[1]
 
     return pick
+
+
+@pytest.fixture(scope="session")
+def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator["TwoHosts"]:
+    """Two hosts on this machine, joined by a network of their own; made once a run, when a test first asks for them."""
+    from tests.two_hosts import two_hosts, why_not
+
+    if reason := why_not():
+        pytest.skip(reason)
+    with two_hosts(tmp_path_factory.mktemp("hosts")) as both:
+        yield both
 
 
 @pytest.fixture

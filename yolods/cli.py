@@ -111,7 +111,6 @@ def _doctor_parser() -> argparse.ArgumentParser:
 
     parser = _Parser(prog="yolods doctor", description=_DOCTOR, allow_abbrev=False)
     add_launch_arguments(parser)
-    parser.add_argument("--master_addr", "--master-addr", metavar="ADDRESS", help="where ranks meet; else hostname -I")
     parser.add_argument("--data", metavar="YAML", help="compare the data of this yaml between the hosts")
     parser.add_argument("--deepspeed_config", metavar="JSON", type=Path, help="tells whether anything is compiled")
     return parser
@@ -182,8 +181,7 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
                 faults.add(line)
     lines, works = visit(
         hosts,
-        master_addr=args.master_addr,
-        master_port=flags.master_port,
+        flags,
         builds=builds,
         trees=trees,
         lists=lists,

@@ -14,6 +14,9 @@ from yolods.cluster.words import plural
 from yolods.config import CONFIG_FILE, RunConfig
 from yolods.errors import UserError
 
+EXCEPTION = 1
+"""Exit status of a rank that has shown a traceback."""
+
 
 class Restarts:
     """The starts of one training run."""
@@ -36,20 +39,27 @@ class Restarts:
         """
         self._words, self._flags, self._run_dir, self._gpus = list(words), flags, run_dir, gpus
         self._check = check
-        self._before: tuple[int | None, int] | None = None
+        self._failed_after: set[int | None] = set()
 
     def first(self) -> Start:
         """The run as typed."""
         words = self._words if _resumes(self._words) else [*self._words, "--run-dir", str(self._run_dir)]
         return self._start(words, self._flags, "")
 
-    def again(self) -> Start | None:
-        """From the newest checkpoint, on the hosts that are left; None and a line where that cannot be."""
+    def again(self, status: int) -> Start | None:
+        """From the newest checkpoint, on the hosts that are left; None and a line where that cannot be, or is no use:
+        an exception that has come twice after the same checkpoint comes a third time.
+
+        Args:
+            status: with which the last start has ended.
+        """
         step = newest_step(self._run_dir)
         where = "the beginning" if step is None else f"step {step}"
-        if not self._moves_on(step):
-            _say(f"two starts in a row from {where} have died before the next checkpoint: giving up")
+        if status == EXCEPTION and step in self._failed_after:
+            _say(f"two starts from {where} have failed before the next checkpoint: giving up")
             return None
+        if status == EXCEPTION:
+            self._failed_after.add(step)
         words = self._words
         if step is not None and (self._run_dir / CONFIG_FILE).is_file():
             words = ["train", "--resume", str(self._run_dir)]
@@ -62,16 +72,11 @@ class Restarts:
             return None
         return self._start(words, flags, f"from {where} on {plural(ranks, 'rank')}")
 
-    def _moves_on(self, step: int | None) -> bool:
-        """Whether a checkpoint was written since the last restart, or this is but the second start from here."""
-        times = self._before[1] + 1 if self._before is not None and self._before[0] == step else 1
-        self._before = step, times
-        return times <= 2
-
     def _layout(self, words: Sequence[str]) -> tuple[LaunchFlags, int]:
         """The hosts that answer, and of their slots as many as the configuration can be run on."""
         hosts = hosts_of(self._flags, gpus=self._gpus)
-        left = hosts if all(host.is_local for host in hosts) else _answering(hosts)
+        near = self._flags.no_ssh or all(host.is_local for host in hosts)
+        left = hosts if near else _answering(hosts)
         if not left:
             raise UserError("no host of it answers")
         slots = [(host.name, slot) for host in left for slot in host.chosen]
@@ -83,6 +88,7 @@ class Restarts:
                 continue
             if count == sum(len(host.chosen) for host in hosts):
                 return self._flags, count
+            assert not self._flags.no_ssh, "every host starts its own ranks"
             return replace(self._flags, include=_include(slots[:count]), exclude="", num_gpus=None), count
         raise fault
 

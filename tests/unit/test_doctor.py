@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from yolods.cluster.doctor import DEFAULT_PORT, Finding, Plan, diagnose, interface_to
+from yolods.cluster.doctor import Finding, Plan, diagnose, interface_to
 from yolods.cluster.hosts import Host
+from yolods.cluster.launchers import DEFAULT_PORT
 from yolods.cluster.probe import Count, Gpu, Lock, Report
 from yolods.cluster.reach import Answer
 from yolods.cluster.table import show
@@ -51,7 +52,7 @@ def report(number: int, **changes: object) -> Report:
 
 
 HOSTS = tuple(Host(f"w{number}", 2, (0, 1)) for number in (1, 2, 3))
-PLAN = Plan(hosts=HOSTS, local=False, here="boot-1", master_port=DEFAULT_PORT, builds=True, launcher="/usr/bin/pdsh")
+PLAN = Plan(hosts=HOSTS, local=False, here="boot-1", master_port=DEFAULT_PORT, builds=True, tool="/usr/bin/pdsh")
 
 
 def answers(w2: dict[str, object] | None = None, **everywhere: object) -> list[Answer]:

@@ -1,4 +1,4 @@
-"""Ctrl-C waits for the end of a batch; a second one does not. Whole runs: tests/faults/test_interrupt.py."""
+"""Requests to stop are noted and wait; a second Ctrl-C does not. Whole runs: tests/faults/test_requests.py."""
 
 import os
 import signal
@@ -9,52 +9,65 @@ import pytest
 from yolods import interrupt
 
 
-def press() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+def press(number: int = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
 
 
-def test_it_waits_for_the_next_check():
-    passed = []
-    with pytest.raises(KeyboardInterrupt), interrupt.between_batches():
-        interrupt.check()
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_is_noted_and_everything_goes_on(number: int) -> None:
+    with interrupt.noted():
+        assert not interrupt.asked()
+        press(number)
+        assert interrupt.asked()
+        assert interrupt.Stopped().status == 128 + number
+    assert not interrupt.asked()
+
+
+def test_the_launcher_s_sigterm_after_ctrl_c_changes_nothing_and_what_another_rank_was_sent_counts_as_sigterm() -> None:
+    with interrupt.noted():
         press()
-        passed.append("the batch went on")
-        interrupt.check()
-        passed.append("not here")
-    assert passed == ["the batch went on"]
+        press(signal.SIGTERM)
+        assert interrupt.Stopped().status == 130
+    assert interrupt.Stopped().status == 143
 
 
-def test_a_second_one_acts_at_once():
-    with pytest.raises(KeyboardInterrupt), interrupt.between_batches():
+def test_a_second_ctrl_c_acts_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupt.noted():
         press()
         press()
         pytest.fail("went on")
 
 
-def test_outside_it_acts_at_once_as_before():
-    earlier = signal.getsignal(signal.SIGINT)
-    with interrupt.between_batches():
+def test_outside_it_acts_at_once_as_before() -> None:
+    earlier = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with interrupt.noted():
         pass
-    assert signal.getsignal(signal.SIGINT) is earlier
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == earlier
     with pytest.raises(KeyboardInterrupt):
         press()
-    interrupt.check()
 
 
-def test_what_fails_after_it_is_not_an_error_of_its_own():
+def test_what_fails_after_ctrl_c_is_not_an_error_of_its_own() -> None:
     """Another rank has stopped already, and gloo says that the connection was closed."""
-    with pytest.raises(KeyboardInterrupt), interrupt.between_batches():
+    with pytest.raises(KeyboardInterrupt), interrupt.noted():
         press()
         raise RuntimeError("Connection closed by peer")
-    with pytest.raises(RuntimeError, match="a bug"), interrupt.between_batches():
+    with pytest.raises(RuntimeError, match="a bug"), interrupt.noted():
         raise RuntimeError("a bug")
 
 
-def test_another_thread_cannot_set_handlers_and_need_not():
+def test_what_fails_after_sigterm_is() -> None:
+    """The launcher sends it, too, when a rank has died."""
+    with pytest.raises(RuntimeError, match="Connection closed"), interrupt.noted():
+        press(signal.SIGTERM)
+        raise RuntimeError("Connection closed by peer")
+
+
+def test_another_thread_cannot_set_handlers_and_need_not() -> None:
     earlier, results = signal.getsignal(signal.SIGINT), []
 
     def work() -> None:
-        with interrupt.between_batches():
+        with interrupt.noted():
             results.append(signal.getsignal(signal.SIGINT) is earlier)
 
     thread = threading.Thread(target=work)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from yolods.cluster.reach import Caller, explain, ssh_command, travelling
+from yolods.cluster.reach import Caller, explain, ssh_command
+from yolods.cluster.travel import EXPORTED, travelling
 from yolods.config import offloads
 from yolods.data.spec import places, read_spec
 from yolods.errors import Faults
@@ -250,8 +251,6 @@ def test_what_travels_to_other_hosts(tmp_path):
 def test_deepspeed_hands_on_the_same_variables():
     from deepspeed.accelerator import cuda_accelerator
     from deepspeed.launcher import runner
-
-    from yolods.cluster.reach import EXPORTED
 
     theirs = [*runner.EXPORT_ENVS, *cuda_accelerator.CUDA_Accelerator().export_envs()]
     assert sorted(EXPORTED) == sorted(theirs)

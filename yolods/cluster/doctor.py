@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from yolods.cluster.hosts import Host
+from yolods.cluster.launchers import TOOLS
 from yolods.cluster.probe import LIBRARIES, Report
 from yolods.cluster.reach import Answer
 from yolods.cluster.words import age_text, amount, size_text
 
-DEFAULT_PORT = 29500
-"""DeepSpeed's master port."""
 SKEW_WARNING, SKEW_FAULT = 2.0, 60.0
 """Seconds between clocks. From the second on, times of files and log lines on a shared disk are out of order."""
 STALE_SECONDS = 180.0
@@ -44,7 +43,9 @@ class Plan:
     """None: the launcher picks a free one."""
     builds: bool = False
     """Whether the configuration makes DeepSpeed compile something on hosts with GPUs."""
-    launcher: str | None = "pdsh"
+    launcher: str = "pdsh"
+    """What starts the ranks."""
+    tool: str | None = "pdsh"
     """Where the launcher's own tool is on this machine; None: it is missing."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """What the launcher sets on every host."""
@@ -74,7 +75,7 @@ def diagnose(plan: Plan, answers: Sequence[Answer]) -> list[Finding]:
     findings = [Finding(answer.host.name, "ssh", True, answer.problem) for answer in answers if answer.report is None]
     findings += _check_launcher(plan, heard)
     findings += _check_versions(heard)
-    findings += _check_devices(heard)
+    findings += _check_devices(plan, heard)
     findings += _check_disks(heard)
     findings += _check_clocks(answers)
     findings += _check_network(plan, answers)
@@ -87,8 +88,9 @@ Heard = Sequence[tuple[Host, Report]]
 
 
 def _check_launcher(plan: Plan, heard: Heard) -> Iterable[Finding]:
-    if len(plan.hosts) > 1 and not plan.local and plan.launcher is None:
-        yield Finding("", "ssh", True, "no pdsh here, which starts ranks on the other hosts; apt-get install pdsh")
+    if len(plan.hosts) > 1 and not plan.local and plan.tool is None:
+        tool, remedy = TOOLS[plan.launcher]
+        yield Finding("", "ssh", True, f"no {tool} here, which starts ranks on the other hosts; {remedy}")
     if len(plan.hosts) == 1 and not plan.local and heard and heard[0][1].machine != plan.here:
         text = "the only host, and not this machine; DeepSpeed would start its ranks here: log in there and start there"
         yield Finding(heard[0][0].name, "host", True, text)
@@ -141,7 +143,7 @@ def _usual(heard: Heard, value: Callable[[Report], str | None]) -> tuple[str | N
     return usual, next(name for what, name in found if what == usual)
 
 
-def _check_devices(heard: Heard) -> Iterable[Finding]:
+def _check_devices(plan: Plan, heard: Heard) -> Iterable[Finding]:
     with_gpus = [host.name for host, report in heard if report.gpus]
     for host, report in heard:
         if report.gpu_error:
@@ -152,8 +154,10 @@ def _check_devices(heard: Heard) -> Iterable[Finding]:
         elif report.gpus:
             yield from _check_gpus(host, report)
         elif len(host.chosen) > report.cores:
+            # On this machine alone somebody tries something out, and it works, if slowly. A hostfile of several says
+            # what there is; ranks that wait for a core keep all hosts waiting, and can pass for ranks that hang.
             text = f"{len(host.chosen)} ranks on {report.cores} CPU cores take turns; write slots={report.cores}"
-            yield Finding(host.name, "slots", False, text)
+            yield Finding(host.name, "slots", not plan.local, text)
 
 
 def _check_gpus(host: Host, report: Report) -> Iterable[Finding]:
@@ -246,8 +250,6 @@ def _check_network(plan: Plan, answers: Sequence[Answer]) -> Iterable[Finding]:
         yield Finding(plan.hosts[0].name, "interface", True, text)
         return
     yield from _check_master(plan, heard, first, address)
-    if len({report.machine for _, report in heard}) > 1:
-        yield from _check_gloo(plan, heard, address)
     for variable, fits in (("NCCL_SOCKET_IFNAME", _suits_nccl), ("GLOO_SOCKET_IFNAME", _suits_gloo)):
         value = plan.variables.get(variable)
         for host, report in heard:
@@ -271,21 +273,6 @@ def _check_master(plan: Plan, heard: Heard, first: Report, address: str) -> Iter
         elif interface_to(report, address) is None:
             text = f"no route to {master} at {address}; give an address that it reaches as --master_addr"
             yield Finding(host.name, "interface", True, text)
-
-
-def _check_gloo(plan: Plan, heard: Heard, address: str) -> Iterable[Finding]:
-    """Ranks on CPUs meet through gloo, which listens where the host's own name leads: often at 127.0.1.1."""
-    if plan.variables.get("GLOO_SOCKET_IFNAME") or any(report.gpus for _, report in heard):
-        return
-    names = {host: interface_to(report, address) for host, report in heard}
-    for host, report in heard:
-        if report.own_address is None or ipaddress.ip_address(report.own_address).is_loopback:
-            remedy = f"put GLOO_SOCKET_IFNAME={names[host]} into .deepspeed_env"
-            if len(set(names.values())) > 1:  # the variable is the same on all hosts
-                own = next((own for name, own in report.addresses if name == names[host]), "ADDRESS")
-                remedy = f"give that name its address in /etc/hosts there: {own.partition('/')[0]} {report.name}"
-            leads = f"its name {report.name} leads to {report.own_address or 'nowhere'}"
-            yield Finding(host.name, "interface", True, f"{leads}, where gloo would wait for ever; {remedy}")
 
 
 def _suits_gloo(value: str, interfaces: set[str]) -> bool:
@@ -329,13 +316,7 @@ def _check_builds(plan: Plan, heard: Heard) -> Iterable[Finding]:
 
 
 def _tools_missing(report: Report) -> Iterable[str]:
-    if report.ninja is None and report.ninja_beside:
-        folder = report.ninja_beside.rpartition("/")[0]
-        yield (
-            "no ninja on the path that ssh gives, and the configuration needs DeepSpeed's CPUAdam compiled; "
-            f"put PATH={folder}:/usr/local/bin:/usr/bin:/bin into .deepspeed_env"
-        )
-    elif report.ninja is None:
+    if report.ninja is None and report.ninja_beside is None:  # what stands beside its Python every rank finds itself
         yield (
             "no ninja, and the configuration needs DeepSpeed's CPUAdam compiled; "
             f"{report.executable} -m pip install ninja"

@@ -58,16 +58,19 @@ def main(name: str, pid: int, silence: float) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # they are for the rank, which ends this process by ending
     last, text, quiet = "the start", b"", 0.0
-    # Its end does not have to close the pipe: loader processes that it forked hold the other end, too.
-    while os.getppid() == pid:
+    while True:
         before = time.monotonic()
-        if select.select([0], [], [], TICK)[0]:
+        # Its end does not have to close the pipe: loader processes that it forked hold the other end, too.
+        alive = os.getppid() == pid
+        if select.select([0], [], [], TICK if alive else 0)[0]:
             part = os.read(0, 1 << 16)
             if not part:
                 break
             *lines, text = (text + part).split(b"\n")
             last, quiet = (lines[-1].decode(errors="replace") if lines else last), 0.0
             continue
+        if not alive:
+            break
         # Not the clock: a machine that slept, or a run suspended by Ctrl-Z together with this process, is not stuck.
         quiet += min(time.monotonic() - before, 2 * TICK)
         if quiet > silence:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from yolods.cluster.flags import LaunchFlags, add_launch_arguments, split_words
 from yolods.cluster.hosts import Host, parse_hostfile, select
+from yolods.cluster.launchers import MODULE, crosses_hosts, over_hosts
+from yolods.cluster.place import is_here
 from yolods.errors import UserError
+
+__all__ = [
+    "ALLOCATOR",
+    "CPU_RANKS",
+    "LaunchFlags",
+    "add_launch_arguments",
+    "free_port",
+    "hosts_of",
+    "launcher_command",
+    "ranks_of",
+    "split_words",
+]
 
 CPU_RANKS = 2
 """Ranks on a machine without a GPU, where nothing says otherwise."""
@@ -24,61 +37,6 @@ ALLOCATOR = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 """Settings of glibc's allocator for ranks that compute on a CPU."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchFlags:
-    """The launcher's own flags, DeepSpeed's names."""
-
-    hostfile: Path | None = None
-    """Hosts and their slots; None: this machine."""
-    include: str = ""
-    """Hosts and slots to use."""
-    exclude: str = ""
-    """Hosts and slots to leave out."""
-    num_gpus: int | None = None
-    """Ranks a host; None: every slot, every GPU, or two on a CPU."""
-    master_port: int | None = None
-    """Port on which ranks meet; None: a free one for a local run, DeepSpeed's default otherwise."""
-    max_restarts: int = 3
-    """How often a run that has died is started again."""
-
-
-def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
-    """The launcher's own flags, one a field of `LaunchFlags`."""
-    parser.add_argument("-H", "--hostfile", metavar="FILE", type=Path, help="hosts and their slots; else this machine")
-    parser.add_argument("-i", "--include", metavar="HOST[:SLOT,...]", default="", help="what to use; @ joins several")
-    parser.add_argument("-e", "--exclude", metavar="HOST[:SLOT,...]", default="", help="what to leave out")
-    parser.add_argument("--num_gpus", "--num-gpus", metavar="N", type=int, help="ranks a host")
-    parser.add_argument("--master_port", "--master-port", metavar="PORT", type=int, help="where ranks meet")
-
-
-def split_words(words: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple[LaunchFlags, list[str]]:
-    """Take the launcher's flags out of a command line.
-
-    Args:
-        words: for example ["train", "--data", "x.yaml", "--hostfile", "hosts"].
-        environ: HOSTFILE stands in for --hostfile where that is missing; this process' variables by default.
-
-    Returns:
-        the launcher's flags, and the remaining words in their order.
-
-    Raises:
-        UserError: a flag without its value, or a number that is none.
-    """
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> None:
-            raise UserError(message)
-
-    parser = Parser(add_help=False, allow_abbrev=False)
-    add_launch_arguments(parser)
-    parser.add_argument("--max_restarts", "--max-restarts", type=int, default=LaunchFlags.max_restarts)
-    found, rest = parser.parse_known_args(list(words))
-    named = (os.environ if environ is None else environ).get("HOSTFILE")
-    if found.hostfile is None and named:
-        found.hostfile = Path(named)
-    return LaunchFlags(**vars(found)), rest
 
 
 def launcher_command(
@@ -107,7 +65,7 @@ def launcher_command(
     """
     variables = os.environ if environ is None else environ
     hosts = _hosts(flags, gpus, variables)
-    local = all(host.is_local for host in hosts)
+    _check_place(flags, hosts, gpus)
     command = [python, "-m", "yolods.cluster.runner", "--no_local_rank"]
     if flags.hostfile is not None:
         command += ["--log_level", "warning", "--hostfile", str(flags.hostfile)]
@@ -115,13 +73,22 @@ def launcher_command(
         # DeepSpeed would take /job/hostfile by itself, but a start without --hostfile means this machine. That there
         # is no hostfile it says as a warning.
         command += ["--log_level", "error", "--hostfile", os.devnull]
-    if flags.hostfile is not None and local:
-        # It would ssh to localhost, which few machines let in.
-        command += ["--no_ssh_check", "--master_addr", "127.0.0.1"]
     command += _filters(flags, hosts, gpus, variables)
-    port = flags.master_port or (free_port() if local else None)
+    if crosses_hosts(flags, hosts):
+        # Where this machine takes part and has no GPU, the others have none either.
+        settings = ALLOCATOR if gpus == 0 and any(is_here(host.name) for host in hosts) else {}
+        more, set_too = over_hosts(words, flags, hosts, settings=settings, python=python, environ=variables)
+        return [*command, *more], {**set_too, **_tools_on_path(python, variables)}
+    if flags.hostfile is not None:
+        # All ranks start here, or their hosts by themselves. DeepSpeed would ssh to the first one for its address, and
+        # few machines let themselves in.
+        command += ["--no_ssh_check", "--master_addr", flags.master_addr or "127.0.0.1"]
+    if flags.no_ssh:
+        command += ["--no_ssh", "--node_rank", str(flags.node_rank)]
+        hosts = (hosts[flags.node_rank],)
+    port = flags.master_port or (None if flags.no_ssh else free_port())
     command += ["--master_port", str(port)] if port else []
-    return [*command, "--module", "yolods", *words], _environment(hosts, local, gpus, python, cores, variables)
+    return [*command, *MODULE, *words], _environment(hosts, gpus, python, cores, variables)
 
 
 def ranks_of(flags: LaunchFlags, *, gpus: int, environ: Mapping[str, str] | None = None) -> int:
@@ -207,18 +174,39 @@ def _filters(flags: LaunchFlags, hosts: Sequence[Host], gpus: int, environ: Mapp
     return ["--num_gpus", str(len(hosts[0].chosen))]
 
 
+def _check_place(flags: LaunchFlags, hosts: Sequence[Host], gpus: int) -> None:
+    """What --no_ssh and --node_rank have to say to each other, and to the hostfile."""
+    if not flags.no_ssh:
+        if flags.node_rank is not None:
+            raise UserError("--node_rank says which host this is, for a start on every host; add --no_ssh")
+        return
+    if flags.hostfile is None or flags.master_addr is None or flags.node_rank is None:
+        raise UserError(
+            "--no_ssh needs --hostfile, --master_addr and --node_rank: no host hears of the others otherwise"
+        )
+    if not 0 <= flags.node_rank < len(hosts):
+        raise UserError(f"--node_rank {flags.node_rank}: {len(hosts)} hosts take part, counted from 0")
+    own = hosts[flags.node_rank]
+    if gpus and max(own.chosen) >= gpus:
+        raise UserError(f"{flags.hostfile}: {own.name} has slots={own.slots}, but this machine has {gpus} GPUs")
+
+
 def _environment(
-    hosts: Sequence[Host], local: bool, gpus: int, python: str, cores: int | None, environ: Mapping[str, str]
+    hosts: Sequence[Host], gpus: int, python: str, cores: int | None, environ: Mapping[str, str]
 ) -> dict[str, str]:
+    """The variables of ranks on this machine."""
     wanted: dict[str, str] = {}
-    if local and gpus == 0:
+    if gpus == 0:
         cores = cores or len(os.sched_getaffinity(0))
         ranks = sum(len(host.chosen) for host in hosts)
         wanted = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // ranks)), **ALLOCATOR}
     wanted = {name: value for name, value in wanted.items() if not environ.get(name)}
-    # DeepSpeed's builds look for `ninja` on the path, where an environment that is not activated does not stand.
-    folder = str(Path(python).parent)
-    path = environ.get("PATH", "")
-    if folder not in path.split(os.pathsep):
-        wanted["PATH"] = os.pathsep.join(part for part in (folder, path) if part)
-    return wanted
+    return wanted | _tools_on_path(python, environ)
+
+
+def _tools_on_path(python: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """DeepSpeed's builds look for `ninja` on the path, where an environment that is not activated does not stand."""
+    folder, path = str(Path(python).parent), environ.get("PATH", "")
+    if folder in path.split(os.pathsep):
+        return {}
+    return {"PATH": os.pathsep.join(part for part in (folder, path) if part)}

@@ -29,6 +29,8 @@ FAILED_SECONDS = 3.0
 """What fails on every rank alike is said by each; only where a rank alone has failed do the others have to be told."""
 BROKEN_SECONDS = 3.0
 """Silence that is enough where another rank has lost a connection."""
+QUIET_SECONDS = 2.5
+"""Without a beat for so long, a rank may be silent rather than stalled."""
 SLOWER, WINDOWS = 1.3, 3
 """A straggler takes this many times the median of the others, in so many windows in a row."""
 
@@ -122,6 +124,8 @@ class Monitor:
 
     def _stalled(self, now: float) -> Verdict | None:
         policy, running = self._policy, self._running
+        if any(now - heard > QUIET_SECONDS for _, heard in running.values()):
+            return None  # that one may be lost, and the others be waiting for it
         ages = {rank: beat.seconds + now - heard for rank, (beat, heard) in running.items()}
         beats = [beat for beat, _ in running.values()]
         moving = [beat for beat in beats if not beat.waiting]

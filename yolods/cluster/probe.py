@@ -175,7 +175,7 @@ def examine(request: Request) -> Report:
         gpu_error=gpu_error,
         cores=len(os.sched_getaffinity(0)),
         disk={str(folder): _free_bytes(folder) for folder in (Path.cwd(), cache) if folder},
-        addresses=list(_addresses()),
+        addresses=list(addresses()),
         routes=list(_routes()),
         own_address=_resolve(socket.gethostname()),
         first_address=next(iter(_output(["hostname", "-I"]).split()), None),
@@ -301,7 +301,8 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _addresses() -> Iterator[tuple[str, str]]:
+def addresses() -> Iterator[tuple[str, str]]:
+    """(interface, address/prefix length) of this host."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         for _, name in socket.if_nameindex():
             asked = struct.pack("256s", name.encode()[:15])

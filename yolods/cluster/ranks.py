@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from yolods.cluster.place import cpu_threads, settle
+
 T = TypeVar("T")
 
 COLLECTIVE = timedelta(hours=2)
@@ -122,9 +124,14 @@ def environment_ranks(environ: dict[str, str] | os._Environ[str] = os.environ) -
 
 
 def join() -> Ranks:
-    """Meet the other ranks through DeepSpeed: NCCL on GPUs, gloo on CPUs."""
+    """Meet the other ranks through DeepSpeed: NCCL on GPUs, gloo on CPUs.
+
+    Raises:
+        UserError: as `settle`.
+    """
     import deepspeed
 
+    settle(os.environ)
     rank, size, local = environment_ranks()
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -133,6 +140,8 @@ def join() -> Ranks:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(local)
+    elif threads := cpu_threads(os.environ):
+        torch.set_num_threads(threads)
     deepspeed.init_distributed(
         dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE
     )

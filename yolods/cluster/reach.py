@@ -17,15 +17,12 @@ from pathlib import Path
 from yolods.cluster import probe
 from yolods.cluster.hosts import Host
 from yolods.cluster.probe import Report, Request
-from yolods.errors import Faults
 
 CONNECT_SECONDS = 5
 """How long ssh tries to connect."""
 ANSWER_SECONDS = 12.0
 """How long a host may take to answer, connecting included."""
 DRAIN_SECONDS = 1.0
-EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
-"""Beginnings of the variables that DeepSpeed 0.19.8 hands on to other hosts; NCCL from a machine with GPUs."""
 
 _NO_FOLDER, _NO_PYTHON, _SSH_FAILED = 91, 92, 255
 
@@ -54,30 +51,8 @@ class Caller:
     """What it starts there."""
     variables: Mapping[str, str]
     """What it sets there."""
-
-
-def travelling(environ: Mapping[str, str], folders: Sequence[Path], faults: Faults) -> dict[str, str]:
-    """The variables that the launcher sets on every host: some of ours, and what `.deepspeed_env` says.
-
-    Args:
-        environ: ours; DS_ENV_FILE gives the file another name.
-        folders: where it may lie, the later one overruling: the home folder, and where the launcher is started.
-        faults: gets lines at which DeepSpeed itself would fail.
-    """
-    found = {name: value for name, value in environ.items() if name.startswith(EXPORTED)}
-    for folder in folders:
-        file = folder / environ.get("DS_ENV_FILE", ".deepspeed_env")
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            continue
-        for number, line in enumerate(lines, 1):
-            name, equals, value = line.partition("=")
-            if equals and name.isidentifier():
-                found[name] = value.strip()
-            else:
-                faults.add(f"{file} line {number}: `{line}`: write NAME=value; DeepSpeed stops at any other line")
-    return found
+    ssh_port: int | None = None
+    """Where sshd listens; None: what ssh's own configuration says."""
 
 
 def ask(hosts: Sequence[Host], request: Request, caller: Caller, *, local: bool) -> list[Answer]:
@@ -96,11 +71,12 @@ def ask(hosts: Sequence[Host], request: Request, caller: Caller, *, local: bool)
         return list(pool.map(lambda host: _ask(host, source, words, caller, local), hosts))
 
 
-def ssh_command(name: str, command: str, environ: Mapping[str, str]) -> list[str]:
+def ssh_command(name: str, command: str, environ: Mapping[str, str], port: int | None = None) -> list[str]:
     """ssh as pdsh calls it, but so that it never asks anybody anything, and does not wait for long."""
     options = ("BatchMode=yes", "PasswordAuthentication=no", f"ConnectTimeout={CONNECT_SECONDS}")
     words = [word for option in options for word in ("-o", option)]
-    return ["ssh", *words, *shlex.split(environ.get("PDSH_SSH_ARGS_APPEND", "")), name, command]
+    words += [*shlex.split(environ.get("PDSH_SSH_ARGS_APPEND", "")), *(["-p", str(port)] if port else [])]
+    return ["ssh", *words, name, command]
 
 
 def _ask(host: Host, source: str, words: str, caller: Caller, local: bool) -> Answer:
@@ -110,7 +86,7 @@ def _ask(host: Host, source: str, words: str, caller: Caller, local: bool) -> An
         # The launcher puts the tools beside its Python on the path of local ranks.
         variables["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), variables.get("PATH", "")))
     else:
-        command = ssh_command(host.name, _remote(command, caller), variables)
+        command = ssh_command(host.name, _remote(command, caller), variables, caller.ssh_port)
     began = time.monotonic()
     try:
         process = subprocess.Popen(

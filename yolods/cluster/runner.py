@@ -39,7 +39,7 @@ class _Subprocess(_Modules):
 
     child: subprocess.Popen[bytes] | None = None
 
-    def Popen(self, command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:  # noqa: N802
+    def Popen(self, command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:
         """Start it."""
         # pdsh and ssh have a terminal's Ctrl-C kept from them: it would cut the connections that ranks print over.
         apart = command[0] in ("pdsh", "mpirun", "srun")

@@ -30,7 +30,7 @@ LEAVE_SECONDS = 15.0
 """Ranks whose launcher was killed notice it within a second, and may have stacks to write."""
 
 MEANINGS = {75: "a rank was lost or stuck", 137: "it was killed", 247: "a rank was killed", 255: "a host was lost"}
-"""Statuses that say more than their number. DeepSpeed's launcher gives 256 less the signal for a rank that was killed."""
+"""Statuses that say more than their number. DeepSpeed gives 256 less the signal where a rank was killed."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Start:
     """From where it goes on and on how many ranks, as in "from step 128 on 2 ranks"."""
 
 
-def supervise(first: Start, again: Callable[[], Start | None], *, restarts: int) -> int:
+def supervise(first: Start, again: Callable[[int], Start | None], *, restarts: int) -> int:
     """Run `first`, and after a failure what `again` gives, up to `restarts` times.
 
     Args:
-        again: what to start next; None: nothing, and it has said why.
+        again: what to start after such an exit status; None: nothing, and it has said why.
 
     Returns:
         the exit status.
@@ -68,7 +68,7 @@ def supervise(first: Start, again: Callable[[], Start | None], *, restarts: int)
             if number == restarts:
                 _say(f"the run ended with status {status}{meaning}, after {number} restarts: giving up")
                 return status
-            following = again()
+            following = again(status)
             if following is None:
                 return status
             number += 1

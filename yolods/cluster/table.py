@@ -76,7 +76,11 @@ def _row(plan: Plan, answer: Answer, skew: str, address: str | None) -> dict[str
     devices = plural(len(report.gpus), "GPU") if report.gpus else plural(report.cores, "core")
     free = min((gpu.free for gpu in report.gpus if gpu.index in host.chosen and gpu.free is not None), default=None)
     first = answer.host == plan.hosts[0]
-    tools = {"ninja": report.ninja, "c++": report.compiler, "nvcc": report.nvcc if report.gpus else None}
+    tools = {
+        "ninja": report.ninja or report.ninja_beside,
+        "c++": report.compiler,
+        "nvcc": report.nvcc if report.gpus else None,
+    }
     return {
         **empty,
         "host": host.name,

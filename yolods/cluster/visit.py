@@ -8,19 +8,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from yolods.cluster.doctor import DEFAULT_PORT, Finding, Plan, diagnose
+from yolods.cluster.doctor import Finding, Plan, diagnose
+from yolods.cluster.flags import LaunchFlags
 from yolods.cluster.hosts import Host
+from yolods.cluster.launchers import DEFAULT_PORT, TOOLS, meeting_address
 from yolods.cluster.probe import Request, machine_id
-from yolods.cluster.reach import Caller, ask, travelling
+from yolods.cluster.reach import Caller, ask
 from yolods.cluster.table import show
-from yolods.errors import Faults
+from yolods.cluster.travel import travelling
+from yolods.errors import Faults, UserError
 
 
 def visit(
     hosts: Sequence[Host],
+    flags: LaunchFlags,
     *,
-    master_addr: str | None = None,
-    master_port: int | None = None,
     builds: bool = False,
     trees: Sequence[str] = (),
     lists: Sequence[str] = (),
@@ -30,8 +32,8 @@ def visit(
     """Examine hosts, at the same time; it takes as long as the slowest, and never longer than the time-outs.
 
     Args:
-        master_addr: where ranks are to meet, if the start will say so.
-        master_port: the same; it has to be free on the first host.
+        hosts: those that take part.
+        flags: what the start will have.
         builds: whether DeepSpeed will have to compile something where there are GPUs.
         trees: files and folders that every host needs, with the same number of files and bytes.
         lists: text files that name such files.
@@ -40,24 +42,33 @@ def visit(
 
     Returns:
         lines to print, and whether the run would start.
+
+    Raises:
+        UserError: hosts that --no_ssh says cannot be asked.
     """
+    if flags.no_ssh:
+        raise UserError(
+            "doctor asks hosts through ssh, and --no_ssh says there is none; start it on each, without both"
+        )
     found = faults if faults is not None else Faults()
     local = all(host.is_local for host in hosts)
     # A local start picks a free port by itself; over several hosts DeepSpeed takes its default.
-    port = master_port or (None if local else DEFAULT_PORT)
+    address = None if local else meeting_address(flags, hosts)
+    port = flags.master_port or (None if local else DEFAULT_PORT)
     variables = {} if local else travelling(os.environ, (Path.home(), Path.cwd()), found)
     request = Request(
-        master_addr=master_addr, master_port=port, trees=tuple(trees), lists=tuple(lists), ignored=tuple(ignored)
+        master_addr=address, master_port=port, trees=tuple(trees), lists=tuple(lists), ignored=tuple(ignored)
     )
-    caller = Caller(Path.cwd(), sys.executable, variables)
+    caller = Caller(Path.cwd(), sys.executable, variables, flags.ssh_port)
     plan = Plan(
         hosts=tuple(hosts),
         local=local,
         here=machine_id(),
-        master_addr=master_addr,
+        master_addr=address,
         master_port=port,
         builds=builds,
-        launcher=shutil.which("pdsh"),
+        launcher=flags.launcher,
+        tool=shutil.which(TOOLS[flags.launcher][0]),
         variables=variables,
     )
     answers = ask(hosts, request, caller, local=local)
