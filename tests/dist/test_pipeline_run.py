@@ -143,6 +143,8 @@ def _first_step(ranks: Ranks, folder: str, layout: str) -> dict[str, float]:
     import argparse
 
     from yolods.checkpoint.store import CheckpointStore
+    from yolods.cluster.board import open_board
+    from yolods.cluster.watchdog import Watchdog
     from yolods.config import add_train_arguments, build_run_config
     from yolods.start import start_run
 
@@ -155,7 +157,8 @@ def _first_step(ranks: Ranks, folder: str, layout: str) -> dict[str, float]:
     add_train_arguments(parser)
     args = parser.parse_args(["--resume", folder, "--deepspeed_config", f"{layout}.json"])
     config = ranks.main_first(lambda: build_run_config(args, ranks=ranks.size, device="cpu"))
-    run = start_run(config, ranks)
+    board = open_board(ranks)
+    run = start_run(config, ranks, board, Watchdog(board, ranks, config.deepspeed.own.watchdog, None))
     losses: list[dict[str, float]] = []
     take_step = run.engine.train_step
 
@@ -266,25 +269,21 @@ def test_another_layout_takes_over_every_number(folder: Path, killed: Path, cont
 
 
 def test_the_loss_goes_on_where_it_was(continued: Losses) -> None:
-    """At equal micro-batches: with one replica BatchNorm and the loss see twice as many images as with two."""
-    two_replicas = {run: loss for run, loss in continued.items() if run not in ("on/1x2", "on/1x4")}
-    assert len(two_replicas) == 5 and len(continued) == 7
-    for run, loss in two_replicas.items():
+    """One replica takes the micro-batches of both, one after the other."""
+    assert len(continued) == 7
+    for run, loss in continued.items():
         assert loss == pytest.approx(continued["on/2x2"], rel=1e-5), run
-    assert continued["on/1x2"] == pytest.approx(continued["on/1x4"], rel=1e-5)
 
 
 def test_a_run_that_went_on_with_one_replica_ends_well(folder: Path, whole: Path) -> None:
-    """Its micro-batches are twice as large, and its loss up to twice as high: ultralytics divides a micro-batch's sum
-    by its score targets, but by no less than 1, which a model that has just begun does not reach.
-    """
+    """It takes the same micro-batches, but adds their gradients in another order, and steps drift apart by that."""
     ended, other = _rows(folder / "end" / "1x2"), _rows(whole)
     assert [row["epoch"] for row in ended] == [str(epoch + 1) for epoch in range(EPOCHS)]
     assert {**ended[0], "time": ""} == {**other[0], "time": ""}, "the epoch before the kill is the same run's"
     for mine, theirs in zip(ended[1:], other[1:], strict=True):
         for item in ("box", "cls", "dfl"):
             key = f"train/{item}_loss"
-            assert 0.8 < float(mine[key]) / float(theirs[key]) < 2.4
+            assert 0.8 < float(mine[key]) / float(theirs[key]) < 1.25
     left = Checkpoint(newest_in(folder / "end" / "1x2" / "checkpoints"))
     assert left.progress["epochs_done"] == EPOCHS and left.model["places"] == [[0, 0], [1, 0]]
 

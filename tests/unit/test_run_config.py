@@ -325,23 +325,26 @@ def test_resume_refuses_what_would_make_it_another_run(words, message):
 
 
 @pytest.mark.parametrize(
-    ("json_file", "ranks", "device", "shape"),
+    ("json_file", "ranks", "device", "shape", "batch"),
     [
-        ({}, 2, "cpu", (0, 2, 8, None)),
-        ({"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}, 4, "cuda", (3, 4, 4, None)),
-        ({"pipeline": {"stages": 2}}, 4, "cpu", (0, 2, 8, 2)),
-        (None, 1, "cuda", (1, 1, 16, None)),
+        ({}, 2, "cpu", (0, 2, 8, None), 16),
+        ({"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}, 4, "cuda", (3, 4, 8, None), 32),
+        ({"pipeline": {"stages": 2}}, 4, "cpu", (0, 2, 8, 2), 16),
+        (None, 1, "cuda", (1, 1, 8, None), 8),
+        ({"train_micro_batch_size_per_gpu": 4}, 2, "cpu", (0, 2, 4, None), 8),
+        ({"train_micro_batch_size_per_gpu": 16}, 1, "cpu", (0, 1, 16, None), 16),
+        (None, 16, "cpu", (1, 16, 1, None), 16),  # 8 x 16 ranks do not divide a step
     ],
 )
-def test_resume_goes_on_under_another_layout(json_file, ranks, device, shape):
-    """The images of a batch and of a step stay; how they are dealt to ranks follows the new layout."""
+def test_resume_goes_on_under_another_layout(json_file, ranks, device, shape, batch):
+    """The images of a step stay, and those of a micro-batch if they can: 64 and 8, on two ranks at first."""
     saved()
     words = () if json_file is None else ("--deepspeed_config", write_json(json_file, "other.json"))
     run = build("--resume", "runs/exp", *words, ranks=ranks, device=device)
     config = run.deepspeed
     stages = config.pipeline.stages if config.pipeline else None
     assert (config.zero_stage, config.ranks, config.micro_batch, stages) == shape
-    assert (run.batch_size, config.train_batch, config.world, run.device) == (16, 64, ranks, device)
+    assert (run.batch_size, config.train_batch, config.world, run.device) == (batch, 64, ranks, device)
 
 
 def test_resume_names_ranks_that_the_batch_cannot_be_dealt_to():

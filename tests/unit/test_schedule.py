@@ -128,6 +128,8 @@ def test_rates_never_jump_by_more_than_a_batch_of_warmup():
     assert math.isclose(rates[0], 0.0)
 
 
-def test_a_position_within_a_batch_is_refused():
-    with pytest.raises(ValueError, match="position 17 is not a multiple of the batch 16"):
-        schedule().step_at(17)
+def test_a_run_may_stand_within_a_batch():
+    """It has come there with smaller batches."""
+    plan = schedule()
+    for position in (17, 31):
+        assert plan.step_at(position) == plan.step_at(16) != plan.step_at(32)

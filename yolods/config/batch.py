@@ -42,7 +42,15 @@ class BatchPlan:
 
 
 def plan_batches(
-    block: dict[str, Any], *, batch_size: int | None, said_by: str, ranks: int, nbs: int, where: str, faults: Faults
+    block: dict[str, Any],
+    *,
+    batch_size: int | None,
+    said_by: str,
+    ranks: int,
+    nbs: int,
+    where: str,
+    faults: Faults,
+    before: BatchPlan | None = None,
 ) -> BatchPlan:
     """Work out what the JSON leaves open. "auto" and a missing key are the same: both are left open.
 
@@ -55,12 +63,16 @@ def plan_batches(
         batch_size: images a forward pass over all ranks; None: not given.
         said_by: what gave batch_size, for messages: "--batch-size" or a line of a hyp file.
         where: the JSON's name in messages.
+        before: the plan of the run that is gone on with. Images a step stay; so do images a micro-batch, where they
+            divide those (then losses are the same, and memory), and else images a forward pass.
 
     Returns:
         the plan; where there was a fault it holds numbers that do not break the rest of the checks.
     """
     train, micro, steps = (None if block.get(key) in (None, "auto") else block[key] for key in BATCH_KEYS)
-    before = len(faults)
+    known = len(faults)
+    if before is not None:
+        batch_size = _carried_over(before, micro or before.micro, ranks, nbs)
     if micro is None:
         micro = _micro(train, steps, batch_size, said_by, ranks, where, faults)
     elif batch_size is not None and micro * ranks != batch_size:
@@ -69,9 +81,11 @@ def plan_batches(
             f'give {said_by} {micro * ranks}, leave it out, or set {MICRO} to "auto"'
         )
     auto = steps is None and train is None
-    if len(faults) > before:
+    if len(faults) > known:
         return BatchPlan(micro=micro or 1, accumulation=steps or 1, accumulation_auto=auto, ranks=ranks)
-    if auto:
+    if auto and before is not None:
+        steps = max(before.train_batch // (micro * ranks), 1)
+    elif auto:
         steps = max(round(nbs / (micro * ranks)), 1)
     elif steps is None:
         steps = max(train // (micro * ranks), 1)
@@ -81,6 +95,13 @@ def plan_batches(
             f'{micro * steps * ranks}; set one of them to "auto"'
         )
     return BatchPlan(micro=micro, accumulation=steps, accumulation_auto=auto, ranks=ranks)
+
+
+def _carried_over(before: BatchPlan, micro: int, ranks: int, nbs: int) -> int:
+    """Images a forward pass over other ranks than before."""
+    batch = micro * ranks
+    # The optimizer that "auto" stands for is chosen by the larger of nbs and this batch.
+    return batch if before.train_batch % batch == 0 and batch <= max(before.batch, nbs) else before.batch
 
 
 def _micro(

@@ -160,8 +160,10 @@ def resolve(
     faults: Faults,
     hyper: Hyper | None = None,
     said_by: str = "--batch-size",
+    before: BatchPlan | None = None,
 ) -> DeepSpeedConfig:
-    """The same as `read_deepspeed` for a JSON that has been read; `path` names it in messages."""
+    """The same as `read_deepspeed` for a JSON that has been read; `path` names it in messages, `before` is as for
+    `plan_batches`."""
     hyper = hyper or Hyper()
     where = "DeepSpeed configuration" if path is None else path.name
     sound = check_keys(raw, where, faults)
@@ -184,6 +186,7 @@ def resolve(
         nbs=hyper.nbs,
         where=where,
         faults=faults,
+        before=before,
     )
     optimizer = read_optimizer(sound.get("optimizer"), hyper, where, faults)
     return DeepSpeedConfig(

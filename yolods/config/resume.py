@@ -86,7 +86,7 @@ def _asked(
 
 
 def relaid(saved: RunConfig, path: Path | None, ranks: int, device: str, faults: Faults) -> DeepSpeedConfig:
-    """The run's batch and optimizer under another JSON, on other ranks or another device."""
+    """The run's step and optimizer under another JSON, on other ranks or another device."""
     where = "--resume" if path is None else f"--deepspeed_config {path}"
     raw = saved.deepspeed.raw if path is None else read_json(path, where, faults)
     config = resolve(
@@ -98,6 +98,7 @@ def relaid(saved: RunConfig, path: Path | None, ranks: int, device: str, faults:
         faults=faults,
         hyper=saved.hyper,
         said_by=f"--batch-size {saved.batch_size} of the run",
+        before=saved.deepspeed.batches,
     )
     if config.train_batch != saved.deepspeed.train_batch:
         faults.add(

@@ -86,13 +86,10 @@ class Schedule:
         return max(1 - epoch / self.epochs, 0) * (1.0 - self.lrf) + self.lrf
 
     def step_at(self, position: int) -> Step:
-        """The step that starts after `position` samples have been seen (a multiple of the batch).
+        """The step that starts after `position` samples have been seen.
 
-        Raises:
-            ValueError: position is not at the start of a batch.
+        A run that goes on with larger batches than it had may stand within one, which then counts as begun.
         """
-        if position % self.batch:
-            raise ValueError(f"position {position} is not a multiple of the batch {self.batch}")
         first = position // self.batch
         last = first
         while last - first + 1 < self._accumulation_at(last):
