@@ -19,6 +19,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import forks
+
 # Helpers that Python and torch start once and keep for the life of a process; a test is not at fault for them.
 KEPT_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "compile_worker")
 # Set by whoever started pytest inside a job of their own; a test must see only what it sets itself.
@@ -60,6 +62,7 @@ _prepare_environment()
 
 
 def pytest_unconfigure() -> None:
+    forks.stop()
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
@@ -171,7 +174,7 @@ def _running_children() -> set[psutil.Process]:
     return {
         child
         for child in psutil.Process().children(recursive=True)
-        if not any(helper in _command(child) for helper in KEPT_HELPERS)
+        if child.pid != forks.server_pid() and not any(helper in _command(child) for helper in KEPT_HELPERS)
     }
 
 
