@@ -47,6 +47,7 @@ def _prepare_environment() -> None:
         "YOLO_AUTOINSTALL": "false",
         "YOLO_CONFIG_DIR": str(SCRATCH / "ultralytics"),
         "YOLODS_CACHE": str(SCRATCH / "cache"),
+        "TESTS_SCRATCH": str(SCRATCH),  # for what one world of ranks works out and others need again
     }
     if not gpu_present():
         os.environ["DS_ACCELERATOR"] = "cpu"

@@ -1,9 +1,9 @@
 """Runs a function of a test module on gloo ranks of this machine's CPU, under a hard limit on its time.
 
-    test process                     a fork of tests.forks                 ranks
-    on_ranks("tests.x:f", (1, 2)) -> has everything imported; forks -----> f(ranks, **arguments) on 1 rank,
-                                                                           then on 2
-                       {1: [..], 2: [..]}  <---------------------------    what f returned, through files
+test process                     a fork of tests.forks                 ranks
+on_ranks("tests.x:f", (1, 2)) -> has everything imported; forks -----> f(ranks, **arguments) on 1 rank,
+                                                                       then on 2
+                   {1: [..], 2: [..]}  <---------------------------    what f returned, through files
 """
 
 from __future__ import annotations
@@ -151,4 +151,3 @@ def _free_port() -> int:
 
 def _tail(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-SHOWN_CHARACTERS:] if log.exists() else "(no output)"
-

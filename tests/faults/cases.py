@@ -1,9 +1,4 @@
-"""Runs many commands one after the other in one process, each with its screen kept apart: `python cases.py CASES OUT`.
-
-Importing torch, DeepSpeed and ultralytics takes most of a tiny run's time, and this way is done once. CASES is a JSON
-list of {name, words, env, before}; OUT becomes a JSON object of
-{name: {code, seconds, out, err}}.
-"""
+"""Runs many commands one after the other in one process (tests.forks), each with its screen kept apart."""
 
 import json
 import os
@@ -17,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+from tests.forks import forked
 from yolods.cli import main
 
 
@@ -81,9 +77,21 @@ def run(case: dict, folder: Path) -> dict:
     return {"code": code, "seconds": time.perf_counter() - started, **streams}
 
 
-if __name__ == "__main__":
-    cases, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+def results_of(cases: list[dict], folder: Path, timeout: float) -> dict[str, dict]:
+    """Run all cases, each a dictionary of name, words, env and before; what `run` found, by name.
+
+    Raises:
+        AssertionError: they were not done in `timeout` seconds, or ended the process.
+    """
+    screen = folder / "driver"
+    code = forked("tests.faults.cases:run_all", {"cases": cases, "folder": str(folder)}, screen=screen, timeout=timeout)
+    assert code == 0, f"the cases ended with {code}:\n{screen.read_text(errors='replace')[-3000:]}"
+    return json.loads((folder / "results.json").read_text())
+
+
+def run_all(cases: list[dict], folder: str) -> None:
+    """In a process of its own: write every case's result to results.json."""
     # DeepSpeed keeps its process group for the life of a process and can join no second one.
     with mock.patch("yolods.cluster.ranks.leave"):
-        results = {case["name"]: run(case, out.parent) for case in cases}
-    out.write_text(json.dumps(results))
+        results = {case["name"]: run(case, Path(folder)) for case in cases}
+    Path(folder, "results.json").write_text(json.dumps(results))

@@ -2,21 +2,18 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.faults.cases import results_of
 from tests.tiny import make_dataset
 from yolods.model.weights import read_pt
 from yolods.train import Run
 
 pytestmark = pytest.mark.slow
-JOB_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 ROOT = Path(__file__).parents[2]
 READY = ROOT / "ds_configs"
 BASE = {"--model": "yolov5[0.1,0.1]", "--imgsz": "64", "--batch-size": "4", "--epochs": "2", "--workers": "0"}
@@ -44,13 +41,7 @@ class Runs:
         self._cases.append({"name": name, "words": list(words)})
 
     def start(self) -> None:
-        cases, out = self.root / "cases.json", self.root / "out.json"
-        cases.write_text(json.dumps(self._cases))
-        script = [sys.executable, "-m", "tests.faults.cases", str(cases), str(out)]
-        variables = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
-        done = subprocess.run(script, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=170)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-        self.results = json.loads(out.read_text())
+        self.results = results_of(self._cases, self.root, timeout=170)
 
     def screen(self, name: str) -> str:
         """What a command that succeeded showed."""
@@ -304,7 +295,7 @@ def test_val_of_another_split_and_its_boxes(runs):
 def test_nothing_is_written_but_the_runs(runs):
     names = {path.name for path in runs.root.iterdir()}
     given = {"tiny", "lists", "texts", "png", "other", "mit Leerzeichen ü", "hyp.yaml", "offload.json", "runs"}
-    driver = {"cases.json", "out.json", "out", "err"}
+    driver = {"driver", "results.json", "out", "err"}
     assert {name for name in names if not name.endswith(".pt")} == given | driver
     for folder in ("tiny", "lists", "png"):
         assert {path.name for path in (runs.root / folder).iterdir()} == {"images", "labels", "tiny.yaml"}
