@@ -63,7 +63,6 @@ _prepare_environment()
 
 
 def pytest_unconfigure() -> None:
-    forks.stop()
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
 

@@ -10,6 +10,7 @@ never calls anything of what it has imported: every call finds it as fresh as th
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -88,8 +89,9 @@ def stop() -> None:
     """End the Python that forks, and whatever it is busy with."""
     global _server
     if _server is not None:
-        end_family(_server.pid)
-        _server.wait()
+        if _server.poll() is None:
+            end_family(_server.pid)
+            _server.wait()
         _server.stdin.close()
         _server.stdout.close()
         _server = None
@@ -117,6 +119,7 @@ def _running() -> subprocess.Popen[str]:
             text=True,
             start_new_session=True,
         )
+        atexit.register(stop)
         _answer(_server, START_SECONDS)
     return _server
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 from unittest import mock
 
 from tests.forks import forked
@@ -77,21 +78,46 @@ def run(case: dict, folder: Path) -> dict:
     return {"code": code, "seconds": time.perf_counter() - started, **streams}
 
 
-def results_of(cases: list[dict], folder: Path, timeout: float) -> dict[str, dict]:
-    """Run all cases, each a dictionary of name, words, env and before; what `run` found, by name.
+def results_of(*rows: list[dict], folder: Path, timeout: float) -> dict[str, dict]:
+    """Run rows of cases side by side, the cases of each in order; what `run` found, by the cases' names.
+
+    Args:
+        rows: cases are dictionaries of name, words, env and before. What a row needs of another is not there in time.
+        folder: for files of our own.
+        timeout: seconds for all.
 
     Raises:
-        AssertionError: they were not done in `timeout` seconds, or ended the process.
+        AssertionError: they were not done in time, or ended the process.
     """
     screen = folder / "driver"
-    code = forked("tests.faults.cases:run_all", {"cases": cases, "folder": str(folder)}, screen=screen, timeout=timeout)
+    call = {"rows": rows, "folder": str(folder)}
+    code = forked("tests.faults.cases:run_all", call, screen=screen, timeout=timeout)
     assert code == 0, f"the cases ended with {code}:\n{screen.read_text(errors='replace')[-3000:]}"
-    return json.loads((folder / "results.json").read_text())
+    found = [json.loads((folder / f"row{place}" / "results.json").read_text()) for place in range(len(rows))]
+    return {name: result for row in found for name, result in row.items()}
 
 
-def run_all(cases: list[dict], folder: str) -> None:
-    """In a process of its own: write every case's result to results.json."""
-    # DeepSpeed keeps its process group for the life of a process and can join no second one.
-    with mock.patch("yolods.cluster.ranks.leave"):
-        results = {case["name"]: run(case, Path(folder)) for case in cases}
-    Path(folder, "results.json").write_text(json.dumps(results))
+def run_all(rows: list[list[dict]], folder: str) -> int:
+    """In a process of its own: fork one for each row; 1 where one did not end well."""
+    started = []
+    for place, row in enumerate(rows):
+        if not (pid := os.fork()):
+            _run_row(row, Path(folder, f"row{place}"))
+        started.append(pid)
+    return int(any(os.waitpid(pid, 0)[1] for pid in started))
+
+
+def _run_row(cases: list[dict], folder: Path) -> NoReturn:
+    code = 1
+    try:
+        folder.mkdir()
+        # DeepSpeed keeps its process group for the life of a process and can join no second one.
+        with mock.patch("yolods.cluster.ranks.leave"):
+            results = {case["name"]: run(case, folder) for case in cases}
+        (folder / "results.json").write_text(json.dumps(results))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
