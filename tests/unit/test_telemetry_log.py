@@ -1,4 +1,4 @@
-"""train.log has every line, the screen only ours and warnings: tried in processes of their own with the real libraries."""
+"""train.log has every line, the screen only ours and warnings: in processes of their own with the real libraries."""
 
 from __future__ import annotations
 
