@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from yolods.stability.event import sentence
 from yolods.stats import EpochStats, PipeStats, StabilityEvent, StepStats
 from yolods.telemetry.board import Board, model_table
 from yolods.telemetry.console import Console
@@ -227,6 +226,8 @@ class RunTelemetry(Telemetry):
         self._on_board("a PR curve", lambda board: board.pr_curves(metrics, final=final))
 
     def stability(self, event: StabilityEvent) -> None:
+        from yolods.stability.event import sentence  # here, for it imports torch, which the launcher does without
+
         if event.action != "stop":  # which the error says that ends the run
             _log.warning("step %d: %s", event.step, sentence(event))
         with harmless(f"the event of step {event.step} in {STABILITY_FILE}"):

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolods.stability.event import sentence
 from yolods.stats import EpochStats, PipeStats, StabilityEvent, StepStats
 
 if TYPE_CHECKING:
@@ -74,6 +73,8 @@ class Board:
 
     def stability(self, event: StabilityEvent) -> None:
         """Count an event: by what was done, by cause, and by the layer where it began."""
+        from yolods.stability.event import sentence
+
         self.text("events/stability", sentence(event))
         tags = _tags_of(vars(event))
         self._counted.update(tags)
