@@ -6,8 +6,6 @@ own name to 127.0.1.1, where gloo by itself would wait for ever.
 
 from __future__ import annotations
 
-import re
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,9 +36,7 @@ def test_a_hostfile_and_pdsh(two_hosts: TwoHosts, data: Path, run_process: Calla
     """What ./launch.sh train starts. The name shows that words arrive whole that a shell would take apart."""
     name = "it's $HOME; 100%h"
     words = [*BARE, "-m", "yolods", "launch", "train", "--hostfile", two_hosts.hostfile(), "--name", name]
-    done = run_process(
-        two_hosts.first.words([*words, *flags(data)], tmp_path), timeout=PATIENCE_SECONDS
-    )
+    done = run_process(two_hosts.first.words([*words, *flags(data)], tmp_path), timeout=PATIENCE_SECONDS)
     shown = done.stdout + done.stderr
     assert done.returncode == 0, shown
     run = tmp_path / "runs" / name
