@@ -74,6 +74,8 @@ class Played:
     status: int
     seconds: float | None
     """From the fault to the line that names the rank; None: there was none."""
+    again: float
+    """From the fault to the end of the command."""
     line: str
     """It."""
     restarts: int
@@ -135,11 +137,14 @@ def play(case: Case | None, layout: str, data: Path, folder: Path) -> Played:
     finally:
         _end(process, family)
         reader.join(10)
+    ended = time.time()
     hit = next(((at, line) for at, line in screen if case is not None and _names(line, case)), None)
-    seconds = hit[0] - float(flag.read_text()) if hit is not None and flag.exists() else None
+    began = float(flag.read_text()) if flag.exists() else ended
+    seconds = hit[0] - began if hit is not None else None
     text = "".join(line for _, line in screen)
     status = process.returncode if process.returncode is not None else -1
-    return Played(status, seconds, hit[1] if hit else "", text.count("; restart "), named, text, folder / "runs/exp")
+    line = hit[1] if hit else ""
+    return Played(status, seconds, ended - began, line, text.count("; restart "), named, text, folder / "runs/exp")
 
 
 def _names(line: str, case: Case) -> bool:
