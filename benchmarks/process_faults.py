@@ -38,9 +38,9 @@ from tests.faults.processes import (
 from tests.tiny import make_dataset
 
 METHOD = f"""\
-- yolov5[0.33,0.1] at 64 px on {IMAGES} images ({VAL_IMAGES} for evaluation), {EPOCHS} epochs, 4 images a step, two ranks, a
-  checkpoint every {EVERY_STEPS} steps and epoch, started by `yolods launch train`; restarts as they are by default (3).
-  The fault comes once, in epoch 2, to rank 1 (stuck in loading on a pipeline: rank 0, which loads).
+- yolov5[0.33,0.1] at 64 px on {IMAGES} images ({VAL_IMAGES} for evaluation), {EPOCHS} epochs, 4 images a step, two
+  ranks, a checkpoint every {EVERY_STEPS} steps and epoch, started by `yolods launch train`; up to 3 restarts (the
+  default). The fault comes once, in epoch 2, to rank 1 (stuck in loading on a pipeline: rank 0, which loads).
 - *step*: in a forward pass (stuck: in `data`, or before the step's reduction); *evaluation*: in its second batch;
   *checkpoint*: as it is begun. *launcher*: SIGKILL for DeepSpeed's launcher of the host.
 - silence_seconds {SILENCE} (the default), stall_seconds 8 (the default), grace_seconds {GRACE} (60 by default: how long
@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def row(case: Case, played: Played, found: Sequence[str]) -> str:
     """A case as a line of the table."""
     named = "-" if played.seconds is None else f"{played.seconds:.1f}"
-    return f"| {case.what} | {case.layout} | {case.moment} | {named} | {played.again:.0f} | {', '.join(found) or 'right'} |"
+    result = ", ".join(found) or "right"
+    return f"| {case.what} | {case.layout} | {case.moment} | {named} | {played.again:.0f} | {result} |"
 
 
 def _record(

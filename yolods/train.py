@@ -262,6 +262,7 @@ class Run:
         rate = self._epoch_samples / (time.perf_counter() - self._epoch_began)
         if (pipe := self.engine.report()) is not None:
             self.telemetry.pipeline(pipe)
+        self.telemetry.ranks(self.watchdog.step_seconds())
         losses = np.array(self.progress.loss_sums) / max(self.progress.loss_weight, 1)
         while self._epochs_behind > self.progress.epochs_done and not self._stop:
             self._close_epoch(rate, dict(zip(LOSS_NAMES, losses.tolist(), strict=True)))

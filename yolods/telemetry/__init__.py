@@ -98,6 +98,9 @@ class Telemetry:
     def pipeline(self, stats: PipeStats) -> None:
         """What the stages of a pipeline took in the last step of the epoch that is about to end."""
 
+    def ranks(self, seconds: Mapping[int, float]) -> None:
+        """Seconds a step that each rank last took without waiting for the others; empty: not known yet."""
+
     def epoch_end(self, stats: EpochStats) -> None:
         """An epoch is over, its evaluation included."""
 
@@ -237,6 +240,10 @@ class RunTelemetry(Telemetry):
     def pipeline(self, stats: PipeStats) -> None:
         self._pipe = stats
         self._on_board("the pipeline's curves", lambda board: board.pipeline(stats))
+
+    def ranks(self, seconds: Mapping[int, float]) -> None:
+        if len(seconds) > 1:
+            self._on_board("the ranks' curves", lambda board: board.ranks(seconds))
 
     def epoch_end(self, stats: EpochStats) -> None:
         self._console.epoch_end(stats)
