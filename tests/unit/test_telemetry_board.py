@@ -202,5 +202,5 @@ def test_each_rank_has_a_curve_and_the_slowest_stands_out(tmp_path: Path) -> Non
     board.ranks({0: 0.5, 1: 0.5, 2: 0.75})
     board.close()
     read = events(tmp_path)
-    assert [point.value for point in read.Scalars("ranks/slowest_to_median")] == [1.5]
-    assert [point.value for point in read.Scalars("ranks/seconds_rank2")] == [0.75]
+    assert curve(read, "ranks/slowest_to_median") == [(0, 1.5)]
+    assert curve(read, "ranks/seconds_rank2") == [(0, 0.75)]
