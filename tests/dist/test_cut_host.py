@@ -15,7 +15,7 @@ import pytest
 
 from tests.dist.starts import SMALL
 from tests.dist.test_two_hosts import BARE
-from tests.ranks import environment
+from tests.forks import environment
 from tests.tiny import make_dataset
 from tests.two_hosts import TwoHosts
 from yolods.checkpoint.verify import names_in, step_of

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from tests.ranks import ROOT, environment
+from tests.forks import ROOT, environment
 from yolods.checkpoint.read import Checkpoint
 
 IMAGES, VAL_IMAGES, EPOCHS, EVERY_STEPS = 24, 16, 2, 3
