@@ -1,14 +1,16 @@
 """Faults on purpose in every layout: is each one named rightly, and does anything of it remain?
 
     python benchmarks/fault_tape.py --record benchmarks/fault_tape.md
+    python benchmarks/fault_tape.py --record benchmarks/fault_tape.md --layouts zero3 zero3_fp16
 
 Plays the tape of tests/faults/tape.py on gloo ranks of this machine's CPU; tests/faults/test_tape.py plays a part of
-it.
+it. Layouts that are not played again keep their rows in the record, and the runs that those came from their conditions.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 import tempfile
@@ -26,7 +28,8 @@ from tests.ranks import on_ranks
 
 CHUNK = 50
 """Faults that one start of ranks plays."""
-SECONDS_A_STEP = 3.0
+SECONDS_A_STEP = 6.0
+"""At most, on a machine that does other things as well."""
 HALF_SHARE = 10
 """A layout in fp16, which a CPU is slow at, gets a tenth of the faults."""
 CLEAN_SHARES = {"zero0": 2, "zero1": 2, "zero2": 2, "zero3": 0.5, "pipeline": 3, "zero1_syncbn": 0.5}
@@ -43,6 +46,10 @@ METHOD = f"""\
 - *false alarms*: clean steps that were not applied."""
 
 
+RUN = "## Run of "
+COLUMNS = ("layout", "faults", *KINDS, "wrong", "clean steps", "false alarms", "causes", "run of")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Play the tape as the command line says. Returns the exit status: 1 if anything was wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -50,32 +57,52 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--faults", type=int, default=1000, metavar="N", help="in fp32, over all layouts (default 1000)")
     made.add_argument("--clean", type=int, default=10_000, metavar="N", help="clean steps in all (default 10000)")
     made.add_argument("--layouts", nargs="+", choices=(*LAYOUTS, *HALF_LAYOUTS), default=[*LAYOUTS, *HALF_LAYOUTS])
-    made.add_argument("--record", type=Path, metavar="MD", help="write the result to this file")
+    made.add_argument("--record", type=Path, metavar="MD", help="write the result to this file, among what is in it")
     options = made.parse_args(words)
     began, date = time.monotonic(), datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    before = options.record.read_text(encoding="utf-8") if options.record and options.record.exists() else ""
+    conditions = [f"{RUN}{date}", "", f"    {shlex.join(['python', 'benchmarks/fault_tape.py', *words])}", ""]
+    conditions += [*describe([0, 1]), ""]
     rows, wrong = [], []
-    head = [f"# Tape of faults, {date}", "", f"    {shlex.join(['python', 'benchmarks/fault_tape.py', *words])}", ""]
-    head += [*describe([0, 1]), "", METHOD, ""]
     for layout in options.layouts:
         row, faults = _play_layout(layout, options.faults, options.clean)
-        rows.append(row)
+        rows.append(f"{row} {date} |")
         wrong += faults
         print("\n".join(faults) or f"{layout}: nothing wrong", flush=True)
-        text = "\n".join([*head, *_table(rows, wrong), "", f"{time.monotonic() - began:.0f} s."])
+        told = [*(f"- {each}" for each in wrong), *([""] if wrong else []), f"{time.monotonic() - began:.0f} s."]
+        text = merged(before, rows, "\n".join([*conditions, *told]))
         if options.record:  # after each layout, so that a later failure loses nothing
-            options.record.write_text(text + "\n", encoding="utf-8")
+            options.record.write_text(text, encoding="utf-8")
     print(text)
     return 1 if wrong else 0
 
 
-def _table(rows: Sequence[str], wrong: Sequence[str]) -> list[str]:
-    return [
-        f"| layout | faults | {' | '.join(KINDS)} | wrong | clean steps | false alarms | causes |",
-        "| --- " + "| ---: " * (len(KINDS) + 4) + "| --- |",
-        *rows,
-        *("", f"Layouts so far: {len(rows)}. Faults that were not handled rightly: {len(wrong)}."),
-        *(f"- {each}" for each in wrong),
+def merged(before: str, rows: Sequence[str], run: str) -> str:
+    """A record with new rows in it.
+
+    Args:
+        before: the record as it is; empty for none.
+        rows: of layouts that were played now, which take the places of their older ones.
+        run: the section about the run that they come from.
+    """
+    table, *runs = re.split(f"^(?={RUN})", before, flags=re.MULTILINE)
+    every = {
+        row.split("|")[1].strip(): row for row in [*re.findall(r"^\| [a-z].*\d UTC \|$", table, re.MULTILINE), *rows]
+    }
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in every.values()]
+    runs = [each.strip() for each in runs if any(each.startswith(f"{RUN}{cell[-1]}\n") for cell in cells)]
+    totals = {name: sum(int(cell[COLUMNS.index(name)]) for cell in cells) for name in COLUMNS[1:-2]}
+    lines = [
+        *("# Tape of faults", "", METHOD, ""),
+        f"| {' | '.join(COLUMNS)} |",
+        "| --- " + "| ---: " * (len(COLUMNS) - 3) + "| --- | --- |",
+        *every.values(),
+        "",
+        f"In all {len(cells)} layouts, {totals['faults']} faults, of which {totals['wrong']} were not handled rightly, "
+        f"and {totals['clean steps']} clean steps, of which {totals['false alarms']} were not applied.",
+        *("", "\n\n".join([*runs, run.strip()]), ""),
     ]
+    return "\n".join(lines)
 
 
 def _play_layout(layout: str, faults: int, clean: int) -> tuple[str, list[str]]:

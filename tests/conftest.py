@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests import forks
+
 if TYPE_CHECKING:
     from tests.two_hosts import TwoHosts
 
@@ -49,6 +51,7 @@ def _prepare_environment() -> None:
         "YOLO_AUTOINSTALL": "false",
         "YOLO_CONFIG_DIR": str(SCRATCH / "ultralytics"),
         "YOLODS_CACHE": str(SCRATCH / "cache"),
+        "TESTS_SCRATCH": str(SCRATCH),  # for what one world of ranks works out and others need again
     }
     if not gpu_present():
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -186,7 +189,7 @@ def _running_children() -> set[psutil.Process]:
     return {
         child
         for child in psutil.Process().children(recursive=True)
-        if not any(helper in _command(child) for helper in KEPT_HELPERS)
+        if child.pid != forks.server_pid() and not any(helper in _command(child) for helper in KEPT_HELPERS)
     }
 
 

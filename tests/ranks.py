@@ -1,23 +1,18 @@
 """Runs a function of a test module on gloo ranks of this machine's CPU, under a hard limit on its time.
 
-    test process                     one new Python                        ranks
-    on_ranks("tests.x:f", (1, 2)) -> imports torch, DeepSpeed and  ------> f(ranks, **arguments) on 1 rank,
-                                     ultralytics once, then forks          then on 2
-                       {1: [..], 2: [..]}  <---------------------------    what f returned, through files
-
-The imports take about six seconds of CPU; forked ranks share them, and so do worlds of several sizes.
+test process                     a fork of tests.forks                 ranks
+on_ranks("tests.x:f", (1, 2)) -> has everything imported; forks -----> f(ranks, **arguments) on 1 rank,
+                                                                       then on 2
+                   {1: [..], 2: [..]}  <---------------------------    what f returned, through files
 """
 
 from __future__ import annotations
 
 import faulthandler
-import gc
 import importlib
-import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,17 +24,10 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
-IMPORTED = (
-    *("deepspeed", "deepspeed.runtime.superoffload.superoffload_stage3", "torch.distributed.nn.functional"),
-    *("ultralytics.nn.tasks", "ultralytics.utils.loss", "ultralytics.engine.trainer"),
-    *("torch._dynamo", "torch._inductor.compile_fx"),
-)
-"""What a rank that trains would import; the last line only as DeepSpeed's engine does."""
+from tests.forks import forked
+
 STACK_SECONDS = 1.0
 """How long ranks that ran out of time have to write their stacks."""
-START_SECONDS = 40.0
-"""Limit on the imports, which another job on the machine can make slow."""
 SHOWN_CHARACTERS = 6000
 
 
@@ -56,34 +44,13 @@ def on_ranks(function: str, sizes: Sequence[int], *, timeout: float = 60.0, **ar
     Raises:
         AssertionError: a rank failed (with its traceback), or time ran out (with every rank's stack).
     """
-    with tempfile.TemporaryDirectory(prefix="yolods-ranks-") as folder:
-        words = [function, ",".join(map(str, sizes)), str(timeout), json.dumps(arguments), folder]
-        with open(Path(folder) / "start.log", "w+", encoding="utf-8", errors="replace") as screen:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.ranks", *words],
-                cwd=ROOT,
-                env=environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=screen,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                code = process.wait(START_SECONDS + len(sizes) * timeout + 2 * STACK_SECONDS)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            screen.seek(0)
-            assert code == 0, f"{function} failed on ranks ({code}):\n{screen.read()}"
-        return {size: [_result(Path(folder), size, rank) for rank in range(size)] for size in sizes}
-
-
-def environment() -> dict[str, str]:
-    """The tests' own, with this tree's yolods, and without GPUs: several ranks would have to share one."""
-    return {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryDirectory(prefix="yolods-ranks-") as name:
+        folder = Path(name)
+        call = {"function": function, "sizes": list(sizes), "timeout": timeout, "arguments": arguments, "folder": name}
+        screen, limit = folder / "screen", len(sizes) * timeout + 2 * STACK_SECONDS
+        code = forked("tests.ranks:run_worlds", call, screen=screen, timeout=limit)
+        assert code == 0, f"{function} failed on ranks ({code}):\n{screen.read_text('utf-8', 'replace')}"
+        return {size: [_result(folder, size, rank) for rank in range(size)] for size in sizes}
 
 
 def _result(folder: Path, size: int, rank: int) -> Any:
@@ -92,24 +59,14 @@ def _result(folder: Path, size: int, rank: int) -> Any:
     return torch.load(folder / f"{size}-{rank}.pt", weights_only=False)  # written by our own ranks a moment ago
 
 
-def main(function: str, sizes: str, timeout: str, arguments: str, folder: str) -> int:
-    """The new Python: import, and then fork a world of each size."""
-    from yolods import compat
-
-    compat.prepare()
-    compat.skip_needless_builds()
-    compat.stand_in_for_torchvision()
-    for module in IMPORTED:
-        importlib.import_module(module)
+def run_worlds(function: str, sizes: Sequence[int], timeout: float, arguments: dict[str, Any], folder: str) -> int:
+    """In a process that has everything imported: fork a world of each size; 1 where a rank did not end well."""
     module, name = function.split(":")
     called = getattr(importlib.import_module(module), name)
-    # A lock that another thread holds would stay locked in the ranks for ever.
-    assert psutil.Process().num_threads() == 1, "an import has started a thread: this process cannot be forked"
-    gc.freeze()  # a collection in a rank need not go through a million objects of the imports
     deadline = time.monotonic()
-    for size in map(int, sizes.split(",")):
-        deadline += float(timeout)
-        fault = _run_world(called, size, deadline, json.loads(arguments), Path(folder))
+    for size in sizes:
+        deadline += timeout
+        fault = _run_world(called, size, deadline, arguments, Path(folder))
         if fault:
             print(fault)
             return 1
@@ -194,7 +151,3 @@ def _free_port() -> int:
 
 def _tail(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-SHOWN_CHARACTERS:] if log.exists() else "(no output)"
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

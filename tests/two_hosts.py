@@ -64,8 +64,6 @@ SSH = """Host alpha beta
     IdentitiesOnly yes
     UserKnownHostsFile {shared}/known_hosts
     StrictHostKeyChecking yes
-    ServerAliveInterval 2
-    ServerAliveCountMax 3
 """
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from yolods import __version__, compat
 from yolods.errors import UserError, nearest
-from yolods.interrupt import Stopped
+from yolods.interrupt import Stopped, noted, patient
 
 if TYPE_CHECKING:
     from yolods.cluster.launch import LaunchFlags
@@ -234,6 +234,7 @@ def _train(words: list[str]) -> int:
         )
         board = open_board(ranks)
         with (
+            noted(),
             open_log(config.run_dir, ranks.rank, ranks.host),
             Watchdog(board, ranks, config.deepspeed.own.watchdog, config.run_dir) as watchdog,
         ):
@@ -252,12 +253,12 @@ def _val(words: list[str]) -> int:
         from yolods.cluster.board import open_board
         from yolods.cluster.watchdog import Watchdog
         from yolods.config.own import WatchdogConfig
-        from yolods.interrupt import noted
         from yolods.telemetry import open_log
         from yolods.validate import validate
 
         board = open_board(ranks)
-        with open_log(None, ranks.rank, ranks.host), Watchdog(board, ranks, WatchdogConfig(), None), noted():
+        watchdog = Watchdog(board, ranks, WatchdogConfig(), None)
+        with noted(), open_log(None, ranks.rank, ranks.host), watchdog, patient():
             validate(args, ranks)
     return 0
 

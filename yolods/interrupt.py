@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _asked: signal.Signals | None = None
+_patient = False
 
 
 class Stopped(KeyboardInterrupt):
@@ -37,26 +38,20 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def noted() -> Iterator[None]:
-    """Within: requests to stop wait for `asked`; a second Ctrl-C acts at once. Outside the main thread nothing changes.
+    """Within: a request to stop raises Stopped, or, where work is `patient`, waits for it to ask; a second Ctrl-C acts
+    at once in any case. Outside the main thread nothing changes.
 
     What fails after Ctrl-C counts as interrupted: of several ranks one stops first, and the others lose their
     connection. Not so after SIGTERM, which DeepSpeed's launcher sends as well where a rank has died.
     """
-    global _asked
+    global _asked, _patient
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: Any) -> None:
-        global _asked
-        if number == _asked == signal.SIGINT:
-            raise KeyboardInterrupt
-        _asked = _asked if _asked == signal.SIGINT else signal.Signals(number)
-
-    _asked = None
+    _asked, _patient = None, False
     for number in earlier:
-        signal.signal(number, note)
+        signal.signal(number, _note)
     try:
         yield
     except Exception:
@@ -69,6 +64,29 @@ def noted() -> Iterator[None]:
         _asked = None
 
 
+def _note(number: int, frame: Any) -> None:
+    global _asked
+    if number == _asked == signal.SIGINT:
+        raise KeyboardInterrupt
+    _asked = _asked if _asked == signal.SIGINT else signal.Signals(number)
+    if not _patient:
+        raise Stopped(_asked)
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Within, and after a failure within: requests to stop are only noted."""
+    global _patient
+    _patient = True
+    yield
+    _patient = False
+
+
 def asked() -> bool:
     """Whether this process was asked to stop."""
     return _asked is not None
+
+
+def pressed() -> bool:
+    """Whether that was by Ctrl-C, which reaches every rank that a terminal has started."""
+    return _asked == signal.SIGINT

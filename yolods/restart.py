@@ -80,16 +80,18 @@ class Restarts:
         if not left:
             raise UserError("no host of it answers")
         slots = [(host.name, slot) for host in left for slot in host.chosen]
+        fault: UserError | None = None
         for count in range(len(slots), 0, -1):
             try:
                 self._check(words, count)
             except UserError as error:
-                fault = error
+                fault = fault or error  # what is said is why not on all that are left
                 continue
             if count == sum(len(host.chosen) for host in hosts):
                 return self._flags, count
             assert not self._flags.no_ssh, "every host starts its own ranks"
             return replace(self._flags, include=_include(slots[:count]), exclude="", num_gpus=None), count
+        assert fault is not None
         raise fault
 
     def _start(self, words: Sequence[str], flags: LaunchFlags, about: str) -> Start:

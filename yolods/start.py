@@ -87,7 +87,7 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
         model={"architecture": blueprint.layers, "names": names, "train_args": train_args(config)},
     )
     progress = store.load(engine) if config.resume else Progress()
-    if progress.position >= schedule.total_samples:
+    if progress.position >= schedule.total_samples and ranks.from_main(store.has_ended(progress)):
         raise UserError(
             f"--resume: {config.run_dir} has finished its {config.epochs} epochs; give more by --epochs to go on"
         )

@@ -85,7 +85,7 @@ class Run:
         """
         self.engine.training()
         PULSE.started()
-        with self.store, interrupt.noted():
+        with self.store, interrupt.patient():
             try:
                 self.telemetry.epoch_begin(self._epoch)
                 if self._epochs_behind > self.progress.epochs_done:
@@ -262,6 +262,7 @@ class Run:
         rate = self._epoch_samples / (time.perf_counter() - self._epoch_began)
         if (pipe := self.engine.report()) is not None:
             self.telemetry.pipeline(pipe)
+        self.telemetry.ranks(self.watchdog.step_seconds())
         losses = np.array(self.progress.loss_sums) / max(self.progress.loss_weight, 1)
         while self._epochs_behind > self.progress.epochs_done and not self._stop:
             self._close_epoch(rate, dict(zip(LOSS_NAMES, losses.tolist(), strict=True)))
@@ -367,6 +368,8 @@ class Run:
         self._hear(self.store.wait)
         self._count_replaced()
         with slowly("the results"):
+            if self.ranks.is_main:
+                self.store.note_end(self.progress)
             self.telemetry.finish(evaluation.metrics if evaluation else None, time.perf_counter() - self._began)
 
     def _count_replaced(self) -> None:

@@ -11,7 +11,7 @@ from typing import IO
 
 import psutil
 
-from tests.ranks import environment
+from tests.forks import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--model", "yolov5n", "--imgsz", "64", "--batch-size", "4", "--workers", "0")

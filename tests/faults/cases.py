@@ -1,9 +1,4 @@
-"""Runs many commands one after the other in one process, each with its screen kept apart: `python cases.py CASES OUT`.
-
-Importing torch, DeepSpeed and ultralytics takes most of a tiny run's time, and this way is done once. CASES is a JSON
-list of {name, words, env, before}; OUT becomes a JSON object of
-{name: {code, seconds, out, err}}.
-"""
+"""Runs many commands one after the other in one process (tests.forks), each with its screen kept apart."""
 
 import json
 import os
@@ -15,8 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 from unittest import mock
 
+from tests.forks import forked
 from yolods.cli import main
 
 
@@ -81,9 +78,46 @@ def run(case: dict, folder: Path) -> dict:
     return {"code": code, "seconds": time.perf_counter() - started, **streams}
 
 
-if __name__ == "__main__":
-    cases, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    # DeepSpeed keeps its process group for the life of a process and can join no second one.
-    with mock.patch("yolods.cluster.ranks.leave"):
-        results = {case["name"]: run(case, out.parent) for case in cases}
-    out.write_text(json.dumps(results))
+def results_of(*rows: list[dict], folder: Path, timeout: float) -> dict[str, dict]:
+    """Run rows of cases side by side, the cases of each in order; what `run` found, by the cases' names.
+
+    Args:
+        rows: cases are dictionaries of name, words, env and before. What a row needs of another is not there in time.
+        folder: for files of our own.
+        timeout: seconds for all.
+
+    Raises:
+        AssertionError: they were not done in time, or ended the process.
+    """
+    screen = folder / "driver"
+    call = {"rows": rows, "folder": str(folder)}
+    code = forked("tests.faults.cases:run_all", call, screen=screen, timeout=timeout)
+    assert code == 0, f"the cases ended with {code}:\n{screen.read_text(errors='replace')[-3000:]}"
+    found = [json.loads((folder / f"row{place}" / "results.json").read_text()) for place in range(len(rows))]
+    return {name: result for row in found for name, result in row.items()}
+
+
+def run_all(rows: list[list[dict]], folder: str) -> int:
+    """In a process of its own: fork one for each row; 1 where one did not end well."""
+    started = []
+    for place, row in enumerate(rows):
+        if not (pid := os.fork()):
+            _run_row(row, Path(folder, f"row{place}"))
+        started.append(pid)
+    return int(any(os.waitpid(pid, 0)[1] for pid in started))
+
+
+def _run_row(cases: list[dict], folder: Path) -> NoReturn:
+    code = 1
+    try:
+        folder.mkdir()
+        # DeepSpeed keeps its process group for the life of a process and can join no second one.
+        with mock.patch("yolods.cluster.ranks.leave"):
+            results = {case["name"]: run(case, folder) for case in cases}
+        (folder / "results.json").write_text(json.dumps(results))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)

@@ -20,10 +20,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from tests.ranks import ROOT, environment
+from tests.forks import ROOT, environment
 from yolods.checkpoint.read import Checkpoint
 
-IMAGES, EPOCHS, EVERY_STEPS = 24, 2, 3
+IMAGES, VAL_IMAGES, EPOCHS, EVERY_STEPS = 24, 16, 2, 3
+"""6 steps an epoch, of two ranks; two batches a rank in an evaluation."""
 SILENCE, GRACE = 8, 2
 """Seconds: the silence that is the default, and a shorter patience with what is stuck."""
 LIMIT = 240.0
@@ -47,7 +48,7 @@ class Case:
 
     def plan(self, flag: Path) -> dict[str, object]:
         """For `hurt/sitecustomize.py`. In the middle of epoch 2, so that each phase has been seen before."""
-        phase, times = {"step": ("forward", 9), "evaluation": ("evaluation", 3), "checkpoint": ("a checkpoint", 4)}[
+        phase, times = {"step": ("forward", 9), "evaluation": ("evaluation", 4), "checkpoint": ("a checkpoint", 3)}[
             self.moment
         ]
         what = "stuck" if self.what.startswith("stuck") else self.what
@@ -73,6 +74,8 @@ class Played:
     status: int
     seconds: float | None
     """From the fault to the line that names the rank; None: there was none."""
+    again: float
+    """From the fault to the end of the command."""
     line: str
     """It."""
     restarts: int
@@ -134,11 +137,14 @@ def play(case: Case | None, layout: str, data: Path, folder: Path) -> Played:
     finally:
         _end(process, family)
         reader.join(10)
+    ended = time.time()
     hit = next(((at, line) for at, line in screen if case is not None and _names(line, case)), None)
-    seconds = hit[0] - float(flag.read_text()) if hit is not None and flag.exists() else None
+    began = float(flag.read_text()) if flag.exists() else ended
+    seconds = hit[0] - began if hit is not None else None
     text = "".join(line for _, line in screen)
     status = process.returncode if process.returncode is not None else -1
-    return Played(status, seconds, hit[1] if hit else "", text.count("; restart "), named, text, folder / "runs/exp")
+    line = hit[1] if hit else ""
+    return Played(status, seconds, ended - began, line, text.count("; restart "), named, text, folder / "runs/exp")
 
 
 def _names(line: str, case: Case) -> bool:

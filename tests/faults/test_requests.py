@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.ranks import environment
+from tests.forks import environment
 from tests.tiny import make_dataset
 
 pytestmark = pytest.mark.slow

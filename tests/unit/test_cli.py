@@ -36,12 +36,12 @@ def test_every_word_lists_its_flags(capsys, words):
     assert "--weights" in shown or "--to" in shown
 
 
-def test_help_needs_no_torch():
-    script = (
-        "import sys\nfrom yolods.cli import main\ntry:\n  main(['train', '--help'])\nfinally:\n  print(*sys.modules)"
-    )
+@pytest.mark.parametrize("words", [["train", "--help"], ["launch", "train", "--data", "nowhere.yaml"]])
+def test_what_starts_no_training_needs_no_torch(words):
+    script = f"import sys\nfrom yolods.cli import main\ntry:\n  main({words})\nfinally:\n  print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert "torch" not in done.stdout.splitlines()[-1].split()
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "yolods.cli" in loaded and "torch" not in loaded
 
 
 def failing_with(error: BaseException):

@@ -2,7 +2,6 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,18 +76,19 @@ def _learn(net, split: Split, epochs: int) -> None:
             optimizer.step()
 
 
-@pytest.fixture
-def theirs(trained, tmp_path) -> Iterator[SimpleNamespace]:
+@pytest.fixture(scope="module")
+def theirs(trained, tmp_path_factory) -> SimpleNamespace:
     """What ultralytics' validator says of the same model, as its trainer asks it: metrics, losses and details."""
     from ultralytics.cfg import get_cfg
     from ultralytics.models.yolo.detect import DetectionValidator
 
-    shutil.copytree(trained.yaml.parent, tmp_path / "data")  # it writes beside the labels
-    spec = read_spec(tmp_path / "data" / trained.yaml.name)
+    folder = tmp_path_factory.mktemp("theirs")
+    shutil.copytree(trained.yaml.parent, folder / "data")  # it writes beside the labels
+    spec = read_spec(folder / "data" / trained.yaml.name)
     net = read_pt(trained.weights)
     net.args = get_cfg()
     settings = {"mode": "val", "task": "detect", "imgsz": 64, "batch": 16, "workers": 0, "plots": True, "rect": True}
-    validator = DetectionValidator(save_dir=tmp_path / "theirs", args=settings)
+    validator = DetectionValidator(save_dir=folder / "theirs", args=settings)
     validator.data, validator.stride, validator.device = as_ultralytics(spec), 32, CPU
     validator.dataloader = validator.get_dataloader(str(spec.val[0]), 16)
     trainer = SimpleNamespace(
@@ -104,7 +104,7 @@ def theirs(trained, tmp_path) -> Iterator[SimpleNamespace]:
         label_loss_items=lambda loss, prefix: {f"{prefix}/{name}": value for name, value in loss.items()},
     )
     results = validator(trainer=trainer)
-    yield SimpleNamespace(
+    return SimpleNamespace(
         loss={name: results[f"val/{name}"] for name in LOSS_NAMES},
         metrics=dict(zip(METRIC_NAMES, validator.metrics.mean_results(), strict=True)),
         details=validator.metrics,
@@ -154,6 +154,9 @@ class Simulated:
     def to_main(self, value):
         self._box[self.rank] = value
         return [self._box[rank] for rank in range(self.size)] if self.is_main else []
+
+    def from_main(self, value):
+        return value
 
 
 def over_ranks(trained, size: int, out: Path, **options):

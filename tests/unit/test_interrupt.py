@@ -15,7 +15,7 @@ def press(number: int = signal.SIGINT) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_is_noted_and_everything_goes_on(number: int) -> None:
-    with interrupt.noted():
+    with interrupt.noted(), interrupt.patient():
         assert not interrupt.asked()
         press(number)
         assert interrupt.asked()
@@ -24,15 +24,31 @@ def test_it_is_noted_and_everything_goes_on(number: int) -> None:
 
 
 def test_the_launcher_s_sigterm_after_ctrl_c_changes_nothing_and_what_another_rank_was_sent_counts_as_sigterm() -> None:
-    with interrupt.noted():
+    with interrupt.noted(), interrupt.patient():
         press()
         press(signal.SIGTERM)
         assert interrupt.Stopped().status == 130
     assert interrupt.Stopped().status == 143
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_before_there_is_anything_to_save_it_ends_at_once(number: int) -> None:
+    with pytest.raises(interrupt.Stopped) as stopped, interrupt.noted():
+        press(number)
+        pytest.fail("went on")
+    assert stopped.value.status == 128 + number
+
+
+def test_after_a_failure_it_stays_noted() -> None:
+    """The launcher's SIGTERM must not cut short what is said about it."""
+    with interrupt.noted():
+        with pytest.raises(ValueError, match="bug"), interrupt.patient():
+            raise ValueError("bug")
+        press(signal.SIGTERM)
+
+
 def test_a_second_ctrl_c_acts_at_once() -> None:
-    with pytest.raises(KeyboardInterrupt), interrupt.noted():
+    with pytest.raises(KeyboardInterrupt), interrupt.noted(), interrupt.patient():
         press()
         press()
         pytest.fail("went on")
@@ -40,7 +56,7 @@ def test_a_second_ctrl_c_acts_at_once() -> None:
 
 def test_outside_it_acts_at_once_as_before() -> None:
     earlier = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with interrupt.noted():
+    with interrupt.noted(), interrupt.patient():
         pass
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == earlier
     with pytest.raises(KeyboardInterrupt):
@@ -49,16 +65,16 @@ def test_outside_it_acts_at_once_as_before() -> None:
 
 def test_what_fails_after_ctrl_c_is_not_an_error_of_its_own() -> None:
     """Another rank has stopped already, and gloo says that the connection was closed."""
-    with pytest.raises(KeyboardInterrupt), interrupt.noted():
+    with pytest.raises(KeyboardInterrupt), interrupt.noted(), interrupt.patient():
         press()
         raise RuntimeError("Connection closed by peer")
-    with pytest.raises(RuntimeError, match="a bug"), interrupt.noted():
+    with pytest.raises(RuntimeError, match="a bug"), interrupt.noted(), interrupt.patient():
         raise RuntimeError("a bug")
 
 
 def test_what_fails_after_sigterm_is() -> None:
     """The launcher sends it, too, when a rank has died."""
-    with pytest.raises(RuntimeError, match="Connection closed"), interrupt.noted():
+    with pytest.raises(RuntimeError, match="Connection closed"), interrupt.noted(), interrupt.patient():
         press(signal.SIGTERM)
         raise RuntimeError("Connection closed by peer")
 
@@ -67,7 +83,7 @@ def test_another_thread_cannot_set_handlers_and_need_not() -> None:
     earlier, results = signal.getsignal(signal.SIGINT), []
 
     def work() -> None:
-        with interrupt.noted():
+        with interrupt.noted(), interrupt.patient():
             results.append(signal.getsignal(signal.SIGINT) is earlier)
 
     thread = threading.Thread(target=work)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,6 +23,8 @@ from yolods.engine.stages import StagePlan, plan_stages
 from yolods.errors import UserError
 from yolods.model.blueprint import Blueprint
 from yolods.model.build import architecture, parse_name
+from yolods.model.graph import build_graph
+from yolods.plan.cost import cost
 
 ZERO1, ZERO2, ZERO3 = ({"zero_optimization": {"stage": stage}} for stage in (1, 2, 3))
 
@@ -44,6 +48,16 @@ def planned(folder: Path, content: dict[str, Any], ranks: int, *words: str) -> S
 def drawn(model: str) -> Blueprint:
     """The model on paper."""
     return Blueprint(architecture(parse_name(model), 3, 3), ("a", "b", "c"), seed=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once() -> Iterator[None]:
+    """Counting a model's costs takes longer than all that is tested here."""
+    with (
+        mock.patch("yolods.engine.stages.build_graph", lru_cache(build_graph)),
+        mock.patch("yolods.engine.stages.cost", lru_cache(cost)),
+    ):
+        yield
 
 
 def faults_of(call: Any, *given: Any) -> list[str]:

@@ -156,7 +156,7 @@ def test_every_source_says_its_faults_at_once():
         "hyp.yaml line 1: mosaik is not a hyper-parameter (did you mean 'mosaic'?); docs/configuration.md lists them",
         "--set lr0 is 9: it has to be a number in (0, 1]",
         "--hyp hyp.yaml: epochs is 0: it has to be a whole number of at least 1",
-        "ds.json: \"yolods\": unknown key 'x'; known: clipping, overflow, checkpoint",
+        "ds.json: \"yolods\": unknown key 'x'; known: clipping, overflow, checkpoint, watchdog",
         'ds.json: "fp16" with ZeRO stage 0 divides gradients by a loss scale that was never applied; '
         'set "zero_optimization": {"stage": 1}',
         'ds.json: "fp16": the CPU backend has no fp16; use bf16 or fp32',

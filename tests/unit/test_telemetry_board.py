@@ -195,3 +195,12 @@ def test_model_table_lists_layers_and_their_sum() -> None:
     assert [cell.strip() for cell in rows[2].split("|")[1:-1]] == ["0", "-1", "1,760", "Conv"]
     assert rows[14].split("|")[2].strip() == "[-1, 6]", "a Concat names both of its sources"
     assert f"**{sum(p.numel() for p in model.parameters()):,}**" in rows[-1]
+
+
+def test_each_rank_has_a_curve_and_the_slowest_stands_out(tmp_path: Path) -> None:
+    board = Board(tmp_path, steps_per_epoch=1)
+    board.ranks({0: 0.5, 1: 0.5, 2: 0.75})
+    board.close()
+    read = events(tmp_path)
+    assert curve(read, "ranks/slowest_to_median") == [(0, 1.5)]
+    assert curve(read, "ranks/seconds_rank2") == [(0, 0.75)]

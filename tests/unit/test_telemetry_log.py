@@ -1,4 +1,4 @@
-"""train.log has every line, the screen only ours and warnings: tried in a fresh process with the real libraries."""
+"""train.log has every line, the screen only ours and warnings: in processes of their own with the real libraries."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forks import forked
 from yolods.telemetry import open_log
 
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
@@ -34,12 +35,28 @@ log.close()
 """
 
 
+def libraries_first(script: str) -> None:
+    """In a fork, which has imported them."""
+    exec(script, {})
+
+
+def shown_by_fork(script: str, folder: Path) -> list[str]:
+    screen = folder / "screen"
+    call = {"script": IMPORTS + script}
+    code = forked("tests.unit.test_telemetry_log:libraries_first", call, screen=screen, timeout=60)
+    shown = screen.read_text()
+    assert code == 0, shown
+    return shown.splitlines()
+
+
 @pytest.mark.parametrize("order", ["libraries first", "log first"])
 def test_rank_0(run_process: RunProcess, tmp_path: Path, order: str) -> None:
-    parts = [IMPORTS, OPEN.format(run=str(tmp_path), rank=0)]
-    script = "".join(parts if order == "libraries first" else parts[::-1]) + SPEAK
-    result = run_process([sys.executable, "-c", script], cwd=ROOT)
-    shown = [line for line in result.stdout.splitlines() if re.search("ds|ul|our|python", line)]
+    opening = OPEN.format(run=str(tmp_path), rank=0)
+    if order == "libraries first":
+        lines = shown_by_fork(opening + SPEAK, tmp_path)
+    else:
+        lines = run_process([sys.executable, "-c", opening + IMPORTS + SPEAK], cwd=ROOT).stdout.splitlines()
+    shown = [line for line in lines if re.search("ds|ul|our|python", line)]
     assert shown == [
         "warning (DeepSpeed): ds first warning",
         "warning (ultralytics): ul warning",
@@ -63,10 +80,9 @@ def test_rank_0(run_process: RunProcess, tmp_path: Path, order: str) -> None:
         assert "ultralytics: ul info" in log
 
 
-def test_other_ranks_show_warnings_under_their_name(run_process: RunProcess, tmp_path: Path) -> None:
-    script = IMPORTS + OPEN.format(run=str(tmp_path), rank=3) + SPEAK
-    result = run_process([sys.executable, "-c", script], cwd=ROOT)
-    assert [line for line in result.stdout.splitlines() if "our" in line or "ds" in line] == [
+def test_other_ranks_show_warnings_under_their_name(tmp_path: Path) -> None:
+    lines = shown_by_fork(OPEN.format(run=str(tmp_path), rank=3) + SPEAK, tmp_path)
+    assert [line for line in lines if "our" in line or "ds" in line] == [
         "[rank 3 node7] warning (DeepSpeed): ds first warning",
         "[rank 3 node7] error: our error",
     ]

@@ -1,22 +1,19 @@
-"""Real runs as users type them: a tiny model and a tiny data set, one run after the other in one process."""
+"""Real runs as users type them: a tiny model and a tiny data set, two runs at a time in two processes."""
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.faults.cases import results_of
 from tests.tiny import make_dataset
 from yolods.model.weights import read_pt
 from yolods.train import Run
 
 pytestmark = pytest.mark.slow
-JOB_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 ROOT = Path(__file__).parents[2]
 READY = ROOT / "ds_configs"
 BASE = {"--model": "yolov5[0.1,0.1]", "--imgsz": "64", "--batch-size": "4", "--epochs": "2", "--workers": "0"}
@@ -26,10 +23,11 @@ OFFLOAD = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": 
 
 
 class Runs:
-    """The runs of this module: `add` before `start`, then ask for what they left."""
+    """The runs of this module: `row` and `add` before `start`, then ask for what they left."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self._cases, self.results = root, [], {}
+        self.root, self.results = root, {}
+        self._rows: list[list[dict]] = []
 
     def add(self, name: str, *words: str, data: Path | None = None, nbs: int = 4, **flags: str | None) -> None:
         """A training run; `flags` change BASE (None leaves a flag out)."""
@@ -40,17 +38,15 @@ class Runs:
         further = [word for word in words if word != "plots"]
         self.command(name, "train", *place, "--name", name, *typed, "--set", f"nbs={nbs}", *plots, *further)
 
+    def row(self) -> None:
+        """What is added from now on runs beside what was added before."""
+        self._rows.append([])
+
     def command(self, name: str, *words: str) -> None:
-        self._cases.append({"name": name, "words": list(words)})
+        self._rows[-1].append({"name": name, "words": list(words)})
 
     def start(self) -> None:
-        cases, out = self.root / "cases.json", self.root / "out.json"
-        cases.write_text(json.dumps(self._cases))
-        script = [sys.executable, "-m", "tests.faults.cases", str(cases), str(out)]
-        variables = {name: value for name, value in os.environ.items() if name not in JOB_VARIABLES}
-        done = subprocess.run(script, env=variables, cwd=ROOT, capture_output=True, text=True, timeout=170)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-        self.results = json.loads(out.read_text())
+        self.results = results_of(*self._rows, folder=self.root, timeout=170)
 
     def screen(self, name: str) -> str:
         """What a command that succeeded showed."""
@@ -76,8 +72,16 @@ def runs(tmp_path_factory) -> Runs:
     root = tmp_path_factory.mktemp("train")
     runs = Runs(root)
     make_dataset(root / "tiny", train=12, val=6)
+    runs.row()
+    _add_layouts(runs, root)
+    runs.row()
     _add_data_sets(runs, root)
     _add_flags(runs, root)
+    runs.start()
+    return runs
+
+
+def _add_layouts(runs: Runs, root: Path) -> None:
     for name in (*FP32, *LOW):
         runs.add(name, deepspeed_config=str(READY / f"{name}.json"))
     (root / "offload.json").write_text(json.dumps({"zero_optimization": OFFLOAD}))
@@ -86,14 +90,6 @@ def runs(tmp_path_factory) -> Runs:
         runs.command(f"export {name}", "export", str(root / "runs" / name), "--to", str(root / f"{name}.pt"))
         checkpoints, live = str(root / "runs" / name / "checkpoints"), str(root / f"{name}-live.pt")
         runs.command(f"live {name}", "export", checkpoints, "--to", live, "--live", "--fp32")
-    best, place = (
-        str(root / "runs" / "plain" / "weights" / "best.pt"),
-        ["--project", str(root / "runs"), "--name", "val"],
-    )
-    data = ["--data", str(root / "tiny" / "tiny.yaml")]
-    runs.command("val", "val", "--weights", best, *data, "--split", "train", "--save-json", *place, "--workers", "0")
-    runs.start()
-    return runs
 
 
 def _add_data_sets(runs: Runs, root: Path) -> None:
@@ -126,6 +122,8 @@ def _add_flags(runs: Runs, root: Path) -> None:
     runs.add("short", nbs=64, epochs="4")
     again = str(root / "runs" / "cosine")
     runs.command("more", "train", "--resume", again, "--epochs", "4")
+    words = ["--data", str(root / "tiny" / "tiny.yaml"), "--split", "train", "--save-json", "--workers", "0"]
+    runs.command("val", "val", "--weights", best, *words, "--project", str(root / "runs"), "--name", "val")
     runs.command("demo of nothing", "export", str(root / "runs"), "--to", str(root / "none.pt"))
 
 
@@ -304,7 +302,7 @@ def test_val_of_another_split_and_its_boxes(runs):
 def test_nothing_is_written_but_the_runs(runs):
     names = {path.name for path in runs.root.iterdir()}
     given = {"tiny", "lists", "texts", "png", "other", "mit Leerzeichen ü", "hyp.yaml", "offload.json", "runs"}
-    driver = {"cases.json", "out.json", "out", "err"}
+    driver = {"driver", "row0", "row1"}
     assert {name for name in names if not name.endswith(".pt")} == given | driver
     for folder in ("tiny", "lists", "png"):
         assert {path.name for path in (runs.root / folder).iterdir()} == {"images", "labels", "tiny.yaml"}

@@ -242,9 +242,9 @@ def test_what_travels_to_other_hosts(tmp_path):
         folder.mkdir()
         (folder / "envfile").write_text(text, encoding="utf-8")
     faults = Faults()
-    environ = {"PYTHONSAFEPATH": "1", "NCCL_DEBUG": "INFO", "PATH": "/bin", "DS_ENV_FILE": "envfile"}
+    environ = {"PYTHONHASHSEED": "1", "NCCL_DEBUG": "INFO", "PATH": "/bin", "DS_ENV_FILE": "envfile"}
     found = travelling(environ, (home, here), faults)
-    assert found == {"PYTHONSAFEPATH": "1", "NCCL_DEBUG": "INFO", "A": "1", "B": "here"}
+    assert found == {"PYTHONHASHSEED": "1", "NCCL_DEBUG": "INFO", "A": "1", "B": "here"}
     assert len(faults) == 1 and f"{here / 'envfile'} line 2: `nonsense`" in str(next(iter(faults)))
 
 
@@ -260,6 +260,7 @@ def test_ssh_asks_nothing_and_takes_pdshs_own_options():
     words = ssh_command("b", "true", {"PDSH_SSH_ARGS_APPEND": "-F 'my config'"})
     assert words[0] == "ssh" and words[-4:] == ["-F", "my config", "b", "true"]
     assert "BatchMode=yes" in words and "ConnectTimeout=5" in words
+    assert ssh_command("b", "true", {}, 2222)[-4:] == ["-p", "2222", "b", "true"]
 
 
 @pytest.mark.parametrize(

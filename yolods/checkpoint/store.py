@@ -46,7 +46,7 @@ from yolods.errors import UserError
 
 log = logging.getLogger(__name__)
 
-WRITING = ".writing"
+WRITING, ENDED = ".writing", "ended"
 LIMIT_SECONDS = 1800.0
 """Longest wait for a checkpoint to be written, or for another rank's part of it: as torch's for a collective."""
 INTERRUPT_SECONDS = 60.0
@@ -166,6 +166,17 @@ class CheckpointStore:
         """
         self._join(seconds)
         self.check()
+
+    def note_end(self, progress: Progress) -> None:
+        """Rank 0: the run has nothing left to do after this step, its last evaluation included."""
+        with suppress(OSError):
+            write_text(self._folder / ENDED, str(progress.step))
+
+    def has_ended(self, progress: Progress) -> bool:
+        """Whether the run that `progress` belongs to came to its end there, and was not cut short in its last words."""
+        with suppress(OSError):
+            return (self._folder / ENDED).read_text(encoding="utf-8") == str(progress.step)
+        return False
 
     def __enter__(self) -> CheckpointStore:
         return self

@@ -17,6 +17,9 @@ from yolods.errors import Faults, UserError
 DEFAULT_PORT = 29500
 """DeepSpeed's master port."""
 MODULE = ("--module", "yolods")
+ALIVE = "-o ServerAliveInterval=3 -o ServerAliveCountMax=3"
+"""Has ssh, and with it pdsh, end within 12 seconds when a host is cut off: by itself it waits for ever. What a user's
+own PDSH_SSH_ARGS_APPEND says comes before it, and of two the first counts."""
 TOOLS = {
     "pdsh": ("pdsh", "apt-get install pdsh"),
     "openmpi": ("ompi_info", "apt-get install openmpi-bin"),
@@ -78,8 +81,11 @@ def over_hosts(
         command += ["--master_addr", address] if address else []
         command += [f"--launcher_args={flags.launcher_args}"] if flags.launcher_args else []
         command += ["--ssh_port", str(flags.ssh_port)] if flags.ssh_port else []
-        file = travel.environment_file(shared, lines)
-        return [*command, *MODULE, *map(travel.shell_word, words)], {travel.ENV_FILE: str(file)}
+        variables = {
+            travel.ENV_FILE: str(travel.environment_file(shared, lines)),
+            "PDSH_SSH_ARGS_APPEND": f"{environ.get('PDSH_SSH_ARGS_APPEND', '')} {ALIVE}".strip(),
+        }
+        return [*command, *MODULE, *map(travel.shell_word, words)], variables
     # Under the others no process of DeepSpeed's stands between the launcher and a rank: `place` reads who it is.
     address = address or _number_of(hosts[0].name)
     shared |= {"MASTER_ADDR": address, "MASTER_PORT": str(port or DEFAULT_PORT)}

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from yolods import interrupt
 from yolods.cluster.board import Board
 from yolods.cluster.keeper import Keeper
 from yolods.cluster.monitor import Beat, Monitor, Stragglers, Verdict
@@ -98,10 +99,12 @@ class Watchdog:
         if error is None:
             PULSE.mark("the end")
             self._ranks.barrier()
-        elif self._ranks.size > 1 and _is_connection(error):
+        elif self._ranks.size > 1 and _is_connection(error) and not interrupt.pressed():
             self._wait_for_verdict(error)
         if not isinstance(error, KeyboardInterrupt):
             self._left = "" if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
+            if self._left and not isinstance(error, UserError):  # which the command line shows
+                log.error("rank %d on %s failed in %s: %s", self._ranks.rank, self._ranks.host, PULSE.now, self._left)
             self._post()
         self._stop.set()
         self._exchange.stop.set()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from yolods.stability.event import sentence
 from yolods.stats import EpochStats, PipeStats, StabilityEvent, StepStats
 from yolods.telemetry.board import Board, model_table
 from yolods.telemetry.console import Console
@@ -98,6 +97,9 @@ class Telemetry:
 
     def pipeline(self, stats: PipeStats) -> None:
         """What the stages of a pipeline took in the last step of the epoch that is about to end."""
+
+    def ranks(self, seconds: Mapping[int, float]) -> None:
+        """Seconds a step that each rank last took without waiting for the others; empty: not known yet."""
 
     def epoch_end(self, stats: EpochStats) -> None:
         """An epoch is over, its evaluation included."""
@@ -227,6 +229,8 @@ class RunTelemetry(Telemetry):
         self._on_board("a PR curve", lambda board: board.pr_curves(metrics, final=final))
 
     def stability(self, event: StabilityEvent) -> None:
+        from yolods.stability.event import sentence  # here, for it imports torch, which the launcher does without
+
         if event.action != "stop":  # which the error says that ends the run
             _log.warning("step %d: %s", event.step, sentence(event))
         with harmless(f"the event of step {event.step} in {STABILITY_FILE}"):
@@ -236,6 +240,10 @@ class RunTelemetry(Telemetry):
     def pipeline(self, stats: PipeStats) -> None:
         self._pipe = stats
         self._on_board("the pipeline's curves", lambda board: board.pipeline(stats))
+
+    def ranks(self, seconds: Mapping[int, float]) -> None:
+        if len(seconds) > 1:
+            self._on_board("the ranks' curves", lambda board: board.ranks(seconds))
 
     def epoch_end(self, stats: EpochStats) -> None:
         self._console.epoch_end(stats)

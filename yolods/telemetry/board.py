@@ -12,9 +12,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from yolods.stability.event import sentence
 from yolods.stats import EpochStats, PipeStats, StabilityEvent, StepStats
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class Board:
 
     def stability(self, event: StabilityEvent) -> None:
         """Count an event: by what was done, by cause, and by the layer where it began."""
+        from yolods.stability.event import sentence
+
         self.text("events/stability", sentence(event))
         tags = _tags_of(vars(event))
         self._counted.update(tags)
@@ -89,6 +91,14 @@ class Board:
                 f"pipeline/sent_mib_{where}": stage.sent / 2**20,
                 f"pipeline/peak_mib_{where}": stage.peak / 2**20,
             }
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, self.step_number)
+
+    def ranks(self, seconds: Mapping[int, float]) -> None:
+        """One point of each curve of the ranks."""
+        usual = median(seconds.values())
+        values = {f"ranks/seconds_rank{rank}": own for rank, own in seconds.items()}
+        values["ranks/slowest_to_median"] = max(seconds.values()) / max(usual, 1e-9)
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, self.step_number)
 
