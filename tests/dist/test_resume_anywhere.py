@@ -25,7 +25,7 @@ from tests.tiny import make_dataset
 from yolods.cluster.ranks import Ranks
 from yolods.data.sampler import permutation
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(235)]
 
 IMAGES, STEP, MICRO, SEED = 64, 8, 2, 3
 RUN = "runs/tour"
@@ -34,7 +34,7 @@ WORDS = (
     *("--seed", str(SEED), "--noplots", "--project", "runs", "--name", "tour"),
     *("--set", f"nbs={STEP}", "--set", "warmup_epochs=0", "--set", "lr0=0.01", "--set", "ema_tau=10"),
 )
-LIMIT_SECONDS = 400.0
+LIMIT_SECONDS = 45.0
 
 
 class Leg(NamedTuple):
