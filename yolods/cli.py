@@ -117,6 +117,7 @@ def _doctor_parser() -> argparse.ArgumentParser:
 def _launch(words: list[str]) -> int:
     """Check everything that one process can check, then become DeepSpeed's launcher."""
     from yolods.cluster.launch import LaunchFlags, launcher_command, ranks_of, split_words
+    from yolods.telemetry.log import quiet_dependencies
 
     flags, rest = split_words(words)
     if rest and rest[0] == "doctor":
@@ -133,8 +134,6 @@ def _launch(words: list[str]) -> int:
     if rest[0] == "train":
         _check_train(_train_parser().parse_args(rest[1:]), ranks, "cuda" if gpus else "cpu")
     else:
-        from yolods.telemetry.log import quiet_dependencies
-
         quiet_dependencies(logging.WARNING)  # ultralytics, which is imported below, greets on its first start
         from yolods.validate import check_val_arguments
 

@@ -37,7 +37,7 @@ def doctor(two_hosts: TwoHosts, run_process: Callable) -> Callable[..., tuple[in
 
     def run(hostfile: Path, *words: object) -> tuple[int, list[str]]:
         python = ["env", f"PYTHONPATH={ROOT}", f"TORCH_EXTENSIONS_DIR={hostfile.parent / 'extensions'}", sys.executable]
-        command = [*python, "-m", "yolods", "launch", "doctor", "--hostfile", hostfile, *words]
+        command = [*python, "-m", "yolods", "doctor", "--hostfile", hostfile, *words]
         done = run_process(two_hosts.first.words(command, ROOT), timeout=90)
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, [*done.stdout.splitlines(), *done.stderr.splitlines()]
