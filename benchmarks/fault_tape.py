@@ -10,12 +10,11 @@ it. Layouts that are not played again keep their rows in the record, and the run
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -23,12 +22,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.hardware import describe
+from benchmarks.joined import RUN, joined
 from tests.faults.tape import HALF_LAYOUTS, KINDS, LAYOUTS, MICRO_BATCHES, MODEL, SPIKE, faults_in, summary
 from tests.ranks import on_ranks
 
 CHUNK = 50
 """Faults that one start of ranks plays."""
-SECONDS_A_STEP = 6.0
+SECONDS_A_STEP = 30.0
 """At most, on a machine that does other things as well."""
 HALF_SHARE = 10
 """A layout in fp16, which a CPU is slow at, gets a tenth of the faults."""
@@ -46,7 +46,6 @@ METHOD = f"""\
 - *false alarms*: clean steps that were not applied."""
 
 
-RUN = "## Run of "
 COLUMNS = ("layout", "faults", *KINDS, "wrong", "clean steps", "false alarms", "causes", "run of")
 
 
@@ -63,53 +62,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = options.record.read_text(encoding="utf-8") if options.record and options.record.exists() else ""
     conditions = [f"{RUN}{date}", "", f"    {shlex.join(['python', 'benchmarks/fault_tape.py', *words])}", ""]
     conditions += [*describe([0, 1]), ""]
-    rows, wrong = [], []
+    rows: list[list[str]] = []
+    wrong: list[str] = []
     for layout in options.layouts:
-        row, faults = _play_layout(layout, options.faults, options.clean)
-        rows.append(f"{row} {date} |")
-        wrong += faults
-        print("\n".join(faults) or f"{layout}: nothing wrong", flush=True)
-        told = [*(f"- {each}" for each in wrong), *([""] if wrong else []), f"{time.monotonic() - began:.0f} s."]
-        text = merged(before, rows, "\n".join([*conditions, *told]))
-        if options.record:  # after each layout, so that a later failure loses nothing
-            options.record.write_text(text, encoding="utf-8")
+        for row, faults in _play_layout(layout, options.faults, options.clean):
+            rows = [each for each in rows if each[0] != layout] + [[*row, date]]
+            wrong += faults
+            print("\n".join([" | ".join(row), *faults]), flush=True)
+            told = [*(f"- {each}" for each in wrong), *([""] if wrong else []), f"{time.monotonic() - began:.0f} s."]
+            text = merged(before, rows, "\n".join([*conditions, *told]))
+            if options.record:  # each time, so that a later failure loses nothing
+                options.record.write_text(text, encoding="utf-8")
     print(text)
     return 1 if wrong else 0
 
 
-def merged(before: str, rows: Sequence[str], run: str) -> str:
-    """A record with new rows in it.
-
-    Args:
-        before: the record as it is; empty for none.
-        rows: of layouts that were played now, which take the places of their older ones.
-        run: the section about the run that they come from.
-    """
-    table, *runs = re.split(f"^(?={RUN})", before, flags=re.MULTILINE)
-    every = {
-        row.split("|")[1].strip(): row for row in [*re.findall(r"^\| [a-z].*\d UTC \|$", table, re.MULTILINE), *rows]
-    }
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in every.values()]
-    runs = [each.strip() for each in runs if any(each.startswith(f"{RUN}{cell[-1]}\n") for cell in cells)]
-    totals = {name: sum(int(cell[COLUMNS.index(name)]) for cell in cells) for name in COLUMNS[1:-2]}
+def merged(before: str, rows: Sequence[Sequence[str]], run: str) -> str:
+    """A record with new rows in it: see `joined`."""
+    every, runs = joined(before, rows, run)
+    totals = {name: sum(int(row[COLUMNS.index(name)]) for row in every) for name in COLUMNS[1:-2]}
     lines = [
         *("# Tape of faults", "", METHOD, ""),
         f"| {' | '.join(COLUMNS)} |",
         "| --- " + "| ---: " * (len(COLUMNS) - 3) + "| --- | --- |",
-        *every.values(),
+        *(f"| {' | '.join(row)} |" for row in every),
         "",
-        f"In all {len(cells)} layouts, {totals['faults']} faults, of which {totals['wrong']} were not handled rightly, "
+        f"In all {len(every)} layouts, {totals['faults']} faults, of which {totals['wrong']} were not handled rightly, "
         f"and {totals['clean steps']} clean steps, of which {totals['false alarms']} were not applied.",
-        *("", "\n\n".join([*runs, run.strip()]), ""),
+        *("", "\n\n".join(runs), ""),
     ]
     return "\n".join(lines)
 
 
-def _play_layout(layout: str, faults: int, clean: int) -> tuple[str, list[str]]:
+def _play_layout(layout: str, faults: int, clean: int) -> Iterator[tuple[list[str], list[str]]]:
+    """After every start of ranks: the cells of what has been played so far, and what is newly wrong."""
     half = layout in HALF_LAYOUTS
     count = max(faults // len(LAYOUTS) // (HALF_SHARE if half else 1), 1)
     quiet = 0 if half else round(clean * CLEAN_SHARES[layout] / sum(CLEAN_SHARES.values()))
-    wrong, counts, alarms, steps = [], dict.fromkeys(KINDS, 0), 0, 0
+    counts, wrong, alarms, steps = dict.fromkeys(KINDS, 0), 0, 0, 0
     causes: dict[str, int] = {}
     chunks = [min(CHUNK, count - first) for first in range(0, count, CHUNK)]
     for place, size in enumerate(chunks):
@@ -121,7 +111,8 @@ def _play_layout(layout: str, faults: int, clean: int) -> tuple[str, list[str]]:
                 timeout=60 + SECONDS_A_STEP * (2 * size + 60 + more),
                 **{"layout": layout, "count": size, "seed": place, "folder": folder, "clean": more},
             )[2]
-        wrong += faults_in(reports, layout)
+        found = faults_in(reports, layout)
+        wrong += len(found)
         alarms += reports[0]["alarms"]
         steps += reports[0]["clean"]
         for key, number in summary(reports).items():
@@ -129,10 +120,9 @@ def _play_layout(layout: str, faults: int, clean: int) -> tuple[str, list[str]]:
                 counts[key] += number
             elif key.startswith("as "):
                 causes[key[3:]] = causes.get(key[3:], 0) + number
-        print(f"{layout}: {sum(chunks[: place + 1])}/{count} faults, {len(wrong)} wrong", flush=True)
-    told = ", ".join(f"{cause} {number}" for cause, number in sorted(causes.items()))
-    kinds = " | ".join(str(counts[kind]) for kind in KINDS)
-    return f"| {layout} | {count} | {kinds} | {len(wrong)} | {steps} | {alarms} | {told} |", wrong
+        told = ", ".join(f"{cause} {number}" for cause, number in sorted(causes.items()))
+        numbers = (sum(chunks[: place + 1]), *(counts[kind] for kind in KINDS), wrong, steps, alarms)
+        yield [layout, *map(str, numbers), told], found
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ class Injector:
         self.fault: Fault | None = None
         self._engine = engine
         self._forward = self._backward = self._taken = 0
+        self._recomputed = False
         self._micro_batches = MICRO_BATCHES
         self._stack = ExitStack()
         for name, module in engine.net.named_modules():
@@ -141,6 +142,7 @@ class Injector:
 
     def _note(self, phase: str, number: int) -> None:
         self._at(phase, number)
+        self._recomputed = phase == "backward"  # whatever runs forward in it
         if phase == "forward":
             self._forward = number
         else:
@@ -157,12 +159,13 @@ class Injector:
         )
 
     def _on_output(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        if self._due("activation", name, self._forward):
+        micro_batch = self._backward if self._recomputed else self._forward
+        if self._due("activation", name, micro_batch):
             poison = torch.zeros_like(output)
             poison[self.fault.image, 0, 0, 0] = float(self.fault.value)
             return output + poison
         if output.requires_grad:
-            output.register_hook(partial(self._on_gradient, name, self._forward))
+            output.register_hook(partial(self._on_gradient, name, micro_batch))
         return None
 
     def _on_gradient(self, name: str, micro_batch: int, gradient: Tensor) -> Tensor | None:
@@ -205,6 +208,7 @@ def engine_of(ranks: Ranks, layout: str, folder: Path, blocks: dict[str, Any] | 
     with ExitStack() as stack:
         if layout.startswith("pipeline"):
             shape = {"cuts": (CUT,), "replicas": ranks.size // 2, "zero": 1, "model": MODEL, "optimizer": "AdamW"}
+            shape["recompute"] = 3 if layout.endswith("_recompute") else 0
             case = Case(**shape, precision="fp16" if half else "fp32", blocks=blocks)
             engine = stack.enter_context(split_engine(ranks, case, folder))
         else:
