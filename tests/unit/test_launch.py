@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from yolods.cluster import runner
+from yolods.cluster import runner, supervise
 from yolods.cluster.launch import ALLOCATOR, LaunchFlags, free_port, launcher_command, ranks_of, split_words
 from yolods.errors import UserError
 
@@ -205,7 +205,8 @@ def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path):
     (tmp_path / "yolods" / "cluster").mkdir(parents=True)
     for package in ("yolods", "yolods/cluster"):
         (tmp_path / package / "__init__.py").write_text("")
-    shutil.copy(runner.__file__, tmp_path / "yolods" / "cluster" / "runner.py")
+    for module in (runner, supervise):
+        shutil.copy(module.__file__, tmp_path / "yolods" / "cluster")
     (tmp_path / "yolods" / "__main__.py").write_text(
         "import os, sys, time\n"
         "names = ('RANK', 'WORLD_SIZE', 'DS_ACCELERATOR', 'OMP_NUM_THREADS')\n"

@@ -10,7 +10,7 @@ import pytest
 from yolods.cluster import launchers
 from yolods.cluster.flags import LaunchFlags
 from yolods.cluster.hosts import Host
-from yolods.cluster.launchers import meeting_address, over_hosts
+from yolods.cluster.launchers import ALIVE, meeting_address, over_hosts
 from yolods.cluster.travel import environment_file, shell_word
 from yolods.errors import UserError
 
@@ -45,7 +45,8 @@ def test_pdsh_and_what_travels(place):
     start = "--no_ssh_check --launcher pdsh --master_port 7 --master_addr 10.0.0.1 --launcher_args=-d --ssh_port 2222"
     assert words[:-5] == [*start.split(), "--module", "yolods"]
     assert words[-5:] == ["train", "--name", "a b", "--model", "'yolov5[2.0,2.0]'"]
-    assert list(variables) == ["DS_ENV_FILE"]
+    assert list(variables) == ["DS_ENV_FILE", "PDSH_SSH_ARGS_APPEND"]
+    assert variables["PDSH_SSH_ARGS_APPEND"] == ALIVE
     lines = Path(variables["DS_ENV_FILE"]).read_text().splitlines()
     assert lines == ["MALLOC_TOP_PAD_=1", "OMP_NUM_THREADS=3", "YOLODS_CACHE=/c d", "A=x y", "OMP_NUM_THREADS=9"]
     assert (place / "home" / ".deepspeed_env").read_text() == "A=x y\n"

@@ -142,7 +142,7 @@ def test_a_run_leaves_what_was_promised(runs):
     expected |= {f"train_batch{i}.jpg" for i in range(3)} | {"val_batch0_labels.jpg", "val_batch0_pred.jpg"}
     expected |= {"confusion_matrix.png", "confusion_matrix_normalized.png"}
     expected |= {f"Box{kind}_curve.png" for kind in ("F1", "PR", "P", "R")}
-    expected |= {"checkpoints/latest"}
+    expected |= {"checkpoints/latest", "checkpoints/ended"}
     assert expected <= files
     rest = {name for name in files - expected if not name.startswith(("checkpoints/step", "events.out.tfevents"))}
     assert not rest
