@@ -43,7 +43,7 @@ METHOD = f"""\
   default). The fault comes once, in epoch 2, to rank 1 (stuck in loading on a pipeline: rank 0, which loads).
 - *step*: in a forward pass (stuck: in `data`, or before the step's reduction); *evaluation*: in its second batch;
   *checkpoint*: as it is begun. *launcher*: SIGKILL for DeepSpeed's launcher of the host.
-- silence_seconds {SILENCE} (the default), stall_seconds 8 (the default), grace_seconds {GRACE} (60 by default: how long
+- silence_seconds {SILENCE} (the default), stall_seconds 7 (the default), grace_seconds {GRACE} (60 by default: how long
   something stuck that has been named is still given).
 - *named*: seconds from the fault to the line on the screen that says which rank, on which host and in what.
 - *again*: seconds from the fault to the end of the run, its restart and what was left of the training included.

@@ -25,7 +25,7 @@ from yolods.checkpoint.read import Checkpoint
 
 IMAGES, VAL_IMAGES, EPOCHS, EVERY_STEPS = 24, 16, 2, 3
 """6 steps an epoch, of two ranks; two batches a rank in an evaluation."""
-SILENCE, GRACE = 8, 2
+SILENCE, GRACE = 7, 2
 """Seconds: the silence that is the default, and a shorter patience with what is stuck."""
 LIMIT = 240.0
 """Seconds for a run with its restart, on a busy machine."""

@@ -88,9 +88,9 @@ class WatchdogConfig:
 
     enabled: bool = setting(True, flag())
     """Whether ranks watch each other."""
-    silence_seconds: float = setting(8.0, real(3))
+    silence_seconds: float = setting(7.0, real(3))
     """Without a sign of life for so long, a rank is lost and the run ends."""
-    stall_seconds: float = setting(8.0, real(2))
+    stall_seconds: float = setting(7.0, real(2))
     """A rank that stays in one phase for so long, and ten times as long as it ever did, is named."""
     grace_seconds: float = setting(60.0, real(0))
     """And the run ends after so much longer."""
