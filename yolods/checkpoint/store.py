@@ -135,7 +135,8 @@ class CheckpointStore:
         """
         model = {**self._model, **engine.layout()}
         if self._board is None:
-            self._write_all(self._ranks, collect(engine), progress, model)
+            with slowly("writing a checkpoint"):
+                self._write_all(self._ranks, collect(engine), progress, model)
             return
         self._saves += 1
         self._join(LIMIT_SECONDS)
