@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from yolods.cluster import runner
+from yolods.cluster import launch, runner
 from yolods.cluster.launch import ALLOCATOR, LaunchFlags, free_port, launcher_command, ranks_of, split_words
 from yolods.errors import UserError
 
@@ -95,6 +95,18 @@ def test_a_single_host_starts_here_whatever_its_name(tmp_path):
     words, variables = command(LaunchFlags(hostfile=hostfile(tmp_path, "a slots=2\n")))
     assert "--no_ssh_check --master_addr 127.0.0.1" in " ".join(words)
     assert variables["DS_ACCELERATOR"] == "cpu"
+
+
+@pytest.mark.parametrize(("gpus", "here", "cpus"), [(0, "b", True), (0, "c", False), (2, "b", False)])
+def test_hosts_without_gpus_where_this_one_is_among_them_and_has_none(tmp_path, monkeypatch, gpus, here, cpus):
+    monkeypatch.setattr("shutil.which", lambda tool, path=None: f"/usr/bin/{tool}")
+    monkeypatch.setattr(launch, "is_here", lambda name: name == here)
+    file = hostfile(tmp_path, "a slots=2\nb slots=2\n")
+    variables = command(LaunchFlags(hostfile=file), gpus=gpus)[1]
+    lines = Path(variables["DS_ENV_FILE"]).read_text().splitlines()
+    assert ("DS_ACCELERATOR" in variables) == cpus
+    assert lines == (["DS_ACCELERATOR=cpu", *(f"{name}={value}" for name, value in ALLOCATOR.items())] if cpus else [])
+    assert not any(line.startswith("OMP_NUM_THREADS") for line in lines)  # hosts may have other numbers of cores
 
 
 def test_every_host_starts_its_own_ranks(tmp_path):
