@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from yolods.cluster import runner, supervise
+from yolods.cluster import launch, runner, supervise
 from yolods.cluster.launch import ALLOCATOR, LaunchFlags, free_port, launcher_command, ranks_of, split_words
 from yolods.errors import UserError
 
@@ -95,6 +95,18 @@ def test_a_single_host_starts_here_whatever_its_name(tmp_path):
     words, variables = command(LaunchFlags(hostfile=hostfile(tmp_path, "a slots=2\n")))
     assert "--no_ssh_check --master_addr 127.0.0.1" in " ".join(words)
     assert variables["DS_ACCELERATOR"] == "cpu"
+
+
+@pytest.mark.parametrize(("gpus", "here", "cpus"), [(0, "b", True), (0, "c", False), (2, "b", False)])
+def test_hosts_without_gpus_where_this_one_is_among_them_and_has_none(tmp_path, monkeypatch, gpus, here, cpus):
+    monkeypatch.setattr("shutil.which", lambda tool, path=None: f"/usr/bin/{tool}")
+    monkeypatch.setattr(launch, "is_here", lambda name: name == here)
+    file = hostfile(tmp_path, "a slots=2\nb slots=2\n")
+    variables = command(LaunchFlags(hostfile=file), gpus=gpus)[1]
+    lines = Path(variables["DS_ENV_FILE"]).read_text().splitlines()
+    assert ("DS_ACCELERATOR" in variables) == cpus
+    assert lines == (["DS_ACCELERATOR=cpu", *(f"{name}={value}" for name, value in ALLOCATOR.items())] if cpus else [])
+    assert not any(line.startswith("OMP_NUM_THREADS") for line in lines)  # hosts may have other numbers of cores
 
 
 def test_every_host_starts_its_own_ranks(tmp_path):
@@ -199,22 +211,19 @@ def test_mistakes_in_the_launchers_flags(words):
 
 
 @pytest.mark.slow
-def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path):
-    """By the real launcher: module found, words whole, ranks numbered, variables there. Runs that end well are in
-    tests/dist/test_launch_path.py."""
+@pytest.mark.parametrize("code", [0, 7])
+def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path, code):
+    """By the real launcher: module found, words whole, ranks numbered, variables there."""
     (tmp_path / "yolods" / "cluster").mkdir(parents=True)
     for package in ("yolods", "yolods/cluster"):
         (tmp_path / package / "__init__.py").write_text("")
     for module in (runner, supervise):
         shutil.copy(module.__file__, tmp_path / "yolods" / "cluster")
     (tmp_path / "yolods" / "__main__.py").write_text(
-        "import os, sys, time\n"
+        "import os, sys\n"
         "names = ('RANK', 'WORLD_SIZE', 'DS_ACCELERATOR', 'OMP_NUM_THREADS')\n"
         "print('|'.join(['here', *sys.argv[1:], *(os.environ[name] for name in names)]) + '\\n', end='', flush=True)\n"
-        # A rank that fails takes its sibling down, which has to have spoken before.
-        "open('spoke' + os.environ['RANK'], 'w').close()\n"
-        "while not all(map(os.path.exists, ('spoke0', 'spoke1'))): time.sleep(0.01)\n"
-        "sys.exit(7)\n"
+        f"sys.exit({code})\n"
     )
     words, variables = launcher_command(
         ["train", "--name", "a b"], LaunchFlags(), gpus=0, python=sys.executable, cores=2, environ={}
@@ -225,7 +234,9 @@ def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path):
     done = subprocess.run(
         words, cwd=tmp_path, env={**kept, **variables, "PATH": path}, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 7, done.stderr
+    assert done.returncode == code, done.stderr
     seen = sorted(line for line in done.stdout.splitlines() if line.startswith("here"))
-    assert seen == [f"here|train|--name|a b|{rank}|2|cpu|1" for rank in range(2)]
+    expected = [f"here|train|--name|a b|{rank}|2|cpu|1" for rank in range(2)]
+    # A failing rank takes its sibling down, perhaps before that one has spoken.
+    assert seen == expected if code == 0 else set(seen) <= set(expected) and seen
     assert "Unable to find hostfile" not in done.stdout + done.stderr

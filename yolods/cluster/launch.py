@@ -76,9 +76,12 @@ def launcher_command(
     command += _filters(flags, hosts, gpus, variables)
     if crosses_hosts(flags, hosts):
         # Where this machine takes part and has no GPU, the others have none either.
-        settings = ALLOCATOR if gpus == 0 and any(is_here(host.name) for host in hosts) else {}
+        cpus = gpus == 0 and any(is_here(host.name) for host in hosts)
+        quiet = {"DS_ACCELERATOR": "cpu"} if cpus else {}  # DeepSpeed warns where it finds that out itself
+        settings = {**quiet, **ALLOCATOR} if cpus else {}
         more, set_too = over_hosts(words, flags, hosts, settings=settings, python=python, environ=variables)
-        return [*command, *more], {**set_too, **_tools_on_path(python, variables)}
+        quiet = {name: value for name, value in quiet.items() if not variables.get(name)}
+        return [*command, *more], {**quiet, **set_too, **_tools_on_path(python, variables)}
     if flags.hostfile is not None:
         # All ranks start here, or their hosts by themselves. DeepSpeed would ssh to the first one for its address, and
         # few machines let themselves in.
