@@ -34,7 +34,8 @@ and are unscaled; in the others they are clipped, to a norm of {LIMIT:g}.
 - *Timed*: medians (min..max) of rounds in which all ways take turns, each round another one first; ratios are taken
   round by round. With one thread on a CPU they are the seconds that the process had its core, else of the wall clock.
   What is allocated above the tensors that operators return, they have for themselves; it is written and read on top of
-  what is counted. A CPU's norm makes an fp32 copy of a tensor of fewer bits first, which no GPU does."""
+  what is counted. A CPU's norm makes an fp32 copy of a tensor of fewer bits first, which no GPU does; ours multiplies
+  such tensors there without one (`stability.gradients`)."""
 
 
 def place(device: torch.device, threads: int) -> str:

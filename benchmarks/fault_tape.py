@@ -10,6 +10,7 @@ it. Layouts that are not played again keep their rows in the record, and the run
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import tempfile
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--layouts", nargs="+", choices=(*LAYOUTS, *HALF_LAYOUTS), default=[*LAYOUTS, *HALF_LAYOUTS])
     made.add_argument("--record", type=Path, metavar="MD", help="write the result to this file, among what is in it")
     options = made.parse_args(words)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # ranks are forked, from a process that may have no second thread
     began, date = time.monotonic(), datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     before = options.record.read_text(encoding="utf-8") if options.record and options.record.exists() else ""
     conditions = [f"{RUN}{date}", "", f"    {shlex.join(['python', 'benchmarks/fault_tape.py', *words])}", ""]

@@ -278,7 +278,7 @@ class Zero3Gradients(Gradients):
     )
 
     def slices(self) -> list[Tensor]:
-        """Pieces of every sub-group, without their padding."""
+        """Pieces of every sub-group, without their padding; in whatever shape."""
         found: list[Tensor] = []
         for place, spans in enumerate(self._spans):
             pieces = self._optimizer.averaged_gradients[place]
@@ -286,8 +286,9 @@ class Zero3Gradients(Gradients):
                 starts = accumulate((piece.numel() for piece in pieces), initial=0)
                 index = {start: i for i, start in enumerate(starts)}
                 self._order[place] = [index[span.start] for span in spans]
-            chosen = zip(self._order[place], spans, strict=True)
-            found += [pieces[i].view(-1).narrow(0, 0, span.count) for i, span in chosen]
+            for i, span in zip(self._order[place], spans, strict=True):
+                piece = pieces[i]
+                found.append(piece if piece.numel() == span.count else piece.view(-1).narrow(0, 0, span.count))
         return found
 
     def _install(self) -> None:
@@ -377,7 +378,7 @@ def gradients_of(optimizer: Any, spans: Sequence[Sequence[Span]], owners: Callab
 PIECE = 2**18
 """Elements of a norm on a CPU: torch 2.13 adds up in fp32 there, one after the other, which was wrong by 0.65% in
 tensors of tens of millions."""
-ROW = 2**16
+ROW = 2**15
 """Of halves that are multiplied, likewise."""
 SMALL = 2**12
 """Halves whose fp32 copy costs a norm on a CPU less than the call that saves it."""
