@@ -99,19 +99,8 @@ def until(true: Callable[[], bool], seconds: float, process: subprocess.Popen[st
 def test_a_cable_pulled_in_mid_epoch(two_hosts: TwoHosts, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data", train=IMAGES, val=4)
     (tmp_path / "ds.json").write_text(json.dumps({"yolods": {"checkpoint": {"every_steps": EVERY_STEPS}}}))
-    words = [
-        *BARE,
-        sys.executable,
-        "-m",
-        "yolods",
-        "launch",
-        "train",
-        "--hostfile",
-        two_hosts.hostfile(),
-        "--data",
-        data,
-        *SMALL,
-    ]
+    words = [*BARE, sys.executable, "-m", "yolods", "launch", "train", "--hostfile", two_hosts.hostfile()]
+    words += ["--data", data, *SMALL]
     words += ["--epochs", str(EPOCHS), "--noplots", "--set", "nbs=4", "--deepspeed_config", "ds.json"]
     screen, run = tmp_path / "screen", tmp_path / "runs" / "exp"
 
