@@ -31,7 +31,7 @@ from yolods.cluster.board import Board
 from yolods.cluster.keeper import Keeper
 from yolods.cluster.monitor import Beat, Monitor, Stragglers, Verdict
 from yolods.cluster.pulse import PULSE, Standing
-from yolods.cluster.ranks import Ranks
+from yolods.cluster.ranks import LOST, Ranks
 from yolods.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOST = 75
-"""Exit status of a rank that ends because another one, or itself, was lost or stuck; sysexits.h: try again."""
 TICK, BEAT = 0.1, 1.0
 """Seconds."""
 LONGEST_TICK = 1.0
