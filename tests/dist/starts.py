@@ -57,11 +57,11 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The ranks that a launcher has started."""
+    """The ranks that a launcher has started; not their keepers (`yolods.cluster.keeper`)."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.Error):
-            if "RANK" in child.environ():
+            if "RANK" in child.environ() and not any(word.endswith("keeper.py") for word in child.cmdline()):
                 found.append(child)
     return found
 
