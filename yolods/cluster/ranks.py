@@ -148,7 +148,7 @@ def join() -> Ranks:
         torch.cuda.set_device(local)
     elif threads := cpu_threads(os.environ):
         torch.set_num_threads(threads)
-    with _in_time(f"rank {rank} on {socket.gethostname()} has waited {MEET_SECONDS:g} s for all {size} ranks to come"):
+    with in_time():
         deepspeed.init_distributed(
             dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE
         )
@@ -157,12 +157,16 @@ def join() -> Ranks:
 
 
 @contextmanager
-def _in_time(text: str) -> Iterator[None]:
-    """Within: the process is ended, with a line, when it takes longer than MEET_SECONDS. There is no watchdog yet."""
+def in_time() -> Iterator[None]:
+    """Within, ranks meet: the process is ended, with a line, when that takes longer than MEET_SECONDS. There is no
+    watchdog yet."""
 
     def end() -> None:
+        rank, size, _ = environment_ranks()
+        waited = f"rank {rank} on {socket.gethostname()} has waited {MEET_SECONDS:g} s for all {size} ranks to come to"
         where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
-        print(f"yolods: {text} to {where}: one has not started, or does not get through", file=sys.stderr, flush=True)
+        print(f"yolods: {waited} {where}: one has not started, is stuck, or does not get through", file=sys.stderr)
+        sys.stderr.flush()
         os._exit(LOST)
 
     timer = threading.Timer(MEET_SECONDS, end)
