@@ -48,12 +48,7 @@ class Restarts:
 
     def _named(self) -> list[str]:
         """What was typed, with the run's folder in it."""
-        if not _resumes(self._words):
-            return [*self._words, "--run-dir", str(self._run_dir)]
-        place = next(n for n, word in enumerate(self._words) if word.partition("=")[0] == "--resume")
-        bare = self._words[place] == "--resume" and place + 1 < len(self._words)
-        rest = self._words[place + 1 :]
-        return [*self._words[:place], f"--resume={self._run_dir}", *rest[bare and not rest[0].startswith("-") :]]
+        return [*self._words, "--run-dir", str(self._run_dir)]
 
     def again(self, status: int) -> Start | int:
         """From the newest checkpoint, on the hosts that are left. A number: nothing, and with what to end; because the
@@ -74,7 +69,7 @@ class Restarts:
             self._failed_after.add(step)
         words = self._named()
         if step is not None and not _resumes(words):
-            words = ["train", f"--resume={self._run_dir}"]
+            words = ["train", "--resume", "--run-dir", str(self._run_dir)]
         try:
             flags, ranks = self._layout(words)
             return self._start(words, flags, f"from {where} on {plural(ranks, 'rank')}")

@@ -83,7 +83,7 @@ def clear(hosts: Sequence[Host], run_dir: Path) -> None:
         run_dir: absolute; it stands in the command of every rank.
     """
     # In brackets, so that it does not find itself.
-    pattern = shlex.quote(f"[y]olods train .*{re.escape(str(run_dir))}( |$)")
+    pattern = shlex.quote(f"[y]olods train .*--run-dir {re.escape(str(run_dir))}( |$)")
     wait = f"for i in $(seq {CLEAR_SECONDS}); do pgrep -f {pattern} >/dev/null || exit 0; sleep 1; done"
     command = shlex.join(["sh", "-c", f"{wait}; pkill -KILL -f {pattern}; sleep 1"])
     processes = [
