@@ -4,8 +4,6 @@ import contextlib
 import os
 import sys
 
-from yolods.cli import main
-
 
 def run() -> None:
     """Run the command line and leave without the interpreter's teardown.
@@ -14,7 +12,11 @@ def run() -> None:
     exit status -6 in place of ours, once in 14 starts of torch 2.13. Everything of ours is closed by then.
     """
     try:
+        from yolods.cli import main  # here, where Ctrl-C during the import is answered as well
+
         code = main()
+    except KeyboardInterrupt:
+        code = 130
     except SystemExit as leaving:  # argparse, after --help
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:

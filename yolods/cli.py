@@ -219,7 +219,7 @@ def _count_gpus() -> int:
 
 def _train(words: list[str]) -> int:
     args = _train_parser().parse_args(words)
-    from yolods.cluster.ranks import joined
+    from yolods.cluster.ranks import in_time, joined
 
     _prepare_libraries()
     with joined() as ranks:
@@ -229,10 +229,11 @@ def _train(words: list[str]) -> int:
         from yolods.start import start_run
         from yolods.telemetry import open_log
 
-        config = ranks.main_first(
-            lambda: build_run_config(args, ranks=ranks.size, device=ranks.device.type, environ=os.environ)
-        )
-        board = open_board(ranks)
+        with in_time():
+            config = ranks.main_first(
+                lambda: build_run_config(args, ranks=ranks.size, device=ranks.device.type, environ=os.environ)
+            )
+            board = open_board(ranks)
         with (
             noted(),
             open_log(config.run_dir, ranks.rank, ranks.host),
@@ -246,7 +247,7 @@ def _train(words: list[str]) -> int:
 
 def _val(words: list[str]) -> int:
     args = _val_parser().parse_args(words)
-    from yolods.cluster.ranks import joined
+    from yolods.cluster.ranks import in_time, joined
 
     _prepare_libraries()
     with joined() as ranks:
@@ -256,7 +257,8 @@ def _val(words: list[str]) -> int:
         from yolods.telemetry import open_log
         from yolods.validate import validate
 
-        board = open_board(ranks)
+        with in_time():
+            board = open_board(ranks)
         watchdog = Watchdog(board, ranks, WatchdogConfig(), None)
         with noted(), open_log(None, ranks.rank, ranks.host), watchdog, patient():
             validate(args, ranks)

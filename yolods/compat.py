@@ -35,6 +35,8 @@ def prepare() -> None:
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "torch_extensions"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    # torch 2.13's stores and gloo show C++ frames, 20 lines a rank, of a connection that the watchdog tells of in one.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for variable in ("YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
         folder = Path(os.environ[variable])
         try:

@@ -159,7 +159,8 @@ class Evaluator:
             if self._ranks.is_main and len(first) < PICTURES:
                 first.append(batch)
             tally.replaced += batch.get("replaced", ())
-            telemetry.val_progress()
+            with slowly("the screen"):
+                telemetry.val_progress()
         mark("adding up the evaluation")
         tally.confusion = judge.confusion
         tallies = self._ranks.to_main(tally)

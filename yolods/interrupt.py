@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM are requests to stop: they are noted, and a run acts on them where it can.
+"""Ctrl-C, SIGTERM and a closed terminal are requests to stop: they are noted, and a run acts on them where it can.
 
 In the middle of a batch it cannot. Python raises KeyboardInterrupt wherever it happens to be; seen with torch 2.13 and
 deepspeed 0.19.8: it was lost in a callback and training went on (2 of 8 tries), and the writer of a checkpoint aborted
@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _asked: signal.Signals | None = None
 _patient = False
@@ -48,10 +50,8 @@ def noted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     _asked, _patient = None, False
-    for number in earlier:
-        signal.signal(number, _note)
+    earlier = heed(_note)
     try:
         yield
     except Exception:
@@ -62,6 +62,16 @@ def noted() -> Iterator[None]:
         for number, handler in earlier.items():
             signal.signal(number, handler)
         _asked = None
+
+
+def heed(handler: Any) -> dict[signal.Signals, Any]:
+    """Have `handler` called for every request to stop; nohup's wish, that closed terminals be ignored, holds.
+
+    Returns:
+        the handlers before.
+    """
+    heeded = [each for each in REQUESTS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heeded}
 
 
 def _note(number: int, frame: Any) -> None:

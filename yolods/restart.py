@@ -11,7 +11,7 @@ from yolods.cluster.hosts import Host
 from yolods.cluster.launch import LaunchFlags, hosts_of, launcher_command
 from yolods.cluster.supervise import Start
 from yolods.cluster.words import plural
-from yolods.config import CONFIG_FILE, RunConfig
+from yolods.config import RunConfig
 from yolods.errors import UserError
 
 EXCEPTION = 1
@@ -37,46 +37,52 @@ class Restarts:
             gpus: of this machine.
             check: reads words for so many ranks; raises UserError where they cannot be run.
         """
-        self._words, self._flags, self._run_dir, self._gpus = list(words), flags, run_dir, gpus
+        self._words, self._flags, self._gpus = list(words), flags, gpus
+        self._run_dir = run_dir.absolute()  # by which its ranks are found, whatever folder they stand in
         self._check = check
         self._failed_after: set[int | None] = set()
 
     def first(self) -> Start:
         """The run as typed."""
-        words = self._words if _resumes(self._words) else [*self._words, "--run-dir", str(self._run_dir)]
-        return self._start(words, self._flags, "")
+        return self._start(self._named(), self._flags, "")
 
-    def again(self, status: int) -> Start | None:
-        """From the newest checkpoint, on the hosts that are left; None and a line where that cannot be, or is no use:
-        an exception that has come twice after the same checkpoint comes a third time.
+    def _named(self) -> list[str]:
+        """What was typed, with the run's folder in it."""
+        return [*self._words, "--run-dir", str(self._run_dir)]
+
+    def again(self, status: int) -> Start | int:
+        """From the newest checkpoint, on the hosts that are left. A number: nothing, and with what to end; because the
+        run was stopped on request, because it cannot be started, or because it is no use: an exception that has come
+        twice after the same checkpoint comes a third time.
 
         Args:
             status: with which the last start has ended.
         """
+        if (stopped := _stopped(self._run_dir)) is not None:
+            return stopped
         step = newest_step(self._run_dir)
         where = "the beginning" if step is None else f"step {step}"
         if status == EXCEPTION and step in self._failed_after:
             _say(f"two starts from {where} have failed before the next checkpoint: giving up")
-            return None
+            return status
         if status == EXCEPTION:
             self._failed_after.add(step)
-        words = self._words
-        if step is not None and (self._run_dir / CONFIG_FILE).is_file():
-            words = ["train", "--resume", str(self._run_dir)]
-        elif not _resumes(words):
-            words = [*words, "--run-dir", str(self._run_dir)]
+        words = self._named()
+        if step is not None and not _resumes(words):
+            words = ["train", "--resume", "--run-dir", str(self._run_dir)]
         try:
             flags, ranks = self._layout(words)
+            return self._start(words, flags, f"from {where} on {plural(ranks, 'rank')}")
         except UserError as error:
             _say(f"it cannot be started again: {error}")
-            return None
-        return self._start(words, flags, f"from {where} on {plural(ranks, 'rank')}")
+            return status
 
     def _layout(self, words: Sequence[str]) -> tuple[LaunchFlags, int]:
         """The hosts that answer, and of their slots as many as the configuration can be run on."""
         hosts = hosts_of(self._flags, gpus=self._gpus)
-        near = self._flags.no_ssh or all(host.is_local for host in hosts)
-        left = hosts if near else _answering(hosts)
+        # Under the other launchers hosts need not let anybody in, and are looked after by the scheduler.
+        far = not self._flags.no_ssh and self._flags.launcher == "pdsh" and not all(host.is_local for host in hosts)
+        left = _answering(hosts, self._run_dir) if far else hosts
         if not left:
             raise UserError("no host of it answers")
         slots = [(host.name, slot) for host in left for slot in host.chosen]
@@ -89,8 +95,10 @@ class Restarts:
                 continue
             if count == sum(len(host.chosen) for host in hosts):
                 return self._flags, count
-            assert not self._flags.no_ssh, "every host starts its own ranks"
-            return replace(self._flags, include=_include(slots[:count]), exclude="", num_gpus=None), count
+            assert far, "only where hosts are gone are there fewer ranks"
+            address = self._flags.master_addr if left[0] == hosts[0] else None
+            chosen = _include(slots[:count])
+            return replace(self._flags, include=chosen, exclude="", num_gpus=None, master_addr=address), count
         assert fault is not None
         raise fault
 
@@ -108,15 +116,27 @@ def newest_step(run_dir: Path) -> int | None:
     return step_of(names[-1])[0] if names else None
 
 
-def _answering(hosts: Sequence[Host]) -> list[Host]:
+def _stopped(run_dir: Path) -> int | None:
+    """The status of a run that was stopped on request, at its newest checkpoint; None: it was not."""
+    try:
+        step, status = (run_dir / "checkpoints" / "stopped").read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return None
+    return int(status) if int(step) == newest_step(run_dir) else None
+
+
+def _answering(hosts: Sequence[Host], run_dir: Path) -> list[Host]:
+    """Those that answer, and on which nothing is left of the run."""
     from yolods.cluster.probe import Request
-    from yolods.cluster.reach import Caller, ask
+    from yolods.cluster.reach import Caller, ask, clear
 
     answers = ask(hosts, Request(), Caller(Path.cwd(), sys.executable, {}), local=False)
     for answer in answers:
         if answer.report is None:
             _say(f"{answer.host.name} is left out: {answer.problem}")
-    return [answer.host for answer in answers if answer.report is not None]
+    left = [answer.host for answer in answers if answer.report is not None]
+    clear(left, run_dir)
+    return left
 
 
 def _include(slots: Sequence[tuple[str, int]]) -> str:

@@ -84,10 +84,12 @@ class Run:
             Stopped: by Ctrl-C or SIGTERM; a checkpoint has been written.
         """
         self.engine.training()
+        if self.ranks.is_main:
+            self.store.note_stop(self.progress, None)
         PULSE.started()
         with self.store, interrupt.patient():
             try:
-                self.telemetry.epoch_begin(self._epoch)
+                self.telemetry.epoch_begin(min(self._epoch, self.progress.epochs_done))
                 if self._epochs_behind > self.progress.epochs_done:
                     self._close_epochs()  # the run was stopped between an epoch's last step and its evaluation
                 while self.progress.position < self.schedule.total_samples and not self._stop:
@@ -130,9 +132,12 @@ class Run:
             self._save()
         self._hear(self.store.wait)
         name = {signal.SIGINT: "Ctrl-C"}.get(stopped.signal, stopped.signal.name)
-        where = f"in epoch {self._epoch + 1}" if self._epochs_behind < self.config.epochs else "after the last epoch"
+        epoch = min(self._epoch, self.progress.epochs_done)
+        where = f"in epoch {epoch + 1}" if self.progress.epochs_done < self.config.epochs else "after the last epoch"
         self.telemetry.event("stop", f"{name}: stopped after step {self.progress.step}, {where}")
         self.telemetry.event("stop", f"to go on: ./launch.sh train --resume {self.config.run_dir}")
+        if self.ranks.is_main:
+            self.store.note_stop(self.progress, stopped.status)
         self.ranks.barrier()
 
     @property
@@ -195,26 +200,26 @@ class Run:
         for file in sorted(set(result.replaced) - self._unreadable):
             log.warning("%s could not be read; another sample took its place", file)
         self._unreadable |= set(result.replaced)
-        self.telemetry.step(
-            StepStats(
-                step=self.progress.step,
-                epoch=min(now.position // self.schedule.samples, self.config.epochs - 1),
-                position=self.progress.position,
-                samples=samples,
-                loss=result.loss,
-                grad_norm=result.grad_norm,
-                lr=dict(zip(("pg0", "pg1", "pg2"), step.lr, strict=True)),
-                momentum=step.momentum,
-                loss_scale=result.loss_scale,
-                skipped=result.skipped,
-                norm_after=result.norm_after,
-                layer_norms=None if result.reading is None else result.reading.norms.tolist(),
-                seconds=seconds,
-                data_seconds=result.data_seconds,
-                instances=result.instances,
-                imgsz=self._size() or self.config.imgsz,
-            )
+        shown = StepStats(
+            step=self.progress.step,
+            epoch=min(now.position // self.schedule.samples, self.config.epochs - 1),
+            position=self.progress.position,
+            samples=samples,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=dict(zip(("pg0", "pg1", "pg2"), step.lr, strict=True)),
+            momentum=step.momentum,
+            loss_scale=result.loss_scale,
+            skipped=result.skipped,
+            norm_after=result.norm_after,
+            layer_norms=None if result.reading is None else result.reading.norms.tolist(),
+            seconds=seconds,
+            data_seconds=result.data_seconds,
+            instances=result.instances,
+            imgsz=self._size() or self.config.imgsz,
         )
+        with slowly("the screen"):  # which a person may hold
+            self.telemetry.step(shown)
 
     def _answer(self, result: StepResult, epoch: int) -> None:
         """Tell of a step that was not applied; leave bad images out, and stop where the guard says so."""

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from yolods.cluster.pulse import PULSE
 from yolods.cluster.ranks import Ranks, Share
 from yolods.config.hyper import Hyper, read_hyper
 from yolods.config.run import next_run_dir
@@ -108,6 +109,7 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
             workers=args.workers or 0,
             save_dir=run_dir,
         )
+        PULSE.started()
         result = evaluator(
             PlainDetector(net, hyper, ranks.device),
             plots=hyper.plots,

@@ -34,7 +34,7 @@ def test_faults_are_named_and_leave_nothing_behind(layout: str, tmp_path: Path) 
         assert set(KINDS) <= set(summary(reports)), "the tape misses a kind of fault"
 
 
-@pytest.mark.parametrize("layout", ["zero2", "pipeline", "pipeline_recompute"])
+@pytest.mark.parametrize("layout", ["zero2", "pipeline_recompute"])
 def test_probes_that_are_always_on_need_no_second_run(layout: str, tmp_path: Path) -> None:
     told = {"layout": layout, "count": 8, "seed": 0, "folder": str(tmp_path), "attribution": "always"}
     reports = on_ranks("tests.faults.tape:play", (2,), timeout=180, **told)[2]

@@ -176,16 +176,21 @@ def seasoned_weights() -> dict[str, Tensor]:
     At random weights the gradient is too ill-conditioned: fp32 in another order of summation moves it by 3e-4, and
     torch's own bf16 autocast of the plain model leaves a cosine of 0.5. Here a cosine of 0.999 is left.
 
-    Worlds of a session share them through the folder that tests/conftest.py names; each computes the same.
+    In tests they come from the file that the fixture `seasoned` has made.
     """
-    if "TESTS_SCRATCH" not in os.environ:
-        return _season(plain_model())
-    file = Path(os.environ["TESTS_SCRATCH"], "seasoned.pt")
-    if not file.is_file():
-        beside = file.with_suffix(f".{os.getpid()}")
-        torch.save(_season(plain_model()), beside)
-        beside.replace(file)
-    return torch.load(file)
+    file = _seasoned_file()
+    return torch.load(file) if file is not None and file.is_file() else _season(plain_model())
+
+
+def keep_seasoned_weights() -> None:
+    """Work them out for all worlds of a test session."""
+    torch.save(_season(plain_model()), _seasoned_file())
+
+
+def _seasoned_file() -> Path | None:
+    """In the folder that tests/conftest.py names; outside of tests there is none."""
+    folder = os.environ.get("TESTS_SCRATCH")
+    return None if folder is None else Path(folder, "seasoned.pt")
 
 
 def _season(net: Any) -> dict[str, Tensor]:

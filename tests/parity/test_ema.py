@@ -213,7 +213,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def measured(folder: Path) -> list[dict[str, Report]]:
+def measured(folder: Path, seasoned: None) -> list[dict[str, Report]]:
     return on_ranks("tests.parity.test_ema:measure", (2,), timeout=170, folder=str(folder), names=list(VARIANTS))[2]
 
 

@@ -162,7 +162,7 @@ class _Measured(dict[int, list[dict[str, Any]]]):
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+def measured(tmp_path_factory: pytest.TempPathFactory, seasoned: None) -> dict[int, list[dict[str, Any]]]:
     return _Measured(tmp_path_factory.mktemp("pipes"))
 
 

@@ -69,7 +69,7 @@ def measure(ranks: Ranks) -> dict[str, Report]:
 
 
 @pytest.fixture(scope="module")
-def measured() -> list[dict[str, Report]]:
+def measured(seasoned: None) -> list[dict[str, Report]]:
     return on_ranks("tests.parity.test_precision:measure", (2,), timeout=120)[2]
 
 

@@ -140,7 +140,7 @@ def _compare(ranks: Ranks, stage: int, plain: Report, optimizer: str, **settings
 
 
 @pytest.fixture(scope="module")
-def measured() -> Reports:
+def measured(seasoned: None) -> Reports:
     return on_ranks("tests.parity.test_zero:measure", SIZES, timeout=85)
 
 

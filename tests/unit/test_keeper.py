@@ -46,7 +46,7 @@ def test_a_rank_that_dies_is_named_at_once_with_where_it_was(rank) -> None:
 def test_a_rank_that_gives_no_sign_of_life_is_killed(rank) -> None:
     os.kill(rank.pid, signal.SIGSTOP)
     assert rank.wait(10) == -signal.SIGKILL
-    assert "no sign of life for 1 s and is killed; it was in step 3, forward 0" in rank.stderr.read()
+    assert "no sign of life for 1 s and was killed; it was in step 3, forward 0" in rank.stderr.read()
 
 
 def test_a_rank_that_goes_on_is_left_alone_and_so_is_its_end(rank) -> None:

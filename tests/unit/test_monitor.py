@@ -11,7 +11,14 @@ POLICY = WatchdogConfig(silence_seconds=8, stall_seconds=8, grace_seconds=60, sl
 
 
 def beat(rank: int, number: int = 1, **values: object) -> Beat:
-    usual = {"host": f"worker-{rank}", "pid": 100 + rank, "step": 12, "doing": "step 12, forward 0", "seconds": 0.1}
+    usual = {
+        "host": f"worker-{rank}",
+        "pid": 100 + rank,
+        "step": 12,
+        "marks": 50,
+        "doing": "step 12, forward 0",
+        "seconds": 0.1,
+    }
     return Beat(**{"rank": rank, "number": number, "usual": 0.1, "waiting": False, **usual, **values})
 
 
@@ -82,6 +89,8 @@ def test_a_phase_that_is_slow_by_nature_has_ten_times_its_longest() -> None:
 def test_of_several_the_one_that_has_come_least_far_is_it() -> None:
     beats = stalled({"step": 13}, {"step": 12}, {"step": 13})
     assert run(Monitor(POLICY), beats, 12)[0][1] == 1
+    beats = stalled({"marks": 52, "doing": "step 12, gradients"}, {"doing": "step 12, data 0"}, {"marks": 51})
+    assert {rank for _, rank, _ in run(Monitor(POLICY), beats, 80)} == {1}, "the others wait for their GPUs, say"
 
 
 def test_while_one_may_take_its_time_the_others_wait_for_it() -> None:

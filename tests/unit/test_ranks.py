@@ -1,12 +1,13 @@
 """One process among itself: every collective is a no-op, and none needs a process group."""
 
 import socket
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from yolods.cluster.ranks import Ranks, environment_ranks, leave
+from yolods.cluster.ranks import LOST, Ranks, environment_ranks, leave
 from yolods.errors import UserError
 
 ALONE = Ranks(rank=0, size=1, local=0, host="here", device=torch.device("cpu"))
@@ -66,3 +67,14 @@ def test_the_mean_of_several_tensors_takes_one_collective(monkeypatch):
     pair.average_(iter(tensors))
     assert [tensor.tolist() for tensor in tensors] == [[[2.0, 3.0]], 4.0]
     assert [tensor.data_ptr() for tensor in tensors] == views
+
+
+def test_ranks_that_do_not_all_come_are_not_waited_for_for_ever(run_process, free_port):
+    """Rank 0 of two, the other of which never starts."""
+    words = "from yolods.cluster import ranks; ranks.MEET_SECONDS = 1.0; ranks.join()"
+    port = str(free_port())
+    environ = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": port}
+    done = run_process([sys.executable, "-c", words], env={**environ, "MASTER_ADDR": "127.0.0.1", "LOCAL_SIZE": "2"})
+    assert done.returncode == LOST
+    said = f"has waited 1 s for all 2 ranks to come to 127.0.0.1, port {port}: one has not started, is stuck"
+    assert said in done.stderr

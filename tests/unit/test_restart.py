@@ -48,24 +48,36 @@ def test_it_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
     saved_later = tmp_path / "checkpoints" / "step00000120"
     saved_later.mkdir()
     again = restarts(tmp_path).again(LOST)
-    assert tail(again) == ["train", "--resume", str(tmp_path)]
+    assert tail(again) == ["train", "--resume", "--run-dir", str(tmp_path)]
     assert again.about == "from step 120 on 2 ranks"
 
 
-def test_a_run_that_was_resumed_keeps_its_own_words_until_there_is_a_checkpoint(tmp_path: Path) -> None:
-    words = ["train", "--resume", str(tmp_path), "--epochs", "9"]
-    assert tail(restarts(tmp_path, words).first()) == words
+def test_a_run_that_was_resumed_keeps_its_own_words(tmp_path: Path) -> None:
+    """They may ask for more epochs, which nobody has written down before the start has got that far."""
+    saved(tmp_path, 5)
+    typed = ["train", "--resume", "--epochs", "9"]
+    made, words = restarts(tmp_path, typed), [*typed, "--run-dir", str(tmp_path)]
+    assert tail(made.first()) == words
+    assert tail(made.again(LOST)) == words
+
+
+def test_what_was_stopped_on_request_is_not_started_again(tmp_path: Path) -> None:
+    saved(tmp_path, 5)
+    (tmp_path / "checkpoints" / "stopped").write_text("5 143")
+    assert restarts(tmp_path).again(EXCEPTION) == 143
+    (tmp_path / "checkpoints" / "step00000007").mkdir()  # a later start has gone on
+    assert not isinstance(restarts(tmp_path).again(EXCEPTION), int)
 
 
 def test_an_exception_that_comes_twice_from_one_checkpoint_ends_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = restarts(tmp_path)
-    assert made.again(EXCEPTION) is not None
+    assert not isinstance(made.again(EXCEPTION), int)
     saved(tmp_path, 5)
-    assert made.again(EXCEPTION) is not None
-    assert made.again(LOST) is not None
-    assert made.again(EXCEPTION) is None
+    assert not isinstance(made.again(EXCEPTION), int)
+    assert not isinstance(made.again(LOST), int)
+    assert made.again(EXCEPTION) == EXCEPTION
     assert "two starts from step 5 have failed before the next checkpoint: giving up" in capsys.readouterr().err
 
 
@@ -75,7 +87,7 @@ def hostfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "hosts"
     file.write_text("a slots=2\nb slots=2\nc slots=2\n")
 
-    def answering(hosts: Sequence[Host]) -> list[Host]:
+    def answering(hosts: Sequence[Host], run_dir: Path) -> list[Host]:
         return [host for host in hosts if host.name != "b"]
 
     monkeypatch.setattr(restart, "_answering", answering)
@@ -107,5 +119,5 @@ def test_where_no_number_of_ranks_will_do_it_says_why(
     def check(words: Sequence[str], ranks: int) -> None:
         raise UserError(f"batch 6 != {ranks} x 6")
 
-    assert restarts(tmp_path, flags=LaunchFlags(hostfile=hostfile), check=check).again(LOST) is None
+    assert restarts(tmp_path, flags=LaunchFlags(hostfile=hostfile), check=check).again(LOST) == LOST
     assert capsys.readouterr().err == "yolods: it cannot be started again: batch 6 != 4 x 6\n"

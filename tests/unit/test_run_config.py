@@ -378,3 +378,14 @@ def test_val_flags():
     assert (args.weights, args.data, args.imgsz, args.batch_size, args.split) == ("a.pt", "d.yaml", 320, 8, "test")
     assert args.set == ["iou=0.6"]
     assert not hasattr(args, "epochs")
+
+
+def test_the_folder_that_the_launcher_has_chosen_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen = tmp_path / "runs" / "exp3"
+    assert build("--data", "demo", "--run-dir", str(chosen)).run_dir == Path("runs", "exp3")
+    chosen.mkdir(parents=True)
+    kept = build("--data", "demo", "--run-dir", str(chosen), "--epochs", "7")
+    (chosen / "config.json").write_text(kept.to_json())
+    assert build("--resume", "--run-dir", str(chosen)).epochs == 7
+    assert "run_dir" not in dict(kept.given)

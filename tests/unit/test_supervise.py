@@ -15,7 +15,7 @@ import sys
 from yolods.cluster.supervise import Start, supervise
 codes = {codes}
 starts = [Start([sys.executable, "-c", code], {{"NUMBER": str(n)}}, f"from step {{n}}") for n, code in enumerate(codes)]
-later = iter([*starts[1:], None])
+later = iter([*starts[1:], 1])
 sys.exit(supervise(starts[0], lambda status: next(later), restarts={restarts}))
 """
 

@@ -46,7 +46,8 @@ from yolods.errors import UserError
 
 log = logging.getLogger(__name__)
 
-WRITING, ENDED = ".writing", "ended"
+WRITING, ENDED, STOPPED = ".writing", "ended", "stopped"
+"""Names in `checkpoints/`; the last two are files that say how the run was left."""
 LIMIT_SECONDS = 1800.0
 """Longest wait for a checkpoint to be written, or for another rank's part of it: as torch's for a collective."""
 STOP_SECONDS = 60.0
@@ -172,6 +173,14 @@ class CheckpointStore:
         """Rank 0: the run has nothing left to do after this step, its last evaluation included."""
         with suppress(OSError):
             write_text(self._folder / ENDED, str(progress.step))
+
+    def note_stop(self, progress: Progress, status: int | None) -> None:
+        """Rank 0: the run was stopped after this step, on request; None: it goes on."""
+        with suppress(OSError):
+            if status is None:
+                (self._folder / STOPPED).unlink(missing_ok=True)
+            else:
+                write_text(self._folder / STOPPED, f"{progress.step} {status}")
 
     def has_ended(self, progress: Progress) -> bool:
         """Whether the run that `progress` belongs to came to its end there, and was not cut short in its last words."""

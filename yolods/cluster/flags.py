@@ -89,4 +89,8 @@ def split_words(words: Sequence[str], environ: Mapping[str, str] | None = None) 
         found.hostfile = Path(named)
     if found.max_restarts < 0:
         raise UserError(f"--max-restarts {found.max_restarts}: it has to be at least 0, which means never")
+    for flag in ("master_port", "ssh_port"):
+        port = getattr(found, flag)
+        if port is not None and not 0 < port < 65536:
+            raise UserError(f"--{flag} {port}: a port is a number from 1 to 65535")
     return LaunchFlags(**vars(found)), rest

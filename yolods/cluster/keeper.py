@@ -80,9 +80,10 @@ def main(name: str, pid: int, silence: float) -> None:
         # Not the clock: a machine that slept, or a run suspended by Ctrl-Z together with this process, is not stuck.
         quiet += min(time.monotonic() - before, 2 * TICK)
         if quiet > silence:
-            _say(f"{name} (process {pid}) has given no sign of life for {quiet:.0f} s and is killed; it was in {last}")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+            # Only now: a screen that is held would hold this process, too.
+            _say(f"{name} (process {pid}) had given no sign of life for {quiet:.0f} s and was killed; it was in {last}")
             return
     why = "killed, or crashed (dmesg tells whether memory ran out)"
     _say(f"{name} (process {pid}) ended without a word in {last}: {why}")

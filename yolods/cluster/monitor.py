@@ -46,6 +46,8 @@ class Beat:
     """Grows with every beat."""
     step: int
     """Optimizer steps begun."""
+    marks: int
+    """Phases entered in this step: of ranks that do the same, the one with the fewest has come least far."""
     doing: str
     """Where its main thread is."""
     seconds: float
@@ -133,13 +135,13 @@ class Monitor:
             return None
         late = [beat for beat in moving if ages[beat.rank] > self._limit(beat)]
         if late:
-            beat = min(late, key=lambda one: (one.step, one.rank))
+            beat = min(late, key=_far)
             age, others = ages[beat.rank], "; the others wait for it" if len(beats) > 1 else ""
             usual = "" if beat.usual is None else f" ({beat.usual:.1f} s at most until now)"
             text = f"{beat.name} has been in {beat.doing} for {age:.0f} s{usual}{others}"
             return self._once(beat, text, ends=age > self._limit(beat) + policy.grace_seconds)
         if beats and not moving and min(ages.values()) > policy.stall_seconds:
-            beat = min(beats, key=lambda one: (one.step, one.rank))
+            beat = min(beats, key=_far)
             text = f"every rank waits for the others, {beat.name} since {ages[beat.rank]:.0f} s, in {beat.doing}"
             # Rounds of a large reduction pass without a mark: only the end of the grace is sure to be none of them.
             usual = max(beat.usual or 0.0 for beat in beats)
@@ -158,6 +160,11 @@ class Monitor:
             return None
         self._told.add(key)
         return Verdict(beat.rank, ends, text)
+
+
+def _far(beat: Beat) -> tuple[int, int, int]:
+    """Orders ranks by how far they have come."""
+    return beat.step, beat.marks, beat.rank
 
 
 class Stragglers:

@@ -32,6 +32,8 @@ class Mark:
     """Of the micro-batch or batch."""
     times: int
     """How often this phase has been entered by now."""
+    count: int
+    """How many marks there have been in this step."""
     slow: bool
     """Whether it has declared that it takes its time."""
 
@@ -62,7 +64,7 @@ class Pulse:
     def __init__(self) -> None:
         self._times: dict[str, int] = {}
         self._slow = 1
-        self._mark = Mark(0, "the start", None, 1, True)
+        self._mark = Mark(0, "the start", None, 1, 0, True)
         self._seen: Mark | None = None
         self._seconds = 0.0
         self._longest: dict[str, float] = {}
@@ -70,7 +72,10 @@ class Pulse:
     def mark(self, phase: str, number: int | None = None, *, step: int | None = None) -> None:
         """Say what begins. For the main thread."""
         times = self._times[phase] = self._times.get(phase, 0) + 1
-        self._mark = Mark(self._mark.step if step is None else step, phase, number, times, self._slow > 0)
+        before = self._mark
+        step = before.step if step is None else step
+        count = before.count + 1 if step == before.step else 0
+        self._mark = Mark(step, phase, number, times, count, self._slow > 0)
 
     @contextmanager
     def slowly(self, phase: str) -> Iterator[None]:

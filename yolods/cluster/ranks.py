@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,10 @@ from yolods.cluster.place import cpu_threads, settle
 
 T = TypeVar("T")
 
+LOST = 75
+"""Exit status of a rank that ends because another one, or itself, was lost or stuck; sysexits.h: try again."""
+MEET_SECONDS = 300.0
+"""How long ranks wait for each other at the start: hosts that import over a slow network may be minutes apart."""
 COLLECTIVE = timedelta(hours=2)
 """When a collective gives up. The watchdog ends a run that hangs long before; what is waited for so long is rank 0's
 scan of a large data set."""
@@ -142,11 +148,34 @@ def join() -> Ranks:
         torch.cuda.set_device(local)
     elif threads := cpu_threads(os.environ):
         torch.set_num_threads(threads)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE
-    )
+    with in_time():
+        deepspeed.init_distributed(
+            dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE
+        )
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     return Ranks(rank, size, local, socket.gethostname(), device)
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    """Within, ranks meet: the process is ended, with a line, when that takes longer than MEET_SECONDS. There is no
+    watchdog yet."""
+
+    def end() -> None:
+        rank, size, _ = environment_ranks()
+        waited = f"rank {rank} on {socket.gethostname()} has waited {MEET_SECONDS:g} s for all {size} ranks to come to"
+        where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+        print(f"yolods: {waited} {where}: one has not started, is stuck, or does not get through", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(LOST)
+
+    timer = threading.Timer(MEET_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -23,6 +24,8 @@ CONNECT_SECONDS = 5
 ANSWER_SECONDS = 12.0
 """How long a host may take to answer, connecting included."""
 DRAIN_SECONDS = 1.0
+CLEAR_SECONDS = 75
+"""A rank whose launcher is gone takes 60 s to save and leave, at most."""
 
 _NO_FOLDER, _NO_PYTHON, _SSH_FAILED = 91, 92, 255
 
@@ -69,6 +72,35 @@ def ask(hosts: Sequence[Host], request: Request, caller: Caller, *, local: bool)
     words = json.dumps(asdict(request))
     with ThreadPoolExecutor(max_workers=min(256, len(hosts))) as pool:
         return list(pool.map(lambda host: _ask(host, source, words, caller, local), hosts))
+
+
+def clear(hosts: Sequence[Host], run_dir: Path) -> None:
+    """Wait until no rank of a run is left on hosts, and kill what is after CLEAR_SECONDS.
+
+    Ranks whose login has ended stop by themselves once they notice. DeepSpeed's own way, pkill, is used here as well.
+
+    Args:
+        run_dir: absolute; it stands in the command of every rank.
+    """
+    # In brackets, so that it does not find itself.
+    pattern = shlex.quote(f"[y]olods train .*--run-dir {re.escape(str(run_dir))}( |$)")
+    wait = f"for i in $(seq {CLEAR_SECONDS}); do pgrep -f {pattern} >/dev/null || exit 0; sleep 1; done"
+    command = shlex.join(["sh", "-c", f"{wait}; pkill -KILL -f {pattern}; sleep 1"])
+    processes = [
+        subprocess.Popen(
+            ssh_command(host.name, command, os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for host in hosts
+    ]
+    for process in processes:
+        try:
+            process.wait(CLEAR_SECONDS + ANSWER_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def ssh_command(name: str, command: str, environ: Mapping[str, str], port: int | None = None) -> list[str]:

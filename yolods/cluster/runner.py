@@ -20,8 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from yolods.cluster.supervise import die_with_parent
-
-INTERRUPTED = 130
+from yolods.interrupt import heed
 
 
 class _Modules:
@@ -76,10 +75,11 @@ class _Stop:
 
 def main() -> int:
     """Run the launcher with this process' arguments."""
-    from deepspeed.launcher import multinode_runner, runner
-
     children = _Subprocess(subprocess)
     stop = _Stop(children)
+    heed(stop)
+    from deepspeed.launcher import multinode_runner, runner
+
     theirs = multinode_runner.PDSHRunner.get_cmd
 
     def get_cmd(self: Any, environment: Any, resources: Any) -> Any:
@@ -88,13 +88,15 @@ def main() -> int:
 
     multinode_runner.PDSHRunner.get_cmd = get_cmd
     runner.subprocess, runner.signal = children, _Signal(signal)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    if stop.asked is not None:  # while that was imported
+        return 128 + stop.asked
     try:
         runner.main()
+        code = children.child.returncode if children.child is not None else 0
     except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 1
-    code = children.child.returncode if children.child is not None else 0
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    if stop.asked is not None and code != 0:  # DeepSpeed's launchers say 1
+        return 128 + stop.asked
     return 128 - code if code < 0 else code
 
 

@@ -3,7 +3,7 @@
     status          what it means                               again?
     0               the run has ended                           no
     2               a user's mistake, which each start repeats  no
-    130, 143        it was asked to stop, and has saved         no
+    129, 130, 143   it was asked to stop, and has saved         no
     anything else   a rank, a host or the launcher died         yes
 
 Whatever of a start is still there when its launcher has gone is ended before the next one. Linux hands orphans to the
@@ -24,7 +24,9 @@ from typing import Any
 
 import psutil
 
-FINAL = (0, 2, 130, 143)
+from yolods.interrupt import heed
+
+FINAL = (0, 2, 129, 130, 143)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 LEAVE_SECONDS = 15.0
 """Ranks whose launcher was killed notice it within a second, and may have stacks to write."""
@@ -44,11 +46,11 @@ class Start:
     """From where it goes on and on how many ranks, as in "from step 128 on 2 ranks"."""
 
 
-def supervise(first: Start, again: Callable[[int], Start | None], *, restarts: int) -> int:
+def supervise(first: Start, again: Callable[[int], Start | int], *, restarts: int) -> int:
     """Run `first`, and after a failure what `again` gives, up to `restarts` times.
 
     Args:
-        again: what to start after such an exit status; None: nothing, and it has said why.
+        again: what to start after such an exit status; a number: nothing, and with what to end.
 
     Returns:
         the exit status.
@@ -69,8 +71,8 @@ def supervise(first: Start, again: Callable[[int], Start | None], *, restarts: i
                 _say(f"the run ended with status {status}{meaning}, after {number} restarts: giving up")
                 return status
             following = again(status)
-            if following is None:
-                return status
+            if isinstance(following, int):
+                return following
             number += 1
             _say(f"the run ended with status {status}{meaning}; restart {number} of {restarts} {following.about}")
             start = following
@@ -90,7 +92,7 @@ class _Requests:
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> _Requests:
-        self._earlier = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._earlier = heed(self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -98,7 +100,15 @@ class _Requests:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
+        if number == self.asked == signal.SIGINT:  # a rank that cannot run would be waited for
+            for process in _family():
+                with suppress(psutil.Error):
+                    process.kill()
+            return
         self.asked = self.asked or signal.Signals(number)
+        self._hand_on()
+
+    def _hand_on(self) -> None:
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(signal.SIGTERM)
 
@@ -108,18 +118,24 @@ class _Requests:
             return 128 + self.asked
         environ = {**os.environ, **start.variables}
         self._child = subprocess.Popen(start.command, env=environ, preexec_fn=die_with_parent)
+        if self.asked is not None:  # meanwhile
+            self._hand_on()
         code = self._child.wait()
         return code if code >= 0 else 128 - code
 
 
 def _end_family() -> None:
     """End what a start has left behind: it is given time, then told, and then killed."""
-    alive = [child for child in psutil.Process().children(recursive=True) if _is_ours(child)]
+    alive = _family()
     for tell in (psutil.Process.is_running, psutil.Process.terminate, psutil.Process.kill):
         for process in alive:
             with suppress(psutil.Error):
                 tell(process)
         alive = psutil.wait_procs(alive, timeout=LEAVE_SECONDS)[1] if alive else []
+
+
+def _family() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if _is_ours(child)]
 
 
 def _is_ours(process: psutil.Process) -> bool:

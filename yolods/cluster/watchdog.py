@@ -18,10 +18,11 @@ import faulthandler
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ from yolods.cluster.board import Board
 from yolods.cluster.keeper import Keeper
 from yolods.cluster.monitor import Beat, Monitor, Stragglers, Verdict
 from yolods.cluster.pulse import PULSE, Standing
-from yolods.cluster.ranks import Ranks
+from yolods.cluster.ranks import LOST, Ranks
 from yolods.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOST = 75
-"""Exit status of a rank that ends because another one, or itself, was lost or stuck; sysexits.h: try again."""
 TICK, BEAT = 0.1, 1.0
 """Seconds."""
 LONGEST_TICK = 1.0
@@ -49,10 +48,12 @@ UNREACHABLE_SECONDS = 2.0
 """From a refused connection to the board on, in which a run that ends in good order has ended."""
 FAREWELL_SECONDS = 2.5
 """What rank 0 waits before it takes the board down with itself, so that the others read why."""
+ALONE_SECONDS = 60.0
+"""What ranks whose launcher is gone have to take a last step and save."""
 WINDOW_SECONDS, WINDOW_STEPS = 10.0, 5
 """Over at least so much the time of a step is averaged, before ranks are compared."""
-WAITS = ("/torch/distributed/", "/deepspeed/comm/", "/yolods/engine/link.py")
-"""Code in which a thread waits for other ranks."""
+WAITS = ("/torch/distributed/", "/deepspeed/comm/", "/yolods/engine/link.py", "/yolods/stability/step.py")
+"""Code in which a thread waits for other ranks; in the last one under NCCL, which lets `all_reduce` return at once."""
 CONNECTION = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|socket|gloo|nccl|timed? ?out|"
     r"peer|DistStoreError|DistNetworkError|DistBackendError|no route to host",
@@ -79,7 +80,8 @@ class Watchdog:
         self._left: str | None = None
         self._broken = False
         self._news: list[str] = []
-        self._launcher = _launcher()
+        self._launcher = _Launcher.mine()
+        self._alone_since: float | None = None
         self._keeper: Keeper | None = None
         self._main = threading.main_thread()
 
@@ -89,6 +91,8 @@ class Watchdog:
             # Later than the others find it out: they know more to say.
             self._keeper = Keeper(name, self._policy.silence_seconds + 2 * BEAT)
             self._exchange.beat = self._beat(Standing(PULSE.now, 0.0, None), False)
+            if self._ranks.is_main:
+                self._board.put("verdict", None)  # so that a read finds every key, and asks once for all of them
             for work in (self._exchange.run, self._watch):
                 threading.Thread(target=work, name=f"yolods {work.__qualname__}", daemon=True).start()
         return self
@@ -103,7 +107,8 @@ class Watchdog:
             self._wait_for_verdict(error)
         if not isinstance(error, KeyboardInterrupt):
             self._left = "" if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
-            if self._left and not isinstance(error, UserError):  # which the command line shows
+            shown = isinstance(error, UserError) or interrupt.pressed()  # the first is for the command line to show
+            if self._left and not shown:
                 log.error("rank %d on %s failed in %s: %s", self._ranks.rank, self._ranks.host, PULSE.now, self._left)
             self._post()
         self._stop.set()
@@ -159,6 +164,7 @@ class Watchdog:
             pid=os.getpid(),
             number=self._beats,
             step=standing.mark.step,
+            marks=standing.mark.count,
             doing=str(standing.mark),
             seconds=round(standing.seconds, 1),
             usual=standing.usual,
@@ -170,9 +176,8 @@ class Watchdog:
 
     def _judge(self) -> Verdict | None:
         """What is wrong by now; None: nothing."""
-        if self._launcher and os.getppid() != self._launcher:
-            who = f"rank {self._ranks.rank} on {self._ranks.host}"
-            return Verdict(self._ranks.rank, True, f"the launcher of {who} (process {self._launcher}) is gone")
+        if self._launcher is not None and (text := self._launcher.gone()) is not None:
+            return self._without_launcher(text)
         exchange = self._exchange
         beats = exchange.heard
         if self._ranks.is_main:
@@ -192,24 +197,39 @@ class Watchdog:
             return Verdict(0, True, text)
         return self._monitor.lost(beats, self._now)
 
+    def _without_launcher(self, text: str) -> Verdict | None:
+        """Stop as on request, which saves; end where that takes too long."""
+        who = f"rank {self._ranks.rank} on {self._ranks.host}"
+        if self._alone_since is None:
+            self._alone_since = self._now
+            self._say(logging.ERROR, f"{text.format(who)}; stopping")
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self._now - self._alone_since > ALONE_SECONDS:
+            return Verdict(self._ranks.rank, True, f"{text.format(who)}, and it does not stop")
+        return None
+
     def _act(self, verdict: Verdict) -> None:
         if not verdict.ends:
             if self._ranks.is_main or verdict.rank == 0:
-                log.warning("%s", verdict.text)
+                self._say(logging.WARNING, verdict.text)
             return
         if self._ranks.is_main:
             threading.Thread(target=lambda: self._exchange.say(verdict), daemon=True).start()
-        if verdict.rank == self._ranks.rank or self._ranks.local == 0 or verdict.rank == 0:
-            log.error("%s; ending the run", verdict.text)
+        # One a host is enough; where that may be the one that is lost, its neighbour.
+        if self._ranks.rank in (verdict.rank, 1 if verdict.rank == 0 else 0) or self._ranks.local == 0:
+            self._say(logging.ERROR, f"{verdict.text}; ending the run")
         self._write_stacks()
         if self._ranks.is_main and self._ranks.size > 1:
             time.sleep(FAREWELL_SECONDS)
         assert self._keeper is not None
         self._keeper.leave()
-        with contextlib.suppress(Exception):  # the screen may be gone
-            sys.stdout.flush()
-            sys.stderr.flush()
         os._exit(LOST)
+
+    def _say(self, level: int, text: str) -> None:
+        """From a thread of its own: a screen that is held (Ctrl-S, a pager) holds whoever writes on it."""
+        speaker = threading.Thread(target=lambda: log.log(level, "%s", text), daemon=True)
+        speaker.start()
+        speaker.join(BEAT)
 
     def _write_stacks(self) -> None:
         if self._folder is None:
@@ -303,11 +323,37 @@ def _is_connection(error: BaseException) -> bool:
     return known and CONNECTION.search(f"{type(error).__name__}: {error}") is not None
 
 
-def _launcher() -> int | None:
-    """The process that has started this rank, where that is DeepSpeed's launcher: ranks do not outlive it."""
-    parent = os.getppid()
-    try:
-        words = Path(f"/proc/{parent}/cmdline").read_bytes()
-    except OSError:
+@dataclass(frozen=True)
+class _Launcher:
+    """DeepSpeed's launcher on this host, and what has started that: ranks do not outlive either."""
+
+    pid: int
+    parent: int | None
+    """The runner, or over several hosts the login that pdsh has made; None: unknown."""
+
+    @classmethod
+    def mine(cls) -> _Launcher | None:
+        """None where this process was started by something else."""
+        pid = os.getppid()
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return None
+        return cls(pid, _parent(pid)) if b"deepspeed.launcher.launch" in words else None
+
+    def gone(self) -> str | None:
+        """What is, with a {} for the rank; None: nothing."""
+        if os.getppid() != self.pid:
+            return f"the launcher of {{}} (process {self.pid}) is gone"
+        if self.parent is not None and _parent(self.pid) not in (self.parent, None):
+            return f"what has started the launcher of {{}} (process {self.parent}) is gone"
         return None
-    return parent if b"deepspeed.launcher.launch" in words else None
+
+
+def _parent(pid: int) -> int | None:
+    """The parent of a process; None: it cannot be told."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(text.rpartition(")")[2].split()[1])  # behind the name, which may have anything in it
+    except (OSError, ValueError, IndexError):
+        return None

@@ -84,7 +84,7 @@ class OverflowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchdogConfig:
-    """When a rank counts as lost, and when as stuck; docs/cluster.md tells it as a story."""
+    """When a rank counts as lost, and when as stuck; docs/recovery.md tells it as a story."""
 
     enabled: bool = setting(True, flag())
     """Whether ranks watch each other."""

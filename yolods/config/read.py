@@ -78,7 +78,7 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
         hyper=hyper,
         deepspeed=config,
         device=device,
-        run_dir=_path(args, "run_dir") or next_run_dir(project, name, exist_ok),
+        run_dir=_chosen(args) or next_run_dir(project, name, exist_ok),
         given=_as_typed(args),
         notes=notes,
     )
@@ -98,6 +98,14 @@ def _check_accelerator(device: str, environ: Mapping[str, str], faults: Faults) 
 def _path(args: argparse.Namespace, flag: str) -> Path | None:
     value = getattr(args, flag, None)
     return None if value is None else Path(value)
+
+
+def _chosen(args: argparse.Namespace) -> Path | None:
+    """The run's folder, where the launcher has chosen it; as a person would write it from here."""
+    folder = _path(args, "run_dir")
+    if folder is None or not folder.is_relative_to(Path.cwd()):
+        return folder
+    return folder.relative_to(Path.cwd())
 
 
 def _as_typed(args: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
@@ -185,7 +193,7 @@ def _folder(args: argparse.Namespace, faults: Faults) -> tuple[Path, str, bool]:
 
 def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) -> RunConfig | None:
     """The saved configuration, with more epochs and other workers where flags ask for them."""
-    run_dir = find_run(args.resume, Path(args.project or "runs"), CONFIG_FILE, faults)
+    run_dir = _chosen(args) or find_run(args.resume, Path(args.project or "runs"), CONFIG_FILE, faults)
     if run_dir is None:
         return None
     saved = RunConfig.from_json((run_dir / CONFIG_FILE).read_text(encoding="utf-8"), run_dir)
