@@ -50,8 +50,8 @@ WRITING, ENDED, STOPPED = ".writing", "ended", "stopped"
 """Names in `checkpoints/`; the last two are files that say how the run was left."""
 LIMIT_SECONDS = 1800.0
 """Longest wait for a checkpoint to be written, or for another rank's part of it: as torch's for a collective."""
-INTERRUPT_SECONDS = 60.0
-"""The same after Ctrl-C. Another one ends the wait."""
+STOP_SECONDS = 60.0
+"""The same where a run is stopped by Ctrl-C or a user's mistake, perhaps on one rank alone."""
 GONE_SECONDS = 2.0
 """The same after a failure: where that is a rank that is gone, its part will not come."""
 NOTICED_SECONDS = 1.0
@@ -302,9 +302,9 @@ class CheckpointStore:
 
 def _patience(kind: type[BaseException] | None) -> float:
     """Seconds that a run which ends, with an exception or without, waits for its last checkpoint."""
-    if kind is None or issubclass(kind, UserError):  # all ranks end at the same step
+    if kind is None:
         return LIMIT_SECONDS
-    return INTERRUPT_SECONDS if issubclass(kind, KeyboardInterrupt) else GONE_SECONDS
+    return STOP_SECONDS if issubclass(kind, UserError | KeyboardInterrupt) else GONE_SECONDS
 
 
 def _make_room(writing: Path) -> str | None:
