@@ -67,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def killed(folder: Path) -> Path:
     """The run's folder after a rank was killed; the launcher ended the others."""
-    words = [*front_door("train"), "--num_gpus", "4", "--data", "data/tiny.yaml", *WORDS]
+    words = [*front_door("train"), "--num_gpus", "4", "--max-restarts", "0", "--data", "data/tiny.yaml", *WORDS]
     run, deadline = folder / "runs" / "grid", time.monotonic() + LIMIT_SECONDS
     words += ["--deepspeed_config", "2x2.json"]
     with open(folder / "screen", "w+") as screen, started(words, folder, screen) as process:
@@ -162,8 +162,8 @@ def _first_step(ranks: Ranks, folder: str, layout: str) -> dict[str, float]:
     losses: list[dict[str, float]] = []
     take_step = run.engine.train_step
 
-    def first_step(*given: Any) -> None:
-        losses.append(take_step(*given).loss)
+    def first_step(*given: Any, **named: Any) -> None:
+        losses.append(take_step(*given, **named).loss)
         raise _Enough
 
     run.engine.train_step = first_step
