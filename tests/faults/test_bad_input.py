@@ -10,6 +10,7 @@ import pytest
 
 from tests.tiny import make_dataset
 from yolods import cli
+from yolods.cluster import supervise
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def preflight(tmp_path, monkeypatch, capfd) -> Callable[..., list[str]]:
     """Runs `yolods launch WORDS` in a folder with a data set, and returns its lines; starting anything is a failure."""
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("a process was started")
 
     monkeypatch.chdir(tmp_path)
@@ -26,6 +27,7 @@ def preflight(tmp_path, monkeypatch, capfd) -> Callable[..., list[str]]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setattr(cli.os, "execvpe", refuse)
+    monkeypatch.setattr(supervise.subprocess, "Popen", refuse)
     make_dataset(tmp_path / "data", train=3, val=2)
 
     def run(*words: str, code: int = 2) -> list[str]:

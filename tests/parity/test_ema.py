@@ -139,10 +139,18 @@ def _exchange(small: Small) -> Report:
     if within is None:
         return report
     plain = plain_model(within).eval()
+    images = micro_batch(77)["img"].float() / 255
     with torch.no_grad():
-        expected = plain(micro_batch(77)["img"].float() / 255)[0]
+        expected = plain(images)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = plain(images)[0].float()
     rounded = {name: within[name].to(value.dtype) for name, value in seen.items()}
-    return {**report, "seen": _differing(seen, rounded), "predicted": float((predicted - expected).abs().max())}
+    apart = {"predicted": predicted - expected, "rounding": rough - expected}
+    return {
+        **report,
+        "seen": _differing(seen, rounded),
+        **{key: float(each.abs().max()) for key, each in apart.items()},
+    }
 
 
 def _seen(small: Small) -> dict[str, Tensor]:
@@ -234,8 +242,8 @@ def test_the_average_is_that_of_model_ema(measured: list[dict[str, Report]], nam
 def test_within_an_exchange_the_model_is_the_average(measured: list[dict[str, Report]], name: str) -> None:
     report = measured[0][name]["exchange"]
     assert report["seen"] == []
-    # Boxes are in pixels of a 64-pixel image, and bf16 has 8 bits of mantissa.
-    assert report["predicted"] < (1.0 if "bf16" in name else 1e-3)
+    # In pixels of a 64-pixel image. How far bf16 is from fp32 depends on the CPU's kernels: plain torch tells it.
+    assert report["predicted"] < (2 * report["rounding"] if "bf16" in name else 1e-3)
 
 
 @every_variant
