@@ -7,6 +7,7 @@ import torch
 
 from yolods.engine.ema import ShardedEma
 from yolods.engine.masters import PlainMasters
+from yolods.interrupt import Stopped
 from yolods.model.build import architecture, build, parse_name
 
 
@@ -61,13 +62,23 @@ def test_an_exchange_leaves_no_trace(net):
         assert all(map(torch.equal, before[1][key], average.state_dict()[key]))
 
 
-def test_an_exchange_is_undone_after_a_failure(net):
+def test_an_exchange_is_undone_when_all_ranks_stop_in_it(net):
     average = average_of(net)
     move(net, 1)
     before = copy.deepcopy(net.state_dict())
+    with pytest.raises(Stopped), average.exchange():
+        raise Stopped()
+    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_a_rank_that_fails_in_an_exchange_waits_for_nobody(net, monkeypatch):
+    """Undoing it is a collective: the others are elsewhere, and the failure would never be told."""
+    average = average_of(net)
+    swaps = []
+    monkeypatch.setattr(average, "_swap", lambda: swaps.append("swap"))
     with pytest.raises(RuntimeError, match="evaluation failed"), average.exchange():
         raise RuntimeError("evaluation failed")
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in before.items())
+    assert swaps == ["swap"]
 
 
 def test_it_comes_back_from_a_checkpoint(net):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from yolods.engine.masters import Masters
+from yolods.interrupt import Stopped
 
 
 class ShardedEma:
@@ -57,12 +58,17 @@ class ShardedEma:
 
     @contextmanager
     def exchange(self) -> Iterator[None]:
-        """Within: the model is the average. After: exactly what it was. A collective."""
+        """Within: the model is the average. After, or after a stop on which ranks agreed: what it was. A collective.
+
+        Not after any other failure: it is one rank's, which would wait here for the others, with what it has to say.
+        """
         self._swap()
         try:
             yield
-        finally:
+        except Stopped:
             self._swap()
+            raise
+        self._swap()
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's shards of the average, to be saved by this rank."""
