@@ -16,7 +16,7 @@ from yolods.errors import UserError, nearest
 from yolods.interrupt import Stopped, noted, patient
 
 if TYPE_CHECKING:
-    from yolods.cluster.launch import LaunchFlags
+    from yolods.cluster.flags import LaunchFlags
     from yolods.config import RunConfig
 
 USAGE = """usage: yolods WORD [flags]
@@ -107,7 +107,7 @@ def _export_parser() -> argparse.ArgumentParser:
 
 
 def _doctor_parser() -> argparse.ArgumentParser:
-    from yolods.cluster.launch import add_launch_arguments
+    from yolods.cluster.flags import add_launch_arguments
 
     parser = _Parser(prog="yolods doctor", description=_DOCTOR, allow_abbrev=False)
     add_launch_arguments(parser)
@@ -118,7 +118,8 @@ def _doctor_parser() -> argparse.ArgumentParser:
 
 def _launch(words: list[str]) -> int:
     """Check everything that one process can check, then become DeepSpeed's launcher."""
-    from yolods.cluster.launch import LaunchFlags, launcher_command, ranks_of, split_words
+    from yolods.cluster.flags import LaunchFlags, split_words
+    from yolods.cluster.launch import launcher_command, ranks_of
     from yolods.telemetry.log import quiet_dependencies
 
     flags, rest = split_words(words)
@@ -156,7 +157,7 @@ def _launch_train(words: list[str], flags: LaunchFlags, ranks: int, gpus: int) -
 
 
 def _doctor(words: list[str]) -> int:
-    from yolods.cluster.launch import split_words
+    from yolods.cluster.flags import split_words
 
     return _examine(*split_words(words))
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from yolods.cluster.flags import LaunchFlags
 from yolods.cluster.hosts import Host
-from yolods.cluster.launch import LaunchFlags, hosts_of, launcher_command
-from yolods.cluster.supervise import Start
+from yolods.cluster.launch import hosts_of, launcher_command
+from yolods.cluster.supervise import Start, say
 from yolods.cluster.words import plural
 from yolods.config import RunConfig
 from yolods.errors import UserError
@@ -63,7 +64,7 @@ class Restarts:
         step = newest_step(self._run_dir)
         where = "the beginning" if step is None else f"step {step}"
         if status == EXCEPTION and step in self._failed_after:
-            _say(f"two starts from {where} have failed before the next checkpoint: giving up")
+            say(f"two starts from {where} have failed before the next checkpoint: giving up")
             return status
         if status == EXCEPTION:
             self._failed_after.add(step)
@@ -74,7 +75,7 @@ class Restarts:
             flags, ranks = self._layout(words)
             return self._start(words, flags, f"from {where} on {plural(ranks, 'rank')}")
         except UserError as error:
-            _say(f"it cannot be started again: {error}")
+            say(f"it cannot be started again: {error}")
             return status
 
     def _layout(self, words: Sequence[str]) -> tuple[LaunchFlags, int]:
@@ -118,8 +119,10 @@ def newest_step(run_dir: Path) -> int | None:
 
 def _stopped(run_dir: Path) -> int | None:
     """The status of a run that was stopped on request, at its newest checkpoint; None: it was not."""
+    from yolods.checkpoint.verify import STOPPED
+
     try:
-        step, status = (run_dir / "checkpoints" / "stopped").read_text(encoding="utf-8").split()
+        step, status = (run_dir / "checkpoints" / STOPPED).read_text(encoding="utf-8").split()
     except (OSError, ValueError):
         return None
     return int(status) if int(step) == newest_step(run_dir) else None
@@ -133,7 +136,7 @@ def _answering(hosts: Sequence[Host], run_dir: Path) -> list[Host]:
     answers = ask(hosts, Request(), Caller(Path.cwd(), sys.executable, {}), local=False)
     for answer in answers:
         if answer.report is None:
-            _say(f"{answer.host.name} is left out: {answer.problem}")
+            say(f"{answer.host.name} is left out: {answer.problem}")
     left = [answer.host for answer in answers if answer.report is not None]
     clear(left, run_dir)
     return left
@@ -147,7 +150,3 @@ def _include(slots: Sequence[tuple[str, int]]) -> str:
 
 def _resumes(words: Sequence[str]) -> bool:
     return any(word == "--resume" or word.startswith("--resume=") for word in words)
-
-
-def _say(text: str) -> None:
-    print(f"yolods: {text}", file=sys.stderr, flush=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -42,6 +43,19 @@ def started(words: list[str], cwd: Path, screen: IO[str]) -> Iterator[subprocess
         yield process
     finally:
         kill(process)
+
+
+def wait_for(true: Callable[[], bool], seconds: float, process: subprocess.Popen, screen: Path) -> None:
+    """Until a command that runs has come to a point.
+
+    Raises:
+        AssertionError: it has ended, or takes longer; with what it has shown.
+    """
+    end = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, "the run ended by itself:\n" + screen.read_text()
+        assert time.monotonic() < end, "nothing happened:\n" + screen.read_text()
+        time.sleep(0.05)
 
 
 def kill(process: subprocess.Popen[str]) -> None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.dist.starts import ROOT, SMALL
-from tests.forks import environment
+from tests.dist.starts import ROOT, SMALL, started, wait_for
 from tests.tiny import make_dataset
 from tests.two_hosts import TwoHosts
 from yolods.checkpoint.verify import names_in, step_of
@@ -89,13 +86,6 @@ def of_the_run(hosts: TwoHosts, *parts: str) -> list[psutil.Process]:
     return found
 
 
-def until(true: Callable[[], bool], seconds: float, process: subprocess.Popen[str], screen: Path) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert process.poll() is None and time.monotonic() < end, screen.read_text()
-        time.sleep(0.1)
-
-
 def test_a_cable_pulled_in_mid_epoch(two_hosts: TwoHosts, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data", train=IMAGES, val=4)
     (tmp_path / "ds.json").write_text(json.dumps({"yolods": {"checkpoint": {"every_steps": EVERY_STEPS}}}))
@@ -108,31 +98,20 @@ def test_a_cable_pulled_in_mid_epoch(two_hosts: TwoHosts, tmp_path: Path) -> Non
         names = names_in(run / "checkpoints")
         return step_of(names[-1])[0] if names else 0
 
-    with open(screen, "w") as out:
-        process = subprocess.Popen(
-            two_hosts.first.words(words, tmp_path),
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-    try:
-        until(lambda: newest() >= STEPS + EVERY_STEPS, PATIENCE_SECONDS, process, screen)
-        before = of_the_run(two_hosts)
-        assert len(of_the_run(two_hosts, "keeper.py")) == 2
-        two_hosts.cut(two_hosts.second)
-        _, alive = psutil.wait_procs(before, timeout=GONE_SECONDS)
-        assert not alive, [each.cmdline() for each in alive] + [screen.read_text()]
-        assert process.wait(PATIENCE_SECONDS) == 0, screen.read_text()
-    finally:
-        process.kill()
-        process.wait()
-        for each in of_the_run(two_hosts, "yolods", "ssh"):
-            with suppress(psutil.Error):
-                each.kill()
-        two_hosts.mend(two_hosts.second)
+    with open(screen, "w") as out, started(two_hosts.first.words(words, tmp_path), tmp_path, out) as process:
+        try:
+            wait_for(lambda: newest() >= STEPS + EVERY_STEPS, PATIENCE_SECONDS, process, screen)
+            before = of_the_run(two_hosts)
+            assert len(of_the_run(two_hosts, "keeper.py")) == 2
+            two_hosts.cut(two_hosts.second)
+            _, alive = psutil.wait_procs(before, timeout=GONE_SECONDS)
+            assert not alive, [each.cmdline() for each in alive] + [screen.read_text()]
+            assert process.wait(PATIENCE_SECONDS) == 0, screen.read_text()
+        finally:
+            for each in of_the_run(two_hosts, "yolods", "ssh"):
+                with suppress(psutil.Error):
+                    each.kill()
+            two_hosts.mend(two_hosts.second)
     shown = screen.read_text()
     assert "rank 1 on beta (process" in shown
     assert "no sign of life" in shown

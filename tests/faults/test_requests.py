@@ -7,26 +7,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.forks import environment
+from tests.dist.starts import started, wait_for
 from tests.tiny import make_dataset
 
 pytestmark = pytest.mark.slow
 WORDS = ("--model", "yolov5[0.1,0.1]", "--imgsz", "64", "--batch-size", "4", "--epochs", "1000")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float, process: subprocess.Popen, screen: Path) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the run ended by itself:\n" + screen.read_text()
-        assert time.monotonic() < end, "nothing happened:\n" + screen.read_text()
-        time.sleep(0.05)
 
 
 def interrupted(
@@ -38,21 +29,13 @@ def interrupted(
     words = [sys.executable, "-m", "yolods", *words, "train", "--data", str(yaml), *WORDS, "--noplots", "--noval"]
     words += ["--set", "nbs=4", "--deepspeed_config", "ds.json", "--workers", str(workers)]
     screen = folder / "screen"
-    with open(screen, "wb") as out:
-        process = subprocess.Popen(
-            words, cwd=folder, env=environment(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        results = folder / "runs" / "exp" / "results.csv"
+    results = folder / "runs" / "exp" / "results.csv"
+    with open(screen, "w") as out, started(words, folder, out) as process:
         wait_for(lambda: results.is_file() and results.read_text().count("\n") > 3, 120, process, screen)
         family = psutil.Process(process.pid).children(recursive=True)
         stop(process)
         status = process.wait(30)
         assert not psutil.wait_procs(family, timeout=5)[1]
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
     return status, screen.read_text()
 
 

@@ -1,9 +1,5 @@
 """The board within one process; ranks meet over it in tests/dist."""
 
-import threading
-
-import pytest
-
 from yolods.checkpoint.verify import alone
 from yolods.cluster.board import open_board
 
@@ -16,11 +12,3 @@ def test_values_are_read_as_they_were_written_and_missing_ones_are_none() -> Non
     board.put("b", [1, "x"])
     assert board.clone().get(["a", "b"]) == [None, [1, "x"]]
     assert board.get([]) == []
-
-
-def test_a_wait_ends_with_the_value_or_in_time() -> None:
-    board = open_board(alone())
-    with pytest.raises(TimeoutError, match="nothing under late after"):
-        board.wait("late", 0.1)
-    threading.Timer(0.1, lambda: board.clone().put("late", 5)).start()
-    assert board.wait("late", 10) == 5

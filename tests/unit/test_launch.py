@@ -12,7 +12,8 @@ import pytest
 
 from yolods import interrupt
 from yolods.cluster import launch, runner, supervise
-from yolods.cluster.launch import ALLOCATOR, LaunchFlags, free_port, launcher_command, ranks_of, split_words
+from yolods.cluster.flags import LaunchFlags, split_words
+from yolods.cluster.launch import ALLOCATOR, free_port, launcher_command, ranks_of
 from yolods.errors import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -36,7 +36,7 @@ from yolods.checkpoint.background import Background
 from yolods.checkpoint.files import FileRecord, replace_text, sync_folder, write_file, write_text
 from yolods.checkpoint.read import LATEST, MODEL, PROGRESS, Checkpoint, load_rank, rank_file
 from yolods.checkpoint.state import HostCopy, collect, recut, set_rng_state
-from yolods.checkpoint.verify import MANIFEST, OLD, names_in, render_manifest, search, step_of
+from yolods.checkpoint.verify import ENDED, MANIFEST, OLD, STOPPED, names_in, render_manifest, search, step_of
 from yolods.cluster.board import Board
 from yolods.cluster.pulse import slowly
 from yolods.cluster.ranks import Ranks
@@ -46,8 +46,7 @@ from yolods.errors import UserError
 
 log = logging.getLogger(__name__)
 
-WRITING, ENDED, STOPPED = ".writing", "ended", "stopped"
-"""Names in `checkpoints/`; the last two are files that say how the run was left."""
+WRITING = ".writing"
 LIMIT_SECONDS = 1800.0
 """Longest wait for a checkpoint to be written, or for another rank's part of it: as torch's for a collective."""
 STOP_SECONDS = 60.0
@@ -233,7 +232,7 @@ class CheckpointStore:
 
     def _write(self, writing: Path, state: Mapping[str, Any]) -> Told:
         """Write this rank's file; gives what it has to be, or None and why not."""
-        who = f"rank {self._ranks.rank} on {self._ranks.host}"
+        who = self._ranks.name
         try:
             return astuple(write_rank(writing, self._ranks.rank, state)), who
         except (OSError, RuntimeError) as error:  # torch has RuntimeErrors of its own for what it cannot store

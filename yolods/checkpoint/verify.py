@@ -23,6 +23,8 @@ from yolods.checkpoint.read import LATEST
 from yolods.cluster.ranks import Ranks
 
 MANIFEST = "manifest.json"
+ENDED, STOPPED = "ended", "stopped"
+"""Files in `checkpoints/` that say how the run was left: it has nothing left to do; it was stopped on request."""
 OLD = "-old"
 NAME = re.compile(rf"step(\d+)({OLD})?")
 """step00000128; step00000128-old is on the disk for the moment in which that step is saved a second time."""

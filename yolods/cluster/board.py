@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -20,7 +19,6 @@ import torch.distributed as dist
 
 from yolods.cluster.ranks import Ranks
 
-POLL_SECONDS = 0.05
 CONNECT = timedelta(seconds=60)
 
 
@@ -49,21 +47,6 @@ class Board:
         if self._store.check(list(keys)):  # the common case, in two messages however many keys there are
             return [json.loads(value) for value in self._store.multi_get(list(keys))]
         return [json.loads(self._store.get(key)) if self._store.check([key]) else None for key in keys]
-
-    def wait(self, key: str, seconds: float) -> Any:
-        """The value of `key`, as soon as there is one.
-
-        Raises:
-            TimeoutError: there is none after `seconds`.
-            RuntimeError: rank 0's process is gone.
-        """
-        # The store's own wait writes a warning to the screen each time that it ends without a value.
-        deadline = time.monotonic() + seconds
-        while not self._store.check([key]):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"nothing under {key} after {seconds:g} s")
-            time.sleep(POLL_SECONDS)
-        return json.loads(self._store.get(key))
 
     def clone(self) -> Board:
         """The same board, over another connection."""

@@ -5,25 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from yolods.cluster.flags import LaunchFlags, add_launch_arguments, split_words
+from yolods.cluster.flags import LaunchFlags
 from yolods.cluster.hosts import Host, parse_hostfile, select
 from yolods.cluster.launchers import MODULE, crosses_hosts, over_hosts
-from yolods.cluster.place import is_here
+from yolods.cluster.place import is_here, tools_on_path
 from yolods.errors import UserError
-
-__all__ = [
-    "ALLOCATOR",
-    "CPU_RANKS",
-    "LaunchFlags",
-    "add_launch_arguments",
-    "free_port",
-    "hosts_of",
-    "launcher_command",
-    "ranks_of",
-    "split_words",
-]
 
 CPU_RANKS = 2
 """Ranks on a machine without a GPU, where nothing says otherwise."""
@@ -81,7 +68,7 @@ def launcher_command(
         settings = {**quiet, **ALLOCATOR} if cpus else {}
         more, set_too = over_hosts(words, flags, hosts, settings=settings, python=python, environ=variables)
         quiet = {name: value for name, value in quiet.items() if not variables.get(name)}
-        return [*command, *more], {**quiet, **set_too, **_tools_on_path(python, variables)}
+        return [*command, *more], {**quiet, **set_too, **tools_on_path(python, variables)}
     if flags.hostfile is not None:
         # All ranks start here, or their hosts by themselves. DeepSpeed would ssh to the first one for its address, and
         # few machines let themselves in.
@@ -204,12 +191,4 @@ def _environment(
         ranks = sum(len(host.chosen) for host in hosts)
         wanted = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // ranks)), **ALLOCATOR}
     wanted = {name: value for name, value in wanted.items() if not environ.get(name)}
-    return wanted | _tools_on_path(python, environ)
-
-
-def _tools_on_path(python: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """DeepSpeed's builds look for `ninja` on the path, where an environment that is not activated does not stand."""
-    folder, path = str(Path(python).parent), environ.get("PATH", "")
-    if folder in path.split(os.pathsep):
-        return {}
-    return {"PATH": os.pathsep.join(part for part in (folder, path) if part)}
+    return wanted | tools_on_path(python, environ)

@@ -11,11 +11,9 @@ from pathlib import Path
 from yolods.cluster import travel
 from yolods.cluster.flags import LaunchFlags
 from yolods.cluster.hosts import Host
-from yolods.cluster.place import is_here, is_loopback, own_address_toward
+from yolods.cluster.place import DEFAULT_PORT, is_here, is_loopback, own_address_toward
 from yolods.errors import Faults, UserError
 
-DEFAULT_PORT = 29500
-"""DeepSpeed's master port."""
 MODULE = ("--module", "yolods")
 ALIVE = "-o ServerAliveInterval=3 -o ServerAliveCountMax=3"
 """Has ssh, and with it pdsh, end within 12 seconds when a host is cut off: by itself it waits for ever. What a user's

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from yolods.cluster.pulse import TOLERANCE
-
 if TYPE_CHECKING:
     from yolods.config.own import WatchdogConfig
 
+TOLERANCE = 10.0
+"""A phase is late from this many times its longest so far on."""
 FAILED_SECONDS = 3.0
 """What fails on every rank alike is said by each; only where a rank alone has failed do the others have to be told."""
 BROKEN_SECONDS = 3.0

@@ -20,6 +20,8 @@ PLACES = (
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # the second one is set in a task of srun and only there
 )
 """Rank, size and local rank under the names of mpirun and of srun."""
+DEFAULT_PORT = 29500
+"""DeepSpeed's master port."""
 _ANY_PORT = 9
 
 
@@ -31,7 +33,7 @@ def settle(environ: MutableMapping[str, str]) -> None:
     """
     _adopt_place(environ)
     _find_interface(environ)
-    _find_tools(environ)
+    environ.update(tools_on_path(sys.executable, environ))
 
 
 def own_address_toward(host: str) -> str | None:
@@ -69,6 +71,14 @@ def cpu_threads(environ: Mapping[str, str]) -> int | None:
     return max(1, len(os.sched_getaffinity(0)) // int(ranks))
 
 
+def tools_on_path(python: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """PATH with what stands beside a Python on it, where it is not: DeepSpeed's builds look there for `ninja`."""
+    folder, path = str(Path(python).parent), environ.get("PATH", "")
+    if folder in path.split(os.pathsep):
+        return {}
+    return {"PATH": os.pathsep.join(part for part in (folder, path) if part)}
+
+
 def _adopt_place(environ: MutableMapping[str, str]) -> None:
     """Read the rank from mpirun's or srun's variables, under which DeepSpeed's own launcher has no part."""
     for names in PLACES:
@@ -80,7 +90,7 @@ def _adopt_place(environ: MutableMapping[str, str]) -> None:
         if int(environ["WORLD_SIZE"]) > 1 and not environ.get("MASTER_ADDR"):
             raise UserError("MASTER_ADDR is not set, so that ranks cannot meet; start by yolods launch, or set it")
         environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        environ.setdefault("MASTER_PORT", "29500")
+        environ.setdefault("MASTER_PORT", str(DEFAULT_PORT))
 
 
 def _find_interface(environ: MutableMapping[str, str]) -> None:
@@ -100,10 +110,3 @@ def _find_interface(environ: MutableMapping[str, str]) -> None:
     if interface := next(named, None):
         environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # =: this name, and not all that begin so
-
-
-def _find_tools(environ: MutableMapping[str, str]) -> None:
-    """Put what stands beside this Python on the path: DeepSpeed's builds look there for ninja."""
-    beside, path = str(Path(sys.executable).parent), environ.get("PATH", "")
-    if beside not in path.split(os.pathsep):
-        environ["PATH"] = os.pathsep.join(part for part in (beside, path) if part)

@@ -4,7 +4,7 @@ The main thread marks each phase as it enters it, which costs about a microsecon
 newest mark. Time is counted by that thread in ticks, not by the clock: a machine that slept, or a run that was
 suspended by Ctrl-Z, has not been slow.
 
-A phase is late when it lasts ten times as long as it ever did. One that was never seen before has nothing to be
+A phase is late when it lasts far longer than it ever did (`monitor`). One that was never seen before has nothing to be
 compared with, and one that declares itself (`slowly`) may take its time: compiling, scanning a data set, drawing.
 """
 
@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-TOLERANCE = 10.0
-"""A phase is late from this many times its longest so far on."""
 LEARNED = 2
 """Times that a phase is entered before it can be late: the first holds compilations and allocations."""
 
@@ -51,11 +49,6 @@ class Standing:
     """Since when it has been in it."""
     usual: float | None
     """The longest that this phase has taken; None: it is new, or has declared itself slow."""
-
-    @property
-    def limit(self) -> float | None:
-        """Seconds from which it is late by its own measure."""
-        return None if self.usual is None else TOLERANCE * self.usual
 
 
 class Pulse:

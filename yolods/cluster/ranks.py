@@ -45,6 +45,11 @@ class Ranks:
     """Where this rank computes."""
 
     @property
+    def name(self) -> str:
+        """As messages have it."""
+        return f"rank {self.rank} on {self.host}"
+
+    @property
     def is_main(self) -> bool:
         """Whether this rank speaks and writes for all."""
         return self.rank == 0

@@ -68,13 +68,13 @@ def supervise(first: Start, again: Callable[[int], Start | int], *, restarts: in
                 return status
             meaning = f" ({MEANINGS[status]})" if status in MEANINGS else ""
             if number == restarts:
-                _say(f"the run ended with status {status}{meaning}, after {number} restarts: giving up")
+                say(f"the run ended with status {status}{meaning}, after {number} restarts: giving up")
                 return status
             following = again(status)
             if isinstance(following, int):
                 return following
             number += 1
-            _say(f"the run ended with status {status}{meaning}; restart {number} of {restarts} {following.about}")
+            say(f"the run ended with status {status}{meaning}; restart {number} of {restarts} {following.about}")
             start = following
 
 
@@ -146,6 +146,7 @@ def _is_ours(process: psutil.Process) -> bool:
         return False
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line of the command's own, on standard error."""
     with suppress(OSError):
         print(f"yolods: {text}", file=sys.stderr, flush=True)

@@ -6,8 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from yolods.cluster.board import POLL_SECONDS, Board
+from yolods.cluster.board import Board
 from yolods.cluster.ranks import Ranks
+
+POLL_SECONDS = 0.05
 
 
 class Talk:

@@ -11,7 +11,8 @@ from pathlib import Path
 from yolods.cluster.doctor import Finding, Plan, diagnose
 from yolods.cluster.flags import LaunchFlags
 from yolods.cluster.hosts import Host
-from yolods.cluster.launchers import DEFAULT_PORT, TOOLS, meeting_address
+from yolods.cluster.launchers import TOOLS, meeting_address
+from yolods.cluster.place import DEFAULT_PORT
 from yolods.cluster.probe import Request, machine_id
 from yolods.cluster.reach import Caller, ask
 from yolods.cluster.table import show

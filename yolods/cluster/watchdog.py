@@ -87,9 +87,8 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if self._policy.enabled:
-            name = f"rank {self._ranks.rank} on {self._ranks.host}"
             # Later than the others find it out: they know more to say.
-            self._keeper = Keeper(name, self._policy.silence_seconds + 2 * BEAT)
+            self._keeper = Keeper(self._ranks.name, self._policy.silence_seconds + 2 * BEAT)
             self._exchange.beat = self._beat(Standing(PULSE.now, 0.0, None), False)
             if self._ranks.is_main:
                 self._board.put("verdict", None)  # so that a read finds every key, and asks once for all of them
@@ -109,7 +108,7 @@ class Watchdog:
             self._left = "" if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
             shown = isinstance(error, UserError) or interrupt.pressed()  # the first is for the command line to show
             if self._left and not shown:
-                log.error("rank %d on %s failed in %s: %s", self._ranks.rank, self._ranks.host, PULSE.now, self._left)
+                log.error("%s failed in %s: %s", self._ranks.name, PULSE.now, self._left)
             self._post()
         self._stop.set()
         self._exchange.stop.set()
@@ -199,7 +198,7 @@ class Watchdog:
 
     def _without_launcher(self, text: str) -> Verdict | None:
         """Stop as on request, which saves; end where that takes too long."""
-        who = f"rank {self._ranks.rank} on {self._ranks.host}"
+        who = self._ranks.name
         if self._alone_since is None:
             self._alone_since = self._now
             self._say(logging.ERROR, f"{text.format(who)}; stopping")
