@@ -83,7 +83,7 @@ class Restarts:
         hosts = hosts_of(self._flags, gpus=self._gpus)
         # Under the other launchers hosts need not let anybody in, and are looked after by the scheduler.
         far = not self._flags.no_ssh and self._flags.launcher == "pdsh" and not all(host.is_local for host in hosts)
-        left = _answering(hosts, self._run_dir) if far else hosts
+        left = _answering(hosts, self._run_dir, self._flags.ssh_port) if far else hosts
         if not left:
             raise UserError("no host of it answers")
         slots = [(host.name, slot) for host in left for slot in host.chosen]
@@ -128,17 +128,17 @@ def _stopped(run_dir: Path) -> int | None:
     return int(status) if int(step) == newest_step(run_dir) else None
 
 
-def _answering(hosts: Sequence[Host], run_dir: Path) -> list[Host]:
+def _answering(hosts: Sequence[Host], run_dir: Path, port: int | None) -> list[Host]:
     """Those that answer, and on which nothing is left of the run."""
     from yolods.cluster.probe import Request
     from yolods.cluster.reach import Caller, ask, clear
 
-    answers = ask(hosts, Request(), Caller(Path.cwd(), sys.executable, {}), local=False)
+    answers = ask(hosts, Request(), Caller(Path.cwd(), sys.executable, {}, port), local=False)
     for answer in answers:
         if answer.report is None:
             say(f"{answer.host.name} is left out: {answer.problem}")
     left = [answer.host for answer in answers if answer.report is not None]
-    clear(left, run_dir)
+    clear(left, run_dir, port)
     return left
 
 

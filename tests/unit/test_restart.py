@@ -82,18 +82,29 @@ def test_an_exception_that_comes_twice_from_one_checkpoint_ends_it(
 
 
 @pytest.fixture
-def hostfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def asked() -> list[int | None]:
+    """The ports at which hosts were asked whether they answer."""
+    return []
+
+
+@pytest.fixture
+def hostfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int | None]) -> Path:
     """Three hosts, of which the second does not answer."""
     file = tmp_path / "hosts"
     file.write_text("a slots=2\nb slots=2\nc slots=2\n")
 
-    def answering(hosts: Sequence[Host], run_dir: Path) -> list[Host]:
+    def answering(hosts: Sequence[Host], run_dir: Path, port: int | None) -> list[Host]:
+        asked.append(port)
         return [host for host in hosts if host.name != "b"]
 
     monkeypatch.setattr(restart, "_answering", answering)
-    commands: list[LaunchFlags] = []
-    monkeypatch.setattr(restart, "launcher_command", lambda words, flags, **_: (commands.append(flags) or [flags], {}))
+    monkeypatch.setattr(restart, "launcher_command", lambda words, flags, **_: ([flags], {}))
     return file
+
+
+def test_hosts_are_asked_where_their_sshd_listens(tmp_path: Path, hostfile: Path, asked: list[int | None]) -> None:
+    restarts(tmp_path, flags=LaunchFlags(hostfile=hostfile, ssh_port=2222)).again(LOST)
+    assert asked == [2222]
 
 
 def test_a_host_that_is_gone_is_left_out(tmp_path: Path, hostfile: Path) -> None:

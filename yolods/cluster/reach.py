@@ -74,13 +74,14 @@ def ask(hosts: Sequence[Host], request: Request, caller: Caller, *, local: bool)
         return list(pool.map(lambda host: _ask(host, source, words, caller, local), hosts))
 
 
-def clear(hosts: Sequence[Host], run_dir: Path) -> None:
+def clear(hosts: Sequence[Host], run_dir: Path, port: int | None) -> None:
     """Wait until no rank of a run is left on hosts, and kill what is after CLEAR_SECONDS.
 
     Ranks whose login has ended stop by themselves once they notice. DeepSpeed's own way, pkill, is used here as well.
 
     Args:
         run_dir: absolute; it stands in the command of every rank.
+        port: where sshd listens; None: what ssh's own configuration says.
     """
     # In brackets, so that it does not find itself.
     pattern = shlex.quote(f"[y]olods train .*--run-dir {re.escape(str(run_dir))}( |$)")
@@ -88,7 +89,7 @@ def clear(hosts: Sequence[Host], run_dir: Path) -> None:
     command = shlex.join(["sh", "-c", f"{wait}; pkill -KILL -f {pattern}; sleep 1"])
     processes = [
         subprocess.Popen(
-            ssh_command(host.name, command, os.environ),
+            ssh_command(host.name, command, os.environ, port),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from yolods.data.dataset import EVAL_GROUP, DetectionSet
 from yolods.data.sampler import SampleId, Stream, keyed_seed
 from yolods.errors import UserError
+from yolods.interrupt import REQUESTS
 
 Batch = dict[str, Any]
 
@@ -176,9 +177,9 @@ def _unchanged(batch: Batch | str) -> Batch | str:
 def _prepare_worker(worker: int) -> None:
     """One thread a worker, and requests to stop are for the main process: it ends the workers in good order.
 
-    SIGTERM, too: DeepSpeed's launcher sends it to all that a rank has started.
+    They reach workers as well: by the terminal, and from DeepSpeed's launcher, which tells all that a rank has started.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for request in REQUESTS:
+        signal.signal(request, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
