@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +25,8 @@ SETTINGS = ("--model", "yolov5n", "--imgsz", "64", "--batch-size", "4", "--worke
 FIRST_STEP = re.compile(r"^(\S+ \S+) \w+ +yolods\.telemetry: step \d+: ", re.MULTILINE)
 """Of train.log; once a start."""
 RESUMED = re.compile(r"^(\S+ \S+) .*Resuming after step \d+", re.MULTILINE)
+NAMES = ("named", "ended", "resumed", "first step")
+"""Of a restart's times."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,16 @@ class Restart:
     """Seconds from the kill of a rank on."""
 
     named: float
-    """Until the run's end was said."""
+    """Until the screen said which rank it was."""
+    ended: float
+    """Until no process of the run was left, and it was started again."""
     resumed: float
     """Until the checkpoint was read."""
     first_step: float
     """Until a step was taken."""
 
     def __str__(self) -> str:
-        return f"named after {self.named:.1f} s, resumed after {self.resumed:.1f} s, first step {self.first_step:.1f} s"
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in zip(NAMES, astuple(self), strict=True))
 
 
 def restart(folder: Path) -> Restart:
@@ -59,9 +63,13 @@ def restart(folder: Path) -> Restart:
         wait.until(lambda: _newest(run) > 5, "a checkpoint")
         killed = time.time()
         _rank(process, 1).send_signal(signal.SIGKILL)
-        named = wait.until(lambda: "restart 1 of 1" in screen.read_text(encoding="utf-8"), "the restart")
+        named, ended = (
+            wait.until(lambda text=text: text in screen.read_text(encoding="utf-8"), f"line with {text!r}")
+            for text in ("ended without a word", "restart 1 of 1")
+        )
         wait.until(lambda: len(_times(run, FIRST_STEP)) > 1, "a step after the restart")
-        return Restart(named - killed, _times(run, RESUMED)[-1] - killed, _times(run, FIRST_STEP)[-1] - killed)
+        reached = (named, ended, _times(run, RESUMED)[-1], _times(run, FIRST_STEP)[-1])
+        return Restart(*(when - killed for when in reached))
 
 
 class _Wait:
@@ -104,6 +112,6 @@ def _times(run: Path, pattern: re.Pattern[str]) -> list[float]:
 def restart_table(found: Sequence[Restart]) -> list[str]:
     """Rows of seconds since the kill."""
     rows = ["| since the kill, s | median (min..max) |", "| --- | ---: |"]
-    for name, key in (("named", "named"), ("resumed", "resumed"), ("first step", "first_step")):
-        rows.append(f"| {name} | {Spread.of(getattr(each, key) for each in found).text(1)} |")
+    for name, seconds in zip(NAMES, zip(*map(astuple, found), strict=True), strict=True):
+        rows.append(f"| {name} | {Spread.of(seconds).text(1)} |")
     return [*rows, "", f"{len(found)} kills."]

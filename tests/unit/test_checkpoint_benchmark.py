@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,41 +15,44 @@ from benchmarks.checkpoint_restart import FIRST_STEP, RESUMED, Restart, _newest,
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "checkpoint.py"
 
 
-def rounds(beside: float, left: float = 0.0) -> list[list[Interval]]:
+def rounds(beside: float, left: float = 0.0, work: float = 0.05) -> list[list[Interval]]:
     """Three rounds of 10 steps of 0.1 s; each way's place in a round is another one."""
     rows = []
     for number in range(3):
         plain = 1.0 + 0.01 * number
         row = [
-            Interval(NONE, 0.0, plain, 0.0),
-            Interval(WAITING, 0.4, plain + 0.5, 0.0),
-            Interval(BESIDE, 0.02, plain + beside, left),
+            Interval(NONE, 0.0, 0.0, plain, 0.0),
+            Interval(WAITING, 0.4, 0.1, plain + 0.5, 0.0),
+            Interval(BESIDE, 0.02, work, plain + beside, left),
         ]
         rows.append(row[number:] + row[:number])
     return rows
 
 
-def case(beside: float, left: float = 0.0) -> Case:
-    slower = [[Interval(one.way, 2 * one.held, one.seconds, one.left) for one in row] for row in rounds(beside, left)]
-    return Case("yolov5n", 2, 10, [Seen(30.0, rounds(beside, left)), Seen(31.0, slower)])
+def case(beside: float, left: float = 0.0, work: float = 0.05) -> Case:
+    quicker = rounds(beside, left, work)
+    slower = [[replace(one, held=2 * one.held) for one in row] for row in quicker]
+    return Case("yolov5n", 2, 10, [Seen(30.0, quicker), Seen(31.0, slower)])
 
 
-def test_a_checkpoint_costs_what_its_interval_is_longer():
+def test_what_a_checkpoint_costs():
     """Beside the interval of the same round, and the time of a step where there is no checkpoint."""
-    found = case(0.05)
+    found = case(0.08)
     assert found.step == pytest.approx(0.101)
     assert found.held(WAITING) == [0.8] * 3 and found.held(BESIDE) == [0.04] * 3
+    assert found.stall(WAITING) == [0.8] * 3 and found.stall(BESIDE) == pytest.approx([0.09] * 3)
     assert found.longer(WAITING) == pytest.approx([0.5] * 3)
-    assert found.share(BESIDE, 100) == pytest.approx(0.05 / 10.1)
+    assert found.share(found.stall(BESIDE)) == pytest.approx(0.09 / 10.1)
     assert found.noise() == pytest.approx(0.02)
     assert misses([found]) == []
     waiting, beside = table([found])[2:]
-    assert waiting == "| yolov5n | 2 | 31 | 0.101 | synchronous | 800 (800..800) | 500 (500..500) | 4.95% | 0.50% |"
-    assert beside == "| yolov5n | 2 | 31 | 0.101 | asynchronous | 40 (40..40) | 50 (50..50) | 0.50% | 0.05% |"
+    about = "| yolov5n | 2 | 31 | 0.101 |"
+    assert waiting == f"{about} synchronous | 800 (800..800) | 100 (100..100) | 500 (500..500) | 7.92% | 4.95% |"
+    assert beside == f"{about} asynchronous | 40 (40..40) | 50 (50..50) | 80 (80..80) | 0.89% | 0.79% |"
 
 
 def test_what_is_wrong_with_a_measurement_is_said():
-    found = case(0.2, left=0.3)
+    found = case(0.2, left=0.3, work=0.16)
     assert misses([found]) == ["yolov5n, 2 ranks: 1.98% of 100 steps"]
     assert (
         doubts([found])[1]
@@ -74,7 +78,7 @@ def test_times_of_a_restart_are_read_from_the_log(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest").write_text("step00000010")
     assert _newest(tmp_path) == 10
-    lines = restart_table([Restart(1.0, 8.0, 9.0), Restart(2.0, 9.0, 10.0)])
+    lines = restart_table([Restart(0.4, 1.0, 8.0, 9.0), Restart(0.6, 2.0, 9.0, 10.0)])
     assert lines[-3:] == ["| first step | 9.5 (9.0..10.0) |", "", "2 kills."]
 
 
