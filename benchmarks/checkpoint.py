@@ -40,7 +40,8 @@ its fp32 weights, moments and moving average, and the same once more as the snap
   asynchronous checkpoint takes them from the steps; one rank leaves a core free for it.
 - *longer*: by how much the interval was longer than the one without a checkpoint of the same round. It holds all of the
   cost, the disk's part too, and the noise of two whole intervals, which is given below.
-- *stall*: held, and asynchronous also writing: what the steps are kept waiting at most. The target is judged by it."""
+- *stall*: held, and also writing where an asynchronous checkpoint has no core of its own: what the steps are kept
+  waiting at most. The target is judged by it."""
 
 RESTART_METHOD = """\
 `yolods launch train --max-restarts 1` on two CPU ranks, yolov5n at 64 px, a checkpoint every 5 steps. Once a checkpoint
@@ -117,7 +118,7 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
                     rounds=options.rounds,
                     stage=options.stage,
                 )[count]
-            case = Case(model, count, options.steps, [Seen.of(each) for each in told])
+            case = Case(model, count, options.steps, [Seen.of(each) for each in told], len(available()) > count)
             print("\n".join(table([case])[2:]), flush=True)
             yield case
 

@@ -33,9 +33,9 @@ class Interval:
     """Seconds from the last step to the end of the writing."""
 
     @property
-    def stall(self) -> float:
-        """Seconds that the steps are kept waiting at most; synchronous, the writing is a part of what holds them."""
-        return self.held + (self.worked if self.way == BESIDE else 0.0)
+    def cost(self) -> float:
+        """Seconds that the save and a thread that writes take of one core."""
+        return self.held + self.worked
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class Case:
     steps: int
     """Of an interval."""
     seen: Sequence[Seen]
+    spare: bool = False
+    """Whether the machine has a core beside those of the ranks."""
 
     @property
     def step(self) -> float:
@@ -81,10 +83,12 @@ class Case:
         return self._worst(way, "worked")
 
     def stall(self, way: str) -> list[float]:
-        """Round by round, what a run has to wait for at most, on the rank that waits longest: the save, and
-        asynchronous, on a machine without a core to spare, also what the thread that writes takes of the steps' core.
+        """Round by round, what the steps are kept waiting at most, on the rank that waits longest: by the save, and
+        where a thread writes on the core that the steps are taken on, by what it needs of it.
         """
-        return self._worst(way, "stall")
+        if way == WAITING or self.spare:
+            return self.held(way)
+        return self._worst(way, "cost")
 
     def longer(self, way: str) -> list[float]:
         """Round by round, by how much an interval was longer than the one without a checkpoint."""

@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,6 +97,20 @@ def accept_torch_optimizers() -> None:
 
 def _no_warning_of_optimizers(record: logging.LogRecord) -> bool:
     return "ZeRO with an untested optimizer" not in str(record.msg)
+
+
+def leave_failures_to_the_next_write() -> None:
+    """Keep the traceback of TensorBoard's writing thread off the screen; calling it again changes nothing.
+
+    Seen with tensorboard 2.21: on a full disk the thread keeps the error for the next call that writes, which tells of
+    it in a line, and raises it besides.
+    """
+    threading.excepthook = _of_other_threads
+
+
+def _of_other_threads(failure: threading.ExceptHookArgs) -> None:
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failure)
 
 
 @contextmanager

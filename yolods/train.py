@@ -355,7 +355,7 @@ class Run:
         try:
             ask()
         except OSError as error:
-            self.telemetry.event("checkpoint", f"{error}; training goes on, the earlier checkpoint stays", warn=True)
+            self.telemetry.event("checkpoint", f"{error}; the earlier checkpoint stays", warn=True)
             return False
         return True
 

@@ -44,6 +44,7 @@ def test_what_a_checkpoint_costs():
     assert found.longer(WAITING) == pytest.approx([0.5] * 3)
     assert found.share(found.stall(BESIDE)) == pytest.approx(0.09 / 10.1)
     assert found.noise() == pytest.approx(0.02)
+    assert replace(found, spare=True).stall(BESIDE) == found.held(BESIDE)
     assert misses([found]) == []
     waiting, beside = table([found])[2:]
     about = "| yolov5n | 2 | 31 | 0.101 |"

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from yolods.compat import leave_failures_to_the_next_write
 from yolods.stats import EpochStats, PipeStats, StabilityEvent, StepStats
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Board:
         """
         from torch.utils.tensorboard import SummaryWriter
 
+        leave_failures_to_the_next_write()
         # Also on a first start: readers take the first such mark in a folder for its beginning, the next for a restart.
         self._writer = SummaryWriter(str(run_dir), purge_step=start_step + 1, flush_secs=20)
         self._every = max(steps_per_epoch // _POINTS_AN_EPOCH, 1)
