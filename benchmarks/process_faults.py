@@ -1,6 +1,6 @@
 """Processes that are killed, stopped, stuck or fail in the middle of a run: named in time, ended, and begun again?
 
-    python benchmarks/process_faults.py --record benchmarks/process_faults.md
+    python benchmarks/process_faults.py --at-once 3 --record benchmarks/process_faults.md
 
 The cases are those of tests/faults/processes.py, of which tests/faults/test_processes.py plays a few.
 """
@@ -12,8 +12,10 @@ import shlex
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -56,30 +58,75 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     made.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: all")
+    made.add_argument("--at-once", type=int, default=1, metavar="N", help="layouts side by side (default 1)")
     made.add_argument("--record", type=Path, metavar="MD", help="write the result to this file")
     options = made.parse_args(words)
-    began, date, about = time.monotonic(), datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), describe([0])
-    rows: list[str] = []
-    faults: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="yolods-processes-") as scratch:
-        folder = Path(scratch)
-        data = make_dataset(folder / "data", train=IMAGES, val=VAL_IMAGES)
-        for layout in options.layouts:
-            whole = play(None, layout, data, folder / layout)
-            if whole.status != 0:
-                print(whole.screen)
-                return 1
-            for case in (each for each in cases() if each.layout == layout):
-                played = play(case, layout, data, folder / "hurt")
-                found = wrong(played, whole)
-                rows.append(row(case, played, found))
-                print(rows[-1], flush=True)
-                faults += [f"{case}: {', '.join(found)}"] if found else []
-                if found:
-                    print(played.screen[-4000:], flush=True)
-                shutil.rmtree(folder / "hurt")
-                _record(options.record, date, words, about, rows, faults, began)
-    return 1 if faults else 0
+    if options.at_once < 1:
+        made.error("--at-once has to be at least 1")
+    record = Record(options.record, words)
+    with (
+        tempfile.TemporaryDirectory(prefix="yolods-processes-") as scratch,
+        ThreadPoolExecutor(options.at_once) as pool,
+    ):
+        data = make_dataset(Path(scratch, "data"), train=IMAGES, val=VAL_IMAGES)
+        streams = [pool.submit(play_all, layout, data, Path(scratch, layout), record) for layout in options.layouts]
+        for stream in streams:
+            stream.result()
+    return 1 if record.faults else 0
+
+
+def play_all(layout: str, data: Path, folder: Path, record: Record) -> None:
+    """Every case of one layout, beside its undisturbed run.
+
+    Raises:
+        RuntimeError: that one did not end well; with what the screen showed.
+    """
+    whole = play(None, layout, data, folder / "whole")
+    if whole.status != 0:
+        raise RuntimeError(f"{layout}, undisturbed: status {whole.status}\n{whole.screen}")
+    for case in (each for each in cases() if each.layout == layout):
+        played = play(case, layout, data, folder / "hurt")
+        record.add(case, played, wrong(played, whole))
+        shutil.rmtree(folder / "hurt")
+
+
+class Record:
+    """What came of the cases that have been played, written anew with each; streams may add to it side by side."""
+
+    def __init__(self, file: Path | None, words: Sequence[str]) -> None:
+        """
+        Args:
+            words: of the command line.
+        """
+        self.faults: list[str] = []
+        """Cases that were not handled rightly, and what was wrong."""
+        self._file, self._words, self._about = file, words, describe([0, 1])
+        self._date, self._began = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), time.monotonic()
+        self._rows: dict[Case, str] = {}
+        self._lock = threading.Lock()
+
+    def add(self, case: Case, played: Played, found: Sequence[str]) -> None:
+        """One case more, and what was wrong with it."""
+        with self._lock:
+            self._rows[case] = row(case, played, found)
+            print(self._rows[case], flush=True)
+            if found:
+                self.faults.append(f"{case}: {', '.join(found)}")
+                print(played.screen[-4000:], flush=True)
+            if self._file is not None:
+                self._file.write_text("\n".join(self._lines()) + "\n", encoding="utf-8")
+
+    def _lines(self) -> list[str]:
+        count, seconds = len(self._rows), time.monotonic() - self._began
+        return [
+            *(f"# Faults of processes, {self._date}", ""),
+            *(f"    {shlex.join(['python', 'benchmarks/process_faults.py', *self._words])}", ""),
+            *self._about,
+            *("", METHOD, ""),
+            *("| what | layout | moment | named | again | |", "| --- | --- | --- | ---: | ---: | --- |"),
+            *(self._rows[case] for layout in LAYOUTS for case in self._rows if case.layout == layout),
+            *("", f"{count} of {len(cases())} cases, {len(self.faults)} wrong. {seconds:.0f} s."),
+        ]
 
 
 def row(case: Case, played: Played, found: Sequence[str]) -> str:
@@ -87,29 +134,6 @@ def row(case: Case, played: Played, found: Sequence[str]) -> str:
     named = "-" if played.seconds is None else f"{played.seconds:.1f}"
     result = ", ".join(found) or "right"
     return f"| {case.what} | {case.layout} | {case.moment} | {named} | {played.again:.0f} | {result} |"
-
-
-def _record(
-    file: Path | None,
-    date: str,
-    words: Sequence[str],
-    about: Sequence[str],
-    rows: Sequence[str],
-    faults: Sequence[str],
-    began: float,
-) -> None:
-    """Write what there is so far; the last call writes all of it."""
-    if file is None:
-        return
-    lines = [
-        *(f"# Faults of processes, {date}", ""),
-        *(f"    {shlex.join(['python', 'benchmarks/process_faults.py', *words])}", ""),
-        *about,
-        *("", METHOD, ""),
-        *("| what | layout | moment | named | again | |", "| --- | --- | --- | ---: | ---: | --- |", *rows),
-        *("", f"{len(rows)} of {len(cases())} cases, {len(faults)} wrong. {time.monotonic() - began:.0f} s."),
-    ]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
