@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,6 +31,7 @@ from tests.faults.processes import (
     LAYOUTS,
     SILENCE,
     VAL_IMAGES,
+    WHATS,
     Case,
     Played,
     cases,
@@ -49,8 +50,9 @@ METHOD = f"""\
   something stuck that has been named is still given).
 - *named*: seconds from the fault to the line on the screen that says which rank, on which host and in what.
 - *again*: seconds from the fault to the end of the run, its restart and what was left of the training included.
-- Right is a case if it was named within 10 s, the run was restarted once and ended with 0, no process outlived the
-  command, and the fp32 weights and running statistics at the end are, bit for bit, those of the undisturbed run."""
+- Right is a case if it was named within 10 s, the run was restarted once (a launcher lost in the last evaluation: or
+  came to its end without) and ended with 0, no process outlived the command, and the fp32 weights and running
+  statistics at the end are, bit for bit, those of the undisturbed run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     made.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: all")
+    made.add_argument("--whats", nargs="+", choices=WHATS, default=list(WHATS), help="default: all")
     made.add_argument("--at-once", type=int, default=1, metavar="N", help="layouts side by side (default 1)")
     made.add_argument("--record", type=Path, metavar="MD", help="write the result to this file")
     options = made.parse_args(words)
@@ -69,14 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         ThreadPoolExecutor(options.at_once) as pool,
     ):
         data = make_dataset(Path(scratch, "data"), train=IMAGES, val=VAL_IMAGES)
-        streams = [pool.submit(play_all, layout, data, Path(scratch, layout), record) for layout in options.layouts]
+        streams = [
+            pool.submit(play_all, layout, options.whats, data, Path(scratch, layout), record)
+            for layout in options.layouts
+        ]
         for stream in streams:
             stream.result()
     return 1 if record.faults else 0
 
 
-def play_all(layout: str, data: Path, folder: Path, record: Record) -> None:
-    """Every case of one layout, beside its undisturbed run.
+def play_all(layout: str, whats: Collection[str], data: Path, folder: Path, record: Record) -> None:
+    """Every case of one layout that is of `whats`, beside its undisturbed run.
 
     Raises:
         RuntimeError: that one did not end well; with what the screen showed.
@@ -84,9 +90,9 @@ def play_all(layout: str, data: Path, folder: Path, record: Record) -> None:
     whole = play(None, layout, data, folder / "whole")
     if whole.status != 0:
         raise RuntimeError(f"{layout}, undisturbed: status {whole.status}\n{whole.screen}")
-    for case in (each for each in cases() if each.layout == layout):
+    for case in (each for each in cases() if each.layout == layout and each.what in whats):
         played = play(case, layout, data, folder / "hurt")
-        record.add(case, played, wrong(played, whole))
+        record.add(case, played, wrong(case, played, whole))
         shutil.rmtree(folder / "hurt")
 
 

@@ -63,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"error: {line}" if line else "", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as asked:
-        return asked.status if isinstance(asked, Stopped) else INTERRUPTED
+        if not isinstance(asked, Stopped):
+            return INTERRUPTED
+        from yolods.cluster.ranks import LOST
+
+        return LOST if asked.lost else asked.status
 
 
 def _dispatch(words: list[str]) -> int:

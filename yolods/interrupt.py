@@ -8,6 +8,7 @@ waits for that one. So ranks agree on it, with the numbers that a step exchanges
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _asked: signal.Signals | None = None
 _patient = False
+_abandoned = False
 
 
 class Stopped(KeyboardInterrupt):
@@ -30,6 +32,8 @@ class Stopped(KeyboardInterrupt):
                 SIGTERM here.
         """
         self.signal = asked or _asked or signal.SIGTERM
+        self.lost = _abandoned
+        """Whether nobody has asked for it, but what has started the process is gone."""
         super().__init__(self.signal.name)
 
     @property
@@ -46,11 +50,11 @@ def noted() -> Iterator[None]:
     What fails after Ctrl-C counts as interrupted: of several ranks one stops first, and the others lose their
     connection. Not so after SIGTERM, which DeepSpeed's launcher sends as well where a rank has died.
     """
-    global _asked, _patient
+    global _asked, _patient, _abandoned
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _asked, _patient = None, False
+    _asked, _patient, _abandoned = None, False, False
     earlier = heed(_note)
     try:
         yield
@@ -90,6 +94,13 @@ def patient() -> Iterator[None]:
     _patient = True
     yield
     _patient = False
+
+
+def abandon() -> None:
+    """Stop this process as on request, though nobody may have asked for it: what has started it is gone."""
+    global _abandoned
+    _abandoned = _asked is None
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def asked() -> bool:

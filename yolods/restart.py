@@ -53,14 +53,14 @@ class Restarts:
 
     def again(self, status: int) -> Start | int:
         """From the newest checkpoint, on the hosts that are left. A number: nothing, and with what to end; because the
-        run was stopped on request, because it cannot be started, or because it is no use: an exception that has come
-        twice after the same checkpoint comes a third time.
+        run is over, because it cannot be started, or because it is no use: an exception that has come twice after the
+        same checkpoint comes a third time.
 
         Args:
             status: with which the last start has ended.
         """
-        if (stopped := _stopped(self._run_dir)) is not None:
-            return stopped
+        if (over := _over(self._run_dir)) is not None:
+            return over
         step = newest_step(self._run_dir)
         where = "the beginning" if step is None else f"step {step}"
         if status == EXCEPTION and step in self._failed_after:
@@ -117,15 +117,15 @@ def newest_step(run_dir: Path) -> int | None:
     return step_of(names[-1])[0] if names else None
 
 
-def _stopped(run_dir: Path) -> int | None:
-    """The status of a run that was stopped on request, at its newest checkpoint; None: it was not."""
-    from yolods.checkpoint.verify import STOPPED
+def _over(run_dir: Path) -> int | None:
+    """The status of a run that was stopped on request or has come to its end, at its newest checkpoint; None: neither.
 
-    try:
-        step, status = (run_dir / "checkpoints" / STOPPED).read_text(encoding="utf-8").split()
-    except (OSError, ValueError):
-        return None
-    return int(status) if int(step) == newest_step(run_dir) else None
+    The launcher's own status may be another one: it was killed beside the ranks, or several hosts gave several.
+    """
+    from yolods.checkpoint.verify import end_of
+
+    end = end_of(run_dir / "checkpoints")
+    return end[1] if end is not None and end[0] == newest_step(run_dir) else None
 
 
 def _answering(hosts: Sequence[Host], run_dir: Path, port: int | None) -> list[Host]:

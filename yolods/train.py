@@ -81,11 +81,11 @@ class Run:
         """Train from `progress` to the last epoch, or until patience runs out.
 
         Raises:
-            Stopped: by Ctrl-C or SIGTERM; a checkpoint has been written.
+            Stopped: by Ctrl-C or SIGTERM, or because a launcher is gone; a checkpoint has been written.
         """
         self.engine.training()
         if self.ranks.is_main:
-            self.store.note_stop(self.progress, None)
+            self.store.note_start()
         PULSE.started()
         with self.store, interrupt.patient():
             try:
@@ -131,13 +131,17 @@ class Run:
         if self.progress.step > self._saved:
             self._save()
         self._hear(self.store.wait)
+        # Of several hosts' launchers one may be gone, which the ranks of the others do not know.
+        stopped.lost = self.ranks.from_main(any(self.ranks.to_main(stopped.lost)))
         name = {signal.SIGINT: "Ctrl-C"}.get(stopped.signal, stopped.signal.name)
+        if stopped.lost:
+            name = "a launcher is gone"
         epoch = min(self._epoch, self.progress.epochs_done)
         where = f"in epoch {epoch + 1}" if self.progress.epochs_done < self.config.epochs else "after the last epoch"
         self.telemetry.event("stop", f"{name}: stopped after step {self.progress.step}, {where}")
         self.telemetry.event("stop", f"to go on: ./launch.sh train --resume {self.config.run_dir}")
-        if self.ranks.is_main:
-            self.store.note_stop(self.progress, stopped.status)
+        if self.ranks.is_main and not stopped.lost:
+            self.store.note_end(self.progress, stopped.status)
         self.ranks.barrier()
 
     @property

@@ -20,7 +20,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "case",
     [
-        Case("SIGKILL", "zero3", "checkpoint"),
+        Case("launcher", "zero3", "checkpoint"),
         Case("stuck in loading", "zero1", "step"),
         Case("SIGSTOP", "pipeline", "evaluation"),
     ],
@@ -30,9 +30,9 @@ def test_it_is_named_in_time_and_the_run_goes_on_as_if_nothing_had_been(data: Pa
     whole = play(None, case.layout, data, tmp_path / "whole")
     assert whole.status == 0, whole.screen
     played = play(case, case.layout, data, tmp_path / "hurt")
-    assert wrong(played, whole) == [], played.screen
-    # A rank that is stuck, or that survives, leaves its stacks; one that was killed cannot.
-    assert list((played.run / "logs").glob("stacks-rank*.txt"))
+    assert wrong(case, played, whole) == [], played.screen
+    # A rank that is stuck, or that survives, leaves its stacks; those whose launcher is gone stop in good order.
+    assert bool(list((played.run / "logs").glob("stacks-rank*.txt"))) == (case.what != "launcher")
 
 
 def test_the_matrix_has_every_fault_at_every_moment() -> None:

@@ -31,6 +31,16 @@ def test_the_launcher_s_sigterm_after_ctrl_c_changes_nothing_and_what_another_ra
     assert interrupt.Stopped().status == 143
 
 
+def test_a_launcher_that_is_gone_is_no_request_but_after_one_it_changes_nothing() -> None:
+    with interrupt.noted(), interrupt.patient():
+        interrupt.abandon()
+        assert interrupt.asked() and interrupt.Stopped().lost
+    with interrupt.noted(), interrupt.patient():
+        press()
+        interrupt.abandon()
+        assert not interrupt.Stopped().lost and interrupt.Stopped().status == 130
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_before_there_is_anything_to_save_it_ends_at_once(number: int) -> None:
     with pytest.raises(interrupt.Stopped) as stopped, interrupt.noted():

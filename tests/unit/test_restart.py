@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from yolods import restart
+from yolods.checkpoint.verify import ENDED
 from yolods.cluster.flags import LaunchFlags
 from yolods.cluster.hosts import Host
 from yolods.errors import UserError
@@ -61,10 +62,11 @@ def test_a_run_that_was_resumed_keeps_its_own_words(tmp_path: Path) -> None:
     assert tail(made.again(LOST)) == words
 
 
-def test_what_was_stopped_on_request_is_not_started_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [143, 0])
+def test_what_was_stopped_on_request_or_has_come_to_its_end_is_not_started_again(tmp_path: Path, status: int) -> None:
     saved(tmp_path, 5)
-    (tmp_path / "checkpoints" / "stopped").write_text("5 143")
-    assert restarts(tmp_path).again(EXCEPTION) == 143
+    (tmp_path / "checkpoints" / ENDED).write_text(f"5 {status}")
+    assert restarts(tmp_path).again(EXCEPTION) == status
     (tmp_path / "checkpoints" / "step00000007").mkdir()  # a later start has gone on
     assert not isinstance(restarts(tmp_path).again(EXCEPTION), int)
 

@@ -36,7 +36,7 @@ from yolods.checkpoint.background import Background
 from yolods.checkpoint.files import FileRecord, replace_text, sync_folder, write_file, write_text
 from yolods.checkpoint.read import LATEST, MODEL, PROGRESS, Checkpoint, load_rank, rank_file
 from yolods.checkpoint.state import HostCopy, collect, recut, set_rng_state
-from yolods.checkpoint.verify import ENDED, MANIFEST, OLD, STOPPED, names_in, render_manifest, search, step_of
+from yolods.checkpoint.verify import ENDED, MANIFEST, OLD, end_of, names_in, render_manifest, search, step_of
 from yolods.cluster.board import Board
 from yolods.cluster.pulse import slowly
 from yolods.cluster.ranks import Ranks
@@ -168,24 +168,20 @@ class CheckpointStore:
         self._join(seconds)
         self.check()
 
-    def note_end(self, progress: Progress) -> None:
-        """Rank 0: the run has nothing left to do after this step, its last evaluation included."""
+    def note_end(self, progress: Progress, status: int = 0) -> None:
+        """Rank 0: the run ends after this step with such an exit status: it was stopped on request, or (0) has nothing
+        left to do, its last evaluation included."""
         with suppress(OSError):
-            write_text(self._folder / ENDED, str(progress.step))
+            write_text(self._folder / ENDED, f"{progress.step} {status}")
 
-    def note_stop(self, progress: Progress, status: int | None) -> None:
-        """Rank 0: the run was stopped after this step, on request; None: it goes on."""
+    def note_start(self) -> None:
+        """Rank 0: the run goes on."""
         with suppress(OSError):
-            if status is None:
-                (self._folder / STOPPED).unlink(missing_ok=True)
-            else:
-                write_text(self._folder / STOPPED, f"{progress.step} {status}")
+            (self._folder / ENDED).unlink(missing_ok=True)
 
     def has_ended(self, progress: Progress) -> bool:
         """Whether the run that `progress` belongs to came to its end there, and was not cut short in its last words."""
-        with suppress(OSError):
-            return (self._folder / ENDED).read_text(encoding="utf-8") == str(progress.step)
-        return False
+        return end_of(self._folder) == (progress.step, 0)
 
     def __enter__(self) -> CheckpointStore:
         return self

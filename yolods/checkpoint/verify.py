@@ -23,8 +23,8 @@ from yolods.checkpoint.read import LATEST
 from yolods.cluster.ranks import Ranks
 
 MANIFEST = "manifest.json"
-ENDED, STOPPED = "ended", "stopped"
-"""Files in `checkpoints/` that say how the run was left: it has nothing left to do; it was stopped on request."""
+ENDED = "ended"
+"""The file in `checkpoints/` that says where and how a run has ended; none while it goes on, or if it was cut short."""
 OLD = "-old"
 NAME = re.compile(rf"step(\d+)({OLD})?")
 """step00000128; step00000128-old is on the disk for the moment in which that step is saved a second time."""
@@ -50,6 +50,16 @@ def step_of(name: str) -> tuple[int, bool]:
     """Orders names of checkpoints: the step, and whether it is the last that was saved of that step."""
     step, old = NAME.fullmatch(name).groups()
     return int(step), old is None
+
+
+def end_of(folder: Path) -> tuple[int, int] | None:
+    """The optimizer step after which the run in `folder` (`checkpoints/`) has ended, and its exit status: 0, or that of
+    a request to stop. None: it has not."""
+    try:
+        step, status = map(int, (folder / ENDED).read_text(encoding="utf-8").split())
+    except (OSError, ValueError):
+        return None
+    return step, status
 
 
 def names_in(folder: Path) -> list[str]:

@@ -18,7 +18,6 @@ import faulthandler
 import logging
 import os
 import re
-import signal
 import sys
 import threading
 import time
@@ -202,7 +201,7 @@ class Watchdog:
         if self._alone_since is None:
             self._alone_since = self._now
             self._say(logging.ERROR, f"{text.format(who)}; stopping")
-            os.kill(os.getpid(), signal.SIGTERM)
+            interrupt.abandon()
         if self._now - self._alone_since > ALONE_SECONDS:
             return Verdict(self._ranks.rank, True, f"{text.format(who)}, and it does not stop")
         return None
