@@ -56,11 +56,11 @@ def disturb(run: Any, every: int) -> None:
     take = engine.train_step
     count = 0
 
-    def take_disturbed(step: Any, batches: Any, size: int | None = None) -> Any:
+    def take_disturbed(step: Any, *rest: Any, **named: Any) -> Any:
         nonlocal count
         count += 1
         injector.begin(next(tape) if count % every == 0 else None, step.batches)
-        return take(step, batches, size)
+        return take(step, *rest, **named)
 
     engine.train_step = take_disturbed
 

@@ -1,7 +1,7 @@
 """A whole training run with faults in it, beside the same run without, and beside stock DeepSpeed on the same tape.
 
     python benchmarks/faulted.py --data ../shared/data/bccd/bccd.yaml --record benchmarks/faulted.md
-    python benchmarks/faulted.py --data ... --record benchmarks/faulted.md --seeds 1 2 --without-stock
+    python benchmarks/faulted.py --data ... --record benchmarks/faulted.md --seeds 1 2 --runs clean faults
 
 One line a run while it goes on, then a table. Runs that are not repeated keep their rows in the record. Nothing outside
 the record and a temporary folder is written.
@@ -39,6 +39,7 @@ LIMIT = 7200.0
 """Seconds after which a run counts as hung."""
 
 CLEAN, FAULTS = "clean", "with faults"
+RUNS = ("clean", "faults", "stock")
 COLUMNS = ("run", "mAP50", "mAP50-95", "epochs", "events", "seconds", "run of")
 
 METHOD = """\
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--ranks", type=int, default=2, metavar="N", help="gloo ranks (default 2)")
     made.add_argument("--every", type=int, default=50, metavar="N", help="steps from fault to fault (default 50)")
     made.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="of all runs (default 0)")
-    made.add_argument("--without-stock", action="store_true", help="leave out DeepSpeed's own handling")
+    made.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="of each seed (default: all)")
     made.add_argument("--deepspeed_config", type=Path, default=HERE.parent / "ds_configs" / "zero2_fp32.json")
     made.add_argument("--limit", type=float, default=0.03, metavar="X", help="largest loss of mAP50 (default 0.03)")
     made.add_argument("--record", type=Path, metavar="MD", help="write the result to this file, among what is in it")
@@ -107,9 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _runs(options: argparse.Namespace, work: Path) -> Iterator[Result]:
     for seed in options.seeds:
-        yield _train(CLEAN, options, work, seed=seed)
-        yield _train(FAULTS, options, work, seed=seed, every=options.every)
-        if not options.without_stock:
+        if "clean" in options.runs:
+            yield _train(CLEAN, options, work, seed=seed)
+        if "faults" in options.runs:
+            yield _train(FAULTS, options, work, seed=seed, every=options.every)
+        if "stock" in options.runs:
             yield _train(f"{FAULTS}, stock", options, work, seed=seed, every=options.every, handling="stock")
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.drive_faulted import disturb
 from benchmarks.faulted import differences, merged
 from benchmarks.joined import RUN
 
@@ -42,3 +47,20 @@ def test_no_score_counts_as_zero_and_a_run_without_its_pair_not_at_all() -> None
         row("clean, seed 1", "1", FIRST),
     ]
     assert differences(rows) == {"seed 0": -0.7}
+
+
+def test_every_so_many_steps_get_a_fault_and_all_that_a_run_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, taken = [], []
+    injector = SimpleNamespace(begin=lambda fault, batches: begun.append((fault, batches)))
+    monkeypatch.setattr("tests.faults.tape.Injector", lambda engine: injector)
+    monkeypatch.setattr("tests.faults.tape.convolutions", lambda engine: [])
+    monkeypatch.setattr("tests.faults.tape.draw", lambda *_, **__: ["first", "second"])
+    engine = SimpleNamespace(
+        ranks=SimpleNamespace(size=2), train_step=lambda *given, **named: taken.append((given, named))
+    )
+    disturb(SimpleNamespace(engine=engine), every=2)
+    step = SimpleNamespace(batches=3)
+    for _ in range(4):
+        engine.train_step(step, "batches", 64, stop=True)
+    assert begun == [(None, 3), ("first", 3), (None, 3), ("second", 3)]
+    assert taken == [((step, "batches", 64), {"stop": True})] * 4
