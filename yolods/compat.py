@@ -99,18 +99,23 @@ def _no_warning_of_optimizers(record: logging.LogRecord) -> bool:
     return "ZeRO with an untested optimizer" not in str(record.msg)
 
 
+_earlier_hook = threading.excepthook
+
+
 def leave_failures_to_the_next_write() -> None:
     """Keep the traceback of TensorBoard's writing thread off the screen; calling it again changes nothing.
 
     Seen with tensorboard 2.21: on a full disk the thread keeps the error for the next call that writes, which tells of
     it in a line, and raises it besides.
     """
-    threading.excepthook = _of_other_threads
+    global _earlier_hook
+    if threading.excepthook is not _of_other_threads:
+        _earlier_hook, threading.excepthook = threading.excepthook, _of_other_threads
 
 
 def _of_other_threads(failure: threading.ExceptHookArgs) -> None:
     if type(failure.thread).__name__ != "_AsyncWriterThread":
-        threading.__excepthook__(failure)
+        _earlier_hook(failure)
 
 
 @contextmanager

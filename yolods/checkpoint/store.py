@@ -2,6 +2,7 @@
 
     checkpoints/
       latest                     name of the newest whole checkpoint
+      ended                      where and how the run has ended; none while it goes on
       step00000128/
         rank0.pt, rank1.pt ...   a rank's shards (fp32 masters, optimizer states, moving average), statistics, RNGs
         progress.json            where the run stood
