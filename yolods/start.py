@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +19,7 @@ from yolods.cluster.ranks import Ranks
 from yolods.cluster.watchdog import Watchdog
 from yolods.config import RunConfig
 from yolods.config.run import CONFIG_FILE
+from yolods.data.sampler import keyed_seed, seed_generators
 from yolods.data.splits import Opening, Split, class_names, class_weights, note_problems, open_split, read_data
 from yolods.engine.base import Engine
 from yolods.engine.build import build_engine, plan_schedule
@@ -129,9 +128,8 @@ def cores() -> int:
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:
     """Seed every generator alike on all ranks: weights start equal, and samples carry seeds of their own."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    seed_generators("run", seed)
+    torch.cuda.manual_seed_all(keyed_seed("cuda", seed) >> 1)  # noted until a GPU is first used; nothing without one
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)

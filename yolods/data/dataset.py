@@ -9,8 +9,7 @@ import copy
 import logging
 import math
 import random
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOGGER
 from ultralytics.utils.patches import imread
 
-from yolods.data.sampler import SampleId, keyed_seed, legacy_seed
+from yolods.data.sampler import SampleId, keyed_generators, keyed_seed
 from yolods.data.scan import Scan
 from yolods.errors import UserError
 
@@ -70,6 +69,8 @@ class DetectionSet(YOLODataset):
         self._replaced: list[str] = []
         self._sources: list[str] = []
         self._barred: set[int] = set()
+        self._further = random.Random()
+        """Seeds the generators that transforms have for themselves."""
         self._closed: Compose | None = None
         self._close_epoch = hyp.epochs - hyp.close_mosaic if augment and hyp.close_mosaic else None
         super().__init__(
@@ -100,12 +101,18 @@ class DetectionSet(YOLODataset):
     def build_transforms(self, hyp: SimpleNamespace) -> Compose:
         """ultralytics' pipeline, and beside it the one for the last `close_mosaic` epochs."""
         self.cache = "ram"  # what makes Mosaic draw partners from the whole set, not from its buffer of recent images
-        opened = _keyed(self._build(copy.copy(hyp)))
+        opened = self._keyed(self._build(copy.copy(hyp)))
         if self._close_epoch is not None:
             closed = copy.copy(hyp)
             closed.mosaic = closed.copy_paste = closed.mixup = closed.cutmix = 0.0
-            self._closed = _keyed(self._build(closed))
+            self._closed = self._keyed(self._build(closed))
         return opened
+
+    def _keyed(self, pipeline: Compose) -> Compose:
+        for transform in pipeline.transforms:
+            if isinstance(transform, Albumentations) and hasattr(transform.transform, "set_random_seed"):
+                transform.transform = _KeyedAlbumentations(transform.transform, self._further)
+        return pipeline
 
     def _build(self, hyp: SimpleNamespace) -> Compose:
         muted, LOGGER.disabled = LOGGER.disabled, True  # Albumentations lists its transforms once a rank and pipeline
@@ -122,7 +129,8 @@ class DetectionSet(YOLODataset):
         epoch, index = item if self.augment else (0, item)
         closed = self._close_epoch is not None and epoch >= self._close_epoch
         self._replaced, self._sources = [], []
-        with keyed_random(keyed_seed("sample", self.seed, epoch, index)):
+        self._further.seed(keyed_seed("albumentations", self.seed, epoch, index))
+        with keyed_generators("sample", self.seed, epoch, index):
             transforms = self._closed if closed else self.transforms
             sample = transforms(self.get_image_and_label(index))
         sample["replaced"] = self._replaced
@@ -249,32 +257,13 @@ class _KeyedAlbumentations:
     It has no `set_random_seed` of its own: ultralytics looks for one, and would seed the pipeline once a process.
     """
 
-    def __init__(self, transform: Any) -> None:
-        self._transform = transform
+    def __init__(self, transform: Any, seeds: random.Random) -> None:
+        """`seeds` is seeded anew for every sample."""
+        self._transform, self._seeds = transform, seeds
 
     def __call__(self, **targets: Any) -> dict[str, Any]:
-        self._transform.set_random_seed(random.getrandbits(32))
+        self._transform.set_random_seed(self._seeds.getrandbits(32))
         return self._transform(**targets)
-
-
-def _keyed(pipeline: Compose) -> Compose:
-    for transform in pipeline.transforms:
-        if isinstance(transform, Albumentations) and hasattr(transform.transform, "set_random_seed"):
-            transform.transform = _KeyedAlbumentations(transform.transform)
-    return pipeline
-
-
-@contextmanager
-def keyed_random(seed: int) -> Iterator[None]:
-    """Seed Python's and numpy's global generators, and put them back as they were afterwards."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(legacy_seed(seed))
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
 
 
 def available_memory() -> int:
