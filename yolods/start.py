@@ -118,7 +118,9 @@ def _make_engine(
     if weights is not None:
         ranks.main_first(lambda: read_pt(weights) and None)
     net, note = blueprint.whole(weights, by_name=config.hyper.cls_remap)
-    return build_engine(net, config, choice, ranks, class_weights), [note] if note else []
+    engine = build_engine(net, config, choice, ranks, class_weights)
+    about = [str(engine.net)] if config.deepspeed.recompute else []
+    return engine, [*about, *([note] if note else [])]
 
 
 def cores() -> int:

@@ -17,6 +17,7 @@ from yolods.config.jsonfile import read_json
 from yolods.config.optimizer import JsonOptimizer, read_optimizer
 from yolods.config.own import OwnConfig, read_own
 from yolods.config.pipeline import PipelineConfig, check_pipeline_zero, read_pipeline, replicas
+from yolods.config.recompute import RecomputeConfig, read_recompute
 from yolods.config.schema import check_keys
 from yolods.errors import Faults
 
@@ -36,6 +37,8 @@ _DTYPES = {
     **dict.fromkeys(("bf16", "bfloat16", "torch.bfloat16"), "bf16"),
     **dict.fromkeys(("fp16", "float16", "half", "torch.float16"), "fp16"),
 }
+OURS = ("yolods", "pipeline", "optimizer", "activation_checkpointing")
+"""Blocks that yolods sees to itself."""
 _NO_CPU_FP16 = "the CPU backend has no fp16; use bf16 or fp32"
 
 
@@ -69,6 +72,8 @@ class DeepSpeedConfig:
     """The "yolods" block."""
     pipeline: PipelineConfig | None
     """The "pipeline" block; None: every rank holds the whole model's layers."""
+    recompute: RecomputeConfig | None
+    """The "activation_checkpointing" block; None: all activations are kept, or the "pipeline" block says it."""
 
     @property
     def raw(self) -> dict[str, Any]:
@@ -108,7 +113,7 @@ class DeepSpeedConfig:
     def for_initialize(self, accumulation: int | None = None) -> dict[str, Any]:
         """The dictionary for `deepspeed.initialize`; a fresh copy.
 
-        Our own blocks "yolods" and "pipeline" are taken out and batch keys are numbers.
+        The blocks that yolods sees to itself are taken out and batch keys are numbers.
 
         Args:
             accumulation: forward passes a step to start with; `self.accumulation` by default.
@@ -178,6 +183,8 @@ def resolve(
     _check_zero(zero, stage, offload, where, faults)
     pipeline = read_pipeline(sound.get("pipeline"), where, faults)
     check_pipeline_zero(pipeline, stage, offload, where, faults)
+    block = sound.get("activation_checkpointing")
+    recompute = read_recompute(block, pipelined="pipeline" in sound, where=where, faults=faults)
     batches = plan_batches(
         sound,
         batch_size=batch_size,
@@ -203,6 +210,7 @@ def resolve(
         optimizer=optimizer,
         own=own,
         pipeline=pipeline,
+        recompute=recompute,
     )
 
 
@@ -324,7 +332,7 @@ def _resolved(
     sound: Mapping[str, Any], batches: BatchPlan, clipping: float, optimizer: JsonOptimizer | None, offload: bool
 ) -> dict[str, Any]:
     """What `deepspeed.initialize` gets: our blocks out, numbers in, and defaults where DeepSpeed's would not do."""
-    resolved = {key: value for key, value in sound.items() if key not in ("yolods", "pipeline", "optimizer")}
+    resolved = {key: value for key, value in sound.items() if key not in OURS}
     resolved |= {
         TRAIN: batches.train_batch,
         MICRO: batches.micro,

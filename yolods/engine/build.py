@@ -21,6 +21,7 @@ from yolods.engine.zero import ZeroEngine
 from yolods.model.inputs import InputFormat
 from yolods.model.layers import exchange_layers
 from yolods.model.loss import DetectionLoss
+from yolods.model.stage import RecomputedDetector
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
@@ -68,7 +69,9 @@ def build_engine(
     """
     share = Share(ranks.rank, ranks.size, alone=config.deepspeed.zero_stage < 3)
     loss = DetectionLoss(net.model[-1], ranks.device, config.hyper, class_weights)
-    return ZeroEngine(_parts(net, net.model[-1], config, choice, ranks, share, loss))
+    recompute = config.deepspeed.recompute
+    module = net if recompute is None else RecomputedDetector(net, recompute.number_checkpoints)
+    return ZeroEngine(_parts(module, net.model[-1], config, choice, ranks, share, loss))
 
 
 def build_pipeline(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from yolods.model.graph import Graph, modules_of, run_nodes
+from yolods.model.graph import IMAGE, OUT, Graph, build_graph, modules_of, run_nodes
 
 
 class Stage(nn.Module):
@@ -59,6 +60,34 @@ class Stage(nn.Module):
         finally:
             for norm, (momentum, count) in zip(norms, kept, strict=True):
                 norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+class RecomputedDetector(Stage):
+    """A whole detector in segments, with the outputs of ultralytics' DetectionModel for the same images."""
+
+    def __init__(self, net: nn.Module, segments: int | None) -> None:
+        """Take over a CPU model's weights, under their names.
+
+        Args:
+            net: a DetectionModel.
+            segments: at most the number of nodes; None: about its square root, at which what is kept between segments
+                and what one segment brings back in the backward pass are about as large (arXiv 1604.06174).
+        """
+        graph = build_graph(net)
+        nodes = len(graph.nodes)
+        count = min(segments or round(math.sqrt(nodes)), nodes)
+        super().__init__(graph, 0, nodes, recompute=math.ceil(nodes / count))
+        self.load_state_dict(net.state_dict())
+
+    def __str__(self) -> str:
+        """What is kept, for people."""
+        segments = math.ceil(self.stop / self._recompute)
+        return f"activation checkpointing: {segments} segments of at most {self._recompute} of {self.stop} nodes"
+
+    def forward(self, images: Tensor) -> Any:
+        """(N, C, H, W) -> the raw predictions; in evaluation mode a pair with them in the second place."""
+        raw = super().forward({IMAGE: images})[OUT]
+        return raw if self.training else (None, raw)
 
 
 def attach(root: nn.Module, name: str, module: nn.Module) -> None:
