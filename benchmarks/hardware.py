@@ -22,6 +22,7 @@ def describe(cores: list[int]) -> list[str]:
         cores: those that are used.
     """
     facts = _cpu_facts()
+    clone = f" at {here}" if (here := commit()) else ""
     flags = [flag for flag in FLAGS if flag in facts.get("flags", "").split()]
     return [
         f"- CPU: {facts.get('model name', platform.processor() or platform.machine())} "
@@ -30,7 +31,7 @@ def describe(cores: list[int]) -> list[str]:
         f"- memory: {_memory():.0f} GiB, transparent huge pages: {_huge_pages()}",
         f"- system: {platform.system()} {platform.release()}, {' '.join(platform.libc_ver())}, "
         f"load {os.getloadavg()[0]:.2f} when it began",
-        f"- Python {platform.python_version()}, {', '.join(_versions())}, yolods {__version__}{_commit()}",
+        f"- Python {platform.python_version()}, {', '.join(_versions())}, yolods {__version__}{clone}",
     ]
 
 
@@ -71,7 +72,7 @@ def _versions() -> list[str]:
     return found
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of this clone, and whether files differ from it; empty outside a clone."""
     folder = Path(__file__).resolve().parent
     try:
@@ -79,4 +80,4 @@ def _commit() -> str:
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return f" at {done.stdout.strip()}"
+    return done.stdout.strip()
