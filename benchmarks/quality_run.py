@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +262,12 @@ def _train_yolods(words: list[str]) -> None:
 def _judge(plan: Plan, job: Job, weights: Path, to: Path) -> None:
     """ultralytics' own validator on a .pt, whoever has trained it."""
     from ultralytics.models.yolo.detect import DetectionValidator
+    from ultralytics.utils import nms
 
+    from yolods.evaluate import UNLIMITED_SECONDS
+
+    # Else a batch whose NMS takes longer loses the rest of its boxes, and a busy machine would lower the result.
+    nms.non_max_suppression = partial(nms.non_max_suppression, max_time_img=UNLIMITED_SECONDS)
     settings = {
         "model": str(weights),
         "data": str(job.data),
