@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,6 +87,10 @@ def runs(tmp_path_factory) -> Runs:
 def _add_layouts(runs: Runs, root: Path) -> None:
     for name in (*FP32, *LOW):
         runs.add(name, deepspeed_config=str(READY / f"{name}.json"))
+    many = make_dataset(root / "many", train=16, val=2)
+    for name in ("zero0_fp32", *LOW):
+        words = {"data": many, "nbs": 16, "batch_size": "16", "epochs": "1"}
+        runs.add(f"a step of {name}", deepspeed_config=str(READY / f"{name}.json"), **words)
     (root / "offload.json").write_text(json.dumps({"zero_optimization": OFFLOAD}))
     runs.add("zero3_offload", deepspeed_config=str(root / "offload.json"))
     for name in ("zero0_fp32", "zero2_fp32", "zero3_fp32", "zero1_bf16", "zero3_bf16", "zero3_offload"):
@@ -249,10 +254,16 @@ def test_zero_stages_train_alike(runs, name):
 
 @pytest.mark.parametrize("name", LOW)
 def test_low_precision_trains_nearly_alike(runs, name):
-    """Epoch 1 starts from a learning rate of 0: what is left is the rounding."""
-    row, expected = runs.rows(name)[0], runs.rows("zero0_fp32")[0]
-    for key in LOSSES[:3]:
-        assert row[key] == pytest.approx(expected[key], rel=0.05), key
+    """In the first step, before any weight has moved, so that what is left is the rounding.
+
+    It is a step of 16 images: of four, one box that bf16 assigns to another cell is a tenth of the loss.
+    """
+    assert first_losses(runs, name) == pytest.approx(first_losses(runs, "zero0_fp32"), rel=0.02)
+
+
+def first_losses(runs: Runs, name: str) -> list[float]:
+    (line,) = [x for x in (runs.folder(f"a step of {name}") / "train.log").read_text().splitlines() if "step 1: " in x]
+    return [float(value) for value in re.findall(r"loss ([\d.]+)", line)]
 
 
 @pytest.mark.parametrize(
