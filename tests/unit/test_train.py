@@ -314,7 +314,7 @@ def test_val_of_another_split_and_its_boxes(runs):
 
 def test_nothing_is_written_but_the_runs(runs):
     names = {path.name for path in runs.root.iterdir()}
-    given = {"tiny", "lists", "texts", "png", "other", "mit Leerzeichen ü", "hyp.yaml", "offload.json", "runs"}
+    given = {"tiny", "many", "lists", "texts", "png", "other", "mit Leerzeichen ü", "hyp.yaml", "offload.json", "runs"}
     driver = {"driver", "row0", "row1"}
     assert {name for name in names if not name.endswith(".pt")} == given | driver
     for folder in ("tiny", "lists", "png"):
