@@ -23,6 +23,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 # Started as a script, Python looks for modules in this folder, not in the clone that it belongs to.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -32,6 +34,7 @@ from benchmarks.hardware import commit, describe
 from benchmarks.quality_run import RESULT, SCREEN, Job, Plan, copy_and_scan, forked, import_all, lead
 from yolods.cluster.launch import ALLOCATOR
 from yolods.errors import UserError
+from yolods.model.build import architecture, parse_name
 
 CASES = {
     case.key: case
@@ -71,7 +74,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--epochs", type=int, default=12, metavar="N", help="of a run (default 12)")
     made.add_argument("--imgsz", type=int, default=160, metavar="PX", help="image size (default 160)")
     made.add_argument("--batch-size", type=int, default=16, metavar="N", help="images of a step (default 16)")
-    made.add_argument("--model", default="yolov5n", metavar="NAME", help="of the zoo (default yolov5n)")
+    made.add_argument(
+        "--model", default="yolov5n", metavar="NAME", help="yolov5n..x or yolov5[depth,width] (default yolov5n)"
+    )
     made.add_argument("--cores", type=int, metavar="N", help="ranks at once (default: as many as there are cores)")
     made.add_argument("--work", type=Path, default=Path("runs/quality"), metavar="DIR", help="default runs/quality")
     made.add_argument("--record", type=Path, metavar="MD", help="write the table there")
@@ -112,7 +117,8 @@ def measure(options: argparse.Namespace) -> int:
     if options.report_only:
         return 0
     shutil.rmtree(work / "running", ignore_errors=True)
-    plan = Plan(work, options.model, options.imgsz, options.batch_size, options.epochs, results.settings["hyper"])
+    model = model_file(options.model, work)
+    plan = Plan(work, model, options.imgsz, options.batch_size, options.epochs, results.settings["hyper"])
     import_all()
     sets = copies(options.data, work)
     cores = options.cores or len(os.sched_getaffinity(0))
@@ -124,6 +130,18 @@ def measure(options: argparse.Namespace) -> int:
     todo = [job for job in jobs if (job.case.key, job.set, job.seed) not in results.done]
     print(f"{len(todo)} of {len(jobs)} runs are to be made, on {cores} cores", flush=True)
     return 1 if Pool(plan, results, todo, cores).work() else 0
+
+
+def model_file(name: str, work: Path) -> Path:
+    """A model of the zoo, or of any size, as a yaml below `work` that both trainers read.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    layers = architecture(parse_name(name), nc=80, channels=3)  # both trainers take the number of classes from the data
+    file = work / "model.yaml"
+    file.write_text(yaml.safe_dump(layers, sort_keys=False), encoding="utf-8")
+    return file
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:

@@ -53,8 +53,8 @@ class Plan:
 
     work: Path
     """Folder for everything that runs write."""
-    model: str
-    """Name in yolods' zoo."""
+    model: Path
+    """The model's yaml, one file for both trainers."""
     imgsz: int
     """Image size in pixels."""
     batch: int
@@ -213,7 +213,7 @@ def ultralytics_overrides(plan: Plan, job: Job) -> dict[str, Any]:
     """What DetectionTrainer is given."""
     return {
         "data": str(job.data),
-        "model": f"{plan.model}.yaml",
+        "model": str(plan.model),
         "epochs": plan.epochs,
         "batch": plan.batch,
         "imgsz": plan.imgsz,
@@ -228,7 +228,7 @@ def ultralytics_overrides(plan: Plan, job: Job) -> dict[str, Any]:
 def yolods_words(plan: Plan, job: Job) -> list[str]:
     """The command line that yolods is given on every rank."""
     assert job.case.config is not None
-    words = ["train", "--data", str(job.data), "--model", plan.model, "--epochs", str(plan.epochs)]
+    words = ["train", "--data", str(job.data), "--model", str(plan.model), "--epochs", str(plan.epochs)]
     words += ["--batch-size", str(plan.batch), "--imgsz", str(plan.imgsz), "--workers", "0", "--seed", str(job.seed)]
     words += ["--deepspeed_config", str(ROOT / "ds_configs" / job.case.config)]
     words += ["--run-dir", str(plan.folder(job) / TRAIN)]
