@@ -6,12 +6,14 @@ import argparse
 import glob
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolods import __version__, compat
+from yolods.config.words import FlagParser
 from yolods.errors import UserError, nearest
 from yolods.interrupt import Stopped, noted, patient
 
@@ -41,14 +43,18 @@ DEMO_RANKS = 2
 
 USER_ERROR, INTERRUPTED = 2, 130
 
+LAUNCH_WORD = "yolods launch"
+"""How the launcher is called without ./launch.sh."""
+HELP = {"-h", "--help"}
+ELSEWHERE = {
+    "predict": "YOLO('best.pt').predict(...)",
+    "track": "YOLO('best.pt').track(...)",
+    "benchmark": "YOLO('best.pt').benchmark(...)",
+    "tune": "YOLO('yolov5nu.pt').tune(...)",
+}
+"""Words of ultralytics' command line, and what of ultralytics does their work on a finished model."""
+
 _DOCTOR = "Look for what would keep a run from starting, on this machine or on every host. Exit status 2: it would not."
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse that raises instead of printing a usage and leaving."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{self.prog}: {message}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,29 +86,62 @@ def _dispatch(words: list[str]) -> int:
         print(__version__)
         return 0
     known = {"train": _train, "val": _val, "export": _export, "demo": _demo, "launch": _launch, "doctor": _doctor}
+    if words[0] in ELSEWHERE:
+        raise UserError(
+            f"'{words[0]}' is ultralytics' own: in Python, {ELSEWHERE[words[0]]}; best.pt is an ordinary file"
+        )
     if words[0] not in known:
         raise UserError(f"unknown word '{words[0]}'{nearest(words[0], known)}; the words are {', '.join(known)}")
     return known[words[0]](words[1:])
 
 
-def _train_parser() -> argparse.ArgumentParser:
+def _train_parser(*, for_help: bool = False) -> FlagParser:
     from yolods.config import add_train_arguments
 
-    parser = _Parser(prog="yolods train", description="Train a YOLOv5 detector.", allow_abbrev=False)
+    parser = FlagParser(prog="yolods train", description="Train a YOLOv5 detector.", foreign=_foreign)
     add_train_arguments(parser)
+    if for_help:
+        _show_launch_arguments(parser)
     return parser
 
 
-def _val_parser() -> argparse.ArgumentParser:
+def _val_parser(*, for_help: bool = False) -> FlagParser:
     from yolods.config import add_val_arguments
 
-    parser = _Parser(prog="yolods val", description="Evaluate a saved model.", allow_abbrev=False)
+    parser = FlagParser(prog="yolods val", description="Evaluate a saved model.", foreign=_foreign)
     add_val_arguments(parser)
+    if for_help:
+        _show_launch_arguments(parser)
     return parser
 
 
-def _export_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="yolods export", description="Turn a checkpoint into a plain .pt.", allow_abbrev=False)
+def _show_launch_arguments(parser: FlagParser) -> None:
+    from yolods.cluster.flags import add_launch_arguments, add_restart_argument
+
+    group = parser.add_argument_group("the launcher's flags", f"taken by ./launch.sh and by {LAUNCH_WORD}")
+    add_launch_arguments(group)
+    add_restart_argument(group)
+
+
+def _foreign(name: str) -> str | None:
+    """What to write instead of a flag that `train` and `val` do not have."""
+    from yolods.cluster.flags import add_launch_arguments, add_restart_argument
+    from yolods.config import foreign
+
+    launchers = argparse.ArgumentParser(add_help=False)
+    add_launch_arguments(launchers)
+    add_restart_argument(launchers)
+    known = {option.lstrip("-").replace("-", "_"): option for option in launchers._option_string_actions}
+    if name in known:
+        return f"a flag of the launcher, which ./launch.sh and `{LAUNCH_WORD}` take"
+    if told := foreign(name):
+        return told
+    close = nearest(name, [option for option in known if len(option) > 2])
+    return f"unknown{close.replace('did you mean', 'did you mean the flag of the launcher')}" if close else None
+
+
+def _export_parser() -> FlagParser:
+    parser = FlagParser(prog="yolods export", description="Turn a checkpoint into a plain .pt.")
     parser.add_argument("run", metavar="RUN", help="a run's folder, its checkpoints/, or one checkpoint in it")
     parser.add_argument("--to", metavar="PT", required=True, help="the file to write")
     parser.add_argument("--live", action="store_true", help="the trained weights, not their moving average")
@@ -110,10 +149,10 @@ def _export_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _doctor_parser() -> argparse.ArgumentParser:
+def _doctor_parser() -> FlagParser:
     from yolods.cluster.flags import add_launch_arguments
 
-    parser = _Parser(prog="yolods doctor", description=_DOCTOR, allow_abbrev=False)
+    parser = FlagParser(prog="yolods doctor", description=_DOCTOR)
     add_launch_arguments(parser)
     parser.add_argument("--data", metavar="YAML", help="compare the data of this yaml between the hosts")
     parser.add_argument("--deepspeed_config", metavar="JSON", type=Path, help="tells whether anything is compiled")
@@ -122,7 +161,7 @@ def _doctor_parser() -> argparse.ArgumentParser:
 
 def _launch(words: list[str]) -> int:
     """Check everything that one process can check, then become DeepSpeed's launcher."""
-    from yolods.cluster.flags import LaunchFlags, split_words
+    from yolods.cluster.flags import COMMAND, LaunchFlags, split_words
     from yolods.cluster.launch import launcher_command, ranks_of
     from yolods.telemetry.log import quiet_dependencies
 
@@ -132,8 +171,9 @@ def _launch(words: list[str]) -> int:
     demo = bool(rest) and rest[0] == "demo"
     if demo:
         rest = ["train", *DEMO_FLAGS, *rest[1:]]
-    if not rest or rest[0] not in ("train", "val") or {"-h", "--help"} & set(rest):
+    if not rest or rest[0] not in ("train", "val") or HELP & set(rest):
         return _dispatch(rest)
+    os.environ[COMMAND] = shlex.join([*LAUNCH_WORD.split(), *words])
     gpus = _count_gpus()
     if demo and gpus > DEMO_RANKS and flags == LaunchFlags():
         flags = LaunchFlags(num_gpus=DEMO_RANKS)
@@ -143,7 +183,8 @@ def _launch(words: list[str]) -> int:
     quiet_dependencies(logging.WARNING)  # ultralytics, which is imported below, greets on its first start
     from yolods.validate import check_val_arguments
 
-    check_val_arguments(_val_parser().parse_args(rest[1:]))
+    check_val_arguments(_val_parser().read(rest[1:]))
+    _say_start("an evaluation", flags, gpus)
     command, variables = launcher_command(rest, flags, gpus=gpus, python=sys.executable)
     os.execvpe(command[0], command, {**os.environ, **variables})
 
@@ -154,10 +195,31 @@ def _launch_train(words: list[str], flags: LaunchFlags, ranks: int, gpus: int) -
     from yolods.restart import Restarts
 
     def check(words: Sequence[str], ranks: int) -> RunConfig:
-        return _check_train(_train_parser().parse_args(words[1:]), ranks, "cuda" if gpus else "cpu")
+        return _check_train(_train_parser().read(words[1:]), ranks, "cuda" if gpus else "cpu")
 
     starts = Restarts(words, flags, check(words, ranks).run_dir, gpus=gpus, check=check)
+    _say_start("training", flags, gpus)
     return supervise(starts.first(), starts.again, restarts=flags.max_restarts)
+
+
+def _say_start(what: str, flags: LaunchFlags, gpus: int) -> None:
+    """The first sign of life: ranks need seconds, on a busy machine a minute, until rank 0 can speak."""
+    from yolods.cluster.launch import hosts_of
+    from yolods.cluster.supervise import say
+    from yolods.cluster.words import plural
+
+    hosts = hosts_of(flags, gpus=gpus)
+    ranks = plural(sum(len(host.chosen) for host in hosts), "rank")
+    where = f"{', '.join(host.name for host in hosts[:8])}{' ...' if len(hosts) > 8 else ''}"
+    say(f"version {__version__}: starting {what} on {ranks} ({where}); importing the libraries takes a while")
+
+
+def _say_alone(what: str) -> None:
+    """The same for a process that nothing has launched."""
+    if "RANK" not in os.environ:
+        from yolods.cluster.supervise import say
+
+        say(f"version {__version__}: starting {what} in this process; importing the libraries takes a while")
 
 
 def _doctor(words: list[str]) -> int:
@@ -174,7 +236,7 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
     from yolods.data.spec import places, read_spec
     from yolods.errors import Faults
 
-    args = _doctor_parser().parse_args(words)
+    args = _doctor_parser().take(words)
     hosts = hosts_of(flags, gpus=0 if flags.hostfile else _count_gpus())
     faults, trees, lists = Faults(), (), ()
     builds = args.deepspeed_config is not None and offloads(args.deepspeed_config, faults)
@@ -223,7 +285,10 @@ def _count_gpus() -> int:
 
 
 def _train(words: list[str]) -> int:
-    args = _train_parser().parse_args(words)
+    args = _train_parser(for_help=bool(HELP & set(words))).read(words)
+    if args.faults:  # which need not wait for what is slow to import
+        _check_train(args, int(os.environ.get("WORLD_SIZE", 1)), "cuda" if _count_gpus() else "cpu")
+    _say_alone("training")
     from yolods.cluster.ranks import in_time, joined
 
     _prepare_libraries()
@@ -251,7 +316,10 @@ def _train(words: list[str]) -> int:
 
 
 def _val(words: list[str]) -> int:
-    args = _val_parser().parse_args(words)
+    args = _val_parser(for_help=bool(HELP & set(words))).read(words)
+    if args.faults:
+        raise UserError("\n".join(args.faults))
+    _say_alone("an evaluation")
     from yolods.cluster.ranks import in_time, joined
 
     _prepare_libraries()
@@ -271,7 +339,7 @@ def _val(words: list[str]) -> int:
 
 
 def _export(words: list[str]) -> int:
-    args = _export_parser().parse_args(words)
+    args = _export_parser().take(words)
     from yolods.checkpoint.convert import export
 
     _prepare_libraries()

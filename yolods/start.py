@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +33,7 @@ from yolods.evaluate import Evaluator
 from yolods.model.blueprint import Blueprint
 from yolods.model.build import architecture, parse_name
 from yolods.model.weights import read_pt
+from yolods.provenance import Provenance, provenance
 from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry, model_table
 from yolods.train import Run, train_args
 
@@ -64,7 +67,8 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
     train = open_split(spec, "train", hyper, opening, ranks, augment=True)
     val = open_split(spec, "val", hyper, opening, ranks, augment=False)
     # Only now: a folder with this file is a run, and --resume takes the newest.
-    ranks.main_first(lambda: _write_config(config))
+    origin = provenance(ranks)
+    ranks.main_first(lambda: _write_config(config, origin))
     choice = choose_optimizer(
         hyper,
         samples=len(train.dataset),
@@ -102,7 +106,7 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
         save_dir=config.run_dir,
     )
     if ranks.is_main:
-        _announce(config, ranks, telemetry, blueprint, (train, val), choice, schedule, progress, notes)
+        _announce(config, origin, ranks, telemetry, blueprint, (train, val), choice, schedule, progress, notes)
     return Run(config, ranks, engine, schedule, train, evaluator, store, blueprint, telemetry, progress, watchdog)
 
 
@@ -146,10 +150,11 @@ def _prepare_folder(config: RunConfig, parameters: int) -> None:
         _check_space(config.run_dir, parameters, policy.keep + policy.keep_best)
 
 
-def _write_config(config: RunConfig) -> None:
-    """Note everything that decides the run."""
+def _write_config(config: RunConfig, origin: Provenance) -> None:
+    """Note everything that decides the run, and what it runs on."""
     with _writable(config.run_dir):
-        (config.run_dir / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+        text = json.dumps(_as_dict(config, origin), indent=2)
+        (config.run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -204,6 +209,7 @@ def _open_telemetry(
 
 def _announce(
     config: RunConfig,
+    origin: Provenance,
     ranks: Ranks,
     telemetry: Telemetry,
     blueprint: Blueprint,
@@ -219,6 +225,7 @@ def _announce(
     grid = f"{layout.pipeline.stages} stages x {layout.ranks} replicas, " if layout.pipeline else ""
     precision = f"{layout.autocast} autocast" if layout.autocast else layout.precision
     notes = [
+        *origin.lines(),
         f"{config.model}: {blueprint.parameters / 1e6:.2f} M parameters, image size {config.imgsz}",
         f"{ranks.size} rank{'s' * (ranks.size > 1)} on {ranks.device.type}, {grid}ZeRO-{layout.zero_stage}{offload}, "
         f"{precision}",
@@ -231,12 +238,30 @@ def _announce(
     notes += about
     if config.resume:
         notes.append(f"Resuming after step {progress.step}, in epoch {progress.position // schedule.samples + 1}")
-    telemetry.start(_as_dict(config), model_table(blueprint.meta), notes, config.hyper.as_dict())
+    compared = {**_layout_of(config, ranks, schedule), **config.hyper.as_dict()}
+    telemetry.start(_as_dict(config, origin), model_table(blueprint.meta), notes, compared)
     if not config.resume:
         telemetry.labels(splits[0].scan.labels)
 
 
-def _as_dict(config: RunConfig) -> dict:
-    import json
+def _as_dict(config: RunConfig, origin: Provenance) -> dict[str, Any]:
+    return {**json.loads(config.to_json()), "provenance": origin.as_dict()}
 
-    return json.loads(config.to_json())
+
+def _layout_of(config: RunConfig, ranks: Ranks, schedule: Schedule) -> dict[str, Any]:
+    """What tells runs apart besides their hyper-parameters, for TensorBoard's HParams."""
+    layout = config.deepspeed
+    return {
+        "model": config.model,
+        "data": str(config.data),
+        "imgsz": config.imgsz,
+        "epochs": config.epochs,
+        "ranks": ranks.size,
+        "device": ranks.device.type,
+        "zero_stage": layout.zero_stage,
+        "pipeline_stages": layout.pipeline.stages if layout.pipeline else 1,
+        "precision": f"{layout.autocast} autocast" if layout.autocast else layout.precision,
+        "offload": layout.offload_optimizer or layout.offload_param,
+        "micro_batch": layout.micro_batch,
+        "images_per_step": schedule.batch * schedule.accumulation,
+    }

@@ -29,6 +29,8 @@ def check_val_arguments(args: argparse.Namespace) -> Hyper:
         UserError: a line a fault.
     """
     faults = Faults()
+    for fault in getattr(args, "faults", ()):  # of the words themselves
+        faults.add(fault)
     if args.weights is None:
         faults.add("--weights is missing: give the .pt to evaluate, for example runs/exp/weights/best.pt")
     elif not Path(args.weights).is_file():

@@ -11,6 +11,8 @@ from pathlib import Path
 from yolods.errors import UserError
 
 LAUNCHERS = ("pdsh", "openmpi", "slurm")
+COMMAND = "YOLODS_COMMAND"
+"""Variable in which the launcher hands on what was typed, over restarts and to other hosts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class LaunchFlags:
     """How often a training run that has died is started again."""
 
 
-def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+def add_launch_arguments(parser: argparse._ActionsContainer) -> None:
     """The launcher's own flags, one a field of `LaunchFlags`."""
     parser.add_argument("-H", "--hostfile", metavar="FILE", type=Path, help="hosts and their slots; else this machine")
     parser.add_argument("-i", "--include", metavar="HOST[:SLOT,...]", default="", help="what to use; @ joins several")
@@ -59,6 +61,18 @@ def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--node_rank", "--node-rank", metavar="N", type=int, help="this host's place in the hostfile, with --no_ssh"
+    )
+
+
+def add_restart_argument(parser: argparse._ActionsContainer) -> None:
+    """The flag of what watches over the launcher."""
+    parser.add_argument(
+        "--max_restarts",
+        "--max-restarts",
+        metavar="N",
+        type=int,
+        default=LaunchFlags.max_restarts,
+        help=f"how often training that has died is started again (default {LaunchFlags.max_restarts})",
     )
 
 
@@ -82,7 +96,7 @@ def split_words(words: Sequence[str], environ: Mapping[str, str] | None = None) 
 
     parser = Parser(add_help=False, allow_abbrev=False)
     add_launch_arguments(parser)
-    parser.add_argument("--max_restarts", "--max-restarts", type=int, default=LaunchFlags.max_restarts)
+    add_restart_argument(parser)
     found, rest = parser.parse_known_args(list(words))
     named = (os.environ if environ is None else environ).get("HOSTFILE")
     if found.hostfile is None and named:

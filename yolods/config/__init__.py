@@ -2,13 +2,13 @@
 
 Files, each with one job: `values` (a setting's type and range), `hyper`, `refused` (what is not taken, and why),
 `schema` (DeepSpeed's keys), `batch` (batch arithmetic), `optimizer` (the JSON's optimizer block), `own` (the "yolods"
-block), `pipeline`, `deepspeed` (the JSON as a whole), `flags`, `run` (all of it together), `resume`, `read` (from
-what was typed to all of it), `jsonfile`, `paths`.
+block), `pipeline`, `deepspeed` (the JSON as a whole), `words`, `flags`, `run` (all of it together), `resume`, `read`
+(from what was typed to all of it), `jsonfile`, `paths`.
 """
 
 from yolods.config.batch import BatchPlan
 from yolods.config.deepspeed import DeepSpeedConfig, offloads, read_deepspeed
-from yolods.config.flags import add_train_arguments, add_val_arguments
+from yolods.config.flags import add_train_arguments, add_val_arguments, foreign
 from yolods.config.hyper import Given, Hyper, HyperRead, read_hyper
 from yolods.config.optimizer import JsonOptimizer
 from yolods.config.own import CheckpointPolicy, OwnConfig
@@ -32,6 +32,7 @@ __all__ = [
     "add_val_arguments",
     "build_run_config",
     "cache_dir",
+    "foreign",
     "next_run_dir",
     "offloads",
     "read_deepspeed",

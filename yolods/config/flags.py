@@ -6,8 +6,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from yolods.config.hyper import OPTIMIZERS, Given
-from yolods.errors import UserError
+from yolods.config.hyper import OPTIMIZERS, RULES, Given
+from yolods.config.refused import FLAGS, REFUSED, YOLOV5
+from yolods.config.words import RefusedFlag
+from yolods.errors import nearest
 
 HYPER_FLAGS: dict[str, str] = {
     "seed": "--seed",
@@ -36,7 +38,6 @@ _REFUSED_FLAGS = {
     "--evolve": "hyper-parameter search is not in this version",
     "--image-weights": "use --set cls_pw=0.5, which weighs rare classes",
     "--label-smoothing": "YOLOv5u's class targets are soft already, from task alignment",
-    "--max-restarts": "only yolods' own launcher starts a run again: ./launch.sh train --max-restarts N",
     "--amp": "precision is in the DeepSpeed JSON: --deepspeed_config ds_configs/zero1_bf16.json",
 }
 
@@ -46,7 +47,7 @@ class _Refuse(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         flag = option_string or self.option_strings[0]
-        raise UserError(f"{flag} is not taken: {_REFUSED_FLAGS[flag]}")
+        raise RefusedFlag(flag, _REFUSED_FLAGS[flag])
 
 
 def _given_flags(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +102,45 @@ def add_val_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-json", action="store_true", help="write predictions.json in COCO's results format")
     parser.add_argument("--split", choices=("train", "val", "test"), help="split to evaluate (default val)")
     parser.add_argument("--device", action=_Refuse, nargs="*", dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+_FOREIGN = {
+    "deepspeed": "every run is DeepSpeed's, so the flag is not needed; --deepspeed_config JSON says how",
+    "deepspeed_mpi": "choose what starts the ranks by --launcher openmpi, which ./launch.sh takes",
+    "conf_thres": "write --set conf=VALUE",
+    "iou_thres": "write --set iou=VALUE",
+    "task": "only detection is trained here; what is evaluated is said by `val --split`",
+    "half": "precision is in the DeepSpeed JSON: --deepspeed_config ds_configs/zero1_bf16.json",
+    "img_weights": _REFUSED_FLAGS["--image-weights"],
+    "nproc_per_node": "ranks per host are said by --num_gpus, which ./launch.sh takes",
+    "nnodes": "hosts are named by --hostfile, which ./launch.sh takes",
+    "gpus": "ranks per host are said by --num_gpus, which ./launch.sh takes",
+    "lr": "write --set lr0=VALUE",
+    "learning_rate": "write --set lr0=VALUE",
+    "fp16": "precision is in the DeepSpeed JSON: --deepspeed_config ds_configs/zero1_fp16.json",
+    "bf16": "precision is in the DeepSpeed JSON: --deepspeed_config ds_configs/zero1_bf16.json",
+    "zero_stage": "ZeRO's stage is in the DeepSpeed JSON: --deepspeed_config ds_configs/zero2_bf16.json",
+}
+"""What else users of ultralytics, yolov5, DeepSpeed and torchrun may type, and what to write here."""
+
+
+def foreign(name: str) -> str | None:
+    """What to write in place of a flag that is none here; None where nothing is known of it.
+
+    Args:
+        name: with underscores, without dashes.
+    """
+    if name in _FOREIGN:
+        return _FOREIGN[name]
+    if name in RULES:
+        flag = HYPER_FLAGS.get(name)
+        return f"a hyper-parameter; write {f'{flag} or ' if flag else ''}--set {name}=VALUE"
+    if name in FLAGS:
+        return f"write {FLAGS[name]}"
+    if name in REFUSED or name in YOLOV5:
+        return f"not taken: {REFUSED[name][1] if name in REFUSED else YOLOV5[name]}"
+    close = nearest(name, RULES) if len(name) > 3 else ""
+    return f"unknown{close.replace('did you mean', 'did you mean the hyper-parameter')}" if close else None
 
 
 def hyper_flags(args: argparse.Namespace) -> list[Given]:

@@ -39,6 +39,8 @@ def build_run_config(
         UserError: every fault, a line each.
     """
     faults = Faults()
+    for fault in getattr(args, "faults", ()):  # of the words themselves
+        faults.add(fault)
     _check_accelerator(device, environ or {}, faults)
     made = (_resumed if getattr(args, "resume", None) else _fresh)(args, ranks, device, faults)
     faults.raise_if_any()

@@ -1,0 +1,126 @@
+"""Reads the words of a command line: every fault of it at once, each with what the word would be called here."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+
+from yolods.errors import UserError, nearest
+
+
+class RefusedFlag(UserError):
+    """A flag that users of other trainers may type, answered with what to do."""
+
+    def __init__(self, flag: str, remedy: str) -> None:
+        super().__init__(f"{flag} is not taken: {remedy}")
+        self.flag = flag
+
+
+class FlagParser(argparse.ArgumentParser):
+    """argparse that collects faults instead of leaving at the first, and takes `-` and `_` in a flag for the same."""
+
+    def __init__(self, *, prog: str, description: str, foreign: Callable[[str], str | None] = lambda _: None) -> None:
+        """
+        Args:
+            foreign: of a flag's name with underscores and without dashes, what to write instead of it; None where
+                nothing is known of it.
+        """
+        super().__init__(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
+        self._foreign = foreign
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """argparse's own way out, which would print a usage and leave."""
+        raise argparse.ArgumentError(None, message)
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """What the words say; `faults` in it holds a line for each fault. Flags with a fault count as not given."""
+        left, faults = [self._spelt(word) for word in words], list[str]()
+        while True:
+            try:
+                found, rest = self.parse_known_args(left)
+                break
+            except RefusedFlag as refused:
+                faults.append(str(refused))
+                left = _without(left, _place(left, [refused.flag]))
+            except argparse.ArgumentError as fault:
+                place = _place(left, (fault.argument_name or "").split("/"))
+                if place is None:  # of all words together, as where a positional one is missing
+                    found, rest = argparse.Namespace(), []
+                    faults.append(f"{self.prog}: {fault.message}")
+                    break
+                faults.append(f"{left[place].partition('=')[0]}{_told(fault.message)}")
+                left = _without(left, place)
+        found.faults = (*faults, *self._unknown(rest))
+        return found
+
+    def take(self, words: Sequence[str]) -> argparse.Namespace:
+        """The same for words whose faults are the only ones that there can be.
+
+        Raises:
+            UserError: there are faults.
+        """
+        found = self.read(words)
+        if found.faults:
+            raise UserError("\n".join(found.faults))
+        return found
+
+    def _spelt(self, word: str) -> str:
+        """`--exist_ok` as `--exist-ok`, where only the latter is known."""
+        name, equals, value = word.partition("=")
+        known = self._option_string_actions
+        if not name.startswith("--") or name in known:
+            return word
+        spellings = {option.replace("_", "-"): option for option in known}
+        return spellings.get(name.replace("_", "-"), name) + equals + value
+
+    def _unknown(self, rest: Sequence[str]) -> list[str]:
+        """A line for each word that no flag takes; values behind an unknown flag are passed over."""
+        lines, behind_a_flag = [], False
+        for word in rest:
+            if word.startswith("-"):
+                behind_a_flag = "=" not in word
+                lines.append(self._about_flag(word.partition("=")[0]))
+            elif "=" in word:
+                lines.append(self._about_assignment(word))
+            elif not behind_a_flag:
+                lines.append(f"'{word}' belongs to no flag; flags are written --name VALUE ({self.prog} --help)")
+        return lines
+
+    def _about_flag(self, flag: str) -> str:
+        name = flag.lstrip("-").replace("-", "_")
+        if remedy := self._foreign(name):
+            return f"{flag}: {remedy}"
+        return f"unknown flag {flag}{nearest(flag, self._option_string_actions)}; {self.prog} --help lists them"
+
+    def _about_assignment(self, word: str) -> str:
+        name, _, value = word.partition("=")
+        flag = self._spelt(f"--{name}")
+        if flag in self._option_string_actions:
+            return f"{word}: flags are written with dashes here: {flag} {value}".rstrip()
+        remedy = self._foreign(name.replace("-", "_"))
+        return f"{word}: {remedy or 'flags are written --name VALUE here'}"
+
+
+_WRONG_VALUE = re.compile(r"invalid (int|float) value: (.*)")
+_KINDS = {"int": "a whole number", "float": "a number"}
+
+
+def _told(message: str) -> str:
+    """argparse's account of a fault, in the words in which values are refused elsewhere."""
+    if match := _WRONG_VALUE.fullmatch(message):
+        return f" is {match[2]}: it has to be {_KINDS[match[1]]}"
+    return f": {message}"
+
+
+def _place(words: Sequence[str], flags: Sequence[str]) -> int | None:
+    return next((place for place, word in enumerate(words) if word.partition("=")[0] in flags), None)
+
+
+def _without(words: list[str], place: int | None) -> list[str]:
+    """The words but for the flag at `place` and its value."""
+    assert place is not None
+    end = place + 1
+    if "=" not in words[place] and end < len(words) and not words[end].startswith("-"):
+        end += 1
+    return words[:place] + words[end:]
