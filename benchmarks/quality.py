@@ -74,9 +74,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--epochs", type=int, default=12, metavar="N", help="of a run (default 12)")
     made.add_argument("--imgsz", type=int, default=160, metavar="PX", help="image size (default 160)")
     made.add_argument("--batch-size", type=int, default=16, metavar="N", help="images of a step (default 16)")
-    made.add_argument(
-        "--model", default="yolov5n", metavar="NAME", help="or yolov5[depth,width] (default yolov5n)"
-    )
+    made.add_argument("--model", default="yolov5n", metavar="NAME", help="or yolov5[depth,width] (default yolov5n)")
     made.add_argument("--cores", type=int, metavar="N", help="ranks at once (default: as many as there are cores)")
     made.add_argument("--work", type=Path, default=Path("runs/quality"), metavar="DIR", help="default runs/quality")
     made.add_argument("--record", type=Path, metavar="MD", help="write the table there")

@@ -87,9 +87,7 @@ def _dispatch(words: list[str]) -> int:
         return 0
     known = {"train": _train, "val": _val, "export": _export, "demo": _demo, "launch": _launch, "doctor": _doctor}
     if words[0] in ELSEWHERE:
-        raise UserError(
-            f"'{words[0]}' is ultralytics' own: in Python, {ELSEWHERE[words[0]]}; best.pt is an ordinary file"
-        )
+        raise UserError(f"'{words[0]}' is ultralytics' own: best.pt is an ordinary file for {ELSEWHERE[words[0]]}")
     if words[0] not in known:
         raise UserError(f"unknown word '{words[0]}'{nearest(words[0], known)}; the words are {', '.join(known)}")
     return known[words[0]](words[1:])
@@ -131,13 +129,13 @@ def _foreign(name: str) -> str | None:
     launchers = argparse.ArgumentParser(add_help=False)
     add_launch_arguments(launchers)
     add_restart_argument(launchers)
-    known = {option.lstrip("-").replace("-", "_"): option for option in launchers._option_string_actions}
-    if name in known:
+    known = [option for option in launchers._option_string_actions if option.startswith("--")]
+    if name in {option.lstrip("-").replace("-", "_") for option in known}:
         return f"a flag of the launcher, which ./launch.sh and `{LAUNCH_WORD}` take"
     if told := foreign(name):
         return told
-    close = nearest(name, [option for option in known if len(option) > 2])
-    return f"unknown{close.replace('did you mean', 'did you mean the flag of the launcher')}" if close else None
+    close = nearest(f"--{name}", known, cutoff=0.8)
+    return f"unknown{close.replace('did you mean', 'did you mean the launcher flag')}" if close else None
 
 
 def _export_parser() -> FlagParser:
@@ -286,7 +284,7 @@ def _count_gpus() -> int:
 
 def _train(words: list[str]) -> int:
     args = _train_parser(for_help=bool(HELP & set(words))).read(words)
-    if args.faults:  # which need not wait for what is slow to import
+    if args.faults or "RANK" not in os.environ:  # what is wrong need not wait for what is slow to import
         _check_train(args, int(os.environ.get("WORLD_SIZE", 1)), "cuda" if _count_gpus() else "cpu")
     _say_alone("training")
     from yolods.cluster.ranks import in_time, joined

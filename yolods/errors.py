@@ -43,12 +43,15 @@ class Faults:
         return iter(self._lines)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Offer the known name that is closest to `name`.
+
+    Args:
+        cutoff: how close, from 0 to 1 (`difflib.get_close_matches`).
 
     Returns:
         " (did you mean 'x'?)" with a leading space, or "" where nothing is close.
     """
     by_lower = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""

@@ -57,9 +57,18 @@ def test_what_is_sound_goes_on_to_the_launcher(preflight):
         (["train", "--data", "data"], "--data data: this is a folder, give the yaml in it"),
         (["train"], "--data is missing: give a data yaml, or --data demo for the embedded data set"),
         (["trian", "--data", "x.yaml"], "unknown word 'trian' (did you mean 'train'?); the words are train, val, "),
-        ([*GOOD, "--epoch", "3"], "yolods train: unrecognized arguments: --epoch 3"),
-        ([*GOOD, "--weigths", "a.pt"], "yolods train: unrecognized arguments: --weigths a.pt"),
-        ([*GOOD, "--epochs", "many"], "yolods train: argument --epochs: invalid int value: 'many'"),
+        ([*GOOD, "--epoch", "3"], "unknown flag --epoch (did you mean '--epochs'?); yolods train --help lists them"),
+        ([*GOOD, "--weigths", "a.pt"], "unknown flag --weigths (did you mean '--weights'?); yolods train --help"),
+        ([*GOOD, "--epochs", "many"], "--epochs is 'many': it has to be a whole number"),
+        ([*GOOD, "--lr0", "0.1"], "--lr0: a hyper-parameter; write --set lr0=VALUE"),
+        (
+            [*GOOD, "--deepspeed"],
+            "--deepspeed: every run is DeepSpeed's, so the flag is not needed; ",
+        ),
+        ([*GOOD, "--hostfil", "h"], "--hostfil: unknown (did you mean the launcher flag '--hostfile'?)"),
+        ([*GOOD, "epochs=3"], "epochs=3: flags are written with dashes here: --epochs 3"),
+        ([*GOOD, "mosaic=0.5"], "mosaic=0.5: a hyper-parameter; write --set mosaic=VALUE"),
+        (["predict"], "'predict' is ultralytics' own: best.pt is an ordinary file for YOLO('best.pt').predict(...)"),
         ([*GOOD, "--epochs", "0"], "--epochs is 0: it has to be a whole number of at least 1"),
         ([*GOOD, "--batch-size", "7"], "--batch-size 7 cannot be dealt to 2 ranks: 7 / 2 = 3.50; use 6 or 8"),
         ([*GOOD, "--imgsz", "100"], "--imgsz 100: yolov5s needs a multiple of 32; use 96 or 128"),
@@ -87,6 +96,26 @@ def test_what_is_sound_goes_on_to_the_launcher(preflight):
 def test_flags(preflight, words, line):
     (shown,) = preflight(*words)
     assert shown.startswith(f"error: {line}")
+
+
+def test_faults_of_flags_and_of_what_they_say_are_shown_together(preflight):
+    words = ("train", "--data", "nowhere.yaml", "--epoch", "3", "--conf-thres", "0.1", "--imgsz", "big")
+    lines = preflight(*words, "--device", "0", "--batch-size", "7")
+    assert [line.split(":")[1].split()[0] for line in lines] == [
+        *("--imgsz", "--device", "unknown", "--conf-thres", "--batch-size", "--data"),
+    ]
+
+
+@pytest.mark.parametrize("flag", ["--exist_ok", "--exist-ok", "--cos_lr", "--save_period=1", "--close_mosaic=2"])
+def test_a_flag_may_be_written_with_either_kind_of_dash(preflight, flag):
+    with pytest.raises(AssertionError, match="a process was started"):
+        preflight(*GOOD, flag)
+
+
+@pytest.mark.parametrize("words", [["train", "--hostfile", "h"], ["train", "--max-restarts", "2"]])
+def test_a_flag_of_the_launcher_says_whose_it_is(capsys, words):
+    assert cli.main([*words, "--data", "demo"]) == 2
+    assert f"{words[1]}: a flag of the launcher, which ./launch.sh and `yolods launch` take" in capsys.readouterr().err
 
 
 def faulty_yaml(text: str) -> Path:

@@ -34,6 +34,8 @@ def test_every_word_lists_its_flags(capsys, words):
     assert caught.value.code == 0
     assert f"usage: yolods {words[-1]}" in shown
     assert "--weights" in shown or "--to" in shown
+    if words[-1] in ("train", "val"):
+        assert all(flag in shown for flag in ("--hostfile", "--num_gpus", "--launcher", "--max_restarts"))
 
 
 @pytest.mark.parametrize("words", [["train", "--help"], ["launch", "train", "--data", "nowhere.yaml"]])

@@ -139,7 +139,7 @@ def foreign(name: str) -> str | None:
         return f"write {FLAGS[name]}"
     if name in REFUSED or name in YOLOV5:
         return f"not taken: {REFUSED[name][1] if name in REFUSED else YOLOV5[name]}"
-    close = nearest(name, RULES) if len(name) > 3 else ""
+    close = nearest(name, RULES, cutoff=0.8)
     return f"unknown{close.replace('did you mean', 'did you mean the hyper-parameter')}" if close else None
 
 
