@@ -230,14 +230,14 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
     """Print what `yolods doctor` finds; 0: a run would start."""
     from yolods.cluster.launch import hosts_of
     from yolods.cluster.visit import visit
-    from yolods.config import DEMO, offloads
+    from yolods.config import DEMO, find_json, offloads
     from yolods.data.spec import places, read_spec
     from yolods.errors import Faults
 
     args = _doctor_parser().take(words)
     hosts = hosts_of(flags, gpus=0 if flags.hostfile else _count_gpus())
     faults, trees, lists = Faults(), (), ()
-    builds = args.deepspeed_config is not None and offloads(args.deepspeed_config, faults)
+    builds = args.deepspeed_config is not None and offloads(find_json(args.deepspeed_config, faults), faults)
     if args.data not in (None, DEMO):
         try:
             trees, lists = places(read_spec(Path(args.data)))

@@ -389,3 +389,19 @@ def test_the_folder_that_the_launcher_has_chosen_is_taken(tmp_path: Path, monkey
     (chosen / "config.json").write_text(kept.to_json())
     assert build("--resume", "--run-dir", str(chosen)).epochs == 7
     assert "run_dir" not in dict(kept.given)
+
+
+@pytest.mark.parametrize("named", ["zero2_fp32", "zero2_fp32.json"])
+def test_a_ready_configuration_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert build("--data", "demo", "--deepspeed_config", named).deepspeed.zero_stage == 2
+    (tmp_path / named).write_text('{"zero_optimization": {"stage": 3}}')
+    assert build("--data", "demo", "--deepspeed_config", named).deepspeed.zero_stage == 3, "a file of the user's wins"
+
+
+def test_a_name_that_is_none_of_the_ready_configurations_offers_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (line,) = faults_of("--data", "demo", "--deepspeed_config", "zero2_fb32")
+    assert line.startswith("--deepspeed_config zero2_fb32: no such file (did you mean 'zero2_fp32'?); ds_configs/ has ")

@@ -3,7 +3,7 @@
 Files, each with one job: `values` (a setting's type and range), `hyper`, `refused` (what is not taken, and why),
 `schema` (DeepSpeed's keys), `batch` (batch arithmetic), `optimizer` (the JSON's optimizer block), `own` (the "yolods"
 block), `pipeline`, `deepspeed` (the JSON as a whole), `words`, `flags`, `run` (all of it together), `resume`, `read`
-(from what was typed to all of it), `jsonfile`, `paths`.
+(from what was typed to all of it), `jsonfile`, `ready` (what comes with yolods), `paths`.
 """
 
 from yolods.config.batch import BatchPlan
@@ -14,6 +14,7 @@ from yolods.config.optimizer import JsonOptimizer
 from yolods.config.own import CheckpointPolicy, OwnConfig
 from yolods.config.paths import cache_dir
 from yolods.config.read import build_run_config
+from yolods.config.ready import find_json
 from yolods.config.run import CONFIG_FILE, DEMO, RunConfig, next_run_dir
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "add_val_arguments",
     "build_run_config",
     "cache_dir",
+    "find_json",
     "foreign",
     "next_run_dir",
     "offloads",

@@ -52,7 +52,12 @@ class _Refuse(argparse.Action):
 
 def _given_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of every distributed subcommand; the launcher adds --local_rank to what a user typed."""
-    parser.add_argument("--deepspeed_config", "--deepspeed-config", metavar="JSON", help="everything distributed")
+    parser.add_argument(
+        "--deepspeed_config",
+        "--deepspeed-config",
+        metavar="JSON",
+        help="everything distributed: a file, or a name of ds_configs/",
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--data", metavar="YAML", help="data yaml, or demo")
     parser.add_argument("--weights", metavar="PT", help="ultralytics .pt")

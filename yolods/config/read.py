@@ -13,6 +13,7 @@ from yolods.config.deepspeed import read_deepspeed
 from yolods.config.flags import hyper_flags
 from yolods.config.hyper import Hyper, HyperRead, read_hyper
 from yolods.config.optimizer import merge
+from yolods.config.ready import find_json
 from yolods.config.resume import check_unchanged, find_run, relaid
 from yolods.config.run import CONFIG_FILE, DEFAULT_MODEL, DEMO, RunConfig, next_run_dir
 from yolods.config.values import Rule, check, whole
@@ -53,7 +54,7 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
     read = read_hyper(_path(args, "hyp"), args.set or [], faults, hyper_flags(args))
     numbers, sources = _numbers(args, read, faults)
     config = read_deepspeed(
-        _path(args, "deepspeed_config"),
+        _layout(args, faults),
         batch_size=numbers.get("batch_size"),
         ranks=ranks,
         device=device,
@@ -100,6 +101,13 @@ def _check_accelerator(device: str, environ: Mapping[str, str], faults: Faults) 
 def _path(args: argparse.Namespace, flag: str) -> Path | None:
     value = getattr(args, flag, None)
     return None if value is None else Path(value)
+
+
+def _layout(args: argparse.Namespace, faults: Faults) -> Path | None:
+    """The DeepSpeed JSON that was named."""
+    named, before = getattr(args, "deepspeed_config", None), len(faults)
+    found = None if named is None else find_json(named, faults)
+    return found if len(faults) == before else None  # the default keeps the remaining checks going
 
 
 def _chosen(args: argparse.Namespace) -> Path | None:
@@ -202,7 +210,7 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
     read = read_hyper(_path(args, "hyp"), args.set or [], faults, hyper_flags(args))
     numbers, _ = _numbers(args, read, faults)
     check_unchanged(saved, args, read, numbers, faults)
-    layout = _path(args, "deepspeed_config")
+    layout = _layout(args, faults)
     config = saved.deepspeed
     if layout is not None or ranks != config.world or device != saved.device:
         config = relaid(saved, layout, ranks, device, faults)
