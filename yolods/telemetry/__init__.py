@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -186,7 +187,7 @@ class RunTelemetry(Telemetry):
         compared = config if hyper is None else hyper
         self._on_board("the configuration", lambda board: board.start(config, model_summary, compared))
         self._console.say(f"Logging results to {self.run_dir}")
-        self._console.say(f"TensorBoard: tensorboard --logdir {self.run_dir}")
+        self._console.say(f"TensorBoard: {tensorboard()} --logdir {self.run_dir}")
         self._console.say(f"Starting training for {self._epochs} epochs...")
 
     def labels(self, labels: Sequence[Mapping[str, Any]]) -> None:
@@ -308,11 +309,19 @@ class RunTelemetry(Telemetry):
         best = self.run_dir / "weights" / "best.pt"
         if best.is_file():
             lines.append(f"  model      {best}, which ultralytics.YOLO() loads")
-        lines.append(f"  curves     tensorboard --logdir {self.run_dir}")
+        lines.append(f"  curves     {tensorboard()} --logdir {self.run_dir}")
         for word, name in (("numbers", "results.csv"), ("pictures", "results.png"), ("log", "train.log")):
             if (self.run_dir / name).is_file():
                 lines.append(f"  {word:<10} {self.run_dir / name}")
         return lines
+
+
+def tensorboard() -> str:
+    """TensorBoard's command as a shell finds it from here: the one beside this Python, whose folder is on few PATHs."""
+    command = Path(sys.executable).with_name("tensorboard")
+    if not command.is_file():
+        return "tensorboard"
+    return str(command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command)
 
 
 def pipe_line(stats: PipeStats) -> str:
