@@ -61,7 +61,8 @@ class StabilityEvent:
     action: str
     """`skip`, `rollback`, `stop`, or `report` where the step was applied."""
     cause: str
-    """`overflow`, `forward`, `backward`, `gradient_spike`, `loss_spike` or `vanishing`."""
+    """`overflow`, `forward`, `backward`, `gradient_spike`, `loss_spike`, `vanishing`, or `unassigned`: the same of the
+    head's boxes, to which no object has been assigned."""
     loss: float
     """Sum of the loss items; may be inf or nan."""
     grad_norm: float | None

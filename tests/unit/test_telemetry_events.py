@@ -139,3 +139,30 @@ def test_a_gradient_of_exactly_nothing_is_told_from_one_that_vanished(norms: tup
     )
     assert (told.action, told.cause, told.parameters) == ("report", "vanishing", ("b", "c"))
     assert ("exactly 0" in told.remedy) == silent
+
+
+@pytest.mark.parametrize(
+    ("names", "cause", "said"),
+    [
+        (
+            ("model.24.cv2.2.0.bn.weight", "model.24.cv2.2.2.bias"),
+            "unassigned",
+            "too small for the boxes of level 2 of",
+        ),
+        (("model.33.cv2.2.2.bias", "model.33.cv2.3.1.conv.weight"), "unassigned", "of level 2, 3 of the head"),
+        (("model.24.cv2.2.2.bias", "model.2.cv2.conv.weight"), "vanishing", "reported only"),
+        (("model.24.cv3.2.2.bias",), "vanishing", "reported only"),
+    ],
+)
+def test_boxes_that_no_object_is_assigned_to_are_no_vanished_gradients(names, cause, said):
+    """In clean runs the largest cells' boxes get none: a fact about the data, which was told as a warning."""
+    reading = Reading(names, np.zeros(len(names)), None, (1.0, 1.0, 1.0), 4, 1.0)
+    told = record(
+        Verdict(vanished=tuple(range(len(names)))),
+        (),
+        reading,
+        **{"step": 500, "epoch": 9, "position": 8000, "loss": 3.0, "grad_norm": 1.0},
+        **{"loss_scale": None, "next_scale": None, "barred": ()},
+    )
+    assert (told.action, told.cause) == ("report", cause)
+    assert said in sentence(told)

@@ -232,7 +232,9 @@ class RunTelemetry(Telemetry):
     def stability(self, event: StabilityEvent) -> None:
         from yolods.stability.event import sentence  # here, for it imports torch, which the launcher does without
 
-        if event.action != "stop":  # which the error says that ends the run
+        if event.cause == "unassigned":  # a fact about the data, and no trouble
+            self._console.say(f"step {event.step}: {sentence(event)}")
+        elif event.action != "stop":  # which the error says that ends the run
             _log.warning("step %d: %s", event.step, sentence(event))
         with harmless(f"the event of step {event.step} in {STABILITY_FILE}"):
             self._events.append(event)
