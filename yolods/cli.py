@@ -259,13 +259,20 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
 
 def _check_train(args: argparse.Namespace, ranks: int, device: str) -> RunConfig:
     from yolods.config import build_run_config
-    from yolods.data.spec import read_spec
-    from yolods.model.build import parse_name
+    from yolods.config.model_name import parse_name
+    from yolods.data.spec import check_classes, read_spec
 
     config = build_run_config(args, ranks=ranks, device=device)
-    parse_name(config.model)
-    if not config.is_demo:
-        read_spec(config.data)
+    spec = None if config.is_demo else read_spec(config.data)
+    if spec is not None:
+        check_classes(spec, config.hyper.classes)
+    if parse_name(config.model).yaml is not None or config.hyper.freeze is not None:
+        from yolods.telemetry.log import quiet_dependencies
+
+        quiet_dependencies(logging.WARNING)
+        from yolods.model.check import blueprint_of  # imports torch, for which every other model need not wait
+
+        blueprint_of(config, spec.names if spec else ("item",), spec.channels if spec else 3)
     if config.weights is not None and not config.resume:
         from yolods.model.weights import check_file
 

@@ -168,6 +168,22 @@ def use_local_font() -> None:
         module.check_font = local_font
 
 
+@contextmanager
+def downloads_to(folder: Path) -> Iterator[None]:
+    """Within: ultralytics looks for data sets in `folder`, and downloads them to it.
+
+    Seen on ultralytics 8.4.190: `check_det_dataset` takes the folder from the settings that were read when it was
+    imported, here those of our cache, and offers no way to name another.
+    """
+    from ultralytics.data import utils
+
+    theirs, utils.DATASETS_DIR = utils.DATASETS_DIR, folder
+    try:
+        yield
+    finally:
+        utils.DATASETS_DIR = theirs
+
+
 def import_muon_uncompiled() -> None:
     """Let DeepSpeed ask whether an optimizer is Muon without loading torch's compiler.
 

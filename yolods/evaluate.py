@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 PICTURES = 3
 """Batches that are drawn."""
+
+SHOWN_CONFIDENCE = 0.25
+"""Confidence above which predictions count in the confusion matrix where none is given: what users look at. ultralytics
+8.4.190 takes the metrics' 0.001, at which guesses outnumber what was found; `process_batch` itself has 0.25."""
 
 UNLIMITED_SECONDS = 1e9
 """ultralytics gives up on NMS after a time limit and drops what is left of a batch; a metric must not depend on it."""
@@ -140,7 +146,8 @@ class Evaluator:
         """
         telemetry = telemetry or NullTelemetry()
         started = time.perf_counter()
-        judge = _Judge(self._names, self._hyper, self.save_dir, confusion=plots, boxes=boxes_to is not None)
+        ids = None if boxes_to is None else image_ids(self._dataset.im_files)
+        judge = _Judge(self._names, self._hyper, self.save_dir, confusion=plots, ids=ids)
         tally = _Tally()
         telemetry.val_begin(len(self._batches))
         first: list[dict[str, Any]] = []
@@ -212,6 +219,19 @@ class Evaluator:
         )
 
 
+def image_ids(files: Sequence[str]) -> dict[str, int | str]:
+    """What predictions.json calls each image file: as ultralytics its name without ending, a number where it is one.
+
+    Images that would share an id are called by their path, ending included, below the folder that all images are in.
+    """
+    stems = {file: int(stem) if (stem := Path(file).stem).isnumeric() else stem for file in files}
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files] or ["/"])
+    paths = {file: os.path.relpath(os.path.abspath(file), folder) for file in files}
+    taken = Counter(stems.values())
+    ids = {file: stem if taken[stem] == 1 else paths[file] for file, stem in stems.items()}
+    return ids if len({*ids.values()}) == len(ids) else dict(paths)
+
+
 def aloud(batches: Iterator[dict[str, Any]], ranks: Ranks) -> Iterator[dict[str, Any]]:
     """Pass a loader's batches on, and say on the spot what ends it on this rank alone.
 
@@ -231,7 +251,17 @@ def aloud(batches: Iterator[dict[str, Any]], ranks: Ranks) -> Iterator[dict[str,
 class _Judge:
     """ultralytics' DetectionValidator, asked image by image; its own loop and its own ranks are not used."""
 
-    def __init__(self, names: dict[int, str], hyper: Any, save_dir: Path, *, confusion: bool, boxes: bool) -> None:
+    def __init__(
+        self, names: dict[int, str], hyper: Any, save_dir: Path, *, confusion: bool, ids: dict[str, int | str] | None
+    ) -> None:
+        """
+        Args:
+            names: by class id.
+            hyper: as `Evaluator` takes it.
+            save_dir: where plots go.
+            confusion: count a confusion matrix.
+            ids: keep all boxes, under these ids of the image files.
+        """
         from ultralytics.models.yolo.detect import DetectionValidator
         from ultralytics.utils.metrics import ConfusionMatrix
 
@@ -250,7 +280,8 @@ class _Judge:
         self._validator.names = self._validator.metrics.names = names
         self._validator.class_map = list(range(1, len(names) + 1))
         self._validator.jdict = []
-        self._save_dir, self._boxes = save_dir, boxes
+        self._save_dir, self._ids = save_dir, ids
+        self._shown_above = SHOWN_CONFIDENCE if hyper.conf is None else hyper.conf
         self._matrix = ConfusionMatrix(names=names) if confusion else None
 
     def judge(self, decoded: Tensor, batch: dict[str, Any], tally: _Tally) -> list[dict[str, Tensor]]:
@@ -271,11 +302,18 @@ class _Judge:
                 }
             )
             if self._matrix is not None:
-                self._matrix.process_batch(prediction, target, conf=self._validator.args.conf)
-            if self._boxes:
-                self._validator.pred_to_json(_in_image(prediction, target), target)
+                self._matrix.process_batch(prediction, target, conf=self._shown_above)
+            if self._ids is not None:
+                self._note_boxes(prediction, target)
         tally.boxes, self._validator.jdict = tally.boxes + self._validator.jdict, []
         return found
+
+    def _note_boxes(self, prediction: dict[str, Tensor], target: dict[str, Any]) -> None:
+        """Keep an image's boxes as ultralytics writes them, under an id that no other image has."""
+        known = len(self._validator.jdict)
+        self._validator.pred_to_json(_in_image(prediction, target), target)
+        for box in self._validator.jdict[known:]:
+            box["image_id"] = self._ids[target["im_file"]]
 
     def _suppress(self, decoded: Tensor) -> list[dict[str, Tensor]]:
         from ultralytics.utils.nms import non_max_suppression

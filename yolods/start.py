@@ -22,7 +22,16 @@ from yolods.cluster.watchdog import Watchdog
 from yolods.config import RunConfig
 from yolods.config.run import CONFIG_FILE
 from yolods.data.sampler import keyed_seed, seed_generators
-from yolods.data.splits import Opening, Split, class_names, class_weights, note_problems, open_split, read_data
+from yolods.data.splits import (
+    Opening,
+    Split,
+    class_names,
+    class_weights,
+    most_boxes,
+    note_problems,
+    open_split,
+    read_data,
+)
 from yolods.engine.base import Engine
 from yolods.engine.build import build_engine, plan_schedule
 from yolods.engine.optim import OptimizerChoice, choose_optimizer
@@ -30,8 +39,10 @@ from yolods.engine.schedule import Schedule
 from yolods.engine.stages import build_stage, plan_stages
 from yolods.errors import UserError
 from yolods.evaluate import Evaluator
+from yolods.files import replace_text
 from yolods.model.blueprint import Blueprint
-from yolods.model.build import architecture, parse_name
+from yolods.model.check import blueprint_of
+from yolods.model.freezing import told
 from yolods.model.weights import read_pt
 from yolods.provenance import Provenance, provenance
 from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry, model_table
@@ -55,10 +66,10 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
     seed_everything(hyper.seed, deterministic=hyper.deterministic and ranks.device.type == "cuda")
     spec = read_data(config.data, ranks)
     names = class_names(spec, hyper)
-    blueprint = Blueprint(architecture(parse_name(config.model), len(names), spec.channels), names, config.seed)
+    blueprint = blueprint_of(config, names, spec.channels)
     opening = Opening(
         imgsz=config.imgsz,
-        stride=blueprint.grid_of(config.imgsz),
+        stride=blueprint.grid,
         epochs=config.epochs,
         workers=config.workers,
         local_ranks=local_ranks,
@@ -98,7 +109,7 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
     evaluator = Evaluator(
         val.dataset,
         names,
-        replace(hyper, max_det=_most_boxes(hyper.max_det, train, val)),
+        replace(hyper, max_det=most_boxes(hyper.max_det, train, val)),
         ranks,
         share=engine.share,
         forward_batch=2 * config.deepspeed.micro_batch,
@@ -153,8 +164,7 @@ def _prepare_folder(config: RunConfig, parameters: int) -> None:
 def _write_config(config: RunConfig, origin: Provenance) -> None:
     """Note everything that decides the run, and what it runs on."""
     with _writable(config.run_dir):
-        text = json.dumps(_as_dict(config, origin), indent=2)
-        (config.run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
+        replace_text(config.run_dir / CONFIG_FILE, json.dumps(_as_dict(config, origin), indent=2))
 
 
 @contextmanager
@@ -177,13 +187,6 @@ def _check_space(folder: Path, parameters: int, keep: int) -> None:
             f"parameters x {BYTES_A_PARAMETER} bytes take {needed / 2**30:.2f} GiB; free some, or choose another "
             "--project"
         )
-
-
-def _most_boxes(limit: int, *splits: Split) -> int:
-    """ultralytics raises its default limit of 300 boxes an image to what the data holds; a limit given stays."""
-    if limit != 300:
-        return limit
-    return max(limit, *(len(label["cls"]) for split in splits for label in split.scan.labels))
 
 
 def _open_telemetry(
@@ -236,12 +239,23 @@ def _announce(
         *config.notes,
     ]
     notes += about
+    notes += [line for line in (_frozen(config, blueprint), _without_polygons(config, splits[0])) if line]
     if config.resume:
         notes.append(f"Resuming after step {progress.step}, in epoch {progress.position // schedule.samples + 1}")
     compared = {**_layout_of(config, ranks, schedule), **config.hyper.as_dict()}
     telemetry.start(_as_dict(config, origin), model_table(blueprint.meta), notes, compared)
     if not config.resume:
         telemetry.labels(splits[0].scan.labels)
+
+
+def _frozen(config: RunConfig, blueprint: Blueprint) -> str | None:
+    return told(config.hyper.freeze, [name for name, _ in blueprint.meta.named_parameters()])
+
+
+def _without_polygons(config: RunConfig, train: Split) -> str | None:
+    if not config.hyper.copy_paste or any(len(label["segments"]) for label in train.scan.labels):
+        return None
+    return f"copy_paste {config.hyper.copy_paste:g} is not used: not every box of the train set has a polygon"
 
 
 def _as_dict(config: RunConfig, origin: Provenance) -> dict[str, Any]:

@@ -28,8 +28,8 @@ class StepStats:
     """Global L2 norm of the gradients before clipping, or None where it was not measured."""
     lr: Mapping[str, float]
     """Learning rate by parameter group: `pg0`, `pg1`, ..."""
-    momentum: float
-    """SGD momentum, or Adam's first beta."""
+    momentum: float | None
+    """Momentum of SGD or RMSprop; None where the optimizer has none that is warmed up (Adam's betas stay)."""
     loss_scale: float | None
     """fp16 loss scale, or None outside fp16."""
     skipped: bool

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import signal
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ from yolods.engine.base import Engine, StepResult
 from yolods.engine.schedule import GROUPS, Schedule, Step
 from yolods.errors import UserError
 from yolods.evaluate import Evaluation, Evaluator, aloud
+from yolods.files import replace_copy
 from yolods.model.blueprint import Blueprint
 from yolods.model.weights import read_pt, write_pt
 from yolods.stability.attribution import INPUT
@@ -215,7 +215,7 @@ class Run:
             loss=result.loss,
             grad_norm=result.grad_norm,
             lr=dict(zip(("pg0", "pg1", "pg2"), step.lr, strict=True)),
-            momentum=step.momentum,
+            momentum=step.momentum if self.engine.warms_momentum else None,
             loss_scale=result.loss_scale,
             skipped=result.skipped,
             norm_after=result.norm_after,
@@ -284,7 +284,7 @@ class Run:
         """Evaluate, write weights, results and a checkpoint, and decide whether to go on."""
         epoch = self.progress.epochs_done
         last = epoch == self.config.epochs - 1
-        evaluation, best = self._evaluate(epoch, last) if self.config.hyper.val or last else (None, False)
+        evaluation, best = self._evaluate(epoch, last) if self.config.hyper.val or last else self._keep(epoch)
         with slowly("an epoch's results"):
             self.telemetry.epoch_end(
                 EpochStats(
@@ -296,7 +296,7 @@ class Run:
                     fitness=evaluation.fitness if evaluation else None,
                     lr={f"lr/pg{place}": value for place, value in enumerate(self.progress.lr[: len(GROUPS)])},
                     images_per_second=rate,
-                    is_best=best,
+                    is_best=best and self.progress.best_fitness > 0,
                 )
             )
         self.progress = replace(self.progress, epochs_done=epoch + 1, loss_sums=(), loss_weight=0)
@@ -319,16 +319,25 @@ class Run:
         best = not before or fitness > before
         if best:
             self.progress = replace(self.progress, best_fitness=fitness, best_epoch=epoch)
-        if weights is not None:
-            with slowly("writing weights"):
-                self._write_weights(weights, epoch, best or fitness == before, evaluation)
+        self._write_weights(weights, epoch, best or fitness == before, evaluation)
         return evaluation, best
 
-    def _write_weights(self, weights: dict[str, Any], epoch: int, best: bool, evaluation: Evaluation | None) -> None:
+    def _keep(self, epoch: int) -> tuple[None, bool]:
+        """Write the moving average of an epoch that is not judged to weights/."""
+        with self.engine.evaluating():
+            weights = self.engine.full_weights()
+        self._write_weights(weights, epoch, False, None)
+        return None, False
+
+    def _write_weights(
+        self, weights: dict[str, Any] | None, epoch: int, best: bool, evaluation: Evaluation | None
+    ) -> None:
         """Rank 0: last.pt, best.pt where it is, epochN.pt where asked for. A full disk is reported, not fatal.
 
         Of epochs that are equally good best.pt is the last, as in ultralytics, and patience counts from the first.
         """
+        if weights is None:
+            return
         folder = self.config.run_dir / "weights"
         facts = {
             "epoch": epoch,
@@ -337,11 +346,12 @@ class Run:
             "train_metrics": {**evaluation.metrics, "fitness": evaluation.fitness} if evaluation else {},
         }
         try:
-            write_pt(folder / "last.pt", self.blueprint.skeleton, weights, facts)
-            if best:
-                _copy(folder / "last.pt", folder / "best.pt")
-            if self._due(self.config.hyper.save_period, epoch + 1):
-                _copy(folder / "last.pt", folder / f"epoch{epoch + 1}.pt")
+            with slowly("writing weights"):
+                write_pt(folder / "last.pt", self.blueprint.skeleton, weights, facts)
+                if best:
+                    replace_copy(folder / "last.pt", folder / "best.pt")
+                if self._due(self.config.hyper.save_period, epoch + 1):
+                    replace_copy(folder / "last.pt", folder / f"epoch{epoch + 1}.pt")
         except (OSError, RuntimeError) as error:
             self.telemetry.event(
                 "weights", f"{folder} could not be written, the earlier files stay: {error}", warn=True
@@ -411,9 +421,3 @@ def train_args(config: RunConfig) -> dict[str, Any]:
         "imgsz": config.imgsz,
         "name": config.run_dir.name,
     }
-
-
-def _copy(source: Any, target: Any) -> None:
-    partial = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, partial)
-    partial.replace(target)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from yolods.cluster.pulse import PULSE
 from yolods.cluster.ranks import Ranks, Share
+from yolods.config.data_name import shipped_yaml
 from yolods.config.hyper import Hyper, read_hyper
 from yolods.config.run import next_run_dir
-from yolods.data.spec import DataSpec, read_spec
-from yolods.data.splits import Opening, class_names, open_split, read_data
+from yolods.data.spec import DataSpec, check_classes, read_spec
+from yolods.data.splits import Opening, class_names, most_boxes, open_split, read_data
 from yolods.errors import Faults, UserError
 from yolods.evaluate import Evaluation, Evaluator, PlainDetector
 from yolods.model.build import has_plain_head
@@ -37,7 +38,7 @@ def check_val_arguments(args: argparse.Namespace) -> Hyper:
         faults.add(f"--weights {args.weights}: no such file")
     if args.data is None:
         faults.add("--data is missing: give a data yaml, or --data demo for the embedded data set")
-    elif args.data != "demo" and not Path(args.data).is_file():
+    elif args.data != "demo" and not (Path(args.data).is_file() or shipped_yaml(Path(args.data))):
         faults.add(f"--data {args.data}: no such file")
     if args.batch_size is not None and args.batch_size < 1:
         faults.add(f"--batch-size {args.batch_size}: has to be at least 1")
@@ -47,7 +48,9 @@ def check_val_arguments(args: argparse.Namespace) -> Hyper:
     faults.raise_if_any()
     check_file(Path(args.weights))
     if args.data != "demo":
-        _check_split(read_spec(Path(args.data)), args)
+        spec = read_spec(Path(args.data))
+        _check_split(spec, args)
+        check_classes(spec, hyper.classes)
     return hyper
 
 
@@ -96,15 +99,10 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
         else NullTelemetry()
     )
     with telemetry:
-        most = (
-            max([hyper.max_det, *(len(label["cls"]) for label in split.scan.labels)])
-            if hyper.max_det == 300
-            else hyper.max_det
-        )
         evaluator = Evaluator(
             split.dataset,
             names,
-            replace(hyper, max_det=most),
+            replace(hyper, max_det=most_boxes(hyper.max_det, split)),
             ranks,
             share=Share(ranks.rank, ranks.size),
             forward_batch=max((args.batch_size or 16) // ranks.size, 1),

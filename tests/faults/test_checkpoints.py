@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import yolods.files
 from tests.faults import checkpoints
 from tests.faults.checkpoints import (
     DAMAGES,
@@ -97,7 +98,7 @@ def test_random_trials(calls):
 def test_these_trials_would_find_a_store_that_is_careless(monkeypatch, left_out):
     """Without flushing contents, or names, a power cut does harm; without checksums, a flipped bit."""
     if left_out == "names":
-        monkeypatch.setattr(files, "sync_folder", lambda folder: None)
+        monkeypatch.setattr(yolods.files, "sync_folder", lambda folder: None)
         monkeypatch.setattr(store, "sync_folder", lambda folder: None)
     elif left_out == "contents":
         monkeypatch.setattr(files.os, "fsync", lambda handle: None)

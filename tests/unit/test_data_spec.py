@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import make_dataset
-from yolods.data.spec import IMAGE_SUFFIXES, as_ultralytics, fetch, list_images, read_spec
+from yolods.config.data_name import shipped_yaml, stores
+from yolods.data.spec import (
+    IMAGE_SUFFIXES,
+    as_ultralytics,
+    fetch,
+    list_images,
+    places,
+    read_spec,
+    unused_lines,
+)
 from yolods.errors import UserError
 
 
@@ -134,6 +143,151 @@ def test_a_yaml_that_ultralytics_ships_is_found_by_name():
     spec = read_spec(Path("coco8.yaml"))
     assert len(spec.names) == 80
     assert spec.download.startswith("https://")
+
+
+@pytest.mark.parametrize("name", ["coco8.yaml", "coco8", "coco.yaml", "coco128.yaml", "VOC.yaml"])
+def test_shipped_yamls_are_found_where_nothing_of_that_name_lies(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert read_spec(Path(name)).needs_download
+    assert shipped_yaml(Path(name)).is_file()
+    assert shipped_yaml(Path("elsewhere") / name) is None and shipped_yaml(Path("no.yaml")) is None
+
+
+def test_a_download_that_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    from ultralytics.data import utils
+
+    def offline(url, dir, **_):
+        raise ConnectionError(f"\n❌  Download failure for {url} to {dir}. Environment may be offline.\nmore")
+
+    monkeypatch.setattr(utils, "safe_download", offline)
+    monkeypatch.setenv("YOLODS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        fetch(read_spec(Path("coco8.yaml")))
+    line = str(caught.value)
+    assert "\n" not in line and f"coco8.zip to {tmp_path / 'cache/datasets'}. Environment may be offline; get" in line
+
+
+def test_data_sets_that_ultralytics_has_downloaded_are_found(tmp_path, monkeypatch):
+    """Its own settings name the folder, not those that it makes for this process in the cache."""
+    make_dataset(tmp_path / "theirs/tiny")
+    settings = tmp_path / "home/.config/Ultralytics/settings.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f'{{"datasets_dir": "{tmp_path / "theirs"}"}}')
+    ours = tmp_path / "cache/Ultralytics/settings.json"
+    ours.parent.mkdir(parents=True)
+    ours.write_text('{"datasets_dir": "/nowhere"}')
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv("YOLODS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "cache"))
+    yaml = write(tmp_path / "d.yaml", "path: tiny\ntrain: images/train\nval: images/val\nnames: [a, b]\n")
+    assert read_spec(yaml).root == tmp_path / "theirs/tiny"
+    assert stores() == [tmp_path / "theirs", tmp_path / "cache/datasets"]
+
+
+def test_labels_are_those_beside_the_images_as_they_are_named_and_not_those_where_a_link_leads(tmp_path):
+    """`second` has labels of its own for the images of the first."""
+    from ultralytics.data.utils import img2label_paths
+
+    make_dataset(tmp_path)
+    second = tmp_path / "second"
+    (second / "labels/train").mkdir(parents=True)
+    (second / "images").symlink_to("../images")
+    yaml = write(second / "d.yaml", "train: images/train\nval: ../images/val\nnames: [a, b]\n")
+    spec = read_spec(yaml)
+    assert spec.train == (second / "images/train",)
+    assert {Path(file).parent for file in map(Path, img2label_paths(list_images(spec.train)))} == {
+        second / "labels/train"
+    }
+    assert spec.val == (tmp_path / "images/val",)
+    assert places(spec)[0][-2:] == (str(second / "labels/train"), str(tmp_path / "labels/val"))
+
+
+@pytest.mark.parametrize("where", ["folder", "split", "yaml", "path", "parent"])
+def test_links_at_every_height_of_a_path_keep_their_spelling(tmp_path, where):
+    real = tmp_path / "real"
+    make_dataset(real)
+    named = tmp_path / "named"
+    text = "train: images/train\nval: images/val\nnames: [a, b]\n"
+    if where == "folder":
+        named.symlink_to("real")
+        spec = read_spec(named / "tiny.yaml")
+    elif where == "split":
+        (named / "images").mkdir(parents=True)
+        (named / "images/train").symlink_to(real / "images/train")
+        (named / "images/val").symlink_to(real / "images/val")
+        spec = read_spec(write(named / "d.yaml", text))
+    elif where == "yaml":
+        named.mkdir()
+        (named / "images").symlink_to(real / "images")
+        (named / "d.yaml").symlink_to(real / "tiny.yaml")
+        spec = read_spec(named / "d.yaml")
+    elif where == "path":
+        named.symlink_to("real")
+        spec = read_spec(write(tmp_path / "d.yaml", f"path: {named}\n{text}"))
+    else:
+        named.symlink_to("real/images")  # `named/..` is `real`, not the folder that `named` lies in
+        spec = read_spec(write(tmp_path / "d.yaml", "train: named/../images/train\nval: named/val\nnames: [a, b]\n"))
+        assert spec.train == (tmp_path / "named/../images/train",)
+        assert len(list_images(spec.train)) == 6
+        return
+    assert spec.train == (named / "images/train",)
+    assert len(list_images(spec.train)) == 6
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "/"])
+def test_a_link_to_a_folder_above_it_adds_no_images(tmp_path, target):
+    make_dataset(tmp_path, train=4)
+    (tmp_path / "images/train/again").symlink_to(target)
+    assert [Path(file).name for file in list_images((tmp_path / "images/train",))] == [f"{i:03}.jpg" for i in range(4)]
+
+
+def test_each_real_folder_is_looked_into_once_under_its_own_name(tmp_path):
+    make_dataset(tmp_path, train=4)
+    (tmp_path / "images/train").rename(tmp_path / "images/b")
+    for name, target in (("a", "b"), ("c", "b"), ("x", "y"), ("y", "x")):
+        (tmp_path / "images" / name).symlink_to(target)
+    found = list_images((tmp_path / "images",))
+    assert [str(Path(file).relative_to(tmp_path / "images")) for file in found] == [
+        *(f"b/{i:03}.jpg" for i in range(4)),
+        *(f"val/{i:03}.jpg" for i in range(4)),
+    ]
+
+
+def test_a_link_to_images_elsewhere_is_followed_and_so_are_links_in_there(tmp_path):
+    make_dataset(tmp_path / "other", train=2)
+    make_dataset(tmp_path / "third", train=3)
+    (tmp_path / "other/images/train/more").symlink_to(tmp_path / "third/images/train")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/link").symlink_to(tmp_path / "other/images/train")
+    found = list_images((tmp_path / "images",))
+    assert [str(Path(file).relative_to(tmp_path / "images")) for file in found] == [
+        *(f"link/{i:03}.jpg" for i in range(2)),
+        *(f"link/more/{i:03}.jpg" for i in range(3)),
+    ]
+
+
+def test_hidden_files_and_folders_are_no_part_of_a_set(tmp_path):
+    make_dataset(tmp_path, train=2)
+    (tmp_path / "images/train/.hidden").mkdir()
+    for name in (".hidden/a.jpg", ".b.jpg"):
+        (tmp_path / "images/train" / name).write_bytes(b"")
+    assert len(list_images((tmp_path / "images/train",))) == 2
+
+
+def test_lines_of_a_list_that_name_no_image_are_known(tmp_path):
+    make_dataset(tmp_path, train=2)
+    text = './images/train/000.jpg\n\n"./images/train/001.jpg"\n./images/train/001.jpg 10,20,30,40,0\n# note\n'
+    file = write(tmp_path / "list.txt", text)
+    sources = (file, tmp_path / "images/train", tmp_path / "images/train/000.jpg")
+    assert [(line, text) for _, line, text in unused_lines(sources)] == [
+        (3, '"./images/train/001.jpg"'),
+        (4, "./images/train/001.jpg 10,20,30,40,0"),
+        (5, "# note"),
+    ]
 
 
 def test_reading_needs_neither_torch_nor_ultralytics(tmp_path):

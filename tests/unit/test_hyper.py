@@ -14,6 +14,7 @@ import yaml
 from yolods.config.hyper import OWN, RULES, Given, Hyper, read_hyper
 from yolods.config.paths import cache_dir
 from yolods.config.refused import ALWAYS, FLAGS, REFUSED, YOLOV5
+from yolods.config.unused import unused
 from yolods.errors import Faults
 
 ROOT = Path(__file__).parents[2]
@@ -57,12 +58,134 @@ def test_defaults_keep_to_their_own_rules():
         assert rule.parse(getattr(Hyper(), name)) == getattr(Hyper(), name), name
 
 
-def test_a_copy_of_default_yaml_asks_for_nothing_but_amp(tmp_path, default_yaml):
+def test_a_copy_of_default_yaml_passes_as_a_hyp_file(tmp_path, default_yaml):
     text = yaml.safe_dump(default_yaml)
     result, faults = read(tmp_path, text)
-    assert len(faults) == 1 and ": amp is not taken: precision is in the DeepSpeed JSON" in faults[0]
+    assert faults == []
     assert result.hyper == Hyper()
     assert result.flags == {"epochs": 100, "batch_size": 16, "imgsz": 640, "workers": 8}
+    assert result.notes == ("hyp.yaml line 2: amp is true, which is not used: precision is in the DeepSpeed JSON",)
+
+
+def test_an_args_yaml_passes_as_a_hyp_file_and_what_is_the_flags_to_say_is_said(tmp_path, default_yaml):
+    """What ultralytics leaves in a run: its settings with the values of that run, and where it lay."""
+    left = default_yaml | {
+        **{"model": "yolov5nu.yaml", "data": "coco8.yaml", "epochs": 3, "batch": 8, "device": "0", "name": "train5"},
+        **{"project": "work", "exist_ok": True, "save_dir": "work/train5", "lr0": 0.02, "optimizer": "SGD"},
+    }
+    result, faults = read(tmp_path, yaml.safe_dump(left, sort_keys=False))
+    assert faults == []
+    assert (result.hyper.optimizer, result.hyper.lr0) == ("SGD", 0.02)
+    assert result.flags == {
+        **{"model": "yolov5nu.yaml", "data": "coco8.yaml", "epochs": 3, "batch_size": 8, "imgsz": 640, "workers": 8},
+    }
+    named = [note.split(": ")[1].split(" is ")[0] for note in result.notes]
+    assert sorted(named) == ["amp", "device", "exist_ok", "name", "project", "save_dir"]
+
+
+def test_an_args_yaml_of_an_earlier_ultralytics_passes_too(tmp_path, default_yaml):
+    """Of 8.0 to 8.3: settings that are gone since, and defaults that have changed."""
+    earlier = {
+        **{"tracker": "botsort.yaml", "nms": False, "half": False, "int8": False, "keras": False, "crop_fraction": 1.0},
+        **{"label_smoothing": 0.0, "multi_scale": False, "workspace": 4, "simplify": False, "save_hybrid": False},
+    }
+    result, faults = read(tmp_path, yaml.safe_dump(default_yaml | earlier))
+    assert faults == [] and result.hyper == Hyper()
+    assert len(read(tmp_path, "half: true\nlabel_smoothing: 0.1\nkeras: true\n")[1]) == 3
+
+
+@pytest.mark.parametrize("words", ["rect=False", "cfg=None", "dropout=0", "dis=6", "save=true", "nms=None"])
+def test_a_default_of_ultralytics_asks_for_nothing_on_the_command_line_either(tmp_path, words):
+    result, faults = read(tmp_path, sets=(words,))
+    assert faults == [] and result.hyper == Hyper() and result.commanded == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        ("classes=1", "classes", (1,)),
+        ("classes=0", "classes", (0,)),
+        ("classes=0,2", "classes", (0, 2)),
+        ("classes=[0, 2]", "classes", (0, 2)),
+        ("classes=None", "classes", None),
+        ("freeze=0,1,24.cv2", "freeze", (0, 1, "24.cv2")),
+        ("freeze=[]", "freeze", None),
+        ("freeze=none", "freeze", None),
+        ("scale=0.5,1.5", "scale", (0.5, 1.5)),
+        ("scale=(0.5,1.5)", None, "scale is "),
+        ("conf=None", "conf", None),
+        ("conf=0", "conf", 0.0),
+        ("cos_lr=True", "cos_lr", True),
+        ("cos_lr=1", None, "cos_lr is 1"),
+        ("cache=True", "cache", "ram"),
+        ("cache=False", "cache", False),
+        ("cache=0", None, "cache is 0"),
+        ("multi_scale=False", "multi_scale", 0.0),
+        ("multi_scale=True", None, "multi_scale is true"),
+        ("pretrained=False", "pretrained", False),
+        ("momentum=0", "momentum", 0.0),
+        ("save_period=0", "save_period", 0),
+        ("patience=0", "patience", 0),
+        ("close_mosaic=0", "close_mosaic", 0),
+        ("fraction=1", "fraction", 1.0),
+        ("fraction=4", "fraction", 4),
+        ("fraction=[0.5,0.5]", None, "fraction is [0.5, 0.5]"),
+        ("classes=cat", None, "classes is 'cat'"),
+        ("classes=true", None, "classes is true"),
+        ("freeze=backbone", None, "freeze is 'backbone'"),
+    ],
+)
+def test_documented_alternative_forms_work_or_are_refused_by_name(tmp_path, words, key, value):
+    result, faults = read(tmp_path, sets=(words,))
+    if key is None:
+        assert len(faults) == 1 and value in faults[0]
+    else:
+        assert faults == [] and getattr(result.hyper, key) == value
+
+
+EDGES = (None, True, False, 0, 1, -1, 0.5, 1.0, 1e9, "", "0", "x", "None", [], [0], [0, 1], {}, float("nan"), "1e-3")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_value_of_every_key_is_taken_or_refused_by_name(tmp_path, name):
+    for value in EDGES:
+        faults = Faults()
+        read = read_hyper(None, [], faults, [Given(name, value, f"--set {name}")])
+        assert len(faults) <= 1 and all(line.startswith(f"--set {name} is ") for line in faults)
+        # What is taken survives config.json, and ultralytics takes it.
+        again = read_hyper(None, [], Faults(), [Given(*item, "x") for item in read.hyper.as_dict().items()])
+        assert again.hyper == read.hyper
+
+
+@pytest.mark.parametrize(
+    ("sets", "line"),
+    [
+        (("lr0=0.5",), "--set lr0 is 0.5, which is not used: optimizer=auto chooses the optimizer, its learning rate"),
+        (("momentum=0.5",), "--set momentum is 0.5, which is not used: optimizer=auto"),
+        (("warmup_bias_lr=0",), "--set warmup_bias_lr is 0.0, which is not used: optimizer=auto"),
+        (("lr0=0.5", "optimizer=SGD"), None),
+        (("optimizer=auto",), None),
+        (("lr0=0.01",), None),
+        (("warmup_momentum=0.5", "optimizer=AdamW"), "only SGD and RMSprop have a momentum that is warmed up"),
+        (("warmup_momentum=0.5", "optimizer=RMSprop"), None),
+        (("warmup_bias_lr=0.2", "optimizer=SGD", "warmup_epochs=0"), "warmup_epochs is 0"),
+        (("patience=5", "val=false"), "without evaluations"),
+        (("close_mosaic=5", "mosaic=0"), "mosaic, mixup, cutmix and copy_paste are all 0"),
+        (("close_mosaic=5", "mosaic=0", "mixup=0.5"), None),
+        (("copy_paste_mode=mixup",), "copy_paste is 0"),
+    ],
+)
+def test_a_value_that_counts_for_nothing_is_said(tmp_path, sets, line):
+    result, faults = read(tmp_path, sets=sets)
+    assert faults == []
+    lines = unused(result, result.hyper)
+    assert (lines == ()) if line is None else (len(lines) == 1 and line in lines[0])
+
+
+def test_a_value_of_the_hyp_file_that_counts_for_nothing_is_said_with_its_line(tmp_path):
+    result, _ = read(tmp_path, "mosaic: 0.5\nlr0: 0.02\n")
+    (line,) = unused(result, result.hyper)
+    assert line.startswith("hyp.yaml line 2: lr0 is 0.02, which is not used: optimizer=auto chooses")
 
 
 def test_every_hyper_parameter_can_be_changed_and_reaches_ultralytics(tmp_path):
@@ -127,11 +250,9 @@ def test_exponents_without_a_dot_are_numbers(tmp_path):
         ("fraction: 0", "fraction is 0: it has to be a number in (0, 1], or a whole number of at least 1"),
         ("freeze: -1", "freeze is -1: it has to be a whole number of at least 0, or a list of layer numbers"),
         ("mosaik: 1", "mosaik is not a hyper-parameter (did you mean 'mosaic'?); docs/configuration.md lists them"),
-        ("amp: true", "amp is not taken: precision is in the DeepSpeed JSON"),
         ("pose: 1.0", "pose is not taken: it belongs to pose estimation"),
         ("anchor_t: 4", "anchor_t is not taken: YOLOv5 here is YOLOv5u, which has no anchors"),
-        ("data: x.yaml", "data is not a hyper-parameter: use --data"),
-        ("device: 0", "device is not a hyper-parameter: use the launcher's --num_gpus"),
+        ("weights: x.pt", "weights is not a hyper-parameter: use --weights"),
         ("lr0: 0.1\nlr0: 0.2", "hyp.yaml line 2: lr0 stands in line 1 already; keep one"),
         ("lr0: [", "line 2: not valid yaml: "),
         ("- lr0", "it has to hold lines of `key: value`"),
@@ -174,6 +295,8 @@ def test_gains_of_an_original_yolov5_file_are_not_taken_unseen(tmp_path):
         ("lr0=2", "--set lr0 is 2: it has to be a number in (0, 1]"),
         ("epochs=3", "--set epochs is not a hyper-parameter: use --epochs"),
         ("amp=false", "--set amp is not taken"),
+        ("data=x.yaml", "--set data is not a hyper-parameter: use --data"),
+        ("device=0", "--set device is not a hyper-parameter: use the launcher's --num_gpus"),
     ],
 )
 def test_mistakes_on_the_command_line(tmp_path, words, message):

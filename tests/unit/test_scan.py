@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.tiny import make_dataset
+from yolods.config.hyper import read_hyper
 from yolods.data import scan as scan_module
 from yolods.data.scan import scan, write_problems
 from yolods.data.spec import read_spec
-from yolods.errors import UserError
+from yolods.errors import Faults, UserError
 
 
 @pytest.fixture
@@ -167,8 +168,11 @@ def test_options(yaml):
     only = look(yaml, classes=[1])
     assert {c for x in only.labels for c in x["cls"].ravel()} == {1.0}
     assert only.boxes == look(yaml).boxes - sum((x["cls"] == 0).sum() for x in look(yaml).labels)
-    with pytest.raises(UserError, match=r"no box is left after classes=\[9\]"):
-        look(yaml, classes=[9])
+    with pytest.raises(UserError, match=r"classes: 9, 10 is no class of .*, which names 2 \(ids 0 to 1\)"):
+        look(yaml, classes=[0, 9, 10])
+    yaml.write_text(yaml.read_text() + "  2: never\n")
+    with pytest.raises(UserError, match=r"no box is left after classes=\[2\]"):
+        look(yaml, classes=[2])
 
 
 def test_pose_labels_give_their_boxes(yaml):
@@ -235,3 +239,65 @@ def test_problems_file(yaml, tmp_path):
     assert lines[0] == f"{label(yaml, 0)}:1: 'x' is not a number; line skipped"
     assert lines[1].startswith(f"{image(yaml, 1)}: damaged or not an image; image skipped")
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "rows", "problems"),
+    [
+        (["0 .1 .1 .5 .1 .5 .6 .1 .6", "0 .3 .35 .4 .5"], 1, ["2: is the box of the polygon in line 1; line skipped"]),
+        (["0 .3 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 1, ["1: is the box of the polygon in line 2; line skipped"]),
+        (["0 .301 .351 .4 .498", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 1, ["1: is the box of the polygon in line 2"]),
+        (["1 .3 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 2, []),
+        (["0 .35 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 2, []),
+        (["0 .3 .35 .4 .5", "0 .301 .351 .4 .5"], 2, []),
+        (["0 .3 .35 .4 .5", "0 .301 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 2, ["1: is the box of"]),
+        (
+            ["0 .3 .35 .4 .5", "0 .8 .8 .2 .2", "0 .7 .7 .9 .7 .9 .9 .7 .9", "0 .1 .1 .5 .1 .5 .6 .1 .6"],
+            2,
+            ["1: is the box of the polygon in line 4", "2: is the box of the polygon in line 3"],
+        ),
+    ],
+)
+def test_a_box_and_its_own_polygon_are_one_object(yaml, lines, rows, problems):
+    label(yaml, 0).write_text("\n".join(lines) + "\n")
+    for _ in range(2):  # the second time from the cache
+        found = look(yaml)
+        assert len(found.labels[0]["cls"]) == len(found.labels[0]["bboxes"]) == rows
+        assert len(found.problems) == found.lines_skipped == len(problems)
+        for problem, text in zip(found.problems, problems, strict=True):
+            assert str(problem).startswith(f"{label(yaml, 0)}:{text}")
+
+
+def test_polygons_are_kept_where_boxes_beside_them_were_theirs(yaml):
+    for i in range(6):
+        label(yaml, i).write_text("0 .3 .35 .4 .5\n0 .1 .1 .5 .1 .5 .6 .1 .6\n")
+    assert [len(each["segments"]) for each in look(yaml).labels] == [1] * 6
+
+
+def test_lines_of_a_list_that_are_not_used_are_counted_and_the_first_are_shown(yaml):
+    root = yaml.parent
+    good = "".join(f"./images/train/{i:03}.jpg\n" for i in range(4))
+    bad = "".join(f'"./images/train/{i:03}.jpg"\n' for i in range(4))
+    (root / "list.txt").write_text(good + bad)
+    yaml.write_text(yaml.read_text().replace("train: images/train", "train: list.txt"))
+    found = look(yaml)
+    assert (len(found.labels), found.lines_unused, len(found.problems)) == (4, 4, 4)
+    assert found.summary.endswith(", 4 lines of a list not used, see problems.txt")
+    (line,) = found.warnings
+    assert line.startswith(f"train: 4 lines of its list are not used, the first: {root / 'list.txt'}:5: '\"./images")
+    assert "list.txt:7: " in line and "list.txt:8: " not in line and "\n" not in line
+    assert look(yaml, "val").warnings == []
+
+
+def test_a_validation_set_without_a_box_is_said(yaml):
+    for i in range(4):
+        label(yaml, i, "val").unlink()
+    (line,) = look(yaml, "val").warnings
+    assert line.startswith("val: 4 images but not one box: every metric is 0") and "labels/val/000.txt" in line
+    assert look(yaml).warnings == []
+
+
+def test_a_number_alone_is_a_list_of_one_class(yaml):
+    hyper = read_hyper(None, ["classes=1"], Faults()).hyper
+    found = look(yaml, classes=hyper.classes)
+    assert {each for label in found.labels for each in label["cls"].ravel()} == {1.0}

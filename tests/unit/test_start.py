@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from yolods import start
+from yolods.data.splits import most_boxes
 from yolods.errors import UserError
 
 
@@ -20,7 +21,7 @@ def split_of(*boxes: int) -> SimpleNamespace:
     ("limit", "boxes", "expected"), [(300, (5, 10), 300), (300, (5, 412), 412), (100, (5, 412), 100), (500, (1,), 500)]
 )
 def test_the_default_limit_of_boxes_grows_with_the_data(limit, boxes, expected):
-    assert start._most_boxes(limit, split_of(*boxes), split_of(1)) == expected
+    assert most_boxes(limit, split_of(*boxes), split_of(1)) == expected
 
 
 def test_ultralytics_raises_the_same_limit():
@@ -29,7 +30,7 @@ def test_ultralytics_raises_the_same_limit():
     args = SimpleNamespace(max_det=300)
     labels = [{"cls": np.zeros((412, 1))}]
     DetectionValidator._check_max_det(args, {"val": SimpleNamespace(labels=labels)})
-    assert args.max_det == start._most_boxes(300, split_of(412))
+    assert args.max_det == most_boxes(300, split_of(412))
 
 
 @pytest.mark.parametrize(("free", "enough"), [(120_000_000, True), (119_999_999, False)])

@@ -7,17 +7,16 @@ It costs half of what SHA-256 or BLAKE2 do (benchmarks/checkpoint_faults.md): st
 
 from __future__ import annotations
 
-import errno
 import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from yolods.files import write_all
+
 READ_BYTES = 1 << 22
 """Read at once: large enough that the checksum releases the interpreter for most of its time."""
-NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
-"""What file systems that have no fsync of folders (some FUSE and SMB mounts) answer."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class HashingFile:
         count = len(view)
         self._crc = zlib.crc32(view, self._crc)
         try:
-            while view:
-                view = view[os.write(self._handle, view) :]
+            write_all(self._handle, view)
         except OSError as error:
             self.fault = error
             raise
@@ -89,26 +87,6 @@ def write_file(path: Path, write: Callable[[HashingFile], object]) -> FileRecord
 def write_text(path: Path, text: str) -> FileRecord:
     """A file of a line or a few, flushed to the disk."""
     return write_file(path, lambda file: file.write(text.encode()))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """The same for a file that is there already: whatever happens, it holds the earlier text or this one."""
-    partial = path.with_name(f".{path.name}.part")
-    write_text(partial, text)
-    os.replace(partial, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush names to the disk: a file that was flushed is lost in a power cut if its name was not."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in NO_FOLDER_SYNC:
-            raise
-    finally:
-        os.close(handle)
 
 
 def damage(path: Path, expected: FileRecord) -> str | None:

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from yolods.checkpoint.background import Background
-from yolods.checkpoint.files import FileRecord, replace_text, sync_folder, write_file, write_text
+from yolods.checkpoint.files import FileRecord, write_file, write_text
 from yolods.checkpoint.read import LATEST, MODEL, PROGRESS, Checkpoint, load_rank, rank_file
 from yolods.checkpoint.state import HostCopy, collect, recut, set_rng_state
 from yolods.checkpoint.verify import ENDED, MANIFEST, OLD, end_of, names_in, render_manifest, search, step_of
@@ -44,6 +44,7 @@ from yolods.cluster.ranks import Ranks
 from yolods.cluster.talk import Talk
 from yolods.engine.base import Engine
 from yolods.errors import UserError
+from yolods.files import replace_text, sync_folder
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from yolods.config.refused import ALWAYS, FLAGS, FLAGS_IN_FILE, REFUSED, YOLOV5, YOLOV5_GAINS
+from yolods.config.refused import ALWAYS, EARLIER, FLAGS, FLAGS_IN_FILE, NOT_USED, REFUSED, YOLOV5, YOLOV5_GAINS
 from yolods.config.values import (
     Rule,
+    alone,
     check,
     either,
     flag,
@@ -30,10 +31,19 @@ from yolods.errors import Faults, nearest
 OPTIMIZERS = ("auto", "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop")
 """Names of torch.optim, and ultralytics' "auto"."""
 
-_FREEZE = optional(either(whole(0), items(either(whole(0), text()), what="a list of layer numbers or module names")))
-_CLASSES = optional(either(whole(0), items(whole(0), what="a list of class ids")))
+_LAYERS = items(either(whole(0), text()), what="a list of layer numbers or module names")
+_FREEZE = optional(
+    either(whole(0), Rule(_LAYERS.permitted, lambda value: None if value == [] else _LAYERS.parse(value)))
+)
+_CLASSES = optional(either(alone(whole(0)), items(whole(0), what="a list of class ids")))
 _SCALE = either(real(0, 1), items(real(0, above=True), count=2, what="a pair [smallest, largest] of positive factors"))
 _FRACTION = either(real(0, 1, above=True), whole(1))
+
+
+def _share() -> Rule:
+    """A share below 1; false, as earlier versions of ultralytics write the default, is none."""
+    rule = real(0, 1, below=True)
+    return Rule(rule.permitted, lambda value: 0.0 if value is False else rule.parse(value))
 
 
 def _cache() -> Rule:
@@ -109,7 +119,7 @@ class Hyper:
     """Whether pasted objects come from the flipped image or from another one."""
     close_mosaic: int = setting(10, whole(0))
     """Last epochs that go without mosaic, mixup, cutmix and copy_paste; 0: none."""
-    multi_scale: float = setting(0.0, real(0, 1, below=True))
+    multi_scale: float = setting(0.0, _share())
     """Image size of a step is drawn within this share of imgsz either way; 0: fixed."""
     cos_lr: bool = setting(False, flag())
     """Cosine decay of the learning rate in place of a linear one."""
@@ -123,8 +133,8 @@ class Hyper:
     """Rows of a pretrained class head go to the classes of the same name."""
     single_cls: bool = setting(False, flag())
     """All classes count as one."""
-    classes: int | tuple[int, ...] | None = setting(None, _CLASSES)
-    """Only boxes of these class ids are used."""
+    classes: tuple[int, ...] | None = setting(None, _CLASSES)
+    """Only boxes of these class ids are used; a number alone is a list of one."""
     fraction: float | int = setting(1.0, _FRACTION)
     """Share of the training images that is used; above 1: how many."""
     cache: bool | str = setting(False, _cache())
@@ -191,11 +201,13 @@ class HyperRead(NamedTuple):
 
     hyper: Hyper
     flags: dict[str, Any]
-    """Flags (epochs, imgsz, batch_size, workers) that the hyp file holds."""
+    """Flags (data, model, epochs, imgsz, batch_size, workers) that the hyp file holds."""
     commanded: dict[str, str]
     """Hyper-parameters given on the command line -> where ("--set lr0")."""
     filed: dict[str, str]
     """Hyper-parameters given in the hyp file -> where ("hyp.yaml line 3: lr0")."""
+    notes: tuple[str, ...] = ()
+    """What of the file is not used, a line each."""
 
 
 def read_hyper(hyp_file: Path | None, sets: Sequence[str], faults: Faults, flags: Iterable[Given] = ()) -> HyperRead:
@@ -215,6 +227,7 @@ def read_hyper(hyp_file: Path | None, sets: Sequence[str], faults: Faults, flags
     flag_values: dict[str, Any] = {}
     file_values: dict[str, Any] = {}
     filed: dict[str, str] = {}
+    notes: list[str] = []
     for given in from_file:
         if original and given.key in YOLOV5_GAINS:
             faults.add(
@@ -223,11 +236,14 @@ def read_hyper(hyp_file: Path | None, sets: Sequence[str], faults: Faults, flags
             )
         elif given.key in FLAGS_IN_FILE and given.value is not None:
             flag_values[FLAGS_IN_FILE[given.key]] = given.value
+        elif given.key in NOT_USED:
+            if given.value not in (None, False) or given.key == "amp":
+                notes.append(f"{given.where} is {shown(given.value)}, which is not used: {NOT_USED[given.key]}")
         elif not _repeats_a_default(given):
             file_values |= _take(given, faults)
             filed[given.key] = given.where
     line_values, commanded = _command_line([*_parse_sets(sets, faults), *flags], faults)
-    return HyperRead(Hyper(**{**file_values, **line_values}), flag_values, commanded, filed)
+    return HyperRead(Hyper(**{**file_values, **line_values}), flag_values, commanded, filed, tuple(notes))
 
 
 def _command_line(given: Iterable[Given], faults: Faults) -> tuple[dict[str, Any], dict[str, str]]:
@@ -235,6 +251,8 @@ def _command_line(given: Iterable[Given], faults: Faults) -> tuple[dict[str, Any
     values: dict[str, Any] = {}
     commanded: dict[str, str] = {}
     for one in given:
+        if one.key in REFUSED and _repeats_a_default(one):
+            continue
         taken = _take(one, faults)
         if one.key in values and taken and taken[one.key] != values[one.key]:
             first = f"{shown(_plain(values[one.key]))} by {commanded[one.key]}"
@@ -269,11 +287,18 @@ def _take(given: Given, faults: Faults) -> dict[str, Any]:
 
 
 def _repeats_a_default(given: Given) -> bool:
-    """Whether a file's line asks for nothing: a refused setting at ultralytics' default, or a flag left empty."""
-    if given.key in REFUSED:
-        default = REFUSED[given.key][0]
-        return default is not ALWAYS and type(given.value) is type(default) and given.value == default
+    """Whether a setting asks for nothing: one that is refused at ultralytics' default, or a flag left empty."""
+    defaults = EARLIER.get(given.key, ())
+    if given.key in REFUSED and REFUSED[given.key][0] is not ALWAYS:
+        defaults = (REFUSED[given.key][0], *defaults)
+    if any(_equal(given.value, default) for default in defaults):
+        return True
     return given.key in FLAGS and (given.value is None or given.value is False)
+
+
+def _equal(value: Any, default: Any) -> bool:
+    """0 is 0.0, and neither is false."""
+    return isinstance(value, bool) == isinstance(default, bool) and value == default
 
 
 def _parse_sets(sets: Sequence[str], faults: Faults) -> list[Given]:
@@ -285,10 +310,22 @@ def _parse_sets(sets: Sequence[str], faults: Faults) -> list[Given]:
             faults.add(f"--set {words}: write it as --set key=value, for example --set lr0=0.01")
             continue
         try:
-            given.append(Given(key, yaml.safe_load(value), f"--set {key}"))
+            given.append(Given(key, _typed(value), f"--set {key}"))
         except yaml.YAMLError:
             faults.add(f"--set {words}: the value cannot be read; lists are written as [1, 2]")
     return given
+
+
+def _typed(words: str) -> Any:
+    """A value as typed, in YAML's spelling or ultralytics' own (None; 0,2 for a list of two).
+
+    Raises:
+        YAMLError: it is neither.
+    """
+    if words.strip().lower() == "none":
+        return None
+    value = yaml.safe_load(words)
+    return yaml.safe_load(f"[{words}]") if isinstance(value, str) and "," in value else value
 
 
 def _read_yaml(path: Path, faults: Faults) -> list[Given]:

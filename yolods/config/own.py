@@ -12,6 +12,9 @@ from typing import Any
 from yolods.config.values import flag, one_of, read_block, real, setting, whole
 from yolods.errors import Faults
 
+CLIPPING = ("global_norm", "adaptive", "percentile", "zscore", "value", "none")
+"""Names of the clipping policies; `stability.clip` has their classes, in this order."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointPolicy:
@@ -33,7 +36,7 @@ class CheckpointPolicy:
 class ClippingConfig:
     """How gradients are cut back; the formulas are in `stability.clip` and docs/stability.md."""
 
-    policy: str = setting("global_norm", one_of("global_norm", "adaptive", "percentile", "zscore", "value", "none"))
+    policy: str = setting("global_norm", one_of(*CLIPPING))
     """Which of them."""
     ratio: float = setting(0.01, real(0, above=True))
     """`adaptive`: largest norm of a weight's gradient, beside the weight's own norm."""

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolods.config.deepspeed import read_deepspeed
+from yolods.config.data_name import shipped_yaml
+from yolods.config.deepspeed import DeepSpeedConfig, read_deepspeed
 from yolods.config.flags import hyper_flags
 from yolods.config.hyper import Hyper, HyperRead, read_hyper
+from yolods.config.model_name import name_of_weights, parse_name
 from yolods.config.optimizer import merge
 from yolods.config.ready import find_json
 from yolods.config.resume import check_unchanged, find_run, relaid
 from yolods.config.run import CONFIG_FILE, DEFAULT_MODEL, DEMO, RunConfig, next_run_dir
+from yolods.config.sizes import single_value_fault, size_fault
+from yolods.config.unused import unused
 from yolods.config.values import Rule, check, whole
-from yolods.errors import Faults
+from yolods.errors import Faults, UserError
 
-_ZOO = re.compile(r"^(yolov5[nsmlx]6?)u?(?:-.*)?$")
 _RULES: dict[str, Rule] = {"epochs": whole(1), "imgsz": whole(1), "batch_size": whole(1), "workers": whole(0)}
 _WRITTEN = {"epochs": "--epochs", "imgsz": "--imgsz", "batch_size": "--batch-size", "workers": "--workers"}
-_FOUR_LEVELS = re.compile(r"(^yolov5([nsmlx]|\[.*\])-?|p)6u?$")
 
 
 def build_run_config(
@@ -63,10 +64,11 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
         said_by=sources.get("batch_size", "--batch-size"),
     )
     hyper, notes = merge(read, config.optimizer, "--deepspeed_config" if not config.path else config.path.name, faults)
+    args = _with_file(args, read)
     data, weights = _data(args, faults), _weights(args, hyper, faults)
     model = _model(args, weights, faults)
     imgsz = numbers.get("imgsz", RunConfig.imgsz)
-    _check_imgsz(imgsz, model, sources.get("imgsz", "--imgsz"), faults)
+    _check_sizes(imgsz, sources.get("imgsz", "--imgsz"), model, hyper, config, faults)
     project, name, exist_ok = _folder(args, faults)
     return RunConfig(
         data=data,
@@ -83,7 +85,7 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
         device=device,
         run_dir=_chosen(args) or next_run_dir(project, name, exist_ok),
         given=_as_typed(args),
-        notes=notes,
+        notes=(*read.notes, *notes, *unused(read, hyper)),
     )
 
 
@@ -140,6 +142,17 @@ def _numbers(args: argparse.Namespace, read: HyperRead, faults: Faults) -> tuple
     return numbers, sources
 
 
+def _with_file(args: argparse.Namespace, read: HyperRead) -> argparse.Namespace:
+    """The flags, with data and model of the hyp file where they were not given; there a .pt is a model, too."""
+    merged = argparse.Namespace(**vars(args))
+    if args.data is None and "data" in read.flags:
+        merged.data = str(read.flags["data"])
+    model = read.flags.get("model")
+    if model is not None and args.model is None and getattr(args, "weights", None) is None:
+        setattr(merged, "weights" if str(model).endswith(".pt") else "model", str(model))
+    return merged
+
+
 def _data(args: argparse.Namespace, faults: Faults) -> Path:
     if args.data is None:
         faults.add("--data is missing: give a data yaml, or --data demo for the embedded data set")
@@ -147,6 +160,8 @@ def _data(args: argparse.Namespace, faults: Faults) -> Path:
     if args.data == DEMO:
         return Path(DEMO)
     path = Path(args.data)
+    if not path.exists() and (shipped := shipped_yaml(path)):
+        return shipped
     if not path.is_file():
         faults.add(
             f"--data {args.data}: {'this is a folder, give the yaml in it' if path.is_dir() else 'no such file'}"
@@ -175,20 +190,26 @@ def _model(args: argparse.Namespace, weights: Path | None, faults: Faults) -> st
         return args.model
     if weights is None:
         return DEFAULT_MODEL
-    if match := _ZOO.match(weights.stem):
-        return match[1]
+    if found := name_of_weights(weights):
+        return found
     faults.add(f"--model is missing: the name of --weights {weights.name} does not tell the architecture; say it")
     return DEFAULT_MODEL
 
 
-def _check_imgsz(imgsz: int, model: str, source: str, faults: Faults) -> None:
-    """A size that is no multiple of the largest stride would leave half a cell at the border."""
-    name = Path(model).name.removesuffix(".yaml").removesuffix(".yml")
-    stride = 64 if _FOUR_LEVELS.search(name) else 32
-    if imgsz % stride:
-        below, above = imgsz // stride * stride, (imgsz // stride + 1) * stride
-        choice = f"{below} or {above}" if below else str(above)
-        faults.add(f"{source} {imgsz}: {name} needs a multiple of {stride}; use {choice}")
+def _check_sizes(imgsz: int, source: str, model: str, hyper: Hyper, config: DeepSpeedConfig, faults: Faults) -> None:
+    """What a name tells of its model; of a user's yaml only that its size has to be a multiple of 32 at least."""
+    try:
+        name = parse_name(model)
+    except UserError as error:
+        faults.add(str(error))
+        return
+    if fault := size_fault(imgsz, name.stride, Path(model).name, source):
+        faults.add(fault)
+    elif name.yaml is None:
+        ranks = config.ranks if hyper.sync_bn else 1
+        fault = single_value_fault(imgsz, name.stride, config.micro_batch, multi_scale=hyper.multi_scale, ranks=ranks)
+        if fault:
+            faults.add(fault)
 
 
 def _folder(args: argparse.Namespace, faults: Faults) -> tuple[Path, str, bool]:

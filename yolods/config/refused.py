@@ -1,7 +1,8 @@
 """Settings that users bring from ultralytics and yolov5 and that this trainer does not take, each with the reason.
 
-ultralytics names carry ultralytics' default: a file that merely repeats it (a copy of its default.yaml, an args.yaml)
-asks for nothing and is let through. `ALWAYS` is refused whatever its value.
+ultralytics names carry ultralytics' default: who merely repeats it asks for nothing and is let through. So a copy of
+its default.yaml, and the args.yaml that it leaves in a run, pass as a hyp file. `ALWAYS` is refused whatever its value,
+but for what `NOT_USED` says of a file.
 """
 
 from __future__ import annotations
@@ -75,6 +76,37 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 """ultralytics' remaining settings: name -> its default there, and why it is not taken."""
 
+EARLIER: dict[str, tuple[Any, ...]] = {
+    "boxes": (True,),
+    "crop_fraction": (1.0,),
+    "end2end": (None,),
+    "half": (False,),
+    "hide_conf": (False,),
+    "hide_labels": (False,),
+    "int8": (False,),
+    "keras": (False,),
+    "label_smoothing": (0.0,),
+    "line_thickness": (None, 3),
+    "nms": (False,),
+    "save_hybrid": (False,),
+    "simplify": (False,),
+    "tracker": ("botsort.yaml",),
+    "v5loader": (False,),
+    "workspace": (4,),
+}
+"""Defaults of earlier versions of ultralytics, which their args.yaml repeats; some names it has dropped since."""
+
+NOT_USED = {
+    "amp": "precision is in the DeepSpeed JSON",
+    "project": "use --project",
+    "name": "use --name",
+    "exist_ok": "use --exist-ok",
+    "save_dir": "use --project and --name",
+    "resume": "use --resume",
+    "device": "the launcher picks devices: --num_gpus, --include or --hostfile, or CUDA_VISIBLE_DEVICES",
+}
+"""What a hyp file may hold (an args.yaml does) without its being used, and what to do instead; the run says so."""
+
 _NO_ANCHORS = "YOLOv5 here is YOLOv5u, which has no anchors"
 _NO_OBJECTNESS = "YOLOv5 here is YOLOv5u, which has no objectness"
 
@@ -117,5 +149,12 @@ FLAGS = {
 }
 """Settings that flags have, and the flag."""
 
-FLAGS_IN_FILE = {"epochs": "epochs", "imgsz": "imgsz", "batch": "batch_size", "workers": "workers"}
+FLAGS_IN_FILE = {
+    "data": "data",
+    "model": "model",
+    "epochs": "epochs",
+    "imgsz": "imgsz",
+    "batch": "batch_size",
+    "workers": "workers",
+}
 """Those of them that a hyp file may hold too; the flag wins. File's key -> name among the flags."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yolods.config.data_name import shipped_yaml
 from yolods.config.deepspeed import DeepSpeedConfig, resolve
 from yolods.config.hyper import HyperRead
 from yolods.config.jsonfile import read_json
@@ -69,7 +70,8 @@ def _asked(
     for key, flag in (("data", "--data"), ("weights", "--weights")):
         value, before = getattr(args, key, None), getattr(saved, key)
         if value is not None:
-            now = value if str(before) == value else str(Path(value).absolute())
+            shipped = shipped_yaml(Path(value)) if key == "data" and not Path(value).exists() else None
+            now = value if str(before) == value else str(shipped or Path(value).absolute())
             asked[flag] = (now, None if before is None else str(before))
     if args.model is not None and Path(args.model).absolute() != Path(saved.model).absolute():
         asked["--model"] = (args.model, saved.model)

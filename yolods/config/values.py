@@ -131,6 +131,11 @@ def items(rule: Rule, *, count: int | None = None, what: str) -> Rule:
     return Rule(what, parse)
 
 
+def alone(rule: Rule) -> Rule:
+    """A single value that stands for a list of one; becomes a tuple."""
+    return Rule(rule.permitted, lambda value: (rule.parse(value),))
+
+
 def check(rule: Rule, value: Any, where: str, faults: Faults) -> tuple[bool, Any]:
     """Apply a rule to a value that a user gave.
 

@@ -17,6 +17,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from yolods.config.sizes import drawn_between
 from yolods.data.dataset import EVAL_GROUP, DetectionSet
 from yolods.data.sampler import SampleId, Stream, keyed_seed
 from yolods.errors import UserError
@@ -93,8 +94,7 @@ def scaled_size(seed: int, step: int, imgsz: int, multi_scale: float, stride: in
     """
     if multi_scale <= 0:
         return imgsz
-    low = max(stride, int(imgsz * (1 - multi_scale)))
-    high = int(imgsz * (1 + multi_scale) + stride)
+    low, high = drawn_between(imgsz, multi_scale, stride)
     return random.Random(keyed_seed("scale", seed, step)).randrange(low, high) // stride * stride
 
 

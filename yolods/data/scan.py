@@ -3,7 +3,6 @@
 The result is kept in our own cache folder and used again while no file's size or time has changed.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -20,11 +19,15 @@ from typing import Any
 import numpy as np
 from ultralytics.data.utils import img2label_paths
 
-from yolods.data.spec import DataSpec, list_images
+from yolods.data.spec import DataSpec, check_classes, list_images, unused_lines
 from yolods.data.verify import Found, Problem, check_pair
 from yolods.errors import UserError
+from yolods.files import replace_file
 
-VERSION = 1  # of the cached format and of the rules in verify.py: a change of either makes old caches void
+VERSION = 2  # of the cached format and of the rules in verify.py: a change of either makes old caches void
+
+LINES_SHOWN = 3
+"""Lines of a list that a warning shows."""
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +42,13 @@ class Scan:
     """ultralytics' label dictionaries, one an image: im_file, shape (height, width), cls (n, 1) and bboxes (n, 4)
     float32 (normalised centre x, centre y, width, height), segments (list of (k, 2) float32)."""
     problems: tuple[Problem, ...]
-    """Everything that was skipped, in the order of the files."""
+    """Everything that was skipped: lines of lists, then the rest in the order of the files."""
     images_skipped: int
     """Images left out."""
     lines_skipped: int
     """Label lines left out of images that were kept."""
+    lines_unused: int = 0
+    """Lines of .txt lists that name no image file."""
 
     @property
     def boxes(self) -> int:
@@ -60,8 +65,24 @@ class Scan:
         """One line for the log."""
         line = f"{len(self.labels)} images, {self.boxes} boxes, {self.backgrounds} backgrounds"
         if self.problems:
-            line += f"; {self.images_skipped} images and {self.lines_skipped} label lines skipped, see problems.txt"
+            line += f"; {self.images_skipped} images and {self.lines_skipped} label lines skipped"
+            line += f", {self.lines_unused} lines of a list not used" if self.lines_unused else ""
+            line += ", see problems.txt"
         return line
+
+    @property
+    def warnings(self) -> list[str]:
+        """Lines about what a user will not have meant."""
+        found = []
+        if self.lines_unused:
+            first = "; ".join(str(problem) for problem in self.problems[: min(self.lines_unused, LINES_SHOWN)])
+            found.append(f"{self.split}: {self.lines_unused} lines of its list are not used, the first: {first}")
+        if self.split != "train" and not self.boxes:
+            found.append(
+                f"{self.split}: {len(self.labels)} images but not one box: every metric is 0, and no model is better "
+                f"than another; labels are looked for at {img2label_paths([self.labels[0]['im_file']])[0]} and its like"
+            )
+        return found
 
 
 def scan(
@@ -82,6 +103,7 @@ def scan(
     Raises UserError for a class id outside the names, for a split without a sound image, and for training images that
     have no box at all.
     """
+    check_classes(spec, classes)
     files = _first(list_images(spec.sources(split)), fraction)
     label_files = img2label_paths(files)
     store = _store(cache, spec, split, files)
@@ -100,7 +122,11 @@ def scan(
             _save(store, key, found)
     if not single_cls:
         _refuse_foreign_classes(found, spec)
-    return _result(split, found, single_cls, classes, label_files)
+    passed_over = [
+        Problem(str(file), line, f"{text[:100]!r} is not the name of an image file; line not used")
+        for file, line, text in unused_lines(spec.sources(split))
+    ]
+    return _result(split, found, single_cls, classes, label_files, passed_over)
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
@@ -134,10 +160,15 @@ def _refuse_foreign_classes(found: list[Found], spec: DataSpec) -> None:
 
 
 def _result(
-    split: str, found: list[Found], single_cls: bool, classes: Sequence[int] | None, label_files: list[str]
+    split: str,
+    found: list[Found],
+    single_cls: bool,
+    classes: Sequence[int] | None,
+    label_files: list[str],
+    passed_over: list[Problem],
 ) -> Scan:
     kept = [item for item in found if item.shape is not None]
-    problems = tuple(problem for item in found for problem in item.problems)
+    problems = [problem for item in found for problem in item.problems]
     if not kept:
         raise UserError(f"{split}: none of {len(found)} images can be used; the first: {problems[0]}")
     if split == "train" and not any(len(item.rows) for item in kept):
@@ -149,7 +180,14 @@ def _result(
     labels = [_label(item, all_segments, single_cls, classes) for item in kept]
     if split == "train" and not any(len(label["cls"]) for label in labels):
         raise UserError(f"train: no box is left after classes={list(classes or ())}")
-    return Scan(split, labels, problems, len(found) - len(kept), sum(item.lines_skipped for item in kept))
+    return Scan(
+        split,
+        labels,
+        (*passed_over, *problems),
+        len(found) - len(kept),
+        sum(item.lines_skipped for item in kept),
+        len(passed_over),
+    )
 
 
 def _label(item: Found, with_segments: bool, single_cls: bool, classes: Sequence[int] | None) -> dict[str, Any]:
@@ -189,8 +227,7 @@ def _size_and_time(file: str) -> bytes:
 
 
 def _save(store: Path, key: str, found: list[Found]) -> None:
-    """Write the result beside its place and rename it there; a full or read-only cache costs only time."""
-    partial_file = store.with_suffix(f".{os.getpid()}.part")
+    """Keep the result; a full or read-only cache costs only time."""
     segments = [segment for item in found for segment in item.segments]
     meta = {
         "key": key,
@@ -198,22 +235,18 @@ def _save(store: Path, key: str, found: list[Found]) -> None:
         "problems": [[(p.file, p.line, p.text) for p in item.problems] for item in found],
         "skipped": [item.lines_skipped for item in found],
     }
+    arrays = {
+        "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8),
+        "rows": np.concatenate([item.rows for item in found]),
+        "lines": np.array([line for item in found for line in item.lines], np.int64),
+        "sizes": np.array([len(segment) for segment in segments], np.int64),
+        "points": np.concatenate([np.zeros((0, 2), np.float32), *segments]),
+    }
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial_file, "wb") as stream:
-            np.savez(
-                stream,
-                meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
-                rows=np.concatenate([item.rows for item in found]),
-                lines=np.array([line for item in found for line in item.lines], np.int64),
-                sizes=np.array([len(segment) for segment in segments], np.int64),
-                points=np.concatenate([np.zeros((0, 2), np.float32), *segments]),
-            )
-        os.replace(partial_file, store)
+        replace_file(store, lambda stream: np.savez(stream, **arrays), shared=True)
     except OSError as error:
         log.warning("the result of checking the data could not be kept in %s: %s", store.parent, error)
-        with contextlib.suppress(OSError):
-            partial_file.unlink(missing_ok=True)
 
 
 def _load(store: Path, key: str) -> list[Found] | None:

@@ -3,17 +3,15 @@
 Needs only the standard library and yaml, so that it can run before any process is started.
 """
 
-import glob
-import importlib.util
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from yolods.config.data_name import shipped_yaml, stores
 from yolods.errors import Faults, UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -55,7 +53,8 @@ class DataSpec:
 def read_spec(path: Path) -> DataSpec:
     """Read and check a data yaml.
 
-    `path` is a yaml file, or the name of one that ultralytics ships ("coco8.yaml"). Raises UserError with one line a
+    `path` is a yaml file, or the name of one that ultralytics ships ("coco8.yaml"). Sources keep the user's spelling,
+    links in it included, because that decides where labels are. Raises UserError with one line a
     fault. Images that are missing are no fault while the yaml says how to get them: `needs_download` is set then.
     """
     return _read(Path(path), root=None, may_download=True)
@@ -68,14 +67,18 @@ def fetch(spec: DataSpec) -> DataSpec:
     """
     from ultralytics.data.utils import check_det_dataset
 
-    from yolods.compat import use_local_font
+    from yolods.compat import downloads_to, use_local_font
 
     use_local_font()  # check_det_dataset ends by fetching a font that is not there
+    store = stores()[0]
     try:
-        data = check_det_dataset(str(spec.yaml), autodownload=True)
+        with downloads_to(store):
+            data = check_det_dataset(str(spec.yaml), autodownload=True)
     except Exception as error:  # a yaml's script may raise anything
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{spec.yaml}: download failed: {line}; get the images by hand, or try again") from error
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__).strip("❌ .")
+        raise UserError(
+            f"{spec.yaml}: download failed: {line}; get the images by hand into {store}, or try again"
+        ) from error
     return _read(spec.yaml, root=Path(data["path"]), may_download=False)
 
 
@@ -92,6 +95,19 @@ def as_ultralytics(spec: DataSpec, *, single_cls: bool = False) -> dict[str, Any
         "nc": len(names),
         "channels": spec.channels,
     }
+
+
+def check_classes(spec: DataSpec, classes: Iterable[int] | None) -> None:
+    """Refuse ids, among those that boxes are to be kept of, that no class has.
+
+    Raises:
+        UserError: there are such.
+    """
+    if foreign := [each for each in classes or () if each >= len(spec.names)]:
+        raise UserError(
+            f"classes: {', '.join(map(str, foreign))} is no class of {spec.yaml}, which names {len(spec.names)} "
+            f"(ids 0 to {len(spec.names) - 1})"
+        )
 
 
 def places(spec: DataSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -112,6 +128,17 @@ def _last_replaced(parts: tuple[str, ...]) -> list[str]:
     return [*parts[:place], "labels", *parts[place + 1 :]]
 
 
+def unused_lines(sources: tuple[Path, ...]) -> list[tuple[Path, int, str]]:
+    """Lines of .txt lists that name no image file and are passed over: list, line from 1, text."""
+    lists = [source for source in sources if not source.is_dir() and not _is_image(str(source))]
+    return [
+        (source, number, line.strip())
+        for source in lists
+        for number, line in enumerate(_lines(source), 1)
+        if line.strip() and not _is_image(line.strip())
+    ]
+
+
 def list_images(sources: tuple[Path, ...]) -> list[str]:
     """Sorted image files below folders, in .txt lists (one path a line, "./" means beside the list) and given singly.
 
@@ -129,14 +156,50 @@ def list_images(sources: tuple[Path, ...]) -> list[str]:
 
 def _images_in(source: Path) -> Iterator[str]:
     if source.is_dir():
-        names: Iterator[str] = glob.iglob(os.path.join(glob.escape(str(source)), "**", "*.*"), recursive=True)
+        names = _files_below(str(source))
     elif _is_image(str(source)):
         names = iter((str(source),))
     else:
-        lines = source.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
         beside = str(source.parent) + os.sep
-        names = (beside + x[2:] if x.startswith("./") else x for x in (line.strip() for line in lines))
+        names = (beside + x[2:] if x.startswith("./") else x for x in (line.strip() for line in _lines(source)))
     return (name for name in names if _is_image(name))
+
+
+def _lines(source: Path) -> list[str]:
+    return source.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+
+
+def _files_below(top: str) -> Iterator[str]:
+    """Files in a folder and those below it, but hidden ones. Each real folder is looked into once.
+
+    Links to folders are followed after the folders themselves, so that files have their own names where they have one;
+    never to a folder that the link stands in, at whatever height: there everything would be met again, and more.
+    """
+    seen: set[tuple[int, int]] = set()
+    links = [top]
+    while links:
+        start = links.pop(0)
+        for folder, below, files in os.walk(start):
+            identity = _identity(folder)
+            if identity in seen:
+                below.clear()
+                continue
+            seen.add(identity)
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            linked = [path for path in (os.path.join(folder, name) for name in below) if os.path.islink(path)]
+            links += [path for path in linked if not _above(path)]
+            yield from (os.path.join(folder, name) for name in files if not name.startswith("."))
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _above(link: str) -> bool:
+    """Whether a link leads to a folder that it stands in."""
+    target = os.path.realpath(link)
+    return os.path.commonpath((target, os.path.realpath(os.path.dirname(link)))) == target
 
 
 def _is_image(name: str) -> bool:
@@ -188,12 +251,8 @@ def _find_yaml(path: Path) -> Path:
         if len(found) == 1:
             return found[0].absolute()
         raise UserError(f"{path} is a folder with {len(found)} yaml files; --data wants one yaml file")
-    package = importlib.util.find_spec("ultralytics")
-    if package and package.origin and path.parent == Path("."):
-        for name in (path.name, f"{path.name}.yaml"):
-            shipped = Path(package.origin).parent / "cfg" / "datasets" / name
-            if shipped.is_file():
-                return shipped
+    if found := shipped_yaml(path):
+        return found
     raise UserError(f"data yaml {path} does not exist; --data wants a yaml with train, val and names, or the word demo")
 
 
@@ -259,21 +318,8 @@ def _root(data: dict[str, Any], file: Path, faults: Faults) -> Path:
         faults.add(f"path: must be a folder name, not {type(value).__name__}")
         return file.parent
     path = Path(value).expanduser()
-    choices = [path, file.parent / path]
-    if store := _ultralytics_store():
-        choices.append(store / path)
+    choices = [path, file.parent / path, *(store / path for store in stores())]
     return next((choice for choice in choices if choice.exists()), choices[1]).absolute()
-
-
-def _ultralytics_store() -> Path | None:
-    """Folder in which ultralytics keeps downloaded data sets, read from its settings without importing it."""
-    home = os.getenv("YOLO_CONFIG_DIR") or os.getenv("XDG_CONFIG_HOME") or "~/.config"
-    settings = Path(home).expanduser() / "Ultralytics" / "settings.json"
-    try:
-        store = json.loads(settings.read_text(encoding="utf-8")).get("datasets_dir")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return Path(store) if isinstance(store, str) else None
 
 
 def _split(split: str, data: dict[str, Any], root: Path, faults: Faults) -> tuple[tuple[Path, ...], list[str]]:
@@ -289,15 +335,29 @@ def _split(split: str, data: dict[str, Any], root: Path, faults: Faults) -> tupl
         return (), []
     paths, missing = [], []
     for entry in entries:
-        path = (root / entry).resolve()
+        path = _spelled(root / entry)
         if not path.exists() and entry.startswith("../"):
-            path = (root / entry[3:]).resolve()  # yamls written for yolov5 name folders beside the repository
+            path = _spelled(root / entry[3:])  # yamls written for yolov5 name folders beside the repository
         paths.append(path)
         if not path.exists():
             missing.append(f"{split}: {path} does not exist ({entry!r} below {root})")
         elif next(_images_in(path), None) is None:
             missing.append(f"{split}: no images in {path}; known types: {' '.join(sorted(IMAGE_SUFFIXES))}")
     return tuple(paths), missing
+
+
+def _spelled(path: Path) -> Path:
+    """An absolute path as its user spells it, without `..` where that leads to the same folder.
+
+    Links stay: labels are looked for beside the images as they are named, not beside the files that links lead to.
+    """
+    kept: list[str] = []
+    for part in path.absolute().parts:
+        if part == ".." and len(kept) > 1 and kept[-1] != ".." and not Path(*kept).is_symlink():
+            kept.pop()
+        else:
+            kept.append(part)
+    return Path(*kept)
 
 
 def _keypoints(data: dict[str, Any]) -> tuple[int, int] | None:

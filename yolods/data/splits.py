@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from yolods.config.hyper import Hyper
 from yolods.config.paths import cache_dir
 from yolods.data.dataset import DetectionSet, default_cache_bytes
 from yolods.data.demo import ensure_demo
@@ -19,7 +20,6 @@ from yolods.errors import UserError
 
 if TYPE_CHECKING:
     from yolods.cluster.ranks import Ranks
-    from yolods.config import Hyper
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,8 @@ def open_split(spec: DataSpec, split: str, hyper: Hyper, opening: Opening, ranks
 
     ranks.main_first(lambda: look(True) and None)
     found = look(False)
+    for line in found.warnings if ranks.is_main else ():
+        log.warning("%s", line)
     settings = namespace(hyper, epochs=opening.epochs, imgsz=opening.imgsz)
     dataset = DetectionSet(
         found,
@@ -117,6 +119,13 @@ def note_problems(run_dir: Path, scans: tuple[Scan, ...]) -> list[str]:
     if problems:
         write_problems(run_dir / PROBLEMS_FILE, problems)
     return [f"{each.split}: {each.summary}" for each in scans]
+
+
+def most_boxes(limit: int, *splits: Split) -> int:
+    """Boxes per image that are kept: ultralytics raises its default to what the data holds; another limit stays."""
+    if limit != Hyper.max_det:
+        return limit
+    return max(limit, *(len(label["cls"]) for split in splits for label in split.scan.labels))
 
 
 def namespace(hyper: Hyper, **further: Any) -> Any:

@@ -13,6 +13,7 @@ from ultralytics.utils import patches
 
 TOLERANCE = 0.01  # coordinates may pass 0 and 1 by this much, as in ultralytics
 MIN_SIDE = 10  # pixels
+SAME_OBJECT = 0.9  # overlap from which a box is that of a polygon: as much as rounding to pixels leaves of a small one
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def _ends_well(file: str, kind: str) -> bool:
 
 def _read_rows(found: Found, text: str, keypoints: tuple[int, int] | None) -> None:
     rows: list[list[float]] = []
+    polygons: list[np.ndarray | None] = []
     seen: dict[bytes, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
@@ -143,12 +145,46 @@ def _read_rows(found: Found, text: str, keypoints: tuple[int, int] | None) -> No
             found.lines_skipped += 1
             continue
         rows.append(row)
+        polygons.append(segment)
         found.lines.append(number)
-        if segment is not None:
-            found.segments.append(segment)
     found.rows = np.array(rows, np.float32).reshape(-1, 5)
-    if len(found.segments) != len(rows):
+    _leave_out_boxes_of_polygons(found, polygons)
+    found.segments = [polygon for polygon in polygons if polygon is not None]
+    if len(found.segments) != len(found.rows):
         found.segments = []  # augmentation needs a polygon for every box or none
+
+
+def _leave_out_boxes_of_polygons(found: Found, polygons: list[np.ndarray | None]) -> None:
+    """A box and a polygon of one class that enclose the same are one object: the polygon, which says more, stays.
+
+    `polygons` has an entry for each row, None for a box; entries that are left out go from it as well.
+    """
+    boxes = [place for place, polygon in enumerate(polygons) if polygon is None]
+    others = [place for place, polygon in enumerate(polygons) if polygon is not None]
+    if not boxes or not others:
+        return
+    overlap = _overlap(found.rows[boxes, 1:], found.rows[others, 1:])
+    overlap[found.rows[boxes, :1] != found.rows[others, 0]] = 0
+    gone = []
+    while overlap.max() >= SAME_OBJECT:
+        box, polygon = np.unravel_index(overlap.argmax(), overlap.shape)
+        overlap[box], overlap[:, polygon] = 0, 0
+        gone.append((boxes[box], others[polygon]))
+    for box, polygon in sorted(gone):
+        text = f"is the box of the polygon in line {found.lines[polygon]}; line skipped"
+        found.problems.append(Problem(found.label_file, found.lines[box], text))
+    found.lines_skipped += len(gone)
+    for box in sorted((box for box, _ in gone), reverse=True):
+        del polygons[box], found.lines[box]
+    found.rows = np.delete(found.rows, [box for box, _ in gone], axis=0)
+
+
+def _overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (n, 4) and (m, 4), centre and size: (n, m)."""
+    low = np.maximum((one[:, :2] - one[:, 2:] / 2)[:, None], (other[:, :2] - other[:, 2:] / 2)[None])
+    high = np.minimum((one[:, :2] + one[:, 2:] / 2)[:, None], (other[:, :2] + other[:, 2:] / 2)[None])
+    shared = np.clip(high - low, 0, None).prod(-1)
+    return shared / (one[:, 2:].prod(-1)[:, None] + other[:, 2:].prod(-1)[None] - shared)
 
 
 def _parse(words: list[str], keypoints: tuple[int, int] | None) -> tuple[list[float], np.ndarray | None]:

@@ -117,6 +117,11 @@ class Engine:
         """The model inside, or this rank's stage of it; under ZeRO-3 its parameters are partitioned."""
         return self.deepspeed.module
 
+    @property
+    def warms_momentum(self) -> bool:
+        """Whether the optimizer has a momentum that a step sets; Adam's betas stay as they are."""
+        return "momentum" in self.deepspeed.optimizer.param_groups[0]
+
     def train_step(
         self, step: Step, batches: Iterator[dict[str, Any]], size: int | None = None, *, stop: bool = False
     ) -> StepResult:

@@ -13,6 +13,7 @@ from torch import nn
 
 from yolods.engine.schedule import GROUPS
 from yolods.errors import UserError
+from yolods.model.freezing import Frozen, is_frozen, marks_of
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +46,12 @@ def choose_optimizer(
 
     Args:
         hyper: hyper-parameters, with the JSON's optimizer merged in.
-        given: the "params" of the JSON's optimizer.
+        given: the "params" of the JSON's optimizer, whose own defaults then count.
     """
     if hyper.optimizer != "auto":
         further = {key: value for key, value in (given or {}).items() if key not in ("lr", "momentum", "weight_decay")}
+        if given is not None and hyper.optimizer == "SGD":
+            further = {"nesterov": False, **further}
         return OptimizerChoice(hyper.optimizer, hyper.lr0, hyper.momentum, hyper.warmup_bias_lr, further)
     steps = math.ceil(samples / max(batch, hyper.nbs)) * epochs
     if steps > 10_000:
@@ -57,24 +60,18 @@ def choose_optimizer(
     return OptimizerChoice("AdamW", round(0.002 * 5 / (4 + nc), 6), 0.9, 0.0)
 
 
-def frozen_marks(frozen: int | list[int | str] | None) -> list[str]:
-    """Parts of a name that tell that a parameter is frozen; see `freeze`."""
-    layers = range(frozen) if isinstance(frozen, int) else (frozen or [])
-    return [f"model.{layer}." for layer in layers] + [".dfl"]
-
-
-def freeze(net: nn.Module, frozen: int | list[int | str] | None) -> list[str]:
+def freeze(net: nn.Module, frozen: Frozen) -> list[str]:
     """Freeze layers as ultralytics does: the first N, or those listed by index or name; the DFL bins always.
 
     Returns:
-        name prefixes of what is frozen, for `freeze_statistics`.
+        marks of what is frozen, for `freeze_statistics`.
 
     Raises:
         UserError: nothing would be left to train.
     """
-    marks = frozen_marks(frozen)
+    marks = marks_of(frozen)
     for name, parameter in net.named_parameters():
-        parameter.requires_grad = not any(mark in name for mark in marks)
+        parameter.requires_grad = not is_frozen(name, marks)
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise UserError(
             f"freeze={frozen}: nothing would be left to train in the model, or in one stage of the pipeline; "
@@ -86,7 +83,7 @@ def freeze(net: nn.Module, frozen: int | list[int | str] | None) -> list[str]:
 def freeze_statistics(net: nn.Module, marks: list[str]) -> None:
     """Put frozen BatchNorm layers into evaluation mode, so that their running statistics stay as they are."""
     for name, module in net.named_modules():
-        if isinstance(module, nn.BatchNorm2d) and any(mark in f"{name}." for mark in marks):
+        if isinstance(module, nn.BatchNorm2d) and is_frozen(name, marks):
             module.eval()
 
 
@@ -128,7 +125,8 @@ def build_optimizer(
     if choice.name in ("Adam", "Adamax", "AdamW", "NAdam", "RAdam"):
         arguments |= {"betas": (choice.momentum, 0.999)}
     elif choice.name == "SGD":
-        arguments |= {"momentum": choice.momentum, "nesterov": True}
+        # torch refuses Nesterov's without a momentum, where both are the same.
+        arguments |= {"momentum": choice.momentum, "nesterov": choice.momentum > 0}
     else:
         arguments |= {"momentum": choice.momentum}
     arguments |= choice.arguments

@@ -12,10 +12,11 @@ from torch import Tensor
 from yolods.cluster.grid import Grid, choose_order
 from yolods.cluster.ranks import Ranks
 from yolods.engine.build import build_pipeline
-from yolods.engine.optim import OptimizerChoice, frozen_marks
+from yolods.engine.optim import OptimizerChoice
 from yolods.engine.pipeline import Cut, PipelineEngine
 from yolods.errors import Faults
 from yolods.model.blueprint import Blueprint
+from yolods.model.freezing import is_frozen, marks_of
 from yolods.model.graph import Graph, build_graph, live
 from yolods.model.initialise import initialise
 from yolods.model.stage import Stage
@@ -67,7 +68,7 @@ def plan_stages(blueprint: Blueprint, config: RunConfig, ranks: Ranks) -> StageP
         recompute=layout.pipeline.activation_checkpoint_interval,
     )
     found = ranks.main_first(lambda: partition(costs, layout.pipeline.stages, layout.pipeline.partition, terms))
-    _refuse_idle(graph, found, frozen_marks(config.hyper.freeze))
+    _refuse_idle(graph, found, marks_of(config.hyper.freeze))
     return StagePlan(graph, found, table(found, costs, terms))
 
 
@@ -78,7 +79,7 @@ def _refuse_idle(graph: Graph, found: Partition, marks: list[str]) -> None:
         nodes = [graph.nodes[index] for index in found.nodes_of(stage)]
         parts = [(name, graph.skeleton.get_submodule(name)) for node in nodes for name in node.modules]
         weights = [f"{name}.{each}" for name, part in parts for each, _ in part.named_parameters()]
-        if all(any(mark in weight for mark in marks) for weight in weights):
+        if all(is_frozen(weight, marks) for weight in weights):
             why = "all of its weights are frozen" if weights else "there are no weights in it"
             faults.add(
                 f"pipeline: stage {stage} ({nodes[0].name}..{nodes[-1].name}) has nothing to train: {why}; "

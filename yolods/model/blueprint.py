@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from yolods.errors import UserError
 from yolods.model.build import build
 from yolods.model.graph import meta_model
 from yolods.model.initialise import initialise
@@ -51,19 +50,10 @@ class Blueprint:
         """Numbers in its weights."""
         return sum(parameter.numel() for parameter in self.meta.parameters())
 
-    def grid_of(self, imgsz: int) -> int:
-        """Largest stride, at least 32, which an image size has to be a multiple of.
-
-        Raises:
-            UserError: it is not.
-        """
-        stride = max(int(max(self.strides)), 32)
-        if imgsz % stride:
-            below = max(imgsz // stride, 1) * stride
-            raise UserError(
-                f"--imgsz {imgsz}: this model needs a multiple of {stride}; use {below} or {below + stride}"
-            )
-        return stride
+    @property
+    def grid(self) -> int:
+        """Largest stride, at least 32, which an image size has to be a multiple of."""
+        return max(int(max(self.strides)), 32)
 
     def whole(self, weights: Path | None, *, by_name: bool = True) -> tuple[DetectionModel, str]:
         """The whole model on the CPU, with initial or given weights.

@@ -5,70 +5,18 @@ YOLOv5 here is ultralytics' YOLOv5u: anchor-free, with a distribution focal loss
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from yolods.errors import UserError, nearest
+from yolods.config.model_name import ModelName, parse_name
+from yolods.errors import UserError
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
-SIZES = ("n", "s", "m", "l", "x")
-_ZOO = re.compile(r"^yolov5(?P<size>[nsmlx])u?(?P<p6>6u?|-p6)?$")
-_CUSTOM = re.compile(r"^yolov5\[(?P<depth>\d+\.?\d*|\.\d+),\s*(?P<width>\d+\.?\d*|\.\d+)\](?P<p6>6|-p6)?$")
-
-
-@dataclass(frozen=True)
-class ModelName:
-    """What a model name says, before anything is built."""
-
-    text: str
-    """The name as the user wrote it."""
-    p6: bool
-    """Whether the model has a fourth level (stride 64)."""
-    scale: tuple[float, float, int] | None
-    """depth multiple, width multiple, largest channel count; None: one of the yaml's own sizes."""
-    size: str | None
-    """One of n, s, m, l, x, where the name is of the zoo."""
-    yaml: Path | None
-    """The user's own model yaml."""
-
-    @property
-    def stride(self) -> int:
-        """Largest stride in pixels, which the image size has to be a multiple of."""
-        return 64 if self.p6 else 32
-
-
-def parse_name(text: str) -> ModelName:
-    """Read `yolov5n`..`yolov5x`, `yolov5n6`..`yolov5x6`, `yolov5[depth,width]`, `yolov5[depth,width]6` or a yaml path.
-
-    Raises:
-        UserError: the name is none of these, or its yaml does not exist.
-    """
-    plain = text.removesuffix(".yaml").removesuffix(".yml")
-    if match := _ZOO.match(plain):
-        return ModelName(text, bool(match["p6"]), None, match["size"], None)
-    if match := _CUSTOM.match(plain):
-        depth, width = float(match["depth"]), float(match["width"])
-        if not (0 < depth <= 16 and 0 < width <= 16):
-            raise UserError(f"--model {text}: depth {depth:g} and width {width:g} have to lie in (0, 16]")
-        return ModelName(text, bool(match["p6"]), (depth, width, 1024), None, None)
-    if text.endswith((".yaml", ".yml")):
-        if not Path(text).is_file():
-            raise UserError(f"--model {text}: no such file, and not a size of the zoo (yolov5n.yaml .. yolov5x6.yaml)")
-        # Whether it has a fourth level is read from the layers when it is built; until then assume the usual three.
-        return ModelName(text, False, None, None, Path(text))
-    if text.endswith(".pt"):
-        raise UserError(f"--model {text}: give weights by --weights {text}; --model names an architecture")
-    known = [f"yolov5{size}{six}" for size in SIZES for six in ("", "6")]
-    raise UserError(
-        f"--model {text}: unknown model{nearest(text, known)}; "
-        "use yolov5n, s, m, l, x (with 6 for four levels), yolov5[depth,width], or a model yaml"
-    )
+__all__ = ["ModelName", "architecture", "build", "has_plain_head", "parse_name"]
 
 
 def architecture(name: ModelName, nc: int, channels: int) -> dict[str, Any]:

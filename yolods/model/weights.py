@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickletools
 import re
 import zipfile
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from yolods.compat import local_checkpoints
 from yolods.errors import UserError
+from yolods.files import replace_file
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
@@ -151,15 +151,7 @@ def write_pt(
 def save_atomically(path: Path, content: object) -> None:
     """`torch.save` beside `path`, flushed to the disk, then renamed over it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path, lambda file: torch.save(content, file))
 
 
 def plain_copy(net: nn.Module) -> DetectionModel:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from yolods.config.pipeline import PARTITIONS
 from yolods.errors import Faults, UserError, nearest
 from yolods.model.graph import Graph, live
 from yolods.plan.cost import Cost
 from yolods.plan.schedule import in_flight
 from yolods.plan.stages import DEFAULT, Stages, Terms
 
-POLICIES = ("balanced", "flops", "activations", "parameters", "uniform")
 MIB = 2**20
 
 
@@ -72,11 +72,11 @@ def partition(
         found = _explicit(cost.graph, stages, policy)
     elif policy == "uniform":
         found = _uniform(cost.graph, stages)
-    elif policy in POLICIES:
+    elif policy in PARTITIONS:
         found = _search(table, stages, policy)
     else:
-        known = ", ".join(POLICIES)
-        raise UserError(f'pipeline: unknown partition "{policy}"{nearest(policy, POLICIES)}; use {known} or cuts')
+        known = ", ".join(PARTITIONS)
+        raise UserError(f'pipeline: unknown partition "{policy}"{nearest(policy, PARTITIONS)}; use {known} or cuts')
     _refuse_overfull(table, found)
     return found
 

@@ -1,7 +1,7 @@
 """How far gradients are cut back: six policies, each a few lines on a `Reading`.
 
-Another policy is a subclass with a name of its own and a line in `POLICIES`. What it remembers goes into `state`: plain
-numbers, the same on every rank, so they survive a resume under any layout.
+Another policy is a subclass in `POLICIES` and its name in `config.own.CLIPPING`. What it remembers goes into `state`:
+plain numbers, the same on every rank, so they survive a resume under any layout.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from yolods.config.own import CLIPPING
 from yolods.stability.reading import Reading
 
 if TYPE_CHECKING:
@@ -190,12 +191,7 @@ class Value(Policy):
         return Cut(limit=self._config.limit)
 
 
-POLICIES: dict[str, type[Policy]] = {
-    "global_norm": GlobalNorm,
-    "adaptive": Adaptive,
-    "percentile": Percentile,
-    "zscore": ZScore,
-    "value": Value,
-    "none": Policy,
-}
+POLICIES: dict[str, type[Policy]] = dict(
+    zip(CLIPPING, (GlobalNorm, Adaptive, Percentile, ZScore, Value, Policy), strict=True)
+)
 """By the name that a JSON gives them."""

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from yolods.files import replace_text
 from yolods.stats import StabilityEvent
 
 STABILITY_FILE = "stability.jsonl"
@@ -33,9 +34,7 @@ class EventFile:
         if not kept:
             self._file.unlink()
         elif len(kept) < len(lines):
-            partial = self._file.with_name(f".{self._file.name}.part")
-            partial.write_text("".join(kept), encoding="utf-8")
-            partial.replace(self._file)
+            replace_text(self._file, "".join(kept))
         return [json.loads(line) for line in kept]
 
     def append(self, event: StabilityEvent) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from yolods.files import replace_text
 from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
 
 
@@ -54,7 +54,7 @@ class ResultsTable:
         kept = [cells for cells in rows if 1 <= float(cells[0]) <= start_epoch]
         if header:
             self._columns = header
-            _replace(path, "".join(",".join(cells) + "\n" for cells in [header, *kept]))
+            replace_text(path, "".join(",".join(cells) + "\n" for cells in [header, *kept]))
         else:
             path.unlink()
 
@@ -92,13 +92,3 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _replace(path: Path, text: str) -> None:
-    """Rewrite `path` so that a reader, or a kill, sees the old file or the new one."""
-    fresh = path.with_name(path.name + ".new")
-    with open(fresh, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)

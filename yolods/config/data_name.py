@@ -1,0 +1,40 @@
+"""Where data yamls and images are looked for that are not named by a path: what ultralytics ships and keeps."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+from yolods.config.paths import cache_dir
+
+
+def shipped_yaml(name: Path) -> Path | None:
+    """The data yaml of this name that ultralytics ships ("coco8.yaml" or "coco8"), found without importing it."""
+    package = importlib.util.find_spec("ultralytics")
+    if not (package and package.origin and name.parent == Path(".")):
+        return None
+    folder = Path(package.origin).parent / "cfg" / "datasets"
+    return next((file for file in (folder / name, folder / f"{name}.yaml") if file.is_file()), None)
+
+
+def stores() -> list[Path]:
+    """Folders of data sets, first the one that a download goes to.
+
+    These are the `datasets_dir` of a user's ultralytics settings, and `datasets` in our cache.
+    """
+    homes = (os.getenv("YOLO_CONFIG_DIR"), os.getenv("XDG_CONFIG_HOME"), "~/.config")
+    # Our own process' settings lie in the cache, and name a folder beside the checkout that nobody has chosen.
+    settings = [Path(os.path.expanduser(home)) / "Ultralytics" / "settings.json" for home in homes if home]
+    own = cache_dir()
+    found = [_datasets_dir(file) for file in settings if not file.is_relative_to(own)]
+    return [*dict.fromkeys(folder for folder in found if folder is not None), own / "datasets"]
+
+
+def _datasets_dir(settings: Path) -> Path | None:
+    try:
+        folder = json.loads(settings.read_text(encoding="utf-8")).get("datasets_dir")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return Path(folder) if isinstance(folder, str) and folder else None

@@ -1,0 +1,56 @@
+"""Hyper-parameters that were given and will not be used, because another one decides: each is said once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from yolods.config.hyper import Hyper, HyperRead
+from yolods.config.values import shown
+
+_AUTO = "optimizer=auto chooses the optimizer, its learning rate and momentum; name one to use it: --optimizer SGD"
+
+
+class _Unused(NamedTuple):
+    """A case in which some values count for nothing."""
+
+    keys: tuple[str, ...]
+    holds: Callable[[Hyper], bool]
+    why: str
+
+
+_CASES = (
+    _Unused(("lr0", "momentum", "warmup_bias_lr"), lambda hyper: hyper.optimizer == "auto", _AUTO),
+    _Unused(
+        ("warmup_momentum",),
+        lambda hyper: hyper.optimizer not in ("auto", "SGD", "RMSprop"),
+        "only SGD and RMSprop have a momentum that is warmed up",
+    ),
+    _Unused(
+        ("warmup_momentum", "warmup_bias_lr"), lambda hyper: hyper.warmup_epochs == 0, "warmup_epochs is 0: no warm-up"
+    ),
+    _Unused(("patience",), lambda hyper: not hyper.val, "without evaluations (val is false) there is no best epoch"),
+    _Unused(
+        ("close_mosaic",),
+        lambda hyper: not (hyper.mosaic or hyper.mixup or hyper.cutmix or hyper.copy_paste),
+        "mosaic, mixup, cutmix and copy_paste are all 0",
+    ),
+    _Unused(("copy_paste_mode",), lambda hyper: not hyper.copy_paste, "copy_paste is 0"),
+)
+
+
+def unused(read: HyperRead, hyper: Hyper) -> tuple[str, ...]:
+    """A line for each value that a user gave, other than the default, and that counts for nothing.
+
+    Args:
+        read: where each was given.
+        hyper: the values that the run has.
+    """
+    given = {**read.filed, **read.commanded}
+    lines = {}
+    for case in _CASES:
+        for key in case.keys:
+            value = getattr(hyper, key)
+            if key in given and value != getattr(Hyper, key) and case.holds(hyper):
+                lines.setdefault(key, f"{given[key]} is {shown(value)}, which is not used: {case.why}")
+    return tuple(lines.values())

@@ -1,0 +1,48 @@
+"""What has to be true of a model and a run's settings together; needs the model on paper alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from yolods.config.model_name import parse_name
+from yolods.config.sizes import single_value_fault, size_fault
+from yolods.errors import Faults
+from yolods.model.blueprint import Blueprint
+from yolods.model.build import architecture
+from yolods.model.freezing import check_frozen
+
+if TYPE_CHECKING:
+    from yolods.config import RunConfig
+
+
+def blueprint_of(config: RunConfig, names: tuple[str, ...], channels: int) -> Blueprint:
+    """The run's model on paper, checked against its image size, batch and frozen layers.
+
+    Args:
+        names: class names in the order of their ids.
+        channels: image channels.
+
+    Raises:
+        UserError: every fault, a line each.
+    """
+    name = parse_name(config.model)
+    blueprint = Blueprint(architecture(name, len(names), channels), names, config.seed)
+    faults = Faults()
+    for fault in (size_fault(config.imgsz, blueprint.grid, name.text, "--imgsz"), _single_value(config, blueprint)):
+        if fault:
+            faults.add(fault)
+    weights = [weight for weight, _ in blueprint.meta.named_parameters()]
+    check_frozen(config.hyper.freeze, weights, blueprint.layers, name.text, faults)
+    faults.raise_if_any()
+    return blueprint
+
+
+def _single_value(config: RunConfig, blueprint: Blueprint) -> str | None:
+    """A user's yaml may have a largest stride below 32, and then more cells than `grid` says."""
+    return single_value_fault(
+        config.imgsz,
+        int(max(blueprint.strides)),
+        config.deepspeed.micro_batch,
+        multi_scale=config.hyper.multi_scale,
+        ranks=config.deepspeed.ranks if config.hyper.sync_bn else 1,
+    )

@@ -1,0 +1,83 @@
+"""Which parameters are not trained: the first N layers, listed ones, or modules of them, as ultralytics names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from yolods.errors import Faults, nearest
+
+Frozen = int | Sequence[int | str] | None
+"""As `freeze` gives it: the first N layers; numbers of layers and names of modules ("24.cv2"); nothing."""
+ALWAYS = ".dfl"
+"""Detect's bins, which nobody trains."""
+
+
+def marks_of(frozen: Frozen) -> list[str]:
+    """Parts of `name + "."` that tell that the parameter or module of this name is frozen.
+
+    A name may be written with the model's own `model.` before it, and down to a single parameter.
+    """
+    layers = range(frozen) if isinstance(frozen, int) else (frozen or [])
+    return [f"model.{str(layer).removeprefix('model.').rstrip('.')}." for layer in layers] + [ALWAYS]
+
+
+def is_frozen(name: str, marks: Iterable[str]) -> bool:
+    """Whether the parameter or module `name` is."""
+    return any(mark in f"{name}." for mark in marks)
+
+
+def check_frozen(frozen: Frozen, names: Iterable[str], layers: dict[str, Any], model: str, faults: Faults) -> None:
+    """Refuse what would freeze nothing, or everything.
+
+    Args:
+        frozen: as `freeze` gives it.
+        names: of the model's parameters.
+        layers: its yaml dictionary.
+        model: what it is called in messages.
+        faults: takes a line for each word that matches no parameter.
+    """
+    names = list(names)
+    count, backbone = len(layers["backbone"]) + len(layers["head"]), len(layers["backbone"])
+    listed = [] if frozen is None or isinstance(frozen, int) else list(frozen)
+    for word, mark in zip(listed, marks_of(frozen), strict=False):
+        if any(mark in f"{name}." for name in names):
+            continue
+        known = {part for name in names for part in _modules(name)}
+        hints = {
+            "backbone": f"; the backbone is the first {backbone} layers: --freeze {backbone}",
+            "head": f"; the head is the layers {backbone} to {count - 1}",
+        }
+        close = hints.get(str(word), nearest(str(word), known))
+        faults.add(
+            f"freeze: {word!r} names no layer or module of {model} that has weights{close}; layers are 0 to "
+            f"{count - 1}, modules are written as {count - 1}.cv2"
+        )
+    marks = marks_of(frozen)
+    if all(is_frozen(name, marks) for name in names):
+        faults.add(
+            f"freeze={frozen if isinstance(frozen, int) else listed}: nothing would be left to train, {model} has "
+            f"{count} layers; freeze fewer"
+        )
+
+
+def _modules(name: str) -> Iterable[str]:
+    """The modules that a parameter is in, as `freeze` takes them: of `model.24.cv2.weight` 24 and 24.cv2."""
+    parts = name.removeprefix("model.").split(".")
+    return (".".join(parts[:end]) for end in range(1, len(parts)))
+
+
+def told(frozen: Frozen, names: Iterable[str]) -> str | None:
+    """A line that says how much is frozen beside Detect's bins; None where that was not asked for."""
+    if frozen is None:
+        return None
+    names = [name for name in names if ALWAYS not in name]
+    marks = marks_of(frozen)[:-1]
+    held = [name for name in names if is_frozen(name, marks)]
+    touched, layers = {name.split(".")[1] for name in held}, {name.split(".")[1] for name in names}
+    words = frozen if isinstance(frozen, int) else " ".join(map(str, frozen))
+    hint = " (0 is how many from the first; layer 0 alone is [0])" if frozen == 0 else ""
+    return (
+        f"freeze {words}: {len(held)} of {len(names)} weight tensors are not trained, in {len(touched)} of "
+        f"{len(layers)} layers that have weights{hint}"
+    )
