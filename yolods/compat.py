@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from yolods.config.paths import cache_dir
+from yolods.config.paths import cache_dir, ultralytics_folders
 from yolods.errors import UserError
 
 
@@ -136,27 +136,36 @@ def local_checkpoints() -> Iterator[None]:
         downloads.attempt_download_asset, LOGGER.disabled = theirs, muted
 
 
+UNICODE_FONT = "Arial.Unicode.ttf"
+"""The font that ultralytics asks for where a text has letters beyond ASCII."""
+_unicode_font: Path | None = None
+
+
 def local_font(font: str = "Arial.ttf") -> Path:
     """The best font file on this machine for `font`, without asking the network.
 
-    Where ultralytics would find one itself (its settings folder, the system's fonts) that one is taken. Otherwise it
-    is DejaVu Sans, which every matplotlib carries: Latin, Greek, Cyrillic and Arabic, no Chinese, Japanese or Korean.
+    For letters beyond ASCII it is the one given to `use_local_font`. Else, where ultralytics would find one itself (its
+    settings folder, the system's fonts), that one is taken. Otherwise it is DejaVu Sans, which every matplotlib has:
+    Latin, Greek, Cyrillic and Arabic, no Chinese, Japanese or Korean.
     """
     import matplotlib
     from matplotlib import font_manager
     from ultralytics.utils import USER_CONFIG_DIR
 
     name = Path(font).name
-    if (own := Path(USER_CONFIG_DIR) / name).is_file():
-        return own
+    if name == UNICODE_FONT and _unicode_font is not None:
+        return _unicode_font
+    for folder in (Path(USER_CONFIG_DIR), *ultralytics_folders()):
+        if (folder / name).is_file():
+            return folder / name
     for entry in font_manager.fontManager.ttflist:
         if name in entry.fname and Path(entry.fname).is_file():
             return Path(entry.fname)
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
-def use_local_font() -> None:
-    """Make ultralytics look fonts up by `local_font`; calling it again changes nothing.
+def use_local_font(unicode: Path | None = None) -> None:
+    """Make ultralytics look fonts up by `local_font`, and take the font `unicode` for letters beyond ASCII.
 
     Seen on ultralytics 8.4.190: `check_font` asks github for Arial.ttf, and its callers (`plotting.Annotator`,
     `data.utils.check_det_dataset`) offer no way to name another file, so the name they look up is replaced.
@@ -164,6 +173,8 @@ def use_local_font() -> None:
     from ultralytics.data import utils as data_utils
     from ultralytics.utils import checks, plotting
 
+    global _unicode_font
+    _unicode_font = unicode or _unicode_font
     for module in (checks, plotting, data_utils):
         module.check_font = local_font
 

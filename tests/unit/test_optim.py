@@ -181,3 +181,16 @@ def test_statistics_of_frozen_layers_stand_still(net):
     frozen = {name for name in before if name.startswith(("model.0.", "model.1."))}
     assert frozen
     assert moved == before.keys() - frozen
+
+
+def test_sgd_without_a_momentum_is_built(net):
+    group = build_optimizer(OptimizerChoice("SGD", 0.01, 0.0, 0.1), parameter_groups(net, 0.0), CPU).param_groups[0]
+    assert (group["momentum"], group["nesterov"]) == (0.0, False)
+
+
+@pytest.mark.parametrize(("given", "nesterov"), [({}, False), ({"nesterov": True}, True), (None, True)])
+def test_nesterov_is_the_jsons_to_say_where_it_names_the_optimizer(net, given, nesterov):
+    """DeepSpeed hands its parameters to torch, whose SGD has it off."""
+    choice = choose_optimizer(hyper(optimizer="SGD"), samples=100, batch=1, epochs=9, nc=2, given=given)
+    group = build_optimizer(choice, parameter_groups(net, 0.0), CPU).param_groups[0]
+    assert group["nesterov"] == nesterov

@@ -204,3 +204,11 @@ def test_each_rank_has_a_curve_and_the_slowest_stands_out(tmp_path: Path) -> Non
     read = events(tmp_path)
     assert curve(read, "ranks/slowest_to_median") == [(0, 1.5)]
     assert curve(read, "ranks/seconds_rank2") == [(0, 0.75)]
+
+
+def test_an_optimizer_without_a_momentum_has_no_curve_of_it(tmp_path):
+    board = Board(tmp_path, steps_per_epoch=1)
+    board.step(step_stats(1, momentum=None))
+    board.close()
+    tags = events(tmp_path).Tags()["tensors"]
+    assert "optim/momentum" not in tags and "lr/pg0" in tags

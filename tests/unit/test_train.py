@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from tests.faults.cases import results_of
 from tests.tiny import make_dataset
@@ -126,6 +127,12 @@ def _add_flags(runs: Runs, root: Path) -> None:
     runs.add("sgd", "--optimizer", "SGD", "--set", "mixup=0.5", epochs="1")
     runs.add("hyp", "--hyp", str(root / "hyp.yaml"), "--save-period", "1", "--patience", "1")
     runs.add("kept", "--cache", "--sync-bn")
+    still = ("--optimizer", "SGD", "--set", "momentum=0", "--set", "warmup_momentum=0")
+    runs.add("unjudged", "--noval", "--save-period", "1", *still, epochs="3")
+    bare = make_dataset(root / "bare", train=4, val=2)
+    for file in (bare.parent / "labels" / "val").iterdir():
+        file.unlink()
+    runs.add("bare", "--set", "lr0=0.5", "--set", "classes=1", "--freeze", "model.0", data=bare, epochs="3")
     runs.add("short", nbs=64, epochs="4")
     again = str(root / "runs" / "cosine")
     runs.command("more", "train", "--resume", again, "--epochs", "4")
@@ -314,7 +321,8 @@ def test_val_of_another_split_and_its_boxes(runs):
 
 def test_nothing_is_written_but_the_runs(runs):
     names = {path.name for path in runs.root.iterdir()}
-    given = {"tiny", "many", "lists", "texts", "png", "other", "mit Leerzeichen ü", "hyp.yaml", "offload.json", "runs"}
+    sets = {"tiny", "many", "bare", "lists", "texts", "png", "other", "mit Leerzeichen ü"}
+    given = sets | {"hyp.yaml", "offload.json", "runs"}
     driver = {"driver", "row0", "row1"}
     assert {name for name in names if not name.endswith(".pt")} == given | driver
     for folder in ("tiny", "lists", "png"):
@@ -380,3 +388,38 @@ def test_of_epochs_that_are_equally_good_the_last_is_written_as_best(fitnesses, 
 @pytest.mark.parametrize(("every", "due"), [(0, []), (1, [1, 2, 3, 4, 5, 6]), (3, [3, 6])])
 def test_what_is_due_every_so_often(every, due):
     assert [count for count in range(1, 7) if Run._due(every, count)] == due
+
+
+def test_models_are_kept_by_save_period_without_evaluations_too(runs):
+    weights = {file.name for file in (runs.folder("unjudged") / "weights").iterdir()}
+    assert weights == {"best.pt", "last.pt", "epoch1.pt", "epoch2.pt", "epoch3.pt"}
+    first, last = (runs.model("unjudged", name).state_dict() for name in ("epoch1.pt", "epoch3.pt"))
+    assert not torch.equal(first["model.0.conv.weight"], last["model.0.conv.weight"])
+
+
+def test_a_validation_set_without_a_box_is_said_and_no_epoch_is_called_best(runs):
+    screen, log = runs.screen("bare"), (runs.folder("bare") / "train.log").read_text()
+    said = runs.results["bare"]["out"] + runs.results["bare"]["err"]
+    for text in (said, log):
+        assert text.count("val: 2 images but not one box: every metric is 0") == 1
+    assert not [line for line in screen.splitlines() if line.endswith("  best")]
+    assert (runs.folder("bare") / "weights" / "best.pt").is_file()
+
+
+def test_what_is_given_and_not_used_and_what_is_frozen_is_said_once(runs):
+    log = (runs.folder("bare") / "train.log").read_text()
+    for text in (runs.screen("bare"), log):
+        assert text.count("--set lr0 is 0.5, which is not used: optimizer=auto chooses") == 1
+        assert (
+            len(re.findall(r"freeze model\.0: 3 of \d+ weight tensors are not trained, in 1 of \d+ layers", text)) == 1
+        )
+    assert "train: 4 images, 4 boxes" in log  # of class 1 alone
+
+
+def test_adamw_has_no_curve_of_a_momentum_that_it_does_not_have(runs):
+    def tags(name: str) -> set[str]:
+        reader = EventAccumulator(str(runs.folder(name)))
+        reader.Reload()
+        return {tag for kind in ("scalars", "tensors") for tag in reader.Tags().get(kind, ())}
+
+    assert "optim/momentum" in tags("sgd") and "optim/momentum" not in tags("plain")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 
-from yolods.config.paths import cache_dir
+from yolods.config.paths import cache_dir, ultralytics_folders
 
 
 def shipped_yaml(name: Path) -> Path | None:
@@ -24,11 +23,10 @@ def stores() -> list[Path]:
 
     These are the `datasets_dir` of a user's ultralytics settings, and `datasets` in our cache.
     """
-    homes = (os.getenv("YOLO_CONFIG_DIR"), os.getenv("XDG_CONFIG_HOME"), "~/.config")
-    # Our own process' settings lie in the cache, and name a folder beside the checkout that nobody has chosen.
-    settings = [Path(os.path.expanduser(home)) / "Ultralytics" / "settings.json" for home in homes if home]
     own = cache_dir()
-    found = [_datasets_dir(file) for file in settings if not file.is_relative_to(own)]
+    # Our own process' settings lie in the cache, and name a folder beside the checkout that nobody has chosen.
+    theirs = [folder for folder in ultralytics_folders() if not folder.is_relative_to(own)]
+    found = [_datasets_dir(folder / "settings.json") for folder in theirs]
     return [*dict.fromkeys(folder for folder in found if folder is not None), own / "datasets"]
 
 

@@ -23,3 +23,13 @@ def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
     if shared and Path(shared).is_absolute():
         return Path(shared) / "yolods"
     return Path("~/.cache").expanduser() / "yolods"
+
+
+def ultralytics_folders(environ: Mapping[str, str] | None = None) -> list[Path]:
+    """Where a user's ultralytics may keep its settings and fonts; the last is where it does by default.
+
+    Our own process' settings, which `YOLO_CONFIG_DIR` then names in the cache, come first.
+    """
+    variables = os.environ if environ is None else environ
+    homes = (variables.get("YOLO_CONFIG_DIR"), variables.get("XDG_CONFIG_HOME"), "~/.config")
+    return [Path(os.path.expanduser(home)) / "Ultralytics" for home in homes if home]

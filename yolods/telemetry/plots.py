@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from yolods.compat import use_local_font
+from yolods.telemetry.fonts import use_fonts_for
 
 _log = logging.getLogger("yolods.plots")
 
@@ -49,7 +49,7 @@ class Painter:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plots")
         self._jobs: list[Future[None]] = []
         with harmless("the font of pictures"):
-            use_local_font()
+            use_fonts_for(" ".join(self._names.values()))
 
     def train_images(self, batch: Batch, k: int, step: int) -> None:
         """train_batch<k>.jpg: the first images of the batch with their labels."""

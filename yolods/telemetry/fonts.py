@@ -1,0 +1,62 @@
+"""Fonts that can write the class names of a run into its pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from yolods.compat import UNICODE_FONT, use_local_font
+from yolods.config.paths import ultralytics_folders
+
+_log = logging.getLogger("yolods.plots")
+
+
+def use_fonts_for(text: str) -> None:
+    """Have ultralytics and matplotlib write `text` with fonts of this machine; letters that none has are told once.
+
+    A font that the user has put into a folder of ultralytics' settings as Arial.Unicode.ttf comes first, DejaVu Sans
+    (Latin, Greek, Cyrillic and Arabic) where it is enough, and then whichever font has the most of the letters.
+    """
+    import matplotlib
+    from matplotlib import font_manager
+
+    letters = {ord(letter) for letter in text if not letter.isascii() and not letter.isspace()}
+    plain = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    best, missing = plain, letters
+    for font in _candidates(plain):
+        if not missing:
+            break
+        if len(lacking := letters - _letters_of(font)) < len(missing):
+            best, missing = font, lacking
+    use_local_font(best if letters else None)
+    if best != plain:
+        font_manager.fontManager.addfont(str(best))
+        matplotlib.rcParams["font.family"] = ["DejaVu Sans", font_manager.FontProperties(fname=str(best)).get_name()]
+    if missing:
+        shown = "".join(map(chr, sorted(missing)[:10])) + ("..." if len(missing) > 10 else "")
+        _log.warning(
+            "no font on this machine has %s of the class names, so they are boxes in pictures; put a font that has "
+            "them as %s into %s",
+            shown,
+            UNICODE_FONT,
+            ultralytics_folders()[-1],
+        )
+
+
+def _candidates(plain: Path) -> Iterator[Path]:
+    from matplotlib import font_manager
+
+    yield from (file for folder in ultralytics_folders() if (file := folder / UNICODE_FONT).is_file())
+    yield plain
+    yield from (Path(name) for name in sorted({entry.fname for entry in font_manager.fontManager.ttflist}))
+
+
+def _letters_of(font: Path) -> set[int]:
+    """Code points that a font has; none where it cannot be read."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return {*FT2Font(str(font)).get_charmap()}
+    except (OSError, RuntimeError, ValueError):  # bitmap fonts of emoji, files that are gone
+        return set()
