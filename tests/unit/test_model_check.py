@@ -105,3 +105,47 @@ def test_how_much_is_frozen_is_said():
     assert told(10, names).startswith("freeze 10: 99 of 219 ")
     assert ": 3 of " in told(("model.0",), names) and "in 1 of 19 layers" in told(("model.0",), names)
     assert told(0, names).endswith("(0 is how many from the first; layer 0 alone is [0])")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("--freeze backbone", "'backbone' names no layer or module of yolov5n"),
+        ("--freeze 99", "nothing would be left to train, yolov5n has 25 layers"),
+        ("--model crop6.yaml --imgsz 96", "crop6.yaml needs a multiple of 64; use 64 or 128"),
+    ],
+)
+def test_it_is_refused_before_a_process_starts(tmp_path, monkeypatch, words, part):
+    from yolods.cli import _check_train, _train_parser
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "crop6.yaml").write_text(FOUR_LEVELS)
+    args = _train_parser().parse_args(["--data", "demo", *words.split()])
+    args.model = args.model or "yolov5n"
+    with pytest.raises(UserError) as caught:
+        _check_train(args, 2, "cpu")
+    assert part in str(caught.value)
+
+
+def test_classes_that_the_yaml_does_not_name_are_refused_before_a_process_starts(tmp_path, monkeypatch):
+    from tests.tiny import make_dataset
+    from yolods.cli import _check_train, _train_parser
+
+    yaml = make_dataset(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    args = _train_parser().parse_args(["--data", str(yaml), "--set", "classes=0,2"])
+    with pytest.raises(UserError, match=r"classes: 2 is no class of .*tiny\.yaml, which names 2 \(ids 0 to 1\)"):
+        _check_train(args, 2, "cpu")
+
+
+def test_val_takes_the_name_of_a_shipped_yaml(tmp_path, monkeypatch):
+    from yolods.cli import _val_parser
+    from yolods.model.weights import plain_copy, write_pt
+    from yolods.validate import check_val_arguments
+
+    monkeypatch.chdir(tmp_path)
+    net = build(architecture(parse_name("yolov5[0.1,0.1]"), 2, 3), ("a", "b"))
+    write_pt(tmp_path / "a.pt", plain_copy(net), net.state_dict(), {})
+    check_val_arguments(_val_parser().parse_args(["--weights", "a.pt", "--data", "coco8.yaml"]))
+    with pytest.raises(UserError, match=r"^--data coco9\.yaml: no such file"):
+        check_val_arguments(_val_parser().parse_args(["--weights", "a.pt", "--data", "coco9.yaml"]))

@@ -405,3 +405,80 @@ def test_a_name_that_is_none_of_the_ready_configurations_offers_the_nearest(tmp_
     monkeypatch.chdir(tmp_path)
     (line,) = faults_of("--data", "demo", "--deepspeed_config", "zero2_fb32")
     assert line.startswith("--deepspeed_config zero2_fb32: no such file (did you mean 'zero2_fp32'?); ds_configs/ has ")
+def test_data_yamls_that_ultralytics_ships_are_taken_by_name():
+    for name in ("coco8.yaml", "coco8", "coco.yaml"):
+        data = build("--data", name).data
+        assert data.is_file() and data.parent.name == "datasets"
+    Path("coco8.yaml").write_text("names: [a]\n")
+    assert build("--data", "coco8.yaml").data == Path("coco8.yaml").absolute()
+    assert faults_of("--data", "cocoo8.yaml") == ["--data cocoo8.yaml: no such file"]
+    assert faults_of("--data", "x/coco.yaml") == ["--data x/coco.yaml: no such file"]
+
+
+def test_a_run_on_a_shipped_yaml_is_gone_on_with_by_the_same_words():
+    config = build("--data", "coco8.yaml")
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / CONFIG_FILE).write_text(config.to_json())
+    assert build("--data", "coco8.yaml", "--resume", str(config.run_dir)).data == config.data
+
+
+def test_an_args_yaml_says_what_no_flag_says():
+    Path("args.yaml").write_text(
+        "task: detect\nmode: train\nmodel: yolov5n6.yaml\ndata: d.yaml\nepochs: 7\nbatch: 4\nimgsz: 128\ndevice: cpu\n"
+        "name: train3\namp: true\nsave_dir: /x/train3\noptimizer: auto\nlr0: 0.01\n"
+    )
+    config = build("--hyp", "args.yaml")
+    assert (config.data, config.model, config.weights) == (Path("d.yaml").absolute(), "yolov5n6.yaml", None)
+    assert (config.epochs, config.batch_size, config.imgsz, config.name) == (7, 4, 128, "exp")
+    told = [note.split(", which is not used")[0] for note in config.notes]
+    assert told == [
+        "args.yaml line 8: device is 'cpu'",
+        "args.yaml line 9: name is 'train3'",
+        "args.yaml line 10: amp is true",
+        "args.yaml line 11: save_dir is '/x/train3'",
+    ]
+    other = build("--hyp", "args.yaml", "--data", "demo", "--model", "yolov5s", "--epochs", "2")
+    assert other.is_demo and (other.model, other.epochs) == ("yolov5s", 2)
+
+
+def test_a_pt_that_an_args_yaml_names_as_its_model_is_where_weights_come_from():
+    Path("args.yaml").write_text("model: yolov5n6u.pt\ndata: demo\n")
+    assert faults_of("--hyp", "args.yaml")[0].startswith("--weights yolov5n6u.pt: no such file")
+    Path("yolov5n6u.pt").touch()
+    config = build("--hyp", "args.yaml")
+    assert (config.model, config.weights) == ("yolov5n6", Path("yolov5n6u.pt").absolute())
+    assert build("--hyp", "args.yaml", "--model", "yolov5s").weights is None
+
+
+def test_values_that_count_for_nothing_are_among_the_notes_that_the_start_shows():
+    (note,) = build("--data", "demo", "--set", "lr0=0.02").notes
+    assert note.startswith("--set lr0 is 0.02, which is not used: optimizer=auto chooses")
+    assert build("--data", "demo", "--set", "lr0=0.02", "--optimizer", "SGD").notes == ()
+    file = write_json({"optimizer": {"type": "SGD", "params": {"lr": "auto"}}})
+    assert build("--data", "demo", "--set", "lr0=0.02", "--deepspeed_config", file).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--imgsz 32 --batch-size 2", "1 image per rank x (32 / 32)^2 cells = 1 value per channel"),
+        ("--imgsz 64 --batch-size 2 --model yolov5n6", "1 image per rank x (64 / 64)^2 cells"),
+        ("--imgsz 64 --batch-size 2 --multi-scale", "--imgsz 64 with multi_scale 0.5, down to 32: 1 image per rank"),
+        ("--model yolov5k", "--model yolov5k: unknown model"),
+        ("--model none.yaml", "--model none.yaml: no such file"),
+    ],
+)
+def test_what_the_ranks_would_refuse_of_a_model_is_refused_before(words, message):
+    faults = faults_of("--data", "demo", *words.split())
+    assert len(faults) == 1 and message in faults[0]
+
+
+@pytest.mark.parametrize("words", ["--imgsz 32 --batch-size 4", "--imgsz 32 --batch-size 2 --sync-bn", "--imgsz 64"])
+def test_batches_of_which_batchnorm_has_a_variance(words):
+    build("--data", "demo", *words.split())
+
+
+def test_a_users_yaml_is_not_taken_for_a_p6_model_by_its_name():
+    for name in ("crop6.yaml", "yolov5n6.yaml"):
+        Path(name).write_text("backbone: []\n")
+        assert build("--data", "demo", "--imgsz", "96", "--model", name).imgsz == 96

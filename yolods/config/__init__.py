@@ -1,7 +1,7 @@
 """What a run is told: flags, hyper-parameters and the DeepSpeed JSON. Needs only the standard library and yaml.
 
-Files, each with one job: `values` (a setting's type and range), `hyper`, `refused` (what is not taken, and why), `unused`
-(what is given and counts for nothing), `model_name` and `data_name` (what a word stands for), `sizes` (of images),
+Files, each with one job: `values` (a setting's type and range), `hyper`, `refused` (what is not taken, and why),
+`unused` (what is given and counts for nothing), `model_name` and `data_name` (what a word stands for), `sizes`,
 `schema` (DeepSpeed's keys), `batch` (batch arithmetic), `optimizer` (the JSON's optimizer block), `own` (the "yolods"
 block), `pipeline`, `deepspeed` (the JSON as a whole), `words`, `flags`, `run` (all of it together), `resume`, `read`
 (from what was typed to all of it), `jsonfile`, `ready` (what comes with yolods), `paths`.
