@@ -234,7 +234,7 @@ def _announce(
         f"{precision}",
         f"Batch {schedule.batch} = {layout.micro_batch} x {layout.ranks} {'replicas' if layout.pipeline else 'ranks'}; "
         f"a step accumulates {schedule.accumulation}: {schedule.batch * schedule.accumulation} images",
-        f"optimizer: {choice.name}, lr {choice.lr:g}, momentum {choice.momentum:g}",
+        f"optimizer: {choice.name}, lr {choice.lr:g}, {_beta(choice)} {choice.momentum:g}",
         *note_problems(config.run_dir, tuple(split.scan for split in splits)),
         *config.notes,
     ]
@@ -246,6 +246,10 @@ def _announce(
     telemetry.start(_as_dict(config, origin), model_table(blueprint.meta), notes, compared)
     if not config.resume:
         telemetry.labels(splits[0].scan.labels)
+
+
+def _beta(choice: OptimizerChoice) -> str:
+    return "momentum" if choice.name in ("SGD", "RMSprop") else "beta1"
 
 
 def _frozen(config: RunConfig, blueprint: Blueprint) -> str | None:

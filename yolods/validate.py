@@ -10,7 +10,7 @@ from pathlib import Path
 from yolods.cluster.pulse import PULSE
 from yolods.cluster.ranks import Ranks, Share
 from yolods.config.data_name import shipped_yaml
-from yolods.config.hyper import Hyper, read_hyper
+from yolods.config.hyper import RULES, Hyper, read_hyper
 from yolods.config.run import next_run_dir
 from yolods.data.spec import DataSpec, check_classes, read_spec
 from yolods.data.splits import Opening, class_names, most_boxes, open_split, read_data
@@ -21,6 +21,8 @@ from yolods.model.weights import check_file, read_pt
 from yolods.telemetry import NullTelemetry, RunTelemetry
 
 PREDICTIONS_FILE = "predictions.json"
+USED = ("conf", "iou", "max_det", "agnostic_nms", "single_cls", "classes", "plots", "box", "cls", "dfl")
+"""Hyper-parameters that an evaluation goes by; the last three weigh its losses."""
 
 
 def check_val_arguments(args: argparse.Namespace) -> Hyper:
@@ -44,7 +46,11 @@ def check_val_arguments(args: argparse.Namespace) -> Hyper:
         faults.add(f"--batch-size {args.batch_size}: has to be at least 1")
     if args.imgsz is not None and (args.imgsz < 32 or args.imgsz % 32):
         faults.add(f"--imgsz {args.imgsz}: has to be a multiple of 32")
-    hyper = read_hyper(None, args.set or [], faults).hyper
+    read = read_hyper(None, args.set or [], faults)
+    hyper = read.hyper
+    for key, where in read.commanded.items():
+        if key in RULES and key not in USED:
+            faults.add(f"{where} is not used by val, which takes {', '.join(USED)}; leave it out")
     faults.raise_if_any()
     check_file(Path(args.weights))
     if args.data != "demo":

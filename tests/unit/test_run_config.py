@@ -482,3 +482,14 @@ def test_a_users_yaml_is_not_taken_for_a_p6_model_by_its_name():
     for name in ("crop6.yaml", "yolov5n6.yaml"):
         Path(name).write_text("backbone: []\n")
         assert build("--data", "demo", "--imgsz", "96", "--model", name).imgsz == 96
+
+
+def test_a_hyp_file_does_not_make_another_run_of_the_one_that_is_gone_on_with():
+    saved("--epochs", "3", "--model", "yolov5n")
+    Path("args.yaml").write_text("data: other.yaml\nmodel: yolov5s\nname: train3\n")
+    faults = faults_of("--resume", "runs/exp", "--hyp", "args.yaml")
+    assert len(faults) == 2 and "--data is " in faults[0] and "--model is 'yolov5s'" in faults[1]
+    Path("args.yaml").write_text("data: d.yaml\nmodel: yolov5n\nname: train3\n")
+    resumed = build("--resume", "runs/exp", "--hyp", "args.yaml")
+    assert resumed.notes == ("args.yaml line 3: name is 'train3', which is not used: use --name",)
+    assert dict(resumed.given) == {"resume": "runs/exp", "hyp": "args.yaml"}

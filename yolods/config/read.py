@@ -64,9 +64,9 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
         said_by=sources.get("batch_size", "--batch-size"),
     )
     hyper, notes = merge(read, config.optimizer, "--deepspeed_config" if not config.path else config.path.name, faults)
-    args = _with_file(args, read)
-    data, weights = _data(args, faults), _weights(args, hyper, faults)
-    model = _model(args, weights, faults)
+    asked = _with_file(args, read)
+    data, weights = _data(asked, faults), _weights(asked, hyper, faults)
+    model = _model(asked, weights, faults)
     imgsz = numbers.get("imgsz", RunConfig.imgsz)
     _check_sizes(imgsz, sources.get("imgsz", "--imgsz"), model, hyper, config, faults)
     project, name, exist_ok = _folder(args, faults)
@@ -232,6 +232,8 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
     numbers, _ = _numbers(args, read, faults)
     check_unchanged(saved, args, read, numbers, faults)
     layout = _layout(args, faults)
+    check_unchanged(saved, _with_file(args, read), read, numbers, faults)
+    layout = _path(args, "deepspeed_config")
     config = saved.deepspeed
     if layout is not None or ranks != config.world or device != saved.device:
         config = relaid(saved, layout, ranks, device, faults)
@@ -242,4 +244,5 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
         epochs=numbers.get("epochs", saved.epochs),
         workers=numbers.get("workers", saved.workers),
         given=_as_typed(args),
+        notes=tuple(dict.fromkeys((*saved.notes, *read.notes))),
     )

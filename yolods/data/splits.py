@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from yolods.config.data_name import stores
 from yolods.config.hyper import Hyper
 from yolods.config.paths import cache_dir
 from yolods.data.dataset import DetectionSet, default_cache_bytes
@@ -64,6 +65,7 @@ def read_data(path: Path, ranks: Ranks) -> DataSpec:
         if path != DEMO:
             spec = read_spec(path)
             if spec.needs_download:
+                log.info("%s: its images are not on this machine; they are downloaded to %s", spec.yaml, stores()[0])
                 fetch(spec)
             return path
         return ensure_demo(cache_dir())
