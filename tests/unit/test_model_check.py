@@ -40,10 +40,23 @@ def test_a_users_yaml_tells_its_largest_stride_itself_whatever_it_is_called(tmp_
     for name in ("crop6.yaml", "plain.yaml"):
         (tmp_path / name).write_text(FOUR_LEVELS)
         line = fault_of(str(tmp_path / name), imgsz=96)
-        assert line == f"--imgsz 96: {tmp_path / name} needs a multiple of 64; use 64 or 128"
+        assert line == "--imgsz 96: this model needs a multiple of 64; use 64 or 128"
     three = FOUR_LEVELS.replace("  - [-1, 1, Conv, [64, 3, 2]]\nhead", "head").replace("[2, 3, 4, 5]", "[2, 3, 4]")
     (tmp_path / "crop6.yaml").write_text(three)
     assert blueprint_of(config(str(tmp_path / "crop6.yaml"), imgsz=96), ("a",), 3).grid == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "imgsz", "line"),
+    [
+        ("yolov5n", 100, "--imgsz 100: this model needs a multiple of 32; use 96 or 128"),
+        ("yolov5n", 20, "--imgsz 20: this model needs a multiple of 32; use 32 or 64"),
+        ("yolov5n6", 96, "--imgsz 96: this model needs a multiple of 64; use 64 or 128"),
+    ],
+)
+def test_image_sizes_are_multiples_of_the_largest_stride(name, imgsz, line):
+    assert fault_of(name, imgsz=imgsz) == line
+    assert blueprint_of(config(name, imgsz=640), ("a",), 3).grid == (64 if name.endswith("6") else 32)
 
 
 def test_one_image_of_one_cell_is_refused_where_batchnorm_would_be():
@@ -112,7 +125,7 @@ def test_how_much_is_frozen_is_said():
     [
         ("--freeze backbone", "'backbone' names no layer or module of yolov5n"),
         ("--freeze 99", "nothing would be left to train, yolov5n has 25 layers"),
-        ("--model crop6.yaml --imgsz 96", "crop6.yaml needs a multiple of 64; use 64 or 128"),
+        ("--model crop6.yaml --imgsz 96", "--imgsz 96: this model needs a multiple of 64; use 64 or 128"),
     ],
 )
 def test_it_is_refused_before_a_process_starts(tmp_path, monkeypatch, words, part):

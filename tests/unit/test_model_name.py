@@ -43,7 +43,7 @@ def test_a_users_yaml_is_not_judged_by_its_name(tmp_path, name):
 def test_sizes_are_said_with_the_nearest_two():
     assert size_fault(640, 32, "m", "--imgsz") is None
     assert size_fault(100, 32, "m", "--imgsz") == "--imgsz 100: m needs a multiple of 32; use 96 or 128"
-    assert size_fault(20, 64, "m", "--imgsz") == "--imgsz 20: m needs a multiple of 64; use 64"
+    assert size_fault(20, 64, "m", "--imgsz") == "--imgsz 20: m needs a multiple of 64; use 64 or 128"
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,8 @@ def size_fault(imgsz: int, stride: int, model: str, source: str) -> str | None:
     """
     if imgsz % stride == 0:
         return None
-    below, above = imgsz // stride * stride, (imgsz // stride + 1) * stride
-    choice = f"{below} or {above}" if below else str(above)
-    return f"{source} {imgsz}: {model} needs a multiple of {stride}; use {choice}"
+    below = max(imgsz // stride, 1) * stride
+    return f"{source} {imgsz}: {model} needs a multiple of {stride}; use {below} or {below + stride}"
 
 
 def drawn_between(imgsz: int, multi_scale: float, stride: int) -> tuple[int, int]:

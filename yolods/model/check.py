@@ -28,7 +28,7 @@ def blueprint_of(config: RunConfig, names: tuple[str, ...], channels: int) -> Bl
     name = parse_name(config.model)
     blueprint = Blueprint(architecture(name, len(names), channels), names, config.seed)
     faults = Faults()
-    for fault in (size_fault(config.imgsz, blueprint.grid, name.text, "--imgsz"), _single_value(config, blueprint)):
+    for fault in (size_fault(config.imgsz, blueprint.grid, "this model", "--imgsz"), _single_value(config, blueprint)):
         if fault:
             faults.add(fault)
     weights = [weight for weight, _ in blueprint.meta.named_parameters()]
