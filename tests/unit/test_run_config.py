@@ -405,6 +405,8 @@ def test_a_name_that_is_none_of_the_ready_configurations_offers_the_nearest(tmp_
     monkeypatch.chdir(tmp_path)
     (line,) = faults_of("--data", "demo", "--deepspeed_config", "zero2_fb32")
     assert line.startswith("--deepspeed_config zero2_fb32: no such file (did you mean 'zero2_fp32'?); ds_configs/ has ")
+
+
 def test_data_yamls_that_ultralytics_ships_are_taken_by_name():
     for name in ("coco8.yaml", "coco8", "coco.yaml"):
         data = build("--data", name).data

@@ -230,10 +230,8 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
     saved = RunConfig.from_json((run_dir / CONFIG_FILE).read_text(encoding="utf-8"), run_dir)
     read = read_hyper(_path(args, "hyp"), args.set or [], faults, hyper_flags(args))
     numbers, _ = _numbers(args, read, faults)
-    check_unchanged(saved, args, read, numbers, faults)
-    layout = _layout(args, faults)
     check_unchanged(saved, _with_file(args, read), read, numbers, faults)
-    layout = _path(args, "deepspeed_config")
+    layout = _layout(args, faults)
     config = saved.deepspeed
     if layout is not None or ranks != config.world or device != saved.device:
         config = relaid(saved, layout, ranks, device, faults)
