@@ -136,9 +136,10 @@ def _rank(side: str, yaml: Path, condition: Condition, rank: int, file: Path) ->
     walk = _ultralytics if side == "ultralytics" else _yolods
     with watched(), alike() if side == "control" else _as_they_are():
         epochs, batches = zip(*walk(yaml, condition, rank), strict=True)
-    np.savez(
-        file, epoch=np.repeat(epochs, [len(batch) for batch in batches]), drawn=np.concatenate(batches).astype(float)
-    )
+    epoch = np.repeat(epochs, [len(batch) for batch in batches])
+    whole = file.with_suffix(".part.npz")
+    np.savez(whole, epoch=epoch, drawn=np.concatenate(batches).astype(float))
+    whole.rename(file)
 
 
 @contextmanager
