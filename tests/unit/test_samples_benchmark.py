@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import samples, samples_report
-from benchmarks.samples_compare import COLUMN, FEWEST, QUANTITIES, ages, correlate, table
+from benchmarks.samples_compare import COLUMN, FEWEST, QUANTITIES, Difference, ages, correlate, table
 from benchmarks.samples_report import compared, judged, named
 from benchmarks.samples_run import DRAWN, Condition, Shown, alike, make_set, our_set, watched
 from yolods.data.sampler import keyed_generators
@@ -153,6 +153,18 @@ def test_ages_of_partners():
     column(drawn, "index")[:] = [4, 2, 7]
     drawn[2, COLUMN["partner 1"] : COLUMN["partner 3"] + 1] = [7, 4, 9]
     assert ages([Shown(np.zeros(3, int), drawn)], "first").tolist() == [0, 2, np.inf]
+
+
+def test_only_what_is_meant_has_a_name():
+    def name(where: str, entry: str) -> str | None:
+        return named(Difference(where, entry, 0.0, 1.0, 99.0))
+
+    order = "Pearson: place in the epoch x place in the epoch in the next epoch"
+    assert name("mosaic 0, ranks 2, workers 2, first", order) == name("closed, pooled", order) == "orders"
+    assert name("mosaic 0, ranks 1, workers 2, first", order) is None
+    assert name("mosaic 1, pooled", "Spearman: partner 1 x partner 2 of the next sample") == "partners"
+    assert name("mosaic 1, pooled", "Spearman: hue x partner 2") is None
+    assert name("mosaic 1, pooled", "mean: partner 2") is None
 
 
 def test_an_unnamed_difference_or_an_unseen_control_fails(monkeypatch):
