@@ -29,16 +29,16 @@ DELIBERATE: tuple[tuple[str, str, str, str], ...] = (
         "partners",
         r"mosaic (0\.5|1)\b",
         r"[^:]*: (partner|distance of partners).* x (partner|distance of partners)",
-        "mosaic partners come from the whole set, where ultralytics takes them from the images that a worker loaded last. "
-        "Partners of neighbouring samples are of one buffer there. The table below has its size.",
+        "mosaic partners come from the whole set, where ultralytics takes them from the images that a worker loaded "
+        "last. Partners of neighbouring samples are of one buffer there. The table below has its size.",
     ),
     (
         "orders",
         r"(mosaic .*, ranks 2, workers 2, (first|closed)|.*pooled)$",
         r"[^:]*: place in the epoch x place in the epoch in the next epoch$",
-        "every epoch has an order of its own. A rank of ultralytics' with workers reads ahead into the next epoch before "
-        "it is told of it: the run's second epoch, and the second after the mosaic was closed, are shown in the order of "
-        "the one before.",
+        "every epoch has an order of its own. A rank of ultralytics' with workers reads ahead into the next epoch "
+        "before it is told of it: the run's second epoch, and the second after the mosaic was closed, are shown in the "
+        "order of the one before.",
     ),
 )
 """Name, where and which entry (regular expressions that match from the beginning), reason."""
