@@ -34,6 +34,15 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     made.add_argument("--samples", type=int, default=5000, metavar="N", help="per condition and phase (default 5000)")
+    made.add_argument(
+        "--mosaic",
+        nargs="+",
+        type=float,
+        choices=MOSAIC,
+        default=MOSAIC,
+        metavar="P",
+        help="probabilities (default all)",
+    )
     made.add_argument("--control", action="store_true", help="take the control for yolods, to see what is reported")
     made.add_argument(
         "--work", type=Path, metavar="DIR", help="keep what was drawn there, and draw no part of it twice"
@@ -59,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from benchmarks.samples_run import Condition, make_set, run
 
     began, machine = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), describe([0])
-    conditions = [Condition(*one) for one in itertools.product(MOSAIC, RANKS, WORKERS)]
+    conditions = [Condition(*one) for one in itertools.product(options.mosaic, RANKS, WORKERS)]
     with tempfile.TemporaryDirectory(prefix="yolods-samples-") as name:
         work = (options.work or Path(name)) / str(options.samples)
         yaml = work / "set" / "set.yaml"
@@ -76,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for condition in conditions
         }
         found = compared(sides)
-        seen = compared({control: (sides[control][0], shown("control", control))})
+        seen = compared({control: (shown("ultralytics", control), shown("control", control))})
     text, status = judged(found, seen)
     print("\n" + "\n".join(text))
     if options.record is not None:

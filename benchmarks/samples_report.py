@@ -113,7 +113,7 @@ def judged(found: Comparison, control: Comparison) -> tuple[list[str], int]:
         "",
         "### Where mosaic partners come from",
         "",
-        "How many samples ago a rank was last shown the partner as a sample of its own, at mosaic 1.",
+        "How many samples ago a rank was last shown the partner as a sample of its own.",
         "",
         *_partners(found),
         "",
@@ -168,13 +168,11 @@ def _entries(apart: Sequence[Difference]) -> list[str]:
 def _partners(found: Comparison) -> list[str]:
     rows: list[str] = []
     for where, sides in found.partners.items():
-        if not where.startswith("mosaic 1,"):
-            continue
         for name, side in zip(("ultralytics", "yolods"), sides, strict=True):
             if not rows:
                 rows = [f"| | {' | '.join(side)} |", f"| --- |{' ---: |' * len(side)}"]
             figures = (f"{value:.0f}" if key.startswith("quantile") else f"{value:.1%}" for key, value in side.items())
-            rows.append(f"| {name}, {where.removeprefix('mosaic 1, ')} | {' | '.join(figures)} |")
+            rows.append(f"| {name}, {where} | {' | '.join(figures)} |")
     return rows
 
 
