@@ -28,9 +28,10 @@ DELIBERATE: tuple[tuple[str, str, str, str], ...] = (
     (
         "partners",
         r"mosaic (0\.5|1)\b",
-        r"[^:]*: (partner|distance of partners).* x (partner|distance of partners)",
+        r"[^:]*: (distance of partners$|(partner|distance of partners).* x (partner|distance of partners))",
         "mosaic partners come from the whole set, where ultralytics takes them from the images that a worker loaded "
-        "last. Partners of neighbouring samples are of one buffer there. The table below has its size.",
+        "last. There the partners of neighbouring samples are of one buffer, which holds the sample itself, and they "
+        "repeat more often: more of them lie near it. The table below has its size.",
     ),
     (
         "orders",

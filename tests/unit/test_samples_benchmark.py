@@ -164,6 +164,8 @@ def test_only_what_is_meant_has_a_name():
     assert name("mosaic 0, ranks 1, workers 2, first", order) is None
     assert name("mosaic 1, pooled", "Spearman: partner 1 x partner 2 of the next sample") == "partners"
     assert name("mosaic 1, pooled", "Spearman: hue x partner 2") is None
+    assert name("mosaic 1, pooled", "quantile 0.05: distance of partners") == "partners"
+    assert name("closed, pooled", "quantile 0.05: distance of partners") is None
     assert name("mosaic 1, pooled", "mean: partner 2") is None
 
 
