@@ -62,6 +62,7 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
         epochs=config.epochs,
         workers=config.workers,
         local_ranks=local_ranks,
+        eval_batch=config.eval_batch,
     )
     ranks.main_first(lambda: _prepare_folder(config, blueprint.parameters))
     train = open_split(spec, "train", hyper, opening, ranks, augment=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from yolods.cluster.pulse import PULSE
 from yolods.cluster.ranks import Ranks, Share
+from yolods.config.batch import DEFAULT_BATCH
 from yolods.config.hyper import Hyper, read_hyper
 from yolods.config.run import next_run_dir
 from yolods.data.spec import DataSpec, read_spec
@@ -80,12 +82,14 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
         )
     stride = max(int(max(net.stride)), 32)
     imgsz = args.imgsz or int(getattr(net, "args", {}).get("imgsz", 640))
+    batch = args.batch_size or DEFAULT_BATCH
     opening = Opening(
         imgsz=imgsz,
         stride=stride,
         epochs=1,
         workers=args.workers or 0,
         local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size)),
+        eval_batch=batch,
     )
     split = open_split(spec, split_of(args), hyper, opening, ranks, augment=False)
     project, name = Path(args.project or "runs"), args.name or "val"
@@ -107,13 +111,13 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
             replace(hyper, max_det=most),
             ranks,
             share=Share(ranks.rank, ranks.size),
-            forward_batch=max((args.batch_size or 16) // ranks.size, 1),
+            forward_batch=math.ceil(batch / ranks.size),
             workers=args.workers or 0,
             save_dir=run_dir,
         )
         PULSE.started()
         result = evaluator(
-            PlainDetector(net, hyper, ranks.device),
+            PlainDetector(net.fuse(verbose=False), hyper, ranks.device),  # as `yolo val` does
             plots=hyper.plots,
             pictures=hyper.plots,
             final=True,

@@ -63,6 +63,11 @@ class RunConfig:
         return self.deepspeed.batches.batch
 
     @property
+    def eval_batch(self) -> int:
+        """Images per batch of an evaluation, over all ranks: twice the batch, as ultralytics' trainer has it."""
+        return 2 * self.batch_size
+
+    @property
     def seed(self) -> int:
         """Decides initial weights, sample order and augmentation."""
         return self.hyper.seed

@@ -17,7 +17,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from yolods.data.dataset import EVAL_GROUP, DetectionSet
+from yolods.data.dataset import DetectionSet
 from yolods.data.sampler import SampleId, Stream, keyed_seed
 from yolods.errors import UserError
 from yolods.interrupt import REQUESTS
@@ -63,12 +63,12 @@ def train_loader(
 def eval_batches(dataset: DetectionSet, *, rank: int, ranks: int, forward_batch: int) -> list[EvalBatch]:
     """This rank's share of an evaluation: as many batches on every rank, each image counted exactly once.
 
-    Images that share a padded shape (groups of 16) are split into batches of at most `forward_batch`, which are dealt
-    out in turn. A rank that would get one fewer repeats a single image with real = 0.
+    Images that share a padded shape (groups of the set's `eval_batch`) are split into batches of at most
+    `forward_batch`, which are dealt out in turn. A rank that would get one fewer repeats a single image with real = 0.
     """
     pieces = []
-    for start in range(0, len(dataset), EVAL_GROUP):
-        end = min(start + EVAL_GROUP, len(dataset))
+    for start in range(0, len(dataset), dataset.eval_batch):
+        end = min(start + dataset.eval_batch, len(dataset))
         pieces += [tuple(range(i, min(i + forward_batch, end))) for i in range(start, end, forward_batch)]
     rounds = math.ceil(len(pieces) / ranks)
     share = [EvalBatch(piece, len(piece)) for piece in pieces[rank::ranks]]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from yolods.config.batch import DEFAULT_BATCH
 from yolods.config.paths import cache_dir
 from yolods.data.dataset import DetectionSet, default_cache_bytes
 from yolods.data.demo import ensure_demo
@@ -51,6 +52,8 @@ class Opening:
     """Loader processes a rank."""
     local_ranks: int
     """Ranks on this host, which share its memory."""
+    eval_batch: int = DEFAULT_BATCH
+    """Images per batch of an evaluation, over all ranks: they share one padded shape."""
 
 
 def read_data(path: Path, ranks: Ranks) -> DataSpec:
@@ -105,6 +108,7 @@ def open_split(spec: DataSpec, split: str, hyper: Hyper, opening: Opening, ranks
         augment=augment,
         seed=hyper.seed,
         stride=opening.stride,
+        eval_batch=opening.eval_batch,
         cache_ram=hyper.cache == "ram" and augment,
         cache_bytes=default_cache_bytes(opening.local_ranks * max(opening.workers, 1)),
     )
