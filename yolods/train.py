@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 PICTURES_A_RUN = 5
 """How often validation pictures are drawn, besides at the end."""
 
+FITNESS_DIGITS = 5
+"""Decimals by which epochs are compared: ultralytics' validator gives its trainer no more."""
+
 
 class Run:
     """A training run on this rank. `fit` and everything it calls is a collective."""
@@ -311,17 +314,21 @@ class Run:
                 self.engine, pictures=pictures and self.config.hyper.plots, telemetry=self.telemetry
             )
             weights = self.engine.full_weights()
-        fitness = self.ranks.from_main(evaluation.fitness if evaluation else None)
-        best = not self.progress.best_fitness or fitness > self.progress.best_fitness
+        fitness = self.ranks.from_main(round(evaluation.fitness, FITNESS_DIGITS) if evaluation else None)
+        before = self.progress.best_fitness
+        best = not before or fitness > before
         if best:
             self.progress = replace(self.progress, best_fitness=fitness, best_epoch=epoch)
         if weights is not None:
             with slowly("writing weights"):
-                self._write_weights(weights, epoch, best, evaluation)
+                self._write_weights(weights, epoch, best or fitness == before, evaluation)
         return evaluation, best
 
     def _write_weights(self, weights: dict[str, Any], epoch: int, best: bool, evaluation: Evaluation | None) -> None:
-        """Rank 0: last.pt, best.pt where it is, epochN.pt where asked for. A full disk is reported, not fatal."""
+        """Rank 0: last.pt, best.pt where it is, epochN.pt where asked for. A full disk is reported, not fatal.
+
+        Of epochs that are equally good best.pt is the last, as in ultralytics, and patience counts from the first.
+        """
         folder = self.config.run_dir / "weights"
         facts = {
             "epoch": epoch,

@@ -14,6 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.parity.small import configure
+from yolods.engine.build import plan_schedule
+from yolods.engine.optim import OptimizerChoice
 from yolods.engine.schedule import Schedule
 
 EPOCHS, BATCHES, BATCH = 6, 13, 4
@@ -115,6 +118,25 @@ def test_the_cases_reach_what_they_are_named_for() -> None:
     epochs_of = [{batch // BATCHES for batch in step.batches} for step in _steps(CASES["across epochs"])]
     assert sum(len(epochs) > 1 for epochs in epochs_of) > 2
     assert len(list(_steps(CASES["every batch"]))) == EPOCHS * BATCHES
+
+
+@pytest.mark.parametrize(("samples", "most"), [(1, 5), (3, 15), (7, 32)])
+def test_no_accumulation_is_longer_than_the_run(samples: int, most: int) -> None:
+    """Ten epochs of one image are five batches of two; by whole batches an epoch they would count as ten."""
+    config = configure("zero0_fp32", 1, nbs=64)
+    schedule = plan_schedule(config, OptimizerChoice("SGD", 0.01, 0.9, 0.1), samples)
+    assert schedule.accumulation == most
+    assert schedule.step_at(0).batches == min(most, 32)
+
+
+@pytest.mark.parametrize("samples", [3, 5])
+def test_the_batch_that_a_small_set_is_advised_gives_ultralytics_steps(samples: int) -> None:
+    """ultralytics' loader makes a batch no larger than the set (data/build.py, `build_dataloader`)."""
+    given = replace(SCHEDULE, samples=samples, batch=16, epochs=100)
+    advised = replace(given, batch=samples)
+    theirs, mine = list(_ultralytics_loop(given)), list(_steps(advised))
+    assert [step.batches for step in mine[: len(theirs)]] == [step.batches for step in theirs]
+    assert len(mine) - len(theirs) in (0, 1)
 
 
 @pytest.mark.parametrize("name", CASES)

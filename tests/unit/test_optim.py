@@ -63,7 +63,7 @@ def test_empty_groups_are_left_out():
 
 
 def hyper(**changes):
-    values = {"optimizer": "auto", "nbs": 64, "lr0": 0.01, "momentum": 0.937, "warmup_bias_lr": 0.1}
+    values = {"optimizer": "auto", "nbs": 64, "lr0": 0.01, "momentum": 0.937, "warmup_bias_lr": 0.1, "warmup_epochs": 0}
     return SimpleNamespace(**{**values, **changes})
 
 
@@ -84,6 +84,16 @@ def test_the_automatic_choice_is_ultralytics(net, samples, batch, epochs, nc):
     assert choice.lr == args.lr0
     assert choice.momentum == (group["betas"][0] if "betas" in group else group["momentum"])
     assert choice.warmup_bias_lr == args.warmup_bias_lr == 0.0
+
+
+@pytest.mark.parametrize(
+    ("warmup_epochs", "epochs", "momentum"), [(3.0, 400, 0.937), (0.5, 400, 0.937), (0, 400, 0.9), (3.0, 1, 0.9)]
+)
+def test_a_long_automatic_run_is_warmed_up_to_the_momentum_of_the_hyper_parameters(warmup_epochs, epochs, momentum):
+    """ultralytics' optimizer begins with 0.9, and its warm-up ends at `args.momentum`, which `auto` leaves alone."""
+    samples = 64 * (10_000 // epochs + 1)
+    choice = choose_optimizer(hyper(warmup_epochs=warmup_epochs), samples=samples, batch=16, epochs=epochs, nc=2)
+    assert (choice.name, choice.momentum) == ("SGD", momentum)
 
 
 def test_both_sides_of_ten_thousand_steps():

@@ -28,11 +28,18 @@ def schedule(**changes) -> Schedule:
 
 def test_warmup_in_batches():
     assert schedule().warmup_batches == 24
-    assert schedule(samples=120).warmup_batches == 24  # 7.5 batches count as 8
+    assert schedule(samples=120).warmup_batches == 22  # 7.5 batches an epoch, which are 22.5
     assert schedule(warmup_epochs=0.5).warmup_batches == 4
     assert schedule(warmup_epochs=0).warmup_batches == 0
     assert schedule(epochs=2).warmup_batches == 8  # the last epoch is left out
     assert schedule(epochs=1).warmup_batches == 0
+
+
+@pytest.mark.parametrize(("samples", "epochs"), [(5, 100), (17, 30), (100, 10), (120, 4)])
+def test_warmup_does_not_outlast_its_epochs_where_batches_cross_them(samples, epochs):
+    """Five images in batches of 16 were warmed up over three batches, which is over nine epochs."""
+    plan = schedule(samples=samples, epochs=epochs)
+    assert abs(plan.warmup_batches * plan.batch - 3 * samples) <= plan.batch / 2
 
 
 @pytest.mark.parametrize(("epoch", "factor"), [(0, 1.0), (1, 0.901), (5, 0.505), (9, 0.109), (10, 0.01), (11, 0.01)])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 
 from tests.faults.cases import results_of
 from tests.tiny import make_dataset
+from yolods.checkpoint.store import Progress
 from yolods.model.weights import read_pt
 from yolods.train import Run
 
@@ -329,6 +331,39 @@ def test_patience_counts_epochs_since_the_best(epoch, patience, stop):
     run = waiting(10, patience)
     assert Run._out_of_patience(run, epoch) == stop
     assert bool(run.said) == stop
+
+
+def judged(fitnesses: list[float]) -> SimpleNamespace:
+    """A run whose epochs were judged so: which of them best.pt was written for, and where patience counts from."""
+    run = SimpleNamespace(
+        config=SimpleNamespace(epochs=len(fitnesses), hyper=SimpleNamespace(plots=False)),
+        progress=Progress(),
+        engine=SimpleNamespace(evaluating=nullcontext, full_weights=dict),
+        ranks=SimpleNamespace(from_main=lambda value: value),
+        telemetry=None,
+        written=[],
+    )
+    run._write_weights = lambda weights, epoch, best, evaluation: run.written.append(epoch) if best else None
+    for epoch, fitness in enumerate(fitnesses):
+        run.evaluator = lambda *_, fitness=fitness, **__: SimpleNamespace(fitness=fitness)
+        Run._evaluate(run, epoch, last=False)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("fitnesses", "written", "best_epoch"),
+    [
+        ([0.1, 0.3, 0.2], [0, 1], 1),
+        ([0.0, 0.0, 0.0], [0, 1, 2], 2),
+        ([0.3, 0.3, 0.2, 0.3], [0, 1, 3], 0),
+        ([0.300001, 0.300002, 0.300004], [0, 1, 2], 0),
+    ],
+)
+def test_of_epochs_that_are_equally_good_the_last_is_written_as_best(fitnesses, written, best_epoch):
+    """As ultralytics' `save_model` and `EarlyStopping` do, whose fitness has five decimals."""
+    run = judged(fitnesses)
+    assert run.written == written
+    assert run.progress.best_epoch == best_epoch
 
 
 @pytest.mark.parametrize(("every", "due"), [(0, []), (1, [1, 2, 3, 4, 5, 6]), (3, [3, 6])])

@@ -37,7 +37,7 @@ def plan_schedule(config: RunConfig, choice: OptimizerChoice, samples: int) -> S
     accumulation = layout.accumulation
     if layout.accumulation_auto:
         # As ultralytics does, after the weight decay was scaled: no run is shorter than a step.
-        accumulation = min(accumulation, math.ceil(samples / layout.batches.batch) * config.epochs)
+        accumulation = min(accumulation, math.ceil(samples * config.epochs / layout.batches.batch))
     return Schedule(
         samples=samples,
         batch=layout.micro_batch * layout.ranks,

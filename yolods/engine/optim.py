@@ -39,7 +39,8 @@ def choose_optimizer(
     """The optimizer that was named, or for `auto` the one that ultralytics would take.
 
     `auto` is AdamW for short runs and SGD beyond 10,000 steps. There ultralytics takes MuSGD, which orthogonalises
-    whole matrices; a ZeRO rank holds a flat piece of them, so SGD with the same lr and momentum stands in.
+    whole matrices; a ZeRO rank holds a flat piece of them, so SGD with the same lr and momentum stands in. That begins
+    with momentum 0.9, which a warm-up brings to the hyper-parameter's.
     Source: ultralytics engine/trainer.py, `build_optimizer`.
 
     Args:
@@ -51,7 +52,8 @@ def choose_optimizer(
         return OptimizerChoice(hyper.optimizer, hyper.lr0, hyper.momentum, hyper.warmup_bias_lr, further)
     steps = math.ceil(samples / max(batch, hyper.nbs)) * epochs
     if steps > 10_000:
-        return OptimizerChoice("SGD", 0.01, 0.9, 0.0)
+        warms_up = min(hyper.warmup_epochs, epochs - 1) > 0
+        return OptimizerChoice("SGD", 0.01, hyper.momentum if warms_up else 0.9, 0.0)
     return OptimizerChoice("AdamW", round(0.002 * 5 / (4 + nc), 6), 0.9, 0.0)
 
 

@@ -83,7 +83,7 @@ class PipelineEngine(Engine):
         for place, (kind, number) in enumerate(order):
             self._start_receiving(order[place : place + 2], size)
             if kind == "F":
-                self._forward(number, step.batches, feed, size, sums)
+                self._forward(number, feed, size, sums)
             else:
                 self._backward(number, size)
         self._drain()
@@ -102,7 +102,7 @@ class PipelineEngine(Engine):
             if link is not None and ready and (kind, number) not in self._ahead:
                 self._ahead[kind, number] = link.receive((kind, size))
 
-    def _forward(self, number: int, micro_batches: int, feed: Feed, size: int | None, sums: Tensor) -> None:
+    def _forward(self, number: int, feed: Feed, size: int | None, sums: Tensor) -> None:
         values, labels, images = self._take_in(number, feed, size)
         self.diagnosis.at("forward", number)
         with self._clock.forward():
@@ -111,10 +111,9 @@ class PipelineEngine(Engine):
             loss = None  # in fp32, whatever the layers compute in
             if self.grid.last:
                 assert self._loss is not None
-                scale = images * micro_batches * self.share.count
-                loss, items = self._loss(outputs[OUT], labels, scale)
+                loss, items = self._loss(outputs[OUT], labels, images * self.share.count)
                 self._lost(items, len(labels["cls"]), sums)
-                loss = self.stability.scaled(loss / micro_batches)
+                loss = self.stability.scaled(loss)
         sent = [] if self.grid.last else [outputs[name] for name in self._cut.after]
         received = {} if self.grid.first else {name: values[name] for name in self._cut.before}
         self._flights[number] = _Flight(received, sent, loss)

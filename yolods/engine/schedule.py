@@ -71,9 +71,12 @@ class Schedule:
 
     @property
     def warmup_batches(self) -> int:
-        """Batches of warm-up; at least the last epoch is left out of it."""
+        """Batches of warm-up; at least the last epoch is left out of it.
+
+        An epoch has samples / batch of them, which need not be whole: ultralytics' last one is short instead.
+        """
         epochs = min(self.warmup_epochs, max(self.epochs - 1, 0))
-        return round(epochs * math.ceil(self.samples / self.batch)) if epochs > 0 else 0
+        return round(epochs * self.samples / self.batch) if epochs > 0 else 0
 
     def epoch_of(self, batch: int) -> int:
         """Epoch in which a batch begins."""

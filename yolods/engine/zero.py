@@ -28,12 +28,12 @@ class ZeroEngine(Engine):
             engine.set_gradient_accumulation_boundary(index == step.batches - 1)
             self.diagnosis.at("forward", index)
             predictions = engine(self.inputs.images(batch["img"], size))
-            images = len(batch["img"]) * step.batches * self.share.count
+            images = len(batch["img"]) * self.share.count
             loss, items = self._loss(predictions, targets_of(batch, self.inputs.device), images)
             self._lost(items, len(batch["cls"]), sums)
             self.diagnosis.at("backward", index)
-            # The accumulation of a step may change during warm-up, which DeepSpeed's own division does not follow.
-            engine.backward(self.stability.scaled(loss / step.batches), scale_wrt_gas=False)
+            # Micro-batches add up, as in ultralytics: DeepSpeed is not to divide by how many they are.
+            engine.backward(self.stability.scaled(loss), scale_wrt_gas=False)
             if index < step.batches - 1:
                 engine.step()
         return sums

@@ -29,14 +29,14 @@ class DetectionLoss:
 
         ultralytics' trainer backpropagates loss x images of the micro-batch, summed over micro-batches and ranks, so
         the gradient of a step is sum_m b_m dL_m (U/engine/trainer.py: `loss *= world_size`; U/utils/loss.py:
-        `loss * batch_size`). DeepSpeed averages over ranks and over accumulated micro-batches. With equal micro-batches
-        of b images, mean_m(L_m x images) = sum_m b L_m where `images` = b x micro-batches x ranks: so each loss is
-        multiplied by the images of the whole step, and lr0 = 0.01 and a clip at 10.0 mean what users know.
+        `loss * batch_size`). DeepSpeed averages over ranks, and is told to add up over micro-batches. With b images on
+        each of R ranks, sum_m mean_r(L x images) = sum b L where `images` = b x R: so each loss is multiplied by the
+        images of the batch over all ranks, and lr0 = 0.01 and a clip at 10.0 mean what users know.
 
         Args:
             predictions: `boxes` (N, 4 x reg_max, A), `scores` (N, nc, A), `feats` list of (N, C, H, W); any float.
             batch: `batch_idx` (T,) sorted, `cls` (T, 1), `bboxes` (T, 4) normalised xywh; fp32.
-            images: images of the optimizer step over all micro-batches and ranks.
+            images: images of the batch, over all ranks.
 
         Returns:
             the fp32 scalar to backpropagate, and the detached (3,) fp32 items box, cls, dfl that ultralytics reports.
