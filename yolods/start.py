@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -187,6 +188,24 @@ def _most_boxes(limit: int, *splits: Split) -> int:
     return max(limit, *(len(label["cls"]) for split in splits for label in split.scan.labels))
 
 
+def _small_set(schedule: Schedule, ranks: int) -> list[str]:
+    """A line about a train set that is smaller than a batch, which ultralytics makes smaller then.
+
+    Args:
+        ranks: that a batch is dealt to.
+    """
+    samples, accumulation = schedule.samples, schedule.accumulation
+    batch = max(samples - samples % ranks, ranks)
+    if samples >= schedule.batch or batch >= schedule.batch:
+        return []
+    steps = math.ceil(schedule.total_samples / (schedule.batch * accumulation))
+    return [
+        f"{samples} train images are fewer than a batch of {schedule.batch}, so a batch spans epochs, and "
+        f"{schedule.epochs} epochs are about {steps} steps; for as many as ultralytics takes: --batch-size {batch} "
+        f"--set nbs={batch * accumulation}"
+    ]
+
+
 def _open_telemetry(
     config: RunConfig, ranks: Ranks, names: tuple[str, ...], schedule: Schedule, progress: Progress
 ) -> Telemetry:
@@ -236,7 +255,7 @@ def _announce(
         *note_problems(config.run_dir, tuple(split.scan for split in splits)),
         *config.notes,
     ]
-    notes += about
+    notes += about + _small_set(schedule, layout.ranks)
     if config.resume:
         notes.append(f"Resuming after step {progress.step}, in epoch {progress.position // schedule.samples + 1}")
     compared = {**_layout_of(config, ranks, schedule), **config.hyper.as_dict()}

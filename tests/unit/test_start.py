@@ -23,6 +23,26 @@ def test_the_default_limit_of_boxes_grows_with_the_data(limit, boxes, expected):
     assert start._most_boxes(limit, split_of(*boxes), split_of(1)) == expected
 
 
+def schedule_of(samples: int, batch: int, accumulation: int = 4) -> SimpleNamespace:
+    return SimpleNamespace(
+        samples=samples, batch=batch, accumulation=accumulation, epochs=100, total_samples=100 * samples
+    )
+
+
+@pytest.mark.parametrize(
+    ("samples", "ranks", "remedy"), [(5, 1, "--batch-size 5 --set nbs=20"), (5, 2, "--batch-size 4 --set nbs=16")]
+)
+def test_a_set_that_is_smaller_than_a_batch_is_told_what_that_means(samples, ranks, remedy):
+    (line,) = start._small_set(schedule_of(samples, 16), ranks)
+    assert line.endswith(remedy)
+    assert "5 train images are fewer than a batch of 16" in line and "100 epochs are about 8 steps" in line
+
+
+@pytest.mark.parametrize(("samples", "batch", "ranks"), [(16, 16, 1), (17, 16, 2), (3, 4, 4)])
+def test_nothing_is_said_of_a_set_that_fills_a_batch_or_has_no_smaller_one(samples, batch, ranks):
+    assert start._small_set(schedule_of(samples, batch), ranks) == []
+
+
 def test_ultralytics_raises_the_same_limit():
     from ultralytics.models.yolo.detect import DetectionValidator
 
