@@ -17,7 +17,6 @@ import contextlib
 import faulthandler
 import logging
 import os
-import re
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolods import interrupt
 from yolods.cluster.board import Board
+from yolods.cluster.failures import is_connection
 from yolods.cluster.keeper import Keeper
 from yolods.cluster.monitor import Beat, Monitor, Stragglers, Verdict
 from yolods.cluster.pulse import PULSE, Standing
@@ -53,12 +53,6 @@ WINDOW_SECONDS, WINDOW_STEPS = 10.0, 5
 """Over at least so much the time of a step is averaged, before ranks are compared."""
 WAITS = ("/torch/distributed/", "/deepspeed/comm/", "/yolods/engine/link.py", "/yolods/stability/step.py")
 """Code in which a thread waits for other ranks; in the last one under NCCL, which lets `all_reduce` return at once."""
-CONNECTION = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|socket|gloo|nccl|timed? ?out|"
-    r"peer|DistStoreError|DistNetworkError|DistBackendError|no route to host",
-    re.IGNORECASE,
-)
-"""Signs that an exception tells of another rank and not of this one."""
 
 
 class Watchdog:
@@ -101,7 +95,7 @@ class Watchdog:
         if error is None:
             PULSE.mark("the end")
             self._ranks.barrier()
-        elif self._ranks.size > 1 and _is_connection(error) and not interrupt.pressed():
+        elif self._ranks.size > 1 and is_connection(error) and not interrupt.pressed():
             self._wait_for_verdict(error)
         if not isinstance(error, KeyboardInterrupt):
             self._left = "" if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
@@ -314,11 +308,6 @@ def waiting(thread: threading.Thread) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _is_connection(error: BaseException) -> bool:
-    known = isinstance(error, RuntimeError | OSError) and not isinstance(error, UserError)
-    return known and CONNECTION.search(f"{type(error).__name__}: {error}") is not None
 
 
 @dataclass(frozen=True)
