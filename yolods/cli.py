@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from yolods import __version__, compat
 from yolods.config.words import FlagParser
 from yolods.errors import UserError, nearest
-from yolods.interrupt import Stopped, noted, patient
+from yolods.interrupt import Stopped, abrupt, held, noted, patient
 
 if TYPE_CHECKING:
     from yolods.cluster.flags import LaunchFlags
@@ -189,7 +189,8 @@ def _launch(words: list[str]) -> int:
     check_val_arguments(_val_parser().read(rest[1:]))
     _say_start("an evaluation", flags, gpus)
     command, variables = launcher_command(rest, flags, gpus=gpus, python=sys.executable)
-    os.execvpe(command[0], command, {**os.environ, **variables})
+    with held():  # until the launcher has imported what it needs
+        os.execvpe(command[0], command, {**os.environ, **variables})
 
 
 def _launch_train(words: list[str], flags: LaunchFlags, ranks: int, gpus: int) -> int:
@@ -331,6 +332,8 @@ def _train_rank(args: argparse.Namespace, claim: Claim) -> int:
 
         with in_time():
             config = ranks.main_first(lambda: _claimed(args, claim, ranks))
+            if args.start_id and args.start_id != config.start:
+                raise RuntimeError("these are ranks of another run: both had taken the same port to meet at")
             board = open_board(ranks)
         if args.tell and ranks.local == 0:
             told = [str(config.run_dir.absolute()), config.run, config.start]
@@ -394,6 +397,7 @@ def _demo(words: list[str]) -> int:
     return _train([*DEMO_FLAGS, *words])
 
 
+@abrupt()
 def _prepare_libraries() -> None:
     """Import what is slow to import, with its workarounds in place and its chatter kept off the screen."""
     from yolods.telemetry.log import quiet_dependencies

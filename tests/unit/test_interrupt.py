@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -62,6 +63,37 @@ def test_a_second_ctrl_c_acts_at_once() -> None:
         press()
         press()
         pytest.fail("went on")
+
+
+@pytest.mark.parametrize("order", ["terminal first", "launcher first", "launcher alone"])
+def test_ctrl_c_that_the_launcher_hands_on_is_one_with_the_terminal_s(order: str) -> None:
+    with interrupt.noted(), interrupt.patient():
+        for number in {
+            "terminal first": (signal.SIGINT, interrupt.PASSED_ON, interrupt.PASSED_ON),
+            "launcher first": (interrupt.PASSED_ON, interrupt.PASSED_ON),
+            "launcher alone": (interrupt.PASSED_ON,),
+        }[order]:
+            press(number)
+        assert interrupt.pressed()
+        assert interrupt.Stopped().status == 130
+    press(interrupt.PASSED_ON)  # too late: there is nothing to stop any more
+
+
+def test_ctrl_c_is_held_back_while_a_program_of_ours_imports() -> None:
+    seen: list[int] = []
+    with interrupt.held():
+        press()
+        assert seen == []
+        earlier = interrupt.heed(lambda number, frame: seen.append(number))
+        assert seen == [signal.SIGINT]
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
+
+
+def test_ctrl_c_while_libraries_are_imported_ends_the_process_without_a_word(run_process) -> None:
+    code = "import os, signal; from yolods.interrupt import abrupt\nwith abrupt(): os.kill(os.getpid(), signal.SIGINT)"
+    done = run_process([sys.executable, "-c", code])
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_outside_it_acts_at_once_as_before() -> None:

@@ -26,7 +26,7 @@ CONNECTION = re.compile(
     re.IGNORECASE,
 )
 """Signs that an exception tells of another rank and not of this one."""
-PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
+PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use|taken the same port", re.IGNORECASE)
 LONGEST = 4000
 """Characters of an exception's text that are compared."""
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from yolods import interrupt
 from yolods.cluster.board import Board
 from yolods.cluster.failures import is_connection
-from yolods.cluster.keeper import Keeper
+from yolods.cluster.keeper import ASKED, Keeper
 from yolods.cluster.monitor import Beat, Monitor, Stragglers, Verdict
 from yolods.cluster.pulse import PULSE, Standing
 from yolods.cluster.ranks import LOST, Ranks
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LAUNCHERS = ("deepspeed.launcher.launch", "yolods.cluster.hostlaunch")
+"""What starts the ranks of a host: DeepSpeed's own, and ours."""
 TICK, BEAT = 0.1, 1.0
 """Seconds."""
 LONGEST_TICK = 1.0
@@ -143,7 +145,7 @@ class Watchdog:
                 due = self._now + BEAT
                 self._exchange.beat = self._beat(standing, waits)
                 assert self._keeper is not None
-                self._keeper.tell(str(standing.mark))
+                self._keeper.tell(f"{standing.mark}{ASKED if interrupt.asked() else ''}")
             verdict = self._judge()
             if verdict is not None and not self._stop.is_set():
                 self._act(verdict)
@@ -326,7 +328,8 @@ class _Launcher:
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return None
-        return cls(pid, _parent(pid)) if b"deepspeed.launcher.launch" in words else None
+        known = any(name.encode() in words for name in LAUNCHERS)
+        return cls(pid, _parent(pid)) if known else None
 
     def gone(self) -> str | None:
         """What is, with a {} for the rank; None: nothing."""
