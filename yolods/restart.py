@@ -80,7 +80,7 @@ class Restarts:
             return over
         step = newest_step(self._run_dir, self._run)
         where = "the beginning" if step is None else f"step {step}"
-        failures = read(self._run_dir, self._start_id)
+        failures = read(self._run_dir, self._start_id) if self._tell is None else set()  # else another host reads them
         taken = any(failure.port_taken for failure in failures)
         if status == EXCEPTION and not taken:
             found = failures or {None}

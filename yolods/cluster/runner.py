@@ -42,14 +42,14 @@ class _Subprocess(Module):
     """`subprocess`, which remembers the process that the runner waits for."""
 
     child: subprocess.Popen[bytes] | None = None
-    patient = False
-    """Whether it is the launcher of this host, which hands on how it was asked to stop."""
+    hands_on = False
+    """Whether it is the launcher of this host, which asks its ranks as it is asked."""
 
     def Popen(self, command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:
         """Start it."""
         # pdsh and ssh have a terminal's Ctrl-C kept from them: it would cut the connections that ranks print over.
         apart = command[0] in ("pdsh", "mpirun", "srun")
-        self.patient = LAUNCH in command
+        self.hands_on = LAUNCH in command
         command = [OURS if word == LAUNCH else word for word in command]
         self.child = subprocess.Popen(command, preexec_fn=be_a_child, start_new_session=apart, **settings)
         return self.child
@@ -76,12 +76,24 @@ class _Stop:
         self.asked = self.asked or by_a_user(number)
         handed = passed_on(number)
         if self.kill is not None:
-            command = [*self.kill[:-1], f"pkill -{handed:d} -f {self.kill[-1]}"]
+            *pdsh, pattern = self.kill
+            command = [*pdsh, f"pkill -{handed:d} -f {pattern}"]
             with suppress(OSError):
                 subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         elif self._children.child is not None:
             with suppress(ProcessLookupError):
-                self._children.child.send_signal(handed if self._children.patient else signal.SIGTERM)
+                self._children.child.send_signal(handed if self._children.hands_on else signal.SIGTERM)
+
+
+def meant(kill: Sequence[str]) -> list[str]:
+    """The start of pdsh's command, and a pattern that fits our launchers on the hosts.
+
+    Args:
+        kill: DeepSpeed's command. Its pattern lacks the last letter, and fits pdsh and the remote shells as well, which
+            have to stay: ranks print through them while they save.
+    """
+    *pdsh, _, pattern = kill
+    return [*pdsh, f"^{pattern.replace(LAUNCH[:-1], OURS)}"]
 
 
 def main() -> int:
@@ -95,9 +107,7 @@ def main() -> int:
 
     def get_cmd(self: Any, environment: Any, resources: Any) -> Any:
         command, kill, environment = theirs(self, environment, resources)
-        # Theirs lacks its last letter, and fits pdsh and the remote shells as well, which have to stay.
-        *pdsh, _, pattern = kill
-        stop.kill = [*pdsh, f"^{pattern.replace(LAUNCH[:-1], OURS)}"]
+        stop.kill = meant(kill)
         return command, stop.kill, environment
 
     multinode_runner.PDSHRunner.get_cmd = get_cmd
