@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from typing import Any
 
 PASSED_ON = signal.SIGRTMIN
 """Ctrl-C as launchers hand it on. Ranks may have had it from the terminal, and of SIGINT a second one acts at once."""
+AGAIN_SECONDS = 0.05
+"""After which a request is made again that was lost."""
 REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, PASSED_ON)
 
 _asked: signal.Signals | None = None
@@ -57,7 +60,8 @@ def noted() -> Iterator[None]:
         yield
         return
     _asked, _patient, _abandoned = None, False, False
-    earlier = heed(_note)
+    earlier, shown = heed(_note), sys.unraisablehook
+    sys.unraisablehook = lambda lost: _once_more() if isinstance(lost.exc_value, Stopped) else shown(lost)
     try:
         yield
     except Exception:
@@ -67,6 +71,7 @@ def noted() -> Iterator[None]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+        sys.unraisablehook = shown
         signal.signal(PASSED_ON, signal.SIG_IGN)  # it may come after what the terminal has sent has been answered
         _asked = None
 
@@ -136,6 +141,13 @@ def _note(number: int, frame: Any) -> None:
     _asked = _asked if _asked == signal.SIGINT else signal.Signals(number)
     if not _patient:
         raise Stopped(_asked)
+
+
+def _once_more() -> None:
+    """Python was in a callback of C or in a `__del__`, where it can but print an exception and go on."""
+    timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
 
 
 @contextmanager

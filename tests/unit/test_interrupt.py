@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import pytest
 
@@ -48,6 +49,22 @@ def test_before_there_is_anything_to_save_it_ends_at_once(number: int) -> None:
         press(number)
         pytest.fail("went on")
     assert stopped.value.status == 128 + number
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_that_python_loses_in_a_callback_is_made_again_and_not_printed(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Callback:
+        def __del__(self) -> None:
+            press(number)
+
+    with pytest.raises(interrupt.Stopped) as stopped, interrupt.noted():
+        Callback()
+        time.sleep(10)
+        pytest.fail("went on")
+    assert stopped.value.status == 128 + number
+    assert capsys.readouterr().err == ""
 
 
 def test_after_a_failure_it_stays_noted() -> None:
