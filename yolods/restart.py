@@ -82,13 +82,10 @@ class Restarts:
         where = "the beginning" if step is None else f"step {step}"
         failures = read(self._run_dir, self._start_id) if self._tell is None else set()  # else another host reads them
         taken = any(failure.port_taken for failure in failures)
-        if status == EXCEPTION and not taken:
-            found = failures or {None}
-            if same := found & self._failed[step]:
-                name = next(f" with the same {each.type}" if each else "" for each in same)
-                say(f"two starts from {where} have failed before the next checkpoint{name}: giving up")
-                return status
-            self._failed[step] |= found
+        if not taken and (same := self._known(step, status, failures)):
+            name = next(f" with the same {each.type}" if each else "" for each in same)
+            say(f"two starts from {where} have failed before the next checkpoint{name}: giving up")
+            return status
         words = self._named()
         if step is not None and not _resumes(words):
             words = ["train", "--resume", *([] if self._tell is None else [str(self._run_dir)]), *self._place()]
@@ -100,6 +97,16 @@ class Restarts:
         except UserError as error:
             say(f"it cannot be started again: {error}")
             return status
+
+    def _known(self, step: int | None, status: int, failures: set[Failure]) -> set[Failure | None]:
+        """What a start has failed with that another one from the same checkpoint had failed with."""
+        # Which of several ranks the launcher has looked at first decides its status: the others were lost by then.
+        if status != EXCEPTION and all(failure.of_another for failure in failures):
+            return set()
+        found: set[Failure | None] = {*failures} or {None}
+        same = found & self._failed[step]
+        self._failed[step] |= found
+        return same
 
     def _listen(self) -> None:
         """Hear from the ranks which run it is."""

@@ -191,6 +191,18 @@ def test_a_rank_that_has_only_lost_another_does_not_make_two_failures_one(tmp_pa
         assert not isinstance(made.again(EXCEPTION), int)
 
 
+def test_an_exception_is_one_whichever_rank_s_status_the_launcher_gives(tmp_path: Path) -> None:
+    made = restarts(tmp_path, run="r1", start="s1")
+    for status in (LOST, EXCEPTION):
+        fail(tmp_path, ValueError("a"))
+        fail(tmp_path, RuntimeError("Connection closed by peer"), rank=1)
+        last = made.again(status)
+    assert last == EXCEPTION
+    for _ in range(3):
+        fail(tmp_path, RuntimeError("Connection closed by peer"), rank=1)
+        assert not isinstance(made.again(LOST), int)
+
+
 def test_another_start_s_failure_is_not_this_one_s(tmp_path: Path) -> None:
     made = restarts(tmp_path, run="r1", start="s1")
     fail(tmp_path, ValueError("a"))
