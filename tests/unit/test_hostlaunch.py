@@ -23,6 +23,7 @@ RANK = """
 import os, signal, sys, time
 from yolods.interrupt import heed
 def stop(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     open(f"asked{os.environ['RANK']}", "w").write(str(number))
     time.sleep(3)  # a long step
     open(f"saved{os.environ['RANK']}", "w").close()
@@ -44,7 +45,8 @@ def launch(folder: str) -> int:
     os.chdir(folder)
     world = base64.urlsafe_b64encode(json.dumps({"localhost": [0, 1]}).encode()).decode()
     ours = [f"--world_info={world}", "--master_port=1", "--no_local_rank", "--log_level=error", f"{folder}/rank.py"]
-    patience = mock.patch.object(stock.psutil, "wait_procs", lambda left, timeout: psutil.wait_procs(left, timeout=1))
+    wait = psutil.wait_procs
+    patience = mock.patch.object(stock.psutil, "wait_procs", lambda left, timeout: wait(left, timeout=1))
     with mock.patch.object(sys, "argv", ["launch", *ours]), patience:
         return hostlaunch.main()
 

@@ -26,7 +26,7 @@ from yolods.config.run import CONFIG_FILE, RunConfig, numbered
 from yolods.errors import UserError
 
 LOCK = ".lock"
-"""The file whose lock a run holds; its text says which process has claimed the folder, and when."""
+"""The file whose lock a run holds while it goes on; its text says which process has claimed the folder, and when."""
 EARLIER = "earlier"
 """Where --exist-ok puts aside what was there: the first time earlier/, then earlier2/ and so on."""
 OUTPUTS = (
@@ -46,14 +46,17 @@ class Claim:
         self.put_aside: Path | None = None
         """Where that is now which an earlier run had left in the folder."""
         self._handle: int | None = None
+        self._taken: Path | None = None
+        """The folder, where it is this process that has claimed it."""
         self._made: list[Path] = []
+        """The folders that it has made for that, innermost first."""
 
     def __enter__(self) -> Claim:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._made:
-            self._remove_if_empty()
+        if self._handle is not None and self._taken is not None:
+            self._tidy(self._taken)
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -110,13 +113,15 @@ class Claim:
         with suppress(_Taken):  # by a start with --exist-ok, which came upon it between these two calls
             self._own(folder)
             self._made = [folder, *missing]
-            return True
-        return False
+        return bool(self._made)
 
     def _own(self, folder: Path) -> None:
         """Lock a folder for this process alone."""
         self._handle = _open(folder)
-        self._lock(folder, fcntl.LOCK_EX)
+        while not self._lock(folder, fcntl.LOCK_EX):
+            os.close(self._handle)
+            self._handle = _open(folder)
+        self._taken = folder
         text = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}"
         os.ftruncate(self._handle, 0)
         os.pwrite(self._handle, text.encode(), 0)
@@ -125,36 +130,38 @@ class Claim:
         """Let those in who belong to this run."""
         self._lock(folder, fcntl.LOCK_SH)
 
-    def _lock(self, folder: Path, how: int) -> None:
+    def _lock(self, folder: Path, how: int) -> bool:
+        """Whether the file is still in the folder, of which this process has the lock now.
+
+        Raises:
+            _Taken: another run has it.
+        """
         assert self._handle is not None
         try:
             fcntl.flock(self._handle, how | fcntl.LOCK_NB)
-            gone = os.fstat(self._handle).st_nlink == 0  # with the folder, by a start that has come to nothing
         except OSError as error:
             if error.errno in NO_LOCKS:
-                return
-            gone = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-            if not gone:
+                return True
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
-        if gone:
             holder = os.pread(self._handle, 200, 0).decode(errors="replace").strip() or "another start"
             os.close(self._handle)
             self._handle = None
             raise _Taken(
                 f"{folder}: a run goes on there ({holder}); wait for its end, or choose another --name "
                 f"(if that process is no more: rm {folder / LOCK})"
-            )
+            ) from None
+        return os.fstat(self._handle).st_nlink > 0  # else a run has just come to its end
 
-    def _remove_if_empty(self) -> None:
-        """A start that has come to nothing leaves nothing, and its name to the next."""
-        folder, *parents = self._made
+    def _tidy(self, folder: Path) -> None:
+        """Take the lock's file away, and of a start that has come to nothing the folder: its name is for the next."""
         with suppress(OSError, _Taken):
             self._lock(folder, fcntl.LOCK_EX)  # a rank may have outlived its launcher
-            if {each.name for each in folder.iterdir()} <= {LOCK, "weights"}:
+            (folder / LOCK).unlink()
+            if self._made and {each.name for each in folder.iterdir()} <= {"weights"}:
                 with suppress(FileNotFoundError):
                     (folder / "weights").rmdir()
-                (folder / LOCK).unlink()
-                for each in (folder, *parents):
+                for each in self._made:
                     each.rmdir()
 
 
