@@ -47,8 +47,9 @@ def launch(folder: str) -> int:
     ours = [f"--world_info={world}", "--master_port=1", "--no_local_rank", "--log_level=error", f"{folder}/rank.py"]
     wait = psutil.wait_procs
     patience = mock.patch.object(stock.psutil, "wait_procs", lambda left, timeout: wait(left, timeout=1))
-    with mock.patch.object(sys, "argv", ["launch", *ours]), patience:
-        return hostlaunch.main()
+    with mock.patch.object(sys, "argv", ["launch", *ours]), patience, pytest.raises(SystemExit) as left:
+        hostlaunch.main()
+    return left.value.code
 
 
 def told(folder: Path, number: signal.Signals) -> None:
