@@ -157,8 +157,11 @@ def test_a_run_that_goes_on_is_left_alone(words: tuple[str, ...]) -> None:
         with Claim() as second, pytest.raises(UserError, match=rf"a run goes on there \(process {os.getpid()} on "):
             second.take(build(*words))
         assert (Path("runs/exp") / "weights/best.pt").exists()
+    assert not Path("runs/exp", LOCK).exists()
     with Claim() as third:
         assert third.take(build(*words)).run_dir == Path("runs/exp")
+        assert Path("runs/exp", LOCK).exists()
+    assert not Path("runs/exp", LOCK).exists()
 
 
 def test_as_long_as_a_rank_of_it_lives_a_run_goes_on() -> None:
