@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import argparse
 import glob
+import json
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from yolods import __version__, compat
 from yolods.config.words import FlagParser
 from yolods.errors import UserError, nearest
-from yolods.interrupt import Stopped, noted, patient
+from yolods.interrupt import Stopped, abrupt, held, noted, patient
 
 if TYPE_CHECKING:
     from yolods.cluster.flags import LaunchFlags
+    from yolods.cluster.ranks import Ranks
     from yolods.config import RunConfig
+    from yolods.config.claim import Claim
 
 USAGE = """usage: yolods WORD [flags]
 
@@ -184,20 +189,40 @@ def _launch(words: list[str]) -> int:
     check_val_arguments(_val_parser().read(rest[1:]))
     _say_start("an evaluation", flags, gpus)
     command, variables = launcher_command(rest, flags, gpus=gpus, python=sys.executable)
-    os.execvpe(command[0], command, {**os.environ, **variables})
+    with held():  # until the launcher has imported what it needs
+        os.execvpe(command[0], command, {**os.environ, **variables})
 
 
 def _launch_train(words: list[str], flags: LaunchFlags, ranks: int, gpus: int) -> int:
     """Start the launcher, and start it again when the run has died."""
+    from yolods.cluster.launch import launcher_command
     from yolods.cluster.supervise import supervise
+    from yolods.config.claim import Claim
     from yolods.restart import Restarts
 
     def check(words: Sequence[str], ranks: int) -> RunConfig:
         return _check_train(_train_parser().read(words[1:]), ranks, "cuda" if gpus else "cpu")
 
-    starts = Restarts(words, flags, check(words, ranks).run_dir, gpus=gpus, check=check)
-    _say_start("training", flags, gpus)
-    return supervise(starts.first(), starts.again, restarts=flags.max_restarts)
+    config = check(words, ranks)
+    launcher_command(words, flags, gpus=gpus, python=sys.executable)  # what it refuses, before a folder is claimed
+    with Claim() as claim, ExitStack() as stack:
+        if flags.node_rank:  # of a start on every host, the first one's has the folder
+            tell = Path(stack.enter_context(TemporaryDirectory(prefix="yolods-")), "run")
+        else:
+            config, tell = claim.take(config), None
+            _say_put_aside(config, claim)
+        starts = Restarts(
+            words, flags, config.run_dir, gpus=gpus, check=check, run=config.run, start=config.start, tell=tell
+        )
+        _say_start("training", flags, gpus)
+        return supervise(starts.first(), starts.again, restarts=flags.max_restarts)
+
+
+def _say_put_aside(config: RunConfig, claim: Claim) -> None:
+    from yolods.cluster.supervise import say
+
+    if claim.put_aside is not None:
+        say(f"--exist-ok: what an earlier run has left in {config.run_dir} is now in {claim.put_aside}")
 
 
 def _say_start(what: str, flags: LaunchFlags, gpus: int) -> None:
@@ -287,21 +312,32 @@ def _train(words: list[str]) -> int:
     if args.faults or "RANK" not in os.environ:  # what is wrong need not wait for what is slow to import
         _check_train(args, int(os.environ.get("WORLD_SIZE", 1)), "cuda" if _count_gpus() else "cpu")
     _say_alone("training")
+    from yolods.cluster.failures import noted_in
+    from yolods.config.claim import Claim
+
+    folder = Path(args.run_dir) if args.run_dir else None
+    with noted_in(folder, args.start_id), Claim() as claim:
+        return _train_rank(args, claim)
+
+
+def _train_rank(args: argparse.Namespace, claim: Claim) -> int:
     from yolods.cluster.ranks import in_time, joined
 
     _prepare_libraries()
     with joined() as ranks:
         from yolods.cluster.board import open_board
         from yolods.cluster.watchdog import Watchdog
-        from yolods.config import build_run_config
         from yolods.start import start_run
         from yolods.telemetry import open_log
 
         with in_time():
-            config = ranks.main_first(
-                lambda: build_run_config(args, ranks=ranks.size, device=ranks.device.type, environ=os.environ)
-            )
+            config = ranks.main_first(lambda: _claimed(args, claim, ranks))
+            if args.start_id and args.start_id != config.start:
+                raise RuntimeError("these are ranks of another run: both had taken the same port to meet at")
             board = open_board(ranks)
+        if args.tell and ranks.local == 0:
+            told = [str(config.run_dir.absolute()), config.run, config.start]
+            Path(args.tell).write_text(json.dumps(told), encoding="utf-8")
         with (
             noted(),
             open_log(config.run_dir, ranks.rank, ranks.host),
@@ -311,6 +347,18 @@ def _train(words: list[str]) -> int:
             with run.telemetry:
                 run.fit()
     return 0
+
+
+def _claimed(args: argparse.Namespace, claim: Claim, ranks: Ranks) -> RunConfig:
+    """On rank 0: the configuration, in the folder that the launcher has claimed, or that this process does."""
+    from yolods.config import build_run_config
+
+    config = build_run_config(args, ranks=ranks.size, device=ranks.device.type, environ=os.environ)
+    if args.run_dir:
+        return claim.join(config)
+    config = claim.take(config)
+    _say_put_aside(config, claim)
+    return config
 
 
 def _val(words: list[str]) -> int:
@@ -349,6 +397,7 @@ def _demo(words: list[str]) -> int:
     return _train([*DEMO_FLAGS, *words])
 
 
+@abrupt()
 def _prepare_libraries() -> None:
     """Import what is slow to import, with its workarounds in place and its chatter kept off the screen."""
     from yolods.telemetry.log import quiet_dependencies

@@ -7,8 +7,6 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from yolods.cluster.board import Board
 from yolods.cluster.ranks import Ranks
 from yolods.cluster.watchdog import Watchdog
 from yolods.config import RunConfig
+from yolods.config.claim import writable
 from yolods.config.run import CONFIG_FILE
 from yolods.data.sampler import keyed_seed, seed_generators
 from yolods.data.splits import Opening, Split, class_names, class_weights, note_problems, open_split, read_data
@@ -90,8 +89,10 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
         keep_best=policy.keep_best,
         board=board if policy.asynchronous else None,
         model={"architecture": blueprint.layers, "names": names, "train_args": train_args(config)},
+        run=config.run,
+        start=config.start,
     )
-    progress = store.load(engine) if config.resume else Progress()
+    progress = store.load(engine) if config.resume else Progress(run=config.run)
     if progress.position >= schedule.total_samples and ranks.from_main(store.has_ended(progress)):
         raise UserError(
             f"--resume: {config.run_dir} has finished its {config.epochs} epochs; give more by --epochs to go on"
@@ -146,7 +147,7 @@ def seed_everything(seed: int, *, deterministic: bool) -> None:
 
 def _prepare_folder(config: RunConfig, parameters: int) -> None:
     """Make the run folder, and see that it can hold what the run will write."""
-    with _writable(config.run_dir):
+    with writable(config.run_dir):
         (config.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         policy = config.deepspeed.own.checkpoint
         _check_space(config.run_dir, parameters, policy.keep + policy.keep_best)
@@ -154,20 +155,9 @@ def _prepare_folder(config: RunConfig, parameters: int) -> None:
 
 def _write_config(config: RunConfig, origin: Provenance) -> None:
     """Note everything that decides the run, and what it runs on."""
-    with _writable(config.run_dir):
+    with writable(config.run_dir):
         text = json.dumps(_as_dict(config, origin), indent=2)
         (config.run_dir / CONFIG_FILE).write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    """Say what is wrong with a folder in one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror or error}; choose another place by --project"
-        ) from None
 
 
 def _check_space(folder: Path, parameters: int, keep: int) -> None:

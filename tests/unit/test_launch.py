@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from yolods import interrupt
-from yolods.cluster import launch, runner, supervise
+from yolods.cluster import hostlaunch, launch, runner, supervise
 from yolods.cluster.flags import LaunchFlags, split_words
 from yolods.cluster.launch import ALLOCATOR, free_port, launcher_command, ranks_of
 from yolods.errors import UserError
@@ -219,7 +219,7 @@ def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path):
     (tmp_path / "yolods" / "cluster").mkdir(parents=True)
     for package in ("yolods", "yolods/cluster"):
         (tmp_path / package / "__init__.py").write_text("")
-    for module in (runner, supervise):
+    for module in (hostlaunch, runner, supervise):
         shutil.copy(module.__file__, tmp_path / "yolods" / "cluster")
     shutil.copy(interrupt.__file__, tmp_path / "yolods")
     (tmp_path / "yolods" / "__main__.py").write_text(

@@ -69,7 +69,7 @@ def test_disk_space(tmp_path, monkeypatch, free, enough):
 
 @pytest.mark.parametrize(("error", "reason"), [(PermissionError(13, "Permission denied"), "Permission denied")])
 def test_a_folder_that_cannot_be_written(error, reason):
-    with pytest.raises(UserError) as caught, start._writable(Path("runs/exp")):
+    with pytest.raises(UserError) as caught, start.writable(Path("runs/exp")):
         raise error
     assert str(caught.value) == f"runs/exp cannot be written: {reason}; choose another place by --project"
 

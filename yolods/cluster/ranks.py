@@ -147,7 +147,7 @@ def join() -> Ranks:
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        os.environ.setdefault("MASTER_PORT", "0")  # any that is free when it is bound
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(local)
@@ -201,9 +201,3 @@ def leave() -> None:
     """Take down the process group, so that no rank waits for one that is gone."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -17,7 +17,6 @@ import contextlib
 import faulthandler
 import logging
 import os
-import re
 import sys
 import threading
 import time
@@ -28,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from yolods import interrupt
 from yolods.cluster.board import Board
-from yolods.cluster.keeper import Keeper
+from yolods.cluster.failures import is_connection
+from yolods.cluster.keeper import ASKED, Keeper
 from yolods.cluster.monitor import Beat, Monitor, Stragglers, Verdict
 from yolods.cluster.pulse import PULSE, Standing
 from yolods.cluster.ranks import LOST, Ranks
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LAUNCHERS = ("deepspeed.launcher.launch", "yolods.cluster.hostlaunch")
+"""What starts the ranks of a host: DeepSpeed's own, and ours."""
 TICK, BEAT = 0.1, 1.0
 """Seconds."""
 LONGEST_TICK = 1.0
@@ -53,12 +55,6 @@ WINDOW_SECONDS, WINDOW_STEPS = 10.0, 5
 """Over at least so much the time of a step is averaged, before ranks are compared."""
 WAITS = ("/torch/distributed/", "/deepspeed/comm/", "/yolods/engine/link.py", "/yolods/stability/step.py")
 """Code in which a thread waits for other ranks; in the last one under NCCL, which lets `all_reduce` return at once."""
-CONNECTION = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|socket|gloo|nccl|timed? ?out|"
-    r"peer|DistStoreError|DistNetworkError|DistBackendError|no route to host",
-    re.IGNORECASE,
-)
-"""Signs that an exception tells of another rank and not of this one."""
 
 
 class Watchdog:
@@ -101,7 +97,7 @@ class Watchdog:
         if error is None:
             PULSE.mark("the end")
             self._ranks.barrier()
-        elif self._ranks.size > 1 and _is_connection(error) and not interrupt.pressed():
+        elif self._ranks.size > 1 and is_connection(error) and not interrupt.pressed():
             self._wait_for_verdict(error)
         if not isinstance(error, KeyboardInterrupt):
             self._left = "" if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
@@ -149,7 +145,7 @@ class Watchdog:
                 due = self._now + BEAT
                 self._exchange.beat = self._beat(standing, waits)
                 assert self._keeper is not None
-                self._keeper.tell(str(standing.mark))
+                self._keeper.tell(f"{standing.mark}{ASKED if interrupt.asked() else ''}")
             verdict = self._judge()
             if verdict is not None and not self._stop.is_set():
                 self._act(verdict)
@@ -316,11 +312,6 @@ def waiting(thread: threading.Thread) -> bool:
     return False
 
 
-def _is_connection(error: BaseException) -> bool:
-    known = isinstance(error, RuntimeError | OSError) and not isinstance(error, UserError)
-    return known and CONNECTION.search(f"{type(error).__name__}: {error}") is not None
-
-
 @dataclass(frozen=True)
 class _Launcher:
     """DeepSpeed's launcher on this host, and what has started that: ranks do not outlive either."""
@@ -337,7 +328,8 @@ class _Launcher:
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return None
-        return cls(pid, _parent(pid)) if b"deepspeed.launcher.launch" in words else None
+        known = any(name.encode() in words for name in LAUNCHERS)
+        return cls(pid, _parent(pid)) if known else None
 
     def gone(self) -> str | None:
         """What is, with a {} for the rank; None: nothing."""

@@ -68,6 +68,11 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
     imgsz = numbers.get("imgsz", RunConfig.imgsz)
     _check_imgsz(imgsz, model, sources.get("imgsz", "--imgsz"), faults)
     project, name, exist_ok = _folder(args, faults)
+    if exist_ok and weights is not None and weights.parent == (project / name / "weights").absolute():
+        faults.add(
+            f"--weights {weights}: --exist-ok puts aside what is in {project / name}; copy the file to another folder, "
+            "or choose another --name"
+        )
     return RunConfig(
         data=data,
         model=model,
@@ -84,6 +89,8 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
         run_dir=_chosen(args) or next_run_dir(project, name, exist_ok),
         given=_as_typed(args),
         notes=notes,
+        run=_start(args),
+        start=_start(args),
     )
 
 
@@ -118,8 +125,13 @@ def _chosen(args: argparse.Namespace) -> Path | None:
     return folder.relative_to(Path.cwd())
 
 
+def _start(args: argparse.Namespace) -> str:
+    """The identity that the launcher has given to this start; "": there is no launcher of ours."""
+    return getattr(args, "start_id", None) or ""
+
+
 def _as_typed(args: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
-    hidden = ("local_rank", "command", "func", "run_dir")
+    hidden = ("local_rank", "command", "func", "run_dir", "start_id", "tell")
     typed = {key: value for key, value in vars(args).items() if value is not None and key not in hidden}
     return tuple((key, value) for key, value in typed.items() if isinstance(value, str | int | float | list))
 
@@ -221,4 +233,5 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
         epochs=numbers.get("epochs", saved.epochs),
         workers=numbers.get("workers", saved.workers),
         given=_as_typed(args),
+        start=_start(args),
     )
