@@ -12,6 +12,7 @@ Of stock `deepspeed.launcher.runner` (0.19.8) four things are put right, by givi
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from typing import Any
 
 from yolods.cluster.supervise import die_with_parent
 from yolods.interrupt import heed
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class _Modules:
@@ -75,6 +78,9 @@ class _Stop:
 
 def main() -> int:
     """Run the launcher with this process' arguments."""
+    if "--launcher" not in sys.argv and os.environ.get(VISIBLE):
+        # Ranks start here, and the slots say which GPUs they take. DeepSpeed would say that it ignores the variable.
+        del os.environ[VISIBLE]
     children = _Subprocess(subprocess)
     stop = _Stop(children)
     heed(stop)
