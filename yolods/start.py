@@ -49,8 +49,7 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
     Raises:
         UserError: on every rank: data, model, weights, disk space or checkpoint are not as they have to be.
     """
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
-    config = replace(config, workers=min(config.workers, max(cores() // local_ranks, 1)))
+    config = _share_cores(config, ranks.local_size)
     hyper = config.hyper
     seed_everything(hyper.seed, deterministic=hyper.deterministic and ranks.device.type == "cuda")
     spec = read_data(config.data, ranks)
@@ -61,7 +60,7 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
         stride=blueprint.grid_of(config.imgsz),
         epochs=config.epochs,
         workers=config.workers,
-        local_ranks=local_ranks,
+        local_ranks=ranks.local_size,
         eval_batch=config.eval_batch,
     )
     ranks.main_first(lambda: _prepare_folder(config, blueprint.parameters))
@@ -128,6 +127,19 @@ def _make_engine(
     engine = build_engine(net, config, choice, ranks, class_weights)
     about = [str(engine.net)] if config.deepspeed.recompute else []
     return engine, [*about, *([note] if note else [])]
+
+
+def _share_cores(config: RunConfig, local_ranks: int) -> RunConfig:
+    """Fewer loader processes where ranks have fewer cores, and a line that says so."""
+    share = max(cores() // local_ranks, 1)
+    if config.workers <= share:
+        return config
+    note = (
+        f"--workers {config.workers}: a rank starts {share}, its share of this host's cores ({cores()} / {local_ranks})"
+    )
+    # A run that goes on has the line already.
+    notes = tuple(one for one in config.notes if not one.startswith("--workers "))
+    return replace(config, workers=share, notes=(*notes, note))
 
 
 def cores() -> int:

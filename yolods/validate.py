@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,7 +93,7 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
         stride=stride,
         epochs=1,
         workers=args.workers or 0,
-        local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size)),
+        local_ranks=ranks.local_size,
         eval_batch=batch,
     )
     split = open_split(spec, split_of(args), hyper, opening, ranks, augment=False)

@@ -1,6 +1,7 @@
 """What stands between a configuration and a run: seeds, sizes, disk space and limits."""
 
 import random
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,3 +83,23 @@ def test_every_generator_is_seeded(seed):
 
     assert draw() == draw()
     assert draw() != (start.seed_everything(seed + 1, deterministic=False), random.random())
+
+
+@dataclass(frozen=True)
+class Configured:
+    """What `_share_cores` reads and changes."""
+
+    workers: int
+    notes: tuple[str, ...] = ("another",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "ranks", "started"), [(2, 2, 2, 1), (8, 16, 2, 8), (8, 16, 4, 4), (0, 2, 2, 0), (1, 1, 8, 1)]
+)
+def test_fewer_workers_than_asked_for_are_told_of(monkeypatch, asked, cores, ranks, started):
+    monkeypatch.setattr(start, "cores", lambda: cores)
+    shared = start._share_cores(Configured(asked), ranks)
+    assert shared.workers == started
+    said = (f"--workers {asked}: a rank starts {started}, its share of this host's cores ({cores} / {ranks})",)
+    assert shared.notes == ("another", *(said if started < asked else ()))
+    assert start._share_cores(replace(shared, workers=asked), ranks).notes == shared.notes, "once, after a resume too"

@@ -14,6 +14,7 @@ What it starts on each host is `hostlaunch` in place of DeepSpeed's module.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from yolods.interrupt import by_a_user, heed, passed_on
 
 LAUNCH, OURS = "deepspeed.launcher.launch", "yolods.cluster.hostlaunch"
 """The module that starts the ranks of a host, and that which stands in for it."""
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class Module:
@@ -98,6 +101,9 @@ def meant(kill: Sequence[str]) -> list[str]:
 
 def main() -> int:
     """Run the launcher with this process' arguments."""
+    if "--launcher" not in sys.argv and os.environ.get(VISIBLE):
+        # Ranks start here, and the slots say which GPUs they take. DeepSpeed would say that it ignores the variable.
+        del os.environ[VISIBLE]
     children = _Subprocess(subprocess)
     stop = _Stop(children)
     heed(stop)

@@ -53,8 +53,8 @@ ALONE_SECONDS = 60.0
 """What ranks whose launcher is gone have to take a last step and save."""
 WINDOW_SECONDS, WINDOW_STEPS = 10.0, 5
 """Over at least so much the time of a step is averaged, before ranks are compared."""
-WAITS = ("/torch/distributed/", "/deepspeed/comm/", "/yolods/engine/link.py", "/yolods/stability/step.py")
-"""Code in which a thread waits for other ranks; in the last one under NCCL, which lets `all_reduce` return at once."""
+WAITS = ("/torch/distributed/", "/deepspeed/comm/")
+"""Code of others in which a thread waits for other ranks. Ours says so itself, by `pulse.waiting`."""
 
 
 class Watchdog:
@@ -139,7 +139,7 @@ class Watchdog:
             now = time.monotonic()
             passed, before = min(now - before, LONGEST_TICK), now
             self._now += passed
-            standing, waits = PULSE.tick(passed), waiting(self._main)
+            standing, waits = PULSE.tick(passed), PULSE.waits or in_collective(self._main)
             self._steps.count(standing, passed, waits)
             if self._now >= due:
                 due = self._now + BEAT
@@ -302,8 +302,8 @@ class _StepTimes:
             self._first, self._passed, self._busy = step, 0.0, 0.0
 
 
-def waiting(thread: threading.Thread) -> bool:
-    """Whether a thread is, in this moment, in code that waits for other ranks."""
+def in_collective(thread: threading.Thread) -> bool:
+    """Whether a thread is, in this moment, in code of `WAITS`."""
     frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
         if any(place in frame.f_code.co_filename for place in WAITS):

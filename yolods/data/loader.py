@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from yolods.data.dataset import DetectionSet
 from yolods.data.sampler import SampleId, Stream, keyed_seed
-from yolods.errors import UserError
+from yolods.errors import OwnError, UserError
 from yolods.interrupt import REQUESTS
 
 Batch = dict[str, Any]
@@ -151,10 +151,10 @@ def _deliver(loader: DataLoader) -> Iterator[Batch]:
                 return
             except RuntimeError as error:
                 if re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
-                    raise UserError(_death(str(error), loader.num_workers)) from error
+                    raise OwnError(_death(str(error), loader.num_workers)) from error
                 raise
             if isinstance(batch, str):
-                raise UserError(batch)
+                raise OwnError(batch)
             yield batch
     finally:
         if hasattr(batches, "_shutdown_workers"):

@@ -7,7 +7,7 @@ import glob
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,12 +99,22 @@ def places(spec: DataSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     Folders of labels are those of ultralytics' rule: the last `images` of a folder's path is `labels`.
     """
-    sources = dict.fromkeys(source for split in SPLITS for source in spec.sources(split))
+    trees, lists = _places(spec, SPLITS)
+    return tuple(dict.fromkeys((str(spec.yaml), *trees))), lists
+
+
+def spare_places(spec: DataSpec) -> frozenset[str]:
+    """Those of `places` that no training reads: of the test split alone."""
+    needed = {str(spec.yaml), *(place for group in _places(spec, ("train", "val")) for place in group)}
+    return frozenset(place for group in places(spec) for place in group if place not in needed)
+
+
+def _places(spec: DataSpec, splits: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    sources = dict.fromkeys(source for split in splits for source in spec.sources(split))
     folders = [source for source in sources if source.is_dir()]
     labels = [Path(*_last_replaced(folder.parts)) for folder in folders if "images" in folder.parts]
     lists = [source for source in sources if source.suffix == ".txt"]
-    trees = [spec.yaml, *(source for source in sources if source not in lists), *labels]
-    return tuple(dict.fromkeys(map(str, trees))), tuple(map(str, lists))
+    return tuple(map(str, (*(source for source in sources if source not in lists), *labels))), tuple(map(str, lists))
 
 
 def _last_replaced(parts: tuple[str, ...]) -> list[str]:
@@ -258,7 +268,7 @@ def _root(data: dict[str, Any], file: Path, faults: Faults) -> Path:
     if not isinstance(value, str):
         faults.add(f"path: must be a folder name, not {type(value).__name__}")
         return file.parent
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))  # a ~ that leads nowhere is left as it is
     choices = [path, file.parent / path]
     if store := _ultralytics_store():
         choices.append(store / path)
@@ -268,7 +278,7 @@ def _root(data: dict[str, Any], file: Path, faults: Faults) -> Path:
 def _ultralytics_store() -> Path | None:
     """Folder in which ultralytics keeps downloaded data sets, read from its settings without importing it."""
     home = os.getenv("YOLO_CONFIG_DIR") or os.getenv("XDG_CONFIG_HOME") or "~/.config"
-    settings = Path(home).expanduser() / "Ultralytics" / "settings.json"
+    settings = Path(os.path.expanduser(home)) / "Ultralytics" / "settings.json"
     try:
         store = json.loads(settings.read_text(encoding="utf-8")).get("datasets_dir")
     except (OSError, ValueError, AttributeError):
