@@ -2,6 +2,13 @@
 # The front door: keeps a Python environment beside itself and runs one yolods word in it.
 set -euo pipefail
 
+# A stream that is closed would be given to the next file that is opened.
+{ : 3<&0; } 2>/dev/null || exec </dev/null
+{ : 3>&1; } 2>/dev/null || exec >/dev/null
+{ : 3>&2; } 2>/dev/null || exec 2>/dev/null
+# Another Python's standard library is of no use to this one, which would not even start.
+unset PYTHONHOME
+
 root=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 venv=$root/.venv
 log=$venv/install.log
@@ -24,7 +31,7 @@ constraints.txt names. Later starts use it as it is, until one of the two files 
 EOF
 }
 
-say() { printf 'yolods: %s\n' "$*" >&2; }
+say() { printf 'yolods: %s\n' "$*" >&2 || :; } # a screen that is full ends nothing
 
 # Sets `python` to the first interpreter on the PATH that can make the environment.
 # Every match counts, not only the first: a system Python without its venv module may hide one that has it.
@@ -59,9 +66,10 @@ finished_here() { [[ -x $venv/bin/python && -f $stamp ]] && [[ $(<"$stamp") == *
 # Shows the latest line of what pip prints, on one line of the screen.
 show_progress() {
     [[ -t 2 ]] || { cat >/dev/null && return; }
-    local line
+    local line columns=${COLUMNS:-}
+    [[ $columns =~ ^[1-9][0-9]{0,3}$ && $columns -gt 4 ]] || columns=80
     while IFS= read -r line; do
-        printf '\r\033[K  %s' "${line:0:$((${COLUMNS:-80} - 4))}" >&2
+        printf '\r\033[K  %s' "${line:0:$((columns - 4))}" >&2
     done
     printf '\r\033[K' >&2
 }
@@ -69,6 +77,7 @@ show_progress() {
 # run_pip TARGET: makes the environment where there is none and installs into it.
 run_pip() {
     cd -- "$root" || return
+    unset PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT # they would have pip install into another place than .venv
     [[ -x $venv/bin/python ]] || "$python" -m venv "$venv" || return
     # -I: packages that PYTHONPATH or the user's own site folder name must not pass for installed ones.
     # DS_BUILD_OPS=0: DeepSpeed compiles an operator when a run first needs it, not all of them now.

@@ -17,8 +17,8 @@ ALONE = Ranks(0, 1, 0, "here", CPU)
 HYPER = Hyper()
 
 
-def open_val(yaml: Path, imgsz: int = 64) -> Split:
-    opening = Opening(imgsz=imgsz, stride=32, epochs=1, workers=0, local_ranks=1)
+def open_val(yaml: Path, imgsz: int = 64, eval_batch: int = 16) -> Split:
+    opening = Opening(imgsz=imgsz, stride=32, epochs=1, workers=0, local_ranks=1, eval_batch=eval_batch)
     return open_split(read_spec(yaml), "val", HYPER, opening, ALONE, augment=False)
 
 
@@ -66,7 +66,7 @@ class Guesses:
         return torch.tensor(rows, dtype=torch.float32).reshape(-1, 4 + self._nc)
 
     def score(self, raw, batch):
-        return torch.zeros(3)
+        return torch.zeros(4)
 
 
 def inside(sample: dict, x: float, y: float, w: float, h: float) -> tuple[float, ...]:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import glob
+import errno
+import json
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from yolods import __version__, compat
+from yolods import __version__, compat, streams
 from yolods.config.words import FlagParser
-from yolods.errors import UserError, nearest
-from yolods.interrupt import Stopped, noted, patient
+from yolods.errors import OwnError, UserError, nearest
+from yolods.interrupt import Stopped, abrupt, held, noted, patient
 
 if TYPE_CHECKING:
     from yolods.cluster.flags import LaunchFlags
+    from yolods.cluster.ranks import Ranks
     from yolods.config import RunConfig
+    from yolods.config.claim import Claim
 
 USAGE = """usage: yolods WORD [flags]
 
@@ -41,7 +46,12 @@ DEMO_FLAGS = (
 DEMO_RANKS = 2
 """Ranks of the demo: its batch has to divide by them, whatever the machine has."""
 
+RANK_WORDS = ("train", "val", "demo")
+"""What a launcher starts ranks of."""
+
 USER_ERROR, INTERRUPTED = 2, 130
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""What a place on the disk says that is not for this user, or not what its path says."""
 
 LAUNCH_WORD = "yolods launch"
 """How the launcher is called without ./launch.sh."""
@@ -60,13 +70,19 @@ _DOCTOR = "Look for what would keep a run from starting, on this machine or on e
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one word. Returns the exit status: 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
     words = list(sys.argv[1:] if argv is None else argv)
+    streams.open_all()
     try:
+        _stand_somewhere()
         compat.prepare()
         return _dispatch(words)
     except UserError as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            for line in str(error).splitlines():
-                print(f"error: {line}" if line else "", file=sys.stderr)
+        if isinstance(error, OwnError) or not _is_another_rank(words):
+            _tell(str(error))
+        return USER_ERROR
+    except OSError as error:
+        if error.errno not in _DENIED or error.filename is None:
+            raise
+        _tell(f"{error.filename}: {error.strerror}; give this user access, or name another place")
         return USER_ERROR
     except KeyboardInterrupt as asked:
         if not isinstance(asked, Stopped):
@@ -76,21 +92,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         return LOST if asked.lost else asked.status
 
 
+def _is_another_rank(words: Sequence[str]) -> bool:
+    """Whether rank 0 tells of what is wrong, which all ranks find alike."""
+    word = next((word for word in words if not word.startswith("-")), "")
+    return word in RANK_WORDS and os.environ.get("RANK", "0") not in ("", "0")
+
+
+def _tell(text: str) -> None:
+    for line in text.splitlines():
+        print(f"error: {line}" if line else "", file=sys.stderr)
+
+
 def _dispatch(words: list[str]) -> int:
     # Stock DeepSpeed puts --local_rank=N before the word; ranks are read from the environment.
     words = [word for word in words if not word.startswith(("--local_rank", "--local-rank"))]
     if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE)
+        streams.show(USAGE)
         return 0
     if words[0] in ("-V", "--version", "version"):
-        print(__version__)
+        streams.show(__version__)
         return 0
     known = {"train": _train, "val": _val, "export": _export, "demo": _demo, "launch": _launch, "doctor": _doctor}
     if words[0] in ELSEWHERE:
         raise UserError(f"'{words[0]}' is ultralytics' own: best.pt is an ordinary file for {ELSEWHERE[words[0]]}")
     if words[0] not in known:
         raise UserError(f"unknown word '{words[0]}'{nearest(words[0], known)}; the words are {', '.join(known)}")
+    _check_surroundings(ranks=words[0] in RANK_WORDS)
     return known[words[0]](words[1:])
+
+
+def _stand_somewhere() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise OwnError(f"the folder where you stand is gone ({error.strerror}); cd to one that is there") from None
+
+
+def _check_surroundings(*, ranks: bool) -> None:
+    """Before anything is parsed, so that a rank that cannot be one is told of by whoever it is."""
+    from yolods.cluster.devices import put_back
+    from yolods.cluster.place import check_packages, forget_empty, seat
+
+    check_packages(os.environ)
+    forget_empty(os.environ)
+    if ranks:
+        seat(os.environ)
+        put_back(os.environ)
 
 
 def _train_parser(*, for_help: bool = False) -> FlagParser:
@@ -161,8 +208,10 @@ def _launch(words: list[str]) -> int:
     """Check everything that one process can check, then become DeepSpeed's launcher."""
     from yolods.cluster.flags import COMMAND, LaunchFlags, split_words
     from yolods.cluster.launch import launcher_command, ranks_of
+    from yolods.cluster.place import forget_ranks
     from yolods.telemetry.log import quiet_dependencies
 
+    lost = forget_ranks(os.environ)
     flags, rest = split_words(words)
     if rest and rest[0] == "doctor":
         return _examine(flags, rest[1:])
@@ -177,27 +226,58 @@ def _launch(words: list[str]) -> int:
         flags = LaunchFlags(num_gpus=DEMO_RANKS)
     ranks = ranks_of(flags, gpus=gpus)
     if rest[0] == "train":
-        return _launch_train(rest, flags, ranks, gpus)
+        return _launch_train(rest, flags, ranks, gpus, lost)
     quiet_dependencies(logging.WARNING)  # ultralytics, which is imported below, greets on its first start
     from yolods.validate import check_val_arguments
 
     check_val_arguments(_val_parser().read(rest[1:]))
-    _say_start("an evaluation", flags, gpus)
     command, variables = launcher_command(rest, flags, gpus=gpus, python=sys.executable)
-    os.execvpe(command[0], command, {**os.environ, **variables})
+    _tell_lost(lost)
+    _say_start("an evaluation", flags, gpus)
+    with held():  # until the launcher has imported what it needs
+        os.execvpe(command[0], command, {**os.environ, **variables})
 
 
-def _launch_train(words: list[str], flags: LaunchFlags, ranks: int, gpus: int) -> int:
+def _tell_lost(variables: Sequence[str]) -> None:
+    """Of another launcher's variables that would have had a meaning."""
+    from yolods.cluster.supervise import say
+
+    if variables:
+        say(f"{', '.join(variables)} of the environment: not used, launch starts and numbers ranks by itself")
+
+
+def _launch_train(words: list[str], flags: LaunchFlags, ranks: int, gpus: int, lost: Sequence[str]) -> int:
     """Start the launcher, and start it again when the run has died."""
+    from yolods.cluster.launch import launcher_command
     from yolods.cluster.supervise import supervise
+    from yolods.config.claim import Claim
     from yolods.restart import Restarts
 
     def check(words: Sequence[str], ranks: int) -> RunConfig:
         return _check_train(_train_parser().read(words[1:]), ranks, "cuda" if gpus else "cpu")
 
-    starts = Restarts(words, flags, check(words, ranks).run_dir, gpus=gpus, check=check)
-    _say_start("training", flags, gpus)
-    return supervise(starts.first(), starts.again, restarts=flags.max_restarts)
+    config = check(words, ranks)
+    launcher_command(words, flags, gpus=gpus, python=sys.executable)  # what it refuses, before a folder is claimed
+    with Claim() as claim, ExitStack() as stack:
+        if flags.node_rank:  # of a start on every host, the first one's has the folder
+            tell = Path(stack.enter_context(TemporaryDirectory(prefix="yolods-")), "run")
+        else:
+            config, tell = claim.take(config), None
+            _say_put_aside(config, claim)
+        starts = Restarts(
+            words, flags, config.run_dir, gpus=gpus, check=check, run=config.run, start=config.start, tell=tell
+        )
+        first = starts.first()
+        _tell_lost(lost)
+        _say_start("training", flags, gpus)
+        return supervise(first, starts.again, restarts=flags.max_restarts)
+
+
+def _say_put_aside(config: RunConfig, claim: Claim) -> None:
+    from yolods.cluster.supervise import say
+
+    if claim.put_aside is not None:
+        say(f"--exist-ok: what an earlier run has left in {config.run_dir} is now in {claim.put_aside}")
 
 
 def _say_start(what: str, flags: LaunchFlags, gpus: int) -> None:
@@ -214,7 +294,9 @@ def _say_start(what: str, flags: LaunchFlags, gpus: int) -> None:
 
 def _say_alone(what: str) -> None:
     """The same for a process that nothing has launched."""
-    if "RANK" not in os.environ:
+    from yolods.cluster.place import seat
+
+    if not seat(os.environ).launched:
         from yolods.cluster.supervise import say
 
         say(f"version {__version__}: starting {what} in this process; importing the libraries takes a while")
@@ -231,16 +313,17 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
     from yolods.cluster.launch import hosts_of
     from yolods.cluster.visit import visit
     from yolods.config import DEMO, find_json, offloads
-    from yolods.data.spec import places, read_spec
+    from yolods.data.spec import places, read_spec, spare_places
     from yolods.errors import Faults
 
     args = _doctor_parser().take(words)
     hosts = hosts_of(flags, gpus=0 if flags.hostfile else _count_gpus())
-    faults, trees, lists = Faults(), (), ()
+    faults, trees, lists, spare = Faults(), (), (), frozenset()
     builds = args.deepspeed_config is not None and offloads(find_json(args.deepspeed_config, faults), faults)
     if args.data not in (None, DEMO):
         try:
-            trees, lists = places(read_spec(Path(args.data)))
+            spec = read_spec(Path(args.data))
+            (trees, lists), spare = places(spec), spare_places(spec)
         except UserError as error:
             for line in str(error).splitlines():
                 faults.add(line)
@@ -251,9 +334,10 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
         trees=trees,
         lists=lists,
         ignored=(".cache",),  # ultralytics writes its scans beside the labels, and each host its own
+        spare=spare,
         faults=faults,
     )
-    print("\n".join(lines))
+    streams.show("\n".join(lines))
     return 0 if works else USER_ERROR
 
 
@@ -281,12 +365,9 @@ def _check_train(args: argparse.Namespace, ranks: int, device: str) -> RunConfig
 
 
 def _count_gpus() -> int:
-    devices = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")  # importing torch to be told that there is none takes 1.2 s
-    if os.environ.get("DS_ACCELERATOR") == "cpu" or not any(glob.glob(pattern) for pattern in devices):
-        return 0
-    import torch
+    from yolods.cluster.devices import count_gpus
 
-    return torch.cuda.device_count()
+    return count_gpus(os.environ)
 
 
 def _train(words: list[str]) -> int:
@@ -294,21 +375,34 @@ def _train(words: list[str]) -> int:
     if args.faults or "RANK" not in os.environ:  # what is wrong need not wait for what is slow to import
         _check_train(args, int(os.environ.get("WORLD_SIZE", 1)), "cuda" if _count_gpus() else "cpu")
     _say_alone("training")
+    from yolods.cluster.failures import noted_in
+    from yolods.config.claim import Claim
+
+    folder = Path(args.run_dir) if args.run_dir else None
+    with noted_in(folder, args.start_id), Claim() as claim:
+        return _train_rank(args, claim)
+
+
+def _train_rank(args: argparse.Namespace, claim: Claim) -> int:
     from yolods.cluster.ranks import in_time, joined
 
     _prepare_libraries()
     with joined() as ranks:
+        compat.forget_mpi(os.environ)
+        compat.take_gpus_by_name(os.environ)
         from yolods.cluster.board import open_board
         from yolods.cluster.watchdog import Watchdog
-        from yolods.config import build_run_config
         from yolods.start import start_run
         from yolods.telemetry import open_log
 
         with in_time():
-            config = ranks.main_first(
-                lambda: build_run_config(args, ranks=ranks.size, device=ranks.device.type, environ=os.environ)
-            )
+            config = ranks.main_first(lambda: _claimed(args, claim, ranks))
+            if args.start_id and args.start_id != config.start:
+                raise RuntimeError("these are ranks of another run: both had taken the same port to meet at")
             board = open_board(ranks)
+        if args.tell and ranks.local == 0:
+            told = [str(config.run_dir.absolute()), config.run, config.start]
+            Path(args.tell).write_text(json.dumps(told), encoding="utf-8")
         with (
             noted(),
             open_log(config.run_dir, ranks.rank, ranks.host),
@@ -317,7 +411,21 @@ def _train(words: list[str]) -> int:
             run = start_run(config, ranks, board, watchdog)
             with run.telemetry:
                 run.fit()
+    if ranks.is_main and (reason := streams.lost()):
+        print(f"warning: the screen could not be written: {reason}; train.log has every line", file=sys.stderr)
     return 0
+
+
+def _claimed(args: argparse.Namespace, claim: Claim, ranks: Ranks) -> RunConfig:
+    """On rank 0: the configuration, in the folder that the launcher has claimed, or that this process does."""
+    from yolods.config import build_run_config
+
+    config = build_run_config(args, ranks=ranks.size, device=ranks.device.type, environ=os.environ)
+    if args.run_dir:
+        return claim.join(config)
+    config = claim.take(config)
+    _say_put_aside(config, claim)
+    return config
 
 
 def _val(words: list[str]) -> int:
@@ -347,8 +455,8 @@ def _export(words: list[str]) -> int:
     args = _export_parser().take(words)
     from yolods.checkpoint.convert import export
 
-    _prepare_libraries()
-    print(export(Path(args.run), Path(args.to), live=args.live, fp32=args.fp32))
+    _prepare_libraries(gpus=0)
+    streams.show(str(export(Path(args.run), Path(args.to), live=args.live, fp32=args.fp32)))
     return 0
 
 
@@ -356,16 +464,19 @@ def _demo(words: list[str]) -> int:
     return _train([*DEMO_FLAGS, *words])
 
 
-def _prepare_libraries() -> None:
-    """Import what is slow to import, with its workarounds in place and its chatter kept off the screen."""
+@abrupt()
+def _prepare_libraries(gpus: int | None = None) -> None:
+    """Import what is slow to import, with its workarounds in place and its chatter kept off the screen.
+
+    Args:
+        gpus: that this process computes on; 0: on the CPU, whatever the machine has. Counted by default.
+    """
     from yolods.telemetry.log import quiet_dependencies
 
     quiet_dependencies(logging.WARNING)
     compat.accept_torch_optimizers()
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not (_count_gpus() if gpus is None else gpus):
+        os.environ["DS_ACCELERATOR"] = "cpu"
         compat.skip_needless_builds()
     compat.import_muon_uncompiled()
     compat.stand_in_for_torchvision()

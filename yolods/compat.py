@@ -11,41 +11,49 @@ import os
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from yolods.config.paths import cache_dir, ultralytics_folders
-from yolods.errors import UserError
+from yolods.errors import OwnError
 
 
 def prepare() -> None:
     """Point every dependency's side files at our cache and keep all of them off the network.
 
     Raises:
-        UserError: the cache cannot be made.
+        OwnError: the cache cannot be made or written.
     """
+    leave_closed_folders_off_the_path(os.environ)
     cache = cache_dir()
     # ultralytics 8.4.190 resolves two public host names while it is imported, writes settings.json under
     # ~/.config and downloads fonts; matplotlib writes ~/.config/matplotlib; torch builds extensions in ~/.cache.
-    os.environ.setdefault("YOLO_OFFLINE", "true")
-    os.environ.setdefault("YOLO_CONFIG_DIR", str(cache))
+    _unless_set("YOLO_OFFLINE", "true")
+    _unless_set("YOLO_CONFIG_DIR", str(cache))
     # It also wraps PIL's `Image.open` so that a damaged image makes it try to pip-install a decoder.
-    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
-    os.environ.setdefault("MPLCONFIGDIR", str(cache / "matplotlib"))
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "torch_extensions"))
-    os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    _unless_set("YOLO_AUTOINSTALL", "false")
+    _unless_set("MPLCONFIGDIR", str(cache / "matplotlib"))
+    # Pictures go to files. What a notebook or a desktop has set may be no backend that this Python has.
+    os.environ["MPLBACKEND"] = "Agg"
+    _unless_set("TORCH_EXTENSIONS_DIR", str(cache / "torch_extensions"))
+    _unless_set("TRITON_CACHE_DIR", str(cache / "triton"))
     # torch 2.13's stores and gloo show C++ frames, 20 lines a rank, of a connection that the watchdog tells of in one.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    _unless_set("TORCH_CPP_LOG_LEVEL", "ERROR")
     for variable in ("YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
         folder = Path(os.environ[variable])
+        remedy = f"set {'YOLODS_CACHE' if folder.is_relative_to(cache) else variable} to a folder that can be written"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"{folder} cannot be made: {error.strerror or error}; set YOLODS_CACHE to a folder that can be written"
-            ) from None
+            raise OwnError(f"{folder} cannot be made: {error.strerror or error}; {remedy}") from None
+        if not os.access(folder, os.W_OK | os.X_OK):  # else ultralytics and matplotlib take a place of their own
+            raise OwnError(f"{folder} cannot be written; {remedy}")
+
+
+def _unless_set(name: str, value: str) -> None:
+    """An empty value is none: libraries would take it for the folder where the user stands."""
+    os.environ[name] = os.environ.get(name) or value
 
 
 def stand_in_for_torchvision() -> bool:
@@ -82,6 +90,50 @@ def skip_needless_builds() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__ = {}
+
+
+def leave_closed_folders_off_the_path(environ: MutableMapping[str, str]) -> None:
+    """Take folders that this user may not enter off the PATH, such as root's own after a change of user.
+
+    Seen with deepspeed 0.19.8: it calls `numactl` and is ready for its absence, but with such a folder on the PATH a
+    command that is nowhere is "Permission denied".
+    """
+    folders = environ.get("PATH", "").split(os.pathsep)
+    entered = [folder for folder in folders if not _is_closed(folder)]
+    if len(entered) < len(folders):
+        environ["PATH"] = os.pathsep.join(entered)
+
+
+def _is_closed(folder: str) -> bool:
+    try:
+        os.stat(os.path.join(folder, "."))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def forget_mpi(environ: MutableMapping[str, str]) -> None:
+    """Keep DeepSpeed from comparing a rank with what mpirun has said; where that counts, it is written down already.
+
+    Seen with deepspeed 0.19.8: `_configure_with_arguments` asserts that OMPI_COMM_WORLD_LOCAL_RANK is LOCAL_RANK. In a
+    shell that mpirun has started the first is that of the shell.
+    """
+    for name in [name for name in environ if name.startswith("OMPI_COMM_WORLD_")]:
+        del environ[name]
+
+
+def take_gpus_by_name(environ: Mapping[str, str]) -> None:
+    """Let DeepSpeed ask a GPU for its memory where CUDA_VISIBLE_DEVICES has names; after it has chosen its accelerator.
+
+    Seen with deepspeed 0.19.8: with pynvml at hand `available_memory` makes numbers of the variable's parts, and ZeRO-1
+    asks for it. Without pynvml it asks torch.
+    """
+    if not all(part.isdigit() for part in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part):
+        from deepspeed.accelerator import cuda_accelerator
+
+        cuda_accelerator.pynvml = None
 
 
 def accept_torch_optimizers() -> None:

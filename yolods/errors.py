@@ -10,6 +10,11 @@ class UserError(Exception):
     """A mistake in flags, files or data. `str()` is one or more finished lines, shown without a traceback."""
 
 
+class OwnError(UserError):
+    """A mistake that this process may be alone with, such as a variable of its host: every rank that finds it tells of
+    it. Of other mistakes rank 0 tells, as all ranks find them."""
+
+
 class Faults:
     """Collects faults, so that a user sees all of them in one go and not one a start."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ from torch import Tensor
 from yolods import interrupt
 from yolods.cluster.pulse import mark, slowly
 from yolods.cluster.ranks import Ranks, Share
-from yolods.data.dataset import EVAL_GROUP, DetectionSet
+from yolods.data.dataset import DetectionSet
 from yolods.data.loader import eval_batches, eval_loader
 from yolods.errors import UserError
 from yolods.model.decode import decode
@@ -54,7 +55,7 @@ class Detector(Protocol):
         """uint8 (N, 3, H, W) -> boxes and scores (N, 4 + nc, A) fp32, and raw fp32 outputs; None where others judge."""
 
     def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
-        """(3,) loss items of raw outputs."""
+        """(4,) `DetectionLoss.sums` of raw outputs."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Evaluation:
     fitness: float
     """What the best model is chosen by."""
     loss: dict[str, float]
-    """Mean loss items over the batches."""
+    """Mean over the set's batches of each batch's loss items, as ultralytics' trainer writes it."""
     details: DetMetrics
     """Per class values and curves."""
     images: int
@@ -82,8 +83,8 @@ class _Tally:
     records: list[dict[str, Any]] = field(default_factory=list)
     boxes: list[dict[str, Any]] = field(default_factory=list)
     confusion: np.ndarray | None = None
-    loss: np.ndarray = field(default_factory=lambda: np.zeros(len(LOSS_NAMES)))
-    batches: int = 0
+    losses: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    """First image and loss sums of each piece of a batch."""
     replaced: list[str] = field(default_factory=list)
     shown: list[list[dict[str, Tensor]]] = field(default_factory=list)
     stopped: bool = False
@@ -107,17 +108,15 @@ class Evaluator:
     ) -> None:
         """
         Args:
-            dataset: built for evaluation.
+            dataset: built for evaluation, with the batch that padded shapes and losses go by.
             share: which part of the images this rank works on, and whether it needs them or judges.
             hyper: namespace with conf, iou, max_det, agnostic_nms, single_cls.
-            forward_batch: most images a forward pass on a rank; never more than share a padded shape.
+            forward_batch: most images per forward pass on a rank: a batch is cut into pieces of as many.
             save_dir: where plots go.
         """
         self._dataset, self._names, self._hyper, self._ranks = dataset, dict(enumerate(names)), hyper, ranks
         self._workers, self.save_dir = workers, save_dir
-        self._batches = eval_batches(
-            dataset, rank=share.index, ranks=share.count, forward_batch=min(forward_batch, EVAL_GROUP)
-        )
+        self._batches = eval_batches(dataset, rank=share.index, ranks=share.count, forward_batch=forward_batch)
         self._share = share
 
     def __call__(
@@ -158,8 +157,7 @@ class Evaluator:
                 break
             found = detector.predict(batch["img"] if self._share.reads_images else None)
             if found is not None and batch["real"]:
-                tally.loss += detector.score(found[1], batch).cpu().numpy()
-                tally.batches += 1
+                tally.losses.append((batch["index"][0], detector.score(found[1], batch).cpu().numpy()))
                 shown = judge.judge(found[0], batch, tally)
                 if pictures and len(tally.shown) < PICTURES:
                     tally.shown.append(shown)
@@ -207,16 +205,22 @@ class Evaluator:
         if boxes_to is not None:
             boxes = sorted((box for tally in tallies for box in tally.boxes), key=lambda box: str(box["image_id"]))
             boxes_to.write_text(json.dumps(boxes), encoding="utf-8")
-        batches = max(sum(tally.batches for tally in tallies), 1)
-        loss = sum(tally.loss for tally in tallies) / batches
         return Evaluation(
             metrics=dict(zip(METRIC_NAMES, map(float, details.mean_results()), strict=True)),
             fitness=float(details.fitness),
-            loss=dict(zip(LOSS_NAMES, loss.tolist(), strict=True)),
+            loss=dict(zip(LOSS_NAMES, self._mean_loss(tallies).tolist(), strict=True)),
             details=details,
             images=len(records),
             seconds=seconds,
         )
+
+    def _mean_loss(self, tallies: list[_Tally]) -> np.ndarray:
+        """(3,) loss items of each batch, whoever scored its pieces, averaged over the batches."""
+        batches = np.zeros((math.ceil(len(self._dataset) / self._dataset.eval_batch), len(LOSS_NAMES) + 1))
+        # By image, not by rank: sums are then rounded alike for every number of ranks.
+        for first, sums in sorted((piece for tally in tallies for piece in tally.losses), key=lambda piece: piece[0]):
+            batches[first // self._dataset.eval_batch] += sums
+        return (batches[:, :-1] / np.maximum(batches[:, -1:], 1)).mean(0)
 
 
 def image_ids(files: Sequence[str]) -> dict[str, int | str]:
@@ -375,11 +379,12 @@ class PlainDetector:
     def __init__(self, net: Any, hyper: Any, device: torch.device) -> None:
         """
         Args:
-            net: fp32 DetectionModel.
+            net: fp32 DetectionModel, fused or not.
             hyper: gains of the loss.
         """
         self._net = net.to(device).eval()
-        self._inputs = InputFormat(device, torch.float32, channels_last=True)
+        # As ultralytics' AutoBackend has it: convolutions then add up in the same order.
+        self._inputs = InputFormat(device, torch.float32, channels_last=device.type == "cpu")
         self._loss = DetectionLoss(self._net.model[-1], device, hyper)
 
     @torch.no_grad()
@@ -393,6 +398,6 @@ class PlainDetector:
 
     @torch.no_grad()
     def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
-        """Loss items."""
+        """See `Detector.score`."""
         targets = {key: batch[key].to(self._inputs.device) for key in ("batch_idx", "cls", "bboxes")}
-        return self._loss(raw, targets, 1)[1]
+        return self._loss.sums(raw, targets)

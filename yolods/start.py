@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from yolods.cluster.board import Board
 from yolods.cluster.ranks import Ranks
 from yolods.cluster.watchdog import Watchdog
 from yolods.config import RunConfig
+from yolods.config.claim import writable
 from yolods.config.run import CONFIG_FILE
 from yolods.data.sampler import keyed_seed, seed_generators
 from yolods.data.splits import (
@@ -60,8 +60,7 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
     Raises:
         UserError: on every rank: data, model, weights, disk space or checkpoint are not as they have to be.
     """
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
-    config = replace(config, workers=min(config.workers, max(cores() // local_ranks, 1)))
+    config = _share_cores(config, ranks.local_size)
     hyper = config.hyper
     seed_everything(hyper.seed, deterministic=hyper.deterministic and ranks.device.type == "cuda")
     spec = read_data(config.data, ranks)
@@ -72,7 +71,8 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
         stride=blueprint.grid,
         epochs=config.epochs,
         workers=config.workers,
-        local_ranks=local_ranks,
+        local_ranks=ranks.local_size,
+        eval_batch=config.eval_batch,
     )
     ranks.main_first(lambda: _prepare_folder(config, blueprint.parameters))
     train = open_split(spec, "train", hyper, opening, ranks, augment=True)
@@ -99,8 +99,10 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
         keep_best=policy.keep_best,
         board=board if policy.asynchronous else None,
         model={"architecture": blueprint.layers, "names": names, "train_args": train_args(config)},
+        run=config.run,
+        start=config.start,
     )
-    progress = store.load(engine) if config.resume else Progress()
+    progress = store.load(engine) if config.resume else Progress(run=config.run)
     if progress.position >= schedule.total_samples and ranks.from_main(store.has_ended(progress)):
         raise UserError(
             f"--resume: {config.run_dir} has finished its {config.epochs} epochs; give more by --epochs to go on"
@@ -138,6 +140,19 @@ def _make_engine(
     return engine, [*about, *([note] if note else [])]
 
 
+def _share_cores(config: RunConfig, local_ranks: int) -> RunConfig:
+    """Fewer loader processes where ranks have fewer cores, and a line that says so."""
+    share = max(cores() // local_ranks, 1)
+    if config.workers <= share:
+        return config
+    note = (
+        f"--workers {config.workers}: a rank starts {share}, its share of this host's cores ({cores()} / {local_ranks})"
+    )
+    # A run that goes on has the line already.
+    notes = tuple(one for one in config.notes if not one.startswith("--workers "))
+    return replace(config, workers=share, notes=(*notes, note))
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
@@ -155,7 +170,7 @@ def seed_everything(seed: int, *, deterministic: bool) -> None:
 
 def _prepare_folder(config: RunConfig, parameters: int) -> None:
     """Make the run folder, and see that it can hold what the run will write."""
-    with _writable(config.run_dir):
+    with writable(config.run_dir):
         (config.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         policy = config.deepspeed.own.checkpoint
         _check_space(config.run_dir, parameters, policy.keep + policy.keep_best)
@@ -163,19 +178,8 @@ def _prepare_folder(config: RunConfig, parameters: int) -> None:
 
 def _write_config(config: RunConfig, origin: Provenance) -> None:
     """Note everything that decides the run, and what it runs on."""
-    with _writable(config.run_dir):
+    with writable(config.run_dir):
         replace_text(config.run_dir / CONFIG_FILE, json.dumps(_as_dict(config, origin), indent=2))
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    """Say what is wrong with a folder in one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {error.strerror or error}; choose another place by --project"
-        ) from None
 
 
 def _check_space(folder: Path, parameters: int, keep: int) -> None:
@@ -187,6 +191,24 @@ def _check_space(folder: Path, parameters: int, keep: int) -> None:
             f"parameters x {BYTES_A_PARAMETER} bytes take {needed / 2**30:.2f} GiB; free some, or choose another "
             "--project"
         )
+
+
+def _small_set(schedule: Schedule, ranks: int) -> list[str]:
+    """A line about a train set that is smaller than a batch, which ultralytics makes smaller then.
+
+    Args:
+        ranks: that a batch is dealt to.
+    """
+    samples, accumulation = schedule.samples, schedule.accumulation
+    batch = max(samples - samples % ranks, ranks)
+    if samples >= schedule.batch or batch >= schedule.batch:
+        return []
+    steps = math.ceil(schedule.total_samples / (schedule.batch * accumulation))
+    return [
+        f"{samples} train images are fewer than a batch of {schedule.batch}, so a batch spans epochs, and "
+        f"{schedule.epochs} epochs are about {steps} steps; for as many as ultralytics takes: --batch-size {batch} "
+        f"--set nbs={batch * accumulation}"
+    ]
 
 
 def _open_telemetry(
@@ -238,7 +260,7 @@ def _announce(
         *note_problems(config.run_dir, tuple(split.scan for split in splits)),
         *config.notes,
     ]
-    notes += about
+    notes += about + _small_set(schedule, layout.ranks)
     notes += [line for line in (_frozen(config, blueprint), _without_polygons(config, splits[0])) if line]
     if config.resume:
         notes.append(f"Resuming after step {progress.step}, in epoch {progress.position // schedule.samples + 1}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
+import math
 from dataclasses import replace
 from pathlib import Path
 
 from yolods.cluster.pulse import PULSE
 from yolods.cluster.ranks import Ranks, Share
+from yolods.config.batch import DEFAULT_BATCH
+from yolods.config.claim import make_folder, writable
 from yolods.config.data_name import shipped_yaml
 from yolods.config.hyper import RULES, Hyper, read_hyper
-from yolods.config.run import next_run_dir
+from yolods.config.run import CONFIG_FILE
 from yolods.data.spec import DataSpec, check_classes, read_spec
 from yolods.data.splits import Opening, class_names, most_boxes, open_split, read_data
 from yolods.errors import Faults, UserError
@@ -46,6 +48,11 @@ def check_val_arguments(args: argparse.Namespace) -> Hyper:
         faults.add(f"--batch-size {args.batch_size}: has to be at least 1")
     if args.imgsz is not None and (args.imgsz < 32 or args.imgsz % 32):
         faults.add(f"--imgsz {args.imgsz}: has to be a multiple of 32")
+    if args.exist_ok and (_folder(args) / CONFIG_FILE).exists():
+        faults.add(
+            f"--exist-ok: {_folder(args)} is a training run's folder, whose results would be overwritten; choose "
+            "another --name"
+        )
     read = read_hyper(None, args.set or [], faults)
     hyper = read.hyper
     for key, where in read.commanded.items():
@@ -89,16 +96,17 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
         )
     stride = max(int(max(net.stride)), 32)
     imgsz = args.imgsz or int(getattr(net, "args", {}).get("imgsz", 640))
+    batch = args.batch_size or DEFAULT_BATCH
     opening = Opening(
         imgsz=imgsz,
         stride=stride,
         epochs=1,
         workers=args.workers or 0,
-        local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size)),
+        local_ranks=ranks.local_size,
+        eval_batch=batch,
     )
     split = open_split(spec, split_of(args), hyper, opening, ranks, augment=False)
-    project, name = Path(args.project or "runs"), args.name or "val"
-    run_dir = ranks.main_first(lambda: _make(next_run_dir(project, name, bool(args.exist_ok))))
+    run_dir = ranks.main_first(lambda: _make(args))
     telemetry = (
         RunTelemetry(run_dir, names=dict(enumerate(names)), epochs=1, images_per_epoch=1, batch_size=1)
         if ranks.is_main
@@ -111,13 +119,13 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
             replace(hyper, max_det=most_boxes(hyper.max_det, split)),
             ranks,
             share=Share(ranks.rank, ranks.size),
-            forward_batch=max((args.batch_size or 16) // ranks.size, 1),
+            forward_batch=math.ceil(batch / ranks.size),
             workers=args.workers or 0,
             save_dir=run_dir,
         )
         PULSE.started()
         result = evaluator(
-            PlainDetector(net, hyper, ranks.device),
+            PlainDetector(net.fuse(verbose=False), hyper, ranks.device),  # as `yolo val` does
             plots=hyper.plots,
             pictures=hyper.plots,
             final=True,
@@ -128,11 +136,12 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
     return result
 
 
-def _make(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be made: {error.strerror or error}; choose another place by --project"
-        ) from None
-    return folder
+def _folder(args: argparse.Namespace) -> Path:
+    """The folder asked for."""
+    return Path(args.project or "runs") / (args.name or "val")
+
+
+def _make(args: argparse.Namespace) -> Path:
+    """A folder of this evaluation's own, or the one asked for by --exist-ok."""
+    with writable(_folder(args)):
+        return make_folder(_folder(args), bool(args.exist_ok))

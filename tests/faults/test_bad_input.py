@@ -199,6 +199,17 @@ def test_deepspeed_json(preflight, text, words, line):
     assert shown.startswith(f"error: {line}")
 
 
+def test_an_evaluation_does_not_write_over_a_training_run(preflight):
+    Path("runs/exp").mkdir(parents=True)
+    Path("runs/exp/config.json").write_text("{}")
+    Path("a.pt").touch()
+    words = ("val", "--weights", "a.pt", "--data", "data/tiny.yaml", "--name", "exp", "--exist-ok")
+    (shown,) = preflight(*words)
+    assert shown.startswith(
+        "error: --exist-ok: runs/exp is a training run's folder, whose results would be overwritten"
+    )
+
+
 def test_an_original_yolov5_checkpoint(preflight):
     pickled = b"\x80\x02}X\x05\x00\x00\x00modelcmodels.yolo\nDetectionModel\n)\x81s."
     with zipfile.ZipFile("yolov5n.pt", "w") as archive:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,3 +69,27 @@ def test_sigterm_to_the_command_reaches_every_rank_of_two(tmp_path: Path) -> Non
     check_saved(tmp_path / "runs" / "exp", screen)
     assert "SIGTERM: stopped" in screen
     assert "restart" not in screen
+
+
+def test_sigint_to_the_command_alone_is_told_as_ctrl_c(tmp_path: Path) -> None:
+    """As `kill -INT` and some schedulers send it: no terminal has told the ranks."""
+    status, screen = interrupted(["launch"], tmp_path, lambda process: process.send_signal(signal.SIGINT))
+    assert status == 130
+    check_saved(tmp_path / "runs" / "exp", screen)
+    assert "Ctrl-C: stopped" in screen
+    assert "SIGTERM" not in screen
+
+
+@pytest.mark.parametrize("seconds", [0.7, 3.0])
+def test_ctrl_c_during_the_start_shows_no_traceback_and_leaves_no_folder(tmp_path: Path, seconds: float) -> None:
+    yaml = make_dataset(tmp_path / "data", train=8, val=2)
+    words = [sys.executable, "-m", "yolods", "launch", "train", "--data", str(yaml), *WORDS]
+    with open(tmp_path / "screen", "w") as out, started(words, tmp_path, out) as process:
+        time.sleep(seconds)
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(30) == 130
+        assert not psutil.wait_procs(family, timeout=5)[1]
+    shown = (tmp_path / "screen").read_text().splitlines()
+    assert [line for line in shown if not line.startswith("yolods: version ")] == []
+    assert not (tmp_path / "runs").exists()

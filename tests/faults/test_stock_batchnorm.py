@@ -169,7 +169,8 @@ def _own_skips(engine: Engine) -> Report:
     with engine.evaluating():
         found = engine.predict(batch["img"] if engine.share.reads_images else None)
         if found is not None:
-            loss = float(engine.score(found[1], batch).sum())
+            *sums, total = engine.score(found[1], batch).tolist()
+            loss = sum(sums) / max(total, 1)
         weights = engine.full_weights()
         if weights is not None:
             plain = plain_evaluation(weights, batch)

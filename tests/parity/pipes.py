@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -47,7 +47,7 @@ ROUNDED_LIMITS = (1e-3, 1e-2)
 @contextmanager
 def split_engine(ranks: Ranks, case: Case, folder: Path) -> Iterator[PipelineEngine]:
     """This rank's stage as a run builds it; taken down again after."""
-    os.environ["LOCAL_WORLD_SIZE"] = str(case.slots or ranks.size)
+    ranks = replace(ranks, local_size=case.slots or ranks.size)
     config = _configure(case, folder / f"ds-{ranks.rank}.json")
     blueprint, costs = _drawn(case.model, case.sizes[0])
     found = partition(costs, case.stages, case.cuts)

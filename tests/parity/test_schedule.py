@@ -129,6 +129,16 @@ def test_no_accumulation_is_longer_than_the_run(samples: int, most: int) -> None
     assert schedule.step_at(0).batches == min(most, 32)
 
 
+@pytest.mark.parametrize("samples", [3, 5])
+def test_the_batch_that_a_small_set_is_advised_gives_ultralytics_steps(samples: int) -> None:
+    """ultralytics' loader makes a batch no larger than the set (data/build.py, `build_dataloader`)."""
+    given = replace(SCHEDULE, samples=samples, batch=16, epochs=100)
+    advised = replace(given, batch=samples)
+    theirs, mine = list(_ultralytics_loop(given)), list(_steps(advised))
+    assert [step.batches for step in mine[: len(theirs)]] == [step.batches for step in theirs]
+    assert len(mine) - len(theirs) in (0, 1)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_depends_on_its_position_alone(name: str) -> None:
     """What a resumed run relies on: asking in the middle gives what walking there gives."""

@@ -94,3 +94,24 @@ def test_the_demo_is_training_with_flags_that_can_be_overruled(monkeypatch):
     assert cli.main(["demo", "--epochs", "1"]) == 0
     args = cli._train_parser().parse_args(typed[0])
     assert (args.data, args.epochs, args.name) == ("demo", 1, "demo")
+
+
+def test_of_a_start_on_every_host_the_first_one_claims_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
+    started = []
+
+    def supervise(first, again, *, restarts):
+        started.append((list(first.command), sorted(path.name for path in tmp_path.glob("runs/*"))))
+        return 0
+
+    monkeypatch.setattr("yolods.cluster.supervise.supervise", supervise)
+    place = ["--hostfile", "hosts", "--no_ssh", "--master_addr", "a", "--node_rank"]
+    for node in ("0", "1"):
+        assert cli.main(["launch", "train", "--data", "demo", *place, node]) == 0
+    (first, made), (second, none) = started
+    assert (made, none) == (["exp"], [])
+    assert first[first.index("--run-dir") + 1] == str(tmp_path / "runs" / "exp")
+    assert "--run-dir" not in second
+    assert second[-2] == "--tell"
+    assert not (tmp_path / "runs").exists(), "nothing has come of either"

@@ -1,5 +1,6 @@
 """Workarounds for dependencies: each does what it says, and tells when it is no longer needed."""
 
+import importlib.util
 import logging
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,6 +40,56 @@ def test_what_the_user_has_set_stays(bare, monkeypatch):
     compat.prepare()
     assert os.environ["YOLO_OFFLINE"] == "false"
     assert os.environ["MPLCONFIGDIR"] == str(bare / "mine")
+
+
+def test_the_backend_of_a_notebook_does_not_end_a_run_that_draws_to_files(bare, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    compat.prepare()
+    assert os.environ["MPLBACKEND"] == "Agg"
+
+
+def test_an_empty_variable_is_not_taken_for_the_folder_where_the_user_stands(bare, monkeypatch):
+    for name in SIDE_FILES:
+        monkeypatch.setenv(name, "")
+    compat.prepare()
+    assert all(os.environ[name].startswith(str(bare / "cache")) for name in SIDE_FILES)
+
+
+def test_mpis_word_on_a_rank_is_not_compared_with_the_launchers():
+    """DeepSpeed asserts that both are the same; the first may be that of a shell that mpirun has started."""
+    environ = {"OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_btl": "tcp", "LOCAL_RANK": "1"}
+    compat.forget_mpi(environ)
+    assert environ == {"OMPI_MCA_btl": "tcp", "LOCAL_RANK": "1"}
+
+
+def test_a_folder_on_the_path_that_may_not_be_entered_is_left_off(monkeypatch):
+    """DeepSpeed takes numactl's absence, but not its "Permission denied"."""
+
+    def stat(path):
+        if path.startswith("/root/"):
+            raise PermissionError(13, "Permission denied", path)
+        raise FileNotFoundError(2, "No such file", path)
+
+    monkeypatch.setattr(compat.os, "stat", stat)
+    for path, expected in (("/root/bin:/bin::/gone", "/bin::/gone"), ("/bin:/usr/bin", "/bin:/usr/bin"), ("", "")):
+        environ = {"PATH": path}
+        compat.leave_closed_folders_off_the_path(environ)
+        assert environ == {"PATH": expected}
+
+
+def test_deepspeed_still_compares_mpis_word_on_a_rank():
+    found = importlib.util.find_spec("deepspeed")  # importing it would take seconds
+    source = Path(found.origin).parent.joinpath("runtime", "engine.py").read_text(encoding="utf-8")
+    assert "assert ompi_local_rank == local_rank" in source
+
+
+@pytest.mark.parametrize(("shown", "asks"), [("0,1", True), ("", True), (None, True), ("GPU-a,GPU-b", False)])
+def test_gpus_with_names_are_not_asked_for_by_number(monkeypatch, shown, asks):
+    cuda_accelerator = SimpleNamespace(pynvml=object())
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "deepspeed.accelerator", SimpleNamespace(cuda_accelerator=cuda_accelerator))
+    compat.take_gpus_by_name({} if shown is None else {"CUDA_VISIBLE_DEVICES": shown})
+    assert (cuda_accelerator.pynvml is not None) == asks
 
 
 def test_a_cache_that_cannot_be_made(bare, monkeypatch):

@@ -346,6 +346,41 @@ def test_a_lock_that_a_process_of_another_host_holds_is_in_use():
     assert found(PLAN, given) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "lock", "gpus"),
+    [
+        ({"builds": False}, "/c/cpu_adam/lock", True),
+        ({}, "/c/cpu_adam/lock", False),
+        ({}, "/c/deepspeed_shm_comm/lock", True),
+        ({}, "/c/py311_cu126/fused_adam/lock", True),
+    ],
+)
+def test_a_stale_lock_of_an_operator_that_nothing_builds_keeps_no_run_from_starting(changes, lock, gpus):
+    plan = replace(PLAN, **changes)
+    given = answers({"locks": [Lock(lock, 7200.0, False)]}, **({} if gpus else {"gpus": []}))
+    findings = diagnose(plan, given)
+    assert [str(finding) for finding in findings] == [
+        f"warning: w2: a build that was killed 2 hours ago left {lock}; this run builds nothing there, but one that "
+        f"does would wait without a word; rm {lock}"
+    ]
+    assert show(plan, given, findings)[-1] == "It would work (1 warning)."
+
+
+def test_no_cuda_compiler_is_missed_where_cpuadam_needs_none():
+    assert found(PLAN, answers({"nvcc": None})) == []
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_images_of_the_test_split_keep_no_training_from_starting(there):
+    plan = replace(PLAN, spare=frozenset({"/data/images"}))
+    changed = Count("/data/images", True, 99, 4 * GIB) if there else Count("/data/images", False)
+    findings = diagnose(plan, answers({"data": [changed]}))
+    assert [finding.fatal for finding in findings] == [False]
+    assert " (of the test split, which no training reads); copy it: rsync -a w1:" in str(findings[0])
+    nowhere = diagnose(plan, answers(data=[Count("/data/images", False)]))
+    assert [finding.fatal for finding in nowhere] == [False] * 3
+
+
 def test_tools_matter_only_where_something_is_built():
     assert found(replace(PLAN, builds=False), answers({"ninja": None, "compiler": None})) == []
     on_cpus = found(PLAN, answers({"ninja": None}, gpus=[]))

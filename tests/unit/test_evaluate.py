@@ -1,5 +1,6 @@
 """Evaluation is ultralytics' own in its numbers, for any number of ranks."""
 
+import argparse
 import json
 import shutil
 from collections import Counter
@@ -15,18 +16,19 @@ from tests.guesses import ALONE, CPU, HYPER, evaluator_of, open_val
 from tests.tiny import make_dataset
 from yolods import compat
 from yolods.cluster.ranks import Ranks
-from yolods.config import Hyper
+from yolods.config import Hyper, add_val_arguments
 from yolods.data.loader import eval_batches, eval_loader
 from yolods.data.spec import as_ultralytics, read_spec
 from yolods.data.splits import Split
 from yolods.errors import UserError
-from yolods.evaluate import Evaluator, PlainDetector, aloud, image_ids
+from yolods.evaluate import Evaluation, Evaluator, PlainDetector, aloud, image_ids
 from yolods.model.build import architecture, build, parse_name
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss
 from yolods.model.weights import plain_copy, read_pt, write_pt
 from yolods.stats import LOSS_NAMES, METRIC_NAMES
 from yolods.telemetry import Telemetry
+from yolods.validate import validate
 
 IMAGES = 37  # groups of 16, 16 and 5: no share of it is even
 
@@ -40,11 +42,20 @@ class Trained:
     split: Split
     names: tuple[str, ...]
 
-    def evaluator(self, out: Path, ranks: Ranks = ALONE, hyper: Hyper = HYPER, forward_batch: int = 16) -> Evaluator:
-        return evaluator_of(self.split, self.names, out, ranks, hyper, forward_batch)
+    def evaluator(
+        self, out: Path, ranks: Ranks = ALONE, hyper: Hyper = HYPER, forward_batch: int = 16, batch: int = 16
+    ) -> Evaluator:
+        split = self.split if batch == 16 else open_val(self.yaml, eval_batch=batch)
+        return evaluator_of(split, self.names, out, ranks, hyper, forward_batch)
 
     def detector(self) -> PlainDetector:
         return PlainDetector(read_pt(self.weights), HYPER, CPU)
+
+    def detector_as_in_training(self) -> PlainDetector:
+        """On a CPU ultralytics' trainer takes channels first, so that convolutions add up in another order."""
+        detector = self.detector()
+        detector._inputs = InputFormat(CPU, torch.float32, channels_last=False)
+        return detector
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +90,10 @@ def _learn(net, split: Split, epochs: int) -> None:
 
 @pytest.fixture(scope="module")
 def theirs(trained, tmp_path_factory) -> SimpleNamespace:
+    return asked_of_ultralytics(trained, tmp_path_factory.mktemp("theirs"), batch=16)
+
+
+def asked_of_ultralytics(trained: Trained, folder: Path, batch: int) -> SimpleNamespace:
     """What ultralytics' validator says of the same model, as its trainer asks it: metrics, losses and details.
 
     Its confusion matrix is counted at the confidence that it is made for, 0.25, and not at the metrics' 0.001.
@@ -87,15 +102,14 @@ def theirs(trained, tmp_path_factory) -> SimpleNamespace:
     from ultralytics.models.yolo.detect import DetectionValidator
     from ultralytics.utils.metrics import ConfusionMatrix
 
-    folder = tmp_path_factory.mktemp("theirs")
     shutil.copytree(trained.yaml.parent, folder / "data")  # it writes beside the labels
     spec = read_spec(folder / "data" / trained.yaml.name)
     net = read_pt(trained.weights)
     net.args = get_cfg()
-    settings = {"mode": "val", "task": "detect", "imgsz": 64, "batch": 16, "workers": 0, "plots": True, "rect": True}
+    settings = {"mode": "val", "task": "detect", "imgsz": 64, "batch": batch, "workers": 0, "plots": True, "rect": True}
     validator = DetectionValidator(save_dir=folder / "theirs", args=settings)
     validator.data, validator.stride, validator.device = as_ultralytics(spec), 32, CPU
-    validator.dataloader = validator.get_dataloader(str(spec.val[0]), 16)
+    validator.dataloader = validator.get_dataloader(str(spec.val[0]), batch)
     trainer = SimpleNamespace(
         device=CPU,
         data=validator.data,
@@ -122,9 +136,7 @@ def theirs(trained, tmp_path_factory) -> SimpleNamespace:
 
 
 def test_metrics_losses_and_curves_are_ultralytics(trained, theirs, tmp_path):
-    detector = trained.detector()
-    detector._inputs = InputFormat(CPU, torch.float32, channels_last=False)  # whose convolutions add up in its order
-    ours = trained.evaluator(tmp_path)(detector)
+    ours = trained.evaluator(tmp_path)(trained.detector_as_in_training())
     assert 0.05 < ours.metrics["metrics/mAP50-95(B)"] < 0.9
     assert ours.metrics == pytest.approx(theirs.metrics, abs=1e-6)
     assert ours.fitness == pytest.approx(theirs.fitness, abs=1e-5)  # it rounds to five decimals
@@ -136,21 +148,37 @@ def test_metrics_losses_and_curves_are_ultralytics(trained, theirs, tmp_path):
         assert ours.details.class_result(row) == pytest.approx(theirs.details.class_result(row), abs=1e-6)
 
 
-def test_a_loaded_pt_gets_the_same_from_yolo_val(trained, tmp_path):
-    """The way users ask: weights fused for inference, so that numbers may differ in the last bits."""
+@pytest.mark.parametrize("batch", [1, 16, 32])
+def test_metrics_and_losses_are_ultralytics_in_batches_of_any_size(trained, tmp_path, batch):
+    theirs = asked_of_ultralytics(trained, tmp_path, batch)
+    ours = trained.evaluator(tmp_path, forward_batch=batch, batch=batch)(trained.detector_as_in_training())
+    assert ours.metrics == theirs.metrics
+    assert ours.loss == pytest.approx(theirs.loss, abs=6e-6)  # it rounds to five decimals
+
+
+@pytest.mark.parametrize("batch", [1, 16, 32])
+def test_a_loaded_pt_gets_the_same_from_yolo_val(trained, tmp_path, batch):
+    """The way users ask. Weights are fused for inference in both."""
     from ultralytics import YOLO
 
     shutil.copytree(trained.yaml.parent, tmp_path / "data")
     theirs = YOLO(str(trained.weights)).val(
         data=str(tmp_path / "data" / trained.yaml.name),
         imgsz=64,
-        batch=16,
+        batch=batch,
         workers=0,
         project=str(tmp_path),
         plots=False,
     )
-    ours = trained.evaluator(tmp_path)(trained.detector())
-    assert list(ours.metrics.values()) == pytest.approx(list(theirs.mean_results()), abs=1e-3)
+    words = ["--weights", str(trained.weights), "--data", str(trained.yaml), "--project", str(tmp_path)]
+    ours = val(*words, *(["--batch-size", str(batch)] if batch != 16 else []), "--set", "plots=False")
+    assert list(ours.metrics.values()) == list(theirs.mean_results())
+
+
+def val(*words: str) -> Evaluation:
+    parser = argparse.ArgumentParser()
+    add_val_arguments(parser)
+    return validate(parser.parse_args(words), ALONE)
 
 
 class Simulated:
@@ -167,10 +195,11 @@ class Simulated:
         return value
 
 
-def over_ranks(trained, size: int, out: Path, **options):
+def over_ranks(trained, size: int, out: Path, batch: int = 16, **options):
     box: dict = {}
     for rank in reversed(range(size)):
-        result = trained.evaluator(out, Simulated(rank, size, box), forward_batch=4)(trained.detector(), **options)
+        evaluator = trained.evaluator(out, Simulated(rank, size, box), forward_batch=4, batch=batch)
+        result = evaluator(trained.detector(), **options)
         assert (result is None) == (rank > 0)
     return result, box
 
@@ -188,6 +217,14 @@ def test_any_number_of_ranks_gives_the_same(trained, tmp_path):
         assert result.loss == pytest.approx(alone.loss, rel=1e-5)
         np.testing.assert_allclose(result.details.box.all_ap, alone.details.box.all_ap, atol=1e-9)
         assert (tmp_path / f"{size}.json").read_text() == (tmp_path / "1.json").read_text()
+
+
+@pytest.mark.parametrize("batch", [16, 32])
+def test_losses_depend_neither_on_ranks_nor_on_the_pieces_of_a_batch(trained, tmp_path, batch):
+    alone, two, three = (over_ranks(trained, size, tmp_path, batch)[0].loss for size in (1, 2, 3))
+    assert alone == two == three
+    whole = trained.evaluator(tmp_path, forward_batch=batch, batch=batch)(trained.detector())
+    assert alone == pytest.approx(whole.loss, rel=1e-6)
 
 
 def test_confusion_matrices_of_all_ranks_are_added(trained, theirs, tmp_path):

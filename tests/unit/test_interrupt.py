@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import threading
+import time
 
 import pytest
 
@@ -49,6 +51,22 @@ def test_before_there_is_anything_to_save_it_ends_at_once(number: int) -> None:
     assert stopped.value.status == 128 + number
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_that_python_loses_in_a_callback_is_made_again_and_not_printed(
+    number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Callback:
+        def __del__(self) -> None:
+            press(number)
+
+    with pytest.raises(interrupt.Stopped) as stopped, interrupt.noted():
+        Callback()
+        time.sleep(10)
+        pytest.fail("went on")
+    assert stopped.value.status == 128 + number
+    assert capsys.readouterr().err == ""
+
+
 def test_after_a_failure_it_stays_noted() -> None:
     """The launcher's SIGTERM must not cut short what is said about it."""
     with interrupt.noted():
@@ -62,6 +80,37 @@ def test_a_second_ctrl_c_acts_at_once() -> None:
         press()
         press()
         pytest.fail("went on")
+
+
+@pytest.mark.parametrize("order", ["terminal first", "launcher first", "launcher alone"])
+def test_ctrl_c_that_the_launcher_hands_on_is_one_with_the_terminal_s(order: str) -> None:
+    with interrupt.noted(), interrupt.patient():
+        for number in {
+            "terminal first": (signal.SIGINT, interrupt.PASSED_ON, interrupt.PASSED_ON),
+            "launcher first": (interrupt.PASSED_ON, interrupt.PASSED_ON),
+            "launcher alone": (interrupt.PASSED_ON,),
+        }[order]:
+            press(number)
+        assert interrupt.pressed()
+        assert interrupt.Stopped().status == 130
+    press(interrupt.PASSED_ON)  # too late: there is nothing to stop any more
+
+
+def test_ctrl_c_is_held_back_while_a_program_of_ours_imports() -> None:
+    seen: list[int] = []
+    with interrupt.held():
+        press()
+        assert seen == []
+        earlier = interrupt.heed(lambda number, frame: seen.append(number))
+        assert seen == [signal.SIGINT]
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
+
+
+def test_ctrl_c_while_libraries_are_imported_ends_the_process_without_a_word(run_process) -> None:
+    code = "import os, signal; from yolods.interrupt import abrupt\nwith abrupt(): os.kill(os.getpid(), signal.SIGINT)"
+    done = run_process([sys.executable, "-c", code])
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_outside_it_acts_at_once_as_before() -> None:

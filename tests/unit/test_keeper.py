@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from yolods.cluster.keeper import ASKED
+
 RANK = """
 import sys, time
 from yolods.cluster.keeper import Keeper
@@ -41,6 +43,16 @@ def test_a_rank_that_dies_is_named_at_once_with_where_it_was(rank) -> None:
         f"yolods: rank 1 on here (process {rank.pid}) ended without a word in step 3, forward 0: killed, or crashed "
         "(dmesg tells whether memory ran out)\n"
     )
+
+
+def test_a_rank_that_was_asked_to_stop_and_killed_before_it_had_is_not_said_to_have_crashed(rank) -> None:
+    rank.stdin.write(f"step 3, forward 0{ASKED}\n")
+    rank.stdin.flush()
+    time.sleep(0.3)  # for the line to reach the keeper
+    rank.kill()
+    said = rank.stderr.read()
+    assert "crashed" not in said
+    assert "in step 3, forward 0 (asked to stop): it was killed before it had stopped (DeepSpeed's own" in said
 
 
 def test_a_rank_that_gives_no_sign_of_life_is_killed(rank) -> None:

@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from yolods import interrupt
-from yolods.cluster import launch, runner, supervise
+from yolods.cluster import hostlaunch, launch, runner, supervise
 from yolods.cluster.flags import LaunchFlags, split_words
 from yolods.cluster.launch import ALLOCATOR, free_port, launcher_command, ranks_of
 from yolods.errors import UserError
@@ -75,6 +76,78 @@ def test_cuda_visible_devices_is_honoured():
     assert ranks_of(LaunchFlags(), gpus=2, environ={"CUDA_VISIBLE_DEVICES": "2,3"}) == 2
     words = " ".join(command(LaunchFlags(num_gpus=1), gpus=2, CUDA_VISIBLE_DEVICES="2,3")[0])
     assert "--include localhost:2 " in words
+
+
+def test_filters_choose_among_the_gpus_that_are_visible():
+    """DeepSpeed would count --exclude from the machine's first GPU on, and take those that are not visible."""
+    words = " ".join(command(LaunchFlags(exclude="localhost:2"), gpus=3, CUDA_VISIBLE_DEVICES="2,3,5")[0])
+    assert "--include localhost:3,5 " in words and "--exclude" not in words
+    words = " ".join(command(LaunchFlags(include="localhost:5"), gpus=3, CUDA_VISIBLE_DEVICES="2,3,5")[0])
+    assert "--include localhost:5 " in words
+    with pytest.raises(UserError, match="localhost has no slot '0'; its slots are 2, 3, 5"):
+        command(LaunchFlags(include="localhost:0,2"), gpus=3, CUDA_VISIBLE_DEVICES="2,3,5")
+
+
+@pytest.mark.parametrize("names", ["GPU-8932f937,GPU-1d07e", "MIG-8932f937"])
+def test_gpus_that_are_named_by_uuid_travel_by_name(names):
+    """Without them DeepSpeed starts on GPUs 0 to N-1, perhaps another user's."""
+    count = names.count(",") + 1
+    words, variables = command(LaunchFlags(), gpus=count, CUDA_VISIBLE_DEVICES=names)
+    assert f"--include localhost:{','.join(map(str, range(count)))} " in " ".join(words)
+    assert variables == {"YOLODS_VISIBLE_DEVICES": names}
+    assert ranks_of(LaunchFlags(), gpus=count, environ={"CUDA_VISIBLE_DEVICES": names}) == count
+
+
+def test_a_comma_behind_the_last_gpu_changes_nothing():
+    words = " ".join(command(LaunchFlags(), gpus=2, CUDA_VISIBLE_DEVICES="2,3,")[0])
+    assert "--include localhost:2,3 " in words
+
+
+@pytest.mark.parametrize("hidden", ["-1", "NoDevFiles"])
+def test_where_no_gpu_is_visible_ranks_compute_on_the_cpu_and_see_none_either(hidden):
+    words, variables = command(LaunchFlags(), gpus=0, CUDA_VISIBLE_DEVICES=hidden)
+    assert "--num_gpus 2 " in " ".join(words)
+    assert (variables["DS_ACCELERATOR"], variables["CUDA_VISIBLE_DEVICES"]) == ("cpu", "")
+
+
+@pytest.mark.parametrize("names", ["2,3", "GPU-a,GPU-b"])
+def test_slots_of_a_hostfile_are_places_among_the_gpus_that_are_visible(tmp_path, names):
+    """DeepSpeed takes the slots for numbers of GPUs: it would start on 0 and 1."""
+    flags = LaunchFlags(hostfile=hostfile(tmp_path, "localhost slots=2\n"))
+    assert command(flags, gpus=2, CUDA_VISIBLE_DEVICES=names)[1] == {"YOLODS_VISIBLE_DEVICES": names}
+    far = LaunchFlags(hostfile=hostfile(tmp_path, "a slots=3\n"))
+    with pytest.raises(UserError, match=f"a has slots=3, but CUDA_VISIBLE_DEVICES={names} names 2 GPUs; write slots=2"):
+        command(far, gpus=2, CUDA_VISIBLE_DEVICES=names)
+
+
+@pytest.mark.parametrize(("names", "fine"), [("0,1,2,3", True), ("2,3", False), ("GPU-a,GPU-b", False), (None, True)])
+def test_over_several_hosts_the_gpus_of_this_one_are_not_exchanged_for_others(tmp_path, monkeypatch, names, fine):
+    monkeypatch.setattr("shutil.which", lambda tool, path=None: f"/usr/bin/{tool}")
+    monkeypatch.setattr(launch, "is_here", lambda name: name == "a")
+    flags = LaunchFlags(hostfile=hostfile(tmp_path, "a slots=2\nb slots=2\n"), master_addr="10.0.0.1")
+    variables = {} if names is None else {"CUDA_VISIBLE_DEVICES": names}
+    if fine:
+        command(flags, gpus=2, **variables)
+        return
+    with pytest.raises(
+        UserError, match=f"CUDA_VISIBLE_DEVICES={names} is of this machine alone, .* would take a:0,1; "
+    ):
+        command(flags, gpus=2, **variables)
+
+
+def test_what_ranks_cannot_use_is_refused_before_the_launcher():
+    with pytest.raises(UserError, match="OMP_NUM_THREADS=many: it has to be a whole number"):
+        command(LaunchFlags(), OMP_NUM_THREADS="many")
+    with pytest.raises(UserError, match="GLOO_SOCKET_IFNAME=eth77 does not fit the interfaces of"):
+        command(LaunchFlags(), GLOO_SOCKET_IFNAME="eth77")
+
+
+def test_a_hostfile_with_a_byte_order_mark_is_handed_to_deepspeed_without(tmp_path):
+    file = tmp_path / "hosts"
+    file.write_bytes("\ufeff# Köln\r\nlocalhost slots=2\r\n".encode())
+    words = command(LaunchFlags(hostfile=file))[0]
+    assert Path(words[words.index("--hostfile") + 1]).read_bytes() == b"localhost slots=2\n"
+    assert ranks_of(LaunchFlags(hostfile=file), gpus=0, environ={}) == 2
 
 
 def test_a_local_run_picks_a_free_port():
@@ -212,6 +285,22 @@ def test_mistakes_in_the_launchers_flags(words):
         split_words(words, {})
 
 
+def test_the_runner_keeps_gpus_of_a_start_on_this_machine_from_deepspeed(monkeypatch):
+    """It would say that it ignores CUDA_VISIBLE_DEVICES, which the slots honour."""
+    seen = []
+    theirs = SimpleNamespace(main=lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")))
+    pdsh = SimpleNamespace(PDSHRunner=SimpleNamespace(get_cmd=None))
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace())
+    stub = SimpleNamespace(runner=theirs, multinode_runner=pdsh)
+    monkeypatch.setitem(sys.modules, "deepspeed.launcher", stub)
+    monkeypatch.setattr(runner, "heed", lambda stop: {})
+    for words in ([], ["--launcher", "openmpi"]):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
+        monkeypatch.setattr(sys, "argv", ["runner", *words])
+        assert runner.main() == 0
+    assert seen == [None, "GPU-a"]
+
+
 @pytest.mark.slow
 def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path):
     """By the real launcher: module found, words whole, ranks numbered, variables there. Runs that end well are in
@@ -219,7 +308,7 @@ def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path):
     (tmp_path / "yolods" / "cluster").mkdir(parents=True)
     for package in ("yolods", "yolods/cluster"):
         (tmp_path / package / "__init__.py").write_text("")
-    for module in (runner, supervise):
+    for module in (hostlaunch, runner, supervise):
         shutil.copy(module.__file__, tmp_path / "yolods" / "cluster")
     shutil.copy(interrupt.__file__, tmp_path / "yolods")
     (tmp_path / "yolods" / "__main__.py").write_text(

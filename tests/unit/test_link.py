@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from yolods.cluster.pulse import PULSE
 from yolods.engine.link import DTYPES, Link, _Form, _pack, _unpack
 from yolods.model.build import architecture, parse_name
 from yolods.model.graph import build_graph, live
@@ -169,3 +170,17 @@ def test_draining_waits_for_the_oldest_first_and_leaves_the_newest(ends):
     assert wire.waited == [0, 1, 2, 3, 4]
     sender.drain()
     assert len(wire.waited) == 5
+
+
+def test_while_a_message_is_awaited_the_time_is_that_of_others(ends, monkeypatch):
+    """Whatever the file is called: the watchdog hears of it by the pulse."""
+    waits = []
+    theirs = _Work.wait
+    monkeypatch.setattr(_Work, "wait", lambda work: (waits.append(PULSE.waits), theirs(work))[1])
+    _, sender, receiver = ends
+    sender.send([torch.ones(2, 3)])
+    assert not PULSE.waits
+    receiver.receive().wait()
+    sender.drain()
+    assert waits == [True] * 4  # header and tensor, at both ends
+    assert not PULSE.waits

@@ -152,6 +152,12 @@ def test_eval_batches_literal(sets):
     assert deal(1) == [EvalBatch((12, 13, 14, 15), 4), EvalBatch((0,), 0)]
 
 
+def test_no_batch_reaches_over_images_of_two_shapes(sets):
+    sets["val"].eval_batch = 8
+    batches = eval_batches(sets["val"], rank=0, ranks=1, forward_batch=5)
+    assert [batch.indices[0] for batch in batches] == [0, 5, 8, 13, 16]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_eval_loader(sets, workers):
     batches = eval_batches(sets["val"], rank=1, ranks=2, forward_batch=12)

@@ -52,23 +52,36 @@ def test_items_and_scale_are_those_of_ultralytics(net, batch):
     assert loss.requires_grad
 
 
-def test_the_mean_over_micro_batches_gives_ultralytics_sum(net, batch):
-    """Two micro-batches of two images, or two ranks with one each: mean(L x 4) = sum(L x 2)."""
-    halves = []
+def halves(raw, batch):
+    """Outputs and targets of the first two images and of the last two."""
+    pieces = []
     for first in (0, 2):
         inside = (batch["batch_idx"] >= first) & (batch["batch_idx"] < first + 2)
         half = {key: value[inside] for key, value in batch.items()}
-        halves.append({**half, "batch_idx": half["batch_idx"] - first})
-    score = score_by(net, GAINS)
-    raw = predict(net)
-    pieces = []
-    for place, half in enumerate(halves):
-        part = slice(2 * place, 2 * place + 2)
+        part = slice(first, first + 2)
         outputs = {"boxes": raw["boxes"][part], "scores": raw["scores"][part]}
-        pieces.append(({**outputs, "feats": [level[part] for level in raw["feats"]]}, half))
+        outputs["feats"] = [level[part] for level in raw["feats"]]
+        pieces.append((outputs, {**half, "batch_idx": half["batch_idx"] - first}))
+    return pieces
+
+
+def test_the_mean_over_micro_batches_gives_ultralytics_sum(net, batch):
+    """Two micro-batches of two images, or two ranks with one each: mean(L x 4) = sum(L x 2)."""
+    score = score_by(net, GAINS)
+    pieces = halves(predict(net), batch)
     mean = sum(score(outputs, half, images=4)[0] for outputs, half in pieces) / 2
     total = sum(score(outputs, half, images=2)[0] for outputs, half in pieces)
     torch.testing.assert_close(mean, total)
+
+
+def test_sums_of_the_parts_are_those_of_the_batch_and_give_its_items(net, batch):
+    score, raw = score_by(net, GAINS), predict(net)
+    *sums, total = score.sums(raw, batch).tolist()
+    assert total > 1
+    assert [each / total for each in sums] == pytest.approx(score(raw, batch, 1)[1].tolist(), rel=1e-12)
+    parts = sum(score.sums(outputs, half) for outputs, half in halves(raw, batch))
+    assert parts.tolist() == pytest.approx([*sums, total], rel=1e-6)
+    assert not parts.requires_grad
 
 
 def test_gains_scale_each_item(net, batch):
@@ -101,5 +114,6 @@ def test_a_batch_without_boxes_has_a_class_loss_only(net):
     loss, items = score_by(net, GAINS)(predict(net), empty, 4)
     assert items[0] == items[2] == 0
     assert items[1] > 0
+    assert score_by(net, GAINS).sums(predict(net), empty).tolist() == [0, float(items[1]), 0, 0]
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)

@@ -60,3 +60,13 @@ def test_before_it_has_started_everything_may_take_its_time() -> None:
     pulse = Pulse()
     through(pulse, ("scan", 1.0), ("scan", 1.0), ("scan", 1.0), ("scan", 1.0))
     assert pulse.tick(1000.0).usual is None
+
+
+def test_who_waits_says_so_where_the_wait_is() -> None:
+    pulse = started()
+    assert not pulse.waits
+    with pulse.waiting():
+        with pulse.waiting():
+            assert pulse.waits
+        assert pulse.waits
+    assert not pulse.waits

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from yolods.cluster.ranks import LOST, Ranks, environment_ranks, leave
+from yolods.cluster.ranks import LOST, Ranks, leave
 from yolods.errors import UserError
 
 ALONE = Ranks(rank=0, size=1, local=0, host="here", device=torch.device("cpu"))
@@ -33,18 +33,6 @@ def test_the_first_rank_works_and_its_exception_is_raised():
 
     with pytest.raises(UserError, match="one line"):
         ALONE.main_first(fail)
-
-
-@pytest.mark.parametrize(
-    ("environ", "place"),
-    [
-        ({}, (0, 1, 0)),
-        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)),
-        ({"LOCAL_RANK": "1"}, (0, 1, 1)),
-    ],
-)
-def test_place_by_environment(environ, place):
-    assert environment_ranks(environ) == place
 
 
 class Recorded:

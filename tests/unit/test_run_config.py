@@ -140,6 +140,11 @@ def test_the_json_says_the_batch_where_no_flag_does():
     assert (config.batch_size, config.deepspeed.train_batch) == (6, 12)
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_an_evaluation_has_the_same_batches_on_any_number_of_ranks(ranks):
+    assert build("--data", "demo", "--batch-size", "8", ranks=ranks).eval_batch == 16
+
+
 def test_the_jsons_optimizer_is_in_the_hyper_parameters():
     file = write_json({"optimizer": {"type": "SGD", "params": {"lr": 0.3, "momentum": 0.5}}})
     Path("hyp.yaml").write_text("lr0: 0.1\n")

@@ -15,7 +15,7 @@ from yolods.checkpoint.convert import find_checkpoint, merge
 from yolods.checkpoint.files import FileRecord, damage, write_file, write_text
 from yolods.checkpoint.read import Checkpoint
 from yolods.checkpoint.store import CheckpointStore, Progress, write_rank
-from yolods.checkpoint.verify import faults_of, newest_in, render_manifest
+from yolods.checkpoint.verify import End, end_of, faults_of, names_in, newest_in, render_manifest
 from yolods.engine.shards import cut, join
 from yolods.errors import UserError
 
@@ -40,6 +40,47 @@ def test_what_was_saved_is_loaded(tmp_path):
     assert all(map(torch.equal, engine.loaded["masters"], engine.held))
     assert engine.loaded["counters"] == {"global_steps": 5}
     assert not (tmp_path / ".writing").exists()
+
+
+def of_run(folder: Path, run: str, start: str = "s1") -> CheckpointStore:
+    return CheckpointStore(folder, ALONE, keep=9, model=MODEL, run=run, start=start)
+
+
+def test_another_run_s_checkpoint_is_not_loaded_and_is_named(tmp_path, caplog):
+    of_run(tmp_path, "mine").save(Engine(), Progress(run="mine", step=2))
+    of_run(tmp_path, "other").save(Engine(), Progress(run="other", step=6))
+    assert of_run(tmp_path, "mine").load(Engine()) == Progress(run="mine", step=2)
+    assert f"{tmp_path / 'step00000006'}: written by another run (other), not by mine" in caplog.text
+    with pytest.raises(UserError, match=r"no whole checkpoint to resume from(?s:.*)written by another run \(mine\)"):
+        of_run(tmp_path, "third").load(Engine())
+    assert names_in(tmp_path, "mine") == ["step00000002"]
+    assert newest_in(tmp_path) == tmp_path / "step00000006", "for an export any will do"
+
+
+def test_a_checkpoint_of_a_run_without_identity_goes_on_as_before(tmp_path):
+    of_run(tmp_path, "").save(Engine(), Progress(step=2))
+    file = tmp_path / "step00000002" / "progress.json"
+    content = json.loads(file.read_text())
+    del content["run"]
+    file.write_text(json.dumps(content))
+    assert names_in(tmp_path, "") == ["step00000002"]
+    assert names_in(tmp_path, "another") == []
+
+
+def test_an_end_says_whose_it_is_and_a_stop_is_none(tmp_path):
+    store = of_run(tmp_path, "r1")
+    store.note_end(Progress(step=5), 130)
+    assert [path.name for path in tmp_path.iterdir()] == ["stopped"]
+    assert end_of(tmp_path) == End("r1", "s1", 5, 130)
+    assert not store.has_ended(Progress(step=5))
+    store.note_start()
+    assert end_of(tmp_path) is None
+    store.note_end(Progress(step=9))
+    assert [path.name for path in tmp_path.iterdir()] == ["ended"]
+    assert of_run(tmp_path, "r1", "s2").has_ended(Progress(step=9))
+    assert not of_run(tmp_path, "r2").has_ended(Progress(step=9))
+    (tmp_path / "ended").write_text("9 0")
+    assert end_of(tmp_path) is None
 
 
 def test_the_newest_are_kept(tmp_path):

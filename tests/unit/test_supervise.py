@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from yolods.interrupt import by_a_user
 
 SCRIPT = """
 import sys
@@ -68,6 +71,49 @@ def test_a_request_to_stop_is_handed_on_and_ends_it(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 143
     assert process.stderr.read() == ""
+
+
+SAYS = (
+    "import signal, sys, time; from yolods.interrupt import heed\n"
+    "heed(lambda number, frame: (print(number, flush=True), sys.exit(1)))\n"
+    "print('up', flush=True); time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_what_it_was_asked_by_is_what_the_launcher_hears(number: signal.Signals, status: int) -> None:
+    """SIGINT to this process alone must not be told as SIGTERM."""
+    process = subprocess.Popen(supervised(SAYS, leave(0)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(number)
+    assert process.wait(10) == status
+    assert by_a_user(int(process.stdout.read())) == number
+
+
+def test_ctrl_c_in_a_terminal_while_its_child_imports_shows_no_traceback() -> None:
+    """The child has not come to its handlers, and gets Ctrl-C from the terminal as well."""
+    importing = "import time; print('up', flush=True); time.sleep(60)"
+    process = subprocess.Popen(
+        supervised(importing, leave(0)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "up\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(10) == 130
+    assert process.stderr.read() == ""
+
+
+def test_a_run_that_has_come_to_its_end_ends_with_0_though_it_was_asked_to_stop_meanwhile() -> None:
+    ends = (
+        "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(supervised(ends, leave(7)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
 
 
 def test_its_child_does_not_outlive_it(tmp_path: Path) -> None:

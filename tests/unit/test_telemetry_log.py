@@ -98,6 +98,33 @@ def test_a_rank_with_nothing_to_say_leaves_no_file(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_library_warns_of_makes_no_file_of_a_rank_by_itself(tmp_path: Path) -> None:
+    with open_log(tmp_path / "run", rank=1):
+        logging.getLogger("torch.distributed").warning("torch's own")
+        logging.getLogger("py.warnings").warning("a python warning")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "level"), [("yolods.train", logging.WARNING), ("torch", logging.ERROR)])
+def test_what_a_library_has_warned_of_stands_before_the_line_that_makes_a_ranks_file(
+    tmp_path: Path, name: str, level: int
+) -> None:
+    with open_log(tmp_path, rank=1):
+        logging.getLogger("py.warnings").warning("first")
+        logging.getLogger(name).log(level, "second")
+        logging.getLogger("py.warnings").warning("third")
+    lines = (tmp_path / "logs" / "rank1.log").read_text().splitlines()
+    assert [line.rpartition(": ")[2] for line in lines] == ["first", "second", "third"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, Linux's device that is always full")
+def test_a_screen_that_is_full_shows_no_traceback_of_logging(tmp_path: Path, run_process: RunProcess) -> None:
+    script = OPEN.format(run=str(tmp_path), rank=0) + "import logging; logging.getLogger('yolods').info('a line')"
+    done = run_process(["bash", "-c", 'exec "$@" >/dev/full', "-", sys.executable, "-u", "-c", script], cwd=ROOT)
+    assert done.stderr == ""
+    assert "a line" in (tmp_path / "train.log").read_text()
+
+
 def test_lines_of_a_resumed_run_follow_those_before(tmp_path: Path) -> None:
     for word in ("first", "second"):
         with open_log(tmp_path):

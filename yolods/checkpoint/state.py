@@ -104,7 +104,7 @@ def rng_state() -> dict[str, Any]:
     """Where every generator of this process stands."""
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
         "python": random.getstate(),
         "numpy": np.random.get_state(),
     }
@@ -113,7 +113,7 @@ def rng_state() -> dict[str, Any]:
 def set_rng_state(state: dict[str, Any]) -> None:
     """Take over what `rng_state` gave."""
     torch.set_rng_state(state["torch"].clone())
-    if state["cuda"] is not None and torch.cuda.is_available():
+    if state["cuda"] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"].clone())
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])

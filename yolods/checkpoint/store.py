@@ -2,7 +2,7 @@
 
     checkpoints/
       latest                     name of the newest whole checkpoint
-      ended                      where and how the run has ended; none while it goes on
+      ended, stopped             where the run has come to its end, or was stopped; neither while it goes on
       step00000128/
         rank0.pt, rank1.pt ...   a rank's shards (fp32 masters, optimizer states, moving average), statistics, RNGs
         progress.json            where the run stood
@@ -37,7 +37,18 @@ from yolods.checkpoint.background import Background
 from yolods.checkpoint.files import FileRecord, write_file, write_text
 from yolods.checkpoint.read import LATEST, MODEL, PROGRESS, Checkpoint, load_rank, rank_file
 from yolods.checkpoint.state import HostCopy, collect, recut, set_rng_state
-from yolods.checkpoint.verify import ENDED, MANIFEST, OLD, end_of, names_in, render_manifest, search, step_of
+from yolods.checkpoint.verify import (
+    ENDED,
+    MANIFEST,
+    OLD,
+    STOPPED,
+    End,
+    end_of,
+    names_in,
+    render_manifest,
+    search,
+    step_of,
+)
 from yolods.cluster.board import Board
 from yolods.cluster.pulse import slowly
 from yolods.cluster.ranks import Ranks
@@ -66,6 +77,8 @@ Told = tuple[Sequence[Any] | None, str]
 class Progress:
     """Where a run stands between two optimizer steps; everything that is not a tensor."""
 
+    run: str = ""
+    """The run's identity."""
     position: int = 0
     """Samples of the stream consumed."""
     step: int = 0
@@ -112,6 +125,8 @@ class CheckpointStore:
         model: dict[str, Any],
         keep_best: bool = True,
         board: Board | None = None,
+        run: str = "",
+        start: str = "",
     ) -> None:
         """
         Args:
@@ -120,8 +135,11 @@ class CheckpointStore:
             model: `architecture`, `names` and `train_args`, for an export without the run.
             keep_best: whether to leave the one of the best epoch as well.
             board: over which the ranks' threads talk; None: a save is done when it returns.
+            run: the run's identity; checkpoints of another are not loaded.
+            start: of the command that has started it.
         """
         self._folder, self._ranks, self._model = folder, ranks, model
+        self._run, self._start = run, start
         self._keep, self._keep_best = keep, keep_best
         self._board = board.clone() if board is not None else None
         self._copy, self._background, self._saves = HostCopy(), Background(), 0
@@ -173,17 +191,20 @@ class CheckpointStore:
     def note_end(self, progress: Progress, status: int = 0) -> None:
         """Rank 0: the run ends after this step with such an exit status: it was stopped on request, or (0) has nothing
         left to do, its last evaluation included."""
+        end = End(self._run, self._start, progress.step, status)
         with suppress(OSError):
-            write_text(self._folder / ENDED, f"{progress.step} {status}")
+            write_text(self._folder / (STOPPED if status else ENDED), json.dumps(asdict(end)))
 
     def note_start(self) -> None:
         """Rank 0: the run goes on."""
-        with suppress(OSError):
-            (self._folder / ENDED).unlink(missing_ok=True)
+        for name in (ENDED, STOPPED):
+            with suppress(OSError):
+                (self._folder / name).unlink(missing_ok=True)
 
     def has_ended(self, progress: Progress) -> bool:
         """Whether the run that `progress` belongs to came to its end there, and was not cut short in its last words."""
-        return end_of(self._folder) == (progress.step, 0)
+        end = end_of(self._folder)
+        return end is not None and (end.run, end.step, end.status) == (self._run, progress.step, 0)
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -272,12 +293,12 @@ class CheckpointStore:
         """Bring `engine` to the newest whole checkpoint: bit for bit under the layout that wrote it, and under another
         with the same weights, optimizer states and average, and running statistics averaged over the replicas.
 
-        What is damaged is left out, and named in the log.
+        What is damaged, or another run's, is left out and named in the log.
 
         Raises:
             UserError: there is none, with a line for each damage; or it is of another model.
         """
-        found = search(self._folder, self._ranks)
+        found = search(self._folder, self._ranks, self._run)
         if found.folder is None:
             what = "no whole checkpoint to resume from; start afresh, without --resume"
             raise UserError("\n".join([f"{self._folder}: {what}", *found.skipped]))

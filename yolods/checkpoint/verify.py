@@ -13,18 +13,20 @@ import re
 import socket
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from yolods.checkpoint.files import FileRecord, damage
-from yolods.checkpoint.read import LATEST
+from yolods.checkpoint.read import LATEST, PROGRESS
 from yolods.cluster.ranks import Ranks
 
 MANIFEST = "manifest.json"
-ENDED = "ended"
-"""The file in `checkpoints/` that says where and how a run has ended; none while it goes on, or if it was cut short."""
+ENDED, STOPPED = "ended", "stopped"
+"""The file in `checkpoints/` that says where a run has come to its end, or was stopped on request; neither is there
+while it goes on, or if it was cut short."""
 OLD = "-old"
 NAME = re.compile(rf"step(\d+)({OLD})?")
 """step00000128; step00000128-old is on the disk for the moment in which that step is saved a second time."""
@@ -52,23 +54,47 @@ def step_of(name: str) -> tuple[int, bool]:
     return int(step), old is None
 
 
-def end_of(folder: Path) -> tuple[int, int] | None:
-    """The optimizer step after which the run in `folder` (`checkpoints/`) has ended, and its exit status: 0, or that of
-    a request to stop. None: it has not."""
-    try:
-        step, status = map(int, (folder / ENDED).read_text(encoding="utf-8").split())
-    except (OSError, ValueError):
-        return None
-    return step, status
+@dataclass(frozen=True)
+class End:
+    """Where and how a run has ended; the text of `ended` or `stopped`."""
+
+    run: str
+    """Which run."""
+    start: str
+    """Which command has brought it there."""
+    step: int
+    """After which optimizer step."""
+    status: int
+    """Exit status: 0, or that of a request to stop."""
 
 
-def names_in(folder: Path) -> list[str]:
-    """What looks like a checkpoint in `checkpoints/`, oldest first; nothing that is being written."""
+def end_of(folder: Path) -> End | None:
+    """How the run in `folder` (`checkpoints/`) has ended; None: it has not."""
+    for name in (ENDED, STOPPED):
+        with suppress(OSError, ValueError, TypeError):
+            return End(**json.loads((folder / name).read_text(encoding="utf-8")))
+    return None
+
+
+def names_in(folder: Path, run: str | None = None) -> list[str]:
+    """What looks like a checkpoint in `checkpoints/`, oldest first; nothing that is being written.
+
+    Args:
+        run: identity; those that another run has written are left out. None: none are.
+    """
     try:
         names = [each.name for each in folder.iterdir() if NAME.fullmatch(each.name)]
     except OSError:
         return []
-    return sorted(names, key=step_of)
+    return sorted((name for name in names if run is None or run_of(folder / name) in (run, None)), key=step_of)
+
+
+def run_of(checkpoint: Path) -> str | None:
+    """The identity of the run that has written a checkpoint; None: it cannot be read."""
+    try:
+        return str(json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")).get("run", ""))
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def newest_in(folder: Path) -> Path | None:
@@ -81,15 +107,30 @@ def alone() -> Ranks:
     return Ranks(0, 1, 0, socket.gethostname(), torch.device("cpu"))
 
 
-def search(folder: Path, ranks: Ranks) -> Found:
-    """Find the newest whole checkpoint in `checkpoints/`. A collective; the same on every rank."""
-    names, skipped = ranks.from_main(_candidates(folder) if ranks.is_main else ([], []))
+def search(folder: Path, ranks: Ranks, run: str | None = None) -> Found:
+    """Find the newest whole checkpoint in `checkpoints/`. A collective; the same on every rank.
+
+    Args:
+        run: identity of the run that has written it; None: any.
+    """
+    names, skipped = ranks.from_main(_own(folder, run, *_candidates(folder)) if ranks.is_main else ([], []))
     for name in names:
         faults = faults_of(folder / name, ranks)
         if not faults:
             return Found(folder / name, tuple(skipped))
         skipped += faults
     return Found(None, tuple(skipped))
+
+
+def _own(folder: Path, run: str | None, names: list[str], skipped: list[str]) -> tuple[list[str], list[str]]:
+    """Candidates without those of other runs; each of these is named among what is skipped."""
+    own = set(names_in(folder, run))
+    lines = [
+        f"{folder / name}: written by another run ({run_of(folder / name) or 'without a name'}), not by {run or 'this'}"
+        for name in names
+        if name not in own
+    ]
+    return [name for name in names if name in own], [*skipped, *lines]
 
 
 def _candidates(folder: Path) -> tuple[list[str], list[str]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from yolods.cluster.hosts import Host
 from yolods.cluster.launchers import TOOLS
+from yolods.cluster.place import suits_gloo, suits_nccl
 from yolods.cluster.probe import LIBRARIES, Report
 from yolods.cluster.reach import Answer
 from yolods.cluster.words import age_text, amount, size_text
@@ -21,6 +22,8 @@ SKEW_WARNING, SKEW_FAULT = 2.0, 60.0
 STALE_SECONDS = 180.0
 """Age from which a lock without a holder on any host is stale. A younger one may be held by a machine that we do not
 see and that shares the folder; the longest build takes three minutes."""
+BUILT = "cpu_adam"
+"""What DeepSpeed compiles for a run that offloads on GPUs, by C++ alone; the name of its folder."""
 DISK_WARNING, DISK_FAULT = 10 << 30, 1 << 30
 """Free bytes. A few checkpoints of the largest model take 10 GiB; with less than 1 GiB there is room for none."""
 GPU_WARNING, GPU_FAULT = 0.8, 1024
@@ -43,6 +46,8 @@ class Plan:
     """None: the launcher picks a free one."""
     builds: bool = False
     """Whether the configuration makes DeepSpeed compile something on hosts with GPUs."""
+    spare: frozenset[str] = frozenset()
+    """Paths of data without which the run starts all the same."""
     launcher: str = "pdsh"
     """What starts the ranks."""
     tool: str | None = "pdsh"
@@ -80,7 +85,7 @@ def diagnose(plan: Plan, answers: Sequence[Answer]) -> list[Finding]:
     findings += _check_clocks(answers)
     findings += _check_network(plan, answers)
     findings += _check_builds(plan, heard)
-    findings += _check_data(heard)
+    findings += _check_data(plan, heard)
     return sorted(findings, key=lambda finding: not finding.fatal)
 
 
@@ -250,7 +255,7 @@ def _check_network(plan: Plan, answers: Sequence[Answer]) -> Iterable[Finding]:
         yield Finding(plan.hosts[0].name, "interface", True, text)
         return
     yield from _check_master(plan, heard, first, address)
-    for variable, fits in (("NCCL_SOCKET_IFNAME", _suits_nccl), ("GLOO_SOCKET_IFNAME", _suits_gloo)):
+    for variable, fits in (("NCCL_SOCKET_IFNAME", suits_nccl), ("GLOO_SOCKET_IFNAME", suits_gloo)):
         value = plan.variables.get(variable)
         for host, report in heard:
             if value and not fits(value, {name for name, _ in report.addresses}):
@@ -275,20 +280,6 @@ def _check_master(plan: Plan, heard: Heard, first: Report, address: str) -> Iter
             yield Finding(host.name, "interface", True, text)
 
 
-def _suits_gloo(value: str, interfaces: set[str]) -> bool:
-    """Whether all of a list of interfaces are there: gloo opens each of them."""
-    return set(value.split(",")) <= interfaces
-
-
-def _suits_nccl(value: str, interfaces: set[str]) -> bool:
-    """Whether a list of beginnings of names (= for whole names, ^ for those to leave out) leaves an interface."""
-    words = value.lstrip("^=").split(",")
-    if value.startswith("="):
-        return bool(interfaces & set(words))
-    named = {name for name in interfaces if name.startswith(tuple(words))}
-    return bool(interfaces - named - {"lo"}) if value.startswith("^") else bool(named)
-
-
 def _interfaces(report: Report) -> str:
     return ", ".join(dict.fromkeys(name for name, _ in report.addresses))
 
@@ -306,13 +297,18 @@ def _check_builds(plan: Plan, heard: Heard) -> Iterable[Finding]:
             if lock.path in held or (report.machine, lock.path) in seen:
                 continue
             seen.add((report.machine, lock.path))
+            built = plan.builds and bool(report.gpus) and lock.path.split("/")[-2] == BUILT
             stale = lock.age >= STALE_SECONDS
-            text = f"a build that was killed {age_text(lock.age)} ago left {lock.path}, for which every later one waits"
+            killed = f"a build that was killed {age_text(lock.age)} ago left {lock.path}"
+            text = f"{killed}, for which every later one waits without a word"
             if not stale:
                 text = (
-                    f"no process of the hosts holds {lock.path}, made {age_text(lock.age)} ago, for which builds wait"
+                    f"no process of the hosts holds {lock.path}, made {age_text(lock.age)} ago, for which builds wait "
+                    "without a word"
                 )
-            yield Finding(host.name, "build", stale, f"{text} without a word; rm {lock.path}")
+            elif not built:
+                text = f"{killed}; this run builds nothing there, but one that does would wait without a word"
+            yield Finding(host.name, "build", stale and built, f"{text}; rm {lock.path}")
 
 
 def _tools_missing(report: Report) -> Iterable[str]:
@@ -325,11 +321,9 @@ def _tools_missing(report: Report) -> Iterable[str]:
         yield "no C++ compiler, and the configuration needs DeepSpeed's CPUAdam compiled; apt-get install g++"
     if not report.headers:
         yield f"no headers of Python {report.python}, which compiling needs; apt-get install python3-dev"
-    if report.gpus and report.nvcc is None:
-        yield "no nvcc, which compiling needs; install the CUDA toolkit of torch's version and set CUDA_HOME"
 
 
-def _check_data(heard: Heard) -> Iterable[Finding]:
+def _check_data(plan: Plan, heard: Heard) -> Iterable[Finding]:
     paths = list(dict.fromkeys(count.path for _, report in heard for count in report.data))
     for path in paths:
         counts = [(host, next(count for count in report.data if count.path == path)) for host, report in heard]
@@ -337,17 +331,21 @@ def _check_data(heard: Heard) -> Iterable[Finding]:
         whole = Counter((count.files, count.bytes) for _, count in there if count.whole)
         usual = whole.most_common(1)[0][0] if whole else None
         example = there[0][0].name if there else ""
+        fatal = path not in plan.spare
+        about = "" if fatal else " (of the test split, which no training reads)"
         for host, count in counts:
             if not count.present:
                 remedy = f"copy it: rsync -a {example}:{path} {_parent(path)}/" if there else "correct the data yaml"
-                yield Finding(host.name, "data", True, f"{path} is missing or cannot be read; {remedy}")
+                yield Finding(host.name, "data", fatal, f"{path} is missing or cannot be read{about}; {remedy}")
             elif not count.whole:
                 text = f"{path} has more than {count.files} files, too many to count in time; they were not compared"
                 yield Finding(host.name, "data", False, text)
             elif (count.files, count.bytes) != usual:
                 model = next(h.name for h, c in there if c.whole and (c.files, c.bytes) == usual)
                 text = f"{path} has {amount(count.files, count.bytes)}, but on {model} {amount(*usual or (0, 0))}"
-                yield Finding(host.name, "data", True, f"{text}; copy it: rsync -a {model}:{path} {_parent(path)}/")
+                yield Finding(
+                    host.name, "data", fatal, f"{text}{about}; copy it: rsync -a {model}:{path} {_parent(path)}/"
+                )
 
 
 def _parent(path: str) -> str:

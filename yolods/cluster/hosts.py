@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from yolods.cluster.travel import in_memory
 from yolods.errors import Faults, UserError, nearest
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -38,7 +39,7 @@ def parse_hostfile(path: Path) -> tuple[Host, ...]:
         UserError: the file is missing or empty, or has bad lines: all of them, each with its number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise UserError(f"--hostfile {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -62,6 +63,23 @@ def parse_hostfile(path: Path) -> tuple[Host, ...]:
         faults.add(f"--hostfile {path}: no host in it; write lines like: worker-1 slots=8")
     faults.raise_if_any()
     return tuple(host for host, _ in hosts.values())
+
+
+def plain_hostfile(path: Path) -> Path:
+    """A hostfile as DeepSpeed reads it: the file itself or, where that has more than ASCII (a byte-order mark, say), a
+    copy in memory of what counts in it, there until this process has ended.
+
+    Raises:
+        UserError: as `parse_hostfile`.
+    """
+    try:
+        plain = path.read_bytes().isascii()
+    except OSError:
+        plain = False
+    if plain:
+        return path
+    lines = "".join(f"{host.name} slots={host.slots}\n" for host in parse_hostfile(path))
+    return in_memory("hostfile", lines)
 
 
 def _parse_line(line: str, where: str, faults: Faults) -> Host | None:
@@ -123,9 +141,13 @@ def _parse_filter(flag: str, words: str, hosts: dict[str, Host]) -> dict[str, se
             slots |= set(host.chosen)
             continue
         for slot in listed.split(","):
-            if slot.isascii() and slot.isdigit() and int(slot) < host.slots:
+            if slot.isascii() and slot.isdigit() and int(slot) in host.chosen:
                 slots.add(int(slot))
             else:
-                faults.add(f"{flag} {words}: {name} has no slot '{slot}'; its slots are 0 to {host.slots - 1}")
+                faults.add(f"{flag} {words}: {name} has no slot '{slot}'; its slots are {_numbers(host)}")
     faults.raise_if_any()
     return named
+
+
+def _numbers(host: Host) -> str:
+    return f"0 to {host.slots - 1}" if len(host.chosen) == host.slots else ", ".join(map(str, host.chosen))

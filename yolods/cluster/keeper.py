@@ -3,7 +3,7 @@
 A thread of the rank could do neither: it is stopped, killed, or shut out by a call that keeps the interpreter, together
 with what it watches. The rank writes a line a second to its keeper's standard input; the last one says where it was.
 
-    a line        where the rank stands
+    a line        where the rank stands; with ASKED at its end, that it was asked to stop
     BYE           the rank is about to end, and has said why itself: the keeper leaves
     end of file   it has ended, and nobody has said why
 
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 
-BYE = "bye"
+BYE, ASKED = "bye", " (asked to stop)"
 TICK = 0.25
 
 
@@ -86,6 +86,8 @@ def main(name: str, pid: int, silence: float) -> None:
             _say(f"{name} (process {pid}) had given no sign of life for {quiet:.0f} s and was killed; it was in {last}")
             return
     why = "killed, or crashed (dmesg tells whether memory ran out)"
+    if last.endswith(ASKED):
+        why = "it was killed before it had stopped (DeepSpeed's own launcher waits 30 s); its last checkpoint stays"
     _say(f"{name} (process {pid}) ended without a word in {last}: {why}")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from yolods.cluster.devices import NAMED, VISIBLE, are_numbers, slots_of, visible
 from yolods.cluster.flags import LaunchFlags
-from yolods.cluster.hosts import Host, parse_hostfile, select
+from yolods.cluster.hosts import Host, parse_hostfile, plain_hostfile, select
 from yolods.cluster.launchers import MODULE, crosses_hosts, over_hosts
-from yolods.cluster.place import is_here, tools_on_path
+from yolods.cluster.place import check_interfaces, check_threads, is_here, tools_on_path
 from yolods.errors import UserError
 
 CPU_RANKS = 2
@@ -53,15 +55,17 @@ def launcher_command(
     variables = os.environ if environ is None else environ
     hosts = _hosts(flags, gpus, variables)
     _check_place(flags, hosts, gpus)
+    check_threads(variables)
     command = [python, "-m", "yolods.cluster.runner", "--no_local_rank"]
     if flags.hostfile is not None:
-        command += ["--log_level", "warning", "--hostfile", str(flags.hostfile)]
+        command += ["--log_level", "warning", "--hostfile", str(plain_hostfile(flags.hostfile))]
     else:
         # DeepSpeed would take /job/hostfile by itself, but a start without --hostfile means this machine. That there
         # is no hostfile it says as a warning.
         command += ["--log_level", "error", "--hostfile", os.devnull]
     command += _filters(flags, hosts, gpus, variables)
     if crosses_hosts(flags, hosts):
+        _check_shared_gpus(flags, hosts, gpus, variables)
         # Where this machine takes part and has no GPU, the others have none either.
         cpus = gpus == 0 and any(is_here(host.name) for host in hosts)
         quiet = {"DS_ACCELERATOR": "cpu"} if cpus else {}  # DeepSpeed warns where it finds that out itself
@@ -69,6 +73,7 @@ def launcher_command(
         more, set_too = over_hosts(words, flags, hosts, settings=settings, python=python, environ=variables)
         quiet = {name: value for name, value in quiet.items() if not variables.get(name)}
         return [*command, *more], {**quiet, **set_too, **tools_on_path(python, variables)}
+    check_interfaces(variables, gpus=gpus > 0)
     if flags.hostfile is not None:
         # All ranks start here, or their hosts by themselves. DeepSpeed would ssh to the first one for its address, and
         # few machines let themselves in.
@@ -78,7 +83,7 @@ def launcher_command(
         hosts = (hosts[flags.node_rank],)
     port = flags.master_port or (None if flags.no_ssh else free_port())
     command += ["--master_port", str(port)] if port else []
-    return [*command, *MODULE, *words], _environment(hosts, gpus, python, cores, variables)
+    return [*command, *MODULE, *words], _environment(hosts, flags.hostfile, gpus, python, cores, variables)
 
 
 def ranks_of(flags: LaunchFlags, *, gpus: int, environ: Mapping[str, str] | None = None) -> int:
@@ -133,18 +138,11 @@ def _this_machine(flags: LaunchFlags, gpus: int, environ: Mapping[str, str]) -> 
     if gpus == 0:
         ranks = flags.num_gpus or CPU_RANKS
         return (Host("localhost", ranks, tuple(range(ranks))),)
-    visible = _visible(environ) or tuple(range(gpus))
-    if flags.include or flags.exclude:
-        visible = tuple(range(max(gpus, *(index + 1 for index in visible))))
-    if flags.num_gpus is not None and flags.num_gpus > len(visible):
-        raise UserError(f"--num_gpus {flags.num_gpus}: this machine has {len(visible)} GPUs to use")
-    return (Host("localhost", max(visible) + 1, visible[: flags.num_gpus]),)
-
-
-def _visible(environ: Mapping[str, str]) -> tuple[int, ...]:
-    """GPU numbers in CUDA_VISIBLE_DEVICES; () where it is not set or names GPUs in another way."""
-    parts = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    return tuple(int(part) for part in parts) if all(part.strip().isdigit() for part in parts) else ()
+    named = visible(environ)
+    slots = tuple(range(gpus)) if named is None else slots_of(named)
+    if flags.num_gpus is not None and flags.num_gpus > len(slots):
+        raise UserError(f"--num_gpus {flags.num_gpus}: this machine has {len(slots)} GPUs to use")
+    return (Host("localhost", max(slots) + 1, slots[: flags.num_gpus]),)
 
 
 def _filters(flags: LaunchFlags, hosts: Sequence[Host], gpus: int, environ: Mapping[str, str]) -> list[str]:
@@ -152,15 +150,15 @@ def _filters(flags: LaunchFlags, hosts: Sequence[Host], gpus: int, environ: Mapp
     if flags.hostfile is None and gpus == 0:
         # It counts NUMA nodes as CPU slots, but takes any number here: on a CPU one slot is like another.
         return ["--num_gpus", str(len(hosts[0].chosen))]
+    if flags.hostfile is None and visible(environ) is not None:
+        # With --num_gpus or --exclude DeepSpeed would count from the machine's first GPU on, whatever is visible.
+        return ["--include", f"localhost:{','.join(map(str, hosts[0].chosen))}"]
     if flags.include:
         return ["--include", flags.include]
     if flags.exclude:
         return ["--exclude", flags.exclude]
     if flags.hostfile is not None:
         return [] if flags.num_gpus is None else ["--num_gpus", str(flags.num_gpus)]
-    if gpus and _visible(environ):
-        # With --num_gpus DeepSpeed would ignore CUDA_VISIBLE_DEVICES and take the first GPUs of the machine.
-        return ["--include", f"localhost:{','.join(map(str, hosts[0].chosen))}"]
     return ["--num_gpus", str(len(hosts[0].chosen))]
 
 
@@ -181,8 +179,25 @@ def _check_place(flags: LaunchFlags, hosts: Sequence[Host], gpus: int) -> None:
         raise UserError(f"{flags.hostfile}: {own.name} has slots={own.slots}, but this machine has {gpus} GPUs")
 
 
+def _check_shared_gpus(flags: LaunchFlags, hosts: Sequence[Host], gpus: int, environ: Mapping[str, str]) -> None:
+    """Under pdsh slots are numbers of GPUs on every host, this one too; CUDA_VISIBLE_DEVICES does not travel."""
+    named = visible(environ) if gpus and flags.launcher == "pdsh" else None
+    for host in hosts:
+        if named is None or not is_here(host.name):
+            continue
+        if not are_numbers(named) or not set(host.chosen) <= set(slots_of(named)):
+            slots = ",".join(map(str, host.chosen))
+            text = f"{VISIBLE}={environ[VISIBLE]} is of this machine alone, and the run would take {host.name}:{slots}"
+            raise UserError(f"{text}; choose GPUs of several hosts by --include, and unset it")
+
+
 def _environment(
-    hosts: Sequence[Host], gpus: int, python: str, cores: int | None, environ: Mapping[str, str]
+    hosts: Sequence[Host],
+    hostfile: Path | None,
+    gpus: int,
+    python: str,
+    cores: int | None,
+    environ: Mapping[str, str],
 ) -> dict[str, str]:
     """The variables of ranks on this machine."""
     wanted: dict[str, str] = {}
@@ -191,4 +206,19 @@ def _environment(
         ranks = sum(len(host.chosen) for host in hosts)
         wanted = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // ranks)), **ALLOCATOR}
     wanted = {name: value for name, value in wanted.items() if not environ.get(name)}
-    return wanted | tools_on_path(python, environ)
+    return wanted | _shown(hosts[0], hostfile, gpus, environ) | tools_on_path(python, environ)
+
+
+def _shown(host: Host, hostfile: Path | None, gpus: int, environ: Mapping[str, str]) -> dict[str, str]:
+    """What ranks on this machine have to know of the GPUs that CUDA_VISIBLE_DEVICES names."""
+    if gpus == 0:
+        return {VISIBLE: ""} if environ.get(VISIBLE) else {}  # DeepSpeed would take it off, and libraries see all GPUs
+    named = visible(environ)
+    if named is None:
+        return {}
+    if hostfile is None and are_numbers(named):
+        return {}
+    if max(host.chosen) >= len(named):
+        text = f"{hostfile}: {host.name} has slots={host.slots}, but {VISIBLE}={environ[VISIBLE]}"
+        raise UserError(f"{text} names {len(named)} GPUs; write slots={len(named)}, or unset it")
+    return {NAMED: ",".join(named)}

@@ -12,6 +12,7 @@ from yolods.cluster import travel
 from yolods.cluster.flags import LaunchFlags
 from yolods.cluster.hosts import Host
 from yolods.cluster.place import DEFAULT_PORT, is_here, is_loopback, own_address_toward
+from yolods.config.paths import home
 from yolods.errors import Faults, UserError
 
 MODULE = ("--module", "yolods")
@@ -67,7 +68,7 @@ def over_hosts(
     """
     _check(flags, hosts, environ)
     faults = Faults()
-    lines = travel.users_lines(environ, (Path.home(), Path.cwd()), faults)
+    lines = travel.users_lines(environ, tuple(filter(None, (home(), Path.cwd()))), faults)
     faults.raise_if_any()
     shared = {**settings, **travel.carried(environ)}
     # Without the check pdsh itself says which host it does not reach; DeepSpeed would look at the first one only.

@@ -57,6 +57,7 @@ class Pulse:
     def __init__(self) -> None:
         self._times: dict[str, int] = {}
         self._slow = 1
+        self._waits = 0
         self._mark = Mark(0, "the start", None, 1, 0, True)
         self._seen: Mark | None = None
         self._seconds = 0.0
@@ -81,6 +82,20 @@ class Pulse:
         finally:
             self._slow -= 1
             self.mark(before.phase, before.number)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within: the main thread waits for other ranks, or for a device that does; the time is not its own."""
+        self._waits += 1
+        try:
+            yield
+        finally:
+            self._waits -= 1
+
+    @property
+    def waits(self) -> bool:
+        """Whether the main thread is in `waiting`."""
+        return self._waits > 0
 
     def started(self) -> None:
         """From now on phases are compared with what they took before: until then everything is new."""
@@ -114,4 +129,4 @@ class Pulse:
 PULSE = Pulse()
 """This process's own: it has one main thread, which is in one place."""
 
-mark, slowly = PULSE.mark, PULSE.slowly
+mark, slowly, waiting = PULSE.mark, PULSE.slowly, PULSE.waiting

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -16,7 +16,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from yolods.cluster.place import cpu_threads, settle
+from yolods.cluster.devices import device_index
+from yolods.cluster.place import (
+    check_interfaces,
+    check_threads,
+    cpu_threads,
+    forget_ranks,
+    seat,
+    settle,
+    under_torchrun,
+)
+from yolods.cluster.probe import machine_id
 
 T = TypeVar("T")
 
@@ -43,6 +53,8 @@ class Ranks:
     """Name of this host."""
     device: torch.device
     """Where this rank computes."""
+    local_size: int = 1
+    """Processes on this host."""
 
     @property
     def name(self) -> str:
@@ -129,36 +141,55 @@ class Share:
     """The ranks that hold the same weights and work on other data; None: all."""
 
 
-def environment_ranks(environ: dict[str, str] | os._Environ[str] = os.environ) -> tuple[int, int, int]:
-    """(rank, size, local rank) as the launcher set them; (0, 1, 0) without a launcher."""
-    return int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1)), int(environ.get("LOCAL_RANK", 0))
-
-
 def join() -> Ranks:
     """Meet the other ranks through DeepSpeed: NCCL on GPUs, gloo on CPUs.
 
     Raises:
-        UserError: as `settle`.
+        UserError: as `seat` and `settle`, or the device, the threads or the interfaces asked for are not there.
     """
     import deepspeed
+    from deepspeed.accelerator import get_accelerator
 
-    settle(os.environ)
-    rank, size, local = environment_ranks()
-    if "RANK" not in os.environ:
+    who = seat(os.environ)
+    if not who.launched:
+        forget_ranks(os.environ)
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    gpu = torch.cuda.is_available()
+    os.environ.pop("LOCAL_SIZE", None)  # it may be another launcher's
+    if who.local_size is not None:
+        os.environ["LOCAL_SIZE"] = str(who.local_size)
+    if not under_torchrun(os.environ):  # whose own store waits at the address
+        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+        if who.size == 1:
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # any that is free when it is bound
+    settle(os.environ)
+    accelerator = get_accelerator()
+    gpu = accelerator.device_name() == "cuda"
+    check_interfaces(os.environ, gpus=gpu)
+    check_threads(os.environ)
+    device = torch.device("cpu")
     if gpu:
-        torch.cuda.set_device(local)
-    elif threads := cpu_threads(os.environ):
-        torch.set_num_threads(threads)
+        device = torch.device("cuda", device_index(who.local, accelerator.device_count(), task=who.task))
+        torch.cuda.set_device(device)
+        os.environ["LOCAL_RANK"] = str(device.index)  # by which DeepSpeed takes a device as well
     with in_time():
         deepspeed.init_distributed(
             dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE
         )
-    device = torch.device("cuda", local) if gpu else torch.device("cpu")
-    return Ranks(rank, size, local, socket.gethostname(), device)
+        host = socket.gethostname()
+        ranks = Ranks(who.rank, who.size, who.local, host, device, who.local_size or 1)
+        if who.local_size is None:
+            ranks = replace(ranks, local_size=_count_here(ranks))
+    os.environ["LOCAL_SIZE"] = str(ranks.local_size)
+    if not gpu and (threads := cpu_threads(os.environ)):
+        torch.set_num_threads(threads)
+    return ranks
+
+
+def _count_here(ranks: Ranks) -> int:
+    """How many ranks this host has, where the launcher does not say. A collective."""
+    machines: list[str] = [""] * ranks.size
+    dist.all_gather_object(machines, machine_id())
+    return machines.count(machine_id())
 
 
 @contextmanager
@@ -167,7 +198,7 @@ def in_time() -> Iterator[None]:
     watchdog yet."""
 
     def end() -> None:
-        rank, size, _ = environment_ranks()
+        rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
         waited = f"rank {rank} on {socket.gethostname()} has waited {MEET_SECONDS:g} s for all {size} ranks to come to"
         where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
         print(f"yolods: {waited} {where}: one has not started, is stuck, or does not get through", file=sys.stderr)
@@ -201,9 +232,3 @@ def leave() -> None:
     """Take down the process group, so that no rank waits for one that is gone."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

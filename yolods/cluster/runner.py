@@ -8,10 +8,13 @@ Of stock `deepspeed.launcher.runner` (0.19.8) four things are put right, by givi
   screen that ranks print on while they save. Here ranks are told to stop, and their output is waited for.
 - It dies of Ctrl-C with a traceback while its children are still on their way out.
 - A child does not notice that the runner is gone; here the kernel tells it.
+
+What it starts on each host is `hostlaunch` in place of DeepSpeed's module.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -19,11 +22,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from yolods.cluster.supervise import die_with_parent
-from yolods.interrupt import heed
+from yolods.cluster.supervise import be_a_child
+from yolods.interrupt import by_a_user, heed, passed_on
+
+LAUNCH, OURS = "deepspeed.launcher.launch", "yolods.cluster.hostlaunch"
+"""The module that starts the ranks of a host, and that which stands in for it."""
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-class _Modules:
+class Module:
     """Another module, but for the names that a subclass has."""
 
     def __init__(self, module: Any) -> None:
@@ -33,20 +41,24 @@ class _Modules:
         return getattr(self._module, name)
 
 
-class _Subprocess(_Modules):
+class _Subprocess(Module):
     """`subprocess`, which remembers the process that the runner waits for."""
 
     child: subprocess.Popen[bytes] | None = None
+    hands_on = False
+    """Whether it is the launcher of this host, which asks its ranks as it is asked."""
 
     def Popen(self, command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:
         """Start it."""
         # pdsh and ssh have a terminal's Ctrl-C kept from them: it would cut the connections that ranks print over.
         apart = command[0] in ("pdsh", "mpirun", "srun")
-        self.child = subprocess.Popen(command, preexec_fn=die_with_parent, start_new_session=apart, **settings)
+        self.hands_on = LAUNCH in command
+        command = [OURS if word == LAUNCH else word for word in command]
+        self.child = subprocess.Popen(command, preexec_fn=be_a_child, start_new_session=apart, **settings)
         return self.child
 
 
-class _Signal(_Modules):
+class OurHandlers(Module):
     """`signal`, which leaves our handlers in place."""
 
     def signal(self, number: int, handler: Any) -> Any:
@@ -60,21 +72,38 @@ class _Stop:
     def __init__(self, children: _Subprocess) -> None:
         self._children = children
         self.kill: list[str] | None = None
-        """What ends the launchers on other hosts; None: there are none."""
+        """The start of pdsh's command, and which launchers on the hosts are meant; None: there are none."""
         self.asked: int | None = None
 
     def __call__(self, number: int, frame: Any) -> None:
-        self.asked = self.asked or number
+        self.asked = self.asked or by_a_user(number)
+        handed = passed_on(number)
         if self.kill is not None:
+            *pdsh, pattern = self.kill
+            command = [*pdsh, f"pkill -{handed:d} -f {pattern}"]
             with suppress(OSError):
-                subprocess.Popen(self.kill, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         elif self._children.child is not None:
             with suppress(ProcessLookupError):
-                self._children.child.send_signal(signal.SIGTERM)
+                self._children.child.send_signal(handed if self._children.hands_on else signal.SIGTERM)
+
+
+def meant(kill: Sequence[str]) -> list[str]:
+    """The start of pdsh's command, and a pattern that fits our launchers on the hosts.
+
+    Args:
+        kill: DeepSpeed's command. Its pattern lacks the last letter, and fits pdsh and the remote shells as well, which
+            have to stay: ranks print through them while they save.
+    """
+    *pdsh, _, pattern = kill
+    return [*pdsh, f"^{pattern.replace(LAUNCH[:-1], OURS)}"]
 
 
 def main() -> int:
     """Run the launcher with this process' arguments."""
+    if "--launcher" not in sys.argv and os.environ.get(VISIBLE):
+        # Ranks start here, and the slots say which GPUs they take. DeepSpeed would say that it ignores the variable.
+        del os.environ[VISIBLE]
     children = _Subprocess(subprocess)
     stop = _Stop(children)
     heed(stop)
@@ -83,11 +112,12 @@ def main() -> int:
     theirs = multinode_runner.PDSHRunner.get_cmd
 
     def get_cmd(self: Any, environment: Any, resources: Any) -> Any:
-        command, stop.kill, environment = theirs(self, environment, resources)
+        command, kill, environment = theirs(self, environment, resources)
+        stop.kill = meant(kill)
         return command, stop.kill, environment
 
     multinode_runner.PDSHRunner.get_cmd = get_cmd
-    runner.subprocess, runner.signal = children, _Signal(signal)
+    runner.subprocess, runner.signal = children, OurHandlers(signal)
     if stop.asked is not None:  # while that was imported
         return 128 + stop.asked
     try:

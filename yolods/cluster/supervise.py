@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from yolods.interrupt import heed
+from yolods.interrupt import by_a_user, heed, hold_ctrl_c, passed_on
 
 FINAL = (0, 2, 129, 130, 143)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
@@ -60,8 +60,9 @@ def supervise(first: Start, again: Callable[[int], Start | int], *, restarts: in
     with _Requests() as requests:
         while True:
             status = requests.run(start)
-            if status:
-                _end_family()
+            if status == 0:  # whatever was asked for meanwhile
+                return 0
+            _end_family()
             if requests.asked is not None:
                 return 128 + requests.asked
             if status in FINAL or restarts == 0:
@@ -78,9 +79,11 @@ def supervise(first: Start, again: Callable[[int], Start | int], *, restarts: in
             start = following
 
 
-def die_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when its parent dies; for the child between fork and exec."""
+def be_a_child() -> None:
+    """Have the kernel send SIGTERM to this process when its parent dies, which hands Ctrl-C on as well; for the child
+    between fork and exec."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    hold_ctrl_c()
 
 
 class _Requests:
@@ -100,6 +103,7 @@ class _Requests:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
+        number = by_a_user(number)
         if number == self.asked == signal.SIGINT:  # a rank that cannot run would be waited for
             for process in _family():
                 with suppress(psutil.Error):
@@ -110,14 +114,15 @@ class _Requests:
 
     def _hand_on(self) -> None:
         if self._child is not None and self._child.poll() is None:
-            self._child.send_signal(signal.SIGTERM)
+            assert self.asked is not None
+            self._child.send_signal(passed_on(self.asked))
 
     def run(self, start: Start) -> int:
         """Start a launcher and wait for it; gives its exit status as a shell would."""
         if self.asked is not None:
             return 128 + self.asked
         environ = {**os.environ, **start.variables}
-        self._child = subprocess.Popen(start.command, env=environ, preexec_fn=die_with_parent)
+        self._child = subprocess.Popen(start.command, env=environ, preexec_fn=be_a_child)
         if self.asked is not None:  # meanwhile
             self._hand_on()
         code = self._child.wait()

@@ -73,13 +73,15 @@ def travelling(environ: Mapping[str, str], folders: Sequence[Path], faults: Faul
 
 
 def environment_file(variables: Mapping[str, str], lines: Sequence[str]) -> Path:
-    """A file for DeepSpeed to read, `variables` and after them the user's lines as they are.
-
-    It is in memory, and there until this process has ended, whatever program it then runs.
-    """
+    """A file for DeepSpeed to read, as `in_memory`: `variables` and after them the user's lines as they are."""
     text = "".join(f"{name}={_escaped(value)}\n" for name, value in variables.items())
-    handle = os.memfd_create("deepspeed_env", 0)  # 0: it stays open over exec
-    os.write(handle, (text + "".join(f"{line}\n" for line in lines)).encode())
+    return in_memory("deepspeed_env", text + "".join(f"{line}\n" for line in lines))
+
+
+def in_memory(name: str, text: str) -> Path:
+    """A file in memory, there until this process has ended, whatever program it then runs."""
+    handle = os.memfd_create(name, 0)  # 0: it stays open over exec
+    os.write(handle, text.encode())
     return Path(f"/proc/{os.getpid()}/fd/{handle}")
 
 

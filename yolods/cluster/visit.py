@@ -8,15 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from yolods.cluster.devices import count_gpus
 from yolods.cluster.doctor import Finding, Plan, diagnose
 from yolods.cluster.flags import LaunchFlags
 from yolods.cluster.hosts import Host
 from yolods.cluster.launchers import TOOLS, meeting_address
-from yolods.cluster.place import DEFAULT_PORT
+from yolods.cluster.place import DEFAULT_PORT, check_interfaces, check_threads
 from yolods.cluster.probe import Request, machine_id
 from yolods.cluster.reach import Caller, ask
 from yolods.cluster.table import show
 from yolods.cluster.travel import travelling
+from yolods.config.paths import home
 from yolods.errors import Faults, UserError
 
 
@@ -28,6 +30,7 @@ def visit(
     trees: Sequence[str] = (),
     lists: Sequence[str] = (),
     ignored: Sequence[str] = (),
+    spare: frozenset[str] = frozenset(),
     faults: Faults | None = None,
 ) -> tuple[list[str], bool]:
     """Examine hosts, at the same time; it takes as long as the slowest, and never longer than the time-outs.
@@ -39,6 +42,7 @@ def visit(
         trees: files and folders that every host needs, with the same number of files and bytes.
         lists: text files that name such files.
         ignored: endings of file names that may differ between hosts.
+        spare: those of `trees` and `lists` without which the run starts all the same.
         faults: what was found already; shown with the rest.
 
     Returns:
@@ -56,7 +60,14 @@ def visit(
     # A local start picks a free port by itself; over several hosts DeepSpeed takes its default.
     address = None if local else meeting_address(flags, hosts)
     port = flags.master_port or (None if local else DEFAULT_PORT)
-    variables = {} if local else travelling(os.environ, (Path.home(), Path.cwd()), found)
+    variables = {} if local else travelling(os.environ, tuple(filter(None, (home(), Path.cwd()))), found)
+    try:
+        check_threads(os.environ)
+        if local:
+            check_interfaces(os.environ, gpus=count_gpus(os.environ) > 0)
+    except UserError as error:
+        for line in str(error).splitlines():
+            found.add(line)
     request = Request(
         master_addr=address, master_port=port, trees=tuple(trees), lists=tuple(lists), ignored=tuple(ignored)
     )
@@ -68,6 +79,7 @@ def visit(
         master_addr=address,
         master_port=port,
         builds=builds,
+        spare=spare,
         launcher=flags.launcher,
         tool=shutil.which(TOOLS[flags.launcher][0]),
         variables=variables,

@@ -17,7 +17,6 @@ import contextlib
 import faulthandler
 import logging
 import os
-import re
 import sys
 import threading
 import time
@@ -28,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from yolods import interrupt
 from yolods.cluster.board import Board
-from yolods.cluster.keeper import Keeper
+from yolods.cluster.failures import is_connection
+from yolods.cluster.keeper import ASKED, Keeper
 from yolods.cluster.monitor import Beat, Monitor, Stragglers, Verdict
 from yolods.cluster.pulse import PULSE, Standing
 from yolods.cluster.ranks import LOST, Ranks
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LAUNCHERS = ("deepspeed.launcher.launch", "yolods.cluster.hostlaunch")
+"""What starts the ranks of a host: DeepSpeed's own, and ours."""
 TICK, BEAT = 0.1, 1.0
 """Seconds."""
 LONGEST_TICK = 1.0
@@ -51,14 +53,8 @@ ALONE_SECONDS = 60.0
 """What ranks whose launcher is gone have to take a last step and save."""
 WINDOW_SECONDS, WINDOW_STEPS = 10.0, 5
 """Over at least so much the time of a step is averaged, before ranks are compared."""
-WAITS = ("/torch/distributed/", "/deepspeed/comm/", "/yolods/engine/link.py", "/yolods/stability/step.py")
-"""Code in which a thread waits for other ranks; in the last one under NCCL, which lets `all_reduce` return at once."""
-CONNECTION = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|socket|gloo|nccl|timed? ?out|"
-    r"peer|DistStoreError|DistNetworkError|DistBackendError|no route to host",
-    re.IGNORECASE,
-)
-"""Signs that an exception tells of another rank and not of this one."""
+WAITS = ("/torch/distributed/", "/deepspeed/comm/")
+"""Code of others in which a thread waits for other ranks. Ours says so itself, by `pulse.waiting`."""
 
 
 class Watchdog:
@@ -101,7 +97,7 @@ class Watchdog:
         if error is None:
             PULSE.mark("the end")
             self._ranks.barrier()
-        elif self._ranks.size > 1 and _is_connection(error) and not interrupt.pressed():
+        elif self._ranks.size > 1 and is_connection(error) and not interrupt.pressed():
             self._wait_for_verdict(error)
         if not isinstance(error, KeyboardInterrupt):
             self._left = "" if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
@@ -143,13 +139,13 @@ class Watchdog:
             now = time.monotonic()
             passed, before = min(now - before, LONGEST_TICK), now
             self._now += passed
-            standing, waits = PULSE.tick(passed), waiting(self._main)
+            standing, waits = PULSE.tick(passed), PULSE.waits or in_collective(self._main)
             self._steps.count(standing, passed, waits)
             if self._now >= due:
                 due = self._now + BEAT
                 self._exchange.beat = self._beat(standing, waits)
                 assert self._keeper is not None
-                self._keeper.tell(str(standing.mark))
+                self._keeper.tell(f"{standing.mark}{ASKED if interrupt.asked() else ''}")
             verdict = self._judge()
             if verdict is not None and not self._stop.is_set():
                 self._act(verdict)
@@ -306,19 +302,14 @@ class _StepTimes:
             self._first, self._passed, self._busy = step, 0.0, 0.0
 
 
-def waiting(thread: threading.Thread) -> bool:
-    """Whether a thread is, in this moment, in code that waits for other ranks."""
+def in_collective(thread: threading.Thread) -> bool:
+    """Whether a thread is, in this moment, in code of `WAITS`."""
     frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
         if any(place in frame.f_code.co_filename for place in WAITS):
             return True
         frame = frame.f_back
     return False
-
-
-def _is_connection(error: BaseException) -> bool:
-    known = isinstance(error, RuntimeError | OSError) and not isinstance(error, UserError)
-    return known and CONNECTION.search(f"{type(error).__name__}: {error}") is not None
 
 
 @dataclass(frozen=True)
@@ -337,7 +328,8 @@ class _Launcher:
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             return None
-        return cls(pid, _parent(pid)) if b"deepspeed.launcher.launch" in words else None
+        known = any(name.encode() in words for name in LAUNCHERS)
+        return cls(pid, _parent(pid)) if known else None
 
     def gone(self) -> str | None:
         """What is, with a {} for the rank; None: nothing."""

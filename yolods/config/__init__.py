@@ -4,7 +4,7 @@ Files, each with one job: `values` (a setting's type and range), `hyper`, `refus
 `unused` (what is given and counts for nothing), `model_name` and `data_name` (what a word stands for), `sizes`,
 `schema` (DeepSpeed's keys), `batch` (batch arithmetic), `optimizer` (the JSON's optimizer block), `own` (the "yolods"
 block), `pipeline`, `deepspeed` (the JSON as a whole), `words`, `flags`, `run` (all of it together), `resume`, `read`
-(from what was typed to all of it), `jsonfile`, `ready` (what comes with yolods), `paths`.
+(from what was typed to all of it), `claim` (the run's folder), `jsonfile`, `ready` (what comes with yolods), `paths`.
 """
 
 from yolods.config.batch import BatchPlan

@@ -81,7 +81,10 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "--cfg", metavar="NAME", help="yolov5n..x, yolov5n6..x6, yolov5[d,w] or a yaml")
     parser.add_argument("--epochs", type=int, metavar="N", help="default 100")
     parser.add_argument("--hyp", metavar="YAML", help="hyper-parameters")
-    parser.add_argument("--run-dir", metavar="DIR", help=argparse.SUPPRESS)  # as the launcher has chosen it
+    # What the launcher tells its ranks: the folder that it has claimed, and whose it is; and what they tell it.
+    parser.add_argument("--run-dir", metavar="DIR", help=argparse.SUPPRESS)
+    parser.add_argument("--start-id", metavar="ID", help=argparse.SUPPRESS)
+    parser.add_argument("--tell", metavar="FILE", help=argparse.SUPPRESS)
     parser.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="go on with a run (default: the newest)")
     hyper = parser.add_argument_group("hyper-parameters with a flag of their own")
     hyper.add_argument("--seed", type=int, metavar="N")

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from yolods.errors import OwnError
+
 
 def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
     """The cache's folder; it may not exist yet.
@@ -14,15 +16,31 @@ def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
 
     Args:
         environ: variables to read; this process' own by default.
+
+    Raises:
+        OwnError: nothing names it, and this user has no home.
     """
     variables = os.environ if environ is None else environ
     if own := variables.get("YOLODS_CACHE"):
-        return Path(own).expanduser()
+        return Path(os.path.expanduser(own))
     shared = variables.get("XDG_CACHE_HOME")
     # The XDG convention is that a relative path there is to be ignored.
     if shared and Path(shared).is_absolute():
         return Path(shared) / "yolods"
-    return Path("~/.cache").expanduser() / "yolods"
+    if (folder := home()) is None:
+        raise OwnError(
+            "no place for the cache: HOME is not set, and this user has no home; set YOLODS_CACHE to a folder that can "
+            "be written"
+        )
+    return folder / ".cache" / "yolods"
+
+
+def home() -> Path | None:
+    """This user's own folder; None: there is none, as for a user that the machine does not know."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
 
 
 def ultralytics_folders(environ: Mapping[str, str] | None = None) -> list[Path]:

@@ -70,6 +70,11 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
     imgsz = numbers.get("imgsz", RunConfig.imgsz)
     _check_sizes(imgsz, sources.get("imgsz", "--imgsz"), model, hyper, config, faults)
     project, name, exist_ok = _folder(args, faults)
+    if exist_ok and weights is not None and weights.parent == (project / name / "weights").absolute():
+        faults.add(
+            f"--weights {weights}: --exist-ok puts aside what is in {project / name}; copy the file to another folder, "
+            "or choose another --name"
+        )
     return RunConfig(
         data=data,
         model=model,
@@ -86,6 +91,8 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
         run_dir=_chosen(args) or next_run_dir(project, name, exist_ok),
         given=_as_typed(args),
         notes=(*read.notes, *notes, *unused(read, hyper)),
+        run=_start(args),
+        start=_start(args),
     )
 
 
@@ -120,8 +127,13 @@ def _chosen(args: argparse.Namespace) -> Path | None:
     return folder.relative_to(Path.cwd())
 
 
+def _start(args: argparse.Namespace) -> str:
+    """The identity that the launcher has given to this start; "": there is no launcher of ours."""
+    return getattr(args, "start_id", None) or ""
+
+
 def _as_typed(args: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
-    hidden = ("local_rank", "command", "func", "run_dir")
+    hidden = ("local_rank", "command", "func", "run_dir", "start_id", "tell")
     typed = {key: value for key, value in vars(args).items() if value is not None and key not in hidden}
     return tuple((key, value) for key, value in typed.items() if isinstance(value, str | int | float | list))
 
@@ -243,4 +255,5 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
         workers=numbers.get("workers", saved.workers),
         given=_as_typed(args),
         notes=tuple(dict.fromkeys((*saved.notes, *read.notes))),
+        start=_start(args),
     )

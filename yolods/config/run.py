@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +59,20 @@ class RunConfig:
     """Flags as they were typed, for the record."""
     notes: tuple[str, ...] = ()
     """Lines worth showing at the start: where one source won over another."""
+    run: str = ""
+    """The run's identity, which it keeps over all its starts; "": it has none yet (`claim` gives it)."""
+    start: str = ""
+    """The identity of the command that has started it, restarts by the launcher included."""
 
     @property
     def batch_size(self) -> int:
         """Images a forward pass over all ranks."""
         return self.deepspeed.batches.batch
+
+    @property
+    def eval_batch(self) -> int:
+        """Images per batch of an evaluation, over all ranks: twice the batch, as ultralytics' trainer has it."""
+        return 2 * self.batch_size
 
     @property
     def seed(self) -> int:
@@ -77,6 +89,8 @@ class RunConfig:
         config = self.deepspeed
         return json.dumps(
             {
+                "run": self.run,
+                "start": self.start,
                 "data": str(self.data),
                 "model": self.model,
                 "weights": None if self.weights is None else str(self.weights),
@@ -140,20 +154,24 @@ class RunConfig:
                 run_dir=run_dir,
                 given=tuple(saved["given"].items()),
                 notes=tuple(saved["notes"]),
+                run=saved.get("run", ""),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: not a run's configuration: {type(error).__name__}: {error}") from None
 
 
 def next_run_dir(project: Path, name: str, exist_ok: bool = False) -> Path:
-    """The folder of a new run: project/name, or where that exists name2, name3 and so on. Nothing is made.
+    """The folder that a new run would get: project/name, or where that exists name2, name3 and so on. Nothing is made:
+    until the run claims it (`claim`), others may.
 
     Args:
         exist_ok: whether project/name is taken even if it exists.
     """
-    folder = project / name
-    number = 2
-    while folder.exists() and not exist_ok:
-        folder = project / f"{name}{number}"
-        number += 1
-    return folder
+    return next(folder for folder in numbered(project / name) if exist_ok or not os.path.lexists(folder))
+
+
+def numbered(folder: Path) -> Iterator[Path]:
+    """exp, exp2, exp3 and so on."""
+    yield folder
+    for number in itertools.count(2):
+        yield folder.with_name(f"{folder.name}{number}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from yolods.errors import UserError, nearest
+from yolods.streams import show
 
 
 class RefusedFlag(UserError):
@@ -32,6 +34,10 @@ class FlagParser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         """argparse's own way out, which would print a usage and leave."""
         raise argparse.ArgumentError(None, message)
+
+    def print_help(self, file: Any = None) -> None:
+        """Raises UserError where it does not reach the screen."""
+        show(self.format_help().rstrip())
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """What the words say; `faults` in it holds a line for each fault. Flags with a fault count as not given."""

@@ -23,11 +23,11 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOGGER
 from ultralytics.utils.patches import imread
 
+from yolods.config.batch import DEFAULT_BATCH
 from yolods.data.sampler import SampleId, keyed_generators, keyed_seed
 from yolods.data.scan import Scan
 from yolods.errors import UserError
 
-EVAL_GROUP = 16  # neighbours in aspect ratio that share one padded shape: ultralytics' default batch in `val`
 EVAL_PAD = 0.5  # of a stride, as in ultralytics' validation
 PADDING_GREY = 114
 
@@ -38,9 +38,10 @@ class DetectionSet(YOLODataset):
     """Images and boxes of one split.
 
     With `augment`, items are addressed by `SampleId` (epoch, index) and are augmented squares; without, by a plain
-    index and are letterboxed to the shape of their group of 16. An item is a dictionary: img (3, h, w) uint8 RGB, cls
-    (n, 1) and bboxes (n, 4) float32 normalised xywh, batch_idx (n), im_file, ori_shape, resized_shape, ratio_pad,
-    sources (all files that went into it), replaced (files that could not be read) and, for evaluation, index.
+    index and are letterboxed to the shape of their group of `eval_batch`. An item is a dictionary: img (3, h, w) uint8
+    RGB, cls (n, 1) and bboxes (n, 4) float32 normalised xywh, batch_idx (n), im_file, ori_shape, resized_shape,
+    ratio_pad, sources (all files that went into it), replaced (files that could not be read) and, for evaluation,
+    index.
     """
 
     def __init__(
@@ -53,15 +54,17 @@ class DetectionSet(YOLODataset):
         augment: bool,
         seed: int = 0,
         stride: int = 32,
+        eval_batch: int = DEFAULT_BATCH,
         cache_ram: bool = False,
         cache_bytes: int | None = None,
     ) -> None:
         """`data` is spec.as_ultralytics(), `hyp` ultralytics' get_cfg() with epochs, close_mosaic and the augmentation.
 
+        `eval_batch` neighbours in aspect ratio share one padded shape, as the images of a batch do in ultralytics.
         `cache_bytes` bounds the decoded images that each process keeps (None: default_cache_bytes(1)); `cache_ram`
         loads all of them now, if they fit. Neither changes a sample.
         """
-        self.seed = seed
+        self.seed, self.eval_batch = seed, eval_batch
         self.cache_bytes = default_cache_bytes(1) if cache_bytes is None else cache_bytes
         self._scanned = [dict(label) for label in scan.labels]
         self._decoded: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
@@ -80,7 +83,7 @@ class DetectionSet(YOLODataset):
             augment=augment,
             hyp=hyp,
             rect=not augment,
-            batch_size=EVAL_GROUP,
+            batch_size=eval_batch,
             stride=stride,
             pad=0.0 if augment else EVAL_PAD,
             data=data,

@@ -18,9 +18,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from yolods.config.sizes import drawn_between
-from yolods.data.dataset import EVAL_GROUP, DetectionSet
+from yolods.data.dataset import DetectionSet
 from yolods.data.sampler import SampleId, Stream, keyed_seed
-from yolods.errors import UserError
+from yolods.errors import OwnError, UserError
 from yolods.interrupt import REQUESTS
 
 Batch = dict[str, Any]
@@ -64,12 +64,12 @@ def train_loader(
 def eval_batches(dataset: DetectionSet, *, rank: int, ranks: int, forward_batch: int) -> list[EvalBatch]:
     """This rank's share of an evaluation: as many batches on every rank, each image counted exactly once.
 
-    Images that share a padded shape (groups of 16) are split into batches of at most `forward_batch`, which are dealt
-    out in turn. A rank that would get one fewer repeats a single image with real = 0.
+    Images that share a padded shape (groups of the set's `eval_batch`) are split into batches of at most
+    `forward_batch`, which are dealt out in turn. A rank that would get one fewer repeats a single image with real = 0.
     """
     pieces = []
-    for start in range(0, len(dataset), EVAL_GROUP):
-        end = min(start + EVAL_GROUP, len(dataset))
+    for start in range(0, len(dataset), dataset.eval_batch):
+        end = min(start + dataset.eval_batch, len(dataset))
         pieces += [tuple(range(i, min(i + forward_batch, end))) for i in range(start, end, forward_batch)]
     rounds = math.ceil(len(pieces) / ranks)
     share = [EvalBatch(piece, len(piece)) for piece in pieces[rank::ranks]]
@@ -151,10 +151,10 @@ def _deliver(loader: DataLoader) -> Iterator[Batch]:
                 return
             except RuntimeError as error:
                 if re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
-                    raise UserError(_death(str(error), loader.num_workers)) from error
+                    raise OwnError(_death(str(error), loader.num_workers)) from error
                 raise
             if isinstance(batch, str):
-                raise UserError(batch)
+                raise OwnError(batch)
             yield batch
     finally:
         if hasattr(batches, "_shutdown_workers"):

@@ -4,7 +4,7 @@ Needs only the standard library and yaml, so that it can run before any process 
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,12 +115,22 @@ def places(spec: DataSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
     Folders of labels are those of ultralytics' rule: the last `images` of a folder's path is `labels`.
     """
-    sources = dict.fromkeys(source for split in SPLITS for source in spec.sources(split))
+    trees, lists = _places(spec, SPLITS)
+    return tuple(dict.fromkeys((str(spec.yaml), *trees))), lists
+
+
+def spare_places(spec: DataSpec) -> frozenset[str]:
+    """Those of `places` that no training reads: of the test split alone."""
+    needed = {str(spec.yaml), *(place for group in _places(spec, ("train", "val")) for place in group)}
+    return frozenset(place for group in places(spec) for place in group if place not in needed)
+
+
+def _places(spec: DataSpec, splits: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    sources = dict.fromkeys(source for split in splits for source in spec.sources(split))
     folders = [source for source in sources if source.is_dir()]
     labels = [Path(*_last_replaced(folder.parts)) for folder in folders if "images" in folder.parts]
     lists = [source for source in sources if source.suffix == ".txt"]
-    trees = [spec.yaml, *(source for source in sources if source not in lists), *labels]
-    return tuple(dict.fromkeys(map(str, trees))), tuple(map(str, lists))
+    return tuple(map(str, (*(source for source in sources if source not in lists), *labels))), tuple(map(str, lists))
 
 
 def _last_replaced(parts: tuple[str, ...]) -> list[str]:
@@ -317,7 +327,7 @@ def _root(data: dict[str, Any], file: Path, faults: Faults) -> Path:
     if not isinstance(value, str):
         faults.add(f"path: must be a folder name, not {type(value).__name__}")
         return file.parent
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))  # a ~ that leads nowhere is left as it is
     choices = [path, file.parent / path, *(store / path for store in stores())]
     return next((choice for choice in choices if choice.exists()), choices[1]).absolute()
 

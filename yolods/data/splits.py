@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from yolods.config.batch import DEFAULT_BATCH
 from yolods.config.data_name import stores
 from yolods.config.hyper import Hyper
 from yolods.config.paths import cache_dir
@@ -52,6 +53,8 @@ class Opening:
     """Loader processes a rank."""
     local_ranks: int
     """Ranks on this host, which share its memory."""
+    eval_batch: int = DEFAULT_BATCH
+    """Images per batch of an evaluation, over all ranks: they share one padded shape."""
 
 
 def read_data(path: Path, ranks: Ranks) -> DataSpec:
@@ -109,6 +112,7 @@ def open_split(spec: DataSpec, split: str, hyper: Hyper, opening: Opening, ranks
         augment=augment,
         seed=hyper.seed,
         stride=opening.stride,
+        eval_batch=opening.eval_batch,
         cache_ram=hyper.cache == "ram" and augment,
         cache_bytes=default_cache_bytes(opening.local_ranks * max(opening.workers, 1)),
     )

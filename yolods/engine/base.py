@@ -203,9 +203,9 @@ class Engine:
 
     @torch.no_grad()
     def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
-        """(3,) loss items of raw outputs against a batch's targets. Local; where predictions are judged."""
+        """(4,) `DetectionLoss.sums` of raw outputs against a batch's targets. Local; where predictions are judged."""
         assert self._loss is not None
-        return self._loss(raw, targets_of(batch, self.inputs.device), 1)[1]
+        return self._loss.sums(raw, targets_of(batch, self.inputs.device))
 
     def describe(self) -> dict[str, Any]:
         """What this rank's shards are made of, so that they can be put together without this engine. Local.

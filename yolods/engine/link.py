@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from yolods.cluster.pulse import waiting
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)
 _HEADER = 64
 
@@ -76,8 +78,10 @@ class Link:
         forms = self._known.get(key) if key is not None else None
         if forms is None:
             header = torch.empty(_HEADER, dtype=torch.int64, device=self._device)
-            self._wait(dist.irecv(header, self._peer, group=self._group))
-            forms = _unpack(header.tolist())
+            with waiting():
+                self._wait(dist.irecv(header, self._peer, group=self._group))
+                words = header.tolist()  # under NCCL it is here that the header is waited for
+            forms = _unpack(words)
             if key is not None:
                 self._known[key] = forms
         tensors = [form.empty(self._device) for form in forms]
@@ -92,7 +96,8 @@ class Link:
         """Wait until all but the newest `leave` tensors have been sent."""
         while len(self._sending) > leave:
             work, _ = self._sending.pop(0)
-            work.wait()
+            with waiting():
+                work.wait()
 
     def _start(self, dense: Tensor) -> None:
         if dense.numel():
@@ -115,8 +120,9 @@ class Receipt:
 
     def wait(self) -> list[Tensor]:
         """The tensors, once they have arrived."""
-        for work in self.works:
-            work.wait()
+        with waiting():
+            for work in self.works:
+                work.wait()
         return self.tensors
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from yolods.cluster.grid import Grid, choose_order
+from yolods.cluster.grid import Grid, Order, choose_order
 from yolods.cluster.ranks import Ranks
 from yolods.engine.build import build_pipeline
 from yolods.engine.optim import OptimizerChoice
@@ -117,6 +116,14 @@ def _memory_limit(given: float | None, ranks: Ranks) -> float | None:
     return 0.9 * torch.cuda.get_device_properties(ranks.device).total_memory
 
 
+def order_of(plan: StagePlan, config: RunConfig, ranks: Ranks) -> Order:
+    """What lies side by side in the order of ranks, so that heavier traffic stays within hosts as large as this."""
+    layout = config.deepspeed
+    moved = [2 * layout.accumulation * row.sent_bytes for row in plan.rows[:-1]]
+    gradients = [row.parameters * DTYPE_BYTES[layout.precision] for row in plan.rows]
+    return choose_order(len(plan.rows), ranks.size // len(plan.rows), ranks.local_size, moved, gradients)
+
+
 def build_stage(
     blueprint: Blueprint,
     plan: StagePlan,
@@ -133,10 +140,8 @@ def build_stage(
     layout = config.deepspeed
     assert layout.pipeline is not None
     stages = layout.pipeline.stages
-    slots = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
-    moved = [2 * layout.accumulation * row.sent_bytes for row in plan.rows[:-1]]
-    gradients = [row.parameters * DTYPE_BYTES[layout.precision] for row in plan.rows]
-    grid = Grid(ranks, stages, choose_order(stages, ranks.size // stages, slots, moved, gradients))
+    # Hosts may have different numbers of ranks, and all have to draw the same grid.
+    grid = Grid(ranks, stages, ranks.from_main(order_of(plan, config, ranks)))
     first, last = plan.partition.bounds[grid.stage : grid.stage + 2]
     stage = Stage(plan.graph, first, last, recompute=layout.pipeline.activation_checkpoint_interval)
     note = _fill(stage, blueprint, config)

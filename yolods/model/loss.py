@@ -45,6 +45,25 @@ class DetectionLoss:
         _, items, _ = criterion.get_assigned_targets_and_loss(as_float(predictions), batch)
         return items.sum() * images, items.detach()
 
+    @torch.no_grad()
+    def sums(self, predictions: dict[str, Any], batch: dict[str, Tensor]) -> Tensor:
+        """The items of a batch before they are averaged, so that the parts of a batch add up to those of the whole.
+
+        ultralytics' items are sums over the images, divided by the sum of the target scores or by 1, whichever is more.
+
+        Returns:
+            (4,) fp64: the sums of box, cls and dfl, with their gains; the sum of the target scores.
+        """
+        totals: list[Tensor] = []
+
+        def note(_: nn.Module, given: tuple[Any, ...], assigned: tuple[Tensor, ...]) -> None:
+            totals.append(assigned[2].sum())
+
+        with self._criterion.assigner.register_forward_hook(note):
+            _, items, _ = self._criterion.get_assigned_targets_and_loss(as_float(predictions), batch)
+        (total,) = (each.double() for each in totals)
+        return torch.cat((items.double() * total.clamp(min=1), total.view(1)))
+
 
 def as_float(predictions: dict[str, Any]) -> dict[str, Any]:
     """Raw head outputs in fp32: losses and box decoding need more than 8 bits of mantissa."""

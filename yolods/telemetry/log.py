@@ -6,6 +6,8 @@
     torch                    WARNING and up      torch shows them  torch shows them (in the file, too)
     py.warnings              all                 none              none (in the file, too)
 
+A rank's own file appears with a line of ours or with an error; warnings of libraries alone make none.
+
 A library that prints, or writes to file descriptor 2 from C++, is not caught: replacing `print` costs more than it
 hides.
 """
@@ -16,10 +18,13 @@ import contextlib
 import logging
 import socket
 import sys
+from collections import deque
 from pathlib import Path
 from typing import TextIO
 
 CLEAR_LINE = "\r\033[K"
+HELD_RECORDS = 100
+"""Warnings that a rank other than 0 remembers, in case that there will be a file for them."""
 FILE_ONLY = "yolods_file_only"
 """Name of the attribute (`extra={FILE_ONLY: True}`) of a record that the screen has already seen."""
 
@@ -89,6 +94,9 @@ class _Screen(logging.StreamHandler):
         text = f"{self.prefix}{text}"
         return f"{CLEAR_LINE}{text}" if self.stream.isatty() else text
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A screen that is gone must not end a run; the file has the line."""
+
 
 class _File(logging.FileHandler):
     """Appends to a file that appears, with its folder, at the first record; a full disk is reported once."""
@@ -107,6 +115,25 @@ class _File(logging.FileHandler):
         if not self._reported:
             self._reported = True
             print(f"warning: {self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+
+
+class _Reluctant(_File):
+    """A file that appears only with something of ours, or an error: what a library warns of waits until then, and is
+    dropped where nothing follows."""
+
+    def __init__(self, path: Path, level: int) -> None:
+        super().__init__(path, level)
+        self._held: deque[logging.LogRecord] | None = deque(maxlen=HELD_RECORDS)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._held is None:
+            super().emit(record)
+            return
+        self._held.append(record)
+        if record.levelno >= logging.ERROR or record.name.split(".")[0] == "yolods":
+            held, self._held = self._held, None
+            for each in held:
+                super().emit(each)
 
 
 def _torch_loggers() -> list[logging.Logger]:
@@ -130,7 +157,7 @@ class Log:
         self._handlers: list[logging.Handler] = [self._screen]
         if run_dir is not None:
             self.path = run_dir / ("train.log" if rank == 0 else f"logs/rank{rank}.log")
-            self._handlers.append(_File(self.path, level))
+            self._handlers.append((_File if rank == 0 else _Reluctant)(self.path, level))
         root = logging.getLogger()
         for handler in self._handlers:
             root.addHandler(handler)

@@ -1,7 +1,7 @@
 """Python imports this by itself where its folder is on the path: hurts one rank of a run at one place, once.
 
 HURT is JSON: `rank`, `phase` and `times` (the phase's how-manyth beginning on that rank), `what` happens, and `flag`, a
-file that is made at that moment and keeps the restarted run whole.
+file that is made at that moment and keeps the restarted run whole; or `always`, and no restart is spared.
 """
 
 import json
@@ -15,6 +15,8 @@ def hurt(what: str) -> None:
     """Do it to this process."""
     if what == "SIGKILL":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "SIGTERM":
+        os.kill(os.getpid(), signal.SIGTERM)
     elif what == "SIGSTOP":
         os.kill(os.getpid(), signal.SIGSTOP)
     elif what == "exit":
@@ -37,8 +39,9 @@ def plant(plan: dict) -> None:
         mark(phase, number, **rest)
         seen[0] += phase == plan["phase"]
         if phase == plan["phase"] and seen[0] == plan["times"] and not os.path.exists(plan["flag"]):
-            with open(plan["flag"], "w") as file:
-                file.write(str(time.time()))
+            if not plan.get("always"):
+                with open(plan["flag"], "w") as file:
+                    file.write(str(time.time()))
             hurt(plan["what"])
 
     pulse.mark = marked
