@@ -88,7 +88,7 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
         device=device,
         run_dir=_chosen(args) or next_run_dir(project, name, exist_ok),
         given=_as_typed(args),
-        notes=notes,
+        notes=(*config.notes, *notes),
         run=_start(args),
         start=_start(args),
     )
@@ -229,6 +229,7 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
     return replace(
         saved,
         deepspeed=config,
+        notes=(*config.notes, *(note for note in saved.notes if note not in saved.deepspeed.notes)),
         device=device,
         epochs=numbers.get("epochs", saved.epochs),
         workers=numbers.get("workers", saved.workers),
