@@ -479,5 +479,6 @@ def _prepare_libraries(gpus: int | None = None) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
         compat.skip_needless_builds()
     compat.import_muon_uncompiled()
+    compat.print_to_the_log()
     compat.stand_in_for_torchvision()
     quiet_dependencies(logging.WARNING)

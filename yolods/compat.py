@@ -151,6 +151,24 @@ def _no_warning_of_optimizers(record: logging.LogRecord) -> bool:
     return "ZeRO with an untested optimizer" not in str(record.msg)
 
 
+def print_to_the_log() -> None:
+    """Make what DeepSpeed prints lines of its logger, and so of train.log; calling it again changes nothing.
+
+    Seen with deepspeed 0.19.8: `wall_clock_breakdown`, `memory_breakdown` and `comms_logger` print, between the lines
+    of the epochs, and whatever the level of its logger. The flops profiler prints too, but can be given a file.
+    """
+    from deepspeed.runtime import utils
+    from deepspeed.utils import comms_logging
+    from deepspeed.utils import logging as theirs
+
+    for module in (utils, theirs, comms_logging):
+        module.print = _to_deepspeeds_log
+
+
+def _to_deepspeeds_log(*words: object, **_: object) -> None:
+    logging.getLogger("DeepSpeed").info(" ".join(map(str, words)))
+
+
 _earlier_hook = threading.excepthook
 
 

@@ -391,7 +391,7 @@ def test_deepspeeds_adam_is_adamw_unless_told_otherwise(mode, name):
     ("block", "message"),
     [
         ({"type": "Adan"}, "type 'Adan' is not trained with here (did you mean 'Adam'?); use one of SGD, Adam"),
-        ({"type": "OneBitAdam"}, "type 'OneBitAdam' is not trained with here"),
+        ({"type": "OneBitAdam"}, "type 'OneBitAdam' is not supported, because it compresses gradients itself"),
         ({}, "type '' is not trained with here; use one of SGD, Adam"),
         ({"type": "SGD", "parms": {}}, '"optimizer": unknown key "parms" (did you mean \'params\'?)'),
         ({"type": "SGD", "params": {"betas": [0.9, 0.9]}}, '"optimizer".params: SGD has no "betas"'),

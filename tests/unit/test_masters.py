@@ -74,11 +74,12 @@ def test_zero3_follows_the_end_of_deepspeeds_step():
         persistent_parameters=[resident],
         _partition_all_parameters=lambda: called.append("partition"),
         _reassign_or_swap_out_partitioned_parameters=lambda index: called.append(("assign", index)),
+        invalidate_secondary_tensor=lambda: called.append("invalidate"),
     )
     masters = masters_of(optimizer)
     assert isinstance(masters, Zero3Masters)
     masters.publish()
-    assert called == ["partition", ("assign", 0), ("assign", 1), ("gather", 1)]
+    assert called == ["partition", ("assign", 0), ("assign", 1), "invalidate", ("gather", 1)]
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ from typing import Any
 from yolods.config.batch import ACCUMULATION, DEFAULT_BATCH, MICRO, TRAIN, BatchPlan, plan_batches
 from yolods.config.hyper import Hyper
 from yolods.config.jsonfile import read_json
+from yolods.config.limits import Layout, check_limits
 from yolods.config.optimizer import JsonOptimizer, read_optimizer
 from yolods.config.own import OwnConfig, read_own
 from yolods.config.pipeline import PipelineConfig, check_pipeline_zero, read_pipeline, replicas
 from yolods.config.recompute import RecomputeConfig, read_recompute
 from yolods.config.schema import check_keys
+from yolods.config.unused_keys import OFF, UNUSED, unused_keys
 from yolods.errors import Faults
 
 MAX_NORM = 10.0
@@ -74,6 +76,8 @@ class DeepSpeedConfig:
     """The "pipeline" block; None: every rank holds the whole model's layers."""
     recompute: RecomputeConfig | None
     """The "activation_checkpointing" block; None: all activations are kept, or the "pipeline" block says it."""
+    notes: tuple[str, ...]
+    """What the JSON asks for without effect, a line for each reason."""
 
     @property
     def raw(self) -> dict[str, Any]:
@@ -196,6 +200,20 @@ def resolve(
         before=before,
     )
     optimizer = read_optimizer(sound.get("optimizer"), hyper, where, faults)
+    layout = Layout(
+        sound=sound,
+        stage=stage,
+        precision=precision,
+        autocast=autocast,
+        offload=offload,
+        pipelined="pipeline" in sound,
+        ranks=ranks,
+        device=device,
+        stock=own.overflow.handling == "stock",
+        optimizer=optimizer.name if optimizer else hyper.optimizer,
+        arguments=optimizer.params if optimizer else {},
+    )
+    check_limits(layout, where, faults)
     return DeepSpeedConfig(
         path=path,
         text=json.dumps(raw),
@@ -211,6 +229,7 @@ def resolve(
         own=own,
         pipeline=pipeline,
         recompute=recompute,
+        notes=unused_keys(layout, where),
     )
 
 
@@ -331,8 +350,11 @@ def _check_zero(zero: Mapping[str, Any], stage: int, offload: Mapping[str, bool]
 def _resolved(
     sound: Mapping[str, Any], batches: BatchPlan, clipping: float, optimizer: JsonOptimizer | None, offload: bool
 ) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets: our blocks out, numbers in, and defaults where DeepSpeed's would not do."""
-    resolved = {key: value for key, value in sound.items() if key not in OURS}
+    """What `deepspeed.initialize` gets: our blocks and what has no effect out, numbers in, and defaults where
+    DeepSpeed's would not do."""
+    resolved = {key: value for key, value in sound.items() if key not in (*OURS, *OFF, *UNUSED)}
+    if not (sound.get("comms_logger") or {}).get("enabled"):
+        resolved.pop("comms_logger", None)  # its presence alone turns it on
     resolved |= {
         TRAIN: batches.train_batch,
         MICRO: batches.micro,

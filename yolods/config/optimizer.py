@@ -7,29 +7,66 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from yolods.config.hyper import OPTIMIZERS, RULES, Hyper, HyperRead
-from yolods.config.values import Rule, check, flag, items, optional, real, shown
+from yolods.config.values import Rule, check, flag, items, real, shown
 from yolods.errors import Faults, nearest
 
 _ADAMS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam")
 _BETAS = items(real(0, 1, below=True), count=2, what="a pair [beta1, beta2] of numbers in [0, 1)")
-_SWITCHES = optional(flag())
 _EVERY: dict[str, Rule] = {
     "lr": RULES["lr0"],
     "weight_decay": RULES["weight_decay"],
-    **dict.fromkeys(("maximize", "foreach", "capturable", "differentiable", "fused"), _SWITCHES),
+    **dict.fromkeys(("maximize", "foreach"), flag()),
 }
-_ADAM = {**_EVERY, "betas": _BETAS, "eps": real(0)}
-_DEEPSPEED_ADAM = dict.fromkeys(("torch_adam", "adam_w_mode", "bias_correction", "fp32_optimizer_states"), _SWITCHES)
+_FUSED = {"fused": flag()}
+_CAPTURABLE = {"capturable": flag()}
+_EPS = {"eps": real(0, above=True)}
+_ADAM = {**_EVERY, **_CAPTURABLE, **_EPS, "betas": _BETAS}
+_DEEPSPEED_ADAM = dict.fromkeys(("torch_adam", "adam_w_mode", "bias_correction", "fp32_optimizer_states"), flag())
 PARAMS: dict[str, dict[str, Rule]] = {
-    "SGD": {**_EVERY, "momentum": RULES["momentum"], "dampening": real(0, 1), "nesterov": flag()},
-    "RMSprop": {**_EVERY, "momentum": RULES["momentum"], "alpha": real(0, 1), "eps": real(0), "centered": flag()},
-    "Adam": {**_ADAM, **_DEEPSPEED_ADAM, "amsgrad": flag()},
-    "AdamW": {**_ADAM, **_DEEPSPEED_ADAM, "amsgrad": flag()},
+    "SGD": {**_EVERY, **_FUSED, "momentum": RULES["momentum"], "dampening": real(0, 1), "nesterov": flag()},
+    "RMSprop": {
+        **_EVERY,
+        **_CAPTURABLE,
+        **_EPS,
+        "momentum": RULES["momentum"],
+        "alpha": real(0, 1, below=True),
+        "centered": flag(),
+    },
+    "Adam": {**_ADAM, **_FUSED, **_DEEPSPEED_ADAM, "amsgrad": flag()},
+    "AdamW": {**_ADAM, **_FUSED, **_DEEPSPEED_ADAM, "amsgrad": flag()},
     "Adamax": _ADAM,
     "NAdam": {**_ADAM, "momentum_decay": real(0), "decoupled_weight_decay": flag()},
     "RAdam": {**_ADAM, "decoupled_weight_decay": flag()},
 }
 """What each optimizer takes under "params"."""
+
+_ONE_BIT = "it compresses gradients itself, past the check for bad numbers, and knows no ZeRO above stage 1"
+_MATRICES = "it works on whole weight matrices, and a ZeRO rank holds a flat piece of them; use SGD or AdamW"
+_WIDTHS = "its rates follow widths that the mup package gives to a model, and a detector has none; use AdamW or SGD"
+_COMPILED = "DeepSpeed has it only as a kernel of its own, which is compiled; use AdamW"
+_UNTRIED = "ultralytics does not train with it, so that no learning rate is known for it; use AdamW or SGD"
+UNSUPPORTED: dict[str, str] = {
+    **dict.fromkeys(("OneBitAdam", "ZeroOneAdam", "OneBitLamb"), _ONE_BIT),
+    **dict.fromkeys(("Muon", "MuSGD"), _MATRICES),
+    **dict.fromkeys(("MuAdam", "MuAdamW"), _WIDTHS),
+    **dict.fromkeys(("Lamb", "FusedLamb", "Lion", "FusedLion", "DeepSpeedCPULion", "CPULion"), _COMPILED),
+    **dict.fromkeys(
+        ("FusedAdam", "CPUAdam", "DeepSpeedCPUAdam"), 'write "AdamW": the fastest kernel is found by itself'
+    ),
+    **dict.fromkeys(("Adagrad", "Adadelta", "Adafactor", "ASGD", "Rprop"), _UNTRIED),
+    "LBFGS": "it evaluates the loss several times per step; use AdamW or SGD",
+    "SparseAdam": "gradients of a detector are dense; use AdamW",
+}
+"""Optimizers that DeepSpeed or torch know, and why they are not trained with here."""
+_NOT_TAKEN: dict[str, str] = {
+    "max_grad_norm": 'is not an argument of the optimizer: use "gradient_clipping"',
+    "differentiable": "is refused: the step changes weights in place, which nothing is differentiated through",
+}
+_FIXED: dict[str, tuple[bool, str]] = {
+    "bias_correction": (True, "torch's Adam always corrects its moments; remove it"),
+    "fp32_optimizer_states": (True, "moments are kept in fp32, as checkpoints of every layout hold them; remove it"),
+}
+"""Switches that have one value here, and why."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +97,10 @@ def read_optimizer(block: Any, hyper: Hyper, where: str, faults: Faults) -> Json
     for key in block:
         if key not in ("type", "params", "legacy_fusion"):
             faults.add(f'{where}: "optimizer": unknown key "{key}"{nearest(key, ("type", "params"))}')
-    known = [name for name in OPTIMIZERS if name != "auto"]
-    given = str(block.get("type", ""))
-    name = {name.lower(): name for name in known}.get(given.lower())
+    if "legacy_fusion" in block:
+        faults.add(f'{where}: "optimizer".legacy_fusion is not taken: it belongs to Lamb; remove it')
+    name = _name(block.get("type", ""), f'{where}: "optimizer"', faults)
     if name is None:
-        hint = f"{nearest(given, known)}; use one of {', '.join(known)}"
-        faults.add(f'{where}: "optimizer": type {given!r} is not trained with here{hint}')
         return None
     params = _params(name, block.get("params") or {}, hyper, f'{where}: "optimizer".params', faults)
     # DeepSpeed's "Adam" is AdamW unless told otherwise: keys mean here what DeepSpeed says.
@@ -75,22 +110,55 @@ def read_optimizer(block: Any, hyper: Hyper, where: str, faults: Faults) -> Json
     return JsonOptimizer(name, tuple(kept.items()))
 
 
+def _name(given: Any, where: str, faults: Faults) -> str | None:
+    """torch's spelling of an optimizer that is trained with here; else None and a fault that says why not."""
+    known = [name for name in OPTIMIZERS if name != "auto"]
+    unsupported = {name.lower(): reason for name, reason in UNSUPPORTED.items()}
+    lower = str(given).lower()
+    name = {name.lower(): name for name in known}.get(lower)
+    if name is None and lower in unsupported:
+        faults.add(f"{where}: type {given!r} is not supported, because {unsupported[lower]}")
+    elif name is None:
+        hint = f"{nearest(lower, known)}; use one of {', '.join(known)}"
+        faults.add(f"{where}: type {given!r} is not trained with here{hint}")
+    return name
+
+
 def _params(name: str, given: Any, hyper: Hyper, where: str, faults: Faults) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         faults.add(f"{where} is {shown(given)}: it has to be an object {{...}}")
         given = {}
     filled: dict[str, Any] = {"lr": hyper.lr0, "weight_decay": hyper.weight_decay}
     filled |= {"betas": (hyper.momentum, 0.999)} if name in _ADAMS else {"momentum": hyper.momentum}
+    # As in torch and DeepSpeed; without the block it is on, as in ultralytics.
+    filled |= {"nesterov": False} if name == "SGD" else {}
     rules = PARAMS[name]
     for key, value in given.items():
-        if key == "max_grad_norm":
-            faults.add(f'{where}.max_grad_norm is not an argument of the optimizer: use "gradient_clipping": {value}')
+        if key in _NOT_TAKEN:
+            if value:
+                faults.add(f"{where}.{key} {_NOT_TAKEN[key]}{f': {value}' if key == 'max_grad_norm' else ''}")
         elif key not in rules:
             faults.add(f'{where}: {name} has no "{key}"{nearest(key, rules)}')
-        elif value != "auto":
+        elif value not in ("auto", None):  # which stand for a missing key
             good, parsed = check(rules[key], value, f"{where}.{key}", faults)
             filled |= {key: parsed} if good else {}
+    _check_params(name, filled, where, faults)
     return filled
+
+
+def _check_params(name: str, params: Mapping[str, Any], where: str, faults: Faults) -> None:
+    """What torch's constructors refuse, and what has only one value here."""
+    for key, (value, reason) in _FIXED.items():
+        if params.get(key, value) is not value:
+            faults.add(f"{where}.{key} {shown(params[key])} is refused: {reason}")
+    if params.get("foreach") and params.get("fused"):
+        faults.add(f"{where}: foreach and fused are both true; keep one, or leave both out for the fastest")
+    if params.get("nesterov") and not params["momentum"]:
+        faults.add(f"{where}: nesterov needs a momentum, and momentum is 0; leave nesterov out, or give one")
+    if params.get("nesterov") and params.get("dampening"):
+        faults.add(f"{where}: nesterov with dampening {params['dampening']:g}: Nesterov's momentum has none; keep one")
+    if name == "AdamW" and params.get("adam_w_mode") is False:
+        faults.add(f'{where}: adam_w_mode false with type "AdamW": write "Adam" for Adam, or leave adam_w_mode out')
 
 
 def merge(

@@ -90,7 +90,7 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
         device=device,
         run_dir=_chosen(args) or next_run_dir(project, name, exist_ok),
         given=_as_typed(args),
-        notes=(*read.notes, *notes, *unused(read, hyper)),
+        notes=(*config.notes, *read.notes, *notes, *unused(read, hyper)),
         run=_start(args),
         start=_start(args),
     )
@@ -247,6 +247,7 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
     config = saved.deepspeed
     if layout is not None or ranks != config.world or device != saved.device:
         config = relaid(saved, layout, ranks, device, faults)
+    kept = (note for note in saved.notes if note not in saved.deepspeed.notes)
     return replace(
         saved,
         deepspeed=config,
@@ -254,6 +255,6 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
         epochs=numbers.get("epochs", saved.epochs),
         workers=numbers.get("workers", saved.workers),
         given=_as_typed(args),
-        notes=tuple(dict.fromkeys((*saved.notes, *read.notes))),
+        notes=tuple(dict.fromkeys((*config.notes, *kept, *read.notes))),
         start=_start(args),
     )

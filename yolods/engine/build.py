@@ -12,6 +12,7 @@ from yolods.cluster.grid import Grid
 from yolods.cluster.ranks import Ranks, Share
 from yolods.engine.base import Parts
 from yolods.engine.ema import ShardedEma
+from yolods.engine.files import kept_within
 from yolods.engine.judge import build_stability
 from yolods.engine.masters import masters_of
 from yolods.engine.optim import OptimizerChoice, build_optimizer, freeze, parameter_groups
@@ -138,7 +139,7 @@ def _parts(
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=build_optimizer(choice, groups, ranks.device, offload=layout.offload_optimizer),
-        config=_settings(layout),
+        config=_settings(config),
         mpu=grid,
         dist_init_required=False,
     )
@@ -161,10 +162,10 @@ def _parts(
     )
 
 
-def _settings(layout: DeepSpeedConfig) -> dict[str, Any]:
-    settings = layout.for_initialize()
+def _settings(config: RunConfig) -> dict[str, Any]:
+    settings = config.deepspeed.for_initialize()
     settings.pop("optimizer", None)  # built here in every case, so that DeepSpeed compiles nothing that torch has
-    return settings
+    return kept_within(config.run_dir, settings)
 
 
 def _weight_decay(hyper: Hyper, layout: DeepSpeedConfig) -> float:

@@ -197,6 +197,7 @@ class Zero3Masters(Masters):
         "persistent_parameters",
         "_partition_all_parameters",
         "_reassign_or_swap_out_partitioned_parameters",
+        "invalidate_secondary_tensor",
     )
 
     def owners(self) -> Sequence[Tensor]:
@@ -211,12 +212,15 @@ class Zero3Masters(Masters):
     def publish(self) -> None:
         """As the end of DeepSpeed's own step does: into the partitions, then gather what stays resident.
 
+        With `zero_hpz_partition_size` a parameter has a second, wider partition, from which later passes gather it:
+        that one is of the weights before, and is cut anew after the next pass.
         Source: deepspeed/runtime/zero/stage3.py, `step` and `_post_step` (0.19.8).
         """
         optimizer = self._optimizer
         optimizer._partition_all_parameters()
         for index in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(index)
+        optimizer.invalidate_secondary_tensor()
         resident = optimizer.persistent_parameters
         if resident:
             resident[0].all_gather(resident)

@@ -38,6 +38,14 @@ class ZeroEngine(Engine):
                 engine.step()
         return sums
 
+    def report(self) -> None:
+        """See `Engine.report`. What "comms_logger" has counted goes to the log, and counting starts anew."""
+        from deepspeed import comm
+
+        if comm.comm.comms_logger.enabled:
+            comm.log_summary()
+            comm.reset_log()
+
     @torch.no_grad()
     def predict(self, images: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
         """See `Engine.predict`."""

@@ -1,0 +1,49 @@
+"""A part of benchmarks/config_fuzz.py: random configurations, checked, and some of those that pass started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.config_fuzz import spread
+from tests.configs import KEYS, checked, draw, step
+
+CHECKED, STARTED = 300, 6
+
+
+def test_the_same_number_draws_the_same_configuration() -> None:
+    assert draw(17) == draw(17) and draw(17) != draw(18)
+    assert len({json.dumps(draw(number).raw) for number in range(50)}) > 40
+
+
+def test_no_configuration_gives_a_traceback(tmp_path: Path) -> None:
+    passed, refused = [], 0
+    for number in range(CHECKED):
+        said = checked(draw(number), tmp_path)  # raises what the check did not foresee
+        if said is None:
+            passed.append(number)
+        else:
+            refused += 1
+            assert all(line.strip() and "Traceback" not in line for line in said.splitlines()), said
+    assert len(passed) > CHECKED // 10 and refused > CHECKED // 10
+
+
+@pytest.mark.slow
+def test_configurations_that_pass_the_check_take_their_steps(tmp_path: Path) -> None:
+    passed = [number for number in range(CHECKED) if checked(draw(number), tmp_path) is None]
+    for number in spread(passed, STARTED):
+        assert step(draw(number), tmp_path) is None, (number, draw(number))
+
+
+def test_draws_come_to_every_key() -> None:
+    def paths(raw: dict, prefix: str = "") -> set[str]:
+        found = set()
+        for key, value in raw.items():
+            found.add(f"{prefix}{key}")
+            found |= paths(value, f"{prefix}{key}.") if isinstance(value, dict) else set()
+        return found
+
+    drawn = set().union(*(paths(draw(number).raw) for number in range(2000)))
+    assert set(KEYS) <= drawn
