@@ -14,8 +14,9 @@ from yolods.config.claim import make_folder, writable
 from yolods.config.data_name import shipped_yaml
 from yolods.config.hyper import RULES, Hyper, read_hyper
 from yolods.config.run import CONFIG_FILE
+from yolods.data.classes import class_names
 from yolods.data.spec import DataSpec, check_classes, read_spec
-from yolods.data.splits import Opening, class_names, most_boxes, open_split, read_data
+from yolods.data.splits import Opening, most_boxes, open_split, read_data
 from yolods.errors import Faults, UserError
 from yolods.evaluate import Evaluation, Evaluator, PlainDetector
 from yolods.model.build import has_plain_head
