@@ -145,7 +145,7 @@ class Claim:
                 return True
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
-            holder = os.pread(self._handle, 200, 0).decode(errors="replace").strip() or "another start"
+            holder = _holder(self._handle)
             os.close(self._handle)
             self._handle = None
             raise _Taken(
@@ -217,6 +217,15 @@ def _put_aside(folder: Path) -> Path | None:
     for path in left:
         path.rename(place / path.name)
     return place
+
+
+def _holder(handle: int) -> str:
+    """Who has the lock, as it says so itself: a moment after it has taken it."""
+    for _ in range(20):
+        if text := os.pread(handle, 200, 0).decode(errors="replace").strip():
+            return text
+        time.sleep(0.05)
+    return "another start"
 
 
 def _open(folder: Path) -> int:
