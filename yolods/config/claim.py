@@ -31,7 +31,8 @@ EARLIER = "earlier"
 """Where --exist-ok puts aside what was there: the first time earlier/, then earlier2/ and so on."""
 OUTPUTS = (
     *(CONFIG_FILE, "checkpoints", "weights", "logs", "train.log", "results.csv*", "results.png", "problems.txt"),
-    *("stability.jsonl", ".stability.jsonl.part", "events.out.tfevents.*", "labels.jpg", "train_batch*.jpg"),
+    *(".config.json.part", ".results.csv.part", ".stability.jsonl.part"),
+    *("stability.jsonl", "events.out.tfevents.*", "labels.jpg", "train_batch*.jpg"),
     *("val_batch*.jpg", "Box*_curve.png", "confusion_matrix*.png", "predictions.json"),
 )
 """All that a run writes into its folder, first of all what makes it one that can be resumed."""
