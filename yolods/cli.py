@@ -345,8 +345,9 @@ def _check_train(args: argparse.Namespace, ranks: int, device: str) -> RunConfig
     from yolods.config import build_run_config
     from yolods.config.model_name import parse_name
     from yolods.data.spec import check_classes, read_spec
+    from yolods.depends import check_before_start
 
-    config = build_run_config(args, ranks=ranks, device=device)
+    config = build_run_config(args, ranks=ranks, device=device, check_resume=check_before_start)
     spec = None if config.is_demo else read_spec(config.data)
     if spec is not None:
         check_classes(spec, config.hyper.classes)

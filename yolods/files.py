@@ -45,10 +45,15 @@ def replace_copy(source: Path, path: Path) -> None:
         replace_file(path, lambda file: shutil.copyfileobj(original, file, 1 << 20))
 
 
+def partial_name(name: str, whose: str = "") -> str:
+    """What a file is called while it is written; a kill leaves it."""
+    return f".{name}{whose}.part"
+
+
 @contextlib.contextmanager
 def _beside(path: Path, whose: str = "") -> Iterator[int]:
     """The handle of a file beside `path`, which takes its place at the end."""
-    partial = path.with_name(f".{path.name}{whose}.part")
+    partial = path.with_name(partial_name(path.name, whose))
     try:
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:

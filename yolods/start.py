@@ -7,13 +7,14 @@ import logging
 import math
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from yolods.checkpoint.read import Checkpoint
 from yolods.checkpoint.store import CheckpointStore, Progress
 from yolods.cluster.board import Board
 from yolods.cluster.ranks import Ranks
@@ -21,23 +22,26 @@ from yolods.cluster.watchdog import Watchdog
 from yolods.config import RunConfig
 from yolods.config.claim import writable
 from yolods.config.run import CONFIG_FILE
+from yolods.data.classes import class_names
+from yolods.data.fingerprint import samples_of
 from yolods.data.sampler import keyed_seed, seed_generators
-from yolods.data.splits import (
-    Opening,
-    Split,
-    class_names,
-    class_weights,
-    most_boxes,
-    note_problems,
-    open_split,
-    read_data,
+from yolods.data.splits import Opening, Split, class_weights, most_boxes, note_problems, open_split, read_data
+from yolods.depends import (
+    RECORD,
+    Comparison,
+    check_before_start,
+    compare,
+    depends_on,
+    finished,
+    is_over,
+    read_depends,
 )
 from yolods.engine.base import Engine
 from yolods.engine.build import build_engine, plan_schedule
 from yolods.engine.optim import OptimizerChoice, choose_optimizer
 from yolods.engine.schedule import Schedule
 from yolods.engine.stages import build_stage, plan_stages
-from yolods.errors import UserError
+from yolods.errors import Faults, UserError
 from yolods.evaluate import Evaluator
 from yolods.files import replace_text
 from yolods.model.blueprint import Blueprint
@@ -61,6 +65,8 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
         UserError: on every rank: data, model, weights, disk space or checkpoint are not as they have to be.
     """
     config = _share_cores(config, ranks.local_size)
+    if config.resume:
+        ranks.main_first(lambda: _refuse_changes(config))  # before labels are scanned, which takes long
     hyper = config.hyper
     seed_everything(hyper.seed, deterministic=hyper.deterministic and ranks.device.type == "cuda")
     spec = read_data(config.data, ranks)
@@ -77,9 +83,6 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
     ranks.main_first(lambda: _prepare_folder(config, blueprint.parameters))
     train = open_split(spec, "train", hyper, opening, ranks, augment=True)
     val = open_split(spec, "val", hyper, opening, ranks, augment=False)
-    # Only now: a folder with this file is a run, and --resume takes the newest.
-    origin = provenance(ranks)
-    ranks.main_first(lambda: _write_config(config, origin))
     choice = choose_optimizer(
         hyper,
         samples=len(train.dataset),
@@ -88,25 +91,30 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
         nc=len(names),
         given=config.deepspeed.optimizer.params if config.deepspeed.optimizer else None,
     )
-    schedule = plan_schedule(config, choice, len(train.dataset))
-    weights = class_weights(train.scan, len(names), hyper.cls_pw)
-    engine, notes = _make_engine(blueprint, config, choice, ranks, weights)
     policy = config.deepspeed.own.checkpoint
+    model = {"architecture": blueprint.layers, "names": names, "train_args": train_args(config)}
     store = CheckpointStore(
         config.run_dir / "checkpoints",
         ranks,
         keep=policy.keep,
         keep_best=policy.keep_best,
         board=board if policy.asynchronous else None,
-        model={"architecture": blueprint.layers, "names": names, "train_args": train_args(config)},
+        model=model,
         run=config.run,
         start=config.start,
     )
-    progress = store.load(engine) if config.resume else Progress(run=config.run)
-    if progress.position >= schedule.total_samples and ranks.from_main(store.has_ended(progress)):
-        raise UserError(
-            f"--resume: {config.run_dir} has finished its {config.epochs} epochs; give more by --epochs to go on"
-        )
+    checkpoint = store.find() if config.resume else None
+    footing = ranks.main_first(lambda: _footing(config, spec.root, blueprint, choice, (train, val), checkpoint))
+    model[RECORD], choice = footing.record, footing.choice
+    # Only now: a folder with this file is a run, and --resume takes the newest.
+    origin = provenance(ranks)
+    ranks.main_first(lambda: _write_config(config, origin))
+    schedule = plan_schedule(config, choice, len(train.dataset))
+    weights = class_weights(train.scan, len(names), hyper.cls_pw)
+    engine, notes = _make_engine(blueprint, config, choice, ranks, weights)
+    progress = Progress(run=config.run)
+    if checkpoint is not None:
+        progress = _placed(store.load(engine, checkpoint), footing.comparison, schedule)
     telemetry = _open_telemetry(config, ranks, names, schedule, progress)
     evaluator = Evaluator(
         val.dataset,
@@ -121,6 +129,79 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
     if ranks.is_main:
         _announce(config, origin, ranks, telemetry, blueprint, (train, val), choice, schedule, progress, notes)
     return Run(config, ranks, engine, schedule, train, evaluator, store, blueprint, telemetry, progress, watchdog)
+
+
+def _refuse_changes(config: RunConfig) -> None:
+    faults = Faults()
+    check_before_start(config, faults)
+    faults.raise_if_any()
+
+
+@dataclass(frozen=True)
+class _Footing:
+    """What a run stands on."""
+
+    record: dict[str, Any]
+    """What its checkpoints depend on, for them to keep."""
+    choice: OptimizerChoice
+    """The optimizer; of a run that goes on, the one that it has."""
+    comparison: Comparison
+    """With what the checkpoint depends on."""
+
+
+def _footing(
+    config: RunConfig,
+    root: Path,
+    blueprint: Blueprint,
+    choice: OptimizerChoice,
+    splits: tuple[Split, Split],
+    checkpoint: Checkpoint | None,
+) -> _Footing:
+    """Rank 0: note what the run depends on, and tell what of it has changed since the checkpoint.
+
+    Args:
+        root: the data set's folder.
+        choice: the optimizer that a new run would have.
+
+    Raises:
+        UserError: a line for each change under which the run cannot go on; or it is over.
+    """
+    train, val = (samples_of(split.scan.labels, root) for split in splits)
+    now = depends_on(
+        config,
+        names=blueprint.names,
+        architecture=blueprint.layers,
+        optimizer={**asdict(choice), "arguments": dict(choice.arguments)},
+        train=train,
+        val=val,
+    )
+    if checkpoint is None:
+        return _Footing(now.record(), choice, Comparison())
+    before, progress, faults = read_depends(checkpoint.model), checkpoint.progress, Faults()
+    if is_over(config, progress["step"], progress["epochs_done"]):
+        faults.add(finished(config))
+    comparison = compare(before, now, config.run_dir, config.data)
+    for line in comparison.faults:
+        faults.add(line)
+    faults.raise_if_any()
+    for line in comparison.notes:
+        log.warning("%s", line)
+    if config.hyper.optimizer == "auto" and before.optimizer:
+        now, choice = replace(now, optimizer=before.optimizer), OptimizerChoice(**before.optimizer)
+    return _Footing(now.record(), choice, comparison)
+
+
+def _placed(progress: Progress, comparison: Comparison, schedule: Schedule) -> Progress:
+    """Where a run stands in what it goes on with, which may be other images than it had."""
+    images, before = schedule.samples, comparison.images_before
+    if before is None and not progress.fits(images, schedule.batch * schedule.accumulation):
+        log.warning("train has another number of images than it had: the epoch under way begins anew")
+        progress = progress.among(images, None)
+    elif before not in (None, images):
+        progress = progress.among(images, before)
+    if comparison.judged_on_others:
+        progress = replace(progress, best_fitness=None, best_epoch=progress.epochs_done)
+    return progress
 
 
 def _make_engine(

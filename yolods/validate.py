@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import math
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from yolods.cluster.pulse import PULSE
 from yolods.cluster.ranks import Ranks, Share
@@ -13,21 +17,46 @@ from yolods.config.batch import DEFAULT_BATCH
 from yolods.config.claim import make_folder, writable
 from yolods.config.data_name import shipped_yaml
 from yolods.config.hyper import RULES, Hyper, read_hyper
-from yolods.config.run import CONFIG_FILE
-from yolods.data.spec import DataSpec, check_classes, read_spec
-from yolods.data.splits import Opening, class_names, most_boxes, open_split, read_data
+from yolods.config.run import CONFIG_FILE, DEMO
+from yolods.data.classes import both, class_names, difference
+from yolods.data.demo import COUNTS, NAMES
+from yolods.data.spec import check_classes, read_spec
+from yolods.data.splits import Opening, most_boxes, open_split, read_data
 from yolods.errors import Faults, UserError
 from yolods.evaluate import Evaluation, Evaluator, PlainDetector
 from yolods.model.build import has_plain_head
-from yolods.model.weights import check_file, read_pt
+from yolods.model.weights import read_pt
+from yolods.stats import METRIC_NAMES
 from yolods.telemetry import NullTelemetry, RunTelemetry
 
+if TYPE_CHECKING:
+    from ultralytics.nn.tasks import DetectionModel
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.json"
 USED = ("conf", "iou", "max_det", "agnostic_nms", "single_cls", "classes", "plots", "box", "cls", "dfl")
 """Hyper-parameters that an evaluation goes by; the last three weigh its losses."""
 
 
-def check_val_arguments(args: argparse.Namespace) -> Hyper:
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated, and on what."""
+
+    weights: Path
+    """The .pt."""
+    data: Path
+    """The data yaml, or Path("demo")."""
+    split: str
+    """Of the data."""
+    hyper: Hyper
+    """Settings of the evaluation."""
+    notes: tuple[str, ...] = ()
+    """Lines worth showing at the start."""
+
+
+def check_val_arguments(args: argparse.Namespace) -> Request:
     """Everything that can be known wrong before a process starts.
 
     Raises:
@@ -40,9 +69,9 @@ def check_val_arguments(args: argparse.Namespace) -> Hyper:
         faults.add("--weights is missing: give the .pt to evaluate, for example runs/exp/weights/best.pt")
     elif not Path(args.weights).is_file():
         faults.add(f"--weights {args.weights}: no such file")
-    if args.data is None:
+    if args.data is None and args.weights is None:
         faults.add("--data is missing: give a data yaml, or --data demo for the embedded data set")
-    elif args.data != "demo" and not (Path(args.data).is_file() or shipped_yaml(Path(args.data))):
+    elif args.data not in (None, DEMO) and not (Path(args.data).is_file() or shipped_yaml(Path(args.data))):
         faults.add(f"--data {args.data}: no such file")
     if args.batch_size is not None and args.batch_size < 1:
         faults.add(f"--batch-size {args.batch_size}: has to be at least 1")
@@ -59,41 +88,82 @@ def check_val_arguments(args: argparse.Namespace) -> Hyper:
         if key in RULES and key not in USED:
             faults.add(f"{where} is not used by val, which takes {', '.join(USED)}; leave it out")
     faults.raise_if_any()
-    check_file(Path(args.weights))
-    if args.data != "demo":
-        spec = read_spec(Path(args.data))
-        _check_split(spec, args)
+    weights, split = Path(args.weights), args.split or "val"
+    net = _read(weights)
+    data = Path(args.data) if args.data is not None else _stored_data(net, weights)
+    if data == Path(DEMO):
+        names, where = NAMES, DEMO
+        if split not in COUNTS:
+            faults.add(f"--split {split}: the demo data has no {split} images; use {' or '.join(COUNTS)}")
+    else:
+        spec = read_spec(data)
+        names, where = spec.names, str(spec.yaml)
+        if not (spec.needs_download or spec.sources(split)):
+            faults.add(f"--split {split}: {where} names no {split} images; add `{split}: FOLDER`")
         check_classes(spec, hyper.classes)
-    return hyper
+    notes = _compare_names(net, weights, ("item",) if hyper.single_cls else names, where, faults)
+    faults.raise_if_any()
+    return Request(weights, data, split, hyper, () if hyper.single_cls else notes)
 
 
-def split_of(args: argparse.Namespace) -> str:
-    """The split to evaluate."""
-    return args.split or "val"
+def _read(weights: Path) -> DetectionModel:
+    """The model in a .pt; fp32, on the CPU.
+
+    Raises:
+        UserError: it is none, or not one that is evaluated here.
+    """
+    net = read_pt(weights)
+    if not has_plain_head(net):
+        head = type(net.model[-1]).__name__
+        raise UserError(f"--weights {weights}: its {head} head is not YOLOv5u's; evaluate it with ultralytics")
+    return net
 
 
-def _check_split(spec: DataSpec, args: argparse.Namespace) -> None:
-    split = split_of(args)
-    if not (spec.needs_download or spec.sources(split)):
-        raise UserError(f"--split {split}: {spec.yaml} names no {split} images; add `{split}: FOLDER`")
+def _stored_data(net: DetectionModel, weights: Path) -> Path:
+    """The data yaml that a model was trained with, which its .pt remembers."""
+    stored = getattr(net, "args", {}).get("data")
+    if not isinstance(stored, str):
+        raise UserError(f"--data is missing, and {weights} does not name the data that it was trained with; give it")
+    if stored != DEMO and not (Path(stored).is_file() or shipped_yaml(Path(stored))):
+        raise UserError(f"--data is missing, and {stored}, with which {weights} was trained, is not here; give it")
+    return Path(stored)
+
+
+def _compare_names(
+    net: DetectionModel, weights: Path, names: Sequence[str], data: str, faults: Faults
+) -> tuple[str, ...]:
+    """Hold the classes that a model knows beside those of the data: results go by ids, and are shown under names.
+
+    Args:
+        faults: takes a line where they are not the same in number, or names of both have other ids.
+
+    Returns:
+        a line where ids are called otherwise.
+    """
+    known = net.names if isinstance(net.names, Mapping) else dict(enumerate(net.names))
+    had = [str(known.get(place, place)) for place in range(net.model[-1].nc)]
+    what = difference(had, names)
+    knows, has = both(had, names)
+    beside = f"--weights {weights} knows {knows}, but {data} names {has}"
+    if what == "count":
+        faults.add(f"{beside}; evaluate with the yaml that it was trained with")
+    elif what == "order":
+        faults.add(
+            f"{beside}: the same names have other ids, so that one class would be judged as another; give the names, "
+            "and the labels, in the order of the weights"
+        )
+    elif what == "names":
+        return (f"{beside}: results go by ids, and are shown under the data's names",)
+    return ()
 
 
 def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
     """Evaluate `args.weights` on a split of `args.data`; the result on rank 0. A collective."""
-    hyper = ranks.main_first(lambda: check_val_arguments(args))
-    ranks.main_first(lambda: read_pt(Path(args.weights)) and None)
-    net = read_pt(Path(args.weights))
-    if not has_plain_head(net):
-        head = type(net.model[-1]).__name__
-        raise UserError(f"--weights {args.weights}: its {head} head is not YOLOv5u's; evaluate it with ultralytics")
-    spec = read_data(Path(args.data), ranks)
-    _check_split(spec, args)
+    request = ranks.main_first(lambda: check_val_arguments(args))
+    hyper = request.hyper
+    net = _read(request.weights)
+    spec = read_data(request.data, ranks)
     names = class_names(spec, hyper)
-    if net.model[-1].nc != len(names):
-        raise UserError(
-            f"--weights {args.weights} knows {net.model[-1].nc} classes, but {spec.yaml} names {len(names)}; "
-            "evaluate with the yaml that it was trained with"
-        )
     stride = max(int(max(net.stride)), 32)
     imgsz = args.imgsz or int(getattr(net, "args", {}).get("imgsz", 640))
     batch = args.batch_size or DEFAULT_BATCH
@@ -105,7 +175,7 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
         local_ranks=ranks.local_size,
         eval_batch=batch,
     )
-    split = open_split(spec, split_of(args), hyper, opening, ranks, augment=False)
+    split = open_split(spec, request.split, hyper, opening, ranks, augment=False)
     run_dir = ranks.main_first(lambda: _make(args))
     telemetry = (
         RunTelemetry(run_dir, names=dict(enumerate(names)), epochs=1, images_per_epoch=1, batch_size=1)
@@ -113,6 +183,8 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
         else NullTelemetry()
     )
     with telemetry:
+        for note in request.notes:
+            telemetry.event("classes", note, warn=True)
         evaluator = Evaluator(
             split.dataset,
             names,
@@ -132,6 +204,10 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
             boxes_to=run_dir / PREDICTIONS_FILE if args.save_json else None,
             telemetry=telemetry,
         )
+        if result is not None:
+            facts = {"weights": str(request.weights), "data": str(spec.yaml), "split": request.split, "imgsz": imgsz}
+            _write_metrics(run_dir / METRICS_FILE, {**facts, **_numbers(result, names)})
+            telemetry.judged({**result.metrics, **{f"val/{name}": value for name, value in result.loss.items()}})
         telemetry.event("results", f"Results saved to {run_dir}")
     return result
 
@@ -145,3 +221,31 @@ def _make(args: argparse.Namespace) -> Path:
     """A folder of this evaluation's own, or the one asked for by --exist-ok."""
     with writable(_folder(args)):
         return make_folder(_folder(args), bool(args.exist_ok))
+
+
+def _numbers(result: Evaluation, names: Sequence[str]) -> dict[str, Any]:
+    """What an evaluation came to, over all classes and for each that has boxes."""
+    details = result.details
+    classes = {
+        names[index]: {
+            "instances": int(details.nt_per_class[index]),
+            **dict(zip(METRIC_NAMES, map(float, details.class_result(place)), strict=True)),
+        }
+        for place, index in enumerate(details.ap_class_index)
+    }
+    return {
+        "images": result.images,
+        "metrics": result.metrics,
+        "fitness": result.fitness,
+        "loss": result.loss,
+        "classes": classes,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def _write_metrics(path: Path, content: Mapping[str, Any]) -> None:
+    """A full disk costs a warning: the numbers are on the screen."""
+    try:
+        path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    except OSError as error:
+        log.warning("%s could not be written: %s", path, error.strerror or error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -143,7 +144,22 @@ def test_val_shows_what_the_run_showed_last(
     assert float(last[-1]) > 0.1, "the model finds nothing, so that this shows nothing"
     assert mine == last
     assert f"Best model: mAP50 {mine[-2]}, mAP50-95 {mine[-1]}" in screen
+    _leaves_its_numbers(tmp_path / "runs" / "val", mine)
     assert [line for line in shown.splitlines() if CHATTER.search(line)] == []
+
+
+def _leaves_its_numbers(folder: Path, row: list[str]) -> None:
+    """In a file, and as curves of one point; `row` is the screen's."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    left = json.loads((folder / "metrics.json").read_text())
+    assert f"{left['metrics']['metrics/mAP50-95(B)']:.3g}" == f"{float(row[-1]):.3g}"
+    assert (left["split"], str(left["images"])) == ("val", row[0]) and set(left["classes"]) == set(NAMES)
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    for tag, value in {**left["metrics"], **{f"val/{name}": loss for name, loss in left["loss"].items()}}.items():
+        (point,) = events.Scalars(tag)
+        assert point.value == pytest.approx(value, rel=1e-6)
 
 
 def test_deepspeeds_own_launcher_starts_a_run(data: Path, weights: Path, tmp_path: Path) -> None:

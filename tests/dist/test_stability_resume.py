@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.faults.tape import MODEL, Fault, Injector, convolutions, engine_of, step_on
 from tests.ranks import on_ranks
-from yolods.checkpoint.read import LATEST
+from yolods.checkpoint.names import LATEST
 from yolods.checkpoint.store import CheckpointStore, Progress
 from yolods.cluster.ranks import Ranks
 from yolods.engine.base import Engine

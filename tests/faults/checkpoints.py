@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from tests.stores import ALONE, MODEL, WEIGHTS, Engine
-from yolods.checkpoint.read import LATEST, PROGRESS
-from yolods.checkpoint.read import MODEL as MODEL_FILE
+from yolods.checkpoint.names import LATEST, PROGRESS
+from yolods.checkpoint.names import MODEL as MODEL_FILE
 from yolods.checkpoint.store import WRITING, CheckpointStore, Progress
 from yolods.checkpoint.verify import MANIFEST, names_in, step_of
 from yolods.cluster.board import open_board

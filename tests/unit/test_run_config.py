@@ -352,6 +352,35 @@ def test_resume_goes_on_under_another_layout(json_file, ranks, device, shape, ba
     assert (run.batch_size, config.train_batch, config.world, run.device) == (batch, 64, ranks, device)
 
 
+def test_a_run_that_went_on_under_another_layout_keeps_its_images_a_step_when_it_goes_on_again():
+    """24 images a batch and nbs 64 are 72 a step; on one rank 12 a batch, of which nbs alone would take 5 and not 6."""
+    saved("--batch-size", "24")
+    again = build("--resume", "runs/exp", ranks=1)
+    assert (again.batch_size, again.deepspeed.train_batch) == (12, 72)
+    (again.run_dir / CONFIG_FILE).write_text(again.to_json())
+    assert build("--resume", "runs/exp", ranks=1).deepspeed.train_batch == 72
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"lr": 0.5}, 'other.json: "optimizer" gives lr0 0.5, but the run has 0.01; write "auto"'),
+        ({"lr": "auto", "momentum": 0.5}, 'other.json: "optimizer" gives momentum 0.5, but the run has 0.937'),
+        ({"weight_decay": 0.1}, 'other.json: "optimizer" gives weight_decay 0.1, but the run has 0.0005'),
+        ({"lr": "auto"}, None),
+    ],
+)
+def test_resume_refuses_another_learning_rate_in_the_json(params, message):
+    saved("--optimizer", "SGD")
+    words = ("--resume", "runs/exp", "--deepspeed_config")
+    file = write_json({"optimizer": {"type": "SGD", "params": params}}, "other.json")
+    if message is None:
+        assert build(*words, file).hyper.lr0 == 0.01
+        return
+    (fault,) = faults_of(*words, file)
+    assert message in fault
+
+
 def test_resume_names_ranks_that_the_batch_cannot_be_dealt_to():
     saved()
     assert "--batch-size 16 of the run cannot be dealt to 3 ranks" in faults_of("--resume", ranks=3)[0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolods.engine.shards import Group, cut, join, spans
+from yolods.engine.shards import Group, cut, join, misfits, spans
 
 KINDS = ("whole", "flat", "pieces")
 AWKWARD: list[list[Group]] = [
@@ -115,3 +115,33 @@ def test_spans_say_where_each_parameter_lies(kind, count, align, groups):
                 assert part.count > 0
                 found[part.name] += shard[part.start : part.start + part.count].tolist()
     assert found == {name: value.flatten().tolist() for name, value in values.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(4, 5), (2, 4), (5, 2), (10,)])
+def test_a_tensor_of_another_size_is_not_cut(kind, shape):
+    """It would shift all that lie behind it, or leave zeros; the same number of elements may be of another meaning."""
+    groups: list[Group] = [[("a", (3,))], [("head", (2, 5))], [("b", (4,))]]
+    values = {**values_of(groups), "head": torch.ones(shape)}
+    sizes = [size_of(kind, group, 2, 1) for group in groups]
+    with pytest.raises(ValueError) as caught:
+        cut(kind, groups, values, sizes, 0, 2)
+    assert str(caught.value) == f"head is {shape} instead of (2, 5)"
+    del values["head"]
+    assert misfits(groups, values) == ["head (2, 5) is missing"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shard_that_is_too_small_is_neither_cut_nor_joined(kind):
+    groups: list[Group] = [[("a", (3,))], [("b", (8,))]]
+    values = values_of(groups)
+    sizes = [size_of(kind, group, 2, 1) for group in groups]
+    small = [sizes[0], sizes[1] - 1]
+    with pytest.raises(ValueError, match="shards of b and its like hold"):
+        cut(kind, groups, values, small, 0, 2)
+    ranks = [
+        [shard[:size] for shard, size in zip(cut(kind, groups, values, sizes, index, 2), small, strict=True)]
+        for index in range(2)
+    ]
+    with pytest.raises(ValueError, match="shards of b and its like hold"):
+        join(kind, groups, ranks)

@@ -1,5 +1,7 @@
 """What stands between a configuration and a run: seeds, sizes, disk space and limits."""
 
+import argparse
+import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tiny import make_dataset
 from yolods import start
+from yolods.checkpoint.read import Checkpoint
+from yolods.data.fingerprint import samples_of
 from yolods.data.splits import most_boxes
+from yolods.depends import RECORD, Comparison, depends_on
+from yolods.engine.optim import OptimizerChoice
 from yolods.errors import UserError
+from yolods.model.blueprint import Blueprint
+from yolods.model.build import architecture, parse_name
 
 
 def split_of(*boxes: int) -> SimpleNamespace:
@@ -104,3 +113,69 @@ def test_fewer_workers_than_asked_for_are_told_of(monkeypatch, asked, cores, ran
     said = (f"--workers {asked}: a rank starts {started}, its share of this host's cores ({cores} / {ranks})",)
     assert shared.notes == ("another", *(said if started < asked else ()))
     assert start._share_cores(replace(shared, workers=asked), ranks).notes == shared.notes, "once, after a resume too"
+
+
+AUTO = {"name": "AdamW", "lr": 0.001667, "momentum": 0.9, "warmup_bias_lr": 0.0, "arguments": {}}
+
+
+def resumed(folder: Path, optimizer: dict, *words: str) -> start._Footing:
+    """What a run of two images stands on that goes on from a checkpoint made with this optimizer."""
+    from yolods.config import add_train_arguments, build_run_config
+
+    parser = argparse.ArgumentParser()
+    add_train_arguments(parser)
+    yaml = make_dataset(folder / "data", train=2, val=1)
+    flags = ["--data", str(yaml), "--model", "yolov5n", "--project", str(folder), *words]
+    config = build_run_config(parser.parse_args(flags), ranks=1, device="cpu")
+    names = ("colour0", "colour1")
+    blueprint = Blueprint(architecture(parse_name("yolov5n"), 2, 3), names, 0)
+    labels = [{"im_file": "a.jpg", "shape": (8, 8), "cls": np.zeros((1, 1)), "bboxes": np.zeros((1, 4))}] * 2
+    splits = (SimpleNamespace(scan=SimpleNamespace(labels=labels)),) * 2
+    samples = samples_of(labels, folder)
+    before = depends_on(config, names=names, optimizer=optimizer, train=samples, val=samples)
+    model = {"names": names, "architecture": blueprint.layers, "train_args": {}, RECORD: before.record()}
+    kept = folder / "checkpoints" / "step00000004"
+    kept.mkdir(parents=True)
+    (kept / "model.json").write_text(json.dumps(model))
+    (kept / "progress.json").write_text(json.dumps({"step": 4, "epochs_done": 1}))
+    now = OptimizerChoice("SGD", 0.01, 0.937, 0.0)
+    return start._footing(config, folder, blueprint, now, splits, Checkpoint(kept))
+
+
+def test_a_run_keeps_the_optimizer_that_auto_chose_for_it(tmp_path, caplog):
+    """More epochs or images would choose another one, whose state the checkpoint does not hold."""
+    footing = resumed(tmp_path, AUTO)
+    assert (footing.choice.name, footing.choice.lr) == ("AdamW", 0.001667)
+    assert footing.record["optimizer"] == AUTO
+    assert caplog.messages == [
+        "optimizer=auto would stand for SGD at 0.01 by now, and stood for AdamW at 0.001667: the run goes on with "
+        "AdamW at 0.001667"
+    ]
+
+
+def test_an_optimizer_that_was_named_is_the_one_that_is_named(tmp_path):
+    footing = resumed(tmp_path, {**AUTO, "name": "SGD"}, "--optimizer", "SGD", "--set", "lr0=0.01")
+    assert (footing.choice.name, footing.choice.momentum) == ("SGD", 0.937)
+
+
+SCHEDULE = SimpleNamespace(samples=6, batch=4, accumulation=1)
+
+
+@pytest.mark.parametrize(
+    ("images_before", "position", "said"),
+    [
+        (6, 8, []),
+        (12, 6, []),
+        (None, 6, ["train has another number of images than it had: the epoch under way begins anew"]),
+    ],
+)
+def test_a_run_stands_in_its_epoch_whatever_the_number_of_images(images_before, position, said, caplog):
+    progress = start.Progress(position=8 if images_before == 6 else 16, epochs_done=1, best_fitness=0.5, best_epoch=0)
+    placed = start._placed(progress, Comparison(images_before=images_before), SCHEDULE)
+    assert (placed.position, placed.best_fitness, caplog.messages) == (position, 0.5, said)
+
+
+def test_what_was_judged_on_other_images_is_not_the_best_any_more():
+    progress = start.Progress(position=8, epochs_done=1, best_fitness=0.5, best_epoch=0)
+    placed = start._placed(progress, Comparison(images_before=6, judged_on_others=True), SCHEDULE)
+    assert (placed.best_fitness, placed.best_epoch) == (None, 1)

@@ -281,6 +281,47 @@ def test_without_a_whole_checkpoint_all_damage_is_listed(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("ranks", "kind"), [(1, "whole"), (2, "flat"), (2, "pieces")])
+def test_a_head_of_another_size_is_refused_by_name_under_every_layout(tmp_path, monkeypatch, ranks, kind):
+    store_in(tmp_path).save(Engine(), Progress(step=1))
+    engine = Engine(kind, 0, ranks)
+    monkeypatch.setattr("tests.stores.GROUPS", [[("conv.weight", (4, 3))], [("conv.bias", (3,))]])
+    engine.held[0] = torch.zeros(12 if kind == "whole" else 6)
+    with pytest.raises(UserError) as caught:
+        store_in(tmp_path).load(engine)
+    assert str(caught.value) == (
+        f"{tmp_path}/step00000001 is of another model: conv.weight is (2, 3) instead of (4, 3)"
+    )
+    assert engine.loaded == {}
+
+
+@pytest.mark.parametrize(
+    ("position", "done", "before", "images", "expected"),
+    [
+        (20, 1, 12, 18, 18),  # in the middle of the second epoch, which begins anew
+        (20, 1, 12, 6, 6),
+        (12, 1, 12, 18, 18),
+        (24, 1, 12, 18, 36),  # the second is still to be evaluated
+        (3, 0, 12, 18, 0),
+        (20, 1, None, 18, 18),
+    ],
+)
+def test_epochs_behind_count_when_the_train_set_has_grown_or_shrunk(position, done, before, images, expected):
+    progress = Progress(position=position, epochs_done=done, step=5, loss_sums=(1.0, 2.0, 3.0), loss_weight=2)
+    moved = progress.among(images, before)
+    assert (moved.position, moved.epochs_done, moved.step) == (expected, done, 5)
+    waiting = expected // images > done
+    assert moved.loss_sums == (progress.loss_sums if waiting else ()) and moved.loss_weight == (2 if waiting else 0)
+
+
+@pytest.mark.parametrize(
+    ("position", "images", "fits"), [(12, 12, True), (27, 12, True), (28, 12, False), (8, 12, False), (12, 4, False)]
+)
+def test_a_position_tells_that_the_train_set_is_another(position, images, fits):
+    """After one epoch, with steps of 4 images."""
+    assert Progress(position=position, epochs_done=1).fits(images, 4) == fits
+
+
 @pytest.mark.parametrize("latest", [None, "step00000001"])
 def test_what_latest_does_not_name(tmp_path, caplog, latest):
     """Lost, it is done without; naming an earlier one, it is believed. Either is said."""

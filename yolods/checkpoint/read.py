@@ -12,11 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolods.checkpoint.names import MODEL, PROGRESS
 from yolods.engine.shards import join
-
-LATEST = "latest"
-PROGRESS = "progress.json"
-MODEL = "model.json"
 
 
 def rank_file(folder: Path, rank: int) -> Path:
@@ -46,7 +43,8 @@ class Checkpoint:
 
     @cached_property
     def model(self) -> dict[str, Any]:
-        """model.json: architecture, names, train_args; `kind`; `stages`: groups and statistics of each; `places`."""
+        """model.json: architecture, names, train_args, depends; `kind`; `stages`: groups and statistics of each;
+        `places`."""
         return json.loads((self.folder / MODEL).read_text(encoding="utf-8"))
 
     @cached_property

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from yolods.checkpoint.read import Checkpoint
 from yolods.engine.base import Engine
-from yolods.engine.shards import cut
+from yolods.engine.shards import cut, misfits
 from yolods.errors import UserError
 
 UNCHANGED = ("snapshot", "frozen", "rng")
@@ -68,13 +68,15 @@ def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
     """
     mine = engine.describe()
     sizes = [shard.numel() for shard in engine.masters.shards()]
-    names = {name for group in mine["groups"] for name, _ in group}
 
     def shards(whole: dict[str, Tensor]) -> list[Tensor]:
-        missing = sorted(names - set(whole))
-        if missing:
-            raise UserError(f"{checkpoint.folder}: holds no {missing[0]} and {len(missing) - 1} more; another model?")
+        _refuse_misfits(checkpoint, misfits(mine["groups"], whole))
         return cut(engine.masters.kind, mine["groups"], whole, sizes, engine.share.index, engine.share.count)
+
+    def statistics(whole: dict[str, Tensor]) -> list[Tensor]:
+        # Their shapes are those of their layers' weights, which are compared.
+        _refuse_misfits(checkpoint, [f"{name} is missing" for name in mine["statistics"] if name not in whole])
+        return [whole[name] for name in mine["statistics"]]
 
     example = checkpoint.moments()
     numbers = {key: value for key, value in example.items() if key == "step" or not isinstance(value, Tensor)}
@@ -82,7 +84,6 @@ def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
     for key in set(example) - set(numbers):
         for state, shard in zip(states, shards(checkpoint.moment(key)), strict=True):
             state[key] = shard
-    live, average = checkpoint.statistics(average=False), checkpoint.statistics(average=True)
     shared = checkpoint.shared()
     return {
         "masters": shards(checkpoint.masters()),
@@ -90,14 +91,20 @@ def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
         "ema": {
             "updates": shared["ema"]["updates"],
             "shards": shards(checkpoint.average()),
-            "buffers": [average[name] for name in mine["statistics"]],
+            "buffers": statistics(checkpoint.statistics(average=True)),
         },
-        "statistics": [live[name] for name in mine["statistics"]],
+        "statistics": statistics(checkpoint.statistics(average=False)),
         "counts": checkpoint.counts(),
         "frozen": checkpoint.frozen(),
         "stability": shared.get("stability", {}),
         "counters": shared["counters"],
     }
+
+
+def _refuse_misfits(checkpoint: Checkpoint, lines: list[str]) -> None:
+    if lines:
+        more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
+        raise UserError(f"{checkpoint.folder} is of another model: {lines[0]}{more}")
 
 
 def rng_state() -> dict[str, Any]:

@@ -27,7 +27,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ import torch
 
 from yolods.checkpoint.background import Background
 from yolods.checkpoint.files import FileRecord, write_file, write_text
-from yolods.checkpoint.read import LATEST, MODEL, PROGRESS, Checkpoint, load_rank, rank_file
+from yolods.checkpoint.names import LATEST, MODEL, PROGRESS
+from yolods.checkpoint.read import Checkpoint, load_rank, rank_file
 from yolods.checkpoint.state import HostCopy, collect, recut, set_rng_state
 from yolods.checkpoint.verify import (
     ENDED,
@@ -43,8 +44,8 @@ from yolods.checkpoint.verify import (
     OLD,
     STOPPED,
     End,
-    end_of,
     names_in,
+    nothing_in,
     render_manifest,
     search,
     step_of,
@@ -108,6 +109,19 @@ class Progress:
     image_faults: tuple[tuple[str, int], ...] = ()
     """Image files found not to be finite, and how often; see `overflow.quarantine`."""
 
+    def among(self, images: int, before: int | None) -> Progress:
+        """The same place in a run whose train set has another number of images, and had `before` (None: nobody knows):
+        epochs behind count, and the one under way begins anew."""
+        behind = max(self.position // before if before else 0, self.epochs_done)
+        if behind > self.epochs_done:  # what is summed up is of an epoch that is still to be evaluated
+            return replace(self, position=behind * images)
+        return replace(self, position=behind * images, loss_sums=(), loss_weight=0)
+
+    def fits(self, images: int, step: int) -> bool:
+        """Whether the position is in the epoch that it should be in, of a set of so many images: within it, or in the
+        step of so many images that has ended it."""
+        return 0 <= self.position - self.epochs_done * images < images + step
+
 
 class CheckpointStore:
     """The checkpoints of one run folder. `save` and `load` are collectives.
@@ -132,7 +146,7 @@ class CheckpointStore:
         Args:
             folder: `checkpoints/` of the run.
             keep: how many of the newest to leave.
-            model: `architecture`, `names` and `train_args`, for an export without the run.
+            model: `architecture`, `names` and `train_args`, for an export without the run; `depends`, for a resume.
             keep_best: whether to leave the one of the best epoch as well.
             board: over which the ranks' threads talk; None: a save is done when it returns.
             run: the run's identity; checkpoints of another are not loaded.
@@ -200,11 +214,6 @@ class CheckpointStore:
         for name in (ENDED, STOPPED):
             with suppress(OSError):
                 (self._folder / name).unlink(missing_ok=True)
-
-    def has_ended(self, progress: Progress) -> bool:
-        """Whether the run that `progress` belongs to came to its end there, and was not cut short in its last words."""
-        end = end_of(self._folder)
-        return end is not None and (end.run, end.step, end.status) == (self._run, progress.step, 0)
 
     def __enter__(self) -> CheckpointStore:
         return self
@@ -289,31 +298,41 @@ class CheckpointStore:
             kept |= {*sorted(best, key=lambda name: (-best[name], step_of(name)))[:1]}
         return kept
 
-    def load(self, engine: Engine) -> Progress:
-        """Bring `engine` to the newest whole checkpoint: bit for bit under the layout that wrote it, and under another
-        with the same weights, optimizer states and average, and running statistics averaged over the replicas.
+    def find(self) -> Checkpoint:
+        """The newest whole checkpoint of this run. A collective.
 
         What is damaged, or another run's, is left out and named in the log.
 
         Raises:
-            UserError: there is none, with a line for each damage; or it is of another model.
+            UserError: there is none, with a line for each damage.
         """
         found = search(self._folder, self._ranks, self._run)
         if found.folder is None:
-            what = "no whole checkpoint to resume from; start afresh, without --resume"
-            raise UserError("\n".join([f"{self._folder}: {what}", *found.skipped]))
+            raise UserError("\n".join([nothing_in(self._folder), *found.skipped]))
         if self._ranks.is_main and found.skipped:
             for line in found.skipped:
                 log.warning("%s", line)
             log.warning("the run goes on from %s, which is whole", found.folder)
-        checkpoint = Checkpoint(found.folder)
+        return Checkpoint(found.folder)
+
+    def load(self, engine: Engine, checkpoint: Checkpoint | None = None) -> Progress:
+        """Bring `engine` to a checkpoint: bit for bit under the layout that wrote it, and under another with the same
+        weights, optimizer states and average, and running statistics averaged over the replicas.
+
+        Args:
+            checkpoint: what `find` returned; None: what it finds.
+
+        Raises:
+            UserError: there is none, or it is of another model.
+        """
+        checkpoint = checkpoint or self.find()
         layout = engine.layout()
         if all(checkpoint.model[key] == json.loads(json.dumps(value)) for key, value in layout.items()):
-            state = load_rank(found.folder, self._ranks.rank)
+            state = load_rank(checkpoint.folder, self._ranks.rank)
             engine.load_state({**state, "frozen": checkpoint.frozen()})
             set_rng_state(state["rng"])
         else:
-            log.info("%s was written under another layout; its shards are cut anew", found.folder)
+            log.info("%s was written under another layout; its shards are cut anew", checkpoint.folder)
             engine.load_state(recut(checkpoint, engine))
         return _progress(checkpoint.progress)
 

@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from yolods.checkpoint.files import FileRecord, damage
-from yolods.checkpoint.read import LATEST, PROGRESS
-from yolods.cluster.ranks import Ranks
+from yolods.checkpoint.names import LATEST, PROGRESS
+
+if TYPE_CHECKING:
+    from yolods.cluster.ranks import Ranks
 
 MANIFEST = "manifest.json"
 ENDED, STOPPED = "ended", "stopped"
@@ -97,6 +98,11 @@ def run_of(checkpoint: Path) -> str | None:
         return None
 
 
+def nothing_in(folder: Path) -> str:
+    """The line about `checkpoints/` without a whole checkpoint."""
+    return f"{folder}: no whole checkpoint to resume from; start afresh, without --resume"
+
+
 def newest_in(folder: Path) -> Path | None:
     """The newest whole checkpoint in a run's `checkpoints/`, or None. In one process."""
     return search(folder, alone()).folder
@@ -104,6 +110,10 @@ def newest_in(folder: Path) -> Path | None:
 
 def alone() -> Ranks:
     """The ranks of a process that is no part of a run."""
+    import torch  # here, for a launcher asks this file how a run has ended, and does without
+
+    from yolods.cluster.ranks import Ranks
+
     return Ranks(0, 1, 0, socket.gethostname(), torch.device("cpu"))
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from yolods.config.run import CONFIG_FILE, RunConfig, numbered
 from yolods.errors import UserError
+from yolods.files import partial_name
 
 LOCK = ".lock"
 """The file whose lock a run holds while it goes on; its text says which process has claimed the folder, and when."""
@@ -31,9 +32,9 @@ EARLIER = "earlier"
 """Where --exist-ok puts aside what was there: the first time earlier/, then earlier2/ and so on."""
 OUTPUTS = (
     *(CONFIG_FILE, "checkpoints", "weights", "logs", "train.log", "results.csv*", "results.png", "problems.txt"),
-    *(".config.json.part", ".results.csv.part", ".stability.jsonl.part"),
+    *(partial_name(name) for name in (CONFIG_FILE, "results.csv", "stability.jsonl")),
     *("stability.jsonl", "events.out.tfevents.*", "labels.jpg", "train_batch*.jpg"),
-    *("val_batch*.jpg", "Box*_curve.png", "confusion_matrix*.png", "predictions.json"),
+    *("val_batch*.jpg", "Box*_curve.png", "confusion_matrix*.png", "predictions.json", "metrics.json", "deepspeed"),
 )
 """All that a run writes into its folder, first of all what makes it one that can be resumed."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)

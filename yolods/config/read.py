@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,12 @@ _WRITTEN = {"epochs": "--epochs", "imgsz": "--imgsz", "batch_size": "--batch-siz
 
 
 def build_run_config(
-    args: argparse.Namespace, *, ranks: int, device: str, environ: Mapping[str, str] | None = None
+    args: argparse.Namespace,
+    *,
+    ranks: int,
+    device: str,
+    environ: Mapping[str, str] | None = None,
+    check_resume: Callable[[RunConfig, Faults], None] | None = None,
 ) -> RunConfig:
     """Read flags, hyp file and DeepSpeed JSON.
 
@@ -36,6 +41,7 @@ def build_run_config(
         ranks: ranks in all; of a pipeline, replicas x stages.
         device: "cpu" or "cuda".
         environ: environment variables; DS_ACCELERATOR has to agree with `device`.
+        check_resume: adds what else keeps a run from being gone on with, so that it is said beside the flags' faults.
 
     Raises:
         UserError: every fault, a line each.
@@ -45,6 +51,8 @@ def build_run_config(
         faults.add(fault)
     _check_accelerator(device, environ or {}, faults)
     made = (_resumed if getattr(args, "resume", None) else _fresh)(args, ranks, device, faults)
+    if made is not None and made.resume and check_resume is not None:
+        check_resume(made, faults)
     faults.raise_if_any()
     assert made is not None  # without a run there is a fault
     return made

@@ -11,6 +11,7 @@ from yolods.config.data_name import shipped_yaml
 from yolods.config.deepspeed import DeepSpeedConfig, resolve
 from yolods.config.hyper import HyperRead
 from yolods.config.jsonfile import read_json
+from yolods.config.optimizer import merge
 from yolods.config.run import RunConfig
 from yolods.config.values import shown
 from yolods.errors import Faults, nearest
@@ -107,6 +108,18 @@ def relaid(saved: RunConfig, path: Path | None, ranks: int, device: str, faults:
             f"{where}: {config.train_batch} images a step, but the run has {saved.deepspeed.train_batch}; "
             'write "auto" for the batch keys'
         )
-    if config.optimizer is not None and config.optimizer.name != saved.hyper.optimizer:
-        faults.add(f"{where}: names {config.optimizer.name}, but the run trains with {saved.hyper.optimizer}")
+    _check_optimizer(saved, config, where, faults)
     return config
+
+
+def _check_optimizer(saved: RunConfig, config: DeepSpeedConfig, where: str, faults: Faults) -> None:
+    """Refuse an optimizer in the JSON that is not the run's: its values would not be taken."""
+    if config.optimizer is None:
+        return
+    if config.optimizer.name != saved.hyper.optimizer:
+        faults.add(f"{where}: names {config.optimizer.name}, but the run trains with {saved.hyper.optimizer}")
+        return
+    asked, _ = merge(HyperRead(saved.hyper, {}, {}, {}), config.optimizer, where, faults)
+    for key in ("lr0", "momentum", "weight_decay"):
+        if (now := getattr(asked, key)) != (before := getattr(saved.hyper, key)):
+            faults.add(f'{where}: "optimizer" gives {key} {shown(now)}, but the run has {shown(before)}; write "auto"')

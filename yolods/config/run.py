@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yolods.config.batch import ACCUMULATION, MICRO, TRAIN, BatchPlan
 from yolods.config.deepspeed import DeepSpeedConfig, resolve
 from yolods.config.hyper import Given, Hyper, read_hyper
 from yolods.errors import Faults, UserError
@@ -129,6 +130,7 @@ class RunConfig:
             hyper = read_hyper(None, [], faults, kept).hyper
             config = resolve(
                 saved["deepspeed_given"],
+                before=_batches_of(saved),
                 path=None if saved["deepspeed_path"] is None else Path(saved["deepspeed_path"]),
                 batch_size=saved["batch_size"],
                 ranks=saved["ranks"],
@@ -158,6 +160,17 @@ class RunConfig:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{where}: not a run's configuration: {type(error).__name__}: {error}") from None
+
+
+def _batches_of(saved: Mapping[str, Any]) -> BatchPlan | None:
+    """The batch sizes that config.json holds resolved: of a run that went on under another layout, its flags alone do
+    not give them again. None where somebody has changed the one and not the other."""
+    settings, batch = saved["deepspeed"], saved["batch_size"]
+    micro, steps = settings[MICRO], settings[ACCUMULATION]
+    if batch % micro:
+        return None
+    plan = BatchPlan(micro=micro, accumulation=steps, accumulation_auto=True, ranks=batch // micro)
+    return plan if plan.train_batch == settings[TRAIN] else None
 
 
 def next_run_dir(project: Path, name: str, exist_ok: bool = False) -> Path:

@@ -76,11 +76,6 @@ def read_data(path: Path, ranks: Ranks) -> DataSpec:
     return read_spec(ranks.main_first(first))
 
 
-def class_names(spec: DataSpec, hyper: Hyper) -> tuple[str, ...]:
-    """Names of the classes that are trained."""
-    return ("item",) if hyper.single_cls else spec.names
-
-
 def open_split(spec: DataSpec, split: str, hyper: Hyper, opening: Opening, ranks: Ranks, *, augment: bool) -> Split:
     """Scan a split on rank 0 and open it everywhere. A collective.
 

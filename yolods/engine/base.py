@@ -19,7 +19,8 @@ from yolods.engine.masters import Masters, full_parameter, full_shape, set_param
 from yolods.engine.optim import freeze_statistics, set_rates
 from yolods.engine.recovery import Recovery
 from yolods.engine.schedule import Step
-from yolods.engine.shards import cut
+from yolods.engine.shards import cut, misfits
+from yolods.errors import UserError
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss
 from yolods.stability.attribution import Culprit
@@ -249,7 +250,14 @@ class Engine:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave, or what was cut to this rank's shards. A collective."""
+        """Take over what `state` gave, or what was cut to this rank's shards. A collective.
+
+        Raises:
+            UserError: what is frozen here is not what was frozen there.
+        """
+        frozen = [(name, full_shape(p)) for name, p in self.net.named_parameters() if not p.requires_grad]
+        if state["frozen"] and (wrong := misfits([frozen], state["frozen"])):  # some ranks hand over none
+            raise UserError(f"the state is of another model, or of other frozen layers: {wrong[0]}")
         for name, parameter in self.net.named_parameters():
             if not parameter.requires_grad and name in state["frozen"]:
                 set_parameter(parameter, state["frozen"][name].to(self.inputs.device))

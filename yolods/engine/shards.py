@@ -39,10 +39,15 @@ def join(kind: str, groups: Sequence[Group], ranks: Sequence[Sequence[Tensor]]) 
 
     Returns:
         every parameter whole, by name.
+
+    Raises:
+        ValueError: a shard is too small for what it is said to hold.
     """
     whole: dict[str, Tensor] = {}
     for place, group in enumerate(groups):
         shards = [shards[place].flatten() for shards in ranks]
+        for shard in shards:
+            _check_room(kind, group, shard.numel(), len(ranks))
         whole |= _join_pieces(shards, group) if kind == "pieces" else _split(_flat(kind, shards), group)
     return whole
 
@@ -83,9 +88,15 @@ def cut(
 
     Returns:
         flat tensors, one a group; padding is 0.
+
+    Raises:
+        ValueError: a tensor has not the shape that a group says, or a shard is too small for what it is to hold.
     """
+    if wrong := misfits(groups, whole):
+        raise ValueError("; ".join(wrong))
     shards = []
     for group, size in zip(groups, sizes, strict=True):
+        _check_room(kind, group, size, count)
         parts = [whole[name].flatten() for name, _ in group]
         if kind == "pieces":
             shard = torch.cat([_piece(part, index, count) for part in parts])
@@ -95,6 +106,29 @@ def cut(
             shard = torch.cat(parts)
         shards.append(_window(shard, 0, size))
     return shards
+
+
+def misfits(groups: Sequence[Group], whole: Mapping[str, Tensor]) -> list[str]:
+    """A line for each parameter of which `whole` has another shape, or nothing: one that is too large or too small
+    would shift all that lie behind it in a shard."""
+    lines = []
+    for name, shape in (member for group in groups for member in group):
+        if name not in whole:
+            lines.append(f"{name} {tuple(shape)} is missing")
+        elif tuple(whole[name].shape) != tuple(shape):
+            lines.append(f"{name} is {tuple(whole[name].shape)} instead of {tuple(shape)}")
+    return lines
+
+
+def _check_room(kind: str, group: Group, size: int, count: int) -> None:
+    """Only padding may be left over: `count` shards of `size` have to hold all of a group."""
+    numels = [math.prod(shape) for _, shape in group]
+    total = sum(numels)
+    needed = sum(math.ceil(numel / count) for numel in numels) if kind == "pieces" else total
+    room = size * count if kind == "flat" else size
+    if room < needed or (kind == "whole" and room != needed):
+        held = f"{count} x {size}" if kind == "flat" else size
+        raise ValueError(f"shards of {group[0][0]} and its like hold {held} elements, but need {needed}")
 
 
 def _piece(tensor: Tensor, index: int, count: int) -> Tensor:

@@ -5,6 +5,7 @@ YOLOv5 here is ultralytics' YOLOv5u: anchor-free, with a distribution focal loss
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,10 @@ def architecture(name: ModelName, nc: int, channels: int) -> dict[str, Any]:
     """
     if name.yaml is not None:
         return {**_read_user_yaml(name.yaml), "nc": nc, "channels": channels}
-    from ultralytics.utils import ROOT
-
-    file = ROOT / "cfg" / "models" / "v5" / ("yolov5-p6.yaml" if name.p6 else "yolov5.yaml")
+    package = importlib.util.find_spec("ultralytics")  # not imported: a launcher asks, too
+    assert package is not None and package.origin is not None
+    models = Path(package.origin).parent / "cfg" / "models" / "v5"
+    file = models / ("yolov5-p6.yaml" if name.p6 else "yolov5.yaml")
     layers = yaml.safe_load(file.read_text(encoding="utf-8"))
     if name.scale is not None:
         # A file called yolov5xx.yaml cannot say this: ultralytics looks its letters up among the known sizes.

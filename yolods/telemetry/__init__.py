@@ -93,6 +93,9 @@ class Telemetry:
     def val_end(self, metrics: DetMetrics, images: int, *, final: bool = False) -> None:
         """The evaluation of `images` images is over and `metrics` processed; `final` shows every class."""
 
+    def judged(self, values: Mapping[str, float]) -> None:
+        """What an evaluation of its own, of no epoch, came to: metrics and losses by the names of their curves."""
+
     def stability(self, event: StabilityEvent) -> None:
         """A step was not applied, or gradients have vanished."""
 
@@ -228,6 +231,9 @@ class RunTelemetry(Telemetry):
     def val_end(self, metrics: DetMetrics, images: int, *, final: bool = False) -> None:
         self._console.val_end(class_rows(metrics, images), final=final)
         self._on_board("a PR curve", lambda board: board.pr_curves(metrics, final=final))
+
+    def judged(self, values: Mapping[str, float]) -> None:
+        self._on_board("the metrics", lambda board: board.judged(values))
 
     def stability(self, event: StabilityEvent) -> None:
         from yolods.stability.event import sentence  # here, for it imports torch, which the launcher does without

@@ -115,6 +115,11 @@ class Board:
         self._scalars(values)
         self._writer.flush()
 
+    def judged(self, values: Mapping[str, float]) -> None:
+        """One point of each curve, of an evaluation outside a run."""
+        self._scalars(values)
+        self._writer.flush()
+
     def picture(self, tag: str, file: Path, step: int | None = None) -> None:
         """Show a .jpg or .png as it is: its bytes go into the event file without being decoded."""
         from PIL import Image
