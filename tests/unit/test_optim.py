@@ -188,7 +188,9 @@ def test_sgd_without_a_momentum_is_built(net):
     assert (group["momentum"], group["nesterov"]) == (0.0, False)
 
 
-@pytest.mark.parametrize(("given", "nesterov"), [({}, False), ({"nesterov": True}, True), (None, True)])
+@pytest.mark.parametrize(
+    ("given", "nesterov"), [({"nesterov": False}, False), ({"nesterov": True}, True), (None, True)]
+)
 def test_nesterov_is_the_jsons_to_say_where_it_names_the_optimizer(net, given, nesterov):
     """DeepSpeed hands its parameters to torch, whose SGD has it off."""
     choice = choose_optimizer(hyper(optimizer="SGD"), samples=100, batch=1, epochs=9, nc=2, given=given)

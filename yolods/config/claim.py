@@ -32,7 +32,8 @@ EARLIER = "earlier"
 """Where --exist-ok puts aside what was there: the first time earlier/, then earlier2/ and so on."""
 OUTPUTS = (
     *(CONFIG_FILE, "checkpoints", "weights", "logs", "train.log", "results.csv*", "results.png", "problems.txt"),
-    *("stability.jsonl", partial_name("stability.jsonl"), "events.out.tfevents.*", "labels.jpg", "train_batch*.jpg"),
+    *(partial_name(name) for name in (CONFIG_FILE, "results.csv", "stability.jsonl")),
+    *("stability.jsonl", "events.out.tfevents.*", "labels.jpg", "train_batch*.jpg"),
     *("val_batch*.jpg", "Box*_curve.png", "confusion_matrix*.png", "predictions.json", "metrics.json", "deepspeed"),
 )
 """All that a run writes into its folder, first of all what makes it one that can be resumed."""

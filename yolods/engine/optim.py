@@ -46,12 +46,10 @@ def choose_optimizer(
 
     Args:
         hyper: hyper-parameters, with the JSON's optimizer merged in.
-        given: the "params" of the JSON's optimizer, whose own defaults then count.
+        given: the "params" of the JSON's optimizer, with what they leave to torch's defaults.
     """
     if hyper.optimizer != "auto":
         further = {key: value for key, value in (given or {}).items() if key not in ("lr", "momentum", "weight_decay")}
-        if given is not None and hyper.optimizer == "SGD":
-            further = {"nesterov": False, **further}
         return OptimizerChoice(hyper.optimizer, hyper.lr0, hyper.momentum, hyper.warmup_bias_lr, further)
     steps = math.ceil(samples / max(batch, hyper.nbs)) * epochs
     if steps > 10_000:
