@@ -100,10 +100,14 @@ def test_a_step_that_differs_is_named(change: dict[str, object], key: str) -> No
 
 def test_later_steps_may_be_as_far_apart_as_two_of_ultralytics_and_the_first_may_not() -> None:
     first, off = trace(noted(), noted()), noted(norm=12.1)
-    second = trace(noted(norm=13.0), noted(norm=13.0))
+    second = trace(noted(norm=13.0), noted(norm=12.001))
     late, early = trace(noted(), off), trace(off, noted())
     assert faults_of(Compared(CASES[0], first, second, [late], [late])) == []
     assert len(faults_of(Compared(CASES[0], first, second, [early], [early]))) == 1
+    moved = noted(states={**off.states, "average": {"a": torch.zeros(2)}})
+    worse = trace(noted(), noted(norm=15.0)), trace(noted(), moved)
+    for mine in worse:
+        assert len(faults_of(Compared(CASES[0], first, second, [mine], [mine]))) == 1
     assert "8.3e-03" in table(Compared(CASES[0], first, second, [early], [first]))[2]
 
 
