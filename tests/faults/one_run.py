@@ -124,7 +124,7 @@ KINDS = (
     Kind("an exception in a checkpoint", hurt=_hurt("exception", "a checkpoint"), restarts=3),
     Kind("the host's launcher killed", hurt=_hurt("launcher", "forward")),
     Kind("SIGTERM in the first step", hurt=_hurt("SIGTERM", "forward")),
-    Kind("a port that is taken", ("--master_port", "PORT")),
+    Kind("a port that is taken", ("--num_gpus", "2", "--master_port", "PORT")),  # a single rank needs none
     Kind("weights that are none", ("--weights", "none.pt")),
     Kind("no such data", ("--data", "nowhere.yaml")),
 )
@@ -173,7 +173,9 @@ def fail(case: Case, data: Path, before: Path, folder: Path) -> tuple[list[str],
     (folder / "none.pt").write_text("no weights")
     words = {"--exist-ok": ["--exist-ok"], "--resume": ["--resume", "runs/exp", "--epochs", "4"]}.get(case.place, [])
     with ExitStack() as stack:
-        port = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        # Both kinds of address: ranks would meet at the other one.
+        server = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+        port = stack.enter_context(server).getsockname()[1]
         given = [word.replace("PORT", str(port)) for word in case.kind.words]
         restarts = ["--max-restarts", str(case.kind.restarts)]
         result = ended(command(folder, data, [*words, *given, *restarts], case.kind.hurt))
@@ -187,9 +189,10 @@ def fail(case: Case, data: Path, before: Path, folder: Path) -> tuple[list[str],
         if end is not None and end.status == 0 and end.start != end.run:
             found.append(f"ended as {end}")
     elif new != old or not old:  # a start that is refused leaves all as it was
-        found += [f"{name} is the earlier run's" for name in sorted(old.items() & new.items())[:3] if LOCK not in name]
-        kept = {name.removeprefix(f"{EARLIER}/"): each for name, each in new.items() if name.startswith(f"{EARLIER}/")}
-        found += [f"{name} is lost" for name in sorted(old.keys() - kept.keys() - {LOCK})[:3]]
+        aside = {name.removeprefix(f"{EARLIER}/"): each for name, each in new.items() if name.startswith(f"{EARLIER}/")}
+        found += [f"{name} is not put aside as it was" for name, each in old.items() if aside.get(name) != each][:3]
+        here = {each for name, each in new.items() if not name.startswith(f"{EARLIER}/")}
+        found += [f"{name} is the earlier run's" for name, each in old.items() if each in here][:3]
         if end is not None and end.status == 0:
             found.append(f"ended as {end}")
     elif result.status != 2:
@@ -197,6 +200,7 @@ def fail(case: Case, data: Path, before: Path, folder: Path) -> tuple[list[str],
     return found, result
 
 
-def contents(run: Path) -> dict[str, bytes]:
-    """The files in a run's folder."""
-    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+def contents(run: Path) -> dict[str, tuple[int, bytes]]:
+    """The files in a run's folder: which each is (two runs of one seed write the same bytes), and what is in it."""
+    files = [path for path in sorted(run.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(run)): (path.stat().st_ino, path.read_bytes()) for path in files}
