@@ -184,7 +184,8 @@ def fail(case: Case, data: Path, before: Path, folder: Path) -> tuple[list[str],
     end = end_of(run / "checkpoints")
     if case.place == "--resume":
         # What it had reached stays reached, and is not said of this start.
-        lost = [name for name, content in old.items() if name.startswith("checkpoints/step") and name not in new]
+        newest = f"checkpoints/{old['checkpoints/latest'][1].decode()}/"  # earlier ones go as new ones come
+        lost = [name for name in old if name.startswith(newest) and name not in new]
         found += [f"lost: {name}" for name in lost[:3]]
         if end is not None and end.status == 0 and end.start != end.run:
             found.append(f"ended as {end}")
