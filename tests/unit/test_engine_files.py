@@ -46,7 +46,7 @@ def test_what_is_off_is_left_alone(tmp_path: Path, block: str) -> None:
 
 
 def test_what_deepspeed_prints_goes_to_its_log_and_not_between_the_epochs(
-    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from deepspeed.runtime.utils import see_memory_usage
     from deepspeed.utils.comms_logging import CommsLogger
@@ -56,6 +56,7 @@ def test_what_deepspeed_prints_goes_to_its_log_and_not_between_the_epochs(
 
     print_to_the_log()
     logger = logging.getLogger("DeepSpeed")
+    monkeypatch.setattr(logger, "filters", [])  # an earlier test's, which would take the handler away
     logger.addHandler(caplog.handler)
     try:
         with caplog.at_level(logging.INFO, "DeepSpeed"):

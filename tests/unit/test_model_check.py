@@ -1,5 +1,6 @@
 """What is refused of a model and a run's settings together, on paper: image sizes, batches, frozen layers."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -153,11 +154,13 @@ def test_classes_that_the_yaml_does_not_name_are_refused_before_a_process_starts
 
 def test_val_takes_the_name_of_a_shipped_yaml(tmp_path, monkeypatch):
     from yolods.cli import _val_parser
+    from yolods.data.spec import read_spec
     from yolods.model.weights import plain_copy, write_pt
     from yolods.validate import check_val_arguments
 
     monkeypatch.chdir(tmp_path)
-    net = build(architecture(parse_name("yolov5[0.1,0.1]"), 2, 3), ("a", "b"))
+    names = read_spec(Path("coco8.yaml")).names
+    net = build(architecture(parse_name("yolov5[0.1,0.1]"), len(names), 3), names)
     write_pt(tmp_path / "a.pt", plain_copy(net), net.state_dict(), {})
     check_val_arguments(_val_parser().parse_args(["--weights", "a.pt", "--data", "coco8.yaml"]))
     with pytest.raises(UserError, match=r"^--data coco9\.yaml: no such file"):

@@ -5,11 +5,13 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.stores import ALONE, GROUPS, MODEL, WEIGHTS, Engine
+from yolods import depends
 from yolods.checkpoint import store as module
 from yolods.checkpoint.convert import find_checkpoint, merge
 from yolods.checkpoint.files import FileRecord, damage, write_file, write_text
@@ -68,19 +70,25 @@ def test_a_checkpoint_of_a_run_without_identity_goes_on_as_before(tmp_path):
 
 
 def test_an_end_says_whose_it_is_and_a_stop_is_none(tmp_path):
-    store = of_run(tmp_path, "r1")
+    def is_over(run: str, step: int) -> bool:
+        return depends.is_over(SimpleNamespace(run=run, run_dir=tmp_path, epochs=2), step, epochs_done=2)
+
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    store = of_run(folder, "r1")
     store.note_end(Progress(step=5), 130)
-    assert [path.name for path in tmp_path.iterdir()] == ["stopped"]
-    assert end_of(tmp_path) == End("r1", "s1", 5, 130)
-    assert not store.has_ended(Progress(step=5))
+    assert [path.name for path in folder.iterdir()] == ["stopped"]
+    assert end_of(folder) == End("r1", "s1", 5, 130)
+    assert not is_over("r1", 5)
     store.note_start()
-    assert end_of(tmp_path) is None
+    assert end_of(folder) is None
     store.note_end(Progress(step=9))
-    assert [path.name for path in tmp_path.iterdir()] == ["ended"]
-    assert of_run(tmp_path, "r1", "s2").has_ended(Progress(step=9))
-    assert not of_run(tmp_path, "r2").has_ended(Progress(step=9))
-    (tmp_path / "ended").write_text("9 0")
-    assert end_of(tmp_path) is None
+    assert [path.name for path in folder.iterdir()] == ["ended"]
+    assert is_over("r1", 9)
+    assert not is_over("r1", 8)
+    assert not is_over("r2", 9)
+    (folder / "ended").write_text("9 0")
+    assert end_of(folder) is None
 
 
 def test_the_newest_are_kept(tmp_path):
