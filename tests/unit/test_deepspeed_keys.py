@@ -148,6 +148,7 @@ TABLE: list[Row] = [
     *rows(WORKS, "immediate_grad_update", True, {**BF16, **Z1, "data_types": {"grad_accum_dtype": "fp32"}}, "bf16."),
     *rows(SAID, "check_grad_overflow", False, BF16, "bf16."),
     *rows(REFUSED, "bf16_master_weights_and_grads bf16_optimizer_states", True, BF16, "bf16."),
+    *rows(REFUSED, "bf16_master_weights_and_grads bf16_optimizer_states", True, Z2, "bf16."),
     *rows(WORKS, "enabled", True, Z1, "fp16."),
     *rows(REFUSED, "enabled", True, Z0, "fp16."),
     *rows(WORKS, "loss_scale initial_scale_power loss_scale_window hysteresis min_loss_scale", 8, FP16, "fp16."),

@@ -245,9 +245,9 @@ def _precision(sound: Mapping[str, Any], where: str, faults: Faults) -> tuple[st
         faults.add(f'{where}: "bf16" and "bfloat16" are the same block; keep "bf16"')
     blocks = {"fp16": sound.get("fp16", {}), "bf16": sound.get("bf16", sound.get("bfloat16", {}))}
     on = [name for name, block in blocks.items() if _value(block, "enabled", False)]
-    for name in on:
+    for name, block in blocks.items():  # DeepSpeed reads them of a block that is off, too
         for key in (f"{name}_master_weights_and_grads", "bf16_optimizer_states"):
-            if _value(blocks[name], key, False):
+            if _value(block, key, False):
                 faults.add(f'{where}: "{name}".{key} is refused: the EMA is kept from fp32 master weights')
     casting = sound.get("torch_autocast", {})
     autocast = None
