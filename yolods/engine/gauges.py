@@ -42,7 +42,10 @@ def summarise(gauges: Sequence[Gauge], micro_batches: int) -> PipeStats:
         micro_batches: of the step.
     """
     count = 1 + max(gauge.stage for gauge in gauges)
-    stages = tuple(_stage(stage, [gauge for gauge in gauges if gauge.stage == stage]) for stage in range(count))
+    # All stages begin a step together, after the step before it, and the later ones are done earlier: by its own span
+    # each would seem busier than the schedule permits. The bound is a share of the whole step as well.
+    whole = max(max(gauge.times.total for gauge in gauges), 1e-9)
+    stages = tuple(_stage(stage, [gauge for gauge in gauges if gauge.stage == stage], whole) for stage in range(count))
     schedule = simulate(
         [stage.forward / micro_batches for stage in stages],
         [stage.backward / micro_batches for stage in stages],
@@ -51,17 +54,16 @@ def summarise(gauges: Sequence[Gauge], micro_batches: int) -> PipeStats:
     return PipeStats(stages=stages, idle=sum(stage.idle for stage in stages) / count, bound=schedule.idle_share)
 
 
-def _stage(stage: int, replicas: Sequence[Gauge]) -> StageStats:
+def _stage(stage: int, replicas: Sequence[Gauge], whole: float) -> StageStats:
     def mean(values: list[float]) -> float:
         return sum(values) / len(values)
 
     busy = [gauge.times.forward + gauge.times.backward for gauge in replicas]
-    total = [max(gauge.times.total, 1e-9) for gauge in replicas]
     return StageStats(
         stage=stage,
         forward=mean([gauge.times.forward for gauge in replicas]),
         backward=mean([gauge.times.backward for gauge in replicas]),
-        idle=mean([max(1 - each / whole, 0.0) for each, whole in zip(busy, total, strict=True)]),
+        idle=mean([max(1 - each / whole, 0.0) for each in busy]),
         sent=mean([gauge.sent for gauge in replicas]),
         peak=max(gauge.peak for gauge in replicas),
     )

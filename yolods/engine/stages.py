@@ -42,10 +42,14 @@ class StagePlan:
     rows: tuple[StageRow, ...]
     """What each stage takes."""
 
+    measured: bool
+    """Whether the seconds in the rows were measured on this device."""
+
     @property
     def lines(self) -> list[str]:
         """The table, for the screen and the log."""
-        return render(self.rows).splitlines()
+        note = "ms: measured here" if self.measured else "ms: assumed, at 100 TFLOP/s; only their ratios mean anything"
+        return [*render(self.rows).splitlines(), note]
 
 
 def plan_stages(blueprint: Blueprint, config: RunConfig, ranks: Ranks) -> StagePlan:
@@ -68,7 +72,7 @@ def plan_stages(blueprint: Blueprint, config: RunConfig, ranks: Ranks) -> StageP
     )
     found = ranks.main_first(lambda: partition(costs, layout.pipeline.stages, layout.pipeline.partition, terms))
     _refuse_idle(graph, found, marks_of(config.hyper.freeze))
-    return StagePlan(graph, found, table(found, costs, terms))
+    return StagePlan(graph, found, table(found, costs, terms), measured=terms.seconds is not None)
 
 
 def _refuse_idle(graph: Graph, found: Partition, marks: list[str]) -> None:
