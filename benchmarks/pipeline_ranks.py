@@ -261,7 +261,7 @@ def plan(task: Task, blueprint: Blueprint, ranks: Ranks) -> StagePlan:
     )
     costs = cost(graph, task.imgsz, 4)
     found = partition(costs, ranks.size, "balanced" if task.cut is None else [task.cut], terms)
-    return StagePlan(graph, found, table(found, costs, terms))
+    return StagePlan(graph, found, table(found, costs, terms), measured=terms.seconds is not None)
 
 
 def profile(task: Task, blueprint: Blueprint, ranks: Ranks) -> tuple[float, ...]:

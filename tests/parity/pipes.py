@@ -51,7 +51,7 @@ def split_engine(ranks: Ranks, case: Case, folder: Path) -> Iterator[PipelineEng
     config = _configure(case, folder / f"ds-{ranks.rank}.json")
     blueprint, costs = _drawn(case.model, case.sizes[0])
     found = partition(costs, case.stages, case.cuts)
-    plan = StagePlan(costs.graph, found, table(found, costs))
+    plan = StagePlan(costs.graph, found, table(found, costs), measured=False)
     choice = choose_optimizer(config.hyper, samples=1000, batch=config.batch_size, epochs=config.epochs, nc=len(NAMES))
     engine, _ = build_stage(blueprint, plan, config, choice, ranks, None)
     engine.training()
