@@ -115,10 +115,10 @@ def test_a_killed_and_resumed_run_ends_as_one_that_was_not(
 
 
 def _differing_runs(mine: Path, other: Path) -> list[str]:
-    """Everything in which two finished runs differ, but times of day, durations and where they lie."""
+    """Everything in which two finished runs differ, but times of day, durations, identities and where they lie."""
     found = []
     ours, theirs = _newest(mine), _newest(other)
-    for key in sorted((ours.keys() | theirs.keys()) - {"seconds", "folder"}):
+    for key in sorted((ours.keys() | theirs.keys()) - {"seconds", "folder", "run"}):
         found += _differing(ours.get(key), theirs.get(key), f"progress.{key}")
     for rank in range(2):
         states = [torch.load(each["folder"] / f"rank{rank}.pt", weights_only=False) for each in (ours, theirs)]

@@ -152,6 +152,11 @@ def _compare(ranks: Ranks, stage: int, plain: Report, optimizer: str, **settings
                 name: distance(end[name] - start[name], plain["after"][name] - start[name])
                 for name in small.gradients
             }
+            report["rounding"] = {
+                # Both sides round a weight once more, to half a step of fp32 each.
+                name: 2**-23 * float(end[name].norm() / (plain["after"][name] - start[name]).norm().clamp_min(1e-30))
+                for name in small.gradients
+            }
         return report
 
 
@@ -197,9 +202,9 @@ def test_the_clipped_step_is_that_of_a_plain_loop(report: Report, case: str) -> 
     assert report["plain norm"] > 2 * MAX_NORM, "the step was not clipped, so that it shows nothing about clipping"
     assert report["norm"] == pytest.approx(report["plain norm"], rel=1e-5)
     assert report["same start"]
-    # A BatchNorm weight is near 1, where fp32 has steps of 1e-7, and moves by about 1e-3.
-    largest, name = worst(report["moved"])
-    assert largest < 1e-3, name
+    # A BatchNorm weight is near 1, where fp32 has steps of 1e-7, and may move by no more than 1e-5.
+    largest, name = worst({name: apart - report["rounding"][name] for name, apart in report["moved"].items()})
+    assert largest < 1e-3, (name, report["moved"][name], report["rounding"][name])
 
 
 @cases(*PLAIN_LAYOUT, (2, "default"), (2, "sync_bn"))
