@@ -2,8 +2,8 @@
 
     python benchmarks/quality_statistics.py --work runs/quality --record benchmarks/quality_statistics.md
 
-Once as it was left, and once with the statistics of its train set: the mean of the batch statistics over one pass of the
-training images, without augmentation and without a step. Weights stay as they are. At a momentum of 0.03 running
+Once as it was left, and once with the statistics of its train set: the mean of the batch statistics over one pass of
+the training images, without augmentation and without a step. Weights stay as they are. At a momentum of 0.03 running
 statistics remember about 33 batches, so after a few hundred they still hold images with mosaic. Results are appended to
 --work/statistics.jsonl: the same command goes on where it was stopped.
 """
