@@ -13,6 +13,7 @@ from typing import Any
 from yolods.config.batch import ACCUMULATION, MICRO, TRAIN, BatchPlan
 from yolods.config.deepspeed import DeepSpeedConfig, resolve
 from yolods.config.hyper import Given, Hyper, read_hyper
+from yolods.config.jsonfile import parse_json
 from yolods.errors import Faults, UserError
 
 CONFIG_FILE = "config.json"
@@ -124,7 +125,7 @@ class RunConfig:
         """
         where = run_dir / CONFIG_FILE
         try:
-            saved = json.loads(content)
+            saved = parse_json(content)
             faults = Faults()
             kept = [Given(key, value, f"hyper.{key}") for key, value in saved["hyper"].items()]
             hyper = read_hyper(None, [], faults, kept).hyper

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from yolods.config.data_name import shipped_yaml, stores
+from yolods.config.yamlfile import NotYaml, parse_yaml
 from yolods.errors import Faults, UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -268,11 +267,10 @@ def _find_yaml(path: Path) -> Path:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{file}{line}: not valid yaml: {getattr(error, 'problem', None) or error}") from error
+        data = parse_yaml(file.read_text(encoding="utf-8-sig"))
+    except NotYaml as error:
+        line = f":{error.line}" if error.line else ""
+        raise UserError(f"{file}{line}: not valid yaml: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
     if not isinstance(data, dict):

@@ -9,9 +9,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from yolods.config.model_name import ModelName, parse_name
+from yolods.config.yamlfile import NotYaml, parse_yaml
 from yolods.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def architecture(name: ModelName, nc: int, channels: int) -> dict[str, Any]:
     assert package is not None and package.origin is not None
     models = Path(package.origin).parent / "cfg" / "models" / "v5"
     file = models / ("yolov5-p6.yaml" if name.p6 else "yolov5.yaml")
-    layers = yaml.safe_load(file.read_text(encoding="utf-8"))
+    layers = parse_yaml(file.read_text(encoding="utf-8"))
     if name.scale is not None:
         # A file called yolov5xx.yaml cannot say this: ultralytics looks its letters up among the known sizes.
         layers["scales"] = {"custom": list(name.scale)}
@@ -42,9 +41,12 @@ def architecture(name: ModelName, nc: int, channels: int) -> dict[str, Any]:
 
 def _read_user_yaml(path: Path) -> dict[str, Any]:
     try:
-        layers = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"--model {path}: not valid yaml: {' '.join(str(error).split())}") from None
+        layers = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except NotYaml as error:
+        line = f" line {error.line}" if error.line else ""
+        raise UserError(f"--model {path}{line}: not valid yaml: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--model {path}: cannot be read: {error}") from None
     missing = [key for key in ("backbone", "head") if not isinstance(layers, dict) or key not in layers]
     if missing:
         raise UserError(f"--model {path}: not a model yaml, it lacks {' and '.join(missing)}")
