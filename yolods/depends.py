@@ -123,13 +123,13 @@ def read_depends(model: Facts) -> Depends:
         model: the file's content.
     """
     record = model.get(RECORD)
-    basic = Depends(names=tuple(model["names"]), architecture=model["architecture"])
+    basic = Depends(names=tuple(model["names"]), architecture=dict(model["architecture"]))
     if record is None:
         told = model.get("train_args", {})
         settings = {key: told[key] for key in ("model", "imgsz", "epochs", "batch") if key in told}
         return replace(basic, settings=settings, hyper=told)
     splits = {key: None if record[key] is None else Samples(**record[key]) for key in ("train", "val")}
-    kept = {key: record[key] for key in ("settings", "hyper", "optimizer", "versions")}
+    kept = {key: dict(record[key]) for key in ("settings", "hyper", "optimizer", "versions")}
     return replace(basic, **kept, **splits)
 
 

@@ -311,7 +311,8 @@ def _parse_sets(sets: Sequence[str], faults: Faults) -> list[Given]:
         try:
             given.append(Given(key, _typed(value), f"--set {key}"))
         except NotYaml as error:
-            faults.add(f"--set {words}: the value cannot be read: {error}; lists are written as [1, 2]")
+            start = words if len(words) <= 60 else f"{words[:57]}..."
+            faults.add(f"--set {start}: the value cannot be read; lists are written as [1, 2] ({error})")
     return given
 
 
