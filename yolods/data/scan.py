@@ -78,7 +78,8 @@ class Scan:
         found = []
         if self.named_again:
             found.append(
-                f"{self.split}: {self.named_again} times its sources name an image that they have named already; each is used once"
+                f"{self.split}: {self.named_again} times its sources name an image that they have named already; "
+                "each is used once"
             )
         if self.lines_unused:
             first = "; ".join(str(problem) for problem in self.problems[: min(self.lines_unused, LINES_SHOWN)])
