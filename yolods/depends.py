@@ -20,7 +20,8 @@ from yolods.checkpoint.names import LATEST, MODEL, PROGRESS
 from yolods.checkpoint.verify import end_of, names_in, nothing_in
 from yolods.cluster.words import plural
 from yolods.config import RunConfig
-from yolods.config.values import shown
+from yolods.config.jsonfile import parse_json
+from yolods.config.values import shown, whole
 from yolods.data.classes import both, class_names, difference
 from yolods.data.fingerprint import Change, Samples
 from yolods.data.spec import read_spec
@@ -122,13 +123,13 @@ def read_depends(model: Facts) -> Depends:
         model: the file's content.
     """
     record = model.get(RECORD)
-    basic = Depends(names=tuple(model["names"]), architecture=model["architecture"])
+    basic = Depends(names=tuple(model["names"]), architecture=dict(model["architecture"]))
     if record is None:
         told = model.get("train_args", {})
         settings = {key: told[key] for key in ("model", "imgsz", "epochs", "batch") if key in told}
         return replace(basic, settings=settings, hyper=told)
     splits = {key: None if record[key] is None else Samples(**record[key]) for key in ("train", "val")}
-    kept = {key: record[key] for key in ("settings", "hyper", "optimizer", "versions")}
+    kept = {key: dict(record[key]) for key in ("settings", "hyper", "optimizer", "versions")}
     return replace(basic, **kept, **splits)
 
 
@@ -205,11 +206,11 @@ def finished(config: RunConfig) -> str:
 
 def _left_in(folder: Path, run: str) -> tuple[Depends, Facts] | None:
     """What the newest checkpoint depends on, and its progress; None where it is damaged, or another run's."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         newest = folder / (folder / LATEST).read_text(encoding="utf-8").strip()
-        model, progress = (json.loads((newest / name).read_text(encoding="utf-8")) for name in (MODEL, PROGRESS))
+        model, progress = (parse_json((newest / name).read_bytes()) for name in (MODEL, PROGRESS))
         if progress.get("run", "") == run:
-            return read_depends(model), {key: progress[key] for key in ("step", "epochs_done")}
+            return read_depends(model), {key: whole(0).parse(progress[key]) for key in ("step", "epochs_done")}
     return None
 
 

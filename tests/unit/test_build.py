@@ -1,14 +1,17 @@
 """Model names, and the models that ultralytics builds from them."""
 
 import contextlib
+import importlib.util
 import io
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 
 from yolods.errors import UserError
 from yolods.model.build import architecture, build, parse_name
+from yolods.model.description import read_description
 
 NAMES = ("a", "b", "c")
 
@@ -133,7 +136,11 @@ def test_a_users_own_yaml(tmp_path):
     ("text", "part"),
     [
         (OWN.format(head="Segment", more=", 32, 256"), "the model has to end in a plain Detect head (YOLOv5u)"),
-        (OWN.format(head="Detekt", more=""), "the model cannot be built: KeyError: 'Detekt'"),
+        (
+            OWN.format(head="Detekt", more=""),
+            "cannot be built: layer 3 is a 'Detekt', which ultralytics does not have (did you mean 'Detect'?)",
+        ),
+        (OWN.format(head="nn.Detekt", more=""), "layer 3 is a 'nn.Detekt', which ultralytics does not have"),
         (OWN.format(head="v10Detect", more=""), "the model has to end in a plain Detect head (YOLOv5u)"),
         ("backbone: []", "not a model yaml, it lacks head"),
         ("[1, 2]", "not a model yaml, it lacks backbone and head"),
@@ -147,3 +154,53 @@ def test_bad_yamls(tmp_path, text, part):
         build(architecture(parse_name(str(path)), 3, 3), NAMES)
     assert part in str(caught.value)
     assert str(caught.value).count("\n") == 0
+
+
+SOUND = "backbone: [[-1, 1, Conv, [64, 3, 2]], [-1, 1, Conv, [64, 3, 2]]]\nhead: [[[1], 1, Detect, [nc]]]\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        (
+            "[[1], 1,",
+            "[[4], 1,",
+            "layer 2 (head) is [[4], 1, 'Detect', ['nc']]: it comes from 4, which is no earlier layer",
+        ),
+        ("[[1], 1,", "[[2], 1,", "it comes from 2, which is no earlier layer"),
+        ("[[1], 1,", "[[x], 1,", "it comes from 'x', which is no earlier layer"),
+        ("[[1], 1,", "[[1], 1000000000,", "its repeats are 1000000000, and have to be a whole number in [0, 1000]"),
+        ("[[1], 1,", "[[1], .inf,", "its repeats are inf, and have to be a whole number in [0, 1000]"),
+        ("[[1], 1, Detect,", "[[1], 1, 5,", "its module is 5, and has to be a name"),
+        ("Detect, [nc]", "Detect, nc", "its arguments are 'nc', and have to be a list"),
+        ("[[1], 1, Detect, [nc]]", "[[1], 1, Detect]", "it has to be [from, repeats, module, [arguments]]"),
+        ("[[1], 1, Detect, [nc]]", "5", "layer 2 (head) is 5: it has to be [from, repeats, module, [arguments]]"),
+        ("[[[1], 1, Detect, [nc]]]", "5", "head is 5: it has to be a list of layers"),
+        ("head", "scales: 5\nhead", "scales is 5: it has to be {name: [depth, width, most channels]}"),
+        (
+            "head",
+            "scales: {t: 1}\nhead",
+            "scales.t is 1: it has to be [depth, width, most channels], three numbers above 0",
+        ),
+        ("head", "scale: s\nscales: {t: [1, 1, 9]}\nhead", "scale is 's', which is none of scales: t"),
+    ],
+)
+def test_a_fault_of_a_model_yaml_names_its_layer_and_is_not_pythons_words(tmp_path, before, after, line):
+    path = tmp_path / "own.yaml"
+    path.write_text(SOUND)
+    assert architecture(parse_name(str(path)), 3, 3)["scale"] == ""
+    path.write_text(SOUND.replace(before, after))
+    with pytest.raises(UserError) as caught:
+        architecture(parse_name(str(path)), 3, 3)
+    assert str(caught.value).startswith(f"--model {path}: ")
+    assert str(caught.value).endswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_model_yamls_that_ultralytics_ships_have_no_fault():
+    package = importlib.util.find_spec("ultralytics")
+    assert package is not None and package.origin is not None
+    files = sorted((Path(package.origin).parent / "cfg" / "models").glob("*/*.yaml"))
+    assert len(files) > 20
+    for file in files:
+        read_description(file)

@@ -12,6 +12,7 @@ from yolods.data.spec import (
     IMAGE_SUFFIXES,
     as_ultralytics,
     fetch,
+    find_images,
     list_images,
     places,
     read_spec,
@@ -77,6 +78,7 @@ def test_every_fault_at_once(tmp_path):
         ("names: {a: 0}", "keys must be class ids 0 to 0, found 'a'"),
         ("names: word", "must be a list or a mapping from class id to name, not str"),
         ("names: []", "names: is empty"),
+        ("names: {}", "names: is empty"),
         ("nc: many", "nc: 'many' is not a number of classes"),
         ("train: 3", "train: must be a path or a list of paths, not 3"),
         ("path: [a]", "path: must be a folder name, not list"),
@@ -297,3 +299,60 @@ def test_reading_needs_neither_torch_nor_ultralytics(tmp_path):
         "sys.exit(bool({'torch', 'ultralytics', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(yaml)], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        (
+            "[no, a]",
+            "names: class 0 is false: YAML takes yes, no, on and off for true and false; put the name in quotes",
+        ),
+        ("{0: a, 1: on}", "names: class 1 is true: YAML takes yes, no, on and off"),
+        ("[a, null]", "names: class 1 is empty: a name has to be text, not NoneType; put it in quotes"),
+        ("[2020-01-01]", "a name has to be text, not date; put it in quotes"),
+        ("[[a]]", "a name has to be text, not list; put it in quotes"),
+        ("{0: a, 1.9: b}", "names: keys must be class ids 0 to 1, found 1.9"),
+        ("{0: a, true: b}", "names: keys must be class ids 0 to 1, found True"),
+        ("{0: a, '0': b}", "names: an id stands twice, once in quotes and once without; keep one"),
+        ("{0: a, 0: b}", ":3: not valid yaml: 0 stands in line 3 already; keep one"),
+        ("[a]\nnames: [b]", ":4: not valid yaml: names stands in line 3 already; keep one"),
+    ],
+)
+def test_a_name_that_yaml_takes_for_something_else_does_not_become_a_class(tmp_path, names, part):
+    make_dataset(tmp_path)
+    (line,) = faults(write(tmp_path / "d.yaml", f"train: images/train\nval: images/val\nnames: {names}\n"))
+    assert part in line
+
+
+def test_numbers_are_names(tmp_path):
+    make_dataset(tmp_path)
+    spec = read_spec(write(tmp_path / "d.yaml", "train: images/train\nval: images/val\nnames: [7, 1.5, 'no']\n"))
+    assert (spec.names, spec.warnings) == (("7", "1.5", "no"), [])
+
+
+@pytest.mark.parametrize("name", ["a\\nb", "a\\tb", "a\\u2028b", "\\x1b[31m"])
+def test_a_name_of_several_lines_does_not_break_the_table_of_results(tmp_path, name):
+    make_dataset(tmp_path)
+    (line,) = faults(write(tmp_path / "d.yaml", f'train: images/train\nval: images/val\nnames: ["{name}", b]\n'))
+    assert line.endswith("a name has to be one line, without control characters")
+    assert line.isprintable()
+
+
+def test_classes_of_one_name_are_said(tmp_path):
+    make_dataset(tmp_path)
+    spec = read_spec(write(tmp_path / "d.yaml", "train: images/train\nval: images/val\nnames: [a, b, a]\n"))
+    assert spec.warnings == [f"{tmp_path / 'd.yaml'}: several classes have the same name: a (2 times)"]
+
+
+def test_an_image_that_several_sources_name_is_there_once(tmp_path):
+    make_dataset(tmp_path, train=3, val=2)
+    (tmp_path / "linked").symlink_to("images")
+    (tmp_path / "list.txt").write_text("./images/val/000.jpg\n" * 3)
+    sources = [tmp_path / name for name in ("images/train", "images", "list.txt", "images/train", "linked/val")]
+    files, again = find_images(tuple(sources))
+    assert files == [
+        str(tmp_path / f"images/{name}.jpg") for name in ("train/000", "train/001", "train/002", "val/000", "val/001")
+    ]
+    assert again == 3 + 3 + 3 + 2
+    assert find_images((tmp_path / "images/train", tmp_path / "images/val"))[1] == 0

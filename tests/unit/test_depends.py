@@ -304,6 +304,13 @@ def test_a_checkpoint_that_is_damaged_is_left_to_the_ranks(capsys, monkeypatch, 
     assert refusals(capsys, monkeypatch, "--resume", str(left)) == []
 
 
+@pytest.mark.parametrize("done", [None, "x", [], 1.5, -1])
+def test_a_progress_that_counts_no_epochs_is_left_to_the_ranks(capsys, monkeypatch, left, done):
+    _end(left, 8)
+    (left / "checkpoints/step00000008/progress.json").write_text(json.dumps({"step": 8, "epochs_done": done}))
+    assert refusals(capsys, monkeypatch, "--resume", str(left)) == []
+
+
 def test_a_resume_is_checked_without_torch(left):
     script = (
         "import sys\nfrom yolods.cli import _check_train, _train_parser\n"

@@ -529,3 +529,45 @@ def test_a_hyp_file_does_not_make_another_run_of_the_one_that_is_gone_on_with():
     resumed = build("--resume", "runs/exp", "--hyp", "args.yaml")
     assert resumed.notes == ("args.yaml line 3: name is 'train3', which is not used: use --name",)
     assert dict(resumed.given) == {"resume": "runs/exp", "hyp": "args.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("epochs", value) for value in (None, "x", 3.5, 0, True)),
+        *(("workers", value) for value in ("x", -1)),
+        ("imgsz", float("inf")),
+        ("batch_size", 0),
+        ("ranks", 0),
+        ("device", "tpu"),
+        *((key, 5) for key in ("data", "model", "weights", "name", "project", "deepspeed_path", "exist_ok")),
+    ],
+)
+def test_a_config_json_that_was_edited_wrongly_is_refused_by_key(key, value):
+    run = saved()
+    content = json.loads((run.run_dir / CONFIG_FILE).read_text())
+    (run.run_dir / CONFIG_FILE).write_text(json.dumps({**content, key: value}))
+    first, line = faults_of("--resume", str(run.run_dir))
+    assert first == f"{run.run_dir / CONFIG_FILE} cannot be used any more:"
+    assert line.startswith(f"{key} is ")
+
+
+@pytest.mark.parametrize("value", [0, None, "x", -1, 1.5])
+def test_a_micro_batch_of_nothing_in_config_json_divides_by_nothing(value):
+    content = json.loads(build("--data", "demo").to_json())
+    content["deepspeed"]["train_micro_batch_size_per_gpu"] = value
+    with pytest.raises(UserError, match=r"cannot be used any more:\ndeepspeed\.train_micro_batch_size_per_gpu is "):
+        RunConfig.from_json(json.dumps(content), Path("x"))
+
+
+def test_a_config_json_that_is_no_text_is_one_line_and_no_traceback():
+    run = saved()
+    (run.run_dir / CONFIG_FILE).write_bytes(b'{"run": "\xff"}')
+    (line,) = faults_of("--resume", str(run.run_dir))
+    assert line.startswith(f"{run.run_dir / CONFIG_FILE}: not a run's configuration: UnicodeDecodeError")
+
+
+@pytest.mark.parametrize("flag", ["--name", "--project"])
+def test_a_folder_whose_name_no_table_can_write_is_refused_before_a_start(flag):
+    (line,) = faults_of("--data", "demo", flag, os.fsdecode(b"r\xff"))
+    assert line == f"{flag} 'r\\udcff': its bytes are no UTF-8 text; give another name"

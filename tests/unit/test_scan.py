@@ -10,7 +10,7 @@ import pytest
 from tests.tiny import make_dataset
 from yolods.config.hyper import read_hyper
 from yolods.data import scan as scan_module
-from yolods.data.scan import scan, write_problems
+from yolods.data.scan import in_both, scan, write_problems
 from yolods.data.spec import read_spec
 from yolods.errors import Faults, UserError
 
@@ -301,3 +301,17 @@ def test_a_number_alone_is_a_list_of_one_class(yaml):
     hyper = read_hyper(None, ["classes=1"], Faults()).hyper
     found = look(yaml, classes=hyper.classes)
     assert {each for label in found.labels for each in label["cls"].ravel()} == {1.0}
+
+
+def test_images_that_are_named_twice_or_are_in_both_splits_are_said(yaml):
+    yaml.write_text("train: [images/train, images]\nval: images/val\nnames: [a, b]\n")
+    train, val = look(yaml), look(yaml, "val")
+    alone = len(list((yaml.parent / "images/train").iterdir()))
+    assert len(train.labels) == alone + len(val.labels)
+    assert train.warnings == [
+        f"train: {alone} times its sources name an image that they have named already; each is used once"
+    ]
+    count = len(val.labels)
+    assert in_both(train, val) == f"{count} of {count} val images are train images, too: metrics will flatter the model"
+    yaml.write_text("train: images/train\nval: images/val\nnames: [a, b]\n")
+    assert in_both(look(yaml), val) == ""

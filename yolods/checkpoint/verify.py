@@ -72,7 +72,7 @@ class End:
 def end_of(folder: Path) -> End | None:
     """How the run in `folder` (`checkpoints/`) has ended; None: it has not."""
     for name in (ENDED, STOPPED):
-        with suppress(OSError, ValueError, TypeError):
+        with suppress(OSError, ValueError, TypeError, RecursionError):
             return End(**json.loads((folder / name).read_text(encoding="utf-8")))
     return None
 
@@ -94,7 +94,7 @@ def run_of(checkpoint: Path) -> str | None:
     """The identity of the run that has written a checkpoint; None: it cannot be read."""
     try:
         return str(json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")).get("run", ""))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -196,6 +196,6 @@ def _read_manifest(folder: Path) -> tuple[dict[str, FileRecord], str | None]:
         files = {name: FileRecord(**record) for name, record in json.loads(text)["files"].items()}
         if render_manifest(files).encode() == text:
             return files, None
-    except (ValueError, TypeError, KeyError, AttributeError):  # a flipped bit can make any JSON of it, or none
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # a flipped bit makes any JSON of it
         pass
     return {}, f"damaged, its {len(text)} bytes are not what was written"

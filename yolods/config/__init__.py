@@ -5,7 +5,7 @@ Files, each with one job: `values` (a setting's type and range), `hyper`, `refus
 `schema` (DeepSpeed's keys), `limits` (what DeepSpeed would die of), `unused_keys` (what has no effect), `batch` (batch
 arithmetic), `optimizer` (the JSON's optimizer block), `own` (the "yolods" block), `pipeline`, `recompute`, `deepspeed`
 (the JSON as a whole), `words`, `flags`, `run` (all of it together), `resume`, `read` (from what was typed to all of
-it), `claim` (the run's folder), `jsonfile`, `ready` (what comes with yolods), `paths`.
+it), `claim` (the run's folder), `jsonfile`, `yamlfile`, `ready` (what comes with yolods), `paths`.
 """
 
 from yolods.config.batch import BatchPlan

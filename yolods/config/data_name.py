@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 
+from yolods.config.jsonfile import parse_json
 from yolods.config.paths import cache_dir, ultralytics_folders
 
 
@@ -32,7 +32,7 @@ def stores() -> list[Path]:
 
 def _datasets_dir(settings: Path) -> Path | None:
     try:
-        folder = json.loads(settings.read_text(encoding="utf-8")).get("datasets_dir")
+        folder = parse_json(settings.read_text(encoding="utf-8")).get("datasets_dir")
     except (OSError, ValueError, AttributeError):
         return None
     return Path(folder) if isinstance(folder, str) and folder else None

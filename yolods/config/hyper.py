@@ -8,8 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import yaml
-
 from yolods.config.refused import ALWAYS, EARLIER, FLAGS, FLAGS_IN_FILE, NOT_USED, REFUSED, YOLOV5, YOLOV5_GAINS
 from yolods.config.values import (
     Rule,
@@ -26,6 +24,7 @@ from yolods.config.values import (
     text,
     whole,
 )
+from yolods.config.yamlfile import NotYaml, parse_entries, parse_yaml
 from yolods.errors import Faults, nearest
 
 OPTIMIZERS = ("auto", "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop")
@@ -311,8 +310,9 @@ def _parse_sets(sets: Sequence[str], faults: Faults) -> list[Given]:
             continue
         try:
             given.append(Given(key, _typed(value), f"--set {key}"))
-        except yaml.YAMLError:
-            faults.add(f"--set {words}: the value cannot be read; lists are written as [1, 2]")
+        except NotYaml as error:
+            start = words if len(words) <= 60 else f"{words[:57]}..."
+            faults.add(f"--set {start}: the value cannot be read; lists are written as [1, 2] ({error})")
     return given
 
 
@@ -320,37 +320,33 @@ def _typed(words: str) -> Any:
     """A value as typed, in YAML's spelling or ultralytics' own (None; 0,2 for a list of two).
 
     Raises:
-        YAMLError: it is neither.
+        NotYaml: it is neither.
     """
     if words.strip().lower() == "none":
         return None
-    value = yaml.safe_load(words)
-    return yaml.safe_load(f"[{words}]") if isinstance(value, str) and "," in value else value
+    value = parse_yaml(words)
+    return parse_yaml(f"[{words}]") if isinstance(value, str) and "," in value else value
 
 
 def _read_yaml(path: Path, faults: Faults) -> list[Given]:
     """The file's keys and values with their lines."""
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        root = loader.get_single_node()
-        if root is None:
-            return []
-        if not isinstance(root, yaml.MappingNode):
-            faults.add(f"--hyp {path}: it has to hold lines of `key: value`")
-            return []
-        pairs = [(str(key.value), loader.construct_object(value, deep=True), key) for key, value in root.value]
+        entries = parse_entries(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         faults.add(f"--hyp {path}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror}")
         return []
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        faults.add(f"--hyp {path}{line}: not valid yaml: {getattr(error, 'problem', None) or error}")
+    except UnicodeDecodeError as error:
+        faults.add(f"--hyp {path}: not valid yaml: {error}")
+        return []
+    except NotYaml as error:
+        faults.add(f"--hyp {path}{f' line {error.line}' if error.line else ''}: not valid yaml: {error}")
+        return []
+    if entries is None:
+        faults.add(f"--hyp {path}: it has to hold lines of `key: value`")
         return []
     lines: dict[str, int] = {}
-    for key, _, node in pairs:
-        line = node.start_mark.line + 1
+    for key, _, line in entries:
         if key in lines:
             faults.add(f"{path.name} line {line}: {key} stands in line {lines[key]} already; keep one")
         lines.setdefault(key, line)
-    return [Given(key, value, f"{path.name} line {node.start_mark.line + 1}: {key}") for key, value, node in pairs]
+    return [Given(key, value, f"{path.name} line {line}: {key}") for key, value, line in entries]

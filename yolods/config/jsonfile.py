@@ -9,6 +9,18 @@ from typing import Any, NoReturn
 from yolods.errors import Faults
 
 
+def parse_json(text: str | bytes, **hooks: Any) -> Any:
+    """`json.loads`, which gives up on deep nesting with an error of its own.
+
+    Raises:
+        ValueError: it cannot be read, for whatever reason.
+    """
+    try:
+        return json.loads(text, **hooks)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path, where: str, faults: Faults) -> dict[str, Any] | None:
     """Read a JSON object.
 
@@ -37,7 +49,7 @@ def read_json(path: Path, where: str, faults: Faults) -> dict[str, Any] | None:
         return block
 
     try:
-        loaded = json.loads(text, object_pairs_hook=pairs, parse_constant=_no_constant)
+        loaded = parse_json(text, object_pairs_hook=pairs, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         faults.add(f"{where}: {_syntax(text, error)}")
         return None

@@ -16,13 +16,12 @@ from yolods.config.model_name import name_of_weights, parse_name
 from yolods.config.optimizer import merge
 from yolods.config.ready import find_json
 from yolods.config.resume import check_unchanged, find_run, relaid
-from yolods.config.run import CONFIG_FILE, DEFAULT_MODEL, DEMO, RunConfig, next_run_dir
+from yolods.config.run import CONFIG_FILE, DEFAULT_MODEL, DEMO, NUMBERS, RunConfig, next_run_dir
 from yolods.config.sizes import single_value_fault, size_fault
 from yolods.config.unused import unused
-from yolods.config.values import Rule, check, whole
+from yolods.config.values import check
 from yolods.errors import Faults, UserError
 
-_RULES: dict[str, Rule] = {"epochs": whole(1), "imgsz": whole(1), "batch_size": whole(1), "workers": whole(0)}
 _WRITTEN = {"epochs": "--epochs", "imgsz": "--imgsz", "batch_size": "--batch-size", "workers": "--workers"}
 
 
@@ -150,7 +149,7 @@ def _numbers(args: argparse.Namespace, read: HyperRead, faults: Faults) -> tuple
     """epochs, imgsz, batch_size, workers that were given, and by what; a flag wins over the hyp file."""
     numbers: dict[str, int] = {}
     sources: dict[str, str] = {}
-    for key, rule in _RULES.items():
+    for key, rule in NUMBERS.items():
         value, source = getattr(args, key, None), _WRITTEN[key]
         if value is None and key in read.flags:
             value, source = read.flags[key], f"--hyp {args.hyp}: {key}"
@@ -237,9 +236,21 @@ def _folder(args: argparse.Namespace, faults: Faults) -> tuple[Path, str, bool]:
     if name in ("", ".", "..") or "/" in name:
         faults.add(f"--name {name!r}: it has to be a folder's name; folders above it go into --project")
     project = Path("runs" if args.project is None else args.project)
+    for flag, value in (("--name", name), ("--project", str(project))):
+        if fault := _not_utf8(value):
+            faults.add(f"{flag} {fault}")
     if project.exists() and not project.is_dir():
         faults.add(f"--project {project}: this is a file; give a folder")
     return project, name, bool(args.exist_ok)
+
+
+def _not_utf8(name: str) -> str:
+    """What is wrong with a folder's name that TensorBoard, a table or another host cannot write; "": nothing."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return f"{name!r}: its bytes are no UTF-8 text; give another name"
+    return ""
 
 
 def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) -> RunConfig | None:
@@ -247,7 +258,12 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
     run_dir = _chosen(args) or find_run(args.resume, Path(args.project or "runs"), CONFIG_FILE, faults)
     if run_dir is None:
         return None
-    saved = RunConfig.from_json((run_dir / CONFIG_FILE).read_text(encoding="utf-8"), run_dir)
+    try:
+        content = (run_dir / CONFIG_FILE).read_bytes()
+    except OSError as error:
+        faults.add(f"--resume: {run_dir / CONFIG_FILE} cannot be read: {error.strerror or error}")
+        return None
+    saved = RunConfig.from_json(content, run_dir)
     read = read_hyper(_path(args, "hyp"), args.set or [], faults, hyper_flags(args))
     numbers, _ = _numbers(args, read, faults)
     check_unchanged(saved, _with_file(args, read), read, numbers, faults)

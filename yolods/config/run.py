@@ -8,11 +8,14 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from yolods.config.batch import ACCUMULATION, MICRO, TRAIN, BatchPlan
 from yolods.config.deepspeed import DeepSpeedConfig, resolve
 from yolods.config.hyper import Given, Hyper, read_hyper
+from yolods.config.jsonfile import parse_json
+from yolods.config.values import Rule, check, flag, one_of, optional, text, whole
 from yolods.errors import Faults, UserError
 
 CONFIG_FILE = "config.json"
@@ -22,6 +25,23 @@ DEMO = "demo"
 """--data demo: the embedded data set."""
 
 DEFAULT_MODEL = "yolov5s"
+
+NUMBERS: Mapping[str, Rule] = MappingProxyType(
+    {"epochs": whole(1), "imgsz": whole(1), "batch_size": whole(1), "workers": whole(0)}
+)
+"""What the numbers of a run may be, whoever gives them."""
+
+_SAVED: Mapping[str, Rule] = MappingProxyType(
+    {
+        **NUMBERS,
+        "ranks": whole(1),
+        "device": one_of("cpu", "cuda"),
+        "exist_ok": flag(),
+        **dict.fromkeys(("data", "model", "project", "name"), text()),
+        **dict.fromkeys(("weights", "deepspeed_path"), optional(text())),
+    }
+)
+"""What config.json may hold outside its blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +136,7 @@ class RunConfig:
         )
 
     @classmethod
-    def from_json(cls, content: str, run_dir: Path) -> RunConfig:
+    def from_json(cls, content: str | bytes, run_dir: Path) -> RunConfig:
         """Read config.json back; `resume` is set to `run_dir`, the folder that it was found in.
 
         Raises:
@@ -124,10 +144,12 @@ class RunConfig:
         """
         where = run_dir / CONFIG_FILE
         try:
-            saved = json.loads(content)
+            saved = parse_json(content)
             faults = Faults()
             kept = [Given(key, value, f"hyper.{key}") for key, value in saved["hyper"].items()]
             hyper = read_hyper(None, [], faults, kept).hyper
+            saved |= _checked(saved, faults)
+            faults.raise_if_any(f"{where} cannot be used any more:")
             config = resolve(
                 saved["deepspeed_given"],
                 before=_batches_of(saved),
@@ -155,11 +177,22 @@ class RunConfig:
                 device=saved["device"],
                 run_dir=run_dir,
                 given=tuple(saved["given"].items()),
-                notes=tuple(saved["notes"]),
-                run=saved.get("run", ""),
+                notes=tuple(map(str, saved["notes"])),
+                run=str(saved.get("run") or ""),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
             raise UserError(f"{where}: not a run's configuration: {type(error).__name__}: {error}") from None
+
+
+def _checked(saved: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
+    """The settings of config.json in their own types: people edit it."""
+    found = {}
+    for key, rule in _SAVED.items():
+        good, value = check(rule, saved[key], key, faults)
+        found |= {key: value} if good else {}
+    for key in (MICRO, ACCUMULATION, TRAIN):
+        check(whole(1), saved["deepspeed"][key], f"deepspeed.{key}", faults)
+    return found
 
 
 def _batches_of(saved: Mapping[str, Any]) -> BatchPlan | None:

@@ -11,7 +11,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from ultralytics.data.utils import img2label_paths
 
-from yolods.data.spec import DataSpec, check_classes, list_images, unused_lines
+from yolods.data.spec import DataSpec, check_classes, find_images, place_of, unused_lines
 from yolods.data.verify import Found, Problem, check_pair
 from yolods.errors import UserError
 from yolods.files import replace_file
@@ -49,6 +49,8 @@ class Scan:
     """Label lines left out of images that were kept."""
     lines_unused: int = 0
     """Lines of .txt lists that name no image file."""
+    named_again: int = 0
+    """How often the sources name an image again that they have named already."""
 
     @property
     def boxes(self) -> int:
@@ -74,6 +76,11 @@ class Scan:
     def warnings(self) -> list[str]:
         """Lines about what a user will not have meant."""
         found = []
+        if self.named_again:
+            found.append(
+                f"{self.split}: {self.named_again} times its sources name an image that they have named already; "
+                "each is used once"
+            )
         if self.lines_unused:
             first = "; ".join(str(problem) for problem in self.problems[: min(self.lines_unused, LINES_SHOWN)])
             found.append(f"{self.split}: {self.lines_unused} lines of its list are not used, the first: {first}")
@@ -104,7 +111,8 @@ def scan(
     have no box at all.
     """
     check_classes(spec, classes)
-    files = _first(list_images(spec.sources(split)), fraction)
+    images, named_again = find_images(spec.sources(split))
+    files = _first(images, fraction)
     label_files = img2label_paths(files)
     store = _store(cache, spec, split, files)
     with ThreadPoolExecutor(max(workers, 1)) as pool:
@@ -126,7 +134,19 @@ def scan(
         Problem(str(file), line, f"{text[:100]!r} is not the name of an image file; line not used")
         for file, line, text in unused_lines(spec.sources(split))
     ]
-    return _result(split, found, single_cls, classes, label_files, passed_over)
+    result = _result(split, found, single_cls, classes, label_files, passed_over)
+    return replace(result, named_again=named_again)
+
+
+def in_both(train: Scan, val: Scan) -> str:
+    """The line about images that are trained on and judged by; "": there are none."""
+    trained = {place_of(label["im_file"]) for label in train.labels}
+    count = sum(place_of(label["im_file"]) in trained for label in val.labels)
+    if not count:
+        return ""
+    return (
+        f"{count} of {len(val.labels)} {val.split} images are {train.split} images, too: metrics will flatter the model"
+    )
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:

@@ -4,14 +4,17 @@ Needs only the standard library and yaml, so that it can run before any process 
 """
 
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from yolods.config.data_name import shipped_yaml, stores
+from yolods.config.values import shown
+from yolods.config.yamlfile import NotYaml, parse_yaml
 from yolods.errors import Faults, UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -44,6 +47,12 @@ class DataSpec:
     """The images are not there and `download` says how to get them: call `fetch`."""
     keypoints: tuple[int, int] | None = None
     """(points, numbers a point) when the labels are pose labels, whose key points a detector ignores."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """Lines about what a user will not have meant."""
+        twice = [f"{name} ({count} times)" for name, count in Counter(self.names).items() if count > 1]
+        return [f"{self.yaml}: several classes have the same name: {', '.join(twice[:5])}"] if twice else []
 
     def sources(self, split: str) -> tuple[Path, ...]:
         """Folders, files and lists of one split ('train', 'val' or 'test')."""
@@ -152,8 +161,14 @@ def unused_lines(sources: tuple[Path, ...]) -> list[tuple[Path, int, str]]:
 def list_images(sources: tuple[Path, ...]) -> list[str]:
     """Sorted image files below folders, in .txt lists (one path a line, "./" means beside the list) and given singly.
 
-    Files named in a list need not exist. Raises UserError when a source is missing or no image is found.
+    Each is there once, as the first source that names it spells it. Files named in a list need not exist. Raises
+    UserError when a source is missing or no image is found.
     """
+    return find_images(sources)[0]
+
+
+def find_images(sources: tuple[Path, ...]) -> tuple[list[str], int]:
+    """What `list_images` gives, and how often the sources name one of these files again."""
     files: list[str] = []
     for source in sources:
         if not source.exists():
@@ -161,7 +176,19 @@ def list_images(sources: tuple[Path, ...]) -> list[str]:
         files.extend(_images_in(source))
     if not files:
         raise UserError(f"no images in {', '.join(map(str, sources))}; known types: {' '.join(sorted(IMAGE_SUFFIXES))}")
-    return sorted(files)
+    once = {place_of(file): file for file in reversed(files)}
+    return sorted(once.values()), len(files) - len(once)
+
+
+def place_of(file: str) -> tuple[str, str]:
+    """What is the same for two spellings of one file: its real folder and its name there."""
+    folder, name = os.path.split(file)
+    return _real(folder), name
+
+
+@lru_cache(maxsize=4096)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def _images_in(source: Path) -> Iterator[str]:
@@ -268,11 +295,10 @@ def _find_yaml(path: Path) -> Path:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{file}{line}: not valid yaml: {getattr(error, 'problem', None) or error}") from error
+        data = parse_yaml(file.read_text(encoding="utf-8-sig"))
+    except NotYaml as error:
+        line = f":{error.line}" if error.line else ""
+        raise UserError(f"{file}{line}: not valid yaml: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
     if not isinstance(data, dict):
@@ -289,23 +315,42 @@ def _names(data: dict[str, Any], faults: Faults) -> tuple[str, ...]:
         if nc is None:
             faults.add("names: missing; list the class names, as in `names: [cat, dog]`")
         return tuple(f"class_{i}" for i in range(nc or 0))
+    if names in ([], {}):
+        faults.add("names: is empty; at least one class is needed")
+        return ()
     if isinstance(names, dict):
         names = _from_mapping(names, faults)
     elif not isinstance(names, list):
         faults.add(f"names: must be a list or a mapping from class id to name, not {type(names).__name__}")
         return ()
-    elif not names:
-        faults.add("names: is empty; at least one class is needed")
     if names and nc is not None and len(names) != nc:
         faults.add(f"names and nc disagree: {len(names)} names, nc: {nc}; remove nc, or correct one of them")
+    for place, name in enumerate(names):
+        if fault := _name_fault(name):
+            faults.add(f"names: class {place} is {shown(name)}: {fault}")
     return tuple(str(name) for name in names)
 
 
-def _from_mapping(names: dict[Any, Any], faults: Faults) -> list[str]:
-    try:
-        numbered = {int(key): str(name) for key, name in names.items()}
-    except (TypeError, ValueError):
-        faults.add(f"names: keys must be class ids 0 to {len(names) - 1}, found {next(iter(names))!r}")
+def _name_fault(name: Any) -> str:
+    """Why it is no class name, with the remedy; "": it is one. A number is, in its digits."""
+    if isinstance(name, bool):
+        return "YAML takes yes, no, on and off for true and false; put the name in quotes"
+    if not isinstance(name, str | int | float):
+        return f"a name has to be text, not {type(name).__name__}; put it in quotes"
+    # Tables and file names hold these names.
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in str(name)):
+        return "a name has to be one line, without control characters"
+    return ""
+
+
+def _from_mapping(names: dict[Any, Any], faults: Faults) -> list[Any]:
+    strange = [key for key in names if not _is_id(key)]
+    if strange:
+        faults.add(f"names: keys must be class ids 0 to {len(names) - 1}, found {strange[0]!r}")
+        return []
+    numbered = {int(key): name for key, name in names.items()}
+    if len(numbered) < len(names):
+        faults.add("names: an id stands twice, once in quotes and once without; keep one")
         return []
     expected = range(len(names))
     if sorted(numbered) != list(expected):
@@ -375,6 +420,10 @@ def _keypoints(data: dict[str, Any]) -> tuple[int, int] | None:
     if isinstance(shape, list) and len(shape) == 2 and all(map(_is_count, shape)):
         return shape[0], shape[1]
     return None
+
+
+def _is_id(key: Any) -> bool:
+    return key.isdecimal() if isinstance(key, str) else isinstance(key, int) and not isinstance(key, bool)
 
 
 def _is_count(value: object) -> bool:

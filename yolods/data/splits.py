@@ -16,7 +16,7 @@ from yolods.config.hyper import Hyper
 from yolods.config.paths import cache_dir
 from yolods.data.dataset import DetectionSet, default_cache_bytes
 from yolods.data.demo import ensure_demo
-from yolods.data.scan import Scan, scan, write_problems
+from yolods.data.scan import Scan, in_both, scan, write_problems
 from yolods.data.spec import DataSpec, as_ultralytics, fetch, read_spec
 from yolods.errors import UserError
 
@@ -73,7 +73,10 @@ def read_data(path: Path, ranks: Ranks) -> DataSpec:
             return path
         return ensure_demo(cache_dir())
 
-    return read_spec(ranks.main_first(first))
+    spec = read_spec(ranks.main_first(first))
+    for line in spec.warnings if ranks.is_main else ():
+        log.warning("%s", line)
+    return spec
 
 
 def open_split(spec: DataSpec, split: str, hyper: Hyper, opening: Opening, ranks: Ranks, *, augment: bool) -> Split:
@@ -115,11 +118,13 @@ def open_split(spec: DataSpec, split: str, hyper: Hyper, opening: Opening, ranks
 
 
 def note_problems(run_dir: Path, scans: tuple[Scan, ...]) -> list[str]:
-    """Write what was skipped into the run folder; returns one line a split for the screen."""
+    """Write what was skipped into the run folder; returns the lines for the screen: one a split, and one
+    where a split has images of the first."""
     problems = [problem for each in scans for problem in each.problems]
     if problems:
         write_problems(run_dir / PROBLEMS_FILE, problems)
-    return [f"{each.split}: {each.summary}" for each in scans]
+    shared = [in_both(scans[0], other) for other in scans[1:]]
+    return [*(f"{each.split}: {each.summary}" for each in scans), *(line for line in shared if line)]
 
 
 def most_boxes(limit: int, *splits: Split) -> int:

@@ -9,10 +9,10 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from yolods.config.model_name import ModelName, parse_name
-from yolods.errors import UserError
+from yolods.config.yamlfile import parse_yaml
+from yolods.errors import UserError, nearest
+from yolods.model.description import read_description
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
@@ -27,29 +27,17 @@ def architecture(name: ModelName, nc: int, channels: int) -> dict[str, Any]:
         UserError: the user's yaml does not describe a detection model.
     """
     if name.yaml is not None:
-        return {**_read_user_yaml(name.yaml), "nc": nc, "channels": channels}
+        return {**read_description(name.yaml), "nc": nc, "channels": channels}
     package = importlib.util.find_spec("ultralytics")  # not imported: a launcher asks, too
     assert package is not None and package.origin is not None
     models = Path(package.origin).parent / "cfg" / "models" / "v5"
     file = models / ("yolov5-p6.yaml" if name.p6 else "yolov5.yaml")
-    layers = yaml.safe_load(file.read_text(encoding="utf-8"))
+    layers = parse_yaml(file.read_text(encoding="utf-8"))
     if name.scale is not None:
         # A file called yolov5xx.yaml cannot say this: ultralytics looks its letters up among the known sizes.
         layers["scales"] = {"custom": list(name.scale)}
     layers["scale"] = name.size or "custom"
     return {**layers, "nc": nc, "channels": channels}
-
-
-def _read_user_yaml(path: Path) -> dict[str, Any]:
-    try:
-        layers = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"--model {path}: not valid yaml: {' '.join(str(error).split())}") from None
-    missing = [key for key in ("backbone", "head") if not isinstance(layers, dict) or key not in layers]
-    if missing:
-        raise UserError(f"--model {path}: not a model yaml, it lacks {' and '.join(missing)}")
-    layers.setdefault("scale", next(iter(layers["scales"]), "") if layers.get("scales") else "")
-    return layers
 
 
 def build(layers: dict[str, Any], names: tuple[str, ...]) -> DetectionModel:
@@ -66,8 +54,8 @@ def build(layers: dict[str, Any], names: tuple[str, ...]) -> DetectionModel:
 
     try:
         net = DetectionModel(dict(layers), ch=layers["channels"], nc=layers["nc"], verbose=False)
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"the model cannot be built: {type(error).__name__}: {error}") from None
+    except Exception as error:  # a user's yaml can ask for anything
+        raise UserError(f"the model cannot be built: {_reason(error, layers)}") from None
     if not has_plain_head(net):
         raise UserError(
             "the model has to end in a plain Detect head (YOLOv5u); other heads and tasks are not trained here"
@@ -75,6 +63,18 @@ def build(layers: dict[str, Any], names: tuple[str, ...]) -> DetectionModel:
     net.names = dict(enumerate(names))
     net.nc = layers["nc"]
     return net
+
+
+def _reason(error: Exception, layers: dict[str, Any]) -> str:
+    """One line; ultralytics raises a bare KeyError or AttributeError for a module that it does not have."""
+    from ultralytics.nn import modules
+
+    for number, layer in enumerate([*layers["backbone"], *layers["head"]]):
+        module = layer[2]
+        unknown = isinstance(error, KeyError) and error.args == (module,)
+        if unknown or (isinstance(error, AttributeError) and error.name and module == f"nn.{error.name}"):
+            return f"layer {number} is a '{module}', which ultralytics does not have{nearest(module, modules.__all__)}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def has_plain_head(net: DetectionModel) -> bool:
