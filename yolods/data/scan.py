@@ -79,7 +79,7 @@ class Scan:
         if self.named_again:
             found.append(
                 f"{self.split}: {self.named_again} times its sources name an image that they have named already; "
-                "each is used once"
+                "each counts as often as it is named"
             )
         if self.lines_unused:
             first = "; ".join(str(problem) for problem in self.problems[: min(self.lines_unused, LINES_SHOWN)])

@@ -161,8 +161,8 @@ def unused_lines(sources: tuple[Path, ...]) -> list[tuple[Path, int, str]]:
 def list_images(sources: tuple[Path, ...]) -> list[str]:
     """Sorted image files below folders, in .txt lists (one path a line, "./" means beside the list) and given singly.
 
-    Each is there once, as the first source that names it spells it. Files named in a list need not exist. Raises
-    UserError when a source is missing or no image is found.
+    A file that is named several times is there as often, as in ultralytics: that is how some show rare images more
+    often. Files named in a list need not exist. Raises UserError when a source is missing or no image is found.
     """
     return find_images(sources)[0]
 
@@ -176,8 +176,7 @@ def find_images(sources: tuple[Path, ...]) -> tuple[list[str], int]:
         files.extend(_images_in(source))
     if not files:
         raise UserError(f"no images in {', '.join(map(str, sources))}; known types: {' '.join(sorted(IMAGE_SUFFIXES))}")
-    once = {place_of(file): file for file in reversed(files)}
-    return sorted(once.values()), len(files) - len(once)
+    return sorted(files), len(files) - len({place_of(file) for file in files})
 
 
 def place_of(file: str) -> tuple[str, str]:
