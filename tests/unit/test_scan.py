@@ -309,7 +309,8 @@ def test_images_that_are_named_twice_or_are_in_both_splits_are_said(yaml):
     alone = len(list((yaml.parent / "images/train").iterdir()))
     assert len(train.labels) == 2 * alone + len(val.labels)
     assert train.warnings == [
-        f"train: {alone} times its sources name an image that they have named already; each counts as often as it is named"
+        f"train: {alone} times its sources name an image that they have named already; "
+        "each counts as often as it is named"
     ]
     count = len(val.labels)
     assert in_both(train, val) == f"{count} of {count} val images are train images, too: metrics will flatter the model"
