@@ -15,15 +15,17 @@ from yolods.config.hyper import Hyper, HyperRead, read_hyper
 from yolods.config.model_name import name_of_weights, parse_name
 from yolods.config.optimizer import merge
 from yolods.config.ready import find_json
-from yolods.config.resume import check_unchanged, find_run, relaid
+from yolods.config.resume import check_unchanged, find_run, passed_over, relaid
 from yolods.config.run import CONFIG_FILE, DEFAULT_MODEL, DEMO, RunConfig, next_run_dir
 from yolods.config.sizes import single_value_fault, size_fault
 from yolods.config.unused import unused
 from yolods.config.values import Rule, check, whole
 from yolods.errors import Faults, UserError
 
-_RULES: dict[str, Rule] = {"epochs": whole(1), "imgsz": whole(1), "batch_size": whole(1), "workers": whole(0)}
-_WRITTEN = {"epochs": "--epochs", "imgsz": "--imgsz", "batch_size": "--batch-size", "workers": "--workers"}
+NUMBERS: dict[str, Rule] = {"epochs": whole(1), "imgsz": whole(1), "batch_size": whole(1), "workers": whole(0)}
+"""What numbers of flags may be, by their names among the arguments."""
+WRITTEN = {"epochs": "--epochs", "imgsz": "--imgsz", "batch_size": "--batch-size", "workers": "--workers"}
+"""How those flags are written."""
 
 
 def build_run_config(
@@ -50,7 +52,7 @@ def build_run_config(
     for fault in getattr(args, "faults", ()):  # of the words themselves
         faults.add(fault)
     _check_accelerator(device, environ or {}, faults)
-    made = (_resumed if getattr(args, "resume", None) else _fresh)(args, ranks, device, faults)
+    made = (_fresh if getattr(args, "resume", None) is None else _resumed)(args, ranks, device, faults)
     if made is not None and made.resume and check_resume is not None:
         check_resume(made, faults)
     faults.raise_if_any()
@@ -77,7 +79,7 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
     model = _model(asked, weights, faults)
     imgsz = numbers.get("imgsz", RunConfig.imgsz)
     _check_sizes(imgsz, sources.get("imgsz", "--imgsz"), model, hyper, config, faults)
-    project, name, exist_ok = _folder(args, faults)
+    project, name, exist_ok = read_folder(args, faults)
     if exist_ok and weights is not None and weights.parent == (project / name / "weights").absolute():
         faults.add(
             f"--weights {weights}: --exist-ok puts aside what is in {project / name}; copy the file to another folder, "
@@ -150,8 +152,8 @@ def _numbers(args: argparse.Namespace, read: HyperRead, faults: Faults) -> tuple
     """epochs, imgsz, batch_size, workers that were given, and by what; a flag wins over the hyp file."""
     numbers: dict[str, int] = {}
     sources: dict[str, str] = {}
-    for key, rule in _RULES.items():
-        value, source = getattr(args, key, None), _WRITTEN[key]
+    for key, rule in NUMBERS.items():
+        value, source = getattr(args, key, None), WRITTEN[key]
         if value is None and key in read.flags:
             value, source = read.flags[key], f"--hyp {args.hyp}: {key}"
         if value is None:
@@ -232,8 +234,9 @@ def _check_sizes(imgsz: int, source: str, model: str, hyper: Hyper, config: Deep
             faults.add(fault)
 
 
-def _folder(args: argparse.Namespace, faults: Faults) -> tuple[Path, str, bool]:
-    name = "exp" if args.name is None else args.name
+def read_folder(args: argparse.Namespace, faults: Faults, *, default: str = "exp") -> tuple[Path, str, bool]:
+    """--project, --name (`default` where there is none) and --exist-ok, each with its faults."""
+    name = default if args.name is None else args.name
     if name in ("", ".", "..") or "/" in name:
         faults.add(f"--name {name!r}: it has to be a folder's name; folders above it go into --project")
     project = Path("runs" if args.project is None else args.project)
@@ -244,9 +247,13 @@ def _folder(args: argparse.Namespace, faults: Faults) -> tuple[Path, str, bool]:
 
 def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) -> RunConfig | None:
     """The saved configuration, with more epochs and other workers where flags ask for them."""
-    run_dir = _chosen(args) or find_run(args.resume, Path(args.project or "runs"), CONFIG_FILE, faults)
+    project = Path(args.project or "runs")
+    run_dir = _chosen(args) or find_run(args.resume, project, CONFIG_FILE, faults)
     if run_dir is None:
         return None
+    said = passed_over(run_dir, project, CONFIG_FILE) if args.resume is True else ()
+    if args.exist_ok:
+        said = (*said, f"--exist-ok is not used: --resume goes on in {run_dir}, and puts nothing aside")
     saved = RunConfig.from_json((run_dir / CONFIG_FILE).read_text(encoding="utf-8"), run_dir)
     read = read_hyper(_path(args, "hyp"), args.set or [], faults, hyper_flags(args))
     numbers, _ = _numbers(args, read, faults)
@@ -263,6 +270,6 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
         epochs=numbers.get("epochs", saved.epochs),
         workers=numbers.get("workers", saved.workers),
         given=_as_typed(args),
-        notes=tuple(dict.fromkeys((*config.notes, *kept, *read.notes))),
+        notes=tuple(dict.fromkeys((*said, *config.notes, *kept, *read.notes))),
         start=_start(args),
     )
