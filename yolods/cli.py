@@ -55,7 +55,7 @@ _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, e
 
 LAUNCH_WORD = "yolods launch"
 """How the launcher is called without ./launch.sh."""
-HELP = {"-h", "--help"}
+HELP = {"-h", "-help", "--help"}
 ELSEWHERE = {
     "predict": "YOLO('best.pt').predict(...)",
     "track": "YOLO('best.pt').track(...)",
@@ -95,7 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_another_rank(words: Sequence[str]) -> bool:
     """Whether rank 0 tells of what is wrong, which all ranks find alike."""
     word = next((word for word in words if not word.startswith("-")), "")
-    return word in RANK_WORDS and os.environ.get("RANK", "0") not in ("", "0")
+    if word not in RANK_WORDS:
+        return False
+    from yolods.cluster.place import rank_given
+
+    return rank_given(os.environ) not in ("", "0")
 
 
 def _tell(text: str) -> None:
@@ -106,7 +110,7 @@ def _tell(text: str) -> None:
 def _dispatch(words: list[str]) -> int:
     # Stock DeepSpeed puts --local_rank=N before the word; ranks are read from the environment.
     words = [word for word in words if not word.startswith(("--local_rank", "--local-rank"))]
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not words or words[0] in (*HELP, "help"):
         streams.show(USAGE)
         return 0
     if words[0] in ("-V", "--version", "version"):
@@ -130,14 +134,15 @@ def _stand_somewhere() -> None:
 
 def _check_surroundings(*, ranks: bool) -> None:
     """Before anything is parsed, so that a rank that cannot be one is told of by whoever it is."""
-    from yolods.cluster.devices import put_back
+    from yolods.cluster.devices import NAMED, put_back
     from yolods.cluster.place import check_packages, forget_empty, seat
 
     check_packages(os.environ)
     forget_empty(os.environ)
-    if ranks:
-        seat(os.environ)
+    if ranks and seat(os.environ).launched:
         put_back(os.environ)
+    else:  # no launcher has set it for this process
+        os.environ.pop(NAMED, None)
 
 
 def _train_parser(*, for_help: bool = False) -> FlagParser:
@@ -372,9 +377,11 @@ def _count_gpus() -> int:
 
 
 def _train(words: list[str]) -> int:
-    args = _train_parser(for_help=bool(HELP & set(words))).read(words)
-    if args.faults or "RANK" not in os.environ:  # what is wrong need not wait for what is slow to import
-        _check_train(args, int(os.environ.get("WORLD_SIZE", 1)), "cuda" if _count_gpus() else "cpu")
+    from yolods.cluster.place import seat
+
+    args, place = _train_parser(for_help=bool(HELP & set(words))).read(words), seat(os.environ)
+    if args.faults or not place.launched:  # what is wrong need not wait for what is slow to import
+        _check_train(args, place.size, "cuda" if _count_gpus() else "cpu")
     _say_alone("training")
     from yolods.cluster.failures import noted_in
     from yolods.config.claim import Claim

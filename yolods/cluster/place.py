@@ -94,6 +94,12 @@ def seat(environ: Mapping[str, str]) -> Seat:
     return Seat(rank, size, local, here, launched=True, task=of_task)
 
 
+def rank_given(environ: Mapping[str, str]) -> str:
+    """The rank that a launcher, under whatever name, has given to this process, unchecked; "": none."""
+    names = None if environ.get(RANK[0]) else _task(environ)
+    return environ.get(RANK[0] if names is None else names[0], "")
+
+
 def under_torchrun(environ: Mapping[str, str]) -> bool:
     """Whether torchrun has started this rank, by what it sets and what DeepSpeed's launcher sets besides."""
     return all(environ.get(name) for name in _TORCHRUN) and "CROSS_SIZE" not in environ
