@@ -280,7 +280,7 @@ def _task(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
 
 def _whole(environ: Mapping[str, str], name: str, faults: Faults) -> int:
     value = environ[name]
-    if value.isascii() and value.isdigit():
+    if value.isascii() and value.isdigit() and len(value) < 10:
         return int(value)
     faults.add(f"{name}={value} is not a whole number")
     return 0

@@ -22,13 +22,20 @@ class RefusedFlag(UserError):
 class FlagParser(argparse.ArgumentParser):
     """argparse that collects faults instead of leaving at the first, and takes `-` and `_` in a flag for the same."""
 
-    def __init__(self, *, prog: str, description: str, foreign: Callable[[str], str | None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        *,
+        prog: str,
+        description: str,
+        foreign: Callable[[str], str | None] = lambda _: None,
+        add_help: bool = True,
+    ) -> None:
         """
         Args:
             foreign: of a flag's name with underscores and without dashes, what to write instead of it; None where
                 nothing is known of it.
         """
-        super().__init__(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
+        super().__init__(prog=prog, description=description, allow_abbrev=False, exit_on_error=False, add_help=add_help)
         self._foreign = foreign
 
     def error(self, message: str) -> None:  # type: ignore[override]
@@ -41,6 +48,12 @@ class FlagParser(argparse.ArgumentParser):
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """What the words say; `faults` in it holds a line for each fault. Flags with a fault count as not given."""
+        found, rest, faults = self.read_known(words)
+        found.faults = (*faults, *self._unknown(rest))
+        return found
+
+    def read_known(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+        """What the words say, those of them that are none here, and a line for each fault of the others."""
         left, faults = [self._spelt(word) for word in words], list[str]()
         while True:
             try:
@@ -57,8 +70,7 @@ class FlagParser(argparse.ArgumentParser):
                     break
                 faults.append(f"{left[place].partition('=')[0]}{_told(fault.message)}")
                 left = _without(left, place)
-        found.faults = (*faults, *self._unknown(rest))
-        return found
+        return found, rest, faults
 
     def take(self, words: Sequence[str]) -> argparse.Namespace:
         """The same for words whose faults are the only ones that there can be.
