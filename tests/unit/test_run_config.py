@@ -537,6 +537,12 @@ def test_an_empty_resume_is_refused_and_no_run_is_begun_in_its_place(words):
     assert line.startswith("--resume is empty: name the run's folder")
 
 
+def test_an_empty_project_does_not_put_runs_where_one_stands():
+    assert faults_of("--data", "demo", "--project", "") == [
+        "--project is empty: give a folder, or leave the flag out for runs/"
+    ]
+
+
 def with_checkpoint(run: RunConfig) -> RunConfig:
     (run.run_dir / "checkpoints" / "step00000004").mkdir(parents=True)
     return run

@@ -240,7 +240,9 @@ def read_folder(args: argparse.Namespace, faults: Faults, *, default: str = "exp
     if name in ("", ".", "..") or "/" in name:
         faults.add(f"--name {name!r}: it has to be a folder's name; folders above it go into --project")
     project = Path("runs" if args.project is None else args.project)
-    if project.exists() and not project.is_dir():
+    if args.project == "":
+        faults.add("--project is empty: give a folder, or leave the flag out for runs/")
+    elif project.exists() and not project.is_dir():
         faults.add(f"--project {project}: this is a file; give a folder")
     return project, name, bool(args.exist_ok)
 
