@@ -109,7 +109,8 @@ def _asked(
         asked["--model"] = (args.model, saved.model)
     if args.name is not None and args.name != saved.run_dir.name:
         asked["--name"] = (args.name, saved.name)
-    if args.project is not None and Path(args.project).resolve() != saved.run_dir.resolve().parent:
+    parents = (saved.run_dir.absolute().parent.resolve(), saved.run_dir.resolve().parent)  # a link's, its target's
+    if args.project is not None and Path(args.project).resolve() not in parents:
         asked["--project"] = (args.project, str(saved.run_dir.parent))
     for key, flag in (("imgsz", "--imgsz"), ("batch_size", "--batch-size")):
         if key in numbers:
