@@ -9,8 +9,9 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from yolods.cluster.ranks import Ranks
     from yolods.config import RunConfig
     from yolods.config.claim import Claim
+    from yolods.errors import Faults
 
 USAGE = """usage: yolods WORD [flags]
 
@@ -55,7 +57,7 @@ _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, e
 
 LAUNCH_WORD = "yolods launch"
 """How the launcher is called without ./launch.sh."""
-HELP = {"-h", "--help"}
+HELP = {"-h", "-help", "--help"}
 ELSEWHERE = {
     "predict": "YOLO('best.pt').predict(...)",
     "track": "YOLO('best.pt').track(...)",
@@ -95,7 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_another_rank(words: Sequence[str]) -> bool:
     """Whether rank 0 tells of what is wrong, which all ranks find alike."""
     word = next((word for word in words if not word.startswith("-")), "")
-    return word in RANK_WORDS and os.environ.get("RANK", "0") not in ("", "0")
+    if word not in RANK_WORDS:
+        return False
+    from yolods.cluster.place import rank_given
+
+    return rank_given(os.environ) not in ("", "0")
 
 
 def _tell(text: str) -> None:
@@ -106,7 +112,7 @@ def _tell(text: str) -> None:
 def _dispatch(words: list[str]) -> int:
     # Stock DeepSpeed puts --local_rank=N before the word; ranks are read from the environment.
     words = [word for word in words if not word.startswith(("--local_rank", "--local-rank"))]
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not words or words[0] in (*HELP, "help"):
         streams.show(USAGE)
         return 0
     if words[0] in ("-V", "--version", "version"):
@@ -130,20 +136,21 @@ def _stand_somewhere() -> None:
 
 def _check_surroundings(*, ranks: bool) -> None:
     """Before anything is parsed, so that a rank that cannot be one is told of by whoever it is."""
-    from yolods.cluster.devices import put_back
+    from yolods.cluster.devices import NAMED, put_back
     from yolods.cluster.place import check_packages, forget_empty, seat
 
     check_packages(os.environ)
     forget_empty(os.environ)
-    if ranks:
-        seat(os.environ)
+    if ranks and seat(os.environ).launched:
         put_back(os.environ)
+    else:  # no launcher has set it for this process
+        os.environ.pop(NAMED, None)
 
 
 def _train_parser(*, for_help: bool = False) -> FlagParser:
-    from yolods.config import add_train_arguments
+    from yolods.config import add_train_arguments, foreign
 
-    parser = FlagParser(prog="yolods train", description="Train a YOLOv5 detector.", foreign=_foreign)
+    parser = FlagParser(prog="yolods train", description="Train a YOLOv5 detector.", foreign=partial(_foreign, foreign))
     add_train_arguments(parser)
     if for_help:
         _show_launch_arguments(parser)
@@ -151,9 +158,11 @@ def _train_parser(*, for_help: bool = False) -> FlagParser:
 
 
 def _val_parser(*, for_help: bool = False) -> FlagParser:
-    from yolods.config import add_val_arguments
+    from yolods.config import add_val_arguments, foreign_to_val
 
-    parser = FlagParser(prog="yolods val", description="Evaluate a saved model.", foreign=_foreign)
+    parser = FlagParser(
+        prog="yolods val", description="Evaluate a saved model.", foreign=partial(_foreign, foreign_to_val)
+    )
     add_val_arguments(parser)
     if for_help:
         _show_launch_arguments(parser)
@@ -168,10 +177,9 @@ def _show_launch_arguments(parser: FlagParser) -> None:
     add_restart_argument(group)
 
 
-def _foreign(name: str) -> str | None:
-    """What to write instead of a flag that `train` and `val` do not have."""
+def _foreign(words_own: Callable[[str], str | None], name: str) -> str | None:
+    """What to write instead of a flag that a word does not have, which may be the launcher's."""
     from yolods.cluster.flags import add_launch_arguments, add_restart_argument
-    from yolods.config import foreign
 
     launchers = argparse.ArgumentParser(add_help=False)
     add_launch_arguments(launchers)
@@ -179,7 +187,7 @@ def _foreign(name: str) -> str | None:
     known = [option for option in launchers._option_string_actions if option.startswith("--")]
     if name in {option.lstrip("-").replace("-", "_") for option in known}:
         return f"a flag of the launcher, which ./launch.sh and `{LAUNCH_WORD}` take"
-    if told := foreign(name):
+    if told := words_own(name):
         return told
     close = nearest(f"--{name}", known, cutoff=0.8)
     return f"unknown{close.replace('did you mean', 'did you mean the launcher flag')}" if close else None
@@ -206,33 +214,46 @@ def _doctor_parser() -> FlagParser:
 
 def _launch(words: list[str]) -> int:
     """Check everything that one process can check, then become DeepSpeed's launcher."""
-    from yolods.cluster.flags import COMMAND, LaunchFlags, split_words
+    from yolods.cluster.flags import COMMAND, LaunchFlags, read_words
     from yolods.cluster.launch import launcher_command, ranks_of
     from yolods.cluster.place import forget_ranks
+    from yolods.cluster.supervise import say
+    from yolods.errors import Faults
     from yolods.telemetry.log import quiet_dependencies
 
     lost = forget_ranks(os.environ)
-    flags, rest = split_words(words)
+    faults = Faults()
+    flags, rest = read_words(words, faults)
     if rest and rest[0] == "doctor":
+        faults.raise_if_any()
         return _examine(flags, rest[1:])
     demo = bool(rest) and rest[0] == "demo"
     if demo:
         rest = ["train", *DEMO_FLAGS, *rest[1:]]
     if not rest or rest[0] not in ("train", "val") or HELP & set(rest):
+        faults.raise_if_any()
         return _dispatch(rest)
     os.environ[COMMAND] = shlex.join([*LAUNCH_WORD.split(), *words])
     gpus = _count_gpus()
     if demo and gpus > DEMO_RANKS and flags == LaunchFlags():
         flags = LaunchFlags(num_gpus=DEMO_RANKS)
-    ranks = ranks_of(flags, gpus=gpus)
+    ranks = None
+    with faults.caught():
+        counted = ranks_of(flags, gpus=gpus)
+        ranks = None if faults else counted
     if rest[0] == "train":
-        return _launch_train(rest, flags, ranks, gpus, lost)
+        return _launch_train(rest, flags, ranks, gpus, lost, faults)
     quiet_dependencies(logging.WARNING)  # ultralytics, which is imported below, greets on its first start
     from yolods.validate import check_val_arguments
 
-    check_val_arguments(_val_parser().read(rest[1:]))
-    command, variables = launcher_command(rest, flags, gpus=gpus, python=sys.executable)
+    with faults.caught():
+        command, variables = launcher_command(rest, flags, gpus=gpus, python=sys.executable)
+    with faults.caught():
+        check_val_arguments(_val_parser().read(rest[1:]))
+    faults.raise_if_any()
     _tell_lost(lost)
+    if flags.max_restarts != LaunchFlags.max_restarts:
+        say("--max_restarts: not used, an evaluation is not started again")
     _say_start("an evaluation", flags, gpus)
     with held():  # until the launcher has imported what it needs
         os.execvpe(command[0], command, {**os.environ, **variables})
@@ -246,8 +267,14 @@ def _tell_lost(variables: Sequence[str]) -> None:
         say(f"{', '.join(variables)} of the environment: not used, launch starts and numbers ranks by itself")
 
 
-def _launch_train(words: list[str], flags: LaunchFlags, ranks: int, gpus: int, lost: Sequence[str]) -> int:
-    """Start the launcher, and start it again when the run has died."""
+def _launch_train(
+    words: list[str], flags: LaunchFlags, ranks: int | None, gpus: int, lost: Sequence[str], faults: Faults
+) -> int:
+    """Start the launcher, and start it again when the run has died.
+
+    Args:
+        ranks: None: the launcher's flags do not say how many, and `faults` why.
+    """
     from yolods.cluster.launch import launcher_command
     from yolods.cluster.supervise import supervise
     from yolods.config.claim import Claim
@@ -256,8 +283,14 @@ def _launch_train(words: list[str], flags: LaunchFlags, ranks: int, gpus: int, l
     def check(words: Sequence[str], ranks: int) -> RunConfig:
         return _check_train(_train_parser().read(words[1:]), ranks, "cuda" if gpus else "cpu")
 
+    with faults.caught():  # before a folder is claimed
+        launcher_command(words, flags, gpus=gpus, python=sys.executable)
+    if faults:
+        for line in _refused(partial(check, words), ranks):
+            faults.add(line)
+        faults.raise_if_any()
+    assert ranks is not None
     config = check(words, ranks)
-    launcher_command(words, flags, gpus=gpus, python=sys.executable)  # what it refuses, before a folder is claimed
     with Claim() as claim, ExitStack() as stack:
         if flags.node_rank:  # of a start on every host, the first one's has the folder
             tell = Path(stack.enter_context(TemporaryDirectory(prefix="yolods-")), "run")
@@ -271,6 +304,19 @@ def _launch_train(words: list[str], flags: LaunchFlags, ranks: int, gpus: int, l
         _tell_lost(lost)
         _say_start("training", flags, gpus)
         return supervise(first, starts.again, restarts=flags.max_restarts)
+
+
+def _refused(check: Callable[[int], object], ranks: int | None) -> list[str]:
+    """What a check refuses; where the number of ranks is not known, what it refuses of one rank and of two alike."""
+    found = []
+    for count in (1, 2) if ranks is None else (ranks,):
+        try:
+            check(count)
+        except UserError as error:
+            found.append(str(error).splitlines())
+        else:
+            return []
+    return [line for line in found[0] if all(line in lines for lines in found)]
 
 
 def _say_put_aside(config: RunConfig, claim: Claim) -> None:
@@ -372,9 +418,11 @@ def _count_gpus() -> int:
 
 
 def _train(words: list[str]) -> int:
-    args = _train_parser(for_help=bool(HELP & set(words))).read(words)
-    if args.faults or "RANK" not in os.environ:  # what is wrong need not wait for what is slow to import
-        _check_train(args, int(os.environ.get("WORLD_SIZE", 1)), "cuda" if _count_gpus() else "cpu")
+    from yolods.cluster.place import seat
+
+    args, place = _train_parser(for_help=bool(HELP & set(words))).read(words), seat(os.environ)
+    if args.faults or not place.launched:  # what is wrong need not wait for what is slow to import
+        _check_train(args, place.size, "cuda" if _count_gpus() else "cpu")
     _say_alone("training")
     from yolods.cluster.failures import noted_in
     from yolods.config.claim import Claim

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -25,6 +26,15 @@ class Faults:
         """Add one fault: a line that says what is wrong and what to do. What is already there is not repeated."""
         if text not in self._lines:
             self._lines.append(text)
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Add the lines of a UserError that ends the block, and go on behind it."""
+        try:
+            yield
+        except UserError as error:
+            for line in str(error).splitlines():
+                self.add(line)
 
     def raise_if_any(self, prefix: str = "") -> None:
         """End the search for faults.

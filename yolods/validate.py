@@ -16,8 +16,13 @@ from yolods.cluster.ranks import Ranks, Share
 from yolods.config.batch import DEFAULT_BATCH
 from yolods.config.claim import make_folder, writable
 from yolods.config.data_name import shipped_yaml
+from yolods.config.flags import EVALUATION
 from yolods.config.hyper import RULES, Hyper, read_hyper
+from yolods.config.jsonfile import read_json
+from yolods.config.read import NUMBERS, WRITTEN, read_folder
+from yolods.config.ready import find_json
 from yolods.config.run import CONFIG_FILE, DEMO
+from yolods.config.values import check
 from yolods.data.classes import both, class_names, difference
 from yolods.data.demo import COUNTS, NAMES
 from yolods.data.spec import check_classes, read_spec
@@ -36,8 +41,8 @@ log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.json"
-USED = ("conf", "iou", "max_det", "agnostic_nms", "single_cls", "classes", "plots", "box", "cls", "dfl")
-"""Hyper-parameters that an evaluation goes by; the last three weigh its losses."""
+MOST_PIXELS = 2**16
+"""Of an image's side: more than a decoder gives, and few enough for an evaluation to begin."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +78,23 @@ def check_val_arguments(args: argparse.Namespace) -> Request:
         faults.add("--data is missing: give a data yaml, or --data demo for the embedded data set")
     elif args.data not in (None, DEMO) and not (Path(args.data).is_file() or shipped_yaml(Path(args.data))):
         faults.add(f"--data {args.data}: no such file")
-    if args.batch_size is not None and args.batch_size < 1:
-        faults.add(f"--batch-size {args.batch_size}: has to be at least 1")
-    if args.imgsz is not None and (args.imgsz < 32 or args.imgsz % 32):
-        faults.add(f"--imgsz {args.imgsz}: has to be a multiple of 32")
-    if args.exist_ok and (_folder(args) / CONFIG_FILE).exists():
+    for key in ("batch_size", "imgsz", "workers"):
+        if (value := getattr(args, key)) is not None:
+            check(NUMBERS[key], value, WRITTEN[key], faults)
+    if args.imgsz is not None and args.imgsz > 0 and (args.imgsz % 32 or args.imgsz > MOST_PIXELS):
+        faults.add(f"--imgsz {args.imgsz}: has to be a multiple of 32, and at most {MOST_PIXELS}")
+    notes = _check_json(args, faults)
+    folder = _folder(args, faults)
+    if args.exist_ok and (folder / CONFIG_FILE).exists():
         faults.add(
-            f"--exist-ok: {_folder(args)} is a training run's folder, whose results would be overwritten; choose "
+            f"--exist-ok: {folder} is a training run's folder, whose results would be overwritten; choose "
             "another --name"
         )
     read = read_hyper(None, args.set or [], faults)
     hyper = read.hyper
     for key, where in read.commanded.items():
-        if key in RULES and key not in USED:
-            faults.add(f"{where} is not used by val, which takes {', '.join(USED)}; leave it out")
+        if key in RULES and key not in EVALUATION:
+            faults.add(f"{where} is not used by val, which takes {', '.join(EVALUATION)}; leave it out")
     faults.raise_if_any()
     weights, split = Path(args.weights), args.split or "val"
     net = _read(weights)
@@ -101,9 +109,20 @@ def check_val_arguments(args: argparse.Namespace) -> Request:
         if not (spec.needs_download or spec.sources(split)):
             faults.add(f"--split {split}: {where} names no {split} images; add `{split}: FOLDER`")
         check_classes(spec, hyper.classes)
-    notes = _compare_names(net, weights, ("item",) if hyper.single_cls else names, where, faults)
+    about = _compare_names(net, weights, ("item",) if hyper.single_cls else names, where, faults)
     faults.raise_if_any()
-    return Request(weights, data, split, hyper, () if hyper.single_cls else notes)
+    return Request(weights, data, split, hyper, (*notes, *(() if hyper.single_cls else about)))
+
+
+def _check_json(args: argparse.Namespace, faults: Faults) -> tuple[str, ...]:
+    """Of a DeepSpeed JSON, which is read for its faults alone, the line that says so."""
+    if args.deepspeed_config is None:
+        return ()
+    before, where = len(faults), f"--deepspeed_config {args.deepspeed_config}"
+    found = find_json(args.deepspeed_config, faults)
+    if len(faults) == before:
+        read_json(found, where, faults)
+    return (f"{where} is not used: an evaluation computes in fp32, each rank with the whole model",)
 
 
 def _read(weights: Path) -> DetectionModel:
@@ -184,7 +203,7 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
     )
     with telemetry:
         for note in request.notes:
-            telemetry.event("classes", note, warn=True)
+            telemetry.event("note", note, warn=True)
         evaluator = Evaluator(
             split.dataset,
             names,
@@ -212,15 +231,17 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
     return result
 
 
-def _folder(args: argparse.Namespace) -> Path:
+def _folder(args: argparse.Namespace, faults: Faults) -> Path:
     """The folder asked for."""
-    return Path(args.project or "runs") / (args.name or "val")
+    project, name, _ = read_folder(args, faults, default="val")
+    return project / name
 
 
 def _make(args: argparse.Namespace) -> Path:
     """A folder of this evaluation's own, or the one asked for by --exist-ok."""
-    with writable(_folder(args)):
-        return make_folder(_folder(args), bool(args.exist_ok))
+    folder = _folder(args, Faults())
+    with writable(folder):
+        return make_folder(folder, bool(args.exist_ok))
 
 
 def _numbers(result: Evaluation, names: Sequence[str]) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_what_is_sound_goes_on_to_the_launcher(preflight):
         ),
         ([*GOOD, "--device", "0"], "--device is not taken: the launcher picks devices: "),
         ([*GOOD, "--hostfile", "hosts"], "--hostfile hosts: no such file"),
-        ([*GOOD, "--num_gpus", "two"], "argument --num_gpus/--num-gpus: invalid int value: 'two'"),
+        ([*GOOD, "--num_gpus", "two"], "--num_gpus is 'two': it has to be a whole number"),
         (["val", "--weights", "a.pt", "--data", "data/tiny.yaml"], "--weights a.pt: no such file"),
         (["val", "--data", "data/tiny.yaml"], "--weights is missing: give the .pt to evaluate, for example runs/"),
     ],
@@ -293,3 +293,59 @@ def test_a_cache_that_cannot_be_made(run_process, tmp_path):
         f"error: {tmp_path / 'file' / 'cache'} cannot be made: Not a directory; set YOLODS_CACHE to a folder that can "
         "be written\n"
     )
+
+
+@pytest.mark.parametrize("start", [("--num_gpus", "x"), ("--hostfile", "nope"), ("--num_gpus", "99999999999")])
+def test_mistakes_in_the_launchers_flags_stand_beside_those_of_the_word(preflight, start):
+    lines = preflight("train", "--data", "nowhere.yaml", "--epoch", "3", *start)
+    told = ["unknown", "--data"]
+    assert [line.split()[1] for line in lines] == [start[0], *told], lines
+    lines = preflight("val", "--weights", "nowhere.pt", *start)
+    assert [line.split()[1] for line in lines] == [start[0], "--weights"], lines
+
+
+def test_what_depends_on_the_number_of_ranks_is_not_told_where_that_is_not_known(preflight):
+    words = ("--batch-size", "7", "--deepspeed_config", "pipeline2_fp32", "--hostfile", "nope")
+    assert preflight(*GOOD, *words) == ["error: --hostfile nope: no such file"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--model", "best.pt"], "--model: the model is in the .pt; write --weights PT"),
+        (["model=best.pt"], "model=best.pt: the model is in the .pt; write --weights PT"),
+        (["batch=4"], "batch=4: flags are written with dashes here: --batch 4"),
+        (["--epochs", "3"], "--epochs: of training; val does not take it"),
+        (["--resume"], "--resume: of training; val does not take it"),
+        (["--hyp", "x.yaml"], "--hyp: of training; val does not take it"),
+        (["--seed", "1"], "--seed: of training; val does not take it"),
+        (["--lr0", "1"], "--lr0: of training; val does not take it"),
+        (["--single-cls"], "--single-cls: a hyper-parameter; write --set single_cls=VALUE"),
+        (["--conf", "0.1"], "--conf: a hyper-parameter; write --set conf=VALUE"),
+        (["--half"], "--half: not taken: an evaluation computes in fp32"),
+        (["--device", "0"], "--device is not taken: the launcher picks devices"),
+        (["--hostfil", "h"], "--hostfil: unknown (did you mean the launcher flag '--hostfile'?)"),
+    ],
+)
+def test_val_advises_nothing_that_it_would_refuse(preflight, words, line):
+    shown, weights = sorted(preflight("val", "--weights", "a.pt", *words), key=lambda each: "--weights a.pt" in each)
+    assert shown.startswith(f"error: {line}") and weights == "error: --weights a.pt: no such file"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--workers", "-1"], "--workers is -1: it has to be a whole number of at least 0"),
+        (["--batch-size", "0"], "--batch-size is 0: it has to be a whole number of at least 1"),
+        (["--imgsz", "0"], "--imgsz is 0: it has to be a whole number of at least 1"),
+        (["--imgsz", "70"], "--imgsz 70: has to be a multiple of 32"),
+        (["--imgsz", "1000000000000"], "--imgsz 1000000000000: has to be a multiple of 32, and at most 65536"),
+        (["--name", "a/b"], "--name 'a/b': it has to be a folder's name"),
+        (["--name", ".."], "--name '..': it has to be a folder's name"),
+        (["--project", "data/tiny.yaml"], "--project data/tiny.yaml: this is a file; give a folder"),
+        (["--deepspeed_config", "nope.json"], "--deepspeed_config nope.json: no such file"),
+    ],
+)
+def test_val_refuses_what_train_refuses(preflight, words, line):
+    shown, weights = sorted(preflight("val", "--weights", "a.pt", *words), key=lambda each: "--weights a.pt" in each)
+    assert shown.startswith(f"error: {line}") and weights == "error: --weights a.pt: no such file"

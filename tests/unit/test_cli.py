@@ -1,7 +1,9 @@
 """The command line: words, help, exit status, and who speaks. Flags: test_run_config; mistakes: tests/faults."""
 
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,36 @@ def test_of_a_start_on_every_host_the_first_one_claims_the_folder(tmp_path, monk
     assert "--run-dir" not in second
     assert second[-2] == "--tell"
     assert not (tmp_path / "runs").exists(), "nothing has come of either"
+
+
+MPIRUN = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+SRUN = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize("variables", [MPIRUN, SRUN], ids=["mpirun", "srun"])
+def test_a_rank_of_another_launcher_is_not_checked_as_if_it_were_alone(monkeypatch, capsys, variables):
+    for name, value in {**variables, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli, "_train_rank", lambda args, claim: 0)
+    words = ["train", "--data", "demo", "--imgsz", "64", "--deepspeed_config", "pipeline2_fp32"]
+    assert cli.main(words) == 0
+    assert cli.main([*words, "--epoch", "3"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown flag --epoch")
+    monkeypatch.setenv(next(iter(variables)), "1")
+    assert cli.main([*words, "--epoch", "3"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("words", [("train", "--mosaik", "1"), ("launch", "train", "--mosaik", "1")])
+def test_devices_that_another_start_has_left_in_the_shell_are_not_taken(monkeypatch, words):
+    monkeypatch.setenv("YOLODS_VISIBLE_DEVICES", "foo")
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    assert cli.main(list(words)) == 2
+    assert "YOLODS_VISIBLE_DEVICES" not in os.environ and os.environ.get("CUDA_VISIBLE_DEVICES") == before
+
+
+@pytest.mark.parametrize("words", [("-help",), ("train", "-help"), ("val", "-help"), ("launch", "train", "-help")])
+def test_help_with_one_dash_is_shown(capsys, words):
+    with suppress(SystemExit):
+        assert cli.main(list(words)) == 0
+    assert capsys.readouterr().out.startswith("usage: yolods")

@@ -112,3 +112,11 @@ def test_filters_mean_the_same_to_deepspeed(include, exclude):
 
     theirs = parse_inclusion_exclusion({"a": 2, "b": 4}, include, exclude)
     assert {name: list(slots) for name, slots in chosen(select(pool(a=2, b=4), include, exclude)).items()} == theirs
+
+
+@pytest.mark.parametrize("slots", ["99999999999", "9" * 5000])
+def test_more_slots_than_any_host_has_get_a_line_and_not_the_machines_memory(tmp_path, slots):
+    with pytest.raises(UserError, match=r"line 1: slots=9+: it has to be at most 4096"):
+        parse_hostfile(write(tmp_path, f"a slots={slots}\n"))
+    with pytest.raises(UserError, match=f"a has no slot '{slots}'"):
+        select(pool(a=2), f"a:{slots}")

@@ -13,9 +13,9 @@ import pytest
 
 from yolods import interrupt
 from yolods.cluster import hostlaunch, launch, runner, supervise
-from yolods.cluster.flags import LaunchFlags, split_words
+from yolods.cluster.flags import LaunchFlags, read_words, split_words
 from yolods.cluster.launch import ALLOCATOR, free_port, launcher_command, ranks_of
-from yolods.errors import UserError
+from yolods.errors import Faults, UserError
 
 ROOT = Path(__file__).parents[2]
 PYTHON = "/env/bin/python"
@@ -279,10 +279,42 @@ def test_hostfile_by_variable():
     assert split_words(["train", "--hostfile", "k"], {"HOSTFILE": "h"})[0].hostfile == Path("k")
 
 
-@pytest.mark.parametrize("words", [["--num_gpus", "two"], ["--hostfile"], ["--launcher", "rsh"]])
-def test_mistakes_in_the_launchers_flags(words):
-    with pytest.raises(UserError, match="argument"):
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--num_gpus", "two"], "--num_gpus is 'two': it has to be a whole number"),
+        (["--hostfile"], "--hostfile: expected one argument"),
+        (["--launcher", "rsh"], "--launcher: invalid choice: 'rsh'"),
+    ],
+)
+def test_mistakes_in_the_launchers_flags(words, line):
+    with pytest.raises(UserError, match=f"^{line}"):
         split_words(words, {})
+
+
+def test_all_mistakes_in_the_launchers_flags_are_told_at_once():
+    faults = Faults()
+    words = ["train", "--num_gpus", "x", "--max-restarts", "-1", "--master_port", "0", "--data", "d.yaml"]
+    flags, rest = read_words(words, faults, {})
+    assert (flags, rest) == (LaunchFlags(), ["train", "--data", "d.yaml"])
+    assert [line.split()[0] for line in faults] == ["--num_gpus", "--max-restarts", "--master_port"]
+
+
+@pytest.mark.parametrize(
+    ("count", "line"),
+    [("4097", "--num_gpus 4097: it has to be at most 4096"), ("99999999999", "--num_gpus 99999999999: it has to be")],
+)
+def test_more_ranks_than_can_be_counted_get_a_line_and_not_the_machines_memory(count, line):
+    with pytest.raises(UserError, match=f"^{line}"):
+        command(LaunchFlags(num_gpus=int(count)))
+
+
+def test_a_fault_of_the_hostfile_names_the_variable_that_has_named_it(tmp_path):
+    for text in (None, "", "a slots=x\n"):
+        file = tmp_path / "none" if text is None else hostfile(tmp_path, text)
+        flags, _ = split_words(["train"], {"HOSTFILE": str(file)})
+        with pytest.raises(UserError, match=f"^HOSTFILE={file}"):
+            command(flags)
 
 
 def test_the_runner_keeps_gpus_of_a_start_on_this_machine_from_deepspeed(monkeypatch):

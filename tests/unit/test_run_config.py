@@ -571,3 +571,45 @@ def test_a_config_json_that_is_no_text_is_one_line_and_no_traceback():
 def test_a_folder_whose_name_no_table_can_write_is_refused_before_a_start(flag):
     (line,) = faults_of("--data", "demo", flag, os.fsdecode(b"r\xff"))
     assert line == f"{flag} 'r\\udcff': its bytes are no UTF-8 text; give another name"
+
+
+@pytest.mark.parametrize("words", [("--resume", ""), ("--resume=",)])
+def test_an_empty_resume_is_refused_and_no_run_is_begun_in_its_place(words):
+    (line,) = faults_of("--data", "demo", *words)
+    assert line.startswith("--resume is empty: name the run's folder")
+
+
+def test_an_empty_project_does_not_put_runs_where_one_stands():
+    assert faults_of("--data", "demo", "--project", "") == [
+        "--project is empty: give a folder, or leave the flag out for runs/"
+    ]
+
+
+def with_checkpoint(run: RunConfig) -> RunConfig:
+    (run.run_dir / "checkpoints" / "step00000004").mkdir(parents=True)
+    return run
+
+
+def test_a_start_that_came_to_nothing_does_not_hide_the_run_that_is_meant():
+    real = with_checkpoint(saved())
+    for seconds in (10, 20):
+        nothing = saved()
+        os.utime(nothing.run_dir / CONFIG_FILE, (2e9 + seconds,) * 2)
+    resumed = build("--resume")
+    assert resumed.run_dir == real.run_dir
+    (note,) = (note for note in resumed.notes if note.startswith("--resume"))
+    assert note.endswith("passed over, newer but without a checkpoint: runs/exp3, runs/exp2")
+    assert not [note for note in build("--resume", "runs/exp").notes if note.startswith("--resume")]
+
+
+def test_flags_of_a_folder_that_a_resumed_run_does_not_take_are_not_passed_over_in_silence():
+    run = with_checkpoint(saved())
+    (line,) = faults_of("--resume", "runs/exp", "--project", "other")
+    assert line.startswith("--project is 'other', but the run in runs/exp has 'runs'; leave it out")
+    assert build("--resume", "runs/exp", "--project", "runs").run_dir == run.run_dir
+    assert any(note.startswith("--exist-ok is not used") for note in build("--resume", "--exist-ok").notes)
+
+
+def test_a_name_that_begins_several_ready_configurations_offers_those():
+    (line,) = faults_of("--data", "demo", "--deepspeed_config", "zero1")
+    assert "no such file (did you mean 'zero1_bf16' or 'zero1_fp" in line

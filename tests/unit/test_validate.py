@@ -120,3 +120,11 @@ def test_val_leaves_its_metrics_in_a_file(tmp_path):
 def test_a_file_of_metrics_that_cannot_be_written_costs_a_warning(tmp_path, caplog):
     _write_metrics(tmp_path / "nowhere" / METRICS_FILE, {})
     assert "metrics.json could not be written: No such file or directory" in caplog.text
+
+
+def test_a_json_that_an_evaluation_does_not_use_is_said(tmp_path):
+    (tmp_path / "ds.json").write_text("{}")
+    asked = request("--weights", weights_of("colour0", "colour1"), *TINY, "--deepspeed_config", "ds.json")
+    assert asked.notes == (
+        "--deepspeed_config ds.json is not used: an evaluation computes in fp32, each rank with the whole model",
+    )

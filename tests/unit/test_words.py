@@ -66,3 +66,42 @@ def test_a_hyper_parameter_typed_as_a_flag_is_told_how_it_is_written(name):
 def test_take_raises_what_read_collects():
     with pytest.raises(UserError, match="--epochs is 'x'"):
         parser().take(["--epochs", "x"])
+
+
+@pytest.mark.parametrize("word", ["-hX", "-h=1", "--help=1"])
+def test_a_word_that_begins_like_help_gets_a_line_and_leaves_the_other_words_in_place(word):
+    found = parser().read([word, "--epochs", "3", "--mosaik", "1"])
+    assert found.faults[0] == f"{word.partition('=')[0]}: ignored explicit argument '{word.lstrip('-help=')}'"
+    assert (len(found.faults), found.epochs, found.set) == (2, 3, None)
+
+
+def test_help_with_one_dash_is_help(capsys):
+    with pytest.raises(SystemExit):
+        parser().read(["-help"])
+    assert capsys.readouterr().out.startswith("usage: yolods train")
+
+
+def test_words_that_are_refused_as_a_whole_leave_every_flag_at_its_default():
+    made = FlagParser(prog="yolods export", description="")
+    made.add_argument("run")
+    made.add_argument("--to", default="x")
+    assert (found := made.read([])).faults and (found.run, found.to) == (None, "x")
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("resume=True", "resume=True: flags are written with dashes here: --resume"),
+        ("exist_ok=true", "exist_ok=true: flags are written with dashes here: --exist-ok"),
+        ("exist_ok=False", "exist_ok=False: leave --exist-ok out"),
+        ("device=0", "device=0: --device is not taken: the launcher picks devices"),
+    ],
+)
+def test_advice_about_an_assignment_is_not_refused_in_its_turn(word, line):
+    (told,) = faults(word)
+    assert told.startswith(line)
+
+
+@pytest.mark.parametrize("flag", ["--foo", "--bucket", "--wd"])
+def test_a_flag_that_is_like_none_gets_no_hint(flag):
+    assert faults(flag) == (f"unknown flag {flag}; yolods train --help lists them",)

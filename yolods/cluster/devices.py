@@ -62,7 +62,7 @@ def visible(environ: Mapping[str, str]) -> tuple[str, ...] | None:
     names = [name.strip() for name in listed.split(",")]
     numbers = all(name.isascii() and name.isdigit() for name in names)
     if numbers:
-        names = [str(int(name)) for name in names]
+        names = [name.lstrip("0") or "0" for name in names]
     if not numbers and not any(all(name.startswith(kind) for name in names) for kind in ("GPU-", "MIG-")):
         wanted = "write numbers as 0,1, or only names that begin with GPU- or with MIG-"
         raise OwnError(f"{VISIBLE}={given}: {wanted}; CUDA stops reading at anything else")

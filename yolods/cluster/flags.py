@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolods.errors import UserError
+from yolods.config.words import FlagParser
+from yolods.errors import Faults
 
 LAUNCHERS = ("pdsh", "openmpi", "slurm")
 COMMAND = "YOLODS_COMMAND"
@@ -21,6 +22,8 @@ class LaunchFlags:
 
     hostfile: Path | None = None
     """Hosts and their slots; None: this machine."""
+    hostfile_by: str = "--hostfile "
+    """What has named the hostfile, as it is written before its path: the flag, or the variable."""
     include: str = ""
     """Hosts and slots to use."""
     exclude: str = ""
@@ -46,7 +49,7 @@ class LaunchFlags:
 
 
 def add_launch_arguments(parser: argparse._ActionsContainer) -> None:
-    """The launcher's own flags, one a field of `LaunchFlags`."""
+    """The launcher's own flags, each a field of `LaunchFlags`."""
     parser.add_argument("-H", "--hostfile", metavar="FILE", type=Path, help="hosts and their slots; else this machine")
     parser.add_argument("-i", "--include", metavar="HOST[:SLOT,...]", default="", help="what to use; @ joins several")
     parser.add_argument("-e", "--exclude", metavar="HOST[:SLOT,...]", default="", help="what to leave out")
@@ -77,34 +80,44 @@ def add_restart_argument(parser: argparse._ActionsContainer) -> None:
 
 
 def split_words(words: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple[LaunchFlags, list[str]]:
+    """The same as `read_words`, where nothing else can be wrong.
+
+    Raises:
+        UserError: every fault, a line each.
+    """
+    faults = Faults()
+    flags, rest = read_words(words, faults, environ)
+    faults.raise_if_any()
+    return flags, rest
+
+
+def read_words(
+    words: Sequence[str], faults: Faults, environ: Mapping[str, str] | None = None
+) -> tuple[LaunchFlags, list[str]]:
     """Take the launcher's flags out of a command line.
 
     Args:
         words: for example ["train", "--data", "x.yaml", "--hostfile", "hosts"].
+        faults: takes a line for a flag without its value, or with one that is none; it counts as not given.
         environ: HOSTFILE stands in for --hostfile where that is missing; this process' variables by default.
 
     Returns:
         the launcher's flags, and the remaining words in their order.
-
-    Raises:
-        UserError: a flag without its value, or a number that is none.
     """
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> None:
-            raise UserError(message)
-
-    parser = Parser(add_help=False, allow_abbrev=False)
+    parser = FlagParser(prog="yolods launch", description="", add_help=False)
     add_launch_arguments(parser)
     add_restart_argument(parser)
-    found, rest = parser.parse_known_args(list(words))
+    found, rest, lines = parser.read_known(words)
+    for line in lines:
+        faults.add(line)
+    given = vars(found)
     named = (os.environ if environ is None else environ).get("HOSTFILE")
     if found.hostfile is None and named:
-        found.hostfile = Path(named)
+        given |= {"hostfile": Path(named), "hostfile_by": "HOSTFILE="}
     if found.max_restarts < 0:
-        raise UserError(f"--max-restarts {found.max_restarts}: it has to be at least 0, which means never")
+        faults.add(f"--max-restarts {given.pop('max_restarts')}: it has to be at least 0, which means never")
     for flag in ("master_port", "ssh_port"):
-        port = getattr(found, flag)
+        port = given[flag]
         if port is not None and not 0 < port < 65536:
-            raise UserError(f"--{flag} {port}: a port is a number from 1 to 65535")
-    return LaunchFlags(**vars(found)), rest
+            faults.add(f"--{flag} {given.pop(flag)}: a port is a number from 1 to 65535")
+    return LaunchFlags(**given), rest

@@ -10,6 +10,8 @@ from pathlib import Path
 from yolods.cluster.travel import in_memory
 from yolods.errors import Faults, UserError, nearest
 
+MOST_SLOTS = 4096
+"""Of a host: more than any has, and few enough to count."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 _LINE = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\S+)\s*(?:#.*)?$")
@@ -32,35 +34,39 @@ class Host:
         return self.name in LOCAL_NAMES
 
 
-def parse_hostfile(path: Path) -> tuple[Host, ...]:
+def parse_hostfile(path: Path, named_by: str = "--hostfile ") -> tuple[Host, ...]:
     """Read lines of `name slots=N`; a # starts a comment.
+
+    Args:
+        named_by: what has named it, as it is written before the path.
 
     Raises:
         UserError: the file is missing or empty, or has bad lines: all of them, each with its number.
     """
+    where = f"{named_by}{path}"
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise UserError(f"--hostfile {path}: no such file") from None
+        raise UserError(f"{where}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--hostfile {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     faults = Faults()
     hosts: dict[str, tuple[Host, int]] = {}
     for number, line in enumerate(lines, 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        host = _parse_line(line, f"--hostfile {path} line {number}", faults)
+        host = _parse_line(line, f"{where} line {number}", faults)
         if host is None:
             continue
         if host.name in hosts:
             faults.add(
-                f"--hostfile {path} line {number}: {host.name} stands in line {hosts[host.name][1]} already; "
+                f"{where} line {number}: {host.name} stands in line {hosts[host.name][1]} already; "
                 "give a host one line with all its slots"
             )
         hosts.setdefault(host.name, (host, number))
     if not hosts and not faults:
-        faults.add(f"--hostfile {path}: no host in it; write lines like: worker-1 slots=8")
+        faults.add(f"{where}: no host in it; write lines like: worker-1 slots=8")
     faults.raise_if_any()
     return tuple(host for host, _ in hosts.values())
 
@@ -87,11 +93,19 @@ def _parse_line(line: str, where: str, faults: Faults) -> Host | None:
     if match is None:
         faults.add(f"{where}: `{line}`: write it as: name slots=N")
         return None
-    slots = match["slots"]
-    if not slots.isascii() or not slots.isdigit() or int(slots) < 1:
-        faults.add(f"{where}: slots={slots}: it has to be a whole number of at least 1")
+    text, slots = match["slots"], _whole(match["slots"])
+    if not text.isascii() or not text.isdigit() or slots == 0:
+        faults.add(f"{where}: slots={text}: it has to be a whole number of at least 1")
         return None
-    return Host(match["name"], int(slots), tuple(range(int(slots))))
+    if slots is None or slots > MOST_SLOTS:
+        faults.add(f"{where}: slots={text[:20]}: it has to be at most {MOST_SLOTS}")
+        return None
+    return Host(match["name"], slots, tuple(range(slots)))
+
+
+def _whole(text: str) -> int | None:
+    """The number of up to nine digits; None: it is something else. Python makes no int of thousands of digits."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def select(hosts: Iterable[Host], include: str = "", exclude: str = "") -> tuple[Host, ...]:
@@ -141,8 +155,8 @@ def _parse_filter(flag: str, words: str, hosts: dict[str, Host]) -> dict[str, se
             slots |= set(host.chosen)
             continue
         for slot in listed.split(","):
-            if slot.isascii() and slot.isdigit() and int(slot) in host.chosen:
-                slots.add(int(slot))
+            if (number := _whole(slot)) in host.chosen:
+                slots.add(number)
             else:
                 faults.add(f"{flag} {words}: {name} has no slot '{slot}'; its slots are {_numbers(host)}")
     faults.raise_if_any()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from yolods.cluster.devices import NAMED, VISIBLE, are_numbers, slots_of, visible
 from yolods.cluster.flags import LaunchFlags
-from yolods.cluster.hosts import Host, parse_hostfile, plain_hostfile, select
+from yolods.cluster.hosts import MOST_SLOTS, Host, parse_hostfile, plain_hostfile, select
 from yolods.cluster.launchers import MODULE, crosses_hosts, over_hosts
 from yolods.cluster.place import check_interfaces, check_threads, is_here, tools_on_path
 from yolods.errors import UserError
@@ -120,9 +120,11 @@ def _hosts(flags: LaunchFlags, gpus: int, environ: Mapping[str, str]) -> tuple[H
         raise UserError("--num_gpus cannot be given together with --include or --exclude; keep one")
     if flags.num_gpus is not None and flags.num_gpus < 1:
         raise UserError(f"--num_gpus {flags.num_gpus}: it has to be at least 1")
+    if flags.num_gpus is not None and flags.num_gpus > MOST_SLOTS:
+        raise UserError(f"--num_gpus {flags.num_gpus}: it has to be at most {MOST_SLOTS}; it is ranks per host")
     if flags.hostfile is None:
         return select(_this_machine(flags, gpus, environ), flags.include, flags.exclude)
-    hosts = select(parse_hostfile(flags.hostfile), flags.include, flags.exclude)
+    hosts = select(parse_hostfile(flags.hostfile, flags.hostfile_by), flags.include, flags.exclude)
     for host in hosts:
         if host.is_local and gpus and host.slots > gpus:
             raise UserError(f"{flags.hostfile}: {host.name} has slots={host.slots}, but this machine has {gpus} GPUs")

@@ -94,6 +94,12 @@ def seat(environ: Mapping[str, str]) -> Seat:
     return Seat(rank, size, local, here, launched=True, task=of_task)
 
 
+def rank_given(environ: Mapping[str, str]) -> str:
+    """The rank that a launcher, under whatever name, has given to this process, unchecked; "": none."""
+    names = None if environ.get(RANK[0]) else _task(environ)
+    return environ.get(RANK[0] if names is None else names[0], "")
+
+
 def under_torchrun(environ: Mapping[str, str]) -> bool:
     """Whether torchrun has started this rank, by what it sets and what DeepSpeed's launcher sets besides."""
     return all(environ.get(name) for name in _TORCHRUN) and "CROSS_SIZE" not in environ
@@ -274,7 +280,7 @@ def _task(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
 
 def _whole(environ: Mapping[str, str], name: str, faults: Faults) -> int:
     value = environ[name]
-    if value.isascii() and value.isdigit():
+    if value.isascii() and value.isdigit() and len(value) < 10:
         return int(value)
     faults.add(f"{name}={value} is not a whole number")
     return 0

@@ -10,7 +10,7 @@ it), `claim` (the run's folder), `jsonfile`, `yamlfile`, `ready` (what comes wit
 
 from yolods.config.batch import BatchPlan
 from yolods.config.deepspeed import DeepSpeedConfig, offloads, read_deepspeed
-from yolods.config.flags import add_train_arguments, add_val_arguments, foreign
+from yolods.config.flags import add_train_arguments, add_val_arguments, foreign, foreign_to_val
 from yolods.config.hyper import Given, Hyper, HyperRead, read_hyper
 from yolods.config.optimizer import JsonOptimizer
 from yolods.config.own import CheckpointPolicy, OwnConfig
@@ -37,6 +37,7 @@ __all__ = [
     "cache_dir",
     "find_json",
     "foreign",
+    "foreign_to_val",
     "next_run_dir",
     "offloads",
     "read_deepspeed",

@@ -112,6 +112,9 @@ def add_val_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", action=_Refuse, nargs="*", dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
+EVALUATION = ("conf", "iou", "max_det", "agnostic_nms", "single_cls", "classes", "plots", "box", "cls", "dfl")
+"""Hyper-parameters that an evaluation goes by; the last three weigh its losses."""
+
 _FOREIGN = {
     "deepspeed": "every run is DeepSpeed's, so the flag is not needed; --deepspeed_config JSON says how",
     "deepspeed_mpi": "choose what starts the ranks by --launcher openmpi, which ./launch.sh takes",
@@ -148,6 +151,38 @@ def foreign(name: str) -> str | None:
     if name in REFUSED or name in YOLOV5:
         return f"not taken: {REFUSED[name][1] if name in REFUSED else YOLOV5[name]}"
     close = nearest(name, RULES, cutoff=0.8)
+    return f"unknown{close.replace('did you mean', 'did you mean the hyper-parameter')}" if close else None
+
+
+_OF_TRAINING = "of training; val does not take it"
+_ANYWHERE = ("conf_thres", "iou_thres", "deepspeed_mpi", "nproc_per_node", "nnodes", "gpus")
+"""Names of `_FOREIGN` whose remedy holds for `val` as well."""
+
+
+def foreign_to_val(name: str) -> str | None:
+    """The same of a flag that `val` does not have: nothing is advised that it would refuse."""
+    if name in ("model", "cfg"):
+        return "the model is in the .pt; write --weights PT"
+    if name in _ANYWHERE:
+        return _FOREIGN[name]
+    if name == "task":
+        return "only detection is evaluated here; --split says on what"
+    if name in ("half", "fp16", "bf16", "amp"):
+        return "not taken: an evaluation computes in fp32"
+    if name in EVALUATION:
+        return f"a hyper-parameter; write --set {name}=VALUE"
+    train, val = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
+    add_train_arguments(train)
+    add_val_arguments(val)
+    flag = FLAGS.get(name, f"--{name}").replace("_", "-")
+    if flag in val._option_string_actions:
+        return f"write {flag}"
+    known = {option.lstrip("-").replace("-", "_") for option in train._option_string_actions}
+    if name in known or name in FLAGS or name in RULES or name in _FOREIGN:
+        return _OF_TRAINING
+    if name in REFUSED or name in YOLOV5:
+        return "not taken by val"
+    close = nearest(name, EVALUATION, cutoff=0.8)
     return f"unknown{close.replace('did you mean', 'did you mean the hyper-parameter')}" if close else None
 
 

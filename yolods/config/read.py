@@ -15,14 +15,15 @@ from yolods.config.hyper import Hyper, HyperRead, read_hyper
 from yolods.config.model_name import name_of_weights, parse_name
 from yolods.config.optimizer import merge
 from yolods.config.ready import find_json
-from yolods.config.resume import check_unchanged, find_run, relaid
+from yolods.config.resume import check_unchanged, find_run, passed_over, relaid
 from yolods.config.run import CONFIG_FILE, DEFAULT_MODEL, DEMO, NUMBERS, RunConfig, next_run_dir
 from yolods.config.sizes import single_value_fault, size_fault
 from yolods.config.unused import unused
 from yolods.config.values import check
 from yolods.errors import Faults, UserError
 
-_WRITTEN = {"epochs": "--epochs", "imgsz": "--imgsz", "batch_size": "--batch-size", "workers": "--workers"}
+WRITTEN = {"epochs": "--epochs", "imgsz": "--imgsz", "batch_size": "--batch-size", "workers": "--workers"}
+"""How the flags of `NUMBERS` are written."""
 
 
 def build_run_config(
@@ -49,7 +50,7 @@ def build_run_config(
     for fault in getattr(args, "faults", ()):  # of the words themselves
         faults.add(fault)
     _check_accelerator(device, environ or {}, faults)
-    made = (_resumed if getattr(args, "resume", None) else _fresh)(args, ranks, device, faults)
+    made = (_fresh if getattr(args, "resume", None) is None else _resumed)(args, ranks, device, faults)
     if made is not None and made.resume and check_resume is not None:
         check_resume(made, faults)
     faults.raise_if_any()
@@ -76,7 +77,7 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
     model = _model(asked, weights, faults)
     imgsz = numbers.get("imgsz", RunConfig.imgsz)
     _check_sizes(imgsz, sources.get("imgsz", "--imgsz"), model, hyper, config, faults)
-    project, name, exist_ok = _folder(args, faults)
+    project, name, exist_ok = read_folder(args, faults)
     if exist_ok and weights is not None and weights.parent == (project / name / "weights").absolute():
         faults.add(
             f"--weights {weights}: --exist-ok puts aside what is in {project / name}; copy the file to another folder, "
@@ -150,7 +151,7 @@ def _numbers(args: argparse.Namespace, read: HyperRead, faults: Faults) -> tuple
     numbers: dict[str, int] = {}
     sources: dict[str, str] = {}
     for key, rule in NUMBERS.items():
-        value, source = getattr(args, key, None), _WRITTEN[key]
+        value, source = getattr(args, key, None), WRITTEN[key]
         if value is None and key in read.flags:
             value, source = read.flags[key], f"--hyp {args.hyp}: {key}"
         if value is None:
@@ -231,15 +232,18 @@ def _check_sizes(imgsz: int, source: str, model: str, hyper: Hyper, config: Deep
             faults.add(fault)
 
 
-def _folder(args: argparse.Namespace, faults: Faults) -> tuple[Path, str, bool]:
-    name = "exp" if args.name is None else args.name
+def read_folder(args: argparse.Namespace, faults: Faults, *, default: str = "exp") -> tuple[Path, str, bool]:
+    """--project, --name (`default` where there is none) and --exist-ok, each with its faults."""
+    name = default if args.name is None else args.name
     if name in ("", ".", "..") or "/" in name:
         faults.add(f"--name {name!r}: it has to be a folder's name; folders above it go into --project")
     project = Path("runs" if args.project is None else args.project)
     for flag, value in (("--name", name), ("--project", str(project))):
         if fault := _not_utf8(value):
             faults.add(f"{flag} {fault}")
-    if project.exists() and not project.is_dir():
+    if args.project == "":
+        faults.add("--project is empty: give a folder, or leave the flag out for runs/")
+    elif project.exists() and not project.is_dir():
         faults.add(f"--project {project}: this is a file; give a folder")
     return project, name, bool(args.exist_ok)
 
@@ -255,7 +259,8 @@ def _not_utf8(name: str) -> str:
 
 def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) -> RunConfig | None:
     """The saved configuration, with more epochs and other workers where flags ask for them."""
-    run_dir = _chosen(args) or find_run(args.resume, Path(args.project or "runs"), CONFIG_FILE, faults)
+    project = Path(args.project or "runs")
+    run_dir = _chosen(args) or find_run(args.resume, project, CONFIG_FILE, faults)
     if run_dir is None:
         return None
     try:
@@ -263,6 +268,9 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
     except OSError as error:
         faults.add(f"--resume: {run_dir / CONFIG_FILE} cannot be read: {error.strerror or error}")
         return None
+    said = passed_over(run_dir, project, CONFIG_FILE) if args.resume is True else ()
+    if args.exist_ok:
+        said = (*said, f"--exist-ok is not used: --resume goes on in {run_dir}, and puts nothing aside")
     saved = RunConfig.from_json(content, run_dir)
     read = read_hyper(_path(args, "hyp"), args.set or [], faults, hyper_flags(args))
     numbers, _ = _numbers(args, read, faults)
@@ -279,6 +287,6 @@ def _resumed(args: argparse.Namespace, ranks: int, device: str, faults: Faults) 
         epochs=numbers.get("epochs", saved.epochs),
         workers=numbers.get("workers", saved.workers),
         given=_as_typed(args),
-        notes=tuple(dict.fromkeys((*config.notes, *kept, *read.notes))),
+        notes=tuple(dict.fromkeys((*said, *config.notes, *kept, *read.notes))),
         start=_start(args),
     )

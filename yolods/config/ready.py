@@ -22,6 +22,7 @@ def find_json(named: str | Path, faults: Faults) -> Path:
     if file := ready.get(path.name.removesuffix(".json")):
         return file
     if ready and not path.suffix:
-        names = ", ".join(ready)
-        faults.add(f"--deepspeed_config {named}: no such file{nearest(path.name, ready)}; ds_configs/ has {names}")
+        names, begun = ", ".join(ready), [f"'{name}'" for name in ready if name.startswith(path.name)]
+        hint = f" (did you mean {' or '.join(begun)}?)" if begun else nearest(path.name, ready)
+        faults.add(f"--deepspeed_config {named}: no such file{hint}; ds_configs/ has {names}")
     return path

@@ -21,16 +21,24 @@ def find_run(asked: str | bool, project: Path, config_file: str, faults: Faults)
     """The folder of the run to go on with.
 
     Args:
-        asked: True: the newest run under `project`; else a run's folder, or anything in it (weights/last.pt).
+        asked: True: the newest run under `project` that has a checkpoint, or the newest where none has; else a run's
+            folder, or anything in it (weights/last.pt).
 
     Returns:
         the folder, which holds `config_file`; None and a fault where there is none.
     """
     if asked is True:
-        found = sorted(project.glob(f"*/{config_file}"), key=lambda file: file.stat().st_mtime)
+        found = _runs(project, config_file)
         if not found:
             faults.add(f"--resume: no run under {project} (a run has a {config_file}); name its folder: --resume DIR")
-        return found[-1].parent if found else None
+            return None
+        return next((folder for folder in found if _has_checkpoint(folder)), found[0])
+    if asked == "":
+        faults.add(
+            "--resume is empty: name the run's folder (is a variable of the shell not set?), or write --resume alone "
+            "for the newest run"
+        )
+        return None
     path = Path(str(asked))
     for folder in (path, *list(path.parents)[:2]):
         if (folder / config_file).is_file():
@@ -41,6 +49,29 @@ def find_run(asked: str | bool, project: Path, config_file: str, faults: Faults)
         runs = {str(file.parent): file.parent for file in path.parent.glob(f"*/{config_file}")}
         faults.add(f"--resume {asked}: no such folder{nearest(str(path), runs)}")
     return None
+
+
+def passed_over(run_dir: Path, project: Path, config_file: str) -> tuple[str, ...]:
+    """A line where the newest run with a checkpoint is not the newest: which others a bare --resume passes over."""
+    found = _runs(project, config_file)
+    places = [folder.resolve() for folder in found]
+    known = run_dir.resolve() in places and _has_checkpoint(run_dir)
+    newer = found[: places.index(run_dir.resolve())] if known else []
+    if not newer:
+        return ()
+    names = ", ".join(str(folder) for folder in newer[:8])
+    more = f" and {len(newer) - 8} others" if len(newer) > 8 else ""
+    return (f"--resume goes on with {run_dir}; passed over, newer but without a checkpoint: {names}{more}",)
+
+
+def _runs(project: Path, config_file: str) -> list[Path]:
+    """Folders of runs, the newest first."""
+    found = sorted(project.glob(f"*/{config_file}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return [file.parent for file in found]
+
+
+def _has_checkpoint(run_dir: Path) -> bool:
+    return any((run_dir / "checkpoints").glob("step[0-9]*"))
 
 
 def check_unchanged(
@@ -78,6 +109,9 @@ def _asked(
         asked["--model"] = (args.model, saved.model)
     if args.name is not None and args.name != saved.run_dir.name:
         asked["--name"] = (args.name, saved.name)
+    parents = (saved.run_dir.absolute().parent.resolve(), saved.run_dir.resolve().parent)  # a link's, its target's
+    if args.project is not None and Path(args.project).resolve() not in parents:
+        asked["--project"] = (args.project, str(saved.run_dir.parent))
     for key, flag in (("imgsz", "--imgsz"), ("batch_size", "--batch-size")):
         if key in numbers:
             asked[flag] = (numbers[key], getattr(saved, key))

@@ -22,13 +22,20 @@ class RefusedFlag(UserError):
 class FlagParser(argparse.ArgumentParser):
     """argparse that collects faults instead of leaving at the first, and takes `-` and `_` in a flag for the same."""
 
-    def __init__(self, *, prog: str, description: str, foreign: Callable[[str], str | None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        *,
+        prog: str,
+        description: str,
+        foreign: Callable[[str], str | None] = lambda _: None,
+        add_help: bool = True,
+    ) -> None:
         """
         Args:
             foreign: of a flag's name with underscores and without dashes, what to write instead of it; None where
                 nothing is known of it.
         """
-        super().__init__(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
+        super().__init__(prog=prog, description=description, allow_abbrev=False, exit_on_error=False, add_help=add_help)
         self._foreign = foreign
 
     def error(self, message: str) -> None:  # type: ignore[override]
@@ -41,6 +48,12 @@ class FlagParser(argparse.ArgumentParser):
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
         """What the words say; `faults` in it holds a line for each fault. Flags with a fault count as not given."""
+        found, rest, faults = self.read_known(words)
+        found.faults = (*faults, *self._unknown(rest))
+        return found
+
+    def read_known(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+        """What the words say, those of them that are none here, and a line for each fault of the others."""
         left, faults = [self._spelt(word) for word in words], list[str]()
         while True:
             try:
@@ -52,13 +65,12 @@ class FlagParser(argparse.ArgumentParser):
             except argparse.ArgumentError as fault:
                 place = _place(left, (fault.argument_name or "").split("/"))
                 if place is None:  # of all words together, as where a positional one is missing
-                    found, rest = argparse.Namespace(), []
+                    found, rest = self._nothing_given(), []
                     faults.append(f"{self.prog}: {fault.message}")
                     break
                 faults.append(f"{left[place].partition('=')[0]}{_told(fault.message)}")
                 left = _without(left, place)
-        found.faults = (*faults, *self._unknown(rest))
-        return found
+        return found, rest, faults
 
     def take(self, words: Sequence[str]) -> argparse.Namespace:
         """The same for words whose faults are the only ones that there can be.
@@ -71,8 +83,15 @@ class FlagParser(argparse.ArgumentParser):
             raise UserError("\n".join(found.faults))
         return found
 
+    def _nothing_given(self) -> argparse.Namespace:
+        """Every flag's default."""
+        flags = (action for action in self._actions if argparse.SUPPRESS not in (action.dest, action.default))
+        return argparse.Namespace(**{action.dest: action.default for action in flags})
+
     def _spelt(self, word: str) -> str:
-        """`--exist_ok` as `--exist-ok`, where only the latter is known."""
+        """`--exist_ok` as `--exist-ok`, where only the latter is known; `-help` as `--help`."""
+        if word == "-help":
+            return "--help"
         name, equals, value = word.partition("=")
         known = self._option_string_actions
         if not name.startswith("--") or name in known:
@@ -97,15 +116,34 @@ class FlagParser(argparse.ArgumentParser):
         name = flag.lstrip("-").replace("-", "_")
         if remedy := self._foreign(name):
             return f"{flag}: {remedy}"
-        return f"unknown flag {flag}{nearest(flag, self._option_string_actions)}; {self.prog} --help lists them"
+        hint = nearest(flag, self._option_string_actions, cutoff=0.75)
+        return f"unknown flag {flag}{hint}; {self.prog} --help lists them"
 
     def _about_assignment(self, word: str) -> str:
         name, _, value = word.partition("=")
         flag = self._spelt(f"--{name}")
         if flag in self._option_string_actions:
-            return f"{word}: flags are written with dashes here: {flag} {value}".rstrip()
+            return f"{word}: {self._refusal(flag) or self._with_dashes(flag, value)}"
         remedy = self._foreign(name.replace("-", "_"))
         return f"{word}: {remedy or 'flags are written --name VALUE here'}"
+
+    def _with_dashes(self, flag: str, value: str) -> str:
+        """How `name=value` is written; what is on or off here is a flag without a value, or none."""
+        if self._option_string_actions[flag].nargs in (0, "?") and value.lower() in ("true", "false"):
+            if value.lower() == "false":
+                return f"leave {flag} out"
+            value = ""
+        return f"flags are written with dashes here: {flag} {value}".rstrip()
+
+    def _refusal(self, flag: str) -> str | None:
+        """Why a flag that is known is not taken; None: it is."""
+        if self._option_string_actions[flag].dest != argparse.SUPPRESS:
+            return None
+        try:
+            self.parse_known_args([flag])
+        except RefusedFlag as refused:
+            return str(refused)
+        return None
 
 
 _WRONG_VALUE = re.compile(r"invalid (int|float) value: (.*)")
@@ -120,13 +158,19 @@ def _told(message: str) -> str:
 
 
 def _place(words: Sequence[str], flags: Sequence[str]) -> int | None:
-    return next((place for place, word in enumerate(words) if word.partition("=")[0] in flags), None)
+    """Where one of the flags stands; a short one may have its value behind it in one word, as in -x3."""
+    flags = [flag for flag in flags if flag]
+    for place, word in enumerate(words):
+        if word.partition("=")[0] in flags or (word[:1] == "-" != word[1:2] and word[:2] in flags):
+            return place
+    return None
 
 
 def _without(words: list[str], place: int | None) -> list[str]:
     """The words but for the flag at `place` and its value."""
     assert place is not None
     end = place + 1
-    if "=" not in words[place] and end < len(words) and not words[end].startswith("-"):
+    alone = "=" not in words[place] and (words[place].startswith("--") or len(words[place]) == 2)
+    if alone and end < len(words) and not words[end].startswith("-"):
         end += 1
     return words[:place] + words[end:]
