@@ -19,9 +19,9 @@ from yolods.config.data_name import shipped_yaml
 from yolods.config.flags import EVALUATION
 from yolods.config.hyper import RULES, Hyper, read_hyper
 from yolods.config.jsonfile import read_json
-from yolods.config.read import NUMBERS, WRITTEN, read_folder
+from yolods.config.read import WRITTEN, read_folder
 from yolods.config.ready import find_json
-from yolods.config.run import CONFIG_FILE, DEMO
+from yolods.config.run import CONFIG_FILE, DEMO, NUMBERS
 from yolods.config.values import check
 from yolods.data.classes import both, class_names, difference
 from yolods.data.demo import COUNTS, NAMES
