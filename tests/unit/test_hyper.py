@@ -161,11 +161,17 @@ def test_every_value_of_every_key_is_taken_or_refused_by_name(tmp_path, name):
     ("sets", "line"),
     [
         (("lr0=0.5",), "--set lr0 is 0.5, which is not used: optimizer=auto chooses the optimizer, its learning rate"),
-        (("momentum=0.5",), "--set momentum is 0.5, which is not used: optimizer=auto"),
+        (("momentum=0.5",), "--set momentum is 0.5, which is not used up to 10,000 steps: optimizer=auto"),
+        (("momentum=0.5", "warmup_epochs=0"), "--set momentum is 0.5, which is not used: optimizer=auto"),
+        (
+            ("warmup_momentum=0.5",),
+            "--set warmup_momentum is 0.5, which is not used up to 10,000 steps: optimizer=auto",
+        ),
         (("warmup_bias_lr=0",), "--set warmup_bias_lr is 0.0, which is not used: optimizer=auto"),
         (("lr0=0.5", "optimizer=SGD"), None),
         (("optimizer=auto",), None),
-        (("lr0=0.01",), None),
+        (("lr0=0.01",), "--set lr0 is 0.01, which is not used: optimizer=auto"),
+        (("lr0=0.01", "optimizer=SGD"), None),
         (("warmup_momentum=0.5", "optimizer=AdamW"), "only SGD and RMSprop have a momentum that is warmed up"),
         (("warmup_momentum=0.5", "optimizer=RMSprop"), None),
         (("warmup_bias_lr=0.2", "optimizer=SGD", "warmup_epochs=0"), "warmup_epochs is 0"),
@@ -186,6 +192,11 @@ def test_a_value_of_the_hyp_file_that_counts_for_nothing_is_said_with_its_line(t
     result, _ = read(tmp_path, "mosaic: 0.5\nlr0: 0.02\n")
     (line,) = unused(result, result.hyper)
     assert line.startswith("hyp.yaml line 2: lr0 is 0.02, which is not used: optimizer=auto chooses")
+
+
+def test_a_default_in_a_hyp_file_is_no_value_that_someone_will_miss(tmp_path):
+    result, _ = read(tmp_path, "lr0: 0.01\nmomentum: 0.937\n")
+    assert unused(result, result.hyper) == ()
 
 
 def test_every_hyper_parameter_can_be_changed_and_reaches_ultralytics(tmp_path):

@@ -486,6 +486,15 @@ def test_a_pt_that_an_args_yaml_names_as_its_model_is_where_weights_come_from():
     assert build("--hyp", "args.yaml", "--model", "yolov5s").weights is None
 
 
+def test_weights_that_are_not_read_are_said_and_have_to_be_there():
+    words = ("--data", "demo", "--weights", "yolov5nu.pt", "--set", "pretrained=false")
+    (fault,) = faults_of(*words)
+    assert fault.startswith("--weights yolov5nu.pt: no such file")
+    Path("yolov5nu.pt").touch()
+    assert build(*words).notes == ("--weights yolov5nu.pt is not read: pretrained is false",)
+    assert build(*words[:4]).notes == ()
+
+
 def test_values_that_count_for_nothing_are_among_the_notes_that_the_start_shows():
     (note,) = build("--data", "demo", "--set", "lr0=0.02").notes
     assert note.startswith("--set lr0 is 0.02, which is not used: optimizer=auto chooses")

@@ -98,7 +98,7 @@ def _fresh(args: argparse.Namespace, ranks: int, device: str, faults: Faults) ->
         device=device,
         run_dir=_chosen(args) or next_run_dir(project, name, exist_ok),
         given=_as_typed(args),
-        notes=(*config.notes, *read.notes, *notes, *unused(read, hyper)),
+        notes=(*config.notes, *read.notes, *notes, *_unread(asked, hyper), *unused(read, hyper)),
         run=_start(args),
         start=_start(args),
     )
@@ -195,11 +195,17 @@ def _weights(args: argparse.Namespace, hyper: Hyper, faults: Faults) -> Path | N
         if given is not None and given != hyper.pretrained:
             faults.add(f"weights are given twice: --weights {given} and pretrained {hyper.pretrained}; keep one")
         given = given or hyper.pretrained
-    if given in (None, "") or hyper.pretrained is False:
+    if given in (None, ""):
         return None
     if not Path(given).is_file():
         faults.add(f"--weights {given}: no such file (weights are never downloaded; fetch the file first)")
-    return Path(given).absolute()
+    return None if hyper.pretrained is False else Path(given).absolute()
+
+
+def _unread(asked: argparse.Namespace, hyper: Hyper) -> tuple[str, ...]:
+    """A line where weights are named that no one reads."""
+    given = getattr(asked, "weights", None)
+    return (f"--weights {given} is not read: pretrained is false",) if given and hyper.pretrained is False else ()
 
 
 def _model(args: argparse.Namespace, weights: Path | None, faults: Faults) -> str:

@@ -17,10 +17,12 @@ class _Unused(NamedTuple):
     keys: tuple[str, ...]
     holds: Callable[[Hyper], bool]
     why: str
+    verdict: str = "is not used"
 
 
 _CASES = (
-    _Unused(("lr0", "momentum", "warmup_bias_lr"), lambda hyper: hyper.optimizer == "auto", _AUTO),
+    _Unused(("lr0", "warmup_bias_lr"), lambda hyper: hyper.optimizer == "auto", _AUTO),
+    _Unused(("momentum",), lambda hyper: hyper.optimizer == "auto" and hyper.warmup_epochs == 0, _AUTO),
     _Unused(
         ("warmup_momentum",),
         lambda hyper: hyper.optimizer not in ("auto", "SGD", "RMSprop"),
@@ -28,6 +30,12 @@ _CASES = (
     ),
     _Unused(
         ("warmup_momentum", "warmup_bias_lr"), lambda hyper: hyper.warmup_epochs == 0, "warmup_epochs is 0: no warm-up"
+    ),
+    _Unused(
+        ("momentum", "warmup_momentum"),
+        lambda hyper: hyper.optimizer == "auto",
+        _AUTO,
+        "is not used up to 10,000 steps",
     ),
     _Unused(("patience",), lambda hyper: not hyper.val, "without evaluations (val is false) there is no best epoch"),
     _Unused(
@@ -40,7 +48,9 @@ _CASES = (
 
 
 def unused(read: HyperRead, hyper: Hyper) -> tuple[str, ...]:
-    """A line for each value that a user gave, other than the default, and that counts for nothing.
+    """A line for each value that a user gave and that counts for nothing.
+
+    A default in a hyp file says nothing, as copies of ultralytics' default.yaml hold them all; one that was typed does.
 
     Args:
         read: where each was given.
@@ -51,6 +61,7 @@ def unused(read: HyperRead, hyper: Hyper) -> tuple[str, ...]:
     for case in _CASES:
         for key in case.keys:
             value = getattr(hyper, key)
-            if key in given and value != getattr(Hyper, key) and case.holds(hyper):
-                lines.setdefault(key, f"{given[key]} is {shown(value)}, which is not used: {case.why}")
+            asked = key in read.commanded or (key in read.filed and value != getattr(Hyper, key))
+            if asked and case.holds(hyper):
+                lines.setdefault(key, f"{given[key]} is {shown(value)}, which {case.verdict}: {case.why}")
     return tuple(lines.values())
