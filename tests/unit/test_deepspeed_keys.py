@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,9 @@ import pytest
 
 from yolods.config.deepspeed import DeepSpeedConfig, resolve
 from yolods.config.optimizer import PARAMS, UNSUPPORTED
+from yolods.config.own import OwnConfig
+from yolods.config.pipeline import PipelineConfig
+from yolods.config.recompute import RecomputeConfig
 from yolods.config.schema import FEATURES, ON_BY_DEFAULT, REMOVED, REMOVED_ZERO, TOP
 from yolods.config.unused_keys import UNUSED
 from yolods.config.values import Rule
@@ -418,6 +422,24 @@ def test_auto_anywhere_stands_for_a_missing_key() -> None:
     for path in [name for name, rule in TOP.items() if isinstance(rule, Rule) and "object" not in rule.permitted]:
         config, faults = read({path: "auto"})
         assert faults == [] and '"auto"' not in config.resolved, path
+
+
+def test_null_anywhere_stands_for_a_missing_key() -> None:
+    """As the manual says, in blocks that DeepSpeed has no word for, too."""
+    blocks = [name for name, rule in TOP.items() if not isinstance(rule, Rule) or "object" in rule.permitted]
+    paths = {path: base for path, _, _, base in TABLE if path.split(".")[0] not in {*REMOVED, "optimizer"}}
+    own = {f"yolods.{group.name}": {} for group in fields(OwnConfig)}
+    own |= {f"pipeline.{setting.name}": {} for setting in fields(PipelineConfig)}
+    own |= {f"activation_checkpointing.{setting.name}": {} for setting in fields(RecomputeConfig)}
+    for path, base in {**paths, **own, **{name: {} for name in blocks}}.items():
+        if path.split(".")[-1] in REMOVED_ZERO:
+            continue
+        faults = read(put(base, path, None))[1]
+        assert not any("empty" in fault for fault in faults), path
+        if not base:
+            assert faults == [], path
+    sgd = {"type": "SGD", "params": None, "legacy_fusion": None}
+    assert read({"optimizer": sgd})[0].optimizer == read({"optimizer": {"type": "SGD"}})[0].optimizer is not None
 
 
 def test_a_comms_logger_that_is_off_is_not_handed_on() -> None:

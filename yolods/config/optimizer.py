@@ -94,6 +94,7 @@ def read_optimizer(block: Any, hyper: Hyper, where: str, faults: Faults) -> Json
     """
     if block is None:
         return None
+    block = {key: value for key, value in block.items() if value is not None and value != "auto"}
     for key in block:
         if key not in ("type", "params", "legacy_fusion"):
             faults.add(f'{where}: "optimizer": unknown key "{key}"{nearest(key, ("type", "params"))}')

@@ -300,16 +300,16 @@ def _check(
     sound: dict[str, Any], key: str, value: Any, rule: Rule | Mapping[str, Any], where: str, faults: Faults
 ) -> None:
     """Put `value` into `sound` if it keeps to `rule`, else add a fault."""
+    # Files written for other trainers leave both in many places, also where DeepSpeed itself takes neither.
+    if value is None or (value == "auto" and isinstance(rule, Rule) and rule is not _BLOCK):
+        return
     if isinstance(rule, Rule):
-        # Files written for other trainers leave "auto" in many places, also where DeepSpeed itself takes none.
-        if value == "auto" and rule is not _BLOCK:
-            return
         good, parsed = check(rule, value, where, faults)
         sound |= {key: parsed} if good and parsed is not None else {}
-    elif value is not None and not isinstance(value, Mapping):
+    elif not isinstance(value, Mapping):
         hint = f'; write {{"stage": {int(value)}}}' if key == "zero_optimization" and isinstance(value, bool) else ""
         faults.add(f"{where} is {shown(value)}: it has to be an object {{...}}{hint}")
-    elif value is not None:
+    else:
         block: dict[str, Any] = {}
         for name, inner in value.items():
             if name in rule:

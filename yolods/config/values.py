@@ -165,7 +165,7 @@ def read_block(kind: type, block: Any, where: str, faults: Faults) -> Any:
 
     Args:
         kind: the frozen dataclass to make; every field needs a default.
-        block: what was found there.
+        block: what was found there; null and "auto" stand for a missing key.
         where: the block's name in messages, for example 'ds.json: "yolods"'.
 
     Returns:
@@ -179,6 +179,8 @@ def read_block(kind: type, block: Any, where: str, faults: Faults) -> Any:
     for key, value in block.items():
         if key not in fields:
             faults.add(f"{where}: unknown key '{key}'{nearest(key, fields)}; known: {', '.join(fields)}")
+        elif value is None or value == "auto":
+            continue
         elif rule := fields[key].metadata.get("rule"):
             good, parsed = check(rule, value, f"{where}.{key}", faults)
             values |= {key: parsed} if good else {}
