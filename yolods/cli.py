@@ -358,18 +358,24 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
     """Print what `yolods doctor` finds; 0: a run would start."""
     from yolods.cluster.launch import hosts_of
     from yolods.cluster.visit import visit
-    from yolods.config import DEMO, find_json, offloads
+    from yolods.config import DEMO, examine
     from yolods.data.spec import places, read_spec, spare_places
     from yolods.errors import Faults
 
     args = _doctor_parser().take(words)
     hosts = hosts_of(flags, gpus=0 if flags.hostfile else _count_gpus())
     faults, trees, lists, spare = Faults(), (), (), frozenset()
-    builds = args.deepspeed_config is not None and offloads(find_json(args.deepspeed_config, faults), faults)
+    builds, fetched = False, ()
+    if args.deepspeed_config is not None:
+        ranks, device = sum(len(host.chosen) for host in hosts), "cuda" if _count_gpus() else "cpu"
+        builds = examine(args.deepspeed_config, ranks=ranks, device=device, faults=faults)
     if args.data not in (None, DEMO):
         try:
             spec = read_spec(Path(args.data))
-            (trees, lists), spare = places(spec), spare_places(spec)
+            if spec.needs_download:
+                fetched = (f"{spec.yaml}: not all of its images are here; a start would download them first",)
+            else:
+                (trees, lists), spare = places(spec), spare_places(spec)
         except UserError as error:
             for line in str(error).splitlines():
                 faults.add(line)
@@ -383,7 +389,7 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
         spare=spare,
         faults=faults,
     )
-    streams.show("\n".join(lines))
+    streams.show("\n".join((*lines[:-1], *fetched, *lines[-1:])))
     return 0 if works else USER_ERROR
 
 

@@ -150,3 +150,60 @@ def test_help_with_one_dash_is_shown(capsys, words):
     with suppress(SystemExit):
         assert cli.main(list(words)) == 0
     assert capsys.readouterr().out.startswith("usage: yolods")
+
+
+@pytest.fixture
+def doctor(monkeypatch):
+    """`yolods doctor` without a visit: its status, what it found before it asked hosts, and what it printed."""
+    asked = []
+
+    def visit(hosts, flags, *, faults, **settings):
+        asked.append({**settings, "faults": list(faults)})
+        return ["verdict"], not faults
+
+    monkeypatch.setattr("yolods.cluster.visit.visit", visit)
+    monkeypatch.setattr(cli, "_count_gpus", lambda: 0)
+
+    def run(*words: str) -> tuple[int, dict]:
+        return cli.main(["launch", "doctor", *words]), asked[-1]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"foo": 1}', 'ds.json: unknown key "foo"'),
+        ('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 1}}', "the CPU backend has no fp16"),
+        ('{"pipeline": {"stages": 4}}', '"pipeline".stages 4 does not divide 2 ranks'),
+        ('{"train_batch_size": 3}', "train_batch_size 3 / (2 ranks) = 1.50 is not whole"),
+        ('{"zero_optimization": {"offload_optimizer": "cpu"}}', "it has to be an object"),
+    ],
+)
+def test_doctor_does_not_pass_a_json_that_train_refuses(tmp_path, monkeypatch, doctor, text, told):
+    monkeypatch.chdir(tmp_path)
+    Path("ds.json").write_text(text)
+    status, found = doctor("--num_gpus", "2", "--deepspeed_config", "ds.json")
+    assert status == 2 and len(found["faults"]) == 1 and told in found["faults"][0]
+
+
+def test_doctor_leaves_the_batch_to_the_start(tmp_path, monkeypatch, doctor):
+    """16 images, the default of --batch-size, cannot be dealt to 5 ranks; others can."""
+    monkeypatch.chdir(tmp_path)
+    Path("ds.json").write_text('{"gradient_accumulation_steps": 2, "zero_optimization": {"offload_optimizer": null}}')
+    assert doctor("--num_gpus", "5", "--deepspeed_config", "ds.json")[0] == 0
+
+
+def test_doctor_counts_a_json_that_is_not_there_once(tmp_path, monkeypatch, doctor):
+    monkeypatch.chdir(tmp_path)
+    assert len(doctor("--deepspeed_config", "nope")[1]["faults"]) == 1
+    assert len(doctor("--deepspeed_config", "nope.json")[1]["faults"]) == 1
+
+
+def test_doctor_says_that_a_start_would_download_what_is_not_here(tmp_path, doctor, capsys):
+    file = tmp_path / "data.yaml"
+    file.write_text("train: images\nval: images\nnames: [x]\ndownload: https://example.org/x.zip\n")
+    status, found = doctor("--data", str(file))
+    assert (status, found["trees"], found["faults"]) == (0, (), [])
+    told = f"{file}: not all of its images are here; a start would download them first"
+    assert capsys.readouterr().out.splitlines() == [told, "verdict"]

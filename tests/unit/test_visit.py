@@ -14,7 +14,7 @@ import pytest
 
 from yolods.cluster.reach import Caller, explain, ssh_command
 from yolods.cluster.travel import EXPORTED, travelling
-from yolods.config import offloads
+from yolods.config import examine
 from yolods.data.spec import places, read_spec, spare_places
 from yolods.errors import Faults
 
@@ -303,5 +303,6 @@ def test_what_only_the_test_split_needs(data, tmp_path):
 )
 def test_what_has_to_be_compiled(name, expected):
     faults = Faults()
-    assert offloads(ROOT / "ds_configs" / f"{name}.json", faults) == expected
+    file = ROOT / "ds_configs" / f"{name}.json"
+    assert examine(file, ranks=2, device="cuda", faults=faults) == expected
     assert not faults

@@ -9,14 +9,13 @@ it), `claim` (the run's folder), `jsonfile`, `yamlfile`, `ready` (what comes wit
 """
 
 from yolods.config.batch import BatchPlan
-from yolods.config.deepspeed import DeepSpeedConfig, offloads, read_deepspeed
+from yolods.config.deepspeed import DeepSpeedConfig, examine, read_deepspeed
 from yolods.config.flags import add_train_arguments, add_val_arguments, foreign, foreign_to_val
 from yolods.config.hyper import Given, Hyper, HyperRead, read_hyper
 from yolods.config.optimizer import JsonOptimizer
 from yolods.config.own import CheckpointPolicy, OwnConfig
 from yolods.config.paths import cache_dir
 from yolods.config.read import build_run_config
-from yolods.config.ready import find_json
 from yolods.config.run import CONFIG_FILE, DEMO, RunConfig, next_run_dir
 
 __all__ = [
@@ -35,11 +34,10 @@ __all__ = [
     "add_val_arguments",
     "build_run_config",
     "cache_dir",
-    "find_json",
+    "examine",
     "foreign",
     "foreign_to_val",
     "next_run_dir",
-    "offloads",
     "read_deepspeed",
     "read_hyper",
 ]

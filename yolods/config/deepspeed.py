@@ -18,6 +18,7 @@ from yolods.config.limits import Layout, check_limits
 from yolods.config.optimizer import JsonOptimizer, read_optimizer
 from yolods.config.own import OwnConfig, read_own
 from yolods.config.pipeline import PipelineConfig, check_pipeline_zero, read_pipeline, replicas
+from yolods.config.ready import find_json
 from yolods.config.recompute import RecomputeConfig, read_recompute
 from yolods.config.schema import check_keys
 from yolods.config.unused_keys import OFF, UNUSED, unused_keys
@@ -308,14 +309,28 @@ def _check_stability(sound: Mapping[str, Any], own: OwnConfig, where: str, fault
         )
 
 
-def offloads(path: Path, faults: Faults) -> bool:
-    """Whether a JSON keeps anything in host memory, for which DeepSpeed compiles an optimizer where there are GPUs.
+def examine(named: str | Path, *, ranks: int, device: str, faults: Faults) -> bool:
+    """Look for what `read_deepspeed` would find fault with whatever the other flags of a start are.
 
-    Needs no other flag; what else may be wrong with the JSON is for `read_deepspeed`.
+    Args:
+        named: a path, or the name of a ready file.
+        ranks: ranks in all.
+        device: "cpu" or "cuda".
+
+    Returns:
+        whether it keeps anything in host memory, for which DeepSpeed compiles an optimizer where there are GPUs.
     """
+    known = len(faults)
+    path = find_json(named, faults)
     where = f"--deepspeed_config {path}"
-    zero = (read_json(path, where, faults) or {}).get("zero_optimization", {})
-    return isinstance(zero, Mapping) and any([_offload(zero, name, where, faults) for name in ("optimizer", "param")])
+    raw = read_json(path, where, faults) if len(faults) == known else None
+    if raw is None:
+        return False
+    # A batch that the JSON leaves open is for --batch-size to say: one that can be dealt to these ranks.
+    is_open = all(raw.get(key) in (None, "auto") for key in (TRAIN, MICRO))
+    batch = ranks if is_open else None
+    config = resolve(raw, path=path, batch_size=batch, ranks=ranks, device=device, faults=faults)
+    return config.offload_optimizer or config.offload_param
 
 
 def _offload(zero: Mapping[str, Any], target: str, where: str, faults: Faults) -> bool:
