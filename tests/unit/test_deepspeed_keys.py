@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 import pytest
 
 from yolods.config.deepspeed import DeepSpeedConfig, resolve
-from yolods.config.optimizer import PARAMS, UNSUPPORTED
+from yolods.config.optimizer import PARAMS
 from yolods.config.own import OwnConfig
 from yolods.config.pipeline import PipelineConfig
 from yolods.config.recompute import RecomputeConfig
 from yolods.config.schema import FEATURES, ON_BY_DEFAULT, REMOVED, REMOVED_ZERO, TOP
+from yolods.config.untrained import UNSUPPORTED
 from yolods.config.unused_keys import UNUSED
 from yolods.config.values import Rule
 from yolods.errors import Faults

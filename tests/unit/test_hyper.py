@@ -14,6 +14,7 @@ import yaml
 from yolods.config.hyper import OWN, RULES, Given, Hyper, read_hyper
 from yolods.config.paths import cache_dir
 from yolods.config.refused import ALWAYS, FLAGS, REFUSED, YOLOV5
+from yolods.config.untrained import UNSUPPORTED
 from yolods.config.unused import unused
 from yolods.errors import Faults
 
@@ -254,8 +255,9 @@ def test_exponents_without_a_dot_are_numbers(tmp_path):
         ("lr0: .nan", "hyp.yaml line 1: lr0 is nan: it has to be a number in (0, 1]"),
         ("box: .inf", "hyp.yaml line 1: box is inf: it has to be a number of at least 0"),
         ("lr0:", "hyp.yaml line 1: lr0 is empty: it has to be a number in (0, 1]"),
-        ("optimizer: Lamb", "optimizer is 'Lamb': it has to be one of auto, SGD, Adam, AdamW"),
-        ("optimizer: MuSGD", "optimizer is 'MuSGD': it needs whole matrices, and a ZeRO rank holds a shard"),
+        ("optimizer: Lamb", "optimizer is 'Lamb': DeepSpeed has it only as a kernel of its own, which is compiled"),
+        ("optimizer: Sofia", "optimizer is 'Sofia': it has to be one of auto, SGD, Adam, AdamW"),
+        ("optimizer: MuSGD", "optimizer is 'MuSGD': it works on whole weight matrices, of which ranks of ZeRO"),
         ("cache: disk", "cache is 'disk': that writes .npy files beside the images"),
         ("scale: [1, 2, 3]", "scale is [1, 2, 3]: it has to be a number in [0, 1], or a pair [smallest, largest]"),
         ("fraction: 0", "fraction is 0: it has to be a number in (0, 1], or a whole number of at least 1"),
@@ -313,6 +315,13 @@ def test_gains_of_an_original_yolov5_file_are_not_taken_unseen(tmp_path):
 def test_mistakes_on_the_command_line(tmp_path, words, message):
     _, faults = read(tmp_path, sets=(words,))
     assert len(faults) == 1 and faults[0].startswith(message)
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_an_optimizer_gets_the_same_reason_on_the_command_line_as_in_the_json(name):
+    faults = Faults()
+    read_hyper(None, [], faults, [Given("optimizer", name.lower(), "--optimizer")])
+    assert list(faults) == [f"--optimizer is {name.lower()!r}: {UNSUPPORTED[name]}"]
 
 
 def test_a_key_that_the_command_line_gives_twice_has_to_agree(tmp_path):

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from yolods.config.refused import ALWAYS, EARLIER, FLAGS, FLAGS_IN_FILE, NOT_USED, REFUSED, YOLOV5, YOLOV5_GAINS
+from yolods.config.untrained import why_untrained
 from yolods.config.values import (
     Rule,
     alone,
@@ -267,8 +268,8 @@ def _take(given: Given, faults: Faults) -> dict[str, Any]:
     """The setting in its own type, or nothing and a fault that says why not."""
     key, value, where = given
     if key in RULES:
-        if key == "optimizer" and str(value).lower() == "musgd":
-            faults.add(f"{where} is 'MuSGD': it needs whole matrices, and a ZeRO rank holds a shard; use SGD or AdamW")
+        if key == "optimizer" and (why := why_untrained(value)):
+            faults.add(f"{where} is {shown(value)}: {why}")
             return {}
         if key == "cache" and value == "disk":
             faults.add(f"{where} is 'disk': that writes .npy files beside the images, which are never touched; use ram")

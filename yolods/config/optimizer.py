@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from yolods.config.hyper import OPTIMIZERS, RULES, Hyper, HyperRead
+from yolods.config.untrained import why_untrained
 from yolods.config.values import Rule, check, flag, items, real, shown
 from yolods.errors import Faults, nearest
 
@@ -40,24 +41,6 @@ PARAMS: dict[str, dict[str, Rule]] = {
 }
 """What each optimizer takes under "params"."""
 
-_ONE_BIT = "it compresses gradients itself, past the check for bad numbers, and knows no ZeRO above stage 1"
-_MATRICES = "it works on whole weight matrices, and a ZeRO rank holds a flat piece of them; use SGD or AdamW"
-_WIDTHS = "its rates follow widths that the mup package gives to a model, and a detector has none; use AdamW or SGD"
-_COMPILED = "DeepSpeed has it only as a kernel of its own, which is compiled; use AdamW"
-_UNTRIED = "ultralytics does not train with it, so that no learning rate is known for it; use AdamW or SGD"
-UNSUPPORTED: dict[str, str] = {
-    **dict.fromkeys(("OneBitAdam", "ZeroOneAdam", "OneBitLamb"), _ONE_BIT),
-    **dict.fromkeys(("Muon", "MuSGD"), _MATRICES),
-    **dict.fromkeys(("MuAdam", "MuAdamW"), _WIDTHS),
-    **dict.fromkeys(("Lamb", "FusedLamb", "Lion", "FusedLion", "DeepSpeedCPULion", "CPULion"), _COMPILED),
-    **dict.fromkeys(
-        ("FusedAdam", "CPUAdam", "DeepSpeedCPUAdam"), 'write "AdamW": the fastest kernel is found by itself'
-    ),
-    **dict.fromkeys(("Adagrad", "Adadelta", "Adafactor", "ASGD", "Rprop"), _UNTRIED),
-    "LBFGS": "it evaluates the loss several times per step; use AdamW or SGD",
-    "SparseAdam": "gradients of a detector are dense; use AdamW",
-}
-"""Optimizers that DeepSpeed or torch know, and why they are not trained with here."""
 _NOT_TAKEN: dict[str, str] = {
     "max_grad_norm": 'is not an argument of the optimizer: use "gradient_clipping"',
     "differentiable": "is refused: the step changes weights in place, which nothing is differentiated through",
@@ -114,11 +97,10 @@ def read_optimizer(block: Any, hyper: Hyper, where: str, faults: Faults) -> Json
 def _name(given: Any, where: str, faults: Faults) -> str | None:
     """torch's spelling of an optimizer that is trained with here; else None and a fault that says why not."""
     known = [name for name in OPTIMIZERS if name != "auto"]
-    unsupported = {name.lower(): reason for name, reason in UNSUPPORTED.items()}
-    lower = str(given).lower()
+    lower, why = str(given).lower(), why_untrained(given)
     name = {name.lower(): name for name in known}.get(lower)
-    if name is None and lower in unsupported:
-        faults.add(f"{where}: type {given!r} is not supported, because {unsupported[lower]}")
+    if name is None and why is not None:
+        faults.add(f"{where}: type {given!r} is not supported, because {why}")
     elif name is None:
         hint = f"{nearest(lower, known)}; use one of {', '.join(known)}"
         faults.add(f"{where}: type {given!r} is not trained with here{hint}")
