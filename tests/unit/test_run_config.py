@@ -486,6 +486,38 @@ def test_a_pt_that_an_args_yaml_names_as_its_model_is_where_weights_come_from():
     assert build("--hyp", "args.yaml", "--model", "yolov5s").weights is None
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--epochs", "9" * 23),
+            "--epochs is 99999999999999999999999: it has to be a whole number of at least 1, and at",
+        ),
+        (
+            ("--imgsz", "1000000000000"),
+            "--imgsz is 1000000000000: it has to be a whole number of at least 1, and at most",
+        ),
+        (
+            ("--workers", "3000000000"),
+            "--workers is 3000000000: it has to be a whole number of at least 0, and at most",
+        ),
+        (
+            ("--set", "nbs=1.0e+300"),
+            "--set nbs is 1e+300: it has to be a whole number of at least 1, and at most 2147483647",
+        ),
+    ],
+)
+def test_numbers_that_nothing_can_count_to_are_refused(words, message):
+    (fault,) = faults_of("--data", "demo", *words)
+    assert message in fault
+
+
+def test_numbers_of_a_json_that_nothing_can_count_to_are_refused():
+    file = write_json({"train_batch_size": 1e300, "zero_optimization": {"stage": 3, "sub_group_size": 1e12}})
+    (fault,) = faults_of("--data", "demo", "--deepspeed_config", file)
+    assert '"train_batch_size" is 1e+300: it has to be a whole number of at least 1, and at most 2147483647' in fault
+
+
 def test_weights_that_are_not_read_are_said_and_have_to_be_there():
     words = ("--data", "demo", "--weights", "yolov5nu.pt", "--set", "pretrained=false")
     (fault,) = faults_of(*words)

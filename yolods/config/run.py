@@ -27,7 +27,7 @@ DEMO = "demo"
 DEFAULT_MODEL = "yolov5s"
 
 NUMBERS: Mapping[str, Rule] = MappingProxyType(
-    {"epochs": whole(1), "imgsz": whole(1), "batch_size": whole(1), "workers": whole(0)}
+    {"epochs": whole(1), "imgsz": whole(1, most=2**16), "batch_size": whole(1), "workers": whole(0)}
 )
 """What the numbers of a run may be, whoever gives them."""
 

@@ -9,11 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from yolods.config.values import Rule, check, either, flag, items, one_of, optional, real, shown, text, whole
+from yolods.config.values import (
+    ADDRESSABLE,
+    Rule,
+    check,
+    either,
+    flag,
+    items,
+    one_of,
+    optional,
+    real,
+    shown,
+    text,
+    whole,
+)
 from yolods.errors import Faults, nearest
 
 _ANY = Rule("anything", lambda value: value)
 _NAMES = either(text(), items(text(), what="a list of names"))
+_AMOUNT = whole(0, most=ADDRESSABLE)
 _DEVICE = one_of("none", "cpu", "nvme")
 
 
@@ -56,8 +70,8 @@ OFFLOAD_PARAM: dict[str, Rule] = {
     "device": _DEVICE,
     "nvme_path": optional(text()),
     "buffer_count": whole(0),
-    "buffer_size": whole(0),
-    "max_in_cpu": whole(0),
+    "buffer_size": _AMOUNT,
+    "max_in_cpu": _AMOUNT,
     "pin_memory": flag(),
 }
 ON_BY_DEFAULT = (
@@ -80,7 +94,7 @@ _COUNTS = """allgather_bucket_size sub_group_size prefetch_bucket_size stage3_pr
     zero_hpz_partition_size"""
 ZERO: dict[str, Rule | dict[str, Rule]] = {
     "stage": whole(0, 3),
-    "reduce_bucket_size": whole(1),
+    "reduce_bucket_size": whole(1, most=ADDRESSABLE),
     "overlap_comm": optional(flag()),
     "offload_optimizer": OFFLOAD_OPTIMIZER,
     "offload_param": OFFLOAD_PARAM,
@@ -88,7 +102,7 @@ ZERO: dict[str, Rule | dict[str, Rule]] = {
     "leaf_module": {name: _NAMES for name in ("classes", "names", "name_suffixes")},
     **{name: flag() for name in (*ON_BY_DEFAULT, *_FLAGS.split())},
     **{name: optional(flag()) for name in _OLD_FLAGS.split()},
-    **{name: whole(0) for name in _COUNTS.split()},
+    **{name: _AMOUNT for name in _COUNTS.split()},
 }
 FP16: dict[str, Rule] = {
     "enabled": flag(),
@@ -155,7 +169,7 @@ CHECKPOINT: dict[str, Rule | dict[str, Rule]] = {
     "parallel_write": {"pipeline_stage": flag()},
     "writer": {
         "type": one_of("mock", "python", "fast"),
-        "io_buffer_size": whole(0),
+        "io_buffer_size": _AMOUNT,
         "io_buffer_double": flag(),
         "show_statistics": flag(),
         "data_parallel": optional(one_of("replica", "socket", "machine")),
@@ -177,7 +191,7 @@ _COMPILE_FLAGS = """deepcompile autoep_non_moe free_activation offload_activatio
     sync_before_allgather sync_after_allgather keep_int_input_tensors keep_all_input_tensors"""
 COMPILE: dict[str, Rule] = {
     **{name: flag() for name in _COMPILE_FLAGS.split()},
-    "free_activation_threshold": whole(0),
+    "free_activation_threshold": _AMOUNT,
     "passes": optional(items(one_of("z1", "z3", "autosp", "autotp"), what="a list of passes")),
 }
 
@@ -214,7 +228,7 @@ TOP: dict[str, Rule | Mapping[str, Any]] = {
     "gradient_allreduce_op": one_of("mean", "sum"),
     "sequence_parallel_size": whole(1),
     "vocabulary_size": optional(whole(0)),
-    "allgather_size": whole(0),
+    "allgather_size": _AMOUNT,
     "log_level": optional(one_of("debug", "info", "warning", "error", "critical")),
     "datastates_ckpt": _ANY,
     **{name: flag() for name in _TOP_FLAGS.split()},

@@ -20,6 +20,17 @@ class Rule:
     """Gives the value in the setting's own type, or raises ValueError where it is not permitted."""
 
 
+COUNTABLE, ADDRESSABLE = 2**31 - 1, 2**63 - 1
+"""Largest numbers of what is counted one by one, and of bytes or elements, that the libraries below can hold."""
+
+
+class _TooLarge(ValueError):
+    """A number of the right kind, beyond what can be held."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"at most {most}")
+
+
 def setting(default: Any, rule: Rule) -> Any:
     """A dataclass field that knows its rule."""
     return dataclasses.field(default=default, metadata={"rule": rule})
@@ -50,14 +61,19 @@ def _interval(low: float, high: float, above: bool, below: bool) -> str:
     return f"in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}"
 
 
-def whole(low: int = 0, high: int | None = None) -> Rule:
-    """An integer of at least `low`, and at most `high` where that is given. 3.0 counts as 3."""
+def whole(low: int = 0, high: int | None = None, *, most: int = COUNTABLE) -> Rule:
+    """An integer of at least `low`, and at most `high` where that is given. 3.0 counts as 3.
+
+    `most` bounds what has no `high`; it is said to those alone who go beyond it.
+    """
 
     def parse(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
             raise ValueError
         if value < low or (high is not None and value > high):
             raise ValueError
+        if high is None and value > most:
+            raise _TooLarge(most)
         return int(value)
 
     return Rule(f"a whole number of at least {low}" if high is None else f"a whole number in [{low}, {high}]", parse)
@@ -147,8 +163,9 @@ def check(rule: Rule, value: Any, where: str, faults: Faults) -> tuple[bool, Any
     """
     try:
         return True, rule.parse(value)
-    except (ValueError, OverflowError):
-        faults.add(f"{where} is {shown(value)}: it has to be {rule.permitted}")
+    except (ValueError, OverflowError) as error:
+        limit = f", and {error}" if isinstance(error, _TooLarge) else ""
+        faults.add(f"{where} is {shown(value)}: it has to be {rule.permitted}{limit}")
         return False, None
 
 
