@@ -402,18 +402,33 @@ def _check_train(args: argparse.Namespace, ranks: int, device: str) -> RunConfig
     config = build_run_config(args, ranks=ranks, device=device, check_resume=check_before_start)
     spec = None if config.is_demo else read_spec(config.data)
     if spec is not None:
-        check_classes(spec, config.hyper.classes)
-    if parse_name(config.model).yaml is not None or config.hyper.freeze is not None:
+        check_classes(spec.names, spec.yaml, config.hyper.classes)
+    elif config.hyper.classes is not None:
+        from yolods.data.demo import NAMES
+
+        check_classes(NAMES, config.data, config.hyper.classes)
+    pipeline = config.deepspeed.pipeline
+    cuts = pipeline.partition if pipeline is not None and not isinstance(pipeline.partition, str) else None
+    drawn = parse_name(config.model).yaml is not None or config.hyper.freeze is not None or cuts is not None
+    weighed = config.weights is not None and not config.resume
+    if drawn or weighed:
         from yolods.telemetry.log import quiet_dependencies
 
         quiet_dependencies(logging.WARNING)
-        from yolods.model.check import blueprint_of  # imports torch, for which every other model need not wait
+    if drawn:
+        from yolods.model.check import blueprint_of  # imports torch, for which every other start need not wait
 
-        blueprint_of(config, spec.names if spec else ("item",), spec.channels if spec else 3)
-    if config.weights is not None and not config.resume:
-        from yolods.model.weights import check_file
+        blueprint = blueprint_of(config, spec.names if spec else ("item",), spec.channels if spec else 3)
+        if cuts is not None:
+            from yolods.model.graph import build_graph
+            from yolods.plan.cost import cost
+            from yolods.plan.partition import partition
 
-        check_file(config.weights)
+            partition(cost(build_graph(blueprint.meta), config.imgsz), len(cuts) + 1, cuts)
+    if weighed:
+        from yolods.model.weights import read_pt
+
+        read_pt(config.weights)
     return config
 
 

@@ -108,7 +108,7 @@ def check_val_arguments(args: argparse.Namespace) -> Request:
         names, where = spec.names, str(spec.yaml)
         if not (spec.needs_download or spec.sources(split)):
             faults.add(f"--split {split}: {where} names no {split} images; add `{split}: FOLDER`")
-        check_classes(spec, hyper.classes)
+    check_classes(names, where, hyper.classes)
     about = _compare_names(net, weights, ("item",) if hyper.single_cls else names, where, faults)
     faults.raise_if_any()
     return Request(weights, data, split, hyper, (*notes, *(() if hyper.single_cls else about)))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.tiny import make_dataset
 from yolods import cli
@@ -230,6 +231,39 @@ def test_weights_that_are_no_checkpoint(preflight, content):
         f"error: --weights {Path('notes.pt').absolute()}: not a loadable ultralytics checkpoint: it is damaged, cut "
         "short or another kind of file"
     )
+
+
+@pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), [1], {"a.weight": torch.zeros(1)}, {"model": None}, None])
+def test_weights_that_hold_no_detector_start_no_process(preflight, content):
+    """`val` has always read the whole file before a start."""
+    if content is None:
+        zipfile.ZipFile("notes.pt", "w").close()
+    else:
+        torch.save(content, "notes.pt")
+    (shown,) = preflight(*GOOD, "--model", "yolov5n", "--weights", "notes.pt")
+    assert shown.startswith(f"error: --weights {Path('notes.pt').absolute()}: ")
+    assert "not a loadable ultralytics checkpoint" in shown or "not an ultralytics detection model" in shown
+
+
+@pytest.mark.parametrize(
+    ("cuts", "lines"),
+    [
+        ("[99]", ["error: pipeline: cut 99 names nothing; layers are 1 to 24"]),
+        ('["x"]', ["error: pipeline: cut 'x' names nothing; layers are 1 to 24"]),
+        ("[9, 5]", ["error: pipeline: cuts have to rise, and 5 does not come after 9: [9, 5]"]),
+    ],
+)
+def test_cuts_of_a_pipeline_that_its_ranks_would_refuse_start_no_process(preflight, cuts, lines):
+    ranks = cuts.count(",") + 2
+    Path("ds.json").write_text(f'{{"pipeline": {{"stages": {ranks}, "partition": {cuts}}}}}')
+    Path("hosts").write_text(f"localhost slots={ranks}\n")
+    words = ("--hostfile", "hosts", *GOOD, "--deepspeed_config", "ds.json", "--batch-size", "6")
+    assert preflight(*words) == lines
+
+
+def test_classes_that_the_demo_has_not_start_no_process(preflight):
+    (shown,) = preflight("train", "--data", "demo", "--set", "classes=99")
+    assert shown == "error: classes: 99 is no class of demo, which names 3 (ids 0 to 2)"
 
 
 def test_all_faults_are_shown_at_once(preflight):

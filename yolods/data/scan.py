@@ -110,7 +110,7 @@ def scan(
     Raises UserError for a class id outside the names, for a split without a sound image, and for training images that
     have no box at all.
     """
-    check_classes(spec, classes)
+    check_classes(spec.names, spec.yaml, classes)
     images, named_again = find_images(spec.sources(split))
     files = _first(images, fraction)
     label_files = img2label_paths(files)

@@ -106,16 +106,21 @@ def as_ultralytics(spec: DataSpec, *, single_cls: bool = False) -> dict[str, Any
     }
 
 
-def check_classes(spec: DataSpec, classes: Iterable[int] | None) -> None:
+def check_classes(names: Sequence[str], where: object, classes: Iterable[int] | None) -> None:
     """Refuse ids, among those that boxes are to be kept of, that no class has.
+
+    Args:
+        names: of the classes, in the order of their ids.
+        where: what names them, for the message.
+        classes: the ids; None: all.
 
     Raises:
         UserError: there are such.
     """
-    if foreign := [each for each in classes or () if each >= len(spec.names)]:
+    if foreign := [each for each in classes or () if each >= len(names)]:
         raise UserError(
-            f"classes: {', '.join(map(str, foreign))} is no class of {spec.yaml}, which names {len(spec.names)} "
-            f"(ids 0 to {len(spec.names) - 1})"
+            f"classes: {', '.join(map(str, foreign))} is no class of {where}, which names {len(names)} "
+            f"(ids 0 to {len(names) - 1})"
         )
 
 
