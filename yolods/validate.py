@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.json"
-MOST_PIXELS = 2**16
-"""Of an image's side: more than a decoder gives, and few enough for an evaluation to begin."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,9 @@ def check_val_arguments(args: argparse.Namespace) -> Request:
         faults.add(f"--data {args.data}: no such file")
     for key in ("batch_size", "imgsz", "workers"):
         if (value := getattr(args, key)) is not None:
-            check(NUMBERS[key], value, WRITTEN[key], faults)
-    if args.imgsz is not None and args.imgsz > 0 and (args.imgsz % 32 or args.imgsz > MOST_PIXELS):
-        faults.add(f"--imgsz {args.imgsz}: has to be a multiple of 32, and at most {MOST_PIXELS}")
+            good, _ = check(NUMBERS[key], value, WRITTEN[key], faults)
+            if good and key == "imgsz" and value % 32:
+                faults.add(f"--imgsz {value}: has to be a multiple of 32")
     notes = _check_json(args, faults)
     folder = _folder(args, faults)
     if args.exist_ok and (folder / CONFIG_FILE).exists():

@@ -373,7 +373,10 @@ def test_val_advises_nothing_that_it_would_refuse(preflight, words, line):
         (["--batch-size", "0"], "--batch-size is 0: it has to be a whole number of at least 1"),
         (["--imgsz", "0"], "--imgsz is 0: it has to be a whole number of at least 1"),
         (["--imgsz", "70"], "--imgsz 70: has to be a multiple of 32"),
-        (["--imgsz", "1000000000000"], "--imgsz 1000000000000: has to be a multiple of 32, and at most 65536"),
+        (
+            ["--imgsz", "1000000000000"],
+            "--imgsz is 1000000000000: it has to be a whole number of at least 1, and at most 65536",
+        ),
         (["--name", "a/b"], "--name 'a/b': it has to be a folder's name"),
         (["--name", ".."], "--name '..': it has to be a folder's name"),
         (["--project", "data/tiny.yaml"], "--project data/tiny.yaml: this is a file; give a folder"),
