@@ -261,7 +261,8 @@ def test_what_deepspeed_is_told_for_a_stage(tmp_path):
 def test_every_rule_gives_stages_that_train(tmp_path, stages, partition):
     plan = planned(tmp_path, {"pipeline": {"stages": stages, "partition": partition}}, stages)
     assert plan.partition.stages == stages
-    assert len(plan.lines) == stages + 1
+    assert len(plan.lines) == stages + 2
+    assert plan.lines[-1] == "ms: assumed, at 100 TFLOP/s; only their ratios mean anything"
     assert sum(row.parameters for row in plan.rows) == sum(each.numel() for each in plan.graph.skeleton.parameters())
 
 
