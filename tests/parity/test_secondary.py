@@ -36,7 +36,8 @@ def measure(ranks: Ranks, folder: str) -> dict[str, list[Report]]:
     # The twins first: DeepSpeed keeps the groups of second partitions for every later engine of the process.
     for zero in (TWIN, SECONDARY):
         for name, more in LAYOUTS.items():
-            file = Path(folder) / f"{name}-{len(zero)}.json"
+            # One per rank: a rank must not read what another is writing.
+            file = Path(folder) / f"{name}-{len(zero)}-rank{ranks.rank}.json"
             file.write_text(json.dumps({"zero_optimization": {**zero, **more}}))
             # A short memory, so that the average is far from the weights.
             hyper = {"optimizer": "SGD", "lr0": 0.01, "ema_decay": 0.5, "ema_tau": 1}
