@@ -18,14 +18,19 @@ SHOWN = ("mAP50-95", "mAP50", "precision", "recall")
 JUDGED = "mAP50-95"
 """What the verdicts are about."""
 
+LAST = "last.pt's "
+"""Before a metric that is last.pt's; without it, it is best.pt's."""
+
 METHOD = """\
 Every trainer starts from random weights that it draws itself, with the same seed, hyper-parameters and images; a step
 sees {batch} images in every case, over all ranks: two ranks normalise over half of them each. ultralytics'
 DetectionTrainer is used as it is. Different from its defaults, in all cases: {hyper}. Neither trainer evaluates before
-its last epoch, so that best.pt is last.pt.
+its last epoch, so that ultralytics' best.pt is its last.pt. yolods' best.pt has the weights of its last.pt, and
+BatchNorm's statistics taken anew over train images (`precise_bn`, on by default, docs/training.md) where that is better
+on the validation images; ultralytics has nothing like it.
 
-last.pt (fp16, the moving average) of every run is judged by ultralytics' own DetectionValidator, on the set's
-validation images.
+best.pt and last.pt (fp16, the moving average) of every run are judged by ultralytics' own DetectionValidator, on the
+set's validation images. Tables of best.pt compare what a user takes away, those of last.pt the training alone.
 
 - *+-*: standard deviation over seeds.
 - *difference*: from the mean of ultralytics, over the seeds that both have; in brackets its 95% interval.
@@ -111,8 +116,9 @@ def t_quantile(share: float, freedom: float) -> float:
 
 
 def by_seed(lines: Sequence[Line], case: str, name: str, metric: str) -> dict[int, float]:
-    """Seed -> a metric, of one case on one set."""
-    return {line["seed"]: line[metric] for line in lines if (line["case"], line["set"]) == (case, name)}
+    """Seed -> a metric, of one case on one set. Runs that note nothing of last.pt have no other best.pt."""
+    mine = [line for line in lines if (line["case"], line["set"]) == (case, name)]
+    return {line["seed"]: line.get(metric, line[metric.removeprefix(LAST)]) for line in mine}
 
 
 def pooled(lines: Sequence[Line], layouts: Sequence[str], name: str, metric: str) -> dict[int, float]:
@@ -134,10 +140,13 @@ def tables(lines: Sequence[Line], titles: Mapping[str, str], reference: str) -> 
     sets = list(dict.fromkeys(line["set"] for line in lines))
     text = []
     for name in sets:
-        for metric in SHOWN[:2]:
-            text += [f"## {name}: {metric}", "", *_table(lines, titles, reference, layouts, name, metric), ""]
+        for metric in (*SHOWN[:2], f"{LAST}{JUDGED}"):
+            title = metric if metric.startswith(LAST) else f"best.pt's {metric}"
+            text += [f"## {name}: {title}", "", *_table(lines, titles, reference, layouts, name, metric), ""]
         text += [f"## {name}: means", "", *_means(lines, titles, name), ""]
-    return [*text, "## Verdicts", "", *verdicts(lines, titles, reference, layouts, sets)]
+    for file, metric in (("best.pt", JUDGED), ("last.pt", f"{LAST}{JUDGED}")):
+        text += [f"## Verdicts on {file}", "", *verdicts(lines, titles, reference, layouts, sets, metric), ""]
+    return text[:-1]
 
 
 def _table(
@@ -189,14 +198,19 @@ def _means(lines: Sequence[Line], titles: Mapping[str, str], name: str) -> list[
 
 
 def verdicts(
-    lines: Sequence[Line], titles: Mapping[str, str], reference: str, layouts: Sequence[str], sets: Sequence[str]
+    lines: Sequence[Line],
+    titles: Mapping[str, str],
+    reference: str,
+    layouts: Sequence[str],
+    sets: Sequence[str],
+    metric: str = JUDGED,
 ) -> list[str]:
     """A line for each layout and set, for all layouts on a set, and for all on all sets."""
     text, whole = [], []
     for name in sets:
-        theirs = by_seed(lines, reference, name, JUDGED)
+        theirs = by_seed(lines, reference, name, metric)
         for case in layouts:
-            apart = difference(by_seed(lines, case, name, JUDGED), theirs)
+            apart = difference(by_seed(lines, case, name, metric), theirs)
             if apart is None or math.isnan(apart.error):
                 text.append(f"- {name}, {titles[case]}: too few seeds")
                 continue
@@ -204,7 +218,7 @@ def verdicts(
             text.append(
                 f"- {name}, {titles[case]}: {_said(apart)}, {_within(held, ' by more than one standard error')}"
             )
-        apart = difference(pooled(lines, layouts, name, JUDGED), theirs)
+        apart = difference(pooled(lines, layouts, name, metric), theirs)
         if apart is not None and not math.isnan(apart.error):
             whole.append(apart)
             text.append(f"- {name}, all layouts: {_said(apart)}, {_within(apart.mean >= 0, '')}")

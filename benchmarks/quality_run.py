@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import quality_report as report
 from benchmarks.cases import ROOT, Case
 from yolods import compat
 
@@ -139,18 +140,23 @@ def forked(function: Callable[[], None], screen: Path, *, session: bool = False,
 
 
 def lead(plan: Plan, job: Job, benchmark: int) -> None:
-    """Start a run's ranks, wait for them, judge last.pt, keep it, and write `RESULT` into the run's folder.
+    """Start a run's ranks, wait for them, judge what they leave, keep it, and write `RESULT` into the run's folder.
 
     Args:
         benchmark: pid of the process that asked for it; the run ends with it.
     """
     folder, began = plan.folder(job), time.monotonic()
     last, judged = folder / TRAIN / "weights" / "last.pt", folder / "judged.json"
+    # ultralytics' best.pt is its last.pt, for only the last epoch is evaluated.
+    best = last if job.case.config is None else last.with_name("best.pt")
     _train(plan, job, benchmark)
     seconds, cpu = time.monotonic() - began, _cpu_seconds()
-    _wait([forked(lambda: _judge(plan, job, last, judged), folder / SCREEN)], benchmark)
+    found = {}
+    for prefix, file in ((report.LAST, last), ("", best)):
+        _wait([forked(partial(_judge, plan, job, file, judged), folder / SCREEN)], benchmark)
+        found |= {f"{prefix}{name}": value for name, value in json.loads(judged.read_text(encoding="utf-8")).items()}
     result = {
-        **json.loads(judged.read_text(encoding="utf-8")),
+        **found,
         "train losses": _train_losses(folder / TRAIN / "results.csv"),
         "seconds": round(seconds, 1),
         "cpu seconds": round(cpu, 1),
@@ -159,9 +165,9 @@ def lead(plan: Plan, job: Job, benchmark: int) -> None:
     kept = plan.work / "weights" / f"{job.name}.pt"
     kept.parent.mkdir(exist_ok=True)
     last.replace(kept)
-    partial = folder / f".{RESULT}"
-    partial.write_text(json.dumps(result), encoding="utf-8")
-    partial.replace(folder / RESULT)
+    unfinished = folder / f".{RESULT}"
+    unfinished.write_text(json.dumps(result), encoding="utf-8")
+    unfinished.replace(folder / RESULT)
 
 
 def _train(plan: Plan, job: Job, benchmark: int) -> None:

@@ -133,7 +133,8 @@ class Lab:
         Args:
             switched: names of `trainer_ours.SWITCHES`.
         """
-        given = {**hyper, **({"channels_last": False} if "rounding" in switched else {})}
+        # best.pt is compared as training left it.
+        given = {**hyper, "precise_bn": 0, **({"channels_last": False} if "rounding" in switched else {})}
         flags = {
             **{"data": self.data, "model": "yolov5n", "imgsz": PIXELS, "batch-size": BATCH, "workers": 0},
             **{"epochs": given.pop("epochs"), "deepspeed_config": CONFIGS / f"{layout}.json"},

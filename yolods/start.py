@@ -25,7 +25,16 @@ from yolods.config.run import CONFIG_FILE
 from yolods.data.classes import class_names
 from yolods.data.fingerprint import samples_of
 from yolods.data.sampler import keyed_seed, seed_generators
-from yolods.data.splits import Opening, Split, class_weights, most_boxes, note_problems, open_split, read_data
+from yolods.data.splits import (
+    Opening,
+    Split,
+    class_weights,
+    most_boxes,
+    note_problems,
+    open_split,
+    read_data,
+    unaugmented,
+)
 from yolods.depends import (
     RECORD,
     Comparison,
@@ -48,6 +57,7 @@ from yolods.model.blueprint import Blueprint
 from yolods.model.check import blueprint_of
 from yolods.model.freezing import told
 from yolods.model.weights import read_pt
+from yolods.precise import TrainStatistics
 from yolods.provenance import Provenance, provenance
 from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry, model_table
 from yolods.train import Run, train_args
@@ -126,9 +136,16 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
         workers=config.workers,
         save_dir=config.run_dir,
     )
+    statistics = None
+    if hyper.precise_bn:
+        images = unaugmented(train, hyper.precise_bn, spec, hyper, opening)
+        passes = {"forward_batch": 2 * config.deepspeed.micro_batch, "workers": config.workers}
+        statistics = TrainStatistics(images, ranks, engine, **passes)
     if ranks.is_main:
         _announce(config, origin, ranks, telemetry, blueprint, (train, val), choice, schedule, progress, notes)
-    return Run(config, ranks, engine, schedule, train, evaluator, store, blueprint, telemetry, progress, watchdog)
+    return Run(
+        config, ranks, engine, schedule, train, evaluator, statistics, store, blueprint, telemetry, progress, watchdog
+    )
 
 
 def _refuse_changes(config: RunConfig) -> None:

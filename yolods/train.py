@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from yolods.evaluate import Evaluation, Evaluator, aloud
 from yolods.files import replace_copy
 from yolods.model.blueprint import Blueprint
 from yolods.model.weights import read_pt, write_pt
+from yolods.precise import TrainStatistics
 from yolods.stability.attribution import INPUT
 from yolods.stability.event import record, sentence
 from yolods.stats import LOSS_NAMES, EpochStats, StepStats
@@ -56,6 +58,7 @@ class Run:
         schedule: Schedule,
         train: Split,
         evaluator: Evaluator,
+        statistics: TrainStatistics | None,
         store: CheckpointStore,
         blueprint: Blueprint,
         telemetry: Telemetry,
@@ -64,13 +67,14 @@ class Run:
     ) -> None:
         """
         Args:
+            statistics: takes those of best.pt anew; None where they stay as they are.
             blueprint: of the model, for .pt files.
             progress: where to go on; `Progress()` for a new run.
         """
         self.config, self.ranks, self.engine, self.schedule = config, ranks, engine, schedule
         self.evaluator, self.store, self.blueprint = evaluator, store, blueprint
         self.telemetry, self.progress, self.watchdog = telemetry, progress, watchdog
-        self._train = train
+        self._train, self._statistics = train, statistics
         self._began = time.perf_counter() - progress.seconds
         self._stop = False
         self._stale = False
@@ -339,15 +343,9 @@ class Run:
         if weights is None:
             return
         folder = self.config.run_dir / "weights"
-        facts = {
-            "epoch": epoch,
-            "best_fitness": self.progress.best_fitness,
-            "train_args": train_args(self.config),
-            "train_metrics": {**evaluation.metrics, "fitness": evaluation.fitness} if evaluation else {},
-        }
         try:
             with slowly("writing weights"):
-                write_pt(folder / "last.pt", self.blueprint.skeleton, weights, facts)
+                write_pt(folder / "last.pt", self.blueprint.skeleton, weights, self._facts(epoch, evaluation))
                 if best:
                     replace_copy(folder / "last.pt", folder / "best.pt")
                 if self._due(self.config.hyper.save_period, epoch + 1):
@@ -356,6 +354,15 @@ class Run:
             self.telemetry.event(
                 "weights", f"{folder} could not be written, the earlier files stay: {error}", warn=True
             )
+
+    def _facts(self, epoch: int, evaluation: Evaluation | None) -> dict[str, Any]:
+        """What a .pt says of itself."""
+        return {
+            "epoch": epoch,
+            "best_fitness": self.progress.best_fitness,
+            "train_args": train_args(self.config),
+            "train_metrics": {**evaluation.metrics, "fitness": evaluation.fitness} if evaluation else {},
+        }
 
     def _out_of_patience(self, epoch: int) -> bool:
         waited = epoch - self.progress.best_epoch
@@ -386,9 +393,11 @@ class Run:
         if not self.ranks.from_main(best.is_file()):
             raise UserError(f"{best} was never written; the log {self.config.run_dir / 'train.log'} says why")
         self._saved = self.progress.step  # from here on the engine holds best.pt's weights
+        self._load_best(best)
+        if self._statistics is not None:
+            self._restate(best, self._statistics)
+            self._load_best(best)
         self.telemetry.event("validate", f"\nValidating {best}...")
-        self.engine.adopt(read_pt(best).state_dict())
-        self.engine.deepspeed.eval()
         plots = self.config.hyper.plots
         evaluation = self.evaluator(self.engine, plots=plots, pictures=plots, final=True, telemetry=self.telemetry)
         self._hear(self.store.wait)
@@ -397,6 +406,35 @@ class Run:
             if self.ranks.is_main:
                 self.store.note_end(self.progress)
             self.telemetry.finish(evaluation.metrics if evaluation else None, time.perf_counter() - self._began)
+
+    def _load_best(self, best: Path) -> None:
+        self.engine.adopt(read_pt(best).state_dict())
+        self.engine.deepspeed.eval()
+
+    def _restate(self, best: Path, statistics: TrainStatistics) -> None:
+        """Write best.pt with BatchNorm's statistics taken anew, where the val images say that it is better so."""
+        statistics(self.telemetry, self._quarantined())
+        evaluation = self.evaluator(self.engine, telemetry=self.telemetry)
+        weights = self.engine.full_weights()
+        if evaluation is None or weights is None:  # rank 0 has both
+            self.ranks.barrier()
+            return
+        before, now = self.progress.best_fitness or 0.0, round(evaluation.fitness, FITNESS_DIGITS)
+        better = now > before
+        told = (
+            f"BatchNorm's statistics over {statistics.images} train images without augmentation: mAP50-95 "
+            f"{before:.5f} -> {now:.5f}, "
+        )
+        try:
+            if better:
+                with slowly("writing weights"):
+                    facts = self._facts(self.progress.best_epoch, evaluation)
+                    write_pt(best, self.blueprint.skeleton, weights, facts)
+            told += "best.pt has these" if better else "best.pt keeps those of training"
+            self.telemetry.event("statistics", told)
+        except (OSError, RuntimeError) as error:
+            self.telemetry.event("statistics", f"{told}but {best} could not be written: {error}", warn=True)
+        self.ranks.barrier()
 
     def _count_replaced(self) -> None:
         """Say how many samples of this start, over all ranks, were other ones than the stream asked for."""

@@ -102,22 +102,25 @@ def test_the_mean_over_sets_has_the_error_of_independent_differences() -> None:
     assert mean.freedom == pytest.approx(0.05**4 * 28 / (0.03**4 + 0.04**4))
 
 
+@pytest.mark.parametrize("file", ["best.pt", "last.pt"])
 @pytest.mark.parametrize(
     ("shift", "alone", "all_of_them"),
     [(0.001, "not below by more than one standard error: holds", "not below: holds"),
      (-0.001, "not below by more than one standard error: holds", "**below**"),
      (-0.3, "**below by more than one standard error**", "**below**")],
 )  # fmt: skip
-def test_the_verdicts_follow_from_the_differences(shift: float, alone: str, all_of_them: str) -> None:
-    values = (0.3, 0.4, 0.5)
-    lines = [
-        line(case, seed, value + (0.0 if case == "ultralytics" else shift), name)
-        for case in CASES
-        for name in ("bccd", "demo")
-        for seed, value in enumerate(values)
-    ]
+def test_the_verdicts_follow_from_the_differences(shift: float, alone: str, all_of_them: str, file: str) -> None:
+    values, lines = (0.3, 0.4, 0.5), []
+    for case in CASES:
+        for name in ("bccd", "demo"):
+            for seed, value in enumerate(values):
+                best = last = value
+                if case != "ultralytics":  # whose runs have one file
+                    best, last = (value + shift, 0.9) if file == "best.pt" else (0.9, value + shift)
+                both = {} if case == "ultralytics" else {f"{quality_report.LAST}mAP50-95": last}
+                lines.append({**line(case, seed, best, name), **both})
     text = tables(lines, TITLES, "ultralytics")
-    said = text[text.index("## Verdicts") + 2 :]
+    said = text[text.index(f"## Verdicts on {file}") + 2 :][:11]
     assert [one.endswith(alone) for one in said if "all layouts" not in one] == [True] * 8
     assert [one.endswith(all_of_them) for one in said if "all layouts" in one] == [True] * 3
 

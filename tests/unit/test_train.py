@@ -23,6 +23,8 @@ READY = ROOT / "ds_configs"
 BASE = {"--model": "yolov5[0.1,0.1]", "--imgsz": "64", "--batch-size": "4", "--epochs": "2", "--workers": "0"}
 FP32 = ("zero0_fp32", "zero1_fp32", "zero2_fp32", "zero3_fp32", "zero2_offload_fp32")
 LOW = ("zero1_bf16", "zero2_bf16", "zero3_bf16", "zero0_bf16_autocast", "zero2_bf16_autocast")
+RESTATED = ("plain", "cosine", "zero3_fp32")
+"""Runs that take BatchNorm's statistics anew at their end."""
 OFFLOAD = {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
 
 
@@ -40,6 +42,8 @@ class Runs:
         place = ["--data", str(data or self.root / "tiny" / "tiny.yaml"), "--project", str(self.root / "runs")]
         plots = [] if "plots" in words else ["--noplots"]
         further = [word for word in words if word != "plots"]
+        if name not in RESTATED:  # a pass and an evaluation that the other tests do not ask about
+            further += ["--set", "precise_bn=0"]
         self.command(name, "train", *place, "--name", name, *typed, "--set", f"nbs={nbs}", *plots, *further)
 
     def row(self) -> None:
@@ -383,6 +387,45 @@ def test_of_epochs_that_are_equally_good_the_last_is_written_as_best(fitnesses, 
     run = judged(fitnesses)
     assert run.written == written
     assert run.progress.best_epoch == best_epoch
+
+
+@pytest.mark.parametrize(
+    ("fitness", "written", "said"), [(0.6, 1, "best.pt has these"), (0.5, 0, "keeps those"), (float("nan"), 0, "keeps")]
+)
+def test_best_pt_takes_statistics_anew_where_it_is_better_so(monkeypatch, fitness, written, said):
+    files, lines = [], []
+    monkeypatch.setattr("yolods.train.write_pt", lambda path, skeleton, weights, facts: files.append((path, facts)))
+    run = SimpleNamespace(
+        progress=Progress(best_fitness=0.5, best_epoch=3),
+        evaluator=lambda *_, **__: SimpleNamespace(fitness=fitness),
+        engine=SimpleNamespace(full_weights=dict),
+        blueprint=SimpleNamespace(skeleton=None),
+        telemetry=SimpleNamespace(event=lambda kind, text: lines.append(text)),
+        ranks=SimpleNamespace(barrier=lambda: None),
+        _quarantined=lambda: {"a.jpg"},
+        _facts=lambda epoch, evaluation: (epoch, evaluation.fitness),
+    )
+    barred = []
+
+    def statistics(telemetry, files):
+        barred.extend(files)
+
+    statistics.images = 7
+    Run._restate(run, Path("best.pt"), statistics)
+    assert files == [(Path("best.pt"), (3, fitness))] * written
+    assert barred == ["a.jpg"] and len(lines) == 1
+    assert "over 7 train images without augmentation: mAP50-95 0.50000 -> " in lines[0] and said in lines[0]
+
+
+def test_best_pt_has_the_weights_of_last_pt_and_statistics_of_its_own(runs):
+    """Under --noval the last epoch alone is judged."""
+    screen = runs.screen("cosine")
+    kept = "best.pt has these" in screen
+    assert kept or "best.pt keeps those of training" in screen
+    best, last = (runs.model("cosine", name).state_dict() for name in ("best.pt", "last.pt"))
+    differing = {key for key in last if not torch.equal(best[key], last[key])}
+    assert all(key.endswith(("running_mean", "running_var")) for key in differing)
+    assert bool(differing) == kept
 
 
 @pytest.mark.parametrize(("every", "due"), [(0, []), (1, [1, 2, 3, 4, 5, 6]), (3, [3, 6])])

@@ -107,7 +107,7 @@ class Ranks:
     def average_(
         self, tensors: Iterable[Tensor], *, group: dist.ProcessGroup | None = None, count: int | None = None
     ) -> None:
-        """Replace each fp32 tensor by its mean over the ranks, in one all-reduce.
+        """Replace each tensor, of one floating dtype, by its mean over the ranks, in one all-reduce.
 
         Args:
             group: some of the ranks; None: all.

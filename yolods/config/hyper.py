@@ -165,6 +165,8 @@ class Hyper:
     """Steps over which that decay rises. Not of ultralytics, where it is fixed."""
     sync_bn: bool = setting(False, flag())
     """BatchNorm over all data-parallel ranks. Not of ultralytics."""
+    precise_bn: int = setting(1024, whole(0))
+    """Train images over which best.pt's BatchNorm statistics are taken anew at the end; 0: none. Not of ultralytics."""
 
     def as_ultralytics(self) -> dict[str, Any]:
         """What ultralytics' `get_cfg(overrides=...)` takes: its own keys only, lists in place of tuples."""
@@ -176,7 +178,7 @@ class Hyper:
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
 
-OWN = ("ema_decay", "ema_tau", "sync_bn")
+OWN = ("ema_decay", "ema_tau", "sync_bn", "precise_bn")
 """Hyper-parameters that ultralytics does not have."""
 
 RULES: Mapping[str, Rule] = MappingProxyType({field.name: field.metadata["rule"] for field in fields(Hyper)})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from yolods.config.hyper import Hyper
 from yolods.config.paths import cache_dir
 from yolods.data.dataset import DetectionSet, default_cache_bytes
 from yolods.data.demo import ensure_demo
+from yolods.data.sampler import keyed_seed
 from yolods.data.scan import Scan, in_both, scan, write_problems
 from yolods.data.spec import DataSpec, as_ultralytics, fetch, read_spec
 from yolods.errors import UserError
@@ -101,8 +103,25 @@ def open_split(spec: DataSpec, split: str, hyper: Hyper, opening: Opening, ranks
     found = look(False)
     for line in found.warnings if ranks.is_main else ():
         log.warning("%s", line)
+    return Split(found, _dataset(found, spec, hyper, opening, augment=augment))
+
+
+def unaugmented(train: Split, most: int, spec: DataSpec, hyper: Hyper, opening: Opening) -> DetectionSet:
+    """Images of the train split as an evaluation sees them.
+
+    Args:
+        most: how many; fewer than there are are drawn by the seed.
+    """
+    labels = train.scan.labels
+    if most < len(labels):
+        places = random.Random(keyed_seed("statistics", hyper.seed)).sample(range(len(labels)), most)
+        labels = [labels[place] for place in sorted(places)]
+    return _dataset(replace(train.scan, labels=labels), spec, hyper, opening, augment=False)
+
+
+def _dataset(found: Scan, spec: DataSpec, hyper: Hyper, opening: Opening, *, augment: bool) -> DetectionSet:
     settings = namespace(hyper, epochs=opening.epochs, imgsz=opening.imgsz)
-    dataset = DetectionSet(
+    return DetectionSet(
         found,
         as_ultralytics(spec, single_cls=hyper.single_cls),
         settings,
@@ -114,7 +133,6 @@ def open_split(spec: DataSpec, split: str, hyper: Hyper, opening: Opening, ranks
         cache_ram=hyper.cache == "ram" and augment,
         cache_bytes=default_cache_bytes(opening.local_ranks * max(opening.workers, 1)),
     )
-    return Split(found, dataset)
 
 
 def note_problems(run_dir: Path, scans: tuple[Scan, ...]) -> list[str]:

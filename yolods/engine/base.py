@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,12 @@ from yolods.engine.ema import ShardedEma
 from yolods.engine.feed import Feed
 from yolods.engine.masters import Masters, full_parameter, full_shape, set_parameter
 from yolods.engine.optim import freeze_statistics, set_rates
+from yolods.engine.precise import Tallies
 from yolods.engine.recovery import Recovery
 from yolods.engine.schedule import Step
 from yolods.engine.shards import cut, misfits
 from yolods.errors import UserError
+from yolods.model.freezing import is_frozen
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss
 from yolods.stability.attribution import Culprit
@@ -201,6 +203,23 @@ class Engine:
         """Make the running statistics, and their moving averages, the mean over the replicas."""
         tensors = [*self.statistics(), *self.ema.mean_buffers]
         self.ranks.average_(tensors, group=self.share.group, count=self.share.count)
+
+    def restate_statistics(self, passes: Iterable[tuple[Tensor | None, int]]) -> None:
+        """Take BatchNorm's statistics anew from the model as it is, in evaluation mode; frozen layers keep theirs.
+
+        Args:
+            passes: uint8 images (N, 3, H, W), None where `share` says so, and how many of them count; as many passes
+                on every rank.
+        """
+        named = self.net.named_modules()
+        norms = [norm for name, norm in named if isinstance(norm, nn.BatchNorm2d) and not is_frozen(name, self._frozen)]
+        tallies = Tallies(norms, self.inputs.device)
+        with tallies.listening():
+            for images, counted in passes:
+                self.predict(images)
+                tallies.add(counted)
+        self.ranks.average_(tallies.sums(), group=self.share.group, count=self.share.count)
+        tallies.settle()
 
     @torch.no_grad()
     def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:

@@ -81,8 +81,8 @@ class Telemetry:
     def step(self, stats: StepStats) -> None:
         """A training step has ended."""
 
-    def val_begin(self, batches: int) -> None:
-        """An evaluation of `batches` batches on this rank starts."""
+    def val_begin(self, batches: int, what: str = "validation") -> None:
+        """An evaluation of `batches` batches on this rank starts, or another pass of as many, under its name."""
 
     def val_progress(self, batches: int = 1) -> None:
         """`batches` more have been evaluated."""
@@ -218,8 +218,8 @@ class RunTelemetry(Telemetry):
         self._console.step(stats)
         self._on_board("the curves", lambda board: board.step(stats))
 
-    def val_begin(self, batches: int) -> None:
-        self._console.val_begin(batches)
+    def val_begin(self, batches: int, what: str = "validation") -> None:
+        self._console.val_begin(batches, what)
 
     def val_progress(self, batches: int = 1) -> None:
         self._console.val_progress(batches)

@@ -129,13 +129,13 @@ class Console:
         if not self._terminal:
             self._write(line)
 
-    def val_begin(self, batches: int) -> None:
-        """Show the validation header with an empty bar of `batches`."""
+    def val_begin(self, batches: int, what: str = "validation") -> None:
+        """Show the validation header, or the name of another pass, with an empty bar of `batches`."""
         self._close_bar()
         if self._terminal:
-            self._bar = self._new_bar(_VAL_HEADER, batches)
+            self._bar = self._new_bar(_VAL_HEADER if what == "validation" else f"{what:>22}", batches)
         self._last_line = self._clock()
-        self._val_done, self._val_batches = 0, batches
+        self._val_what, self._val_done, self._val_batches = what, 0, batches
 
     def val_progress(self, batches: int = 1) -> None:
         """Move the validation bar by `batches`."""
@@ -144,7 +144,7 @@ class Console:
             self._bar.update(batches)
         elif self._clock() - self._last_line >= self._heartbeat:
             self._last_line = self._clock()
-            self.say(f"{'validation':>11} batch {self._val_done}/{self._val_batches}")
+            self.say(f"{self._val_what:>11} batch {self._val_done}/{self._val_batches}")
 
     def val_end(self, rows: Sequence[tuple[str, int, int, Sequence[float]]], *, final: bool) -> None:
         """Show a table of (class, images, instances, (P, R, mAP50, mAP50-95)); `final` false: a terminal sees row 0.

@@ -1,0 +1,55 @@
+"""The last thing a run tries: best.pt with BatchNorm's statistics taken anew over train images (`engine.precise`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from yolods.cluster.pulse import mark
+from yolods.cluster.ranks import Ranks
+from yolods.data.dataset import DetectionSet
+from yolods.data.loader import eval_batches, eval_loader
+from yolods.engine.base import Engine
+from yolods.evaluate import aloud
+from yolods.telemetry import Telemetry
+
+
+class TrainStatistics:
+    """Takes a model's statistics over part of the train set. Calling it is a collective."""
+
+    def __init__(
+        self, dataset: DetectionSet, ranks: Ranks, engine: Engine, *, forward_batch: int, workers: int
+    ) -> None:
+        """
+        Args:
+            dataset: the images, without augmentation.
+            engine: whose model is to be given the statistics.
+            forward_batch: most images per forward pass on a rank.
+            workers: loader processes per rank.
+        """
+        share = engine.share
+        self.images = len(dataset)
+        self._dataset, self._ranks, self._engine, self._workers = dataset, ranks, engine, workers
+        self._batches = eval_batches(dataset, rank=share.index, ranks=share.count, forward_batch=forward_batch)
+
+    def __call__(self, telemetry: Telemetry, barred: Iterable[str] = ()) -> None:
+        """Put the statistics of the images into the engine's model, which is in evaluation mode.
+
+        Args:
+            barred: files whose place others take.
+        """
+        self._dataset.bar(barred)
+        telemetry.val_begin(len(self._batches), "statistics")
+        self._engine.restate_statistics(self._passes(telemetry))
+
+    def _passes(self, telemetry: Telemetry) -> Iterator[tuple[Any, int]]:
+        """Images of each batch, None on ranks that read none, and how many of them count."""
+        for number, batch in enumerate(aloud(self._load(), self._ranks)):
+            mark("statistics", number)
+            yield batch["img"], batch["real"]
+            telemetry.val_progress()
+
+    def _load(self) -> Iterator[dict[str, Any]]:
+        if self._engine.share.reads_images:
+            return eval_loader(self._dataset, self._batches, workers=self._workers)
+        return iter([{"img": None, "real": batch.real} for batch in self._batches])
