@@ -35,7 +35,7 @@ from yolods.engine.build import plan_schedule
 from yolods.engine.clock import StageClock
 from yolods.engine.optim import OptimizerChoice, build_optimizer, parameter_groups
 from yolods.engine.pipeline import PipelineEngine
-from yolods.engine.stages import StagePlan, build_stage
+from yolods.engine.stages import build_stage
 from yolods.model.blueprint import Blueprint
 from yolods.model.build import architecture, parse_name
 from yolods.model.graph import OUT, Graph, build_graph, live
@@ -47,6 +47,7 @@ from yolods.model.stage import Stage
 from yolods.plan.cost import cost
 from yolods.plan.partition import partition, table
 from yolods.plan.profile import measure
+from yolods.plan.run import StagePlan
 from yolods.plan.stages import Terms
 
 NAMES = ("one", "two", "three")

@@ -273,11 +273,12 @@ def checked(drawn: Drawn, folder: Path) -> str | None:
     Raises:
         Exception: whatever the check did not foresee.
     """
-    from yolods.cli import _check_train, _train_parser
+    from yolods.check import check_train
+    from yolods.cli import _train_parser
     from yolods.errors import UserError
 
     try:
-        _check_train(_train_parser().read(command(drawn, folder)[1:]), drawn.ranks, "cpu")
+        check_train(_train_parser().read(command(drawn, folder)[1:]), drawn.ranks, "cpu")
     except UserError as error:
         return str(error)
     return None

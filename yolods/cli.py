@@ -275,13 +275,14 @@ def _launch_train(
     Args:
         ranks: None: the launcher's flags do not say how many, and `faults` why.
     """
+    from yolods.check import check_train
     from yolods.cluster.launch import launcher_command
-    from yolods.cluster.supervise import supervise
+    from yolods.cluster.supervise import say, supervise
     from yolods.config.claim import Claim
     from yolods.restart import Restarts
 
-    def check(words: Sequence[str], ranks: int) -> RunConfig:
-        return _check_train(_train_parser().read(words[1:]), ranks, "cuda" if gpus else "cpu")
+    def check(words: Sequence[str], ranks: int, tell: Callable[[str], object] | None = None) -> RunConfig:
+        return check_train(_train_parser().read(words[1:]), ranks, "cuda" if gpus else "cpu", tell)
 
     with faults.caught():  # before a folder is claimed
         launcher_command(words, flags, gpus=gpus, python=sys.executable)
@@ -290,7 +291,7 @@ def _launch_train(
             faults.add(line)
         faults.raise_if_any()
     assert ranks is not None
-    config = check(words, ranks)
+    config = check(words, ranks, say)
     with Claim() as claim, ExitStack() as stack:
         if flags.node_rank:  # of a start on every host, the first one's has the folder
             tell = Path(stack.enter_context(TemporaryDirectory(prefix="yolods-")), "run")
@@ -393,45 +394,6 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
     return 0 if works else USER_ERROR
 
 
-def _check_train(args: argparse.Namespace, ranks: int, device: str) -> RunConfig:
-    from yolods.config import build_run_config
-    from yolods.config.model_name import parse_name
-    from yolods.data.spec import check_classes, read_spec
-    from yolods.depends import check_before_start
-
-    config = build_run_config(args, ranks=ranks, device=device, check_resume=check_before_start)
-    spec = None if config.is_demo else read_spec(config.data)
-    if spec is not None:
-        check_classes(spec.names, spec.yaml, config.hyper.classes)
-    elif config.hyper.classes is not None:
-        from yolods.data.demo import NAMES
-
-        check_classes(NAMES, config.data, config.hyper.classes)
-    pipeline = config.deepspeed.pipeline
-    cuts = pipeline.partition if pipeline is not None and not isinstance(pipeline.partition, str) else None
-    drawn = parse_name(config.model).yaml is not None or config.hyper.freeze is not None or cuts is not None
-    weighed = config.weights is not None and not config.resume
-    if drawn or weighed:
-        from yolods.telemetry.log import quiet_dependencies
-
-        quiet_dependencies(logging.WARNING)
-    if drawn:
-        from yolods.model.check import blueprint_of  # imports torch, for which every other start need not wait
-
-        blueprint = blueprint_of(config, spec.names if spec else ("item",), spec.channels if spec else 3)
-        if cuts is not None:
-            from yolods.model.graph import build_graph
-            from yolods.plan.cost import cost
-            from yolods.plan.partition import partition
-
-            partition(cost(build_graph(blueprint.meta), config.imgsz), len(cuts) + 1, cuts)
-    if weighed:
-        from yolods.model.weights import read_pt
-
-        read_pt(config.weights)
-    return config
-
-
 def _count_gpus() -> int:
     from yolods.cluster.devices import count_gpus
 
@@ -443,7 +405,9 @@ def _train(words: list[str]) -> int:
 
     args, place = _train_parser(for_help=bool(HELP & set(words))).read(words), seat(os.environ)
     if args.faults or not place.launched:  # what is wrong need not wait for what is slow to import
-        _check_train(args, place.size, "cuda" if _count_gpus() else "cpu")
+        from yolods.check import check_train
+
+        check_train(args, place.size, "cuda" if _count_gpus() else "cpu")
     _say_alone("training")
     from yolods.cluster.failures import noted_in
     from yolods.config.claim import Claim

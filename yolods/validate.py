@@ -68,19 +68,7 @@ def check_val_arguments(args: argparse.Namespace) -> Request:
     faults = Faults()
     for fault in getattr(args, "faults", ()):  # of the words themselves
         faults.add(fault)
-    if args.weights is None:
-        faults.add("--weights is missing: give the .pt to evaluate, for example runs/exp/weights/best.pt")
-    elif not Path(args.weights).is_file():
-        faults.add(f"--weights {args.weights}: no such file")
-    if args.data is None and args.weights is None:
-        faults.add("--data is missing: give a data yaml, or --data demo for the embedded data set")
-    elif args.data not in (None, DEMO) and not (Path(args.data).is_file() or shipped_yaml(Path(args.data))):
-        faults.add(f"--data {args.data}: no such file")
-    for key in ("batch_size", "imgsz", "workers"):
-        if (value := getattr(args, key)) is not None:
-            good, _ = check(NUMBERS[key], value, WRITTEN[key], faults)
-            if good and key == "imgsz" and value % 32:
-                faults.add(f"--imgsz {value}: has to be a multiple of 32")
+    _check_numbers(args, faults)
     notes = _check_json(args, faults)
     folder = _folder(args, faults)
     if args.exist_ok and (folder / CONFIG_FILE).exists():
@@ -93,23 +81,70 @@ def check_val_arguments(args: argparse.Namespace) -> Request:
     for key, where in read.commanded.items():
         if key in RULES and key not in EVALUATION:
             faults.add(f"{where} is not used by val, which takes {', '.join(EVALUATION)}; leave it out")
+    split = args.split or "val"
+    net = _weights(args, faults)
+    data = _data(args, net, faults)
+    known = None if data is None else _names(data, split, hyper, faults)
+    about: tuple[str, ...] = ()
+    if net is not None and known is not None:
+        names, where = known
+        about = _compare_names(net, Path(args.weights), ("item",) if hyper.single_cls else names, where, faults)
     faults.raise_if_any()
-    weights, split = Path(args.weights), args.split or "val"
-    net = _read(weights)
-    data = Path(args.data) if args.data is not None else _stored_data(net, weights)
-    if data == Path(DEMO):
-        names, where = NAMES, DEMO
-        if split not in COUNTS:
-            faults.add(f"--split {split}: the demo data has no {split} images; use {' or '.join(COUNTS)}")
+    assert data is not None
+    return Request(Path(args.weights), data, split, hyper, (*notes, *(() if hyper.single_cls else about)))
+
+
+def _check_numbers(args: argparse.Namespace, faults: Faults) -> None:
+    for key in ("batch_size", "imgsz", "workers"):
+        if (value := getattr(args, key)) is not None:
+            good, _ = check(NUMBERS[key], value, WRITTEN[key], faults)
+            if good and key == "imgsz" and value % 32:
+                faults.add(f"--imgsz {value}: has to be a multiple of 32")
+
+
+def _weights(args: argparse.Namespace, faults: Faults) -> DetectionModel | None:
+    """The model to evaluate; None and a fault where there is none."""
+    if args.weights is None:
+        faults.add("--weights is missing: give the .pt to evaluate, for example runs/exp/weights/best.pt")
+    elif not Path(args.weights).is_file():
+        faults.add(f"--weights {args.weights}: no such file")
     else:
-        spec = read_spec(data)
-        names, where = spec.names, str(spec.yaml)
-        if not (spec.needs_download or spec.sources(split)):
-            faults.add(f"--split {split}: {where} names no {split} images; add `{split}: FOLDER`")
-    check_classes(names, where, hyper.classes)
-    about = _compare_names(net, weights, ("item",) if hyper.single_cls else names, where, faults)
-    faults.raise_if_any()
-    return Request(weights, data, split, hyper, (*notes, *(() if hyper.single_cls else about)))
+        with faults.caught():
+            return _read(Path(args.weights))
+    return None
+
+
+def _data(args: argparse.Namespace, net: DetectionModel | None, faults: Faults) -> Path | None:
+    """The data yaml: as given, or what the weights remember; None and a fault where there is none."""
+    if args.data is None and net is None:
+        if args.weights is None:
+            faults.add("--data is missing: give a data yaml, or --data demo for the embedded data set")
+        return None
+    if args.data is None:
+        with faults.caught():
+            return _stored_data(net, Path(args.weights))
+        return None
+    if args.data != DEMO and not (Path(args.data).is_file() or shipped_yaml(Path(args.data))):
+        faults.add(f"--data {args.data}: no such file")
+        return None
+    return Path(args.data)
+
+
+def _names(data: Path, split: str, hyper: Hyper, faults: Faults) -> tuple[Sequence[str], str] | None:
+    """Class names of the data, and what they stand in; None and faults where the data cannot be read."""
+    with faults.caught():
+        if data == Path(DEMO):
+            names, where = NAMES, DEMO
+            if split not in COUNTS:
+                faults.add(f"--split {split}: the demo data has no {split} images; use {' or '.join(COUNTS)}")
+        else:
+            spec = read_spec(data)
+            names, where = spec.names, str(spec.yaml)
+            if not (spec.needs_download or spec.sources(split)):
+                faults.add(f"--split {split}: {where} names no {split} images; add `{split}: FOLDER`")
+        check_classes(names, where, hyper.classes)
+        return names, where
+    return None
 
 
 def _check_json(args: argparse.Namespace, faults: Faults) -> tuple[str, ...]:

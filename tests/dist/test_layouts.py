@@ -23,7 +23,7 @@ from tests.parity.splits import Case, batch_of
 from tests.ranks import on_ranks
 from yolods.cluster.ranks import Ranks
 from yolods.engine.schedule import Step
-from yolods.engine.stages import state_bytes
+from yolods.plan.run import state_bytes
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,10 @@ from yolods.cluster.grid import rank_at
 from yolods.cluster.place import seat
 from yolods.cluster.ranks import Ranks, _count_here
 from yolods.config import RunConfig, add_train_arguments, build_run_config
-from yolods.engine.stages import StagePlan, order_of, plan_stages
+from yolods.engine.stages import order_of, plan_stages
 from yolods.model.blueprint import Blueprint
 from yolods.model.build import architecture, parse_name
+from yolods.plan.run import StagePlan
 
 DUMP = "import json, os, sys\njson.dump(dict(os.environ), open(f'{sys.argv[1]}/{os.environ[\"RANK\"]}.json', 'w'))\n"
 LEFT_OVER = {

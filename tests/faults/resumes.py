@@ -287,11 +287,12 @@ def _seen(run: str, asked: tuple[str, ...], status: int, shown: str, *, touched:
 
 def _asked(words: list[str]) -> tuple[str, ...]:
     """What the launcher's check says, which starts nothing."""
-    from yolods.cli import _check_train, _train_parser
+    from yolods.check import check_train
+    from yolods.cli import _train_parser
     from yolods.errors import UserError
 
     try:
-        _check_train(_train_parser().read(words[1:]), 2, "cpu")
+        check_train(_train_parser().read(words[1:]), 2, "cpu")
     except UserError as error:
         return tuple(str(error).splitlines())
     return ()

@@ -1,5 +1,6 @@
 """Mistakes that one process can see are shown before any other is started: a line each, exit status 2, no traceback."""
 
+import json
 import pickle
 import sys
 import zipfile
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from tests.tiny import make_dataset
-from yolods import cli
+from yolods import __version__, cli
 from yolods.cluster import supervise
 
 ROOT = Path(__file__).parents[2]
@@ -37,12 +38,14 @@ def preflight(tmp_path, monkeypatch, capfd) -> Callable[..., list[str]]:
         assert sorted(str(path) for path in tmp_path.rglob("*")) == before
         out, err = capfd.readouterr()
         assert out == ""
-        return err.splitlines()
+        return [line for line in err.splitlines() if not line.startswith(LOOKING)]
 
     return run
 
 
 GOOD = ("train", "--data", "data/tiny.yaml", "--imgsz", "64")
+LOOKING = f"yolods: version {__version__}: looking at "
+"""What is said before torch is imported for a check."""
 
 
 def test_what_is_sound_goes_on_to_the_launcher(preflight):
@@ -205,10 +208,11 @@ def test_an_evaluation_does_not_write_over_a_training_run(preflight):
     Path("runs/exp/config.json").write_text("{}")
     Path("a.pt").touch()
     words = ("val", "--weights", "a.pt", "--data", "data/tiny.yaml", "--name", "exp", "--exist-ok")
-    (shown,) = preflight(*words)
+    shown, weights = preflight(*words)
     assert shown.startswith(
         "error: --exist-ok: runs/exp is a training run's folder, whose results would be overwritten"
     )
+    assert weights.startswith("error: --weights a.pt: ")
 
 
 def test_an_original_yolov5_checkpoint(preflight):
@@ -297,6 +301,51 @@ def test_all_faults_are_shown_at_once(preflight):
     found = {start: [line for line in shown if line.startswith(f"error: {start}")] for start in starts}
     assert all(len(lines) == 1 for lines in found.values()), found
     assert len(shown) == len(starts)
+
+
+def test_faults_of_data_model_and_weights_stand_beside_those_of_flags(preflight):
+    Path("bad.yaml").write_text("train: nowhere\nval: nowhere\nnames: 5\n")
+    Path("own.yaml").write_text("backbone: [[-1, 1, Conv]]\nhead: [[[9], 1, Detect, [nc]]]\n")
+    Path("none.pt").write_text("no weights")
+    shown = preflight("train", "--data", "bad.yaml", "--epochs", "0", "--model", "own.yaml", "--weights", "none.pt")
+    for part in ("--epochs is 0", "/bad.yaml: names", "/own.yaml: layer 0", "/own.yaml: layer 1", "/none.pt: "):
+        assert [line for line in shown if part in line], (part, shown)
+    (frozen, epochs) = sorted(
+        preflight(*GOOD, "--epochs", "0", "--freeze", "typo"), key=lambda line: "--epochs" in line
+    )
+    assert "'typo' names no layer" in frozen and "--epochs is 0" in epochs
+
+
+def test_faults_of_data_and_weights_stand_beside_those_of_vals_flags(preflight):
+    Path("bad.yaml").write_text("val: nowhere\nnames: 5\n")
+    Path("none.pt").write_text("no weights")
+    shown = preflight("val", "--data", "bad.yaml", "--weights", "none.pt", "--imgsz", "70", "--set", "iou=2")
+    for part in ("--imgsz 70", "--set iou", "bad.yaml: names", "--weights none.pt"):
+        assert [line for line in shown if part in line], (part, shown)
+
+
+@pytest.mark.parametrize(
+    ("block", "ranks", "part"),
+    [
+        ({"stages": 2, "memory_gib": 0.01}, 2, "pipeline: the smallest peak with 2 stages is "),
+        ({"stages": 64}, 64, "pipeline: 64 stages, but there are 56 nodes to share out among them"),
+        ({"stages": 32, "partition": "uniform"}, 32, "shares out whole layers, and 32 stages > 25 layers"),
+        ({"stages": 3, "partition": [11, 13]}, 3, "stage 1 (11..12) has nothing to train: there are no weights"),
+    ],
+    ids=["memory", "nodes", "layers", "a stage without weights"],
+)
+def test_stages_that_cannot_be_made_start_no_process(preflight, block, ranks, part):
+    Path("ds.json").write_text(json.dumps({"pipeline": block}))
+    words = ("--batch-size", "4", "--model", "yolov5n", "--num_gpus", str(ranks), "--deepspeed_config", "ds.json")
+    shown = preflight(*GOOD, *words)
+    assert part in shown[-1] and all(line.startswith("error: pipeline: ") for line in shown)
+
+
+def test_a_start_that_looks_at_the_model_first_says_so_at_once(preflight, capfd):
+    with pytest.raises(AssertionError, match="a process was started"):
+        preflight(*GOOD, "--freeze", "2")
+    first, second = capfd.readouterr().err.splitlines()[:2]
+    assert first == f"{LOOKING}the model before the start" and "starting training on" in second
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,13 @@ from yolods.config import RunConfig, add_train_arguments, build_run_config
 from yolods.engine.optim import choose_optimizer
 from yolods.engine.pipeline import PipelineEngine
 from yolods.engine.schedule import Step
-from yolods.engine.stages import StagePlan, build_stage
+from yolods.engine.stages import build_stage
 from yolods.model.blueprint import Blueprint
 from yolods.model.build import architecture, parse_name
 from yolods.model.graph import build_graph
 from yolods.plan.cost import Cost, cost
 from yolods.plan.partition import partition, table
+from yolods.plan.run import StagePlan
 
 RATE, MOMENTUM, MAX_NORM = 100.0, 0.9, 10.0
 """A step so large that the weights' own rounding vanishes beside it; the next one starts from the old weights again."""

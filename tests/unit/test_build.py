@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from yolods.errors import UserError
+from yolods.errors import Faults, UserError
+from yolods.model.arguments import check_layers
 from yolods.model.build import architecture, build, parse_name
 from yolods.model.description import read_description
+from yolods.model.graph import meta_model
 
 NAMES = ("a", "b", "c")
 
@@ -197,10 +199,54 @@ def test_a_fault_of_a_model_yaml_names_its_layer_and_is_not_pythons_words(tmp_pa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        ("Conv, [64, 3, 2]], [", "Conv, [x, 3, 2]], [", "0 (Conv): its c2 is 'x': it has to be a whole number of at"),
+        ("Conv, [64, 3, 2]], [", "Conv, [64, 0, 2]], [", "0 (Conv): its k is 0: it has to be a whole number of at"),
+        ("Conv, [64, 3, 2]], [", "Conv, [64, 3, -2]], [", "0 (Conv): its s is -2: it has to be a whole number of at"),
+        (
+            "Conv, [64, 3, 2]], [",
+            "Conv, [64, 3, 2, x]], [",
+            "0 (Conv): its p is 'x': it has to be a whole number of at",
+        ),
+        ("Conv, [64, 3, 2]], [", "Conv, []], [", "0 (Conv) lacks c2: its arguments are [c2, k, s, p, g, d, act]"),
+        ("[[1], 1, Detect", "[1, 1, C3, [64, 1]], [[2], 1, Detect", "2 (C3): its shortcut is 1: it has to be true or"),
+        ("[[1], 1, Detect", "[1, 1, nn.Upsample, [None, 2, x]], [[2], 1, Detect", "2 (nn.Upsample): its mode is 'x'"),
+        ("[[1], 1, Detect", "[[0, 1], 1, Concat, [9]], [[2], 1, Detect", "2 (Concat): its dimension is 9: it has to"),
+        ("Detect, [nc]", "Detect, []", "2 (Detect) lacks nc: its arguments are [nc]"),
+        ("Detect, [nc]", "Detect, [nc, 16]", "2 (Detect) has 2 arguments, and takes 1: [nc]"),
+        ("Conv, [64, 3, 2]], [", "Conv, [64, 3, 2, 1, 5]], [", "0 (Conv [64, 3, 2, 1, 5]): ValueError: in_channels"),
+    ],
+)
+def test_a_wrong_argument_of_a_layer_is_named_with_what_it_has_to_be(tmp_path, before, after, line):
+    path = tmp_path / "own.yaml"
+    path.write_text(SOUND.replace(before, after))
+    for make in (lambda layers: build(layers, NAMES), meta_model):
+        with pytest.raises(UserError) as caught:
+            make(architecture(parse_name(str(path)), 3, 3))
+        assert str(caught.value).startswith(f"the model cannot be built: layer {line}")
+        assert "\n" not in str(caught.value)
+
+
+def test_all_wrong_arguments_are_named_at_once(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(SOUND.replace("[64, 3, 2]], [", "[64, 0, x]], [").replace("Detect, [nc]", "Detekt, [nc]"))
+    with pytest.raises(UserError) as caught:
+        meta_model(architecture(parse_name(str(path)), 3, 3))
+    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
+        "layer 0 (Conv)",
+        "layer 0 (Conv)",
+        "layer 2 is a 'Detekt', which ultralytics does not have (did you mean 'Detect'?)",
+    ]
+
+
 def test_model_yamls_that_ultralytics_ships_have_no_fault():
     package = importlib.util.find_spec("ultralytics")
     assert package is not None and package.origin is not None
     files = sorted((Path(package.origin).parent / "cfg" / "models").glob("*/*.yaml"))
     assert len(files) > 20
     for file in files:
-        read_description(file)
+        faults = Faults()
+        check_layers({**read_description(file), "nc": 80}, faults)
+        assert not list(faults), file

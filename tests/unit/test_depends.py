@@ -313,8 +313,8 @@ def test_a_progress_that_counts_no_epochs_is_left_to_the_ranks(capsys, monkeypat
 
 def test_a_resume_is_checked_without_torch(left):
     script = (
-        "import sys\nfrom yolods.cli import _check_train, _train_parser\n"
-        f"_check_train(_train_parser().read(['--resume', {str(left)!r}]), 2, 'cpu')\n"
+        "import sys\nfrom yolods.check import check_train\nfrom yolods.cli import _train_parser\n"
+        f"check_train(_train_parser().read(['--resume', {str(left)!r}]), 2, 'cpu')\n"
         "print(sorted({'torch', 'ultralytics'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)

@@ -276,9 +276,13 @@ def test_a_model_has_to_end_in_a_plain_detect_head():
 @pytest.mark.parametrize(
     ("layer", "entry", "said"),
     [
-        (6, [[-1, 0], 1, "Concat", [1]], "RuntimeError: Sizes of tensors must match"),
-        (6, [[-1, 40], 1, "Concat", [1]], "IndexError"),
-        (3, [-1, 1, "Nonesuch", [1]], "KeyError: 'Nonesuch'"),
+        (
+            6,
+            [[-1, 0], 1, "Concat", [1]],
+            r"layer 6 \(Concat\) cannot take \(32, .*: RuntimeError: Sizes of tensors",
+        ),
+        (6, [[-1, 40], 1, "Concat", [1]], r"layer 6 \(Concat \[1\]\): IndexError"),
+        (3, [-1, 1, "Nonesuch", [1]], "layer 3 is a 'Nonesuch', which ultralytics does not have"),
     ],
 )
 def test_a_yaml_that_cannot_be_built_is_a_users_mistake(layer, entry, said):

@@ -130,26 +130,28 @@ def test_how_much_is_frozen_is_said():
     ],
 )
 def test_it_is_refused_before_a_process_starts(tmp_path, monkeypatch, words, part):
-    from yolods.cli import _check_train, _train_parser
+    from yolods.check import check_train
+    from yolods.cli import _train_parser
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "crop6.yaml").write_text(FOUR_LEVELS)
     args = _train_parser().parse_args(["--data", "demo", *words.split()])
     args.model = args.model or "yolov5n"
     with pytest.raises(UserError) as caught:
-        _check_train(args, 2, "cpu")
+        check_train(args, 2, "cpu")
     assert part in str(caught.value)
 
 
 def test_classes_that_the_yaml_does_not_name_are_refused_before_a_process_starts(tmp_path, monkeypatch):
     from tests.tiny import make_dataset
-    from yolods.cli import _check_train, _train_parser
+    from yolods.check import check_train
+    from yolods.cli import _train_parser
 
     yaml = make_dataset(tmp_path)
     monkeypatch.chdir(tmp_path)
     args = _train_parser().parse_args(["--data", str(yaml), "--set", "classes=0,2"])
     with pytest.raises(UserError, match=r"classes: 2 is no class of .*tiny\.yaml, which names 2 \(ids 0 to 1\)"):
-        _check_train(args, 2, "cpu")
+        check_train(args, 2, "cpu")
 
 
 def test_val_takes_the_name_of_a_shipped_yaml(tmp_path, monkeypatch):

@@ -19,12 +19,13 @@ from yolods import cli
 from yolods.cluster.ranks import Ranks
 from yolods.config import RunConfig, add_train_arguments, build_run_config
 from yolods.config.pipeline import PipelineConfig
-from yolods.engine.stages import StagePlan, plan_stages
+from yolods.engine.stages import plan_stages
 from yolods.errors import UserError
 from yolods.model.blueprint import Blueprint
 from yolods.model.build import architecture, parse_name
 from yolods.model.graph import build_graph
 from yolods.plan.cost import cost
+from yolods.plan.run import StagePlan
 
 ZERO1, ZERO2, ZERO3 = ({"zero_optimization": {"stage": stage}} for stage in (1, 2, 3))
 
@@ -54,8 +55,8 @@ def drawn(model: str) -> Blueprint:
 def drawn_once() -> Iterator[None]:
     """Counting a model's costs takes longer than all that is tested here."""
     with (
-        mock.patch("yolods.engine.stages.build_graph", lru_cache(build_graph)),
-        mock.patch("yolods.engine.stages.cost", lru_cache(cost)),
+        mock.patch("yolods.plan.run.build_graph", lru_cache(build_graph)),
+        mock.patch("yolods.plan.run.cost", lru_cache(cost)),
     ):
         yield
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from tests.parity.small import plain_model
-from yolods.engine.stages import state_bytes
 from yolods.model.build import architecture, parse_name
 from yolods.model.graph import IMAGE, OUT, build_graph
 from yolods.model.stage import Stage, attach
+from yolods.plan.run import state_bytes
 
 CUTS = {"yolov5n": ("4.m.1", "13", "24.0.cls1"), "yolov5n6": ("10.close", "23", "33.2.box")}
 

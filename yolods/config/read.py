@@ -32,7 +32,7 @@ def build_run_config(
     ranks: int,
     device: str,
     environ: Mapping[str, str] | None = None,
-    check_resume: Callable[[RunConfig, Faults], None] | None = None,
+    check_files: Callable[[RunConfig, Faults], None] | None = None,
 ) -> RunConfig:
     """Read flags, hyp file and DeepSpeed JSON.
 
@@ -41,7 +41,8 @@ def build_run_config(
         ranks: ranks in all; of a pipeline, replicas x stages.
         device: "cpu" or "cuda".
         environ: environment variables; DS_ACCELERATOR has to agree with `device`.
-        check_resume: adds what else keeps a run from being gone on with, so that it is said beside the flags' faults.
+        check_files: adds what is wrong with the files that the run is made of, so that it is said beside the flags'
+            faults; where there are such, the configuration that it is given has defaults in their place.
 
     Raises:
         UserError: every fault, a line each.
@@ -50,9 +51,11 @@ def build_run_config(
     for fault in getattr(args, "faults", ()):  # of the words themselves
         faults.add(fault)
     _check_accelerator(device, environ or {}, faults)
-    made = (_fresh if getattr(args, "resume", None) is None else _resumed)(args, ranks, device, faults)
-    if made is not None and made.resume and check_resume is not None:
-        check_resume(made, faults)
+    made = None
+    with faults.caught():
+        made = (_fresh if getattr(args, "resume", None) is None else _resumed)(args, ranks, device, faults)
+    if made is not None and check_files is not None:
+        check_files(made, faults)
     faults.raise_if_any()
     assert made is not None  # without a run there is a fault
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,93 +12,28 @@ from yolods.cluster.ranks import Ranks
 from yolods.engine.build import build_pipeline
 from yolods.engine.optim import OptimizerChoice
 from yolods.engine.pipeline import Cut, PipelineEngine
-from yolods.errors import Faults
 from yolods.model.blueprint import Blueprint
-from yolods.model.freezing import is_frozen, marks_of
-from yolods.model.graph import Graph, build_graph, live
+from yolods.model.graph import Graph, live
 from yolods.model.initialise import initialise
 from yolods.model.stage import Stage
-from yolods.plan.cost import cost
-from yolods.plan.partition import Partition, StageRow, partition, render, table
+from yolods.plan.partition import table
 from yolods.plan.profile import measure
-from yolods.plan.stages import Terms
+from yolods.plan.run import DTYPE_BYTES, StagePlan, choose, counted, terms_of
 
 if TYPE_CHECKING:
     from yolods.config import RunConfig
 
-GIB = 2**30
-DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """Where a model is cut, and why."""
-
-    graph: Graph
-    """Its nodes."""
-    partition: Partition
-    """Which of them each stage runs."""
-    rows: tuple[StageRow, ...]
-    """What each stage takes."""
-
-    measured: bool
-    """Whether the seconds in the rows were measured on this device."""
-
-    @property
-    def lines(self) -> list[str]:
-        """The table, for the screen and the log."""
-        note = "ms: measured here" if self.measured else "ms: assumed, at 100 TFLOP/s; only their ratios mean anything"
-        return [*render(self.rows).splitlines(), note]
-
 
 def plan_stages(blueprint: Blueprint, config: RunConfig, ranks: Ranks) -> StagePlan:
-    """Choose the cuts, alike on all ranks. A collective where nodes are measured.
+    """Choose the cuts, alike on all ranks. A collective.
 
     Raises:
-        UserError: more stages than nodes, cuts that are out of order or range, or nothing fits the memory.
+        UserError: as of `yolods.plan.run.choose`, on every rank.
     """
-    layout = config.deepspeed
-    assert layout.pipeline is not None
-    graph = build_graph(blueprint.meta)
-    costs = cost(graph, config.imgsz, DTYPE_BYTES["bf16" if layout.autocast else layout.precision])
-    terms = Terms(
-        micro_batch=layout.micro_batch,
-        micro_batches=layout.accumulation,
-        seconds=_measured(graph, config, ranks),
-        memory_limit=_memory_limit(layout.pipeline.memory_gib, ranks),
-        state_bytes=state_bytes(layout.precision, layout.zero_stage, layout.ranks),
-        recompute=layout.pipeline.activation_checkpoint_interval,
-    )
-    found = ranks.main_first(lambda: partition(costs, layout.pipeline.stages, layout.pipeline.partition, terms))
-    _refuse_idle(graph, found, marks_of(config.hyper.freeze))
-    return StagePlan(graph, found, table(found, costs, terms), measured=terms.seconds is not None)
-
-
-def _refuse_idle(graph: Graph, found: Partition, marks: list[str]) -> None:
-    """An optimizer needs weights: name every stage that would have none to train. Alike on all ranks."""
-    faults = Faults()
-    for stage in range(found.stages):
-        nodes = [graph.nodes[index] for index in found.nodes_of(stage)]
-        parts = [(name, graph.skeleton.get_submodule(name)) for node in nodes for name in node.modules]
-        weights = [f"{name}.{each}" for name, part in parts for each, _ in part.named_parameters()]
-        if all(is_frozen(weight, marks) for weight in weights):
-            why = "all of its weights are frozen" if weights else "there are no weights in it"
-            faults.add(
-                f"pipeline: stage {stage} ({nodes[0].name}..{nodes[-1].name}) has nothing to train: {why}; "
-                "cut elsewhere, or use fewer stages"
-            )
-    faults.raise_if_any()
-
-
-def state_bytes(precision: str, zero_stage: int, replicas: int) -> float:
-    """Bytes of weights, gradients, masters and Adam's moments a parameter, of a stage on one rank.
-
-    ZeRO-1 shares out masters and moments, 12 bytes. In fp32 it still keeps masters apart from the weights (deepspeed
-    0.19.8, runtime/zero/stage_1_and_2.py clones them), where ZeRO-0 steps the weights themselves.
-    """
-    if zero_stage == 0:
-        return 16.0
-    return (8.0 if precision == "fp32" else 4.0) + 12.0 / replicas
+    costs = counted(blueprint, config)
+    terms = terms_of(config, seconds=_measured(costs.graph, config, ranks), memory=_memory(ranks))
+    found = ranks.main_first(lambda: choose(costs, config, terms))
+    return StagePlan(costs.graph, found, table(found, costs, terms), measured=terms.seconds is not None)
 
 
 def _measured(graph: Graph, config: RunConfig, ranks: Ranks) -> tuple[float, ...] | None:
@@ -112,9 +46,8 @@ def _measured(graph: Graph, config: RunConfig, ranks: Ranks) -> tuple[float, ...
     )
 
 
-def _memory_limit(given: float | None, ranks: Ranks) -> float | None:
-    if given is not None:
-        return given * GIB
+def _memory(ranks: Ranks) -> float | None:
+    """Bytes of this rank's device that a stage may take; None: a CPU's, which nobody limits."""
     if ranks.device.type != "cuda":
         return None
     return 0.9 * torch.cuda.get_device_properties(ranks.device).total_memory

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from yolods.config.model_name import ModelName, parse_name
 from yolods.config.yamlfile import parse_yaml
-from yolods.errors import UserError, nearest
+from yolods.errors import Faults, UserError
+from yolods.model.arguments import NOT_BUILT, check_layers, failing_layer
 from yolods.model.description import read_description
 
 if TYPE_CHECKING:
@@ -52,10 +53,14 @@ def build(layers: dict[str, Any], names: tuple[str, ...]) -> DetectionModel:
     """
     from ultralytics.nn.tasks import DetectionModel
 
+    faults = Faults()
+    check_layers(layers, faults)
+    faults.raise_if_any()
     try:
         net = DetectionModel(dict(layers), ch=layers["channels"], nc=layers["nc"], verbose=False)
     except Exception as error:  # a user's yaml can ask for anything
-        raise UserError(f"the model cannot be built: {_reason(error, layers)}") from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{NOT_BUILT}: {failing_layer(layers)}{reason}") from None
     if not has_plain_head(net):
         raise UserError(
             "the model has to end in a plain Detect head (YOLOv5u); other heads and tasks are not trained here"
@@ -63,18 +68,6 @@ def build(layers: dict[str, Any], names: tuple[str, ...]) -> DetectionModel:
     net.names = dict(enumerate(names))
     net.nc = layers["nc"]
     return net
-
-
-def _reason(error: Exception, layers: dict[str, Any]) -> str:
-    """One line; ultralytics raises a bare KeyError or AttributeError for a module that it does not have."""
-    from ultralytics.nn import modules
-
-    for number, layer in enumerate([*layers["backbone"], *layers["head"]]):
-        module = layer[2]
-        unknown = isinstance(error, KeyError) and error.args == (module,)
-        if unknown or (isinstance(error, AttributeError) and error.name and module == f"nn.{error.name}"):
-            return f"layer {number} is a '{module}', which ultralytics does not have{nearest(module, modules.__all__)}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def has_plain_head(net: DetectionModel) -> bool:

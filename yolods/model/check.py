@@ -25,16 +25,34 @@ def blueprint_of(config: RunConfig, names: tuple[str, ...], channels: int) -> Bl
     Raises:
         UserError: every fault, a line each.
     """
-    name = parse_name(config.model)
-    blueprint = Blueprint(architecture(name, len(names), channels), names, config.seed)
     faults = Faults()
+    blueprint = on_paper(config, names, channels)
+    check_fit(blueprint, config, faults)
+    check_freeze(blueprint, config, faults)
+    faults.raise_if_any()
+    return blueprint
+
+
+def on_paper(config: RunConfig, names: tuple[str, ...], channels: int) -> Blueprint:
+    """The same, unchecked.
+
+    Raises:
+        UserError: the model is none that can be built.
+    """
+    return Blueprint(architecture(parse_name(config.model), len(names), channels), names, config.seed)
+
+
+def check_fit(blueprint: Blueprint, config: RunConfig, faults: Faults) -> None:
+    """Refuse an image size or a batch that the model cannot take."""
     for fault in (size_fault(config.imgsz, blueprint.grid, "this model", "--imgsz"), _single_value(config, blueprint)):
         if fault:
             faults.add(fault)
+
+
+def check_freeze(blueprint: Blueprint, config: RunConfig, faults: Faults) -> None:
+    """Refuse what would freeze nothing, or everything."""
     weights = [weight for weight, _ in blueprint.meta.named_parameters()]
-    check_frozen(config.hyper.freeze, weights, blueprint.layers, name.text, faults)
-    faults.raise_if_any()
-    return blueprint
+    check_frozen(config.hyper.freeze, weights, blueprint.layers, parse_name(config.model).text, faults)
 
 
 def _single_value(config: RunConfig, blueprint: Blueprint) -> str | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from yolods.errors import Faults, UserError
+from yolods.model.arguments import NOT_BUILT, check_layers, failing_layer
 from yolods.model.nodes import IMAGE, OUT, Node, Role, nodes_of_layer, run_node
 
 if TYPE_CHECKING:
@@ -160,17 +161,22 @@ def meta_model(layers: Mapping[str, Any]) -> DetectionModel:
     from ultralytics.nn.tasks import DetectionModel, parse_model
     from ultralytics.utils.torch_utils import initialize_weights
 
+    faults = Faults()
+    check_layers(layers, faults)
+    faults.raise_if_any()
     net = DetectionModel.__new__(DetectionModel)  # its own __init__ runs the model, which needs real tensors
     nn.Module.__init__(net)
     net.yaml = deepcopy(dict(layers))
     try:
         with torch.device("meta"):
             net.model, net.save = parse_model(deepcopy(net.yaml), ch=layers["channels"], verbose=False)
-        initialize_weights(net)  # BatchNorm's eps and momentum
-        graph = build_graph(net)
-        net.stride = _strides(graph)
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
-        raise UserError(f"the model cannot be built: {type(error).__name__}: {error}") from None
+    except Exception as error:  # a user's yaml can ask for anything
+        with torch.device("meta"):
+            where = failing_layer(layers)
+        raise UserError(f"{NOT_BUILT}: {where}{_reason(error)}") from None
+    initialize_weights(net)  # BatchNorm's eps and momentum
+    graph = build_graph(net)
+    net.stride = _strides(graph)
     net.model[-1].stride = net.stride
     net.model[-1].inplace = net.inplace = net.yaml.get("inplace", True)
     net.nc = layers["nc"]
@@ -178,11 +184,34 @@ def meta_model(layers: Mapping[str, Any]) -> DetectionModel:
     return net
 
 
+_UNFIT = (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError, AttributeError)
+"""What ultralytics and torch raise at values that do not fit a layer."""
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def _strides(graph: Graph, size: int = 256) -> Tensor:
-    """Pixels a cell of each level, from the shapes of a `size` x `size` image on meta."""
-    image = torch.empty(2, graph.channels, size, size, device="meta")  # two: BatchNorm refuses a single 1x1 pixel
-    out = run_nodes(graph, 0, len(graph.nodes), modules_of(graph.nodes, graph.skeleton), {IMAGE: image})[OUT]
-    return torch.tensor([size / level.shape[-2] for level in out["feats"]])
+    """Pixels a cell of each level, from the shapes of a `size` x `size` image on meta.
+
+    Raises:
+        UserError: a layer cannot take what the layers before it give.
+    """
+    # Two images: BatchNorm refuses a single 1x1 pixel.
+    values: dict[str, Any] = {IMAGE: torch.empty(2, graph.channels, size, size, device="meta")}
+    modules = modules_of(graph.nodes, graph.skeleton)
+    for node in graph.nodes:
+        try:
+            values |= run_node(node, modules, values)
+        except _UNFIT as error:
+            read = [values[name] for name in node.reads]
+            shapes = " and ".join(str(tuple(value.shape[1:])) for value in read if isinstance(value, Tensor))
+            raise UserError(
+                f"{NOT_BUILT}: layer {node.layer} ({graph.kinds[node.layer]}) cannot take {shapes}, which the layers "
+                f"before it make of an image of {size} pixels: {_reason(error)}"
+            ) from None
+    return torch.tensor([size / level.shape[-2] for level in values[OUT]["feats"]])
 
 
 def build_graph(net_or_layers: nn.Module | Mapping[str, Any], *, split: bool = True) -> Graph:
