@@ -32,8 +32,6 @@ _RULES: Mapping[str, Rule] = {
     "dimension": whole(0, 3),
 }
 """By the names that ultralytics and torch give to what their modules take; they judge arguments of other names."""
-_GIVEN = ("self", "c1")
-"""What ultralytics passes by itself."""
 
 
 def check_layers(layers: Mapping[str, Any], faults: Faults) -> None:
@@ -104,11 +102,12 @@ def _takes(kind: type[nn.Module]) -> dict[str, bool]:
         return {}
     if kind.__name__ == "ResNetLayer":  # whose c1 the yaml has to give
         return {}
+    filled = {"self", "in_channels" if kind.__name__ == "ConvTranspose2d" else "c1"}
     repeated = names[1:4] == ["c1", "c2", "n"] or kind.__name__ == "HGBlock"
     return {
         parameter.name: parameter.default is parameter.empty
         for parameter in parameters
-        if parameter.name not in _GIVEN and not (repeated and parameter.name == "n")
+        if parameter.name not in (filled | {"n"} if repeated else filled)
     }
 
 
