@@ -7,15 +7,12 @@ process, and rank 0 all of it before anything is built. Needs neither torch nor 
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from yolods import __version__
 from yolods.checkpoint.names import LATEST, MODEL, PROGRESS
 from yolods.checkpoint.verify import end_of, names_in, nothing_in
 from yolods.cluster.words import plural
@@ -27,11 +24,10 @@ from yolods.data.fingerprint import Change, Samples
 from yolods.data.spec import read_spec
 from yolods.errors import Faults, UserError
 from yolods.model.build import architecture, parse_name
+from yolods.versions import versions
 
 SETTLED = ("seed", "optimizer", "freeze", "single_cls", "classes", "fraction")
 """Hyper-parameters that decide what a checkpoint's state means, or for which sample a position in the stream stands."""
-PACKAGES = ("torch", "deepspeed", "ultralytics", "numpy")
-"""Whose versions decide what a step computes."""
 _TOLD = {
     "batch": "a batch has {} images, and had {}: those of a step stay",
     "epochs": "the run is for {} epochs, and was for {}: learning rates follow the new number",
@@ -113,7 +109,7 @@ def depends_on(config: RunConfig, **known: Any) -> Depends:
         "batch": config.batch_size,
         "step": config.deepspeed.train_batch,
     }
-    return Depends(settings=settings, hyper=config.hyper.as_dict(), versions=_versions(), **known)
+    return Depends(settings=settings, hyper=config.hyper.as_dict(), versions=versions(), **known)
 
 
 def read_depends(model: Facts) -> Depends:
@@ -212,14 +208,6 @@ def _left_in(folder: Path, run: str) -> tuple[Depends, Facts] | None:
         if progress.get("run", "") == run:
             return read_depends(model), {key: whole(0).parse(progress[key]) for key in ("step", "epochs_done")}
     return None
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "yolods": __version__}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _compare_names(before: Depends, now: Depends, run: Path, data: Path, faults: Faults, notes: Faults) -> None:

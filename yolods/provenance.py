@@ -8,15 +8,12 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from yolods import __version__
 from yolods.cluster.flags import COMMAND
 from yolods.cluster.ranks import Ranks
-
-_PACKAGES = ("torch", "deepspeed", "ultralytics")
+from yolods.versions import versions
 
 
 @dataclass(frozen=True)
@@ -28,13 +25,15 @@ class Provenance:
     folder: str
     """Where it was typed."""
     versions: Mapping[str, str]
-    """Of yolods, Python and what it stands on."""
+    """Of yolods, python and what they stand on."""
     devices: tuple[tuple[str, str, int], ...]
     """(host, name of the device, ranks on such a device there), in the order of the ranks."""
 
     def lines(self) -> list[str]:
         """For the screen."""
-        named = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        named = ", ".join(
+            f"{'Python' if name == 'python' else name} {number}" for name, number in self.versions.items()
+        )
         places = "; ".join(f"{host}: {count} x {device}" for host, device, count in self.devices)
         return [named, f"Ranks on {places}", f"Command: {self.command}"]
 
@@ -51,7 +50,7 @@ def provenance(ranks: Ranks) -> Provenance:
     return Provenance(
         command=os.environ.get(COMMAND) or _typed(),
         folder=os.getcwd(),
-        versions=_versions(),
+        versions=_built(),
         devices=tuple((host, device, count) for (host, device), count in counts.items()),
     )
 
@@ -60,15 +59,11 @@ def _typed() -> str:
     return shlex.join(["yolods", *sys.argv[1:]])
 
 
-def _versions() -> dict[str, str]:
+def _built() -> dict[str, str]:
+    """Versions, with the build of torch and what it drives."""
     import torch
 
-    found = {"yolods": __version__, "Python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # imported from a folder, without metadata
-            found[package] = "unknown"
+    found = versions()
     found["torch"] = torch.__version__  # which names the build, too: +cpu, +cu130
     if torch.version.cuda and torch.cuda.is_available():
         found["CUDA"] = torch.version.cuda

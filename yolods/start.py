@@ -25,6 +25,7 @@ from yolods.config.run import CONFIG_FILE
 from yolods.data.classes import class_names
 from yolods.data.fingerprint import samples_of
 from yolods.data.sampler import keyed_seed, seed_generators
+from yolods.data.spec import DataSpec
 from yolods.data.splits import (
     Opening,
     Split,
@@ -82,15 +83,8 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
     spec = read_data(config.data, ranks)
     names = class_names(spec, hyper)
     blueprint = blueprint_of(config, names, spec.channels)
-    opening = Opening(
-        imgsz=config.imgsz,
-        stride=blueprint.grid,
-        epochs=config.epochs,
-        workers=config.workers,
-        local_ranks=ranks.local_size,
-        eval_batch=config.eval_batch,
-    )
     ranks.main_first(lambda: _prepare_folder(config, blueprint.parameters))
+    opening = _opening(config, blueprint.grid, ranks)
     train = open_split(spec, "train", hyper, opening, ranks, augment=True)
     val = open_split(spec, "val", hyper, opening, ranks, augment=False)
     choice = choose_optimizer(
@@ -101,18 +95,8 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
         nc=len(names),
         given=config.deepspeed.optimizer.params if config.deepspeed.optimizer else None,
     )
-    policy = config.deepspeed.own.checkpoint
     model = {"architecture": blueprint.layers, "names": names, "train_args": train_args(config)}
-    store = CheckpointStore(
-        config.run_dir / "checkpoints",
-        ranks,
-        keep=policy.keep,
-        keep_best=policy.keep_best,
-        board=board if policy.asynchronous else None,
-        model=model,
-        run=config.run,
-        start=config.start,
-    )
+    store = _open_store(config, ranks, board, model)
     checkpoint = store.find() if config.resume else None
     footing = ranks.main_first(lambda: _footing(config, spec.root, blueprint, choice, (train, val), checkpoint))
     model[RECORD], choice = footing.record, footing.choice
@@ -126,26 +110,75 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
     if checkpoint is not None:
         progress = _placed(store.load(engine, checkpoint), footing.comparison, schedule)
     telemetry = _open_telemetry(config, ranks, names, schedule, progress)
-    evaluator = Evaluator(
+    evaluator = _open_evaluator(config, names, (train, val), engine, ranks)
+    statistics = _open_statistics(config, spec, train, opening, engine, ranks)
+    if ranks.is_main:
+        _announce(config, origin, ranks, telemetry, blueprint, (train, val), choice, schedule, progress, notes)
+    return Run(
+        config, ranks, engine, schedule, train, evaluator, statistics, store, blueprint, telemetry, progress, watchdog
+    )
+
+
+def _opening(config: RunConfig, stride: int, ranks: Ranks) -> Opening:
+    """How the run reads images.
+
+    Args:
+        stride: pixels of which the sides of images are multiples.
+    """
+    return Opening(
+        imgsz=config.imgsz,
+        stride=stride,
+        epochs=config.epochs,
+        workers=config.workers,
+        local_ranks=ranks.local_size,
+        eval_batch=config.eval_batch,
+    )
+
+
+def _open_store(config: RunConfig, ranks: Ranks, board: Board, model: dict[str, Any]) -> CheckpointStore:
+    """Where checkpoints are written.
+
+    Args:
+        model: what each of them says of its model; read as it is at the first save.
+    """
+    policy = config.deepspeed.own.checkpoint
+    return CheckpointStore(
+        config.run_dir / "checkpoints",
+        ranks,
+        keep=policy.keep,
+        keep_best=policy.keep_best,
+        board=board if policy.asynchronous else None,
+        model=model,
+        run=config.run,
+        start=config.start,
+    )
+
+
+def _open_evaluator(
+    config: RunConfig, names: tuple[str, ...], splits: tuple[Split, Split], engine: Engine, ranks: Ranks
+) -> Evaluator:
+    train, val = splits
+    return Evaluator(
         val.dataset,
         names,
-        replace(hyper, max_det=most_boxes(hyper.max_det, train, val)),
+        replace(config.hyper, max_det=most_boxes(config.hyper.max_det, train, val)),
         ranks,
         share=engine.share,
         forward_batch=2 * config.deepspeed.micro_batch,
         workers=config.workers,
         save_dir=config.run_dir,
     )
-    statistics = None
-    if hyper.precise_bn:
-        images = unaugmented(train, hyper.precise_bn, spec, hyper, opening)
-        passes = {"forward_batch": 2 * config.deepspeed.micro_batch, "workers": config.workers}
-        statistics = TrainStatistics(images, ranks, engine, **passes)
-    if ranks.is_main:
-        _announce(config, origin, ranks, telemetry, blueprint, (train, val), choice, schedule, progress, notes)
-    return Run(
-        config, ranks, engine, schedule, train, evaluator, statistics, store, blueprint, telemetry, progress, watchdog
-    )
+
+
+def _open_statistics(
+    config: RunConfig, spec: DataSpec, train: Split, opening: Opening, engine: Engine, ranks: Ranks
+) -> TrainStatistics | None:
+    """What takes BatchNorm's statistics anew; None where that is not asked for."""
+    if not config.hyper.precise_bn:
+        return None
+    images = unaugmented(train, config.hyper.precise_bn, spec, config.hyper, opening)
+    forward_batch = 2 * config.deepspeed.micro_batch
+    return TrainStatistics(images, ranks, engine, forward_batch=forward_batch, workers=config.workers)
 
 
 def _refuse_changes(config: RunConfig) -> None:

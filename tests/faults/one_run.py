@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.forks import ROOT, end_family, environment
+from tests.faults.launched import launched
+from tests.forks import end_family
 from yolods.checkpoint.verify import end_of, names_in, run_of
 from yolods.config.claim import EARLIER, LOCK, outputs_in
 
@@ -39,22 +38,9 @@ class Ended:
 
 def command(folder: Path, data: Path, words: Sequence[str], hurt: dict[str, object] | None = None) -> subprocess.Popen:
     """Start `yolods launch train` in `folder`, and do not wait for it."""
-    variables = environment()
-    if hurt is not None:
-        path = f"{ROOT / 'tests/faults/hurt'}{os.pathsep}{variables['PYTHONPATH']}"
-        variables |= {"HURT": json.dumps({"rank": 0, "times": 1, "flag": "", **hurt}), "PYTHONPATH": path}
     given = [] if "--resume" in words else ["--data", str(data), *SMALL]
-    return subprocess.Popen(
-        [sys.executable, "-m", "yolods", "launch", "train", *given, *QUICK[len(SMALL) :], *words],
-        cwd=folder,
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    plan = None if hurt is None else {"rank": 0, "times": 1, "flag": "", **hurt}
+    return launched([*given, *QUICK[len(SMALL) :], *words], folder, plan)
 
 
 def ended(process: subprocess.Popen) -> Ended:

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -20,7 +19,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from tests.forks import ROOT, environment
+from tests.faults.launched import launched
 from yolods.checkpoint.read import Checkpoint
 
 IMAGES, VAL_IMAGES, EPOCHS, EVERY_STEPS = 24, 16, 2, 3
@@ -105,23 +104,8 @@ def play(case: Case | None, layout: str, data: Path, folder: Path) -> Played:
     (folder / "ds.json").write_text(json.dumps({**LAYOUTS[layout], "yolods": own}))
     words = ["--data", str(data), "--model", "yolov5[0.33,0.1]", "--imgsz", "64", "--batch-size", "4"]
     words += ["--workers", "0", "--epochs", str(EPOCHS), "--noplots", "--set", "nbs=4", "--deepspeed_config", "ds.json"]
-    flag, variables = folder / "hurt", environment()
-    if case is not None:
-        variables |= {
-            "HURT": json.dumps(case.plan(flag)),
-            "PYTHONPATH": f"{ROOT / 'tests/faults/hurt'}{os.pathsep}{variables['PYTHONPATH']}",
-        }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "yolods", "launch", "train", *words],
-        cwd=folder,
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    flag = folder / "hurt"
+    process = launched(words, folder, None if case is None else case.plan(flag))
     screen: list[tuple[float, str]] = []
     reader = threading.Thread(target=lambda: screen.extend((time.time(), line) for line in process.stdout or ()))
     reader.start()

@@ -10,6 +10,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import torch
 
 from yolods.config.flags import HYPER_FLAGS, add_train_arguments, add_val_arguments
 from yolods.config.hyper import RULES
@@ -550,9 +551,31 @@ def test_what_the_ranks_would_refuse_of_a_model_is_refused_before(words, message
     assert len(faults) == 1 and message in faults[0]
 
 
-@pytest.mark.parametrize("words", ["--imgsz 32 --batch-size 4", "--imgsz 32 --batch-size 2 --sync-bn", "--imgsz 64"])
-def test_batches_of_which_batchnorm_has_a_variance(words):
-    build("--data", "demo", *words.split())
+@pytest.mark.parametrize(
+    ("words", "shape"),
+    [
+        ("--imgsz 32 --batch-size 2", (1, 1, 1, 1)),
+        ("--imgsz 32 --batch-size 4", (2, 1, 1, 1)),
+        ("--imgsz 32 --batch-size 2 --sync-bn", (2, 1, 1, 1)),  # of both ranks
+        ("--imgsz 64 --batch-size 2", (1, 1, 2, 2)),
+        ("--imgsz 64 --batch-size 2 --model yolov5n6", (1, 1, 1, 1)),
+    ],
+)
+def test_batches_of_which_batchnorm_has_no_variance_are_refused_and_no_others(words, shape):
+    """torch says which: it refuses the values of one channel that the deepest layer sees."""
+    try:
+        torch.nn.BatchNorm2d(1)(torch.rand(shape))
+        refused = []
+    except ValueError:
+        refused = ["of which BatchNorm has no variance"]
+    try:
+        config, found = build("--data", "demo", *words.split()), []
+    except UserError as error:
+        config, found = None, str(error).splitlines()
+    assert len(found) == len(refused) and all(part in line for part, line in zip(refused, found, strict=True))
+    if config is not None:
+        shared = config.deepspeed.ranks if config.hyper.sync_bn else 1
+        assert (config.deepspeed.micro_batch * shared, config.imgsz // 32) == shape[::2]
 
 
 def test_a_users_yaml_is_not_taken_for_a_p6_model_by_its_name():

@@ -177,19 +177,8 @@ def resolve(
     hyper = hyper or Hyper()
     where = "DeepSpeed configuration" if path is None else path.name
     sound = check_keys(raw, where, faults)
-    precision, autocast = _precision(sound, where, faults)
-    zero = sound.get("zero_optimization", {})
-    stage = _value(zero, "stage", 0)
-    clipping = float(_value(sound, "gradient_clipping", MAX_NORM))
-    own = read_own(sound.get("yolods"), where, faults)
-    _check_precision(precision, autocast, stage, own, device, where, faults)
-    _check_stability(sound, own, where, faults)
-    offload = {target: _offload(zero, target, where, faults) for target in ("optimizer", "param")}
-    _check_zero(zero, stage, offload, where, faults)
-    pipeline = read_pipeline(sound.get("pipeline"), where, faults)
-    check_pipeline_zero(pipeline, stage, offload, where, faults)
-    block = sound.get("activation_checkpointing")
-    recompute = read_recompute(block, pipelined="pipeline" in sound, where=where, faults=faults)
+    blocks = _read_blocks(sound, hyper, device, where, faults)
+    optimizer, own, pipeline = blocks.optimizer, blocks.own, blocks.pipeline
     batches = plan_batches(
         sound,
         batch_size=batch_size,
@@ -200,13 +189,12 @@ def resolve(
         faults=faults,
         before=before,
     )
-    optimizer = read_optimizer(sound.get("optimizer"), hyper, where, faults)
     layout = Layout(
         sound=sound,
-        stage=stage,
-        precision=precision,
-        autocast=autocast,
-        offload=offload,
+        stage=blocks.stage,
+        precision=blocks.precision,
+        autocast=blocks.autocast,
+        offload=blocks.offload,
         pipelined="pipeline" in sound,
         ranks=ranks,
         device=device,
@@ -218,19 +206,64 @@ def resolve(
     return DeepSpeedConfig(
         path=path,
         text=json.dumps(raw),
-        resolved=json.dumps(_resolved(sound, batches, clipping, optimizer, any(offload.values()))),
-        zero_stage=stage,
-        precision=precision,
-        autocast=autocast,
-        offload_optimizer=offload["optimizer"],
-        offload_param=offload["param"],
+        resolved=json.dumps(_resolved(sound, batches, blocks.clipping, optimizer, any(blocks.offload.values()))),
+        zero_stage=blocks.stage,
+        precision=blocks.precision,
+        autocast=blocks.autocast,
+        offload_optimizer=blocks.offload["optimizer"],
+        offload_param=blocks.offload["param"],
         batches=batches,
-        gradient_clipping=clipping,
+        gradient_clipping=blocks.clipping,
         optimizer=optimizer,
         own=own,
         pipeline=pipeline,
-        recompute=recompute,
+        recompute=blocks.recompute,
         notes=unused_keys(layout, where),
+    )
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """What the blocks of a JSON say, before it is known how many images a step has."""
+
+    precision: str
+    autocast: str | None
+    stage: int
+    offload: dict[str, bool]
+    clipping: float
+    own: OwnConfig
+    pipeline: PipelineConfig | None
+    recompute: RecomputeConfig | None
+    optimizer: JsonOptimizer | None
+
+
+def _read_blocks(sound: Mapping[str, Any], hyper: Hyper, device: str, where: str, faults: Faults) -> _Blocks:
+    """Read each block, and refuse what they say together.
+
+    Args:
+        sound: of `check_keys`.
+    """
+    precision, autocast = _precision(sound, where, faults)
+    zero = sound.get("zero_optimization", {})
+    stage = _value(zero, "stage", 0)
+    own = read_own(sound.get("yolods"), where, faults)
+    _check_precision(precision, autocast, stage, own, device, where, faults)
+    _check_stability(sound, own, where, faults)
+    offload = {target: _offload(zero, target, where, faults) for target in ("optimizer", "param")}
+    _check_zero(zero, stage, offload, where, faults)
+    pipeline = read_pipeline(sound.get("pipeline"), where, faults)
+    check_pipeline_zero(pipeline, stage, offload, where, faults)
+    block = sound.get("activation_checkpointing")
+    return _Blocks(
+        precision=precision,
+        autocast=autocast,
+        stage=stage,
+        offload=offload,
+        clipping=float(_value(sound, "gradient_clipping", MAX_NORM)),
+        own=own,
+        pipeline=pipeline,
+        recompute=read_recompute(block, pipelined="pipeline" in sound, where=where, faults=faults),
+        optimizer=read_optimizer(sound.get("optimizer"), hyper, where, faults),
     )
 
 
