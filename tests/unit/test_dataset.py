@@ -1,6 +1,7 @@
 """yolods.data.dataset: a sample depends on (seed, epoch, index) and on nothing else."""
 
 import random
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ultralytics.cfg import get_cfg
+from ultralytics.data.dataset import YOLODataset
 
 from tests.tiny import make_dataset
 from yolods.data import dataset as dataset_module
@@ -238,3 +240,50 @@ def test_default_cache_is_bounded(monkeypatch):
     monkeypatch.setattr(dataset_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=8 << 30))
     monkeypatch.undo()
     assert 0 <= default_cache_bytes(4) <= 2 << 30
+
+
+def rectangles(count: int, batch: int, seed: int = 0) -> SimpleNamespace:
+    """What of a set `set_rectangle` reads, with images of all shapes."""
+    sides = np.random.default_rng(seed).integers(1, 2000, (count, 2)).tolist()
+    labels = [{"shape": tuple(side), "place": place} for place, side in enumerate(sides)]
+    files = [str(place) for place in range(count)]
+    return SimpleNamespace(ni=count, batch_size=batch, labels=labels, im_files=files, imgsz=640, stride=32, pad=0.5)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 16), (16, 16), (17, 16), (200, 3), (50, 1)])
+def test_shapes_of_evaluation_batches_are_those_of_ultralytics(count, batch):
+    ours, theirs = rectangles(count, batch), rectangles(count, batch)
+    DetectionSet.set_rectangle(ours)
+    YOLODataset.set_rectangle(theirs)
+    assert (ours.im_files, ours.labels) == (theirs.im_files, theirs.labels)
+    assert np.array_equal(ours.batch_shapes, theirs.batch_shapes) and np.array_equal(ours.batch, theirs.batch)
+
+
+def test_sorting_an_evaluation_set_does_not_grow_with_the_square_of_the_set():
+    """Seconds of CPU of eight times as many images: 8 times as many if it grows with the set, else 64."""
+
+    def seconds(count: int) -> float:
+        taken = []
+        for _ in range(3):
+            given = rectangles(count, batch=1)
+            began = time.process_time()
+            DetectionSet.set_rectangle(given)
+            taken.append(time.process_time() - began)
+        return min(taken)
+
+    assert seconds(40_000) < 24 * seconds(5_000)
+
+
+def test_leaving_images_out_does_not_grow_with_the_square_of_the_set():
+    class Counted(list):
+        read = 0
+
+        def __iter__(self):
+            Counted.read += 1
+            return super().__iter__()
+
+    given = SimpleNamespace(im_files=[str(place) for place in range(100)])
+    DetectionSet.bar(given, Counted(["3", "97"]))
+    assert given._barred == {3, 97} and Counted.read == 1
+    DetectionSet.bar(given, iter(["4", "5"]))
+    assert given._barred == {4, 5}
