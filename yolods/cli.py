@@ -138,8 +138,10 @@ def _check_surroundings(*, ranks: bool) -> None:
     """Before anything is parsed, so that a rank that cannot be one is told of by whoever it is."""
     from yolods.cluster.devices import NAMED, put_back
     from yolods.cluster.place import check_packages, forget_empty, seat
+    from yolods.cluster.variables import check_variables
 
     check_packages(os.environ)
+    check_variables(os.environ)
     forget_empty(os.environ)
     if ranks and seat(os.environ).launched:
         put_back(os.environ)
