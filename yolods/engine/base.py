@@ -141,7 +141,7 @@ class Engine:
         feed = Feed(batches, keep=self.diagnosis.when == "armed")
         sums = self._accumulate(step, feed, size)
         mark("gradients")
-        sums = torch.cat((sums, sums.new_tensor([float(stop)])))
+        sums = torch.cat((sums, sums.new_full((1,), float(stop))))  # a fill; a list would be copied, and waited for
         can_return = self.recovery.snapshot is not None
         outcome = self.stability.judge(sums, step.batches * self.share.count, can_return=can_return)
         if outcome.verdict.applied:
@@ -353,7 +353,7 @@ class Engine:
 
     def _lost(self, items: Tensor, boxes: int, sums: Tensor) -> None:
         """Note the loss items of one micro-batch."""
-        sums += torch.cat((items, items.new_tensor([boxes])))
+        sums += torch.cat((items, items.new_full((1,), boxes)))
         self.diagnosis.note_loss(items.sum())
 
     def _explain(self, verdict: Verdict, step: Step, feed: Feed, size: int | None) -> tuple[Culprit, ...]:
