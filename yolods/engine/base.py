@@ -96,8 +96,8 @@ class Parts:
     """Prefixes of layers whose statistics stay as they are."""
     shared: bool
     """Whether BatchNorm's statistics of a step span the replicas."""
-    strides: Tensor
-    """(levels,) pixels a cell."""
+    strides: tuple[float, ...]
+    """Pixels per cell of each level."""
     reg_max: int
     """Bins of the head's distance distribution."""
 
@@ -110,7 +110,7 @@ class Engine:
         self.stability = parts.stability
         self.inputs, self.ranks, self.share = parts.inputs, parts.ranks, parts.share
         self._loss, self._frozen = parts.loss, parts.frozen
-        self._strides, self._reg_max = parts.strides.to(parts.ranks.device), parts.reg_max
+        self._strides, self._reg_max = parts.strides, parts.reg_max
         overflow, restores = parts.overflow, parts.stability.restores
         self.recovery = Recovery(self.statistics, self._moving, every=overflow.snapshot_steps, restores=restores)
         self.diagnosis = Diagnosis(self.net, overflow.attribution, parts.ranks, shared=parts.shared)

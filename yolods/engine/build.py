@@ -157,7 +157,7 @@ def _parts(
         share=share,
         frozen=frozen,
         shared=shared,
-        strides=head.stride,
+        strides=tuple(head.stride.tolist()),
         reg_max=head.reg_max,
     )
 
