@@ -1,0 +1,106 @@
+"""Waiting for other ranks is marked where it happens: in torch's collectives, whoever calls them and from which thread.
+
+DeepSpeed reaches other ranks through torch.distributed as we do: from the main thread, and in the hooks of a backward
+pass on a GPU from autograd's. Every function there that involves others, and every wait for one that is under way, is
+replaced by itself with a mark around it. The watchdog reads the marks (`pulse`), and knows no place in anyone's code.
+
+    gloo    the call waits, and the mark is on as long
+    NCCL    the call returns at once, and the device waits. The host is held up later and anywhere: in a read, in a
+            synchronisation, or launching a kernel while the queue is full. Whose time that is the device knows: an
+            event before the collective and one behind it tell whether its stream has come to it and not through it.
+
+Of a stream beside the main one this counts what overlaps with the rank's own work as waiting, too: who waits for others
+is never blamed, and a straggler under ZeRO-3, whose ranks wait for each other in every layer, is hard to tell anyway.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from yolods.cluster.pulse import PULSE, Pulse
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+NAMES = (
+    *("all_gather", "all_gather_coalesced", "all_gather_into_tensor", "all_gather_object", "all_reduce"),
+    *("all_reduce_coalesced", "all_to_all", "all_to_all_single", "barrier", "batch_isend_irecv", "broadcast"),
+    *("broadcast_object_list", "gather", "gather_object", "irecv", "isend", "monitored_barrier", "new_group", "recv"),
+    *("recv_object_list", "reduce", "reduce_scatter", "reduce_scatter_tensor", "scatter", "scatter_object_list"),
+    *("send", "send_object_list"),
+)
+"""Functions of torch.distributed (2.13) in which ranks meet."""
+
+
+class Event(Protocol):
+    """A place in a device's stream, as torch.cuda.Event."""
+
+    def record(self) -> None:
+        """Put it behind all that the current stream has been given so far."""
+
+    def query(self) -> bool:
+        """Whether the stream has come to it. Waits for nothing."""
+
+
+class Streams:
+    """Collectives that a device has been given, each between two events."""
+
+    def __init__(self, event: Callable[[], Event]) -> None:
+        self._event = event
+        self._given: deque[tuple[Event, Event]] = deque()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def around(self) -> Iterator[None]:
+        """Within: the current stream is given a collective, or is made to wait for one."""
+        before, behind = self._event(), self._event()
+        before.record()
+        try:
+            yield
+        finally:
+            behind.record()
+            with self._lock:
+                while self._given and self._given[0][1].query():
+                    self._given.popleft()
+                self._given.append((before, behind))
+
+    def wait(self) -> bool:
+        """Whether a stream is in a collective. For the watchdog's thread; waits for nothing."""
+        with self._lock:
+            given = list(self._given)
+        return any(before.query() and not behind.query() for before, behind in given)
+
+
+def mark_collectives(event: Callable[[], Event] | None = None, pulse: Pulse = PULSE) -> None:
+    """From now on, this process says when it waits for others. Before DeepSpeed's backend, which keeps some functions.
+
+    Args:
+        event: makes one in a stream of the device; None: the rank computes on the CPU.
+    """
+    streams = None if event is None else Streams(event)
+    if streams is not None:
+        pulse.ask(streams.wait)
+    for name in NAMES:
+        marked = _marked(getattr(distributed_c10d, name), pulse, streams)
+        for module in (dist, distributed_c10d):  # both: torch compares functions of the one with those of the other
+            setattr(module, name, marked)
+    dist.Work.wait = _marked(dist.Work.wait, pulse, streams)
+
+
+def _marked(function: F, pulse: Pulse, streams: Streams | None) -> F:
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        with pulse.waiting():
+            if streams is None:
+                return function(*arguments, **named)
+            with streams.around():
+                return function(*arguments, **named)
+
+    return call
