@@ -28,7 +28,7 @@ from yolods.data.dataset import DetectionSet
 from yolods.data.loader import eval_batches, eval_loader
 from yolods.errors import UserError
 from yolods.hostcopy import on_host
-from yolods.model.decode import decode
+from yolods.model.decode import decode, skip_own_decoding
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss, as_float
 from yolods.stats import LOSS_NAMES, METRIC_NAMES
@@ -393,6 +393,7 @@ class PlainDetector:
         """
         self._net = net.to(device).eval()
         self._strides = tuple(self._net.model[-1].stride.tolist())
+        skip_own_decoding(self._net.model[-1])
         # As ultralytics' AutoBackend has it: convolutions then add up in the same order.
         self._inputs = InputFormat(device, torch.float32, channels_last=device.type == "cpu")
         self._loss = DetectionLoss(self._net.model[-1], device, hyper)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from yolods.model.build import architecture, build, parse_name
-from yolods.model.decode import decode
+from yolods.model.decode import decode, skip_own_decoding
 from yolods.model.loss import as_float
 
 
@@ -88,3 +88,12 @@ def test_nothing_is_made_on_the_host_and_no_value_is_read(head):
     with OnMeta():
         decoded = decode(far, strides, head.reg_max)
     assert decoded.shape == decode(raw, strides, head.reg_max).shape
+
+
+def test_a_head_whose_own_decoding_is_not_used_gives_the_same_raw_outputs(head, monkeypatch):
+    _, raw = outputs(head, 64, 64)
+    monkeypatch.setattr(head, "_inference", None)  # so that what is set now is taken back
+    skip_own_decoding(head)
+    nothing, same = outputs(head, 64, 64)
+    assert nothing is None
+    assert torch.equal(same["boxes"], raw["boxes"]) and torch.equal(same["scores"], raw["scores"])

@@ -142,7 +142,7 @@ NO_MEETING = {
     *("get_backend_config", "get_pg_count", "destroy_process_group", "supports_complex", "record_comm"),
 }
 """Functions with a group that ask no other rank."""
-NOT_USED = {"shrink_group", "split_group", "all_gather_single", "reduce_scatter_single"}
+NOT_USED = {"new_subgroups", "shrink_group", "split_group", "all_gather_single", "reduce_scatter_single"}
 """Functions that neither DeepSpeed 0.19.8 nor this code calls."""
 
 
