@@ -92,6 +92,28 @@ def test_a_device_waits_from_where_its_stream_comes_to_a_collective_until_it_is_
     assert seen == [False, True, False, False]
 
 
+def test_a_host_that_is_held_up_in_the_call_does_what_its_device_does() -> None:
+    """It meets a rank for the first time, which is late; or the queue is full, of its own device's work."""
+    rank = Rank(0)
+    rank.stream.launch()
+    with rank.streams.around():
+        assert not rank.pulse.waits, "the device is still at work of its own"
+        rank.stream.done = 1
+        assert rank.pulse.waits
+    assert not rank.pulse.waits
+
+
+def test_a_device_that_has_failed_does_not_take_the_watchdog_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    rank = Rank(0)
+    rank.launch_step()
+
+    def fail(_: Event) -> bool:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Event, "query", fail)
+    assert not rank.pulse.waits
+
+
 def test_the_others_are_waiting_for_a_device_that_never_ends_and_it_is_blamed() -> None:
     """Every host is held up in the same read, the stuck one's as well, in the phase that all know."""
     ranks = [Rank(0), Rank(1), Rank(2)]

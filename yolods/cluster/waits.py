@@ -4,10 +4,10 @@ DeepSpeed reaches other ranks through torch.distributed as we do: from the main 
 pass on a GPU from autograd's. Every function there that involves others, and every wait for one that is under way, is
 replaced by itself with a mark around it. The watchdog reads the marks (`pulse`), and knows no place in anyone's code.
 
-    gloo    the call waits, and the mark is on as long
-    NCCL    the call returns at once, and the device waits. The host is held up later and anywhere: in a read, in a
-            synchronisation, or launching a kernel while the queue is full. Whose time that is the device knows: an
-            event before the collective and one behind it tell whether its stream has come to it and not through it.
+    CPU    the call waits, and the mark is on as long
+    GPU    the call returns at once, mostly, and the device waits. The host is held up later and anywhere: in a read, in
+           a synchronisation, or launching a kernel while the queue is full. Whose time that is the device knows: an
+           event before the collective and one behind it tell whether its stream has come to it and not through it.
 
 Of a stream beside the main one this counts what overlaps with the rank's own work as waiting, too: who waits for others
 is never blamed, and a straggler under ZeRO-3, whose ranks wait for each other in every layer, is hard to tell anyway.
@@ -20,6 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch.distributed as dist
@@ -49,33 +50,51 @@ class Event(Protocol):
         """Whether the stream has come to it. Waits for nothing."""
 
 
+@dataclass
+class _Given:
+    """A collective in a stream."""
+
+    before: Event
+    behind: Event | None = None
+    """None: the host is still in the call, as when it meets other ranks for the first time."""
+
+    @property
+    def passed(self) -> bool:
+        return self.behind is not None and self.behind.query()
+
+
 class Streams:
-    """Collectives that a device has been given, each between two events."""
+    """Collectives that a device has been given."""
 
     def __init__(self, event: Callable[[], Event]) -> None:
         self._event = event
-        self._given: deque[tuple[Event, Event]] = deque()
+        self._given: deque[_Given] = deque()
         self._lock = threading.Lock()
 
     @contextmanager
     def around(self) -> Iterator[None]:
         """Within: the current stream is given a collective, or is made to wait for one."""
-        before, behind = self._event(), self._event()
-        before.record()
+        given = _Given(self._event())
+        given.before.record()
+        with self._lock:
+            while self._given and self._given[0].passed:
+                self._given.popleft()
+            self._given.append(given)
         try:
             yield
         finally:
+            behind = self._event()
             behind.record()
-            with self._lock:
-                while self._given and self._given[0][1].query():
-                    self._given.popleft()
-                self._given.append((before, behind))
+            given.behind = behind
 
     def wait(self) -> bool:
-        """Whether a stream is in a collective. For the watchdog's thread; waits for nothing."""
+        """Whether a stream has come to a collective and is not through it. For the watchdog's thread; never waits."""
         with self._lock:
             given = list(self._given)
-        return any(before.query() and not behind.query() for before, behind in given)
+        try:
+            return any(each.before.query() and not each.passed for each in given)
+        except RuntimeError:  # the device has failed: the main thread meets that, too, and says so
+            return False
 
 
 def mark_collectives(event: Callable[[], Event] | None = None, pulse: Pulse = PULSE) -> None:
@@ -100,10 +119,7 @@ def mark_collectives(event: Callable[[], Event] | None = None, pulse: Pulse = PU
 def _marked(function: F, pulse: Pulse, streams: Streams | None) -> F:
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
-        with pulse.waiting():
-            if streams is None:
-                return function(*arguments, **named)
-            with streams.around():
-                return function(*arguments, **named)
+        with pulse.waiting() if streams is None else streams.around():
+            return function(*arguments, **named)
 
     return call
