@@ -514,6 +514,7 @@ def _prepare_libraries(gpus: int | None = None) -> None:
     if not (_count_gpus() if gpus is None else gpus):
         os.environ["DS_ACCELERATOR"] = "cpu"
         compat.skip_needless_builds()
+    compat.leave_lost_ranks_to_the_watchdog(os.environ)
     compat.import_muon_uncompiled()
     compat.print_to_the_log()
     compat.stand_in_for_torchvision()

@@ -124,6 +124,21 @@ def forget_mpi(environ: MutableMapping[str, str]) -> None:
         del environ[name]
 
 
+def leave_lost_ranks_to_the_watchdog(environ: MutableMapping[str, str]) -> None:
+    """Keep torch's NCCL backend from ending ranks before the watchdog has said which one they have lost.
+
+    Seen with torch 2.13 (ProcessGroupNCCL.hpp). When a rank dies, a thread of each that is left raises, which ends it
+    with C++ frames (TORCH_NCCL_ASYNC_ERROR_HANDLING, 3 by default). When that thread is held up for eight minutes, less
+    than the first steps may take, another ends the process (TORCH_NCCL_ENABLE_MONITORING). And it raises CUDA errors
+    that the main thread meets as well, and would tell of with the place (TORCH_NCCL_RETHROW_CUDA_ERRORS). The watchdog
+    (cluster/watchdog.py) sees each of these cases and ends the run. What the user has set stays.
+    """
+    if "NCCL_ASYNC_ERROR_HANDLING" not in environ:  # its old name
+        environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
+    environ.setdefault("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0")
+
+
 def take_gpus_by_name(environ: Mapping[str, str]) -> None:
     """Let DeepSpeed ask a GPU for its memory where CUDA_VISIBLE_DEVICES has names; after it has chosen its accelerator.
 

@@ -27,7 +27,8 @@ from yolods.cluster.ranks import Ranks, Share
 from yolods.data.dataset import DetectionSet
 from yolods.data.loader import eval_batches, eval_loader
 from yolods.errors import UserError
-from yolods.model.decode import decode
+from yolods.hostcopy import on_host
+from yolods.model.decode import decode, skip_own_decoding
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss, as_float
 from yolods.stats import LOSS_NAMES, METRIC_NAMES
@@ -157,8 +158,11 @@ class Evaluator:
                 break
             found = detector.predict(batch["img"] if self._share.reads_images else None)
             if found is not None and batch["real"]:
-                tally.losses.append((batch["index"][0], detector.score(found[1], batch).cpu().numpy()))
-                shown = judge.judge(found[0], batch, tally)
+                # The one wait of a batch. Boxes are suppressed on the host: on a device each of up to nine steps per
+                # image would wait for the sizes of the one before.
+                boxes, sums = on_host(found[0], detector.score(found[1], batch))
+                tally.losses.append((batch["index"][0], sums.numpy()))
+                shown = judge.judge(boxes, batch, tally)
                 if pictures and len(tally.shown) < PICTURES:
                     tally.shown.append(shown)
             if self._ranks.is_main and len(first) < PICTURES:
@@ -184,7 +188,8 @@ class Evaluator:
     def _load(self) -> Iterator[dict[str, Any]]:
         """This rank's batches; stages of a pipeline that neither read images nor judge them just keep step."""
         if self._share.reads_images or self._share.reads_labels:
-            return eval_loader(self._dataset, self._batches, workers=self._workers)
+            pinned = self._ranks.device.type == "cuda"
+            return eval_loader(self._dataset, self._batches, workers=self._workers, pin_memory=pinned)
         return iter([{"img": None, "real": 0}] * len(self._batches))
 
     @staticmethod
@@ -289,7 +294,11 @@ class _Judge:
         self._matrix = ConfusionMatrix(names=names) if confusion else None
 
     def judge(self, decoded: Tensor, batch: dict[str, Any], tally: _Tally) -> list[dict[str, Tensor]]:
-        """Suppress, match and note the real images of a batch; returns their boxes."""
+        """Suppress, match and note the real images of a batch; returns their boxes.
+
+        Args:
+            decoded: (N, 4 + nc, A) fp32 on the host.
+        """
         found = self._suppress(decoded)[: batch["real"]]
         for place, prediction in enumerate(found):
             target = self._validator._prepare_batch(place, batch)
@@ -332,7 +341,7 @@ class _Judge:
             max_det=settings.max_det,
             max_time_img=UNLIMITED_SECONDS,
         )
-        return [self._split(boxes.cpu()) for boxes in kept]
+        return [self._split(boxes) for boxes in kept]
 
     def _split(self, boxes: Tensor) -> dict[str, Tensor]:
         classes = torch.zeros_like(boxes[:, 5]) if self._validator.args.single_cls else boxes[:, 5]
@@ -383,6 +392,8 @@ class PlainDetector:
             hyper: gains of the loss.
         """
         self._net = net.to(device).eval()
+        self._strides = tuple(self._net.model[-1].stride.tolist())
+        skip_own_decoding(self._net.model[-1])
         # As ultralytics' AutoBackend has it: convolutions then add up in the same order.
         self._inputs = InputFormat(device, torch.float32, channels_last=device.type == "cpu")
         self._loss = DetectionLoss(self._net.model[-1], device, hyper)
@@ -393,11 +404,10 @@ class PlainDetector:
         assert images is not None
         _, raw = self._net(self._inputs.images(images))
         raw = as_float(raw)
-        head = self._net.model[-1]
-        return decode(raw, head.stride, head.reg_max), raw
+        return decode(raw, self._strides, self._net.model[-1].reg_max), raw
 
     @torch.no_grad()
     def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
         """See `Detector.score`."""
-        targets = {key: batch[key].to(self._inputs.device) for key in ("batch_idx", "cls", "bboxes")}
+        targets = {key: batch[key].to(self._inputs.device, non_blocking=True) for key in ("batch_idx", "cls", "bboxes")}
         return self._loss.sums(raw, targets)

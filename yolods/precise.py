@@ -51,5 +51,6 @@ class TrainStatistics:
 
     def _load(self) -> Iterator[dict[str, Any]]:
         if self._engine.share.reads_images:
-            return eval_loader(self._dataset, self._batches, workers=self._workers)
+            pinned = self._ranks.device.type == "cuda"
+            return eval_loader(self._dataset, self._batches, workers=self._workers, pin_memory=pinned)
         return iter([{"img": None, "real": batch.real} for batch in self._batches])

@@ -238,3 +238,28 @@ def test_a_full_disk_is_told_by_the_next_write_alone(capfd, monkeypatch):
 def test_tensorboard_still_tells_twice(capfd, monkeypatch):
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
     assert "No space left" in written_to_a_full_disk(capfd), "the workaround is no longer needed"
+
+
+def test_torchs_nccl_backend_ends_no_rank_before_the_watchdog_has_spoken():
+    found = {}
+    compat.leave_lost_ranks_to_the_watchdog(found)
+    assert found == {
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+        "TORCH_NCCL_ENABLE_MONITORING": "0",
+        "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
+    }
+    theirs = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "1", "TORCH_NCCL_ENABLE_MONITORING": "1"}
+    compat.leave_lost_ranks_to_the_watchdog(given := dict(theirs))
+    assert {name: given[name] for name in theirs} == theirs
+    compat.leave_lost_ranks_to_the_watchdog(old := {"NCCL_ASYNC_ERROR_HANDLING": "1"})
+    assert "TORCH_NCCL_ASYNC_ERROR_HANDLING" not in old
+
+
+def test_the_installed_torch_still_reads_what_keeps_its_nccl_backend_quiet():
+    import torch
+
+    header = Path(torch.__file__).parent / "include/torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp"
+    compat.leave_lost_ranks_to_the_watchdog(names := {})
+    text = header.read_text(encoding="utf-8")
+    assert all(f'"{name}"' in text for name in names)
+    assert "NoHandling = 0" in text

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from yolods.model.build import architecture, build, parse_name
-from yolods.model.decode import decode
+from yolods.model.decode import decode, skip_own_decoding
 from yolods.model.loss import as_float
 
 
@@ -31,7 +31,7 @@ def outputs(head, height, width):
 @pytest.mark.parametrize("size", [(64, 64), (64, 192)])
 def test_boxes_and_scores_are_those_of_the_head_in_fp32(head, size):
     expected, raw = outputs(head, *size)
-    result = decode(raw, head.stride, head.reg_max)
+    result = decode(raw, head.stride.tolist(), head.reg_max)
     assert result.dtype == torch.float32
     assert result.shape == expected.shape
     longest = 15 * float(head.stride.max())  # pixels; centres are differences of such distances
@@ -43,7 +43,7 @@ def test_rounded_outputs_lose_nothing_more(head):
     """In bf16, as the head would decode them, coordinates near 190 pixels are a pixel apart."""
     _, raw = outputs(head, 192, 192)
     low = {key: [x.bfloat16() for x in value] if key == "feats" else value.bfloat16() for key, value in raw.items()}
-    result = decode(as_float(low), head.stride, head.reg_max)
+    result = decode(as_float(low), head.stride.tolist(), head.reg_max)
     exact = {"boxes": low["boxes"].double(), "scores": low["scores"].double(), "feats": raw["feats"]}
     bins = torch.arange(16, dtype=torch.float64)
     distances = (exact["boxes"].view(3, 4, 16, -1).softmax(2) * bins[:, None]).sum(2)
@@ -65,3 +65,35 @@ def test_the_heads_weights_are_not_read(head):
         bins.zero_()
         assert torch.equal(decode(raw, head.stride, 16), expected)
         bins.copy_(kept)
+
+
+def test_nothing_is_made_on_the_host_and_no_value_is_read(head):
+    """On a device each of both would be a wait. Meta tensors have no values, and mix with none on the host."""
+    from torch.overrides import TorchFunctionMode
+
+    class OnMeta(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                assert result.device.type == "meta", func
+            return result
+
+    _, raw = outputs(head, 64, 128)
+    far = {
+        "boxes": raw["boxes"].to("meta"),
+        "scores": raw["scores"].to("meta"),
+        "feats": [level.to("meta") for level in raw["feats"]],
+    }
+    strides = head.stride.tolist()
+    with OnMeta():
+        decoded = decode(far, strides, head.reg_max)
+    assert decoded.shape == decode(raw, strides, head.reg_max).shape
+
+
+def test_a_head_whose_own_decoding_is_not_used_gives_the_same_raw_outputs(head, monkeypatch):
+    _, raw = outputs(head, 64, 64)
+    monkeypatch.setattr(head, "_inference", None)  # so that what is set now is taken back
+    skip_own_decoding(head)
+    nothing, same = outputs(head, 64, 64)
+    assert nothing is None
+    assert torch.equal(same["boxes"], raw["boxes"]) and torch.equal(same["scores"], raw["scores"])

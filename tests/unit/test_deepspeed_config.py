@@ -263,6 +263,7 @@ def test_what_goes_to_initialize():
         "gradient_clipping": 10.0,
         "steps_per_print": 10**12,
         "zero_allow_untested_optimizer": True,
+        "timers": {"throughput": {"enabled": False}},
     }
     assert config.own == OwnConfig(checkpoint=CheckpointPolicy(keep=5))
     warm = config.for_initialize(accumulation=1)

@@ -450,6 +450,33 @@ def test_a_comms_logger_that_is_off_is_not_handed_on() -> None:
     assert read({"comms_logger": {"enabled": True}})[0].for_initialize()["comms_logger"] == {"enabled": True}
 
 
+@pytest.mark.parametrize(
+    ("block", "runs", "waits"),
+    [
+        ({}, False, False),
+        ({"timers": {}}, False, False),
+        ({"timers": {"throughput": {}}}, False, False),
+        ({"timers": {"throughput": {"enabled": False}}}, False, False),
+        ({"timers": {"throughput": {"enabled": True}}}, True, True),
+        ({"timers": {"throughput": {"synchronized": True}}}, True, True),
+        ({"timers": {"throughput": {"synchronized": False}}}, True, False),
+    ],
+)
+def test_deepspeeds_timer_waits_for_the_gpu_only_where_it_is_asked_to_which_is_said(
+    block: dict[str, Any], runs: bool, waits: bool
+) -> None:
+    from deepspeed.utils.config import get_timers_config
+    from deepspeed.utils.timer import ThroughputTimer
+
+    config, faults = read(block | Z1, device="cuda")
+    assert faults == []
+    timer = ThroughputTimer(get_timers_config(config.for_initialize()), batch_size=1)
+    timer.start()
+    assert (timer.started, timer.started and timer.config.synchronized) == (runs, waits)
+    assert len([note for note in config.notes if '"timers".throughput: the host waits' in note]) == waits
+    assert read(block | Z1, device="cpu")[0].notes == ()
+
+
 def test_what_has_no_effect_is_not_handed_on() -> None:
     raw = {"checkpoint": {"load_universal": True}, "aio": {"use_gds": True}, "log_level": "info", "vocabulary_size": 7}
     config, faults = read(raw)

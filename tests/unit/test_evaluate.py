@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.guesses import ALONE, CPU, HYPER, evaluator_of, open_val
+from tests.far import Far, device, far  # noqa: F401
+from tests.guesses import ALONE, CPU, HYPER, Guesses, evaluator_of, open_val
 from tests.tiny import make_dataset
 from yolods import compat
 from yolods.cluster.ranks import Ranks
@@ -333,3 +334,24 @@ def test_what_ends_one_rank_alone_is_said_there(caplog, rank, said):
     with pytest.raises(UserError, match="a loader died"):
         next(passed)
     assert [record.message for record in caplog.records] == said
+
+
+class Distant(Guesses):
+    """On a GPU that is none."""
+
+    def predict(self, images):
+        decoded, raw = super().predict(images)
+        return far(decoded), raw
+
+    def score(self, raw, batch):
+        return far(super().score(raw, batch))
+
+
+def test_a_batch_waits_once_for_the_device_whatever_is_found(trained, tmp_path, device):  # noqa: F811
+    """Boxes are suppressed on the host: on a device that would wait for every image, several times."""
+    evaluator, near = (trained.evaluator(tmp_path / name, forward_batch=4) for name in ("far", "near"))
+    share = eval_batches(trained.split.dataset, rank=0, ranks=1, forward_batch=4)
+    found = evaluator(Distant(trained.split.dataset, share, len(trained.names)))
+    assert (device.blocking, device.under_way, device.waits) == (0, 0, len(share))
+    assert found.metrics == near(Guesses(trained.split.dataset, share, len(trained.names))).metrics
+    assert found.metrics["metrics/mAP50(B)"] > 0.3

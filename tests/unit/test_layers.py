@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from yolods.model import layers
 from yolods.model.build import architecture, build, parse_name
 from yolods.model.layers import BatchNormFloat32, PointwiseConv, SyncBatchNormFloat32, exchange_layers
 
@@ -86,6 +87,44 @@ def test_without_other_processes_sync_batchnorm_is_batchnorm():
     images = torch.randn(4, 8, 6, 6)
     torch.testing.assert_close(twin(images), plain(images))
     torch.testing.assert_close(twin.running_var, plain.running_var)
+
+
+@pytest.fixture
+def among_one(monkeypatch):
+    """Ranks have met, and this one is all of them."""
+    monkeypatch.setattr(layers.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(layers, "all_reduce", lambda sums, group: sums)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sync_batchnorm_keeps_its_input_for_the_backward_pass_and_no_fp32_copy(among_one, dtype):
+    layer = SyncBatchNormFloat32(8)
+    images = torch.randn(4, 8, 6, 6).to(dtype)
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(images.requires_grad_())
+    assert sum(kept.values()) < 1.2 * images.nbytes
+
+
+def test_gradients_of_sync_batchnorm_are_those_of_batchnorm(among_one):
+    plain, twin = pair(SyncBatchNormFloat32, 8, momentum=0.03)
+    with torch.no_grad():
+        for layer in (plain, twin):
+            layer.weight.copy_(torch.linspace(0.5, 2.0, 8))
+            layer.bias.copy_(torch.linspace(-1.0, 1.0, 8))
+    images = torch.randn(4, 8, 6, 6) * 3 + 5
+    inputs = [images.clone().requires_grad_() for _ in range(2)]
+    weights = torch.randn(4, 8, 6, 6)
+    for layer, x in zip((plain, twin), inputs, strict=True):
+        (layer(x) * weights).sum().backward()
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(twin.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(twin.bias.grad, plain.bias.grad)
 
 
 @pytest.fixture

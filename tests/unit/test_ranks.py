@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from yolods.cluster.ranks import LOST, Ranks, leave
+from yolods.cluster.ranks import LOST, Ranks, leave, share_cores
 from yolods.errors import UserError
 
 ALONE = Ranks(rank=0, size=1, local=0, host="here", device=torch.device("cpu"))
@@ -55,6 +55,25 @@ def test_the_mean_of_several_tensors_takes_one_collective(monkeypatch):
     pair.average_(iter(tensors))
     assert [tensor.tolist() for tensor in tensors] == [[[2.0, 3.0]], 4.0]
     assert [tensor.data_ptr() for tensor in tensors] == views
+
+
+@pytest.mark.parametrize(
+    ("given", "threads", "variable"),
+    [
+        ({"LOCAL_SIZE": "4"}, 2, "2"),
+        ({"LOCAL_SIZE": "16"}, 1, "1"),
+        ({"LOCAL_SIZE": "1"}, 8, None),
+        ({"LOCAL_SIZE": "4", "OMP_NUM_THREADS": "3"}, None, "3"),
+    ],
+)
+def test_ranks_of_a_host_share_its_cores_whatever_they_compute_on(monkeypatch, given, threads, variable):
+    """With offload a GPU's rank steps its optimizer on them, by an OpenMP that only the variable reaches."""
+    told = []
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    share_cores(given)
+    assert told == ([] if threads is None else [threads])
+    assert given.get("OMP_NUM_THREADS") == variable
 
 
 def test_ranks_that_do_not_all_come_are_not_waited_for_for_ever(run_process, free_port):

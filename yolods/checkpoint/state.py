@@ -1,9 +1,8 @@
-"""A rank's state: collected, copied so that training can go on, and cut for another layout."""
+"""A rank's state: collected, and cut for another layout."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,39 +24,6 @@ def collect(engine: Engine) -> dict[str, Any]:
     The tensors are the engine's own: whoever writes them while training goes on has to copy them first.
     """
     return {**engine.state(), "rng": rng_state()}
-
-
-class HostCopy:
-    """A copy of a rank's state in host memory, which is kept for the next one."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[Any, ...], Tensor] = {}
-
-    @torch.no_grad()
-    def take(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Copy a state; what was returned before is written over. Waits for the device, if the state is on one."""
-        rest = {key: value for key, value in state.items() if key in UNCHANGED}
-        copied = {key: self._copied(value, (key,)) for key, value in state.items() if key not in UNCHANGED}
-        if any(buffer.is_pinned() for buffer in self._buffers.values()):
-            torch.cuda.current_stream().synchronize()  # the copies are asynchronous to the host, all at once
-        return copied | rest
-
-    def _copied(self, value: Any, place: tuple[Any, ...]) -> Any:
-        if isinstance(value, Tensor):
-            return self._buffer(value, place).copy_(value, non_blocking=True)
-        if isinstance(value, Mapping):
-            return {key: self._copied(each, (*place, key)) for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._copied(each, (*place, number)) for number, each in enumerate(value)]
-        return value
-
-    def _buffer(self, value: Tensor, place: tuple[Any, ...]) -> Tensor:
-        held = self._buffers.get(place)
-        if held is None or held.shape != value.shape or held.dtype != value.dtype:
-            # A device copies to pinned memory at full speed, and while the host goes on.
-            held = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-            self._buffers[place] = held
-        return held
 
 
 def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from yolods.checkpoint.background import Background
 from yolods.checkpoint.files import FileRecord, write_file, write_text
 from yolods.checkpoint.names import LATEST, MODEL, PROGRESS
 from yolods.checkpoint.read import Checkpoint, load_rank, rank_file
-from yolods.checkpoint.state import HostCopy, collect, recut, set_rng_state
+from yolods.checkpoint.state import UNCHANGED, collect, recut, set_rng_state
 from yolods.checkpoint.verify import (
     ENDED,
     MANIFEST,
@@ -57,6 +57,7 @@ from yolods.cluster.talk import Talk
 from yolods.engine.base import Engine
 from yolods.errors import UserError
 from yolods.files import replace_text, sync_folder
+from yolods.hostcopy import HostCopy
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class CheckpointStore:
         self._run, self._start = run, start
         self._keep, self._keep_best = keep, keep_best
         self._board = board.clone() if board is not None else None
-        self._copy, self._background, self._saves = HostCopy(), Background(), 0
+        self._copy, self._background, self._saves = HostCopy(leave=UNCHANGED), Background(), 0
 
     def save(self, engine: Engine, progress: Progress) -> None:
         """Write a checkpoint, or begin to; the earlier ones stay whole until it is.

@@ -10,7 +10,8 @@ compared with, and one that declares itself (`slowly`) may take its time: compil
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -57,7 +58,8 @@ class Pulse:
     def __init__(self) -> None:
         self._times: dict[str, int] = {}
         self._slow = 1
-        self._waits = 0
+        self._waits, self._lock = 0, threading.Lock()
+        self._device: Callable[[], bool] | None = None
         self._mark = Mark(0, "the start", None, 1, 0, True)
         self._seen: Mark | None = None
         self._seconds = 0.0
@@ -85,17 +87,27 @@ class Pulse:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within: the main thread waits for other ranks, or for a device that does; the time is not its own."""
-        self._waits += 1
+        """Within: the main thread, or one that works for it, waits for other ranks; the time is not its own."""
+        with self._lock:
+            self._waits += 1
         try:
             yield
         finally:
-            self._waits -= 1
+            with self._lock:
+                self._waits -= 1
+
+    def ask(self, device: Callable[[], bool]) -> None:
+        """Ask a device, too: whether it waits for those of other ranks, while the host waits for it or is ahead.
+
+        Args:
+            device: called from the watchdog's thread; must not wait.
+        """
+        self._device = device
 
     @property
     def waits(self) -> bool:
-        """Whether the main thread is in `waiting`."""
-        return self._waits > 0
+        """Whether this rank waits for others. For the watchdog's thread."""
+        return self._waits > 0 or (self._device is not None and self._device())
 
     def started(self) -> None:
         """From now on phases are compared with what they took before: until then everything is new."""

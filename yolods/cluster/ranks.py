@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -27,6 +27,7 @@ from yolods.cluster.place import (
     under_torchrun,
 )
 from yolods.cluster.probe import machine_id
+from yolods.cluster.waits import mark_collectives
 
 T = TypeVar("T")
 
@@ -171,6 +172,7 @@ def join() -> Ranks:
         device = torch.device("cuda", device_index(who.local, accelerator.device_count(), task=who.task))
         torch.cuda.set_device(device)
         os.environ["LOCAL_RANK"] = str(device.index)  # by which DeepSpeed takes a device as well
+    mark_collectives(torch.cuda.Event if gpu else None)
     with in_time():
         deepspeed.init_distributed(
             dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE
@@ -180,9 +182,21 @@ def join() -> Ranks:
         if who.local_size is None:
             ranks = replace(ranks, local_size=_count_here(ranks))
     os.environ["LOCAL_SIZE"] = str(ranks.local_size)
-    if not gpu and (threads := cpu_threads(os.environ)):
-        torch.set_num_threads(threads)
+    share_cores(os.environ)
     return ranks
+
+
+def share_cores(environ: MutableMapping[str, str]) -> None:
+    """Keep this process to its share of the host's cores, on GPUs as well: states in host memory are stepped there.
+
+    The variable is for DeepSpeed's CPUAdam, which brings an OpenMP of its own: that reads it when it is loaded.
+    """
+    threads = cpu_threads(environ)
+    if threads is None:
+        return
+    torch.set_num_threads(threads)
+    if environ["LOCAL_SIZE"] != "1":  # a process that is alone may start others later, which share them out anew
+        environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def _count_here(ranks: Ranks) -> int:

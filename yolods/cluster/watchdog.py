@@ -1,7 +1,7 @@
 """Sees to it that no run hangs: beats for this rank, hears the others, and ends the process when one of them is lost.
 
     main thread      marks what it is in (`pulse`)
-    watchdog         ticks ten times a second: counts time, looks at the main thread, judges (`monitor`), ends the run
+    watchdog         ticks ten times a second: counts time and whose it is (`waits`), judges (`monitor`), ends the run
     exchange         once a second: puts this rank's beat on the board and reads others'; it may wait for ever
     keeper           a process: ends this rank where its own threads no longer can
 
@@ -17,13 +17,13 @@ import contextlib
 import faulthandler
 import logging
 import os
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from yolods import interrupt
 from yolods.cluster.board import Board
@@ -53,8 +53,6 @@ ALONE_SECONDS = 60.0
 """What ranks whose launcher is gone have to take a last step and save."""
 WINDOW_SECONDS, WINDOW_STEPS = 10.0, 5
 """Over at least so much the time of a step is averaged, before ranks are compared."""
-WAITS = ("/torch/distributed/", "/deepspeed/comm/")
-"""Code of others in which a thread waits for other ranks. Ours says so itself, by `pulse.waiting`."""
 
 
 class Watchdog:
@@ -78,7 +76,6 @@ class Watchdog:
         self._launcher = _Launcher.mine()
         self._alone_since: float | None = None
         self._keeper: Keeper | None = None
-        self._main = threading.main_thread()
 
     def __enter__(self) -> Watchdog:
         if self._policy.enabled:
@@ -134,12 +131,14 @@ class Watchdog:
 
     def _watch(self) -> None:
         """The watchdog's thread."""
+        if self._ranks.device.type == "cuda":
+            torch.cuda.set_device(self._ranks.device)  # else a look at an event would open the host's first GPU
         before, due = time.monotonic(), 0.0
         while not self._stop.wait(TICK):
             now = time.monotonic()
             passed, before = min(now - before, LONGEST_TICK), now
             self._now += passed
-            standing, waits = PULSE.tick(passed), PULSE.waits or in_collective(self._main)
+            standing, waits = PULSE.tick(passed), PULSE.waits
             self._steps.count(standing, passed, waits)
             if self._now >= due:
                 due = self._now + BEAT
@@ -300,16 +299,6 @@ class _StepTimes:
             self._number += 1
             self.own = self._number, self._busy / steps
             self._first, self._passed, self._busy = step, 0.0, 0.0
-
-
-def in_collective(thread: threading.Thread) -> bool:
-    """Whether a thread is, in this moment, in code of `WAITS`."""
-    frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
-    while frame is not None:
-        if any(place in frame.f_code.co_filename for place in WAITS):
-            return True
-        frame = frame.f_back
-    return False
 
 
 @dataclass(frozen=True)

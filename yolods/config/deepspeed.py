@@ -21,6 +21,7 @@ from yolods.config.pipeline import PipelineConfig, check_pipeline_zero, read_pip
 from yolods.config.ready import find_json
 from yolods.config.recompute import RecomputeConfig, read_recompute
 from yolods.config.schema import check_keys
+from yolods.config.timers import resolved_timers, timer_costs
 from yolods.config.unused_keys import OFF, UNUSED, unused_keys
 from yolods.errors import Faults
 
@@ -78,7 +79,7 @@ class DeepSpeedConfig:
     recompute: RecomputeConfig | None
     """The "activation_checkpointing" block; None: all activations are kept, or the "pipeline" block says it."""
     notes: tuple[str, ...]
-    """What the JSON asks for without effect, a line for each reason."""
+    """What the JSON asks for without effect, or at a cost, a line for each reason."""
 
     @property
     def raw(self) -> dict[str, Any]:
@@ -218,7 +219,7 @@ def resolve(
         own=own,
         pipeline=pipeline,
         recompute=blocks.recompute,
-        notes=unused_keys(layout, where),
+        notes=(*unused_keys(layout, where), *timer_costs(layout, where)),
     )
 
 
@@ -408,6 +409,7 @@ def _resolved(
         MICRO: batches.micro,
         ACCUMULATION: batches.accumulation,
         "gradient_clipping": clipping,
+        "timers": resolved_timers(sound),
     }
     if _value(sound, "steps_per_print", None) is None:
         # DeepSpeed divides by it, so that null would not do; this number of steps is never reached.

@@ -15,13 +15,14 @@ from yolods.cluster.ranks import Ranks, Share
 from yolods.engine.diagnosis import Diagnosis
 from yolods.engine.ema import ShardedEma
 from yolods.engine.feed import Feed
-from yolods.engine.masters import Masters, full_parameter, full_shape, set_parameter
+from yolods.engine.masters import Masters, frozen_weights, full_shape, set_parameter
 from yolods.engine.optim import freeze_statistics, set_rates
 from yolods.engine.precise import Tallies
 from yolods.engine.recovery import Recovery
 from yolods.engine.schedule import Step
 from yolods.engine.shards import cut, misfits
 from yolods.errors import UserError
+from yolods.hostcopy import host_copy
 from yolods.model.freezing import is_frozen
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss
@@ -96,8 +97,8 @@ class Parts:
     """Prefixes of layers whose statistics stay as they are."""
     shared: bool
     """Whether BatchNorm's statistics of a step span the replicas."""
-    strides: Tensor
-    """(levels,) pixels a cell."""
+    strides: tuple[float, ...]
+    """Pixels per cell of each level."""
     reg_max: int
     """Bins of the head's distance distribution."""
 
@@ -110,7 +111,7 @@ class Engine:
         self.stability = parts.stability
         self.inputs, self.ranks, self.share = parts.inputs, parts.ranks, parts.share
         self._loss, self._frozen = parts.loss, parts.frozen
-        self._strides, self._reg_max = parts.strides.to(parts.ranks.device), parts.reg_max
+        self._strides, self._reg_max = parts.strides, parts.reg_max
         overflow, restores = parts.overflow, parts.stability.restores
         self.recovery = Recovery(self.statistics, self._moving, every=overflow.snapshot_steps, restores=restores)
         self.diagnosis = Diagnosis(self.net, overflow.attribution, parts.ranks, shared=parts.shared)
@@ -141,7 +142,7 @@ class Engine:
         feed = Feed(batches, keep=self.diagnosis.when == "armed")
         sums = self._accumulate(step, feed, size)
         mark("gradients")
-        sums = torch.cat((sums, sums.new_tensor([float(stop)])))
+        sums = torch.cat((sums, sums.new_full((1,), float(stop))))  # a fill; a list would be copied, and waited for
         can_return = self.recovery.snapshot is not None
         outcome = self.stability.judge(sums, step.batches * self.share.count, can_return=can_return)
         if outcome.verdict.applied:
@@ -325,23 +326,20 @@ class Engine:
 
     def _frozen_weights(self) -> dict[str, Tensor]:
         """Parameters without masters, fp32 on the CPU, on the ranks that hand over their stage's weights."""
-        frozen = [(name, p) for name, p in self.net.named_parameters() if not p.requires_grad]
-        values = {name: full_parameter(parameter).cpu() for name, parameter in frozen}
-        return values if self._hands_over() else {}
+        frozen = {name: each for name, each in self.net.named_parameters() if not each.requires_grad}
+        return frozen_weights(frozen, keep=self._hands_over())
 
     @torch.no_grad()
     def full_weights(self) -> dict[str, Tensor] | None:
         """The whole model's state_dict in fp32 on the CPU, on rank 0; None elsewhere.
 
-        Gathered one parameter after the other, so no GPU ever holds more than one of them whole.
+        Masters are gathered a bounded piece after the other, so no GPU ever holds a whole model besides its own.
         """
-        state: dict[str, Tensor] = {}
-        for name, parameter in self.net.named_parameters():
-            value = self.masters.full(parameter)
-            if self._hands_over():
-                state[name] = value.cpu()
+        names = {id(parameter): name for name, parameter in self.net.named_parameters()}
+        state = self._frozen_weights()
+        state |= {names[id(each)]: value for each, value in self.masters.whole(keep=self._hands_over())}
         if self._hands_over():
-            state |= {name: buffer.detach().cpu().clone() for name, buffer in self.net.named_buffers()}
+            state |= host_copy(dict(self.net.named_buffers()))
         return self._collect(state)
 
     def _hands_over(self) -> bool:
@@ -353,7 +351,7 @@ class Engine:
 
     def _lost(self, items: Tensor, boxes: int, sums: Tensor) -> None:
         """Note the loss items of one micro-batch."""
-        sums += torch.cat((items, items.new_tensor([boxes])))
+        sums += torch.cat((items, items.new_full((1,), boxes)))
         self.diagnosis.note_loss(items.sum())
 
     def _explain(self, verdict: Verdict, step: Step, feed: Feed, size: int | None) -> tuple[Culprit, ...]:

@@ -19,6 +19,7 @@ from yolods.engine.optim import OptimizerChoice, build_optimizer, freeze, parame
 from yolods.engine.pipeline import Cut, PipelineEngine
 from yolods.engine.schedule import Schedule
 from yolods.engine.zero import ZeroEngine
+from yolods.model.decode import skip_own_decoding
 from yolods.model.inputs import InputFormat
 from yolods.model.layers import exchange_layers
 from yolods.model.loss import DetectionLoss
@@ -70,6 +71,7 @@ def build_engine(
     """
     share = Share(ranks.rank, ranks.size, alone=config.deepspeed.zero_stage < 3)
     loss = DetectionLoss(net.model[-1], ranks.device, config.hyper, class_weights)
+    skip_own_decoding(net.model[-1])
     recompute = config.deepspeed.recompute
     module = net if recompute is None else RecomputedDetector(net, recompute.number_checkpoints)
     return ZeroEngine(_parts(module, net.model[-1], config, choice, ranks, share, loss))
@@ -157,7 +159,7 @@ def _parts(
         share=share,
         frozen=frozen,
         shared=shared,
-        strides=head.stride,
+        strides=tuple(head.stride.tolist()),
         reg_max=head.reg_max,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from yolods.cluster.pulse import waiting
 from yolods.cluster.ranks import Ranks, Share
 from yolods.engine.masters import Masters, full_shape
 from yolods.engine.shards import spans
@@ -27,7 +26,7 @@ def build_stability(
     # A pipeline walks its graph itself, and DeepSpeed has a place for a loss scale only in its ZeRO optimizers.
     by_hand = layout.pipeline is not None or layout.zero_stage == 0
     if layout.own.overflow.handling == "stock":
-        return StockStability(engine, ranks.size, by_hand=by_hand, waiting=waiting)
+        return StockStability(engine, ranks.size, by_hand=by_hand)
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     groups = [[(names[id(each)], full_shape(each)) for each in group] for group in masters.members()]
     sizes = [shard.numel() for shard in masters.shards()]
@@ -48,7 +47,6 @@ def build_stability(
         replica=share.index,
         ranks=ranks.size,
         device=ranks.device,
-        waiting=waiting,
     )
 
 

@@ -6,12 +6,18 @@ average, checkpoints, the weights written to .pt files and the checks on memory 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from yolods.engine.shards import join
+from yolods.hostcopy import host_copy, on_host
+
+GATHERED = 1 << 24
+"""Elements over all ranks that are gathered at once: 64 MiB of a GPU, and one wait for each 64 MiB of a model."""
 
 Kind = Literal["whole", "flat", "pieces"]
 """How shards are cut: `whole`: a shard is one parameter, alike on all ranks. `flat`: a shard is this rank's equal part
@@ -42,10 +48,29 @@ class Masters:
         """Make the model's parameters follow the masters on every rank. A collective: all ranks call it."""
         raise NotImplementedError
 
-    def full(self, parameter: nn.Parameter) -> Tensor:
-        """A copy of the whole fp32 value of one of the model's parameters. A collective: all ranks call it, in the same
-        order."""
-        return full_parameter(parameter)
+    def whole(self, *, keep: bool) -> list[tuple[nn.Parameter, Tensor]]:
+        """Every trained parameter with its whole fp32 value, a copy in host memory. A collective of those that share
+        the masters.
+
+        Args:
+            keep: whether this rank wants them; otherwise it helps the others, and gets an empty list.
+        """
+        if not keep:
+            return []
+        parameters = [parameter for group in self.members() for parameter in group]
+        return list(zip(parameters, host_copy(self.shards()), strict=True))
+
+    def _gathered(self, keep: bool) -> list[tuple[nn.Parameter, Tensor]]:
+        """As `whole`, of shards that are parts: gathered as they lie, whatever parameters are in them."""
+        group = self._optimizer.dp_process_group
+        found: list[tuple[nn.Parameter, Tensor]] = []
+        for members, shard in zip(self.members(), self.shards(), strict=True):
+            parts = _gather(shard.view(-1), members[0].device, group, keep)
+            if keep:
+                shapes = [(str(place), full_shape(each)) for place, each in enumerate(members)]
+                values = join(self.kind, [shapes], [[part] for part in parts])
+                found += [(each, values[str(place)]) for place, each in enumerate(members)]
+        return found
 
     @property
     def inner(self) -> torch.optim.Optimizer:
@@ -114,11 +139,6 @@ class UnfusedMasters(Masters):
         """Each by itself."""
         return [[weight] for group in self._optimizer.fp16_groups for weight in group]
 
-    def full(self, parameter: nn.Parameter) -> Tensor:
-        """The copy, of which DeepSpeed does not know."""
-        copies = {id(weight): owner for owner, (weight,) in zip(self.owners(), self.members(), strict=True)}
-        return copies[id(parameter)].detach().clone() if id(parameter) in copies else full_parameter(parameter)
-
     @torch.no_grad()
     def publish(self) -> None:
         """Round every copy into its parameter."""
@@ -140,33 +160,12 @@ class PartitionedMasters(Masters):
         """Parameters as the flat buffers hold them, which `round_robin_gradients` reorders."""
         return self._optimizer.round_robin_bit16_groups
 
-    def full(self, parameter: nn.Parameter) -> Tensor:
-        """Every rank has the whole parameter; where that is rounded, the pieces of its master are added up.
-
-        DeepSpeed's own `safe_get_full_fp32_param` (0.19.8) looks for them in the order before `round_robin_gradients`.
-        """
-        if parameter.dtype == torch.float32 or not parameter.requires_grad:
-            return full_parameter(parameter)
-        place, start = self._place(parameter)
-        shard, rank = self.shards()[place], dist.get_rank(self._optimizer.dp_process_group)
-        first = rank * shard.numel() - start  # where the shard begins, counted from where the parameter does
-        whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=shard.device)
-        begin, end = max(first, 0), min(first + shard.numel(), whole.numel())
-        if begin < end:
-            whole[begin:end] = shard[begin - first : end - first]
-        whole = whole.to(parameter.device)
-        dist.all_reduce(whole, group=self._optimizer.dp_process_group)
-        return whole.view(parameter.shape)
-
-    def _place(self, parameter: nn.Parameter) -> tuple[int, int]:
-        """The group that a parameter is in, and its first element's place in the group laid end to end."""
-        for place, group in enumerate(self.members()):
-            start = 0
-            for member in group:
-                if member is parameter:
-                    return place, start
-                start += member.numel()
-        raise KeyError("not a trained parameter of this model")
+    def whole(self, *, keep: bool) -> list[tuple[nn.Parameter, Tensor]]:
+        """Every rank has every parameter; where these are rounded, the masters are gathered."""
+        parameters = [parameter for group in self.members() for parameter in group]
+        if any(parameter.dtype != torch.float32 for parameter in parameters):
+            return self._gathered(keep)
+        return list(zip(parameters, host_copy([each.data for each in parameters]), strict=True)) if keep else []
 
     def publish(self) -> None:
         """Copy into this rank's slice of the model and gather the slices of the others."""
@@ -207,6 +206,10 @@ class Zero3Masters(Masters):
     def members(self) -> list[list[nn.Parameter]]:
         """Parameters of every sub-group."""
         return self._optimizer.fp16_groups
+
+    def whole(self, *, keep: bool) -> list[tuple[nn.Parameter, Tensor]]:
+        """No rank has a whole parameter; the masters are gathered."""
+        return self._gathered(keep)
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -253,18 +256,46 @@ def masters_of(optimizer: Any) -> Masters:
     return kind(optimizer)
 
 
-def full_parameter(parameter: nn.Parameter) -> Tensor:
-    """A copy of one parameter's whole fp32 value: of its master under ZeRO-3, else as the parameter has it.
+@torch.no_grad()
+def _gather(shard: Tensor, device: torch.device, group: dist.ProcessGroup, keep: bool) -> list[Tensor]:
+    """The shards of all ranks of a group, which are of one size, in host memory; nothing without `keep`.
 
-    A collective under ZeRO-3: all ranks call it, in the same order.
+    Args:
+        shard: (n,) fp32, where the masters are.
+        device: where the ranks' backend gathers.
+    """
+    ranks = dist.get_world_size(group)
+    whole = [torch.empty(len(shard)) for _ in range(ranks if keep else 0)]
+    count = max(GATHERED // ranks, 1)
+    for start in range(0, len(shard), count):
+        part = shard[start : start + count].to(device)
+        gathered = part.new_empty(ranks * len(part))
+        dist.all_gather_into_tensor(gathered, part, group=group)
+        if keep:
+            (arrived,) = on_host(gathered)
+            for row, piece in zip(whole, arrived.view(ranks, -1), strict=True):
+                row[start : start + count] = piece
+    return whole
+
+
+@torch.no_grad()
+def frozen_weights(frozen: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
+    """Whole fp32 values of parameters that have no master, copies in host memory. A collective under ZeRO-3: all ranks
+    call it, in the same order.
+
+    Args:
+        keep: as for `Masters.whole`.
     """
     from deepspeed.runtime.zero import GatheredParameters
-    from deepspeed.utils import safe_get_full_fp32_param
 
-    if hasattr(parameter, "ds_id") and parameter.requires_grad:
-        return safe_get_full_fp32_param(parameter).detach()
-    with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-        return parameter.detach().float().clone()
+    if not any(hasattr(each, "ds_id") for each in frozen.values()):
+        return host_copy({name: each.float() for name, each in frozen.items()}) if keep else {}
+    found = {}
+    for name, parameter in frozen.items():  # one after the other, so that no GPU holds more than one of them whole
+        with GatheredParameters([parameter]):
+            if keep:
+                found[name] = host_copy(parameter.float())
+    return found
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolods.hostcopy import host_copy
+
 
 class Recovery:
     """Copies of what trains, kept against steps that must leave nothing behind. Local."""
@@ -60,7 +62,7 @@ class Recovery:
 
     def take(self) -> None:
         """Keep a copy of everything that trains, in host memory, for a roll-back."""
-        self.snapshot, self._since = _copied(self._moving()), 0
+        self.snapshot, self._since = host_copy(self._moving()), 0
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: the state that is saved beside it would not do in the snapshot's place. Its weights have
@@ -70,17 +72,6 @@ class Recovery:
     def load(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave, when the engine has taken over the rest."""
         # In memory of its own: what was read may be mapped from a file, which a later save removes.
-        self.snapshot, self._since = _copied(state.get("snapshot")), state.get("since_snapshot", 0)
+        self.snapshot, self._since = host_copy(state.get("snapshot")), state.get("since_snapshot", 0)
         if self.snapshot is None and self.takes_snapshots:  # another layout wrote it: these weights have to do
             self.take()
-
-
-def _copied(state: Any) -> Any:
-    """The same on the host, in memory of its own."""
-    if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: _copied(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return [_copied(value) for value in state]
-    return state

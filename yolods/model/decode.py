@@ -6,29 +6,53 @@ frozen convolution that ZeRO-3 keeps partitioned; the same sum over bins is writ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def decode(predictions: dict[str, Any], strides: Tensor, reg_max: int) -> Tensor:
+def skip_own_decoding(head: nn.Module) -> None:
+    """Make a Detect head return (None, raw outputs) in evaluation mode.
+
+    Nobody uses what it decodes, and on a device its host waits nine times for images of another shape than the last.
+    """
+    head._inference = lambda raw: None
+
+
+def decode(predictions: dict[str, Any], strides: Sequence[float], reg_max: int) -> Tensor:
     """Boxes and scores of every anchor point.
 
     Args:
         predictions: fp32 `boxes` (N, 4 x reg_max, A), `scores` (N, nc, A) logits, `feats` list of (N, C, H, W).
-        strides: (levels,) pixels a cell.
+        strides: pixels per cell of each level; numbers, since a tensor on a device would have to be waited for.
         reg_max: bins of the distance distribution.
 
     Returns:
         (N, 4 + nc, A) fp32: centre x, centre y, width, height in pixels, then class probabilities.
     """
-    from ultralytics.utils.tal import dist2bbox, make_anchors
+    from ultralytics.utils.tal import dist2bbox
 
-    anchors, pixels = (part.transpose(0, 1) for part in make_anchors(predictions["feats"], strides, 0.5))
+    anchors, pixels = _points(predictions["feats"], strides)
     n, _, count = predictions["boxes"].shape
     bins = torch.arange(reg_max, dtype=torch.float32, device=predictions["boxes"].device)
     distribution = predictions["boxes"].view(n, 4, reg_max, count).softmax(2)
     distances = torch.einsum("nkra,r->nka", distribution, bins)
     boxes = dist2bbox(distances, anchors.unsqueeze(0), xywh=True, dim=1) * pixels
     return torch.cat((boxes, predictions["scores"].sigmoid()), 1)
+
+
+def _points(feats: list[Tensor], strides: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """(2, A) x and y of every cell's centre in cells, and (1, A) pixels per cell; made on the device.
+
+    The numbers of ultralytics' `make_anchors` (utils/tal.py), which counts on the host and copies twice per level.
+    """
+    centres, pixels = [], []
+    for level, stride in zip(feats, strides, strict=True):
+        height, width = level.shape[2:]
+        y, x = (torch.arange(n, dtype=torch.float32, device=level.device) + 0.5 for n in (height, width))
+        grid = x.expand(height, width), y[:, None].expand(height, width)
+        centres.append(torch.stack([each.reshape(-1) for each in grid]))
+        pixels.append(level.new_full((1, height * width), stride, dtype=torch.float32))
+    return torch.cat(centres, 1), torch.cat(pixels, 1)

@@ -7,6 +7,7 @@ The plain model is what is saved; none of these classes ever reaches a .pt file.
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -52,7 +53,8 @@ class SyncBatchNormFloat32(BatchNormFloat32):
             return super().forward(x)
         value = x.float()
         count = value.new_full((1,), value.numel() / value.shape[1])
-        sums = torch.cat((value.sum((0, 2, 3)), value.square().sum((0, 2, 3)), count))
+        # Both functions keep x for the backward pass, and not its fp32 copy, which is twice as large.
+        sums = torch.cat((_Moments.apply(value, x.detach()), count))
         sums = all_reduce(sums, group=self.group if self.group is not None else dist.group.WORLD)
         total, squares, count = sums.split((self.num_features, self.num_features, 1))
         mean = total / count
@@ -62,7 +64,43 @@ class SyncBatchNormFloat32(BatchNormFloat32):
             self.running_var.lerp_(variance * count / (count - 1).clamp_min(1.0), self.momentum)
         scale = self.weight.float() * torch.rsqrt(variance + self.eps)
         shift = self.bias.float() - mean * scale
-        return (value * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+        return (_Scaled.apply(value, x.detach(), scale) + shift[:, None, None]).to(x.dtype)
+
+
+class _Moments(torch.autograd.Function):
+    """(2C,): the sums of a value (N, C, H, W) and of its square over all but channels, both fp32.
+
+    The value is given once more as it was before it became fp32, which is what is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, kept: Tensor) -> Tensor:
+        """See the class."""
+        ctx.save_for_backward(kept)
+        return torch.cat((value.sum((0, 2, 3)), value.square().sum((0, 2, 3))))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """d sum(v) = 1, d sum(v^2) = 2 v."""
+        (kept,) = ctx.saved_tensors
+        total, squares = (each[:, None, None] for each in gradient.chunk(2))
+        return kept.float().mul_(2 * squares).add_(total), None
+
+
+class _Scaled(torch.autograd.Function):
+    """A value (N, C, H, W) times a scale (C,), both fp32; the value's original is kept, as in `_Moments`."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, kept: Tensor, scale: Tensor) -> Tensor:
+        """See the class."""
+        ctx.save_for_backward(kept, scale)
+        return value * scale[:, None, None]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
+        """By value and by scale."""
+        kept, scale = ctx.saved_tensors
+        return gradient * scale[:, None, None], None, (gradient * kept).sum((0, 2, 3))
 
 
 class PointwiseConv(nn.Conv2d):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +64,6 @@ class Stability:
         replica: int,
         ranks: int,
         device: torch.device,
-        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """
         Args:
@@ -77,9 +75,7 @@ class Stability:
             replica: this rank's; of whole gradients only the first replica's are counted.
             ranks: all of them.
             device: where this rank computes.
-            waiting: within it, the time is that of other ranks.
         """
-        self._waiting = waiting
         self._gradients, self._names, self._scale = gradients, tuple(names), scale
         self._by_hand = by_hand
         self._ranks, self._device = ranks, device
@@ -126,8 +122,7 @@ class Stability:
         message = torch.cat(told)
         if self._ranks > 1:
             dist.all_reduce(message)
-        with self._waiting():  # under NCCL `all_reduce` returns at once, and this waits for the others
-            numbers = message.cpu().double().numpy()  # the one wait of a step
+        numbers = message.cpu().double().numpy()  # the one wait of a step: on a GPU for the others as well
         *items, instances, stop = numbers[: len(sums)]
         norms, *weights = np.sqrt(numbers[len(sums) :]).reshape(-1, len(self._names))
         scale = self._scale.cur_scale if self._scale is not None else 1.0
@@ -197,19 +192,12 @@ class StockStability:
 
     restores = False
 
-    def __init__(
-        self,
-        engine: Any,
-        ranks: int,
-        *,
-        by_hand: bool,
-        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
+    def __init__(self, engine: Any, ranks: int, *, by_hand: bool) -> None:
         """
         Args:
-            by_hand, waiting: as for `Stability`.
+            by_hand: as for `Stability`.
         """
-        self._engine, self._ranks, self._by_hand, self._waiting = engine, ranks, by_hand, waiting
+        self._engine, self._ranks, self._by_hand = engine, ranks, by_hand
 
     def scaled(self, loss: Tensor) -> Tensor:
         """A loss as `backward` is to be given it."""
@@ -219,8 +207,7 @@ class StockStability:
         """Nothing is decided here: only what the layers know is collected. A collective."""
         if self._ranks > 1:
             dist.all_reduce(sums)
-        with self._waiting():
-            *items, instances, stop = sums.tolist()
+        *items, instances, stop = sums.tolist()
         engine = self._engine
         return Outcome(
             reading=None,
