@@ -48,6 +48,7 @@ def _one(ranks: Ranks, case: Case, folder: str) -> dict[str, object]:
         with engine.evaluating():
             for _ in range(2):
                 engine.predict(torch.zeros(1, 3, 64, 64, dtype=torch.uint8) if grid.first else None)
+        ranks.barrier()  # as adding up an evaluation does: earlier stages are done before later ones have received
         beside = [
             grid.rank_at(stage, grid.replica) for stage in (grid.stage - 1, grid.stage + 1) if 0 <= stage < case.stages
         ]
