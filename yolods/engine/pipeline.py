@@ -160,7 +160,8 @@ class PipelineEngine(Engine):
     def _gradients_of(self, number: int) -> list[Tensor]:
         """Wait for the gradients of what was sent of a micro-batch that has left `_flights`."""
         gradients = self._clock.waiting(self._ahead.pop(("B", number)).wait)
-        # Activations and targets from which they were computed have arrived; those in flight may not have.
+        # Activations and targets from which they come have arrived; those in flight may not have. Hosts that run
+        # ahead of their GPUs keep within so many micro-batches of each other, by the targets.
         for link in (self._to_after, self._labels):
             if link is not None:
                 link.drain(leave=len(self._flights))
