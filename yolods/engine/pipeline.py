@@ -130,11 +130,10 @@ class PipelineEngine(Engine):
             labels = self._receive_labels() if self.grid.last else {}
             return values, labels, len(arrived[0])
         batch = feed.take()
-        labels = targets_of(batch, torch.device("cpu"))
         if self._labels is not None:
-            columns = (labels["batch_idx"].view(-1, 1), labels["cls"].view(-1, 1), labels["bboxes"].view(-1, 4))
+            columns = (batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"].view(-1, 4))
             self._labels.send([torch.cat(columns, 1)])
-        return {IMAGE: self.inputs.images(batch["img"], size)}, labels, len(batch["img"])
+        return {IMAGE: self.inputs.images(batch["img"], size)}, batch, len(batch["img"])
 
     def _receive_labels(self) -> dict[str, Tensor]:
         assert self._labels is not None
