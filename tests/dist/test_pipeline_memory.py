@@ -73,7 +73,8 @@ def _hoard(engine: PipelineEngine) -> None:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[int]]]:
     folder = tmp_path_factory.mktemp("memory")
-    return on_ranks("tests.dist.test_pipeline_memory:measure", (4,), timeout=120, folder=str(folder))[4]
+    call = {"once": "tests.parity.pipes:draw", "folder": str(folder)}
+    return on_ranks("tests.dist.test_pipeline_memory:measure", (4,), timeout=120, **call)[4]
 
 
 @pytest.mark.parametrize("stage", range(4))

@@ -22,7 +22,7 @@ CUTS: dict[int, tuple[int | str, ...]] = {2: (13,), 3: (6, 15), 4: (4, 9, 17)}
 """By stages."""
 SHAPES = [(2, 1), (3, 1), (4, 1), (2, 2), (3, 2), (4, 2)]
 """Stages and replicas."""
-PATIENCE = 25.0
+PATIENCE = 60.0
 """Seconds that a first use waits: many, as ranks share two cores."""
 SHORT = 3.0
 """Where it is to hang: both ends are there from the beginning."""
@@ -59,7 +59,7 @@ def _one(ranks: Ranks, case: Case, folder: str) -> dict[str, object]:
 @pytest.mark.parametrize("size", sorted({stages * replicas for stages, replicas in SHAPES}))
 def test_stages_meet_when_they_are_made_and_never_wait_for_a_first_use_after(size: int, tmp_path: Path) -> None:
     call = "tests.rehearsal.test_rendezvous:train_and_predict"
-    found = on_ranks(call, (size,), timeout=100, folder=str(tmp_path))[size]
+    found = on_ranks(call, (size,), timeout=100, once="tests.parity.pipes:draw", folder=str(tmp_path))[size]
     for shape in found[0]:
         for rank, seen in enumerate(each[shape] for each in found):
             assert sorted(seen["made"]) == sorted(2 * [(rank, peer) for peer in seen["beside"]])  # one a direction
