@@ -107,7 +107,7 @@ class Ours(PipelineEngine):
         if not self.stock or self.grid.last:
             return super()._backward(number, size)
         flight = self._flights.pop(number)
-        gradients = self._clock.waiting(self._ahead.pop(("B", number)).wait)
+        gradients = self._gradients_of(number)
         with self._clock.backward():
             last = len(flight.sent) - 1
             for place, (tensor, gradient) in enumerate(zip(flight.sent, gradients, strict=True)):

@@ -31,7 +31,9 @@ STACK_SECONDS = 1.0
 SHOWN_CHARACTERS = 6000
 
 
-def on_ranks(function: str, sizes: Sequence[int], *, timeout: float = 60.0, **arguments: Any) -> dict[int, list[Any]]:
+def on_ranks(
+    function: str, sizes: Sequence[int], *, timeout: float = 60.0, once: str | None = None, **arguments: Any
+) -> dict[int, list[Any]]:
     """Call `module:function` as `f(ranks, **arguments)` on every rank of a world of each size, one after the other.
 
     `ranks` is a `yolods.cluster.ranks.Ranks`. Returns what the ranks returned, in their order, by size of the world.
@@ -39,6 +41,7 @@ def on_ranks(function: str, sizes: Sequence[int], *, timeout: float = 60.0, **ar
     Args:
         sizes: worlds to make.
         timeout: seconds for each world, imports not counted; what one leaves over the next may use.
+        once: `module:function`, called before all ranks are forked, which find what it has cached; starts no thread.
         arguments: as JSON takes them.
 
     Raises:
@@ -47,6 +50,7 @@ def on_ranks(function: str, sizes: Sequence[int], *, timeout: float = 60.0, **ar
     with tempfile.TemporaryDirectory(prefix="yolods-ranks-") as name:
         folder = Path(name)
         call = {"function": function, "sizes": list(sizes), "timeout": timeout, "arguments": arguments, "folder": name}
+        call["once"] = once
         screen, limit = folder / "screen", len(sizes) * timeout + 2 * STACK_SECONDS
         code = forked("tests.ranks:run_worlds", call, screen=screen, timeout=limit)
         assert code == 0, f"{function} failed on ranks ({code}):\n{screen.read_text('utf-8', 'replace')}"
@@ -59,10 +63,15 @@ def _result(folder: Path, size: int, rank: int) -> Any:
     return torch.load(folder / f"{size}-{rank}.pt", weights_only=False)  # written by our own ranks a moment ago
 
 
-def run_worlds(function: str, sizes: Sequence[int], timeout: float, arguments: dict[str, Any], folder: str) -> int:
+def run_worlds(
+    function: str, sizes: Sequence[int], timeout: float, arguments: dict[str, Any], folder: str, once: str | None
+) -> int:
     """In a process that has everything imported: fork a world of each size; 1 where a rank did not end well."""
-    module, name = function.split(":")
-    called = getattr(importlib.import_module(module), name)
+    called = _named(function)
+    if once is not None:
+        _named(once)()
+        # A lock that another thread holds would stay locked in the ranks for ever.
+        assert psutil.Process().num_threads() == 1, f"{once} has started a thread: this process cannot be forked"
     deadline = time.monotonic()
     for size in sizes:
         deadline += timeout
@@ -71,6 +80,11 @@ def run_worlds(function: str, sizes: Sequence[int], timeout: float, arguments: d
             print(fault)
             return 1
     return 0
+
+
+def _named(function: str) -> Any:
+    module, name = function.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _run_world(called: Any, size: int, deadline: float, arguments: Mapping[str, Any], folder: Path) -> str:

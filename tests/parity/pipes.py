@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests.parity.small import NAMES, distance, floating_buffers, plain_model
+from tests.parity.small import NAMES, SIZE, distance, floating_buffers, plain_model
 from tests.parity.splits import Case, batch_of
 from tests.parity.whole import Report, names_of, plain_step
 from yolods.cluster.ranks import Ranks
@@ -62,6 +62,11 @@ def split_engine(ranks: Ranks, case: Case, folder: Path) -> Iterator[PipelineEng
         engine.deepspeed.destroy()
         del engine
         gc.collect()
+
+
+def draw() -> None:
+    """Work out what splits of the small model start from, for all ranks that are forked after."""
+    _drawn(Case(cuts=()).model, SIZE)
 
 
 @lru_cache

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
 
 from yolods.cluster.grid import Grid, Place, choose_order, crossing_bytes, place, rank_at
-from yolods.cluster.ranks import Ranks
+from yolods.cluster.ranks import COLLECTIVE, Ranks
 from yolods.errors import UserError
 
 ORDERS = ("stages", "replicas")
@@ -61,7 +62,7 @@ def test_bytes_that_leave_a_host(stages, replicas, slots, boundaries, gradients,
 def grids(monkeypatch: pytest.MonkeyPatch, stages: int, replicas: int, order: str) -> tuple[list[Grid], list[Any]]:
     """The grid of every rank, with groups that are lists of ranks; and what each rank asked to be made, in order."""
     made: list[list[int]] = []
-    monkeypatch.setattr("torch.distributed.new_group", lambda ranks: made.append(ranks) or ranks)
+    monkeypatch.setattr("torch.distributed.new_group", lambda ranks, **_: made.append(ranks) or ranks)
     found, asked = [], []
     for rank in range(stages * replicas):
         ranks = Ranks(rank, stages * replicas, rank, "host", torch.device("cpu"))
@@ -91,8 +92,7 @@ def test_groups(monkeypatch, stages, replicas, order):
                 boundary = min(grid.stage, peer.stage)
                 assert grid.forward_group(boundary) == peer.forward_group(boundary) == sorted_pair(grid, peer)
                 assert grid.backward_group(boundary) == peer.backward_group(boundary) == sorted_pair(grid, peer)
-        if stages > 1 and (grid.first or grid.last):
-            assert grid.label_group == [grid.rank_at(0, grid.replica), grid.rank_at(stages - 1, grid.replica)]
+        assert grid.host_group == grid.pipe_group
 
 
 def sorted_pair(grid: Grid, peer: Grid) -> list[int]:
@@ -101,11 +101,24 @@ def sorted_pair(grid: Grid, peer: Grid) -> list[int]:
 
 def test_each_direction_over_a_boundary_has_a_group_of_its_own(monkeypatch):
     """On NCCL two ranks that both send first on a common communicator would wait for each other."""
-    monkeypatch.setattr("torch.distributed.new_group", lambda ranks: [*ranks])
+    monkeypatch.setattr("torch.distributed.new_group", lambda ranks, **_: [*ranks])
     grid = Grid(Ranks(0, 2, 0, "host", torch.device("cpu")), 2)
     assert grid.forward_group(0) is not grid.backward_group(0)
-    assert grid.forward_group(0) is not grid.label_group
-    assert grid.backward_group(0) is not grid.label_group
+
+
+def test_what_goes_from_host_to_host_is_on_gloo_and_no_group_gives_up_before_the_watchdog(monkeypatch):
+    """torch 2.13 has NCCL's groups give up after ten minutes, and plots of an evaluation may take longer."""
+    made: list[tuple[list[int], str | None, timedelta]] = []
+
+    def new_group(ranks, timeout, backend=None):
+        made.append((ranks, backend, timeout))
+        return len(made) - 1
+
+    monkeypatch.setattr("torch.distributed.new_group", new_group)
+    grid = Grid(Ranks(0, 2, 0, "host", torch.device("cpu")), 2)
+    assert made[grid.host_group][:2] == ([0, 1], "gloo")
+    assert [backend for _, backend, _ in made].count("gloo") == 1
+    assert {timeout for *_, timeout in made} == {COLLECTIVE}
 
 
 def test_what_deepspeed_asks_of_an_mpu(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from typing import Any
 
@@ -23,14 +24,16 @@ class Wire:
         self.queue: deque[torch.Tensor] = deque()
         self.waited: list[int] = []
         self.sent: list[torch.Tensor] = []
+        self.used: list[tuple[Any, int]] = []
 
-    def isend(self, tensor: torch.Tensor, dst: int, group: Any) -> Any:
+    def isend(self, tensor: torch.Tensor, dst: int, group: Any, tag: int) -> Any:
         assert tensor.is_contiguous(), "gloo and NCCL send contiguous memory only"
         self.queue.append(tensor.clone())
+        self.used.append((group, tag))
         self.sent.append(tensor)
         return _Work(self, len(self.sent) - 1)
 
-    def irecv(self, tensor: torch.Tensor, src: int, group: Any) -> Any:
+    def irecv(self, tensor: torch.Tensor, src: int, group: Any, tag: int) -> Any:
         assert tensor.is_contiguous()
         came = self.queue.popleft()
         assert came.shape == tensor.shape and came.dtype == tensor.dtype
@@ -162,14 +165,51 @@ def test_graphs_do_not_travel_and_bytes_are_counted(ends):
 def test_draining_waits_for_the_oldest_first_and_leaves_the_newest(ends):
     wire, sender, _ = ends
     for _ in range(4):
-        sender.send([torch.rand(3)], "a")
+        sender.send([torch.rand(3), torch.rand(3)], "a")
     assert wire.waited == []
     sender.drain(leave=2)
-    assert wire.waited == [0, 1, 2]
+    assert wire.waited == [0, 1, 2, 3, 4]  # the header, and two messages of two tensors
     sender.drain()
-    assert wire.waited == [0, 1, 2, 3, 4]
+    assert wire.waited == [*range(9)]
     sender.drain()
-    assert len(wire.waited) == 5
+    assert len(wire.waited) == 9
+
+
+def test_a_tensor_is_held_until_it_is_let_go(ends):
+    wire, sender, _ = ends
+    held = []
+    for _ in range(3):
+        tensor = torch.rand(1000)
+        held.append(weakref.ref(tensor.untyped_storage()))
+        sender.send([tensor], "a")
+        del tensor
+    wire.sent.clear()
+    assert all(ref() is not None for ref in held)
+    sender.drain(leave=1)
+    assert [ref() is not None for ref in held] == [False, False, True]
+
+
+def test_headers_go_by_the_hosts_group_and_stay_on_the_host(monkeypatch):
+    wire = Wire()
+    monkeypatch.setattr("torch.distributed.isend", wire.isend)
+    monkeypatch.setattr("torch.distributed.irecv", wire.irecv)
+    sender = Link(1, "device", torch.device("meta"), headers="hosts", tag=3)
+    sender.send([torch.empty(2, 3, device="meta")], "a")
+    assert wire.used == [("hosts", 3), ("device", 3)]
+    assert [str(tensor.device) for tensor in wire.sent] == ["cpu", "meta"]
+    wire.queue.pop()
+    wire.queue.append(torch.empty(2, 3, device="meta"))
+    (came,) = Link(0, "device", torch.device("meta"), headers="hosts", tag=3).receive("a").wait()
+    assert came.shape == (2, 3) and came.device.type == "meta"
+
+
+def test_the_peers_greeting_is_no_message(ends):
+    wire, sender, receiver = ends
+    sender.greet()
+    receiver.await_greeting()
+    assert not wire.queue and wire.waited == [0] and sender.bytes == 0
+    sender.send([torch.ones(2)])
+    assert receiver.receive().wait()[0].tolist() == [1, 1]
 
 
 def test_while_a_message_is_awaited_the_time_is_that_of_others(ends, monkeypatch):

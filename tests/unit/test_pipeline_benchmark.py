@@ -134,7 +134,8 @@ def test_the_stock_backward_walks_the_trunk_once_a_tensor(stock, walks):
     sent = [trunk * scale for scale in (1.0, 10.0, 100.0)]
     engine = Ours.__new__(Ours)
     engine.stock, engine.grid = stock, SimpleNamespace(last=False)
-    engine._clock, engine._to_before = Meter(torch.device("cpu")), None
+    engine._clock = Meter(torch.device("cpu"))
+    engine._to_before = engine._to_after = engine._labels = None
     engine.diagnosis = SimpleNamespace(at=lambda phase, number: None)
     engine._flights = {0: SimpleNamespace(received={}, sent=sent, loss=None)}
     engine._ahead = {("B", 0): SimpleNamespace(wait=lambda: [torch.ones(3)] * 3)}

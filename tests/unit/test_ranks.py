@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +75,25 @@ def test_ranks_of_a_host_share_its_cores_whatever_they_compute_on(monkeypatch, g
     share_cores(given)
     assert told == ([] if threads is None else [threads])
     assert given.get("OMP_NUM_THREADS") == variable
+
+
+@pytest.mark.parametrize("group", [None, "hosts"])
+def test_objects_go_by_the_hosts_group_where_there_is_one(monkeypatch, group):
+    """Beside NCCL, which would send them by way of the GPUs."""
+    from yolods.cluster import ranks
+
+    used = {}
+    recorded = SimpleNamespace(
+        barrier=lambda group: used.update(barrier=group),
+        broadcast_object_list=lambda box, src, group: used.update(from_main=group),
+        gather_object=lambda value, box, dst, group: used.update(to_main=group),
+    )
+    monkeypatch.setattr(ranks, "dist", recorded)
+    pair = Ranks(0, 2, 0, socket.gethostname(), torch.device("cpu"), host_group=group)
+    pair.barrier()
+    pair.from_main("x")
+    pair.to_main("x")
+    assert used == {"barrier": group, "from_main": group, "to_main": group}
 
 
 def test_ranks_that_do_not_all_come_are_not_waited_for_for_ever(run_process, free_port):

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch.distributed as dist
 
-from yolods.cluster.ranks import Ranks
+from yolods.cluster.ranks import COLLECTIVE, Ranks
 from yolods.errors import UserError
 
 Order = Literal["stages", "replicas"]
@@ -107,14 +107,14 @@ class Grid:
         # ever on a common one, because a communicator's operations run in order.
         self._forward = [[self._pair(row[s], row[s + 1]) for s in range(stages - 1)] for row in rows][self.replica]
         self._backward = [[self._pair(row[s], row[s + 1]) for s in range(stages - 1)] for row in rows][self.replica]
-        self._labels = [self._pair(row[0], row[-1]) if stages > 1 else None for row in rows][self.replica]
+        self._hosts = self._own(rows, backend="gloo")
 
-    def _own(self, members: list[list[int]]) -> dist.ProcessGroup:
-        groups = [dist.new_group(ranks) for ranks in members]
+    def _own(self, members: list[list[int]], backend: str | None = None) -> dist.ProcessGroup:
+        groups = [dist.new_group(ranks, timeout=COLLECTIVE, backend=backend) for ranks in members]
         return next(group for group, ranks in zip(groups, members, strict=True) if self.ranks.rank in ranks)
 
     def _pair(self, a: int, b: int) -> dist.ProcessGroup | None:
-        group = dist.new_group([a, b])
+        group = dist.new_group([a, b], timeout=COLLECTIVE)
         return group if self.ranks.rank in (a, b) else None
 
     def rank_at(self, stage: int, replica: int) -> int:
@@ -144,10 +144,9 @@ class Grid:
         return self._backward[boundary]
 
     @property
-    def label_group(self) -> dist.ProcessGroup:
-        """Group in which targets go from the first stage to the last."""
-        assert self._labels is not None
-        return self._labels
+    def host_group(self) -> dist.ProcessGroup:
+        """All stages of this replica on gloo, for what goes from host to host, whatever the device."""
+        return self._hosts
 
     @property
     def pipe_group(self) -> dist.ProcessGroup:

@@ -56,6 +56,8 @@ class Ranks:
     """Where this rank computes."""
     local_size: int = 1
     """Processes on this host."""
+    host_group: dist.ProcessGroup | None = None
+    """All ranks on gloo, for what is on hosts; None: all ranks are on gloo in any case."""
 
     @property
     def name(self) -> str:
@@ -70,14 +72,14 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.host_group)
 
     def from_main(self, value: T) -> T:
         """Rank 0's value, on every rank. The value has to be picklable."""
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, group=self.host_group)
         return box[0]
 
     def to_main(self, value: T) -> list[T]:
@@ -85,7 +87,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         box: list = [None] * self.size if self.is_main else []
-        dist.gather_object(value, box if self.is_main else None, dst=0)
+        dist.gather_object(value, box if self.is_main else None, dst=0, group=self.host_group)
         return box
 
     def main_first(self, work: Callable[[], T]) -> T:
@@ -178,7 +180,9 @@ def join() -> Ranks:
             dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE
         )
         host = socket.gethostname()
-        ranks = Ranks(who.rank, who.size, who.local, host, device, who.local_size or 1)
+        # NCCL would send pickled objects by way of the devices: the largest one times the ranks on that of rank 0.
+        hosts = dist.new_group(backend="gloo", timeout=COLLECTIVE) if gpu else None
+        ranks = Ranks(who.rank, who.size, who.local, host, device, who.local_size or 1, hosts)
         if who.local_size is None:
             ranks = replace(ranks, local_size=_count_here(ranks))
     os.environ["LOCAL_SIZE"] = str(ranks.local_size)
@@ -202,7 +206,7 @@ def share_cores(environ: MutableMapping[str, str]) -> None:
 def _count_here(ranks: Ranks) -> int:
     """How many ranks this host has, where the launcher does not say. A collective."""
     machines: list[str] = [""] * ranks.size
-    dist.all_gather_object(machines, machine_id())
+    dist.all_gather_object(machines, machine_id(), group=ranks.host_group)
     return machines.count(machine_id())
 
 

@@ -20,15 +20,18 @@ from yolods.engine.base import Engine, Parts, targets_of
 from yolods.engine.clock import StageClock, StageTimes
 from yolods.engine.feed import Feed
 from yolods.engine.gauges import Gauge, peak_bytes, summarise
-from yolods.engine.link import Link, Receipt
+from yolods.engine.link import Message
+from yolods.engine.neighbours import connect
 from yolods.engine.schedule import Step
+from yolods.engine.travel import receive_state, send_state
 from yolods.model.decode import decode
 from yolods.model.graph import IMAGE, OUT
 from yolods.model.loss import as_float
 from yolods.plan.schedule import Instruction, instructions
 from yolods.stats import LOSS_NAMES, PipeStats
 
-LABELS = "labels"
+EVALUATED = 4
+"""Batches that an evaluation has under way behind a stage."""
 
 
 @dataclass
@@ -57,20 +60,12 @@ class PipelineEngine(Engine):
         super().__init__(parts)
         self.grid, self._cut, self._autocast = grid, cut, autocast
         device = parts.ranks.device
-        self._from_before = self._to_after = self._to_before = self._from_after = self._labels = None
-        if not grid.first:
-            before = grid.stage - 1
-            self._from_before = Link(grid.neighbour(-1), grid.forward_group(before), device)
-            self._to_before = Link(grid.neighbour(-1), grid.backward_group(before), device)
-        if not grid.last:
-            self._to_after = Link(grid.neighbour(1), grid.forward_group(grid.stage), device)
-            self._from_after = Link(grid.neighbour(1), grid.backward_group(grid.stage), device)
-        if grid.stages > 1 and (grid.first or grid.last):
-            peer = grid.rank_at(grid.stages - 1 if grid.first else 0, grid.replica)
-            self._labels = Link(peer, grid.label_group, device)
+        links = connect(grid, device)
+        self._from_before, self._to_before = links.from_before, links.to_before
+        self._to_after, self._from_after, self._labels = links.to_after, links.from_after, links.labels
         self._clock = StageClock(device)
         self._flights: dict[int, _Flight] = {}
-        self._ahead: dict[Instruction, Receipt] = {}
+        self._ahead: dict[Instruction, Message] = {}
         self._steps = self._told = 0
         self._micro_batches = 1
 
@@ -111,7 +106,9 @@ class PipelineEngine(Engine):
             loss = None  # in fp32, whatever the layers compute in
             if self.grid.last:
                 assert self._loss is not None
-                loss, items = self._loss(outputs[OUT], labels, images * self.share.count)
+                loss, items = self._loss(
+                    outputs[OUT], targets_of(labels, self.inputs.device), images * self.share.count
+                )
                 self._lost(items, len(labels["cls"]), sums)
                 loss = self.stability.scaled(loss)
         sent = [] if self.grid.last else [outputs[name] for name in self._cut.after]
@@ -122,20 +119,21 @@ class PipelineEngine(Engine):
             self._from_after.expect(sent, ("B", size))
 
     def _take_in(self, number: int, feed: Feed, size: int | None) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-        """A micro-batch's values as they enter this stage, its targets where the loss is, and its images."""
+        """A micro-batch's values as they enter this stage, host targets where the loss is, and its images."""
         if not self.grid.first:
             arrived = self._clock.waiting(self._ahead.pop(("F", number)).wait)
             assert self._to_before is not None
             self._to_before.expect(arrived, ("B", size))
+            # 1F1B has the stage before send this after it has received every gradient that it was sent but the newest.
+            self._to_before.drain(leave=1)
             values = dict(zip(self._cut.before, (tensor.requires_grad_() for tensor in arrived), strict=True))
             labels = self._receive_labels() if self.grid.last else {}
             return values, labels, len(arrived[0])
         batch = feed.take()
-        labels = targets_of(batch, self.inputs.device)
         if self._labels is not None:
-            columns = (labels["batch_idx"].view(-1, 1), labels["cls"].view(-1, 1), labels["bboxes"].view(-1, 4))
+            columns = (batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"].view(-1, 4))
             self._labels.send([torch.cat(columns, 1)])
-        return {IMAGE: self.inputs.images(batch["img"], size)}, labels, len(batch["img"])
+        return {IMAGE: self.inputs.images(batch["img"], size)}, batch, len(batch["img"])
 
     def _receive_labels(self) -> dict[str, Tensor]:
         assert self._labels is not None
@@ -149,7 +147,7 @@ class PipelineEngine(Engine):
             with self._clock.backward():
                 flight.loss.backward()
         else:
-            gradients = self._clock.waiting(self._ahead.pop(("B", number)).wait)
+            gradients = self._gradients_of(number)
             # What frozen layers computed has no graph, and its gradient ends here.
             pairs = [pair for pair in zip(flight.sent, gradients, strict=True) if pair[0].requires_grad]
             with self._clock.backward():
@@ -158,15 +156,25 @@ class PipelineEngine(Engine):
         if self._to_before is not None:
             self._to_before.send([flight.received[name].grad for name in self._cut.before], ("B", size))
 
+    def _gradients_of(self, number: int) -> list[Tensor]:
+        """Wait for the gradients of what was sent of a micro-batch that has left `_flights`."""
+        gradients = self._clock.waiting(self._ahead.pop(("B", number)).wait)
+        # Activations and targets from which they come have arrived; those in flight may not have. Hosts that run
+        # ahead of their GPUs keep within so many micro-batches of each other, by the targets.
+        for link in (self._to_after, self._labels):
+            if link is not None:
+                link.drain(leave=len(self._flights))
+        return gradients
+
     def _precision(self) -> Any:
         if self._autocast is None:
             return nullcontext()
         return torch.autocast(self.inputs.device.type, self._autocast)
 
-    def _drain(self, leave: int = 0) -> None:
+    def _drain(self) -> None:
         for link in (self._to_after, self._to_before, self._labels):
             if link is not None:
-                link.drain(leave)
+                link.drain()
 
     @torch.no_grad()
     def predict(self, images: Tensor | None) -> tuple[Tensor, dict[str, Any]] | None:
@@ -182,7 +190,7 @@ class PipelineEngine(Engine):
         if not self.grid.last:
             assert self._to_after is not None
             self._to_after.send([outputs[name] for name in self._cut.after])
-            self._to_after.drain(leave=4 * len(self._cut.after))
+            self._to_after.drain(leave=EVALUATED)
             return None
         raw = as_float(outputs[OUT])
         return decode(raw, self._strides, self._reg_max), raw
@@ -219,6 +227,12 @@ class PipelineEngine(Engine):
         return self.grid.replica == 0
 
     def _collect(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """Stages of the first replica to rank 0. Rank 0's host holds the whole model once."""
-        parts = self.ranks.to_main(state)
-        return {name: tensor for part in parts for name, tensor in part.items()} if self.ranks.is_main else None
+        """Stages of the first replica to rank 0, one after the other, from host to host."""
+        grid = self.grid
+        if self.ranks.is_main:
+            for stage in range(1, grid.stages):
+                state |= receive_state(grid.rank_at(stage, grid.replica), grid.host_group)
+            return state
+        if self._hands_over():
+            send_state(state, grid.rank_at(0, grid.replica), grid.host_group)
+        return None
