@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from yolods.cluster.grid import Grid
-from yolods.engine.base import Engine, Parts, targets_of
+from yolods.engine.base import Engine, Parts
 from yolods.engine.clock import StageClock, StageTimes
 from yolods.engine.feed import Feed
 from yolods.engine.gauges import Gauge, peak_bytes, summarise
@@ -106,9 +106,7 @@ class PipelineEngine(Engine):
             loss = None  # in fp32, whatever the layers compute in
             if self.grid.last:
                 assert self._loss is not None
-                loss, items = self._loss(
-                    outputs[OUT], targets_of(labels, self.inputs.device), images * self.share.count
-                )
+                loss, items = self._loss(outputs[OUT], labels, images * self.share.count)
                 self._lost(items, len(labels["cls"]), sums)
                 loss = self.stability.scaled(loss)
         sent = [] if self.grid.last else [outputs[name] for name in self._cut.after]

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolods.model.anchors import anchors_of
+
 
 def skip_own_decoding(head: nn.Module) -> None:
     """Make a Detect head return (None, raw outputs) in evaluation mode.
@@ -34,25 +36,11 @@ def decode(predictions: dict[str, Any], strides: Sequence[float], reg_max: int) 
     """
     from ultralytics.utils.tal import dist2bbox
 
-    anchors, pixels = _points(predictions["feats"], strides)
+    shapes = tuple((level.shape[2], level.shape[3]) for level in predictions["feats"])
+    anchors = anchors_of(shapes, tuple(strides), predictions["boxes"].device)
     n, _, count = predictions["boxes"].shape
     bins = torch.arange(reg_max, dtype=torch.float32, device=predictions["boxes"].device)
     distribution = predictions["boxes"].view(n, 4, reg_max, count).softmax(2)
     distances = torch.einsum("nkra,r->nka", distribution, bins)
-    boxes = dist2bbox(distances, anchors.unsqueeze(0), xywh=True, dim=1) * pixels
+    boxes = dist2bbox(distances, anchors.points.t().unsqueeze(0), xywh=True, dim=1) * anchors.strides.t()
     return torch.cat((boxes, predictions["scores"].sigmoid()), 1)
-
-
-def _points(feats: list[Tensor], strides: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """(2, A) x and y of every cell's centre in cells, and (1, A) pixels per cell; made on the device.
-
-    The numbers of ultralytics' `make_anchors` (utils/tal.py), which counts on the host and copies twice per level.
-    """
-    centres, pixels = [], []
-    for level, stride in zip(feats, strides, strict=True):
-        height, width = level.shape[2:]
-        y, x = (torch.arange(n, dtype=torch.float32, device=level.device) + 0.5 for n in (height, width))
-        grid = x.expand(height, width), y[:, None].expand(height, width)
-        centres.append(torch.stack([each.reshape(-1) for each in grid]))
-        pixels.append(level.new_full((1, height * width), stride, dtype=torch.float32))
-    return torch.cat(centres, 1), torch.cat(pixels, 1)
