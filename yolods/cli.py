@@ -111,7 +111,7 @@ def _tell(text: str) -> None:
 
 def _dispatch(words: list[str]) -> int:
     # Stock DeepSpeed puts --local_rank=N before the word; ranks are read from the environment.
-    words = [word for word in words if not word.startswith(("--local_rank", "--local-rank"))]
+    words = _without_local_rank(words)
     if not words or words[0] in (*HELP, "help"):
         streams.show(USAGE)
         return 0
@@ -125,6 +125,20 @@ def _dispatch(words: list[str]) -> int:
         raise UserError(f"unknown word '{words[0]}'{nearest(words[0], known)}; the words are {', '.join(known)}")
     _check_surroundings(ranks=words[0] in RANK_WORDS)
     return known[words[0]](words[1:])
+
+
+def _without_local_rank(words: Sequence[str]) -> list[str]:
+    """The words but for `--local_rank=3` and `--local_rank 3`."""
+    left: list[str] = []
+    behind = False
+    for word in words:
+        if word.startswith(("--local_rank", "--local-rank")):
+            behind = "=" not in word
+            continue
+        if not (behind and word.isdecimal()):
+            left.append(word)
+        behind = False
+    return left
 
 
 def _stand_somewhere() -> None:
@@ -331,11 +345,13 @@ def _say_put_aside(config: RunConfig, claim: Claim) -> None:
 
 def _say_start(what: str, flags: LaunchFlags, gpus: int) -> None:
     """The first sign of life: ranks need seconds, on a busy machine a minute, until rank 0 can speak."""
-    from yolods.cluster.launch import hosts_of
+    from yolods.cluster.launch import hosts_of, unused_flags
     from yolods.cluster.supervise import say
     from yolods.cluster.words import plural
 
     hosts = hosts_of(flags, gpus=gpus)
+    if unused := unused_flags(flags, hosts):
+        say(f"{', '.join(unused)}: not used, no other host is reached")
     ranks = plural(sum(len(host.chosen) for host in hosts), "rank")
     where = f"{', '.join(host.name for host in hosts[:8])}{' ...' if len(hosts) > 8 else ''}"
     say(f"version {__version__}: starting {what} on {ranks} ({where}); importing the libraries takes a while")

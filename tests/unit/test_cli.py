@@ -83,10 +83,10 @@ def test_what_all_ranks_raise_is_said_by_the_first(monkeypatch, capsys, rank, sh
     assert capsys.readouterr().err == shown
 
 
-@pytest.mark.parametrize("place", ["--local_rank=3", "--local-rank=3"])
+@pytest.mark.parametrize("place", ["--local_rank=3", "--local-rank=3", "--local_rank 3"])
 def test_deepspeeds_own_flag_may_stand_before_the_word(capsys, place):
     """`deepspeed --module yolods train` makes it `yolods --local_rank=3 train`."""
-    assert cli.main([place, "version"]) == 0
+    assert cli.main([*place.split(), "version"]) == 0
     assert capsys.readouterr().out == f"{__version__}\n"
 
 

@@ -14,7 +14,8 @@ import pytest
 from yolods import interrupt
 from yolods.cluster import hostlaunch, launch, runner, supervise
 from yolods.cluster.flags import LaunchFlags, read_words, split_words
-from yolods.cluster.launch import ALLOCATOR, free_port, launcher_command, ranks_of
+from yolods.cluster.hosts import Host
+from yolods.cluster.launch import ALLOCATOR, free_port, launcher_command, ranks_of, unused_flags
 from yolods.errors import Faults, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -366,3 +367,23 @@ def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path):
     expected = [f"here|train|--name|a b|{rank}|2|cpu|1" for rank in range(2)]
     assert seen == expected
     assert "Unable to find hostfile" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "unused"),
+    [
+        ({"launcher": "slurm", "ssh_port": 22}, ["--launcher slurm", "--ssh_port 22"]),
+        ({"master_addr": "10.0.0.1", "launcher_args": "-x"}, ["--launcher_args -x", "--master_addr 10.0.0.1"]),
+        ({"num_gpus": 2, "max_restarts": 1, "master_port": 29500}, []),
+    ],
+)
+def test_flags_for_other_hosts_that_a_local_start_does_not_use_are_said(flags, unused):
+    given = LaunchFlags(**flags)
+    assert unused_flags(given, (Host("localhost", 2, (0, 1)),)) == unused
+    assert unused_flags(given, (Host("a", 2, (0, 1)), Host("b", 2, (0, 1)))) == []
+
+
+@pytest.mark.parametrize("flag", ["--hostfile", "--include", "--num_gpus", "--master_addr"])
+def test_an_empty_flag_of_the_launcher_is_not_taken_for_this_machine_or_for_all_hosts(flag):
+    with pytest.raises(UserError, match=f"^{flag} is empty: is a variable of the shell not set"):
+        split_words(["train", flag, "", "--data", "x"])

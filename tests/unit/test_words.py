@@ -105,3 +105,32 @@ def test_advice_about_an_assignment_is_not_refused_in_its_turn(word, line):
 @pytest.mark.parametrize("flag", ["--foo", "--bucket", "--wd"])
 def test_a_flag_that_is_like_none_gets_no_hint(flag):
     assert faults(flag) == (f"unknown flag {flag}; yolods train --help lists them",)
+
+
+@pytest.mark.parametrize("words", [["--data", ""], ["--data="], ["--hyp="], ["--epochs", ""], ["--optimizer="]])
+def test_an_empty_value_is_no_choice_and_is_said_to_be_empty(words):
+    found = parser().read([*words, "--imgsz", "64"])
+    (line,) = found.faults
+    assert line == f"{words[0].rstrip('=')} is empty: is a variable of the shell not set?"
+    assert (found.data, found.hyp, found.epochs, found.imgsz) == (None, None, None, 64)
+
+
+def test_what_yolov5_starts_from_nothing_by_stays():
+    assert parser().read(["--weights", ""]).faults == () and parser().read(["--weights="]).weights == ""
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "num_nodes",
+        "elastic_training",
+        "bind_cores_to_rank",
+        "enable_each_rank_log",
+        "no_python",
+        "module",
+        "autotuning",
+    ],
+)
+def test_a_flag_of_deepspeeds_own_launcher_is_told_what_says_the_same(flag):
+    (line,) = parser().read([f"--{flag}"]).faults
+    assert line.startswith(f"--{flag}: ") and "did you mean" not in line and "unknown" not in line

@@ -107,6 +107,15 @@ def hosts_of(flags: LaunchFlags, *, gpus: int, environ: Mapping[str, str] | None
     return _hosts(flags, gpus, os.environ if environ is None else environ)
 
 
+def unused_flags(flags: LaunchFlags, hosts: Sequence[Host]) -> list[str]:
+    """The flags, as they were given, that have a meaning only where other hosts are reached, and none are."""
+    if crosses_hosts(flags, hosts):
+        return []
+    names = ("launcher", "launcher_args", "ssh_port", *(() if flags.hostfile else ("master_addr",)))
+    given = ((name, getattr(flags, name)) for name in names)
+    return [f"--{name} {value}" for name, value in given if value != getattr(LaunchFlags, name)]
+
+
 def free_port() -> int:
     """A TCP port of this machine that nobody listens on."""
     with socket.socket() as probe:

@@ -125,6 +125,17 @@ _FOREIGN = {
     "img_weights": _REFUSED_FLAGS["--image-weights"],
     "nproc_per_node": "ranks per host are said by --num_gpus, which ./launch.sh takes",
     "nnodes": "hosts are named by --hostfile, which ./launch.sh takes",
+    **dict.fromkeys(
+        ("num_nodes", "min_elastic_nodes", "max_elastic_nodes"),
+        "hosts are named by --hostfile and chosen by --include, which ./launch.sh takes",
+    ),
+    "elastic_training": "a run goes on with the hosts that are left: --max_restarts, which ./launch.sh takes",
+    **dict.fromkeys(
+        ("bind_cores_to_rank", "bind_core_list"), "ranks share the cores of their host; OMP_NUM_THREADS says otherwise"
+    ),
+    "enable_each_rank_log": "not needed: the logs of all ranks are in the run's folder",
+    **dict.fromkeys(("module", "no_python", "no_local_rank"), "not needed: ./launch.sh starts ranks by itself"),
+    "autotuning": "not taken: a JSON of ds_configs/ is the place to start from",
     "gpus": "ranks per host are said by --num_gpus, which ./launch.sh takes",
     "lr": "write --set lr0=VALUE",
     "learning_rate": "write --set lr0=VALUE",
@@ -155,7 +166,7 @@ def foreign(name: str) -> str | None:
 
 
 _OF_TRAINING = "of training; val does not take it"
-_ANYWHERE = ("conf_thres", "iou_thres", "deepspeed_mpi", "nproc_per_node", "nnodes", "gpus")
+_ANYWHERE = ("conf_thres", "iou_thres", "deepspeed_mpi", "nproc_per_node", "nnodes", "num_nodes", "gpus", "module")
 """Names of `_FOREIGN` whose remedy holds for `val` as well."""
 
 

@@ -55,6 +55,9 @@ class FlagParser(argparse.ArgumentParser):
     def read_known(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
         """What the words say, those of them that are none here, and a line for each fault of the others."""
         left, faults = [self._spelt(word) for word in words], list[str]()
+        while (place := self._empty_at(left)) is not None:
+            faults.append(f"{left[place].partition('=')[0]} is empty: is a variable of the shell not set?")
+            left = _without(left, place)
         while True:
             try:
                 found, rest = self.parse_known_args(left)
@@ -82,6 +85,17 @@ class FlagParser(argparse.ArgumentParser):
         if found.faults:
             raise UserError("\n".join(found.faults))
         return found
+
+    def _empty_at(self, words: Sequence[str]) -> int | None:
+        """Where a flag stands whose value is empty, which is no choice of a file, a host or a number."""
+        for place, word in enumerate(words):
+            flag, equals, value = word.partition("=")
+            action = self._option_string_actions.get(flag)
+            if action is None or action.nargs is not None or action.dest in _MAY_BE_EMPTY:
+                continue
+            if (equals and not value) or (not equals and list(words[place + 1 : place + 2]) == [""]):
+                return place
+        return None
 
     def _nothing_given(self) -> argparse.Namespace:
         """Every flag's default."""
@@ -146,6 +160,8 @@ class FlagParser(argparse.ArgumentParser):
         return None
 
 
+_MAY_BE_EMPTY = ("weights", "project", "name", "launcher_args", argparse.SUPPRESS)
+"""`--weights ''` is yolov5's way to start from nothing; the next two have a line of their own."""
 _WRONG_VALUE = re.compile(r"invalid (int|float) value: (.*)")
 _KINDS = {"int": "a whole number", "float": "a number"}
 
