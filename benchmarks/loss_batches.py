@@ -47,7 +47,12 @@ def head_of(classes: int, bins: int = 16, strides: tuple[float, ...] = STRIDES) 
 
 
 def outputs(
-    images: int, classes: int, shape: tuple[int, int], spread: float = 1.0, dtype: torch.dtype = torch.float32, bins: int = 16
+    images: int,
+    classes: int,
+    shape: tuple[int, int],
+    spread: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    bins: int = 16,
 ) -> dict[str, Any]:
     """Raw head outputs of images of `shape` pixels: distances of a few cells, scores around a low prior."""
     feats = [torch.zeros(images, 1, shape[0] // int(each), shape[1] // int(each)) for each in STRIDES]
@@ -121,7 +126,7 @@ def _outside(count: int) -> Tensor:
 
 def _twice(count: int) -> Tensor:
     """The same few boxes many times."""
-    return plain(max(count // 4, 1)).repeat(5, 1)[:count]
+    return plain(count // 4 + 1).repeat(4, 1)[:count]
 
 
 def _whole(count: int) -> Tensor:

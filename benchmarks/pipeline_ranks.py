@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from benchmarks.pipeline_report import BOXES, DEEPSPEED, MARK, STOCK, Sample, Seen, Task
 from yolods.cluster.ranks import Ranks, join, leave
 from yolods.config import RunConfig, add_train_arguments, build_run_config
-from yolods.engine.base import targets_of
 from yolods.engine.build import plan_schedule
 from yolods.engine.clock import StageClock
 from yolods.engine.optim import OptimizerChoice, build_optimizer, parameter_groups
@@ -221,10 +220,7 @@ class DeepSpeeds:
         self._items = 0.0
         # Only the first stage reads images, but DeepSpeed gives both ends the same stream.
         first = engine.is_first_stage()
-        pairs = (
-            (self._inputs.images(batch["img"]) if first else batch["img"], targets_of(batch, engine.device))
-            for batch in batches
-        )
+        pairs = ((self._inputs.images(batch["img"]) if first else batch["img"], batch) for batch in batches)
         began = time.perf_counter()
         self._meter.start()
         engine.train_batch(pairs)

@@ -399,5 +399,4 @@ class PlainDetector:
     @torch.no_grad()
     def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
         """See `Detector.score`."""
-        targets = {key: batch[key].to(self._inputs.device) for key in ("batch_idx", "cls", "bboxes")}
-        return self._loss.sums(raw, targets)
+        return self._loss.sums(raw, batch)

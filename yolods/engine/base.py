@@ -225,7 +225,7 @@ class Engine:
     def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
         """(4,) `DetectionLoss.sums` of raw outputs against a batch's targets. Local; where predictions are judged."""
         assert self._loss is not None
-        return self._loss.sums(raw, targets_of(batch, self.inputs.device))
+        return self._loss.sums(raw, batch)
 
     def describe(self) -> dict[str, Any]:
         """What this rank's shards are made of, so that they can be put together without this engine. Local.
@@ -404,8 +404,3 @@ def _shaped(state: dict[str, Any], shard: Tensor) -> dict[str, Any]:
         key: value.view_as(shard) if isinstance(value, Tensor) and value.numel() == shard.numel() > 1 else value
         for key, value in state.items()
     }
-
-
-def targets_of(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """What the loss reads of a batch, on the device."""
-    return {key: batch[key].to(device, non_blocking=True) for key in ("batch_idx", "cls", "bboxes")}

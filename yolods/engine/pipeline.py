@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from yolods.cluster.grid import Grid
-from yolods.engine.base import Engine, Parts, targets_of
+from yolods.engine.base import Engine, Parts
 from yolods.engine.clock import StageClock, StageTimes
 from yolods.engine.feed import Feed
 from yolods.engine.gauges import Gauge, peak_bytes, summarise
@@ -131,15 +131,15 @@ class PipelineEngine(Engine):
             labels = self._receive_labels() if self.grid.last else {}
             return values, labels, len(arrived[0])
         batch = feed.take()
-        labels = targets_of(batch, self.inputs.device)
         if self._labels is not None:
-            columns = (labels["batch_idx"].view(-1, 1), labels["cls"].view(-1, 1), labels["bboxes"].view(-1, 4))
-            self._labels.send([torch.cat(columns, 1)])
-        return {IMAGE: self.inputs.images(batch["img"], size)}, labels, len(batch["img"])
+            columns = (batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"].view(-1, 4))
+            self._labels.send([torch.cat(columns, 1).to(self.inputs.device)])
+        return {IMAGE: self.inputs.images(batch["img"], size)}, batch, len(batch["img"])
 
     def _receive_labels(self) -> dict[str, Tensor]:
         assert self._labels is not None
         (table,) = self._labels.receive().wait()
+        table = table.cpu()  # the link ends on the device, the loss reads labels on the host: here it waits
         return {"batch_idx": table[:, 0], "cls": table[:, 1:2], "bboxes": table[:, 2:6]}
 
     def _backward(self, number: int, size: int | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolods.engine.base import Engine, targets_of
+from yolods.engine.base import Engine
 from yolods.engine.feed import Feed
 from yolods.engine.schedule import Step
 from yolods.model.decode import decode
@@ -29,7 +29,7 @@ class ZeroEngine(Engine):
             self.diagnosis.at("forward", index)
             predictions = engine(self.inputs.images(batch["img"], size))
             images = len(batch["img"]) * self.share.count
-            loss, items = self._loss(predictions, targets_of(batch, self.inputs.device), images)
+            loss, items = self._loss(predictions, batch, images)
             self._lost(items, len(batch["cls"]), sums)
             self.diagnosis.at("backward", index)
             # Micro-batches add up, as in ultralytics: DeepSpeed is not to divide by how many they are.

@@ -41,7 +41,7 @@ class Assignment:
     box: Tensor
     """(K,) int64."""
     weight: Tensor
-    """(K,) fp32 target score: the metric, scaled so that a box's best anchor has the box's best overlap; 0 if not real."""
+    """(K,) fp32 target score: the metric, scaled so that a box's best anchor has its best overlap; 0 if not real."""
 
 
 @torch.no_grad()
@@ -55,10 +55,9 @@ def assign(probabilities: Tensor, boxes: Tensor, anchors: Anchors, targets: Targ
         targets: of the batch.
         exact: ask how many slots were given a box, and return no others. The host has to wait for the answer.
     """
-    slots, room = len(probabilities), min(targets.most(TOPK), len(probabilities))
+    room = min(targets.most(TOPK), len(probabilities))
     if not room:
-        empty = targets.box[:0]
-        return Assignment(empty, empty.bool(), empty, boxes.new_zeros(0))
+        return Assignment(targets.box, targets.box.bool(), targets.box, targets.box.float())  # all of them empty
     metrics, overlaps, contest = _measure(probabilities, boxes, targets)
     pair = _settle(_highest(metrics, anchors.count, targets), contest, anchors.count, targets)
     given = pair >= 0

@@ -25,7 +25,7 @@ def distances(boxes: Tensor, points: Tensor) -> Tensor:
 
 
 def ciou(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """Complete intersection over union (Zheng et al., 2005.03572, equations 10 and 13 to 15): IoU - (rho^2 / c^2 + alpha v).
+    """Complete intersection over union (Zheng et al., 1911.08287, equations 8 to 11): IoU - (rho^2 / c^2 + alpha v).
 
     The trade-off alpha takes no gradient. Heights are widened by `EPS` and widths are not, as in ultralytics 8.4.190
     utils/metrics.py:108.

@@ -19,7 +19,7 @@ from yolods.model.assigner import Assignment, assign
 from yolods.model.boxes import ciou, corners, distances
 from yolods.model.targets import Targets, targets_of
 
-SCORES = 1 << 20
+SCORES = 1 << 18
 """Scores whose loss is computed at a time, which bounds memory. A multiple of 64, as `assigner.PAIRS`."""
 
 
@@ -95,9 +95,9 @@ class DetectionLoss:
         shapes = tuple((level.shape[2], level.shape[3]) for level in predictions["feats"])
         anchors = anchors_of(shapes, self._strides, self._device)
         targets = targets_of(batch, anchors, self._smallest, self._device)
+        boxes = self._boxes(predictions["boxes"], anchors)  # first: it takes room for a while
         logits = _by_slot(predictions["scores"])
         probabilities = logits.sigmoid()
-        boxes = self._boxes(_by_slot(predictions["boxes"]), anchors)
         assigned = assign(probabilities, boxes, anchors, targets, exact=self._exact)
         wanted = torch.zeros_like(logits)
         places = assigned.slot * logits.shape[1] + targets.labels.index_select(0, assigned.box)
@@ -113,14 +113,14 @@ class DetectionLoss:
 
     @torch.no_grad()
     def _boxes(self, raw: Tensor, anchors: Anchors) -> Tensor:
-        """(4, S) corners in pixels of raw boxes (S, 4 x reg_max)."""
-        raw = raw.view(-1, anchors.count, raw.shape[1])
-        return (corners(self._reach(raw), anchors.points) * anchors.strides).view(-1, 4).t().contiguous()
+        """(4, S) fp32 corners in pixels of raw boxes (N, 4 x reg_max, A)."""
+        reach = self._reach(_by_slot(raw)).view(-1, anchors.count, 4)
+        return (corners(reach, anchors.points) * anchors.strides).view(-1, 4).t().contiguous()
 
     def _reach(self, raw: Tensor) -> Tensor:
-        """Distances (.., 4) in cells: the mean of each side's distribution over its bins (GFL, 2006.04388, section 3.3).
+        """Distances (.., 4) in cells: the mean of each side's distribution over its bins (GFL, 2006.04388, equation 5).
 
-        Without bins they are the raw numbers.
+        With one bin they are the raw numbers.
         """
         bins = len(self._bins)
         if bins == 1:
@@ -203,10 +203,11 @@ class _Weighed:
     """(nc,) of classes."""
 
     def lose(self) -> Tensor:
-        """(S, nc) binary cross entropy, in the place of the logits."""
+        """(S, nc) binary cross entropy, in the place of the logits: (1 - z) x - log sigmoid(x)."""
         pieces = zip(self.logits.view(-1).split(SCORES), self.wanted.view(-1).split(SCORES), strict=True)
         for logits, wanted in pieces:
-            logits.copy_(F.binary_cross_entropy_with_logits(logits, wanted, reduction="none"))
+            certain = F.logsigmoid(logits)
+            logits.mul_(1 - wanted).sub_(certain)
         return self.logits if self.weights is None else self.logits.mul_(self.weights)
 
     def slope(self) -> Tensor:

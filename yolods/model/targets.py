@@ -54,7 +54,7 @@ def targets_of(batch: dict[str, Tensor], anchors: Anchors, smallest: float, devi
     """Labels as the loss wants them.
 
     Args:
-        batch: on the host: `batch_idx` (T,) rising, `cls` (T, 1), `bboxes` (T, 4) normalised centre x, y, width, height.
+        batch: on the host: `batch_idx` (T,) rising, `cls` (T, 1), `bboxes` (T, 4) normalised xywh.
         anchors: of the images.
         smallest: pixels that a shorter side of a box is stretched to before anchors are looked for inside it.
         device: where predictions are.
