@@ -53,7 +53,7 @@ METHOD = f"""\
 - **Memory**: the most bytes alive at once in storages that operations have made, beyond outputs and labels; what a
   kernel takes for itself is not seen. 4 images of 640 pixels, {CLASSES} classes, fp32, every image with the same
   number of boxes. *Assignment*: ours from labels and decoded outputs to target scores, ultralytics' its assigner alone.
-  *Loss*: forward and backward pass.
+  *Loss*: forward and backward pass. Ours is the device's code, on the CPU.
 - **Time**: CPU seconds of forward and backward pass, both losses by turns on the same 16 images, {CLASSES} classes,
   fp32; medians, and the ratio round by round. Above 1: ours is faster. Not measured on a GPU.
 - Targets: on the host every bit is equal; by the device's code gradients and items within {CLOSE:g}; at most
@@ -106,7 +106,7 @@ def peaks(boxes: int, *, images: int = 4, pixels: int = 640) -> Peaks:
     predictions = outputs(images, CLASSES, (pixels, pixels))
     batch = labels([boxes] * images, CLASSES, plain)
     head = head_of(CLASSES)
-    other, mine = Theirs(head), ours(head)
+    other, mine = Theirs(head), ours(head, exact=False)
     return Peaks(
         boxes,
         (_their_assignment(other, predictions, batch), _our_assignment(predictions, batch)),

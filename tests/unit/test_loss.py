@@ -151,9 +151,15 @@ def test_pieces_do_not_change_a_bit(monkeypatch):
     monkeypatch.setattr(assigner, "PAIRS", 64)
     monkeypatch.setattr(assigner, "CELLS", 1000)
     monkeypatch.setattr(loss_module, "SCORES", 64)
-    for seed in (5, 10, 16):
-        assert draw(seed).most > 15
-        assert compare(draw(seed)) == Apart(0, 0, 0)
+    for seed in (5, 6, 15, 25):
+        sample = draw(seed)
+        slots = sample.predictions["scores"][:, 0].numel()
+        assert ours_targets(sample).pairs > 2 * slots, "one piece would do"
+        assert compare(sample) == Apart(0, 0, 0)
+
+
+def ours_targets(sample):
+    return loss_module.targets_of(sample.batch, anchors_of(sample), 16.0, CPU)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -220,7 +226,7 @@ def test_nothing_is_asked_of_a_device(seed, monkeypatch):
     sample = draw(seed)
     score = ours(sample.head, sample.weights, exact=False)
     score(sample.predictions, sample.batch, 1)  # constants of this shape are made
-    ready = loss_module.targets_of(sample.batch, anchors_of(sample), 16.0, CPU)
+    ready = ours_targets(sample)
     monkeypatch.setattr(loss_module, "targets_of", lambda *_: ready)  # on the host there is no waiting
     assert waits_of(lambda: score(sample.predictions, sample.batch, 1)[0]) == []
 
@@ -248,7 +254,7 @@ def test_a_parcel_brings_what_was_packed():
 
 
 def test_the_burst_is_at_most_half_of_ultralytics_at_a_hundred_boxes():
-    found = peaks(100, images=2, pixels=320)
+    found = peaks(100, images=1)
     for other, mine in (found.assignment, found.loss):
         assert 0 < mine <= other / 2
 

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolods.model.anchors import Anchors, anchors_of
-from yolods.model.assigner import Assignment, assign
+from yolods.model.assigner import VECTOR, Assignment, assign
 from yolods.model.boxes import ciou, corners, distances
 from yolods.model.targets import Targets, targets_of
 
-SCORES = 1 << 18
-"""Scores whose loss is computed at a time, which bounds memory. A multiple of 64, as `assigner.PAIRS`."""
+SCORES = 1 << 16
+"""Scores whose loss is computed at a time, or a sixteenth of all where that is more; which bounds memory."""
 
 
 class DetectionLoss:
@@ -133,7 +133,7 @@ class DetectionLoss:
         """Sums over the assigned slots of what their boxes and their distances lose (utils/loss.py:122)."""
         image, anchor = assigned.slot // anchors.count, assigned.slot % anchors.count
         rows = raw.permute(0, 2, 1)[image, anchor].float()
-        rows = rows.masked_fill(~assigned.real.view(-1, 1), 0)  # lest a slot without a box has no number for a gradient
+        rows.masked_fill_(~assigned.real.view(-1, 1), 0)  # lest a slot without a box has no number for a gradient
         points, strides = anchors.points.index_select(0, anchor), anchors.strides.index_select(0, anchor)
         target = targets.corners.index_select(1, assigned.box).t() / strides
         weight = assigned.weight.view(-1, 1)
@@ -204,7 +204,8 @@ class _Weighed:
 
     def lose(self) -> Tensor:
         """(S, nc) binary cross entropy, in the place of the logits: (1 - z) x - log sigmoid(x)."""
-        pieces = zip(self.logits.view(-1).split(SCORES), self.wanted.view(-1).split(SCORES), strict=True)
+        step = max(SCORES, self.logits.numel() // (16 * VECTOR) * VECTOR)
+        pieces = zip(self.logits.view(-1).split(step), self.wanted.view(-1).split(step), strict=True)
         for logits, wanted in pieces:
             certain = F.logsigmoid(logits)
             logits.mul_(1 - wanted).sub_(certain)
