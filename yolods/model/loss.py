@@ -95,6 +95,16 @@ class DetectionLoss:
         shapes = tuple((level.shape[2], level.shape[3]) for level in predictions["feats"])
         anchors = anchors_of(shapes, self._strides, self._device)
         targets = targets_of(batch, anchors, self._smallest, self._device)
+        assigned, cls, total = self._class_loss(predictions, anchors, targets)
+        box, dfl = self._box_losses(predictions["boxes"], anchors, targets, assigned)
+        gains, divisor = self._gains, total.clamp(min=1)
+        items = (box / divisor * gains.box, cls / divisor * gains.cls, dfl / divisor * gains.dfl)
+        return torch.stack(items), total
+
+    def _class_loss(
+        self, predictions: dict[str, Any], anchors: Anchors, targets: Targets
+    ) -> tuple[Assignment, Tensor, Tensor]:
+        """Which slots are given to which boxes, the sum of what all scores lose, and of the target scores."""
         boxes = self._boxes(predictions["boxes"], anchors)  # first: it takes room for a while
         logits = _by_slot(predictions["scores"])
         probabilities = logits.sigmoid()
@@ -103,13 +113,8 @@ class DetectionLoss:
         places = assigned.slot * logits.shape[1] + targets.labels.index_select(0, assigned.box)
         wanted.view(-1).scatter_(0, places, assigned.weight)
         total = wanted.sum()
-        divisor = total.clamp(min=1)
         weighed = _Weighed(logits, probabilities, wanted, self._class_weights)
-        cls = _ClassLoss.apply(predictions["scores"], weighed)
-        box, dfl = self._box_losses(predictions["boxes"], anchors, targets, assigned)
-        gains = self._gains
-        items = (box / divisor * gains.box, cls / divisor * gains.cls, dfl / divisor * gains.dfl)
-        return torch.stack(items), total
+        return assigned, _ClassLoss.apply(predictions["scores"], weighed), total
 
     @torch.no_grad()
     def _boxes(self, raw: Tensor, anchors: Anchors) -> Tensor:
