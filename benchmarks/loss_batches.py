@@ -53,9 +53,10 @@ def outputs(
     spread: float = 1.0,
     dtype: torch.dtype = torch.float32,
     bins: int = 16,
+    strides: tuple[float, ...] = STRIDES,
 ) -> dict[str, Any]:
     """Raw head outputs of images of `shape` pixels: distances of a few cells, scores around a low prior."""
-    feats = [torch.zeros(images, 1, shape[0] // int(each), shape[1] // int(each)) for each in STRIDES]
+    feats = [torch.zeros(images, 1, shape[0] // int(each), shape[1] // int(each)) for each in strides]
     anchors = sum(level[0, 0].numel() for level in feats)
     peak = torch.arange(bins).repeat(4).view(1, -1, 1)
     boxes = torch.randn(images, 4 * bins, anchors) * spread - (peak - 3).abs() * 0.3
@@ -145,18 +146,20 @@ _AREAS = {
 }
 
 
-def theirs(head: Any, weights: Tensor | None = None) -> Callable[[dict[str, Any], dict[str, Tensor]], Tensor]:
+class Theirs:
     """ultralytics' loss for a Detect layer: raw outputs and labels to its (3,) items, with a graph."""
-    from ultralytics.utils.loss import v8DetectionLoss
 
-    class Model(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model, self.args, self.class_weights = [head], GAINS, weights
-            self.anything = torch.nn.Parameter(torch.zeros(1))
+    def __init__(self, head: Any, weights: Tensor | None = None) -> None:
+        from ultralytics.utils.loss import v8DetectionLoss
 
-    criterion = v8DetectionLoss(Model())
-    return lambda predictions, batch: criterion.get_assigned_targets_and_loss(as_float(predictions), batch)[1]
+        model = SimpleNamespace(
+            model=[head], args=GAINS, class_weights=weights, parameters=lambda: iter([torch.zeros(1)])
+        )
+        self.criterion = v8DetectionLoss(model)
+
+    def __call__(self, predictions: dict[str, Any], batch: dict[str, Tensor]) -> Tensor:
+        """Items of one batch."""
+        return self.criterion.get_assigned_targets_and_loss(as_float(predictions), batch)[1]
 
 
 def ours(head: Any, weights: Tensor | None = None, exact: bool | None = None) -> DetectionLoss:
@@ -186,7 +189,7 @@ def compare(sample: Sample, *, exact: bool | None = None) -> Apart:
     """Both losses and their gradients on one batch."""
     images = len(sample.predictions["boxes"])
     wrt = (sample.predictions["boxes"], sample.predictions["scores"])
-    their_items = theirs(sample.head, sample.weights)(sample.predictions, sample.batch)
+    their_items = Theirs(sample.head, sample.weights)(sample.predictions, sample.batch)
     their_gradients = torch.autograd.grad(their_items.sum() * images, wrt)
     loss, items = ours(sample.head, sample.weights, exact)(sample.predictions, sample.batch, images)
     gradients = torch.autograd.grad(loss, wrt)

@@ -22,11 +22,13 @@ ALPHA = 0.5
 BETA = 6.0
 EPS = 1e-9
 """Against division by zero (utils/tal.py:40)."""
-PAIRS = 1 << 18
-"""Pairs measured at a time, which bounds memory. A multiple of 64: torch rounds the elements of a tensor that do not
-fill a vector register by other code, and they are to be the last ones of all, as in ultralytics."""
-CELLS = 1 << 21
-"""Numbers in a piece of the table of boxes x anchors that the highest are looked for in."""
+PAIRS = 1 << 14
+"""Pairs measured at a time, or as many as there are slots where that is more; which bounds memory."""
+CELLS = 1 << 17
+"""Numbers in a piece of the table of boxes x anchors that the highest are looked for in, or 16 for each slot."""
+VECTOR = 64
+"""What pieces are a multiple of. torch rounds the last elements of a tensor, those that do not fill a vector register,
+by other code than the rest, and they are to be the last ones of all, as in ultralytics."""
 _LAST = (1 << 31) - 1
 
 
@@ -59,7 +61,8 @@ def assign(probabilities: Tensor, boxes: Tensor, anchors: Anchors, targets: Targ
     if not room:
         return Assignment(targets.box, targets.box.bool(), targets.box, targets.box.float())  # all of them empty
     metrics, overlaps, contest = _measure(probabilities, boxes, targets)
-    pair = _settle(_highest(metrics, anchors.count, targets), contest, anchors.count, targets)
+    highest = _highest(metrics, anchors.count, max(CELLS, 16 * len(probabilities)), targets)
+    pair = _settle(highest, contest, targets)
     given = pair >= 0
     slot = given.nonzero().view(-1) if exact else _first(given, room)
     real, pair = given.index_select(0, slot), pair.index_select(0, slot).clamp_(0, targets.pairs - 1)
@@ -73,8 +76,9 @@ def _measure(probabilities: Tensor, boxes: Tensor, targets: Targets) -> tuple[Te
     slots, classes = probabilities.shape
     metrics, overlaps = boxes.new_empty(targets.pairs), boxes.new_empty(targets.pairs)
     contest = targets.box.new_zeros(slots)
-    for start in range(0, targets.pairs, PAIRS):
-        span = slice(start, start + PAIRS)
+    step = max(PAIRS, slots - slots % VECTOR)
+    for start in range(0, targets.pairs, step):
+        span = slice(start, start + step)
         box = targets.box[span]
         slot = targets.cell[span] + targets.shift.index_select(0, box)
         wanted = slot * classes + targets.labels.index_select(0, box)
@@ -96,14 +100,15 @@ def _bid(overlap: Tensor, start: int) -> Tensor:
     return (overlap.abs().view(torch.int32).long() << 32).add_(numbers)
 
 
-def _highest(metrics: Tensor, anchors: int, targets: Targets) -> Tensor:
+def _highest(metrics: Tensor, anchors: int, cells: int, targets: Targets) -> Tensor:
     """(T, TOPK) int64 cells of each box's highest metrics.
 
     They are looked for among all anchors, with 0 where there is no pair: where fewer than TOPK are above 0, it is by
-    torch's order among equals that ultralytics takes the rest, and with it these come out the same.
+    torch's order among equals that ultralytics takes the rest, and with it these come out the same. The table is made
+    in pieces of about so many `cells`.
     """
     found = []
-    boxes, step = len(targets.labels), max(CELLS // anchors, 1)
+    boxes, step = len(targets.labels), max(cells // anchors, 1)
     for first in range(0, boxes, step):
         last = min(first + step, boxes)
         span = slice(targets.bounds[first], targets.bounds[last])
@@ -114,7 +119,7 @@ def _highest(metrics: Tensor, anchors: int, targets: Targets) -> Tensor:
     return torch.cat(found).add_(starts.view(-1, 1))
 
 
-def _settle(highest: Tensor, contest: Tensor, anchors: int, targets: Targets) -> Tensor:
+def _settle(highest: Tensor, contest: Tensor, targets: Targets) -> Tensor:
     """(S,) int64: the pair by which each slot is given to a box; -1 where it is given to none."""
     slots, cell = len(contest), highest.view(-1)
     pair = torch.searchsorted(targets.cell, cell).clamp_(max=targets.pairs - 1)

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yolods.model.anchors import Anchors, anchors_of
-from yolods.model.assigner import Assignment, assign
+from yolods.model.assigner import VECTOR, Assignment, assign
 from yolods.model.boxes import ciou, corners, distances
 from yolods.model.targets import Targets, targets_of
 
-SCORES = 1 << 18
-"""Scores whose loss is computed at a time, which bounds memory. A multiple of 64, as `assigner.PAIRS`."""
+SCORES = 1 << 16
+"""Scores whose loss is computed at a time, or a sixteenth of all where that is more; which bounds memory."""
 
 
 class DetectionLoss:
@@ -95,6 +95,16 @@ class DetectionLoss:
         shapes = tuple((level.shape[2], level.shape[3]) for level in predictions["feats"])
         anchors = anchors_of(shapes, self._strides, self._device)
         targets = targets_of(batch, anchors, self._smallest, self._device)
+        assigned, cls, total = self._class_loss(predictions, anchors, targets)
+        box, dfl = self._box_losses(predictions["boxes"], anchors, targets, assigned)
+        gains, divisor = self._gains, total.clamp(min=1)
+        items = (box / divisor * gains.box, cls / divisor * gains.cls, dfl / divisor * gains.dfl)
+        return torch.stack(items), total
+
+    def _class_loss(
+        self, predictions: dict[str, Any], anchors: Anchors, targets: Targets
+    ) -> tuple[Assignment, Tensor, Tensor]:
+        """Which slots are given to which boxes, the sum of what all scores lose, and of the target scores."""
         boxes = self._boxes(predictions["boxes"], anchors)  # first: it takes room for a while
         logits = _by_slot(predictions["scores"])
         probabilities = logits.sigmoid()
@@ -103,13 +113,8 @@ class DetectionLoss:
         places = assigned.slot * logits.shape[1] + targets.labels.index_select(0, assigned.box)
         wanted.view(-1).scatter_(0, places, assigned.weight)
         total = wanted.sum()
-        divisor = total.clamp(min=1)
         weighed = _Weighed(logits, probabilities, wanted, self._class_weights)
-        cls = _ClassLoss.apply(predictions["scores"], weighed)
-        box, dfl = self._box_losses(predictions["boxes"], anchors, targets, assigned)
-        gains = self._gains
-        items = (box / divisor * gains.box, cls / divisor * gains.cls, dfl / divisor * gains.dfl)
-        return torch.stack(items), total
+        return assigned, _ClassLoss.apply(predictions["scores"], weighed), total
 
     @torch.no_grad()
     def _boxes(self, raw: Tensor, anchors: Anchors) -> Tensor:
@@ -133,7 +138,7 @@ class DetectionLoss:
         """Sums over the assigned slots of what their boxes and their distances lose (utils/loss.py:122)."""
         image, anchor = assigned.slot // anchors.count, assigned.slot % anchors.count
         rows = raw.permute(0, 2, 1)[image, anchor].float()
-        rows = rows.masked_fill(~assigned.real.view(-1, 1), 0)  # lest a slot without a box has no number for a gradient
+        rows.masked_fill_(~assigned.real.view(-1, 1), 0)  # lest a slot without a box has no number for a gradient
         points, strides = anchors.points.index_select(0, anchor), anchors.strides.index_select(0, anchor)
         target = targets.corners.index_select(1, assigned.box).t() / strides
         weight = assigned.weight.view(-1, 1)
@@ -204,7 +209,8 @@ class _Weighed:
 
     def lose(self) -> Tensor:
         """(S, nc) binary cross entropy, in the place of the logits: (1 - z) x - log sigmoid(x)."""
-        pieces = zip(self.logits.view(-1).split(SCORES), self.wanted.view(-1).split(SCORES), strict=True)
+        step = max(SCORES, self.logits.numel() // (16 * VECTOR) * VECTOR)
+        pieces = zip(self.logits.view(-1).split(step), self.wanted.view(-1).split(step), strict=True)
         for logits, wanted in pieces:
             certain = F.logsigmoid(logits)
             logits.mul_(1 - wanted).sub_(certain)
