@@ -18,7 +18,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,16 @@ STACK_SECONDS = 1.0
 SHOWN_CHARACTERS = 6000
 
 
-def on_ranks(function: str, sizes: Sequence[int], *, timeout: float = 60.0, **arguments: Any) -> dict[int, list[Any]]:
+def on_ranks(
+    function: str, sizes: Sequence[int], *, timeout: float = 60.0, within: str | None = None, **arguments: Any
+) -> dict[int, list[Any]]:
     """Call `module:function` as `f(ranks, **arguments)` on every rank of a world of each size, one after the other.
 
     `ranks` is a `yolods.cluster.ranks.Ranks`. Returns what the ranks returned, in their order, by size of the world.
 
     Args:
         sizes: worlds to make.
+        within: `module:context_manager` that is entered before the ranks join; f then gets what it gives as `within`.
         timeout: seconds for each world, imports not counted; what one leaves over the next may use.
         arguments: as JSON takes them.
 
@@ -47,6 +51,7 @@ def on_ranks(function: str, sizes: Sequence[int], *, timeout: float = 60.0, **ar
     with tempfile.TemporaryDirectory(prefix="yolods-ranks-") as name:
         folder = Path(name)
         call = {"function": function, "sizes": list(sizes), "timeout": timeout, "arguments": arguments, "folder": name}
+        call["within"] = within
         screen, limit = folder / "screen", len(sizes) * timeout + 2 * STACK_SECONDS
         code = forked("tests.ranks:run_worlds", call, screen=screen, timeout=limit)
         assert code == 0, f"{function} failed on ranks ({code}):\n{screen.read_text('utf-8', 'replace')}"
@@ -59,10 +64,11 @@ def _result(folder: Path, size: int, rank: int) -> Any:
     return torch.load(folder / f"{size}-{rank}.pt", weights_only=False)  # written by our own ranks a moment ago
 
 
-def run_worlds(function: str, sizes: Sequence[int], timeout: float, arguments: dict[str, Any], folder: str) -> int:
+def run_worlds(
+    function: str, sizes: Sequence[int], timeout: float, arguments: dict[str, Any], folder: str, within: str | None
+) -> int:
     """In a process that has everything imported: fork a world of each size; 1 where a rank did not end well."""
-    module, name = function.split(":")
-    called = getattr(importlib.import_module(module), name)
+    called = partial(_call, _found(function), None if within is None else _found(within))
     deadline = time.monotonic()
     for size in sizes:
         deadline += timeout
@@ -71,6 +77,23 @@ def run_worlds(function: str, sizes: Sequence[int], timeout: float, arguments: d
             print(fault)
             return 1
     return 0
+
+
+def _found(name: str) -> Any:
+    module, attribute = name.split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _call(called: Any, within: Any, **arguments: Any) -> Any:
+    """On a rank: what the function returned."""
+    from yolods.cluster.ranks import join, leave
+
+    with ExitStack() as stack:
+        if within is not None:
+            arguments["within"] = stack.enter_context(within())
+        result = called(join(), **arguments)
+        leave()
+    return result
 
 
 def _run_world(called: Any, size: int, deadline: float, arguments: Mapping[str, Any], folder: Path) -> str:
@@ -130,10 +153,7 @@ def _fork(called: Any, rank: int, size: int, port: int, arguments: Mapping[str, 
         }
         import torch
 
-        from yolods.cluster.ranks import join, leave
-
-        torch.save(called(join(), **arguments), folder / f"{size}-{rank}.pt")
-        leave()
+        torch.save(called(**arguments), folder / f"{size}-{rank}.pt")
         code = 0
     except BaseException:
         traceback.print_exc()

@@ -1,0 +1,97 @@
+"""What is done with an engine on pretended devices, and what was seen meanwhile. Run on ranks by tests/ranks.py."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from tests.rehearsal.engines import engine_of, take_step
+from tests.rehearsal.pretended import World
+from yolods.checkpoint.state import HostCopy, collect
+from yolods.cluster.ranks import Ranks
+from yolods.engine.base import Engine
+
+WARM = 3
+"""Steps after which DeepSpeed's timer, fp16's scale and the fused kernels' states are as they will be."""
+ACCUMULATIONS = (1, 4)
+
+
+@dataclass
+class Part:
+    """One thing that was done."""
+
+    waits: dict[str, int]
+    """By `file:function`."""
+    told: list[str]
+    """Each wait with its lines."""
+    peak: int
+    """Most bytes of the device that were claimed within."""
+    held: int
+    """Bytes that are claimed when it is over."""
+
+
+@dataclass
+class Report:
+    """What one rank has seen."""
+
+    parts: dict[str, Part] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    """Mix-ups, collectives of host tensors and races, over all parts and the building of the engine."""
+
+
+def whole_round(ranks: Ranks, within: World, name: str, **hyper: object) -> Report:
+    """Build the engine of ds_configs/`name`.json, train, evaluate, copy, load, roll back and export."""
+    rounds = _Rounds(within)
+    with tempfile.TemporaryDirectory() as folder, engine_of(ranks, name, Path(folder), **hyper) as engine:
+        for number in range(WARM):
+            assert not take_step(engine, number, 1).skipped
+        rounds.take("build", lambda: None)
+        for micro_batches in ACCUMULATIONS:
+            rounds.take(f"step of {micro_batches}", lambda m=micro_batches: _applied(engine, WARM + m, m))
+        rounds.take("snapshot", engine.recovery.take)
+        rounds.take("evaluation", lambda: _evaluate(engine))
+        copied = rounds.take("checkpoint", lambda: HostCopy().take(collect(engine)))
+        rounds.take("load", lambda: engine.load_state(copied))
+        rounds.take("roll-back", lambda: engine._load_moving(engine.recovery.snapshot))
+        rounds.take("export", engine.full_weights)
+    return rounds.report
+
+
+class _Rounds:
+    def __init__(self, world: World) -> None:
+        self._world, self.report = world, Report()
+
+    def take(self, name: str, work: Callable[[], object]) -> object:
+        """Do something, and note what was seen since the last time: what came before is the building's."""
+        record, ledger = self._world.record, self._world.ledger
+        if name != "build":
+            record.waits.clear()
+        ledger.reset_peak()
+        result = work()
+        self.report.parts[name] = Part(record.waits_by_place(), record.told(), ledger.peak, ledger.now)
+        self.report.faults += [f"{name}: {fault}" for fault in record.faults()]
+        record.clear()
+        return result
+
+
+def _applied(engine: Engine, number: int, micro_batches: int) -> None:
+    result = take_step(engine, number, micro_batches)
+    assert not result.skipped, result.verdict
+
+
+def _evaluate(engine: Engine) -> None:
+    """One batch, as `Evaluator` goes through it, without NMS."""
+    from tests.parity.small import micro_batch
+    from tests.rehearsal.engines import pinned
+
+    batch = pinned(micro_batch(7))
+    with engine.evaluating():
+        found = engine.predict(batch["img"] if engine.share.reads_images else None)
+        if found is not None:
+            engine.score(found[1], batch).cpu()
+            found[0].cpu()
+    torch.cuda.current_stream()
