@@ -32,6 +32,8 @@ CUTS = {2: (4,), 4: (2, 4, 8)}
 """Where each stage but the first begins, by number of stages."""
 SCALE_POWER = 4
 """fp16's first loss scale, as a power of 2: no step is skipped."""
+BUCKETS, BUCKET = {"reduce_bucket_size", "allgather_bucket_size"}, 10_000
+"""Elements: several buckets for a model that is smaller than one of those that the files ask for."""
 RATE, MOMENTUM = 1e-4, 0.9
 
 
@@ -58,6 +60,8 @@ def _configure(ranks: Ranks, name: str, folder: Path, hyper: dict[str, Any]) -> 
     settings = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
     if "fp16" in settings:
         settings["fp16"]["initial_scale_power"] = SCALE_POWER
+    for key in BUCKETS & settings.get("zero_optimization", {}).keys():
+        settings["zero_optimization"][key] = BUCKET
     file = folder / f"{name}-{ranks.rank}.json"
     file.write_text(json.dumps(settings), encoding="utf-8")
     if "offload_optimizer" in settings.get("zero_optimization", {}):
@@ -73,9 +77,7 @@ def _configure(ranks: Ranks, name: str, folder: Path, hyper: dict[str, Any]) -> 
 
 
 def _choice(config: RunConfig) -> Any:
-    return choose_optimizer(
-        config.hyper, samples=SAMPLES, batch=config.batch_size, epochs=config.epochs, nc=len(NAMES)
-    )
+    return choose_optimizer(config.hyper, samples=SAMPLES, batch=config.batch_size, epochs=config.epochs, nc=len(NAMES))
 
 
 def _zero(config: RunConfig, ranks: Ranks) -> Engine:

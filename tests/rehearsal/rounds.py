@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from tests.rehearsal.engines import engine_of, take_step
+from tests.parity.small import MICRO, NAMES, SIZE
+from tests.rehearsal.engines import engine_of, stages_of, take_step
 from tests.rehearsal.pretended import World
 from yolods.checkpoint.state import HostCopy, collect
 from yolods.cluster.ranks import Ranks
+from yolods.config import Hyper
+from yolods.data.spec import read_spec
+from yolods.data.splits import Opening, open_split
 from yolods.engine.base import Engine
+from yolods.evaluate import Evaluator
 
 WARM = 3
 """Steps after which DeepSpeed's timer, fp16's scale and the fused kernels' states are as they will be."""
 ACCUMULATIONS = (1, 4)
+"""Micro-batches of the steps that are looked at; of a pipeline also 8, which hold no more than 4."""
 
 
 @dataclass
@@ -43,17 +48,21 @@ class Report:
     """Mix-ups, collectives of host tensors and races, over all parts and the building of the engine."""
 
 
-def whole_round(ranks: Ranks, within: World, name: str, **hyper: object) -> Report:
-    """Build the engine of ds_configs/`name`.json, train, evaluate, copy, load, roll back and export."""
+def whole_round(ranks: Ranks, within: World, name: str, data: str, **hyper: object) -> Report:
+    """Build the engine of ds_configs/`name`.json, train, evaluate, copy, load, roll back and export.
+
+    Args:
+        data: data yaml, whose validation images are evaluated.
+    """
     rounds = _Rounds(within)
     with tempfile.TemporaryDirectory() as folder, engine_of(ranks, name, Path(folder), **hyper) as engine:
         for number in range(WARM):
             assert not take_step(engine, number, 1).skipped
         rounds.take("build", lambda: None)
-        for micro_batches in ACCUMULATIONS:
+        for micro_batches in (*ACCUMULATIONS, 8) if stages_of(name) > 1 else ACCUMULATIONS:
             rounds.take(f"step of {micro_batches}", lambda m=micro_batches: _applied(engine, WARM + m, m))
         rounds.take("snapshot", engine.recovery.take)
-        rounds.take("evaluation", lambda: _evaluate(engine))
+        rounds.take("evaluation", lambda: _evaluate(engine, Path(data), Path(folder)))
         copied = rounds.take("checkpoint", lambda: HostCopy().take(collect(engine)))
         rounds.take("load", lambda: engine.load_state(copied))
         rounds.take("roll-back", lambda: engine._load_moving(engine.recovery.snapshot))
@@ -70,6 +79,7 @@ class _Rounds:
         record, ledger = self._world.record, self._world.ledger
         if name != "build":
             record.waits.clear()
+        gc.collect()
         ledger.reset_peak()
         result = work()
         self.report.parts[name] = Part(record.waits_by_place(), record.told(), ledger.peak, ledger.now)
@@ -83,15 +93,13 @@ def _applied(engine: Engine, number: int, micro_batches: int) -> None:
     assert not result.skipped, result.verdict
 
 
-def _evaluate(engine: Engine) -> None:
-    """One batch, as `Evaluator` goes through it, without NMS."""
-    from tests.parity.small import micro_batch
-    from tests.rehearsal.engines import pinned
-
-    batch = pinned(micro_batch(7))
+def _evaluate(engine: Engine, yaml: Path, folder: Path) -> None:
+    """As a run evaluates, with a confidence that no box of an untrained model has."""
+    hyper = Hyper(conf=0.9)
+    opening = Opening(imgsz=SIZE, stride=32, epochs=1, workers=0, local_ranks=1, eval_batch=MICRO)
+    split = open_split(read_spec(yaml), "val", hyper, opening, engine.ranks, augment=False)
+    evaluator = Evaluator(
+        split.dataset, NAMES, hyper, engine.ranks, share=engine.share, forward_batch=MICRO, save_dir=folder
+    )
     with engine.evaluating():
-        found = engine.predict(batch["img"] if engine.share.reads_images else None)
-        if found is not None:
-            engine.score(found[1], batch).cpu()
-            found[0].cpu()
-    torch.cuda.current_stream()
+        evaluator(engine)

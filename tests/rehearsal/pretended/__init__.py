@@ -82,3 +82,10 @@ def rehearse(work: Callable[[], T]) -> tuple[T, Record]:
     """Call `work` where the machine has a GPU; what it returned, and what was seen meanwhile."""
     with pretended_device() as world:
         return work(), world.record
+
+
+@contextmanager
+def unused_device() -> Iterator[World]:
+    """Within, the machine has a GPU, and DeepSpeed stays with the accelerator that it has: DS_ACCELERATOR=cpu."""
+    with pretended_device(deepspeed=False) as world:
+        yield world

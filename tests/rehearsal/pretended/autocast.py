@@ -8,6 +8,7 @@ lists have are let through. Not pretended: that a weight which is used twice in 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -43,7 +44,7 @@ def policies() -> dict[str, str]:
             found[f"{operation}.{overload}" if overload else operation] = policy
         for called in re.findall(r'ADD_NS\(\w+\),\s*"([\w.]+)"', body):
             found[called] = policy
-    return found
+    return {name: policy for name, policy in found.items() if torch._C._dispatch_has_kernel(f"aten::{name}")}
 
 
 @contextmanager
@@ -58,14 +59,16 @@ def cuda_autocast() -> Iterator[None]:
 
     library = torch.library.Library("aten", "IMPL", "AutocastCPU")
     chosen = policies()
-    for name in _names_with_kernels() | chosen.keys():
-        if not torch._C._dispatch_has_kernel(f"aten::{name}"):
-            continue
-        kernel = _kernel(name, chosen[name]) if name in chosen else torch.library.fallthrough_kernel
-        library.impl(name, kernel, allow_override=True)
-    with patch.object(torch, "set_autocast_enabled", set_autocast_enabled):
-        yield
-    library._destroy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*Overriding a previously registered kernel")
+        for name in _names_with_kernels() | chosen.keys():
+            kernel = _kernel(name, chosen[name]) if name in chosen else torch.library.fallthrough_kernel
+            library.impl(name, kernel, allow_override=True)
+    try:
+        with patch.object(torch, "set_autocast_enabled", set_autocast_enabled):
+            yield
+    finally:
+        library._destroy()
 
 
 def _names_with_kernels() -> set[str]:

@@ -14,7 +14,7 @@ from torch.distributed import distributed_c10d
 
 from tests.rehearsal.pretended.claims import on_device
 from tests.rehearsal.pretended.record import sight
-from tests.rehearsal.pretended.streams import DEVICE, HOST
+from tests.rehearsal.pretended.streams import HOST
 from tests.rehearsal.pretended.world import World
 
 
@@ -97,7 +97,7 @@ class Collectives:
             return "gloo" if (group or dist.group.WORLD).group_name in self._gloo else "nccl"
 
         def device_of_objects(group: Any = None) -> torch.device:
-            return torch.device("cpu") if get_backend(group) == "gloo" else DEVICE
+            return torch.device("cpu") if get_backend(group) == "gloo" else self._world.device
 
         replaced: dict[str, Callable[..., Any]] = {
             "init_process_group": init_process_group,

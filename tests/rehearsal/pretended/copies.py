@@ -37,7 +37,7 @@ def moved(world: World, source: Tensor, to_device: bool, non_blocking: bool, cop
     On the host it is pinned where it is not waited for, as CUDA's is: whoever reads it has to wait.
     """
     here, pinned = on_device(source), memory_of(source) == "pinned"
-    with _copying(world):
+    with copying(world):
         made = copy()
     if not to_device and not here:
         return made
@@ -52,7 +52,8 @@ def moved(world: World, source: Tensor, to_device: bool, non_blocking: bool, cop
 
 
 @contextmanager
-def _copying(world: World) -> Iterator[None]:
+def copying(world: World) -> Iterator[None]:
+    """Within, operations are none of the program's: nothing is noted of them, and no claim spreads."""
     before, world.copying = world.copying, True
     try:
         yield

@@ -15,18 +15,19 @@ from tests.rehearsal.pretended.world import World
 
 GIB = 2**30
 MEMORY = 80 * GIB
+DEVICES = 8
 PROPERTIES = SimpleNamespace(
     name="pretended", total_memory=MEMORY, major=9, minor=0, multi_processor_count=132, gcnArchName="", uuid="0"
 )
 
 
 @contextmanager
-def cuda_of(world: World, devices: int = 1) -> Iterator[None]:
-    """Within, `torch.cuda` is that of a machine with so many GPUs, of which this process has the first."""
+def cuda_of(world: World) -> Iterator[None]:
+    """Within, `torch.cuda` is that of a machine with GPUs, of which this process uses one."""
     from torch.optim import optimizer
 
     with ExitStack() as stack:
-        for name, answer in _answers(world, devices).items():
+        for name, answer in _answers(world).items():
             stack.enter_context(patch.object(torch.cuda, name, answer, create=True))
         stack.enter_context(patch.object(torch.version, "cuda", "13.0"))
         for module in (optimizer, torch.utils._foreach_utils):
@@ -44,15 +45,20 @@ def deepspeed_on_cuda() -> Iterator[None]:
         yield
 
 
-def _answers(world: World, devices: int) -> dict[str, Any]:
+def _answers(world: World) -> dict[str, Any]:
     ledger, streams = world.ledger, world.streams
+
+    def choose(device: Any) -> None:
+        index = device if isinstance(device, int) else torch.device(device).index
+        world.device = torch.device("cuda", index or 0)
+
     return {
         **dict.fromkeys(("is_available", "is_initialized"), lambda: True),
         **dict.fromkeys(("init", "_lazy_init", "ipc_collect", "empty_cache"), lambda: None),
         "_lazy_call": lambda call, **_: call(),
-        "device_count": lambda: devices,
-        "current_device": lambda: 0,
-        "set_device": lambda device: None,
+        "device_count": lambda: DEVICES,
+        "current_device": lambda: world.device.index,
+        "set_device": choose,
         "get_device_properties": lambda device=None: PROPERTIES,
         "get_device_name": lambda device=None: PROPERTIES.name,
         "get_device_capability": lambda device=None: (PROPERTIES.major, PROPERTIES.minor),

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tests.rehearsal.pretended.claims import claim, memory_of, on_device
-from tests.rehearsal.pretended.copies import moved
-from tests.rehearsal.pretended.streams import DEVICE, HOST
+from tests.rehearsal.pretended.copies import copying, moved
+from tests.rehearsal.pretended.streams import HOST
 from tests.rehearsal.pretended.world import World
 
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def _to(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     if rest and isinstance(rest[0], Tensor):
         other = rest.pop(0)
     if other is not None:
-        rest[:0] = [DEVICE if on_device(other) else CPU, other.dtype]
+        rest[:0] = [world.device if on_device(other) else CPU, other.dtype]
     device, dtype, non_blocking, layout = torch._C._nn._parse_to(*rest, **kwargs)
     to_device = on_device(tensor) if device is None else _is_cuda(device)
     return _bring(world, tensor, to_device, dtype, non_blocking=non_blocking, copy=copy, layout=layout)
@@ -142,23 +142,18 @@ def _from_python(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> 
 
 
 def _alike(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
-    """`*_like` and `new_*` are where their tensor is, of which C++ would say that it is on the CPU."""
-    if kwargs.get("device") is None:
-        kwargs["device"] = DEVICE if on_device(args[0]) else CPU
-    return func(*args, **kwargs)
-
-
-def _index(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Lists among the places become tensors on the device."""
-    places = args[1] if isinstance(args[1], tuple) else (args[1],)
-    if on_device(args[0]):
-        for _ in range(sum(isinstance(place, list | range) for place in places)):
-            world.streams.host_waits("index by a list")
-    return func(*args, **kwargs)
+    """`*_like` and `new_*` are where their tensor is, unless they are told."""
+    device = kwargs.pop("device", None)
+    to_device = on_device(args[0]) if device is None else _is_cuda(device)
+    if to_device or not on_device(args[0]):
+        return func(*args, **kwargs, device=world.device if to_device else CPU)
+    with copying(world):
+        made = func(*args, **{key: value for key, value in kwargs.items() if key != "pin_memory"})
+    return claim(made, "pinned", world.ledger) if kwargs.get("pin_memory") else made
 
 
 _ANSWERS: dict[Any, _Answer] = {
-    Tensor.device.__get__: lambda world, func, args, _: DEVICE if on_device(args[0]) else func(*args),
+    Tensor.device.__get__: lambda world, func, args, _: world.device if on_device(args[0]) else func(*args),
     Tensor.is_cuda.__get__: lambda world, func, args, _: on_device(args[0]),
     Tensor.is_cpu.__get__: lambda world, func, args, _: not on_device(args[0]),
     Tensor.get_device: lambda world, func, args, _: 0 if on_device(args[0]) else -1,
@@ -173,8 +168,6 @@ _ANSWERS: dict[Any, _Answer] = {
     Tensor.to: _to,
     Tensor.cuda: _cuda,
     Tensor.cpu: _cpu,
-    Tensor.__getitem__: _index,
-    Tensor.__setitem__: _index,
     **dict.fromkeys((Tensor.tolist, Tensor.__repr__, Tensor.__reduce_ex__), _read_by_host),
     **dict.fromkeys((torch.tensor, torch.as_tensor, Tensor.new_tensor), _from_python),
     **dict.fromkeys(

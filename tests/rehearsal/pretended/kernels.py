@@ -48,7 +48,9 @@ class Traits:
 def _traits(func: Any) -> Traits:
     name = func._schema.name.split("::")[-1]
     arguments = enumerate(func._schema.arguments)
-    written = tuple((at, each.name) for at, each in arguments if each.alias_info is not None and each.alias_info.is_write)
+    written = tuple(
+        (at, each.name) for at, each in arguments if each.alias_info is not None and each.alias_info.is_write
+    )
     return Traits(name, func.is_view or name in _UNTOUCHED, written)
 
 
@@ -85,16 +87,16 @@ class Kernels(TorchDispatchMode):
         target, source = kwargs.get("device"), next(tensors_in(args), None)
         pinned = bool(kwargs.get("pin_memory"))
         to_device = target is not None and torch.device(target).type == "cuda"
+        # Python's functions have said where (functions.py); C++ takes over options, in which the device is the CPU.
         held = source is not None and on_device(source)
         kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
         if to_device:
             kwargs["device"] = torch.device("cpu")
         if traits.name == "_to_copy":
-            # Only C++ comes this way with what is on the device, which for C++ is the CPU.
             non_blocking = kwargs.get("non_blocking", False)
             return moved(self._world, source, to_device or held, non_blocking, lambda: func(*args, **kwargs))
         made = func(*args, **kwargs)
-        if to_device or (target is None and held):
+        if to_device or held:
             claim(made, "device", self._world.ledger)
             self._record.kernels += 1
             if traits.name not in _EMPTY:

@@ -15,8 +15,9 @@ from types import CodeType
 
 ROOT = Path(__file__).resolve().parents[3]
 SITE = "site-packages/"
-_SILENT = ("torch/", "numpy/", "tests/rehearsal/pretended/")
+_SILENT = ("torch/", "numpy/", "deepspeed/accelerator/", "deepspeed/utils/nvtx.py", "tests/rehearsal/pretended/")
 """Whoever calls these is to blame."""
+_LIBRARY = sysconfig.get_paths()["stdlib"]
 _DEPTH = 3
 """Callers that a report names."""
 
@@ -100,7 +101,8 @@ def sight(what: str) -> Sight:
     while frame is not None and len(lines) < _DEPTH:
         name = _name_of(frame.f_code)
         if name is not None:
-            place = place or f"{name}:{frame.f_code.co_name}"
+            if not place and not frame.f_code.co_name.startswith("<"):  # comprehensions are their function's
+                place = f"{name}:{frame.f_code.co_name}"
             lines.append(f"{name}:{frame.f_lineno}")
         frame = frame.f_back
     return Sight(what, place, " < ".join(lines))
@@ -112,7 +114,7 @@ def _name_of(code: CodeType) -> str | None:
     file = code.co_filename
     if SITE in file:
         name = file.split(SITE)[-1]
-    elif file.startswith("<") or file.startswith(sysconfig.get_paths()["stdlib"]):
+    elif file.startswith("<") or file.startswith(_LIBRARY):
         return None
     else:
         path = Path(file)

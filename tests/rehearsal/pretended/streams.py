@@ -10,10 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import torch
-
 HOST = "host"
-DEVICE = torch.device("cuda", 0)
 
 
 class Clocks:
@@ -119,8 +116,6 @@ class _Within:
 
 class Stream:
     """As torch.cuda.Stream."""
-
-    device, device_index = DEVICE, 0
 
     def __init__(self, streams: Streams, number: int) -> None:
         self._streams, self.cuda_stream = streams, number
