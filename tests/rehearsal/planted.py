@@ -249,7 +249,7 @@ def cast(ranks: Ranks, within: World) -> dict[str, torch.dtype]:
             "scattered": torch.zeros(3, device=CUDA).scatter_add(
                 0, torch.zeros(3, dtype=torch.int64, device=CUDA), low.flatten()[:3]
             ),
-            "pooled in three dimensions": F.avg_pool3d(low, 1),  # of CPU's list, and not of CUDA's
+            "padded": F.pad(low, (1, 1, 1, 1), mode="replicate"),  # of CPU's list, and not of CUDA's
         }
         with torch.autocast(CUDA, enabled=False):
             made["switched off"] = F.conv2d(images, kernel)

@@ -61,7 +61,7 @@ def test_autocast_casts_by_the_lists_of_cuda() -> None:
         "exp": high,
         "upsampled": high,
         "scattered": high,
-        "pooled in three dimensions": low,
+        "padded": low,
         "switched off": high,
         "after": high,
         "gradient": high,

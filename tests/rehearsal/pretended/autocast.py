@@ -60,7 +60,7 @@ def cuda_autocast() -> Iterator[None]:
     library = torch.library.Library("aten", "IMPL", "AutocastCPU")
     chosen = policies()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*Overriding a previously registered kernel")
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
         for name in _names_with_kernels() | chosen.keys():
             kernel = _kernel(name, chosen[name]) if name in chosen else torch.library.fallthrough_kernel
             library.impl(name, kernel, allow_override=True)

@@ -30,6 +30,8 @@ def cuda_of(world: World) -> Iterator[None]:
         for name, answer in _answers(world).items():
             stack.enter_context(patch.object(torch.cuda, name, answer, create=True))
         stack.enter_context(patch.object(torch.version, "cuda", "13.0"))
+        # Its parser takes no stream but torch's own.
+        stack.enter_context(patch.object(Tensor, "record_stream", lambda tensor, stream: None))
         for module in (optimizer, torch.utils._foreach_utils):
             stack.enter_context(patch.object(module, "_group_tensors_by_device_and_dtype", _grouped))
         yield

@@ -92,6 +92,7 @@ def _cpu(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
 
 def _to(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     tensor, *rest = args
+    given = dict(kwargs)
     copy = kwargs.pop("copy", False)
     other = kwargs.pop("other", None)
     if rest and isinstance(rest[0], Tensor):
@@ -100,6 +101,8 @@ def _to(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
         rest[:0] = [world.device if on_device(other) else CPU, other.dtype]
     device, dtype, non_blocking, layout = torch._C._nn._parse_to(*rest, **kwargs)
     to_device = on_device(tensor) if device is None else _is_cuda(device)
+    if not to_device and not on_device(tensor):
+        return func(*args, **given)  # among the host's and meta tensors
     return _bring(world, tensor, to_device, dtype, non_blocking=non_blocking, copy=copy, layout=layout)
 
 
@@ -143,10 +146,11 @@ def _from_python(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> 
 
 def _alike(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     """`*_like` and `new_*` are where their tensor is, unless they are told."""
-    device = kwargs.pop("device", None)
-    to_device = on_device(args[0]) if device is None else _is_cuda(device)
-    if to_device or not on_device(args[0]):
-        return func(*args, **kwargs, device=world.device if to_device else CPU)
+    device, here = kwargs.get("device"), on_device(args[0])
+    if not here or _is_cuda(device):
+        return func(*args, **kwargs)
+    if device is None:
+        return func(*args, **{**kwargs, "device": world.device})
     with copying(world):
         made = func(*args, **{key: value for key, value in kwargs.items() if key != "pin_memory"})
     return claim(made, "pinned", world.ledger) if kwargs.get("pin_memory") else made
@@ -155,10 +159,9 @@ def _alike(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor
 _ANSWERS: dict[Any, _Answer] = {
     Tensor.device.__get__: lambda world, func, args, _: world.device if on_device(args[0]) else func(*args),
     Tensor.is_cuda.__get__: lambda world, func, args, _: on_device(args[0]),
-    Tensor.is_cpu.__get__: lambda world, func, args, _: not on_device(args[0]),
-    Tensor.get_device: lambda world, func, args, _: 0 if on_device(args[0]) else -1,
+    Tensor.is_cpu.__get__: lambda world, func, args, _: func(*args) and not on_device(args[0]),
+    Tensor.get_device: lambda world, func, args, _: world.device.index if on_device(args[0]) else func(*args),
     Tensor.is_pinned: lambda world, func, args, _: memory_of(args[0]) == "pinned",
-    Tensor.record_stream: lambda world, func, args, _: None,
     Tensor.pin_memory: _pin,
     Tensor.numpy: _numpy,
     Tensor.__array__: _numpy,

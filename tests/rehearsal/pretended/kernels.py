@@ -47,10 +47,8 @@ class Traits:
 @cache
 def _traits(func: Any) -> Traits:
     name = func._schema.name.split("::")[-1]
-    arguments = enumerate(func._schema.arguments)
-    written = tuple(
-        (at, each.name) for at, each in arguments if each.alias_info is not None and each.alias_info.is_write
-    )
+    aliases = [(at, each.name, each.alias_info) for at, each in enumerate(func._schema.arguments)]
+    written = tuple((at, argument) for at, argument, alias in aliases if alias is not None and alias.is_write)
     return Traits(name, func.is_view or name in _UNTOUCHED, written)
 
 

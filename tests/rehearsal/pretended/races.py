@@ -1,7 +1,7 @@
 """Memory that two streams, or a stream and the host, use in no order.
 
-Of every claimed storage is kept who read and who wrote which bytes last. A use is a race with an earlier one of the same
-bytes where one of the two writes, and the later does not know the earlier to be over (`streams.Clocks`).
+Of every claimed storage is kept who read and who wrote which bytes last. A use is a race with an earlier one of the
+same bytes where one of the two writes, and the later does not know the earlier to be over (`streams.Clocks`).
 """
 
 from __future__ import annotations
