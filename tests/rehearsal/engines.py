@@ -34,6 +34,8 @@ SCALE_POWER = 4
 """fp16's first loss scale, as a power of 2: no step is skipped."""
 BUCKETS, BUCKET = {"reduce_bucket_size", "allgather_bucket_size"}, 10_000
 """Elements: several buckets for a model that is smaller than one of those that the files ask for."""
+WARM = 3
+"""Steps after which DeepSpeed's timer, fp16's scale and the optimizer's states are as they will be."""
 RATE, MOMENTUM = 1e-4, 0.9
 
 

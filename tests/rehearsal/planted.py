@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.rehearsal.engines import engine_of, take_step
+from tests.rehearsal.engines import WARM, engine_of, take_step
 from tests.rehearsal.pretended import Record, World
 from tests.rehearsal.pretended.streams import Event, Stream
 from yolods.cluster.ranks import Ranks
@@ -267,7 +267,8 @@ def faults_in_a_step(ranks: Ranks, within: World) -> dict[str, Record]:
         "host collective": forgotten_collective,
     }
     with tempfile.TemporaryDirectory() as folder, engine_of(ranks, "zero1_fp32", Path(folder)) as engine:
-        take_step(engine, 0, 1)
+        for number in range(WARM):
+            take_step(engine, number, 1)
         return {name: _seen(within, lambda p=plant: _planted(engine, p)) for name, plant in plants.items()}
 
 
@@ -280,7 +281,7 @@ def _planted(engine: Engine, plant: Callable[[Tensor], object]) -> None:
         return value, items
 
     with patch.object(engine, "_loss", with_plant):
-        take_step(engine, 1, 1)
+        take_step(engine, WARM, 1)
 
 
 def forgotten_item(items: Tensor) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.parity.small import MICRO, NAMES, SIZE
-from tests.rehearsal.engines import engine_of, stages_of, take_step
+from tests.rehearsal.engines import WARM, engine_of, stages_of, take_step
 from tests.rehearsal.pretended import World
 from yolods.checkpoint.state import HostCopy, collect
 from yolods.cluster.ranks import Ranks
@@ -19,8 +19,6 @@ from yolods.data.splits import Opening, open_split
 from yolods.engine.base import Engine
 from yolods.evaluate import Evaluator
 
-WARM = 3
-"""Steps after which DeepSpeed's timer, fp16's scale and the fused kernels' states are as they will be."""
 ACCUMULATIONS = (1, 4)
 """Micro-batches of the steps that are looked at; of a pipeline also 8, which hold no more than 4."""
 
@@ -64,7 +62,9 @@ def whole_round(ranks: Ranks, within: World, name: str, data: str, **hyper: obje
         rounds.take("snapshot", engine.recovery.take)
         rounds.take("evaluation", lambda: _evaluate(engine, Path(data), Path(folder)))
         copied = rounds.take("checkpoint", lambda: HostCopy().take(collect(engine)))
-        rounds.take("load", lambda: engine.load_state(copied))
+        frozen = ranks.from_main(ranks.to_main(copied["frozen"]))  # as a checkpoint's reader hands them to every rank
+        whole = {**copied, "frozen": {name: value for part in frozen for name, value in part.items()}}
+        rounds.take("load", lambda: engine.load_state(whole))
         rounds.take("roll-back", lambda: engine._load_moving(engine.recovery.snapshot))
         rounds.take("export", engine.full_weights)
     return rounds.report

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from tests.rehearsal.pretended.claims import on_device
+from tests.rehearsal.pretended.copies import copying
 from tests.rehearsal.pretended.record import sight
 from tests.rehearsal.pretended.streams import HOST
 from tests.rehearsal.pretended.world import World
@@ -68,7 +69,8 @@ class Collectives:
         init, new_group, backend_of = dist.init_process_group, dist.new_group, dist.get_backend
 
         def wait(work: dist.Work, *arguments: Any, **named: Any) -> Any:
-            result = work_wait(work, *arguments, **named)
+            with copying(self._world):  # gloo's own copies
+                result = work_wait(work, *arguments, **named)
             self._waited(work)
             return result
 
