@@ -126,3 +126,45 @@ ZERO3 = ZERO | {
     "export": Row(GATHERED | MASTERS, MANY),
 }
 """Rank 0 of ZeRO-3."""
+
+ELSEWHERE = {"export": Row({}, 0)}
+"""What a rank that is not rank 0 does otherwise."""
+
+PEAKS: dict[str, tuple[int, ...]] = {
+    "pipeline2_fp32": (1708544, 3175936),
+    "pipeline4_zero1_bf16": (907264, 707584, 197120, 2975744),
+    "pipeline4_zero1_fp16": (907264, 707584, 197120, 2975744),
+    "zero0_bf16_autocast": (3739136, 3727360),
+    "zero0_fp32": (4037632, 4037632),
+    "zero1_bf16": (2426880, 2415104),
+    "zero1_fp16": (2427904, 2415104),
+    "zero1_fp32": (3462656, 3462656),
+    "zero2_bf16": (2258432, 2333696),
+    "zero2_bf16_autocast": (2966528, 3179520),
+    "zero2_fp16": (2259456, 2333696),
+    "zero2_fp32": (3288064, 3559424),
+    "zero2_offload_fp32": (2223616, 2223616),
+    "zero3_bf16": (2428416, 2422784),
+    "zero3_fp16": (2428416, 2422784),
+    "zero3_fp32": (3553792, 3553792),
+    "zero3_offload_fp16": (2000000, 2000000),
+}
+"""Bytes of the device that are claimed at most in a step of four micro-batches, by rank."""
+SLACK = 2048
+"""Bytes that a step of eight micro-batches may hold more than one of four: a loss of each is kept for a diagnosis."""
+
+
+def rows_of(name: str, rank: int, stages: int) -> dict[str, Row]:
+    """What a rank of ds_configs/`name`.json is expected to wait for, by part of a run."""
+    if stages > 1:
+        return FIRST if rank == 0 else LAST if rank == stages - 1 else MIDDLE
+    kind = ZERO3 if "zero3" in name else OFFLOAD if "offload" in name else ZERO
+    return kind if rank == 0 else kind | ELSEWHERE
+
+
+def grows(stages: int) -> list[bool]:
+    """Of each stage, whether its peak grows with the micro-batches of a step. None is to.
+
+    Today the last of four grows as well, but peaks where the optimizer steps.
+    """
+    return [stage < 3 for stage in range(stages)]

@@ -58,7 +58,7 @@ def whole_round(ranks: Ranks, within: World, name: str, data: str, **hyper: obje
             assert not take_step(engine, number, 1).skipped
         rounds.take("build", lambda: None)
         for micro_batches in (*ACCUMULATIONS, 8) if stages_of(name) > 1 else ACCUMULATIONS:
-            rounds.take(f"step of {micro_batches}", lambda m=micro_batches: _applied(engine, WARM + m, m))
+            rounds.take(f"step of {micro_batches}", lambda m=micro_batches: _applied(engine, m))
         rounds.take("snapshot", engine.recovery.take)
         rounds.take("evaluation", lambda: _evaluate(engine, Path(data), Path(folder)))
         copied = rounds.take("checkpoint", lambda: HostCopy().take(collect(engine)))
@@ -88,8 +88,8 @@ class _Rounds:
         return result
 
 
-def _applied(engine: Engine, number: int, micro_batches: int) -> None:
-    result = take_step(engine, number, micro_batches)
+def _applied(engine: Engine, micro_batches: int) -> None:
+    result = take_step(engine, WARM, micro_batches)
     assert not result.skipped, result.verdict
 
 

@@ -1,5 +1,5 @@
-"""Every configuration of ds_configs/ on pretended devices: nothing that CUDA or NCCL would refuse, no race, the waits of
-expected.py and no others, and no more memory of the device than is known.
+"""Every configuration of ds_configs/ on pretended devices: nothing that CUDA or NCCL would refuse, no race, the waits
+of expected.py and no others, and no more memory of the device than is known.
 """
 
 from __future__ import annotations
