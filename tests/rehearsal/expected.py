@@ -17,7 +17,8 @@ class Row(NamedTuple):
     """Waits of one part of a run."""
 
     today: Waits
-    target: int
+    target: int | None
+    """MANY: ours 1, and DeepSpeed's as they are listed."""
 
 
 LOSS: Waits = {
@@ -59,6 +60,14 @@ OFFLOADED: Waits = {"deepspeed/runtime/zero/stage_1_and_2.py:_wait_for_offload_c
 PUBLISHED: Waits = {"deepspeed/runtime/zero/stage_1_and_2.py:update_lp_params": MANY}
 REDUCED: Waits = {"deepspeed/runtime/zero/stage3.py:independent_gradient_partition_epilogue": 1}
 FETCHED: Waits = {"deepspeed/runtime/zero/partition_parameters.py:_allgather_params_coalesced": 1}
+FETCHED_OFTEN: Waits = dict.fromkeys(FETCHED, MANY)
+SQUARES: Waits = {"yolods/stability/gradients.py:squares": 2}
+GATHERED_ONE: Waits = {"deepspeed/runtime/zero/partition_parameters.py:_all_gather_sequential": MANY}
+SET_OFFLOADED: Waits = {
+    "deepspeed/runtime/zero/partition_parameters.py:_allgather_params_sequential": 2,
+    "deepspeed/runtime/zero/partition_parameters.py:_partition_param": MANY,
+}
+MASTERS_OFFLOADED: Waits = {"deepspeed/runtime/zero/stage3.py:get_full_hp_param": MANY}
 SET: Waits = {"deepspeed/runtime/zero/partition_parameters.py:_allgather_params_sequential": 1}
 TRACED: Waits = {
     "deepspeed/runtime/zero/utils.py:assert_lst_len_same_as_other_ranks": MANY,
@@ -102,14 +111,13 @@ MIDDLE = FIRST | {
 LAST = FIRST | {
     "micro-batch": Row(LOSS | START | LOST | RECEIVE, 0),
     "evaluated batch": Row(JUDGE | START | RECEIVE, 1),
-    "evaluation": Row(TALK | ANCHORS, 0),
     "checkpoint": Row(COPIED | FROZEN, 1),
     "load": Row(MOVED | THAWED, 1),
 }
 """The last stage."""
 
 OFFLOAD = ZERO | {
-    "step": Row(STEP | {"yolods/stability/gradients.py:squares": 2} | OFFLOADED, 2),
+    "step": Row(STEP | SQUARES | OFFLOADED, MANY),
     "evaluation": Row(TALK | ANCHORS | PUBLISHED, MANY),
     "load": Row(READ | THAWED | PUBLISHED, MANY),
     "roll-back": Row(READ | PUBLISHED, MANY),
@@ -120,15 +128,21 @@ ZERO3 = ZERO | {
     "micro-batch": Row(ZERO["micro-batch"].today | REDUCED, 1),
     "step": Row(STEP | FETCHED, 2),
     "evaluated batch": Row(ZERO["evaluated batch"].today, 1),
-    "evaluation": Row(TALK | ANCHORS | FETCHED | TRACED, MANY),
+    "evaluation": Row(TALK | ANCHORS | FETCHED_OFTEN | TRACED, MANY),
     "load": Row(MOVED | THAWED | FETCHED | SET, MANY),
     "roll-back": Row(MOVED | FETCHED, MANY),
     "export": Row(GATHERED | MASTERS, MANY),
 }
 """Rank 0 of ZeRO-3."""
 
-ELSEWHERE = {"export": Row({}, 0)}
-"""What a rank that is not rank 0 does otherwise."""
+OFFLOAD3 = ZERO3 | {
+    "step": Row(STEP | SQUARES | FETCHED_OFTEN, MANY),
+    "evaluation": Row(ZERO3["evaluation"].today | GATHERED_ONE, MANY),
+    "load": Row(READ | THAWED | FETCHED_OFTEN | SET_OFFLOADED, MANY),
+    "roll-back": Row(READ | FETCHED_OFTEN, MANY),
+    "export": Row(GATHERED | MASTERS | MASTERS_OFFLOADED, MANY),
+}
+"""Rank 0 of ZeRO-3 with optimizer and weights on the host."""
 
 PEAKS: dict[str, tuple[int, ...]] = {
     "pipeline2_fp32": (1708544, 3175936),
@@ -145,9 +159,9 @@ PEAKS: dict[str, tuple[int, ...]] = {
     "zero2_fp32": (3288064, 3559424),
     "zero2_offload_fp32": (2223616, 2223616),
     "zero3_bf16": (2428416, 2422784),
-    "zero3_fp16": (2428416, 2422784),
+    "zero3_fp16": (2429440, 2422784),
     "zero3_fp32": (3553792, 3553792),
-    "zero3_offload_fp16": (2000000, 2000000),
+    "zero3_offload_fp16": (1216512, 1210880),
 }
 """Bytes of the device that are claimed at most in a step of four micro-batches, by rank."""
 SLACK = 2048
@@ -158,8 +172,15 @@ def rows_of(name: str, rank: int, stages: int) -> dict[str, Row]:
     """What a rank of ds_configs/`name`.json is expected to wait for, by part of a run."""
     if stages > 1:
         return FIRST if rank == 0 else LAST if rank == stages - 1 else MIDDLE
-    kind = ZERO3 if "zero3" in name else OFFLOAD if "offload" in name else ZERO
-    return kind if rank == 0 else kind | ELSEWHERE
+    offload = "offload" in name
+    if "zero3" in name:
+        kind = OFFLOAD3 if offload else ZERO3
+    else:
+        kind = OFFLOAD if offload else ZERO
+    if rank == 0:
+        return kind
+    waits, target = kind["export"]
+    return kind | {"export": Row({place: count for place, count in waits.items() if place not in GATHERED}, target)}
 
 
 def grows(stages: int) -> list[bool]:
