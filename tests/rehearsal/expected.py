@@ -172,11 +172,8 @@ def rows_of(name: str, rank: int, stages: int) -> dict[str, Row]:
     """What a rank of ds_configs/`name`.json is expected to wait for, by part of a run."""
     if stages > 1:
         return FIRST if rank == 0 else LAST if rank == stages - 1 else MIDDLE
-    offload = "offload" in name
-    if "zero3" in name:
-        kind = OFFLOAD3 if offload else ZERO3
-    else:
-        kind = OFFLOAD if offload else ZERO
+    on_device, offloaded = (ZERO3, OFFLOAD3) if "zero3" in name else (ZERO, OFFLOAD)
+    kind = offloaded if "offload" in name else on_device
     if rank == 0:
         return kind
     waits, target = kind["export"]

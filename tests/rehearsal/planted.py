@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tests.rehearsal.engines import WARM, engine_of, take_step
 from tests.rehearsal.pretended import Record, World
+from tests.rehearsal.pretended.__main__ import main
 from tests.rehearsal.pretended.streams import Event, Stream
 from yolods.cluster.ranks import Ranks
 from yolods.engine.base import Engine
@@ -312,6 +314,12 @@ def waits_taken_out(ranks: Ranks, within: World) -> dict[str, int]:
                     take_step(engine, number, 1)
                 found[name] = within.record.races.total()
     return found
+
+
+def as_a_script(script: str) -> None:
+    """`python -m tests.rehearsal.pretended SCRIPT 7`, in a process that has everything imported."""
+    with patch.object(sys, "argv", ["pretended", script, "7"]):
+        main()
 
 
 def beside_an_unused_gpu(ranks: Ranks, within: World) -> dict[str, Any]:

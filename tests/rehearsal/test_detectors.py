@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.forks import forked
 from tests.ranks import on_ranks
 from tests.rehearsal.planted import NO_WAITS, WAITS
 
@@ -88,6 +90,21 @@ def test_streams_that_wait_for_nothing_race() -> None:
     found = planted("waits_taken_out", size=2)
     assert found["as it is"] == 0
     assert found["taken out"] > 0
+
+
+def test_a_script_runs_on_a_pretended_device_and_hears_of_its_waits(tmp_path: Path) -> None:
+    script, screen = tmp_path / "script.py", tmp_path / "screen"
+    script.write_text(
+        "import sys, torch\n"
+        "value = torch.full((2,), float(sys.argv[1]), device='cuda')\n"
+        "print(value.device, value.sum().item())\n"
+        "value + torch.ones(2)\n"
+    )
+    assert forked("tests.rehearsal.planted:as_a_script", {"script": str(script)}, screen=screen, timeout=60) == 0
+    told = screen.read_text()
+    assert "cuda:0 14.0" in told
+    assert "1 x item at script.py:<module> (script.py:3" in told
+    assert "mix-up, 1 x: add of the device's tensors and the host's (2,) at script.py:<module> (script.py:4" in told
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -20,6 +20,8 @@ _SILENT = (
     *("deepspeed/accelerator/", "deepspeed/comm/", "deepspeed/utils/nvtx.py"),
 )
 """Whoever calls these is to blame."""
+_NAMELESS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>", "<lambda>")
+"""They are their function's."""
 _LIBRARY = sysconfig.get_paths()["stdlib"]
 _DEPTH = 3
 """Callers that a report names."""
@@ -104,7 +106,7 @@ def sight(what: str) -> Sight:
     while frame is not None and len(lines) < _DEPTH:
         name = _name_of(frame.f_code)
         if name is not None:
-            if not place and not frame.f_code.co_name.startswith("<"):  # comprehensions are their function's
+            if not place and frame.f_code.co_name not in _NAMELESS:
                 place = f"{name}:{frame.f_code.co_name}"
             lines.append(f"{name}:{frame.f_lineno}")
         frame = frame.f_back
