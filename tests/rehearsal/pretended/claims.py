@@ -6,6 +6,7 @@ All functions have to be called where torch does not ask a function mode, or the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -73,3 +74,12 @@ def memory_of(tensor: Tensor) -> Memory | None:
 def on_device(tensor: Tensor) -> bool:
     """Whether a tensor claims to be on the device."""
     return memory_of(tensor) == "device"
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """Tensors among values, and in lists and tuples of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)

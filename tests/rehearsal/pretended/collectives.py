@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
-from tests.rehearsal.pretended.claims import on_device
+from tests.rehearsal.pretended.claims import on_device, tensors_in
 from tests.rehearsal.pretended.copies import copying
 from tests.rehearsal.pretended.record import sight
 from tests.rehearsal.pretended.streams import HOST
@@ -39,7 +39,7 @@ class Collectives:
         if name == "barrier":
             self._world.streams.host_waits("barrier")
             return made
-        tensors = list(_tensors_in(args))
+        tensors = list(tensors_in(args))
         self._refuse(name, tensors)
         stream = f"nccl of {group.group_name if group is not None else 'the world'}"
         self._world.clocks.meet(stream, self._world.stream)
@@ -115,14 +115,6 @@ class Collectives:
             stack.enter_context(patch.object(dist.Work, "wait", wait))
             stack.enter_context(patch.object(dist.Work, "is_completed", is_completed))
             yield
-
-
-def _tensors_in(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors_in(value)
 
 
 def _groups_in(args: Any) -> Iterator[dist.ProcessGroup]:

@@ -3,7 +3,6 @@ noted, and every use of memory is told to `races`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.rehearsal.pretended.claims import claim, memory_of, on_device
+from tests.rehearsal.pretended.claims import claim, memory_of, on_device, tensors_in
 from tests.rehearsal.pretended.collectives import Collectives
 from tests.rehearsal.pretended.copies import moved, reason_between
 from tests.rehearsal.pretended.streams import HOST
@@ -129,15 +128,6 @@ class Kernels(TorchDispatchMode):
         if alien:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in alien[:3])
             self._record.mixup(f"{name} of the device's tensors and the host's {shapes}")
-
-
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Tensors among values, and in lists and tuples of them."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_in(value)
 
 
 def _split(given: list[Tensor], traits: Traits, args: Any, kwargs: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
