@@ -18,7 +18,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,13 @@ SHOWN_CHARACTERS = 6000
 
 
 def on_ranks(
-    function: str, sizes: Sequence[int], *, timeout: float = 60.0, once: str | None = None, **arguments: Any
+    function: str,
+    sizes: Sequence[int],
+    *,
+    timeout: float = 60.0,
+    once: str | None = None,
+    within: str | None = None,
+    **arguments: Any,
 ) -> dict[int, list[Any]]:
     """Call `module:function` as `f(ranks, **arguments)` on every rank of a world of each size, one after the other.
 
@@ -40,6 +47,7 @@ def on_ranks(
 
     Args:
         sizes: worlds to make.
+        within: `module:context_manager` that is entered before the ranks join; f then gets what it gives as `within`.
         timeout: seconds for each world, imports not counted; what one leaves over the next may use.
         once: `module:function`, called before all ranks are forked, which find what it has cached; starts no thread.
         arguments: as JSON takes them.
@@ -50,7 +58,7 @@ def on_ranks(
     with tempfile.TemporaryDirectory(prefix="yolods-ranks-") as name:
         folder = Path(name)
         call = {"function": function, "sizes": list(sizes), "timeout": timeout, "arguments": arguments, "folder": name}
-        call["once"] = once
+        call |= {"once": once, "within": within}
         screen, limit = folder / "screen", len(sizes) * timeout + 2 * STACK_SECONDS
         code = forked("tests.ranks:run_worlds", call, screen=screen, timeout=limit)
         assert code == 0, f"{function} failed on ranks ({code}):\n{screen.read_text('utf-8', 'replace')}"
@@ -64,12 +72,18 @@ def _result(folder: Path, size: int, rank: int) -> Any:
 
 
 def run_worlds(
-    function: str, sizes: Sequence[int], timeout: float, arguments: dict[str, Any], folder: str, once: str | None
+    function: str,
+    sizes: Sequence[int],
+    timeout: float,
+    arguments: dict[str, Any],
+    folder: str,
+    once: str | None,
+    within: str | None,
 ) -> int:
     """In a process that has everything imported: fork a world of each size; 1 where a rank did not end well."""
-    called = _named(function)
+    called = partial(_call, _found(function), None if within is None else _found(within))
     if once is not None:
-        _named(once)()
+        _found(once)()
         # A lock that another thread holds would stay locked in the ranks for ever.
         assert psutil.Process().num_threads() == 1, f"{once} has started a thread: this process cannot be forked"
     deadline = time.monotonic()
@@ -82,9 +96,21 @@ def run_worlds(
     return 0
 
 
-def _named(function: str) -> Any:
-    module, name = function.split(":")
-    return getattr(importlib.import_module(module), name)
+def _found(name: str) -> Any:
+    module, attribute = name.split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _call(called: Any, within: Any, **arguments: Any) -> Any:
+    """On a rank: what the function returned."""
+    from yolods.cluster.ranks import join, leave
+
+    with ExitStack() as stack:
+        if within is not None:
+            arguments["within"] = stack.enter_context(within())
+        result = called(join(), **arguments)
+        leave()
+    return result
 
 
 def _run_world(called: Any, size: int, deadline: float, arguments: Mapping[str, Any], folder: Path) -> str:
@@ -144,10 +170,7 @@ def _fork(called: Any, rank: int, size: int, port: int, arguments: Mapping[str, 
         }
         import torch
 
-        from yolods.cluster.ranks import join, leave
-
-        torch.save(called(join(), **arguments), folder / f"{size}-{rank}.pt")
-        leave()
+        torch.save(called(**arguments), folder / f"{size}-{rank}.pt")
         code = 0
     except BaseException:
         traceback.print_exc()

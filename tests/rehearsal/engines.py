@@ -1,0 +1,110 @@
+"""Engines of every file in ds_configs/ on pretended devices, around a model that is as small as one can be."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.parity.small import CONFIGS, MICRO, NAMES, SAMPLES, SIZE, micro_batch
+from yolods.cluster.ranks import Ranks
+from yolods.config import RunConfig, add_train_arguments, build_run_config
+from yolods.engine.base import Engine, StepResult
+from yolods.engine.build import build_engine
+from yolods.engine.optim import choose_optimizer
+from yolods.engine.schedule import Step
+from yolods.engine.stages import StagePlan, build_stage
+from yolods.model.blueprint import Blueprint
+from yolods.model.build import architecture, build, parse_name
+from yolods.model.graph import build_graph
+from yolods.plan.cost import cost
+from yolods.plan.partition import partition, table
+
+MODEL = Path(__file__).with_name("detector.yaml")
+CUTS = {2: (4,), 4: (2, 4, 8)}
+"""Where each stage but the first begins, by number of stages."""
+SCALE_POWER = 4
+"""fp16's first loss scale, as a power of 2: no step is skipped."""
+BUCKETS, BUCKET = {"reduce_bucket_size", "allgather_bucket_size"}, 10_000
+"""Elements: several buckets for a model that is smaller than one of those that the files ask for."""
+WARM = 3
+"""Steps after which DeepSpeed's timer, fp16's scale and the optimizer's states are as they will be."""
+RATE, MOMENTUM = 1e-4, 0.9
+
+
+def stages_of(name: str) -> int:
+    """Stages of a pipeline in ds_configs/; 1 for ZeRO."""
+    return json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8")).get("pipeline", {}).get("stages", 1)
+
+
+@contextmanager
+def engine_of(ranks: Ranks, name: str, folder: Path, **hyper: Any) -> Iterator[Engine]:
+    """Build the engine of ds_configs/`name`.json as a run does; taken down again after."""
+    config = _configure(ranks, name, folder, hyper)
+    engine = _pipeline(config, ranks) if config.deepspeed.pipeline else _zero(config, ranks)
+    engine.training()
+    try:
+        yield engine
+    finally:
+        engine.deepspeed.destroy()
+        del engine
+        gc.collect()
+
+
+def _configure(ranks: Ranks, name: str, folder: Path, hyper: dict[str, Any]) -> RunConfig:
+    settings = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    if "fp16" in settings:
+        settings["fp16"]["initial_scale_power"] = SCALE_POWER
+    for key in BUCKETS & settings.get("zero_optimization", {}).keys():
+        settings["zero_optimization"][key] = BUCKET
+    file = folder / f"{name}-{ranks.rank}.json"
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    if "offload_optimizer" in settings.get("zero_optimization", {}):
+        hyper.setdefault("optimizer", "SGD")  # CPUAdam has to be compiled
+    batch = MICRO * ranks.size // stages_of(name)
+    parser = argparse.ArgumentParser()
+    add_train_arguments(parser)
+    words = ["--data", "demo", "--model", str(MODEL), "--imgsz", str(SIZE), "--batch-size", str(batch)]
+    words += ["--deepspeed_config", str(file), "--set", f"nbs={batch}", "--set", "warmup_epochs=0"]
+    words += [word for key, value in hyper.items() for word in ("--set", f"{key}={value}")]
+    device = ranks.device.type
+    return build_run_config(parser.parse_args(words), ranks=ranks.size, device=device, environ={})
+
+
+def _choice(config: RunConfig) -> Any:
+    return choose_optimizer(config.hyper, samples=SAMPLES, batch=config.batch_size, epochs=config.epochs, nc=len(NAMES))
+
+
+def _zero(config: RunConfig, ranks: Ranks) -> Engine:
+    torch.manual_seed(config.seed)
+    net = build(architecture(parse_name(config.model), len(NAMES), 3), NAMES)
+    return build_engine(net, config, _choice(config), ranks)
+
+
+def _pipeline(config: RunConfig, ranks: Ranks) -> Engine:
+    blueprint = Blueprint(architecture(parse_name(config.model), len(NAMES), 3), NAMES, config.seed)
+    costs = cost(build_graph(blueprint.meta), SIZE)
+    stages = config.deepspeed.pipeline.stages
+    found = partition(costs, stages, CUTS[stages])
+    plan = StagePlan(costs.graph, found, table(found, costs), measured=False)
+    return build_stage(blueprint, plan, config, _choice(config), ranks, None)[0]
+
+
+def pinned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As a loader hands it over where there is a GPU."""
+    return {key: value.pin_memory() for key, value in batch.items()}
+
+
+def take_step(engine: Engine, number: int, micro_batches: int) -> StepResult:
+    """Take an optimizer step over so many micro-batches of this replica, which nobody has seen before."""
+    share = engine.share
+    first = 100 * number
+    mine = [pinned(micro_batch(first + place * share.count + share.index)) for place in range(micro_batches)]
+    return engine.train_step(Step(first, micro_batches, 0, (RATE,) * 3, MOMENTUM), iter(mine))

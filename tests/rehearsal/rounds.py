@@ -1,0 +1,105 @@
+"""What is done with an engine on pretended devices, and what was seen meanwhile. Run on ranks by tests/ranks.py."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.parity.small import MICRO, NAMES, SIZE
+from tests.rehearsal.engines import WARM, engine_of, stages_of, take_step
+from tests.rehearsal.pretended import World
+from yolods.checkpoint.state import HostCopy, collect
+from yolods.cluster.ranks import Ranks
+from yolods.config import Hyper
+from yolods.data.spec import read_spec
+from yolods.data.splits import Opening, open_split
+from yolods.engine.base import Engine
+from yolods.evaluate import Evaluator
+
+ACCUMULATIONS = (1, 4)
+"""Micro-batches of the steps that are looked at; of a pipeline also 8, which hold no more than 4."""
+
+
+@dataclass
+class Part:
+    """One thing that was done."""
+
+    waits: dict[str, int]
+    """By `file:function`."""
+    told: list[str]
+    """Each wait with its lines."""
+    peak: int
+    """Most bytes of the device that were claimed within."""
+    held: int
+    """Bytes that are claimed when it is over."""
+
+
+@dataclass
+class Report:
+    """What one rank has seen."""
+
+    parts: dict[str, Part] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    """Mix-ups, collectives of host tensors and races, over all parts and the building of the engine."""
+
+
+def whole_round(ranks: Ranks, within: World, name: str, data: str, **hyper: object) -> Report:
+    """Build the engine of ds_configs/`name`.json, train, evaluate, copy, load, roll back and export.
+
+    Args:
+        data: data yaml, whose validation images are evaluated.
+    """
+    rounds = _Rounds(within)
+    with tempfile.TemporaryDirectory() as folder, engine_of(ranks, name, Path(folder), **hyper) as engine:
+        for number in range(WARM):
+            assert not take_step(engine, number, 1).skipped
+        rounds.take("build", lambda: None)
+        for micro_batches in (*ACCUMULATIONS, 8) if stages_of(name) > 1 else ACCUMULATIONS:
+            rounds.take(f"step of {micro_batches}", lambda m=micro_batches: _applied(engine, m))
+        rounds.take("snapshot", engine.recovery.take)
+        rounds.take("evaluation", lambda: _evaluate(engine, Path(data), Path(folder)))
+        copied = rounds.take("checkpoint", lambda: HostCopy().take(collect(engine)))
+        frozen = ranks.from_main(ranks.to_main(copied["frozen"]))  # as a checkpoint's reader hands them to every rank
+        whole = {**copied, "frozen": {name: value for part in frozen for name, value in part.items()}}
+        rounds.take("load", lambda: engine.load_state(whole))
+        rounds.take("roll-back", lambda: engine._load_moving(engine.recovery.snapshot))
+        rounds.take("export", engine.full_weights)
+    return rounds.report
+
+
+class _Rounds:
+    def __init__(self, world: World) -> None:
+        self._world, self.report = world, Report()
+
+    def take(self, name: str, work: Callable[[], object]) -> object:
+        """Do something, and note what was seen since the last time: what came before is the building's."""
+        record, ledger = self._world.record, self._world.ledger
+        if name != "build":
+            record.waits.clear()
+        gc.collect()
+        ledger.reset_peak()
+        result = work()
+        self.report.parts[name] = Part(record.waits_by_place(), record.told(), ledger.peak, ledger.now)
+        self.report.faults += [f"{name}: {fault}" for fault in record.faults()]
+        record.clear()
+        return result
+
+
+def _applied(engine: Engine, micro_batches: int) -> None:
+    result = take_step(engine, WARM, micro_batches)
+    assert not result.skipped, result.verdict
+
+
+def _evaluate(engine: Engine, yaml: Path, folder: Path) -> None:
+    """As a run evaluates, with a confidence that no box of an untrained model has."""
+    hyper = Hyper(conf=0.9)
+    opening = Opening(imgsz=SIZE, stride=32, epochs=1, workers=0, local_ranks=1, eval_batch=MICRO)
+    split = open_split(read_spec(yaml), "val", hyper, opening, engine.ranks, augment=False)
+    evaluator = Evaluator(
+        split.dataset, NAMES, hyper, engine.ranks, share=engine.share, forward_batch=MICRO, save_dir=folder
+    )
+    with engine.evaluating():
+        evaluator(engine)
