@@ -60,6 +60,8 @@ class Session:
     """The data yaml of BCCD."""
     about: dict[str, Any] = field(default_factory=dict)
     """Command, time and commit."""
+    runner: str = "benchmarks.gpu_part"
+    """Module that carries out a part."""
 
 
 def plan(parts: Sequence[Part]) -> list[str]:
@@ -92,7 +94,7 @@ def _carry_out(part: Part, session: Session) -> dict[str, Any]:
     screen, notes = session.out / f"{part.name}.log", session.work / f"{part.name}.jsonl"
     notes.unlink(missing_ok=True)
     limit = PRETENDED_LIMIT if session.pretend else part.seconds
-    words = [sys.executable, "-m", "benchmarks.gpu_part", part.function, "--notes", str(notes), "--seconds", str(limit)]
+    words = [sys.executable, "-m", session.runner, part.function, "--notes", str(notes), "--seconds", str(limit)]
     words += ["--work", str(session.work / part.name)]
     words += ["--pretend"] * session.pretend + ([] if session.data is None else ["--data", str(session.data)])
     began = time.monotonic()

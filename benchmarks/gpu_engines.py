@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ from yolods.cluster.ranks import Ranks, join, leave
 
 SCALE_POWER = 4
 """fp16's first loss scale, as a power of 2: a step that is skipped shows neither norm nor clipping."""
+OVERFLOW_POWER = 24
+"""And one at which a gradient of any step overflows."""
+OVERFLOWING = ("zero1_fp16", "zero3_fp16")
+"""Configurations that are given it."""
 WARM = 3
 """Steps before the one whose waits are counted, in which allocators, libraries and DeepSpeed's timer settle."""
 TINY = ROOT / "tests" / "rehearsal" / "detector.yaml"
@@ -40,8 +44,8 @@ def single_rank_configs(*, offload: bool) -> list[str]:
 
 
 def engines(job: Job) -> None:
-    """Every configuration that keeps its optimizer on the device."""
-    _all(job, single_rank_configs(offload=False))
+    """Every configuration that keeps its optimizer on the device; fp16 also at a scale that overflows."""
+    _all(job, single_rank_configs(offload=False), OVERFLOWING)
 
 
 def offloaded(job: Job) -> None:
@@ -55,7 +59,7 @@ def offloaded(job: Job) -> None:
     _all(job, single_rank_configs(offload=True), **({"optimizer": "SGD"} if job.pretend else {}))
 
 
-def _all(job: Job, names: list[str], **hyper: Any) -> None:
+def _all(job: Job, names: Sequence[str], overflowing: Sequence[str] = (), **hyper: Any) -> None:
     if job.pretend and TINY.is_file():
         hyper["model"] = str(TINY)
     with device(job) as on:
@@ -63,15 +67,18 @@ def _all(job: Job, names: list[str], **hyper: Any) -> None:
         for name in names:
             with job.item(name) as item:
                 look(item, ranks, on, applied(name, job.work), **hyper)
+        for name in overflowing:
+            with job.item(f"{name} at a scale that overflows") as item:
+                _overflows(item, ranks, applied(name, job.work, OVERFLOW_POWER), **hyper)
         leave()
 
 
-def applied(name: str, work: Path) -> Path:
-    """A copy of ds_configs/`name`.json under which no fp16 step is skipped for its first loss scale."""
+def applied(name: str, work: Path, power: int = SCALE_POWER) -> Path:
+    """A copy of ds_configs/`name`.json with this first loss scale, under whose default no fp16 step is skipped."""
     settings = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
     if "fp16" in settings:
-        settings["fp16"]["initial_scale_power"] = SCALE_POWER
-    file = work / f"{name}.json"
+        settings["fp16"]["initial_scale_power"] = power
+    file = work / f"{name}-{power}.json"
     file.write_text(json.dumps(settings), encoding="utf-8")
     return file
 
@@ -99,6 +106,20 @@ def _steps(item: Item, small: Small, on: Device, stage: int) -> None:
     item.expect(sum(waits.values()) <= most, f"{sum(waits.values())} waits in a step, {most} expected")
 
 
+def _overflows(item: Item, ranks: Ranks, file: Path, **hyper: Any) -> None:
+    """A step whose gradients overflow moves no weight and lowers the scale; where the scale fits, steps are applied."""
+    with small_engine(ranks, file, **hyper) as small:
+        before = [each.clone() for each in small.engine.masters.shards()]
+        result = small.step(0)
+        same = all(torch.equal(*pair) for pair in zip(before, small.engine.masters.shards(), strict=True))
+        item.facts |= {"skipped for": result.verdict.cause, "scale": [result.loss_scale, result.next_scale]}
+        item.expect(result.skipped and same, "an overflow was not skipped, or moved a weight")
+        item.expect(result.next_scale < result.loss_scale, "the scale has not fallen")
+        later = [small.step(number) for number in range(1, 2 * OVERFLOW_POWER)]
+        item.facts["steps until one is applied"] = next((n for n, each in enumerate(later) if not each.skipped), None)
+        item.expect(not all(each.skipped for each in later), "no step was ever applied")
+
+
 def _restores(item: Item, small: Small, on: Device) -> None:
     """A state that was copied comes back to the last bit, and the step after it is the same step."""
     engine = small.engine
@@ -112,10 +133,18 @@ def _restores(item: Item, small: Small, on: Device) -> None:
         engine.load_state(kept)
     same = all(torch.equal(*pair) for pair in zip(before, _tensors(engine._moving()), strict=True))
     again = small.step(WARM + 1)
-    item.facts["waits: checkpoint copy"], item.facts["waits: load"] = _brief(copying), _brief(loading)
+    engine.recovery.take()
+    held = [each.clone() for each in _tensors(engine._moving())]
+    small.step(WARM + 2)
+    with on.waits() as rolling:
+        engine._load_moving(engine.recovery.snapshot)
+    back = all(torch.equal(*pair) for pair in zip(held, _tensors(engine._moving()), strict=True))
+    for name, waits in (("checkpoint copy", copying), ("load", loading), ("roll-back", rolling)):
+        item.facts[f"waits: {name}"] = _brief(waits)
     item.facts["restored to the last bit"] = same
     item.facts["step after it repeats"] = first.loss == again.loss and first.grad_norm == again.grad_norm
     item.expect(same, "the restored state is another")
+    item.expect(back, "a roll-back leaves another state than the snapshot's")
     item.expect(not any(each.is_cuda for each in _tensors(kept)), "a checkpoint's copy is still on the device")
 
 
