@@ -28,7 +28,7 @@ MOST = 570.0
 """Seconds for all parts together: ten minutes, less what making the environment takes."""
 
 PARTS = (
-    Part("machine", "benchmarks.gpu_machine:machine", 25, "card and versions"),
+    Part("machine", "benchmarks.gpu_machine:machine", 20, "card and versions"),
     Part(
         "engines",
         "benchmarks.gpu_engines:engines",
@@ -36,11 +36,11 @@ PARTS = (
         "engines of every configuration, with waits of the host by line",
     ),
     Part("numbers", "benchmarks.gpu_numbers:numbers", 45, "squares, BatchNorm, loss and gradients against a CPU"),
-    Part("bccd", "benchmarks.gpu_runs:bccd", 85, "BCCD in fp32, bf16 and fp16"),
+    Part("bccd", "benchmarks.gpu_runs:bccd", 80, "BCCD in fp32, bf16 and fp16"),
     Part("resume", "benchmarks.gpu_runs:resume", 65, "a stop and its resume against an unbroken run"),
     Part("speed", "benchmarks.gpu_speed:speed", 95, "images a second beside ultralytics' trainer, and peak memory"),
     Part("clipping", "benchmarks.gpu_clipping:clipping", 50, "clipping.md's table on the device"),
-    Part("offload", "benchmarks.gpu_runs:offload", 70, "optimizers on the host, ZeRO-3's run with one"),
+    Part("offload", "benchmarks.gpu_runs:offload", 80, "optimizers on the host, ZeRO-3's run with one"),
     Part("cpu", "benchmarks.gpu_runs:on_the_cpu", 25, "DS_ACCELERATOR=cpu on a host with a GPU"),
     Part("ranks", "benchmarks.gpu_ranks:one_device", 25, "several ranks on one device"),
 )

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from benchmarks.gpu_device import Device, device
 from benchmarks.gpu_job import ROOT, Item, Job
-from tests.parity.small import CONFIGS, NAMES, SIZE, Small, micro_batch, small_engine
+from tests.parity.small import ACCUMULATION, CONFIGS, NAMES, Small, micro_batch, small_engine
 from yolods.checkpoint.state import HostCopy, collect
 from yolods.cluster.ranks import Ranks, join, leave
+from yolods.engine.base import StepResult
 
 SCALE_POWER = 4
 """fp16's first loss scale, as a power of 2: a step that is skipped shows neither norm nor clipping."""
@@ -83,6 +84,18 @@ def applied(name: str, work: Path, power: int = SCALE_POWER) -> Path:
     return file
 
 
+def step(small: Small, number: int) -> StepResult:
+    """Take optimizer step `number`, as `Small.step` does, over batches in pinned memory, as loaders hand them over."""
+    first = number * ACCUMULATION
+    batches = [pinned(micro_batch(first + place)) for place in range(ACCUMULATION)]
+    return small.engine.train_step(small.schedule.step_at(first * small.schedule.batch), iter(batches))
+
+
+def pinned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In pinned memory, where there is a device to send it to."""
+    return {key: value.pin_memory() for key, value in batch.items()} if torch.cuda.is_available() else batch
+
+
 def look(item: Item, ranks: Ranks, on: Device, file: Path, **hyper: Any) -> None:
     """Take steps on the small model, copy and restore its state, evaluate and export."""
     with small_engine(ranks, file, **hyper) as small:
@@ -92,9 +105,9 @@ def look(item: Item, ranks: Ranks, on: Device, file: Path, **hyper: Any) -> None
 
 
 def _steps(item: Item, small: Small, on: Device, stage: int) -> None:
-    results = [small.step(number) for number in range(WARM)]
+    results = [step(small, number) for number in range(WARM)]
     with on.waits() as waits:
-        results.append(small.step(WARM))
+        results.append(step(small, WARM))
     item.facts["losses"] = [sum(each.loss.values()) for each in results]
     item.facts["norms"] = [each.grad_norm for each in results]
     item.facts["scales"] = [each.loss_scale for each in results]
@@ -110,12 +123,12 @@ def _overflows(item: Item, ranks: Ranks, file: Path, **hyper: Any) -> None:
     """A step whose gradients overflow moves no weight and lowers the scale; where the scale fits, steps are applied."""
     with small_engine(ranks, file, **hyper) as small:
         before = [each.clone() for each in small.engine.masters.shards()]
-        result = small.step(0)
+        result = step(small, 0)
         same = all(torch.equal(*pair) for pair in zip(before, small.engine.masters.shards(), strict=True))
         item.facts |= {"skipped for": result.verdict.cause, "scale": [result.loss_scale, result.next_scale]}
         item.expect(result.skipped and same, "an overflow was not skipped, or moved a weight")
         item.expect(result.next_scale < result.loss_scale, "the scale has not fallen")
-        later = [small.step(number) for number in range(1, 2 * OVERFLOW_POWER)]
+        later = [step(small, number) for number in range(1, 2 * OVERFLOW_POWER)]
         item.facts["steps until one is applied"] = next((n for n, each in enumerate(later) if not each.skipped), None)
         item.expect(not all(each.skipped for each in later), "no step was ever applied")
 
@@ -128,14 +141,14 @@ def _restores(item: Item, small: Small, on: Device) -> None:
     with on.waits() as copying:
         kept = copier.take(collect(engine))
     before = [each.clone() for each in _tensors(engine._moving())]
-    first = small.step(WARM + 1)
+    first = step(small, WARM + 1)
     with on.waits() as loading:
         engine.load_state(kept)
     same = all(torch.equal(*pair) for pair in zip(before, _tensors(engine._moving()), strict=True))
-    again = small.step(WARM + 1)
+    again = step(small, WARM + 1)
     engine.recovery.take()
     held = [each.clone() for each in _tensors(engine._moving())]
-    small.step(WARM + 2)
+    step(small, WARM + 2)
     with on.waits() as rolling:
         engine._load_moving(engine.recovery.snapshot)
     back = all(torch.equal(*pair) for pair in zip(held, _tensors(engine._moving()), strict=True))
@@ -149,12 +162,12 @@ def _restores(item: Item, small: Small, on: Device) -> None:
 
 
 def _evaluates(item: Item, small: Small, on: Device) -> None:
-    engine, images = small.engine, torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
+    engine, images = small.engine, pinned(micro_batch(8))["img"]
     with engine.evaluating():
         engine.predict(images)
         with on.waits() as waits:
             boxes, raw = engine.predict(images)
-            scored = engine.score(raw, micro_batch(7)).tolist()
+            scored = engine.score(raw, pinned(micro_batch(7))).tolist()
     with on.waits() as exporting:
         weights = engine.full_weights()
     item.facts["waits: evaluation of a batch, without NMS"] = _brief(waits)

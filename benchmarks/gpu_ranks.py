@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from benchmarks.gpu_job import Item, Job, Skip
+from benchmarks.gpu_part import prepare
 from benchmarks.gpu_runs import RESERVE, Run, read, words
 from benchmarks.gpu_world import world
 
@@ -27,7 +28,7 @@ def one_device(job: Job) -> None:
     with job.item("NCCL, two ranks on one device") as item:
         if job.pretend:
             raise Skip("no NCCL on a CPU")
-        found = world(job, "benchmarks.gpu_ranks:meet", 2, 30, backend="nccl", share=True)
+        found = world(job, "benchmarks.gpu_ranks:meet", 2, 12, backend="nccl", share=True)
         item.facts["refused"] = all("failed" in each for each in found)
         item.facts["what NCCL says"] = found[0].get("failed", found[0])
     with job.item("gloo, two ranks on one device: collectives of its tensors") as item:
@@ -121,6 +122,7 @@ def take_zero_step(*, name: str, pretend: bool, work: Path) -> dict[str, Any]:
     """On a rank: one step, and how far its gradient is from the plain model's; then the waits of another."""
     import torch
 
+    prepare()
     from benchmarks.gpu_device import Device, Pretended
     from benchmarks.gpu_engines import applied
     from tests.parity.small import ACCUMULATION, micro_batch, plain_loss, plain_model, seasoned_weights, small_engine
@@ -181,6 +183,7 @@ def take_pipeline_step(*, pretend: bool, work: Path) -> dict[str, Any]:
     """On a rank, a stage: the loss of a step, its waits, and the most bytes that were allocated."""
     import torch
 
+    prepare()
     try:
         from tests.rehearsal.engines import engine_of, take_step
     except ModuleNotFoundError:

@@ -22,6 +22,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from ultralytics.engine import trainer as theirs  # before ranks are joined: it reads RANK when it is imported
+from ultralytics.models.yolo.detect import DetectionTrainer
 
 from benchmarks.gpu_engines import applied
 from benchmarks.gpu_job import Item, Job
@@ -189,8 +191,6 @@ class Turns:
 
 def _take(turns: Turns, model: str, data: Path, folder: Path, place: torch.device) -> None:
     """Let ultralytics train until all rounds have been taken."""
-    from ultralytics.engine import trainer as theirs
-    from ultralytics.models.yolo.detect import DetectionTrainer
 
     class Trainer(DetectionTrainer):
         def get_dataloader(self, *arguments: Any, mode: str = "train", **named: Any) -> Any:

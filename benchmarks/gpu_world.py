@@ -83,11 +83,8 @@ def _result(folder: Path, rank: int, late: bool) -> dict[str, Any]:
 
 def main() -> None:
     """One rank."""
-    from benchmarks.gpu_part import prepare
-
     function, call, out = sys.argv[1:]
     module, name = function.split(":")
-    prepare()
     arguments = json.loads(call)
     result = getattr(importlib.import_module(module), name)(**{**arguments, "work": Path(arguments["work"])})
     partial = Path(f"{out}.part")
