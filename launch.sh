@@ -14,6 +14,7 @@ venv=$root/.venv
 log=$venv/install.log
 mark=$venv/yolods.begun  # says that this script made the folder, and so may empty it
 stamp=$venv/yolods.stamp # written last: without it an install has not finished
+chosen=$venv/yolods.torch # the build of torch that was asked for, as a word of YOLODS_TORCH
 
 usage() {
     cat <<'EOF'
@@ -28,6 +29,9 @@ The first start makes .venv beside launch.sh and installs into it what setup.py 
 constraints.txt names. Later starts use it as it is, until one of the two files changes.
 
   HOSTFILE=path ./launch.sh WORD ...    the same as ./launch.sh WORD ... --hostfile path
+  YOLODS_TORCH=BUILD ./launch.sh ...    install this build of torch, from PyTorch's own index: cpu, or cu126 and the like;
+                                        or any build for CUDA that pip finds: cuda. Unset: cuda where there is an NVIDIA
+                                        driver, else what pip finds; and what is installed stays as it is
 EOF
 }
 
@@ -55,7 +59,56 @@ ready() {
     [[ -x $venv/bin/python && -f $stamp ]] || return 1
     local extras sum place
     IFS='|' read -r extras sum place <"$stamp"
-    [[ $place == "$root" && $sum == "$(wanted)" ]] && [[ $extras == "$1" || $extras == test ]]
+    [[ $place == "$root" && $sum == "$(wanted)" ]] && [[ $extras == "$1" || $extras == test ]] && has_build
+}
+
+# Whether the build of torch that is asked for is there; whatever there is will do where none is.
+has_build() { [[ -z ${YOLODS_TORCH:-} ]] || [[ -f $chosen && $(<"$chosen") == "$YOLODS_TORCH" ]]; }
+
+has_driver() { command -v nvidia-smi >/dev/null; }
+
+# choose_torch: sets `build` to the build of torch to install, empty for what pip finds first.
+# An update keeps the build of the install before it.
+choose_torch() {
+    build=${YOLODS_TORCH:-}
+    [[ -n $build || ! -f $chosen ]] || build=$(<"$chosen")
+    if [[ -z $build ]] && has_driver; then
+        build=cuda
+        say "there is an NVIDIA driver, so this installs a torch for CUDA; YOLODS_TORCH=cpu asks for one without"
+    fi
+    [[ -z $build || $build =~ ^(cpu|cuda|cu[0-9]{3})$ ]] && return
+    say "YOLODS_TORCH=$build: there are cpu, cuda, and cu with three digits, such as cu126"
+    exit 2
+}
+
+# build_options BUILD: sets `options` to what pip needs to take this build of torch and torchvision, and no other.
+# To pip a build with a suffix is newer than the same version without: +cpu wins wherever it is offered, so where CUDA
+# is wanted it is ruled out, whatever else there is.
+build_options() {
+    options=()
+    [[ -n $1 ]] || return 0
+    local package version relation="==" suffix=$1
+    [[ $1 != cuda ]] || { relation="!=" && suffix=cpu; }
+    while IFS="=" read -r package _ version; do
+        [[ $package == torch || $package == torchvision ]] && echo "$package$relation$version+$suffix"
+    done <"$root/constraints.txt" >"$chosen.txt" || :
+    options=(-c "$chosen.txt")
+    [[ $1 == cuda ]] || options+=(--extra-index-url "https://download.pytorch.org/whl/$1")
+}
+
+# tell_gpus: with an NVIDIA driver, whether the torch that was installed can use it.
+tell_gpus() {
+    "$venv/bin/python" -I -c '
+import torch
+count, build = torch.cuda.device_count() if torch.cuda.is_available() else 0, f"torch {torch.__version__}"
+if count:
+    print(f"yolods: {build} sees {count} GPU{(count > 1) * chr(115)}")
+elif torch.version.cuda is None:
+    print(f"yolods: {build} is not for CUDA, so it uses no GPU; YOLODS_TORCH=cuda ./launch.sh ... installs one that is")
+else:
+    print(f"yolods: {build}, for CUDA {torch.version.cuda}, sees no GPU. Does nvidia-smi list one, and is the CUDA version "
+          "that it shows as new? Otherwise a new driver is needed, or an older build, such as YOLODS_TORCH=cu126")
+' >&2 || :
 }
 
 wanted() { cat -- "$root/setup.py" "$root/constraints.txt" | cksum; }
@@ -74,7 +127,7 @@ show_progress() {
     printf '\r\033[K' >&2
 }
 
-# run_pip TARGET: makes the environment where there is none and installs into it.
+# run_pip TARGET [OPTION ...]: makes the environment where there is none and installs into it.
 run_pip() {
     cd -- "$root" || return
     unset PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT # they would have pip install into another place than .venv
@@ -82,7 +135,7 @@ run_pip() {
     # -I: packages that PYTHONPATH or the user's own site folder name must not pass for installed ones.
     # DS_BUILD_OPS=0: DeepSpeed compiles an operator when a run first needs it, not all of them now.
     DS_BUILD_OPS=${DS_BUILD_OPS:-0} "$venv/bin/python" -I -m pip install \
-        --no-input --disable-pip-version-check -c constraints.txt -e "$1"
+        --no-input --disable-pip-version-check -c constraints.txt "${@:2}" -e "$1"
 }
 
 install() {
@@ -104,6 +157,7 @@ install() {
         say "$venv was not made by launch.sh; move it away and start again"
         exit 2
     fi
+    choose_torch
     trap 'printf "\n" >&2; say "interrupted while installing; the next start begins anew"; exit 130' INT
     if ! finished_here; then
         find_python
@@ -114,14 +168,17 @@ install() {
     fi
     rm -f -- "$stamp"
     say "installing into $venv; this happens once and is logged in $log"
-    if ! run_pip "$target" 2>&1 | tee "$log" | show_progress; then
+    build_options "$build"
+    if ! run_pip "$target" "${options[@]}" 2>&1 | tee "$log" | show_progress; then
         say "the installation failed; $log ends with:"
         tail -n 15 -- "$log" >&2
         exit 1
     fi
+    printf '%s\n' "$build" >"$chosen"
     printf '%s|%s|%s\n' "$extras" "$sum" "$root" >"$stamp.new"
     mv -- "$stamp.new" "$stamp"
     say "installed in $SECONDS s"
+    ! has_driver || tell_gpus
     trap - INT
     exec 9>&-
 }

@@ -70,7 +70,7 @@ def configure(json_file: str | Path, ranks: int, *, model: str = "yolov5n", **hy
     words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
     words += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     # A CPU has no fp16 for users; for tests it is only slow.
-    device = "cuda" if "fp16" in file.stem else "cpu"
+    device = "cuda" if "fp16" in file.stem or torch.cuda.is_available() else "cpu"
     return build_run_config(
         parser.parse_args([*words, "--deepspeed_config", str(file)]), ranks=ranks, device=device, environ={}
     )

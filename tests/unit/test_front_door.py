@@ -28,7 +28,8 @@ TOOLS = ["bash", "cat", "cksum", "dirname", "find", "flock", "ls", "mkdir", "mv"
 
 # Notes each call as "directory|arguments" and plays the part of python3, of the environment's python, and of pip.
 STAND_IN = r"""#!/usr/bin/env bash
-[[ $1 == -c ]] || printf '%s|%s\n' "$PWD" "$(printf '<%s>' "$@")" >>"$CALLS"
+words=$(printf '<%s>' "$@")
+[[ $1 == -c ]] || printf '%s|%s\n' "$PWD" "${words//$'\n'/ }" >>"$CALLS"
 case "$*" in
     -c*) exit "${PROBE_STATUS:-0}" ;;
     "-m venv "*) mkdir -p "$3/bin" && cat -- "$STAND_IN" >"$3/bin/python" && chmod +x "$3/bin/python" ;;
@@ -185,6 +186,56 @@ def test_changed_requirements_are_installed_into_the_same_environment(installed:
         file.write("# changed\n")
     installed.start("val")
     assert installed.calls() == [f"{PIP}<.>", "<-m><yolods><launch><val>"]
+
+
+def pins(relation: str, suffix: str) -> str:
+    """What pip is told of torch and torchvision beside constraints.txt."""
+    named = re.findall(r"^(torch|torchvision)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert len(named) == 2
+    return "".join(f"{name}{relation}{version}+{suffix}\n" for name, version in named)
+
+
+def options_of(checkout: Checkout) -> tuple[str, str]:
+    """The options that pip got for torch, and the file that the first of them names."""
+    (call,) = [call for call in checkout.calls() if "<install>" in call]
+    file = checkout.venv / "yolods.torch.txt"
+    given = call.removeprefix(PIP.removesuffix("<-e>")).removesuffix("<-e><.>").replace(f"<-c><{file}>", "FILE ")
+    return given, file.read_text()
+
+
+def test_a_driver_brings_a_torch_for_cuda_whatever_else_is_offered(checkout: Checkout) -> None:
+    checkout.add_python("nvidia-smi")
+    result = checkout.start("val")
+    assert options_of(checkout) == ("FILE ", pins("!=", "cpu"))
+    assert "so this installs a torch for CUDA; YOLODS_TORCH=cpu asks for one without" in result.stderr
+    assert "<-I><-c>" in "".join(checkout.calls()), "nobody has asked whether torch sees the GPU"
+
+
+@pytest.mark.parametrize("build", ["cpu", "cu126"])
+def test_a_build_that_is_asked_for_comes_from_its_own_index(checkout: Checkout, build: str) -> None:
+    checkout.add_python("nvidia-smi")
+    assert checkout.start("val", YOLODS_TORCH=build).returncode == 0
+    index = f"<--extra-index-url><https://download.pytorch.org/whl/{build}>"
+    assert options_of(checkout) == (f"FILE {index}", pins("==", build))
+
+
+def test_another_build_is_installed_once_and_kept(installed: Checkout) -> None:
+    assert installed.start("val", YOLODS_TORCH="cpu").returncode == 0
+    assert "+cpu" in options_of(installed)[1]
+    for same in ({"YOLODS_TORCH": "cpu"}, {}):
+        installed.start("val", **same)
+        assert installed.calls() == ["<-m><yolods><launch><val>"]
+    with (installed.root / "constraints.txt").open("a") as file:
+        file.write("# changed\n")
+    installed.start("val")
+    assert "+cpu" in options_of(installed)[1]
+
+
+def test_an_unknown_build_is_refused_with_those_that_there_are(checkout: Checkout) -> None:
+    result = checkout.start("val", YOLODS_TORCH="cu13")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "yolods: YOLODS_TORCH=cu13: there are cpu, cuda, and cu with three digits, such as cu126\n"
+    assert not checkout.venv.exists()
 
 
 def test_killed_install_is_begun_anew(checkout: Checkout) -> None:
