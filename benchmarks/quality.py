@@ -3,7 +3,8 @@
     python benchmarks/quality.py --record benchmarks/quality.md
 
 One line per run that has ended, with the time that is left. Results are appended to --work/results.jsonl: the same
-command goes on where it was stopped, Ctrl-C included. `--record FILE --report-only` writes the record from what is
+command goes on where it was stopped, Ctrl-C included. A record has the results of its runs beside it (.jsonl), and an
+empty --work goes on from those: all 160 runs take hours. `--record FILE --report-only` writes the record from what is
 there. `--help` lists what can be chosen.
 """
 
@@ -50,6 +51,9 @@ CASES = {
 
 BCCD = Path("shared/data/bccd/bccd.yaml")
 """The blood cells, in any of the folders that this clone lies in."""
+
+RESULTS = "results.jsonl"
+"""In the folder of the work, a line per run."""
 
 FAILURES = 3
 """Runs that failed, after which the benchmark gives up: it is not chance any more."""
@@ -111,7 +115,9 @@ def measure(options: argparse.Namespace) -> int:
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     os.environ["YOLODS_CACHE"] = str(work / "cache")
-    results = Results(work / "results.jsonl", settings_of(options))
+    if options.record is not None:
+        go_on_from(options.record, work)
+    results = Results(work / RESULTS, settings_of(options))
     if options.report_only:
         return 0
     shutil.rmtree(work / "running", ignore_errors=True)
@@ -128,6 +134,14 @@ def measure(options: argparse.Namespace) -> int:
     todo = [job for job in jobs if (job.case.key, job.set, job.seed) not in results.done]
     print(f"{len(todo)} of {len(jobs)} runs are to be made, on {cores} cores", flush=True)
     return 1 if Pool(plan, results, todo, cores).work() else 0
+
+
+def go_on_from(record: Path, work: Path) -> None:
+    """Begin with the results that stand beside a record, where `work` has none."""
+    kept, file = record.with_suffix(".jsonl"), work / RESULTS
+    if kept.is_file() and not file.exists():
+        shutil.copy(kept, file)
+        print(f"going on from the {len(read_results(file))} runs of {kept}", flush=True)
 
 
 def model_file(name: str, work: Path) -> Path:
@@ -324,7 +338,7 @@ def end_of(log: Path, lines: int = 25) -> str:
 
 def write_record(options: argparse.Namespace, words: Sequence[str]) -> None:
     """Show the tables of all results, and write them where asked for."""
-    lines = read_results(options.work / "results.jsonl")
+    lines = read_results(options.work / RESULTS)
     if not lines:
         return
     tables = report.tables(lines, {key: case.title for key, case in CASES.items()}, REFERENCE)
@@ -333,6 +347,7 @@ def write_record(options: argparse.Namespace, words: Sequence[str]) -> None:
         cores = list(range(options.cores or len(os.sched_getaffinity(0))))
         head = report.head(lines, shlex.join(["python", "benchmarks/quality.py", *words]), describe(cores))
         options.record.write_text("\n".join([*head, *tables]) + "\n", encoding="utf-8")
+        shutil.copy(options.work / RESULTS, options.record.with_suffix(".jsonl"))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks import quality, quality_report
-from benchmarks.quality import CASES, Pool, Results, next_job, read_results
+from benchmarks.quality import CASES, Pool, Results, go_on_from, next_job, read_results
 from benchmarks.quality_report import Difference, averaged, by_seed, difference, pooled, t_quantile, tables, time_left
 from benchmarks.quality_run import RESULT, Job, Plan, ultralytics_overrides, yolods_words
 from yolods.errors import UserError
@@ -264,3 +264,16 @@ def test_ctrl_c_leaves_no_process_and_what_had_ended(tmp_path: Path, monkeypatch
     for began in tmp_path.glob("began-*"):
         with pytest.raises(ProcessLookupError):
             os.kill(int(began.read_text()), 0)
+
+
+def test_an_empty_folder_goes_on_from_the_results_beside_the_record(tmp_path: Path) -> None:
+    kept = Results(tmp_path / "record.jsonl", SETTINGS)
+    kept.add(job("zero1_fp32", 0), found())
+    work = tmp_path / "work"
+    work.mkdir()
+    go_on_from(tmp_path / "record.md", work)
+    begun = Results(work / "results.jsonl", SETTINGS)
+    assert begun.done == {("zero1_fp32", "demo", 0)}
+    begun.add(job("zero1_fp32", 1), found())
+    go_on_from(tmp_path / "record.md", work)
+    assert len(Results(work / "results.jsonl", SETTINGS).done) == 2, "what is there is not written over"
