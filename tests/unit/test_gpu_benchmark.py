@@ -10,11 +10,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from benchmarks import gpu, gpu_two
 from benchmarks.gpu_conductor import Part, Session, conduct, read_notes
@@ -169,6 +172,43 @@ def test_what_an_image_lacks_is_asked_for_in_the_pinned_versions(monkeypatch: py
     assert "deepspeed==0.19.8" in found and "opencv-python-headless==5.0.0.93" in found
     assert len(found) == len(NEEDED) - len(there)
     assert not [each for each in found if each.startswith(("torch", "nvidia", "triton", "pillow"))]
+
+
+UNASKED = {
+    "polars",
+    "polars-runtime-32",
+    "ultralytics-platform",
+    "httpx",
+    "httpcore",
+    "h11",
+    "anyio",
+    "tzdata",
+    "nvidia-ml-py",
+}
+"""What ultralytics imports for tables and its web service alone, and what is there for other systems or asked for softly."""
+
+
+def closure(*names: str) -> set[str]:
+    """Packages with all that they require here."""
+    found: set[str] = set()
+    open_names = [canonicalize_name(name) for name in names]
+    while open_names:
+        if (name := open_names.pop()) not in found:
+            found.add(name)
+            wanted = map(Requirement, requires(name) or [])
+            open_names += [
+                canonicalize_name(each.name)
+                for each in wanted
+                if each.marker is None or each.marker.evaluate({"extra": ""})
+            ]
+    return found
+
+
+def test_all_that_an_image_with_torch_may_lack_is_looked_for() -> None:
+    named = {canonicalize_name(package).removesuffix("-headless") for package in NEEDED.values()}
+    needed = closure("deepspeed", "ultralytics", "tensorboard", "matplotlib", "pytest", "psutil", "tqdm", "pyyaml")
+    assert needed - closure("torch", "torchvision") - named == UNASKED
+    assert named <= needed
 
 
 PYTHON = r"""#!/usr/bin/env bash
