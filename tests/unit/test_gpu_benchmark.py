@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,14 @@ UNASKED = {*PLATFORM, *OLDER, "polars", "polars-runtime-32", "tzdata", "nvidia-m
 """Of ultralytics' web service, for tables alone, of Python 3.10, or asked for softly: a session does without."""
 
 
+def requirements(name: str) -> list[str]:
+    """Of a package that is installed; of another nothing is known."""
+    try:
+        return requires(name) or []
+    except PackageNotFoundError:
+        return []
+
+
 def closure(*names: str) -> set[str]:
     """Packages with all that they require here."""
     found: set[str] = set()
@@ -187,7 +195,7 @@ def closure(*names: str) -> set[str]:
     while open_names:
         if (name := open_names.pop()) not in found:
             found.add(name)
-            wanted = map(Requirement, requires(name) or [])
+            wanted = map(Requirement, requirements(name))
             open_names += [
                 canonicalize_name(each.name)
                 for each in wanted
