@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def _carry_out(part: Part, session: Session) -> dict[str, Any]:
     words = [sys.executable, "-m", session.runner, part.function, "--notes", str(notes), "--seconds", str(limit)]
     words += ["--work", str(session.work / part.name)]
     words += ["--pretend"] * session.pretend + ([] if session.data is None else ["--data", str(session.data)])
-    began = time.monotonic()
+    began, cpu = time.monotonic(), _cpu_seconds()
     with screen.open("wb") as sink:
         process = subprocess.Popen(
             words,
@@ -118,9 +119,16 @@ def _carry_out(part: Part, session: Session) -> dict[str, Any]:
             end(process)
     items = read_notes(notes)
     entry = {"status": _status(code, items), "seconds": time.monotonic() - began, "items": items}
+    entry["cpu_seconds"] = _cpu_seconds() - cpu
     if entry["status"] not in ("done", "skipped"):
         entry["screen"] = screen.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
     return entry
+
+
+def _cpu_seconds() -> float:
+    """Of all processes that have ended below this one."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _environment(pretend: bool) -> dict[str, str]:

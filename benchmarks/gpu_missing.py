@@ -39,7 +39,6 @@ NEEDED = {
     "kiwisolver": "kiwisolver",
     "pyparsing": "pyparsing",
     "dateutil": "python-dateutil",
-    "six": "six",
     "packaging": "packaging",
     "tensorboard": "tensorboard",
     "absl": "absl-py",
@@ -52,6 +51,7 @@ NEEDED = {
     "pytest": "pytest",
     "pluggy": "pluggy",
     "iniconfig": "iniconfig",
+    "pygments": "pygments",
 }
 """Modules, and the packages that have them."""
 

@@ -19,10 +19,10 @@ def page(results: Mapping[str, Any]) -> str:
     lines += [f"    {results['command']}", ""] if "command" in results else []
     lines += [f"- {line}" for line in results.get("machine", ())]
     lines += ["", "## What is not as it should be", "", *_faults(results), ""]
-    lines += ["| part | looks at | at most, s | took, s | |", "| --- | --- | ---: | ---: | --- |"]
+    lines += ["| part | looks at | at most, s | took, s | of CPUs, s | |", "| --- | --- | ---: | ---: | ---: | --- |"]
     for part in results["parts"]:
-        took = f"{part['seconds']:.1f}" if "seconds" in part else ""
-        lines.append(f"| {part['name']} | {part['title']} | {part['limit']:.0f} | {took} | {part['status']} |")
+        took, cpu = (f"{part[key]:.1f}" if key in part else "" for key in ("seconds", "cpu_seconds"))
+        lines.append(f"| {part['name']} | {part['title']} | {part['limit']:.0f} | {took} | {cpu} | {part['status']} |")
     for part in results["parts"]:
         lines += ["", *_part(part)]
     return "\n".join(lines).rstrip() + "\n"

@@ -166,7 +166,7 @@ def _same(item: Item, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def pipeline(job: Job) -> None:
     """Two stages: the waits of a step on each, and a run of two epochs."""
     with job.item("a step of pipeline2_fp32") as item:
-        found = world(job, "benchmarks.gpu_ranks:take_pipeline_step", 2, 60 if job.pretend else 40)
+        found = world(job, "benchmarks.gpu_ranks:take_pipeline_step", 2, job.left / 2 if job.pretend else 40)
         if any("skipped" in each for each in found):
             raise Skip(found[0]["skipped"])
         for stage, each in enumerate(found):

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.gpu_conductor import end
 from benchmarks.gpu_job import ROOT, Item, Job, Skip
 
+COMMAND = (sys.executable, "-m", "yolods", "launch", "train")
 CONFIGS = ROOT / "ds_configs"
 RESERVE = 4.0
 """Seconds before the part's end at which runs that are not over are ended and read as they are."""
@@ -38,7 +39,7 @@ class Run:
         self.began = time.monotonic()
         with self.screen.open("ab") as sink:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "yolods", "launch", "train", *self.words],
+                [*COMMAND, *self.words],
                 cwd=ROOT,
                 env={**os.environ, **self._environ},
                 stdin=subprocess.DEVNULL,

@@ -10,11 +10,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from benchmarks import gpu, gpu_two
 from benchmarks.gpu_conductor import Part, Session, conduct, read_notes
@@ -169,6 +172,43 @@ def test_what_an_image_lacks_is_asked_for_in_the_pinned_versions(monkeypatch: py
     assert "deepspeed==0.19.8" in found and "opencv-python-headless==5.0.0.93" in found
     assert len(found) == len(NEEDED) - len(there)
     assert not [each for each in found if each.startswith(("torch", "nvidia", "triton", "pillow"))]
+
+
+PLATFORM = {"ultralytics-platform", "httpx", "httpcore", "h11", "anyio"}
+OLDER = {"tomli", "exceptiongroup"}
+UNASKED = {*PLATFORM, *OLDER, "polars", "polars-runtime-32", "tzdata", "nvidia-ml-py"}
+"""Of ultralytics' web service, for tables alone, of Python 3.10, or asked for softly: a session does without."""
+
+
+def requirements(name: str) -> list[str]:
+    """Of a package that is installed; of another nothing is known."""
+    try:
+        return requires(name) or []
+    except PackageNotFoundError:
+        return []
+
+
+def closure(*names: str) -> set[str]:
+    """Packages with all that they require here."""
+    found: set[str] = set()
+    open_names = [canonicalize_name(name) for name in names]
+    while open_names:
+        if (name := open_names.pop()) not in found:
+            found.add(name)
+            wanted = map(Requirement, requirements(name))
+            open_names += [
+                canonicalize_name(each.name)
+                for each in wanted
+                if each.marker is None or each.marker.evaluate({"extra": ""})
+            ]
+    return found
+
+
+def test_all_that_an_image_with_torch_may_lack_is_looked_for() -> None:
+    named = {canonicalize_name(package).removesuffix("-headless") for package in NEEDED.values()}
+    needed = closure("deepspeed", "ultralytics", "tensorboard", "matplotlib", "pytest", "psutil", "tqdm", "pyyaml")
+    assert needed - closure("torch", "torchvision") - named <= UNASKED
+    assert named <= needed
 
 
 PYTHON = r"""#!/usr/bin/env bash
