@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from yolods import interrupt
 from yolods.cluster.pulse import mark
 from yolods.cluster.ranks import Ranks
 from yolods.data.dataset import DetectionSet
@@ -37,15 +38,22 @@ class TrainStatistics:
 
         Args:
             barred: files whose place others take.
+
+        Raises:
+            Stopped: on every rank: one was asked to stop. Where ranks need each other for a pass, they go on.
         """
         self._dataset.bar(barred)
         telemetry.val_begin(len(self._batches), "statistics")
         self._engine.restate_statistics(self._passes(telemetry))
+        if self._ranks.from_main(any(self._ranks.to_main(interrupt.asked()))):
+            raise interrupt.Stopped()
 
     def _passes(self, telemetry: Telemetry) -> Iterator[tuple[Any, int]]:
         """Images of each batch, None on ranks that read none, and how many of them count."""
         for number, batch in enumerate(aloud(self._load(), self._ranks)):
             mark("statistics", number)
+            if interrupt.asked() and self._engine.share.alone:
+                return
             yield batch["img"], batch["real"]
             telemetry.val_progress()
 

@@ -413,6 +413,7 @@ class Run:
 
     def _restate(self, best: Path, statistics: TrainStatistics) -> None:
         """Write best.pt with BatchNorm's statistics taken anew, where the val images say that it is better so."""
+        # Epochs compete by the statistics of training, of a run that goes on, too: `progress` keeps that fitness.
         statistics(self.telemetry, self._quarantined())
         evaluation = self.evaluator(self.engine, telemetry=self.telemetry)
         weights = self.engine.full_weights()
@@ -428,7 +429,7 @@ class Run:
         try:
             if better:
                 with slowly("writing weights"):
-                    facts = self._facts(self.progress.best_epoch, evaluation)
+                    facts = {**self._facts(self.progress.best_epoch, evaluation), "best_fitness": now}
                     write_pt(best, self.blueprint.skeleton, weights, facts)
             told += "best.pt has these" if better else "best.pt keeps those of training"
             self.telemetry.event("statistics", told)

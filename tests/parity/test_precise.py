@@ -26,12 +26,13 @@ from tests.parity.splits import Case
 from tests.ranks import on_ranks
 from yolods.cluster.ranks import Ranks
 from yolods.engine.base import Engine
+from yolods.model.layers import SyncBatchNormFloat32
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 BATCHES = 3
 """On two ranks that is one more for the first than for the second, which repeats an image that does not count."""
-LAYOUTS = ("zero0_fp32", "zero3_fp32", "frozen", "pipeline")
+LAYOUTS = ("zero0_fp32", "zero3_fp32", "frozen", "sync_bn", "pipeline")
 
 Weights = dict[str, Tensor]
 
@@ -48,11 +49,8 @@ def _engine(ranks: Ranks, name: str) -> Iterator[Engine]:
             with split_engine(ranks, Case(cuts=(13,), channels_last=False), Path(folder)) as engine:
                 yield engine
         else:
-            hyper = {
-                "weights": seasoned_weights(),
-                "channels_last": False,
-                **({"freeze": 5} if name == "frozen" else {}),
-            }
+            further = {"frozen": {"freeze": 5}, "sync_bn": {"sync_bn": True}}.get(name, {})
+            hyper = {"weights": seasoned_weights(), "channels_last": False, **further}
             with small_engine(ranks, name if name in LAYOUTS[:2] else "zero2_fp32", **hyper) as small:
                 yield small.engine
 
@@ -62,7 +60,9 @@ def _restate(ranks: Ranks, name: str) -> dict[str, Any]:
         before = engine.full_weights()
         engine.deepspeed.eval()
         engine.restate_statistics(_passes(engine))
-        trains = any(norm.training for norm in engine.net.modules() if isinstance(norm, nn.BatchNorm2d))
+        norms = [norm for norm in engine.net.modules() if isinstance(norm, nn.BatchNorm2d)]
+        trains = any(norm.training for norm in norms)
+        assert (name == "sync_bn") == all(isinstance(norm, SyncBatchNormFloat32) for norm in norms)
         return {"before": before, "after": engine.full_weights(), "trains": trains}
 
 

@@ -92,7 +92,7 @@ def test_groups(monkeypatch, stages, replicas, order):
                 boundary = min(grid.stage, peer.stage)
                 assert grid.forward_group(boundary) == peer.forward_group(boundary) == sorted_pair(grid, peer)
                 assert grid.backward_group(boundary) == peer.backward_group(boundary) == sorted_pair(grid, peer)
-        assert grid.host_group == grid.pipe_group
+        assert grid.host_group is grid.ranks.host_group
 
 
 def sorted_pair(grid: Grid, peer: Grid) -> list[int]:
@@ -106,19 +106,19 @@ def test_each_direction_over_a_boundary_has_a_group_of_its_own(monkeypatch):
     assert grid.forward_group(0) is not grid.backward_group(0)
 
 
-def test_what_goes_from_host_to_host_is_on_gloo_and_no_group_gives_up_before_the_watchdog(monkeypatch):
-    """torch 2.13 has NCCL's groups give up after ten minutes, and plots of an evaluation may take longer."""
-    made: list[tuple[list[int], str | None, timedelta]] = []
+def test_no_group_gives_up_before_the_watchdog_and_hosts_have_that_of_all_ranks(monkeypatch):
+    """torch 2.13 has NCCL's groups give up after ten minutes, and plots of an evaluation may take longer. A gloo group
+    of some ranks has the others split their NCCL communicator."""
+    made: list[tuple[str | None, timedelta]] = []
 
     def new_group(ranks, timeout, backend=None):
-        made.append((ranks, backend, timeout))
+        made.append((backend, timeout))
         return len(made) - 1
 
     monkeypatch.setattr("torch.distributed.new_group", new_group)
-    grid = Grid(Ranks(0, 2, 0, "host", torch.device("cpu")), 2)
-    assert made[grid.host_group][:2] == ([0, 1], "gloo")
-    assert [backend for _, backend, _ in made].count("gloo") == 1
-    assert {timeout for *_, timeout in made} == {COLLECTIVE}
+    grid = Grid(Ranks(0, 4, 0, "host", torch.device("cpu"), host_group="all"), 2)
+    assert grid.host_group == "all"
+    assert set(made) == {(None, COLLECTIVE)}
 
 
 def test_what_deepspeed_asks_of_an_mpu(monkeypatch):

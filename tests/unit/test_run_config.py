@@ -244,6 +244,14 @@ def test_config_json_gives_the_same_run_again():
     assert pickle.loads(pickle.dumps(config)) == config
 
 
+def test_a_run_of_before_precise_bn_goes_on_without_it():
+    config = saved("--batch-size", "8")
+    content = json.loads((config.run_dir / CONFIG_FILE).read_text())
+    assert RunConfig.from_json(json.dumps(content), config.run_dir).hyper.precise_bn == 1024
+    del content["hyper"]["precise_bn"]
+    assert RunConfig.from_json(json.dumps(content), config.run_dir).hyper.precise_bn == 0
+
+
 def test_config_json_is_resolved():
     shown = json.loads(build("--data", "demo", "--batch-size", "8").to_json())
     assert shown["deepspeed"]["train_micro_batch_size_per_gpu"] == 4

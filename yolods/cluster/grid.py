@@ -107,10 +107,9 @@ class Grid:
         # ever on a common one, because a communicator's operations run in order.
         self._forward = [[self._pair(row[s], row[s + 1]) for s in range(stages - 1)] for row in rows][self.replica]
         self._backward = [[self._pair(row[s], row[s + 1]) for s in range(stages - 1)] for row in rows][self.replica]
-        self._hosts = self._own(rows, backend="gloo")
 
-    def _own(self, members: list[list[int]], backend: str | None = None) -> dist.ProcessGroup:
-        groups = [dist.new_group(ranks, timeout=COLLECTIVE, backend=backend) for ranks in members]
+    def _own(self, members: list[list[int]]) -> dist.ProcessGroup:
+        groups = [dist.new_group(ranks, timeout=COLLECTIVE) for ranks in members]
         return next(group for group, ranks in zip(groups, members, strict=True) if self.ranks.rank in ranks)
 
     def _pair(self, a: int, b: int) -> dist.ProcessGroup | None:
@@ -144,9 +143,13 @@ class Grid:
         return self._backward[boundary]
 
     @property
-    def host_group(self) -> dist.ProcessGroup:
-        """All stages of this replica on gloo, for what goes from host to host, whatever the device."""
-        return self._hosts
+    def host_group(self) -> dist.ProcessGroup | None:
+        """Group for what goes from host to host, whatever the device; of all ranks.
+
+        One of a few ranks would cost the others a split of their NCCL communicator (torch 2.13,
+        `perform_nocolor_split`), even where the few are on gloo.
+        """
+        return self.ranks.host_group
 
     @property
     def pipe_group(self) -> dist.ProcessGroup:

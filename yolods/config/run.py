@@ -147,7 +147,7 @@ class RunConfig:
             saved = parse_json(content)
             faults = Faults()
             kept = [Given(key, value, f"hyper.{key}") for key, value in saved["hyper"].items()]
-            hyper = read_hyper(None, [], faults, kept).hyper
+            hyper = read_hyper(None, [], faults, [*_of_before(saved["hyper"]), *kept]).hyper
             saved |= _checked(saved, faults)
             faults.raise_if_any(f"{where} cannot be used any more:")
             config = resolve(
@@ -221,3 +221,8 @@ def numbered(folder: Path) -> Iterator[Path]:
     yield folder
     for number in itertools.count(2):
         yield folder.with_name(f"{folder.name}{number}")
+
+
+def _of_before(saved: Mapping[str, Any]) -> list[Given]:
+    """Hyper-parameters that a run of before they were there goes on without."""
+    return [] if "precise_bn" in saved else [Given("precise_bn", 0, "hyper.precise_bn")]

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from yolods.model.layers import BatchNormFloat32, SyncBatchNormFloat32
+
 
 class Tallies:
     """Sums of the batch statistics of some BatchNorm layers, on this rank."""
@@ -28,22 +30,27 @@ class Tallies:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within: the layers normalise by batch statistics, and leave those of the last batch in their buffers."""
-        kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms]
+        """Within: the layers normalise by the statistics of their rank's batch, and leave those in their buffers."""
+        kept = [(type(norm), norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms]
         for norm in self._norms:
             norm.train()
             norm.momentum = 1.0
+            if isinstance(norm, SyncBatchNormFloat32):  # else what does not count on one rank would count on all
+                norm.__class__ = BatchNormFloat32
         try:
             yield
         finally:
-            for norm, (momentum, batches) in zip(self._norms, kept, strict=True):
+            for norm, (kind, momentum, batches) in zip(self._norms, kept, strict=True):
                 norm.eval()
+                norm.__class__ = kind
                 norm.momentum = momentum
                 norm.num_batches_tracked.copy_(batches)
 
     @torch.no_grad()
     def add(self, images: int) -> None:
         """Count the last batch, by how many of its images are to be counted."""
+        if not images:
+            return
         for norm, mean, square in zip(self._norms, self._means, self._squares, strict=True):
             batch_mean = norm.running_mean.double()
             mean += images * batch_mean

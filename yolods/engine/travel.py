@@ -11,13 +11,13 @@ from torch import Tensor
 from yolods.cluster.pulse import waiting
 
 
-def send_state(state: Mapping[str, Tensor], peer: int, group: dist.ProcessGroup) -> None:
+def send_state(state: Mapping[str, Tensor], peer: int, group: dist.ProcessGroup | None) -> None:
     """Send to a rank that calls `receive_state`, and wait until it has everything.
 
     Args:
         state: CPU tensors by name.
         peer: global rank.
-        group: on gloo.
+        group: on gloo; None: the default one is.
     """
     told = [(name, tensor.shape, tensor.dtype) for name, tensor in state.items()]
     dense = [tensor.contiguous() for tensor in state.values() if tensor.numel()]
@@ -27,7 +27,7 @@ def send_state(state: Mapping[str, Tensor], peer: int, group: dist.ProcessGroup)
             work.wait()
 
 
-def receive_state(peer: int, group: dist.ProcessGroup) -> dict[str, Tensor]:
+def receive_state(peer: int, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
     """What a rank sends by `send_state`, in its order."""
     box: list[list[tuple[str, torch.Size, torch.dtype]]] = [[]]
     with waiting():

@@ -72,7 +72,7 @@ class DetectionLoss:
             the fp32 scalar to backpropagate, and the detached (3,) fp32 items box, cls, dfl that ultralytics reports.
 
         Raises:
-            ValueError: the labels are not on the host.
+            ValueError: the labels are not on the host, or have a class that the head does not know.
         """
         items, _ = self._items(predictions, batch)
         return items.sum() * images, items.detach()
@@ -95,6 +95,9 @@ class DetectionLoss:
         shapes = tuple((level.shape[2], level.shape[3]) for level in predictions["feats"])
         anchors = anchors_of(shapes, self._strides, self._device)
         targets = targets_of(batch, anchors, self._smallest, self._device)
+        classes = predictions["scores"].shape[1]
+        if (batch["cls"] >= classes).any():  # its place among the scores would be another anchor's
+            raise ValueError(f"a label has class {int(batch['cls'].max())}, and the head knows {classes}, from 0 on")
         assigned, cls, total = self._class_loss(predictions, anchors, targets)
         box, dfl = self._box_losses(predictions["boxes"], anchors, targets, assigned)
         gains, divisor = self._gains, total.clamp(min=1)
