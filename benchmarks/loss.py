@@ -132,7 +132,7 @@ def _our_assignment(predictions: dict[str, Any], batch: dict[str, Tensor]) -> fl
     boxes = ours(head)._boxes(predictions["boxes"], anchors)
 
     def run() -> None:
-        assign(probabilities, boxes, anchors, targets_of(batch, anchors, 16.0, CPU), exact=False)
+        assign(probabilities, boxes, anchors, targets_of(batch, anchors, 16.0, CLASSES, CPU), exact=False)
 
     return _peak(run, probabilities, boxes, batch, anchors.points, anchors.strides)
 

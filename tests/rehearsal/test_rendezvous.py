@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.parity.pipes import split_engine
 from tests.parity.splits import Case, batch_of
@@ -39,8 +41,13 @@ def train_and_predict(ranks: Ranks, folder: str) -> dict[str, dict[str, object]]
     }
 
 
+def _beside_nccl(ranks: Ranks) -> Ranks:
+    """With a group on gloo, as ranks have that compute on GPUs."""
+    return replace(ranks, host_group=dist.new_group(backend="gloo"))
+
+
 def _one(ranks: Ranks, case: Case, folder: str) -> dict[str, object]:
-    with first_use_waits(PATIENCE) as meetings, split_engine(ranks, case, Path(folder)) as engine:
+    with first_use_waits(PATIENCE) as meetings, split_engine(_beside_nccl(ranks), case, Path(folder)) as engine:
         made = list(meetings)
         grid, count = engine.grid, case.micro_batches
         step = Step(0, count, 0, (1e-3, 1e-3, 1e-3), 0.9)
@@ -72,7 +79,7 @@ def receive_first(ranks: Ranks, meet: bool) -> str:
     device = torch.device("cpu")
     passed = nullcontext() if meet else mock.patch("yolods.engine.neighbours._meet")
     with first_use_waits(SHORT), passed:
-        links = connect(Grid(ranks, 2), device)
+        links = connect(Grid(_beside_nccl(ranks), 2), device)
         source, target = links.from_before or links.from_after, links.to_before or links.to_after
         assert source is not None and target is not None
         for link in (source, target):

@@ -94,10 +94,7 @@ class DetectionLoss:
         """(3,) fp32 items, and the sum of the target scores."""
         shapes = tuple((level.shape[2], level.shape[3]) for level in predictions["feats"])
         anchors = anchors_of(shapes, self._strides, self._device)
-        targets = targets_of(batch, anchors, self._smallest, self._device)
-        classes = predictions["scores"].shape[1]
-        if (batch["cls"] >= classes).any():  # its place among the scores would be another anchor's
-            raise ValueError(f"a label has class {int(batch['cls'].max())}, and the head knows {classes}, from 0 on")
+        targets = targets_of(batch, anchors, self._smallest, predictions["scores"].shape[1], self._device)
         assigned, cls, total = self._class_loss(predictions, anchors, targets)
         box, dfl = self._box_losses(predictions["boxes"], anchors, targets, assigned)
         gains, divisor = self._gains, total.clamp(min=1)

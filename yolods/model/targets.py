@@ -50,21 +50,26 @@ class Targets:
         return sum(min(end - start, each) for start, end in zip(self.bounds, self.bounds[1:], strict=False))
 
 
-def targets_of(batch: dict[str, Tensor], anchors: Anchors, smallest: float, device: torch.device) -> Targets:
+def targets_of(
+    batch: dict[str, Tensor], anchors: Anchors, smallest: float, classes: int, device: torch.device
+) -> Targets:
     """Labels as the loss wants them.
 
     Args:
         batch: on the host: `batch_idx` (T,) rising, `cls` (T, 1), `bboxes` (T, 4) normalised xywh.
         anchors: of the images.
         smallest: pixels that a shorter side of a box is stretched to before anchors are looked for inside it.
+        classes: that the head knows.
         device: where predictions are.
 
     Raises:
-        ValueError: the labels are not on the host.
+        ValueError: the labels are not on the host, or have a class that the head does not know.
     """
     if not batch["bboxes"].is_cpu:
         raise ValueError("labels are read on the host, and these are on a device: fetching them would wait for it")
     images, labels = batch["batch_idx"].view(-1).long(), batch["cls"].view(-1).long()
+    if (labels >= classes).any():  # its place among the scores would be another anchor's
+        raise ValueError(f"a label has class {int(labels.max())}, and the head knows {classes}, from 0 on")
     corners = _corners(batch["bboxes"].view(-1, 4).float(), anchors)
     seen = corners.sum(1) > 0  # ultralytics tells padding by its zeros, and drops what lies left of and above the image
     box, anchor, counts = _pairs(_stretched(corners, smallest), seen, anchors)
