@@ -11,13 +11,14 @@ from pathlib import Path
 from tests.parity.small import MICRO, NAMES, SIZE
 from tests.rehearsal.engines import WARM, engine_of, stages_of, take_step
 from tests.rehearsal.pretended import World
-from yolods.checkpoint.state import HostCopy, collect
+from yolods.checkpoint.state import collect
 from yolods.cluster.ranks import Ranks
 from yolods.config import Hyper
 from yolods.data.spec import read_spec
 from yolods.data.splits import Opening, open_split
 from yolods.engine.base import Engine
 from yolods.evaluate import Evaluator
+from yolods.hostcopy import HostCopy
 
 ACCUMULATIONS = (1, 4)
 """Micro-batches of the steps that are looked at; of a pipeline also 8, which hold no more than 4."""
