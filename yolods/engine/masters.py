@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from yolods.engine.shards import join
-from yolods.hostcopy import fill, host_copy, on_host
+from yolods.hostcopy import fill, host_copy, on_host, sent
 
 GATHERED = 1 << 24
 """Elements over all ranks that are gathered at once: 64 MiB of a GPU, and one wait for each 64 MiB of a model."""
@@ -273,7 +273,7 @@ def _gather(shard: Tensor, device: torch.device, group: dist.ProcessGroup, keep:
     whole = [torch.empty(len(shard)) for _ in range(ranks if keep else 0)]
     count = max(GATHERED // ranks, 1)
     for start in range(0, len(shard), count):
-        part = shard[start : start + count].to(device)
+        part = sent(shard[start : start + count], device)
         gathered = part.new_empty(ranks * len(part))
         dist.all_gather_into_tensor(gathered, part, group=group)
         if keep:
