@@ -86,3 +86,46 @@ OFFLOAD3 = ZERO3 | {
     "roll-back": fetched(MANY),
 }
 """Rank 0 of ZeRO-3 with optimizer and weights on the host."""
+
+PEAKS: dict[str, tuple[int, ...]] = {
+    "pipeline2_fp32": (1686528, 3104768),
+    "pipeline4_zero1_bf16": (901632, 701952, 173056, 2975232),
+    "pipeline4_zero1_fp16": (902656, 702976, 174080, 2976256),
+    "zero0_bf16_autocast": (3661824, 3661824),
+    "zero0_fp32": (3996672, 3996672),
+    "zero1_bf16": (2309120, 2310144),
+    "zero1_fp16": (2309120, 2310144),
+    "zero1_fp32": (3421696, 3421696),
+    "zero2_bf16": (2199040, 2334720),
+    "zero2_bf16_autocast": (2967552, 3180544),
+    "zero2_fp16": (2199040, 2334720),
+    "zero2_fp32": (3289088, 3560448),
+    "zero2_offload_fp32": (2224128, 2224128),
+    "zero3_bf16": (2348544, 2348544),
+    "zero3_fp16": (2348544, 2348544),
+    "zero3_fp32": (3554816, 3554816),
+    "zero3_offload_fp16": (1163776, 1163776),
+}
+"""Bytes of the device that are claimed at most in a step of four micro-batches, by rank."""
+SLACK = 4096
+"""Bytes that more micro-batches, or a load, may hold more: numbers of each micro-batch are kept for a diagnosis."""
+
+
+def rows_of(name: str, rank: int, stages: int) -> Rows:
+    """What a rank of ds_configs/`name`.json is expected to wait for, by part of a run."""
+    rows = ZERO if stages == 1 or rank == stages - 1 else FIRST
+    if "offload" in name or "zero3" in name:
+        on_device, offloaded = (ZERO3, OFFLOAD3) if "zero3" in name else (ZERO, OFFLOAD)
+        rows = offloaded if "offload" in name else on_device
+    elif name.endswith(("zero1_bf16", "zero1_fp16", "zero2_bf16", "zero2_fp16")):
+        rows = rows | {"export": _gathered(rows["export"])}
+    if stages == 1 and rank > 0:
+        rows = rows | {"checkpoint": copied(1), "export": {}}
+    return rows
+
+
+def _gathered(export: Waits) -> Waits:
+    """With masters beside rounded weights, which come by groups of the optimizer."""
+    (times,) = export.values()
+    assert times is not None
+    return copied(times + GROUPS - 1)
