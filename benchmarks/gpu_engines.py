@@ -15,9 +15,10 @@ from torch import Tensor
 from benchmarks.gpu_device import Device, device
 from benchmarks.gpu_job import ROOT, Item, Job
 from tests.parity.small import ACCUMULATION, CONFIGS, NAMES, Small, micro_batch, small_engine
-from yolods.checkpoint.state import HostCopy, collect
+from yolods.checkpoint.state import collect
 from yolods.cluster.ranks import Ranks, join, leave
 from yolods.engine.base import StepResult
+from yolods.hostcopy import HostCopy
 
 SCALE_POWER = 4
 """fp16's first loss scale, as a power of 2: a step that is skipped shows neither norm nor clipping."""

@@ -1,8 +1,9 @@
-"""A device's tensors in host memory: all copies are under way at once, and the host waits once for all of them."""
+"""Between a device's memory and the host's: all copies are under way at once. The host waits once for all that come to
+it, and for none that goes to a device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +33,21 @@ def host_copy(state: Any) -> Any:
     copied = _walk(state, copy, ())
     _wait_for(sources)
     return copied
+
+
+@torch.no_grad()
+def fill(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
+    """Give tensors the values of others of their shapes. What is on the host may be written over as soon as this
+    returns, unless it is pinned; nothing has waited for it to reach a device."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(_pinned(source) if target.is_cuda else source, non_blocking=target.is_cuda)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; nothing has waited for it to get there. Itself where it is there already."""
+    if tensor.is_cuda or device.type != "cuda":
+        return tensor
+    return _pinned(tensor).to(device, non_blocking=True)
 
 
 class HostCopy:
@@ -75,6 +91,11 @@ def _walk(value: Any, copy: Callable[[Tensor, Place], Tensor], place: Place) -> 
     if isinstance(value, list | tuple):
         return [_walk(each, copy, (*place, number)) for number, each in enumerate(value)]
     return value
+
+
+def _pinned(source: Tensor) -> Tensor:
+    """As a device reads it while the host goes on. torch gives pinned memory to nobody else before a copy is done."""
+    return source if source.is_cuda else source.pin_memory()
 
 
 def _wait_for(sources: Collection[Tensor]) -> None:

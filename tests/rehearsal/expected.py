@@ -1,182 +1,131 @@
 """What the rehearsal has to see of each kind of rank: its waits by file and function, and the device's peak.
 
-Each row holds what is so today, and how many waits in all there are to be. `MANY`: as often as there are tensors, or
-ranks to talk to.
+`MANY`: as often as there are tensors, and in DeepSpeed only: what waits in yolods is counted.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 MANY = None
 Waits = dict[str, int | None]
 """By `file:function`."""
+Rows = dict[str, Waits]
+"""By part of a run."""
+
+READ: Waits = {"yolods/stability/step.py:_read": 1}
+"""The wait of a step: for its numbers."""
+GROUPS = 3
+"""Of the optimizer's parameters: biases, weights and BatchNorm's."""
 
 
-class Row(NamedTuple):
-    """Waits of one part of a run."""
-
-    today: Waits
-    target: int | None
-    """MANY: ours 1, and DeepSpeed's as they are listed."""
+def copied(times: int) -> Waits:
+    """All tensors to the host, so many times over."""
+    return {"yolods/hostcopy.py:_wait_for": times}
 
 
-LOSS: Waits = {
-    "ultralytics/utils/loss.py:forward": 1,
-    "ultralytics/utils/loss.py:get_assigned_targets_and_loss": 2,
-    "ultralytics/utils/loss.py:preprocess": 2,
-    "ultralytics/utils/tal.py:get_box_metrics": 1,
-    "ultralytics/utils/tal.py:make_anchors": 4,
-    "ultralytics/utils/tal.py:select_candidates_in_gts": 1,
-}
-JUDGE: Waits = LOSS | {
-    "ultralytics/utils/nms.py:non_max_suppression": 2,
-    "ultralytics/utils/tal.py:make_anchors": 10,
-    "yolods/engine/base.py:targets_of": 3,
-    "yolods/evaluate.py:__call__": 1,
-    "yolods/evaluate.py:_suppress": 2,
-}
-START: Waits = {"deepspeed/utils/timer.py:start": 1}
-STOP: Waits = {"deepspeed/utils/timer.py:stop": 1}
-LOST: Waits = {"yolods/engine/base.py:_lost": 1}
-STEP: Waits = {"yolods/engine/base.py:train_step": 1, "yolods/stability/step.py:_read": 1}
-SEND: Waits = {"yolods/engine/link.py:send": 1}
-RECEIVE: Waits = {"yolods/engine/link.py:receive": 1}
-IMAGES: Waits = {"yolods/model/inputs.py:images": 1}
-TALK: Waits = {"yolods/cluster/ranks.py:from_main": MANY, "yolods/cluster/ranks.py:to_main": MANY}
-FROZEN: Waits = {"yolods/engine/base.py:_frozen_weights": 1}
-COPIED: Waits = {"yolods/checkpoint/state.py:take": 1}
-MOVED: Waits = {
-    "yolods/engine/base.py:_load_moving": MANY,
-    "yolods/engine/ema.py:load_state_dict": MANY,
-    "yolods/engine/masters.py:_placed": MANY,
-}
-THAWED: Waits = {"yolods/engine/base.py:load_state": 1}
-SNAPSHOT: Waits = {"yolods/engine/recovery.py:_copied": MANY}
-GATHERED: Waits = {"yolods/engine/base.py:full_weights": MANY}
-PICKLED: Waits = {"yolods/cluster/ranks.py:to_main": MANY}
-READ: Waits = {"yolods/engine/base.py:_load_moving": MANY, "yolods/engine/ema.py:load_state_dict": MANY}
+def published(times: int) -> Waits:
+    """Masters on the host into the model."""
+    return {"deepspeed/runtime/zero/stage_1_and_2.py:update_lp_params": times * GROUPS}
+
+
+def fetched(times: int | None) -> Waits:
+    """ZeRO-3's small parameters, which stay whole on every rank, after the masters have changed."""
+    return {"deepspeed/runtime/zero/partition_parameters.py:_allgather_params_coalesced": times}
+
+
 OFFLOADED: Waits = {"deepspeed/runtime/zero/stage_1_and_2.py:_wait_for_offload_copies": MANY}
-PUBLISHED: Waits = {"deepspeed/runtime/zero/stage_1_and_2.py:update_lp_params": MANY}
 REDUCED: Waits = {"deepspeed/runtime/zero/stage3.py:independent_gradient_partition_epilogue": 1}
-FETCHED: Waits = {"deepspeed/runtime/zero/partition_parameters.py:_allgather_params_coalesced": 1}
-FETCHED_OFTEN: Waits = dict.fromkeys(FETCHED, MANY)
-SQUARES: Waits = {"yolods/stability/gradients.py:squares": 2}
+SET: Waits = {"deepspeed/runtime/zero/partition_parameters.py:_allgather_params_sequential": 1}
 SET_OFFLOADED: Waits = {
     "deepspeed/runtime/zero/partition_parameters.py:_allgather_params_sequential": 2,
-    "deepspeed/runtime/zero/partition_parameters.py:_partition_param": MANY,
+    "deepspeed/runtime/zero/partition_parameters.py:_partition_param": 1,
 }
-MASTERS_OFFLOADED: Waits = {"deepspeed/runtime/zero/stage3.py:get_full_hp_param": MANY}
-SET: Waits = {"deepspeed/runtime/zero/partition_parameters.py:_allgather_params_sequential": 1}
-MASTERS: Waits = {"deepspeed/runtime/zero/stage3.py:_get_fp32_opt_state_partition": MANY}
-ANCHORS: Waits = {"ultralytics/utils/tal.py:make_anchors": 6}
+"""The frozen weight."""
 
-ZERO = {
-    "micro-batch": Row(LOSS | START | STOP | LOST, 0),
-    "step": Row(STEP, 1),
-    "snapshot": Row(SNAPSHOT, 1),
-    "evaluated batch": Row(JUDGE | START | IMAGES, 1),
-    "evaluation": Row(TALK | ANCHORS, 0),
-    "checkpoint": Row(COPIED | FROZEN, 1),
-    "load": Row(MOVED | THAWED, 1),
-    "roll-back": Row(MOVED, 1),
-    "export": Row(GATHERED, 1),
+ZERO: Rows = {
+    "micro-batch": {},
+    "step": READ,
+    "snapshot": copied(1),
+    "evaluated batch": copied(1),
+    "evaluation": {},
+    "checkpoint": copied(2),  # frozen weights, and all that trains
+    "load": {},
+    "roll-back": {},
+    "export": copied(3),  # frozen weights, the others, and statistics
 }
 """Rank 0 of ZeRO-0, 1 and 2."""
 
-FIRST = {
-    "micro-batch": Row(START | SEND, 0),
-    "step": Row(STEP | STOP, 1),
-    "snapshot": Row(SNAPSHOT, 1),
-    "evaluated batch": Row(START | SEND | IMAGES, 0),
-    "evaluation": Row(TALK, 0),
-    "checkpoint": Row(COPIED, 1),
-    "load": Row(MOVED, 1),
-    "roll-back": Row(MOVED, 1),
-    "export": Row(GATHERED | PICKLED, 1),
+FIRST = ZERO | {
+    "evaluated batch": {},
+    "checkpoint": copied(1),
+    "export": copied(2),
 }
-"""The first stage of a pipeline."""
-
-MIDDLE = FIRST | {
-    "micro-batch": Row(START, 0),
-    "evaluated batch": Row(START | SEND | RECEIVE, 0),
-}
-"""A stage between two."""
-
-LAST = FIRST | {
-    "micro-batch": Row(LOSS | START | LOST | RECEIVE, 0),
-    "evaluated batch": Row(JUDGE | START | RECEIVE, 1),
-    "checkpoint": Row(COPIED | FROZEN, 1),
-    "load": Row(MOVED | THAWED, 1),
-}
-"""The last stage."""
+"""A stage of a pipeline, but the last: nothing of it is frozen, and it judges nothing."""
 
 OFFLOAD = ZERO | {
-    "step": Row(STEP | SQUARES | OFFLOADED, MANY),
-    "evaluation": Row(TALK | ANCHORS | PUBLISHED, MANY),
-    "load": Row(READ | THAWED | PUBLISHED, MANY),
-    "roll-back": Row(READ | PUBLISHED, MANY),
+    "step": READ | OFFLOADED,
+    "evaluation": published(2),  # the average, and back
+    "load": published(1),
+    "roll-back": published(1),
 }
 """Rank 0 of ZeRO-2 with its optimizer on the host: DeepSpeed waits for every gradient that it copies there."""
 
 ZERO3 = ZERO | {
-    "micro-batch": Row(ZERO["micro-batch"].today | REDUCED, 1),
-    "step": Row(STEP | FETCHED, 2),
-    "evaluated batch": Row(ZERO["evaluated batch"].today, 1),
-    "evaluation": Row(TALK | ANCHORS | FETCHED_OFTEN, MANY),
-    "load": Row(MOVED | THAWED | FETCHED | SET, MANY),
-    "roll-back": Row(MOVED | FETCHED, MANY),
-    "export": Row(GATHERED | MASTERS, MANY),
+    "micro-batch": REDUCED,
+    "step": READ | fetched(1),
+    "evaluation": fetched(2),
+    "load": fetched(1) | SET,
+    "roll-back": fetched(1),
+    "export": copied(2 + GROUPS),  # the others by groups of the optimizer
 }
 """Rank 0 of ZeRO-3."""
 
 OFFLOAD3 = ZERO3 | {
-    "step": Row(STEP | SQUARES | FETCHED_OFTEN, MANY),
-    "load": Row(READ | THAWED | FETCHED_OFTEN | SET_OFFLOADED, MANY),
-    "roll-back": Row(READ | FETCHED_OFTEN, MANY),
-    "export": Row(GATHERED | MASTERS | MASTERS_OFFLOADED, MANY),
+    "step": READ | fetched(MANY),
+    "evaluation": fetched(MANY),
+    "load": fetched(MANY) | SET_OFFLOADED,
+    "roll-back": fetched(MANY),
 }
 """Rank 0 of ZeRO-3 with optimizer and weights on the host."""
 
 PEAKS: dict[str, tuple[int, ...]] = {
-    "pipeline2_fp32": (1708544, 3175936),
-    "pipeline4_zero1_bf16": (907264, 707584, 197120, 2975744),
-    "pipeline4_zero1_fp16": (907264, 707584, 197120, 2975744),
-    "zero0_bf16_autocast": (3739136, 3727360),
-    "zero0_fp32": (4037632, 4037632),
-    "zero1_bf16": (2426880, 2415104),
-    "zero1_fp16": (2427904, 2415104),
-    "zero1_fp32": (3462656, 3462656),
-    "zero2_bf16": (2258432, 2333696),
-    "zero2_bf16_autocast": (2966528, 3179520),
-    "zero2_fp16": (2259456, 2333696),
-    "zero2_fp32": (3288064, 3559424),
-    "zero2_offload_fp32": (2223616, 2223616),
-    "zero3_bf16": (2428416, 2422784),
-    "zero3_fp16": (2429440, 2422784),
-    "zero3_fp32": (3553792, 3553792),
-    "zero3_offload_fp16": (1216512, 1210880),
+    "pipeline2_fp32": (1686528, 3104768),
+    "pipeline4_zero1_bf16": (901632, 701952, 173056, 2975232),
+    "pipeline4_zero1_fp16": (902656, 702976, 174080, 2976256),
+    "zero0_bf16_autocast": (3661824, 3661824),
+    "zero0_fp32": (3996672, 3996672),
+    "zero1_bf16": (2309120, 2310144),
+    "zero1_fp16": (2309120, 2310144),
+    "zero1_fp32": (3421696, 3421696),
+    "zero2_bf16": (2199040, 2334720),
+    "zero2_bf16_autocast": (2967552, 3180544),
+    "zero2_fp16": (2199040, 2334720),
+    "zero2_fp32": (3289088, 3560448),
+    "zero2_offload_fp32": (2224128, 2224128),
+    "zero3_bf16": (2348544, 2348544),
+    "zero3_fp16": (2348544, 2348544),
+    "zero3_fp32": (3554816, 3554816),
+    "zero3_offload_fp16": (1163776, 1163776),
 }
 """Bytes of the device that are claimed at most in a step of four micro-batches, by rank."""
 SLACK = 4096
-"""Bytes that a step of eight micro-batches may hold more than one of four: numbers of each are kept for a diagnosis."""
+"""Bytes that more micro-batches, or a load, may hold more: numbers of each micro-batch are kept for a diagnosis."""
 
 
-def rows_of(name: str, rank: int, stages: int) -> dict[str, Row]:
+def rows_of(name: str, rank: int, stages: int) -> Rows:
     """What a rank of ds_configs/`name`.json is expected to wait for, by part of a run."""
-    if stages > 1:
-        return FIRST if rank == 0 else LAST if rank == stages - 1 else MIDDLE
-    on_device, offloaded = (ZERO3, OFFLOAD3) if "zero3" in name else (ZERO, OFFLOAD)
-    kind = offloaded if "offload" in name else on_device
-    if rank == 0:
-        return kind
-    waits, target = kind["export"]
-    return kind | {"export": Row({place: count for place, count in waits.items() if place not in GATHERED}, target)}
+    rows = ZERO if stages == 1 or rank == stages - 1 else FIRST
+    if "offload" in name or "zero3" in name:
+        on_device, offloaded = (ZERO3, OFFLOAD3) if "zero3" in name else (ZERO, OFFLOAD)
+        rows = offloaded if "offload" in name else on_device
+    elif name.endswith(("zero1_bf16", "zero1_fp16", "zero2_bf16", "zero2_fp16")):
+        rows = rows | {"export": _gathered(rows["export"])}
+    if stages == 1 and rank > 0:
+        rows = rows | {"checkpoint": copied(1), "export": {}}
+    return rows
 
 
-def grows(stages: int) -> list[bool]:
-    """Of each stage, whether its peak grows with the micro-batches of a step. None is to.
-
-    Today the last of four grows as well, but peaks where the optimizer steps.
-    """
-    return [stage < 3 for stage in range(stages)]
+def _gathered(export: Waits) -> Waits:
+    """With masters beside rounded weights, which come by groups of the optimizer."""
+    (times,) = export.values()
+    assert times is not None
+    return copied(times + GROUPS - 1)

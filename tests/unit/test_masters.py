@@ -140,3 +140,19 @@ def test_states_go_out_and_come_back():
     assert loaded.keys() == saved.keys() == {"step", "exp_avg", "exp_avg_sq"}
     assert all(torch.equal(loaded[key], saved[key]) for key in saved)
     assert loaded["exp_avg"].data_ptr() != saved["exp_avg"].data_ptr()
+
+
+def test_states_are_loaded_into_the_memory_of_those_that_are_held():
+    """DeepSpeed keeps views of it, and a second set of moments would stay for good."""
+    weights = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))]
+    optimizer = torch.optim.AdamW(weights, lr=0.1)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    masters = masters_of(optimizer)
+    held = masters.states()
+    saved = [{key: torch.full_like(value, 7.0) for key, value in state.items()} for state in held]
+    masters.load_states([{**state, "more": 5} for state in saved])
+    for before, now in zip(held, masters.states(), strict=True):
+        assert now.pop("more") == 5 and now.keys() == before.keys()
+        assert all(now[key] is before[key] and bool((now[key] == 7.0).all()) for key in now)

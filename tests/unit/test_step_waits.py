@@ -65,7 +65,7 @@ def judged_by(kind: str) -> Stability | StockStability:
         deepspeed = SimpleNamespace(fp16_enabled=lambda: False, get_global_grad_norm=lambda: None, optimizer=None)
         return StockStability(deepspeed, 1, by_hand=False)
     parts = [torch.tensor([3.0]), torch.tensor([4.0])]
-    gradients = SimpleNamespace(names=["a", "b"], sharded=True, decision=Decision(), slices=lambda: parts)
+    gradients = SimpleNamespace(names=["a", "b"], sharded=True, decision=Decision(), device=CPU, slices=lambda: parts)
     return Stability(
         gradients,
         ["a", "b"],

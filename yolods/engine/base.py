@@ -22,7 +22,7 @@ from yolods.engine.recovery import Recovery
 from yolods.engine.schedule import Step
 from yolods.engine.shards import cut, misfits
 from yolods.errors import UserError
-from yolods.hostcopy import host_copy
+from yolods.hostcopy import fill, host_copy
 from yolods.model.freezing import is_frozen
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss
@@ -280,7 +280,7 @@ class Engine:
             raise UserError(f"the state is of another model, or of other frozen layers: {wrong[0]}")
         for name, parameter in self.net.named_parameters():
             if not parameter.requires_grad and name in state["frozen"]:
-                set_parameter(parameter, state["frozen"][name].to(self.inputs.device))
+                set_parameter(parameter, state["frozen"][name])
         self._load_moving(state)
         self.stability.load(state["stability"])
         for key, value in state["counters"].items():
@@ -289,15 +289,12 @@ class Engine:
 
     @torch.no_grad()
     def _load_moving(self, state: dict[str, Any]) -> None:
-        for target, source in zip(self.masters.shards(), state["masters"], strict=True):
-            target.copy_(source.view_as(target))
-        self.masters.load_states(
-            [_shaped(each, shard) for each, shard in zip(state["optimizer"], self.masters.shards(), strict=True)]
-        )
-        for buffer, saved in zip(self.statistics(), state["statistics"], strict=True):
-            buffer.copy_(saved)
-        for name, buffer in self._counts():
-            buffer.copy_(state["counts"][name])
+        shards = self.masters.shards()
+        fill(shards, [saved.view_as(shard) for saved, shard in zip(state["masters"], shards, strict=True)])
+        self.masters.load_states([_shaped(each, shard) for each, shard in zip(state["optimizer"], shards, strict=True)])
+        fill(self.statistics(), state["statistics"])
+        counts = dict(self._counts())
+        fill(counts.values(), [state["counts"][name] for name in counts])
         self.ema.load_state_dict(state["ema"])
         self.masters.publish()
 
@@ -311,13 +308,11 @@ class Engine:
         mine, shards = self.describe(), self.masters.shards()
         sizes = [shard.numel() for shard in shards]
         pieces = cut(self.masters.kind, mine["groups"], weights, sizes, self.share.index, self.share.count)
-        for target, source in zip(shards, pieces, strict=True):
-            target.copy_(source.view_as(target))
-        for name, buffer in zip(mine["statistics"], self.statistics(), strict=True):
-            buffer.copy_(weights[name])
+        fill(shards, [piece.view_as(shard) for piece, shard in zip(pieces, shards, strict=True)])
+        fill(self.statistics(), [weights[name] for name in mine["statistics"]])
         for name, parameter in self.net.named_parameters():
             if not parameter.requires_grad:
-                set_parameter(parameter, weights[name].to(self.inputs.device))
+                set_parameter(parameter, weights[name])
         self.masters.publish()
 
     def _counts(self) -> Iterator[tuple[str, Tensor]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from yolods.engine.masters import Masters
+from yolods.hostcopy import fill
 from yolods.interrupt import Stopped
 
 
@@ -85,6 +86,5 @@ class ShardedEma:
             targets, sources = getattr(self, mine), state[saved]
             if [tensor.numel() for tensor in targets] != [tensor.numel() for tensor in sources]:
                 raise ValueError(f"the saved average has other {saved} than this layout")
-            for target, source in zip(targets, sources, strict=True):
-                target.copy_(source.view_as(target))
+            fill(targets, [source.view_as(target) for target, source in zip(targets, sources, strict=True)])
         self.updates = int(state["updates"])

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from yolods.engine.shards import join
-from yolods.hostcopy import host_copy, on_host
+from yolods.hostcopy import fill, host_copy, on_host, sent
 
 GATHERED = 1 << 24
 """Elements over all ranks that are gathered at once: 64 MiB of a GPU, and one wait for each 64 MiB of a model."""
@@ -86,21 +86,26 @@ class Masters:
         return [dict(self.inner.state.get(owner, {})) for owner in self.owners()]
 
     def load_states(self, states: Sequence[dict[str, Any]]) -> None:
-        """Give the inner optimizer other states, on the devices where it keeps them."""
+        """Give the inner optimizer other states, in the memory of those that it has."""
         fused = any(group.get("fused") for group in self.inner.param_groups)
         for owner, saved in zip(self.owners(), states, strict=True):
             held = self.inner.state.get(owner, {})
-            self.inner.state[owner] = {key: _placed(key, value, owner, held, fused) for key, value in saved.items()}
+            tensors = {key: value for key, value in saved.items() if isinstance(value, Tensor)}
+            rooms = {
+                # torch keeps step counts on the host, unless its kernel is fused.
+                key: _room(held.get(key), value, owner.device if key != "step" or fused else torch.device("cpu"))
+                for key, value in tensors.items()
+            }
+            fill(rooms.values(), tensors.values())
+            self.inner.state[owner] = {**saved, **rooms}
 
 
-def _placed(key: str, value: Any, owner: Tensor, held: dict[str, Any], fused: bool) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    if key != "step":
-        return value.to(owner.device, copy=True)
-    # torch keeps step counts on the host, unless its kernel is fused.
-    device = held[key].device if isinstance(held.get(key), Tensor) else owner.device if fused else "cpu"
-    return value.to(device, copy=True)
+def _room(held: Any, value: Tensor, device: torch.device) -> Tensor:
+    """Memory for a tensor of a state: what is held, of which DeepSpeed has views (`hp_mapping`), or new on `device`."""
+    if not isinstance(held, Tensor):
+        return torch.empty_like(value, device=device)
+    fits = held.shape == value.shape and held.dtype == value.dtype
+    return held if fits else torch.empty_like(value, device=held.device)
 
 
 class PlainMasters(Masters):
@@ -268,7 +273,7 @@ def _gather(shard: Tensor, device: torch.device, group: dist.ProcessGroup, keep:
     whole = [torch.empty(len(shard)) for _ in range(ranks if keep else 0)]
     count = max(GATHERED // ranks, 1)
     for start in range(0, len(shard), count):
-        part = shard[start : start + count].to(device)
+        part = sent(shard[start : start + count], device)
         gathered = part.new_empty(ranks * len(part))
         dist.all_gather_into_tensor(gathered, part, group=group)
         if keep:
@@ -305,7 +310,7 @@ def set_parameter(parameter: nn.Parameter, value: Tensor) -> None:
 
     with GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id")):
         if parameter.numel():
-            parameter.data.copy_(value)
+            fill([parameter.data], [value])
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:

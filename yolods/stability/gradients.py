@@ -72,6 +72,11 @@ class Gradients:
         shards = zip(self._spans, self._owners(), strict=True)
         return [part for spans, owner in shards for part in _cut(owner.data, spans)]
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where `slices` and `weights` are; None where there are none."""
+        return next((owner.device for owner in self._owners()), None)
+
     def _of_owners(self) -> list[Tensor]:
         """Parts of the gradients that lie on the masters already."""
         shards = zip(self._spans, self._owners(), strict=True)
@@ -392,18 +397,18 @@ def squares(parts: Sequence[Tensor], places: Tensor, count: int) -> Tensor:
 
     Args:
         parts: this rank's slices, of any floating dtype.
-        places: (len(parts),) int64, the parameter of each part.
+        places: (len(parts),) int64, the parameter of each part; on the parts' device.
         count: parameters in all.
 
     Returns:
-        (count,) fp32 on the parts' device; nothing has waited for it.
+        (count,) fp32 on that device; nothing has waited for it.
     """
     totals = torch.zeros(count, device=places.device)
     if not parts:
         return totals
-    if parts[0].device.type == "cpu":
+    if places.device.type == "cpu":
         found, which = _on_cpu(parts)
-        return totals.index_add_(0, places[which.to(places.device)], found.to(places.device))
+        return totals.index_add_(0, places[which], found)
     return totals.index_add_(0, places, torch.stack(torch._foreach_norm(parts, 2, dtype=torch.float32)).square_())
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from yolods.hostcopy import sent
 from yolods.stability.clip import POLICIES, Cut
 from yolods.stability.gradients import Decision, Gradients, squares
 from yolods.stability.guard import Cause, Guard, Verdict
@@ -80,7 +81,9 @@ class Stability:
         self._by_hand = by_hand
         self._ranks, self._device = ranks, device
         place = {name: i for i, name in enumerate(self._names)}
-        self._places = torch.tensor([place[name] for name in gradients.names], dtype=torch.int64, device=device)
+        self._places = torch.tensor(
+            [place[name] for name in gradients.names], dtype=torch.int64, device=gradients.device
+        )
         self._counts = gradients.sharded or replica == 0
         self._policy = POLICIES[config.clipping.policy](config.clipping, max_norm)
         self.guard = Guard(config.overflow, len(self._names))
@@ -139,7 +142,7 @@ class Stability:
     def _squares(self, parts: list[Tensor]) -> Tensor:
         if not self._counts:
             return torch.zeros(len(self._names), device=self._device)
-        return squares(parts, self._places, len(self._names))
+        return sent(squares(parts, self._places, len(self._names)), self._device)
 
     def _decision(self, reading: Reading, verdict: Verdict, cut: Cut) -> Decision:
         if not verdict.applied:

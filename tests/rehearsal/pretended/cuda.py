@@ -10,11 +10,13 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 from tests.rehearsal.pretended.world import World
 
 GIB = 2**30
 MEMORY = 80 * GIB
+_begin_loading = _SingleProcessDataLoaderIter.__init__
 DEVICES = 8
 PROPERTIES = SimpleNamespace(
     name="pretended", total_memory=MEMORY, major=9, minor=0, multi_processor_count=132, gcnArchName="", uuid="0"
@@ -32,6 +34,7 @@ def cuda_of(world: World) -> Iterator[None]:
         stack.enter_context(patch.object(torch.version, "cuda", "13.0"))
         # Its parser takes no stream but torch's own.
         stack.enter_context(patch.object(Tensor, "record_stream", lambda tensor, stream: None))
+        stack.enter_context(patch.object(_SingleProcessDataLoaderIter, "__init__", _pinning))
         for module in (optimizer, torch.utils._foreach_utils):
             stack.enter_context(patch.object(module, "_group_tensors_by_device_and_dtype", _grouped))
         yield
@@ -90,6 +93,12 @@ def _answers(world: World) -> dict[str, Any]:
         "initial_seed": lambda: 0,
         "nvtx": SimpleNamespace(range_push=lambda message: 0, range_pop=lambda: 0, mark=lambda message: None),
     }
+
+
+def _pinning(batches: Any, loader: Any) -> None:
+    """torch's loader without workers pins in the thread that asks it, and would find no device to pin for."""
+    _begin_loading(batches, loader)
+    batches._pin_memory = loader.pin_memory
 
 
 def _grouped(lists: Sequence[Sequence[Tensor | None]], with_indices: bool = False) -> dict[Any, Any]:
