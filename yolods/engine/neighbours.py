@@ -4,6 +4,10 @@ NCCL makes a communicator when its members first use it, and whoever comes first
 in `isend` and `irecv`. Two stages that came to two communicators in unlike orders, in the middle of a step, would wait
 for each other for ever. So every link meets its peer when it is made, all ranks keep to one order of the links, and
 from then on nothing that a stage starts can stop it (DeepSpeed 0.19.8, runtime/pipe/engine.py:225, does likewise).
+
+Where the process group is bound to a device, as DeepSpeed 0.19.8 binds it, torch 2.13 makes NCCL's communicators within
+`new_group` already, by splitting that of all ranks: `Grid` makes its groups on all ranks in one order, and to meet then
+costs a message.
 """
 
 from __future__ import annotations
