@@ -90,7 +90,9 @@ def spread(passed: Sequence[int], count: int) -> list[int]:
 def start_all(numbers: Sequence[int], folder: Path) -> list[str]:
     """An account of each whose ranks did not come to the end."""
     wrong = []
-    for number in numbers:
+    for place, number in enumerate(numbers):
+        if place % 10 == 0:
+            print(f"{place} of {len(numbers)} started", flush=True)
         drawn = draw(number)
         last = step(drawn, folder)
         if last is not None:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -392,7 +393,7 @@ def _announce(
         *config.notes,
     ]
     notes += about + _small_set(schedule, layout.ranks)
-    notes += [line for line in (_frozen(config, blueprint), _without_polygons(config, splits[0])) if line]
+    notes += [line for line in _facts(config, ranks, blueprint, splits[0]) if line]
     if config.resume:
         notes.append(f"Resuming after step {progress.step}, in epoch {progress.position // schedule.samples + 1}")
     compared = {**_layout_of(config, ranks, schedule), **config.hyper.as_dict()}
@@ -407,6 +408,22 @@ def _beta(choice: OptimizerChoice) -> str:
 
 def _frozen(config: RunConfig, blueprint: Blueprint) -> str | None:
     return told(config.hyper.freeze, [name for name, _ in blueprint.meta.named_parameters()])
+
+
+def _facts(config: RunConfig, ranks: Ranks, blueprint: Blueprint, train: Split) -> tuple[str | None, ...]:
+    return _frozen(config, blueprint), _without_polygons(config, train), _unwatched(config, ranks, os.environ)
+
+
+def _unwatched(config: RunConfig, ranks: Ranks, environ: Mapping[str, str]) -> str | None:
+    """Of ranks on GPUs that nothing ends where one of them is lost (compat.leave_lost_ranks_to_the_watchdog)."""
+    torchs_own = environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", environ.get("NCCL_ASYNC_ERROR_HANDLING", "0"))
+    watched = config.deepspeed.own.watchdog.enabled or torchs_own != "0"
+    if watched or ranks.size == 1 or ranks.device.type != "cuda":
+        return None
+    return (
+        'The watchdog is off ("yolods": {"watchdog": {"enabled": false}}): ranks wait for ever for one that is lost; '
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING=3 has torch end them"
+    )
 
 
 def _without_polygons(config: RunConfig, train: Split) -> str | None:

@@ -179,3 +179,21 @@ def test_what_was_judged_on_other_images_is_not_the_best_any_more():
     progress = start.Progress(position=8, epochs_done=1, best_fitness=0.5, best_epoch=0)
     placed = start._placed(progress, Comparison(images_before=6, judged_on_others=True), SCHEDULE)
     assert (placed.best_fitness, placed.best_epoch) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("enabled", "size", "device", "environ", "said"),
+    [
+        (False, 2, "cuda", {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}, True),
+        (True, 2, "cuda", {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}, False),
+        (False, 1, "cuda", {}, False),
+        (False, 2, "cpu", {}, False),
+        (False, 2, "cuda", {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "3"}, False),
+        (False, 2, "cuda", {"NCCL_ASYNC_ERROR_HANDLING": "1"}, False),
+    ],
+)
+def test_ranks_that_nothing_would_end_are_told_of(enabled, size, device, environ, said):
+    own = SimpleNamespace(watchdog=SimpleNamespace(enabled=enabled))
+    config = SimpleNamespace(deepspeed=SimpleNamespace(own=own))
+    line = start._unwatched(config, SimpleNamespace(size=size, device=torch.device(device)), environ)
+    assert (line is not None) == said
