@@ -66,8 +66,8 @@ class Held:
         """All gradients; None while there are none."""
         self.gradients: list[list[Tensor]] = []
         """Views of them, one a parameter, by group; DeepSpeed's `averaged_gradients`."""
-        self.owners = [SimpleNamespace(grad=None) for _ in groups]
-        """In place of the fp32 masters, of which only the gradient is asked for."""
+        self.owners = [SimpleNamespace(grad=None, device=device) for _ in groups]
+        """In place of the fp32 masters, of which only the gradient and the device are asked for."""
 
     def hold_gradients(self) -> None:
         """Draw them."""

@@ -179,7 +179,8 @@ def _with_another_port(flags: LaunchFlags, hosts: Sequence[Host]) -> LaunchFlags
     if port is None:
         say("the port at which ranks meet was taken meanwhile; they meet at another")
         return flags  # a local start takes a free one each time
-    other = free_port()
+    while (other := free_port()) == port:  # it may have come free meanwhile, but another was promised
+        pass
     say(f"port {port}, at which ranks meet, is taken; they meet at {other}")
     return replace(flags, master_port=other)
 

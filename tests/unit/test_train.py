@@ -403,7 +403,7 @@ def test_best_pt_takes_statistics_anew_where_it_is_better_so(monkeypatch, fitnes
         telemetry=SimpleNamespace(event=lambda kind, text: lines.append(text)),
         ranks=SimpleNamespace(barrier=lambda: None),
         _quarantined=lambda: {"a.jpg"},
-        _facts=lambda epoch, evaluation: (epoch, evaluation.fitness),
+        _facts=lambda epoch, evaluation: {"epoch": epoch, "best_fitness": 0.5, "judged": evaluation.fitness},
     )
     barred = []
 
@@ -412,7 +412,8 @@ def test_best_pt_takes_statistics_anew_where_it_is_better_so(monkeypatch, fitnes
 
     statistics.images = 7
     Run._restate(run, Path("best.pt"), statistics)
-    assert files == [(Path("best.pt"), (3, fitness))] * written
+    facts = {"epoch": 3, "best_fitness": fitness, "judged": fitness}
+    assert files == [(Path("best.pt"), facts)] * written
     assert barred == ["a.jpg"] and len(lines) == 1
     assert "over 7 train images without augmentation: mAP50-95 0.50000 -> " in lines[0] and said in lines[0]
 
