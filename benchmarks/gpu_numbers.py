@@ -125,7 +125,7 @@ def _loss(item: Item, place: torch.device) -> None:
         rounded = _mapped(raw, lambda each, kind=dtype: each.to(kind))
         wanted = DetectionLoss(net.model[-1], torch.device("cpu"), gains)(rounded, batch, 4)[1]
         there = _mapped(rounded, lambda each: each.to(place))
-        found = DetectionLoss(net.model[-1], place, gains)(there, {k: v.to(place) for k, v in batch.items()}, 4)[1]
+        found = DetectionLoss(net.model[-1], place, gains)(there, batch, 4)[1]
         apart = distance(found.cpu(), wanted)
         item.facts[f"{dtype}: relative to the CPU"] = apart
         item.expect(apart < 1e-4, f"{dtype}: the device's loss is {apart:.2g} from the CPU's")
