@@ -119,8 +119,8 @@ def _steps(item: Item, small: Small, on: Device, stage: int) -> None:
     item.facts["by line"] = dict(waits.most_common())
     item.expect(all(map(math.isfinite, item.facts["losses"])), "a loss is not finite")
     item.expect(not any(each.skipped for each in results), "a step was skipped")
-    most = sum(waits.values()) if stage == 3 else WAITS
-    item.expect(sum(waits.values()) <= most, f"{sum(waits.values())} waits in a step, {most} expected")
+    if stage < 3 and not small.config.deepspeed.offload_optimizer:  # DeepSpeed has waits of its own there, told by line
+        item.expect(sum(waits.values()) <= WAITS, f"{sum(waits.values())} waits in a step, {WAITS} expected")
 
 
 def _overflows(item: Item, ranks: Ranks, file: Path, **hyper: Any) -> None:
