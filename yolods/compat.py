@@ -139,6 +139,12 @@ def leave_lost_ranks_to_the_watchdog(environ: MutableMapping[str, str]) -> None:
     environ.setdefault("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0")
 
 
+def torch_ends_lost_ranks(environ: Mapping[str, str]) -> bool:
+    """Whether torch's NCCL backend ends ranks that have lost one: where a user has asked for it."""
+    asked = environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", environ.get("NCCL_ASYNC_ERROR_HANDLING", "0"))
+    return asked != "0"
+
+
 def take_gpus_by_name(environ: Mapping[str, str]) -> None:
     """Let DeepSpeed ask a GPU for its memory where CUDA_VISIBLE_DEVICES has names; after it has chosen its accelerator.
 

@@ -25,7 +25,7 @@ from yolods import interrupt
 from yolods.cluster.pulse import mark, slowly
 from yolods.cluster.ranks import Ranks, Share
 from yolods.data.dataset import DetectionSet
-from yolods.data.loader import eval_batches, eval_loader
+from yolods.data.loader import EvalBatch, eval_batches, eval_loader
 from yolods.errors import UserError
 from yolods.hostcopy import on_host
 from yolods.model.decode import decode, skip_own_decoding
@@ -151,7 +151,9 @@ class Evaluator:
         tally = _Tally()
         telemetry.val_begin(len(self._batches))
         first: list[dict[str, Any]] = []
-        for number, batch in enumerate(aloud(self._load(), self._ranks)):
+        reads = self._share.reads_images or self._share.reads_labels
+        loaded = load(self._dataset, self._batches, self._ranks, reads=reads, workers=self._workers)
+        for number, batch in enumerate(loaded):
             mark("evaluation", number)
             if interrupt.asked() and self._share.alone:
                 tally.stopped = True
@@ -184,13 +186,6 @@ class Evaluator:
         for file in sorted({file for each in tallies for file in each.replaced}):
             telemetry.event("unreadable", f"{file} could not be read; it counts as an image without boxes", warn=True)
         return result
-
-    def _load(self) -> Iterator[dict[str, Any]]:
-        """This rank's batches; stages of a pipeline that neither read images nor judge them just keep step."""
-        if self._share.reads_images or self._share.reads_labels:
-            pinned = self._ranks.device.type == "cuda"
-            return eval_loader(self._dataset, self._batches, workers=self._workers, pin_memory=pinned)
-        return iter([{"img": None, "real": 0}] * len(self._batches))
 
     @staticmethod
     def _show(telemetry: Telemetry, batches: list[dict[str, Any]], tallies: list[_Tally]) -> None:
@@ -239,6 +234,16 @@ def image_ids(files: Sequence[str]) -> dict[str, int | str]:
     taken = Counter(stems.values())
     ids = {file: stem if taken[stem] == 1 else paths[file] for file, stem in stems.items()}
     return ids if len({*ids.values()}) == len(ids) else dict(paths)
+
+
+def load(
+    dataset: DetectionSet, batches: Sequence[EvalBatch], ranks: Ranks, *, reads: bool, workers: int
+) -> Iterator[dict[str, Any]]:
+    """This rank's batches of an evaluation; where it `reads` none, as many without images, just to keep step."""
+    if not reads:
+        return iter([{"img": None, "real": batch.real} for batch in batches])
+    pinned = ranks.device.type == "cuda"
+    return aloud(eval_loader(dataset, batches, workers=workers, pin_memory=pinned), ranks)
 
 
 def aloud(batches: Iterator[dict[str, Any]], ranks: Ranks) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -9,10 +10,12 @@ from yolods import interrupt
 from yolods.cluster.pulse import mark
 from yolods.cluster.ranks import Ranks
 from yolods.data.dataset import DetectionSet
-from yolods.data.loader import eval_batches, eval_loader
+from yolods.data.loader import eval_batches
 from yolods.engine.base import Engine
-from yolods.evaluate import aloud
+from yolods.evaluate import load
 from yolods.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
 
 
 class TrainStatistics:
@@ -50,15 +53,13 @@ class TrainStatistics:
 
     def _passes(self, telemetry: Telemetry) -> Iterator[tuple[Any, int]]:
         """Images of each batch, None on ranks that read none, and how many of them count."""
-        for number, batch in enumerate(aloud(self._load(), self._ranks)):
+        reads = self._engine.share.reads_images
+        loaded = load(self._dataset, self._batches, self._ranks, reads=reads, workers=self._workers)
+        for number, batch in enumerate(loaded):
             mark("statistics", number)
             if interrupt.asked() and self._engine.share.alone:
                 return
+            for file in batch.get("replaced", ()):
+                log.warning("%s could not be read; a grey image takes its place in BatchNorm's statistics", file)
             yield batch["img"], batch["real"]
             telemetry.val_progress()
-
-    def _load(self) -> Iterator[dict[str, Any]]:
-        if self._engine.share.reads_images:
-            pinned = self._ranks.device.type == "cuda"
-            return eval_loader(self._dataset, self._batches, workers=self._workers, pin_memory=pinned)
-        return iter([{"img": None, "real": batch.real} for batch in self._batches])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolods import compat
 from yolods.checkpoint.read import Checkpoint
 from yolods.checkpoint.store import CheckpointStore, Progress
 from yolods.cluster.board import Board
@@ -415,9 +416,8 @@ def _facts(config: RunConfig, ranks: Ranks, blueprint: Blueprint, train: Split) 
 
 
 def _unwatched(config: RunConfig, ranks: Ranks, environ: Mapping[str, str]) -> str | None:
-    """Of ranks on GPUs that nothing ends where one of them is lost (compat.leave_lost_ranks_to_the_watchdog)."""
-    torchs_own = environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", environ.get("NCCL_ASYNC_ERROR_HANDLING", "0"))
-    watched = config.deepspeed.own.watchdog.enabled or torchs_own != "0"
+    """Of ranks on GPUs that nothing ends where one of them is lost."""
+    watched = config.deepspeed.own.watchdog.enabled or compat.torch_ends_lost_ranks(environ)
     if watched or ranks.size == 1 or ranks.device.type != "cuda":
         return None
     return (

@@ -1,0 +1,46 @@
+"""What the pass over train images for BatchNorm's statistics says and heeds."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from yolods import interrupt, precise
+from yolods.precise import TrainStatistics
+
+BATCHES = [{"img": "a", "real": 2}, {"img": "b", "real": 1, "replaced": ["gone.jpg"]}, {"img": "c", "real": 0}]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Statistics over `BATCHES` on one rank, and the passes that its engine was given."""
+    monkeypatch.setattr(precise, "eval_batches", lambda *_, **__: BATCHES)
+    monkeypatch.setattr(precise, "load", lambda *_, **__: iter(BATCHES))
+    given: list[tuple[Any, int]] = []
+    share = SimpleNamespace(index=0, count=1, reads_images=True, alone=True)
+    engine = SimpleNamespace(share=share, restate_statistics=given.extend)
+    ranks = SimpleNamespace(to_main=lambda value: [value], from_main=lambda value: value)
+    dataset = SimpleNamespace(bar=lambda files: None)
+    monkeypatch.setattr(precise, "len", lambda _: 3, raising=False)
+    statistics = TrainStatistics(dataset, ranks, engine, forward_batch=2, workers=0)
+    telemetry = SimpleNamespace(val_begin=lambda *_: None, val_progress=lambda: None)
+    return SimpleNamespace(call=lambda: statistics(telemetry), given=given)
+
+
+def test_an_image_that_cannot_be_read_is_said(run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        run.call()
+    assert run.given == [("a", 2), ("b", 1), ("c", 0)]
+    assert [record.getMessage() for record in caplog.records] == [
+        "gone.jpg could not be read; a grey image takes its place in BatchNorm's statistics"
+    ]
+
+
+def test_a_stop_is_heeded_between_two_passes(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupt, "asked", lambda: True)
+    with pytest.raises(interrupt.Stopped):
+        run.call()
+    assert run.given == []
