@@ -30,7 +30,9 @@ BatchNorm's statistics taken anew over train images (`precise_bn`, on by default
 on the validation images; ultralytics has nothing like it.
 
 best.pt and last.pt (fp16, the moving average) of every run are judged by ultralytics' own DetectionValidator, on the
-set's validation images. Tables of best.pt compare what a user takes away, those of last.pt the training alone.
+set's validation images. Tables of best.pt compare what a user takes away, those of last.pt the training alone. Where a
+CPU has no bf16 instructions, bf16 convolutions are computed in fp32 from the same bf16 values and rounded once, as the
+instructions do (`benchmarks/bf16_products.py`).
 
 - *+-*: standard deviation over seeds.
 - *difference*: from the mean of ultralytics, over the seeds that both have; in brackets its 95% interval.

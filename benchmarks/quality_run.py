@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import bf16_products
 from benchmarks import quality_report as report
 from benchmarks.cases import ROOT, Case
 from yolods import compat
@@ -99,6 +100,8 @@ def import_all() -> None:
     compat.use_local_font()
     for module in IMPORTED:
         importlib.import_module(module)
+    if not bf16_products.has_instructions():
+        bf16_products.use_fp32_products()
     task = Path("/proc/self/task")
     if task.is_dir() and len(list(task.iterdir())) > 1:
         raise RuntimeError("an import has started a thread: this process cannot be forked")
