@@ -1,8 +1,8 @@
 """bf16 convolutions on a CPU without bf16 instructions, computed as the instructions would, in a tenth of the time.
 
-torch leaves such convolutions to a kernel that takes 15 times as long as one in fp32 (torch 2.13, a CPU with AVX2 only).
-The instructions (AMX, AVX512-BF16) multiply bf16 values, add the products up in fp32, and round the sum to bf16. That is a
-convolution in fp32 of values that are bf16 already, rounded once at its end, which is what is registered here.
+torch leaves such convolutions to a kernel that takes 15 times as long as one in fp32 (torch 2.13 on a CPU with AVX2
+only). The instructions (AMX, AVX512-BF16) multiply bf16 values, add the products up in fp32, and round the sum to bf16.
+That is a convolution in fp32 of bf16 values, rounded once at its end, which is what is registered here.
 """
 
 from __future__ import annotations

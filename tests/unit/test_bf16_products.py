@@ -1,6 +1,7 @@
 """The benchmarks' stand-in for bf16 instructions: the rounding of one sum in fp32, as the instructions round."""
 
 import torch
+
 from benchmarks import bf16_products
 
 
