@@ -52,7 +52,7 @@ def report(number: int, **changes: object) -> Report:
 
 
 HOSTS = tuple(Host(f"w{number}", 2, (0, 1)) for number in (1, 2, 3))
-PLAN = Plan(hosts=HOSTS, local=False, here="boot-1", master_port=DEFAULT_PORT, builds=True, tool="/usr/bin/pdsh")
+PLAN = Plan(hosts=HOSTS, local=False, here="boot-1", master_port=DEFAULT_PORT, builds=True, tool="/usr/bin/pdsh", script="./launch.sh")
 
 
 def answers(w2: dict[str, object] | None = None, **everywhere: object) -> list[Answer]:

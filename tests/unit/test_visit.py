@@ -114,7 +114,7 @@ PLANTED = {
     ),
     "no such Python": (
         "command=${command/test -x /test -x /nowhere}",
-        f"fault: b: it has no {sys.executable}; install there as here: ./launch.sh version",
+        f"fault: b: it has no {sys.executable}; make the same environment there",
     ),
     "a broken Python": (
         "command='echo ImportError: no ctypes >&2; exit 1'",
@@ -150,7 +150,7 @@ def test_a_folder_that_a_host_lacks(cluster, free_port):
     cluster.host("b", 'command="cd /nowhere ||${command#*||}"')
     code, lines = cluster.doctor(port=free_port())
     assert code == 2
-    assert f"fault: b: it has no folder {ROOT}; put the checkout there, or start where all hosts have one" in lines
+    assert f"fault: b: it has no folder {ROOT}; make it there, or start in a folder that all hosts have" in lines
 
 
 @pytest.mark.slow
