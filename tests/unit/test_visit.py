@@ -277,6 +277,12 @@ def test_why_a_host_gave_no_report(code, said, expected):
     assert explain("b", code, said, Caller(Path("/d"), "/p", {})).endswith(expected)
 
 
+def test_a_host_without_our_python_is_installed_as_this_one_was(monkeypatch):
+    monkeypatch.setenv("YOLODS_LAUNCH_SCRIPT", "../yolods/launch.sh")
+    expected = "it has no /p; install there as here: ../yolods/launch.sh version"
+    assert explain("b", 92, "", Caller(Path("/d"), "/p", {})) == expected
+
+
 def test_where_data_lies(data, tmp_path):
     folder = tmp_path / "data"
     trees, lists = places(read_spec(data))
