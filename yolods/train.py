@@ -22,6 +22,7 @@ from yolods.cluster.pulse import PULSE, mark, slowly
 from yolods.cluster.ranks import Ranks
 from yolods.cluster.watchdog import Watchdog
 from yolods.config import RunConfig
+from yolods.config.invocation import launch_command
 from yolods.data.loader import scaled_size, train_loader
 from yolods.data.sampler import Stream
 from yolods.data.splits import Split
@@ -146,7 +147,7 @@ class Run:
         epoch = min(self._epoch, self.progress.epochs_done)
         where = f"in epoch {epoch + 1}" if self.progress.epochs_done < self.config.epochs else "after the last epoch"
         self.telemetry.event("stop", f"{name}: stopped after step {self.progress.step}, {where}")
-        self.telemetry.event("stop", f"to go on: ./launch.sh train --resume {self.config.run_dir}")
+        self.telemetry.event("stop", f"to go on: {launch_command('train', '--resume', str(self.config.run_dir))}")
         if self.ranks.is_main and not stopped.lost:
             self.store.note_end(self.progress, stopped.status)
         self.ranks.barrier()

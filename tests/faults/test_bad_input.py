@@ -119,7 +119,7 @@ def test_a_flag_may_be_written_with_either_kind_of_dash(preflight, flag):
 @pytest.mark.parametrize("words", [["train", "--hostfile", "h"], ["train", "--max-restarts", "2"]])
 def test_a_flag_of_the_launcher_says_whose_it_is(capsys, words):
     assert cli.main([*words, "--data", "demo"]) == 2
-    assert f"{words[1]}: a flag of the launcher, which ./launch.sh and `yolods launch` take" in capsys.readouterr().err
+    assert f"{words[1]}: a flag of the launcher, which `yolods launch` takes" in capsys.readouterr().err
 
 
 def faulty_yaml(text: str) -> Path:

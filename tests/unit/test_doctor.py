@@ -52,7 +52,15 @@ def report(number: int, **changes: object) -> Report:
 
 
 HOSTS = tuple(Host(f"w{number}", 2, (0, 1)) for number in (1, 2, 3))
-PLAN = Plan(hosts=HOSTS, local=False, here="boot-1", master_port=DEFAULT_PORT, builds=True, tool="/usr/bin/pdsh")
+PLAN = Plan(
+    hosts=HOSTS,
+    local=False,
+    here="boot-1",
+    master_port=DEFAULT_PORT,
+    builds=True,
+    tool="/usr/bin/pdsh",
+    script="./launch.sh",
+)
 
 
 def answers(w2: dict[str, object] | None = None, **everywhere: object) -> list[Answer]:
@@ -75,6 +83,19 @@ def test_a_healthy_cluster():
     assert " ".join(lines[2].split()) == heading
     assert " ".join(lines[3].split()) == f"{row} 100 files, 5.0 GiB"
     assert lines[-1] == "It would work."
+
+
+@pytest.mark.parametrize(
+    ("planted", "expected"),
+    [
+        ({"versions": {**VERSIONS, "torch": "2.6.0"}}, "pip install torch==2.13.0"),
+        ({"digest": "other"}, "install the same yolods there"),
+        ({"python": "3.12.1"}, "make the environment there anew, with the same Python"),
+    ],
+)
+def test_remedies_need_no_checkout_where_launch_sh_has_started_nothing(planted, expected):
+    (line,) = found(replace(PLAN, script=None), answers(planted))
+    assert line.endswith(expected) and "launch.sh" not in line
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +40,7 @@ case "$*" in
             hang) : >"$CALLS.hangs"; sleep 60 ;;
         esac
         ;;
-    *) echo $$ >"$CALLS.pid"; exit "${WORD_STATUS:-0}" ;;
+    *) echo $$ >"$CALLS.pid"; echo "$YOLODS_LAUNCH_SCRIPT" >"$CALLS.script"; exit "${WORD_STATUS:-0}" ;;
 esac
 """
 
@@ -144,6 +143,18 @@ def test_works_through_a_link(installed: Checkout, tmp_path: Path, run_process: 
     link.symlink_to(installed.root / "launch.sh")
     assert run_process([link, "val"], env=installed.environment()).returncode == 0
     assert installed.calls()[-1] == "<-m><yolods><launch><val>"
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"), [(["./launch.sh"], "./launch.sh"), (["bash", "launch.sh"], "./launch.sh"), (["{}"], "{}")]
+)
+def test_python_is_told_how_the_script_was_typed(
+    installed: Checkout, run_process: Run, typed: list[str], told: str
+) -> None:
+    path = str(installed.root / "launch.sh")
+    words = [word.format(path) for word in typed]
+    assert run_process([*words, "val"], cwd=installed.root, env=installed.environment()).returncode == 0
+    assert Path(f"{installed.calls_file}.script").read_text(encoding="utf-8").strip() == told.format(path)
 
 
 def test_exit_status_is_the_words_own(installed: Checkout) -> None:
@@ -337,12 +348,9 @@ def test_unknown_word_gets_one_line(run_process: Run) -> None:
 
 @pytest.fixture
 def metadata(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """What setup.py hands to setuptools, which itself need not be installed."""
+    """What setup.py hands to setuptools."""
     given: dict = {}
-    stand_in = types.ModuleType("setuptools")
-    stand_in.setup = given.update
-    stand_in.find_packages = lambda include: include
-    monkeypatch.setitem(sys.modules, "setuptools", stand_in)
+    monkeypatch.setattr("setuptools.setup", lambda **words: given.update(words))
     runpy.run_path(str(ROOT / "setup.py"))
     return given
 
@@ -354,7 +362,7 @@ def test_metadata_names_the_package_and_its_licence(metadata: dict) -> None:
     assert metadata["version"] == yolods.__version__
     assert metadata["license"] == "AGPL-3.0"
     assert "GNU AFFERO GENERAL PUBLIC LICENSE" in (ROOT / "LICENSE").read_text(encoding="utf-8")
-    assert metadata["entry_points"] == {"console_scripts": ["yolods=yolods.cli:main"]}
+    assert metadata["entry_points"] == {"console_scripts": ["yolods=yolods.__main__:run"]}
 
 
 def test_python_range_is_the_one_that_launch_checks(metadata: dict) -> None:

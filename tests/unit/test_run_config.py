@@ -444,10 +444,38 @@ def test_a_ready_configuration_is_found_by_its_name(
     assert build("--data", "demo", "--deepspeed_config", named).deepspeed.zero_stage == 3, "a file of the user's wins"
 
 
-def test_a_name_that_is_none_of_the_ready_configurations_offers_the_nearest(tmp_path, monkeypatch):
+def test_a_folder_of_its_name_does_not_hide_a_ready_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    (line,) = faults_of("--data", "demo", "--deepspeed_config", "zero2_fb32")
-    assert line.startswith("--deepspeed_config zero2_fb32: no such file (did you mean 'zero2_fp32'?); ds_configs/ has ")
+    Path("zero2_fp32").mkdir()
+    assert build("--data", "demo", "--deepspeed_config", "zero2_fp32").deepspeed.zero_stage == 2
+
+
+@pytest.mark.parametrize(
+    ("named", "offered"),
+    [
+        ("zero2_fb32", "'zero2_fp32'"),
+        ("zero2_fb32.json", "'zero2_fp32'"),
+        ("pipeline2", "'pipeline2_fp32'"),
+        ("ds_configs/zero2_fp32.json", "'zero2_fp32'"),
+    ],
+)
+def test_a_name_that_is_none_of_the_ready_configurations_offers_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, offered: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (line,) = faults_of("--data", "demo", "--deepspeed_config", named)
+    start = f"--deepspeed_config {named}: no such file (did you mean {offered}?); ds_configs/ has pipeline2_fp32, "
+    assert line.startswith(start)
+
+
+@pytest.mark.parametrize("named", ["mine.json", "else/where.json"])
+def test_a_file_that_is_missing_is_not_taken_for_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert faults_of("--data", "demo", "--deepspeed_config", named) == [f"--deepspeed_config {named}: no such file"]
 
 
 def test_data_yamls_that_ultralytics_ships_are_taken_by_name():

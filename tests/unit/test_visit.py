@@ -114,7 +114,7 @@ PLANTED = {
     ),
     "no such Python": (
         "command=${command/test -x /test -x /nowhere}",
-        f"fault: b: it has no {sys.executable}; install there as here: ./launch.sh version",
+        f"fault: b: it has no {sys.executable}; make the same environment there",
     ),
     "a broken Python": (
         "command='echo ImportError: no ctypes >&2; exit 1'",
@@ -150,7 +150,7 @@ def test_a_folder_that_a_host_lacks(cluster, free_port):
     cluster.host("b", 'command="cd /nowhere ||${command#*||}"')
     code, lines = cluster.doctor(port=free_port())
     assert code == 2
-    assert f"fault: b: it has no folder {ROOT}; put the checkout there, or start where all hosts have one" in lines
+    assert f"fault: b: it has no folder {ROOT}; make it there, or start in a folder that all hosts have" in lines
 
 
 @pytest.mark.slow
@@ -275,6 +275,12 @@ def test_ssh_asks_nothing_and_takes_pdshs_own_options():
 )
 def test_why_a_host_gave_no_report(code, said, expected):
     assert explain("b", code, said, Caller(Path("/d"), "/p", {})).endswith(expected)
+
+
+def test_a_host_without_our_python_is_installed_as_this_one_was(monkeypatch):
+    monkeypatch.setenv("YOLODS_LAUNCH_SCRIPT", "../yolods/launch.sh")
+    expected = "it has no /p; install there as here: ../yolods/launch.sh version"
+    assert explain("b", 92, "", Caller(Path("/d"), "/p", {})) == expected
 
 
 def test_where_data_lies(data, tmp_path):

@@ -54,6 +54,8 @@ class Plan:
     """Where the launcher's own tool is on this machine; None: it is missing."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """What the launcher sets on every host."""
+    script: str | None = None
+    """The launch.sh by which environments are made; None: they are made in some other way, such as by pip."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def diagnose(plan: Plan, answers: Sequence[Answer]) -> list[Finding]:
     heard = [(answer.host, answer.report) for answer in answers if answer.report is not None]
     findings = [Finding(answer.host.name, "ssh", True, answer.problem) for answer in answers if answer.report is None]
     findings += _check_launcher(plan, heard)
-    findings += _check_versions(heard)
+    findings += _check_versions(plan, heard)
     findings += _check_devices(plan, heard)
     findings += _check_disks(heard)
     findings += _check_clocks(answers)
@@ -107,7 +109,7 @@ def _check_launcher(plan: Plan, heard: Heard) -> Iterable[Finding]:
         first.setdefault(report.machine, host.name)
 
 
-def _check_versions(heard: Heard) -> Iterable[Finding]:
+def _check_versions(plan: Plan, heard: Heard) -> Iterable[Finding]:
     def own(report: Report) -> str | None:
         return f"{report.versions['yolods']} ({report.digest})" if report.package else None
 
@@ -120,13 +122,7 @@ def _check_versions(heard: Heard) -> Iterable[Finding]:
         good, example = _usual(heard, value)
         for host, report in heard:
             found = value(report)
-            if name == "yolods":
-                remedy = f"bring {report.directory} there to the same commit"
-            elif name == "python":
-                remedy = "make .venv there with the same Python: remove it, and run ./launch.sh version"
-            else:
-                wanted = good or "the version that constraints.txt names"
-                remedy = f"install {wanted} there: remove .venv and run ./launch.sh version, or use pip"
+            remedy = _by_script(plan.script, name, good, report) if plan.script else _by_pip(name, good)
             if found is None:
                 yield Finding(host.name, name, True, f"{report.executable} has no {name}; {remedy}")
             elif found != good:
@@ -136,6 +132,25 @@ def _check_versions(heard: Heard) -> Iterable[Finding]:
         if report.package and report.package != folder:
             text = f"yolods lies in {report.package}, but on {example} in {folder}; use the same path on every host"
             yield Finding(host.name, "yolods", True, text)
+
+
+def _by_script(script: str, name: str, good: str | None, report: Report) -> str:
+    """How a host comes by what the others have, where launch.sh in a checkout makes the environments."""
+    if name == "yolods":
+        return f"bring {report.directory} there to the same commit"
+    if name == "python":
+        return f"make .venv there with the same Python: remove it, and run {script} version"
+    wanted = good or "the version that constraints.txt names"
+    return f"install {wanted} there: remove .venv and run {script} version, or use pip"
+
+
+def _by_pip(name: str, good: str | None) -> str:
+    """The same where there need not be a checkout."""
+    if name == "yolods":
+        return "install the same yolods there"
+    if name == "python":
+        return "make the environment there anew, with the same Python"
+    return f"install it there: pip install {name}{f'=={good}' if good else ''}"
 
 
 def _usual(heard: Heard, value: Callable[[Report], str | None]) -> tuple[str | None, str]:

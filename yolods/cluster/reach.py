@@ -18,6 +18,7 @@ from pathlib import Path
 from yolods.cluster import probe
 from yolods.cluster.hosts import Host
 from yolods.cluster.probe import Report, Request
+from yolods.config.invocation import script
 
 CONNECT_SECONDS = 5
 """How long ssh tries to connect."""
@@ -169,9 +170,11 @@ def explain(name: str, code: int, said: str, caller: Caller) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     last = lines[-1] if lines else f"exit status {code}"
     if code == _NO_FOLDER:
-        return f"it has no folder {caller.directory}; put the checkout there, or start where all hosts have one"
+        return f"it has no folder {caller.directory}; make it there, or start in a folder that all hosts have"
     if code == _NO_PYTHON:
-        return f"it has no {caller.python}; install there as here: ./launch.sh version"
+        here = script()
+        remedy = f"install there as here: {here} version" if here else "make the same environment there"
+        return f"it has no {caller.python}; {remedy}"
     if code != _SSH_FAILED:
         return f"{caller.python} fails there: {last}"
     remedies = {

@@ -18,6 +18,7 @@ from yolods.cluster.probe import Request, machine_id
 from yolods.cluster.reach import Caller, ask
 from yolods.cluster.table import show
 from yolods.cluster.travel import travelling
+from yolods.config.invocation import script
 from yolods.config.paths import home
 from yolods.errors import Faults, UserError
 
@@ -83,6 +84,7 @@ def visit(
         launcher=flags.launcher,
         tool=shutil.which(TOOLS[flags.launcher][0]),
         variables=variables,
+        script=script(),
     )
     answers = ask(hosts, request, caller, local=local)
     findings = [*(Finding("", "", True, line) for line in found), *diagnose(plan, answers)]

@@ -6,7 +6,7 @@ Files, each with one job: `values` (a setting's type and range), `hyper`, `refus
 arithmetic), `optimizer` (the JSON's optimizer block), `untrained` (optimizers that are refused), `own` (the "yolods"
 block), `pipeline`, `recompute`, `deepspeed` (the JSON as a whole), `words`, `flags`, `run` (all of it together),
 `resume`, `read` (from what was typed to all of it), `claim` (the run's folder), `jsonfile`, `yamlfile`, `ready` (what
-comes with yolods), `paths`.
+comes with yolods), `paths`, `invocation` (how yolods was started).
 """
 
 from yolods.config.batch import BatchPlan

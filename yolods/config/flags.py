@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from yolods.config.hyper import OPTIMIZERS, RULES, Given
+from yolods.config.invocation import launch_command
 from yolods.config.refused import FLAGS, REFUSED, YOLOV5
 from yolods.config.words import RefusedFlag
 from yolods.errors import nearest
@@ -38,7 +39,7 @@ _REFUSED_FLAGS = {
     "--evolve": "hyper-parameter search is not in this version",
     "--image-weights": "use --set cls_pw=0.5, which weighs rare classes",
     "--label-smoothing": "YOLOv5u's class targets are soft already, from task alignment",
-    "--amp": "precision is in the DeepSpeed JSON: --deepspeed_config ds_configs/zero1_bf16.json",
+    "--amp": "precision is in the DeepSpeed JSON: --deepspeed_config zero1_bf16",
 }
 
 
@@ -56,7 +57,7 @@ def _given_flags(parser: argparse.ArgumentParser) -> None:
         "--deepspeed_config",
         "--deepspeed-config",
         metavar="JSON",
-        help="everything distributed: a file, or a name of ds_configs/",
+        help="everything distributed: a file, or the name of a ready one, such as zero2_bf16",
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--data", metavar="YAML", help="data yaml, or demo")
@@ -117,33 +118,34 @@ EVALUATION = ("conf", "iou", "max_det", "agnostic_nms", "single_cls", "classes",
 
 _FOREIGN = {
     "deepspeed": "every run is DeepSpeed's, so the flag is not needed; --deepspeed_config JSON says how",
-    "deepspeed_mpi": "choose what starts the ranks by --launcher openmpi, which ./launch.sh takes",
+    "deepspeed_mpi": "choose what starts the ranks by --launcher openmpi, which `{launcher}` takes",
     "conf_thres": "write --set conf=VALUE",
     "iou_thres": "write --set iou=VALUE",
     "task": "only detection is trained here; what is evaluated is said by `val --split`",
-    "half": "precision is in the DeepSpeed JSON: --deepspeed_config ds_configs/zero1_bf16.json",
+    "half": "precision is in the DeepSpeed JSON: --deepspeed_config zero1_bf16",
     "img_weights": _REFUSED_FLAGS["--image-weights"],
-    "nproc_per_node": "ranks per host are said by --num_gpus, which ./launch.sh takes",
-    "nnodes": "hosts are named by --hostfile, which ./launch.sh takes",
+    "nproc_per_node": "ranks per host are said by --num_gpus, which `{launcher}` takes",
+    "nnodes": "hosts are named by --hostfile, which `{launcher}` takes",
     **dict.fromkeys(
         ("num_nodes", "min_elastic_nodes", "max_elastic_nodes"),
-        "hosts are named by --hostfile and chosen by --include, which ./launch.sh takes",
+        "hosts are named by --hostfile and chosen by --include, which `{launcher}` takes",
     ),
-    "elastic_training": "a run goes on with the hosts that are left: --max_restarts, which ./launch.sh takes",
+    "elastic_training": "a run goes on with the hosts that are left: --max_restarts, which `{launcher}` takes",
     **dict.fromkeys(
         ("bind_cores_to_rank", "bind_core_list"), "ranks share the cores of their host; OMP_NUM_THREADS says otherwise"
     ),
     "enable_each_rank_log": "not needed: the logs of all ranks are in the run's folder",
-    **dict.fromkeys(("module", "no_python", "no_local_rank"), "not needed: ./launch.sh starts ranks by itself"),
-    "autotuning": "not taken: a JSON of ds_configs/ is the place to start from",
-    "gpus": "ranks per host are said by --num_gpus, which ./launch.sh takes",
+    **dict.fromkeys(("module", "no_python", "no_local_rank"), "not needed: `{launcher}` starts ranks by itself"),
+    "autotuning": "not taken: start from a ready JSON, such as --deepspeed_config zero2_bf16",
+    "gpus": "ranks per host are said by --num_gpus, which `{launcher}` takes",
     "lr": "write --set lr0=VALUE",
     "learning_rate": "write --set lr0=VALUE",
-    "fp16": "precision is in the DeepSpeed JSON: --deepspeed_config ds_configs/zero1_fp16.json",
-    "bf16": "precision is in the DeepSpeed JSON: --deepspeed_config ds_configs/zero1_bf16.json",
-    "zero_stage": "ZeRO's stage is in the DeepSpeed JSON: --deepspeed_config ds_configs/zero2_bf16.json",
+    "fp16": "precision is in the DeepSpeed JSON: --deepspeed_config zero1_fp16",
+    "bf16": "precision is in the DeepSpeed JSON: --deepspeed_config zero1_bf16",
+    "zero_stage": "ZeRO's stage is in the DeepSpeed JSON: --deepspeed_config zero2_bf16",
 }
-"""What else users of ultralytics, yolov5, DeepSpeed and torchrun may type, and what to write here."""
+"""What else users of ultralytics, yolov5, DeepSpeed and torchrun may type, and what to write here. `foreign` fills in
+`{launcher}`."""
 
 
 def foreign(name: str) -> str | None:
@@ -153,7 +155,7 @@ def foreign(name: str) -> str | None:
         name: with underscores, without dashes.
     """
     if name in _FOREIGN:
-        return _FOREIGN[name]
+        return _FOREIGN[name].format(launcher=launch_command())
     if name in RULES:
         flag = HYPER_FLAGS.get(name)
         return f"a hyper-parameter; write {f'{flag} or ' if flag else ''}--set {name}=VALUE"
@@ -175,7 +177,7 @@ def foreign_to_val(name: str) -> str | None:
     if name in ("model", "cfg"):
         return "the model is in the .pt; write --weights PT"
     if name in _ANYWHERE:
-        return _FOREIGN[name]
+        return _FOREIGN[name].format(launcher=launch_command())
     if name == "task":
         return "only detection is evaluated here; --split says on what"
     if name in ("half", "fp16", "bf16", "amp"):

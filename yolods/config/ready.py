@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from importlib.resources import files
 from pathlib import Path
 
 from yolods.errors import Faults, nearest
-
-FOLDER = Path(__file__).resolve().parents[2] / "ds_configs"
-"""In a checkout; an installation from a wheel has none."""
 
 
 def find_json(named: str | Path, faults: Faults) -> Path:
     """The file of a `--deepspeed_config`: a path, or the name of one in ds_configs/, with its suffix or without.
 
-    A path that exists wins. Of a name that is neither a fault says which there are.
+    A file that exists wins. Of a name that is neither a fault says which there are.
     """
-    path = Path(named)
-    if path.exists() or path.parent != Path("."):
+    path, stem = Path(named), Path(named).name.removesuffix(".json")
+    ready = {file.stem: file for file in sorted(_folder().glob("*.json"))}
+    is_name = path.parent == Path(".")
+    if is_name and stem in ready and not path.is_file():  # a folder of that name may be a run's
+        return ready[stem]
+    if path.exists() or not ready:
         return path
-    ready = {file.stem: file for file in sorted(FOLDER.glob("*.json"))}
-    if file := ready.get(path.name.removesuffix(".json")):
-        return file
-    if ready and not path.suffix:
-        names, begun = ", ".join(ready), [f"'{name}'" for name in ready if name.startswith(path.name)]
-        hint = f" (did you mean {' or '.join(begun)}?)" if begun else nearest(path.name, ready)
-        faults.add(f"--deepspeed_config {named}: no such file{hint}; ds_configs/ has {names}")
+    hint = _nearest(stem, ready) if is_name or stem in ready else ""
+    if hint or (is_name and not path.suffix):
+        faults.add(f"--deepspeed_config {named}: no such file{hint}; ds_configs/ has {', '.join(ready)}")
     return path
+
+
+def _folder() -> Path:
+    """ds_configs/, which an installation has inside the package, and a checkout beside it."""
+    package = Path(str(files("yolods")))
+    inside = package / "ds_configs"
+    return inside if inside.is_dir() else package.parent / "ds_configs"
+
+
+def _nearest(stem: str, ready: Collection[str]) -> str:
+    """A question after the names that begin so, or else after the one that is closest; "" where nothing is close."""
+    begun = [f"'{name}'" for name in ready if name.startswith(stem)]
+    return f" (did you mean {' or '.join(begun)}?)" if begun else nearest(stem, ready)
