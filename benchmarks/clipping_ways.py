@@ -228,16 +228,16 @@ class Ours(Stock):
             ranks=2,  # so that its all-reduce is among what is counted
             device=held.device,
         )
-        self._sums = torch.ones(4, device=held.device)
+        self._sums = torch.ones(5, device=held.device)
 
     def measure(self) -> None:
         """See `Way`."""
-        self._outcome = self._stability.settle(self._stability.judge(self._sums, 1, can_return=True))
+        self._record = self._stability.settle(self._stability.judge(self._sums, 1, can_return=True))
         super().measure()
 
     def norm(self) -> float | None:
         """See `Way`."""
-        return self._outcome.norm
+        return self._record.grad_norm
 
 
 def ways(held: Held) -> list[Way]:

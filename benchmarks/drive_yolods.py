@@ -50,7 +50,7 @@ def watch_training(task: Task) -> None:
         fit = Run.fit
 
         def watched(run: Run) -> None:
-            attend(run, Watch(task, run.ranks.rank))
+            attend(run, Watch(task, run.engine.ranks.rank))
             fit(run)
 
         Run.fit = watched  # type: ignore[method-assign]
@@ -68,12 +68,12 @@ def attend(run: Any, watch: Watch) -> None:
         watch.epoch_began()
         begin(epoch)
 
-    def stepped(stats: Any) -> None:
+    def stepped(record: Any) -> None:
         nonlocal closed
-        step(stats)
-        watch.step_ended(stats.samples)
-        if stats.position // samples > closed:
-            closed = stats.position // samples
+        step(record)
+        watch.step_ended(record.samples)
+        if record.position // samples > closed:
+            closed = record.position // samples
             watch.epoch_ended()
 
     def finished(metrics: Any, seconds: float) -> None:
@@ -88,12 +88,12 @@ def attend(run: Any, watch: Watch) -> None:
 def time_parts(run: Any, watch: Watch) -> None:
     """Have each part of a step count for itself."""
     stopwatch, engine = watch.stopwatch, run.engine
-    batches = run._batches
+    read = run.batches.read
 
-    def timed_batches() -> Iterator[Any]:
-        return stopwatch.timed(batches(), "data")
+    def timed_read(progress: Any) -> Iterator[Any]:
+        return stopwatch.timed(read(progress), "data")
 
-    run._batches = timed_batches
+    run.batches.read = timed_read
     inputs = engine.inputs
     engine.inputs = SimpleNamespace(device=inputs.device, images=stopwatch.wrapped(inputs.images, "input"))
     engine._loss = stopwatch.wrapped(engine._loss, "loss")

@@ -17,8 +17,8 @@ from benchmarks.gpu_job import ROOT, Item, Job
 from tests.parity.small import ACCUMULATION, CONFIGS, NAMES, Small, micro_batch, small_engine
 from yolods.checkpoint.state import collect
 from yolods.cluster.ranks import Ranks, join, leave
-from yolods.engine.base import StepResult
 from yolods.hostcopy import HostCopy
+from yolods.stability.record import StepRecord
 
 SCALE_POWER = 4
 """fp16's first loss scale, as a power of 2: a step that is skipped shows neither norm nor clipping."""
@@ -88,7 +88,7 @@ def applied(name: str, work: Path, power: int = SCALE_POWER) -> Path:
     return file
 
 
-def step(small: Small, number: int) -> StepResult:
+def step(small: Small, number: int) -> StepRecord:
     """Take optimizer step `number`, as `Small.step` does, over batches in pinned memory, as loaders hand them over."""
     first = number * ACCUMULATION
     batches = [pinned(micro_batch(first + place)) for place in range(ACCUMULATION)]

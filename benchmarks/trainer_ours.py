@@ -91,7 +91,7 @@ def _round_alike(run: Any) -> None:
     """The optimizer's plain loop, and the factor of clipping from the norm that torch works out in fp32."""
     engine = run.engine
     optimizer = engine.masters.inner
-    order = [name for name, _ in run.blueprint.meta.named_parameters()]
+    order = [name for name, _ in run.selection.writer.blueprint.meta.named_parameters()]
     optimizer.defaults["fused"] = False
     for group in optimizer.param_groups:
         group["fused"] = False
@@ -126,17 +126,18 @@ class Watch:
     def __init__(self, run: Any, handed: list[dict[str, Any]] | None, marks: list[int] | None) -> None:
         self._run, self._engine, self._marks = run, run.engine, marks
         self.trace = Trace(start=self._halves()[0] or {})
-        self._step, self._judge, self._load = run.engine.train_step, run.evaluator, run._batches
+        self._step, self._judge, self._load = run.engine.train_step, run.selection.evaluator, run.batches.read
         self._handed, self._images = handed, 0
-        run.engine.train_step, run.evaluator, run._batches = self.train_step, self.judge, self.batches
+        run.engine.train_step, run.batches.read = self.train_step, self.batches
+        run.selection.evaluator = run.final.evaluator = self.judge
 
-    def batches(self) -> Iterator[dict[str, Any]]:
+    def batches(self, progress: Any) -> Iterator[dict[str, Any]]:
         """The run's own, noted; or this rank's parts of those that are handed in."""
         from benchmarks.trainer_theirs import half_of
 
         share = self._engine.share
         if self._handed is None:
-            for batch in self._load():
+            for batch in self._load(progress):
                 self.trace.batches.append({key: batch[key].clone() for key in READ})
                 yield batch
         elif share.reads_images:
@@ -195,8 +196,8 @@ class Watch:
         """What the run has left, on rank 0."""
         from benchmarks.trainer_theirs import floats_of
 
-        if self._run.ranks.is_main:
+        if self._engine.ranks.is_main:
             for name in ("best.pt", "last.pt"):
                 model = torch.load(folder / "weights" / name, weights_only=False)["model"]
                 self.trace.files[name] = floats_of(model.state_dict())
-            self.trace.closed = getattr(self._run._train.dataset, "_close_epoch", None)
+            self.trace.closed = getattr(self._run.batches.dataset, "_close_epoch", None)

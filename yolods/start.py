@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from yolods import compat
+from yolods.checkpoint.progress import Progress
 from yolods.checkpoint.read import Checkpoint
-from yolods.checkpoint.store import CheckpointStore, Progress
+from yolods.checkpoint.store import CheckpointStore
 from yolods.cluster.board import Board
 from yolods.cluster.ranks import Ranks
 from yolods.cluster.watchdog import Watchdog
@@ -63,7 +64,11 @@ from yolods.model.weights import read_pt
 from yolods.precise import TrainStatistics
 from yolods.provenance import Provenance, provenance
 from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry, model_table
-from yolods.train import Run, train_args
+from yolods.train import Run
+from yolods.training.batches import TrainBatches
+from yolods.training.final import FinalValidation
+from yolods.training.selection import ModelSelection
+from yolods.training.weight_files import WeightsWriter, train_args
 
 log = logging.getLogger(__name__)
 
@@ -116,9 +121,11 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
     statistics = _open_statistics(config, spec, train, opening, engine, ranks)
     if ranks.is_main:
         _announce(config, origin, ranks, telemetry, blueprint, (train, val), choice, schedule, progress, notes)
-    return Run(
-        config, ranks, engine, schedule, train, evaluator, statistics, store, blueprint, telemetry, progress, watchdog
-    )
+    batches = TrainBatches(config, train.dataset, schedule, ranks, engine.share, telemetry, stride=blueprint.grid)
+    writer = WeightsWriter(config, blueprint, telemetry)
+    selection = ModelSelection(config, engine, evaluator, writer, telemetry)
+    final = FinalValidation(engine, evaluator, statistics, writer, telemetry, plots=hyper.plots)
+    return Run(config, engine, schedule, batches, selection, final, store, telemetry, watchdog, progress)
 
 
 def _opening(config: RunConfig, stride: int, ranks: Ranks) -> Opening:

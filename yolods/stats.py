@@ -1,51 +1,13 @@
-"""What a training step and an epoch report about themselves: plain numbers, already on the host, for anyone to read."""
+"""What an epoch, a pipeline and a step that went bad report about themselves: plain numbers, already on the host."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 LOSS_NAMES = ("box_loss", "cls_loss", "dfl_loss")
 METRIC_NAMES = ("metrics/precision(B)", "metrics/recall(B)", "metrics/mAP50(B)", "metrics/mAP50-95(B)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepStats:
-    """One call of the engine's training step; a skipped step is a result like any other."""
-
-    step: int
-    """Optimizer steps tried so far, this one included (1 after the first)."""
-    epoch: int
-    """Epoch, from 0, of the step's first sample."""
-    position: int
-    """Samples of the whole stream consumed so far over all ranks, this step included."""
-    samples: int
-    """Samples in this step over all ranks and accumulated micro-batches."""
-    loss: Mapping[str, float]
-    """Mean loss items by LOSS_NAMES, with their gains, as ultralytics shows them."""
-    grad_norm: float | None
-    """Global L2 norm of the gradients before clipping, or None where it was not measured."""
-    lr: Mapping[str, float]
-    """Learning rate by parameter group: `pg0`, `pg1`, ..."""
-    momentum: float | None
-    """Momentum of SGD or RMSprop; None where the optimizer has none that is warmed up (Adam's betas stay)."""
-    loss_scale: float | None
-    """fp16 loss scale, or None outside fp16."""
-    skipped: bool
-    """True where no weight moved; a `StabilityEvent` says why."""
-    norm_after: float | None = None
-    """The same after clipping, or None where no weight moved or nothing was measured."""
-    layer_norms: Sequence[float] | None = None
-    """Gradient norm of every parameter, or None where it was not measured."""
-    seconds: float
-    """Wall seconds of the step, waiting for data included."""
-    data_seconds: float
-    """The part of `seconds` spent waiting for data."""
-    instances: int
-    """Labelled boxes in this rank's last micro-batch."""
-    imgsz: int
-    """Width in pixels of this rank's last micro-batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

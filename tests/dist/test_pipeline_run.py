@@ -168,7 +168,8 @@ def _first_step(ranks: Ranks, folder: str, layout: str) -> dict[str, float]:
 
     run.engine.train_step = first_step
     with run.telemetry:
-        model = {"architecture": run.blueprint.layers, "names": run.blueprint.names, "train_args": {}}
+        blueprint = run.selection.writer.blueprint
+        model = {"architecture": blueprint.layers, "names": blueprint.names, "train_args": {}}
         CheckpointStore(Path(folder, "after"), ranks, keep=1, model=model).save(run.engine, run.progress)
         with suppress(_Enough):
             run.fit()

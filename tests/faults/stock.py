@@ -31,12 +31,13 @@ from tests.parity.small import NAMES, Batch, micro_batch, plain_loss, small_engi
 from tests.parity.splits import Case
 from yolods.cluster.ranks import Ranks
 from yolods.config.deepspeed import read_deepspeed
-from yolods.engine.base import Engine, StepResult
+from yolods.engine.base import Engine
 from yolods.engine.schedule import Step
 from yolods.errors import Faults
 from yolods.model.build import architecture, build, parse_name
 from yolods.model.layers import exchange_layers
 from yolods.model.loss import as_float
+from yolods.stability.record import StepRecord
 
 LAYOUTS = ("zero1", "zero2", "zero3", "pipeline1")
 Report = dict[str, Any]
@@ -304,7 +305,7 @@ def own_engine(ranks: Ranks, layout: str, folder: Path, **blocks: Any) -> Iterat
         groups.mpu = None
 
 
-def take(engine: Engine, rate: float = 0.0, *, same: bool = False) -> StepResult:
+def take(engine: Engine, rate: float = 0.0, *, same: bool = False) -> StepRecord:
     """A step of an engine through its real `train_step`. A collective.
 
     Args:

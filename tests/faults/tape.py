@@ -24,8 +24,9 @@ from tests.parity.pipes import split_engine
 from tests.parity.small import CONFIGS, micro_batch, small_engine
 from tests.parity.splits import Case
 from yolods.cluster.ranks import Ranks
-from yolods.engine.base import Engine, StepResult
+from yolods.engine.base import Engine
 from yolods.engine.schedule import Step
+from yolods.stability.record import StepRecord
 
 MODEL = "yolov5[0.33,0.1]"
 LAYOUTS = ("zero0", "zero1", "zero2", "zero3", "pipeline", "zero1_syncbn")
@@ -271,7 +272,7 @@ def convolutions(engine: Engine) -> list[str]:
     ]
 
 
-def step_on(engine: Engine, injector: Injector, fault: Fault | None, number: int) -> StepResult:
+def step_on(engine: Engine, injector: Injector, fault: Fault | None, number: int) -> StepRecord:
     """Step `number` of a run, with a fault in it or without."""
     injector.begin(fault)
     rates = (1e-5, 1e-5, 1e-5)

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from yolods.cluster.ranks import Ranks
 from yolods.config import RunConfig, add_train_arguments, build_run_config
-from yolods.engine.base import StepResult
 from yolods.engine.build import build_engine, plan_schedule
 from yolods.engine.optim import OptimizerChoice, choose_optimizer
 from yolods.engine.schedule import Schedule, Step
 from yolods.engine.zero import ZeroEngine
 from yolods.model.build import architecture, build, parse_name
+from yolods.stability.record import StepRecord
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 NAMES = ("cat", "dog", "fish")
@@ -84,7 +84,7 @@ class Small:
         self.gradients: dict[str, Tensor] = {}
         """Of the last step that kept them: whole, fp32, before clipping."""
 
-    def step(self, number: int = 0, *, keep_gradients: bool = False) -> StepResult:
+    def step(self, number: int = 0, *, keep_gradients: bool = False) -> StepRecord:
         """Take optimizer step `number` on this rank's share of its micro-batches, through the real `train_step`."""
         ranks = self.engine.ranks
         first = number * ACCUMULATION

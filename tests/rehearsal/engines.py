@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.parity.small import CONFIGS, MICRO, NAMES, SAMPLES, SIZE, micro_batch
 from yolods.cluster.ranks import Ranks
 from yolods.config import RunConfig, add_train_arguments, build_run_config
-from yolods.engine.base import Engine, StepResult
+from yolods.engine.base import Engine
 from yolods.engine.build import build_engine
 from yolods.engine.optim import choose_optimizer
 from yolods.engine.schedule import Step
@@ -26,6 +26,7 @@ from yolods.model.build import architecture, build, parse_name
 from yolods.model.graph import build_graph
 from yolods.plan.cost import cost
 from yolods.plan.partition import partition, table
+from yolods.stability.record import StepRecord
 
 MODEL = Path(__file__).with_name("detector.yaml")
 CUTS = {2: (4,), 4: (2, 4, 8)}
@@ -102,7 +103,7 @@ def pinned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.pin_memory() for key, value in batch.items()}
 
 
-def take_step(engine: Engine, number: int, micro_batches: int) -> StepResult:
+def take_step(engine: Engine, number: int, micro_batches: int) -> StepRecord:
     """Take an optimizer step over so many micro-batches of this replica, which nobody has seen before."""
     share = engine.share
     first = 100 * number

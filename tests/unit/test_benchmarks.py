@@ -255,11 +255,13 @@ def test_the_places_that_the_drivers_watch_are_there():
     from yolods.model.inputs import InputFormat
     from yolods.telemetry import Telemetry
     from yolods.train import Run
+    from yolods.training.batches import TrainBatches
 
     assert callable(cli._prepare_libraries) and callable(launch.launcher_command)
     assert "launcher_command" in inspect.getsource(cli._launch)
     for owner, names in (
-        (Run, ("fit", "_batches")),
+        (Run, ("fit",)),
+        (TrainBatches, ("read",)),
         (Telemetry, ("epoch_begin", "step", "finish")),
         (ShardedEma, ("update",)),
         (InputFormat, ("images",)),

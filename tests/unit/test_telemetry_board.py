@@ -14,28 +14,24 @@ from PIL import Image
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
-from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats, StepStats
+from yolods.stability.guard import Verdict
+from yolods.stability.record import StepRecord
+from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
 from yolods.telemetry.board import Board, model_table
 
 
-def step_stats(step: int, **changes: object) -> StepStats:
+def step_record(step: int, *, skipped: bool = False, momentum: float | None = 0.9, **changes: object) -> StepRecord:
     values: dict[str, object] = {
-        "step": step,
-        "epoch": 0,
-        "position": step * 16,
-        "samples": 16,
         "loss": dict.fromkeys(LOSS_NAMES, 10.0 / step),
         "grad_norm": 2.0,
-        "lr": {"pg0": 0.001 * step},
-        "momentum": 0.9,
         "loss_scale": 65536.0,
-        "skipped": False,
-        "seconds": 0.5,
         "data_seconds": 0.125,
         "instances": 7,
-        "imgsz": 64,
+        "verdict": Verdict("skip", "overflow") if skipped else Verdict(),
+        "scalars": {"lr/pg0": 0.001 * step, "optim/momentum": momentum},
     }
-    return StepStats(**{**values, **changes})
+    record = StepRecord(**{**values, **changes})
+    return record.placed(step=step, epoch=0, position=step * 16, samples=16, imgsz=64, seconds=0.5)
 
 
 def epoch_stats(epoch: int) -> EpochStats:
@@ -65,7 +61,7 @@ def curve(reader: EventAccumulator, tag: str) -> list[tuple[int, float]]:
 def test_curves_of_steps_and_epochs_share_the_axis_of_steps(tmp_path: Path) -> None:
     board = Board(tmp_path, steps_per_epoch=2)
     for step in (1, 2):
-        board.step(step_stats(step))
+        board.step(step_record(step))
     board.epoch_end(epoch_stats(0))
     board.close()
     reader = events(tmp_path)
@@ -83,15 +79,15 @@ def test_curves_of_steps_and_epochs_share_the_axis_of_steps(tmp_path: Path) -> N
 def test_a_long_epoch_is_thinned_to_means(tmp_path: Path) -> None:
     board = Board(tmp_path, steps_per_epoch=200)
     for step in range(1, 11):
-        board.step(step_stats(step, loss=dict.fromkeys(LOSS_NAMES, float(step))))
+        board.step(step_record(step, loss=dict.fromkeys(LOSS_NAMES, float(step))))
     board.close()
     assert curve(events(tmp_path), "train/box_loss") == [(4, 2.5), (8, 6.5), (10, 9.5)]
 
 
 def test_skipped_steps_and_absent_numbers_leave_no_false_points(tmp_path: Path) -> None:
     board = Board(tmp_path, steps_per_epoch=1)
-    board.step(step_stats(1, skipped=True, grad_norm=math.inf, loss=dict.fromkeys(LOSS_NAMES, math.nan)))
-    board.step(step_stats(2, grad_norm=None, loss_scale=None))
+    board.step(step_record(1, skipped=True, grad_norm=math.inf, loss=dict.fromkeys(LOSS_NAMES, math.nan)))
+    board.step(step_record(2, grad_norm=None, loss_scale=None))
     board.close()
     reader = events(tmp_path)
     assert curve(reader, "train/box_loss") == [(2, 5.0)]
@@ -103,11 +99,11 @@ def test_skipped_steps_and_absent_numbers_leave_no_false_points(tmp_path: Path) 
 def test_resume_hides_what_was_written_past_the_checkpoint(tmp_path: Path) -> None:
     first = Board(tmp_path, steps_per_epoch=2)
     for step in range(1, 7):
-        first.step(step_stats(step))
+        first.step(step_record(step))
     first.epoch_end(epoch_stats(2))
     first.close()
     resumed = Board(tmp_path, steps_per_epoch=2, start_step=4)
-    resumed.step(step_stats(5, loss=dict.fromkeys(LOSS_NAMES, 0.5)))
+    resumed.step(step_record(5, loss=dict.fromkeys(LOSS_NAMES, 0.5)))
     resumed.close()
     reader = events(tmp_path)
     assert curve(reader, "train/box_loss") == [(1, 10.0), (2, 5.0), (3, 3.33333), (4, 2.5), (5, 0.5)]
@@ -118,7 +114,7 @@ def test_texts_and_hyper_parameters_live_in_the_run_itself(tmp_path: Path) -> No
     board = Board(tmp_path, steps_per_epoch=1)
     config = {"hyp": {"lr0": 0.01}, "freeze": None, "path": Path("x")}
     board.start(config, "| layer |\n| --- |\n| Conv |", config)
-    board.step(step_stats(1))
+    board.step(step_record(1))
     board.finish(epoch_stats(0).metrics)
     board.close()
     assert [file for file in tmp_path.iterdir() if file.is_dir()] == [], "no second run in a sub-folder"
@@ -208,7 +204,7 @@ def test_each_rank_has_a_curve_and_the_slowest_stands_out(tmp_path: Path) -> Non
 
 def test_an_optimizer_without_a_momentum_has_no_curve_of_it(tmp_path):
     board = Board(tmp_path, steps_per_epoch=1)
-    board.step(step_stats(1, momentum=None))
+    board.step(step_record(1, momentum=None))
     board.close()
     tags = events(tmp_path).Tags()["tensors"]
     assert "optim/momentum" not in tags and "lr/pg0" in tags

@@ -8,7 +8,9 @@ import re
 
 import pytest
 
-from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats, StepStats
+from yolods.stability.guard import Verdict
+from yolods.stability.record import StepRecord
+from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
 from yolods.telemetry.console import Console, RunningLoss, gpu_memory
 
 
@@ -30,20 +32,14 @@ def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
 
-def step_stats(step: int, *, loss: float = 1.0, skipped: bool = False, samples: int = 16) -> StepStats:
-    return StepStats(
+def step_record(step: int, *, loss: float = 1.0, skipped: bool = False, samples: int = 16) -> StepRecord:
+    return StepRecord(
         step=step,
-        epoch=0,
         position=step * samples,
         samples=samples,
         loss=dict.fromkeys(LOSS_NAMES, loss),
         grad_norm=1.0,
-        lr={"pg0": 0.01},
-        momentum=0.9,
-        loss_scale=None,
-        skipped=skipped,
-        seconds=0.5,
-        data_seconds=0.1,
+        verdict=Verdict("skip", "overflow") if skipped else Verdict(),
         instances=33,
         imgsz=320,
     )
@@ -75,9 +71,9 @@ def make(stream: io.StringIO, **options: object) -> Console:
 def test_running_loss_is_weighted_by_samples_and_leaves_skipped_steps_out() -> None:
     loss = RunningLoss()
     assert math.isnan(loss.mean()["box_loss"])
-    loss.add(step_stats(1, loss=1.0, samples=16))
-    loss.add(step_stats(2, loss=math.nan, skipped=True))
-    loss.add(step_stats(3, loss=4.0, samples=48))
+    loss.add(step_record(1, loss=1.0, samples=16))
+    loss.add(step_record(2, loss=math.nan, skipped=True))
+    loss.add(step_record(3, loss=4.0, samples=48))
     assert loss.mean() == pytest.approx(dict.fromkeys(LOSS_NAMES, 3.25))
 
 
@@ -90,7 +86,7 @@ def test_header_and_row_are_those_of_ultralytics() -> None:
     stream = Terminal()
     console = make(stream)
     console.epoch_begin(0)
-    console.step(step_stats(1, loss=1.25))
+    console.step(step_record(1, loss=1.25))
     console.close()
     assert DetectionTrainer.progress_string(Names()).strip("\n") in lines(stream)
     row = ("%11s" * 2 + "%11.4g" * 5) % ("1/3", gpu_memory(), 1.25, 1.25, 1.25, 33, 320)
@@ -101,8 +97,8 @@ def test_terminal_bar_counts_batches_by_position() -> None:
     stream = Terminal()
     console = make(stream)
     console.epoch_begin(0)
-    console.step(step_stats(1, samples=32))  # one step of two accumulated batches
-    console.step(step_stats(2, samples=40))  # the last batch reaches into the next epoch
+    console.step(step_record(1, samples=32))  # one step of two accumulated batches
+    console.step(step_record(2, samples=40))  # the last batch reaches into the next epoch
     console.close()
     assert " 5/5 " in lines(stream)[-1]
     assert stream.getvalue().endswith("\n")
@@ -126,7 +122,7 @@ def test_without_a_terminal_there_is_one_line_an_epoch() -> None:
     for epoch in range(2):
         console.epoch_begin(epoch)
         for step in range(5):
-            console.step(step_stats(step + 1))
+            console.step(step_record(step + 1))
         console.val_begin(2)
         console.val_progress(2)
         console.val_end([("all", 8, 20, (0.5, 0.25, 0.125, 0.1))], final=False)
@@ -152,7 +148,7 @@ def test_a_long_epoch_says_every_thirty_seconds_that_it_is_alive() -> None:
     console.epoch_begin(0)
     for step in range(1, 41):
         now[0] += 2.0
-        console.step(step_stats(step))
+        console.step(step_record(step))
     alive = [line for line in lines(stream) if "batch" in line]
     assert [re.search(r"batch (\d+)/100", line)[1] for line in alive] == ["15", "30"]
     assert "140 s left" in alive[-1], "70 batches at 2 s each"
@@ -165,7 +161,7 @@ def test_time_left_after_a_resume_in_mid_epoch_counts_from_the_resume() -> None:
     console.epoch_begin(0)
     for step in range(61, 71):
         now[0] += 4.0
-        console.step(step_stats(step))
+        console.step(step_record(step))
     assert "batch 68/100" in lines(stream)[-1]
     assert "128 s left" in lines(stream)[-1], "32 batches at 4 s each"
 
@@ -181,7 +177,7 @@ def test_final_table_is_shown_without_a_terminal() -> None:
 def test_a_screen_that_is_gone_does_not_end_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     console = make(Gone())
     console.epoch_begin(0)
-    console.step(step_stats(1))
+    console.step(step_record(1))
     console.epoch_end(epoch_stats())
     console.say("still here")
     console.close()

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats, StepStats
+from yolods.stability.record import StepRecord
+from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
 from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry
 
 NAMES = {0: "disc", 1: "bar"}
@@ -42,23 +43,10 @@ def make_metrics() -> object:
     return metrics
 
 
-def step_stats(step: int, epoch: int) -> StepStats:
-    return StepStats(
-        step=step,
-        epoch=epoch,
-        position=step * 4,
-        samples=4,
-        loss=dict.fromkeys(LOSS_NAMES, 1.0),
-        grad_norm=1.0,
-        lr={"pg0": 0.01},
-        momentum=0.9,
-        loss_scale=None,
-        skipped=False,
-        seconds=0.1,
-        data_seconds=0.0,
-        instances=4,
-        imgsz=64,
-    )
+def step_record(step: int, epoch: int) -> StepRecord:
+    scalars = {"lr/pg0": 0.01, "optim/momentum": 0.9}
+    record = StepRecord(loss=dict.fromkeys(LOSS_NAMES, 1.0), grad_norm=1.0, instances=4, scalars=scalars)
+    return record.placed(step=step, epoch=epoch, position=step * 4, samples=4, imgsz=64, seconds=0.1)
 
 
 def epoch_stats(epoch: int) -> EpochStats:
@@ -86,7 +74,7 @@ def train(telemetry: Telemetry, epochs: int = 2, steps: int = 2, start_epoch: in
             telemetry.epoch_begin(epoch)
             for k in range(epoch * steps, (epoch + 1) * steps):
                 telemetry.train_images(batch, k)
-                telemetry.step(step_stats(k + 1, epoch))
+                telemetry.step(step_record(k + 1, epoch))
             telemetry.val_begin(1)
             telemetry.val_images(batch, [prediction] * 4, 0)
             telemetry.val_progress()
@@ -185,7 +173,7 @@ def test_faults_of_every_kind_are_one_warning_each_and_the_run_goes_on(
 def test_close_may_come_at_any_time_and_twice(tmp_path: Path) -> None:
     telemetry = open_run(tmp_path)
     telemetry.epoch_begin(0)
-    telemetry.step(step_stats(1, 0))
+    telemetry.step(step_record(1, 0))
     telemetry.close()
     left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     telemetry.close()

@@ -3,9 +3,7 @@
 import csv
 import json
 import re
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +11,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 
 from tests.faults.cases import results_of
 from tests.tiny import make_dataset
-from yolods.checkpoint.store import Progress
 from yolods.model.weights import read_pt
-from yolods.train import Run
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -334,90 +330,6 @@ def test_nothing_is_written_but_the_runs(runs):
         assert {path.suffix for path in (runs.root / folder / "labels").rglob("*") if path.is_file()} == {".txt"}
 
 
-# ---- decisions of the loop that a tiny run cannot show
-
-
-def waiting(best_epoch: int, patience: int) -> SimpleNamespace:
-    said: list[str] = []
-    return SimpleNamespace(
-        config=SimpleNamespace(hyper=SimpleNamespace(patience=patience)),
-        progress=SimpleNamespace(best_epoch=best_epoch, best_fitness=0.5),
-        telemetry=SimpleNamespace(event=lambda kind, text: said.append(text)),
-        said=said,
-    )
-
-
-@pytest.mark.parametrize(
-    ("epoch", "patience", "stop"), [(12, 3, False), (13, 3, True), (20, 3, True), (10, 3, False), (99, 0, False)]
-)
-def test_patience_counts_epochs_since_the_best(epoch, patience, stop):
-    run = waiting(10, patience)
-    assert Run._out_of_patience(run, epoch) == stop
-    assert bool(run.said) == stop
-
-
-def judged(fitnesses: list[float]) -> SimpleNamespace:
-    """A run whose epochs were judged so: which of them best.pt was written for, and where patience counts from."""
-    run = SimpleNamespace(
-        config=SimpleNamespace(epochs=len(fitnesses), hyper=SimpleNamespace(plots=False)),
-        progress=Progress(),
-        engine=SimpleNamespace(evaluating=nullcontext, full_weights=dict),
-        ranks=SimpleNamespace(from_main=lambda value: value),
-        telemetry=None,
-        written=[],
-    )
-    run._write_weights = lambda weights, epoch, best, evaluation: run.written.append(epoch) if best else None
-    for epoch, fitness in enumerate(fitnesses):
-        run.evaluator = lambda *_, fitness=fitness, **__: SimpleNamespace(fitness=fitness)
-        Run._evaluate(run, epoch, last=False)
-    return run
-
-
-@pytest.mark.parametrize(
-    ("fitnesses", "written", "best_epoch"),
-    [
-        ([0.1, 0.3, 0.2], [0, 1], 1),
-        ([0.0, 0.0, 0.0], [0, 1, 2], 2),
-        ([0.3, 0.3, 0.2, 0.3], [0, 1, 3], 0),
-        ([0.300001, 0.300002, 0.300004], [0, 1, 2], 0),
-    ],
-)
-def test_of_epochs_that_are_equally_good_the_last_is_written_as_best(fitnesses, written, best_epoch):
-    """As ultralytics' `save_model` and `EarlyStopping` do, whose fitness has five decimals."""
-    run = judged(fitnesses)
-    assert run.written == written
-    assert run.progress.best_epoch == best_epoch
-
-
-@pytest.mark.parametrize(
-    ("fitness", "written", "said"), [(0.6, 1, "best.pt has these"), (0.5, 0, "keeps those"), (float("nan"), 0, "keeps")]
-)
-def test_best_pt_takes_statistics_anew_where_it_is_better_so(monkeypatch, fitness, written, said):
-    files, lines = [], []
-    monkeypatch.setattr("yolods.train.write_pt", lambda path, skeleton, weights, facts: files.append((path, facts)))
-    run = SimpleNamespace(
-        progress=Progress(best_fitness=0.5, best_epoch=3),
-        evaluator=lambda *_, **__: SimpleNamespace(fitness=fitness),
-        engine=SimpleNamespace(full_weights=dict),
-        blueprint=SimpleNamespace(skeleton=None),
-        telemetry=SimpleNamespace(event=lambda kind, text: lines.append(text)),
-        ranks=SimpleNamespace(barrier=lambda: None),
-        _quarantined=lambda: {"a.jpg"},
-        _facts=lambda epoch, evaluation: {"epoch": epoch, "best_fitness": 0.5, "judged": evaluation.fitness},
-    )
-    barred = []
-
-    def statistics(telemetry, files):
-        barred.extend(files)
-
-    statistics.images = 7
-    Run._restate(run, Path("best.pt"), statistics)
-    facts = {"epoch": 3, "best_fitness": fitness, "judged": fitness}
-    assert files == [(Path("best.pt"), facts)] * written
-    assert barred == ["a.jpg"] and len(lines) == 1
-    assert "over 7 train images without augmentation: mAP50-95 0.50000 -> " in lines[0] and said in lines[0]
-
-
 def test_best_pt_has_the_weights_of_last_pt_and_statistics_of_its_own(runs):
     """Under --noval the last epoch alone is judged."""
     screen = runs.screen("cosine")
@@ -427,11 +339,6 @@ def test_best_pt_has_the_weights_of_last_pt_and_statistics_of_its_own(runs):
     differing = {key for key in last if not torch.equal(best[key], last[key])}
     assert all(key.endswith(("running_mean", "running_var")) for key in differing)
     assert bool(differing) == kept
-
-
-@pytest.mark.parametrize(("every", "due"), [(0, []), (1, [1, 2, 3, 4, 5, 6]), (3, [3, 6])])
-def test_what_is_due_every_so_often(every, due):
-    assert [count for count in range(1, 7) if Run._due(every, count)] == due
 
 
 def test_models_are_kept_by_save_period_without_evaluations_too(runs):

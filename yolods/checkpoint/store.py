@@ -27,7 +27,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ import torch
 from yolods.checkpoint.background import Background
 from yolods.checkpoint.files import FileRecord, write_file, write_text
 from yolods.checkpoint.names import LATEST, MODEL, PROGRESS
+from yolods.checkpoint.progress import Progress
 from yolods.checkpoint.read import Checkpoint, load_rank, rank_file
 from yolods.checkpoint.state import UNCHANGED, collect, recut, set_rng_state
 from yolods.checkpoint.verify import (
@@ -73,55 +74,6 @@ NOTICED_SECONDS = 1.0
 
 Told = tuple[Sequence[Any] | None, str]
 """What a rank tells rank 0 of its file, as JSON gives it back: the fields of a FileRecord, or None; and who, or why."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands between two optimizer steps; everything that is not a tensor."""
-
-    run: str = ""
-    """The run's identity."""
-    position: int = 0
-    """Samples of the stream consumed."""
-    step: int = 0
-    """Optimizer steps tried."""
-    micro_batches: int = 0
-    """Micro-batches a replica has consumed."""
-    epochs_done: int = 0
-    """Epochs evaluated and written to results.csv."""
-    loss_sums: tuple[float, ...] = ()
-    """Loss items summed over the steps of the unfinished epoch, weighted with their micro-batches."""
-    loss_weight: int = 0
-    """Micro-batches in `loss_sums`."""
-    lr: tuple[float, ...] = ()
-    """Learning rates of the last step, by parameter group."""
-    best_fitness: float | None = None
-    """Fitness of weights/best.pt."""
-    best_epoch: int = 0
-    """Epoch (from 0) of weights/best.pt."""
-    seconds: float = 0.0
-    """Wall time of the run so far, over all its starts."""
-    skipped: int = 0
-    """Steps whose gradients overflowed."""
-    replaced: int = 0
-    """Samples replaced because their file could not be read."""
-    rollbacks: int = 0
-    """Times that the run went back to a snapshot."""
-    image_faults: tuple[tuple[str, int], ...] = ()
-    """Image files found not to be finite, and how often; see `overflow.quarantine`."""
-
-    def among(self, images: int, before: int | None) -> Progress:
-        """The same place in a run whose train set has another number of images, and had `before` (None: nobody knows):
-        epochs behind count, and the one under way begins anew."""
-        behind = max(self.position // before if before else 0, self.epochs_done)
-        if behind > self.epochs_done:  # what is summed up is of an epoch that is still to be evaluated
-            return replace(self, position=behind * images)
-        return replace(self, position=behind * images, loss_sums=(), loss_weight=0)
-
-    def fits(self, images: int, step: int) -> bool:
-        """Whether the position is in the epoch that it should be in, of a set of so many images: within it, or in the
-        step of so many images that has ended it."""
-        return 0 <= self.position - self.epochs_done * images < images + step
 
 
 class CheckpointStore:
@@ -335,7 +287,7 @@ class CheckpointStore:
         else:
             log.info("%s was written under another layout; its shards are cut anew", checkpoint.folder)
             engine.load_state(recut(checkpoint, engine))
-        return _progress(checkpoint.progress)
+        return Progress.from_json(checkpoint.progress)
 
 
 def _patience(kind: type[BaseException] | None) -> float:
@@ -417,10 +369,3 @@ def _best_epoch(folder: Path) -> int | None:
         if progress["best_fitness"] is not None and progress["epochs_done"] == progress["best_epoch"] + 1:
             return progress["best_epoch"]
     return None
-
-
-def _progress(record: dict[str, Any]) -> Progress:
-    """From JSON, which knows lists only."""
-    faults = tuple((file, count) for file, count in record.get("image_faults", ()))
-    lists = {key: tuple(record.get(key, ())) for key in ("loss_sums", "lr")}
-    return Progress(**{**record, **lists, "image_faults": faults})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from yolods.config.batch import ACCUMULATION, DEFAULT_BATCH, MICRO, TRAIN, BatchPlan, plan_batches
+from yolods.config.fp16 import Fp16Config, read_fp16
 from yolods.config.hyper import Hyper
 from yolods.config.jsonfile import read_json
 from yolods.config.limits import Layout, check_limits
@@ -62,6 +63,8 @@ class DeepSpeedConfig:
     """Type of the parameters that compute: fp32, bf16 or fp16. Master weights and BatchNorm are fp32 in each."""
     autocast: str | None
     """bf16 or fp16: torch.autocast over fp32 parameters; None: off."""
+    fp16: Fp16Config
+    """The "fp16" block, whose loss scale fp16 autocast goes by as well."""
     offload_optimizer: bool
     """Whether optimizer states and master weights live in host memory."""
     offload_param: bool
@@ -83,7 +86,8 @@ class DeepSpeedConfig:
 
     @property
     def raw(self) -> dict[str, Any]:
-        """The JSON as it was given; a fresh copy, to be changed at will."""
+        """The JSON as it was given; a fresh copy, to be changed at will. For records and for a resume alone: whoever
+        computes reads the typed fields."""
         return json.loads(self.text)
 
     @property
@@ -211,6 +215,7 @@ def resolve(
         zero_stage=blocks.stage,
         precision=blocks.precision,
         autocast=blocks.autocast,
+        fp16=blocks.fp16,
         offload_optimizer=blocks.offload["optimizer"],
         offload_param=blocks.offload["param"],
         batches=batches,
@@ -229,6 +234,7 @@ class _Blocks:
 
     precision: str
     autocast: str | None
+    fp16: Fp16Config
     stage: int
     offload: dict[str, bool]
     clipping: float
@@ -245,11 +251,12 @@ def _read_blocks(sound: Mapping[str, Any], hyper: Hyper, device: str, where: str
         sound: of `check_keys`.
     """
     precision, autocast = _precision(sound, where, faults)
+    fp16 = read_fp16(sound.get("fp16", {}))
     zero = sound.get("zero_optimization", {})
     stage = _value(zero, "stage", 0)
     own = read_own(sound.get("yolods"), where, faults)
     _check_precision(precision, autocast, stage, own, device, where, faults)
-    _check_stability(sound, own, where, faults)
+    _check_stability(sound, own, fp16, where, faults)
     offload = {target: _offload(zero, target, where, faults) for target in ("optimizer", "param")}
     _check_zero(zero, stage, offload, where, faults)
     pipeline = read_pipeline(sound.get("pipeline"), where, faults)
@@ -258,6 +265,7 @@ def _read_blocks(sound: Mapping[str, Any], hyper: Hyper, device: str, where: str
     return _Blocks(
         precision=precision,
         autocast=autocast,
+        fp16=fp16,
         stage=stage,
         offload=offload,
         clipping=float(_value(sound, "gradient_clipping", MAX_NORM)),
@@ -322,7 +330,7 @@ def _check_precision(
         faults.add(f'{where}: "torch_autocast".dtype float16: {_NO_CPU_FP16}')
 
 
-def _check_stability(sound: Mapping[str, Any], own: OwnConfig, where: str, faults: Faults) -> None:
+def _check_stability(sound: Mapping[str, Any], own: OwnConfig, fp16: Fp16Config, where: str, faults: Faults) -> None:
     """Settings of the "yolods" block that contradict others."""
     policy, clipping = own.clipping.policy, _value(sound, "gradient_clipping", None)
     if own.overflow.handling == "stock" and policy != "global_norm":
@@ -335,8 +343,7 @@ def _check_stability(sound: Mapping[str, Any], own: OwnConfig, where: str, fault
             f'{where}: "gradient_clipping" {clipping:g} with "clipping": {{"policy": "{policy}"}}, which does not go '
             "by the global norm; leave one of them out"
         )
-    scaling, ceiling = sound.get("fp16", {}), own.overflow.max_loss_scale
-    floor = float(_value(scaling, "min_loss_scale", 1))
+    ceiling, floor = own.overflow.max_loss_scale, float(fp16.min_loss_scale)
     if ceiling < floor:
         faults.add(
             f'{where}: "overflow".max_loss_scale {ceiling:g} is below "fp16".min_loss_scale {floor:g}; exchange them'

@@ -60,6 +60,8 @@ class JsonOptimizer:
     """Class in torch.optim."""
     arguments: tuple[tuple[str, Any], ...]
     """Its arguments as given, "auto" filled in; without DeepSpeed's own switches torch_adam, adam_w_mode and so on."""
+    fixes_decay: bool = False
+    """Whether the JSON gives weight_decay as a number, which then stands as it is; else it is scaled to the batch."""
 
     @property
     def params(self) -> dict[str, Any]:
@@ -91,7 +93,12 @@ def read_optimizer(block: Any, hyper: Hyper, where: str, faults: Faults) -> Json
     if name == "Adam" and params.get("adam_w_mode") is not False:
         name = "AdamW"
     kept = {key: value for key, value in params.items() if key not in _DEEPSPEED_ADAM}
-    return JsonOptimizer(name, tuple(kept.items()))
+    return JsonOptimizer(name, tuple(kept.items()), fixes_decay=_is_given(block.get("params"), "weight_decay"))
+
+
+def _is_given(params: Any, key: str) -> bool:
+    """Whether a key has a value of its own; null and "auto" stand for a missing key."""
+    return isinstance(params, Mapping) and params.get(key) not in ("auto", None)
 
 
 def _name(given: Any, where: str, faults: Faults) -> str | None:

@@ -15,6 +15,7 @@ from yolods.config.batch import ACCUMULATION, MICRO, TRAIN, BatchPlan
 from yolods.config.deepspeed import DeepSpeedConfig, resolve
 from yolods.config.hyper import Given, Hyper, read_hyper
 from yolods.config.jsonfile import parse_json
+from yolods.config.monitors import folder_variables, kept_within
 from yolods.config.values import Rule, check, flag, one_of, optional, text, whole
 from yolods.errors import Faults, UserError
 
@@ -99,6 +100,29 @@ class RunConfig:
     def seed(self) -> int:
         """Decides initial weights, sample order and augmentation."""
         return self.hyper.seed
+
+    @property
+    def weight_decay(self) -> float:
+        """What decaying weights are given: a number in the JSON as it stands; else ultralytics' decay x batch x
+        accumulation / nbs (engine/trainer.py)."""
+        optimizer, decay = self.deepspeed.optimizer, self.hyper.weight_decay
+        if optimizer is not None and optimizer.fixes_decay:
+            return decay
+        return decay * self.deepspeed.train_batch / self.hyper.nbs
+
+    def for_initialize(self) -> dict[str, Any]:
+        """The one dictionary that `deepspeed.initialize` is given; a fresh copy.
+
+        It names no optimizer: yolods builds it in every case, so that DeepSpeed compiles nothing that torch has.
+        """
+        settings = self.deepspeed.for_initialize()
+        settings.pop("optimizer", None)
+        return kept_within(self.run_dir, settings)
+
+    @property
+    def monitor_folders(self) -> dict[str, str]:
+        """Environment variables by which services that DeepSpeed reports to find the run's folder."""
+        return folder_variables(self.run_dir, self.deepspeed.for_initialize())
 
     @property
     def is_demo(self) -> bool:

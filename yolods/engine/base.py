@@ -1,10 +1,10 @@
-"""What every engine is: a model on DeepSpeed that takes a step, and can be evaluated, described and saved."""
+"""What every engine does: a model on DeepSpeed takes a step and is evaluated. What it holds is in `state`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,60 +15,22 @@ from yolods.cluster.ranks import Ranks, Share
 from yolods.engine.diagnosis import Diagnosis
 from yolods.engine.ema import ShardedEma
 from yolods.engine.feed import Feed
-from yolods.engine.masters import Masters, frozen_weights, full_shape, set_parameter
+from yolods.engine.masters import Masters
 from yolods.engine.optim import freeze_statistics, set_rates
 from yolods.engine.precise import Tallies
-from yolods.engine.recovery import Recovery
 from yolods.engine.schedule import Step
-from yolods.engine.shards import cut, misfits
-from yolods.errors import UserError
-from yolods.hostcopy import fill, host_copy
+from yolods.engine.state import COUNTERS, TrainingState
 from yolods.model.freezing import is_frozen
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss
 from yolods.stability.attribution import Culprit
 from yolods.stability.guard import Verdict
-from yolods.stability.reading import Reading
-from yolods.stability.step import Outcome, Stability, StockStability
-from yolods.stats import LOSS_NAMES, PipeStats
+from yolods.stability.record import StepRecord
+from yolods.stability.step import Stability, StockStability
+from yolods.stats import PipeStats
 
 if TYPE_CHECKING:
     from yolods.config.own import OverflowConfig
-
-COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
-"""DeepSpeed's own counts, which its timers and logs go by."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step did; numbers are means over micro-batches and replicas."""
-
-    loss: dict[str, float]
-    """box_loss, cls_loss, dfl_loss as ultralytics reports them."""
-    grad_norm: float | None
-    """Global norm before clipping, of the gradient that the optimizer is given; None where none was measured."""
-    norm_after: float | None
-    """After clipping; None where no weight moved, or nothing was measured."""
-    loss_scale: float | None
-    """fp16 only: in this step."""
-    next_scale: float | None
-    """And after it."""
-    skipped: bool
-    """No weight moved."""
-    verdict: Verdict
-    """Why."""
-    culprits: tuple[Culprit, ...]
-    """Where a step that was not applied went bad; empty where that was not looked for, or nothing was found."""
-    reading: Reading | None
-    """Every parameter's gradient norm; None under stock handling."""
-    instances: int
-    """Boxes in the step, over all replicas."""
-    data_seconds: float
-    """Time this rank waited for data."""
-    replaced: tuple[str, ...]
-    """Files that could not be read and were replaced by other samples."""
-    stop: bool
-    """Whether any rank was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -103,32 +65,26 @@ class Parts:
     """Bins of the head's distance distribution."""
 
 
-class Engine:
+class Engine(TrainingState):
     """A detector on a DeepSpeed engine. All methods are collectives unless they say otherwise."""
 
     def __init__(self, parts: Parts) -> None:
-        self.deepspeed, self.masters, self.ema = parts.deepspeed, parts.masters, parts.ema
-        self.stability = parts.stability
-        self.inputs, self.ranks, self.share = parts.inputs, parts.ranks, parts.share
-        self._loss, self._frozen = parts.loss, parts.frozen
+        super().__init__(
+            parts.deepspeed,
+            parts.masters,
+            parts.ema,
+            parts.stability,
+            parts.ranks,
+            parts.share,
+            snapshot_steps=parts.overflow.snapshot_steps,
+        )
+        self.inputs, self._loss, self._frozen = parts.inputs, parts.loss, parts.frozen
         self._strides, self._reg_max = parts.strides, parts.reg_max
-        overflow, restores = parts.overflow, parts.stability.restores
-        self.recovery = Recovery(self.statistics, self._moving, every=overflow.snapshot_steps, restores=restores)
-        self.diagnosis = Diagnosis(self.net, overflow.attribution, parts.ranks, shared=parts.shared)
-
-    @property
-    def net(self) -> nn.Module:
-        """The model inside, or this rank's stage of it; under ZeRO-3 its parameters are partitioned."""
-        return self.deepspeed.module
-
-    @property
-    def warms_momentum(self) -> bool:
-        """Whether the optimizer has a momentum that a step sets; Adam's betas stay as they are."""
-        return "momentum" in self.deepspeed.optimizer.param_groups[0]
+        self.diagnosis = Diagnosis(self.net, parts.overflow.attribution, parts.ranks, shared=parts.shared)
 
     def train_step(
         self, step: Step, batches: Iterator[dict[str, Any]], size: int | None = None, *, stop: bool = False
-    ) -> StepResult:
+    ) -> StepRecord:
         """Take one optimizer step over `step.batches` micro-batches of this replica.
 
         Args:
@@ -137,28 +93,47 @@ class Engine:
             size: side of the images in pixels, for multi-scale training.
             stop: whether this rank was asked to stop; told to all with the step's numbers.
         """
-        set_rates(self.deepspeed.optimizer, step.lr, step.momentum)
+        set_rates(self.deepspeed.optimizer, step.lr, step.momentum)  # which DeepSpeed's step reads, below
+        # Before any forward pass: each moves the running statistics, and a step that is not applied has to undo that.
         self.recovery.keep_statistics()
-        feed = Feed(batches, keep=self.diagnosis.when == "armed")
+        feed = Feed(batches, keep=self.diagnosis.when == "armed")  # for a second run, which the stream cannot give
         sums = self._accumulate(step, feed, size)
         mark("gradients")
-        sums = torch.cat((sums, sums.new_full((1,), float(stop))))  # a fill; a list would be copied, and waited for
+        # Beside the losses, so that all ranks agree to stop by the same all-reduce and in the same step. A fill; a list
+        # would be copied, and waited for.
+        sums = torch.cat((sums, sums.new_full((1,), float(stop))))
+        # Before DeepSpeed's step: only now are gradients reduced and not yet unscaled or clipped, and the step finds
+        # the decision in its optimizer.
         can_return = self.recovery.snapshot is not None
-        outcome = self.stability.judge(sums, step.batches * self.share.count, can_return=can_return)
-        if outcome.verdict.applied:
+        record = self.stability.judge(sums, step.batches * self.share.count, can_return=can_return)
+        if record.verdict.applied:
+            # After the verdict and before the weights move: these are the weights that it has shown to be good.
             self.recovery.remember()
         mark("the optimizer")
+        # For a step that is skipped, too: DeepSpeed frees its gradients there, which would be added to the next ones.
         self.deepspeed.step()
-        outcome = self.stability.settle(outcome)
-        if outcome.verdict.applied:
-            self.ema.update()
-            return self._result(outcome, feed, ())
+        # After DeepSpeed's step, which unscales by the loss scale that backward used: moved earlier, every gradient of
+        # a step in which it doubles would come out halved.
+        record = self.stability.settle(record)
+        record.scalars.update(self._rates(step))
+        record = replace(record, data_seconds=feed.waited, replaced=tuple(feed.replaced))
+        if record.verdict.applied:
+            self.ema.update()  # after the masters have moved; a skipped step is no step of the average's warm-up
+            return record
+        # Before the second run, so that it begins as the first did, and whether there is one or not: nan would stay.
         self.recovery.restore_statistics()
-        found = self._explain(outcome.verdict, step, feed, size)
-        if outcome.verdict.action == "rollback":  # the scale, the stream and the guard's memory of the trouble go on
+        # Before a roll-back: the second run has to see the weights with which the step went bad. The loss scale may
+        # have fallen by now, so an overflow need not come again.
+        culprits = self._explain(record.verdict, step, feed, size)
+        if record.verdict.action == "rollback":  # the scale, the stream and the guard's memory of the trouble go on
             assert self.recovery.snapshot is not None
             self._load_moving(self.recovery.snapshot)
-        return self._result(outcome, feed, found)
+        return replace(record, culprits=culprits)
+
+    def _rates(self, step: Step) -> dict[str, float | None]:
+        """Curves of what the step was taken with. Adam has no momentum that a step sets, and so no curve of it."""
+        momentum = step.momentum if "momentum" in self.deepspeed.optimizer.param_groups[0] else None
+        return {**{f"lr/pg{place}": rate for place, rate in enumerate(step.lr)}, "optim/momentum": momentum}
 
     def _accumulate(self, step: Step, feed: Feed, size: int | None) -> Tensor:
         """Forward and backward of every micro-batch, up to the point where gradients are reduced and the optimizer's
@@ -181,10 +156,6 @@ class Engine:
     def report(self) -> PipeStats | None:
         """What the last step took on each stage, on rank 0 of a pipeline; None elsewhere. A collective."""
         return None
-
-    def statistics(self) -> list[Tensor]:
-        """Running statistics of the live model: floating buffers, in a fixed order. Local."""
-        return [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
 
     def training(self) -> None:
         """Put the model into training mode; frozen layers keep their statistics. Local."""
@@ -228,122 +199,6 @@ class Engine:
         assert self._loss is not None
         return self._loss.sums(raw, batch)
 
-    def describe(self) -> dict[str, Any]:
-        """What this rank's shards are made of, so that they can be put together without this engine. Local.
-
-        `groups`: for each shard a list of (name, shape), in the order in which they lie in it; `statistics`: names of
-        the floating buffers.
-        """
-        names = {id(parameter): name for name, parameter in self.net.named_parameters()}
-        return {
-            "groups": [[(names[id(p)], list(full_shape(p))) for p in group] for group in self.masters.members()],
-            "statistics": [name for name, buffer in self.net.named_buffers() if buffer.is_floating_point()],
-        }
-
-    def layout(self) -> dict[str, Any]:
-        """How the model is cut over all ranks: the kind of shards, every stage's, and every rank's place."""
-        return {
-            "kind": self.masters.kind,
-            "stages": [self.describe()],
-            "places": [[0, rank] for rank in range(self.ranks.size)],
-        }
-
-    def _moving(self) -> dict[str, Any]:
-        """What a step changes on this rank. Local."""
-        return {
-            "masters": self.masters.shards(),
-            "optimizer": self.masters.states(),
-            "ema": self.ema.state_dict(),
-            "statistics": self.statistics(),
-            "counts": dict(self._counts()),
-        }
-
-    def state(self) -> dict[str, Any]:
-        """Everything of this rank that a resume needs: its shards and its own. A collective (frozen weights)."""
-        return {
-            **self._moving(),
-            "frozen": self._frozen_weights(),
-            "stability": self.stability.state(),
-            **self.recovery.state(),
-            "counters": {key: getattr(self.deepspeed, key) for key in COUNTERS},
-        }
-
-    @torch.no_grad()
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave, or what was cut to this rank's shards. A collective.
-
-        Raises:
-            UserError: what is frozen here is not what was frozen there.
-        """
-        frozen = [(name, full_shape(p)) for name, p in self.net.named_parameters() if not p.requires_grad]
-        if state["frozen"] and (wrong := misfits([frozen], state["frozen"])):  # some ranks hand over none
-            raise UserError(f"the state is of another model, or of other frozen layers: {wrong[0]}")
-        for name, parameter in self.net.named_parameters():
-            if not parameter.requires_grad and name in state["frozen"]:
-                set_parameter(parameter, state["frozen"][name])
-        self._load_moving(state)
-        self.stability.load(state["stability"])
-        for key, value in state["counters"].items():
-            setattr(self.deepspeed, key, value)
-        self.recovery.load(state)
-
-    @torch.no_grad()
-    def _load_moving(self, state: dict[str, Any]) -> None:
-        shards = self.masters.shards()
-        fill(shards, [saved.view_as(shard) for saved, shard in zip(state["masters"], shards, strict=True)])
-        self.masters.load_states([_shaped(each, shard) for each, shard in zip(state["optimizer"], shards, strict=True)])
-        fill(self.statistics(), state["statistics"])
-        counts = dict(self._counts())
-        fill(counts.values(), [state["counts"][name] for name in counts])
-        self.ema.load_state_dict(state["ema"])
-        self.masters.publish()
-
-    @torch.no_grad()
-    def adopt(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over a whole model's weights and running statistics, for evaluation: optimizer and average stay.
-
-        Args:
-            weights: a state_dict; on every rank.
-        """
-        mine, shards = self.describe(), self.masters.shards()
-        sizes = [shard.numel() for shard in shards]
-        pieces = cut(self.masters.kind, mine["groups"], weights, sizes, self.share.index, self.share.count)
-        fill(shards, [piece.view_as(shard) for piece, shard in zip(pieces, shards, strict=True)])
-        fill(self.statistics(), [weights[name] for name in mine["statistics"]])
-        for name, parameter in self.net.named_parameters():
-            if not parameter.requires_grad:
-                set_parameter(parameter, weights[name])
-        self.masters.publish()
-
-    def _counts(self) -> Iterator[tuple[str, Tensor]]:
-        """BatchNorm's counters of batches, which nothing reads here but every .pt holds. Local."""
-        return ((name, buffer) for name, buffer in self.net.named_buffers() if not buffer.is_floating_point())
-
-    def _frozen_weights(self) -> dict[str, Tensor]:
-        """Parameters without masters, fp32 on the CPU, on the ranks that hand over their stage's weights."""
-        frozen = {name: each for name, each in self.net.named_parameters() if not each.requires_grad}
-        return frozen_weights(frozen, keep=self._hands_over())
-
-    @torch.no_grad()
-    def full_weights(self) -> dict[str, Tensor] | None:
-        """The whole model's state_dict in fp32 on the CPU, on rank 0; None elsewhere.
-
-        Masters are gathered a bounded piece after the other, so no GPU ever holds a whole model besides its own.
-        """
-        names = {id(parameter): name for name, parameter in self.net.named_parameters()}
-        state = self._frozen_weights()
-        state |= {names[id(each)]: value for each, value in self.masters.whole(keep=self._hands_over())}
-        if self._hands_over():
-            state |= host_copy(dict(self.net.named_buffers()))
-        return self._collect(state)
-
-    def _hands_over(self) -> bool:
-        """Whether this rank's copy of its weights is the one that is saved."""
-        return self.ranks.is_main
-
-    def _collect(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        return state if self.ranks.is_main else None
-
     def _lost(self, items: Tensor, boxes: int, sums: Tensor) -> None:
         """Note the loss items of one micro-batch."""
         sums += torch.cat((items, items.new_full((1,), boxes)))
@@ -372,28 +227,3 @@ class Engine:
     def _place(self) -> tuple[int, int]:
         """This rank's stage and replica."""
         return 0, self.share.index
-
-    def _result(self, outcome: Outcome, feed: Feed, found: tuple[Culprit, ...]) -> StepResult:
-        return StepResult(
-            loss=dict(zip(LOSS_NAMES, outcome.loss, strict=True)),
-            grad_norm=outcome.norm,
-            norm_after=outcome.norm_after,
-            loss_scale=outcome.scale,
-            next_scale=outcome.next_scale,
-            skipped=not outcome.verdict.applied,
-            verdict=outcome.verdict,
-            culprits=found,
-            reading=outcome.reading,
-            instances=outcome.instances,
-            data_seconds=feed.waited,
-            replaced=tuple(feed.replaced),
-            stop=outcome.stop,
-        )
-
-
-def _shaped(state: dict[str, Any], shard: Tensor) -> dict[str, Any]:
-    """Moments in the shape of their shard; numbers as they are."""
-    return {
-        key: value.view_as(shard) if isinstance(value, Tensor) and value.numel() == shard.numel() > 1 else value
-        for key, value in state.items()
-    }

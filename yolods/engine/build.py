@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from yolods.cluster.grid import Grid
 from yolods.cluster.ranks import Ranks, Share
 from yolods.engine.base import Parts
 from yolods.engine.ema import ShardedEma
-from yolods.engine.files import kept_within
+from yolods.engine.files import announce_folders
 from yolods.engine.judge import build_stability
 from yolods.engine.masters import masters_of
 from yolods.engine.optim import OptimizerChoice, build_optimizer, freeze, parameter_groups
@@ -28,7 +28,7 @@ from yolods.model.stage import RecomputedDetector
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
-    from yolods.config import DeepSpeedConfig, Hyper, RunConfig
+    from yolods.config import RunConfig
     from yolods.model.stage import Stage
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -137,11 +137,12 @@ def _parts(
     # Only images become channels-last: DeepSpeed 0.19.8 broadcasts `parameter.view(uint8)`, which a channels-last
     # weight refuses, and from stage 1 on weights are slices of flat buffers, without a layout. Convolutions follow
     # the images.
-    groups = parameter_groups(module, _weight_decay(hyper, layout))
+    groups = parameter_groups(module, config.weight_decay)
+    announce_folders(config.monitor_folders)  # services look for theirs while DeepSpeed is initialised
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=build_optimizer(choice, groups, ranks.device, offload=layout.offload_optimizer),
-        config=_settings(config),
+        config=config.for_initialize(),
         mpu=grid,
         dist_init_required=False,
     )
@@ -162,15 +163,3 @@ def _parts(
         strides=tuple(head.stride.tolist()),
         reg_max=head.reg_max,
     )
-
-
-def _settings(config: RunConfig) -> dict[str, Any]:
-    settings = config.deepspeed.for_initialize()
-    settings.pop("optimizer", None)  # built here in every case, so that DeepSpeed compiles nothing that torch has
-    return kept_within(config.run_dir, settings)
-
-
-def _weight_decay(hyper: Hyper, layout: DeepSpeedConfig) -> float:
-    """A number in the JSON as it stands; else ultralytics' decay x batch x accumulation / nbs (engine/trainer.py)."""
-    given = layout.raw.get("optimizer", {}).get("params", {}).get("weight_decay", "auto")
-    return hyper.weight_decay if given != "auto" else hyper.weight_decay * layout.train_batch / hyper.nbs

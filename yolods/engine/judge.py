@@ -13,6 +13,7 @@ from yolods.stability.step import Stability, StockStability
 
 if TYPE_CHECKING:
     from yolods.config import DeepSpeedConfig
+    from yolods.config.fp16 import Fp16Config
 
 
 def build_stability(
@@ -33,7 +34,8 @@ def build_stability(
     held = spans(masters.kind, groups, sizes, share.index, share.count)
     gradients = gradients_of(engine.optimizer, held, masters.owners)
     engine.clip_fp32_gradients = lambda: None  # without ZeRO, DeepSpeed would clip on its own (runtime/engine.py)
-    scale = LossScale(scale_rules(layout)) if "fp16" in (layout.precision, layout.autocast) else None
+    rules = scale_rules(layout.fp16, ceiling=layout.own.overflow.max_loss_scale)
+    scale = LossScale(rules) if "fp16" in (layout.precision, layout.autocast) else None
     # Without a scale, too: DeepSpeed's own would call a step that is skipped in fp32 an overflow of its.
     _take_place(engine, scale or LossScale(ScaleRules(static=1.0)))
     mine = [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
@@ -69,16 +71,14 @@ def _over_stages(mine: list[str], ranks: Ranks) -> list[str]:
     return list(dict.fromkeys(name for names in told for name in names))
 
 
-def scale_rules(layout: DeepSpeedConfig) -> ScaleRules:
-    """How the loss scale moves, by DeepSpeed's own keys (deepspeed/runtime/config.py, 0.19.8) and our ceiling."""
-    block = {key: value for key, value in layout.raw.get("fp16", {}).items() if value not in (None, "auto")}
-    static = float(block.get("loss_scale", 0))
+def scale_rules(fp16: Fp16Config, *, ceiling: float) -> ScaleRules:
+    """How the loss scale moves: by DeepSpeed's own keys, up to a ceiling of ours."""
     return ScaleRules(
-        initial=2.0 ** block.get("initial_scale_power", 16),
-        window=int(block.get("loss_scale_window", 1000)),
-        hysteresis=int(block.get("hysteresis", 2)),
-        consecutive=bool(block.get("consecutive_hysteresis", False)),
-        floor=float(block.get("min_loss_scale", 1)),
-        ceiling=layout.own.overflow.max_loss_scale,
-        static=static or None,
+        initial=2.0**fp16.initial_scale_power,
+        window=fp16.loss_scale_window,
+        hysteresis=fp16.hysteresis,
+        consecutive=fp16.consecutive_hysteresis,
+        floor=float(fp16.min_loss_scale),
+        ceiling=ceiling,
+        static=fp16.loss_scale or None,
     )

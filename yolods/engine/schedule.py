@@ -82,6 +82,14 @@ class Schedule:
         """Epoch in which a batch begins."""
         return batch * self.batch // self.samples
 
+    def epoch_at(self, position: int) -> int:
+        """Epoch (from 0) of the next sample after so many; the last one at the end of the run."""
+        return min(position // self.samples, self.epochs - 1)
+
+    def epochs_behind(self, position: int) -> int:
+        """Epochs whose samples have all been seen after so many samples."""
+        return min(position // self.samples, self.epochs)
+
     def decay(self, epoch: int) -> float:
         """Factor on lr0 in an epoch: ultralytics' `one_cycle` cosine, or a straight line from 1 to lrf."""
         if self.cos_lr:

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from yolods.stability.attribution import INPUT, LOSS, Culprit
+from yolods.stability.attribution import INPUT, LOSS
 from yolods.stability.guard import Verdict
 from yolods.stability.reading import Reading
+from yolods.stability.record import StepRecord
 from yolods.stats import StabilityEvent
 
 _BOX_BRANCH = re.compile(r"\.cv2\.(\d+)\.")
@@ -19,47 +20,29 @@ SHOWN_FILES = 3
 """Image files in a line; the record has all."""
 
 
-def record(
-    verdict: Verdict,
-    culprits: Sequence[Culprit],
-    reading: Reading | None,
-    *,
-    step: int,
-    epoch: int,
-    position: int,
-    loss: float,
-    grad_norm: float | None,
-    loss_scale: float | None,
-    next_scale: float | None,
-    barred: Sequence[str],
-) -> StabilityEvent:
+def event_of(record: StepRecord, excluded: Sequence[str] = ()) -> StabilityEvent:
     """Everything about a step that was not applied, or in which gradients vanished.
 
     Args:
-        loss: sum of the loss items.
-        grad_norm: global norm before clipping.
-        loss_scale: fp16's scale in the step.
-        next_scale: and after it.
-        barred: images that are left out from now on.
+        excluded: images that are left out from now on.
     """
+    verdict, reading = record.verdict, record.reading
     places = verdict.suspects if not verdict.applied else verdict.vanished
     parameters = tuple(reading.names[place] for place in places) if reading else ()
     levels = _box_levels(parameters) if verdict.applied else ()
     return StabilityEvent(
-        step=step,
-        epoch=epoch,
-        position=position,
+        step=record.step,
+        epoch=record.epoch,
+        position=record.position,
         action="report" if verdict.applied else verdict.action,
         cause=verdict.cause if not verdict.applied else "unassigned" if levels else "vanishing",
-        loss=loss,
-        grad_norm=grad_norm,
+        loss=sum(record.loss.values()),
+        grad_norm=record.grad_norm,
         usual=None if math.isnan(verdict.usual) else verdict.usual,
-        loss_scale=loss_scale,
+        loss_scale=record.loss_scale,
         parameters=parameters,
-        culprits=tuple({**asdict(each), "layer": each.layer} for each in culprits),
-        remedy=_why_unassigned(levels)
-        if levels
-        else _remedy(verdict, loss_scale, next_scale, barred) + _silence(verdict, reading),
+        culprits=tuple({**asdict(each), "layer": each.layer} for each in record.culprits),
+        remedy=_why_unassigned(levels) if levels else _remedy(record, excluded) + _silence(verdict, reading),
     )
 
 
@@ -78,17 +61,18 @@ def _why_unassigned(levels: Sequence[str]) -> str:
     )
 
 
-def _remedy(verdict: Verdict, scale: float | None, next_scale: float | None, barred: Sequence[str]) -> str:
+def _remedy(record: StepRecord, excluded: Sequence[str]) -> str:
     words = {
         "apply": "reported only",
         "skip": "step skipped",
         "rollback": "back to the last snapshot, and on past these images",
         "stop": "stopped: it did not get better",
-    }[verdict.action]
+    }[record.verdict.action]
+    scale, next_scale = record.loss_scale, record.next_scale
     if scale is not None and next_scale is not None and next_scale != scale:
         words += f", loss scale {scale:g} -> {next_scale:g}"
-    if barred:
-        words += f", left out from now on: {', '.join(barred)}"
+    if excluded:
+        words += f", left out from now on: {', '.join(excluded)}"
     return words
 
 

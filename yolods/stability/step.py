@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,34 +17,12 @@ from yolods.stability.clip import POLICIES, Cut
 from yolods.stability.gradients import Decision, Gradients, squares
 from yolods.stability.guard import Cause, Guard, Verdict
 from yolods.stability.reading import Reading
+from yolods.stability.record import StepRecord
 from yolods.stability.scale import LossScale
+from yolods.stats import LOSS_NAMES
 
 if TYPE_CHECKING:
     from yolods.config.own import OwnConfig
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What was found about a step and done with it."""
-
-    reading: Reading | None
-    """None under stock handling."""
-    verdict: Verdict
-    """What became of the step."""
-    loss: tuple[float, ...]
-    """Mean loss items."""
-    instances: int
-    """Boxes in the step."""
-    norm: float | None
-    """Global norm before clipping; None where stock handling measured none."""
-    norm_after: float | None
-    """After clipping; None where the step was not applied."""
-    scale: float | None
-    """fp16's loss scale in this step."""
-    next_scale: float | None = None
-    """And after it."""
-    stop: bool = False
-    """Whether any rank was asked to stop."""
 
 
 class Stability:
@@ -92,7 +70,7 @@ class Stability:
         """A loss as `backward` is to be given it."""
         return self._scale.scale_loss(loss) if self._scale is not None and self._by_hand else loss
 
-    def judge(self, sums: Tensor, micro_batches: int, *, can_return: bool) -> Outcome:
+    def judge(self, sums: Tensor, micro_batches: int, *, can_return: bool) -> StepRecord:
         """Measure and decide; DeepSpeed's step comes next. A collective.
 
         Args:
@@ -106,14 +84,14 @@ class Stability:
         verdict = self.guard.judge(reading, scale_can_fall=can_fall, can_return=can_return)
         cut = self._policy.cut(reading) if verdict.applied else Cut(0.0)
         self._gradients.decision = self._decision(reading, verdict, cut)
-        return Outcome(
-            reading=reading,
-            verdict=verdict,
-            loss=reading.loss,
+        return StepRecord(
+            loss=dict(zip(LOSS_NAMES, reading.loss, strict=True)),
             instances=reading.instances,
-            norm=reading.norm,
+            grad_norm=reading.norm,
             norm_after=cut.norm_after(reading) if verdict.applied else None,
-            scale=reading.scale if self._scale is not None else None,
+            loss_scale=reading.scale if self._scale is not None else None,
+            verdict=verdict,
+            reading=reading,
             stop=stop,
         )
 
@@ -158,12 +136,12 @@ class Stability:
         """Let DeepSpeed's next step throw its gradients away."""
         self._gradients.decision = Decision(skip=True)
 
-    def settle(self, outcome: Outcome) -> Outcome:
+    def settle(self, record: StepRecord) -> StepRecord:
         """Close a step that DeepSpeed has taken."""
-        overflow = outcome.verdict.cause == "overflow"
-        if self._scale is not None and (outcome.verdict.applied or overflow):
+        overflow = record.verdict.cause == "overflow"
+        if self._scale is not None and (record.verdict.applied or overflow):
             self._scale.settle(overflow)
-        return replace(outcome, next_scale=None if self._scale is None else self._scale.cur_scale)
+        return replace(record, next_scale=None if self._scale is None else self._scale.cur_scale)
 
     def named(self, places: Sequence[int]) -> list[str]:
         """Names of parameters by their places."""
@@ -206,31 +184,27 @@ class StockStability:
         """A loss as `backward` is to be given it."""
         return loss * self._engine.optimizer.loss_scale if self._by_hand and self._engine.fp16_enabled() else loss
 
-    def judge(self, sums: Tensor, micro_batches: int, *, can_return: bool) -> Outcome:
+    def judge(self, sums: Tensor, micro_batches: int, *, can_return: bool) -> StepRecord:
         """Nothing is decided here: only what the layers know is collected. A collective."""
         if self._ranks > 1:
             dist.all_reduce(sums)
         *items, instances, stop = sums.tolist()
         engine = self._engine
-        return Outcome(
-            reading=None,
-            verdict=Verdict(),
-            loss=tuple(item / micro_batches for item in items),
+        return StepRecord(
+            loss={name: item / micro_batches for name, item in zip(LOSS_NAMES, items, strict=True)},
             instances=round(instances),
-            norm=None,
-            norm_after=None,
-            scale=float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None,
+            loss_scale=float(engine.optimizer.loss_scale) if engine.fp16_enabled() else None,
             stop=stop > 0,
         )
 
-    def settle(self, outcome: Outcome) -> Outcome:
+    def settle(self, record: StepRecord) -> StepRecord:
         """What DeepSpeed says that it did."""
         norm = self._engine.get_global_grad_norm()
         overflow = bool(getattr(self._engine.optimizer, "overflow", False))
-        cause: Cause = "overflow" if outcome.scale is not None else "backward"
+        cause: Cause = "overflow" if record.loss_scale is not None else "backward"
         verdict = Verdict("skip", cause) if overflow else Verdict()
-        scale = None if outcome.scale is None else float(self._engine.optimizer.loss_scale)
-        return replace(outcome, norm=None if norm is None else float(norm), verdict=verdict, next_scale=scale)
+        scale = None if record.loss_scale is None else float(self._engine.optimizer.loss_scale)
+        return replace(record, grad_norm=None if norm is None else float(norm), verdict=verdict, next_scale=scale)
 
     def discard(self) -> None:
         """Never asked for."""

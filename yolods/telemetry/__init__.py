@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from yolods.stats import EpochStats, PipeStats, StabilityEvent, StepStats
+from yolods.stats import EpochStats, PipeStats, StabilityEvent
 from yolods.telemetry.board import Board, model_table
 from yolods.telemetry.console import Console
 from yolods.telemetry.events import STABILITY_FILE, EventFile
@@ -18,6 +18,8 @@ from yolods.telemetry.results import ResultsTable
 
 if TYPE_CHECKING:
     from ultralytics.utils.metrics import DetMetrics
+
+    from yolods.stability.record import StepRecord
 
 __all__ = [
     "STABILITY_FILE",
@@ -78,7 +80,7 @@ class Telemetry:
     def epoch_begin(self, epoch: int) -> None:
         """Epoch `epoch` (from 0) starts, or goes on after a resume."""
 
-    def step(self, stats: StepStats) -> None:
+    def step(self, record: StepRecord) -> None:
         """A training step has ended."""
 
     def val_begin(self, batches: int, what: str = "validation") -> None:
@@ -208,15 +210,15 @@ class RunTelemetry(Telemetry):
     def epoch_begin(self, epoch: int) -> None:
         self._console.epoch_begin(epoch)
 
-    def step(self, stats: StepStats) -> None:
+    def step(self, record: StepRecord) -> None:
         if self._first_step:
             # What two layouts, or a run and its resumption, are compared by; TensorBoard has every later step.
             self._first_step = False
-            losses = ", ".join(f"{name} {value:.8g}" for name, value in stats.loss.items())
-            _log.info("step %d: %s, grad_norm %s", stats.step, losses, stats.grad_norm, extra={FILE_ONLY: True})
-        self._step = stats.step
-        self._console.step(stats)
-        self._on_board("the curves", lambda board: board.step(stats))
+            losses = ", ".join(f"{name} {value:.8g}" for name, value in record.loss.items())
+            _log.info("step %d: %s, grad_norm %s", record.step, losses, record.grad_norm, extra={FILE_ONLY: True})
+        self._step = record.step
+        self._console.step(record)
+        self._on_board("the curves", lambda board: board.step(record))
 
     def val_begin(self, batches: int, what: str = "validation") -> None:
         self._console.val_begin(batches, what)

@@ -16,11 +16,13 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from yolods.compat import leave_failures_to_the_next_write
-from yolods.stats import EpochStats, PipeStats, StabilityEvent, StepStats
+from yolods.stats import EpochStats, PipeStats, StabilityEvent
 
 if TYPE_CHECKING:
     from torch import nn
     from ultralytics.utils.metrics import DetMetrics
+
+    from yolods.stability.record import StepRecord
 
 _POINTS_AN_EPOCH = 50
 """Points of a curve of step values an epoch: TensorBoard shows about 1000 in all, and each costs disk."""
@@ -52,7 +54,7 @@ class Board:
         # Also on a first start: readers take the first such mark in a folder for its beginning, the next for a restart.
         self._writer = SummaryWriter(str(run_dir), purge_step=start_step + 1, flush_secs=20)
         self._every = max(steps_per_epoch // _POINTS_AN_EPOCH, 1)
-        self._pending: list[StepStats] = []
+        self._pending: list[StepRecord] = []
         self._counted = Counter(tag for event in events for tag in _tags_of(event))
         self.step_number = start_step
 
@@ -67,10 +69,10 @@ class Board:
         for summary in (experiment, session):
             self._writer.file_writer.add_summary(summary, self.step_number)
 
-    def step(self, stats: StepStats) -> None:
+    def step(self, record: StepRecord) -> None:
         """Take one step in; every few of them become one point of each curve, their mean."""
-        self._pending.append(stats)
-        self.step_number = stats.step
+        self._pending.append(record)
+        self.step_number = record.step
         if len(self._pending) >= self._every:
             self._write_pending()
 
@@ -169,20 +171,20 @@ class Board:
         if not steps:
             return
         values: dict[str, list[float | None]] = {}
-        for stats in steps:
-            for tag, value in _step_values(stats).items():
+        for record in steps:
+            for tag, value in record.curves().items():
                 values.setdefault(tag, []).append(value)
         self._scalars({tag: _mean(series) for tag, series in values.items()})
         self._layer_norms(steps[-1])
 
-    def _layer_norms(self, stats: StepStats) -> None:
+    def _layer_norms(self, record: StepRecord) -> None:
         """How the gradient norms of all parameters lie, by orders of magnitude."""
         import numpy as np
 
-        norms = np.array(stats.layer_norms if stats.layer_norms is not None else ())
+        norms = np.array(() if record.reading is None else record.reading.norms)
         norms = norms[np.isfinite(norms) & (norms > 0)]
         if norms.size:
-            self._writer.add_histogram("stability/log10_gradient_norm_by_parameter", np.log10(norms), stats.step)
+            self._writer.add_histogram("stability/log10_gradient_norm_by_parameter", np.log10(norms), record.step)
 
     def _scalars(self, values: Mapping[str, float | None]) -> None:
         for tag, value in values.items():
@@ -203,23 +205,6 @@ class Board:
 
 
 _BEST = {f"metrics/{name}(B)": f"metrics/best_{name}" for name in ("precision", "recall", "mAP50", "mAP50-95")}
-
-
-def _step_values(stats: StepStats) -> dict[str, float | None]:
-    """The curves that a step adds to. A skipped step's loss and norm mean nothing, so they are left out."""
-    values: dict[str, float | None] = {f"lr/{name.removeprefix('lr/')}": value for name, value in stats.lr.items()}
-    values |= {"optim/momentum": stats.momentum, "optim/loss_scale": stats.loss_scale}
-    values["optim/skipped_share"] = float(stats.skipped)
-    if not stats.skipped:
-        values |= {f"train/{name}": value for name, value in stats.loss.items()}
-        values["optim/grad_norm"] = stats.grad_norm
-        values["optim/grad_norm_after_clipping"] = stats.norm_after
-        if stats.grad_norm and stats.norm_after is not None:
-            values["optim/clip_factor"] = stats.norm_after / stats.grad_norm
-    if stats.seconds > 0:
-        values["time/images_per_second"] = stats.samples / stats.seconds
-        values["time/data_share"] = stats.data_seconds / stats.seconds
-    return values
 
 
 def _tags_of(event: Mapping[str, Any]) -> list[str]:

@@ -8,10 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats, StepStats
+from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
 from yolods.telemetry.log import CLEAR_LINE, FILE_ONLY
+
+if TYPE_CHECKING:
+    from yolods.stability.record import StepRecord
 
 _log = logging.getLogger("yolods.console")
 
@@ -36,13 +39,13 @@ class RunningLoss:
         self._sums = dict.fromkeys(LOSS_NAMES, 0.0)
         self._samples = 0
 
-    def add(self, stats: StepStats) -> None:
+    def add(self, record: StepRecord) -> None:
         """Take one step in."""
-        if stats.skipped:
+        if record.skipped:
             return
-        self._samples += stats.samples
+        self._samples += record.samples
         for name in LOSS_NAMES:
-            self._sums[name] += stats.loss[name] * stats.samples
+            self._sums[name] += record.loss[name] * record.samples
 
     def mean(self) -> dict[str, float]:
         """By LOSS_NAMES; nan before the first step that counts."""
@@ -75,7 +78,7 @@ class Console:
         self._bar: Any = None
         self._epoch = 0
         self._loss = RunningLoss()
-        self._last: StepStats | None = None
+        self._last: StepRecord | None = None
         self._last_line = self._epoch_start = clock()
         self._first_batch: int | None = None
         self._val_done = self._val_batches = 0
@@ -103,13 +106,13 @@ class Console:
             self._write(f"\n{header}")
             self._bar = self._new_bar(f"{f'{epoch + 1}/{self.epochs}':>11}", self.batches)
 
-    def step(self, stats: StepStats) -> None:
+    def step(self, record: StepRecord) -> None:
         """Move the bar to the step's position, or say that the run is alive."""
-        self._loss.add(stats)
-        self._last = stats
-        done = min(math.ceil((stats.position - self._epoch * self.images_per_epoch) / self.batch_size), self.batches)
+        self._loss.add(record)
+        self._last = record
+        done = min(math.ceil((record.position - self._epoch * self.images_per_epoch) / self.batch_size), self.batches)
         if self._first_batch is None:  # after a resume in mid-epoch, time per batch must not count what came before
-            self._first_batch = max(done - max(math.ceil(stats.samples / self.batch_size), 1), 0)
+            self._first_batch = max(done - max(math.ceil(record.samples / self.batch_size), 1), 0)
         if self._bar is not None:
             self._bar.desc = self._train_cells()
             self._bar.update(max(done - self._bar.n, 0))

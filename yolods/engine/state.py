@@ -1,0 +1,182 @@
+"""What trains on a rank: described, saved, taken over from a checkpoint or a .pt, and gathered into a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolods.cluster.ranks import Ranks, Share
+from yolods.engine.ema import ShardedEma
+from yolods.engine.masters import Masters, frozen_weights, full_shape, set_parameter
+from yolods.engine.recovery import Recovery
+from yolods.engine.shards import cut, misfits
+from yolods.errors import UserError
+from yolods.hostcopy import fill, host_copy
+from yolods.stability.step import Stability, StockStability
+
+COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
+"""DeepSpeed's own counts, which its timers and logs go by."""
+
+
+class TrainingState:
+    """A rank's shards of masters, optimizer and moving average, its statistics, and what judges its steps.
+
+    All methods are collectives unless they say otherwise.
+    """
+
+    def __init__(
+        self,
+        deepspeed: Any,
+        masters: Masters,
+        ema: ShardedEma,
+        stability: Stability | StockStability,
+        ranks: Ranks,
+        share: Share,
+        *,
+        snapshot_steps: int,
+    ) -> None:
+        """
+        Args:
+            deepspeed: the DeepSpeedEngine.
+            share: this rank's part of the data.
+            snapshot_steps: applied steps from one snapshot in memory to the next; 0: none is taken.
+        """
+        self.deepspeed, self.masters, self.ema = deepspeed, masters, ema
+        self.stability, self.ranks, self.share = stability, ranks, share
+        self.recovery = Recovery(self.statistics, self._moving, every=snapshot_steps, restores=stability.restores)
+
+    @property
+    def net(self) -> nn.Module:
+        """The model inside, or this rank's stage of it; under ZeRO-3 its parameters are partitioned."""
+        return self.deepspeed.module
+
+    def statistics(self) -> list[Tensor]:
+        """Running statistics of the live model: floating buffers, in a fixed order. Local."""
+        return [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
+
+    def describe(self) -> dict[str, Any]:
+        """What this rank's shards are made of, so that they can be put together without this engine. Local.
+
+        `groups`: for each shard a list of (name, shape), in the order in which they lie in it; `statistics`: names of
+        the floating buffers.
+        """
+        names = {id(parameter): name for name, parameter in self.net.named_parameters()}
+        return {
+            "groups": [[(names[id(p)], list(full_shape(p))) for p in group] for group in self.masters.members()],
+            "statistics": [name for name, buffer in self.net.named_buffers() if buffer.is_floating_point()],
+        }
+
+    def layout(self) -> dict[str, Any]:
+        """How the model is cut over all ranks: the kind of shards, every stage's, and every rank's place."""
+        return {
+            "kind": self.masters.kind,
+            "stages": [self.describe()],
+            "places": [[0, rank] for rank in range(self.ranks.size)],
+        }
+
+    def _moving(self) -> dict[str, Any]:
+        """What a step changes on this rank. Local."""
+        return {
+            "masters": self.masters.shards(),
+            "optimizer": self.masters.states(),
+            "ema": self.ema.state_dict(),
+            "statistics": self.statistics(),
+            "counts": dict(self._counts()),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """Everything of this rank that a resume needs: its shards and its own. A collective (frozen weights)."""
+        return {
+            **self._moving(),
+            "frozen": self._frozen_weights(),
+            "stability": self.stability.state(),
+            **self.recovery.state(),
+            "counters": {key: getattr(self.deepspeed, key) for key in COUNTERS},
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave, or what was cut to this rank's shards. A collective.
+
+        Raises:
+            UserError: what is frozen here is not what was frozen there.
+        """
+        frozen = [(name, full_shape(p)) for name, p in self.net.named_parameters() if not p.requires_grad]
+        if state["frozen"] and (wrong := misfits([frozen], state["frozen"])):  # some ranks hand over none
+            raise UserError(f"the state is of another model, or of other frozen layers: {wrong[0]}")
+        for name, parameter in self.net.named_parameters():
+            if not parameter.requires_grad and name in state["frozen"]:
+                set_parameter(parameter, state["frozen"][name])
+        self._load_moving(state)
+        self.stability.load(state["stability"])
+        for key, value in state["counters"].items():
+            setattr(self.deepspeed, key, value)
+        self.recovery.load(state)
+
+    @torch.no_grad()
+    def _load_moving(self, state: dict[str, Any]) -> None:
+        shards = self.masters.shards()
+        fill(shards, [saved.view_as(shard) for saved, shard in zip(state["masters"], shards, strict=True)])
+        self.masters.load_states([_shaped(each, shard) for each, shard in zip(state["optimizer"], shards, strict=True)])
+        fill(self.statistics(), state["statistics"])
+        counts = dict(self._counts())
+        fill(counts.values(), [state["counts"][name] for name in counts])
+        self.ema.load_state_dict(state["ema"])
+        self.masters.publish()
+
+    @torch.no_grad()
+    def adopt(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over a whole model's weights and running statistics, for evaluation: optimizer and average stay.
+
+        Args:
+            weights: a state_dict; on every rank.
+        """
+        mine, shards = self.describe(), self.masters.shards()
+        sizes = [shard.numel() for shard in shards]
+        pieces = cut(self.masters.kind, mine["groups"], weights, sizes, self.share.index, self.share.count)
+        fill(shards, [piece.view_as(shard) for piece, shard in zip(pieces, shards, strict=True)])
+        fill(self.statistics(), [weights[name] for name in mine["statistics"]])
+        for name, parameter in self.net.named_parameters():
+            if not parameter.requires_grad:
+                set_parameter(parameter, weights[name])
+        self.masters.publish()
+
+    def _counts(self) -> Iterator[tuple[str, Tensor]]:
+        """BatchNorm's counters of batches, which nothing reads here but every .pt holds. Local."""
+        return ((name, buffer) for name, buffer in self.net.named_buffers() if not buffer.is_floating_point())
+
+    def _frozen_weights(self) -> dict[str, Tensor]:
+        """Parameters without masters, fp32 on the CPU, on the ranks that hand over their stage's weights."""
+        frozen = {name: each for name, each in self.net.named_parameters() if not each.requires_grad}
+        return frozen_weights(frozen, keep=self._hands_over())
+
+    @torch.no_grad()
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """The whole model's state_dict in fp32 on the CPU, on rank 0; None elsewhere.
+
+        Masters are gathered a bounded piece after the other, so no GPU ever holds a whole model besides its own.
+        """
+        names = {id(parameter): name for name, parameter in self.net.named_parameters()}
+        state = self._frozen_weights()
+        state |= {names[id(each)]: value for each, value in self.masters.whole(keep=self._hands_over())}
+        if self._hands_over():
+            state |= host_copy(dict(self.net.named_buffers()))
+        return self._collect(state)
+
+    def _hands_over(self) -> bool:
+        """Whether this rank's copy of its weights is the one that is saved."""
+        return self.ranks.is_main
+
+    def _collect(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        return state if self.ranks.is_main else None
+
+
+def _shaped(state: dict[str, Any], shard: Tensor) -> dict[str, Any]:
+    """Moments in the shape of their shard; numbers as they are."""
+    return {
+        key: value.view_as(shard) if isinstance(value, Tensor) and value.numel() == shard.numel() > 1 else value
+        for key, value in state.items()
+    }

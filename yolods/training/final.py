@@ -1,0 +1,105 @@
+"""The end of a run: best.pt judged once more as anyone would load it, first with better statistics where those help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from yolods.checkpoint.progress import Progress
+from yolods.engine.base import Engine
+from yolods.errors import UserError
+from yolods.evaluate import Evaluation, Evaluator
+from yolods.model.weights import read_pt
+from yolods.precise import TrainStatistics
+from yolods.telemetry import Telemetry
+from yolods.training.selection import FITNESS_DIGITS
+from yolods.training.weight_files import WeightsWriter
+
+
+class FinalValidation:
+    """Judges best.pt with every plot. Calling it is a collective, and leaves the engine with best.pt's weights."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        evaluator: Evaluator,
+        statistics: TrainStatistics | None,
+        writer: WeightsWriter,
+        telemetry: Telemetry,
+        *,
+        plots: bool,
+    ) -> None:
+        """
+        Args:
+            statistics: takes those of best.pt anew; None where they stay as they are.
+            plots: draw curves, the confusion matrix and pictures.
+        """
+        self.evaluator = evaluator
+        self._engine, self._statistics, self._writer = engine, statistics, writer
+        self._telemetry, self._plots = telemetry, plots
+
+    def __call__(self, progress: Progress, excluded: Iterable[str]) -> Evaluation | None:
+        """The result on rank 0; None elsewhere.
+
+        Args:
+            excluded: train images that are left out.
+
+        Raises:
+            UserError: on every rank: best.pt was never written.
+            Stopped: on every rank: one was asked to stop.
+        """
+        best = self._writer.best
+        if not self._engine.ranks.from_main(best.is_file()):
+            raise UserError(f"{best} was never written; the log {self._writer.folder.parent / 'train.log'} says why")
+        self._load()
+        if self._statistics is not None:
+            self._restate(self._statistics, progress, excluded)
+            self._load()
+        self._telemetry.event("validate", f"\nValidating {best}...")
+        return self.evaluator(
+            self._engine, plots=self._plots, pictures=self._plots, final=True, telemetry=self._telemetry
+        )
+
+    def _load(self) -> None:
+        self._engine.adopt(read_pt(self._writer.best).state_dict())
+        self._engine.deepspeed.eval()
+
+    def _restate(self, statistics: TrainStatistics, progress: Progress, excluded: Iterable[str]) -> None:
+        """Write best.pt with BatchNorm's statistics taken anew, where the val images say that it is better so.
+
+        Both are judged as best.pt holds them, in fp16: what an epoch came to was judged in fp32, before it was written.
+        Epochs of a run that goes on still compete by that: `progress` stays as it is.
+        """
+        ranks, before = self._engine.ranks, self._judge()
+        statistics(self._telemetry, excluded)
+        self._round_statistics()
+        now = self._judge()
+        is_better = ranks.from_main(before is not None and now is not None and _fitness(now) > _fitness(before))
+        weights = self._engine.full_weights() if is_better else None  # gathered only where they are wanted
+        if before is not None and now is not None:  # on rank 0
+            told = (
+                f"BatchNorm's statistics over {statistics.images} train images without augmentation: mAP50-95 "
+                f"{_fitness(before):.5f} -> {_fitness(now):.5f}, "
+            )
+            try:
+                if weights is not None:
+                    self._writer.replace_best(weights, progress.best_epoch, now, _fitness(now))
+                told += "best.pt has these" if is_better else "best.pt keeps those of training"
+                self._telemetry.event("statistics", told)
+            except (OSError, RuntimeError) as error:
+                told += f"but {self._writer.best} could not be written: {error}"
+                self._telemetry.event("statistics", told, warn=True)
+        ranks.barrier()  # before any rank reads best.pt again
+
+    def _judge(self) -> Evaluation | None:
+        return self.evaluator(self._engine, telemetry=self._telemetry)
+
+    def _round_statistics(self) -> None:
+        """What a .pt makes of statistics: fp16, with its largest number in the place of an infinity."""
+        for buffer in self._engine.statistics():
+            buffer.copy_(torch.nan_to_num(buffer.half()))
+
+
+def _fitness(evaluation: Evaluation) -> float:
+    return round(evaluation.fitness, FITNESS_DIGITS)
