@@ -24,11 +24,12 @@ from torch import Tensor
 from yolods import interrupt
 from yolods.cluster.pulse import mark, slowly
 from yolods.cluster.ranks import Ranks, Share
+from yolods.compat import labels_of, matches, skip_own_decoding
 from yolods.data.dataset import DetectionSet
 from yolods.data.loader import EvalBatch, eval_batches, eval_loader
 from yolods.errors import UserError
 from yolods.hostcopy import on_host
-from yolods.model.decode import decode, skip_own_decoding
+from yolods.model.decode import decode
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss, as_float
 from yolods.stats import LOSS_NAMES, METRIC_NAMES
@@ -306,12 +307,12 @@ class _Judge:
         """
         found = self._suppress(decoded)[: batch["real"]]
         for place, prediction in enumerate(found):
-            target = self._validator._prepare_batch(place, batch)
+            target = labels_of(self._validator, place, batch)
             classes = target["cls"].numpy()
             tally.records.append(
                 {
                     "index": batch["index"][place],
-                    "tp": self._validator._process_batch(prediction, target)["tp"],
+                    "tp": matches(self._validator, prediction, target),
                     "conf": prediction["conf"].numpy(),
                     "pred_cls": prediction["cls"].numpy(),
                     "target_cls": classes,

@@ -92,7 +92,6 @@ def test_a_public_name_is_defined_once():
     assert twin_names(MODULES) == {}
 
 
-@not_yet("one parser for the blocks of pipeline and recompute")
 def test_no_function_is_written_twice():
     assert twin_functions(MODULES) == []
 
@@ -102,7 +101,6 @@ def test_every_module_has_a_test_file_of_its_own():
     assert without_test(MODULES) == []
 
 
-@not_yet("the move of what is listed into compat.py")
 def test_workarounds_stand_in_compat_alone():
     assert workarounds({name: module.tree for name, module in MODULES.items()}) == []
 
