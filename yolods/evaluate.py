@@ -151,6 +151,26 @@ class Evaluator:
         judge = _Judge(self._names, self._hyper, self.save_dir, confusion=plots, ids=ids)
         tally = _Tally()
         telemetry.val_begin(len(self._batches))
+        first = self._go_through(detector, judge, tally, telemetry, pictures=pictures)
+        mark("adding up the evaluation")
+        tally.confusion = judge.confusion
+        tallies = self._ranks.to_main(tally)
+        if self._ranks.from_main(any(each.stopped for each in tallies)):
+            raise interrupt.Stopped()
+        if not self._ranks.is_main:
+            return None
+        with slowly("the evaluation's results"):
+            result = self._add_up(judge, tallies, plots=plots, boxes_to=boxes_to, seconds=time.perf_counter() - started)
+            self._show(telemetry, first, tallies)
+            telemetry.val_end(result.details, result.images, final=final)
+        for file in sorted({file for each in tallies for file in each.replaced}):
+            telemetry.event("unreadable", f"{file} could not be read; it counts as an image without boxes", warn=True)
+        return result
+
+    def _go_through(
+        self, detector: Detector, judge: _Judge, tally: _Tally, telemetry: Telemetry, *, pictures: bool
+    ) -> list[dict[str, Any]]:
+        """Predict and judge this rank's batches into `tally`; returns rank 0's first ones, for pictures."""
         first: list[dict[str, Any]] = []
         reads = self._share.reads_images or self._share.reads_labels
         loaded = load(self._dataset, self._batches, self._ranks, reads=reads, workers=self._workers)
@@ -173,20 +193,7 @@ class Evaluator:
             tally.replaced += batch.get("replaced", ())
             with slowly("the screen"):
                 telemetry.val_progress()
-        mark("adding up the evaluation")
-        tally.confusion = judge.confusion
-        tallies = self._ranks.to_main(tally)
-        if self._ranks.from_main(any(each.stopped for each in tallies)):
-            raise interrupt.Stopped()
-        if not self._ranks.is_main:
-            return None
-        with slowly("the evaluation's results"):
-            result = self._add_up(judge, tallies, plots=plots, boxes_to=boxes_to, seconds=time.perf_counter() - started)
-            self._show(telemetry, first, tallies)
-            telemetry.val_end(result.details, result.images, final=final)
-        for file in sorted({file for each in tallies for file in each.replaced}):
-            telemetry.event("unreadable", f"{file} could not be read; it counts as an image without boxes", warn=True)
-        return result
+        return first
 
     @staticmethod
     def _show(telemetry: Telemetry, batches: list[dict[str, Any]], tallies: list[_Tally]) -> None:

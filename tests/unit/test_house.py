@@ -75,7 +75,6 @@ def test_a_folder_can_be_seen_at_a_glance():
     assert {name: count for name, count in folders(MODULES).items() if count > FOLDER} == {}
 
 
-@not_yet("splitting Evaluator.__call__ and visit")
 def test_functions_are_short():
     sizes = functions(MODULES)
     assert percentile([each.size for each in sizes], 0.95) <= P95
