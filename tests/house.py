@@ -398,14 +398,10 @@ def longest_lines(modules: Mapping[str, Module], count: int) -> list[Sized]:
 
 
 def without_test(modules: Mapping[str, Module], tests: Path = ROOT / "tests" / "unit") -> list[str]:
-    """Modules with code that have no test file of their own."""
-    return [name for name, module in modules.items() if _has_code(module) and not _has_test(name, tests)]
-
-
-def _has_code(module: Module) -> bool:
-    """A package's face may hold docstring, imports and `__all__` alone; then there is nothing to test."""
-    said = (ast.Import, ast.ImportFrom, ast.Expr, ast.Assign)
-    return not module.packaged or any(not isinstance(node, said) for node in module.tree.body)
+    """Modules with code that have no test file of their own; constants and a package's imports are none."""
+    said = (ast.Import, ast.ImportFrom, ast.Expr, ast.Assign, ast.AnnAssign)
+    working = [name for name, module in modules.items() if any(not isinstance(each, said) for each in module.tree.body)]
+    return [name for name in working if not _has_test(name, tests)]
 
 
 def _has_test(name: str, tests: Path) -> bool:
