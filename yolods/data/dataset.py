@@ -34,6 +34,7 @@ PADDING_GREY = 114
 log = logging.getLogger(__name__)
 
 
+# Wide: half of the methods are ultralytics' own, which it overrides by name.
 class DetectionSet(YOLODataset):
     """Images and boxes of one split.
 
