@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from yolods import __version__, compat, streams
 from yolods.config.invocation import LAUNCH, launch_command
-from yolods.config.words import FlagParser
+from yolods.config.words import FlagNames, FlagParser
 from yolods.errors import OwnError, UserError, nearest
 from yolods.interrupt import Stopped, abrupt, held, noted, patient
 
@@ -196,10 +196,8 @@ def _foreign(words_own: Callable[[str], str | None], name: str) -> str | None:
     """What to write instead of a flag that a word does not have, which may be the launcher's."""
     from yolods.cluster.flags import add_launch_arguments, add_restart_argument
 
-    launchers = argparse.ArgumentParser(add_help=False)
-    add_launch_arguments(launchers)
-    add_restart_argument(launchers)
-    known = [option for option in launchers._option_string_actions if option.startswith("--")]
+    names = FlagNames(add_launch_arguments, add_restart_argument).names
+    known = [option for option in names if option.startswith("--")]
     if name in {option.lstrip("-").replace("-", "_") for option in known}:
         return f"a flag of the launcher, which `{launch_command()}` takes"
     if told := words_own(name):

@@ -11,12 +11,19 @@ import os
 import sys
 import threading
 import types
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from yolods.config.paths import cache_dir, ultralytics_folders
 from yolods.errors import OwnError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+    from torch import Tensor, nn
 
 
 def prepare() -> None:
@@ -217,14 +224,67 @@ def local_checkpoints() -> Iterator[None]:
     looks for a file of the new name on github; it warns before it raises. No longer needed once it takes an existing
     path as it is.
     """
-    from ultralytics.utils import LOGGER, downloads
+    from ultralytics.utils import downloads
 
-    theirs, muted = downloads.attempt_download_asset, LOGGER.disabled
-    downloads.attempt_download_asset, LOGGER.disabled = str, True
+    theirs, downloads.attempt_download_asset = downloads.attempt_download_asset, str
+    try:
+        with quiet_ultralytics():
+            yield
+    finally:
+        downloads.attempt_download_asset = theirs
+
+
+@contextmanager
+def quiet_ultralytics() -> Iterator[None]:
+    """Within: ultralytics says nothing.
+
+    Seen on ultralytics 8.4.190: Albumentations lists its transforms once per rank and pipeline, and
+    a damaged checkpoint is warned of before the error is raised. No argument turns either off.
+    """
+    from ultralytics.utils import LOGGER
+
+    muted, LOGGER.disabled = LOGGER.disabled, True
     try:
         yield
     finally:
-        downloads.attempt_download_asset, LOGGER.disabled = theirs, muted
+        LOGGER.disabled = muted
+
+
+def image_opener(file: str) -> Callable[..., Image.Image]:
+    """Pillow's own `Image.open`, except for HEIC.
+
+    Seen on ultralytics 8.4.190: it replaces `Image.open` by a function that takes a damaged file
+    for HEIC and tries to install a decoder. Not needed once Pillow's own stays in its place.
+    """
+    from PIL import Image
+    from ultralytics.utils import patches
+
+    if file.lower().endswith((".heic", ".heif")):
+        return Image.open
+    return getattr(patches, "_image_open", Image.open)
+
+
+def skip_own_decoding(head: nn.Module) -> None:
+    """Make a Detect head return (None, raw outputs) in evaluation mode.
+
+    Seen on ultralytics 8.4.190: the head decodes boxes in its own dtype, which nobody uses here. On
+    a device its host waits nine times for images of another shape than the last.
+    """
+    head._inference = lambda raw: None
+
+
+def labels_of(validator: Any, place: int, batch: dict[str, Any]) -> dict[str, Any]:
+    """The labels of one image of a batch, as ultralytics' validator matches them with boxes.
+
+    Seen on ultralytics 8.4.190: this and `matches` are the validator's own steps, and have no
+    public name. Taking them gives ultralytics' own mAP.
+    """
+    return validator._prepare_batch(place, batch)
+
+
+def matches(validator: Any, prediction: dict[str, Tensor], labels: dict[str, Any]) -> np.ndarray:
+    """Which boxes of an image are right: (boxes, IoU thresholds) bool. See `labels_of`."""
+    return validator._process_batch(prediction, labels)["tp"]
 
 
 UNICODE_FONT = "Arial.Unicode.ttf"
@@ -303,3 +363,102 @@ def import_muon_uncompiled() -> None:
         pass
     finally:
         torch.compile = kept
+
+
+def own_shared_modules(net: nn.Module) -> None:
+    """Give every layer modules of its own that have no parameters, such as activations.
+
+    All of ultralytics' convolutions share one activation, an attribute of their class. DeepSpeed's
+    ZeRO-3 registers its hooks on a module once for each parent that it is found under (0.19.8,
+    zero/parameter_offload.py). On one SiLU under all convolutions that is their number squared: a
+    step of YOLOv5n at 64 pixels took 1.5 s of CPU instead of 0.3, and the first, which records the
+    order of modules, 15 s instead of 2. Every other model in the process had the same SiLU and with
+    it the hooks, and could not be pickled.
+    """
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if not any(True for _ in child.parameters()):
+                setattr(parent, name, deepcopy(child))
+
+
+def leave_norm_and_scale_to_us(engine: Any, scale: Any) -> None:
+    """Keep a DeepSpeed engine from clipping, and put our loss scale where it has its own.
+
+    Seen with deepspeed 0.19.8: without ZeRO it clips in fp32 whoever else has (runtime/engine.py,
+    `clip_fp32_gradients`). Under torch_autocast it has torch's GradScaler, clips what that has
+    still scaled, and after an overflow never comes to its `update`: with ZeRO 1 to 3 every later
+    step is skipped (zero/stage_1_and_2.py and zero/stage3.py, `step`).
+
+    Args:
+        engine: what `deepspeed.initialize` returned.
+        scale: a `LossScale`; where there is no scaling one that stays at 1, because DeepSpeed's own
+            would call a step that is skipped in fp32 an overflow.
+    """
+    engine.clip_fp32_gradients = lambda: None
+    engine.torch_autocast_z0_gradscaler = None
+    if hasattr(engine.optimizer, "torch_autocast_gradscaler"):
+        engine.optimizer.torch_autocast_gradscaler = None
+    if hasattr(engine.optimizer, "loss_scaler"):
+        engine.optimizer.loss_scaler = scale
+
+
+def lend(launcher: Any, subprocess: Any, signal: Any) -> None:
+    """Give one of DeepSpeed's launchers other modules for starting processes and handling signals.
+
+    Seen with deepspeed 0.19.8: `deepspeed.launcher.runner` and `.launch` take both from the standard
+    library by name, and nothing from outside. What goes wrong then is listed in cluster/runner.py
+    and cluster/hostlaunch.py. Not needed once the stock ones pass tests/faults/test_requests.py.
+    """
+    launcher.subprocess, launcher.signal = subprocess, signal
+
+
+def change_kill_command(runner: Any, change: Callable[[Sequence[str]], list[str]]) -> None:
+    """Hand the command by which DeepSpeed kills ranks on other hosts through `change`.
+
+    Seen with deepspeed 0.19.8: its pattern fits pdsh and the remote shells as well, through which
+    ranks still print while they save.
+
+    Args:
+        runner: the class `deepspeed.launcher.multinode_runner.PDSHRunner`.
+    """
+    theirs = runner.get_cmd
+
+    def get_cmd(self: Any, environment: Any, resources: Any) -> Any:
+        command, kill, environment = theirs(self, environment, resources)
+        return command, change(kill), environment
+
+    runner.get_cmd = get_cmd
+
+
+def wrap_collectives(names: Sequence[str], wrap: Callable[[Any], Any]) -> None:
+    """Replace functions of torch.distributed, and the wait for one under way, by `wrap` of each.
+
+    Seen with torch 2.13: nothing calls us back when a rank begins to wait for others and when it
+    has done so, whoever made it wait.
+    """
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d
+
+    for name in names:
+        wrapped = wrap(getattr(distributed_c10d, name))
+        for module in (dist, distributed_c10d):  # torch compares functions of the one with those of the other
+            setattr(module, name, wrapped)
+    dist.Work.wait = wrap(dist.Work.wait)
+
+
+def end_workers(batches: Iterator[Any]) -> None:
+    """End a DataLoader's worker processes now, not when the collector comes round.
+
+    Seen with torch 2.13: its iterator has no public name for that, and a run may end in `os._exit`,
+    which leaves them behind. An iterator without workers has not even the private name.
+    """
+    if hasattr(batches, "_shutdown_workers"):
+        batches._shutdown_workers()
+
+
+def storage_key(tensor: Tensor) -> int:
+    """Which storage a tensor is a view of; another may get the same number once this one is freed.
+
+    Seen with torch 2.13: on the meta device the public `data_ptr` is 0 for all.
+    """
+    return tensor.untyped_storage()._cdata

@@ -24,11 +24,12 @@ from torch import Tensor
 from yolods import interrupt
 from yolods.cluster.pulse import mark, slowly
 from yolods.cluster.ranks import Ranks, Share
+from yolods.compat import labels_of, matches, skip_own_decoding
 from yolods.data.dataset import DetectionSet
 from yolods.data.loader import EvalBatch, eval_batches, eval_loader
 from yolods.errors import UserError
 from yolods.hostcopy import on_host
-from yolods.model.decode import decode, skip_own_decoding
+from yolods.model.decode import decode
 from yolods.model.inputs import InputFormat
 from yolods.model.loss import DetectionLoss, as_float
 from yolods.stats import LOSS_NAMES, METRIC_NAMES
@@ -150,6 +151,26 @@ class Evaluator:
         judge = _Judge(self._names, self._hyper, self.save_dir, confusion=plots, ids=ids)
         tally = _Tally()
         telemetry.val_begin(len(self._batches))
+        first = self._go_through(detector, judge, tally, telemetry, pictures=pictures)
+        mark("adding up the evaluation")
+        tally.confusion = judge.confusion
+        tallies = self._ranks.to_main(tally)
+        if self._ranks.from_main(any(each.stopped for each in tallies)):
+            raise interrupt.Stopped()
+        if not self._ranks.is_main:
+            return None
+        with slowly("the evaluation's results"):
+            result = self._add_up(judge, tallies, plots=plots, boxes_to=boxes_to, seconds=time.perf_counter() - started)
+            self._show(telemetry, first, tallies)
+            telemetry.val_end(result.details, result.images, final=final)
+        for file in sorted({file for each in tallies for file in each.replaced}):
+            telemetry.event("unreadable", f"{file} could not be read; it counts as an image without boxes", warn=True)
+        return result
+
+    def _go_through(
+        self, detector: Detector, judge: _Judge, tally: _Tally, telemetry: Telemetry, *, pictures: bool
+    ) -> list[dict[str, Any]]:
+        """Predict and judge this rank's batches into `tally`; returns rank 0's first ones, for pictures."""
         first: list[dict[str, Any]] = []
         reads = self._share.reads_images or self._share.reads_labels
         loaded = load(self._dataset, self._batches, self._ranks, reads=reads, workers=self._workers)
@@ -172,20 +193,7 @@ class Evaluator:
             tally.replaced += batch.get("replaced", ())
             with slowly("the screen"):
                 telemetry.val_progress()
-        mark("adding up the evaluation")
-        tally.confusion = judge.confusion
-        tallies = self._ranks.to_main(tally)
-        if self._ranks.from_main(any(each.stopped for each in tallies)):
-            raise interrupt.Stopped()
-        if not self._ranks.is_main:
-            return None
-        with slowly("the evaluation's results"):
-            result = self._add_up(judge, tallies, plots=plots, boxes_to=boxes_to, seconds=time.perf_counter() - started)
-            self._show(telemetry, first, tallies)
-            telemetry.val_end(result.details, result.images, final=final)
-        for file in sorted({file for each in tallies for file in each.replaced}):
-            telemetry.event("unreadable", f"{file} could not be read; it counts as an image without boxes", warn=True)
-        return result
+        return first
 
     @staticmethod
     def _show(telemetry: Telemetry, batches: list[dict[str, Any]], tallies: list[_Tally]) -> None:
@@ -306,12 +314,12 @@ class _Judge:
         """
         found = self._suppress(decoded)[: batch["real"]]
         for place, prediction in enumerate(found):
-            target = self._validator._prepare_batch(place, batch)
+            target = labels_of(self._validator, place, batch)
             classes = target["cls"].numpy()
             tally.records.append(
                 {
                     "index": batch["index"][place],
-                    "tp": self._validator._process_batch(prediction, target)["tp"],
+                    "tp": matches(self._validator, prediction, target),
                     "conf": prediction["conf"].numpy(),
                     "pred_cls": prediction["cls"].numpy(),
                     "target_cls": classes,

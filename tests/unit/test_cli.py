@@ -1,4 +1,4 @@
-"""The command line: words, help, exit status, and who speaks. Flags: test_run_config; mistakes: tests/faults."""
+"""The command line: words, help, exit status, and who speaks. Flags: test_config_run; mistakes: tests/faults."""
 
 import os
 import subprocess

@@ -263,3 +263,127 @@ def test_the_installed_torch_still_reads_what_keeps_its_nccl_backend_quiet():
     text = header.read_text(encoding="utf-8")
     assert all(f'"{name}"' in text for name in names)
     assert "NoHandling = 0" in text
+
+
+def test_ultralytics_is_muted_for_a_while_and_after_a_failure_speaks_again():
+    from ultralytics.utils import LOGGER
+
+    with suppress(ZeroDivisionError), compat.quiet_ultralytics():
+        assert LOGGER.disabled
+        raise ZeroDivisionError
+    assert not LOGGER.disabled
+
+
+def test_damaged_images_meet_pillows_own_open_and_ultralytics_still_replaces_it():
+    """Once the last line fails, `image_opener` may go."""
+    from PIL import Image
+    from ultralytics.utils import patches
+
+    assert compat.image_opener("a.jpg").__module__ == "PIL.Image"
+    assert compat.image_opener("a.HEIC") is Image.open
+    assert Image.open.__module__ == patches.__name__
+
+
+def test_ultralytics_has_the_private_steps_that_are_taken_from_it():
+    from ultralytics.models.yolo.detect import DetectionValidator
+    from ultralytics.nn.modules.head import Detect
+
+    assert hasattr(DetectionValidator, "_prepare_batch") and hasattr(DetectionValidator, "_process_batch")
+    assert hasattr(Detect, "_inference")
+
+
+def test_activations_are_no_longer_shared_and_weights_stay_the_same_objects():
+    from torch import nn
+
+    shared, linear = nn.SiLU(), nn.Linear(2, 2)
+    net = nn.Sequential(nn.Sequential(linear, shared), nn.Sequential(linear, shared))
+    compat.own_shared_modules(net)
+    assert net[0][1] is not net[1][1] and isinstance(net[0][1], nn.SiLU)
+    assert net[0][0] is linear and net[1][0] is linear
+
+
+def test_ultralytics_convolutions_still_share_one_activation():
+    """Once this fails, `own_shared_modules` may go."""
+    from ultralytics.nn.modules.conv import Conv
+
+    assert Conv(1, 1).act is Conv(1, 1).act
+
+
+class Scaled:
+    """A DeepSpeed optimizer with all that has to do with scales."""
+
+    def __init__(self):
+        self.torch_autocast_gradscaler, self.loss_scaler = object(), object()
+
+
+@pytest.mark.parametrize("optimizer", [Scaled(), SimpleNamespace()])
+def test_deepspeeds_engine_neither_clips_nor_scales(optimizer):
+    engine = SimpleNamespace(optimizer=optimizer, torch_autocast_z0_gradscaler=object())
+    engine.clip_fp32_gradients = lambda: 1 / 0
+    scale, had = object(), set(vars(optimizer))
+    compat.leave_norm_and_scale_to_us(engine, scale)
+    assert engine.clip_fp32_gradients() is None
+    assert engine.torch_autocast_z0_gradscaler is None
+    assert vars(optimizer) == ({"torch_autocast_gradscaler": None, "loss_scaler": scale} if had else {})
+
+
+def test_deepspeed_still_clips_and_scales_under_the_names_that_are_replaced():
+    folder = Path(importlib.util.find_spec("deepspeed").origin).parent / "runtime"
+    engine = (folder / "engine.py").read_text(encoding="utf-8")
+    assert "self.clip_fp32_gradients()" in engine and "self.torch_autocast_z0_gradscaler" in engine
+    for file in ("stage_1_and_2.py", "stage3.py"):
+        text = (folder / "zero" / file).read_text(encoding="utf-8")
+        assert "self.torch_autocast_gradscaler.update()" in text and "self.loss_scaler" in text
+
+
+def test_a_launcher_starts_processes_and_sets_handlers_through_what_it_is_lent():
+    launcher = SimpleNamespace(subprocess=subprocess, signal=None)
+    compat.lend(launcher, "processes", "signals")
+    assert vars(launcher) == {"subprocess": "processes", "signal": "signals"}
+
+
+@pytest.mark.parametrize("name", ["runner", "launch"])
+def test_deepspeeds_launchers_still_start_processes_by_the_names_that_are_lent(name):
+    folder = Path(importlib.util.find_spec("deepspeed").origin).parent / "launcher"
+    text = (folder / f"{name}.py").read_text(encoding="utf-8")
+    assert "subprocess.Popen(" in text and "signal.signal(" in text
+
+
+def test_the_command_that_kills_is_changed_and_the_other_is_not():
+    class Runner:
+        def get_cmd(self, environment, resources):
+            return ["start"], ["kill"], environment
+
+    compat.change_kill_command(Runner, lambda kill: [*kill, "gently"])
+    assert Runner().get_cmd({"A": "1"}, {}) == (["start"], ["kill", "gently"], {"A": "1"})
+
+
+def test_every_name_of_a_collective_leads_to_the_wrapped_one(monkeypatch):
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d
+
+    for module in (dist, distributed_c10d):
+        monkeypatch.setattr(module, "barrier", print)
+    monkeypatch.setattr(dist.Work, "wait", len)
+    compat.wrap_collectives(["barrier"], lambda function: ("wrapped", function))
+    assert dist.barrier is distributed_c10d.barrier == ("wrapped", print)
+    assert dist.Work.wait == ("wrapped", len)
+
+
+def test_workers_of_a_loader_are_ended_and_a_loader_without_any_is_left():
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    data = TensorDataset(torch.zeros(4, 1))
+    compat.end_workers(iter(DataLoader(data)))
+    batches = iter(DataLoader(data, num_workers=1))
+    compat.end_workers(batches)
+    assert [worker.is_alive() for worker in batches._workers] == [False]
+
+
+def test_a_storage_is_told_from_others_where_data_is_at_no_address():
+    import torch
+
+    one, other = torch.empty(4, device="meta"), torch.empty(4, device="meta")
+    assert compat.storage_key(one) == compat.storage_key(one.view(2, 2)) != compat.storage_key(other)
+    assert one.data_ptr() == other.data_ptr(), "the workaround is no longer needed"

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from yolods.compat import skip_own_decoding
 from yolods.model.build import architecture, build, parse_name
-from yolods.model.decode import decode, skip_own_decoding
+from yolods.model.decode import decode
 from yolods.model.loss import as_float
 
 

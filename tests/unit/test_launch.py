@@ -11,11 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from yolods import interrupt
+from yolods import compat, errors, interrupt
 from yolods.cluster import hostlaunch, launch, runner, supervise
 from yolods.cluster.flags import LaunchFlags, read_words, split_words
 from yolods.cluster.hosts import Host
 from yolods.cluster.launch import ALLOCATOR, free_port, launcher_command, ranks_of, unused_flags
+from yolods.config import paths
 from yolods.errors import Faults, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -338,12 +339,11 @@ def test_the_runner_keeps_gpus_of_a_start_on_this_machine_from_deepspeed(monkeyp
 def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path):
     """By the real launcher: module found, words whole, ranks numbered, variables there. Runs that end well are in
     tests/dist/test_launch_path.py."""
-    (tmp_path / "yolods" / "cluster").mkdir(parents=True)
-    for package in ("yolods", "yolods/cluster"):
+    for package in ("yolods", "yolods/cluster", "yolods/config"):
+        (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("")
-    for module in (hostlaunch, runner, supervise):
-        shutil.copy(module.__file__, tmp_path / "yolods" / "cluster")
-    shutil.copy(interrupt.__file__, tmp_path / "yolods")
+    for module in (hostlaunch, runner, supervise, interrupt, compat, errors, paths):
+        shutil.copy(module.__file__, tmp_path / f"{module.__name__.replace('.', '/')}.py")
     (tmp_path / "yolods" / "__main__.py").write_text(
         "import os, sys, time\n"
         "names = ('RANK', 'WORLD_SIZE', 'DS_ACCELERATOR', 'OMP_NUM_THREADS')\n"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from yolods.config.flags import HYPER_FLAGS, add_train_arguments, foreign
+from yolods.config.flags import HYPER_FLAGS, add_train_arguments, add_val_arguments, foreign
 from yolods.config.hyper import RULES
-from yolods.config.words import FlagParser
+from yolods.config.words import FlagNames, FlagParser
 from yolods.errors import UserError
 
 
@@ -134,3 +134,10 @@ def test_what_yolov5_starts_from_nothing_by_stays():
 def test_a_flag_of_deepspeeds_own_launcher_is_told_what_says_the_same(flag):
     (line,) = parser().read([f"--{flag}"]).faults
     assert line.startswith(f"--{flag}: ") and "did you mean" not in line and "unknown" not in line
+
+
+def test_the_names_of_flags_are_all_spellings_those_of_groups_too():
+    names = FlagNames(add_train_arguments, lambda parser: parser.add_argument("-x", "--extra")).names
+    assert {"--data", "--batch-size", "--batch", "--seed", "-x", "--extra"} <= set(names)
+    assert len(names) == len(set(names)) and all(name.startswith("-") for name in names)
+    assert "--epochs" not in FlagNames(add_val_arguments).names

@@ -16,6 +16,7 @@ COMMAND = "YOLODS_COMMAND"
 """Variable in which the launcher hands on what was typed, over restarts and to other hosts."""
 
 
+# Wide: a field for each flag of DeepSpeed's launcher.
 @dataclass(frozen=True, kw_only=True)
 class LaunchFlags:
     """The launcher's own flags, DeepSpeed's names."""

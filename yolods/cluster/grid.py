@@ -82,6 +82,7 @@ def choose_order(stages: int, replicas: int, slots: int, boundary_bytes: list[in
     return min(orders, key=lambda order: crossing_bytes(stages, replicas, slots, order, boundary_bytes, gradient_bytes))
 
 
+# Wide: DeepSpeed asks an `mpu` for 13 of these methods by name.
 class Grid:
     """This rank's place on the grid and its groups; DeepSpeed takes it as its `mpu`."""
 

@@ -51,7 +51,9 @@ def main() -> int:
     heed(ranks.stop)
     from deepspeed.launcher import launch
 
-    launch.subprocess, launch.signal = ranks, OurHandlers(signal)
+    from yolods import compat
+
+    compat.lend(launch, ranks, OurHandlers(signal))
     if ranks.asked is not None:  # while that was imported
         return 128 + ranks.asked
     launch.main()

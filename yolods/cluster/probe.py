@@ -101,6 +101,7 @@ class Count:
     """False: the time was up before everything was counted."""
 
 
+# Wide: a field for each question that doctor asks a host.
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What a host says. All of it survives JSON."""

@@ -109,15 +109,14 @@ def main() -> int:
     heed(stop)
     from deepspeed.launcher import multinode_runner, runner
 
-    theirs = multinode_runner.PDSHRunner.get_cmd
+    from yolods import compat
 
-    def get_cmd(self: Any, environment: Any, resources: Any) -> Any:
-        command, kill, environment = theirs(self, environment, resources)
+    def note(kill: Sequence[str]) -> list[str]:
         stop.kill = meant(kill)
-        return command, stop.kill, environment
+        return stop.kill
 
-    multinode_runner.PDSHRunner.get_cmd = get_cmd
-    runner.subprocess, runner.signal = children, OurHandlers(signal)
+    compat.change_kill_command(multinode_runner.PDSHRunner, note)
+    compat.lend(runner, children, OurHandlers(signal))
     if stop.asked is not None:  # while that was imported
         return 128 + stop.asked
     try:

@@ -62,13 +62,10 @@ def visit(
     address = None if local else meeting_address(flags, hosts)
     port = flags.master_port or (None if local else DEFAULT_PORT)
     variables = {} if local else travelling(os.environ, tuple(filter(None, (home(), Path.cwd()))), found)
-    try:
+    with found.caught():
         check_threads(os.environ)
         if local:
             check_interfaces(os.environ, gpus=count_gpus(os.environ) > 0)
-    except UserError as error:
-        for line in str(error).splitlines():
-            found.add(line)
     request = Request(
         master_addr=address, master_port=port, trees=tuple(trees), lists=tuple(lists), ignored=tuple(ignored)
     )

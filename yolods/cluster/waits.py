@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
 from yolods.cluster.pulse import PULSE, Pulse
+from yolods.compat import wrap_collectives
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -112,11 +112,7 @@ def mark_collectives(event: Callable[[], Event] | None = None, pulse: Pulse = PU
     streams = None if event is None else Streams(event)
     if streams is not None:
         pulse.ask(streams.wait)
-    for name in NAMES:
-        marked = _marked(getattr(distributed_c10d, name), pulse, streams)
-        for module in (dist, distributed_c10d):  # both: torch compares functions of the one with those of the other
-            setattr(module, name, marked)
-    dist.Work.wait = _marked(dist.Work.wait, pulse, streams)
+    wrap_collectives(NAMES, lambda function: _marked(function, pulse, streams))
 
 
 def _marked(function: F, pulse: Pulse, streams: Streams | None) -> F:

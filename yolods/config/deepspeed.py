@@ -47,6 +47,7 @@ OURS = ("yolods", "pipeline", "optimizer", "activation_checkpointing")
 _NO_CPU_FP16 = "the CPU backend has no fp16; use bf16 or fp32"
 
 
+# Wide: a field for each thing that DeepSpeed's JSON decides.
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedConfig:
     """A run's DeepSpeed configuration; nothing in it is left open."""

@@ -9,7 +9,7 @@ from typing import Any
 from yolods.config.hyper import OPTIMIZERS, RULES, Given
 from yolods.config.invocation import launch_command
 from yolods.config.refused import FLAGS, REFUSED, YOLOV5
-from yolods.config.words import RefusedFlag
+from yolods.config.words import FlagNames, RefusedFlag
 from yolods.errors import nearest
 
 HYPER_FLAGS: dict[str, str] = {
@@ -184,13 +184,11 @@ def foreign_to_val(name: str) -> str | None:
         return "not taken: an evaluation computes in fp32"
     if name in EVALUATION:
         return f"a hyper-parameter; write --set {name}=VALUE"
-    train, val = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
-    add_train_arguments(train)
-    add_val_arguments(val)
+    train, val = FlagNames(add_train_arguments), FlagNames(add_val_arguments)
     flag = FLAGS.get(name, f"--{name}").replace("_", "-")
-    if flag in val._option_string_actions:
+    if flag in val.names:
         return f"write {flag}"
-    known = {option.lstrip("-").replace("-", "_") for option in train._option_string_actions}
+    known = {option.lstrip("-").replace("-", "_") for option in train.names}
     if name in known or name in FLAGS or name in RULES or name in _FOREIGN:
         return _OF_TRAINING
     if name in REFUSED or name in YOLOV5:

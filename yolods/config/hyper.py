@@ -55,6 +55,7 @@ def _cache() -> Rule:
     return Rule("false, true or 'ram'", parse)
 
 
+# Wide: a field for each of ultralytics' hyper-parameters, which users know by these names.
 @dataclass(frozen=True, kw_only=True)
 class Hyper:
     """Every hyper-parameter of a run. Defaults are ultralytics' 8.4.190."""

@@ -52,6 +52,7 @@ class ClippingConfig:
     """`value`: largest magnitude of an element."""
 
 
+# Wide: a field for each key of the JSON's "overflow" block.
 @dataclass(frozen=True, kw_only=True)
 class OverflowConfig:
     """What happens when gradients or losses go bad; docs/stability.md tells it as a story."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yolods.config.values import Rule, either, items, one_of, optional, read_block, real, setting, text, whole
+from yolods.config.values import either, items, one_of, only_false, optional, read_block, real, setting, text, whole
 from yolods.errors import Faults
 
 PARTITIONS = ("balanced", "flops", "activations", "parameters", "uniform")
@@ -14,15 +14,6 @@ _CUTS = items(
     either(whole(1), text()),
     what='a list of cuts: 13 is before layer 13, "4.1" before the second part of layer 4',
 )
-
-
-def _reentrant() -> Rule:
-    def parse(value: Any) -> bool:
-        if value is not False:
-            raise ValueError
-        return False
-
-    return Rule("false (several tensors cross a cut, which reentrant checkpointing cannot carry)", parse)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +28,9 @@ class PipelineConfig:
     """Nodes a segment whose activations are computed again in the backward pass; 0: all activations are kept."""
     memory_gib: float | None = setting(None, optional(real(0, above=True)))
     """Memory of a rank that `balanced` has to keep to, in GiB; None: the device's own on a GPU, unlimited on a CPU."""
-    use_reentrant: bool = setting(False, _reentrant())
+    use_reentrant: bool = setting(
+        False, only_false("false (several tensors cross a cut, which reentrant checkpointing cannot carry)")
+    )
     """DeepSpeed's key; only false works for a graph with skips."""
 
 

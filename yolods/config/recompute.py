@@ -6,17 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yolods.config.values import Rule, optional, read_block, setting, whole
+from yolods.config.values import only_false, optional, read_block, setting, whole
 from yolods.errors import Faults
 
 
 def _off(reason: str) -> Any:
-    def parse(value: Any) -> bool:
-        if value is not False:
-            raise ValueError
-        return False
-
-    return setting(False, Rule(f"false: {reason}", parse))
+    return setting(False, only_false(f"false: {reason}"))
 
 
 @dataclass(frozen=True, kw_only=True)

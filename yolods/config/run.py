@@ -45,6 +45,7 @@ _SAVED: Mapping[str, Rule] = MappingProxyType(
 """What config.json may hold outside its blocks."""
 
 
+# Wide: a field for each flag of a run, and a block for what belongs together.
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides a run. Paths are absolute, except that of the run's folder."""

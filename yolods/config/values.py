@@ -90,6 +90,21 @@ def flag() -> Rule:
     return Rule("true or false", parse)
 
 
+def only_false(permitted: str) -> Rule:
+    """False alone.
+
+    Args:
+        permitted: `false` and the reason, for the sentence "it has to be ...".
+    """
+
+    def parse(value: Any) -> bool:
+        if value is not False:
+            raise ValueError
+        return value
+
+    return Rule(permitted, parse)
+
+
 def text() -> Rule:
     """A string that is not empty."""
 

@@ -19,6 +19,28 @@ class RefusedFlag(UserError):
         self.flag = flag
 
 
+class FlagNames:
+    """Stands where functions add arguments to a parser, and notes what the flags are called."""
+
+    def __init__(self, *additions: Callable[[Any], None]) -> None:
+        """
+        Args:
+            additions: functions that add arguments to the parser that they are given.
+        """
+        self.names: list[str] = []
+        """Every spelling with its dashes, in the order in which they were added."""
+        for add in additions:
+            add(self)
+
+    def add_argument(self, *names: str, **_: Any) -> None:
+        """As a parser's."""
+        self.names += names
+
+    def add_argument_group(self, *_: Any, **__: Any) -> FlagNames:
+        """As a parser's; the names of a group count as all others."""
+        return self
+
+
 class FlagParser(argparse.ArgumentParser):
     """argparse that collects faults instead of leaving at the first, and takes `-` and `_` in a flag for the same."""
 

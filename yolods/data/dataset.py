@@ -20,9 +20,9 @@ import numpy as np
 import psutil
 from ultralytics.data.augment import Albumentations, Compose
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.utils import LOGGER
 from ultralytics.utils.patches import imread
 
+from yolods.compat import quiet_ultralytics
 from yolods.config.batch import DEFAULT_BATCH
 from yolods.data.sampler import SampleId, keyed_generators, keyed_seed
 from yolods.data.scan import Scan
@@ -34,6 +34,7 @@ PADDING_GREY = 114
 log = logging.getLogger(__name__)
 
 
+# Wide: half of the methods are ultralytics' own, which it overrides by name.
 class DetectionSet(YOLODataset):
     """Images and boxes of one split.
 
@@ -137,11 +138,8 @@ class DetectionSet(YOLODataset):
         return pipeline
 
     def _build(self, hyp: SimpleNamespace) -> Compose:
-        muted, LOGGER.disabled = LOGGER.disabled, True  # Albumentations lists its transforms once a rank and pipeline
-        try:
+        with quiet_ultralytics():
             return super().build_transforms(hyp)
-        finally:
-            LOGGER.disabled = muted
 
     def __getitem__(self, item: SampleId | tuple[int, int] | int) -> dict[str, Any]:
         """The sample at (epoch, index) of an augmented set, or at an index of a plain one.

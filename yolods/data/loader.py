@@ -17,6 +17,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from yolods.compat import end_workers
 from yolods.config.sizes import drawn_between
 from yolods.data.dataset import DetectionSet
 from yolods.data.sampler import SampleId, Stream, keyed_seed
@@ -157,8 +158,7 @@ def _deliver(loader: DataLoader) -> Iterator[Batch]:
                 raise OwnError(batch)
             yield batch
     finally:
-        if hasattr(batches, "_shutdown_workers"):
-            batches._shutdown_workers()  # now, not when the collector comes round: a run may end in os._exit
+        end_workers(batches)
 
 
 def _death(report: str, workers: int) -> str:

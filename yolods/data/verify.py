@@ -2,14 +2,14 @@
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from ultralytics.data.utils import exif_size
-from ultralytics.utils import patches
+
+from yolods.compat import image_opener
 
 TOLERANCE = 0.01  # coordinates may pass 0 and 1 by this much, as in ultralytics
 MIN_SIDE = 10  # pixels
@@ -83,7 +83,7 @@ def check_pair(image: str, label_file: str, keypoints: tuple[int, int] | None) -
 def _image_shape(file: str) -> tuple[int, int]:
     """(height, width) as it will be loaded, in pixels. Raises _Bad for what is damaged, cut short or too small."""
     try:
-        opened = _opener(file)
+        opened = image_opener(file)
         with opened(file) as image:
             kind = (image.format or "").lower()
             image.verify()
@@ -100,16 +100,6 @@ def _image_shape(file: str) -> tuple[int, int]:
     if min(height, width) < MIN_SIDE:
         raise _Bad(f"{width}x{height} pixels: less than {MIN_SIDE} on a side")
     return height, width
-
-
-def _opener(file: str) -> Callable[..., Image.Image]:
-    """Pillow's own `open`, except for HEIC.
-
-    ultralytics 8.4.190 replaces Image.open by one that takes a damaged file for HEIC and tries to install a decoder.
-    """
-    if file.lower().endswith((".heic", ".heif")):
-        return Image.open
-    return getattr(patches, "_image_open", Image.open)
 
 
 def _ends_well(file: str, kind: str) -> bool:

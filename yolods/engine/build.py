@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from yolods.cluster.grid import Grid
 from yolods.cluster.ranks import Ranks, Share
+from yolods.compat import skip_own_decoding
 from yolods.engine.base import Parts
 from yolods.engine.ema import ShardedEma
 from yolods.engine.files import announce_folders
@@ -19,7 +20,6 @@ from yolods.engine.optim import OptimizerChoice, build_optimizer, freeze, parame
 from yolods.engine.pipeline import Cut, PipelineEngine
 from yolods.engine.schedule import Schedule
 from yolods.engine.zero import ZeroEngine
-from yolods.model.decode import skip_own_decoding
 from yolods.model.inputs import InputFormat
 from yolods.model.layers import exchange_layers
 from yolods.model.loss import DetectionLoss

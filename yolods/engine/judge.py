@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from yolods.cluster.ranks import Ranks, Share
+from yolods.compat import leave_norm_and_scale_to_us
 from yolods.engine.masters import Masters, full_shape
 from yolods.engine.shards import spans
 from yolods.stability.gradients import gradients_of
@@ -33,11 +34,9 @@ def build_stability(
     sizes = [shard.numel() for shard in masters.shards()]
     held = spans(masters.kind, groups, sizes, share.index, share.count)
     gradients = gradients_of(engine.optimizer, held, masters.owners)
-    engine.clip_fp32_gradients = lambda: None  # without ZeRO, DeepSpeed would clip on its own (runtime/engine.py)
     rules = scale_rules(layout.fp16, ceiling=layout.own.overflow.max_loss_scale)
     scale = LossScale(rules) if "fp16" in (layout.precision, layout.autocast) else None
-    # Without a scale, too: DeepSpeed's own would call a step that is skipped in fp32 an overflow of its.
-    _take_place(engine, scale or LossScale(ScaleRules(static=1.0)))
+    leave_norm_and_scale_to_us(engine, scale or LossScale(ScaleRules(static=1.0)))
     mine = [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
     return Stability(
         gradients,
@@ -50,19 +49,6 @@ def build_stability(
         ranks=ranks.size,
         device=ranks.device,
     )
-
-
-def _take_place(engine: Any, scale: LossScale) -> None:
-    """Put our loss scale where DeepSpeed has its own; under torch_autocast, where it has torch's GradScaler.
-
-    DeepSpeed 0.19.8 clips what the GradScaler has still scaled, and after an overflow never comes to its `update`: with
-    ZeRO 1 to 3 every later step is skipped (zero/stage_1_and_2.py and zero/stage3.py, `step`).
-    """
-    engine.torch_autocast_z0_gradscaler = None
-    if hasattr(engine.optimizer, "torch_autocast_gradscaler"):
-        engine.optimizer.torch_autocast_gradscaler = None
-    if hasattr(engine.optimizer, "loss_scaler"):
-        engine.optimizer.loss_scaler = scale
 
 
 def _over_stages(mine: list[str], ranks: Ranks) -> list[str]:

@@ -10,17 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from yolods.model.anchors import anchors_of
-
-
-def skip_own_decoding(head: nn.Module) -> None:
-    """Make a Detect head return (None, raw outputs) in evaluation mode.
-
-    Nobody uses what it decodes, and on a device its host waits nine times for images of another shape than the last.
-    """
-    head._inference = lambda raw: None
 
 
 def decode(predictions: dict[str, Any], strides: Sequence[float], reg_max: int) -> Tensor:

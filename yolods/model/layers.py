@@ -6,7 +6,6 @@ The plain model is what is saved; none of these classes ever reaches a .pt file.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+
+from yolods.compat import own_shared_modules
 
 
 class BatchNormFloat32(nn.BatchNorm2d):
@@ -131,7 +132,7 @@ def exchange_layers(
         pointwise: 1x1 convolutions run as matrix products (CPU, fp32, channels-last).
         group: the data-parallel group, for `sync_bn`.
     """
-    _own_shared_modules(net)
+    own_shared_modules(net)
     for module in net.modules():
         if type(module) is nn.BatchNorm2d:
             if sync_bn:
@@ -141,20 +142,6 @@ def exchange_layers(
                 module.__class__ = BatchNormFloat32
         elif pointwise and type(module) is nn.Conv2d and _is_pointwise(module):
             module.__class__ = PointwiseConv
-
-
-def _own_shared_modules(net: nn.Module) -> None:
-    """Give every layer modules of its own: all of ultralytics' convolutions have one activation, a class's attribute.
-
-    DeepSpeed's ZeRO-3 registers its hooks on a module once for each parent that it is found under (0.19.8,
-    zero/parameter_offload.py). On one SiLU under all convolutions that is their number squared: a step of YOLOv5n at 64
-    pixels took 1.5 s of CPU instead of 0.3, and the first, which records the order of modules, 15 s instead of 2. Every
-    other model in the process had the same SiLU and with it the hooks, and could not be pickled.
-    """
-    for parent in list(net.modules()):
-        for name, child in list(parent.named_children()):
-            if not any(True for _ in child.parameters()):
-                setattr(parent, name, deepcopy(child))
 
 
 def _is_pointwise(conv: nn.Conv2d) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from yolods.compat import storage_key
 from yolods.model.graph import IMAGE, Graph, Node, live, modules_of, run_node
 
 STATE_BYTES = 16
@@ -98,7 +99,7 @@ def cost(graph: Graph, imgsz: int, dtype_bytes: int = 2) -> Cost:
     for node in graph.nodes:
         traces.append(_Trace(node, modules, values, dtype_bytes))
         values |= traces[-1].writes
-    names = {_key(tensor): name for name, tensor in reversed(values.items()) if isinstance(tensor, Tensor)}
+    names = {storage_key(tensor): name for name, tensor in reversed(values.items()) if isinstance(tensor, Tensor)}
     sizes = {name: _bytes(value, dtype_bytes) for name, value in values.items()}
     nodes, kept = [], set()
     for trace in traces:
@@ -140,14 +141,14 @@ class _Trace:
         self.node = node
         own = [parameter for name in node.modules for parameter in modules[name].parameters()]
         self.parameters = sum(parameter.numel() for parameter in own)
-        weights = {_key(parameter) for parameter in own}
+        weights = {storage_key(parameter) for parameter in own}
         self.saved: dict[int, int] = {}
         self.alive: list[Tensor] = []  # an identity may be given again to another storage once its own is freed
 
         def pack(tensor: Tensor) -> Tensor:
             self.alive.append(tensor)
-            if tensor.dim() > 1 and _key(tensor) not in weights:
-                self.saved[_key(tensor)] = _bytes(tensor, dtype_bytes)
+            if tensor.dim() > 1 and storage_key(tensor) not in weights:
+                self.saved[storage_key(tensor)] = _bytes(tensor, dtype_bytes)
             return tensor
 
         with FlopCounterMode(display=False) as counter, saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -161,10 +162,6 @@ def _node_cost(trace: _Trace, names: dict[int, str], sizes: dict[str, int], kept
     first = sum(sizes[name] for name in keeps if name not in kept)
     outputs = tuple(sizes[name] for name in trace.node.writes)
     return NodeCost(trace.flops, trace.parameters, inner, keeps, inner + first, outputs)
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def _bytes(value: Any, dtype_bytes: int) -> int:

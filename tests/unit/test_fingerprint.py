@@ -1,0 +1,60 @@
+"""Which change of a data set the record of its samples tells."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from yolods.data.fingerprint import samples_of
+
+
+def label(file, box: float = 0.5) -> dict:
+    boxes = np.array([[box, 0.5, 0.1, 0.1]], np.float32)
+    return {"im_file": str(file), "shape": (20, 40), "cls": np.zeros((1, 1), np.float32), "bboxes": boxes}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "set"
+    made.mkdir()
+    for number in range(3):
+        (made / f"{number}.jpg").write_bytes(b"x" * (10 + number))
+        os.utime(made / f"{number}.jpg", ns=(10**18, 10**18))
+    return made
+
+
+def files(folder):
+    return sorted(folder.iterdir())
+
+
+def test_the_gravest_change_is_told(folder):
+    before = samples_of(map(label, files(folder)), folder)
+    assert samples_of(map(label, files(folder)), folder).change_from(before) == ""
+    assert samples_of(map(label, files(folder)[:2]), folder).change_from(before) == "count"
+    assert samples_of(map(label, files(folder)[::-1]), folder).change_from(before) == "order"
+    boxes = [label(file, 0.4 if number else 0.5) for number, file in enumerate(files(folder))]
+    assert samples_of(boxes, folder).change_from(before) == "content"
+    os.utime(folder / "0.jpg", ns=(10**18 + 1, 10**18 + 1))
+    assert samples_of(map(label, files(folder)), folder).change_from(before) == "times"
+    (folder / "2.jpg").rename(folder / "3.jpg")
+    assert samples_of(map(label, files(folder)), folder).change_from(before) == "names"
+    (folder / "0.jpg").write_bytes(b"longer than before")
+    assert samples_of(map(label, files(folder)), folder).change_from(before) == "content"
+
+
+def test_a_set_that_was_moved_is_the_same(folder, tmp_path):
+    before = samples_of(map(label, files(folder)), folder)
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)  # with its times
+    assert samples_of(map(label, files(moved)), moved).change_from(before) == ""
+
+
+def test_a_file_that_is_gone_is_other_content(folder):
+    labels = list(map(label, files(folder)))
+    before = samples_of(labels, folder)
+    (folder / "1.jpg").unlink()
+    assert samples_of(labels, folder).change_from(before) == "content"
+    assert before.as_dict()["count"] == 3
