@@ -24,6 +24,7 @@ from yolods.cluster.watchdog import Watchdog
 from yolods.config import RunConfig
 from yolods.config.claim import writable
 from yolods.config.run import CONFIG_FILE
+from yolods.config.supported_optimizers import OPTIMIZERS
 from yolods.data.classes import class_names
 from yolods.data.fingerprint import samples_of
 from yolods.data.sampler import keyed_seed, seed_generators
@@ -404,7 +405,7 @@ def _announce(
 
 
 def _beta(choice: OptimizerChoice) -> str:
-    return "momentum" if choice.name in ("SGD", "RMSprop") else "beta1"
+    return "momentum" if OPTIMIZERS[choice.name].warms_momentum else "beta1"
 
 
 def _frozen(config: RunConfig, blueprint: Blueprint) -> str | None:
