@@ -1,4 +1,4 @@
-"""The errands of CONTRIBUTING.md, each walked once: a toy is put where they say, nowhere else, and a step is trained."""
+"""The errands of CONTRIBUTING.md, each walked: a toy is put where they say, nowhere else, and a step is trained."""
 
 from __future__ import annotations
 
