@@ -208,7 +208,8 @@ class Run:
             replaced=now.replaced + len(result.replaced),
         )
         self._epoch_samples += samples
-        for file in sorted(set(result.replaced) - self._unreadable):
+        place = self._train.dataset.source.place
+        for file in sorted(map(place, set(result.replaced) - self._unreadable)):
             log.warning("%s could not be read; another sample took its place", file)
         self._unreadable |= set(result.replaced)
         shown = StepStats(
@@ -238,13 +239,14 @@ class Run:
             return
         before = self._quarantined()
         counts = Counter(dict(self.progress.image_faults))
-        counts.update(file for each in result.culprits if each.name == INPUT for file in set(each.files))
+        counts.update(image for each in result.culprits if each.name == INPUT for image in set(each.files))
         self.progress = replace(self.progress, image_faults=tuple(sorted(counts.items())))
         barred = sorted(self._quarantined() - before)
         self._stale = bool(barred)
+        place = self._train.dataset.source.place  # people are told of files
         event = record(
             result.verdict,
-            result.culprits,
+            [replace(each, files=tuple(map(place, each.files))) for each in result.culprits],
             result.reading,
             step=self.progress.step,
             epoch=epoch,
@@ -253,7 +255,7 @@ class Run:
             grad_norm=result.grad_norm,
             loss_scale=result.loss_scale,
             next_scale=result.next_scale,
-            barred=barred,
+            barred=list(map(place, barred)),
         )
         self.telemetry.stability(event)
         if result.verdict.action == "stop":
@@ -265,9 +267,9 @@ class Run:
             )
 
     def _quarantined(self) -> set[str]:
-        """Image files that are left out."""
+        """Images that are left out, by their identities."""
         limit = self.config.deepspeed.own.overflow.quarantine
-        return {file for file, count in self.progress.image_faults if limit and count >= limit}
+        return {image for image, count in self.progress.image_faults if limit and count >= limit}
 
     @property
     def _epochs_behind(self) -> int:

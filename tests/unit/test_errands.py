@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tests.parity.small import ACCUMULATION, micro_batch, small_engine
+from tests.parity.small import ACCUMULATION, EPOCHS, MICRO, SIZE, micro_batch, small_engine
 from tests.ranks import on_ranks
 from yolods.checkpoint.read import Checkpoint
 from yolods.checkpoint.state import collect, recut
@@ -22,6 +23,13 @@ from yolods.clipping import POLICIES, ClipFactors, Norms, Policy, policy
 from yolods.cluster.ranks import Ranks
 from yolods.config.supported_optimizers import LR, MOMENTUM, OPTIMIZERS, WEIGHT_DECAY, SupportedOptimizer
 from yolods.config.values import real, setting
+from yolods.data.fingerprint import samples_of
+from yolods.data.loader import train_loader
+from yolods.data.sampler import Stream
+from yolods.data.source import SOURCES, Unreadable
+from yolods.data.spec import DataSpec, read_spec
+from yolods.data.splits import Opening, open_split
+from yolods.data.verify import Found
 from yolods.engine.schedule import Step
 from yolods.engine.shards import join
 from yolods.errors import UserError
@@ -30,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL = "yolov5[0.1,0.1]"
 RATE, WARMED = 0.01, 0.5
 SHARE = 0.25
+GONE = 5
+"""Number of an image of the toy source that cannot be read."""
 
 pytestmark = pytest.mark.slow
 
@@ -143,10 +153,75 @@ def walk_optimizer(ranks: Ranks, folder: str) -> dict[str, Any]:
     }
 
 
+class Patches:
+    """A source of drawn images: each is a grey one with a bright patch, by its number in a file of their numbers."""
+
+    def __init__(self, file: Path, numbers: list[int]) -> None:
+        self._file, self.numbers = file, numbers
+
+    def read(self, identity: str) -> np.ndarray:
+        number = int(identity.removeprefix("patch "))
+        if number == GONE:
+            raise Unreadable(identity)
+        image = np.full((SIZE, SIZE, 3), 60 + 10 * number, np.uint8)
+        image[16:48, 16:48] = 255
+        return image
+
+    def place(self, identity: str) -> str:
+        return f"{self._file}, {identity}"
+
+    def fingerprint(self, identity: str) -> tuple[int, int]:
+        return int(identity.removeprefix("patch ")), 0
+
+
+def open_patches(paths: tuple[Path, ...], spec: DataSpec) -> tuple[Patches, list[Found]]:
+    """The `Opener` of files that end in .patches."""
+    source = Patches(paths[0], [int(line) for line in paths[0].read_text().split()])
+    box = np.array([[0, 0.5, 0.5, 0.5, 0.5]], np.float32)
+    found = [Found(f"{paths[0]}, {n}", (SIZE, SIZE), box, id=f"patch {n}") for n in source.numbers]
+    return source, found
+
+
+def toy_source() -> Any:
+    """Its line in the table, and nothing else."""
+    return mock.patch.dict(SOURCES, {".patches": f"{__name__}:open_patches"})
+
+
+def walk_source(ranks: Ranks, folder: str) -> dict[str, Any]:
+    """On a rank: a step on samples of the toy source, and by which names they are known."""
+    root = Path(folder)
+    (root / "some.patches").write_text("".join(f"{number}\n" for number in range(8)))
+    (root / "set.yaml").write_text("train: some.patches\nval: some.patches\nnames: [cat, dog, fish]\n")
+    with toy_source(), small_engine(ranks, _json(root), model=MODEL, mosaic=0) as small:
+        spec, hyper = read_spec(root / "set.yaml"), small.config.hyper
+        opening = Opening(imgsz=SIZE, stride=32, epochs=EPOCHS, workers=0, local_ranks=1)
+        split = open_split(spec, "train", hyper, opening, ranks, augment=True)
+        dataset, batches = split.dataset, []
+        stream = Stream(len(dataset), hyper.seed, MICRO)
+        loader = train_loader(dataset, stream, first_position=0, rank=0, ranks=1, micro=MICRO, workers=0)
+        for batch in loader:
+            batches.append(batch)
+            if len(batches) == len(dataset) // MICRO:
+                break
+        result = small.engine.train_step(Step(0, ACCUMULATION, 0, (RATE, RATE, RATE), 0.9), iter(batches))
+        dataset.bar(["patch 1"])
+        barred = dataset[0, 1]["im_file"]
+    return {
+        "grad_norm": result.grad_norm,
+        "skipped": result.skipped,
+        "images": [image for batch in batches for image in batch["im_file"]],
+        "replaced": {image for batch in batches for image in batch["replaced"]},
+        "barred": barred,
+        "summary": split.scan.summary,
+        "record": samples_of(split.scan.labels, split.scan.source).count,
+        "place": dataset.source.place("patch 1"),
+    }
+
+
 def walk(ranks: Ranks, folder: str) -> dict[str, Any]:
     """On a rank: all of them."""
     found = {}
-    for name, errand in {"policy": walk_policy, "optimizer": walk_optimizer}.items():
+    for name, errand in {"policy": walk_policy, "optimizer": walk_optimizer, "source": walk_source}.items():
         Path(folder, name).mkdir()
         found[name] = errand(ranks, str(Path(folder, name)))
     return found
@@ -199,6 +274,16 @@ def test_an_optimizers_state_goes_on_under_another_layout(walked: dict[str, Any]
     assert saved.keys() == loaded.keys()
     assert all(torch.equal(value, loaded[name]) for name, value in saved.items())
     assert any(value.any() for value in saved.values())
+
+
+def test_a_source_of_samples_is_one_module_and_one_line(walked: dict[str, Any]) -> None:
+    found = walked["source"]
+    assert found["grad_norm"] > 0 and not found["skipped"]
+    assert set(found["images"]) == {f"patch {number}" for number in range(8) if number != GONE}
+    assert found["replaced"] == {f"patch {GONE}"}
+    assert found["barred"] == "patch 2"
+    assert found["summary"] == "8 images, 8 boxes, 0 backgrounds" and found["record"] == 8
+    assert found["place"].endswith("some.patches, patch 1")
 
 
 def test_the_files_that_contributing_names_are_there() -> None:

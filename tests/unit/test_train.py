@@ -15,6 +15,7 @@ from tests.faults.cases import results_of
 from tests.tiny import make_dataset
 from yolods.checkpoint.store import Progress
 from yolods.model.weights import read_pt
+from yolods.stability.attribution import INPUT, Culprit
 from yolods.train import Run
 
 pytestmark = pytest.mark.slow
@@ -467,3 +468,34 @@ def test_adamw_has_no_curve_of_a_momentum_that_it_does_not_have(runs):
         return {tag for kind in ("scalars", "tensors") for tag in reader.Tags().get(kind, ())}
 
     assert "optim/momentum" in tags("sgd") and "optim/momentum" not in tags("plain")
+
+
+def test_bad_images_are_counted_by_identity_and_told_by_file():
+    """What is left out, and noted in checkpoints, has to be found again where the set lies elsewhere."""
+    verdict = SimpleNamespace(applied=False, vanished=(), suspects=(), action="skip", cause="forward", usual=1.0)
+    where = {"phase": "forward", "kind": "nan", "rank": 0, "host": "here", "stage": 0, "replica": 0, "micro_batch": 0}
+    bad = Culprit(**where, name=INPUT, files=("images/a.jpg",), single_images=True)
+    result = SimpleNamespace(
+        verdict=verdict,
+        culprits=(bad,),
+        reading=None,
+        loss={"box": 1.0},
+        grad_norm=1.0,
+        loss_scale=None,
+        next_scale=None,
+    )
+    told = []
+    source = SimpleNamespace(place=lambda identity: f"/data/{identity}")
+    overflow = SimpleNamespace(quarantine=2)
+    run = SimpleNamespace(
+        progress=Progress(image_faults=(("images/a.jpg", 1),)),
+        config=SimpleNamespace(deepspeed=SimpleNamespace(own=SimpleNamespace(overflow=overflow))),
+        telemetry=SimpleNamespace(stability=told.append),
+        _train=SimpleNamespace(dataset=SimpleNamespace(source=source)),
+    )
+    run._quarantined = lambda: Run._quarantined(run)
+    Run._answer(run, result, 0)
+    assert run.progress.image_faults == (("images/a.jpg", 2),)
+    assert run._stale and run._quarantined() == {"images/a.jpg"}
+    assert told[0].culprits[0]["files"] == ("/data/images/a.jpg",)
+    assert "left out from now on: /data/images/a.jpg" in told[0].remedy

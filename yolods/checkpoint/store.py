@@ -108,7 +108,7 @@ class Progress:
     rollbacks: int = 0
     """Times that the run went back to a snapshot."""
     image_faults: tuple[tuple[str, int], ...] = ()
-    """Image files found not to be finite, and how often; see `overflow.quarantine`."""
+    """Identities of images (once, their files) found not to be finite, and how often; see `overflow.quarantine`."""
 
     def among(self, images: int, before: int | None) -> Progress:
         """The same place in a run whose train set has another number of images, and had `before` (None: nobody knows):

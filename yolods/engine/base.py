@@ -66,7 +66,7 @@ class StepResult:
     data_seconds: float
     """Time this rank waited for data."""
     replaced: tuple[str, ...]
-    """Files that could not be read and were replaced by other samples."""
+    """Images that could not be read and were replaced by other samples, by their identities."""
     stop: bool
     """Whether any rank was asked to stop."""
 
