@@ -144,7 +144,8 @@ class Loop:
             return read(progress)
 
         return SimpleNamespace(
-            exclude=lambda files: self.calls.append(f"exclude {sorted(files)}") if files else None,
+            place=lambda image: f"/data/{image}",
+            exclude=lambda images: self.calls.append(f"exclude {sorted(images)}") if images else None,
             read=noted,
             size=lambda step: None,
             tell_replaced=lambda: None,

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -163,7 +163,8 @@ class Evaluator:
             result = self._add_up(judge, tallies, plots=plots, boxes_to=boxes_to, seconds=time.perf_counter() - started)
             self._show(telemetry, first, tallies)
             telemetry.val_end(result.details, result.images, final=final)
-        for file in sorted({file for each in tallies for file in each.replaced}):
+        place = self._dataset.source.place
+        for file in sorted(place(image) for image in {image for each in tallies for image in each.replaced}):
             telemetry.event("unreadable", f"{file} could not be read; it counts as an image without boxes", warn=True)
         return result
 
@@ -231,16 +232,20 @@ class Evaluator:
         return (batches[:, :-1] / np.maximum(batches[:, -1:], 1)).mean(0)
 
 
-def image_ids(files: Sequence[str]) -> dict[str, int | str]:
-    """What predictions.json calls each image file: as ultralytics its name without ending, a number where it is one.
+def image_ids(images: Sequence[str]) -> dict[str, int | str]:
+    """What predictions.json calls each image: as ultralytics its name without ending, a number where it is one.
 
     Images that would share an id are called by their path, ending included, below the folder that all images are in.
+
+    Args:
+        images: their identities.
     """
-    stems = {file: int(stem) if (stem := Path(file).stem).isnumeric() else stem for file in files}
-    folder = os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files] or ["/"])
-    paths = {file: os.path.relpath(os.path.abspath(file), folder) for file in files}
+    stems = {each: int(stem) if (stem := Path(each).stem).isnumeric() else stem for each in images}
+    levels = zip(*(Path(each).parts[:-1] for each in images), strict=False)
+    common = sum(1 for _ in takewhile(lambda level: len({*level}) == 1, levels))
+    paths = {each: str(Path(*Path(each).parts[common:])) for each in images}
     taken = Counter(stems.values())
-    ids = {file: stem if taken[stem] == 1 else paths[file] for file, stem in stems.items()}
+    ids = {each: stem if taken[stem] == 1 else paths[each] for each, stem in stems.items()}
     return ids if len({*ids.values()}) == len(ids) else dict(paths)
 
 
@@ -282,7 +287,7 @@ class _Judge:
             hyper: as `Evaluator` takes it.
             save_dir: where plots go.
             confusion: count a confusion matrix.
-            ids: keep all boxes, under these ids of the image files.
+            ids: keep all boxes, under these ids of the images.
         """
         from ultralytics.models.yolo.detect import DetectionValidator
         from ultralytics.utils.metrics import ConfusionMatrix

@@ -40,7 +40,7 @@ class TrainStatistics:
         """Put the statistics of the images into the engine's model, which is in evaluation mode.
 
         Args:
-            barred: files whose place others take.
+            barred: images whose place others take.
 
         Raises:
             Stopped: on every rank: one was asked to stop. Where ranks need each other for a pass, they go on.
@@ -59,7 +59,8 @@ class TrainStatistics:
             mark("statistics", number)
             if interrupt.asked() and self._engine.share.alone:
                 return
-            for file in batch.get("replaced", ()):
+            for image in batch.get("replaced", ()):
+                file = self._dataset.source.place(image)
                 log.warning("%s could not be read; a grey image takes its place in BatchNorm's statistics", file)
             yield batch["img"], batch["real"]
             telemetry.val_progress()

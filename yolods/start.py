@@ -25,9 +25,11 @@ from yolods.cluster.watchdog import Watchdog
 from yolods.config import RunConfig
 from yolods.config.claim import writable
 from yolods.config.run import CONFIG_FILE
+from yolods.config.supported_optimizers import OPTIMIZERS
 from yolods.data.classes import class_names
 from yolods.data.fingerprint import samples_of
 from yolods.data.sampler import keyed_seed, seed_generators
+from yolods.data.source import by_identity
 from yolods.data.spec import DataSpec
 from yolods.data.splits import (
     Opening,
@@ -105,7 +107,7 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
     model = {"architecture": blueprint.layers, "names": names, "train_args": train_args(config)}
     store = _open_store(config, ranks, board, model)
     checkpoint = store.find() if config.resume else None
-    footing = ranks.main_first(lambda: _footing(config, spec.root, blueprint, choice, (train, val), checkpoint))
+    footing = ranks.main_first(lambda: _footing(config, blueprint, choice, (train, val), checkpoint))
     model[RECORD], choice = footing.record, footing.choice
     # Only now: a folder with this file is a run, and --resume takes the newest.
     origin = provenance(ranks)
@@ -116,6 +118,8 @@ def start_run(config: RunConfig, ranks: Ranks, board: Board, watchdog: Watchdog)
     progress = Progress(run=config.run)
     if checkpoint is not None:
         progress = _placed(store.load(engine, checkpoint), footing.comparison, schedule)
+        faults = by_identity(dict(progress.image_faults), train.dataset.im_files, train.dataset.source)
+        progress = replace(progress, image_faults=tuple(sorted(faults.items())))
     telemetry = _open_telemetry(config, ranks, names, schedule, progress)
     evaluator = _open_evaluator(config, names, (train, val), engine, ranks)
     statistics = _open_statistics(config, spec, train, opening, engine, ranks)
@@ -210,7 +214,6 @@ class _Footing:
 
 def _footing(
     config: RunConfig,
-    root: Path,
     blueprint: Blueprint,
     choice: OptimizerChoice,
     splits: tuple[Split, Split],
@@ -219,13 +222,12 @@ def _footing(
     """Rank 0: note what the run depends on, and tell what of it has changed since the checkpoint.
 
     Args:
-        root: the data set's folder.
         choice: the optimizer that a new run would have.
 
     Raises:
         UserError: a line for each change under which the run cannot go on; or it is over.
     """
-    train, val = (samples_of(split.scan.labels, root) for split in splits)
+    train, val = (samples_of(split.scan.labels, split.scan.source) for split in splits)
     now = depends_on(
         config,
         names=blueprint.names,
@@ -411,7 +413,7 @@ def _announce(
 
 
 def _beta(choice: OptimizerChoice) -> str:
-    return "momentum" if choice.name in ("SGD", "RMSprop") else "beta1"
+    return "momentum" if OPTIMIZERS[choice.name].warms_momentum else "beta1"
 
 
 def _frozen(config: RunConfig, blueprint: Blueprint) -> str | None:

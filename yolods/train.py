@@ -136,7 +136,7 @@ class Run:
         """Tell of a step that was not applied; leave bad images out, and stop where the guard says so."""
         before, after = self._quarantine, self._quarantine.after(record.culprits)
         self.progress = replace(self.progress, image_faults=after.faults)
-        event = event_of(record, sorted(after.excluded - before.excluded))
+        event = event_of(record, sorted(after.excluded - before.excluded), self.batches.place)
         self.telemetry.stability(event)
         if record.verdict.action == "stop":
             self._hear(self.store.wait)

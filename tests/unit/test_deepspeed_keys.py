@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import pytest
 
 from yolods.config.deepspeed import DeepSpeedConfig, resolve
-from yolods.config.optimizer import PARAMS
 from yolods.config.own import OwnConfig
 from yolods.config.pipeline import PipelineConfig
 from yolods.config.recompute import RecomputeConfig
 from yolods.config.schema import FEATURES, ON_BY_DEFAULT, REMOVED, REMOVED_ZERO, TOP
+from yolods.config.supported_optimizers import OPTIMIZERS
 from yolods.config.untrained import UNSUPPORTED
 from yolods.config.unused_keys import UNUSED
 from yolods.config.values import Rule
@@ -536,20 +536,21 @@ def test_every_optimizer_that_deepspeed_knows_is_trained_with_or_refused_with_th
         for name, kind in vars(torch.optim).items()
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
     }
-    assert theirs <= {name.lower() for name in (*PARAMS, *UNSUPPORTED)}
+    assert theirs <= {name.lower() for name in (*OPTIMIZERS, *UNSUPPORTED)}
+    assert not {name.lower() for name in OPTIMIZERS} & {name.lower() for name in UNSUPPORTED}
 
 
 DEEPSPEEDS_OWN = {"torch_adam", "adam_w_mode", "bias_correction", "fp32_optimizer_states"}
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_argument_of_an_optimizer_is_known(name: str) -> None:
     """torch's own signature decides; two that no training step can use are refused by name."""
     import torch
 
     theirs = set(inspect.signature(getattr(torch.optim, name)).parameters) - {"params", "differentiable"}
     by_another_name = {"decoupled_weight_decay"} if name == "Adam" else set()  # which is AdamW
-    assert set(PARAMS[name]) - DEEPSPEEDS_OWN == theirs - by_another_name
+    assert set(OPTIMIZERS[name].params) - DEEPSPEEDS_OWN == theirs - by_another_name
 
 
 @pytest.mark.parametrize(

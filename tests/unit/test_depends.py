@@ -20,7 +20,8 @@ from yolods import cli
 from yolods.config import RunConfig, add_train_arguments, build_run_config
 from yolods.config.run import CONFIG_FILE
 from yolods.data.classes import both, difference
-from yolods.data.fingerprint import samples_of
+from yolods.data.fingerprint import Samples, samples_of
+from yolods.data.source import ImageFiles
 from yolods.depends import RECORD, Comparison, Depends, compare, depends_on, read_depends
 from yolods.model.build import architecture, parse_name
 
@@ -38,8 +39,14 @@ def labels_of(*images: tuple[str, int], folder: Path) -> list[dict[str, Any]]:
         if not file.exists():
             file.write_text(f"image of class {cls}")
         boxes = np.full((1, 4), 0.5, np.float32)
-        found.append({"im_file": str(file), "shape": (8, 8), "cls": np.array([[cls]], np.float32), "bboxes": boxes})
+        found.append({"im_file": name, "shape": (8, 8), "cls": np.array([[cls]], np.float32), "bboxes": boxes})
     return found
+
+
+def samples_in(folder: Path, *images: tuple[str, int]) -> Samples:
+    """The record of such files."""
+    files = [str(folder / name) for name, _ in images]
+    return samples_of(labels_of(*images, folder=folder), ImageFiles(files, folder, 3))
 
 
 def layers(name: str = "yolov5n", nc: int = 2) -> dict[str, Any]:
@@ -63,7 +70,7 @@ def _build(*words: str) -> RunConfig:
 def whole(config: RunConfig, folder: Path, *images: tuple[str, int], **other: Any) -> Depends:
     """A record with everything in it."""
     known = {"names": NAMES, "architecture": layers(), "optimizer": AUTO}
-    split = samples_of(labels_of(*(images or (("a.jpg", 0), ("b.jpg", 1))), folder=folder), folder)
+    split = samples_in(folder, *(images or (("a.jpg", 0), ("b.jpg", 1))))
     return depends_on(config, **{**known, "train": split, "val": split, **other})
 
 
@@ -108,7 +115,8 @@ def test_a_resume_compares_images_and_boxes(run, tmp_path, images, words):
     before = whole(run, tmp_path)
     labels = labels_of(*images, folder=tmp_path)
     (tmp_path / "gone.jpg").unlink(missing_ok=True)
-    found = compared(before, whole(run, tmp_path, train=samples_of(labels, tmp_path)))
+    source = ImageFiles([str(tmp_path / name) for name, _ in images], tmp_path, 3)
+    found = compared(before, whole(run, tmp_path, train=samples_of(labels, source)))
     assert found.faults == () and len(found.notes) == 1 and found.notes[0].startswith(words)
     assert found.images_before == 2 and not found.judged_on_others
 
@@ -116,10 +124,10 @@ def test_a_resume_compares_images_and_boxes(run, tmp_path, images, words):
 def test_images_that_were_renamed_are_told_from_images_that_were_replaced(run, tmp_path):
     before = whole(run, tmp_path)
     os.rename(tmp_path / "a.jpg", tmp_path / "z.jpg")
-    now = samples_of(labels_of(("b.jpg", 1), ("z.jpg", 0), folder=tmp_path), tmp_path)
+    now = samples_in(tmp_path, ("b.jpg", 1), ("z.jpg", 0))
     (note,) = compared(before, whole(run, tmp_path, train=now)).notes
     assert "2 images as before, but in another order" in note
-    now = samples_of(labels_of(("z.jpg", 0), ("b.jpg", 1), folder=tmp_path), tmp_path)
+    now = samples_in(tmp_path, ("z.jpg", 0), ("b.jpg", 1))
     (note,) = compared(before, whole(run, tmp_path, train=now)).notes
     assert "under other names: the run goes on exactly" in note
 
@@ -128,15 +136,15 @@ def test_a_set_that_was_moved_is_the_same_and_one_that_was_copied_is_told(run, t
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     images = (("a.jpg", 0), ("b.jpg", 1))
-    before = samples_of(labels_of(*images, folder=here), here)
+    before = samples_in(here, *images)
     here.rename(there)
-    assert samples_of(labels_of(*images, folder=there), there) == before
+    assert samples_in(there, *images) == before
     os.utime(there / "a.jpg", (1, 1))
-    assert samples_of(labels_of(*images, folder=there), there).change_from(before) == "times"
+    assert samples_in(there, *images).change_from(before) == "times"
 
 
 def test_other_validation_images_begin_the_search_for_the_best_anew(run, tmp_path):
-    now = samples_of(labels_of(("a.jpg", 0), folder=tmp_path), tmp_path)
+    now = samples_in(tmp_path, ("a.jpg", 0))
     found = compared(whole(run, tmp_path), whole(run, tmp_path, val=now))
     assert found.judged_on_others
     assert found.notes == (

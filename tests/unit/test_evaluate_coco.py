@@ -27,7 +27,7 @@ def coco_of(split: Split, nc: int) -> dict:
     """The labels, read from their files once more and independently, in COCO's form."""
     images, boxes = [], []
     for label in split.scan.labels:
-        file = Path(label["im_file"])
+        file = Path(split.scan.source.place(label["im_file"]))
         height, width = label["shape"]
         images.append({"id": len(images), "file_name": file.name, "width": width, "height": height})
         text = Path(str(file.with_suffix(".txt")).replace("/images/", "/labels/")).read_text()

@@ -91,14 +91,14 @@ def test_torch_generator_is_left_alone(sets):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_replaced_files_are_reported(sets, workers):
     gone = sets["train"].im_files[3]
-    Path(gone).unlink()
+    Path(sets["train"].source.place(gone)).unlink()
     assert gone in [file for batch in take(sets["train"], 4, workers=workers) for file in batch["replaced"]]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_no_readable_image_is_one_line(sets, workers):
     for file in sets["train"].im_files:
-        Path(file).unlink()
+        Path(sets["train"].source.place(file)).unlink()
     with pytest.raises(UserError) as caught:
         take(sets["train"], 1, workers=workers)
     assert str(caught.value).startswith("none of the 7 images can be read any more")

@@ -23,7 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
     share = SimpleNamespace(index=0, count=1, reads_images=True, alone=True)
     engine = SimpleNamespace(share=share, restate_statistics=given.extend)
     ranks = SimpleNamespace(to_main=lambda value: [value], from_main=lambda value: value)
-    dataset = SimpleNamespace(bar=lambda files: None)
+    dataset = SimpleNamespace(bar=lambda images: None, source=SimpleNamespace(place=str))
     monkeypatch.setattr(precise, "len", lambda _: 3, raising=False)
     statistics = TrainStatistics(dataset, ranks, engine, forward_batch=2, workers=0)
     telemetry = SimpleNamespace(val_begin=lambda *_: None, val_progress=lambda: None)

@@ -109,11 +109,12 @@ def test_an_image_that_is_not_finite_is_left_out_from_the_next_batch_on() -> Non
     loop.steps[3] = good(verdict=bad, culprits=(culprit("a.jpg"),))
     loop.fit()
     assert loop.calls[2:7] == [
-        *("read from 0", "step 1", "skip: step skipped, left out from now on: a.jpg"),
+        *("read from 0", "step 1", "skip: step skipped, left out from now on: /data/a.jpg"),
         *("exclude ['a.jpg']", "read from 4"),
     ]
     assert loop.calls.count("read from 4") == 1 and "read from 12" not in loop.calls, "it is out already"
-    assert loop.run.progress.image_faults == (("a.jpg", 2),)
+    assert loop.run.progress.image_faults == (("a.jpg", 2),), "it has to be found again where the set lies elsewhere"
+    assert loop.telemetry.events[0].culprits[0]["files"] == ("/data/a.jpg",), "people are told of files"
     assert loop.run.progress.skipped == 2
 
 

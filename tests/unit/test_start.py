@@ -15,6 +15,7 @@ from tests.tiny import make_dataset
 from yolods import start
 from yolods.checkpoint.read import Checkpoint
 from yolods.data.fingerprint import samples_of
+from yolods.data.source import ImageFiles
 from yolods.data.splits import most_boxes
 from yolods.depends import RECORD, Comparison, depends_on
 from yolods.engine.optim import OptimizerChoice
@@ -130,8 +131,9 @@ def resumed(folder: Path, optimizer: dict, *words: str) -> start._Footing:
     names = ("colour0", "colour1")
     blueprint = Blueprint(architecture(parse_name("yolov5n"), 2, 3), names, 0)
     labels = [{"im_file": "a.jpg", "shape": (8, 8), "cls": np.zeros((1, 1)), "bboxes": np.zeros((1, 4))}] * 2
-    splits = (SimpleNamespace(scan=SimpleNamespace(labels=labels)),) * 2
-    samples = samples_of(labels, folder)
+    source = ImageFiles(["a.jpg"], Path(), 3)
+    splits = (SimpleNamespace(scan=SimpleNamespace(labels=labels, source=source)),) * 2
+    samples = samples_of(labels, source)
     before = depends_on(config, names=names, optimizer=optimizer, train=samples, val=samples)
     model = {"names": names, "architecture": blueprint.layers, "train_args": {}, RECORD: before.record()}
     kept = folder / "checkpoints" / "step00000004"
@@ -139,7 +141,7 @@ def resumed(folder: Path, optimizer: dict, *words: str) -> start._Footing:
     (kept / "model.json").write_text(json.dumps(model))
     (kept / "progress.json").write_text(json.dumps({"step": 4, "epochs_done": 1}))
     now = OptimizerChoice("SGD", 0.01, 0.937, 0.0)
-    return start._footing(config, folder, blueprint, now, splits, Checkpoint(kept))
+    return start._footing(config, blueprint, now, splits, Checkpoint(kept))
 
 
 def test_a_run_keeps_the_optimizer_that_auto_chose_for_it(tmp_path, caplog):

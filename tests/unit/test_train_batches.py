@@ -31,7 +31,8 @@ class Read:
             event=lambda kind, text, warn: self.said.append(text),
         )
         ranks = Ranks(0, 1, 0, "here", torch.device("cpu"))
-        dataset = SimpleNamespace(bar=self.excluded.extend)
+        source = SimpleNamespace(place=lambda image: f"/data/{image}")
+        dataset = SimpleNamespace(bar=self.excluded.extend, source=source)
         self.batches = TrainBatches(config, dataset, schedule, ranks, share or Share(1, 2), telemetry, stride=32)
 
     def load(self, dataset: Any, stream: Any, **asked: Any) -> Any:
@@ -62,7 +63,7 @@ def test_each_file_that_cannot_be_read_is_named_once_and_every_sample_is_counted
     run = Read([{"replaced": ("b.jpg", "a.jpg", "a.jpg")}, {}, {"replaced": ("a.jpg",)}])
     with caplog.at_level(logging.WARNING):
         read(run, monkeypatch)
-    said = [f"{file} could not be read; another sample took its place" for file in ("a.jpg", "b.jpg")]
+    said = [f"{file} could not be read; another sample took its place" for file in ("/data/a.jpg", "/data/b.jpg")]
     assert caplog.messages == said
     run.batches.tell_replaced()
     assert run.said == ["4 samples were replaced: 2 files could not be read any more"]

@@ -46,7 +46,7 @@ class Progress:
     rollbacks: int = 0
     """Times that the run went back to a snapshot."""
     image_faults: tuple[tuple[str, int], ...] = ()
-    """Image files found not to be finite, and how often; see `overflow.quarantine`."""
+    """Identities of images (once, their files) found not to be finite, and how often; see `overflow.quarantine`."""
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Progress:

@@ -45,7 +45,7 @@ def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
         return [whole[name] for name in mine["statistics"]]
 
     example = checkpoint.moments()
-    numbers = {key: value for key, value in example.items() if key == "step" or not isinstance(value, Tensor)}
+    numbers = {key: value for key, value in example.items() if not isinstance(value, Tensor) or value.ndim == 0}
     states: list[dict[str, Any]] = [dict(numbers) for _ in sizes]
     for key in set(example) - set(numbers):
         for state, shard in zip(states, shards(checkpoint.moment(key)), strict=True):

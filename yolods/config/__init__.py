@@ -3,10 +3,11 @@
 Files, each with one job: `values` (a setting's type and range), `hyper`, `refused` (what is not taken, and why),
 `unused` (what is given and counts for nothing), `model_name` and `data_name` (what a word stands for), `sizes`,
 `schema` (DeepSpeed's keys), `limits` (what DeepSpeed would die of), `unused_keys` (what has no effect), `batch` (batch
-arithmetic), `optimizer` (the JSON's optimizer block), `untrained` (optimizers that are refused), `own` (the "yolods"
-block), `pipeline`, `recompute`, `deepspeed` (the JSON as a whole), `words`, `flags`, `run` (all of it together),
-`resume`, `read` (from what was typed to all of it), `claim` (the run's folder), `jsonfile`, `yamlfile`, `ready` (what
-comes with yolods), `paths`, `invocation` (how yolods was started).
+arithmetic), `supported_optimizers` (an entry for each), `untrained` (optimizers that are refused), `optimizer` (the
+JSON's optimizer block), `own` (the "yolods" block), `pipeline`, `recompute`, `deepspeed` (the JSON as a whole),
+`words`, `flags`, `run` (all of it together), `resume`, `read` (from what was typed to all of it), `claim` (the run's
+folder), `jsonfile`, `yamlfile`, `ready` (what comes with yolods), `paths`,
+`invocation` (how yolods was started).
 """
 
 from yolods.config.batch import BatchPlan

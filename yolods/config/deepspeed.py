@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yolods.clipping.policy import POLICIES
 from yolods.config.batch import ACCUMULATION, DEFAULT_BATCH, MICRO, TRAIN, BatchPlan, plan_batches
 from yolods.config.fp16 import Fp16Config, read_fp16
 from yolods.config.hyper import Hyper
@@ -339,7 +340,7 @@ def _check_stability(sound: Mapping[str, Any], own: OwnConfig, fp16: Fp16Config,
             f'{where}: "clipping": {{"policy": "{policy}"}} with "overflow": {{"handling": "stock"}}: DeepSpeed '
             "clips by the global norm and knows no other policy"
         )
-    if policy in ("none", "value") and clipping:
+    if clipping and not POLICIES[policy].uses_max_norm:
         faults.add(
             f'{where}: "gradient_clipping" {clipping:g} with "clipping": {{"policy": "{policy}"}}, which does not go '
             "by the global norm; leave one of them out"

@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from yolods.config.hyper import OPTIMIZERS, RULES, Given
+from yolods.config.hyper import RULES, Given
 from yolods.config.invocation import launch_command
 from yolods.config.refused import FLAGS, REFUSED, YOLOV5
+from yolods.config.supported_optimizers import OPTIMIZERS
 from yolods.config.words import FlagNames, RefusedFlag
 from yolods.errors import nearest
 
@@ -92,7 +93,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     hyper.add_argument("--freeze", nargs="+", metavar="LAYER", help="N: the first N layers; several: those layers")
     hyper.add_argument("--cache", nargs="?", const="ram", metavar="ram", help="keep decoded images in memory")
     hyper.add_argument("--cos-lr", action="store_const", const=True, help="cosine decay of the learning rate")
-    hyper.add_argument("--optimizer", metavar="NAME", help=", ".join(OPTIMIZERS))
+    hyper.add_argument("--optimizer", metavar="NAME", help=", ".join(("auto", *OPTIMIZERS)))
     hyper.add_argument("--patience", type=int, metavar="N", help="epochs without improvement")
     hyper.add_argument("--save-period", type=int, metavar="N", help="keep a model every N epochs")
     hyper.add_argument("--single-cls", action="store_const", const=True, help="all classes count as one")

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from yolods.config.refused import ALWAYS, EARLIER, FLAGS, FLAGS_IN_FILE, NOT_USED, REFUSED, YOLOV5, YOLOV5_GAINS
+from yolods.config.supported_optimizers import LR, MOMENTUM, OPTIMIZERS, WEIGHT_DECAY
 from yolods.config.untrained import why_untrained
 from yolods.config.values import (
     Rule,
@@ -27,9 +28,6 @@ from yolods.config.values import (
 )
 from yolods.config.yamlfile import NotYaml, parse_entries, parse_yaml
 from yolods.errors import Faults, nearest
-
-OPTIMIZERS = ("auto", "SGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop")
-"""Names of torch.optim, and ultralytics' "auto"."""
 
 _LAYERS = items(either(whole(0), text()), what="a list of layer numbers or module names")
 _FREEZE = optional(
@@ -55,20 +53,29 @@ def _cache() -> Rule:
     return Rule("false, true or 'ram'", parse)
 
 
+def _optimizer() -> Rule:
+    """`auto`, or a name in `OPTIMIZERS` as they are when it is given."""
+    return Rule(_optimizers().permitted, lambda value: _optimizers().parse(value))
+
+
+def _optimizers() -> Rule:
+    return one_of("auto", *OPTIMIZERS)
+
+
 # Wide: a field for each of ultralytics' hyper-parameters, which users know by these names.
 @dataclass(frozen=True, kw_only=True)
 class Hyper:
     """Every hyper-parameter of a run. Defaults are ultralytics' 8.4.190."""
 
-    optimizer: str = setting("auto", one_of(*OPTIMIZERS))
-    """Class in torch.optim, or auto: chosen by the number of steps, and lr0 and momentum with it."""
-    lr0: float = setting(0.01, real(0, 1, above=True))
+    optimizer: str = setting("auto", _optimizer())
+    """One of `OPTIMIZERS`, or auto: chosen by the number of steps, and lr0 and momentum with it."""
+    lr0: float = setting(0.01, LR)
     """Learning rate after warm-up (SGD 0.01, Adam 0.001)."""
     lrf: float = setting(0.01, real(0, 1, above=True))
     """The last epoch's learning rate as a share of lr0."""
-    momentum: float = setting(0.937, real(0, 1, below=True))
+    momentum: float = setting(0.937, MOMENTUM)
     """SGD's momentum, or Adam's beta1."""
-    weight_decay: float = setting(0.0005, real(0, 1))
+    weight_decay: float = setting(0.0005, WEIGHT_DECAY)
     """L2 penalty of weights (not of biases and BatchNorm) at a global batch of nbs."""
     warmup_epochs: float = setting(3.0, real(0))
     """Epochs (fractions allowed) over which learning rate, momentum and accumulation rise."""

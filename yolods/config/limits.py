@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from yolods.config.supported_optimizers import OPTIMIZERS, HostKernel
 from yolods.errors import Faults
 
-_CPU_ADAM = ("Adam", "AdamW")
-_CPU_ADAM_TAKES = ("lr", "betas", "eps", "weight_decay", "amsgrad")
 _MODULES = {"wandb": "wandb", "comet": "comet_ml"}
 _ALIASES = """gather_16bit_weights_on_model_save use_all_reduce_for_fetch_params allgather_sequential
     prefetch_bucket_size param_persistence_threshold model_persistence_threshold max_live_parameters max_reuse_distance
@@ -53,7 +52,7 @@ class Layout:
     stock: bool
     """Whether DeepSpeed's own handling of bad steps is in place."""
     optimizer: str
-    """Class in torch.optim, or auto."""
+    """One of `OPTIMIZERS`, or auto."""
     arguments: Mapping[str, Any]
     """What the JSON's optimizer gives it."""
 
@@ -178,7 +177,7 @@ def _host_memory(layout: Layout, where: str, faults: Faults) -> None:
     name = f'{where}: "offload_optimizer"'
     if block.get("super_offload"):
         faults.add(f"{name}.super_offload is refused: its weights are stepped in another process, unseen by the EMA")
-    compiled = layout.offload["optimizer"] and layout.device == "cuda" and layout.optimizer in _CPU_ADAM
+    compiled = _host_kernel(layout) is not None
     reason = "on a CPU torch's optimizers are used" if layout.device == "cpu" else f"it is {layout.optimizer}"
     ratio = block.get("ratio", 1.0)
     if layout.offload["optimizer"] and layout.stage == 3 and ratio < 1 and not compiled:
@@ -193,8 +192,8 @@ def _host_memory(layout: Layout, where: str, faults: Faults) -> None:
 def _optimizer(layout: Layout, where: str, faults: Faults) -> None:
     """Arguments that the optimizer's place does not allow."""
     name = f'{where}: "optimizer".params'
-    if layout.offload["optimizer"] and layout.device == "cuda" and layout.optimizer in _CPU_ADAM:
-        for key in layout.arguments.keys() - set(_CPU_ADAM_TAKES):
+    if kernel := _host_kernel(layout):
+        for key in layout.arguments.keys() - set(kernel.takes):
             faults.add(f'{name}.{key}: DeepSpeed\'s CPUAdam, which steps states in host memory, has no "{key}"')
         if layout.arguments.get("amsgrad"):
             faults.add(f"{name}.amsgrad: DeepSpeed's CPUAdam, which steps states in host memory, has no AMSGrad")
@@ -203,6 +202,13 @@ def _optimizer(layout: Layout, where: str, faults: Faults) -> None:
             faults.add(f"{name}.torch_adam: states in host memory are stepped by DeepSpeed's CPUAdam; remove it")
     elif layout.arguments.get("capturable") and (layout.device == "cpu" or layout.offload["optimizer"]):
         faults.add(f"{name}.capturable: only states on a GPU can be captured; remove it")
+
+
+def _host_kernel(layout: Layout) -> HostKernel | None:
+    """DeepSpeed's kernel that steps a GPU's states in host memory; None: torch steps them, wherever they are."""
+    entry = OPTIMIZERS.get(layout.optimizer)  # of `auto` it is not known yet
+    away = layout.offload["optimizer"] and layout.device == "cuda"
+    return entry.on_host if entry and away else None
 
 
 def _monitors(layout: Layout, where: str, faults: Faults) -> None:

@@ -6,40 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from yolods.config.hyper import OPTIMIZERS, RULES, Hyper, HyperRead
+from yolods.config.hyper import Hyper, HyperRead
+from yolods.config.supported_optimizers import DEEPSPEED_ADAM, OPTIMIZERS
 from yolods.config.untrained import why_untrained
-from yolods.config.values import Rule, check, flag, items, real, shown
+from yolods.config.values import check, shown
 from yolods.errors import Faults, nearest
-
-_ADAMS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam")
-_BETAS = items(real(0, 1, below=True), count=2, what="a pair [beta1, beta2] of numbers in [0, 1)")
-_EVERY: dict[str, Rule] = {
-    "lr": RULES["lr0"],
-    "weight_decay": RULES["weight_decay"],
-    **dict.fromkeys(("maximize", "foreach"), flag()),
-}
-_FUSED = {"fused": flag()}
-_CAPTURABLE = {"capturable": flag()}
-_EPS = {"eps": real(0, above=True)}
-_ADAM = {**_EVERY, **_CAPTURABLE, **_EPS, "betas": _BETAS}
-_DEEPSPEED_ADAM = dict.fromkeys(("torch_adam", "adam_w_mode", "bias_correction", "fp32_optimizer_states"), flag())
-PARAMS: dict[str, dict[str, Rule]] = {
-    "SGD": {**_EVERY, **_FUSED, "momentum": RULES["momentum"], "dampening": real(0, 1), "nesterov": flag()},
-    "RMSprop": {
-        **_EVERY,
-        **_CAPTURABLE,
-        **_EPS,
-        "momentum": RULES["momentum"],
-        "alpha": real(0, 1, below=True),
-        "centered": flag(),
-    },
-    "Adam": {**_ADAM, **_FUSED, **_DEEPSPEED_ADAM, "amsgrad": flag()},
-    "AdamW": {**_ADAM, **_FUSED, **_DEEPSPEED_ADAM, "amsgrad": flag()},
-    "Adamax": _ADAM,
-    "NAdam": {**_ADAM, "momentum_decay": real(0), "decoupled_weight_decay": flag()},
-    "RAdam": {**_ADAM, "decoupled_weight_decay": flag()},
-}
-"""What each optimizer takes under "params"."""
 
 _NOT_TAKEN: dict[str, str] = {
     "max_grad_norm": 'is not an argument of the optimizer: use "gradient_clipping"',
@@ -57,7 +28,7 @@ class JsonOptimizer:
     """An optimizer that the JSON names."""
 
     name: str
-    """Class in torch.optim."""
+    """Of `OPTIMIZERS`."""
     arguments: tuple[tuple[str, Any], ...]
     """Its arguments as given, "auto" filled in; without DeepSpeed's own switches torch_adam, adam_w_mode and so on."""
     fixes_decay: bool = False
@@ -92,7 +63,7 @@ def read_optimizer(block: Any, hyper: Hyper, where: str, faults: Faults) -> Json
     # DeepSpeed's "Adam" is AdamW unless told otherwise: keys mean here what DeepSpeed says.
     if name == "Adam" and params.get("adam_w_mode") is not False:
         name = "AdamW"
-    kept = {key: value for key, value in params.items() if key not in _DEEPSPEED_ADAM}
+    kept = {key: value for key, value in params.items() if key not in DEEPSPEED_ADAM}
     return JsonOptimizer(name, tuple(kept.items()), fixes_decay=_is_given(block.get("params"), "weight_decay"))
 
 
@@ -102,14 +73,13 @@ def _is_given(params: Any, key: str) -> bool:
 
 
 def _name(given: Any, where: str, faults: Faults) -> str | None:
-    """torch's spelling of an optimizer that is trained with here; else None and a fault that says why not."""
-    known = [name for name in OPTIMIZERS if name != "auto"]
+    """Our spelling of an optimizer that is trained with here; else None and a fault that says why not."""
     lower, why = str(given).lower(), why_untrained(given)
-    name = {name.lower(): name for name in known}.get(lower)
+    name = {name.lower(): name for name in OPTIMIZERS}.get(lower)
     if name is None and why is not None:
         faults.add(f"{where}: type {given!r} is not supported, because {why}")
     elif name is None:
-        hint = f"{nearest(lower, known)}; use one of {', '.join(known)}"
+        hint = f"{nearest(lower, OPTIMIZERS)}; use one of {', '.join(OPTIMIZERS)}"
         faults.add(f"{where}: type {given!r} is not trained with here{hint}")
     return name
 
@@ -118,11 +88,10 @@ def _params(name: str, given: Any, hyper: Hyper, where: str, faults: Faults) -> 
     if not isinstance(given, Mapping):
         faults.add(f"{where} is {shown(given)}: it has to be an object {{...}}")
         given = {}
+    entry = OPTIMIZERS[name]
     filled: dict[str, Any] = {"lr": hyper.lr0, "weight_decay": hyper.weight_decay}
-    filled |= {"betas": (hyper.momentum, 0.999)} if name in _ADAMS else {"momentum": hyper.momentum}
-    # As in torch and DeepSpeed; without the block it is on, as in ultralytics.
-    filled |= {"nesterov": False} if name == "SGD" else {}
-    rules = PARAMS[name]
+    filled |= {**entry.arguments(hyper.momentum), **entry.json_arguments}
+    rules = entry.params
     for key, value in given.items():
         if key in _NOT_TAKEN:
             if value:

@@ -1,6 +1,7 @@
 """The "yolods" block of a DeepSpeed JSON: settings that DeepSpeed has no word for.
 
-A new group of settings is one frozen dataclass, whose fields carry their rules, and one field of `OwnConfig`.
+A new group of settings is one frozen dataclass, whose fields carry their rules, and one field of `OwnConfig`. Those of
+the clipping policies stand with the policies, in `yolods.clipping`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from yolods.config.values import flag, one_of, read_block, real, setting, whole
+from yolods.clipping.policy import POLICIES, settings_of
+from yolods.config.values import flag, one_of, read_block, read_settings, real, setting, whole
 from yolods.errors import Faults
-
-CLIPPING = ("global_norm", "adaptive", "percentile", "zscore", "value", "none")
-"""Names of the clipping policies; `stability.clip` has their classes, in this order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,22 +33,25 @@ class CheckpointPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class ClippingConfig:
-    """How gradients are cut back; the formulas are in `stability.clip` and docs/stability.md."""
+    """How gradients are cut back. Names and settings are those that the classes in `yolods.clipping` declare."""
 
-    policy: str = setting("global_norm", one_of(*CLIPPING))
-    """Which of them."""
-    ratio: float = setting(0.01, real(0, above=True))
-    """`adaptive`: largest norm of a weight's gradient, beside the weight's own norm."""
-    percentile: float = setting(10.0, real(0, 100, above=True))
-    """`percentile`: of the norms remembered, the one that is clipped to."""
-    window: int = setting(1000, whole(25))
-    """`percentile`: norms remembered."""
-    threshold: float = setting(2.5, real(0, above=True))
-    """`zscore`: deviations from the mean at which a norm stands out."""
-    decay: float = setting(0.97, real(0, 1, above=True, below=True))
-    """`zscore`: of the moving mean and variance."""
-    limit: float = setting(1.0, real(0, above=True))
-    """`value`: largest magnitude of an element."""
+    policy: str = "global_norm"
+    """Which of `POLICIES`."""
+    given: tuple[tuple[str, Any], ...] = ()
+    """Settings that the block gives, by key; a policy passes over those of the others."""
+
+    @classmethod
+    def read(cls, block: Any, where: str, faults: Faults) -> ClippingConfig:
+        """Read the block; see `values.read_block`."""
+        rules = {key: rule for kind in POLICIES.values() for key, (_, rule) in settings_of(kind).items()}
+        values = read_settings({"policy": one_of(*POLICIES), **rules}, block, where, faults)
+        policy = values.pop("policy", cls.policy)
+        return cls(policy=policy, given=tuple(values.items()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The block with every policy's settings written out."""
+        defaults = {key: default for kind in POLICIES.values() for key, (default, _) in settings_of(kind).items()}
+        return {"policy": self.policy, **defaults, **dict(self.given)}
 
 
 # Wide: a field for each key of the JSON's "overflow" block.
@@ -117,7 +119,7 @@ class OwnConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """The block with every default written out, as JSON takes it."""
-        return asdict(self)
+        return {**asdict(self), "clipping": self.clipping.as_dict()}
 
 
 def read_own(block: Mapping[str, Any] | None, where: str, faults: Faults) -> OwnConfig:

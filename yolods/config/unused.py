@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from yolods.config.hyper import Hyper, HyperRead
+from yolods.config.supported_optimizers import OPTIMIZERS
 from yolods.config.values import shown
 
 _AUTO = "optimizer=auto chooses the optimizer, its learning rate and momentum; name one to use it: --optimizer SGD"
+
+_WARMED = " and ".join(name for name, entry in OPTIMIZERS.items() if entry.warms_momentum)
 
 
 class _Unused(NamedTuple):
@@ -25,8 +28,8 @@ _CASES = (
     _Unused(("momentum",), lambda hyper: hyper.optimizer == "auto" and hyper.warmup_epochs == 0, _AUTO),
     _Unused(
         ("warmup_momentum",),
-        lambda hyper: hyper.optimizer not in ("auto", "SGD", "RMSprop"),
-        "only SGD and RMSprop have a momentum that is warmed up",
+        lambda hyper: hyper.optimizer != "auto" and not OPTIMIZERS[hyper.optimizer].warms_momentum,
+        f"only {_WARMED} have a momentum that is warmed up",
     ),
     _Unused(
         ("warmup_momentum", "warmup_bias_lr"), lambda hyper: hyper.warmup_epochs == 0, "warmup_epochs is 0: no warm-up"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from yolods.errors import Faults, nearest
@@ -19,6 +20,9 @@ class Rule:
     parse: Callable[[Any], Any]
     """Gives the value in the setting's own type, or raises ValueError where it is not permitted."""
 
+
+Reader = Callable[[Any, str, Faults], Any]
+"""Reads a block within another: what was found, its name in messages, and what takes the faults."""
 
 COUNTABLE, ADDRESSABLE = 2**31 - 1, 2**63 - 1
 """Largest numbers of what is counted one by one, and of bytes or elements, that the libraries below can hold."""
@@ -193,29 +197,49 @@ def shown(value: Any) -> str:
 
 
 def read_block(kind: type, block: Any, where: str, faults: Faults) -> Any:
-    """Fill a dataclass, whose fields carry rules or are such dataclasses themselves, from a mapping a user wrote.
+    """Fill a dataclass from a mapping that a user wrote.
 
     Args:
-        kind: the frozen dataclass to make; every field needs a default.
-        block: what was found there; null and "auto" stand for a missing key.
+        kind: the frozen dataclass to make; every field has a default, and carries a rule or is such a dataclass itself.
+            One with a classmethod `read`, of this function's last three arguments, is made by that.
+        block: what was found there.
         where: the block's name in messages, for example 'ds.json: "yolods"'.
 
     Returns:
         an instance of `kind`; what was wrong in the block has its default there, and a fault was added.
     """
+    fields = dataclasses.fields(kind)
+    known = {field.name: field.metadata.get("rule") or _reader(field.default_factory) for field in fields}
+    return kind(**read_settings(known, block, where, faults))
+
+
+def _reader(kind: Any) -> Reader:
+    return getattr(kind, "read", None) or partial(read_block, kind)
+
+
+def read_settings(known: Mapping[str, Rule | Reader], block: Any, where: str, faults: Faults) -> dict[str, Any]:
+    """Check a mapping that a user wrote.
+
+    Args:
+        known: each setting's rule, or the reader of a block within this one.
+        block: what was found there; null and "auto" stand for a missing key.
+        where: as for `read_block`.
+
+    Returns:
+        the values that are permitted, by key; a fault was added for each of the others.
+    """
     if not isinstance(block, Mapping):
         faults.add(f"{where} is {shown(block)}: it has to be an object of settings, {{...}}")
-        return kind()
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+        return {}
     values: dict[str, Any] = {}
     for key, value in block.items():
-        if key not in fields:
-            faults.add(f"{where}: unknown key '{key}'{nearest(key, fields)}; known: {', '.join(fields)}")
+        if key not in known:
+            faults.add(f"{where}: unknown key '{key}'{nearest(key, known)}; known: {', '.join(known)}")
         elif value is None or value == "auto":
             continue
-        elif rule := fields[key].metadata.get("rule"):
+        elif isinstance(rule := known[key], Rule):
             good, parsed = check(rule, value, f"{where}.{key}", faults)
             values |= {key: parsed} if good else {}
         else:
-            values[key] = read_block(type(getattr(kind(), key)), value, f"{where}.{key}", faults)
-    return kind(**values)
+            values[key] = rule(value, f"{where}.{key}", faults)
+    return values

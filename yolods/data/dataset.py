@@ -20,12 +20,12 @@ import numpy as np
 import psutil
 from ultralytics.data.augment import Albumentations, Compose
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.utils.patches import imread
 
 from yolods.compat import quiet_ultralytics
 from yolods.config.batch import DEFAULT_BATCH
 from yolods.data.sampler import SampleId, keyed_generators, keyed_seed
 from yolods.data.scan import Scan
+from yolods.data.source import Unreadable
 from yolods.errors import UserError
 
 EVAL_PAD = 0.5  # of a stride, as in ultralytics' validation
@@ -41,8 +41,8 @@ class DetectionSet(YOLODataset):
     With `augment`, items are addressed by `SampleId` (epoch, index) and are augmented squares; without, by a plain
     index and are letterboxed to the shape of their group of `eval_batch`. An item is a dictionary: img (3, h, w) uint8
     RGB, cls (n, 1) and bboxes (n, 4) float32 normalised xywh, batch_idx (n), im_file, ori_shape, resized_shape,
-    ratio_pad, sources (all files that went into it), replaced (files that could not be read) and, for evaluation,
-    index.
+    ratio_pad, sources (all images that went into it), replaced (images that could not be read) and, for evaluation,
+    index. Images are named by their identities in `source`, in `im_files` as well.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class DetectionSet(YOLODataset):
         """
         self.seed, self.eval_batch = seed, eval_batch
         self.cache_bytes = default_cache_bytes(1) if cache_bytes is None else cache_bytes
+        self.source = scan.source
         self._scanned = [dict(label) for label in scan.labels]
         self._decoded: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
         self._decoded_bytes = 0
@@ -94,7 +95,7 @@ class DetectionSet(YOLODataset):
             self._load_all()
 
     def get_img_files(self, img_path: list[str]) -> list[str]:
-        """The scanned files, instead of a walk through folders and a test of the disk's speed."""
+        """Identities of the scanned images, instead of a walk through folders and a test of the disk's speed."""
         return [label["im_file"] for label in self._scanned]
 
     def get_labels(self) -> list[dict[str, Any]]:
@@ -159,13 +160,13 @@ class DetectionSet(YOLODataset):
             sample["index"] = index
         return sample
 
-    def bar(self, files: Iterable[str]) -> None:
+    def bar(self, images: Iterable[str]) -> None:
         """Leave images out from now on: the next one takes the place of each. Workers that run already do not know."""
-        barred = frozenset(files)
-        self._barred = {place for place, file in enumerate(self.im_files) if file in barred}
+        barred = frozenset(images)
+        self._barred = {place for place, identity in enumerate(self.im_files) if identity in barred}
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
-        """The image and boxes at `index`; where it is barred or the file cannot be read, of the next one.
+        """The image and boxes at `index`; where it is barred or cannot be read, of the next one.
 
         An evaluation set gives a grey image without boxes in its place, so that no image is counted twice.
         """
@@ -177,13 +178,13 @@ class DetectionSet(YOLODataset):
                 label = super().get_image_and_label(place)
                 self._sources.append(self.im_files[place])
                 return label
-            except _Unreadable:
+            except Unreadable:
                 self._replaced.append(self.im_files[place])
                 if not self.augment:
                     return self._blank(place)
         left = self.ni - len(self._barred)
         raise UserError(
-            f"none of the {left} images can be read any more; the first is {self.im_files[0]}"
+            f"none of the {left} images can be read any more; the first is {self.source.place(self.im_files[0])}"
             if left
             else f"all {self.ni} images have been left out, because their values were not finite; see stability.jsonl"
         )
@@ -202,16 +203,9 @@ class DetectionSet(YOLODataset):
         return image.copy(), original, image.shape[:2]
 
     def _decode(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
-        file = self.im_files[i]
-        try:
-            image = imread(file, flags=self.cv2_flag)
-        except (OSError, ValueError, cv2.error) as error:
-            raise _Unreadable(file) from error
-        if image is None:
-            raise _Unreadable(file)
-        image = image[..., None] if image.ndim == 2 else image
+        image = self.source.read(self.im_files[i])
         if image.shape[2] != self.channels:
-            raise _Unreadable(file)
+            raise Unreadable(self.im_files[i])
         height, width = image.shape[:2]
         scale = self.imgsz / max(height, width)
         if scale != 1:
@@ -239,7 +233,7 @@ class DetectionSet(YOLODataset):
     def _try_decode(self, i: int) -> tuple[np.ndarray, tuple[int, int]] | None:
         try:
             return self._decode(i)
-        except _Unreadable:
+        except Unreadable:
             return None  # met again, replaced and reported when its turn comes
 
     def _blank(self, index: int) -> dict[str, Any]:
@@ -266,10 +260,6 @@ class DetectionSet(YOLODataset):
         stacked = YOLODataset.collate_fn(batch)
         stacked["replaced"] = [file for files in stacked["replaced"] for file in files]
         return stacked
-
-
-class _Unreadable(Exception):
-    """An image file that was sound when it was checked and cannot be read now."""
 
 
 class _KeyedAlbumentations:

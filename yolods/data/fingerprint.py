@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from yolods.data.source import Source
 
 READERS = 8
 """Threads that ask for files' sizes: on a file server each answer takes a while."""
@@ -34,7 +36,7 @@ class Samples:
     order: str
     """Of the same in their order."""
     names: str
-    """Of the files' names below the data set's folder, in their order."""
+    """Of their identities, in their order: of files their names below the data set's folder."""
     times: str
     """Of when each was last written, whatever their order and names."""
 
@@ -50,33 +52,25 @@ class Samples:
         return ""
 
 
-def samples_of(labels: Iterable[Mapping[str, Any]], root: Path) -> Samples:
+def samples_of(labels: Iterable[Mapping[str, Any]], source: Source) -> Samples:
     """The record of a split.
 
     Args:
         labels: as `Scan.labels`: im_file, shape, cls, bboxes.
-        root: the data set's folder; names count from there, so that a set that was moved is the same.
+        source: where the images are; their identities are their names.
     """
     order, names, content, times = blake2b(digest_size=16), blake2b(digest_size=16), 0, 0
     labels = list(labels)
     with ThreadPoolExecutor(READERS) as pool:
-        stats = pool.map(_size_and_time, (label["im_file"] for label in labels))
+        stats = pool.map(source.fingerprint, (label["im_file"] for label in labels))
         for label, (size, time) in zip(labels, stats, strict=True):
             boxes = label["cls"].tobytes() + label["bboxes"].tobytes()
             image = blake2b(f"{size} {tuple(map(int, label['shape']))} ".encode() + boxes, digest_size=16)
             order.update(image.digest())
-            names.update(os.fsencode(os.path.relpath(label["im_file"], root)) + b"\0")
+            names.update(os.fsencode(label["im_file"]) + b"\0")
             content += _number(image.digest())
             times += _number(blake2b(image.digest() + str(time).encode(), digest_size=16).digest())
     return Samples(len(labels), _digits(content), order.hexdigest(), names.hexdigest(), _digits(times))
-
-
-def _size_and_time(file: str) -> tuple[int, int]:
-    try:
-        stat = os.stat(file)
-    except OSError:  # gone since the scan; a loader will say so
-        return -1, -1
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _number(digest: bytes) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from ultralytics.data.utils import img2label_paths
 
+from yolods.data.source import ImageFiles, Source, opener_of
 from yolods.data.spec import DataSpec, check_classes, find_images, place_of, unused_lines
 from yolods.data.verify import Found, Problem, check_pair
 from yolods.errors import UserError
@@ -39,14 +40,17 @@ class Scan:
     split: str
     """'train', 'val' or 'test'."""
     labels: list[dict[str, Any]]
-    """ultralytics' label dictionaries, one an image: im_file, shape (height, width), cls (n, 1) and bboxes (n, 4)
-    float32 (normalised centre x, centre y, width, height), segments (list of (k, 2) float32)."""
+    """ultralytics' label dictionaries, one per image: im_file (its identity in `source`), shape (height, width), cls
+    (n, 1) and bboxes (n, 4) float32 (normalised centre x, centre y, width, height), segments (list of (k, 2)
+    float32)."""
     problems: tuple[Problem, ...]
     """Everything that was skipped: lines of lists, then the rest in the order of the files."""
     images_skipped: int
     """Images left out."""
     lines_skipped: int
     """Label lines left out of images that were kept."""
+    source: Source
+    """Where the images are read."""
     lines_unused: int = 0
     """Lines of .txt lists that name no image file."""
     named_again: int = 0
@@ -87,7 +91,7 @@ class Scan:
         if self.split != "train" and not self.boxes:
             found.append(
                 f"{self.split}: {len(self.labels)} images but not one box: every metric is 0, and no model is better "
-                f"than another; labels are looked for at {img2label_paths([self.labels[0]['im_file']])[0]} and its like"
+                f"than another{_label_place(self.source.place(self.labels[0]['im_file']), self.source)}"
             )
         return found
 
@@ -111,8 +115,28 @@ def scan(
     have no box at all.
     """
     check_classes(spec.names, spec.yaml, classes)
-    images, named_again = find_images(spec.sources(split))
-    files = _first(images, fraction)
+    paths, named_again, passed_over = spec.sources(split), 0, []
+    if opener := opener_of(paths):
+        source, found = opener(paths, spec)
+        found = _first(found, fraction)
+    else:
+        images, named_again = find_images(paths)
+        files = _first(images, fraction)
+        source, found = _files(files, spec, split, cache, workers, progress)
+        passed_over = [
+            Problem(str(file), line, f"{text[:100]!r} is not the name of an image file; line not used")
+            for file, line, text in unused_lines(paths)
+        ]
+    if not single_cls:
+        _refuse_foreign_classes(found, spec)
+    result = _result(split, found, source, single_cls, classes, passed_over)
+    return replace(result, named_again=named_again)
+
+
+def _files(
+    files: list[str], spec: DataSpec, split: str, cache: Path, workers: int, progress: bool
+) -> tuple[ImageFiles, list[Found]]:
+    """Check image files and their labels, or load what was found the last time."""
     label_files = img2label_paths(files)
     store = _store(cache, spec, split, files)
     with ThreadPoolExecutor(max(workers, 1)) as pool:
@@ -128,20 +152,16 @@ def scan(
                 checked = tqdm(checked, total=len(files), desc=what, unit=" images", leave=False, disable=None)
             found = list(checked)
             _save(store, key, found)
-    if not single_cls:
-        _refuse_foreign_classes(found, spec)
-    passed_over = [
-        Problem(str(file), line, f"{text[:100]!r} is not the name of an image file; line not used")
-        for file, line, text in unused_lines(spec.sources(split))
-    ]
-    result = _result(split, found, single_cls, classes, label_files, passed_over)
-    return replace(result, named_again=named_again)
+    source = ImageFiles(files, spec.root, spec.channels)
+    for item, identity in zip(found, source.ids, strict=True):
+        item.id = identity
+    return source, found
 
 
 def in_both(train: Scan, val: Scan) -> str:
     """The line about images that are trained on and judged by; "": there are none."""
-    trained = {place_of(label["im_file"]) for label in train.labels}
-    count = sum(place_of(label["im_file"]) in trained for label in val.labels)
+    trained = {place_of(train.source.place(label["im_file"])) for label in train.labels}
+    count = sum(place_of(val.source.place(label["im_file"])) in trained for label in val.labels)
     if not count:
         return ""
     return (
@@ -154,9 +174,9 @@ def write_problems(path: Path, problems: Iterable[Problem]) -> None:
     path.write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8", errors="backslashreplace")
 
 
-def _first(files: list[str], fraction: float) -> list[str]:
-    count = int(fraction) if fraction > 1 else max(1, round(len(files) * fraction))
-    return files[:count]
+def _first(samples: list[Any], fraction: float) -> list[Any]:
+    count = int(fraction) if fraction > 1 else max(1, round(len(samples) * fraction))
+    return samples[:count]
 
 
 def _refuse_foreign_classes(found: list[Found], spec: DataSpec) -> None:
@@ -168,7 +188,8 @@ def _refuse_foreign_classes(found: list[Found], spec: DataSpec) -> None:
         outside = (item.rows[:, 0] < 0) | (item.rows[:, 0] >= nc)
         for place in np.flatnonzero(outside):
             foreign = int(item.rows[place, 0])
-            first = first or (item.label_file, item.lines[place], foreign)
+            line = item.lines[place] if item.lines else int(place) + 1
+            first = first or (item.label_file or item.file, line, foreign)
             ids[foreign] += 1
     if first:
         known = ", ".join(map(str, sorted(ids)[:10]))
@@ -182,9 +203,9 @@ def _refuse_foreign_classes(found: list[Found], spec: DataSpec) -> None:
 def _result(
     split: str,
     found: list[Found],
+    source: Source,
     single_cls: bool,
     classes: Sequence[int] | None,
-    label_files: list[str],
     passed_over: list[Problem],
 ) -> Scan:
     kept = [item for item in found if item.shape is not None]
@@ -193,7 +214,7 @@ def _result(
         raise UserError(f"{split}: none of {len(found)} images can be used; the first: {problems[0]}")
     if split == "train" and not any(len(item.rows) for item in kept):
         raise UserError(
-            f"train: {len(kept)} images but not one usable box; labels are looked for at {label_files[0]} and its like"
+            f"train: {len(kept)} images but not one usable box{_label_place(found[0].file, source)}"
             + (f"; the first problem: {problems[0]}" if problems else "")
         )
     all_segments = all(len(item.segments) == len(item.rows) for item in kept)
@@ -206,15 +227,23 @@ def _result(
         (*passed_over, *problems),
         len(found) - len(kept),
         sum(item.lines_skipped for item in kept),
+        source,
         len(passed_over),
     )
+
+
+def _label_place(image: str, source: Source) -> str:
+    """The end of a line about missing labels: where those of an image file are looked for."""
+    if not isinstance(source, ImageFiles):
+        return ""
+    return f"; labels are looked for at {img2label_paths([image])[0]} and its like"
 
 
 def _label(item: Found, with_segments: bool, single_cls: bool, classes: Sequence[int] | None) -> dict[str, Any]:
     keep = np.ones(len(item.rows), bool) if classes is None else np.isin(item.rows[:, 0], list(classes))
     rows = item.rows[keep]
     return {
-        "im_file": item.file,
+        "im_file": item.id,
         "shape": item.shape,
         "cls": np.zeros((len(rows), 1), np.float32) if single_cls else rows[:, :1].copy(),
         "bboxes": rows[:, 1:].copy(),

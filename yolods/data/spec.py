@@ -15,6 +15,7 @@ from typing import Any
 from yolods.config.data_name import shipped_yaml, stores
 from yolods.config.values import shown
 from yolods.config.yamlfile import NotYaml, parse_yaml
+from yolods.data.source import SOURCES
 from yolods.errors import Faults, UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -400,7 +401,7 @@ def _split(split: str, data: dict[str, Any], root: Path, faults: Faults) -> tupl
         paths.append(path)
         if not path.exists():
             missing.append(f"{split}: {path} does not exist ({entry!r} below {root})")
-        elif next(_images_in(path), None) is None:
+        elif path.suffix not in SOURCES and next(_images_in(path), None) is None:
             missing.append(f"{split}: no images in {path}; known types: {' '.join(sorted(IMAGE_SUFFIXES))}")
     return tuple(paths), missing
 

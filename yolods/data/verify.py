@@ -33,10 +33,10 @@ class Problem:
 
 @dataclass
 class Found:
-    """What one image and its label file hold."""
+    """What one image and its label hold."""
 
     file: str
-    """Image file."""
+    """Image file, or what messages call the image."""
     shape: tuple[int, int] | None = None
     """(height, width) in pixels; None for an image that is to be skipped."""
     rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))
@@ -46,11 +46,13 @@ class Found:
     lines: list[int] = field(default_factory=list)
     """Line of the label file that each row stands in, from 1."""
     label_file: str = ""
-    """Label file, whether it exists or not."""
+    """Label file, whether it exists or not; "" where there is none for an image."""
     problems: list[Problem] = field(default_factory=list)
     """What was skipped, and why."""
     lines_skipped: int = 0
     """Label lines among the problems."""
+    id: str = ""
+    """Identity of the image in its source; see `source`."""
 
 
 class _Bad(Exception):

@@ -24,9 +24,9 @@ class Feed:
         self.waited = 0.0
         """Seconds."""
         self.replaced: list[str] = []
-        """Files that could not be read and were replaced by other samples."""
+        """Images that could not be read and were replaced by other samples, by their identities."""
         self.files: list[tuple[tuple[str, ...], ...]] = []
-        """Of every micro-batch, of every image in it, the files that it was made of."""
+        """Of every micro-batch, of every image in it, the images of the data set that it was made of."""
 
     def take(self) -> dict[str, Any]:
         """The next micro-batch."""

@@ -87,13 +87,16 @@ class Masters:
 
     def load_states(self, states: Sequence[dict[str, Any]]) -> None:
         """Give the inner optimizer other states, in the memory of those that it has."""
-        fused = any(group.get("fused") for group in self.inner.param_groups)
+        groups = self.inner.param_groups
+        counts_on_host = not any(group.get("fused") or group.get("capturable") for group in groups)
         for owner, saved in zip(self.owners(), states, strict=True):
             held = self.inner.state.get(owner, {})
             tensors = {key: value for key, value in saved.items() if isinstance(value, Tensor)}
             rooms = {
-                # torch keeps step counts on the host, unless its kernel is fused.
-                key: _room(held.get(key), value, owner.device if key != "step" or fused else torch.device("cpu"))
+                # torch keeps counts, which have no dimension, on the host, unless a kernel on the GPU wants them.
+                key: _room(
+                    held.get(key), value, torch.device("cpu") if value.ndim == 0 and counts_on_host else owner.device
+                )
                 for key, value in tensors.items()
             }
             fill(rooms.values(), tensors.values())

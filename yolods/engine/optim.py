@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolods.config.supported_optimizers import OPTIMIZERS
 from yolods.engine.schedule import GROUPS
 from yolods.errors import UserError
 from yolods.model.freezing import Frozen, is_frozen, marks_of
@@ -23,7 +25,7 @@ class OptimizerChoice:
     """An optimizer by name with the values that a schedule starts from."""
 
     name: str
-    """Class in torch.optim."""
+    """Of `OPTIMIZERS`."""
     lr: float
     """Learning rate after warm-up."""
     momentum: float
@@ -114,28 +116,28 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
 def build_optimizer(
     choice: OptimizerChoice, groups: list[dict[str, Any]], device: torch.device, *, offload: bool = False
 ) -> torch.optim.Optimizer:
-    """Construct the optimizer with ultralytics' arguments, on the fastest kernel at hand.
+    """Construct the optimizer from its entry in `OPTIMIZERS`, on the fastest kernel at hand.
 
-    That is torch's fused one, which unscales and clips in the same pass; and DeepSpeed's CPUAdam where a GPU's Adam
-    states live on the host: compiling it takes minutes on the first start, which is said.
+    That is torch's fused one, which unscales and clips in the same pass; and where a GPU's states live on the host the
+    kernel that DeepSpeed has for it: compiling it takes minutes on the first start, which is said.
     """
-    arguments: dict[str, Any] = {"lr": choice.lr}
-    if choice.name in ("Adam", "Adamax", "AdamW", "NAdam", "RAdam"):
-        arguments |= {"betas": (choice.momentum, 0.999)}
-    elif choice.name == "SGD":
-        # torch refuses Nesterov's without a momentum, where both are the same.
-        arguments |= {"momentum": choice.momentum, "nesterov": choice.momentum > 0}
-    else:
-        arguments |= {"momentum": choice.momentum}
-    arguments |= choice.arguments
-    if offload and device.type == "cuda" and choice.name in ("Adam", "AdamW"):
-        log.info("Loading DeepSpeed's CPUAdam; the first time on a machine it is compiled, for two to three minutes")
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(groups, **arguments, adamw_mode=choice.name == "AdamW")
-    if choice.name in ("SGD", "Adam", "AdamW") and not {"foreach", "fused", "differentiable"} & arguments.keys():
+    entry = OPTIMIZERS[choice.name]
+    groups = [{**group, **entry.groups.get(group["param_group"], {})} for group in groups]
+    arguments = {"lr": choice.lr, **entry.arguments(choice.momentum), **choice.arguments}
+    if offload and device.type == "cuda" and (kernel := entry.on_host):
+        log.info(
+            "Loading DeepSpeed's %s; the first time on a machine it is compiled, for two to three minutes",
+            kernel.made_by.rpartition(":")[2].removeprefix("DeepSpeed"),
+        )
+        return _class(kernel.made_by)(groups, **arguments, **kernel.arguments)
+    if entry.has_fused and not {"foreach", "fused", "differentiable"} & arguments.keys():
         arguments["fused"] = True
-    return getattr(torch.optim, choice.name)(groups, **arguments)
+    return _class(entry.made_by)(groups, **arguments)
+
+
+def _class(made_by: str) -> Any:
+    module, _, name = made_by.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def set_rates(optimizer: Any, lr: tuple[float, float, float], momentum: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,11 +20,12 @@ SHOWN_FILES = 3
 """Image files in a line; the record has all."""
 
 
-def event_of(record: StepRecord, excluded: Sequence[str] = ()) -> StabilityEvent:
+def event_of(record: StepRecord, excluded: Sequence[str] = (), place: Callable[[str], str] = str) -> StabilityEvent:
     """Everything about a step that was not applied, or in which gradients vanished.
 
     Args:
-        excluded: images that are left out from now on.
+        excluded: images that are left out from now on, by their identities.
+        place: what people are told of an image, by its identity.
     """
     verdict, reading = record.verdict, record.reading
     places = verdict.suspects if not verdict.applied else verdict.vanished
@@ -41,8 +42,12 @@ def event_of(record: StepRecord, excluded: Sequence[str] = ()) -> StabilityEvent
         usual=None if math.isnan(verdict.usual) else verdict.usual,
         loss_scale=record.loss_scale,
         parameters=parameters,
-        culprits=tuple({**asdict(each), "layer": each.layer} for each in record.culprits),
-        remedy=_why_unassigned(levels) if levels else _remedy(record, excluded) + _silence(verdict, reading),
+        culprits=tuple(
+            {**asdict(each), "files": tuple(map(place, each.files)), "layer": each.layer} for each in record.culprits
+        ),
+        remedy=_why_unassigned(levels)
+        if levels
+        else _remedy(record, list(map(place, excluded))) + _silence(verdict, reading),
     )
 
 

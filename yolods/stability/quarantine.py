@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from yolods.stability.attribution import INPUT, Culprit
 
 ImageFaults = tuple[tuple[str, int], ...]
-"""Image files that were found not to be finite and how often, in the order of their names, as a checkpoint holds it."""
+"""Identities of images that were found not to be finite and how often, sorted, as a checkpoint holds it; earlier
+checkpoints hold their files."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,12 @@ class Quarantine:
     """How often each was found."""
 
     def after(self, culprits: Iterable[Culprit]) -> Quarantine:
-        """The same after one more step; a file counts once per culprit, however often a mosaic shows it."""
+        """The same after one more step; an image counts once per culprit, however often a mosaic shows it."""
         counts = Counter(dict(self.faults))
-        counts.update(file for each in culprits if each.name == INPUT for file in set(each.files))
+        counts.update(image for each in culprits if each.name == INPUT for image in set(each.files))
         return Quarantine(self.limit, tuple(sorted(counts.items())))
 
     @property
     def excluded(self) -> frozenset[str]:
-        """Image files that are left out."""
-        return frozenset(file for file, count in self.faults if self.limit and count >= self.limit)
+        """Images that are left out, by their identities."""
+        return frozenset(image for image, count in self.faults if self.limit and count >= self.limit)

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from yolods.clipping import ClipFactors, build_policy
 from yolods.hostcopy import sent
-from yolods.stability.clip import POLICIES, Cut
 from yolods.stability.gradients import Decision, Gradients, squares
 from yolods.stability.guard import Cause, Guard, Verdict
 from yolods.stability.reading import Reading
@@ -63,7 +63,7 @@ class Stability:
             [place[name] for name in gradients.names], dtype=torch.int64, device=gradients.device
         )
         self._counts = gradients.sharded or replica == 0
-        self._policy = POLICIES[config.clipping.policy](config.clipping, max_norm)
+        self._policy = build_policy(config.clipping.policy, dict(config.clipping.given), max_norm)
         self.guard = Guard(config.overflow, len(self._names))
 
     def scaled(self, loss: Tensor) -> Tensor:
@@ -82,13 +82,13 @@ class Stability:
         reading, stop = self._read(sums, micro_batches)
         can_fall = self._scale is not None and not self._scale.at_floor
         verdict = self.guard.judge(reading, scale_can_fall=can_fall, can_return=can_return)
-        cut = self._policy.cut(reading) if verdict.applied else Cut(0.0)
-        self._gradients.decision = self._decision(reading, verdict, cut)
+        clipped = self._policy.clip(reading) if verdict.applied else ClipFactors(0.0)
+        self._gradients.decision = self._decision(reading, verdict, clipped)
         return StepRecord(
             loss=dict(zip(LOSS_NAMES, reading.loss, strict=True)),
             instances=reading.instances,
             grad_norm=reading.norm,
-            norm_after=cut.norm_after(reading) if verdict.applied else None,
+            norm_after=clipped.norm_after(reading) if verdict.applied else None,
             loss_scale=reading.scale if self._scale is not None else None,
             verdict=verdict,
             reading=reading,
@@ -122,14 +122,17 @@ class Stability:
             return torch.zeros(len(self._names), device=self._device)
         return sent(squares(parts, self._places, len(self._names)), self._device)
 
-    def _decision(self, reading: Reading, verdict: Verdict, cut: Cut) -> Decision:
+    def _decision(self, reading: Reading, verdict: Verdict, clipped: ClipFactors) -> Decision:
         if not verdict.applied:
             return Decision(skip=True)
         factors = None
-        if cut.factors is not None:
-            factors = dict(zip(self._names, (cut.factors / reading.scale).tolist(), strict=True))
+        if clipped.factors is not None:
+            factors = dict(zip(self._names, (clipped.factors / reading.scale).tolist(), strict=True))
         return Decision(
-            norm=reading.norm * reading.scale, factor=cut.factor / reading.scale, factors=factors, limit=cut.limit
+            norm=reading.norm * reading.scale,
+            factor=clipped.factor / reading.scale,
+            factors=factors,
+            limit=clipped.limit,
         )
 
     def discard(self) -> None:

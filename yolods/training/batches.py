@@ -44,9 +44,13 @@ class TrainBatches:
         self._unreadable: set[str] = set()
         self._replaced = 0
 
-    def exclude(self, files: Iterable[str]) -> None:
+    def place(self, image: str) -> str:
+        """What messages call an image that is known by its identity."""
+        return self.dataset.source.place(image)
+
+    def exclude(self, images: Iterable[str]) -> None:
         """Leave images out of what is read from now on. Batches that are being read still have them."""
-        self.dataset.bar(files)
+        self.dataset.bar(images)
 
     def read(self, progress: Progress) -> Iterator[dict[str, Any]]:
         """Micro-batches from where the run stands, without an end; none on a rank that reads no images.
@@ -88,9 +92,9 @@ class TrainBatches:
                 "unreadable", f"{count} samples were replaced: {len(files)} files could not be read any more", warn=True
             )
 
-    def _note_replaced(self, files: Iterable[str]) -> None:
-        files = tuple(files)
-        self._replaced += len(files)
-        for file in sorted(set(files) - self._unreadable):
+    def _note_replaced(self, images: Iterable[str]) -> None:
+        images = tuple(images)
+        self._replaced += len(images)
+        for file in sorted(map(self.place, set(images) - self._unreadable)):
             log.warning("%s could not be read; another sample took its place", file)
-        self._unreadable |= set(files)
+        self._unreadable |= set(images)

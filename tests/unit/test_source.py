@@ -1,0 +1,85 @@
+"""yolods.data.source: what an image file is known by, and what opens what a data yaml names."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from yolods.data.source import SOURCES, ImageFiles, Unreadable, by_identity, opener_of
+from yolods.errors import UserError
+
+
+def image(file: Path, value: int, channels: int = 3) -> str:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(file), np.full((12, 16, channels), value, np.uint8))
+    return str(file)
+
+
+def test_files_are_known_by_their_path_below_the_folder_of_the_set(tmp_path):
+    files = [image(tmp_path / "set/images/a.png", 1), image(tmp_path / "other/b.png", 2)]
+    source = ImageFiles(files, tmp_path / "set", 3)
+    assert source.ids == ["images/a.png", "../other/b.png"]
+    assert [source.place(each) for each in source.ids] == files
+    assert [int(source.read(each).mean()) for each in source.ids] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jpg", "x/a.jpg", "x//a.jpg", "./a.jpg", "x/../a.jpg", "../a.jpg", "x/..a.jpg", ".x/a.jpg", "x./a.jpg"]
+)
+def test_an_identity_is_the_relative_path(name, tmp_path):
+    file = f"{tmp_path}/{name}"
+    assert ImageFiles([file], tmp_path, 3).ids == [os.path.relpath(file, tmp_path)]
+
+
+def test_a_set_that_was_moved_has_the_same_identities(tmp_path):
+    before = ImageFiles([image(tmp_path / "here/a.png", 1)], tmp_path / "here", 3)
+    (tmp_path / "here").rename(tmp_path / "there")
+    after = ImageFiles([str(tmp_path / "there/a.png")], tmp_path / "there", 3)
+    assert before.ids == after.ids
+    assert before.fingerprint("a.png") == (-1, -1)
+    stat = os.stat(tmp_path / "there/a.png")
+    assert after.fingerprint("a.png") == (stat.st_size, stat.st_mtime_ns)
+
+
+def test_a_file_that_is_named_twice_is_one_sample_and_two_files_never_are(tmp_path):
+    """Beyond a link, `..` leads to another folder than the text says."""
+    image(tmp_path / "far/set/x.png", 1)
+    file, other = image(tmp_path / "a.png", 2), image(tmp_path / "far/a.png", 3)
+    (tmp_path / "link").symlink_to(tmp_path / "far/set")
+    beyond = f"{tmp_path}/link/../a.png"
+    source = ImageFiles([file, f"{tmp_path}/./a.png", beyond], tmp_path, 3)
+    assert source.ids == ["a.png", "a.png", beyond]
+    assert [int(source.read(each).mean()) for each in source.ids] == [2, 2, 3]
+    assert os.path.samefile(other, source.place(beyond))
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(1, (12, 16, 1)), (3, (12, 16, 3)), (4, (12, 16, 4))])
+def test_images_are_read_with_the_channels_of_the_set(tmp_path, channels, shape):
+    source = ImageFiles([image(tmp_path / "a.png", 7, max(channels, 3))], tmp_path, channels)
+    assert source.read("a.png").shape == shape
+    assert source.read("a.png").dtype == np.uint8
+
+
+def test_what_cannot_be_read_is_said(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    source = ImageFiles([str(tmp_path / "bad.png"), str(tmp_path / "gone.png")], tmp_path, 3)
+    for identity in source.ids:
+        with pytest.raises(Unreadable):
+            source.read(identity)
+
+
+def test_what_an_older_checkpoint_notes_by_file_is_found_by_identity(tmp_path):
+    source = ImageFiles([f"{tmp_path}/a.png", f"{tmp_path}/b.png"], tmp_path, 3)
+    noted = {f"{tmp_path}/a.png": 1, "a.png": 1, "b.png": 2, "/elsewhere/c.png": 1}
+    assert by_identity(noted, source.ids, source) == {"a.png": 2, "b.png": 2, "/elsewhere/c.png": 1}
+    assert by_identity({}, source.ids, source) == {}
+
+
+def test_an_ending_says_what_opens_a_split(monkeypatch):
+    monkeypatch.setitem(SOURCES, ".films", "os.path:join")
+    assert opener_of([Path("a.films"), Path("b.films")]) is os.path.join
+    assert opener_of([Path("images"), Path("list.txt")]) is None
+    with pytest.raises(UserError, match="of several kinds"):
+        opener_of([Path("a.films"), Path("images")])
