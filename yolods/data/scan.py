@@ -119,6 +119,8 @@ def scan(
     if opener := opener_of(paths):
         source, found = opener(paths, spec)
         found = _first(found, fraction)
+        if not found:
+            raise UserError(f"{split}: no images in {', '.join(map(str, paths))}")
     else:
         images, named_again = find_images(paths)
         files = _first(images, fraction)
