@@ -28,6 +28,7 @@ def plan(block: dict, *, batch_size: int | None = None, ranks: int = 4, nbs: int
     [
         ({}, None, (4, 4)),  # 16 images a pass, 64 a step
         ({TRAIN: "auto", MICRO: "auto"}, 32, (8, 2)),
+        ({}, 24, (6, 3)),  # 64 / 24 is nearer to 3 than to 2
         ({}, 256, (64, 1)),
         ({TRAIN: 48}, None, (12, 1)),  # as in DeepSpeed: one pass
         ({TRAIN: 48}, 16, (4, 3)),

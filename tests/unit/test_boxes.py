@@ -48,3 +48,8 @@ def test_boxes_that_lie_apart_are_still_drawn_together():
     other = [torch.tensor(8.0, requires_grad=True), torch.tensor(0.0), right, torch.tensor(4.0)]
     ciou(one, other).backward()
     assert other[0].grad.item() < 0  # further to the left would be better
+
+
+def test_boxes_of_no_size_have_a_number():
+    point, whole = box(1.0, 1, 1, 1), box(0.0, 0, 4, 4)
+    assert torch.isfinite(ciou(point, whole)) and torch.isfinite(ciou(whole, point))

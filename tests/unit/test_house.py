@@ -159,7 +159,8 @@ def test_twins_are_names_and_code():
 
 
 def test_a_test_of_its_own_imports_the_module(tmp_path):
-    made = package(a__b="x = 1", c__b="x = 1", c__d="x = 1")
+    code = "def f(): ..."
+    made = package(a__b=code, c__b=code, c__d=code, constants="x = 1")
     (tmp_path / "test_b.py").write_text("from yolods.c import b")
     (tmp_path / "test_c_d.py").write_text("SCRIPT = 'import yolods.c.d'")
     assert without_test(made, tmp_path) == ["yolods.a.b"]
