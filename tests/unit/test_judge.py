@@ -1,51 +1,63 @@
-"""How the JSON's "fp16" block becomes the rules of the loss scale."""
+"""What judges an engine's steps, by the JSON's words."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from yolods.engine.judge import build_stability, scale_rules
-from yolods.stability.scale import ScaleRules
-from yolods.stability.step import StockStability
-
-
-def layout(block: dict | None, ceiling: float = 2.0**24) -> SimpleNamespace:
-    own = SimpleNamespace(overflow=SimpleNamespace(max_loss_scale=ceiling, handling="stock"))
-    return SimpleNamespace(raw={} if block is None else {"fp16": block}, own=own, pipeline=None, zero_stage=1)
-
-
-def test_without_a_word_the_rules_are_deepspeeds_defaults():
-    for block in (None, {}, {"loss_scale_window": "auto", "hysteresis": None}):
-        assert scale_rules(layout(block)) == ScaleRules()
+from yolods.config.deepspeed import DeepSpeedConfig, resolve
+from yolods.engine.judge import build_stability
+from yolods.engine.masters import masters_of
+from yolods.errors import Faults
+from yolods.stability.step import Stability, StockStability
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "name", "expected"),
-    [
-        ("initial_scale_power", 12, "initial", 4096.0),
-        ("loss_scale_window", 50, "window", 50),
-        ("hysteresis", 4, "hysteresis", 4),
-        ("consecutive_hysteresis", True, "consecutive", True),
-        ("min_loss_scale", 8, "floor", 8.0),
-        ("loss_scale", 128, "static", 128.0),
-        ("loss_scale", 0, "static", None),
-    ],
-)
-def test_each_key_of_the_block_moves_one_rule(key, value, name, expected):
-    rules = scale_rules(layout({key: value}))
-    assert getattr(rules, name) == expected
-    others = [each for each in vars(rules) if each != name]
-    assert [getattr(rules, each) for each in others] == [getattr(ScaleRules(), each) for each in others]
+class Alone:
+    """The only rank."""
+
+    rank, size, device = 0, 1, torch.device("cpu")
+
+    def to_main(self, value):
+        return [value]
+
+    def from_main(self, value):
+        return value
 
 
-def test_the_ceiling_is_ours():
-    assert scale_rules(layout({}, ceiling=2.0**20)).ceiling == 2.0**20
+def layout(**raw: Any) -> DeepSpeedConfig:
+    faults = Faults()
+    made = resolve(raw, path=None, batch_size=4, ranks=1, device="cpu", faults=faults)
+    assert not faults
+    return made
+
+
+def engine() -> SimpleNamespace:
+    """What DeepSpeed makes of fp32 without ZeRO: the parts that are looked at."""
+    net = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    return SimpleNamespace(module=net, optimizer=optimizer, torch_autocast_z0_gradscaler="theirs")
+
+
+def built(made: SimpleNamespace, config: DeepSpeedConfig) -> Stability | StockStability:
+    return build_stability(made, masters_of(made.optimizer), config, Alone(), SimpleNamespace(index=0, count=1))
 
 
 def test_stock_handling_leaves_the_engine_as_it_is():
-    engine = SimpleNamespace(optimizer=SimpleNamespace(loss_scaler="theirs"))
-    made = build_stability(engine, None, layout({}), SimpleNamespace(size=1), None)
-    assert isinstance(made, StockStability)
-    assert vars(engine) == {"optimizer": SimpleNamespace(loss_scaler="theirs")}
+    made = engine()
+    before, step = dict(vars(made)), made.optimizer.step
+    assert isinstance(built(made, layout(yolods={"overflow": {"handling": "stock"}})), StockStability)
+    assert vars(made) == before and made.optimizer.step == step and "step" not in vars(made.optimizer)
+
+
+def test_our_own_handling_takes_the_place_of_deepspeeds_clipping_and_scale():
+    made = engine()
+    made.clip_fp32_gradients = lambda: pytest.fail("DeepSpeed clips")
+    judged = built(made, layout(gradient_clipping=1.0))
+    assert isinstance(judged, Stability)
+    made.clip_fp32_gradients()
+    assert made.torch_autocast_z0_gradscaler is None
+    assert "step" in vars(made.optimizer), "DeepSpeed's step would look at the gradients by itself"
