@@ -12,13 +12,20 @@ from pathlib import Path
 from tests.forks import ROOT, environment
 
 
-def launched(words: Sequence[str], folder: Path, hurt: Mapping[str, object] | None = None) -> subprocess.Popen[str]:
+def launched(
+    words: Sequence[str],
+    folder: Path,
+    hurt: Mapping[str, object] | None = None,
+    *,
+    popen: type[subprocess.Popen] = subprocess.Popen,
+) -> subprocess.Popen[str]:
     """Start `yolods launch train`, and do not wait for it.
 
     Args:
         words: flags of the training.
         folder: where it is typed.
         hurt: the plan for `hurt/sitecustomize.py`.
+        popen: what starts it; `tests.forks.Popen` forks it.
 
     Returns:
         the process, in a session of its own; both of its streams come as one through `stdout`.
@@ -27,7 +34,7 @@ def launched(words: Sequence[str], folder: Path, hurt: Mapping[str, object] | No
     if hurt is not None:
         path = f"{ROOT / 'tests/faults/hurt'}{os.pathsep}{variables['PYTHONPATH']}"
         variables |= {"HURT": json.dumps(hurt), "PYTHONPATH": path}
-    return subprocess.Popen(
+    return popen(
         [sys.executable, "-m", "yolods", "launch", "train", *words],
         cwd=folder,
         env=variables,
