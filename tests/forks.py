@@ -38,8 +38,9 @@ from tests.as_started import IMPORT_TIME, Command, ForkedPopen, become, is_alone
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = (
     *("deepspeed", "deepspeed.runtime.superoffload.superoffload_stage3", "torch.distributed.nn.functional"),
-    *("ultralytics.nn.tasks", "ultralytics.utils.loss", "ultralytics.engine.trainer"),
-    *("torch._dynamo", "torch._inductor.compile_fx"),
+    *("ultralytics.nn.tasks", "ultralytics.utils.loss", "ultralytics.engine.trainer", "ultralytics.models.yolo.detect"),
+    *("torch.utils.tensorboard", "torch.profiler", "matplotlib.pyplot", "numpy.ma", "PIL.JpegImagePlugin"),
+    *("torch._dynamo", "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.original_muon"),
 )
 """What a rank that trains would import; the last line only as DeepSpeed's engine does."""
 START_SECONDS = 120.0

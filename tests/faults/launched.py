@@ -11,21 +11,17 @@ from pathlib import Path
 
 from tests.forks import ROOT, environment
 
+popen: type[subprocess.Popen] = subprocess.Popen
+"""What starts commands: exec as benchmarks use them, a fork (tests.forks.Popen) under the fixture `forked_launches`."""
 
-def launched(
-    words: Sequence[str],
-    folder: Path,
-    hurt: Mapping[str, object] | None = None,
-    *,
-    popen: type[subprocess.Popen] = subprocess.Popen,
-) -> subprocess.Popen[str]:
+
+def launched(words: Sequence[str], folder: Path, hurt: Mapping[str, object] | None = None) -> subprocess.Popen[str]:
     """Start `yolods launch train`, and do not wait for it.
 
     Args:
         words: flags of the training.
         folder: where it is typed.
         hurt: the plan for `hurt/sitecustomize.py`.
-        popen: what starts it; `tests.forks.Popen` forks it.
 
     Returns:
         the process, in a session of its own; both of its streams come as one through `stdout`.
