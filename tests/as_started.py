@@ -13,8 +13,7 @@ afresh; logging, warnings, hooks, random numbers, what runs at exit. A process w
 
 Other than after exec, so that tests which depend on it start the real command:
 
-- /proc/PID/cmdline and `sys.orig_argv` are those of the Python that forks. It has "yolods" among its words, by which
-  the supervisor knows its own; a pattern for `pkill -f` finds nothing.
+- /proc/PID/cmdline has the command's words with spaces between them, and of a long one the beginning.
 - The first second: imports take no time, start no thread and fail for nothing; a signal meets no half-imported module.
 - What libraries read when they are imported is that of the tests: `IMPORT_TIME`. Neither glibc's allocator nor the size
   of torch's thread pool follows its variables.
@@ -25,6 +24,7 @@ Other than after exec, so that tests which depend on it start the real command:
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib
 import io
 import logging
@@ -49,6 +49,8 @@ IMPORT_TIME = (
     *("YOLO_CONFIG_DIR", "MPLCONFIGDIR", "LC_ALL", "LANG", "PYTHONWARNINGS", "PYTHONHASHSEED"),
 )
 """Variables that Python, torch, DeepSpeed and ultralytics read once."""
+ROOM_FOR_WORDS = "." * 3500
+"""A word of the Python that forks: what a fork shows as its command is written over those of its parent."""
 AFRESH = ("yolods", "deepspeed.launcher", "sitecustomize")
 """Modules that a fork loads anew, with all below them."""
 
@@ -60,6 +62,9 @@ class Command:
     module: str
     words: tuple[str, ...]
     unbuffered: bool
+
+    def __str__(self) -> str:
+        return " ".join([sys.executable, *(["-u"] if self.unbuffered else []), "-m", self.module, *self.words])
 
 
 def command_of(args: Any) -> Command | None:
@@ -191,6 +196,7 @@ def become(
             os.setsid()
         _forget_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask or ())
+        _show(str(command))
         if prepare is not None:
             prepare()
         _put_back(command.unbuffered or bool(os.environ.get("PYTHONUNBUFFERED")))
@@ -216,6 +222,15 @@ def become(
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         os._exit((code or 0) & 255)  # never back into the code of the process that was forked
+
+
+def _show(text: str) -> None:
+    """Make it this process' /proc/PID/cmdline: where the last byte of the words is no zero, Linux takes them for a text
+    that ends at the first zero (fs/proc/base.c, for setproctitle of BSD)."""
+    with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
+        start, end = map(int, file.read().rpartition(")")[2].split()[45:47])  # arg_start, arg_end: 48 and 49 of proc(5)
+    shown = text.encode(errors="surrogateescape")[: end - start - 2]
+    ctypes.memmove(start, shown.ljust(end - start - 1, b"\0") + b".", end - start)
 
 
 def _status(leaving: SystemExit) -> int:

@@ -33,7 +33,7 @@ from typing import Any
 
 import psutil
 
-from tests.as_started import IMPORT_TIME, Command, ForkedPopen, become, is_alone, remember
+from tests.as_started import IMPORT_TIME, ROOM_FOR_WORDS, Command, ForkedPopen, become, is_alone, remember
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = (
@@ -160,7 +160,7 @@ def _running() -> _Server:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.forks", "yolods"],  # a word by which the supervisor knows its own
+                [sys.executable, "-m", "tests.forks", ROOM_FOR_WORDS],
                 cwd=ROOT,
                 env=environment(),
                 stdin=theirs,
