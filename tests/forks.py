@@ -142,6 +142,7 @@ def end_family(pid: int) -> None:
 
 def _asked(call: Mapping[str, Any], seconds: float, descriptors: Sequence[int] = ()) -> Any:
     """The answer to a call."""
+    sys.audit("tests.fork", str(call.get("function") or call["start"]))
     try:
         server = _running()
         _send(server.channel, call, descriptors)

@@ -17,7 +17,7 @@ from yolods.checkpoint.store import Progress
 from yolods.model.weights import read_pt
 from yolods.train import Run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 ROOT = Path(__file__).parents[2]
 READY = ROOT / "ds_configs"
 BASE = {"--model": "yolov5[0.1,0.1]", "--imgsz": "64", "--batch-size": "4", "--epochs": "2", "--workers": "0"}
