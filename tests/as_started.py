@@ -16,7 +16,8 @@ Other than after exec, so that tests which depend on it start the real command:
 - /proc/PID/cmdline has the command's words with spaces between them, and of a long one the beginning.
 - The first second: imports take no time, start no thread and fail for nothing; a signal meets no half-imported module.
 - What libraries read when they are imported is that of the tests: `IMPORT_TIME`. Neither glibc's allocator nor the size
-  of torch's thread pool follows its variables.
+  of torch's thread pool follows its variables, and what they set at their imports (LD_LIBRARY_PATH, KINETO_LOG_LEVEL
+  and the like) is not set.
 - All ranks order sets of strings alike: they share the seed of the hashes, which real ranks do not.
 - Options of the interpreter other than -u, and what it makes of streams that are closed or broken.
 """
@@ -93,8 +94,6 @@ class _Remembered:
     """Without the working directory and PYTHONPATH."""
     filters: list[Any]
     """Of warnings."""
-    torch_state: Any
-    """Of torch's generator, which starts with the same seed in every process."""
     hooks: dict[tuple[Any, str], Any]
     loggers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -105,14 +104,11 @@ _remembered: _Remembered | None = None
 def remember() -> None:
     """Note what every fork puts back; in the Python that forks, once it has imported everything."""
     global _remembered
-    import torch
-
     beside = {os.getcwd(), *_entries(os.environ)}
     hooks = ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"), (warnings, "showwarning"))
     _remembered = _Remembered(
         [entry for entry in sys.path if entry and os.path.abspath(entry) not in beside],
         list(warnings.filters),
-        torch.get_rng_state(),
         {(module, name): getattr(module, name) for module, name in hooks},
         {logger.name: _state(logger) for logger in _loggers()},
     )
@@ -290,16 +286,15 @@ def _put_streams_back(unbuffered: bool) -> None:
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
-        lines = stream is sys.stderr or os.isatty(stream.fileno())
+        lines = not unbuffered and (stream is sys.stderr or os.isatty(stream.fileno()))
         stream.reconfigure(line_buffering=lines, write_through=unbuffered)
 
 
 def _draw_anew() -> None:
-    """Python and NumPy begin with the machine's entropy, torch with a seed of its own."""
+    """As every process does, whose generators begin with the machine's entropy."""
     import numpy
     import torch
 
-    assert _remembered is not None
     random.seed()
     numpy.random.seed()
-    torch.set_rng_state(_remembered.torch_state)
+    torch.seed()

@@ -103,7 +103,7 @@ class Popen(ForkedPopen):
         for name in IMPORT_TIME:
             if env.get(name) != imported.get(name):
                 raise ValueError(
-                    f"{name}={env.get(name)} is for a start by exec: imported was with {imported.get(name)}"
+                    f"{name}={env.get(name)} needs a start by exec: at the imports it was {imported.get(name)}"
                 )
         call = {"start": asdict(command), "cwd": os.fspath(settings["cwd"] or os.getcwd()), "env": env}
         given = [place if stream == -1 else stream for place, stream in enumerate(streams)]
