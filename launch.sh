@@ -21,7 +21,9 @@ usage() {
 usage: ./launch.sh [WORD [ARGUMENT ...]]
 
   ./launch.sh                 train the embedded demo on this machine, and say where its results lie
-  ./launch.sh test [ARG ...]  run the test suite; arguments go to pytest, paths in them count from the repository
+  ./launch.sh test            run the test suite, in two lanes side by side
+  ./launch.sh test --fast     run its quick part: unit tests that start no process
+  ./launch.sh test ARG ...    run pytest with these arguments; paths in them count from the repository
   ./launch.sh WORD [ARG ...]  run a yolods word, such as train, val, export or doctor; WORD --help lists what it takes
   ./launch.sh help            this text
 
@@ -205,6 +207,7 @@ case ${1:-demo} in
     test)
         ready test || install test
         cd -- "$root"
+        [[ $# -gt 1 && $2 != --fast ]] || run_python -m tests.lanes "${@:2}"
         run_python -m pytest "${@:2}"
         ;;
     *)

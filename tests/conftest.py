@@ -30,6 +30,7 @@ KEPT_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver"
 # Set by whoever started pytest inside a job of their own; a test must see only what it sets itself.
 JOB_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "HOSTFILE", "DS_ENV_FILE")
 GRACE_SECONDS = 3.0
+STARTING_FIXTURES = frozenset(("run_process", "two_hosts"))
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 SCRATCH = Path(tempfile.mkdtemp(prefix="yolods-tests-"))
@@ -71,7 +72,11 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips the tests marked `gpu` where torch sees no device; `-ra` lists each with this reason."""
+    """Marks `process` what takes a fixture that starts one. Skips the tests marked `gpu` where torch sees no device;
+    `-ra` lists each with this reason."""
+    for item in items:
+        if not STARTING_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("process")
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -167,6 +172,28 @@ def _end_session(process: subprocess.Popen[str]) -> None:
             member.kill()
         except (psutil.NoSuchProcess, ProcessLookupError):
             continue
+
+
+_started: list[str] = []
+"""Pythons that the test at hand has started."""
+
+
+def _note_starts(event: str, words: tuple) -> None:
+    """Hears of everything that this process starts; of libraries' short calls, such as `uname`, nobody need know."""
+    if event == "tests.fork" or (event == "subprocess.Popen" and os.path.basename(str(words[0])).startswith("python")):
+        _started.append(str(words[-1] if event == "tests.fork" else words[1]))
+
+
+sys.addaudithook(_note_starts)
+
+
+@pytest.fixture(autouse=True)
+def starts_are_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test of tests/unit that starts a Python and is not marked `process`: --fast would take it."""
+    _started.clear()
+    yield
+    unmarked = "tests/unit/" in request.node.nodeid and request.node.get_closest_marker("process") is None
+    assert not (unmarked and _started), f"mark it pytest.mark.process, for it starts {_started[0]}"
 
 
 @pytest.fixture(autouse=True)

@@ -19,17 +19,28 @@ SMALL = ("--model", "yolov5n", "--imgsz", "64", "--batch-size", "4", "--workers"
 """Flags of a run that takes seconds."""
 
 
+def yolods(word: str) -> list[str]:
+    """What launch.sh starts."""
+    return [sys.executable, "-m", "yolods", "launch", word]
+
+
 def front_door(word: str) -> list[str]:
     """launch.sh itself where these tests run in the environment that it made; else what it would start."""
     if Path(sys.prefix) == ROOT / ".venv":
         return ["bash", str(ROOT / "launch.sh"), word]
-    return [sys.executable, "-m", "yolods", "launch", word]
+    return yolods(word)
 
 
 @contextmanager
-def started(words: list[str], cwd: Path, screen: IO[str]) -> Iterator[subprocess.Popen[str]]:
-    """A command that runs; whatever of it still does at the end is killed."""
-    process = subprocess.Popen(
+def started(
+    words: list[str], cwd: Path, screen: IO[str], *, popen: type[subprocess.Popen] = subprocess.Popen
+) -> Iterator[subprocess.Popen[str]]:
+    """A command that runs; whatever of it still does at the end is killed.
+
+    Args:
+        popen: what starts it; `tests.forks.Popen` forks it and what it starts.
+    """
+    process = popen(
         words,
         cwd=cwd,
         env=environment(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.dist.starts import SMALL, front_door, started
+from tests import forks
+from tests.dist.starts import SMALL, front_door, started, yolods
 from tests.tiny import make_dataset
 from yolods.cluster.launch import free_port
 
@@ -88,9 +90,9 @@ def _rectangles(seed: int, images: int = 8) -> dict[str, torch.Tensor]:
     }
 
 
-def _run(words: list[str], folder: Path) -> tuple[int, str]:
+def _run(words: list[str], folder: Path, popen: type[subprocess.Popen] = subprocess.Popen) -> tuple[int, str]:
     """Exit status, and everything that came to the screen."""
-    with open(folder / "screen", "w+") as screen, started(words, folder, screen) as process:
+    with open(folder / "screen", "w+") as screen, started(words, folder, screen, popen=popen) as process:
         code = process.wait(PATIENCE_SECONDS)
         screen.seek(0)
         return code, screen.read()
@@ -139,7 +141,7 @@ def test_val_shows_what_the_run_showed_last(
     _, screen, folder = trained
     best = folder / "runs" / "exp" / "weights" / "best.pt"
     words = ["--weights", str(best), "--data", str(data), "--imgsz", "64", "--workers", "0", "--set", "plots=False"]
-    code, shown = _run([*front_door("val"), *words, "--num_gpus", str(ranks)], tmp_path)
+    code, shown = _run([*yolods("val"), *words, "--num_gpus", str(ranks)], tmp_path, forks.Popen)
     assert code == 0, shown
     mine, last = _all_classes(shown), _all_classes(screen)
     assert float(last[-1]) > 0.1, "the model finds nothing, so that this shows nothing"

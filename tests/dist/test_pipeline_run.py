@@ -25,7 +25,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.dist.starts import front_door, ranks_of, started
+from tests import forks
+from tests.dist.starts import ranks_of, started, yolods
 from tests.ranks import on_ranks
 from tests.tiny import make_dataset
 from yolods.checkpoint.read import Checkpoint
@@ -67,10 +68,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def killed(folder: Path) -> Path:
     """The run's folder after a rank was killed; the launcher ended the others."""
-    words = [*front_door("train"), "--num_gpus", "4", "--max-restarts", "0", "--data", "data/tiny.yaml", *WORDS]
+    words = [*yolods("train"), "--num_gpus", "4", "--max-restarts", "0", "--data", "data/tiny.yaml", *WORDS]
     run, deadline = folder / "runs" / "grid", time.monotonic() + LIMIT_SECONDS
     words += ["--deepspeed_config", "2x2.json"]
-    with open(folder / "screen", "w+") as screen, started(words, folder, screen) as process:
+    with open(folder / "screen", "w+") as screen, started(words, folder, screen, popen=forks.Popen) as process:
         while _position(run) < IMAGES + 2 * STEP:
             screen.seek(0)
             assert process.poll() is None and time.monotonic() < deadline, screen.read()

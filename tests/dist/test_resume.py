@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.dist.starts import SMALL, cpu_seconds, front_door, kill, ranks_of, started
+from tests import forks
+from tests.dist.starts import SMALL, cpu_seconds, kill, ranks_of, started, yolods
 from tests.tiny import make_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(230)]
@@ -46,12 +47,12 @@ def _train(data: Path, folder: Path, *, every_steps: int) -> list[str]:
     """The command of a new run, whose results go to `folder`/runs/exp."""
     content = {"zero_optimization": {"stage": 2}, "yolods": {"checkpoint": {"every_steps": every_steps}}}
     (folder / "ds.json").write_text(json.dumps(content))
-    return [*front_door("train"), "--data", str(data), *SMALL, *SETTINGS, "--deepspeed_config", "ds.json"]
+    return [*yolods("train"), "--data", str(data), *SMALL, *SETTINGS, "--deepspeed_config", "ds.json"]
 
 
 def _finish(words: list[str], folder: Path) -> None:
     """Run a command to its end, which has to be a good one."""
-    with open(folder / "screen", "w+") as screen, started(words, folder, screen) as process:
+    with open(folder / "screen", "w+") as screen, started(words, folder, screen, popen=forks.Popen) as process:
         code = process.wait(PATIENCE_SECONDS)
         screen.seek(0)
         assert code == 0, screen.read()
@@ -59,7 +60,7 @@ def _finish(words: list[str], folder: Path) -> None:
 
 def _kill_when(reached: Callable[[], bool], words: list[str], folder: Path) -> None:
     """Start a command and kill it some work after `reached`."""
-    with open(folder / "screen", "w+") as screen, started(words, folder, screen) as process:
+    with open(folder / "screen", "w+") as screen, started(words, folder, screen, popen=forks.Popen) as process:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not reached():
             screen.seek(0)
@@ -109,7 +110,7 @@ def test_a_killed_and_resumed_run_ends_as_one_that_was_not(
     assert left["epochs_done"] == 1
     assert left["position"] == IMAGES if every_steps == 0 else IMAGES < left["position"] < 2 * IMAGES
 
-    _finish([*front_door("train"), "--resume", str(run)], tmp_path)
+    _finish([*yolods("train"), "--resume", str(run)], tmp_path)
     assert "Resuming" in (tmp_path / "screen").read_text()
     assert _differing_runs(run, uninterrupted) == []
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from tests.forks import ROOT, environment
 
+popen: type[subprocess.Popen] = subprocess.Popen
+"""What starts commands: exec as benchmarks use them, a fork (tests.forks.Popen) under the fixture `forked_launches`."""
+
 
 def launched(words: Sequence[str], folder: Path, hurt: Mapping[str, object] | None = None) -> subprocess.Popen[str]:
     """Start `yolods launch train`, and do not wait for it.
@@ -27,7 +30,7 @@ def launched(words: Sequence[str], folder: Path, hurt: Mapping[str, object] | No
     if hurt is not None:
         path = f"{ROOT / 'tests/faults/hurt'}{os.pathsep}{variables['PYTHONPATH']}"
         variables |= {"HURT": json.dumps(hurt), "PYTHONPATH": path}
-    return subprocess.Popen(
+    return popen(
         [sys.executable, "-m", "yolods", "launch", "train", *words],
         cwd=folder,
         env=variables,

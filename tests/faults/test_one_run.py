@@ -9,7 +9,7 @@ import pytest
 from tests.faults.one_run import KINDS, PLACES, Case, cases, fail, finished, pair
 from tests.tiny import make_dataset
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("forked_launches")]
 
 
 @pytest.fixture(scope="module")

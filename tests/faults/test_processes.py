@@ -9,7 +9,7 @@ import pytest
 from tests.faults.processes import IMAGES, VAL_IMAGES, WHATS, Case, cases, play, wrong
 from tests.tiny import make_dataset
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("forked_launches")]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import forks
 from tests.dist.starts import started, wait_for
 from tests.tiny import make_dataset
 
@@ -31,7 +32,7 @@ def interrupted(
     words += ["--set", "nbs=4", "--deepspeed_config", "ds.json", "--workers", str(workers)]
     screen = folder / "screen"
     results = folder / "runs" / "exp" / "results.csv"
-    with open(screen, "w") as out, started(words, folder, out) as process:
+    with open(screen, "w") as out, started(words, folder, out, popen=forks.Popen) as process:
         wait_for(lambda: results.is_file() and results.read_text().count("\n") > 3, 120, process, screen)
         family = psutil.Process(process.pid).children(recursive=True)
         stop(process)

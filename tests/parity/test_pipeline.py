@@ -1,7 +1,7 @@
 """A split model against plain ultralytics at equal weights: losses, gradients, running statistics, one walk backward.
 
-Every cut between layers of YOLOv5n, and of cuts inside C3 and Detect, four stages, replicas, recomputing, several image
-sizes, p6 and low precision a sample. `python benchmarks/parity_pipeline.py` runs every cut under each of them.
+A sample of cuts between layers of YOLOv5n, of cuts inside C3 and Detect, four stages, replicas, recomputing, several
+image sizes, p6 and low precision. `python benchmarks/parity_pipeline.py` runs every cut under each of them.
 """
 
 from __future__ import annotations
@@ -33,17 +33,19 @@ from yolods.engine.schedule import Step
 
 pytestmark = pytest.mark.slow
 
-LAYERS = range(1, 25)
-"""Where YOLOv5n can be cut between layers."""
+LAYERS = (1, 4, 9, 10, 13, 17, 21, 24)
+"""Of the 24 places between layers where YOLOv5n can be cut: at its ends, around the pooling, where one value crosses
+the cut and where up to three do, in the backbone and in both ways of the neck."""
 EXACT: dict[str, Any] = {"channels_last": False}
 """Rounds as plain ultralytics does: what differs is the split's own."""
-INSIDE = ("2.m.0", "4.m.1", "8.close", "24.0.cls0", "24.0.cat", "24.1", "24.2.cls1", "24.2.cat")
+INSIDE = ("2.m.0", "8.close", "24.0.cls0", "24.1")
 CARRIED = 3
 """Values that cross the cut before layer 13."""
 
 TWO_RANKS = [
     *(Case(cuts=(cut,)) for cut in LAYERS),
-    *(Case(cuts=(cut,), recompute=1 if cut % 4 else 3) for cut in LAYERS[3::6]),
+    Case(cuts=(4,), recompute=3),
+    Case(cuts=(10,), recompute=1),
     *(Case(cuts=(cut,), recompute=place % 2) for place, cut in enumerate(INSIDE)),
     Case(cuts=(13,), micro_batches=1),
     Case(cuts=(13,), micro_batches=4, **EXACT),
@@ -151,8 +153,12 @@ class _Measured(dict[int, list[dict[str, Any]]]):
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
+        self._begun: set[int] = set()
 
     def __missing__(self, size: int) -> list[dict[str, Any]]:
+        if size in self._begun:
+            pytest.fail("the measurement has failed in the first test that asked for it")
+        self._begun.add(size)
         cases = {2: [asdict(case) for case in TWO_RANKS], 4: [asdict(case) for case in FOUR_RANKS]}
         call = {"cases": cases, "folder": self._folder}
         self[size] = on_ranks("tests.parity.test_pipeline:measure", (size,), timeout=150, **call)[size]
@@ -173,7 +179,7 @@ def test_a_split_model_computes_what_the_whole_one_does(measured: dict[int, list
 def test_the_comparison_is_not_of_zeros_and_sees_a_gradient_that_is_wrong(
     measured: dict[int, list[dict[str, Any]]],
 ) -> None:
-    case = TWO_RANKS[12]
+    case = Case(cuts=(13,))
     reports = [rank[case.label] for rank in measured[2]]
     # 64 pixels hold no box that is large enough for the boxes of the largest stride.
     silent = {name for report in reports for name in report[0]["silent"]}

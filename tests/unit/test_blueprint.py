@@ -33,6 +33,7 @@ def test_what_is_known_without_memory(name, strides):
     assert torch.equal(blueprint.strides, whole.stride)
 
 
+@pytest.mark.slow
 def test_a_model_larger_than_any_host_fits_on_paper():
     assert blueprint_of("yolov5[8,16]6").parameters * 4 > 2**38
 

@@ -40,6 +40,7 @@ def test_every_word_lists_its_flags(capsys, words):
         assert all(flag in shown for flag in ("--hostfile", "--num_gpus", "--launcher", "--max_restarts"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("words", [["train", "--help"], ["launch", "train", "--data", "nowhere.yaml"]])
 def test_what_starts_no_training_needs_no_torch(words):
     script = f"import sys\nfrom yolods.cli import main\ntry:\n  main({words})\nfinally:\n  print(*sys.modules)"

@@ -120,6 +120,7 @@ assert plotting.check_font is compat.local_font
 """
 
 
+@pytest.mark.process
 def test_importing_everything_is_quiet_offline_and_leaves_the_home_alone(tmp_path):
     home = tmp_path / "home"
     home.mkdir()

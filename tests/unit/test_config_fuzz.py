@@ -10,6 +10,8 @@ import pytest
 from benchmarks.config_fuzz import spread
 from tests.configs import KEYS, checked, draw, step
 
+pytestmark = [pytest.mark.slow, pytest.mark.process]
+
 CHECKED, STARTED = 300, 6
 
 

@@ -18,6 +18,7 @@ def graph_of(name: str, nc: int = 80, split: bool = True):
     return build_graph(architecture(parse_name(name), nc, 3), split=split)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "millions", "gflops", "mib"),
     [

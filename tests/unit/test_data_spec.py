@@ -292,6 +292,7 @@ def test_lines_of_a_list_that_name_no_image_are_known(tmp_path):
     ]
 
 
+@pytest.mark.process
 def test_reading_needs_neither_torch_nor_ultralytics(tmp_path):
     yaml = make_dataset(tmp_path)
     code = (

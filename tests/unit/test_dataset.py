@@ -264,6 +264,7 @@ def test_shapes_of_evaluation_batches_are_those_of_ultralytics(count, batch):
     assert np.array_equal(ours.batch_shapes, theirs.batch_shapes) and np.array_equal(ours.batch, theirs.batch)
 
 
+@pytest.mark.slow
 def test_sorting_an_evaluation_set_does_not_grow_with_the_square_of_the_set():
     """Seconds of CPU of sixteen times as many images: 16 times as many if it grows with the set, else up to 256."""
 

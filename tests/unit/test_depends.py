@@ -319,6 +319,7 @@ def test_a_progress_that_counts_no_epochs_is_left_to_the_ranks(capsys, monkeypat
     assert refusals(capsys, monkeypatch, "--resume", str(left)) == []
 
 
+@pytest.mark.process
 def test_a_resume_is_checked_without_torch(left):
     script = (
         "import sys\nfrom yolods.check import check_train\nfrom yolods.cli import _train_parser\n"

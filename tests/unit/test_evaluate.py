@@ -31,6 +31,8 @@ from yolods.stats import LOSS_NAMES, METRIC_NAMES
 from yolods.telemetry import Telemetry
 from yolods.validate import validate
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 37  # groups of 16, 16 and 5: no share of it is even
 
 

@@ -181,14 +181,23 @@ def test_hostfile_variable_yields_to_the_flag(installed: Checkout, typed: list[s
     assert installed.calls() == [f"<-m><yolods><launch>{arrives}"]
 
 
-def test_test_word_installs_the_extras_and_runs_pytest_in_the_repository(installed: Checkout, tmp_path: Path) -> None:
+def test_test_word_installs_the_extras_and_hands_its_arguments_to_pytest_in_the_repository(
+    installed: Checkout, tmp_path: Path
+) -> None:
     assert installed.start("test", "-k", "a or b", cwd=tmp_path).returncode == 0
     assert installed.calls() == [f"{PIP}<.[test]>", "<-m><pytest><-k><a or b>"]
     assert installed.last_folder() == str(installed.root)
-    installed.start("test")
-    assert installed.calls() == ["<-m><pytest>"]
+    installed.start("test", "--version")
+    assert installed.calls() == ["<-m><pytest><--version>"]
     installed.start("val")
     assert installed.calls() == ["<-m><yolods><launch><val>"]
+
+
+@pytest.mark.parametrize("words", [[], ["--fast"], ["--fast", "-k", "a or b"]])
+def test_the_whole_suite_and_its_quick_part_run_in_lanes(installed: Checkout, words: list[str]) -> None:
+    installed.start("test")
+    assert installed.start("test", *words, WORD_STATUS="1").returncode == 1
+    assert installed.calls() == ["".join(f"<{word}>" for word in ("-m", "tests.lanes", *words))]
 
 
 @pytest.mark.parametrize("name", ["setup.py", "constraints.txt"])

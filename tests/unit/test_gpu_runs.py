@@ -14,6 +14,8 @@ from benchmarks import gpu_ranks, gpu_runs
 from benchmarks.gpu_conductor import read_notes
 from benchmarks.gpu_job import Job
 
+pytestmark = pytest.mark.process
+
 STAND_IN = '''"""Writes a row of results.csv an epoch; SIGTERM ends it after the epoch under way, with 143."""
 import os, signal, subprocess, sys, time
 from pathlib import Path

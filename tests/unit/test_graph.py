@@ -216,6 +216,7 @@ def test_a_meta_model_has_the_names_shapes_and_strides_of_the_real_one(name):
         ]
 
 
+@pytest.mark.slow
 def test_a_model_larger_than_any_host_is_described():
     net = meta_model(layers_of("yolov5[8,16]6"))
     assert sum(parameter.numel() for parameter in net.parameters()) * 4 > 2**38

@@ -19,6 +19,8 @@ import pytest
 from tests.forks import forked, server_pid
 from yolods.interrupt import PASSED_ON
 
+pytestmark = pytest.mark.process
+
 RANK = """
 import os, signal, sys, time
 from yolods.interrupt import heed

@@ -357,6 +357,7 @@ def test_the_manual_says_why_each_other_setting_is_not_taken():
     assert [name for name in (*REFUSED, *YOLOV5) if f"`{name}`" not in manual] == []
 
 
+@pytest.mark.process
 def test_configuration_needs_neither_torch_nor_ultralytics():
     code = (
         "import sys, yolods.config, yolods.cluster.launch;"

@@ -12,6 +12,8 @@ import pytest
 
 from yolods.cluster.keeper import ASKED
 
+pytestmark = pytest.mark.process
+
 RANK = """
 import sys, time
 from yolods.cluster.keeper import Keeper

@@ -335,6 +335,7 @@ def test_the_runner_keeps_gpus_of_a_start_on_this_machine_from_deepspeed(monkeyp
     assert seen == [None, "GPU-a"]
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path):
     """By the real launcher: module found, words whole, ranks numbered, variables there. Runs that end well are in

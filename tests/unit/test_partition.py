@@ -263,6 +263,7 @@ def test_recomputing_longer_segments_keeps_less_and_brings_back_more(fine):
     assert whole_stage.activations[start, stop] == fine.crossing[start] + fine.crossing[stop]
 
 
+@pytest.mark.slow
 def test_sixteen_stages_of_a_very_deep_model_take_no_time():
     costs = cost_of("yolov5[4,0.25]6")
     assert len(costs.nodes) > 150

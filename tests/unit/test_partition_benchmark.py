@@ -20,6 +20,8 @@ from benchmarks.partition import (
     ours,
 )
 
+pytestmark = pytest.mark.slow
+
 STOCK = {  # max / mean FLOPs of a stage in 2, 4, 8 stages: by parameters, and by FLOPs on whole layers
     "yolov5x": ((1.06, 1.82, 2.08), (1.04, 1.04, 1.39)),
     "yolov5x6": ((1.09, 1.90, 3.52), (1.00, 1.02, 1.37)),

@@ -18,6 +18,8 @@ from yolods import __version__
 from yolods.cluster import probe
 from yolods.cluster.probe import Count, Gpu, Lock, Report, Request, decode, encode, examine
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(probe.__file__).read_text(encoding="utf-8")
 

@@ -30,6 +30,7 @@ def passes_of(graph: Graph, imgsz: int, precision: str = "fp32", repeats: int = 
         return list(measure(graph, imgsz, 2, CPU, precision, repeats=repeats)), began
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "imgsz"), [(layers_of("yolov5[0.33,0.1]"), 64), (layers_of("yolov5n6"), 64), (small(), 32)]
 )

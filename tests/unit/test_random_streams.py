@@ -28,6 +28,8 @@ from yolods.data.scan import scan
 from yolods.data.spec import as_ultralytics, read_spec
 from yolods.model.initialise import initialise
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 0.02
 STREAMS, WORDS = 1000, 160
 LOW = (1 << 24) - 1

@@ -47,6 +47,7 @@ def test_epochs_and_seeds_differ():
     assert len(orders) == 16
 
 
+@pytest.mark.process
 def test_another_process_gives_the_same():
     code = "from yolods.data.sampler import *; print(Stream(31, 9, 8).batch_ids(6, 1, 2), keyed_seed('a', 1))"
     printed = [

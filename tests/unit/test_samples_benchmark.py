@@ -10,6 +10,8 @@ from benchmarks.samples_report import compared, judged, named
 from benchmarks.samples_run import DRAWN, Condition, Shown, alike, make_set, our_set, watched
 from yolods.data.sampler import keyed_generators
 
+pytestmark = pytest.mark.slow
+
 HALF = Condition(0.5, 1, 0)
 
 

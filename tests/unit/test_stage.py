@@ -76,6 +76,7 @@ def test_stages_in_a_row_are_the_model(cut_model, recompute):
         assert torch.equal(mine, buffers[name]), name  # also how often BatchNorm counted
 
 
+@pytest.mark.slow
 def test_recomputing_keeps_no_activations_within_a_segment(cut_model):
     def kept(recompute: int) -> int:
         saved: list[int] = []

@@ -13,6 +13,8 @@ import pytest
 
 from yolods.interrupt import by_a_user
 
+pytestmark = pytest.mark.process
+
 SCRIPT = """
 import sys
 from yolods.cluster.supervise import Start, supervise

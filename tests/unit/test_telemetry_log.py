@@ -14,6 +14,8 @@ import pytest
 from tests.forks import forked
 from yolods.telemetry import open_log
 
+pytestmark = pytest.mark.process
+
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
 IMPORTS = "import deepspeed\nfrom deepspeed.utils import logger as ds\nfrom ultralytics.utils import LOGGER as ul\n"

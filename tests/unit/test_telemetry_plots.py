@@ -103,6 +103,7 @@ def test_validation_pictures_without_any_box(painter: Painter, tmp_path: Path) -
     assert {file.name for file in tmp_path.iterdir()} == {"val_batch0_labels.jpg", "val_batch0_pred.jpg"}
 
 
+@pytest.mark.slow
 def test_labels_and_results_are_drawn(painter: Painter, tmp_path: Path, asked: list[object]) -> None:
     labels = [
         {"cls": np.array([[0.0], [1.0]]), "bboxes": np.full((2, 4), 0.4)},

@@ -95,6 +95,7 @@ def test_the_writing_telemetry_has_every_moment_with_the_same_signature(name: st
     assert inspect.signature(getattr(RunTelemetry, name)) == inspect.signature(getattr(Telemetry, name))
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_files_and_says_where(tmp_path: Path) -> None:
     (tmp_path / "exp" / "weights").mkdir(parents=True)
     (tmp_path / "exp" / "weights" / "best.pt").touch()
@@ -138,6 +139,7 @@ def test_other_ranks_write_nothing(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_one_row_an_epoch(tmp_path: Path) -> None:
     train(open_run(tmp_path))
     train(open_run(tmp_path, start_epoch=1, start_step=2), start_epoch=1)

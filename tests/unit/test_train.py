@@ -13,7 +13,7 @@ from tests.faults.cases import results_of
 from tests.tiny import make_dataset
 from yolods.model.weights import read_pt
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 ROOT = Path(__file__).parents[2]
 READY = ROOT / "ds_configs"
 BASE = {"--model": "yolov5[0.1,0.1]", "--imgsz": "64", "--batch-size": "4", "--epochs": "2", "--workers": "0"}

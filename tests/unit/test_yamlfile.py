@@ -34,6 +34,7 @@ UNREADABLE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", UNREADABLE, ids=lambda value: value[:12])
 def test_a_value_that_yaml_cannot_make_is_one_line_in_every_file_and_no_traceback(tmp_path, value):
     file = tmp_path / "x.yaml"

@@ -1,0 +1,300 @@
+"""Makes of a fork what `python -m MODULE ...` would be if it had been started anew; of a Python that has imported much.
+
+    remember()      in the Python that forks, once it has imported everything: what a fork puts back
+    become(..)      in a fork: ends as the command does, and never returns
+    ForkedPopen     `subprocess.Popen` that forks: Forking in a fork, whose launchers and ranks are forks again, and
+                    tests.forks.Popen in the tests
+
+A start by exec takes 3 s of CPU for each of two launchers and 5 s for each rank, all of it imports; a fork takes 0.2 s.
+
+As after exec: streams, descriptors, working directory, environment, session, signals, `preexec_fn`, `sys.argv`,
+`__main__`, the import path with `sitecustomize`; modules of yolods and of DeepSpeed's launcher, which are loaded
+afresh; logging, warnings, hooks, random numbers, what runs at exit. A process with threads is not forked.
+
+Other than after exec, so that tests which depend on it start the real command:
+
+- /proc/PID/cmdline has the command's words with spaces between them, and of a long one the beginning.
+- The first second: imports take no time, start no thread and fail for nothing; a signal meets no half-imported module.
+- What libraries read when they are imported is that of the tests: `IMPORT_TIME`. Neither glibc's allocator nor the size
+  of torch's thread pool follows its variables, and what they set at their imports (LD_LIBRARY_PATH, KINETO_LOG_LEVEL
+  and the like) is not set.
+- All ranks order sets of strings alike: they share the seed of the hashes, which real ranks do not.
+- Options of the interpreter other than -u, and what it makes of streams that are closed or broken.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import importlib
+import io
+import logging
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+IMPORT_TIME = (
+    *("OMP_NUM_THREADS", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "YOLO_OFFLINE", "YOLO_AUTOINSTALL"),
+    *("YOLO_CONFIG_DIR", "MPLCONFIGDIR", "LC_ALL", "LANG", "PYTHONWARNINGS", "PYTHONHASHSEED"),
+)
+"""Variables that Python, torch, DeepSpeed and ultralytics read once."""
+ROOM_FOR_WORDS = "." * 3500
+"""A word of the Python that forks: what a fork shows as its command is written over those of its parent."""
+AFRESH = ("yolods", "deepspeed.launcher", "sitecustomize")
+"""Modules that a fork loads anew, with all below them."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """`python [-u] -m module words`."""
+
+    module: str
+    words: tuple[str, ...]
+    unbuffered: bool
+
+    def __str__(self) -> str:
+        return " ".join([sys.executable, *(["-u"] if self.unbuffered else []), "-m", self.module, *self.words])
+
+
+def command_of(args: Any) -> Command | None:
+    """The command that `subprocess.Popen` was given, where a fork can stand in for it."""
+    if isinstance(args, str | bytes | os.PathLike):
+        return None
+    python, *words = map(os.fspath, args)
+    options = []
+    while words and words[0] in ("-u", "-B"):
+        options.append(words.pop(0))
+    if os.path.abspath(python) != os.path.abspath(sys.executable) or len(words) < 2 or words[0] != "-m":
+        return None
+    return Command(words[1], tuple(words[2:]), "-u" in options)
+
+
+def is_alone() -> bool:
+    """Whether this process has one thread, and may be forked: a lock of another would stay locked for ever."""
+    return len(os.listdir("/proc/self/task")) == 1
+
+
+@dataclass
+class _Remembered:
+    """Of the Python that forks, before it has called anything of what it has imported."""
+
+    path: list[str]
+    """Without the working directory and PYTHONPATH."""
+    filters: list[Any]
+    """Of warnings."""
+    hooks: dict[tuple[Any, str], Any]
+    loggers: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+_remembered: _Remembered | None = None
+
+
+def remember() -> None:
+    """Note what every fork puts back; in the Python that forks, once it has imported everything."""
+    global _remembered
+    beside = {os.getcwd(), *_entries(os.environ)}
+    hooks = ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"), (warnings, "showwarning"))
+    _remembered = _Remembered(
+        [entry for entry in sys.path if entry and os.path.abspath(entry) not in beside],
+        list(warnings.filters),
+        {(module, name): getattr(module, name) for module, name in hooks},
+        {logger.name: _state(logger) for logger in _loggers()},
+    )
+    atexit._clear()
+
+
+def _entries(environ: Mapping[str, str]) -> list[str]:
+    return [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+
+
+def _loggers() -> list[logging.Logger]:
+    named = logging.root.manager.loggerDict.values()
+    return [logging.root, *(each for each in named if isinstance(each, logging.Logger))]
+
+
+def _state(logger: logging.Logger) -> dict[str, Any]:
+    lists = {"handlers": list(logger.handlers), "filters": list(logger.filters)}
+    return {**lists, "level": logger.level, "propagate": logger.propagate, "disabled": logger.disabled}
+
+
+class ForkedPopen(subprocess.Popen, ABC):
+    """`subprocess.Popen` for which `python -m MODULE` is a fork; everything else is started by exec."""
+
+    @abstractmethod
+    def _fork(self, command: Command, streams: tuple[int, int, int], **settings: Any) -> int:
+        """The process' id; arguments as of `become`."""
+
+    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: bool, *rest: Any) -> None:
+        pass_fds, cwd, env, _, _, shell, *pipes = rest[:12]
+        command = None if shell or executable or pass_fds or not close_fds else command_of(args)
+        if command is None:
+            return super()._execute_child(args, executable, preexec_fn, close_fds, *rest)
+        stdin, _, _, stdout, _, stderr = pipes
+        settings = {"cwd": cwd, "env": env, "new_session": rest[17], "prepare": preexec_fn}
+        self.pid = self._fork(command, (stdin, stdout, stderr), **settings)
+        self._child_created = True
+        self._close_pipe_fds(*pipes)
+
+
+class Forking(ForkedPopen):
+    """That of a process which was forked itself: its own forks."""
+
+    def _fork(self, command: Command, streams: tuple[int, int, int], **settings: Any) -> int:
+        assert is_alone(), f"this process has threads, and cannot be forked for {command}"
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # no handler of ours runs in the fork
+        if not (pid := os.fork()):
+            become(command, streams, mask=mask, **settings)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return pid
+
+
+def become(
+    command: Command,
+    streams: Sequence[int],
+    *,
+    cwd: Any = None,
+    env: Mapping[Any, Any] | None = None,
+    mask: set[signal.Signals] | None = None,
+    new_session: bool = False,
+    prepare: Callable[[], None] | None = None,
+) -> NoReturn:
+    """Run a command in this fork and end it.
+
+    Args:
+        streams: descriptors that become standard input, output and error; -1: the one that is there stays.
+        env: the whole environment; None: as it is.
+        mask: signals to hold back.
+        prepare: `preexec_fn`.
+    """
+    code: int | None = 1
+    try:
+        _take(streams)
+        if cwd is not None:
+            os.chdir(cwd)
+        if env is not None:
+            os.environ.clear()
+            os.environ.update({os.fsdecode(name): os.fsdecode(value) for name, value in env.items()})
+        if new_session:
+            os.setsid()
+        _forget_signals()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask or ())
+        _show(str(command))
+        if prepare is not None:
+            prepare()
+        _put_back(command.unbuffered or bool(os.environ.get("PYTHONUNBUFFERED")))
+        subprocess.Popen = Forking  # type: ignore[misc]
+        sys.argv = [command.module, *command.words]
+        runpy.run_module(command.module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as leaving:
+        code = _status(leaving)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        code = None
+    except BaseException:
+        with suppress(BaseException):
+            sys.excepthook(*sys.exc_info())
+    finally:
+        with suppress(BaseException):
+            atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(BaseException):
+                stream.flush()
+        if code is None:  # as Python ends of Ctrl-C
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        os._exit((code or 0) & 255)  # never back into the code of the process that was forked
+
+
+def _show(text: str) -> None:
+    """Make it this process' /proc/PID/cmdline: where the last byte of the words is no zero, Linux takes them for a text
+    that ends at the first zero (fs/proc/base.c, for setproctitle of BSD)."""
+    with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
+        start, end = map(int, file.read().rpartition(")")[2].split()[45:47])  # arg_start, arg_end: 48 and 49 of proc(5)
+    shown = text.encode(errors="surrogateescape")[: end - start - 2]
+    ctypes.memmove(start, shown.ljust(end - start - 1, b"\0") + b".", end - start)
+
+
+def _status(leaving: SystemExit) -> int:
+    if leaving.code is None or isinstance(leaving.code, int):
+        return leaving.code or 0
+    print(leaving.code, file=sys.stderr)
+    return 1
+
+
+def _take(streams: Sequence[int]) -> None:
+    """Make descriptors the standard streams, and close all others."""
+    copies = [-1 if source == -1 else os.dup(source) for source in streams]
+    for place, copy in enumerate(copies):
+        if copy != -1:
+            os.dup2(copy, place)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+
+
+def _forget_signals() -> None:
+    """Handlers of Python's end with exec; what is ignored stays so."""
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def _put_back(unbuffered: bool) -> None:
+    """Everything in the interpreter that the processes before this one may have changed."""
+    assert _remembered is not None, "this process was not forked from one that remembers"
+    _put_streams_back(unbuffered)
+    for name in [name for name in sys.modules if _is_afresh(name)]:
+        del sys.modules[name]
+    here = [] if os.environ.get("PYTHONSAFEPATH") else [os.getcwd()]
+    sys.path[:] = [*here, *map(os.path.abspath, _entries(os.environ)), *_remembered.path]
+    importlib.invalidate_caches()
+    warnings.filters[:] = _remembered.filters
+    warnings._filters_mutated()
+    for (module, name), hook in _remembered.hooks.items():
+        setattr(module, name, hook)
+    for logger in _loggers():
+        for name, value in _remembered.loggers.get(logger.name, _state(logging.Logger("fresh"))).items():
+            setattr(logger, name, list(value) if isinstance(value, list) else value)
+    logging.disable(logging.NOTSET)
+    logging.root.manager._clear_cache()
+    tempfile.tempdir = None
+    atexit._clear()
+    _draw_anew()
+    with suppress(ModuleNotFoundError):
+        importlib.import_module("sitecustomize")
+
+
+def _is_afresh(module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in AFRESH)
+
+
+def _put_streams_back(unbuffered: bool) -> None:
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        lines = not unbuffered and (stream is sys.stderr or os.isatty(stream.fileno()))
+        stream.reconfigure(line_buffering=lines, write_through=unbuffered)
+
+
+def _draw_anew() -> None:
+    """As every process does, whose generators begin with the machine's entropy."""
+    import numpy
+    import torch
+
+    random.seed()
+    numpy.random.seed()
+    torch.seed()

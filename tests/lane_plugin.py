@@ -1,0 +1,99 @@
+"""pytest's part in tests.lanes: a lane takes file after file from a queue that both share, and tells what happens.
+
+--lane-queue FILE     JSON: the files in order, and how many have been taken from its front and from its back
+--lane-end END        from which end this lane takes: "front" or "back"
+--lane-events FILE    what has happened so far, a JSON per line
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What tests.lanes tells each lane."""
+    group = parser.getgroup("lanes")
+    group.addoption("--lane-queue", type=Path, required=True)
+    group.addoption("--lane-end", choices=("front", "back"), required=True)
+    group.addoption("--lane-events", type=Path, required=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the lane in the place of pytest's own loop."""
+    queue, end = config.getoption("--lane-queue"), config.getoption("--lane-end")
+    config.pluginmanager.register(Lane(queue, end, config.getoption("--lane-events")))
+
+
+def take(queue: Path, end: str) -> str | None:
+    """The next file at an end of the queue, for this lane alone; None: both ends have met."""
+    with open(queue, "r+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        state = json.load(file)
+        if state["front"] + state["back"] == len(state["files"]):
+            return None
+        place = state["front"] if end == "front" else -1 - state["back"]
+        state[end] += 1
+        file.seek(0)
+        file.truncate()
+        json.dump(state, file)
+        return state["files"][place]
+
+
+class Lane:
+    """A run of pytest over what one lane takes."""
+
+    def __init__(self, queue: Path, end: str, events: Path) -> None:
+        self._queue, self._end = queue, end
+        self._events = events.open("a", buffering=1, encoding="utf-8")
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._outcomes: dict[str, set[str]] = defaultdict(set)
+
+    def _tell(self, **event: Any) -> None:
+        self._events.write(f"{json.dumps(event)}\n")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """As pytest's own, but that the order of files is the queue's."""
+        if session.testsfailed:
+            raise session.Interrupted(f"{session.testsfailed} errors while tests were collected")
+        by_file: dict[str, list[pytest.Item]] = defaultdict(list)
+        for item in session.items:
+            by_file[item.nodeid.partition("::")[0]].append(item)
+        unknown = by_file.keys() - set(json.loads(self._queue.read_text(encoding="utf-8"))["files"])
+        if unknown:
+            raise pytest.UsageError(f"these files are in no lane: {', '.join(sorted(unknown))}")
+        self._tell(collected={file: len(items) for file, items in by_file.items()})
+        # One item ahead: pytest ends the fixtures that the next one does not share.
+        for item, following in pairwise(chain(self._items(by_file), [None])):
+            assert item is not None
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if session.shouldfail:
+                raise session.Failed(session.shouldfail)
+            if session.shouldstop:
+                raise session.Interrupted(session.shouldstop)
+        return True
+
+    def _items(self, by_file: dict[str, list[pytest.Item]]) -> Iterator[pytest.Item | None]:
+        while (file := take(self._queue, self._end)) is not None:
+            yield from by_file.get(file, [])
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """A test begins."""
+        self._tell(begun=nodeid)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A third of a test has ended; with the last one it has as a whole."""
+        self._seconds[report.nodeid] += report.duration
+        self._outcomes[report.nodeid].add(report.outcome)
+        if report.when == "teardown":
+            outcomes = self._outcomes.pop(report.nodeid)
+            outcome = next(each for each in ("failed", "skipped", "passed") if each in outcomes)
+            self._tell(ended=report.nodeid, outcome=outcome, seconds=round(self._seconds.pop(report.nodeid), 3))
