@@ -24,7 +24,7 @@ from benchmarks.checkpoint_restart import Restart, restart, restart_table
 from benchmarks.hardware import describe
 from benchmarks.throughput import available
 from tests.ranks import on_ranks
-from yolods.cluster.launch import ALLOCATOR
+from yolods.launch.command import ALLOCATOR
 
 LIMIT = 1800.0
 """Seconds after which the ranks count as hung."""

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from benchmarks.checkpoint_report import BESIDE, NONE, WAITING, WAYS, Interval, Seen
 from yolods.checkpoint.store import CheckpointStore, Progress
-from yolods.cluster.board import open_board
-from yolods.cluster.ranks import Ranks
 from yolods.config import add_train_arguments, build_run_config
+from yolods.distributed.store import open_store
+from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
 from yolods.engine.build import build_engine
-from yolods.engine.optim import choose_optimizer
-from yolods.engine.schedule import Step
-from yolods.model.build import architecture, build, parse_name
+from yolods.model.architecture.build import architecture, build, parse_name
+from yolods.optim.lr_schedule import Step
+from yolods.optim.optimizers import choose_optimizer
 
 NAMES = ("one", "two", "three")
 BOXES = 6
@@ -61,10 +61,10 @@ def measure(
     """
     engine = _engine(ranks, Path(folder), model, imgsz, images, stage)
     batch = _batch(images, imgsz, ranks.rank)
-    board = open_board(ranks)
+    kv_store = open_store(ranks)
     about = {"architecture": architecture(parse_name(model), len(NAMES), 3), "names": list(NAMES), "train_args": {}}
     stores = {
-        way: Watched(Path(folder, way), ranks, keep=2, model=about, board=board if way == BESIDE else None)
+        way: Watched(Path(folder, way), ranks, keep=2, model=about, kv_store=kv_store if way == BESIDE else None)
         for way in (WAITING, BESIDE)
     }
     taken = 0
@@ -122,7 +122,7 @@ def _engine(ranks: Ranks, folder: Path, model: str, imgsz: int, images: int, sta
     add_train_arguments(parser)
     words = ["--data", "demo", "--model", model, "--imgsz", str(imgsz), "--deepspeed_config", str(file)]
     words += ["--set", "optimizer=AdamW"]
-    config = build_run_config(parser.parse_args(words), ranks=ranks.size, device="cpu", environ={})
+    config = build_run_config(parser.parse_args(words), world_size=ranks.size, device="cpu", environ={})
     torch.manual_seed(config.seed)
     net = build(architecture(parse_name(model), len(NAMES), 3), NAMES)
     choice = choose_optimizer(config.hyper, samples=1000, batch=config.batch_size, epochs=1, nc=len(NAMES))

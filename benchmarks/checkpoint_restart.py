@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.report import Spread
-from tests.dist.starts import ranks_of, started
+from tests.dist.commands import ranks_of, started
 from tests.tiny import make_dataset
 
 LIMIT = 300.0

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.clipping_report import DTYPES, misses, tables
 from benchmarks.hardware import describe
-from yolods.cluster.launch import ALLOCATOR
 from yolods.errors import UserError
+from yolods.launch.command import ALLOCATOR
 
 SIZES = ("yolov5x", "yolov5[1.33,4]")
 """The largest of the zoo, and the same depth at 3.2 times the width: 0.995e9 parameters."""

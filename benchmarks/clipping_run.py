@@ -17,7 +17,7 @@ Gradients of one rank alone, reduced, a slice a parameter, as ZeRO-1, 2 and 3 ho
 the model is fp32; models for 80 classes, in the optimizer's three groups. In fp16 they carry a loss scale of {SCALE:g}
 and are unscaled; in the others they are clipped, to a norm of {LIMIT:g}.
 
-- *measuring*: from there to the verdict. Ours: `Stability.judge` and what DeepSpeed's step then asks its replaced
+- *measuring*: from there to the verdict. Ours: `Stability.before_step` and what DeepSpeed's step then asks its replaced
   methods. *{STOCK}*: the overflow check (fp16 only), the norm, the check of the norm, by the methods of DeepSpeed's own
   optimizers. *{TORCH}*: `get_total_norm`, in the gradients' dtype, without a check and
   without a look from the host.

@@ -2,8 +2,9 @@
 
 Nothing is re-written here. Stock is DeepSpeed's own two optimizers with an `__init__` that sets only what the part of
 their `step` between the reduction and the inner optimizer reads; that part calls a handful of methods, which are called
-here in its order. Ours is `Stability.judge` and then the same methods, once an adapter of `stability.gradients` has put
-its own in their place, as in a run. See stage_1_and_2.py and stage3.py in deepspeed/runtime/zero, `step`, 0.19.8.
+here in its order. Ours is `Stability.before_step` and then the same methods, once an adapter of `stability.gradients`
+has put its own in their place, as in a run. See stage_1_and_2.py and stage3.py in deepspeed/runtime/zero, `step`,
+0.19.8.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.clipping_report import DTYPES, FUSED, OURS, ROOFLINE, STOCK, TORCH, ZERO3, ZERO12, Name
-from yolods.config.own import OwnConfig
-from yolods.engine.optim import freeze, parameter_groups
-from yolods.engine.shards import spans
-from yolods.model.build import architecture, parse_name
-from yolods.model.graph import meta_model
-from yolods.stability.gradients import PartitionedGradients, Zero3Gradients
-from yolods.stability.scale import LossScale, ScaleRules
-from yolods.stability.step import Stability
+from yolods.config.deepspeed.yolods_block import YolodsConfig
+from yolods.model.architecture.build import architecture, parse_name
+from yolods.model.graph.graph import meta_model
+from yolods.optim.optimizers import freeze, parameter_groups
+from yolods.stability.controller import Stability
+from yolods.zero.gradients import PartitionedGradients, Zero3Gradients
+from yolods.zero.loss_scale import LossScale, ScaleRules
+from yolods.zero.shards import spans
 
 KINDS = dict(zip(DTYPES, (torch.float16, torch.bfloat16, torch.float32), strict=True))
 """What the names of dtypes mean."""
@@ -220,19 +221,19 @@ class Ours(Stock):
         self._stability = Stability(
             gradients,
             [name for group in held.groups for name, _ in group],
-            OwnConfig(),
+            YolodsConfig(),
             max_norm=LIMIT,
             scale=scale,
             by_hand=False,
             replica=0,
-            ranks=2,  # so that its all-reduce is among what is counted
+            world_size=2,  # so that its all-reduce is among what is counted
             device=held.device,
         )
         self._sums = torch.ones(5, device=held.device)
 
     def measure(self) -> None:
         """See `Way`."""
-        self._record = self._stability.settle(self._stability.judge(self._sums, 1, can_return=True))
+        self._record = self._stability.after_step(self._stability.before_step(self._sums, 1, can_return=True))
         super().measure()
 
     def norm(self) -> float | None:

@@ -31,9 +31,9 @@ def disturb_training(every: int) -> None:
     prepare = cli._prepare_libraries
 
     def prepare_and_disturb() -> None:
-        # Not before: yolods.train imports what the command line first has to prepare.
+        # Not before: yolods.training.loop imports what the command line first has to prepare.
         prepare()
-        from yolods.train import Run
+        from yolods.training.loop import Run
 
         fit = Run.fit
 

@@ -26,7 +26,7 @@ def main() -> int:
 
 def launch_this(file: str) -> None:
     """Have the launcher start ranks with a file in the place of `--module yolods`."""
-    from yolods.cluster import launch
+    from yolods.launch import command as launch
 
     build = launch.launcher_command
 
@@ -43,9 +43,9 @@ def watch_training(task: Task) -> None:
     prepare = cli._prepare_libraries
 
     def prepare_and_watch() -> None:
-        # Not before: yolods.train imports what the command line first has to prepare.
+        # Not before: yolods.training.loop imports what the command line first has to prepare.
         prepare()
-        from yolods.train import Run
+        from yolods.training.loop import Run
 
         fit = Run.fit
 

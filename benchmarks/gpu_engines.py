@@ -16,8 +16,8 @@ from benchmarks.gpu_device import Device, device
 from benchmarks.gpu_job import ROOT, Item, Job
 from tests.parity.small import ACCUMULATION, CONFIGS, NAMES, Small, micro_batch, small_engine
 from yolods.checkpoint.state import collect
-from yolods.cluster.ranks import Ranks, join, leave
-from yolods.hostcopy import HostCopy
+from yolods.device.host_copy import HostCopy
+from yolods.distributed.world import Ranks, join_world, leave
 from yolods.stability.record import StepRecord
 
 SCALE_POWER = 4
@@ -65,7 +65,7 @@ def _all(job: Job, names: Sequence[str], overflowing: Sequence[str] = (), **hype
     if job.pretend and TINY.is_file():
         hyper["model"] = str(TINY)
     with device(job) as on:
-        ranks = join()
+        ranks = join_world()
         for name in names:
             with job.item(name) as item:
                 look(item, ranks, on, applied(name, job.work), **hyper)
@@ -151,11 +151,11 @@ def _restores(item: Item, small: Small, on: Device) -> None:
         engine.load_state(kept)
     same = all(torch.equal(*pair) for pair in zip(before, _tensors(engine._moving()), strict=True))
     again = step(small, WARM + 1)
-    engine.recovery.take()
+    engine.snapshots.take()
     held = [each.clone() for each in _tensors(engine._moving())]
     step(small, WARM + 2)
     with on.waits() as rolling:
-        engine._load_moving(engine.recovery.snapshot)
+        engine._load_moving(engine.snapshots.snapshot)
     back = all(torch.equal(*pair) for pair in zip(held, _tensors(engine._moving()), strict=True))
     for name, waits in (("checkpoint copy", copying), ("load", loading), ("roll-back", rolling)):
         item.facts[f"waits: {name}"] = _brief(waits)

@@ -20,7 +20,7 @@ from tests.parity.small import (
     seasoned_weights,
     small_engine,
 )
-from yolods.cluster.ranks import join, leave
+from yolods.distributed.world import join_world, leave
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SQUARES_APART = 1e-5
@@ -44,7 +44,7 @@ def numbers(job: Job) -> None:
         for dtype in DTYPES[:2]:
             _look(job, f"BatchNormFloat32, {dtype}", lambda item, kind=dtype: _batch_norm(item, place, kind))
         _look(job, "loss", lambda item: _loss(item, place))
-        ranks = join()
+        ranks = join_world()
         for name in STEPS[:1] if job.pretend else STEPS:
 
             def step(item: Item, name: str = name) -> None:
@@ -63,7 +63,7 @@ def _look(job: Job, name: str, work: Callable[[Item], None]) -> None:
 
 def _squares(item: Item, place: torch.device, dtype: torch.dtype, small: bool) -> None:
     """One large tensor, one of numbers near fp16's end, one of a single number, one of tiny ones; then inf and nan."""
-    from yolods.stability.gradients import squares
+    from yolods.zero.gradients import squares
 
     torch.manual_seed(0)
     counts = (10**5 if small else 10**7, 3, 1, 10**4 if small else 10**6)
@@ -114,7 +114,7 @@ def _loss(item: Item, place: torch.device) -> None:
     """The loss of the same raw outputs, rounded to each dtype, on the device and on a CPU."""
     from types import SimpleNamespace
 
-    from yolods.model.loss import DetectionLoss
+    from yolods.model.loss.detection_loss import DetectionLoss
 
     net = plain_model().float()
     gains = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)

@@ -126,9 +126,9 @@ def take_zero_step(*, name: str, pretend: bool, work: Path) -> dict[str, Any]:
     from benchmarks.gpu_device import Device, Pretended
     from benchmarks.gpu_engines import applied
     from tests.parity.small import ACCUMULATION, micro_batch, plain_loss, plain_model, seasoned_weights, small_engine
-    from yolods.cluster.ranks import join, leave
+    from yolods.distributed.world import join_world, leave
 
-    ranks, weights = join(), seasoned_weights()
+    ranks, weights = join_world(), seasoned_weights()
     folder = work / str(ranks.rank)
     folder.mkdir(exist_ok=True)
     on = Pretended() if pretend else Device()
@@ -189,9 +189,9 @@ def take_pipeline_step(*, pretend: bool, work: Path) -> dict[str, Any]:
     except ModuleNotFoundError:
         return {"skipped": "tests/rehearsal is not in this checkout"}
     from benchmarks.gpu_device import Device, Pretended
-    from yolods.cluster.ranks import join, leave
+    from yolods.distributed.world import join_world, leave
 
-    ranks, on = join(), Pretended() if pretend else Device()
+    ranks, on = join_world(), Pretended() if pretend else Device()
     with engine_of(ranks, "pipeline2_fp32", work) as engine:
         for number in range(3):
             take_step(engine, number, 4)

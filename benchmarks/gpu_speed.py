@@ -29,15 +29,15 @@ from benchmarks.gpu_engines import applied
 from benchmarks.gpu_job import Item, Job
 from tests.parity.small import NAMES
 from tests.tiny import make_dataset
-from yolods.cluster.ranks import Ranks, join, leave
 from yolods.config import add_train_arguments, build_run_config
+from yolods.distributed.world import Ranks, join_world, leave
 from yolods.engine.build import build_engine
-from yolods.engine.optim import choose_optimizer
-from yolods.engine.schedule import Step
-from yolods.model.build import architecture, build, parse_name
-from yolods.model.graph import build_graph, meta_model
+from yolods.model.architecture.build import architecture, build, parse_name
+from yolods.model.graph.graph import build_graph, meta_model
+from yolods.optim.lr_schedule import Step
+from yolods.optim.optimizers import choose_optimizer
 from yolods.plan.cost import cost
-from yolods.plan.stages import Stages, Terms
+from yolods.plan.stage_costs import StageCosts, Terms
 
 MODELS = (("yolov5n", 32), ("yolov5s", 32), ("yolov5x", 16))
 """And the images of a batch."""
@@ -75,7 +75,7 @@ def speed(job: Job) -> None:
     """Each model in an item of its own."""
     sizes = TINY if job.pretend else Sizes()
     place = torch.device("cpu" if job.pretend else "cuda:0")
-    ranks = join()
+    ranks = join_world()
     data = make_dataset(job.work / "data", train=8, val=2, nc=len(NAMES), size=64)
     for model, images in sizes.models:
         with job.item(f"{model}, {sizes.imgsz} pixels, batches of {images}") as item, ExitStack() as stack:
@@ -127,7 +127,7 @@ def _rival(name: str, file: Path, model: str, images: int, imgsz: int, ranks: Ra
         "warmup_epochs=0",
     ]
     device = "cuda" if "fp16" in name else ranks.device.type
-    config = build_run_config(parser.parse_args(words), ranks=1, device=device, environ={})
+    config = build_run_config(parser.parse_args(words), world_size=1, device=device, environ={})
     torch.manual_seed(0)
     before = _allocated()
     net = build(architecture(parse_name(model), len(NAMES), 3), NAMES)
@@ -229,7 +229,7 @@ def _tell(item: Item, turns: Turns, images: int, sizes: Sizes) -> None:
 
 def _predicted(model: str, images: int, sizes: Sizes) -> float:
     graph = build_graph(meta_model(architecture(parse_name(model), len(NAMES), 3)))
-    stages = Stages(cost(graph, sizes.imgsz, 2), Terms(micro_batch=images, micro_batches=1))
+    stages = StageCosts(cost(graph, sizes.imgsz, 2), Terms(micro_batch=images, micro_batches=1))
     return float(stages.memory(1, 0)[0, -1]) / GIB
 
 

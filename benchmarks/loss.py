@@ -28,8 +28,8 @@ from benchmarks.loss_memory import LiveBytes
 from benchmarks.report import Spread
 from yolods import compat
 from yolods.model.anchors import anchors_of
-from yolods.model.assigner import assign
-from yolods.model.targets import targets_of
+from yolods.model.loss.assigner import assign
+from yolods.model.loss.targets import targets_of
 
 BATCHES = 500
 CLOSE = 1e-6

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolods.model.loss import DetectionLoss, as_float
+from yolods.model.loss.detection_loss import DetectionLoss, as_float
 
 GAINS = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
 CPU = torch.device("cpu")

@@ -104,8 +104,8 @@ def _layer_cuts(model: str, **settings: Any) -> Iterator[Case]:
 
 def _nodes() -> list[str]:
     """Nodes of yolov5n that a stage may begin with: the last one has nothing to train."""
-    from yolods.model.build import architecture, parse_name
-    from yolods.model.graph import build_graph
+    from yolods.model.architecture.build import architecture, parse_name
+    from yolods.model.graph.graph import build_graph
 
     return [node.name for node in build_graph(architecture(parse_name(N), 3, 3)).nodes[1:-1]]
 

@@ -21,11 +21,11 @@ from pathlib import Path
 # Started as a script, Python looks for modules in this folder, not in the clone that it belongs to.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from yolods.model.build import architecture, parse_name
-from yolods.model.graph import build_graph, meta_model
+from yolods.model.architecture.build import architecture, parse_name
+from yolods.model.graph.graph import build_graph, meta_model
 from yolods.plan.cost import Cost, Machine, cost
 from yolods.plan.partition import MIB, Partition, partition, table
-from yolods.plan.stages import Terms
+from yolods.plan.stage_costs import Terms
 
 CASES = (("yolov5x", 640), ("yolov5x6", 1280), ("yolov5[2.0,2.0]6", 1280))
 STAGES = (2, 4, 8)

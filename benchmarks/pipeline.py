@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.hardware import describe
 from benchmarks.pipeline_report import BOXES, DEEPSPEED, MARK, OURS, STOCK, WAYS, Results, Seen, Task, tables
 from benchmarks.throughput import available
-from yolods.cluster.launch import ALLOCATOR, free_port
+from yolods.launch.command import ALLOCATOR, free_port
 
 HERE = Path(__file__).resolve().parent
 STAGES = 2
@@ -48,7 +48,7 @@ another one, and a step of each that is not counted comes first.
   tensors only, so values are channels-first between its stages, and channels-last within as in ours.
 - *step*: the whole optimizer step, with clipping, optimizer and moving average (DeepSpeed's has none). *1F1B*: of it,
   the part from the first forward pass to the end of the last backward pass.
-- *bound*: `yolods.plan.schedule.simulate` on the mean forward and backward pass of each stage in that same step, with
+- *bound*: `yolods.plan.one_f_one_b.simulate` on the mean forward and backward pass of each stage in that step, with
   no time for sending. *bound / step* and *bound / 1F1B* fall when stages wait longer than 1F1B makes them, and by all
   that happens around the passes.
 - *own passes*: the same bound with every pass as long as it was, over 1F1B. Less than 1 is what the engine loses; a

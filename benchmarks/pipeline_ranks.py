@@ -28,43 +28,43 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.pipeline_report import BOXES, DEEPSPEED, MARK, STOCK, Sample, Seen, Task
-from yolods.cluster.ranks import Ranks, join, leave
 from yolods.config import RunConfig, add_train_arguments, build_run_config
+from yolods.distributed.world import Ranks, join_world, leave
 from yolods.engine.build import plan_schedule
-from yolods.engine.clock import StageClock
-from yolods.engine.optim import OptimizerChoice, build_optimizer, parameter_groups
-from yolods.engine.pipeline import PipelineEngine
-from yolods.engine.stages import build_stage
+from yolods.engine.build_pipeline import build_stage
+from yolods.engine.pipeline.engine import PipelineEngine
+from yolods.engine.pipeline.stage_timer import StageTimer
+from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
-from yolods.model.build import architecture, parse_name
-from yolods.model.graph import OUT, Graph, build_graph, live
+from yolods.model.graph.graph import OUT, Graph, build_graph, live
+from yolods.model.graph.stage import Stage
 from yolods.model.initialise import initialise
 from yolods.model.inputs import InputFormat
 from yolods.model.layers import exchange_layers
-from yolods.model.loss import DetectionLoss
-from yolods.model.stage import Stage
+from yolods.model.loss.detection_loss import DetectionLoss
+from yolods.optim.optimizers import OptimizerChoice, build_optimizer, parameter_groups
 from yolods.plan.cost import cost
 from yolods.plan.partition import partition, table
 from yolods.plan.profile import measure
-from yolods.plan.run import StagePlan
-from yolods.plan.stages import Terms
+from yolods.plan.stage_costs import Terms
+from yolods.plan.stage_plan import StagePlan
 
 NAMES = ("one", "two", "three")
 CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "pipeline2_fp32.json"
 
 
-class Meter(StageClock):
+class Meter(StageTimer):
     """The engine's own clock, which also adds up CPU time: of the passes, and of all the process does meanwhile."""
 
     cpu = process = 0.0
 
     def start(self) -> None:
-        """See `StageClock`."""
+        """See `StageTimer`."""
         super().start()
         self.cpu, self.process = 0.0, -time.process_time()
 
     def stop(self) -> None:
-        """See `StageClock`."""
+        """See `StageTimer`."""
         super().stop()
         self.process += time.process_time()
 
@@ -103,7 +103,7 @@ class Ours(PipelineEngine):
     stock = False
 
     def _backward(self, number: int, size: int | None) -> None:
-        if not self.stock or self.grid.last:
+        if not self.stock or self.mesh.last:
             return super()._backward(number, size)
         flight = self._flights.pop(number)
         gradients = self._gradients_of(number)
@@ -244,7 +244,7 @@ def configure(task: Task, stages: int) -> RunConfig:
     flags = {"data": "demo", "model": task.model, "imgsz": task.imgsz, "batch-size": task.images, "epochs": 10}
     words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
     words += ["--deepspeed_config", str(CONFIG), "--set", "warmup_epochs=0", "--set", f"nbs={task.images}"]
-    return build_run_config(parser.parse_args(words), ranks=stages, device="cpu", environ={})
+    return build_run_config(parser.parse_args(words), world_size=stages, device="cpu", environ={})
 
 
 def plan(task: Task, blueprint: Blueprint, ranks: Ranks) -> StagePlan:
@@ -304,7 +304,7 @@ def main() -> int:
     torch.set_num_threads(1)
     compat.prepare()
     compat.skip_needless_builds()
-    ranks = join()
+    ranks = join_world()
     bench = Bench(task, ranks)
     if ranks.is_main:
         print("\n".join(f"{MARK}{line}" for line in bench.plan.lines), flush=True)

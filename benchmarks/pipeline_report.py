@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.report import BUSY, Spread
-from yolods.plan.schedule import instruction, simulate, slots
+from yolods.plan.one_f_one_b import instruction, simulate, slots
 
 BOUND_SHARE = 0.90
 """Target: least share of the bound that a step reaches."""

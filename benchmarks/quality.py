@@ -33,9 +33,9 @@ from benchmarks import quality_report as report
 from benchmarks.cases import REFERENCE, ROOT, Case, hyper
 from benchmarks.hardware import commit, describe
 from benchmarks.quality_run import RESULT, SCREEN, Job, Plan, copy_and_scan, forked, import_all, lead
-from yolods.cluster.launch import ALLOCATOR
 from yolods.errors import UserError
-from yolods.model.build import architecture, parse_name
+from yolods.launch.command import ALLOCATOR
+from yolods.model.architecture.build import architecture, parse_name
 
 CASES = {
     case.key: case

@@ -30,7 +30,7 @@ from yolods import compat
 IMPORTED = (
     *("deepspeed", "deepspeed.runtime.superoffload.superoffload_stage3", "torch.distributed.nn.functional"),
     *("ultralytics.models.yolo.detect", "ultralytics.nn.tasks", "ultralytics.utils.loss"),
-    *("torch._dynamo", "torch._inductor.compile_fx", "yolods.start"),
+    *("torch._dynamo", "torch._inductor.compile_fx", "yolods.training.start"),
 )
 """What either trainer would import."""
 
@@ -178,7 +178,7 @@ def _train(plan: Plan, job: Job, benchmark: int) -> None:
     if job.case.config is None:
         _wait([forked(lambda: _train_ultralytics(plan, job), screen)], benchmark)
         return
-    from yolods.cluster.launch import free_port
+    from yolods.launch.command import free_port
 
     size = str(job.case.ranks)
     world = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -282,7 +282,7 @@ def _judge(plan: Plan, job: Job, weights: Path, to: Path) -> None:
     from ultralytics.models.yolo.detect import DetectionValidator
     from ultralytics.utils import nms
 
-    from yolods.evaluate import UNLIMITED_SECONDS
+    from yolods.evaluation.evaluator import UNLIMITED_SECONDS
 
     # Else a batch whose NMS takes longer loses the rest of its boxes, and a busy machine would lower the result.
     nms.non_max_suppression = partial(nms.non_max_suppression, max_time_img=UNLIMITED_SECONDS)

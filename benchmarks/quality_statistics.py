@@ -72,7 +72,7 @@ def prepare() -> None:
     torch.set_num_threads(1)
     from ultralytics.utils import nms
 
-    from yolods.evaluate import UNLIMITED_SECONDS
+    from yolods.evaluation.evaluator import UNLIMITED_SECONDS
 
     nms.non_max_suppression = partial(nms.non_max_suppression, max_time_img=UNLIMITED_SECONDS)
 

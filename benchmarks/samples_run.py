@@ -179,8 +179,8 @@ def _yolods(yaml: Path, condition: Condition, rank: int) -> Walk:
             dataset,
             stream,
             first_position=first * stream.n,
-            rank=rank,
-            ranks=condition.ranks,
+            dp_rank=rank,
+            dp_size=condition.ranks,
             micro=BATCH // condition.ranks,
             workers=condition.workers,
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.trainer_trace import Noted, State, Trace
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 
 READ = ("img", "cls", "bboxes", "batch_idx")
 """Of a batch."""
@@ -36,19 +36,19 @@ def train(
         marks: steps, from 1, after which weights are noted; None: all.
         switched: which of `SWITCHES` are thrown.
     """
-    from yolods.cluster.board import open_board
-    from yolods.cluster.watchdog import Watchdog
     from yolods.config import add_train_arguments, build_run_config
-    from yolods.start import start_run
+    from yolods.distributed.store import open_store
+    from yolods.training.start import start_run
+    from yolods.watchdog.watchdog import Watchdog
 
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
     config = ranks.main_first(
-        lambda: build_run_config(parser.parse_args(words), ranks=ranks.size, device="cpu", environ={})
+        lambda: build_run_config(parser.parse_args(words), world_size=ranks.size, device="cpu", environ={})
     )
-    board = open_board(ranks)
-    with Watchdog(board, ranks, config.deepspeed.own.watchdog, config.run_dir) as watchdog:
-        run = start_run(config, ranks, board, watchdog)
+    kv_store = open_store(ranks)
+    with Watchdog(kv_store, ranks, config.deepspeed.own.watchdog, config.run_dir) as watchdog:
+        run = start_run(config, ranks, kv_store, watchdog)
         begin(run, torch.load(start))
         watch = Watch(run, torch.load(batches) if batches else None, marks)
         for name in switched:
@@ -140,10 +140,10 @@ class Watch:
             for batch in self._load(progress):
                 self.trace.batches.append({key: batch[key].clone() for key in READ})
                 yield batch
-        elif share.reads_images:
+        elif share.first_stage:
             # From the first on once more: a run's last step is completed by batches past its end.
             for batch in cycle(self._handed):
-                yield half_of(batch, share.index, share.count)
+                yield half_of(batch, share.dp_rank, share.dp_size)
 
     def train_step(self, step: Any, *rest: Any, **named: Any) -> Any:
         """The engine's own; notes what it was and did."""

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from yolods.checkpoint.progress import Progress
-from yolods.cluster.ranks import Ranks
-from yolods.config.own import OwnConfig
-from yolods.engine.schedule import Schedule, Step
+from yolods.config.deepspeed.yolods_block import YolodsConfig
+from yolods.distributed.world import Ranks
+from yolods.optim.lr_schedule import Schedule, Step
 from yolods.stability.record import StepRecord
 from yolods.stats import LOSS_NAMES
 from yolods.telemetry import NullTelemetry, Telemetry
-from yolods.train import Run
+from yolods.training.loop import Run
 
 ALONE = Ranks(0, 1, 0, "here", torch.device("cpu"))
 
@@ -100,7 +100,7 @@ class Loop:
         epochs: int = 2,
         engine: Any = None,
         telemetry: Callable[[list[str]], Telemetry] = Lines,
-        own: OwnConfig | None = None,
+        own: YolodsConfig | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.calls: list[str] = []
@@ -110,7 +110,7 @@ class Loop:
         """Epochs that are taken."""
         self.telemetry, self.store = telemetry(self.calls), Store(self.calls)
         config = SimpleNamespace(
-            epochs=epochs, imgsz=64, run_dir=folder, deepspeed=SimpleNamespace(own=own or OwnConfig())
+            epochs=epochs, imgsz=64, run_dir=folder, deepspeed=SimpleNamespace(own=own or YolodsConfig())
         )
         self.run = Run(
             config,

@@ -43,7 +43,7 @@ def on_ranks(
 ) -> dict[int, list[Any]]:
     """Call `module:function` as `f(ranks, **arguments)` on every rank of a world of each size, one after the other.
 
-    `ranks` is a `yolods.cluster.ranks.Ranks`. Returns what the ranks returned, in their order, by size of the world.
+    `ranks` is a `yolods.distributed.world.Ranks`. Returns what the ranks returned, in their order, by world size.
 
     Args:
         sizes: worlds to make.
@@ -103,12 +103,12 @@ def _found(name: str) -> Any:
 
 def _call(called: Any, within: Any, **arguments: Any) -> Any:
     """On a rank: what the function returned."""
-    from yolods.cluster.ranks import join, leave
+    from yolods.distributed.world import join_world, leave
 
     with ExitStack() as stack:
         if within is not None:
             arguments["within"] = stack.enter_context(within())
-        result = called(join(), **arguments)
+        result = called(join_world(), **arguments)
         leave()
     return result
 

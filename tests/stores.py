@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolods.cluster.ranks import Ranks, Share
-from yolods.engine.shards import cut
+from yolods.distributed.world import Ranks, Share
+from yolods.zero.shards import cut_shards
 
 ALONE = Ranks(0, 1, 0, "here", torch.device("cpu"))
 MODEL = {"architecture": {"nc": 2}, "names": ["a", "b"], "train_args": {}}
@@ -30,13 +30,13 @@ class Engine:
         """
         self.kind, self.share = kind, Share(rank, ranks)
         sizes = [-(-6 // ranks), -(-3 // ranks)] if kind != "whole" else [6, 3]
-        self.held = cut(kind, GROUPS, weights, sizes, rank, ranks)
+        self.held = cut_shards(kind, GROUPS, weights, sizes, rank, ranks)
         self.masters = SimpleNamespace(kind=kind, shards=lambda: self.held)
         self.loaded: dict[str, Any] = {}
 
     def layout(self) -> dict[str, Any]:
         """As the real one: how state is cut, and where each rank stands."""
-        places = [[0, rank] for rank in range(self.share.count)]
+        places = [[0, rank] for rank in range(self.share.dp_size)]
         return {"kind": self.kind, "stages": [self.describe()], "places": places}
 
     def describe(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Engine:
         }
 
     def _statistic(self, more: float) -> Tensor:
-        return torch.tensor([self.share.index + more])
+        return torch.tensor([self.share.dp_rank + more])
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Remember what came."""

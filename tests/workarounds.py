@@ -20,10 +20,10 @@ PACKAGE = "yolods"
 ALLOWED = (
     "yolods.compat",
     # These know the insides of DeepSpeed's optimizers: to read and replace parts of them is their one job.
-    "yolods.engine.masters",
-    "yolods.engine.shards",
-    "yolods.stability.gradients",
-    "yolods.stability.scale",
+    "yolods.zero.master_weights",
+    "yolods.zero.shards",
+    "yolods.zero.gradients",
+    "yolods.zero.loss_scale",
 )
 """Modules in which such places may stand."""
 SETTINGS = "torch.backends."

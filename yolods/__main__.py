@@ -12,7 +12,7 @@ def run() -> None:
     exit status -6 in place of ours, once in 14 starts of torch 2.13. Everything of ours is closed by then.
     """
     try:
-        from yolods.streams import open_all
+        from yolods.system.streams import open_all
 
         open_all()
         from yolods.cli import main  # here, where Ctrl-C during the import is answered as well

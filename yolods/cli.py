@@ -16,18 +16,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from yolods import __version__, compat, streams
-from yolods.config.invocation import LAUNCH, launch_command
-from yolods.config.words import FlagNames, FlagParser
+from yolods import __version__, compat
 from yolods.errors import OwnError, UserError, nearest
-from yolods.interrupt import Stopped, abrupt, held, noted, patient
+from yolods.parsing.command_line import FlagNames, FlagParser
+from yolods.system import streams
+from yolods.system.interrupt import Stopped, abrupt, held, noted, patient
+from yolods.system.invocation import LAUNCH, launch_command
 
 if TYPE_CHECKING:
-    from yolods.cluster.flags import LaunchFlags
-    from yolods.cluster.ranks import Ranks
     from yolods.config import RunConfig
-    from yolods.config.claim import Claim
+    from yolods.config.run_folder import Claim
+    from yolods.distributed.world import Ranks
     from yolods.errors import Faults
+    from yolods.launch.args import LaunchFlags
 
 USAGE = """usage: yolods WORD [flags]
 
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as asked:
         if not isinstance(asked, Stopped):
             return INTERRUPTED
-        from yolods.cluster.ranks import LOST
+        from yolods.distributed.world import LOST
 
         return LOST if asked.lost else asked.status
 
@@ -98,7 +99,7 @@ def _is_another_rank(words: Sequence[str]) -> bool:
     word = next((word for word in words if not word.startswith("-")), "")
     if word not in RANK_WORDS:
         return False
-    from yolods.cluster.place import rank_given
+    from yolods.distributed.rank_env import rank_given
 
     return rank_given(os.environ) not in ("", "0")
 
@@ -149,14 +150,14 @@ def _stand_somewhere() -> None:
 
 def _check_surroundings(*, ranks: bool) -> None:
     """Before anything is parsed, so that a rank that cannot be one is told of by whoever it is."""
-    from yolods.cluster.devices import NAMED, put_back
-    from yolods.cluster.place import check_packages, forget_empty, seat
-    from yolods.cluster.variables import check_variables
+    from yolods.distributed.rank_env import check_packages, forget_empty, read_launched_rank
+    from yolods.hosts.devices import NAMED, put_back
+    from yolods.launch.env_check import check_variables
 
     check_packages(os.environ)
     check_variables(os.environ)
     forget_empty(os.environ)
-    if ranks and seat(os.environ).launched:
+    if ranks and read_launched_rank(os.environ).launched:
         put_back(os.environ)
     else:  # no launcher has set it for this process
         os.environ.pop(NAMED, None)
@@ -185,7 +186,7 @@ def _val_parser(*, for_help: bool = False) -> FlagParser:
 
 
 def _show_launch_arguments(parser: FlagParser) -> None:
-    from yolods.cluster.flags import add_launch_arguments, add_restart_argument
+    from yolods.launch.args import add_launch_arguments, add_restart_argument
 
     group = parser.add_argument_group("the launcher's flags", f"taken by `{launch_command()}`")
     add_launch_arguments(group)
@@ -194,7 +195,7 @@ def _show_launch_arguments(parser: FlagParser) -> None:
 
 def _foreign(words_own: Callable[[str], str | None], name: str) -> str | None:
     """What to write instead of a flag that a word does not have, which may be the launcher's."""
-    from yolods.cluster.flags import add_launch_arguments, add_restart_argument
+    from yolods.launch.args import add_launch_arguments, add_restart_argument
 
     names = FlagNames(add_launch_arguments, add_restart_argument).names
     known = [option for option in names if option.startswith("--")]
@@ -216,7 +217,7 @@ def _export_parser() -> FlagParser:
 
 
 def _doctor_parser() -> FlagParser:
-    from yolods.cluster.flags import add_launch_arguments
+    from yolods.launch.args import add_launch_arguments
 
     parser = FlagParser(prog="yolods doctor", description=_DOCTOR)
     add_launch_arguments(parser)
@@ -227,11 +228,11 @@ def _doctor_parser() -> FlagParser:
 
 def _launch(words: list[str]) -> int:
     """Check everything that one process can check, then become DeepSpeed's launcher."""
-    from yolods.cluster.flags import COMMAND, LaunchFlags, read_words
-    from yolods.cluster.launch import launcher_command, ranks_of
-    from yolods.cluster.place import forget_ranks
-    from yolods.cluster.supervise import say
+    from yolods.distributed.rank_env import forget_ranks
     from yolods.errors import Faults
+    from yolods.launch.args import COMMAND, LaunchFlags, read_words
+    from yolods.launch.command import launcher_command, ranks_of
+    from yolods.launch.supervisor import say
     from yolods.telemetry.log import quiet_dependencies
 
     lost = forget_ranks(os.environ)
@@ -257,7 +258,7 @@ def _launch(words: list[str]) -> int:
     if rest[0] == "train":
         return _launch_train(rest, flags, ranks, gpus, lost, faults)
     quiet_dependencies(logging.WARNING)  # ultralytics, which is imported below, greets on its first start
-    from yolods.validate import check_val_arguments
+    from yolods.evaluation.validate import check_val_arguments
 
     with faults.caught():
         command, variables = launcher_command(rest, flags, gpus=gpus, python=sys.executable)
@@ -274,7 +275,7 @@ def _launch(words: list[str]) -> int:
 
 def _tell_lost(variables: Sequence[str]) -> None:
     """Of another launcher's variables that would have had a meaning."""
-    from yolods.cluster.supervise import say
+    from yolods.launch.supervisor import say
 
     if variables:
         say(f"{', '.join(variables)} of the environment: not used, launch starts and numbers ranks by itself")
@@ -288,11 +289,11 @@ def _launch_train(
     Args:
         ranks: None: the launcher's flags do not say how many, and `faults` why.
     """
-    from yolods.check import check_train
-    from yolods.cluster.launch import launcher_command
-    from yolods.cluster.supervise import say, supervise
-    from yolods.config.claim import Claim
-    from yolods.restart import Restarts
+    from yolods.config.run_folder import Claim
+    from yolods.launch.command import launcher_command
+    from yolods.launch.supervisor import say, supervise
+    from yolods.training.checks.preflight import check_train
+    from yolods.training.restart import Restarts
 
     def check(words: Sequence[str], ranks: int, tell: Callable[[str], object] | None = None) -> RunConfig:
         return check_train(_train_parser().read(words[1:]), ranks, "cuda" if gpus else "cpu", tell)
@@ -334,7 +335,7 @@ def _refused(check: Callable[[int], object], ranks: int | None) -> list[str]:
 
 
 def _say_put_aside(config: RunConfig, claim: Claim) -> None:
-    from yolods.cluster.supervise import say
+    from yolods.launch.supervisor import say
 
     if claim.put_aside is not None:
         say(f"--exist-ok: what an earlier run has left in {config.run_dir} is now in {claim.put_aside}")
@@ -342,9 +343,9 @@ def _say_put_aside(config: RunConfig, claim: Claim) -> None:
 
 def _say_start(what: str, flags: LaunchFlags, gpus: int) -> None:
     """The first sign of life: ranks need seconds, on a busy machine a minute, until rank 0 can speak."""
-    from yolods.cluster.launch import hosts_of, unused_flags
-    from yolods.cluster.supervise import say
-    from yolods.cluster.words import plural
+    from yolods.launch.command import hosts_of, unused_flags
+    from yolods.launch.supervisor import say
+    from yolods.system.humanize import plural
 
     hosts = hosts_of(flags, gpus=gpus)
     if unused := unused_flags(flags, hosts):
@@ -356,27 +357,27 @@ def _say_start(what: str, flags: LaunchFlags, gpus: int) -> None:
 
 def _say_alone(what: str) -> None:
     """The same for a process that nothing has launched."""
-    from yolods.cluster.place import seat
+    from yolods.distributed.rank_env import read_launched_rank
 
-    if not seat(os.environ).launched:
-        from yolods.cluster.supervise import say
+    if not read_launched_rank(os.environ).launched:
+        from yolods.launch.supervisor import say
 
         say(f"version {__version__}: starting {what} in this process; importing the libraries takes a while")
 
 
 def _doctor(words: list[str]) -> int:
-    from yolods.cluster.flags import split_words
+    from yolods.launch.args import split_words
 
     return _examine(*split_words(words))
 
 
 def _examine(flags: LaunchFlags, words: list[str]) -> int:
     """Print what `yolods doctor` finds; 0: a run would start."""
-    from yolods.cluster.launch import hosts_of
-    from yolods.cluster.visit import visit
-    from yolods.config import DEMO, examine
+    from yolods.config import DEMO, precheck_deepspeed
     from yolods.data.spec import places, read_spec, spare_places
+    from yolods.doctor.run import run_doctor
     from yolods.errors import Faults
+    from yolods.launch.command import hosts_of
 
     args = _doctor_parser().take(words)
     hosts = hosts_of(flags, gpus=0 if flags.hostfile else _count_gpus())
@@ -384,7 +385,7 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
     builds, fetched = False, ()
     if args.deepspeed_config is not None:
         ranks, device = sum(len(host.chosen) for host in hosts), "cuda" if _count_gpus() else "cpu"
-        builds = examine(args.deepspeed_config, ranks=ranks, device=device, faults=faults)
+        builds = precheck_deepspeed(args.deepspeed_config, world_size=ranks, device=device, faults=faults)
     if args.data not in (None, DEMO):
         try:
             spec = read_spec(Path(args.data))
@@ -395,7 +396,7 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
         except UserError as error:
             for line in str(error).splitlines():
                 faults.add(line)
-    lines, works = visit(
+    lines, works = run_doctor(
         hosts,
         flags,
         builds=builds,
@@ -410,22 +411,22 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
 
 
 def _count_gpus() -> int:
-    from yolods.cluster.devices import count_gpus
+    from yolods.hosts.devices import count_gpus
 
     return count_gpus(os.environ)
 
 
 def _train(words: list[str]) -> int:
-    from yolods.cluster.place import seat
+    from yolods.distributed.rank_env import read_launched_rank
 
-    args, place = _train_parser(for_help=bool(HELP & set(words))).read(words), seat(os.environ)
+    args, place = _train_parser(for_help=bool(HELP & set(words))).read(words), read_launched_rank(os.environ)
     if args.faults or not place.launched:  # what is wrong need not wait for what is slow to import
-        from yolods.check import check_train
+        from yolods.training.checks.preflight import check_train
 
         check_train(args, place.size, "cuda" if _count_gpus() else "cpu")
     _say_alone("training")
-    from yolods.cluster.failures import noted_in
-    from yolods.config.claim import Claim
+    from yolods.config.run_folder import Claim
+    from yolods.watchdog.failures import noted_in
 
     folder = Path(args.run_dir) if args.run_dir else None
     with noted_in(folder, args.start_id), Claim() as claim:
@@ -433,31 +434,31 @@ def _train(words: list[str]) -> int:
 
 
 def _train_rank(args: argparse.Namespace, claim: Claim) -> int:
-    from yolods.cluster.ranks import in_time, joined
+    from yolods.distributed.world import join_timeout, joined
 
     _prepare_libraries()
     with joined() as ranks:
         compat.forget_mpi(os.environ)
         compat.take_gpus_by_name(os.environ)
-        from yolods.cluster.board import open_board
-        from yolods.cluster.watchdog import Watchdog
-        from yolods.start import start_run
+        from yolods.distributed.store import open_store
         from yolods.telemetry import open_log
+        from yolods.training.start import start_run
+        from yolods.watchdog.watchdog import Watchdog
 
-        with in_time():
+        with join_timeout():
             config = ranks.main_first(lambda: _claimed(args, claim, ranks))
             if args.start_id and args.start_id != config.start:
                 raise RuntimeError("these are ranks of another run: both had taken the same port to meet at")
-            board = open_board(ranks)
+            kv_store = open_store(ranks)
         if args.tell and ranks.local == 0:
             told = [str(config.run_dir.absolute()), config.run, config.start]
             Path(args.tell).write_text(json.dumps(told), encoding="utf-8")
         with (
             noted(),
             open_log(config.run_dir, ranks.rank, ranks.host),
-            Watchdog(board, ranks, config.deepspeed.own.watchdog, config.run_dir) as watchdog,
+            Watchdog(kv_store, ranks, config.deepspeed.own.watchdog, config.run_dir) as watchdog,
         ):
-            run = start_run(config, ranks, board, watchdog)
+            run = start_run(config, ranks, kv_store, watchdog)
             with run.telemetry:
                 run.fit()
     if ranks.is_main and (reason := streams.lost()):
@@ -469,7 +470,7 @@ def _claimed(args: argparse.Namespace, claim: Claim, ranks: Ranks) -> RunConfig:
     """On rank 0: the configuration, in the folder that the launcher has claimed, or that this process does."""
     from yolods.config import build_run_config
 
-    config = build_run_config(args, ranks=ranks.size, device=ranks.device.type, environ=os.environ)
+    config = build_run_config(args, world_size=ranks.size, device=ranks.device.type, environ=os.environ)
     if args.run_dir:
         return claim.join(config)
     config = claim.take(config)
@@ -482,19 +483,19 @@ def _val(words: list[str]) -> int:
     if args.faults:
         raise UserError("\n".join(args.faults))
     _say_alone("an evaluation")
-    from yolods.cluster.ranks import in_time, joined
+    from yolods.distributed.world import join_timeout, joined
 
     _prepare_libraries()
     with joined() as ranks:
-        from yolods.cluster.board import open_board
-        from yolods.cluster.watchdog import Watchdog
-        from yolods.config.own import WatchdogConfig
+        from yolods.config.deepspeed.yolods_block import WatchdogConfig
+        from yolods.distributed.store import open_store
+        from yolods.evaluation.validate import validate
         from yolods.telemetry import open_log
-        from yolods.validate import validate
+        from yolods.watchdog.watchdog import Watchdog
 
-        with in_time():
-            board = open_board(ranks)
-        watchdog = Watchdog(board, ranks, WatchdogConfig(), None)
+        with join_timeout():
+            kv_store = open_store(ranks)
+        watchdog = Watchdog(kv_store, ranks, WatchdogConfig(), None)
         with noted(), open_log(None, ranks.rank, ranks.host), watchdog, patient():
             validate(args, ranks)
     return 0

@@ -17,8 +17,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolods.config.paths import cache_dir, ultralytics_folders
 from yolods.errors import OwnError
+from yolods.system.folders import cache_dir, ultralytics_folders
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,7 +138,7 @@ def leave_lost_ranks_to_the_watchdog(environ: MutableMapping[str, str]) -> None:
     with C++ frames (TORCH_NCCL_ASYNC_ERROR_HANDLING, 3 by default). When that thread is held up for eight minutes, less
     than the first steps may take, another ends the process (TORCH_NCCL_ENABLE_MONITORING). And it raises CUDA errors
     that the main thread meets as well, and would tell of with the place (TORCH_NCCL_RETHROW_CUDA_ERRORS). The watchdog
-    (cluster/watchdog.py) sees each of these cases and ends the run. What the user has set stays.
+    (watchdog/watchdog.py) sees each of these cases and ends the run. What the user has set stays.
     """
     if "NCCL_ASYNC_ERROR_HANDLING" not in environ:  # its old name
         environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
@@ -406,8 +406,8 @@ def lend(launcher: Any, subprocess: Any, signal: Any) -> None:
     """Give one of DeepSpeed's launchers other modules for starting processes and handling signals.
 
     Seen with deepspeed 0.19.8: `deepspeed.launcher.runner` and `.launch` take both from the standard
-    library by name, and nothing from outside. What goes wrong then is listed in cluster/runner.py
-    and cluster/hostlaunch.py. Not needed once the stock ones pass tests/faults/test_requests.py.
+    library by name, and nothing from outside. What goes wrong then is listed in launch/deepspeed_runner.py
+    and launch/node_launcher.py. Not needed once the stock ones pass tests/faults/test_requests.py.
     """
     launcher.subprocess, launcher.signal = subprocess, signal
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from tests import forks
-from tests.dist.starts import SMALL, front_door, started, yolods
+from tests.dist.commands import SMALL, front_door, started, yolods
 from tests.tiny import make_dataset
-from yolods.cluster.launch import free_port
+from yolods.launch.command import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(220)]
 
@@ -51,7 +51,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _teach(path: Path) -> None:
     from ultralytics.cfg import get_cfg
 
-    from yolods.model.build import architecture, build, parse_name
+    from yolods.model.architecture.build import architecture, build, parse_name
     from yolods.model.weights import plain_copy, write_pt
 
     torch.manual_seed(0)

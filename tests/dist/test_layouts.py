@@ -21,9 +21,9 @@ from tests.dist.test_memory import _alive, _storages, kept_in
 from tests.parity.pipes import MOMENTUM, RATE, split_engine
 from tests.parity.splits import Case, batch_of
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
-from yolods.engine.schedule import Step
-from yolods.plan.run import state_bytes
+from yolods.distributed.world import Ranks
+from yolods.optim.lr_schedule import Step
+from yolods.plan.stage_plan import state_bytes
 
 pytestmark = pytest.mark.slow
 
@@ -42,22 +42,22 @@ Sizes = dict[str, int]
 def build_big_stage(ranks: Ranks, folder: str) -> Sizes:
     """On a rank: bytes of resident memory before, with the plan, at the most and with the stage; and of its weights."""
     from yolods.config import add_train_arguments, build_run_config
-    from yolods.engine.optim import choose_optimizer
-    from yolods.engine.stages import build_stage, plan_stages
+    from yolods.engine.build_pipeline import build_stage, plan_stages
+    from yolods.model.architecture.build import architecture, parse_name
     from yolods.model.blueprint import Blueprint
-    from yolods.model.build import architecture, parse_name
+    from yolods.optim.optimizers import choose_optimizer
 
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
     words = ["--data", "demo", "--model", MODEL, "--deepspeed_config", str(Path(folder) / "four.json")]
-    config = build_run_config(parser.parse_args(words), ranks=ranks.size, device="cpu")
+    config = build_run_config(parser.parse_args(words), world_size=ranks.size, device="cpu")
     choice = choose_optimizer(config.hyper, samples=100, batch=config.batch_size, epochs=1, nc=3)
     before = _resident()
     blueprint = Blueprint(architecture(parse_name(MODEL), 80, 3), tuple(map(str, range(80))), seed=0)
     plan = plan_stages(blueprint, config, ranks)
     gc.collect()
     drawn = _resident()
-    with _peak() as peak, mock.patch("yolods.engine.stages.build_pipeline", lambda stage, *rest: stage):
+    with _peak() as peak, mock.patch("yolods.engine.build_pipeline.build_pipeline", lambda stage, *rest: stage):
         stage, _ = build_stage(blueprint, plan, config, choice, ranks, None)
     gc.collect()
     weights = list(stage.parameters())
@@ -136,7 +136,7 @@ def _count(ranks: Ranks, case: Case, folder: Path) -> float:
         def count_and_reduce() -> None:
             gc.collect()
             other = [*before, *engine.ema.state_dict()["shards"], *engine.ema.mean_buffers, *engine.net.buffers()]
-            apart = _storages([*other, *kept_in(engine.recovery.snapshot), *engine.recovery.statistics_before])
+            apart = _storages([*other, *kept_in(engine.snapshots.snapshot), *engine.snapshots.statistics_before])
             found = _storages(each for each in _alive() if each.dtype != torch.uint8)
             counted.append(sum(size for place, size in found.items() if place not in apart))
             reduce()
@@ -144,7 +144,7 @@ def _count(ranks: Ranks, case: Case, folder: Path) -> float:
         engine.deepspeed.allreduce_gradients = count_and_reduce
         step = Step(0, case.micro_batches, 0, (RATE, RATE, RATE), MOMENTUM)
         for _ in range(2):  # Adam has its moments from the end of the first step on
-            mine = [batch_of(case, place, engine.grid.replica) for place in range(case.micro_batches)]
+            mine = [batch_of(case, place, engine.mesh.replica) for place in range(case.micro_batches)]
             engine.train_step(step, iter(mine))
         return counted[1] / sum(parameter.numel() for parameter in engine.net.parameters())
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tests.parity.small import Small, small_engine
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(220)]
 
@@ -84,8 +84,8 @@ def _sort(small: Small, before: list[Tensor]) -> Counted:
     gc.collect()
     engine = small.engine
     average = _storages(engine.ema.state_dict()["shards"])
-    snapshot = _storages(kept_in(engine.recovery.snapshot))
-    other = _storages([*before, *engine.ema.mean_buffers, *engine.net.buffers(), *engine.recovery.statistics_before])
+    snapshot = _storages(kept_in(engine.snapshots.snapshot))
+    other = _storages([*before, *engine.ema.mean_buffers, *engine.net.buffers(), *engine.snapshots.statistics_before])
     alive = _storages(each for each in _alive() if each.dtype != torch.uint8)
     apart = average.keys() | snapshot.keys() | other.keys()
     parameters = sum(getattr(each, "ds_numel", each.numel()) for each in engine.net.parameters())

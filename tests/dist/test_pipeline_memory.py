@@ -17,9 +17,9 @@ from tests.parity.pipes import split_engine
 from tests.parity.small import micro_batch
 from tests.parity.splits import Case
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
-from yolods.engine.pipeline import PipelineEngine
-from yolods.engine.schedule import Step
+from yolods.distributed.world import Ranks
+from yolods.engine.pipeline.engine import PipelineEngine
+from yolods.optim.lr_schedule import Step
 
 pytestmark = pytest.mark.slow
 
@@ -63,11 +63,11 @@ def _allocations(profile: Any) -> Iterator[int]:
 
 
 def _hoard(engine: PipelineEngine) -> None:
-    """Let links go of nothing before they are to let go of everything."""
-    for link in (engine._to_after, engine._to_before):
-        if link is not None:
-            drain = link.drain
-            link.drain = lambda leave=0, drain=drain: None if leave else drain()
+    """Let channels go of nothing before they are to let go of everything."""
+    for channel in (engine._to_after, engine._to_before):
+        if channel is not None:
+            drain = channel.drain
+            channel.drain = lambda leave=0, drain=drain: None if leave else drain()
 
 
 @pytest.fixture(scope="module")

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from tests import forks
-from tests.dist.starts import ranks_of, started, yolods
+from tests.dist.commands import ranks_of, started, yolods
 from tests.ranks import on_ranks
 from tests.tiny import make_dataset
 from yolods.checkpoint.read import Checkpoint
 from yolods.checkpoint.verify import newest_in
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 
 pytestmark = pytest.mark.slow
 
@@ -131,7 +131,7 @@ def _command(words: list[str], code: int = 0) -> None:
     from yolods.cli import main
 
     # The ranks are in one process group for as long as they live.
-    with mock.patch("yolods.cluster.ranks.leave"):
+    with mock.patch("yolods.distributed.world.leave"):
         assert main(words) == code
 
 
@@ -144,10 +144,10 @@ def _first_step(ranks: Ranks, folder: str, layout: str) -> dict[str, float]:
     import argparse
 
     from yolods.checkpoint.store import CheckpointStore
-    from yolods.cluster.board import open_board
-    from yolods.cluster.watchdog import Watchdog
     from yolods.config import add_train_arguments, build_run_config
-    from yolods.start import start_run
+    from yolods.distributed.store import open_store
+    from yolods.training.start import start_run
+    from yolods.watchdog.watchdog import Watchdog
 
     if ranks.is_main and folder.startswith("back/"):
         came = shutil.copytree(folder.replace("back/", "on/"), folder)
@@ -157,9 +157,9 @@ def _first_step(ranks: Ranks, folder: str, layout: str) -> dict[str, float]:
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
     args = parser.parse_args(["--resume", folder, "--deepspeed_config", f"{layout}.json"])
-    config = ranks.main_first(lambda: build_run_config(args, ranks=ranks.size, device="cpu"))
-    board = open_board(ranks)
-    run = start_run(config, ranks, board, Watchdog(board, ranks, config.deepspeed.own.watchdog, None))
+    config = ranks.main_first(lambda: build_run_config(args, world_size=ranks.size, device="cpu"))
+    kv_store = open_store(ranks)
+    run = start_run(config, ranks, kv_store, Watchdog(kv_store, ranks, config.deepspeed.own.watchdog, None))
     losses: list[dict[str, float]] = []
     take_step = run.engine.train_step
 

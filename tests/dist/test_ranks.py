@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 
 pytestmark = pytest.mark.slow
 

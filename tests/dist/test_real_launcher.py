@@ -15,15 +15,15 @@ import torch
 
 from tests.forks import ROOT, environment, forked
 from tests.ranks import on_ranks
-from yolods.cluster.devices import NAMED, put_back
-from yolods.cluster.grid import rank_at
-from yolods.cluster.place import seat
-from yolods.cluster.ranks import Ranks, _count_here
 from yolods.config import RunConfig, add_train_arguments, build_run_config
-from yolods.engine.stages import order_of, plan_stages
+from yolods.distributed.mesh import rank_at
+from yolods.distributed.rank_env import read_launched_rank
+from yolods.distributed.world import Ranks, _count_here
+from yolods.engine.build_pipeline import order_of, plan_stages
+from yolods.hosts.devices import NAMED, put_back
+from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
-from yolods.model.build import architecture, parse_name
-from yolods.plan.run import StagePlan
+from yolods.plan.stage_plan import StagePlan
 
 DUMP = "import json, os, sys\njson.dump(dict(os.environ), open(f'{sys.argv[1]}/{os.environ[\"RANK\"]}.json', 'w'))\n"
 LEFT_OVER = {
@@ -41,7 +41,7 @@ def launch(folder: str, world: dict[str, list[int]], node: int, gpus: bool) -> N
     from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
     from deepspeed.launcher import launch as theirs
 
-    from yolods.cluster.place import forget_ranks
+    from yolods.distributed.rank_env import forget_ranks
 
     forget_ranks(os.environ)
     accelerator.set_accelerator(CUDA_Accelerator() if gpus else CPU_Accelerator())
@@ -69,7 +69,7 @@ def two_hosts_of_eight(tmp_path_factory: pytest.TempPathFactory) -> list[Ranks]:
     """The ranks of two hosts with eight slots each, by what the launcher has set; the shell was not clean."""
     slots = list(range(8))
     found = environments(tmp_path_factory.mktemp("ranks"), {"a": slots, "b": slots}, **LEFT_OVER)
-    seats = [seat(environ) for environ in found]
+    seats = [read_launched_rank(environ) for environ in found]
     return [Ranks(s.rank, s.size, s.local, "ab"[s.rank // 8], torch.device("cpu"), s.local_size or 0) for s in seats]
 
 
@@ -102,7 +102,7 @@ def _planned(folder: Path, model: str, imgsz: int) -> tuple[StagePlan, RunConfig
     add_train_arguments(parser)
     words = ["--data", "demo", "--model", model, "--imgsz", str(imgsz), "--batch-size", "16"]
     args = parser.parse_args([*words, "--deepspeed_config", str(folder / "ds.json")])
-    config = build_run_config(args, ranks=16, device="cpu", environ={})
+    config = build_run_config(args, world_size=16, device="cpu", environ={})
     blueprint = Blueprint(architecture(parse_name(config.model), 3, 3), ("a", "b", "c"), seed=0)
     return plan_stages(blueprint, config, Ranks(0, 1, 0, "a", torch.device("cpu"))), config
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tests import forks
-from tests.dist.starts import SMALL, cpu_seconds, kill, ranks_of, started, yolods
+from tests.dist.commands import SMALL, cpu_seconds, kill, ranks_of, started, yolods
 from tests.tiny import make_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(230)]

@@ -22,8 +22,8 @@ import pytest
 
 from tests.ranks import on_ranks
 from tests.tiny import make_dataset
-from yolods.cluster.ranks import Ranks
 from yolods.data.sampler import permutation
+from yolods.distributed.world import Ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(235)]
 
@@ -79,19 +79,19 @@ class _Enough(Exception):
 
 def _travel(ranks: Ranks, leg: Leg) -> Report:
     """The losses of every step, and the files that this rank has read for each."""
-    from yolods.cluster.board import open_board
-    from yolods.cluster.watchdog import Watchdog
     from yolods.config import add_train_arguments, build_run_config
-    from yolods.start import start_run
+    from yolods.distributed.store import open_store
+    from yolods.training.start import start_run
+    from yolods.watchdog.watchdog import Watchdog
 
     layout = ranks.main_first(lambda: _write_layout(leg))
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
     words = ["--resume", RUN] if Path(RUN).exists() else list(WORDS)
     args = parser.parse_args([*words, "--deepspeed_config", layout])
-    config = ranks.main_first(lambda: build_run_config(args, ranks=ranks.size, device="cpu"))
-    board = open_board(ranks)
-    run = start_run(config, ranks, board, Watchdog(board, ranks, config.deepspeed.own.watchdog, None))
+    config = ranks.main_first(lambda: build_run_config(args, world_size=ranks.size, device="cpu"))
+    kv_store = open_store(ranks)
+    run = start_run(config, ranks, kv_store, Watchdog(kv_store, ranks, config.deepspeed.own.watchdog, None))
     report: Report = {"losses": [], "read": [], "first": run.progress.step}
     take_step = run.engine.train_step
     last = leg.steps + 1 if leg.steps else TAKEN - run.progress.step

@@ -19,7 +19,7 @@ from tests.faults.tape import MODEL, Fault, Injector, convolutions, engine_of, s
 from tests.ranks import on_ranks
 from yolods.checkpoint.names import LATEST
 from yolods.checkpoint.store import CheckpointStore, Progress
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
 
 STEPS = 13

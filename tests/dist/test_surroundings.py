@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.starts import SMALL, front_door
+from tests.dist.commands import SMALL, front_door
 from tests.forks import environment
 from tests.tiny import make_dataset
 

@@ -14,8 +14,8 @@ from tests.parity.pipes import split_engine
 from tests.parity.small import plain_model
 from tests.parity.splits import Case
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
-from yolods.engine.travel import receive_state, send_state
+from yolods.distributed.state_transfer import receive_state, send_state
+from yolods.distributed.world import Ranks
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.dist.starts import ROOT, SMALL, started, wait_for
+from tests.dist.commands import ROOT, SMALL, started, wait_for
 from tests.tiny import make_dataset
 from tests.two_hosts import TwoHosts
 from yolods.checkpoint.verify import names_in, step_of
@@ -55,7 +55,7 @@ def test_deepspeeds_own_launcher(two_hosts: TwoHosts, run_process: Callable, tmp
     (two_hosts.first.home / ".deepspeed_env").write_text("YOLODS_SAID=a b\n", encoding="utf-8")
     launcher = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
     assert launcher, "the environment of these tests has no deepspeed command"
-    words = [*BARE, launcher, "--hostfile", two_hosts.hostfile(), "--module", "tests.dist.meets"]
+    words = [*BARE, launcher, "--hostfile", two_hosts.hostfile(), "--module", "tests.dist.hello_rank"]
     done = run_process(two_hosts.first.words(words, tmp_path), timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.partition("{") for line in done.stdout.splitlines() if '"rank"' in line]
@@ -74,7 +74,7 @@ def _logins(two_hosts: TwoHosts) -> list[int]:
 def of_the_run(hosts: TwoHosts, *parts: str) -> list[psutil.Process]:
     """Processes on either host whose command has one of these parts; by default all that a start consists of, but the
     command that was typed: `yolods launch train`."""
-    parts = parts or ("yolods train", "deepspeed.launcher", "keeper.py", "ssh")
+    parts = parts or ("yolods train", "deepspeed.launcher", "sidecar.py", "ssh")
     networks = {os.readlink(f"/proc/{host.pid}/ns/net") for host in (hosts.first, hosts.second)}
     found = []
     for process in psutil.process_iter():
@@ -102,7 +102,7 @@ def test_a_cable_pulled_in_mid_epoch(two_hosts: TwoHosts, tmp_path: Path) -> Non
         try:
             wait_for(lambda: newest() >= STEPS + EVERY_STEPS, PATIENCE_SECONDS, process, screen)
             before = of_the_run(two_hosts)
-            assert len(of_the_run(two_hosts, "keeper.py")) == 2
+            assert len(of_the_run(two_hosts, "sidecar.py")) == 2
             two_hosts.cut(two_hosts.second)
             _, alive = psutil.wait_procs(before, timeout=GONE_SECONDS)
             assert not alive, [each.cmdline() for each in alive] + [screen.read_text()]

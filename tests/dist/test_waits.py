@@ -14,9 +14,9 @@ import torch.distributed as dist
 
 from tests.parity.small import ACCUMULATION, micro_batch, small_engine
 from tests.ranks import on_ranks
-from yolods.cluster.pulse import PULSE
-from yolods.cluster.ranks import Ranks
-from yolods.engine.schedule import Step
+from yolods.distributed.phases import PHASES
+from yolods.distributed.world import Ranks
+from yolods.optim.lr_schedule import Step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(220)]
 
@@ -39,7 +39,7 @@ def watching() -> Iterator[Watch]:
         before = time.monotonic()
         while not over.wait(0.01):
             now = time.monotonic()
-            watch.seconds += (now - before) * PULSE.waits
+            watch.seconds += (now - before) * PHASES.waits
             before = now
 
     thread = threading.Thread(target=sample)

@@ -15,7 +15,7 @@ from shutil import copy, copytree, ignore_patterns
 
 import pytest
 
-from tests.dist.starts import SMALL
+from tests.dist.commands import SMALL
 from yolods import __version__
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(220)]

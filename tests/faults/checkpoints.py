@@ -28,7 +28,7 @@ from yolods.checkpoint.names import LATEST, PROGRESS
 from yolods.checkpoint.names import MODEL as MODEL_FILE
 from yolods.checkpoint.store import WRITING, CheckpointStore, Progress
 from yolods.checkpoint.verify import MANIFEST, names_in, step_of
-from yolods.cluster.board import open_board
+from yolods.distributed.store import open_store
 
 COUNTED = ("open", "write", "fsync", "close", "replace", "mkdir", "unlink", "rmdir")
 """Calls of `os` that a save and what it clears away consist of."""
@@ -81,8 +81,8 @@ def store_in(folder: Path, *, beside: bool = False) -> CheckpointStore:
     Args:
         beside: as one that trains while a thread writes.
     """
-    board = open_board(ALONE) if beside else None
-    return CheckpointStore(folder, ALONE, keep=KEEP, keep_best=False, model=MODEL, board=board)
+    kv_store = open_store(ALONE) if beside else None
+    return CheckpointStore(folder, ALONE, keep=KEEP, keep_best=False, model=MODEL, kv_store=kv_store)
 
 
 def save(folder: Path, step: int, *, beside: bool = False) -> None:

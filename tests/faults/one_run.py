@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.faults.launched import launched
 from tests.forks import end_family
 from yolods.checkpoint.verify import end_of, names_in, run_of
-from yolods.config.claim import EARLIER, LOCK, outputs_in
+from yolods.config.run_folder import EARLIER_FOLDER, LOCK, outputs_in
 
 LIMIT = 400.0
 """Seconds for a command with its restarts, on a busy machine."""
@@ -83,7 +83,7 @@ def mixed(run: Path, epochs: int = 2) -> list[str]:
         found.append(f"{run.name} ended as {end}")
     if not all((run / "weights" / name).exists() for name in ("best.pt", "last.pt")):
         found.append(f"{run.name} has no weights")
-    known = {path.name for path in outputs_in(run)} | {LOCK, EARLIER}
+    known = {path.name for path in outputs_in(run)} | {LOCK, EARLIER_FOLDER}
     found += [f"{run.name}/{path.name} would not be put aside" for path in run.iterdir() if path.name not in known]
     return found
 
@@ -176,9 +176,13 @@ def fail(case: Case, data: Path, before: Path, folder: Path) -> tuple[list[str],
         if end is not None and end.status == 0 and end.start != end.run:
             found.append(f"ended as {end}")
     elif new != old or not old:  # a start that is refused leaves all as it was
-        aside = {name.removeprefix(f"{EARLIER}/"): each for name, each in new.items() if name.startswith(f"{EARLIER}/")}
+        aside = {
+            name.removeprefix(f"{EARLIER_FOLDER}/"): each
+            for name, each in new.items()
+            if name.startswith(f"{EARLIER_FOLDER}/")
+        }
         found += [f"{name} is not put aside as it was" for name, each in old.items() if aside.get(name) != each][:3]
-        here = {each for name, each in new.items() if not name.startswith(f"{EARLIER}/")}
+        here = {each for name, each in new.items() if not name.startswith(f"{EARLIER_FOLDER}/")}
         found += [f"{name} is the earlier run's" for name, each in old.items() if each in here][:3]
         if end is not None and end.status == 0:
             found.append(f"ended as {end}")

@@ -24,7 +24,7 @@ from unittest import mock
 
 from tests.ranks import on_ranks
 from tests.tiny import make_dataset
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 
 IMAGES, MORE, FEWER, EPOCHS, STEP, LEFT_AT = 12, 18, 6, 3, 4, 5
 """Training images, and after some were added or removed; epochs; images a step; after which step the run was left."""
@@ -240,7 +240,7 @@ def _command(words: list[str]) -> int:
     from yolods.cli import main
 
     # The ranks are in one process group for as long as they live.
-    with mock.patch("yolods.cluster.ranks.leave"):
+    with mock.patch("yolods.distributed.world.leave"):
         return main(words)
 
 
@@ -287,9 +287,9 @@ def _seen(run: str, asked: tuple[str, ...], status: int, shown: str, *, touched:
 
 def _asked(words: list[str]) -> tuple[str, ...]:
     """What the launcher's check says, which starts nothing."""
-    from yolods.check import check_train
     from yolods.cli import _train_parser
     from yolods.errors import UserError
+    from yolods.training.checks.preflight import check_train
 
     try:
         check_train(_train_parser().read(words[1:]), 2, "cpu")

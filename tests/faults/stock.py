@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from tests.parity.pipes import split_engine
 from tests.parity.small import NAMES, Batch, micro_batch, plain_loss, small_engine
 from tests.parity.splits import Case
-from yolods.cluster.ranks import Ranks
-from yolods.config.deepspeed import read_deepspeed
+from yolods.config.deepspeed.config import read_deepspeed
+from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
-from yolods.engine.schedule import Step
 from yolods.errors import Faults
-from yolods.model.build import architecture, build, parse_name
+from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.layers import exchange_layers
-from yolods.model.loss import as_float
+from yolods.model.loss.detection_loss import as_float
+from yolods.optim.lr_schedule import Step
 from yolods.stability.record import StepRecord
 
 LAYOUTS = ("zero1", "zero2", "zero3", "pipeline1")
@@ -101,7 +101,7 @@ def refusals(folder: Path, raw: dict[str, Any], ranks: int = 2) -> list[str]:
     """What our configuration has against a DeepSpeed JSON on GPUs."""
     file, faults = folder / "ds.json", Faults()
     file.write_text(json.dumps(raw), encoding="utf-8")
-    read_deepspeed(file, batch_size=None, ranks=ranks, device="cuda", faults=faults)
+    read_deepspeed(file, batch_size=None, world_size=ranks, device="cuda", faults=faults)
     return list(faults)
 
 
@@ -313,7 +313,7 @@ def take(engine: Engine, rate: float = 0.0, *, same: bool = False) -> StepRecord
         same: every micro-batch of every replica is the first one.
     """
     share = engine.share
-    numbers = [0 if same else place * share.count + share.index for place in range(MICRO_BATCHES)]
+    numbers = [0 if same else place * share.dp_size + share.dp_rank for place in range(MICRO_BATCHES)]
     step = Step(0, MICRO_BATCHES, 0, (rate, rate, rate), 0.9)
     return engine.train_step(step, iter([micro_batch(number) for number in numbers]))
 
@@ -322,7 +322,7 @@ def take(engine: Engine, rate: float = 0.0, *, same: bool = False) -> StepRecord
 def bad_image(engine: Engine) -> Iterator[None]:
     """Within: the first replica's images have an infinite pixel."""
     inputs = engine.inputs
-    if engine.share.index == 0:
+    if engine.share.dp_rank == 0:
         engine.inputs = _Spoiled(inputs)
     try:
         yield
@@ -349,7 +349,7 @@ class _Spoiled:
 def bad_gradient(engine: Engine) -> Iterator[None]:
     """Within: the gradient of an early layer is infinite on the first replica, and the loss is as ever."""
     module = dict(engine.net.named_modules()).get(EARLY)
-    here = module is not None and engine.share.index == 0
+    here = module is not None and engine.share.dp_rank == 0
     hook = module.weight.register_hook(lambda gradient: gradient.abs() + float("inf")) if here else None
     try:
         yield

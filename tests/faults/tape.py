@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from tests.parity.pipes import split_engine
 from tests.parity.small import CONFIGS, micro_batch, small_engine
 from tests.parity.splits import Case
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
-from yolods.engine.schedule import Step
+from yolods.optim.lr_schedule import Step
 from yolods.stability.record import StepRecord
 
 MODEL = "yolov5[0.33,0.1]"
@@ -156,7 +156,7 @@ class Injector:
             and (fault.kind, fault.module) == (kind, module)
             # A second run of the step counts on from the first.
             and micro_batch % self._micro_batches == fault.micro_batch
-            and fault.rank % self._engine.share.count == self._engine.share.index
+            and fault.rank % self._engine.share.dp_size == self._engine.share.dp_rank
         )
 
     def _on_output(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
@@ -277,7 +277,7 @@ def step_on(engine: Engine, injector: Injector, fault: Fault | None, number: int
     injector.begin(fault)
     rates = (1e-5, 1e-5, 1e-5)
     step = Step(number * MICRO_BATCHES, MICRO_BATCHES, 0, rates, 0.9)
-    return engine.train_step(step, iter(_batches(number, engine.share.index)))
+    return engine.train_step(step, iter(_batches(number, engine.share.dp_rank)))
 
 
 def _batches(number: int, replica: int) -> list[dict[str, Any]]:
@@ -308,8 +308,8 @@ def _suffer(engine: Engine, injector: Injector, fault: Fault, number: int) -> di
 
 def _suffers(engine: Engine, fault: Fault) -> bool:
     """Whether it was this rank that the fault was put into."""
-    here = engine.share.reads_images if fault.kind == "image" else fault.module in dict(engine.net.named_modules())
-    return here and fault.rank % engine.share.count == engine.share.index
+    here = engine.share.first_stage if fault.kind == "image" else fault.module in dict(engine.net.named_modules())
+    return here and fault.rank % engine.share.dp_size == engine.share.dp_rank
 
 
 def _held(engine: Engine) -> list[Tensor]:

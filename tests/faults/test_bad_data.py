@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.faults.cases import results_of
+from tests.faults.in_process import results_of
 from tests.tiny import make_dataset
 
 pytestmark = pytest.mark.slow

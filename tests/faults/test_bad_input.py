@@ -12,7 +12,7 @@ import torch
 
 from tests.tiny import make_dataset
 from yolods import __version__, cli
-from yolods.cluster import supervise
+from yolods.launch import supervisor
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +29,7 @@ def preflight(tmp_path, monkeypatch, capfd) -> Callable[..., list[str]]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setattr(cli.os, "execvpe", refuse)
-    monkeypatch.setattr(supervise.subprocess, "Popen", refuse)
+    monkeypatch.setattr(supervisor.subprocess, "Popen", refuse)
     make_dataset(tmp_path / "data", train=3, val=2)
 
     def run(*words: str, code: int = 2) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-import yolods.files
+import yolods.system.files
 from tests.faults import checkpoints
 from tests.faults.checkpoints import (
     DAMAGES,
@@ -30,11 +30,11 @@ from tests.faults.checkpoints import (
 )
 from tests.ranks import on_ranks
 from tests.stores import ALONE, MODEL, Engine
-from yolods.checkpoint import files, store
+from yolods.checkpoint import checked_files, store
 from yolods.checkpoint.read import rank_file
 from yolods.checkpoint.store import CheckpointStore, Progress
-from yolods.cluster.board import Board, open_board
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.store import KeyValueStore, open_store
+from yolods.distributed.world import Ranks
 
 TRIALS = 28
 KILLS = 24
@@ -98,13 +98,13 @@ def test_random_trials(calls):
 def test_these_trials_would_find_a_store_that_is_careless(monkeypatch, left_out):
     """Without flushing contents, or names, a power cut does harm; without checksums, a flipped bit."""
     if left_out == "names":
-        monkeypatch.setattr(yolods.files, "sync_folder", lambda folder: None)
+        monkeypatch.setattr(yolods.system.files, "sync_folder", lambda folder: None)
         monkeypatch.setattr(store, "sync_folder", lambda folder: None)
     elif left_out == "contents":
-        monkeypatch.setattr(files.os, "fsync", lambda handle: None)
+        monkeypatch.setattr(checked_files.os, "fsync", lambda handle: None)
         monkeypatch.setattr(checkpoints, "COUNTED", tuple(name for name in checkpoints.COUNTED if name != "fsync"))
     else:
-        monkeypatch.setattr(files.zlib, "crc32", lambda data, start=0: 0)
+        monkeypatch.setattr(checked_files.zlib, "crc32", lambda data, start=0: 0)
         assert wrong([damaged("flipped bit", seed, "rank0.pt") for seed in range(3)])
         return
     last = checkpoints.calls_of_a_save()
@@ -113,15 +113,15 @@ def test_these_trials_would_find_a_store_that_is_careless(monkeypatch, left_out)
 
 def save_and_damage(ranks: Ranks, folders: list[str]) -> list[dict[str, Any]]:
     """On one of two ranks: the same twice, the second time with saves by threads."""
-    board = open_board(ranks)
-    told = [_save_and_damage(ranks, Path(folder), each) for folder, each in zip(folders, (None, board), strict=True)]
-    ranks.barrier()  # the board goes with rank 0
+    kv_store = open_store(ranks)
+    told = [_save_and_damage(ranks, Path(folder), each) for folder, each in zip(folders, (None, kv_store), strict=True)]
+    ranks.barrier()  # the store goes with rank 0
     return told
 
 
-def _save_and_damage(ranks: Ranks, place: Path, board: Board | None) -> dict[str, Any]:
+def _save_and_damage(ranks: Ranks, place: Path, kv_store: KeyValueStore | None) -> dict[str, Any]:
     """Steps 1 to 3, the third and second damaged, a load; then a save that fails on rank 1."""
-    kept = CheckpointStore(place, ranks, keep=3, model=MODEL, board=board)
+    kept = CheckpointStore(place, ranks, keep=3, model=MODEL, kv_store=kv_store)
     for step in (1, 2, 3):
         kept.save(Engine("flat", ranks.rank, ranks.size), Progress(step=step))
     kept.wait()
@@ -137,19 +137,19 @@ def _save_and_damage(ranks: Ranks, place: Path, board: Board | None) -> dict[str
     step = kept.load(engine).step
     store.log.removeHandler(handler)
     report: dict[str, Any] = {"step": step, "lines": lines, "mine": engine.loaded["masters"][0].tolist()}
-    flush = files.os.fsync
+    flush = checked_files.os.fsync
     if ranks.rank == 1:
 
         def full(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        files.os.fsync = full
+        checked_files.os.fsync = full
     try:
         kept.save(engine, Progress(step=4))
         kept.wait()
     except OSError as error:
         report["refused"] = str(error)
-    files.os.fsync = flush
+    checked_files.os.fsync = flush
     return report | {"left": sorted(each.name for each in place.iterdir())}
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests import forks
-from tests.dist.starts import started, wait_for
+from tests.dist.commands import started, wait_for
 from tests.tiny import make_dataset
 
 pytestmark = pytest.mark.slow

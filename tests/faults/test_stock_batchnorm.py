@@ -34,7 +34,7 @@ from tests.faults.stock import (
 )
 from tests.parity.small import micro_batch
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
 
 pytestmark = pytest.mark.slow
@@ -167,7 +167,7 @@ def _own_skips(engine: Engine) -> Report:
     good, batch, loss, plain = take(engine, 1e-3), micro_batch(7), None, None
     apart = _sums(engine.statistics())
     with engine.evaluating():
-        found = engine.predict(batch["img"] if engine.share.reads_images else None)
+        found = engine.predict(batch["img"] if engine.share.first_stage else None)
         if found is not None:
             *sums, total = engine.score(found[1], batch).tolist()
             loss = sum(sums) / max(total, 1)

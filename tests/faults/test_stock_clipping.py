@@ -26,7 +26,7 @@ from tests.faults.stock import (
     true_norms,
 )
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 
 PIPELINES = ("pipeline0", "pipeline1")
 ZERO = ("zero1", "zero2", "zero3")
@@ -76,7 +76,7 @@ def _own(ranks: Ranks, layout: str, folder: Path) -> Report:
         reached = Reached(engine.masters.inner, over_ranks=True)
         result = take(engine)
         return {
-            "true": plain_norm(torch.float32, engine.share.count),
+            "true": plain_norm(torch.float32, engine.share.dp_size),
             "told": result.grad_norm,
             "told after": result.norm_after,
             "reached": reached.take(),
@@ -100,7 +100,7 @@ def _own_autocast(ranks: Ranks, layout: str, folder: Path) -> Report:
             second, nothing = take(engine), reached.take()
         third, again = take(engine), reached.take()
         return {
-            "true": plain_norm(torch.float32, engine.share.count),
+            "true": plain_norm(torch.float32, engine.share.dp_size),
             "told": first.grad_norm,
             "scales": (first.loss_scale, third.loss_scale),
             "reached": norm,

@@ -31,7 +31,7 @@ from tests.faults.stock import (
     true_norms,
 )
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +96,7 @@ def _own(ranks: Ranks, layout: str, folder: Path) -> Report:
             results.append(take(engine))
             given.append(reached.take())
         return {
-            "true": plain_norm(torch.float16, engine.share.count, SCALE),
+            "true": plain_norm(torch.float16, engine.share.dp_size, SCALE),
             "steps": [
                 {
                     "action": result.verdict.action,

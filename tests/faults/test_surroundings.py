@@ -15,9 +15,9 @@ import pytest
 from tests.forks import environment, forked
 from tests.tiny import make_dataset
 from yolods import cli
-from yolods.cluster import supervise
-from yolods.config.paths import cache_dir
 from yolods.errors import UserError
+from yolods.launch import supervisor
+from yolods.system.folders import cache_dir
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "error: --data nowhere.yaml: no such file"
@@ -47,7 +47,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         raise AssertionError("a process was started")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(supervise.subprocess, "Popen", refuse)
+    monkeypatch.setattr(supervisor.subprocess, "Popen", refuse)
     make_dataset(tmp_path / "data", train=3, val=2)
 
     def run(variables: dict[str, str], *words: str) -> tuple[int, list[str]]:
@@ -131,7 +131,7 @@ def test_a_user_without_a_home_is_told_how_to_name_the_cache(monkeypatch: pytest
 def as_another_user(words: list[str], cwd: str) -> int:
     """Run words as a user that the machine does not know and that may enter few folders; in a fork."""
     os.chdir(cwd)
-    with mock.patch("yolods.cluster.supervise.supervise", return_value=0):
+    with mock.patch("yolods.launch.supervisor.supervise", return_value=0):
         cli.main(words)  # every import, from folders that the other user may not read
     sys.stderr.flush()
     os.truncate(2, 0)

@@ -1,7 +1,7 @@
 """One optimizer step of a split model, through the engine that a run builds, beside the whole model's (whole.py).
 
 split_engine(..)   this rank's stage of a `Case` (splits.py)
-split_step(..)     on every rank of a grid: how far its own stage is from the plain model
+split_step(..)     on every rank of a mesh: how far its own stage is from the plain model
 faults_of(..)      what all ranks' reports show to be wrong
 """
 
@@ -21,18 +21,18 @@ from torch import Tensor
 from tests.parity.small import NAMES, SIZE, distance, floating_buffers, plain_model
 from tests.parity.splits import Case, batch_of
 from tests.parity.whole import Report, names_of, plain_step
-from yolods.cluster.ranks import Ranks
 from yolods.config import RunConfig, add_train_arguments, build_run_config
-from yolods.engine.optim import choose_optimizer
-from yolods.engine.pipeline import PipelineEngine
-from yolods.engine.schedule import Step
-from yolods.engine.stages import build_stage
+from yolods.distributed.world import Ranks
+from yolods.engine.build_pipeline import build_stage
+from yolods.engine.pipeline.engine import PipelineEngine
+from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
-from yolods.model.build import architecture, parse_name
-from yolods.model.graph import build_graph
+from yolods.model.graph.graph import build_graph
+from yolods.optim.lr_schedule import Step
+from yolods.optim.optimizers import choose_optimizer
 from yolods.plan.cost import Cost, cost
 from yolods.plan.partition import partition, table
-from yolods.plan.run import StagePlan
+from yolods.plan.stage_plan import StagePlan
 
 RATE, MOMENTUM, MAX_NORM = 100.0, 0.9, 10.0
 """A step so large that the weights' own rounding vanishes beside it; the next one starts from the old weights again."""
@@ -87,7 +87,7 @@ def _configure(case: Case, file: Path) -> RunConfig:
     words += [] if case.freeze is None else ["--freeze", str(case.freeze)]
     # A CPU has no fp16 for users; for tests it is only slow.
     device = "cuda" if case.precision == "fp16" else "cpu"
-    return build_run_config(parser.parse_args(words), ranks=case.ranks, device=device, environ={})
+    return build_run_config(parser.parse_args(words), world_size=case.ranks, device=device, environ={})
 
 
 def split_step(ranks: Ranks, case: Case, weights: dict[str, Tensor], folder: Path) -> list[Report]:
@@ -107,8 +107,8 @@ def split_prediction(ranks: Ranks, case: Case, weights: dict[str, Tensor], folde
         engine.deepspeed.eval()
         for number, shape in enumerate(SHAPES):
             images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
-            found = engine.predict(images if engine.grid.first else None)
-            assert (found is not None) == engine.grid.last
+            found = engine.predict(images if engine.mesh.first else None)
+            assert (found is not None) == engine.mesh.last
             if found is not None:
                 with torch.no_grad():
                     apart.append(distance(found[0], net(images.float() / 255)[0]))
@@ -119,7 +119,7 @@ def split_prediction(ranks: Ranks, case: Case, weights: dict[str, Tensor], folde
 def _one_step(engine: PipelineEngine, case: Case, size: int, weights: dict[str, Tensor]) -> Report:
     engine.adopt(weights)
     step = Step(0, case.micro_batches, 0, (RATE, RATE, RATE), MOMENTUM)
-    mine = [batch_of(case, place, engine.grid.replica) for place in range(case.micro_batches)]
+    mine = [batch_of(case, place, engine.mesh.replica) for place in range(case.micro_batches)]
     with kept_gradients(engine, case.scale) as gradients:
         result = engine.train_step(step, iter(mine), size if len(case.sizes) > 1 else None)
     plain = plain_step(case, size, weights)
@@ -138,7 +138,7 @@ def _one_step(engine: PipelineEngine, case: Case, size: int, weights: dict[str, 
             name: _step_apart(after[name], weights[name], -clipped * plain["gradients"][name]) for name in gradients
         },
         "statistics": {
-            name: distance(value, plain["statistics"][engine.grid.replica][name]) for name, value in statistics.items()
+            name: distance(value, plain["statistics"][engine.mesh.replica][name]) for name, value in statistics.items()
         },
         "counted": counts,
         "silent": [name for name in gradients if not plain["gradients"][name].any()],

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yolods.cluster.ranks import Ranks
 from yolods.config import RunConfig, add_train_arguments, build_run_config
+from yolods.distributed.world import Ranks
 from yolods.engine.build import build_engine, plan_schedule
-from yolods.engine.optim import OptimizerChoice, choose_optimizer
-from yolods.engine.schedule import Schedule, Step
-from yolods.engine.zero import ZeroEngine
-from yolods.model.build import architecture, build, parse_name
+from yolods.engine.zero_engine import ZeroEngine
+from yolods.model.architecture.build import architecture, build, parse_name
+from yolods.optim.lr_schedule import Schedule, Step
+from yolods.optim.optimizers import OptimizerChoice, choose_optimizer
 from yolods.stability.record import StepRecord
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -72,7 +72,7 @@ def configure(json_file: str | Path, ranks: int, *, model: str = "yolov5n", **hy
     # A CPU has no fp16 for users; for tests it is only slow.
     device = "cuda" if "fp16" in file.stem or torch.cuda.is_available() else "cpu"
     return build_run_config(
-        parser.parse_args([*words, "--deepspeed_config", str(file)]), ranks=ranks, device=device, environ={}
+        parser.parse_args([*words, "--deepspeed_config", str(file)]), world_size=ranks, device=device, environ={}
     )
 
 

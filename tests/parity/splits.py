@@ -67,7 +67,7 @@ class Case:
 
     @property
     def ranks(self) -> int:
-        """Of the grid."""
+        """Of the mesh."""
         return self.stages * self.replicas
 
     @property

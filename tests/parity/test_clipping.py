@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tests.parity.small import ACCUMULATION, CONFIGS, micro_batch, plain_loss, plain_model, small_engine
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
-from yolods.engine.schedule import Step
+from yolods.distributed.world import Ranks
+from yolods.optim.lr_schedule import Step
 
 STAGES = (0, 1, 2, 3)
 POLICIES = ("global_norm", "adaptive", "value")

@@ -27,10 +27,10 @@ from tests.parity.small import (
     worst,
 )
 from tests.ranks import on_ranks
-from yolods.checkpoint.convert import export, find_checkpoint, merge
+from yolods.checkpoint.convert import export, find_checkpoint, merge_shards
 from yolods.checkpoint.read import Checkpoint
 from yolods.checkpoint.store import CheckpointStore, Progress
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(220)]
 
@@ -51,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "zero2-bf16": {"zero_optimization": {"stage": 2, "round_robin_gradients": True}, **BF16},
 }
-"""DeepSpeed JSON by name; between them every class of `yolods.engine.masters` and what changes a shard's layout."""
+"""DeepSpeed JSON by name: every class of `yolods.zero.master_weights`, and what changes a shard's layout."""
 RESUMED = ("zero0", "zero2", "zero3", "zero1-bf16-fp32-gradients")
 
 STEPS = 3
@@ -182,7 +182,7 @@ def _compare_merged(small: Small, folder: Path) -> Report:
     checkpoint = Checkpoint(find_checkpoint(folder))
     report = {}
     for name, expected in (("live", live), ("average", average)):
-        merged = merge(checkpoint, live=name == "live")
+        merged = merge_shards(checkpoint, live=name == "live")
         floating = {key: value for key, value in expected.items() if value.is_floating_point()}
         report[name] = _differing(merged, floating)
     export(folder, folder / "exported.pt", live=False, fp32=True)

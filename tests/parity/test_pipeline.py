@@ -28,8 +28,8 @@ from tests.parity.small import micro_batch
 from tests.parity.splits import FIRST, Case, case_of
 from tests.parity.whole import Report, weights_for
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
-from yolods.engine.schedule import Step
+from yolods.distributed.world import Ranks
+from yolods.optim.lr_schedule import Step
 
 pytestmark = pytest.mark.slow
 
@@ -109,13 +109,13 @@ def _count_walks(ranks: Ranks, folder: Path) -> tuple[int, int]:
         def watch(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
             output.register_hook(lambda gradient: fired.append(1))
 
-        if engine.grid.first:
+        if engine.mesh.first:
             # Everything that crosses the cut (layers 4, 10 and 12) is computed from what this layer writes.
             engine.net.get_submodule("model.1").register_forward_hook(watch)
         step = Step(0, case.micro_batches, 0, (RATE, RATE, RATE), MOMENTUM)
         engine.train_step(step, map(micro_batch, range(FIRST, FIRST + 3)))
         ours = len(fired)
-        with mock.patch("torch.autograd.backward", _tensor_by_tensor) if engine.grid.first else mock.patch.dict({}):
+        with mock.patch("torch.autograd.backward", _tensor_by_tensor) if engine.mesh.first else mock.patch.dict({}):
             engine.train_step(step, map(micro_batch, range(FIRST, FIRST + 3)))
     return ours, len(fired) - ours
 
@@ -126,7 +126,7 @@ def _overflow(ranks: Ranks, weights: dict[str, torch.Tensor], folder: Path) -> d
     with split_engine(ranks, case, folder) as engine:
         engine.adopt(weights)
         before = [each.clone() for each in (*engine.masters.shards(), *engine.statistics())]
-        if engine.grid.first:
+        if engine.mesh.first:
             engine.net.get_submodule("model.3.conv").weight.register_hook(lambda gradient: gradient * float("inf"))
         step = Step(0, case.micro_batches, 0, (RATE, RATE, RATE), MOMENTUM)
         result = engine.train_step(step, map(micro_batch, range(FIRST, FIRST + 2)))

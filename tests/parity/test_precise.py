@@ -24,7 +24,7 @@ from tests.parity.small import (
 )
 from tests.parity.splits import Case
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
 from yolods.model.layers import SyncBatchNormFloat32
 
@@ -68,10 +68,10 @@ def _restate(ranks: Ranks, name: str) -> dict[str, Any]:
 
 def _passes(engine: Engine) -> Iterator[tuple[Tensor | None, int]]:
     share = engine.share
-    for first in range(0, BATCHES, share.count):
-        number = first + share.index
+    for first in range(0, BATCHES, share.dp_size):
+        number = first + share.dp_rank
         images = micro_batch(number)["img"] if number < BATCHES else micro_batch(99)["img"][:1]
-        yield (images if share.reads_images else None), len(images) if number < BATCHES else 0
+        yield (images if share.first_stage else None), len(images) if number < BATCHES else 0
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import pytest
 
 from tests.parity.small import CONFIGS, distances, seasoned_weights, small_engine, worst
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 
 STAGES = (0, 1, 2, 3)
 

@@ -16,8 +16,8 @@ import pytest
 
 from tests.parity.small import configure
 from yolods.engine.build import plan_schedule
-from yolods.engine.optim import OptimizerChoice
-from yolods.engine.schedule import Schedule
+from yolods.optim.lr_schedule import Schedule
+from yolods.optim.optimizers import OptimizerChoice
 
 EPOCHS, BATCHES, BATCH = 6, 13, 4
 SCHEDULE = Schedule(

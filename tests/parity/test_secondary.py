@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.parity.small import Small, micro_batch, small_engine
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(220)]
 

@@ -29,7 +29,7 @@ from tests.parity.small import (
     worst,
 )
 from tests.ranks import on_ranks
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 
 STAGES = (0, 1, 2, 3)
 SIZES = (1, 2)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tests.parity.small import MICRO, floating_buffers, plain_model, seasoned_weights
 from tests.parity.splits import Case, batch_of, case_of
-from yolods.cluster.ranks import Ranks
-from yolods.engine.optim import freeze, freeze_statistics
+from yolods.distributed.world import Ranks
 from yolods.model.layers import exchange_layers
-from yolods.model.loss import as_float
+from yolods.model.loss.detection_loss import as_float
+from yolods.optim.optimizers import freeze, freeze_statistics
 
 Report = dict[str, Any]
 

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from tests.parity.small import CONFIGS, MICRO, NAMES, SAMPLES, SIZE, micro_batch
-from yolods.cluster.ranks import Ranks
 from yolods.config import RunConfig, add_train_arguments, build_run_config
+from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
 from yolods.engine.build import build_engine
-from yolods.engine.optim import choose_optimizer
-from yolods.engine.schedule import Step
-from yolods.engine.stages import StagePlan, build_stage
+from yolods.engine.build_pipeline import StagePlan, build_stage
+from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.blueprint import Blueprint
-from yolods.model.build import architecture, build, parse_name
-from yolods.model.graph import build_graph
+from yolods.model.graph.graph import build_graph
+from yolods.optim.lr_schedule import Step
+from yolods.optim.optimizers import choose_optimizer
 from yolods.plan.cost import cost
 from yolods.plan.partition import partition, table
 from yolods.stability.record import StepRecord
@@ -76,7 +76,7 @@ def _configure(ranks: Ranks, name: str, folder: Path, hyper: dict[str, Any]) -> 
     words += ["--deepspeed_config", str(file), "--set", f"nbs={batch}", "--set", "warmup_epochs=0"]
     words += [word for key, value in hyper.items() for word in ("--set", f"{key}={value}")]
     device = ranks.device.type
-    return build_run_config(parser.parse_args(words), ranks=ranks.size, device=device, environ={})
+    return build_run_config(parser.parse_args(words), world_size=ranks.size, device=device, environ={})
 
 
 def _choice(config: RunConfig) -> Any:
@@ -107,5 +107,5 @@ def take_step(engine: Engine, number: int, micro_batches: int) -> StepRecord:
     """Take an optimizer step over so many micro-batches of this replica, which nobody has seen before."""
     share = engine.share
     first = 100 * number
-    mine = [pinned(micro_batch(first + place * share.count + share.index)) for place in range(micro_batches)]
+    mine = [pinned(micro_batch(first + place * share.dp_size + share.dp_rank)) for place in range(micro_batches)]
     return engine.train_step(Step(first, micro_batches, 0, (RATE,) * 3, MOMENTUM), iter(mine))

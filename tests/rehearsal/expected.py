@@ -11,7 +11,7 @@ Waits = dict[str, int | None]
 Rows = dict[str, Waits]
 """By part of a run."""
 
-READ: Waits = {"yolods/stability/step.py:_read": 1}
+READ: Waits = {"yolods/stability/controller.py:_read": 1}
 """The wait of a step: for its numbers."""
 GROUPS = 3
 """Of the optimizer's parameters: biases, weights and BatchNorm's."""
@@ -19,7 +19,7 @@ GROUPS = 3
 
 def copied(times: int) -> Waits:
     """All tensors to the host, so many times over."""
-    return {"yolods/hostcopy.py:_wait_for": times}
+    return {"yolods/device/host_copy.py:_wait_for": times}
 
 
 def published(times: int) -> Waits:

@@ -19,7 +19,7 @@ from tests.rehearsal.engines import WARM, engine_of, take_step
 from tests.rehearsal.pretended import Record, World
 from tests.rehearsal.pretended.__main__ import main
 from tests.rehearsal.pretended.streams import Event, Stream
-from yolods.cluster.ranks import Ranks
+from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
 
 CUDA = "cuda"

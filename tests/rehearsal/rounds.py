@@ -12,13 +12,13 @@ from tests.parity.small import MICRO, NAMES, SIZE
 from tests.rehearsal.engines import WARM, engine_of, stages_of, take_step
 from tests.rehearsal.pretended import World
 from yolods.checkpoint.state import collect
-from yolods.cluster.ranks import Ranks
 from yolods.config import Hyper
 from yolods.data.spec import read_spec
-from yolods.data.splits import Opening, open_split
+from yolods.data.splits import SplitOptions, open_split
+from yolods.device.host_copy import HostCopy
+from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
-from yolods.evaluate import Evaluator
-from yolods.hostcopy import HostCopy
+from yolods.evaluation.evaluator import Evaluator
 
 ACCUMULATIONS = (1, 4)
 """Micro-batches of the steps that are looked at."""
@@ -62,13 +62,13 @@ def whole_round(ranks: Ranks, within: World, name: str, data: str, **hyper: obje
         rounds.take("build", lambda: None)
         for micro_batches in (*ACCUMULATIONS, *STEADY) if stages_of(name) > 1 else ACCUMULATIONS:
             rounds.take(f"step of {micro_batches}", lambda m=micro_batches: _applied(engine, m))
-        rounds.take("snapshot", engine.recovery.take)
+        rounds.take("snapshot", engine.snapshots.take)
         rounds.take("evaluation", lambda: _evaluate(engine, Path(data), Path(folder)))
         copied = rounds.take("checkpoint", lambda: HostCopy().take(collect(engine)))
         frozen = ranks.from_main(ranks.to_main(copied["frozen"]))  # as a checkpoint's reader hands them to every rank
         whole = {**copied, "frozen": {name: value for part in frozen for name, value in part.items()}}
         rounds.take("load", lambda: engine.load_state(whole))
-        rounds.take("roll-back", lambda: engine._load_moving(engine.recovery.snapshot))
+        rounds.take("roll-back", lambda: engine._load_moving(engine.snapshots.snapshot))
         rounds.take("export", engine.full_weights)
     return rounds.report
 
@@ -99,8 +99,8 @@ def _applied(engine: Engine, micro_batches: int) -> None:
 def _evaluate(engine: Engine, yaml: Path, folder: Path) -> None:
     """As a run evaluates, with a confidence that no box of an untrained model has."""
     hyper = Hyper(conf=0.9)
-    opening = Opening(imgsz=SIZE, stride=32, epochs=1, workers=0, local_ranks=1, eval_batch=MICRO)
-    split = open_split(read_spec(yaml), "val", hyper, opening, engine.ranks, augment=False)
+    options = SplitOptions(imgsz=SIZE, stride=32, epochs=1, workers=0, local_ranks=1, eval_batch=MICRO)
+    split = open_split(read_spec(yaml), "val", hyper, options, engine.ranks, augment=False)
     evaluator = Evaluator(
         split.dataset, NAMES, hyper, engine.ranks, share=engine.share, forward_batch=MICRO, save_dir=folder
     )

@@ -15,10 +15,10 @@ from tests.parity.pipes import split_engine
 from tests.parity.splits import Case, batch_of
 from tests.ranks import on_ranks
 from tests.rehearsal.first_use import NeverMet, first_use_waits
-from yolods.cluster.grid import Grid
-from yolods.cluster.ranks import Ranks
-from yolods.engine.neighbours import connect
-from yolods.engine.schedule import Step
+from yolods.distributed.mesh import Mesh
+from yolods.distributed.stage_channels import connect
+from yolods.distributed.world import Ranks
+from yolods.optim.lr_schedule import Step
 
 CUTS: dict[int, tuple[int | str, ...]] = {2: (13,), 3: (6, 15), 4: (4, 9, 17)}
 """By stages."""
@@ -49,15 +49,15 @@ def _beside_nccl(ranks: Ranks) -> Ranks:
 def _one(ranks: Ranks, case: Case, folder: str) -> dict[str, object]:
     with first_use_waits(PATIENCE) as meetings, split_engine(_beside_nccl(ranks), case, Path(folder)) as engine:
         made = list(meetings)
-        grid, count = engine.grid, case.micro_batches
+        mesh, count = engine.mesh, case.micro_batches
         step = Step(0, count, 0, (1e-3, 1e-3, 1e-3), 0.9)
-        result = engine.train_step(step, (batch_of(case, place, grid.replica) for place in range(count)))
+        result = engine.train_step(step, (batch_of(case, place, mesh.replica) for place in range(count)))
         with engine.evaluating():
             for _ in range(2):
-                engine.predict(torch.zeros(1, 3, 64, 64, dtype=torch.uint8) if grid.first else None)
+                engine.predict(torch.zeros(1, 3, 64, 64, dtype=torch.uint8) if mesh.first else None)
         ranks.barrier()  # as adding up an evaluation does: earlier stages are done before later ones have received
         beside = [
-            grid.rank_at(stage, grid.replica) for stage in (grid.stage - 1, grid.stage + 1) if 0 <= stage < case.stages
+            mesh.rank_at(stage, mesh.replica) for stage in (mesh.stage - 1, mesh.stage + 1) if 0 <= stage < case.stages
         ]
         return {"made": made, "end": list(meetings), "beside": beside, "loss": result.loss}
 
@@ -77,10 +77,10 @@ def test_stages_meet_when_they_are_made_and_never_wait_for_a_first_use_after(siz
 def receive_first(ranks: Ranks, meet: bool) -> str:
     """On both ranks of a cut: start receiving what the other has yet to send, and send after that."""
     device = torch.device("cpu")
-    passed = nullcontext() if meet else mock.patch("yolods.engine.neighbours._meet")
+    passed = nullcontext() if meet else mock.patch("yolods.distributed.stage_channels._meet")
     with first_use_waits(SHORT), passed:
-        links = connect(Grid(_beside_nccl(ranks), 2), device)
-        source, target = links.from_before or links.from_after, links.to_before or links.to_after
+        channels = connect(Mesh(_beside_nccl(ranks), 2), device)
+        source, target = channels.from_before or channels.from_after, channels.to_before or channels.to_after
         assert source is not None and target is not None
         for link in (source, target):
             link.expect([torch.empty(3)], "numbers")

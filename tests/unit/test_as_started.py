@@ -19,7 +19,7 @@ pytestmark = pytest.mark.process
 
 PROBE = """
 import json, logging, os, random, signal, sys, tempfile, threading, warnings
-import numpy, torch, yolods.interrupt
+import numpy, torch, yolods.system.interrupt
 from deepspeed.utils import logger
 
 blocked = sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))
@@ -34,28 +34,28 @@ found = {
     "threads": threading.active_count(),
     "hooks": [sys.excepthook is sys.__excepthook__, threading.excepthook is threading.__excepthook__],
     "levels": [logging.root.level, logger.level, logging.root.manager.disable], "handled": len(logging.root.handlers),
-    "interrupt": yolods.interrupt.asked(), "temporary": tempfile.gettempdir(),
-    "planted": hasattr(yolods.interrupt, "planted"),
+    "interrupt": yolods.system.interrupt.asked(), "temporary": tempfile.gettempdir(),
+    "planted": hasattr(yolods.system.interrupt, "planted"),
 }
 print(json.dumps(found))
 print(json.dumps([random.random(), numpy.random.rand(), torch.rand(1).item()]), file=sys.stderr)
 """
 PARENT = """
 import logging, os, random, signal, subprocess, sys, tempfile, threading, warnings
-import torch, yolods.interrupt
+import torch, yolods.system.interrupt
 from deepspeed.utils import logger
 
 random.seed(0), torch.manual_seed(7), warnings.simplefilter("ignore"), logger.setLevel("CRITICAL")
 logging.disable(30), logging.root.addHandler(logging.NullHandler()), logging.root.setLevel(10)
-yolods.interrupt.planted = True
-yolods.interrupt.heed(lambda *_: None)
+yolods.system.interrupt.planted = True
+yolods.system.interrupt.heed(lambda *_: None)
 sys.excepthook = threading.excepthook = lambda *_: None
 sys.path.insert(0, "/nowhere")
 tempfile.tempdir = "/nowhere"
 held = open(os.devnull)
 sys.stdout = sys.stderr
 words = [sys.executable, "-u", "-m", "probe", *sys.argv[1:]]
-done = subprocess.run(words, preexec_fn=yolods.interrupt.hold_ctrl_c, stdin=subprocess.DEVNULL)
+done = subprocess.run(words, preexec_fn=yolods.system.interrupt.hold_ctrl_c, stdin=subprocess.DEVNULL)
 sys.exit(done.returncode)
 """
 

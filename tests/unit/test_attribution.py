@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolods.stability.attribution import INPUT, Account, Finding, Probe, culprits
+from yolods.stability.attribution import INPUT, Account, BadValue, Probe, culprits
 
 
 class Net(nn.Module):
@@ -51,7 +51,7 @@ def test_a_bad_image_is_told_by_its_place(value: float, kind: str) -> None:
     images = batches()
     images[1][2, 0, 4, 4] = value
     found = [each for each in observe(Net(), images).findings() if each.phase == "forward"]
-    assert [replace(each, order=0) for each in found] == [Finding("forward", INPUT, kind, 1, (2,))]
+    assert [replace(each, order=0) for each in found] == [BadValue("forward", INPUT, kind, 1, (2,))]
 
 
 def test_a_bad_weight_is_told_from_a_bad_activation() -> None:
@@ -110,18 +110,18 @@ FILES = ((("a.jpg",), ("b.jpg",)), (("c.jpg",), ("d.jpg",)))
 
 
 def account(
-    rank: int, *findings: Finding, stage: int = 0, replica: int | None = None, losses: tuple[float, ...] = (1.0, 1.0)
+    rank: int, *findings: BadValue, stage: int = 0, replica: int | None = None, losses: tuple[float, ...] = (1.0, 1.0)
 ) -> Account:
     at = rank if replica is None else replica
     return Account(rank, f"host{rank}", stage, at, findings, None, losses, FILES if stage == 0 else ())
 
 
 def test_forward_comes_before_backward_and_the_earliest_stage_first() -> None:
-    first = account(0, Finding("backward", "model.3.conv.weight", "nan", 1), stage=0, replica=0, losses=())
+    first = account(0, BadValue("backward", "model.3.conv.weight", "nan", 1), stage=0, replica=0, losses=())
     second = account(
         1,
-        Finding("forward", "model.13.conv", "inf", 1, (0,)),
-        Finding("backward", "model.20.conv", "nan", 1),
+        BadValue("forward", "model.13.conv", "inf", 1, (0,)),
+        BadValue("backward", "model.20.conv", "nan", 1),
         stage=1,
         replica=0,
         losses=(1.0, math.nan),
@@ -138,8 +138,8 @@ def test_forward_comes_before_backward_and_the_earliest_stage_first() -> None:
 
 
 def test_backward_begins_at_the_latest_stage() -> None:
-    first = account(0, Finding("backward", "model.3.conv.weight", "nan", 0), stage=0, replica=0, losses=())
-    second = account(1, Finding("backward", "model.20.conv", "inf", 0), stage=1, replica=0)
+    first = account(0, BadValue("backward", "model.3.conv.weight", "nan", 0), stage=0, replica=0, losses=())
+    second = account(1, BadValue("backward", "model.20.conv", "inf", 0), stage=1, replica=0)
     (found,) = culprits([first, second], "overflow")
     assert (found.name, found.rank, found.kind) == ("model.20.conv", 1, "inf")
     assert (found.files, found.single_images) == (("a.jpg", "b.jpg"), False)
@@ -153,8 +153,8 @@ def test_a_loss_that_went_bad_by_itself_is_called_so() -> None:
 def test_every_bad_micro_batch_of_every_replica_is_named() -> None:
     found = culprits(
         [
-            account(0, Finding("backward", "model.3.conv.weight", "nan", 0)),
-            account(1, Finding("backward", "model.4.conv.weight", "inf", 1)),
+            account(0, BadValue("backward", "model.3.conv.weight", "nan", 0)),
+            account(1, BadValue("backward", "model.4.conv.weight", "inf", 1)),
         ],
         "backward",
     )
@@ -162,7 +162,7 @@ def test_every_bad_micro_batch_of_every_replica_is_named() -> None:
 
 
 def test_a_spike_is_the_largest_of_all_ranks() -> None:
-    spike = [Finding("backward", "model.7.conv.weight", "spike", number) for number in range(2)]
+    spike = [BadValue("backward", "model.7.conv.weight", "spike", number) for number in range(2)]
     accounts = [
         Account(0, "a", 0, 0, (), (3.0, spike[0]), (1.0, 1.0), FILES),
         Account(1, "b", 0, 1, (), (9e4, spike[1]), (1.0, 1.0), FILES),
@@ -183,8 +183,8 @@ def test_where_the_second_run_was_clean_nobody_is_blamed() -> None:
 
 def test_of_shared_statistics_the_first_of_all_replicas_is_the_origin() -> None:
     """SyncBN hands one replica's nan to the others, in the very next layer."""
-    victim = account(0, Finding("forward", "model.0.bn", "nan", 1, (0, 1), order=5))
-    guilty = account(1, Finding("forward", INPUT, "nan", 1, (1,), order=3))
+    victim = account(0, BadValue("forward", "model.0.bn", "nan", 1, (0, 1), order=5))
+    guilty = account(1, BadValue("forward", INPUT, "nan", 1, (1,), order=3))
     (found,) = culprits([victim, guilty], "forward", shared=True)
     assert (found.name, found.rank, found.files) == (INPUT, 1, ("d.jpg",))
     assert len(culprits([victim, guilty], "forward")) == 2
@@ -192,6 +192,6 @@ def test_of_shared_statistics_the_first_of_all_replicas_is_the_origin() -> None:
 
 def test_a_mosaic_is_told_by_all_of_its_files() -> None:
     files = (((("a.jpg", "p.jpg", "q.jpg", "a.jpg")), ("b.jpg",)),)
-    only = Account(0, "host0", 0, 0, (Finding("forward", INPUT, "nan", 0, (0,)),), None, (math.nan,), files)
+    only = Account(0, "host0", 0, 0, (BadValue("forward", INPUT, "nan", 0, (0,)),), None, (math.nan,), files)
     (found,) = culprits([only], "forward")
     assert (found.files, found.single_images) == (("a.jpg", "p.jpg", "q.jpg"), True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolods.config.batch import ACCUMULATION, MICRO, TRAIN, BatchPlan, plan_batches
+from yolods.config.deepspeed.batch import ACCUMULATION, MICRO, TRAIN, BatchPlan, plan_batches
 from yolods.errors import Faults
 
 
@@ -14,7 +14,7 @@ def plan(block: dict, *, batch_size: int | None = None, ranks: int = 4, nbs: int
         block,
         batch_size=batch_size,
         said_by="--batch-size",
-        ranks=ranks,
+        dp_size=ranks,
         nbs=nbs,
         where="ds",
         faults=faults,
@@ -69,7 +69,7 @@ def test_what_does_not_multiply_out_is_told_with_the_arithmetic(block, batch_siz
     assert made.micro >= 1 and made.accumulation >= 1
 
 
-BEFORE = BatchPlan(micro=4, accumulation=4, accumulation_auto=True, ranks=4)
+BEFORE = BatchPlan(micro=4, accumulation=4, accumulation_auto=True, dp_size=4)
 
 
 @pytest.mark.parametrize(("ranks", "expected"), [(2, (4, 8)), (8, (4, 2)), (16, (4, 1)), (32, None)])

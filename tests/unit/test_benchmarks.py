@@ -82,7 +82,7 @@ def test_both_trainers_are_given_the_same(kind, tmp_path):
 
 
 def test_hyper_parameters_are_ones_that_yolods_takes():
-    from yolods.config.hyper import read_hyper
+    from yolods.config.hyper.hyperparameters import read_hyper
     from yolods.errors import Faults
 
     for kind in ("rate", "profile", "map"):
@@ -249,15 +249,15 @@ def test_the_places_that_the_drivers_watch_are_there():
     from ultralytics.nn.tasks import DetectionModel
 
     from yolods import cli
-    from yolods.cluster import launch
-    from yolods.engine.ema import ShardedEma
-    from yolods.engine.zero import ZeroEngine
+    from yolods.engine.zero_engine import ZeroEngine
+    from yolods.launch import command
     from yolods.model.inputs import InputFormat
+    from yolods.optim.ema import ShardedEma
     from yolods.telemetry import Telemetry
-    from yolods.train import Run
     from yolods.training.batches import TrainBatches
+    from yolods.training.loop import Run
 
-    assert callable(cli._prepare_libraries) and callable(launch.launcher_command)
+    assert callable(cli._prepare_libraries) and callable(command.launcher_command)
     assert "launcher_command" in inspect.getsource(cli._launch)
     for owner, names in (
         (Run, ("fit",)),

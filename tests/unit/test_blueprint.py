@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
-from yolods.model.build import architecture, parse_name
 from yolods.model.weights import write_pt
 
 NAMES = ("cat", "dog", "fish")

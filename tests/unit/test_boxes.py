@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from yolods.model.boxes import ciou, corners, distances
+from yolods.model.loss.boxes import ciou, corners, distances
 
 
 def box(*sides: float) -> list[torch.Tensor]:

@@ -108,7 +108,7 @@ def test_of_a_start_on_every_host_the_first_one_claims_the_folder(tmp_path, monk
         started.append((list(first.command), sorted(path.name for path in tmp_path.glob("runs/*"))))
         return 0
 
-    monkeypatch.setattr("yolods.cluster.supervise.supervise", supervise)
+    monkeypatch.setattr("yolods.launch.supervisor.supervise", supervise)
     place = ["--hostfile", "hosts", "--no_ssh", "--master_addr", "a", "--node_rank"]
     for node in ("0", "1"):
         assert cli.main(["launch", "train", "--data", "demo", *place, node]) == 0
@@ -162,7 +162,7 @@ def doctor(monkeypatch):
         asked.append({**settings, "faults": list(faults)})
         return ["verdict"], not faults
 
-    monkeypatch.setattr("yolods.cluster.visit.visit", visit)
+    monkeypatch.setattr("yolods.doctor.run.run_doctor", visit)
     monkeypatch.setattr(cli, "_count_gpus", lambda: 0)
 
     def run(*words: str) -> tuple[int, dict]:

@@ -39,7 +39,7 @@ def configured(folder: Path, content: dict[str, Any], *words: str) -> RunConfig:
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
     flags = ["--data", "demo", "--deepspeed_config", str(file), "--project", str(folder), "--batch-size", "8", *words]
-    return build_run_config(parser.parse_args(flags), ranks=2, device="cpu", environ={})
+    return build_run_config(parser.parse_args(flags), world_size=2, device="cpu", environ={})
 
 
 def test_what_deepspeed_is_given_names_no_optimizer_and_no_folder_but_the_runs(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from yolods.config.build import build_run_config
 from yolods.config.flags import HYPER_FLAGS, add_train_arguments, add_val_arguments
-from yolods.config.hyper import RULES
-from yolods.config.read import build_run_config
+from yolods.config.hyper.hyperparameters import RULES
 from yolods.config.run import CONFIG_FILE, RunConfig, next_run_dir
 from yolods.errors import UserError
 
@@ -32,7 +32,7 @@ def parse(*words: str) -> argparse.Namespace:
 
 
 def build(*words: str, ranks: int = 2, device: str = "cpu", environ: dict[str, str] | None = None) -> RunConfig:
-    return build_run_config(parse(*words), ranks=ranks, device=device, environ=environ)
+    return build_run_config(parse(*words), world_size=ranks, device=device, environ=environ)
 
 
 def faults_of(*words: str, **context) -> list[str]:
@@ -357,8 +357,8 @@ def test_resume_goes_on_under_another_layout(json_file, ranks, device, shape, ba
     run = build("--resume", "runs/exp", *words, ranks=ranks, device=device)
     config = run.deepspeed
     stages = config.pipeline.stages if config.pipeline else None
-    assert (config.zero_stage, config.ranks, config.micro_batch, stages) == shape
-    assert (run.batch_size, config.train_batch, config.world, run.device) == (batch, 64, ranks, device)
+    assert (config.zero_stage, config.dp_size, config.micro_batch, stages) == shape
+    assert (run.batch_size, config.train_batch, config.world_size, run.device) == (batch, 64, ranks, device)
 
 
 def test_a_run_that_went_on_under_another_layout_keeps_its_images_a_step_when_it_goes_on_again():
@@ -610,7 +610,7 @@ def test_batches_of_which_batchnorm_has_no_variance_are_refused_and_no_others(wo
         config, found = None, str(error).splitlines()
     assert len(found) == len(refused) and all(part in line for part, line in zip(refused, found, strict=True))
     if config is not None:
-        shared = config.deepspeed.ranks if config.hyper.sync_bn else 1
+        shared = config.deepspeed.dp_size if config.hyper.sync_bn else 1
         assert (config.deepspeed.micro_batch * shared, config.imgsz // 32) == shape[::2]
 
 

@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-from yolods.model.build import architecture, build, parse_name
-from yolods.model.graph import IMAGE, build_graph, live, modules_of, run_nodes
+from yolods.model.architecture.build import architecture, build, parse_name
+from yolods.model.graph.graph import IMAGE, build_graph, live, modules_of, run_nodes
 from yolods.plan.cost import TRAFFIC, Machine, cost, node_seconds
-from yolods.plan.stages import Stages, Terms
+from yolods.plan.stage_costs import StageCosts, Terms
 
 
 def graph_of(name: str, nc: int = 80, split: bool = True):
@@ -71,7 +71,7 @@ def test_the_whole_model_keeps_what_autograd_keeps(tiny):
 
 def test_a_stage_holds_what_autograd_keeps_and_what_crosses(tiny):
     net, graph = tiny
-    table = Stages(cost(graph, 64, 4), Terms())
+    table = StageCosts(cost(graph, 64, 4), Terms())
     bounds = [0, 5, 6, 17, 30, 41, len(graph.nodes)]
     values = {IMAGE: torch.rand(2, 3, 64, 64)}
     for start, stop in itertools.pairwise(bounds):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from yolods.config.data_name import shipped_yaml, stores
+from yolods.config.names.data_name import shipped_yaml, stores
 
 
 @pytest.mark.parametrize("name", ["coco8", "coco8.yaml"])

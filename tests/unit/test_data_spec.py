@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import make_dataset
-from yolods.config.data_name import shipped_yaml, stores
+from yolods.config.names.data_name import shipped_yaml, stores
 from yolods.data.spec import (
     IMAGE_SUFFIXES,
     as_ultralytics,

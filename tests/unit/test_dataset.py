@@ -289,7 +289,7 @@ def test_leaving_images_out_does_not_grow_with_the_square_of_the_set():
             return super().__iter__()
 
     given = SimpleNamespace(im_files=[str(place) for place in range(100)])
-    DetectionSet.bar(given, Counted(["3", "97"]))
-    assert given._barred == {3, 97} and Counted.read == 1
-    DetectionSet.bar(given, iter(["4", "5"]))
-    assert given._barred == {4, 5}
+    DetectionSet.exclude(given, Counted(["3", "97"]))
+    assert given._excluded == {3, 97} and Counted.read == 1
+    DetectionSet.exclude(given, iter(["4", "5"]))
+    assert given._excluded == {4, 5}

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from yolods.compat import skip_own_decoding
-from yolods.model.build import architecture, build, parse_name
+from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.decode import decode
-from yolods.model.loss import as_float
+from yolods.model.loss.detection_loss import as_float
 
 
 @pytest.fixture(scope="module", params=["yolov5[0.1,0.1]", "yolov5[0.1,0.1]6"])

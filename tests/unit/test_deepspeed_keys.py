@@ -13,16 +13,16 @@ from typing import Any, ClassVar
 
 import pytest
 
-from yolods.config.deepspeed import DeepSpeedConfig, resolve
-from yolods.config.own import OwnConfig
-from yolods.config.pipeline import PipelineConfig
-from yolods.config.recompute import RecomputeConfig
-from yolods.config.schema import FEATURES, ON_BY_DEFAULT, REMOVED, REMOVED_ZERO, TOP
-from yolods.config.supported_optimizers import OPTIMIZERS
-from yolods.config.untrained import UNSUPPORTED
-from yolods.config.unused_keys import UNUSED
-from yolods.config.values import Rule
+from yolods.config.deepspeed.config import DeepSpeedConfig, resolve
+from yolods.config.deepspeed.keys import FEATURES, ON_BY_DEFAULT, REMOVED, REMOVED_ZERO, TOP
+from yolods.config.deepspeed.pipeline import PipelineConfig
+from yolods.config.deepspeed.recompute import RecomputeConfig
+from yolods.config.deepspeed.unused_keys import UNUSED
+from yolods.config.deepspeed.yolods_block import YolodsConfig
+from yolods.config.optimizers.supported import OPTIMIZERS
+from yolods.config.optimizers.unsupported import UNSUPPORTED
 from yolods.errors import Faults
+from yolods.parsing.rules import Rule
 
 WORKS, REFUSED, SAID = "works", "refused", "said"
 
@@ -258,7 +258,7 @@ def put(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 def read(raw: dict[str, Any], **context: Any) -> tuple[DeepSpeedConfig, list[str]]:
     faults = Faults()
-    settings = {"path": Path("ds.json"), "batch_size": None, "ranks": 2, "device": "cpu", **context}
+    settings = {"path": Path("ds.json"), "batch_size": None, "world_size": 2, "device": "cpu", **context}
     config = resolve(raw, faults=faults, **settings)
     return config, list(faults)
 
@@ -429,7 +429,7 @@ def test_null_anywhere_stands_for_a_missing_key() -> None:
     """As the manual says, in blocks that DeepSpeed has no word for, too."""
     blocks = [name for name, rule in TOP.items() if not isinstance(rule, Rule) or "object" in rule.permitted]
     paths = {path: base for path, _, _, base in TABLE if path.split(".")[0] not in {*REMOVED, "optimizer"}}
-    own = {f"yolods.{group.name}": {} for group in fields(OwnConfig)}
+    own = {f"yolods.{group.name}": {} for group in fields(YolodsConfig)}
     own |= {f"pipeline.{setting.name}": {} for setting in fields(PipelineConfig)}
     own |= {f"activation_checkpointing.{setting.name}": {} for setting in fields(RecomputeConfig)}
     for path, base in {**paths, **own, **{name: {} for name in blocks}}.items():
@@ -497,7 +497,7 @@ def test_keys_of_another_stage_are_said_in_one_line() -> None:
 )
 def test_ready_files_ask_for_nothing_that_has_no_effect(file: Path) -> None:
     raw = json.loads(file.read_text("utf-8"))
-    assert read(raw, ranks=8, device="cuda")[0].notes == ()
+    assert read(raw, world_size=8, device="cuda")[0].notes == ()
 
 
 def test_the_first_tutorials_json_is_told_what_to_write_instead_of_its_scheduler() -> None:
@@ -589,9 +589,9 @@ def test_arguments_that_the_optimizer_in_host_memory_has_not_are_refused(params:
 
 def test_partitions_that_do_not_divide_the_ranks_are_refused_with_the_arithmetic() -> None:
     raw = {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}
-    (fault,) = read(raw, ranks=3, batch_size=3)[1]
+    (fault,) = read(raw, world_size=3, batch_size=3)[1]
     assert "zero_hpz_partition_size 2 does not divide 3 ranks: 3 / 2 = 1.50" in fault
-    assert read(raw, ranks=4)[1] == [] and read(raw, ranks=1)[1] == []
+    assert read(raw, world_size=4)[1] == [] and read(raw, world_size=1)[1] == []
 
 
 def test_a_folder_of_wandbs_is_not_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from yolods.errors import UserError
-from yolods.model.description import read_description
+from yolods.model.architecture.description import read_description
 
 SOUND = """
 nc: 3

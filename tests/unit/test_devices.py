@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from yolods.cluster.devices import NAMED, count_gpus, device_index, put_back, visible
 from yolods.errors import OwnError
+from yolods.hosts.devices import NAMED, count_gpus, device_index, put_back, visible
 
 UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,GPU-1d07-e"
 

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from yolods.engine.ema import ShardedEma
-from yolods.engine.masters import PlainMasters
-from yolods.interrupt import Stopped
-from yolods.model.build import architecture, build, parse_name
+from yolods.model.architecture.build import architecture, build, parse_name
+from yolods.optim.ema import ShardedEma
+from yolods.system.interrupt import Stopped
+from yolods.zero.master_weights import PlainMasters
 
 
 @pytest.fixture

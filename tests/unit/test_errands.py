@@ -20,19 +20,19 @@ from tests.ranks import on_ranks
 from yolods.checkpoint.read import Checkpoint
 from yolods.checkpoint.state import collect, recut
 from yolods.clipping import POLICIES, ClipFactors, Norms, Policy, policy
-from yolods.cluster.ranks import Ranks
-from yolods.config.supported_optimizers import LR, MOMENTUM, OPTIMIZERS, WEIGHT_DECAY, SupportedOptimizer
-from yolods.config.values import real, setting
+from yolods.config.optimizers.supported import LR, MOMENTUM, OPTIMIZERS, WEIGHT_DECAY, SupportedOptimizer
 from yolods.data.fingerprint import samples_of
 from yolods.data.loader import train_loader
 from yolods.data.sampler import Stream
 from yolods.data.source import SOURCES, Unreadable
 from yolods.data.spec import DataSpec, read_spec
-from yolods.data.splits import Opening, open_split
-from yolods.data.verify import Found
-from yolods.engine.schedule import Step
-from yolods.engine.shards import join
+from yolods.data.splits import SplitOptions, open_split
+from yolods.data.verify import CheckedPair
+from yolods.distributed.world import Ranks
 from yolods.errors import UserError
+from yolods.optim.lr_schedule import Step
+from yolods.parsing.rules import real, setting
+from yolods.zero.shards import join_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "yolov5[0.1,0.1]"
@@ -147,7 +147,10 @@ def walk_optimizer(ranks: Ranks, folder: str) -> dict[str, Any]:
             name: float((after[name] - before[name]).abs().max()) for name in before if "num_batches" not in name
         },
         "groups": told,
-        "velocity": (checkpoint.moment("velocity"), join("whole", groups, [[each["velocity"] for each in states]])),
+        "velocity": (
+            checkpoint.moment("velocity"),
+            join_shards("whole", groups, [[each["velocity"] for each in states]]),
+        ),
         "taken": {float(state["taken"]) for state in states},
         "refused": str(refused.value),
     }
@@ -174,11 +177,11 @@ class Patches:
         return int(identity.removeprefix("patch ")), 0
 
 
-def open_patches(paths: tuple[Path, ...], spec: DataSpec) -> tuple[Patches, list[Found]]:
+def open_patches(paths: tuple[Path, ...], spec: DataSpec) -> tuple[Patches, list[CheckedPair]]:
     """The `Opener` of files that end in .patches."""
     source = Patches(paths[0], [int(line) for line in paths[0].read_text().split()])
     box = np.array([[0, 0.5, 0.5, 0.5, 0.5]], np.float32)
-    found = [Found(f"{paths[0]}, {n}", (SIZE, SIZE), box, id=f"patch {n}") for n in source.numbers]
+    found = [CheckedPair(f"{paths[0]}, {n}", (SIZE, SIZE), box, id=f"patch {n}") for n in source.numbers]
     return source, found
 
 
@@ -194,24 +197,24 @@ def walk_source(ranks: Ranks, folder: str) -> dict[str, Any]:
     (root / "set.yaml").write_text("train: some.patches\nval: some.patches\nnames: [cat, dog, fish]\n")
     with toy_source(), small_engine(ranks, _json(root), model=MODEL, mosaic=0) as small:
         spec, hyper = read_spec(root / "set.yaml"), small.config.hyper
-        opening = Opening(imgsz=SIZE, stride=32, epochs=EPOCHS, workers=0, local_ranks=1)
+        opening = SplitOptions(imgsz=SIZE, stride=32, epochs=EPOCHS, workers=0, local_ranks=1)
         split = open_split(spec, "train", hyper, opening, ranks, augment=True)
         dataset, batches = split.dataset, []
         stream = Stream(len(dataset), hyper.seed, MICRO)
-        loader = train_loader(dataset, stream, first_position=0, rank=0, ranks=1, micro=MICRO, workers=0)
+        loader = train_loader(dataset, stream, first_position=0, dp_rank=0, dp_size=1, micro=MICRO, workers=0)
         for batch in loader:
             batches.append(batch)
             if len(batches) == len(dataset) // MICRO:
                 break
         result = small.engine.train_step(Step(0, ACCUMULATION, 0, (RATE, RATE, RATE), 0.9), iter(batches))
-        dataset.bar(["patch 1"])
-        barred = dataset[0, 1]["im_file"]
+        dataset.exclude(["patch 1"])
+        excluded = dataset[0, 1]["im_file"]
     return {
         "grad_norm": result.grad_norm,
         "skipped": result.skipped,
         "images": [image for batch in batches for image in batch["im_file"]],
         "replaced": {image for batch in batches for image in batch["replaced"]},
-        "barred": barred,
+        "barred": excluded,
         "summary": split.scan.summary,
         "record": samples_of(split.scan.labels, split.scan.source).count,
         "place": dataset.source.place("patch 1"),

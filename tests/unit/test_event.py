@@ -9,15 +9,15 @@ import pytest
 
 from yolods.stability.attribution import INPUT, LOSS, Culprit
 from yolods.stability.event import record, sentence
+from yolods.stability.grad_stats import GradStats
 from yolods.stability.guard import Verdict
-from yolods.stability.reading import Reading
 
 NAMES = ("model.1.conv.weight", "model.2.conv.weight", "model.24.cv2.1.0.conv.weight")
 
 
 def line(verdict: Verdict, *culprits: Culprit, **settings) -> str:
     norms = settings.pop("norms", (1.0, 1.0, 1.0))
-    reading = Reading(NAMES, np.array(norms), None, (1.0,), 3, 1.0)
+    reading = GradStats(NAMES, np.array(norms), None, (1.0,), 3, 1.0)
     given = {"loss": 2.0, "grad_norm": 30.0, "loss_scale": None, "next_scale": None, "barred": ()} | settings
     return sentence(record(verdict, culprits, reading, step=5, epoch=1, position=2, **given))
 
@@ -92,7 +92,7 @@ def test_the_first_culprit_is_told_in_full(one, expected):
 
 
 def test_the_record_names_the_layer_and_has_no_usual_where_there_is_none():
-    reading = Reading(NAMES, np.ones(3), None, (1.0,), 3, 1.0)
+    reading = GradStats(NAMES, np.ones(3), None, (1.0,), 3, 1.0)
     verdict = Verdict("skip", "forward", (1,))
     made = record(
         verdict,
@@ -105,7 +105,7 @@ def test_the_record_names_the_layer_and_has_no_usual_where_there_is_none():
         grad_norm=None,
         loss_scale=None,
         next_scale=None,
-        barred=(),
+        excluded=(),
     )
     assert made.usual is None and made.parameters == ("model.2.conv.weight",)
     assert made.culprits[0]["layer"] == "model.3"

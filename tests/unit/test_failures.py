@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from yolods.cluster.failures import is_connection, noted_in, read
 from yolods.errors import UserError
+from yolods.watchdog.failures import is_connection, noted_in, read_failures
 
 
 def fail(folder, error: BaseException, start: str = "s1") -> None:
@@ -15,16 +15,16 @@ def fail(folder, error: BaseException, start: str = "s1") -> None:
 
 def test_a_failure_is_noted_and_read_once(tmp_path):
     fail(tmp_path, ValueError("at 0x7f12ab"))
-    (found,) = read(tmp_path, "s1")
+    (found,) = read_failures(tmp_path, "s1")
     assert (found.type, found.text) == ("ValueError", "at 0x")
     assert found.place.startswith(__file__)
-    assert read(tmp_path, "s1") == set()
+    assert read_failures(tmp_path, "s1") == set()
 
 
 def test_of_another_start_nothing_is_told_and_a_damaged_note_is_passed_over(tmp_path):
     fail(tmp_path, ValueError("x"), start="s0")
     (tmp_path / "logs" / "failed-host-1.json").write_text("{")
-    assert read(tmp_path, "s1") == set()
+    assert read_failures(tmp_path, "s1") == set()
 
 
 @pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt()])
@@ -57,5 +57,5 @@ def test_a_lost_connection_tells_of_another_rank(error, lost):
 
 def test_a_port_that_is_taken_is_known_by_what_its_error_says(tmp_path):
     fail(tmp_path, RuntimeError("EADDRINUSE, message: address already in use"))
-    (found,) = read(tmp_path, "s1")
+    (found,) = read_failures(tmp_path, "s1")
     assert found.port_taken

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yolods.files import replace_copy, replace_file, replace_text
+from yolods.system.files import replace_copy, replace_file, replace_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,4 +53,4 @@ def test_files_are_replaced_by_one_helper_only():
     """`.part` names, and renames over a file, stand nowhere else; checkpoints rename whole folders."""
     own = re.compile(r"\.part\b|\.with_name\(f\"\.")
     found = {str(file.relative_to(ROOT)) for file in (ROOT / "yolods").rglob("*.py") if own.search(file.read_text())}
-    assert found == {"yolods/files.py"}
+    assert found == {"yolods/system/files.py"}

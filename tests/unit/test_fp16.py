@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from yolods.config.deepspeed import resolve
-from yolods.config.fp16 import Fp16Config, read_fp16
-from yolods.engine.judge import scale_rules
+from yolods.config.deepspeed.config import resolve
+from yolods.config.deepspeed.fp16 import Fp16Config, read_fp16
+from yolods.engine.build_stability import scale_rules
 from yolods.errors import Faults
-from yolods.stability.scale import ScaleRules
+from yolods.zero.loss_scale import ScaleRules
 
 
 def test_what_is_left_out_is_deepspeeds_own_default() -> None:
@@ -46,7 +46,7 @@ def test_keys_that_move_no_scale_are_no_part_of_it() -> None:
 def test_the_loss_scale_moves_by_the_json(block: dict[str, Any], expected: ScaleRules) -> None:
     faults = Faults()
     raw = {"fp16": {"enabled": True, **block}, "zero_optimization": {"stage": 1}}
-    config = resolve(raw, path=None, batch_size=4, ranks=1, device="cuda", faults=faults)
+    config = resolve(raw, path=None, batch_size=4, world_size=1, device="cuda", faults=faults)
     assert not faults
     assert scale_rules(config.fp16, ceiling=2.0**20) == expected
 
@@ -56,5 +56,5 @@ def test_autocast_goes_by_the_block_even_where_it_is_off() -> None:
         "fp16": {"enabled": False, "initial_scale_power": 4},
         "torch_autocast": {"enabled": True, "dtype": "float16"},
     }
-    config = resolve(raw, path=None, batch_size=4, ranks=1, device="cuda", faults=Faults())
+    config = resolve(raw, path=None, batch_size=4, world_size=1, device="cuda", faults=Faults())
     assert (config.autocast, config.fp16.initial_scale_power) == ("fp16", 4)

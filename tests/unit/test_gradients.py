@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from yolods.stability.gradients import ROW, SMALL, squares
+from yolods.zero.gradients import ROW, SMALL, squares
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 SIZES = [1, SMALL, SMALL + 1, ROW - 1, ROW + 1, 2 * ROW, 9 * ROW + 1, 2**20 + 12345]

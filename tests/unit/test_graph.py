@@ -12,9 +12,19 @@ import pytest
 import torch
 
 from yolods.errors import UserError
-from yolods.model.build import architecture, build, parse_name
-from yolods.model.graph import IMAGE, OUT, build_graph, draw, live, meta_model, modules_of, run_node, run_nodes
-from yolods.model.loss import DetectionLoss
+from yolods.model.architecture.build import architecture, build, parse_name
+from yolods.model.graph.graph import (
+    IMAGE,
+    OUT,
+    build_graph,
+    draw_graph,
+    live,
+    meta_model,
+    modules_of,
+    run_node,
+    run_nodes,
+)
+from yolods.model.loss.detection_loss import DetectionLoss
 
 NAMES = ("a", "b", "c")
 
@@ -297,7 +307,7 @@ def test_a_yaml_that_cannot_be_built_is_a_users_mistake(layer, entry, said):
 def test_the_drawing_shows_skips_and_what_crosses():
     graph = build_graph(small())
     cut = next(node.index for node in graph.nodes if node.name == "7.close")
-    drawn = draw(graph, (graph.nodes_of(4)[0], cut))
+    drawn = draw_graph(graph, (graph.nodes_of(4)[0], cut))
     assert drawn.splitlines() == [
         "            0  Conv",
         "            1  Conv",
@@ -317,4 +327,4 @@ def test_the_drawing_shows_skips_and_what_crosses():
 def test_the_drawing_in_the_documentation_is_yolov5():
     graph = build_graph(layers_of("yolov5n"))
     text = (Path(__file__).parents[2] / "docs" / "pipeline.md").read_text(encoding="utf-8")
-    assert f"```\n{draw(graph, (graph.nodes_of(13)[0],))}\n```" in text
+    assert f"```\n{draw_graph(graph, (graph.nodes_of(13)[0],))}\n```" in text

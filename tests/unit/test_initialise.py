@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.blueprint import Blueprint
-from yolods.model.build import architecture, build, parse_name
-from yolods.model.graph import build_graph
+from yolods.model.graph.graph import build_graph
+from yolods.model.graph.stage import Stage
 from yolods.model.initialise import initialise
-from yolods.model.stage import Stage
 
 NAMES = ("cat", "dog", "fish")
 

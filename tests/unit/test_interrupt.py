@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from yolods import interrupt
+from yolods.system import interrupt
 
 
 def press(number: int = signal.SIGINT) -> None:
@@ -100,7 +100,7 @@ def test_ctrl_c_is_held_back_while_a_program_of_ours_imports(run_process) -> Non
     """In a process of its own: of several threads, one that does not hold it back would be given it."""
     code = """
 import os, signal
-from yolods import interrupt
+from yolods.system import interrupt
 seen = []
 with interrupt.held():
     os.kill(os.getpid(), signal.SIGINT)
@@ -113,7 +113,8 @@ with interrupt.held():
 
 
 def test_ctrl_c_while_libraries_are_imported_ends_the_process_without_a_word(run_process) -> None:
-    code = "import os, signal; from yolods.interrupt import abrupt\nwith abrupt(): os.kill(os.getpid(), signal.SIGINT)"
+    code = "import os, signal; from yolods.system.interrupt import abrupt\n"
+    code += "with abrupt(): os.kill(os.getpid(), signal.SIGINT)"
     done = run_process([sys.executable, "-c", code])
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 

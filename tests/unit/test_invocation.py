@@ -6,7 +6,7 @@ import pytest
 
 from yolods import cli
 from yolods.config.flags import foreign
-from yolods.config.invocation import SCRIPT, launch_command, script
+from yolods.system.invocation import SCRIPT, launch_command, script
 
 RESUME = ("train", "--resume", "runs/a b")
 

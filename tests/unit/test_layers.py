@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from yolods.model import layers
-from yolods.model.build import architecture, build, parse_name
+from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.layers import BatchNormFloat32, PointwiseConv, SyncBatchNormFloat32, exchange_layers
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolods.config.limits import Layout, check_limits
+from yolods.config.deepspeed.limits import JsonSettings, check_limits
 from yolods.errors import Faults
 
 SOUND = {
@@ -29,7 +29,7 @@ def zero(**block) -> dict:
 
 def faults_of(changes: dict) -> list[str]:
     faults = Faults()
-    check_limits(Layout(**(SOUND | changes)), "ds", faults)
+    check_limits(JsonSettings(**(SOUND | changes)), "ds", faults)
     return list(faults)
 
 
@@ -138,6 +138,6 @@ def test_what_the_ranks_would_die_of_is_a_fault_and_what_they_would_not_is_none(
 
 @pytest.mark.parametrize(("there", "told"), [(False, 1), (True, 0)])
 def test_a_service_needs_its_module(monkeypatch, there, told):
-    monkeypatch.setattr("yolods.config.limits._installed", lambda module: there)
+    monkeypatch.setattr("yolods.config.deepspeed.limits._installed", lambda module: there)
     assert len(faults_of({"sound": {"comet": {"enabled": True}}})) == told
     assert faults_of({"sound": {"comet": {"enabled": False}}}) == []

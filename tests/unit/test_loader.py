@@ -36,8 +36,8 @@ def sets(tmp_path):
 
 
 def take(dataset, count: int, **options) -> list[dict]:
-    options = {"first_position": 0, "rank": 0, "ranks": 1, "micro": 4, "workers": 0, **options}
-    stream = Stream(len(dataset), 0, options["micro"] * options["ranks"])
+    options = {"first_position": 0, "dp_rank": 0, "dp_size": 1, "micro": 4, "workers": 0, **options}
+    stream = Stream(len(dataset), 0, options["micro"] * options["dp_size"])
     batches = train_loader(dataset, stream, **options)
     try:
         return list(itertools.islice(batches, count))
@@ -65,7 +65,7 @@ def test_the_stream_decides_the_order(sets):
 
 def test_ranks_split_a_batch(sets):
     whole = take(sets["train"], 4)
-    parts = [take(sets["train"], 4, rank=rank, ranks=2, micro=2) for rank in (0, 1)]
+    parts = [take(sets["train"], 4, dp_rank=rank, dp_size=2, micro=2) for rank in (0, 1)]
     for k, batch in enumerate(whole):
         assert torch.equal(batch["img"], torch.cat([parts[0][k]["img"], parts[1][k]["img"]]))
         assert torch.equal(batch["bboxes"], torch.cat([parts[0][k]["bboxes"], parts[1][k]["bboxes"]]))
@@ -77,9 +77,9 @@ def test_it_goes_on_from_any_position(sets):
 
 def test_sizes_that_do_not_multiply_out(sets):
     with pytest.raises(ValueError, match="batch 8 != micro 3 x ranks 2 = 6"):
-        train_loader(sets["train"], Stream(7, 0, 8), first_position=0, rank=0, ranks=2, micro=3, workers=0)
+        train_loader(sets["train"], Stream(7, 0, 8), first_position=0, dp_rank=0, dp_size=2, micro=3, workers=0)
     with pytest.raises(ValueError, match="the stream has 8 images, the data set 7"):
-        train_loader(sets["train"], Stream(8, 0, 4), first_position=0, rank=0, ranks=1, micro=4, workers=0)
+        train_loader(sets["train"], Stream(8, 0, 4), first_position=0, dp_rank=0, dp_size=1, micro=4, workers=0)
 
 
 def test_torch_generator_is_left_alone(sets):
@@ -135,7 +135,7 @@ def test_workers_leave_ctrl_c_to_the_main_process(sets):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize("forward_batch", [1, 4, 7, 16, 64])
 def test_each_evaluation_image_once_and_equal_counts(sets, ranks, forward_batch):
-    shares = [eval_batches(sets["val"], rank=r, ranks=ranks, forward_batch=forward_batch) for r in range(ranks)]
+    shares = [eval_batches(sets["val"], dp_rank=r, dp_size=ranks, forward_batch=forward_batch) for r in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     counted = [i for share in shares for batch in share for i in batch.indices[: batch.real]]
     assert sorted(counted) == list(range(21))
@@ -146,7 +146,7 @@ def test_each_evaluation_image_once_and_equal_counts(sets, ranks, forward_batch)
 
 def test_eval_batches_literal(sets):
     def deal(rank: int) -> list[EvalBatch]:
-        return eval_batches(sets["val"], rank=rank, ranks=2, forward_batch=12)
+        return eval_batches(sets["val"], dp_rank=rank, dp_size=2, forward_batch=12)
 
     assert deal(0) == [EvalBatch(tuple(range(12)), 12), EvalBatch(tuple(range(16, 21)), 5)]
     assert deal(1) == [EvalBatch((12, 13, 14, 15), 4), EvalBatch((0,), 0)]
@@ -154,13 +154,13 @@ def test_eval_batches_literal(sets):
 
 def test_no_batch_reaches_over_images_of_two_shapes(sets):
     sets["val"].eval_batch = 8
-    batches = eval_batches(sets["val"], rank=0, ranks=1, forward_batch=5)
+    batches = eval_batches(sets["val"], dp_rank=0, dp_size=1, forward_batch=5)
     assert [batch.indices[0] for batch in batches] == [0, 5, 8, 13, 16]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_eval_loader(sets, workers):
-    batches = eval_batches(sets["val"], rank=1, ranks=2, forward_batch=12)
+    batches = eval_batches(sets["val"], dp_rank=1, dp_size=2, forward_batch=12)
     loaded = list(eval_loader(sets["val"], batches, workers=workers))
     assert [(b["index"], b["real"]) for b in loaded] == [((12, 13, 14, 15), 4), ((0,), 0)]
     assert torch.equal(loaded[0]["img"][1], sets["val"][13]["img"])

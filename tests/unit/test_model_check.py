@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from yolods.errors import UserError
-from yolods.model.build import architecture, build, parse_name
+from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.check import blueprint_of
 from yolods.model.freezing import is_frozen, marks_of, told
 
@@ -27,7 +27,7 @@ head:
 
 def config(model="yolov5n", *, imgsz=64, micro=2, freeze=None, multi_scale=0.0, sync_bn=False, ranks=1):
     hyper = SimpleNamespace(freeze=freeze, multi_scale=multi_scale, sync_bn=sync_bn)
-    layout = SimpleNamespace(micro_batch=micro, ranks=ranks)
+    layout = SimpleNamespace(micro_batch=micro, dp_size=ranks)
     return SimpleNamespace(model=model, imgsz=imgsz, seed=0, hyper=hyper, deepspeed=layout)
 
 
@@ -130,8 +130,8 @@ def test_how_much_is_frozen_is_said():
     ],
 )
 def test_it_is_refused_before_a_process_starts(tmp_path, monkeypatch, words, part):
-    from yolods.check import check_train
     from yolods.cli import _train_parser
+    from yolods.training.checks.preflight import check_train
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "crop6.yaml").write_text(FOUR_LEVELS)
@@ -144,8 +144,8 @@ def test_it_is_refused_before_a_process_starts(tmp_path, monkeypatch, words, par
 
 def test_classes_that_the_yaml_does_not_name_are_refused_before_a_process_starts(tmp_path, monkeypatch):
     from tests.tiny import make_dataset
-    from yolods.check import check_train
     from yolods.cli import _train_parser
+    from yolods.training.checks.preflight import check_train
 
     yaml = make_dataset(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -157,8 +157,8 @@ def test_classes_that_the_yaml_does_not_name_are_refused_before_a_process_starts
 def test_val_takes_the_name_of_a_shipped_yaml(tmp_path, monkeypatch):
     from yolods.cli import _val_parser
     from yolods.data.spec import read_spec
+    from yolods.evaluation.validate import check_val_arguments
     from yolods.model.weights import plain_copy, write_pt
-    from yolods.validate import check_val_arguments
 
     monkeypatch.chdir(tmp_path)
     names = read_spec(Path("coco8.yaml")).names

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from yolods.config.model_name import name_of_weights, parse_name
-from yolods.config.sizes import drawn_between, single_value_fault, size_fault
+from yolods.config.image_size import drawn_between, single_value_fault, size_fault
+from yolods.config.names.model_name import name_of_weights, parse_name
 
 
 @pytest.mark.parametrize(

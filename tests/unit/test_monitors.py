@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yolods.config.monitors import folder_variables, kept_within
+from yolods.config.deepspeed.monitors import folder_variables, kept_within
 
 RUN = Path("runs/exp")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from yolods.config.hyper import Hyper, HyperRead
-from yolods.config.optimizer import JsonOptimizer, merge, read_optimizer
+from yolods.config.hyper.hyperparameters import Hyper, HyperRead
+from yolods.config.optimizers.json_block import JsonOptimizer, merge_optimizer, read_optimizer
 from yolods.errors import Faults
 
 HYPER = Hyper(lr0=0.02, momentum=0.9, weight_decay=0.001)
@@ -66,7 +66,7 @@ def test_the_block_wins_over_a_file_and_not_over_a_command():
         ({}, {}, ""),
     ):
         faults = Faults()
-        hyper, notes = merge(HyperRead(HYPER, {}, commanded, filed), made, "ds", faults)
+        hyper, notes = merge_optimizer(HyperRead(HYPER, {}, commanded, filed), made, "ds", faults)
         assert (hyper.optimizer, hyper.lr0, hyper.momentum) == ("SGD", 0.1, 0.9)
         assert [len(notes), len(faults)] == [told == "note", told == "fault"]
-    assert merge(HyperRead(HYPER, {}, {}, {}), None, "ds", Faults()) == (HYPER, ())
+    assert merge_optimizer(HyperRead(HYPER, {}, {}, {}), None, "ds", Faults()) == (HYPER, ())

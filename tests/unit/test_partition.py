@@ -9,11 +9,11 @@ import time
 import pytest
 
 from yolods.errors import UserError
-from yolods.model.build import architecture, parse_name
-from yolods.model.graph import build_graph, live
+from yolods.model.architecture.build import architecture, parse_name
+from yolods.model.graph.graph import build_graph, live
 from yolods.plan.cost import Machine, cost
 from yolods.plan.partition import Partition, partition, render, table
-from yolods.plan.stages import Stages, Terms
+from yolods.plan.stage_costs import StageCosts, Terms
 
 MIB = 2**20
 
@@ -38,7 +38,7 @@ def names(found: Partition, costs) -> list[str]:
 
 def every(costs, stages: int, terms: Terms, weight: str) -> list[tuple[float, float, float, tuple[int, ...]]]:
     """(largest weight, peak memory, bytes across, cuts) of all partitions there are, from plain sums over nodes."""
-    count, all_of = len(costs.nodes), Stages(costs, terms)
+    count, all_of = len(costs.nodes), StageCosts(costs, terms)
     matrix = getattr(all_of, weight).tolist()
     memory = [all_of.memory(stages, stage).tolist() for stage in range(stages)]
     found = []
@@ -218,7 +218,7 @@ def test_the_table_adds_up(fine):
         ends = row.peak_bytes - row.state_bytes - row.activation_bytes
         assert row.state_bytes == 10 * row.parameters
         assert ends == (rows[row.stage - 1].sent_bytes if row.stage else 0) + row.sent_bytes
-    held = Stages(fine, terms).activations
+    held = StageCosts(fine, terms).activations
     flying = [3, 3, 2, 1]  # min(stages - stage, micro-batches)
     assert [row.activation_bytes for row in rows] == [
         2 * count * held[found.bounds[stage], found.bounds[stage + 1]] for stage, count in enumerate(flying)
@@ -237,7 +237,7 @@ def test_the_table_as_text(whole):
 
 
 def test_recomputing_node_by_node_keeps_what_crosses_into_each(fine):
-    plain, again = (Stages(fine, Terms(recompute=recompute)) for recompute in (0, 1))
+    plain, again = (StageCosts(fine, Terms(recompute=recompute)) for recompute in (0, 1))
     count = len(fine.nodes)
     read = {value for node in fine.graph.nodes for value in node.reads}
     assert again.activations[0, count] == sum(fine.values[value] for value in read)
@@ -249,7 +249,7 @@ def test_recomputing_node_by_node_keeps_what_crosses_into_each(fine):
 
 def test_recomputing_longer_segments_keeps_less_and_brings_back_more(fine):
     start, stop = 2, 12
-    longer = Stages(fine, Terms(recompute=4))
+    longer = StageCosts(fine, Terms(recompute=4))
     live_at = [set(live(fine.graph, cut)) for cut in (2, 6, 10, 12)]
     assert longer.activations[start, stop] == sum(fine.values[value] for value in set.union(*live_at))
     brought = []
@@ -259,7 +259,7 @@ def test_recomputing_longer_segments_keeps_less_and_brings_back_more(fine):
         brought.append(sum(node.inner_bytes for node in part) + sum(fine.values[value] for value in kept))
     ends = fine.crossing[start] + fine.crossing[stop]
     assert longer.passing[start, stop] == ends + max(brought)
-    whole_stage = Stages(fine, Terms(recompute=100))
+    whole_stage = StageCosts(fine, Terms(recompute=100))
     assert whole_stage.activations[start, stop] == fine.crossing[start] + fine.crossing[stop]
 
 

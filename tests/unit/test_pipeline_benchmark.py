@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import pipeline
 from benchmarks.pipeline_report import DEEPSPEED, MARK, OURS, STOCK, WAYS, Results, Sample, Seen, Task, replay, tables
-from yolods.plan.schedule import simulate
+from yolods.plan.one_f_one_b import simulate
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "pipeline.py"
 
@@ -133,7 +133,7 @@ def test_the_stock_backward_walks_the_trunk_once_a_tensor(stock, walks):
     trunk.grad_fn.register_hook(lambda *_: fired.append(1))
     sent = [trunk * scale for scale in (1.0, 10.0, 100.0)]
     engine = Ours.__new__(Ours)
-    engine.stock, engine.grid = stock, SimpleNamespace(last=False)
+    engine.stock, engine.mesh = stock, SimpleNamespace(last=False)
     engine._clock = Meter(torch.device("cpu"))
     engine._to_before = engine._to_after = engine._labels = None
     engine.diagnosis = SimpleNamespace(at=lambda phase, number: None)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from yolods import __version__
-from yolods.cluster import probe
-from yolods.cluster.probe import Count, Gpu, Lock, Report, Request, decode, encode, examine
+from yolods.hosts import probe
+from yolods.hosts.probe import Count, Gpu, Lock, ProbeRequest, Report, decode_report, encode_report, probe_host
 
 pytestmark = pytest.mark.process
 
@@ -26,11 +26,11 @@ SOURCE = Path(probe.__file__).read_text(encoding="utf-8")
 
 def probed(run_env: dict[str, str] | None = None, cwd: Path = ROOT, **request: object) -> Report:
     """Send the probe to a Python on its standard input, as to another host."""
-    command = [sys.executable, "-", json.dumps(asdict(Request(**request)))]
+    command = [sys.executable, "-", json.dumps(asdict(ProbeRequest(**request)))]
     environ = {**os.environ, **(run_env or {})}
     done = subprocess.run(command, input=SOURCE, cwd=cwd, env=environ, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
-    return decode(done.stdout)
+    return decode_report(done.stdout)
 
 
 def fake(folder: Path, name: str, text: str) -> Path:
@@ -64,14 +64,14 @@ def test_it_imports_nothing_slow():
 
 
 def test_a_report_survives_json():
-    report = examine(Request())
-    assert decode(encode(report)) == report
+    report = probe_host(ProbeRequest())
+    assert decode_report(encode_report(report)) == report
 
 
 @pytest.mark.parametrize("text", ["", "hello", "[]", "{}", '{"name": "x"}', "null"])
 def test_what_is_no_report(text):
     with pytest.raises(ValueError):
-        decode(text)
+        decode_report(text)
 
 
 def test_a_host_without_yolods(tmp_path):
@@ -80,7 +80,7 @@ def test_a_host_without_yolods(tmp_path):
     done = subprocess.run(
         [sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=30
     )
-    report = decode(done.stdout)
+    report = decode_report(done.stdout)
     assert report.package is None
     assert set(report.versions.values()) == {None}
     assert list(report.disk) == [str(tmp_path)]
@@ -98,7 +98,7 @@ def test_a_changed_file_changes_the_digest(tmp_path):
 def test_gpus_as_nvidia_smi_lists_them(tmp_path, monkeypatch):
     fake(tmp_path, "nvidia-smi", "echo '0, 80000, 81559'\necho '1, [N/A], [N/A]'")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert examine(Request()).gpus == [Gpu(0, 80000, 81559), Gpu(1, None, None)]
+    assert probe_host(ProbeRequest()).gpus == [Gpu(0, 80000, 81559), Gpu(1, None, None)]
 
 
 def test_gpus_that_nobody_can_list(tmp_path, monkeypatch):
@@ -106,10 +106,10 @@ def test_gpus_that_nobody_can_list(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setattr(probe, "GPU_NODES", (str(tmp_path / "nvidia-*"),))
     monkeypatch.setattr(probe, "_TORCH", "raise SystemExit(1)")
-    report = examine(Request())
+    report = probe_host(ProbeRequest())
     assert report.gpus == [] and "neither nvidia-smi nor torch" in report.gpu_error
     monkeypatch.setattr(probe, "_TORCH", "print('[[0, 900, 1000]]')")
-    assert examine(Request()).gpus == [Gpu(0, 900, 1000)]
+    assert probe_host(ProbeRequest()).gpus == [Gpu(0, 900, 1000)]
 
 
 def test_a_tool_that_hangs_is_given_up(tmp_path, monkeypatch):
@@ -123,9 +123,9 @@ def test_a_port():
         taken.bind(("0.0.0.0", 0))
         port = taken.getsockname()[1]
         taken.listen()
-        assert examine(Request(master_port=port)).port_error == "Address already in use"
-    assert examine(Request(master_port=port)).port_error == ""
-    assert examine(Request()).port_error == ""
+        assert probe_host(ProbeRequest(master_port=port)).port_error == "Address already in use"
+    assert probe_host(ProbeRequest(master_port=port)).port_error == ""
+    assert probe_host(ProbeRequest()).port_error == ""
 
 
 def test_a_lock_nobody_holds_and_one_that_is_held(tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ def test_a_lock_nobody_holds_and_one_that_is_held(tmp_path, monkeypatch):
     builder = subprocess.Popen(["sleep", "60"], cwd=nested.parent)  # as ninja, which works in the folder
     try:
         with held.open():  # as torch, which keeps it open
-            locks = {lock.path: lock for lock in examine(Request()).locks}
+            locks = {lock.path: lock for lock in probe_host(ProbeRequest()).locks}
     finally:
         builder.kill()
         builder.wait()
@@ -167,7 +167,7 @@ def test_data_is_counted(tmp_path):
 
 def test_counting_ends_in_time(tmp_path):
     (tmp_path / "a").touch()
-    assert examine(Request(trees=(str(tmp_path),), walk_seconds=-1.0)).data == [
+    assert probe_host(ProbeRequest(trees=(str(tmp_path),), walk_seconds=-1.0)).data == [
         Count(str(tmp_path), True, 0, 0, whole=False)
     ]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.unit.test_graph import layers_of, small
-from yolods.model.build import build
-from yolods.model.graph import IMAGE, Graph, build_graph, modules_of, run_nodes
+from yolods.model.architecture.build import build
+from yolods.model.graph.graph import IMAGE, Graph, build_graph, modules_of, run_nodes
 from yolods.plan.profile import measure
 
 CPU = torch.device("cpu")

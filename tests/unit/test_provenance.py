@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from yolods import __version__
-from yolods.cluster.flags import COMMAND
-from yolods.cluster.ranks import Ranks
-from yolods.provenance import provenance
+from yolods.distributed.world import Ranks
+from yolods.launch.args import COMMAND
+from yolods.training.provenance import provenance
 
 
 class Four(Ranks):

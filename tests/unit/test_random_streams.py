@@ -19,7 +19,6 @@ from torch import nn
 from ultralytics.cfg import get_cfg
 
 from tests.tiny import make_dataset
-from yolods import start
 from yolods.data import dataset as dataset_module
 from yolods.data.dataset import DetectionSet
 from yolods.data.loader import scaled_size
@@ -27,6 +26,7 @@ from yolods.data.sampler import SampleId, Stream, permutation
 from yolods.data.scan import scan
 from yolods.data.spec import as_ultralytics, read_spec
 from yolods.model.initialise import initialise
+from yolods.training import start
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from yolods.cli import _train_parser
-from yolods.cluster.flags import LaunchFlags, split_words
-from yolods.cluster.hosts import parse_hostfile
-from yolods.cluster.launch import launcher_command
+from yolods.hosts.hostfile import parse_hostfile
+from yolods.launch.args import LaunchFlags, split_words
+from yolods.launch.command import launcher_command
 
 RECIPES = Path(__file__).resolve().parents[2] / "hostfiles"
 TRAIN = ["--data", "coco.yaml", "--epochs", "3"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.parity.small import plain_model
-from yolods.model.stage import RecomputedDetector
+from yolods.model.graph.stage import RecomputedDetector
 
 SIZE = 128
 

@@ -12,12 +12,12 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util import tensor_util
 
 from tests.loops import Loop
-from tests.unit.test_step_waits import Passes, judged_by
-from yolods import interrupt
+from tests.unit.test_controller_waits import Passes, judged_by
+from yolods.stability.controller import StockStability
 from yolods.stability.guard import Verdict
 from yolods.stability.record import StepRecord
-from yolods.stability.step import StockStability
 from yolods.stats import LOSS_NAMES
+from yolods.system import interrupt
 from yolods.telemetry import RunTelemetry
 
 LOSS = dict(zip(LOSS_NAMES, (1.0, 2.0, 3.0), strict=True))
@@ -120,7 +120,7 @@ def test_a_new_curve_is_one_line_where_its_value_is_computed(tmp_path: Path, mon
 
 
 def test_the_own_handling_draws_norms_and_how_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from yolods.stability import step as module
+    from yolods.stability import controller as module
 
     monkeypatch.setattr(module, "squares", lambda parts, places, count: parts[0].new_tensor([9.0, 16.0]))
     curves = drawn(tmp_path, judged_by("own"), monkeypatch)

@@ -10,15 +10,15 @@ from unittest import mock
 
 import pytest
 
-from yolods import restart
 from yolods.checkpoint.read import PROGRESS
 from yolods.checkpoint.store import CheckpointStore, Progress
-from yolods.checkpoint.verify import alone
-from yolods.cluster.failures import Failure, noted_in
-from yolods.cluster.flags import LaunchFlags
-from yolods.cluster.hosts import Host
+from yolods.checkpoint.verify import single_process
 from yolods.errors import UserError
-from yolods.restart import EXCEPTION, Restarts
+from yolods.hosts.hostfile import Host
+from yolods.launch.args import LaunchFlags
+from yolods.training import restart
+from yolods.training.restart import EXCEPTION, Restarts
+from yolods.watchdog.failures import Failure, noted_in
 
 LOST = 75
 
@@ -70,7 +70,7 @@ def test_a_run_that_was_resumed_keeps_its_own_words(tmp_path: Path) -> None:
 
 def ended(run: Path, step: int, status: int, *, of: str = "r1", start: str = "s1") -> None:
     """As rank 0 notes it."""
-    store = CheckpointStore(run / "checkpoints", alone(), keep=1, model={}, run=of, start=start)
+    store = CheckpointStore(run / "checkpoints", single_process(), keep=1, model={}, run=of, start=start)
     store.note_end(Progress(step=step), status)
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from tests.loops import Lines, Loop, good
-from yolods import interrupt
 from yolods.checkpoint.progress import Progress
-from yolods.config.own import CheckpointPolicy, OverflowConfig, OwnConfig
+from yolods.config.deepspeed.yolods_block import CheckpointPolicy, OverflowConfig, YolodsConfig
 from yolods.errors import UserError
 from yolods.stability.attribution import INPUT, Culprit
 from yolods.stability.guard import Verdict
 from yolods.stats import LOSS_NAMES
-from yolods.train import is_due
+from yolods.system import interrupt
+from yolods.training.loop import is_due
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +26,8 @@ def _nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(interrupt, name, getattr(interrupt, name))
 
 
-def own(**checkpoint: Any) -> OwnConfig:
-    return OwnConfig(checkpoint=CheckpointPolicy(**checkpoint), overflow=OverflowConfig(quarantine=1))
+def own(**checkpoint: Any) -> YolodsConfig:
+    return YolodsConfig(checkpoint=CheckpointPolicy(**checkpoint), overflow=OverflowConfig(quarantine=1))
 
 
 def culprit(*files: str) -> Culprit:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import make_dataset
-from yolods.config.hyper import read_hyper
+from yolods.config.hyper.hyperparameters import read_hyper
 from yolods.data import scan as scan_module
 from yolods.data.scan import in_both, scan, write_problems
 from yolods.data.spec import read_spec

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolods.engine.shards import Group, cut, join, misfits, spans
+from yolods.zero.shards import Group, cut_shards, join_shards, misfits, spans
 
 KINDS = ("whole", "flat", "pieces")
 AWKWARD: list[list[Group]] = [
@@ -48,12 +48,12 @@ def test_cutting_and_joining_are_inverse(kind, count, align, groups):
         groups = [[member] for group in groups for member in group]
     values = values_of(groups)
     sizes = [size_of(kind, group, count, align) for group in groups]
-    ranks = [cut(kind, groups, values, sizes, index, count) for index in range(count)]
+    ranks = [cut_shards(kind, groups, values, sizes, index, count) for index in range(count)]
     assert all([shard.numel() for shard in shards] == sizes for shards in ranks)
-    back = join(kind, groups, ranks)
+    back = join_shards(kind, groups, ranks)
     assert list(back) == list(values)
     assert all(torch.equal(back[name], value) and back[name].shape == value.shape for name, value in values.items())
-    again = [cut(kind, groups, back, sizes, index, count) for index in range(count)]
+    again = [cut_shards(kind, groups, back, sizes, index, count) for index in range(count)]
     assert all(
         torch.equal(one, two)
         for mine, other in zip(ranks, again, strict=True)
@@ -64,14 +64,14 @@ def test_cutting_and_joining_are_inverse(kind, count, align, groups):
 def test_flat_shards_are_equal_parts_of_what_is_laid_end_to_end():
     groups = [[("a", (3,)), ("b", (2, 2))]]
     values = values_of(groups)
-    shards = [cut("flat", groups, values, [4], index, 2)[0].tolist() for index in range(2)]
+    shards = [cut_shards("flat", groups, values, [4], index, 2)[0].tolist() for index in range(2)]
     assert shards == [[1, 2, 3, 4], [5, 6, 7, 0]]
 
 
 def test_pieces_are_equal_parts_of_each_parameter():
     groups = [[("a", (3,)), ("b", (5,))]]
     values = values_of(groups)
-    shards = [cut("pieces", groups, values, [5], index, 2)[0].tolist() for index in range(2)]
+    shards = [cut_shards("pieces", groups, values, [5], index, 2)[0].tolist() for index in range(2)]
     assert shards == [[1, 2, 4, 5, 6], [3, 0, 7, 8, 0]]
 
 
@@ -80,10 +80,12 @@ def test_from_one_kind_to_another():
     values = values_of(groups)
     for (one, two), count in itertools.product(itertools.product(("flat", "pieces"), repeat=2), (2, 3)):
         sizes = [size_of(one, group, 2, 4) for group in groups]
-        ranks = [cut(one, groups, values, sizes, index, 2) for index in range(2)]
+        ranks = [cut_shards(one, groups, values, sizes, index, 2) for index in range(2)]
         other = [size_of(two, group, count, 1) for group in groups]
-        recut = [cut(two, groups, join(one, groups, ranks), other, index, count) for index in range(count)]
-        back = join(two, groups, recut)
+        recut = [
+            cut_shards(two, groups, join_shards(one, groups, ranks), other, index, count) for index in range(count)
+        ]
+        back = join_shards(two, groups, recut)
         assert all(torch.equal(back[name], value) for name, value in values.items())
 
 
@@ -91,7 +93,7 @@ def test_joined_tensors_own_their_memory():
     """Else a parameter of a few bytes would keep a shard of the whole model alive."""
     groups = [[("a", (3,)), ("b", (2,))]]
     shard = torch.arange(6.0)
-    back = join("flat", groups, [[shard]])
+    back = join_shards("flat", groups, [[shard]])
     assert back["a"].untyped_storage().nbytes() == 12
     shard.zero_()
     assert back["b"].tolist() == [3, 4]
@@ -109,7 +111,7 @@ def test_spans_say_where_each_parameter_lies(kind, count, align, groups):
     sizes = [size_of(kind, group, count, align) for group in groups]
     found: dict[str, list[float]] = {name: [] for name in values}
     for index in range(1 if kind == "whole" else count):
-        shards = cut(kind, groups, values, sizes, index, count)
+        shards = cut_shards(kind, groups, values, sizes, index, count)
         for shard, parts in zip(shards, spans(kind, groups, sizes, index, count), strict=True):
             for part in parts:
                 assert part.count > 0
@@ -125,7 +127,7 @@ def test_a_tensor_of_another_size_is_not_cut(kind, shape):
     values = {**values_of(groups), "head": torch.ones(shape)}
     sizes = [size_of(kind, group, 2, 1) for group in groups]
     with pytest.raises(ValueError) as caught:
-        cut(kind, groups, values, sizes, 0, 2)
+        cut_shards(kind, groups, values, sizes, 0, 2)
     assert str(caught.value) == f"head is {shape} instead of (2, 5)"
     del values["head"]
     assert misfits(groups, values) == ["head (2, 5) is missing"]
@@ -138,10 +140,10 @@ def test_a_shard_that_is_too_small_is_neither_cut_nor_joined(kind):
     sizes = [size_of(kind, group, 2, 1) for group in groups]
     small = [sizes[0], sizes[1] - 1]
     with pytest.raises(ValueError, match="shards of b and its like hold"):
-        cut(kind, groups, values, small, 0, 2)
+        cut_shards(kind, groups, values, small, 0, 2)
     ranks = [
-        [shard[:size] for shard, size in zip(cut(kind, groups, values, sizes, index, 2), small, strict=True)]
+        [shard[:size] for shard, size in zip(cut_shards(kind, groups, values, sizes, index, 2), small, strict=True)]
         for index in range(2)
     ]
     with pytest.raises(ValueError, match="shards of b and its like hold"):
-        join(kind, groups, ranks)
+        join_shards(kind, groups, ranks)

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from tests.parity.small import plain_model
-from yolods.model.build import architecture, parse_name
-from yolods.model.graph import IMAGE, OUT, build_graph
-from yolods.model.stage import Stage, attach
-from yolods.plan.run import state_bytes
+from yolods.model.architecture.build import architecture, parse_name
+from yolods.model.graph.graph import IMAGE, OUT, build_graph
+from yolods.model.graph.stage import Stage, attach
+from yolods.plan.stage_plan import state_bytes
 
 CUTS = {"yolov5n": ("4.m.1", "13", "24.0.cls1"), "yolov5n6": ("10.close", "23", "33.2.box")}
 
@@ -93,7 +93,7 @@ def test_recomputing_keeps_no_activations_within_a_segment(cut_model):
 
 def test_evaluation_is_not_recomputed(cut_model, monkeypatch):
     stage = stages_of(cut_model, 1)[0].eval()
-    monkeypatch.setattr("yolods.model.stage.checkpoint", lambda *_, **__: pytest.fail("recomputed"))
+    monkeypatch.setattr("yolods.model.graph.stage.checkpoint", lambda *_, **__: pytest.fail("recomputed"))
     with torch.no_grad():
         assert stage({IMAGE: torch.rand(1, 3, 64, 64)})
 

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from tests.tiny import make_dataset
-from yolods import start
 from yolods.checkpoint.read import Checkpoint
 from yolods.data.fingerprint import samples_of
 from yolods.data.source import ImageFiles
 from yolods.data.splits import most_boxes
-from yolods.depends import RECORD, Comparison, depends_on
-from yolods.engine.optim import OptimizerChoice
 from yolods.errors import UserError
+from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
-from yolods.model.build import architecture, parse_name
+from yolods.optim.optimizers import OptimizerChoice
+from yolods.training import start
+from yolods.training.checks.resume_check import RECORD, Comparison, depends_on
 
 
 def split_of(*boxes: int) -> SimpleNamespace:
@@ -127,7 +127,7 @@ def resumed(folder: Path, optimizer: dict, *words: str) -> start._Footing:
     add_train_arguments(parser)
     yaml = make_dataset(folder / "data", train=2, val=1)
     flags = ["--data", str(yaml), "--model", "yolov5n", "--project", str(folder), *words]
-    config = build_run_config(parser.parse_args(flags), ranks=1, device="cpu")
+    config = build_run_config(parser.parse_args(flags), world_size=1, device="cpu")
     names = ("colour0", "colour1")
     blueprint = Blueprint(architecture(parse_name("yolov5n"), 2, 3), names, 0)
     labels = [{"im_file": "a.jpg", "shape": (8, 8), "cls": np.zeros((1, 1)), "bboxes": np.zeros((1, 4))}] * 2

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from tests.stores import ALONE, GROUPS, MODEL, WEIGHTS, Engine
-from yolods import depends
 from yolods.checkpoint import store as module
-from yolods.checkpoint.convert import find_checkpoint, merge
-from yolods.checkpoint.files import FileRecord, damage, write_file, write_text
+from yolods.checkpoint.checked_files import FileRecord, damage, write_file, write_text
+from yolods.checkpoint.convert import find_checkpoint, merge_shards
 from yolods.checkpoint.read import Checkpoint
 from yolods.checkpoint.store import CheckpointStore, Progress, write_rank
 from yolods.checkpoint.verify import End, end_of, faults_of, names_in, newest_in, render_manifest
-from yolods.engine.shards import cut, join
 from yolods.errors import UserError
+from yolods.training.checks import resume_check
+from yolods.zero.shards import cut_shards, join_shards
 
 
 def store_in(folder: Path, keep: int = 2, keep_best: bool = True) -> CheckpointStore:
@@ -71,7 +71,7 @@ def test_a_checkpoint_of_a_run_without_identity_goes_on_as_before(tmp_path):
 
 def test_an_end_says_whose_it_is_and_a_stop_is_none(tmp_path):
     def is_over(run: str, step: int) -> bool:
-        return depends.is_over(SimpleNamespace(run=run, run_dir=tmp_path, epochs=2), step, epochs_done=2)
+        return resume_check.is_over(SimpleNamespace(run=run, run_dir=tmp_path, epochs=2), step, epochs_done=2)
 
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -384,7 +384,7 @@ def write_ranks(folder: Path, kind: str, count: int, progress: Progress = FIRST)
 def test_shards_of_every_kind_are_put_together(tmp_path, kind, count):
     """Six and three numbers over up to five ranks: parts are padded, and some hold nothing but padding."""
     checkpoint = write_ranks(tmp_path, kind, count)
-    live, average = merge(checkpoint, live=True), merge(checkpoint, live=False)
+    live, average = merge_shards(checkpoint, live=True), merge_shards(checkpoint, live=False)
     assert live.keys() == average.keys() == {*WEIGHTS, "bn.mean", "dfl.weight"}
     for name, value in WEIGHTS.items():
         assert torch.equal(live[name], value)
@@ -398,9 +398,9 @@ def test_shards_of_every_kind_are_put_together(tmp_path, kind, count):
 @pytest.mark.parametrize(("kind", "count"), [("whole", 1), ("flat", 3), ("pieces", 2), ("pieces", 4)])
 def test_cut_is_the_inverse_of_join(kind, count):
     ranks = [Engine(kind, rank, count).held for rank in range(count)]
-    whole = join(kind, GROUPS, ranks)
+    whole = join_shards(kind, GROUPS, ranks)
     assert all(torch.equal(whole[name], value) for name, value in WEIGHTS.items())
-    again = [cut(kind, GROUPS, whole, [t.numel() for t in held], rank, count) for rank, held in enumerate(ranks)]
+    again = [cut_shards(kind, GROUPS, whole, [t.numel() for t in held], rank, count) for rank, held in enumerate(ranks)]
     assert all(
         torch.equal(a, b) for held, other in zip(ranks, again, strict=True) for a, b in zip(held, other, strict=True)
     )

@@ -17,13 +17,13 @@ from yolods.checkpoint import store as module
 from yolods.checkpoint.state import UNCHANGED
 from yolods.checkpoint.store import CheckpointStore, Progress
 from yolods.checkpoint.verify import newest_in
-from yolods.cluster.board import open_board
+from yolods.device.host_copy import HostCopy
+from yolods.distributed.store import open_store
 from yolods.errors import UserError
-from yolods.hostcopy import HostCopy
 
 
 def store_in(folder: Path) -> CheckpointStore:
-    return CheckpointStore(folder, ALONE, keep=3, model=MODEL, board=open_board(ALONE))
+    return CheckpointStore(folder, ALONE, keep=3, model=MODEL, kv_store=open_store(ALONE))
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_a_locale_without_a_letter_ends_nothing(run_process, locale):
 
 
 def test_streams_of_others_are_left_alone(capsys):
-    from yolods import streams
+    from yolods.system import streams
 
     mine = sys.stdout
     streams.open_all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from yolods.model.anchors import anchors_of
-from yolods.model.targets import INSIDE, Targets, targets_of
+from yolods.model.loss.targets import INSIDE, Targets, targets_of
 
 CPU = torch.device("cpu")
 ANCHORS = anchors_of(((4, 6), (2, 3)), (8.0, 16.0), CPU)  # 48 x 32 pixels

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from yolods.stability.event import event_of, sentence
+from yolods.stability.grad_stats import GradStats
 from yolods.stability.guard import Verdict
-from yolods.stability.reading import Reading
 from yolods.stability.record import StepRecord
 from yolods.stats import LOSS_NAMES, StabilityEvent
 from yolods.telemetry.events import EventFile
@@ -128,17 +128,17 @@ def test_the_line_says_what_where_and_what_was_done(changed: dict[str, Any], lin
     assert sentence(event(**changed)) == line
 
 
-def record_of(reading: Reading, verdict: Verdict, **more: Any) -> StepRecord:
+def record_of(grad_stats: GradStats, verdict: Verdict, **more: Any) -> StepRecord:
     """The 500th step of a run, whose losses add up to 3."""
-    loss = dict(zip(LOSS_NAMES, reading.loss, strict=True))
-    record = StepRecord(loss=loss, instances=4, grad_norm=1.0, verdict=verdict, reading=reading, **more)
+    loss = dict(zip(LOSS_NAMES, grad_stats.loss, strict=True))
+    record = StepRecord(loss=loss, instances=4, grad_norm=1.0, verdict=verdict, grad_stats=grad_stats, **more)
     return record.placed(step=500, epoch=9, position=8000, samples=16, imgsz=64, seconds=1.0)
 
 
 def test_an_event_says_where_the_run_stood_and_what_became_of_the_images() -> None:
     """Everything that a record knows of a step that overflowed, and the images that are left out from now on."""
-    reading = Reading(("a", "b"), np.array((1.0, math.inf)), None, (1.0, 1.0, 1.0), 4, 8.0)
-    record = record_of(reading, Verdict("skip", "overflow", (1,)), loss_scale=8.0, next_scale=4.0)
+    grad_stats = GradStats(("a", "b"), np.array((1.0, math.inf)), None, (1.0, 1.0, 1.0), 4, 8.0)
+    record = record_of(grad_stats, Verdict("skip", "overflow", (1,)), loss_scale=8.0, next_scale=4.0)
     told = event_of(record, ["x.jpg"])
     assert (told.step, told.epoch, told.position, told.loss, told.grad_norm) == (500, 9, 8000, 3.0, 1.0)
     assert (told.action, told.cause, told.parameters, told.loss_scale) == ("skip", "overflow", ("b",), 8.0)
@@ -147,8 +147,8 @@ def test_an_event_says_where_the_run_stood_and_what_became_of_the_images() -> No
 
 @pytest.mark.parametrize(("norms", "silent"), [((1.0, 0.0, 0.0), True), ((1.0, 1e-20, 0.0), False)])
 def test_a_gradient_of_exactly_nothing_is_told_from_one_that_vanished(norms: tuple[float, ...], silent: bool) -> None:
-    reading = Reading(("a", "b", "c"), np.array(norms), None, (1.0, 1.0, 1.0), 4, 1.0)
-    told = event_of(record_of(reading, Verdict(vanished=(1, 2))))
+    grad_stats = GradStats(("a", "b", "c"), np.array(norms), None, (1.0, 1.0, 1.0), 4, 1.0)
+    told = event_of(record_of(grad_stats, Verdict(vanished=(1, 2))))
     assert (told.action, told.cause, told.parameters) == ("report", "vanishing", ("b", "c"))
     assert ("exactly 0" in told.remedy) == silent
 
@@ -168,7 +168,7 @@ def test_a_gradient_of_exactly_nothing_is_told_from_one_that_vanished(norms: tup
 )
 def test_boxes_that_no_object_is_assigned_to_are_no_vanished_gradients(names, cause, said):
     """In clean runs the largest cells' boxes get none: a fact about the data, which was told as a warning."""
-    reading = Reading(names, np.zeros(len(names)), None, (1.0, 1.0, 1.0), 4, 1.0)
-    told = event_of(record_of(reading, Verdict(vanished=tuple(range(len(names))))))
+    grad_stats = GradStats(names, np.zeros(len(names)), None, (1.0, 1.0, 1.0), 4, 1.0)
+    told = event_of(record_of(grad_stats, Verdict(vanished=tuple(range(len(names))))))
     assert (told.action, told.cause) == ("report", cause)
     assert said in sentence(told)

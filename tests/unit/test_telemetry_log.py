@@ -26,7 +26,7 @@ log = open_log(Path({run!r}), {rank}, "node7")
 """
 SPEAK = """
 import logging, warnings
-ours = logging.getLogger("yolods.train")
+ours = logging.getLogger("yolods.training.loop")
 ds.warning("ds first warning")
 ds.info("ds info")
 ul.info("ul info"); ul.warning("ul warning")
@@ -71,8 +71,8 @@ def test_rank_0(run_process: RunProcess, tmp_path: Path, order: str) -> None:
         r"WARNING DeepSpeed: ds first warning",
         r"INFO    DeepSpeed: ds info",
         r"WARNING ultralytics: ul warning",
-        r"INFO    yolods.train: our info",
-        r"ERROR   yolods.train: our error",
+        r"INFO    yolods.training.loop: our info",
+        r"ERROR   yolods.training.loop: our error",
         r"WARNING py.warnings: .*FutureWarning: a python warning",
     ]
     for line in expected:
@@ -107,7 +107,7 @@ def test_what_a_library_warns_of_makes_no_file_of_a_rank_by_itself(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("name", "level"), [("yolods.train", logging.WARNING), ("torch", logging.ERROR)])
+@pytest.mark.parametrize(("name", "level"), [("yolods.training.loop", logging.WARNING), ("torch", logging.ERROR)])
 def test_what_a_library_has_warned_of_stands_before_the_line_that_makes_a_ranks_file(
     tmp_path: Path, name: str, level: int
 ) -> None:

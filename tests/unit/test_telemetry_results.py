@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
-from yolods.telemetry.results import ResultsTable, read
+from yolods.telemetry.results import ResultsTable, read_results
 
 
 def epoch_stats(epoch: int, *, evaluated: bool = True, seconds: float = 12.34567891) -> EpochStats:
@@ -59,7 +59,7 @@ def test_resume_drops_rows_from_the_resumed_epoch_on(tmp_path: Path) -> None:
     assert epochs_in(path) == [1, 2]
     resumed.append(epoch_stats(2, seconds=9.0))
     assert epochs_in(path) == [1, 2, 3]
-    assert read(path)["time"] == [1.0, 1.0, 9.0]
+    assert read_results(path)["time"] == [1.0, 1.0, 9.0]
     assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
 
 
@@ -69,7 +69,7 @@ def test_resume_drops_a_row_that_a_kill_cut_short(tmp_path: Path) -> None:
     table.append(epoch_stats(0))
     table.append(epoch_stats(1))
     path.write_text(path.read_text()[:-4])  # all cells are there, the last one shortened
-    assert read(path)["epoch"] == [1.0]
+    assert read_results(path)["epoch"] == [1.0]
     ResultsTable(path, start_epoch=2).append(epoch_stats(2))
     assert epochs_in(path) == [1, 3]
 
@@ -93,7 +93,7 @@ def test_resume_over_a_file_without_header_starts_afresh(tmp_path: Path, old: st
 def test_epoch_without_evaluation_has_nan_where_it_has_no_numbers(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     ResultsTable(path).append(epoch_stats(0, evaluated=False))
-    columns = read(path)
+    columns = read_results(path)
     assert all(math.isnan(columns[name][0]) for name in METRIC_NAMES)
     assert math.isnan(columns["val/box_loss"][0])
     assert columns["train/box_loss"] == [1.23457]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from yolods.config.timers import resolved_timers, timer_costs
+from yolods.config.deepspeed.timers import resolved_timers, timer_costs
 
 
 def layout(throughput: dict | None, *, device: str = "cuda", pipelined: bool = False) -> SimpleNamespace:

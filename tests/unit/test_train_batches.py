@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from yolods.checkpoint.progress import Progress
-from yolods.cluster.ranks import Ranks, Share
+from yolods.distributed.world import Ranks, Share
 from yolods.training import batches as module
 from yolods.training.batches import TrainBatches
 
@@ -53,7 +53,7 @@ def test_they_begin_where_the_run_stands_and_are_shown_by_their_number(monkeypat
 
 
 def test_a_rank_that_reads_no_images_starts_no_loader(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Read([{"img": 0}], Share(0, 1, reads_images=False))
+    run = Read([{"img": 0}], Share(0, 1, first_stage=False))
     assert read(run, monkeypatch) == [] and run.asked == {}
 
 
@@ -78,7 +78,7 @@ def test_nothing_is_told_where_every_file_could_be_read(monkeypatch: pytest.Monk
 
 def test_images_are_left_out_on_ranks_that_read_none_as_well() -> None:
     """Before an iterator is asked for anything: all ranks have to agree."""
-    run = Read([], Share(0, 1, reads_images=False))
+    run = Read([], Share(0, 1, first_stage=False))
     run.batches.exclude(["a.jpg"])
     assert run.excluded == ["a.jpg"]
 

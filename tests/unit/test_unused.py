@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from yolods.config.hyper import Hyper, HyperRead
-from yolods.config.unused import unused
+from yolods.config.hyper.hyperparameters import Hyper, HyperRead
+from yolods.config.hyper.unused import unused
 
 
 def lines(hyper: Hyper, *, commanded: str = "", filed: str = "") -> tuple[str, ...]:

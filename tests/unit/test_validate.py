@@ -15,9 +15,9 @@ from tests.tiny import make_dataset
 from yolods import cli
 from yolods.config import add_val_arguments
 from yolods.errors import UserError
-from yolods.model.build import architecture, build, parse_name
+from yolods.evaluation.validate import METRICS_FILE, _numbers, _write_metrics, check_val_arguments
+from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.weights import plain_copy, write_pt
-from yolods.validate import METRICS_FILE, _numbers, _write_metrics, check_val_arguments
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import platform
 from importlib.metadata import version
 
 import yolods
-from yolods import versions as module
-from yolods.versions import PACKAGES, versions
+from yolods.system import versions as module
+from yolods.system.versions import PACKAGES, versions
 
 
 def test_the_versions_are_those_that_are_installed():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from yolods.errors import UserError
-from yolods.model.build import architecture, build, parse_name
+from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.weights import check_file, plain_copy, read_pt, save_atomically, transfer, write_pt
 
 NAMES = ("cat", "dog", "cow")

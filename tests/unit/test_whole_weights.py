@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tests.far import Far, device, far  # noqa: F401
-from yolods.engine import masters as module
-from yolods.engine.masters import masters_of
+from yolods.zero import master_weights as module
+from yolods.zero.master_weights import masters_of
 
 PARAMETERS = 100
 

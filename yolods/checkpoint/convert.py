@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from yolods.checkpoint.read import Checkpoint
-from yolods.checkpoint.verify import NAME, alone, faults_of, search
+from yolods.checkpoint.verify import NAME, faults_of, search, single_process
 from yolods.errors import UserError
-from yolods.model.build import build
+from yolods.model.architecture.build import build
 from yolods.model.weights import write_pt
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def export(source: Path, target: Path, *, live: bool, fp32: bool) -> str:
     model = checkpoint.model
     net = build(model["architecture"], tuple(model["names"]))
     try:
-        write_pt(target, net, merge(checkpoint, live=live), {"train_args": model["train_args"]}, half=not fp32)
+        write_pt(target, net, merge_shards(checkpoint, live=live), {"train_args": model["train_args"]}, half=not fp32)
     except (OSError, RuntimeError) as error:
         raise UserError(f"--to {target}: cannot be written: {error}") from None
     which = "trained weights" if live else "moving average"
@@ -53,13 +53,13 @@ def find_checkpoint(source: Path) -> Path:
     if not source.exists():
         raise UserError(f"{source}: no such folder; {remedy}")
     if NAME.fullmatch(source.resolve().name) and not (source / "checkpoints").is_dir():
-        if faults := faults_of(source, alone()):
+        if faults := faults_of(source, single_process()):
             what = f"{source}: this checkpoint is not whole; another may be, give {source.parent} to find it"
             raise UserError("\n".join([what, *faults]))
         return source
     skipped: list[str] = []
     for folder in (source, source / "checkpoints"):
-        found = search(folder, alone())
+        found = search(folder, single_process())
         skipped += found.skipped
         if found.folder:
             for line in skipped:
@@ -68,7 +68,7 @@ def find_checkpoint(source: Path) -> Path:
     raise UserError("\n".join([f"{source}: no whole checkpoint in it; {remedy}", *skipped]))
 
 
-def merge(checkpoint: Checkpoint, *, live: bool) -> dict[str, Tensor]:
+def merge_shards(checkpoint: Checkpoint, *, live: bool) -> dict[str, Tensor]:
     """Every floating tensor of the model, fp32: the trained weights, or their moving average."""
     weights = checkpoint.masters() if live else checkpoint.average()
     return checkpoint.frozen() | weights | checkpoint.statistics(average=not live)

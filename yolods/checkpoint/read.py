@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from yolods.checkpoint.names import MODEL, PROGRESS
-from yolods.engine.shards import join
+from yolods.zero.shards import join_shards
 
 
 def rank_file(folder: Path, rank: int) -> Path:
@@ -61,7 +61,7 @@ class Checkpoint:
         whole: dict[str, Tensor] = {}
         for stage, part in enumerate(self.model["stages"]):
             ranks = [shards_of(state) for state in self._of_stage(stage)]
-            whole |= join(self.model["kind"], part["groups"], ranks)
+            whole |= join_shards(self.model["kind"], part["groups"], ranks)
         return whole
 
     def masters(self) -> dict[str, Tensor]:

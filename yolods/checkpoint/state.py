@@ -11,8 +11,8 @@ from torch import Tensor
 
 from yolods.checkpoint.read import Checkpoint
 from yolods.engine.base import Engine
-from yolods.engine.shards import cut, misfits
 from yolods.errors import UserError
+from yolods.zero.shards import cut_shards, misfits
 
 UNCHANGED = ("snapshot", "frozen", "rng")
 """Parts of a state that nobody writes into once they are made: a new snapshot is another object."""
@@ -37,7 +37,7 @@ def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
 
     def shards(whole: dict[str, Tensor]) -> list[Tensor]:
         _refuse_misfits(checkpoint, misfits(mine["groups"], whole))
-        return cut(engine.masters.kind, mine["groups"], whole, sizes, engine.share.index, engine.share.count)
+        return cut_shards(engine.masters.kind, mine["groups"], whole, sizes, engine.share.dp_rank, engine.share.dp_size)
 
     def statistics(whole: dict[str, Tensor]) -> list[Tensor]:
         # Their shapes are those of their layers' weights, which are compared.

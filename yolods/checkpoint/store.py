@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from yolods.checkpoint.background import Background
-from yolods.checkpoint.files import FileRecord, write_file, write_text
+from yolods.checkpoint.checked_files import FileRecord, write_file, write_text
 from yolods.checkpoint.names import LATEST, MODEL, PROGRESS
 from yolods.checkpoint.progress import Progress
 from yolods.checkpoint.read import Checkpoint, load_rank, rank_file
@@ -51,14 +51,14 @@ from yolods.checkpoint.verify import (
     search,
     step_of,
 )
-from yolods.cluster.board import Board
-from yolods.cluster.pulse import slowly
-from yolods.cluster.ranks import Ranks
-from yolods.cluster.talk import Talk
+from yolods.device.host_copy import HostCopy
+from yolods.distributed.phases import slowly
+from yolods.distributed.store import KeyValueStore
+from yolods.distributed.store_collectives import StoreCollectives
+from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
 from yolods.errors import UserError
-from yolods.files import replace_text, sync_folder
-from yolods.hostcopy import HostCopy
+from yolods.system.files import replace_text, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ Told = tuple[Sequence[Any] | None, str]
 class CheckpointStore:
     """The checkpoints of one run folder. `save` and `load` are collectives.
 
-    With a board, checkpoints are written beside the training: `save` only copies this rank's state to the host, and a
+    With a store, checkpoints are written beside the training: `save` only copies this rank's state to the host, and a
     thread of every rank writes it. Leaving the store as a context waits for the one that is being written.
     """
 
@@ -91,7 +91,7 @@ class CheckpointStore:
         keep: int,
         model: dict[str, Any],
         keep_best: bool = True,
-        board: Board | None = None,
+        kv_store: KeyValueStore | None = None,
         run: str = "",
         start: str = "",
     ) -> None:
@@ -101,27 +101,27 @@ class CheckpointStore:
             keep: how many of the newest to leave.
             model: `architecture`, `names` and `train_args`, for an export without the run; `depends`, for a resume.
             keep_best: whether to leave the one of the best epoch as well.
-            board: over which the ranks' threads talk; None: a save is done when it returns.
+            kv_store: over which the ranks' threads talk; None: a save is done when it returns.
             run: the run's identity; checkpoints of another are not loaded.
             start: of the command that has started it.
         """
         self._folder, self._ranks, self._model = folder, ranks, model
         self._run, self._start = run, start
         self._keep, self._keep_best = keep, keep_best
-        self._board = board.clone() if board is not None else None
+        self._kv_store = kv_store.clone() if kv_store is not None else None
         self._copy, self._background, self._saves = HostCopy(leave=UNCHANGED), Background(), 0
 
     def save(self, engine: Engine, progress: Progress) -> None:
         """Write a checkpoint, or begin to; the earlier ones stay whole until it is.
 
-        With a board it waits for the one before, if that is still being written.
+        With a store it waits for the one before, if that is still being written.
 
         Raises:
-            OSError: on every rank, if any rank could not write; `latest` still names the earlier one. With a board it
+            OSError: on every rank, if any rank could not write; `latest` still names the earlier one. With a store it
                 is about the one before, and this one has been begun, unless it is a TimeoutError.
         """
         model = {**self._model, **engine.layout()}
-        if self._board is None:
+        if self._kv_store is None:
             with slowly("writing a checkpoint"):
                 self._write_all(self._ranks, collect(engine), progress, model)
             return
@@ -130,7 +130,7 @@ class CheckpointStore:
         fault = self._background.take_fault()
         # One set of buffers: a second one would let a disk that is too slow fall behind further, and no more.
         state = self._copy.take(collect(engine))
-        talk = Talk(self._board, self._ranks, "checkpoint", self._saves, LIMIT_SECONDS)
+        talk = StoreCollectives(self._kv_store, self._ranks, "checkpoint", self._saves, LIMIT_SECONDS)
         self._background.start(lambda: self._write_all(talk, state, progress, model), "checkpoint")
         if fault is not None:
             raise fault
@@ -192,7 +192,7 @@ class CheckpointStore:
             raise TimeoutError(f"a checkpoint is still being written after {waited:.0f} s; it is waited for no longer")
 
     def _write_all(
-        self, talk: Ranks | Talk, state: Mapping[str, Any], progress: Progress, model: Mapping[str, Any]
+        self, talk: Ranks | StoreCollectives, state: Mapping[str, Any], progress: Progress, model: Mapping[str, Any]
     ) -> None:
         """From the ranks' states to the newest checkpoint. A collective by way of `talk`.
 

@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolods.checkpoint.files import FileRecord, damage
+from yolods.checkpoint.checked_files import FileRecord, damage
 from yolods.checkpoint.names import LATEST, PROGRESS
 
 if TYPE_CHECKING:
-    from yolods.cluster.ranks import Ranks
+    from yolods.distributed.world import Ranks
 
 MANIFEST = "manifest.json"
 ENDED, STOPPED = "ended", "stopped"
@@ -34,7 +34,7 @@ NAME = re.compile(rf"step(\d+)({OLD})?")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckpoint:
     """What a search came to."""
 
     folder: Path | None
@@ -105,19 +105,19 @@ def nothing_in(folder: Path) -> str:
 
 def newest_in(folder: Path) -> Path | None:
     """The newest whole checkpoint in a run's `checkpoints/`, or None. In one process."""
-    return search(folder, alone()).folder
+    return search(folder, single_process()).folder
 
 
-def alone() -> Ranks:
+def single_process() -> Ranks:
     """The ranks of a process that is no part of a run."""
     import torch  # here, for a launcher asks this file how a run has ended, and does without
 
-    from yolods.cluster.ranks import Ranks
+    from yolods.distributed.world import Ranks
 
     return Ranks(0, 1, 0, socket.gethostname(), torch.device("cpu"))
 
 
-def search(folder: Path, ranks: Ranks, run: str | None = None) -> Found:
+def search(folder: Path, ranks: Ranks, run: str | None = None) -> FoundCheckpoint:
     """Find the newest whole checkpoint in `checkpoints/`. A collective; the same on every rank.
 
     Args:
@@ -127,9 +127,9 @@ def search(folder: Path, ranks: Ranks, run: str | None = None) -> Found:
     for name in names:
         faults = faults_of(folder / name, ranks)
         if not faults:
-            return Found(folder / name, tuple(skipped))
+            return FoundCheckpoint(folder / name, tuple(skipped))
         skipped += faults
-    return Found(None, tuple(skipped))
+    return FoundCheckpoint(None, tuple(skipped))
 
 
 def _own(folder: Path, run: str | None, names: list[str], skipped: list[str]) -> tuple[list[str], list[str]]:

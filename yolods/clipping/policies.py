@@ -10,7 +10,7 @@ from dataclasses import field
 from typing import Any
 
 from yolods.clipping.policy import ClipFactors, Norms, Policy, policy
-from yolods.config.values import real, setting, whole
+from yolods.parsing.rules import real, setting, whole
 
 EPSILON = 1e-6
 """Added to a norm before dividing by it, as torch.nn.utils.clip_grad_norm_ does."""

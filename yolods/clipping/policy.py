@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, dataclass_tr
 if TYPE_CHECKING:
     import numpy as np
 
-    from yolods.config.values import Rule
+    from yolods.parsing.rules import Rule
 
 
 class Norms(Protocol):

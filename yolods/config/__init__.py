@@ -1,24 +1,26 @@
 """What a run is told: flags, hyper-parameters and the DeepSpeed JSON. Needs only the standard library and yaml.
 
-Files, each with one job: `values` (a setting's type and range), `hyper`, `refused` (what is not taken, and why),
-`unused` (what is given and counts for nothing), `model_name` and `data_name` (what a word stands for), `sizes`,
-`schema` (DeepSpeed's keys), `limits` (what DeepSpeed would die of), `unused_keys` (what has no effect), `batch` (batch
-arithmetic), `supported_optimizers` (an entry for each), `untrained` (optimizers that are refused), `optimizer` (the
-JSON's optimizer block), `own` (the "yolods" block), `pipeline`, `recompute`, `deepspeed` (the JSON as a whole),
-`words`, `flags`, `run` (all of it together), `resume`, `read` (from what was typed to all of it), `claim` (the run's
-folder), `jsonfile`, `yamlfile`, `ready` (what comes with yolods), `paths`,
-`invocation` (how yolods was started).
+deepspeed/   the DeepSpeed JSON: its keys and blocks, what DeepSpeed would fail of, batch sizes, all of it resolved
+hyper/       hyper-parameters; what is not supported, and what is given and has no effect
+optimizers/  an entry for each optimizer, those that are refused, and the JSON's block
+names/       what the name of a model, a data set or a ready JSON stands for
+flags        of `train` and `val`
+run          everything that decides a run, as one frozen object (config.json)
+build        from what was typed to a `RunConfig`
+resume       going on with a run
+run_folder   whose a run's folder is
+image_size   what an image size has to be
 """
 
-from yolods.config.batch import BatchPlan
-from yolods.config.deepspeed import DeepSpeedConfig, examine, read_deepspeed
+from yolods.config.build import build_run_config
+from yolods.config.deepspeed.batch import BatchPlan
+from yolods.config.deepspeed.config import DeepSpeedConfig, precheck_deepspeed, read_deepspeed
+from yolods.config.deepspeed.yolods_block import CheckpointPolicy, YolodsConfig
 from yolods.config.flags import add_train_arguments, add_val_arguments, foreign, foreign_to_val
-from yolods.config.hyper import Given, Hyper, HyperRead, read_hyper
-from yolods.config.optimizer import JsonOptimizer
-from yolods.config.own import CheckpointPolicy, OwnConfig
-from yolods.config.paths import cache_dir
-from yolods.config.read import build_run_config
+from yolods.config.hyper.hyperparameters import Given, Hyper, HyperRead, read_hyper
+from yolods.config.optimizers.json_block import JsonOptimizer
 from yolods.config.run import CONFIG_FILE, DEMO, RunConfig, next_run_dir
+from yolods.system.folders import cache_dir
 
 __all__ = [
     "CONFIG_FILE",
@@ -30,16 +32,16 @@ __all__ = [
     "Hyper",
     "HyperRead",
     "JsonOptimizer",
-    "OwnConfig",
     "RunConfig",
+    "YolodsConfig",
     "add_train_arguments",
     "add_val_arguments",
     "build_run_config",
     "cache_dir",
-    "examine",
     "foreign",
     "foreign_to_val",
     "next_run_dir",
+    "precheck_deepspeed",
     "read_deepspeed",
     "read_hyper",
 ]

@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from yolods.config.hyper import RULES, Given
-from yolods.config.invocation import launch_command
-from yolods.config.refused import FLAGS, REFUSED, YOLOV5
-from yolods.config.supported_optimizers import OPTIMIZERS
-from yolods.config.words import FlagNames, RefusedFlag
+from yolods.config.hyper.hyperparameters import RULES, Given
+from yolods.config.hyper.unsupported import FLAGS, REFUSED, YOLOV5
+from yolods.config.optimizers.supported import OPTIMIZERS
 from yolods.errors import nearest
+from yolods.parsing.command_line import FlagNames, RefusedFlag
+from yolods.system.invocation import launch_command
 
 HYPER_FLAGS: dict[str, str] = {
     "seed": "--seed",

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yolods.config.data_name import shipped_yaml
-from yolods.config.deepspeed import DeepSpeedConfig, resolve
-from yolods.config.hyper import HyperRead
-from yolods.config.jsonfile import read_json
-from yolods.config.optimizer import merge
+from yolods.config.deepspeed.config import DeepSpeedConfig, resolve
+from yolods.config.hyper.hyperparameters import HyperRead
+from yolods.config.names.data_name import shipped_yaml
+from yolods.config.optimizers.json_block import merge_optimizer
 from yolods.config.run import RunConfig
-from yolods.config.values import shown
 from yolods.errors import Faults, nearest
+from yolods.parsing.json_file import read_json
+from yolods.parsing.rules import shown
 
 
 def find_run(asked: str | bool, project: Path, config_file: str, faults: Faults) -> Path | None:
@@ -122,7 +122,7 @@ def _asked(
     return asked
 
 
-def relaid(saved: RunConfig, path: Path | None, ranks: int, device: str, faults: Faults) -> DeepSpeedConfig:
+def relaid(saved: RunConfig, path: Path | None, world_size: int, device: str, faults: Faults) -> DeepSpeedConfig:
     """The run's step and optimizer under another JSON, on other ranks or another device."""
     where = "--resume" if path is None else f"--deepspeed_config {path}"
     raw = saved.deepspeed.raw if path is None else read_json(path, where, faults)
@@ -130,7 +130,7 @@ def relaid(saved: RunConfig, path: Path | None, ranks: int, device: str, faults:
         saved.deepspeed.raw if raw is None else raw,
         path=saved.deepspeed.path if path is None else path,
         batch_size=saved.batch_size,
-        ranks=ranks,
+        world_size=world_size,
         device=device,
         faults=faults,
         hyper=saved.hyper,
@@ -153,7 +153,7 @@ def _check_optimizer(saved: RunConfig, config: DeepSpeedConfig, where: str, faul
     if config.optimizer.name != saved.hyper.optimizer:
         faults.add(f"{where}: names {config.optimizer.name}, but the run trains with {saved.hyper.optimizer}")
         return
-    asked, _ = merge(HyperRead(saved.hyper, {}, {}, {}), config.optimizer, where, faults)
+    asked, _ = merge_optimizer(HyperRead(saved.hyper, {}, {}, {}), config.optimizer, where, faults)
     for key in ("lr0", "momentum", "weight_decay"):
         if (now := getattr(asked, key)) != (before := getattr(saved.hyper, key)):
             faults.add(f'{where}: "optimizer" gives {key} {shown(now)}, but the run has {shown(before)}; write "auto"')

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from yolods.config.batch import ACCUMULATION, MICRO, TRAIN, BatchPlan
-from yolods.config.deepspeed import DeepSpeedConfig, resolve
-from yolods.config.hyper import Given, Hyper, read_hyper
-from yolods.config.jsonfile import parse_json
-from yolods.config.monitors import folder_variables, kept_within
-from yolods.config.values import Rule, check, flag, one_of, optional, text, whole
+from yolods.config.deepspeed.batch import ACCUMULATION, MICRO, TRAIN, BatchPlan
+from yolods.config.deepspeed.config import DeepSpeedConfig, resolve
+from yolods.config.deepspeed.monitors import folder_variables, kept_within
+from yolods.config.hyper.hyperparameters import Given, Hyper, read_hyper
 from yolods.errors import Faults, UserError
+from yolods.parsing.json_file import parse_json
+from yolods.parsing.rules import Rule, check, flag, one_of, optional, text, whole
 
 CONFIG_FILE = "config.json"
 """The resolved configuration's name in a run's folder."""
@@ -83,7 +83,7 @@ class RunConfig:
     notes: tuple[str, ...] = ()
     """Lines worth showing at the start: where one source won over another."""
     run: str = ""
-    """The run's identity, which it keeps over all its starts; "": it has none yet (`claim` gives it)."""
+    """The run's identity, which it keeps over all its starts; "": it has none yet (`run_folder` gives it)."""
     start: str = ""
     """The identity of the command that has started it, restarts by the launcher included."""
 
@@ -148,7 +148,7 @@ class RunConfig:
                 "name": self.name,
                 "exist_ok": self.exist_ok,
                 "device": self.device,
-                "ranks": config.world,
+                "ranks": config.world_size,
                 "hyper": self.hyper.as_dict(),
                 "deepspeed_path": None if config.path is None else str(config.path),
                 "deepspeed_given": config.raw,
@@ -180,7 +180,7 @@ class RunConfig:
                 before=_batches_of(saved),
                 path=None if saved["deepspeed_path"] is None else Path(saved["deepspeed_path"]),
                 batch_size=saved["batch_size"],
-                ranks=saved["ranks"],
+                world_size=saved["ranks"],
                 device=saved["device"],
                 faults=faults,
                 hyper=hyper,
@@ -227,13 +227,13 @@ def _batches_of(saved: Mapping[str, Any]) -> BatchPlan | None:
     micro, steps = settings[MICRO], settings[ACCUMULATION]
     if batch % micro:
         return None
-    plan = BatchPlan(micro=micro, accumulation=steps, accumulation_auto=True, ranks=batch // micro)
+    plan = BatchPlan(micro=micro, accumulation=steps, accumulation_auto=True, dp_size=batch // micro)
     return plan if plan.train_batch == settings[TRAIN] else None
 
 
 def next_run_dir(project: Path, name: str, exist_ok: bool = False) -> Path:
     """The folder that a new run would get: project/name, or where that exists name2, name3 and so on. Nothing is made:
-    until the run claims it (`claim`), others may.
+    until the run claims it (`run_folder`), others may.
 
     Args:
         exist_ok: whether project/name is taken even if it exists.

@@ -22,7 +22,7 @@ from ultralytics.data.augment import Albumentations, Compose
 from ultralytics.data.dataset import YOLODataset
 
 from yolods.compat import quiet_ultralytics
-from yolods.config.batch import DEFAULT_BATCH
+from yolods.config.deepspeed.batch import DEFAULT_BATCH
 from yolods.data.sampler import SampleId, keyed_generators, keyed_seed
 from yolods.data.scan import Scan
 from yolods.data.source import Unreadable
@@ -73,7 +73,7 @@ class DetectionSet(YOLODataset):
         self._decoded_bytes = 0
         self._replaced: list[str] = []
         self._sources: list[str] = []
-        self._barred: set[int] = set()
+        self._excluded: set[int] = set()
         self._further = random.Random()
         """Seeds the generators that transforms have for themselves."""
         self._closed: Compose | None = None
@@ -160,10 +160,10 @@ class DetectionSet(YOLODataset):
             sample["index"] = index
         return sample
 
-    def bar(self, images: Iterable[str]) -> None:
+    def exclude(self, images: Iterable[str]) -> None:
         """Leave images out from now on: the next one takes the place of each. Workers that run already do not know."""
-        barred = frozenset(images)
-        self._barred = {place for place, identity in enumerate(self.im_files) if identity in barred}
+        excluded = frozenset(images)
+        self._excluded = {place for place, identity in enumerate(self.im_files) if identity in excluded}
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
         """The image and boxes at `index`; where it is barred or cannot be read, of the next one.
@@ -172,7 +172,7 @@ class DetectionSet(YOLODataset):
         """
         for offset in range(self.ni):
             place = (index + offset) % self.ni
-            if place in self._barred:
+            if place in self._excluded:
                 continue
             try:
                 label = super().get_image_and_label(place)
@@ -182,7 +182,7 @@ class DetectionSet(YOLODataset):
                 self._replaced.append(self.im_files[place])
                 if not self.augment:
                     return self._blank(place)
-        left = self.ni - len(self._barred)
+        left = self.ni - len(self._excluded)
         raise UserError(
             f"none of the {left} images can be read any more; the first is {self.source.place(self.im_files[0])}"
             if left

@@ -15,7 +15,7 @@ import numpy as np
 
 from yolods.errors import UserError
 
-VERSION = "demo-v1"  # a change of anything drawn here needs a new one: an old folder is used as it is
+DEMO_VERSION = "demo-v1"  # a change of anything drawn here needs a new one: an old folder is used as it is
 NAMES = ("cone", "ball", "sign")
 COUNTS = {"train": 192, "val": 64}
 SIDE = 320  # pixels of a finished image
@@ -42,12 +42,12 @@ def ensure_demo(cache: Path) -> Path:
 
     Several processes may call this at once. Raises UserError if the folder cannot be written.
     """
-    folder = cache / VERSION
+    folder = cache / DEMO_VERSION
     if _whole(folder):
         return folder / "demo.yaml"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=f"{VERSION}.", dir=cache))
+        making = Path(tempfile.mkdtemp(prefix=f"{DEMO_VERSION}.", dir=cache))
         try:
             _make(making)
             making.chmod(0o755)

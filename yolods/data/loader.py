@@ -18,13 +18,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from yolods.compat import end_workers
-from yolods.config.sizes import drawn_between
+from yolods.config.image_size import drawn_between
 from yolods.data.dataset import DetectionSet
 from yolods.data.sampler import SampleId, Stream, keyed_seed
 from yolods.errors import OwnError, UserError
-from yolods.interrupt import REQUESTS
+from yolods.system.interrupt import REQUESTS
 
-Batch = dict[str, Any]
+Collated = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,27 @@ def train_loader(
     stream: Stream,
     *,
     first_position: int,
-    rank: int,
-    ranks: int,
+    dp_rank: int,
+    dp_size: int,
     micro: int,
     workers: int,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Iterator[Collated]:
     """This rank's micro-batches from `first_position` of the stream on, in order and without end.
 
     Each is what DetectionSet.collate_fn gives: img (micro, 3, imgsz, imgsz) uint8 on the CPU. The workers live as long
     as the iterator; its close() ends them. Raises ValueError unless micro * ranks == stream.batch, UserError when a
     worker dies or no image can be read any more.
     """
-    if micro * ranks != stream.batch:
-        raise ValueError(f"batch {stream.batch} != micro {micro} x ranks {ranks} = {micro * ranks}")
+    if micro * dp_size != stream.batch:
+        raise ValueError(f"batch {stream.batch} != micro {micro} x ranks {dp_size} = {micro * dp_size}")
     if stream.n != len(dataset):
         raise ValueError(f"the stream has {stream.n} images, the data set {len(dataset)}")
-    requests = _Requests(stream, first_position + rank * micro, stream.batch, micro)
+    requests = _Requests(stream, first_position + dp_rank * micro, stream.batch, micro)
     return _deliver(_loader(dataset, requests, workers, pin_memory))
 
 
-def eval_batches(dataset: DetectionSet, *, rank: int, ranks: int, forward_batch: int) -> list[EvalBatch]:
+def eval_batches(dataset: DetectionSet, *, dp_rank: int, dp_size: int, forward_batch: int) -> list[EvalBatch]:
     """This rank's share of an evaluation: as many batches on every rank, each image counted exactly once.
 
     Images that share a padded shape (groups of the set's `eval_batch`) are split into batches of at most
@@ -72,14 +72,14 @@ def eval_batches(dataset: DetectionSet, *, rank: int, ranks: int, forward_batch:
     for start in range(0, len(dataset), dataset.eval_batch):
         end = min(start + dataset.eval_batch, len(dataset))
         pieces += [tuple(range(i, min(i + forward_batch, end))) for i in range(start, end, forward_batch)]
-    rounds = math.ceil(len(pieces) / ranks)
-    share = [EvalBatch(piece, len(piece)) for piece in pieces[rank::ranks]]
+    rounds = math.ceil(len(pieces) / dp_size)
+    share = [EvalBatch(piece, len(piece)) for piece in pieces[dp_rank::dp_size]]
     return share + [EvalBatch(pieces[0][:1], 0)] * (rounds - len(share))
 
 
 def eval_loader(
     dataset: DetectionSet, batches: Sequence[EvalBatch], *, workers: int, pin_memory: bool = False
-) -> Iterator[Batch]:
+) -> Iterator[Collated]:
     """The evaluation batches in order, each with `index` (tuple) and `real` (int) beside the collated samples."""
     requests = [batch.indices for batch in batches]
     loader = _loader(dataset, requests, min(workers, len(requests)), pin_memory)
@@ -121,7 +121,7 @@ class _Reader(Dataset):
     def __init__(self, dataset: DetectionSet) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, ids: Sequence[SampleId] | Sequence[int]) -> Batch | str:
+    def __getitem__(self, ids: Sequence[SampleId] | Sequence[int]) -> Collated | str:
         try:
             return self.dataset.collate_fn([self.dataset[i] for i in ids])
         except UserError as fault:
@@ -142,7 +142,7 @@ def _loader(dataset: DetectionSet, requests: Any, workers: int, pin_memory: bool
     )
 
 
-def _deliver(loader: DataLoader) -> Iterator[Batch]:
+def _deliver(loader: DataLoader) -> Iterator[Collated]:
     batches = iter(loader)
     try:
         while True:
@@ -170,7 +170,7 @@ def _death(report: str, workers: int) -> str:
     )
 
 
-def _unchanged(batch: Batch | str) -> Batch | str:
+def _unchanged(batch: Collated | str) -> Collated | str:
     return batch
 
 

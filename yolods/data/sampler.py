@@ -99,9 +99,9 @@ class Stream:
             ids.append(SampleId(epoch, int(permutation(self.seed, epoch, self.n)[place])))
         return ids
 
-    def batch_ids(self, k: int, rank: int = 0, ranks: int = 1) -> list[SampleId]:
-        """Rank `rank`'s share of batch k: batch / ranks samples. Raises ValueError if the batch does not divide."""
-        if self.batch % ranks:
-            raise ValueError(f"batch {self.batch} does not divide by {ranks} ranks")
-        micro = self.batch // ranks
-        return self.sample_ids(k * self.batch + rank * micro, micro)
+    def batch_ids(self, k: int, dp_rank: int = 0, dp_size: int = 1) -> list[SampleId]:
+        """Rank `dp_rank`'s share of batch k: batch / ranks samples. Raises ValueError if the batch does not divide."""
+        if self.batch % dp_size:
+            raise ValueError(f"batch {self.batch} does not divide by {dp_size} ranks")
+        micro = self.batch // dp_size
+        return self.sample_ids(k * self.batch + dp_rank * micro, micro)

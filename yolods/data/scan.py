@@ -21,9 +21,9 @@ from ultralytics.data.utils import img2label_paths
 
 from yolods.data.source import ImageFiles, Source, opener_of
 from yolods.data.spec import DataSpec, check_classes, find_images, place_of, unused_lines
-from yolods.data.verify import Found, Problem, check_pair
+from yolods.data.verify import CheckedPair, Problem, check_pair
 from yolods.errors import UserError
-from yolods.files import replace_file
+from yolods.system.files import replace_file
 
 VERSION = 2  # of the cached format and of the rules in verify.py: a change of either makes old caches void
 
@@ -137,7 +137,7 @@ def scan(
 
 def _files(
     files: list[str], spec: DataSpec, split: str, cache: Path, workers: int, progress: bool
-) -> tuple[ImageFiles, list[Found]]:
+) -> tuple[ImageFiles, list[CheckedPair]]:
     """Check image files and their labels, or load what was found the last time."""
     label_files = img2label_paths(files)
     store = _store(cache, spec, split, files)
@@ -146,7 +146,7 @@ def _files(
         found = _load(store, key)
         if found is None:
             check = partial(check_pair, keypoints=spec.keypoints)
-            checked: Iterable[Found] = pool.map(check, files, label_files)
+            checked: Iterable[CheckedPair] = pool.map(check, files, label_files)
             if progress:
                 from tqdm import tqdm
 
@@ -181,7 +181,7 @@ def _first(samples: list[Any], fraction: float) -> list[Any]:
     return samples[:count]
 
 
-def _refuse_foreign_classes(found: list[Found], spec: DataSpec) -> None:
+def _refuse_foreign_classes(found: list[CheckedPair], spec: DataSpec) -> None:
     """A class id that names does not know means a wrong yaml: going on would teach a wrong set of classes."""
     nc = len(spec.names)
     ids: Counter[int] = Counter()
@@ -204,7 +204,7 @@ def _refuse_foreign_classes(found: list[Found], spec: DataSpec) -> None:
 
 def _result(
     split: str,
-    found: list[Found],
+    found: list[CheckedPair],
     source: Source,
     single_cls: bool,
     classes: Sequence[int] | None,
@@ -241,7 +241,7 @@ def _label_place(image: str, source: Source) -> str:
     return f"; labels are looked for at {img2label_paths([image])[0]} and its like"
 
 
-def _label(item: Found, with_segments: bool, single_cls: bool, classes: Sequence[int] | None) -> dict[str, Any]:
+def _label(item: CheckedPair, with_segments: bool, single_cls: bool, classes: Sequence[int] | None) -> dict[str, Any]:
     keep = np.ones(len(item.rows), bool) if classes is None else np.isin(item.rows[:, 0], list(classes))
     rows = item.rows[keep]
     return {
@@ -277,7 +277,7 @@ def _size_and_time(file: str) -> bytes:
     return f"{stat.st_size} {stat.st_mtime_ns}\0".encode()
 
 
-def _save(store: Path, key: str, found: list[Found]) -> None:
+def _save(store: Path, key: str, found: list[CheckedPair]) -> None:
     """Keep the result; a full or read-only cache costs only time."""
     segments = [segment for item in found for segment in item.segments]
     meta = {
@@ -300,7 +300,7 @@ def _save(store: Path, key: str, found: list[Found]) -> None:
         log.warning("the result of checking the data could not be kept in %s: %s", store.parent, error)
 
 
-def _load(store: Path, key: str) -> list[Found] | None:
+def _load(store: Path, key: str) -> list[CheckedPair] | None:
     try:
         with np.load(store, allow_pickle=False) as data:
             meta = json.loads(data["meta"].tobytes())
@@ -315,7 +315,7 @@ def _load(store: Path, key: str) -> list[Found] | None:
         meta["files"], meta["problems"], meta["skipped"], strict=True
     ):
         found.append(
-            Found(
+            CheckedPair(
                 file,
                 tuple(shape) if shape else None,
                 rows[row : row + n],

@@ -14,15 +14,14 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from yolods.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from yolods.data.spec import DataSpec
-    from yolods.data.verify import Found
+    from yolods.data.verify import CheckedPair
 
 
 class Unreadable(Exception):
@@ -47,9 +46,9 @@ class Source(Protocol):
         (-1, -1) where it is gone."""
 
 
-Opener = Callable[[tuple[Path, ...], "DataSpec"], "tuple[Source, list[Found]]"]
-"""Takes what a data yaml names for a split, and the yaml; gives their source, and per sample a `Found` with its `id`,
-in the same order on every rank."""
+Opener = Callable[[tuple[Path, ...], Any], "tuple[Source, list[CheckedPair]]"]
+"""Takes what a data yaml names for a split, and the `DataSpec` of the yaml; gives their source, and a `CheckedPair` with
+its `id` per sample, in the same order on every rank."""
 
 SOURCES: dict[str, str] = {}
 """Endings of files that a data yaml may name beside folders, images and .txt lists, each with its `Opener` as

@@ -12,11 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from yolods.config.data_name import shipped_yaml, stores
-from yolods.config.values import shown
-from yolods.config.yamlfile import NotYaml, parse_yaml
+from yolods.config.names.data_name import shipped_yaml, stores
 from yolods.data.source import SOURCES
 from yolods.errors import Faults, UserError
+from yolods.parsing.rules import shown
+from yolods.parsing.yaml_file import NotYaml, parse_yaml
 
 IMAGE_SUFFIXES = frozenset(
     ("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from yolods.config.batch import DEFAULT_BATCH
-from yolods.config.data_name import stores
-from yolods.config.hyper import Hyper
-from yolods.config.paths import cache_dir
+from yolods.config.deepspeed.batch import DEFAULT_BATCH
+from yolods.config.hyper.hyperparameters import Hyper
+from yolods.config.names.data_name import stores
 from yolods.data.dataset import DetectionSet, default_cache_bytes
 from yolods.data.demo import ensure_demo
 from yolods.data.sampler import keyed_seed
 from yolods.data.scan import Scan, in_both, scan, write_problems
 from yolods.data.spec import DataSpec, as_ultralytics, fetch, read_spec
 from yolods.errors import UserError
+from yolods.system.folders import cache_dir
 
 if TYPE_CHECKING:
-    from yolods.cluster.ranks import Ranks
+    from yolods.distributed.world import Ranks
 
 log = logging.getLogger(__name__)
 
-DEMO = Path("demo")
+DEMO_PATH = Path("demo")
 PROBLEMS_FILE = "problems.txt"
 
 
@@ -42,7 +42,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Opening:
+class SplitOptions:
     """How a split is to be opened."""
 
     imgsz: int
@@ -67,7 +67,7 @@ def read_data(path: Path, ranks: Ranks) -> DataSpec:
     """
 
     def first() -> Path:
-        if path != DEMO:
+        if path != DEMO_PATH:
             spec = read_spec(path)
             if spec.needs_download:
                 log.info("%s: its images are not on this machine; they are downloaded to %s", spec.yaml, stores()[0])
@@ -81,7 +81,9 @@ def read_data(path: Path, ranks: Ranks) -> DataSpec:
     return spec
 
 
-def open_split(spec: DataSpec, split: str, hyper: Hyper, opening: Opening, ranks: Ranks, *, augment: bool) -> Split:
+def open_split(
+    spec: DataSpec, split: str, hyper: Hyper, options: SplitOptions, ranks: Ranks, *, augment: bool
+) -> Split:
     """Scan a split on rank 0 and open it everywhere. A collective.
 
     Raises:
@@ -103,10 +105,10 @@ def open_split(spec: DataSpec, split: str, hyper: Hyper, opening: Opening, ranks
     found = look(False)
     for line in found.warnings if ranks.is_main else ():
         log.warning("%s", line)
-    return Split(found, _dataset(found, spec, hyper, opening, augment=augment))
+    return Split(found, _dataset(found, spec, hyper, options, augment=augment))
 
 
-def unaugmented(train: Split, most: int, spec: DataSpec, hyper: Hyper, opening: Opening) -> DetectionSet:
+def unaugmented(train: Split, most: int, spec: DataSpec, hyper: Hyper, options: SplitOptions) -> DetectionSet:
     """Images of the train split as an evaluation sees them.
 
     Args:
@@ -116,22 +118,22 @@ def unaugmented(train: Split, most: int, spec: DataSpec, hyper: Hyper, opening: 
     if most < len(labels):
         places = random.Random(keyed_seed("statistics", hyper.seed)).sample(range(len(labels)), most)
         labels = [labels[place] for place in sorted(places)]
-    return _dataset(replace(train.scan, labels=labels), spec, hyper, opening, augment=False)
+    return _dataset(replace(train.scan, labels=labels), spec, hyper, options, augment=False)
 
 
-def _dataset(found: Scan, spec: DataSpec, hyper: Hyper, opening: Opening, *, augment: bool) -> DetectionSet:
-    settings = namespace(hyper, epochs=opening.epochs, imgsz=opening.imgsz)
+def _dataset(found: Scan, spec: DataSpec, hyper: Hyper, options: SplitOptions, *, augment: bool) -> DetectionSet:
+    settings = namespace(hyper, epochs=options.epochs, imgsz=options.imgsz)
     return DetectionSet(
         found,
         as_ultralytics(spec, single_cls=hyper.single_cls),
         settings,
-        imgsz=opening.imgsz,
+        imgsz=options.imgsz,
         augment=augment,
         seed=hyper.seed,
-        stride=opening.stride,
-        eval_batch=opening.eval_batch,
+        stride=options.stride,
+        eval_batch=options.eval_batch,
         cache_ram=hyper.cache == "ram" and augment,
-        cache_bytes=default_cache_bytes(opening.local_ranks * max(opening.workers, 1)),
+        cache_bytes=default_cache_bytes(options.local_ranks * max(options.workers, 1)),
     )
 
 

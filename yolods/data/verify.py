@@ -32,7 +32,7 @@ class Problem:
 
 
 @dataclass
-class Found:
+class CheckedPair:
     """What one image and its label hold."""
 
     file: str
@@ -59,12 +59,12 @@ class _Bad(Exception):
     """Reason why a label line or an image is skipped."""
 
 
-def check_pair(image: str, label_file: str, keypoints: tuple[int, int] | None) -> Found:
+def check_pair(image: str, label_file: str, keypoints: tuple[int, int] | None) -> CheckedPair:
     """Check an image and the label file beside it; without a label file the image is a background.
 
     `keypoints` is (points, numbers a point) of pose labels, whose numbers after the box are ignored. Raises nothing.
     """
-    found = Found(image, label_file=label_file)
+    found = CheckedPair(image, label_file=label_file)
     try:
         found.shape = _image_shape(image)
     except _Bad as reason:
@@ -119,7 +119,7 @@ def _ends_well(file: str, kind: str) -> bool:
         return stream.read() == b"\xff\xd9"
 
 
-def _read_rows(found: Found, text: str, keypoints: tuple[int, int] | None) -> None:
+def _read_rows(found: CheckedPair, text: str, keypoints: tuple[int, int] | None) -> None:
     rows: list[list[float]] = []
     polygons: list[np.ndarray | None] = []
     seen: dict[bytes, int] = {}
@@ -146,7 +146,7 @@ def _read_rows(found: Found, text: str, keypoints: tuple[int, int] | None) -> No
         found.segments = []  # augmentation needs a polygon for every box or none
 
 
-def _leave_out_boxes_of_polygons(found: Found, polygons: list[np.ndarray | None]) -> None:
+def _leave_out_boxes_of_polygons(found: CheckedPair, polygons: list[np.ndarray | None]) -> None:
     """A box and a polygon of one class that enclose the same are one object: the polygon, which says more, stays.
 
     `polygons` has an entry for each row, None for a box; entries that are left out go from it as well.

@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from yolods.cluster.pulse import mark
-from yolods.cluster.ranks import Ranks, Share
+from yolods.distributed.phases import mark
+from yolods.distributed.world import Ranks, Share
 from yolods.engine.diagnosis import Diagnosis
-from yolods.engine.ema import ShardedEma
-from yolods.engine.feed import Feed
-from yolods.engine.masters import Masters
-from yolods.engine.optim import freeze_statistics, set_rates
-from yolods.engine.precise import Tallies
-from yolods.engine.schedule import Step
+from yolods.engine.microbatches import ReplayableBatches
 from yolods.engine.state import COUNTERS, TrainingState
+from yolods.model.bn_statistics import Tallies
 from yolods.model.freezing import is_frozen
 from yolods.model.inputs import InputFormat
-from yolods.model.loss import DetectionLoss
+from yolods.model.loss.detection_loss import DetectionLoss
+from yolods.optim.ema import ShardedEma
+from yolods.optim.lr_schedule import Step
+from yolods.optim.optimizers import freeze_statistics, set_rates
 from yolods.stability.attribution import Culprit
+from yolods.stability.controller import Stability, StockStability
 from yolods.stability.guard import Verdict
 from yolods.stability.record import StepRecord
-from yolods.stability.step import Stability, StockStability
 from yolods.stats import PipeStats
+from yolods.zero.master_weights import Masters
 
 if TYPE_CHECKING:
-    from yolods.config.own import OverflowConfig
+    from yolods.config.deepspeed.yolods_block import OverflowConfig
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,10 @@ class Engine(TrainingState):
         """
         set_rates(self.deepspeed.optimizer, step.lr, step.momentum)  # which DeepSpeed's step reads, below
         # Before any forward pass: each moves the running statistics, and a step that is not applied has to undo that.
-        self.recovery.keep_statistics()
-        feed = Feed(batches, keep=self.diagnosis.when == "armed")  # for a second run, which the stream cannot give
+        self.snapshots.keep_statistics()
+        feed = ReplayableBatches(
+            batches, keep=self.diagnosis.when == "armed"
+        )  # for a second run, which the stream cannot give
         sums = self._accumulate(step, feed, size)
         mark("gradients")
         # Beside the losses, so that all ranks agree to stop by the same all-reduce and in the same step. A fill; a list
@@ -104,30 +106,30 @@ class Engine(TrainingState):
         sums = torch.cat((sums, sums.new_full((1,), float(stop))))
         # Before DeepSpeed's step: only now are gradients reduced and not yet unscaled or clipped, and the step finds
         # the decision in its optimizer.
-        can_return = self.recovery.snapshot is not None
-        record = self.stability.judge(sums, step.batches * self.share.count, can_return=can_return)
+        can_return = self.snapshots.snapshot is not None
+        record = self.stability.before_step(sums, step.batches * self.share.dp_size, can_return=can_return)
         if record.verdict.applied:
             # After the verdict and before the weights move: these are the weights that it has shown to be good.
-            self.recovery.remember()
+            self.snapshots.remember()
         mark("the optimizer")
         # For a step that is skipped, too: DeepSpeed frees its gradients there, which would be added to the next ones.
         self.deepspeed.step()
         # After DeepSpeed's step, which unscales by the loss scale that backward used: moved earlier, every gradient of
         # a step in which it doubles would come out halved.
-        record = self.stability.settle(record)
+        record = self.stability.after_step(record)
         record.scalars.update(self._rates(step))
         record = replace(record, data_seconds=feed.waited, replaced=tuple(feed.replaced))
         if record.verdict.applied:
             self.ema.update()  # after the masters have moved; a skipped step is no step of the average's warm-up
             return record
         # Before the second run, so that it begins as the first did, and whether there is one or not: nan would stay.
-        self.recovery.restore_statistics()
+        self.snapshots.restore_statistics()
         # Before a roll-back: the second run has to see the weights with which the step went bad. The loss scale may
         # have fallen by now, so an overflow need not come again.
         culprits = self._explain(record.verdict, step, feed, size)
         if record.verdict.action == "rollback":  # the scale, the stream and the guard's memory of the trouble go on
-            assert self.recovery.snapshot is not None
-            self._load_moving(self.recovery.snapshot)
+            assert self.snapshots.snapshot is not None
+            self._load_moving(self.snapshots.snapshot)
         return replace(record, culprits=culprits)
 
     def _rates(self, step: Step) -> dict[str, float | None]:
@@ -135,7 +137,7 @@ class Engine(TrainingState):
         momentum = step.momentum if "momentum" in self.deepspeed.optimizer.param_groups[0] else None
         return {**{f"lr/pg{place}": rate for place, rate in enumerate(step.lr)}, "optim/momentum": momentum}
 
-    def _accumulate(self, step: Step, feed: Feed, size: int | None) -> Tensor:
+    def _accumulate(self, step: Step, feed: ReplayableBatches, size: int | None) -> Tensor:
         """Forward and backward of every micro-batch, up to the point where gradients are reduced and the optimizer's
         step is due.
 
@@ -174,7 +176,7 @@ class Engine(TrainingState):
     def average_statistics(self) -> None:
         """Make the running statistics, and their moving averages, the mean over the replicas."""
         tensors = [*self.statistics(), *self.ema.mean_buffers]
-        self.ranks.average_(tensors, group=self.share.group, count=self.share.count)
+        self.ranks.average_(tensors, group=self.share.group, count=self.share.dp_size)
 
     def restate_statistics(self, passes: Iterable[tuple[Tensor | None, int]]) -> None:
         """Take BatchNorm's statistics anew from the model as it is, in evaluation mode; frozen layers keep theirs.
@@ -190,8 +192,8 @@ class Engine(TrainingState):
             for images, counted in passes:
                 self.predict(images)
                 tallies.add(counted)
-        self.ranks.average_(tallies.sums(), group=self.share.group, count=self.share.count)
-        tallies.settle()
+        self.ranks.average_(tallies.sums(), group=self.share.group, count=self.share.dp_size)
+        tallies.apply()
 
     @torch.no_grad()
     def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
@@ -204,7 +206,7 @@ class Engine(TrainingState):
         sums += torch.cat((items, items.new_full((1,), boxes)))
         self.diagnosis.note_loss(items.sum())
 
-    def _explain(self, verdict: Verdict, step: Step, feed: Feed, size: int | None) -> tuple[Culprit, ...]:
+    def _explain(self, verdict: Verdict, step: Step, feed: ReplayableBatches, size: int | None) -> tuple[Culprit, ...]:
         """Find out where a step went bad: a collective, by running it a second time where it was not watched."""
         if self.diagnosis.when == "off" or not self.stability.restores:
             return ()
@@ -213,17 +215,17 @@ class Engine(TrainingState):
                 self._run_again(step, feed, size)
         return self.diagnosis.conclude(verdict, self.stability.named(verdict.suspects), feed, *self._place())
 
-    def _run_again(self, step: Step, feed: Feed, size: int | None) -> None:
+    def _run_again(self, step: Step, feed: ReplayableBatches, size: int | None) -> None:
         """The passes of a step that was not applied once more, without a trace."""
         counters = {key: getattr(self.deepspeed, key) for key in COUNTERS}
         feed.rewind()
         self._accumulate(step, feed, size)
         self.stability.discard()
         self.deepspeed.step()
-        self.recovery.restore_statistics()
+        self.snapshots.restore_statistics()
         for key, value in counters.items():
             setattr(self.deepspeed, key, value)
 
     def _place(self) -> tuple[int, int]:
         """This rank's stage and replica."""
-        return 0, self.share.index
+        return 0, self.share.dp_rank

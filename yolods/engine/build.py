@@ -8,45 +8,45 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from yolods.cluster.grid import Grid
-from yolods.cluster.ranks import Ranks, Share
 from yolods.compat import skip_own_decoding
+from yolods.distributed.mesh import Mesh
+from yolods.distributed.world import Ranks, Share
 from yolods.engine.base import Parts
-from yolods.engine.ema import ShardedEma
-from yolods.engine.files import announce_folders
-from yolods.engine.judge import build_stability
-from yolods.engine.masters import masters_of
-from yolods.engine.optim import OptimizerChoice, build_optimizer, freeze, parameter_groups
-from yolods.engine.pipeline import Cut, PipelineEngine
-from yolods.engine.schedule import Schedule
-from yolods.engine.zero import ZeroEngine
+from yolods.engine.build_stability import build_stability
+from yolods.engine.monitor_files import announce_folders
+from yolods.engine.pipeline.engine import PipelineEngine, StageBoundaries
+from yolods.engine.zero_engine import ZeroEngine
+from yolods.model.graph.stage import RecomputedDetector
 from yolods.model.inputs import InputFormat
 from yolods.model.layers import exchange_layers
-from yolods.model.loss import DetectionLoss
-from yolods.model.stage import RecomputedDetector
+from yolods.model.loss.detection_loss import DetectionLoss
+from yolods.optim.ema import ShardedEma
+from yolods.optim.lr_schedule import Schedule
+from yolods.optim.optimizers import OptimizerChoice, build_optimizer, freeze, parameter_groups
+from yolods.zero.master_weights import masters_of
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
     from yolods.config import RunConfig
-    from yolods.model.stage import Stage
+    from yolods.model.graph.stage import Stage
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def plan_schedule(config: RunConfig, choice: OptimizerChoice, samples: int) -> Schedule:
     """The run's schedule, from the resolved configuration and the size of the train set."""
-    hyper, layout = config.hyper, config.deepspeed
-    accumulation = layout.accumulation
-    if layout.accumulation_auto:
+    hyper, ds = config.hyper, config.deepspeed
+    accumulation = ds.accumulation
+    if ds.accumulation_auto:
         # As ultralytics does, after the weight decay was scaled: no run is shorter than a step.
-        accumulation = min(accumulation, math.ceil(samples * config.epochs / layout.batches.batch))
+        accumulation = min(accumulation, math.ceil(samples * config.epochs / ds.batches.batch))
     return Schedule(
         samples=samples,
-        batch=layout.micro_batch * layout.ranks,
+        batch=ds.micro_batch * ds.dp_size,
         epochs=config.epochs,
         accumulation=accumulation,
-        ramp=layout.accumulation_auto,
+        ramp=ds.accumulation_auto,
         lr0=choice.lr,
         lrf=hyper.lrf,
         cos_lr=hyper.cos_lr,
@@ -80,10 +80,10 @@ def build_engine(
 def build_pipeline(
     stage: Stage,
     head: nn.Module,
-    cut: Cut,
+    cut: StageBoundaries,
     config: RunConfig,
     choice: OptimizerChoice,
-    grid: Grid,
+    mesh: Mesh,
     class_weights: Tensor | None = None,
 ) -> PipelineEngine:
     """Wrap this rank's stage for training. A collective.
@@ -92,21 +92,21 @@ def build_pipeline(
         stage: fp32 on the CPU; is changed as `build_engine` changes a model.
         head: the model's Detect layer, for strides, class count and reg_max; may be on the meta device.
         cut: what crosses this stage's ends.
-        grid: this rank's place.
+        mesh: this rank's place.
     """
-    ranks = grid.ranks
+    ranks = mesh.ranks
     share = Share(
-        grid.replica,
-        grid.replicas,
-        reads_images=grid.first,
-        reads_labels=grid.last,
-        alone=grid.stages == 1,
-        group=grid.data_group,
+        mesh.replica,
+        mesh.replicas,
+        first_stage=mesh.first,
+        last_stage=mesh.last,
+        alone=mesh.stages == 1,
+        group=mesh.data_group,
     )
-    loss = DetectionLoss(head, ranks.device, config.hyper, class_weights) if grid.last else None
-    parts = _parts(stage, head, config, choice, ranks, share, loss, grid)
+    loss = DetectionLoss(head, ranks.device, config.hyper, class_weights) if mesh.last else None
+    parts = _parts(stage, head, config, choice, ranks, share, loss, mesh)
     autocast = config.deepspeed.autocast
-    return PipelineEngine(parts, grid, cut, None if autocast is None else _DTYPES[autocast])
+    return PipelineEngine(parts, mesh, cut, None if autocast is None else _DTYPES[autocast])
 
 
 def _parts(
@@ -117,20 +117,20 @@ def _parts(
     ranks: Ranks,
     share: Share,
     loss: DetectionLoss | None,
-    grid: Grid | None = None,
+    mesh: Mesh | None = None,
 ) -> Parts:
     import deepspeed
 
-    hyper, layout = config.hyper, config.deepspeed
+    hyper, ds = config.hyper, config.deepspeed
     frozen = freeze(module, hyper.freeze)
     channels_last = hyper.channels_last is not False
-    low_precision = layout.precision != "fp32"
-    shared = hyper.sync_bn and share.count > 1
+    low_precision = ds.precision != "fp32"
+    shared = hyper.sync_bn and share.dp_size > 1
     exchange_layers(
         module,
         low_precision=low_precision,
         sync_bn=shared,
-        pointwise=ranks.device.type == "cpu" and channels_last and not low_precision and layout.autocast is None,
+        pointwise=ranks.device.type == "cpu" and channels_last and not low_precision and ds.autocast is None,
         group=share.group,
     )
     module.to(ranks.device)
@@ -141,9 +141,9 @@ def _parts(
     announce_folders(config.monitor_folders)  # services look for theirs while DeepSpeed is initialised
     engine, *_ = deepspeed.initialize(
         model=module,
-        optimizer=build_optimizer(choice, groups, ranks.device, offload=layout.offload_optimizer),
+        optimizer=build_optimizer(choice, groups, ranks.device, offload=ds.offload_optimizer),
         config=config.for_initialize(),
-        mpu=grid,
+        mpu=mesh,
         dist_init_required=False,
     )
     masters = masters_of(engine.optimizer)
@@ -153,9 +153,9 @@ def _parts(
         loss=loss,
         masters=masters,
         ema=ShardedEma(masters, statistics, decay=hyper.ema_decay, tau=hyper.ema_tau),
-        stability=build_stability(engine, masters, layout, ranks, share),
-        overflow=layout.own.overflow,
-        inputs=InputFormat(ranks.device, _DTYPES[layout.precision], channels_last),
+        stability=build_stability(engine, masters, ds, ranks, share),
+        overflow=ds.own.overflow,
+        inputs=InputFormat(ranks.device, _DTYPES[ds.precision], channels_last),
         ranks=ranks,
         share=share,
         frozen=frozen,

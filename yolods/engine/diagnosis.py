@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, ExitStack
 import torch
 from torch import Tensor, nn
 
-from yolods.cluster.pulse import mark
-from yolods.cluster.ranks import Ranks
-from yolods.engine.feed import Feed
+from yolods.distributed.phases import mark
+from yolods.distributed.world import Ranks
+from yolods.engine.microbatches import ReplayableBatches
 from yolods.stability.attribution import Account, Culprit, Phase, Probe, culprits
 from yolods.stability.guard import Verdict
 
@@ -49,7 +49,7 @@ class Diagnosis:
         return self._probe.attached()
 
     def conclude(
-        self, verdict: Verdict, suspects: Sequence[str], feed: Feed, stage: int, replica: int
+        self, verdict: Verdict, suspects: Sequence[str], feed: ReplayableBatches, stage: int, replica: int
     ) -> tuple[Culprit, ...]:
         """The culprits of the step that was watched last, the same on every rank. A collective.
 

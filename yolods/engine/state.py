@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yolods.cluster.ranks import Ranks, Share
-from yolods.engine.ema import ShardedEma
-from yolods.engine.masters import Masters, frozen_weights, full_shape, set_parameter
-from yolods.engine.recovery import Recovery
-from yolods.engine.shards import cut, misfits
+from yolods.device.host_copy import fill, host_copy
+from yolods.distributed.world import Ranks, Share
+from yolods.engine.snapshots import Snapshots
 from yolods.errors import UserError
-from yolods.hostcopy import fill, host_copy
-from yolods.stability.step import Stability, StockStability
+from yolods.optim.ema import ShardedEma
+from yolods.stability.controller import Stability, StockStability
+from yolods.zero.master_weights import Masters, frozen_weights, full_shape, set_parameter
+from yolods.zero.shards import cut_shards, misfits
 
 COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 """DeepSpeed's own counts, which its timers and logs go by."""
@@ -46,7 +46,7 @@ class TrainingState:
         """
         self.deepspeed, self.masters, self.ema = deepspeed, masters, ema
         self.stability, self.ranks, self.share = stability, ranks, share
-        self.recovery = Recovery(self.statistics, self._moving, every=snapshot_steps, restores=stability.restores)
+        self.snapshots = Snapshots(self.statistics, self._moving, every=snapshot_steps, restores=stability.restores)
 
     @property
     def net(self) -> nn.Module:
@@ -93,7 +93,7 @@ class TrainingState:
             **self._moving(),
             "frozen": self._frozen_weights(),
             "stability": self.stability.state(),
-            **self.recovery.state(),
+            **self.snapshots.state(),
             "counters": {key: getattr(self.deepspeed, key) for key in COUNTERS},
         }
 
@@ -114,7 +114,7 @@ class TrainingState:
         self.stability.load(state["stability"])
         for key, value in state["counters"].items():
             setattr(self.deepspeed, key, value)
-        self.recovery.load(state)
+        self.snapshots.load(state)
 
     @torch.no_grad()
     def _load_moving(self, state: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ class TrainingState:
         """
         mine, shards = self.describe(), self.masters.shards()
         sizes = [shard.numel() for shard in shards]
-        pieces = cut(self.masters.kind, mine["groups"], weights, sizes, self.share.index, self.share.count)
+        pieces = cut_shards(self.masters.kind, mine["groups"], weights, sizes, self.share.dp_rank, self.share.dp_size)
         fill(shards, [piece.view_as(shard) for piece, shard in zip(pieces, shards, strict=True)])
         fill(self.statistics(), [weights[name] for name in mine["statistics"]])
         for name, parameter in self.net.named_parameters():

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from yolods.model.parcel import send
+from yolods.device.packed_copy import send
 
 
 @dataclass(frozen=True, eq=False)

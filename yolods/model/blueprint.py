@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from yolods.model.build import build
-from yolods.model.graph import meta_model
+from yolods.model.architecture.build import build
+from yolods.model.graph.graph import meta_model
 from yolods.model.initialise import initialise
 from yolods.model.weights import read_pt, transfer
 

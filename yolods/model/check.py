@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from yolods.config.model_name import parse_name
-from yolods.config.sizes import single_value_fault, size_fault
+from yolods.config.image_size import single_value_fault, size_fault
+from yolods.config.names.model_name import parse_name
 from yolods.errors import Faults
+from yolods.model.architecture.build import architecture
 from yolods.model.blueprint import Blueprint
-from yolods.model.build import architecture
 from yolods.model.freezing import check_frozen
 
 if TYPE_CHECKING:
@@ -62,5 +62,5 @@ def _single_value(config: RunConfig, blueprint: Blueprint) -> str | None:
         int(max(blueprint.strides)),
         config.deepspeed.micro_batch,
         multi_scale=config.hyper.multi_scale,
-        ranks=config.deepspeed.ranks if config.hyper.sync_bn else 1,
+        ranks=config.deepspeed.dp_size if config.hyper.sync_bn else 1,
     )

@@ -9,7 +9,7 @@ from yolods.errors import Faults, nearest
 
 Frozen = int | Sequence[int | str] | None
 """As `freeze` gives it: the first N layers; numbers of layers and names of modules ("24.cv2"); nothing."""
-ALWAYS = ".dfl"
+ALWAYS_FROZEN = ".dfl"
 """Detect's bins, which nobody trains."""
 
 
@@ -19,7 +19,7 @@ def marks_of(frozen: Frozen) -> list[str]:
     A name may be written with the model's own `model.` before it, and down to a single parameter.
     """
     layers = range(frozen) if isinstance(frozen, int) else (frozen or [])
-    return [f"model.{str(layer).removeprefix('model.').rstrip('.')}." for layer in layers] + [ALWAYS]
+    return [f"model.{str(layer).removeprefix('model.').rstrip('.')}." for layer in layers] + [ALWAYS_FROZEN]
 
 
 def is_frozen(name: str, marks: Iterable[str]) -> bool:
@@ -71,7 +71,7 @@ def told(frozen: Frozen, names: Iterable[str]) -> str | None:
     """A line that says how much is frozen beside Detect's bins; None where that was not asked for."""
     if frozen is None:
         return None
-    names = [name for name in names if ALWAYS not in name]
+    names = [name for name in names if ALWAYS_FROZEN not in name]
     marks = marks_of(frozen)[:-1]
     held = [name for name in names if is_frozen(name, marks)]
     touched, layers = {name.split(".")[1] for name in held}, {name.split(".")[1] for name in names}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from yolods.compat import local_checkpoints
 from yolods.errors import UserError
-from yolods.files import replace_file
+from yolods.system.files import replace_file
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel

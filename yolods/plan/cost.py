@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from yolods.compat import storage_key
-from yolods.model.graph import IMAGE, Graph, Node, live, modules_of, run_node
+from yolods.model.graph.graph import IMAGE, Graph, Node, live, modules_of, run_node
 
 STATE_BYTES = 16
 """Of a parameter in mixed precision with Adam: weight 2, gradient 2, master 4, two moments 8 (ZeRO, 1910.02054)."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from yolods.config.pipeline import PARTITIONS
+from yolods.config.deepspeed.pipeline import PARTITIONS
 from yolods.errors import Faults, UserError, nearest
-from yolods.model.graph import Graph, live
+from yolods.model.graph.graph import Graph, live
 from yolods.plan.cost import Cost
-from yolods.plan.schedule import in_flight
-from yolods.plan.stages import DEFAULT, Stages, Terms
+from yolods.plan.one_f_one_b import in_flight
+from yolods.plan.stage_costs import DEFAULT, StageCosts, Terms
 
 MIB = 2**20
 
@@ -67,7 +67,7 @@ def partition(
     """
     if not 1 <= stages <= len(cost.nodes):
         raise UserError(f"pipeline: {stages} stages, but there are {len(cost.nodes)} nodes to share out among them")
-    table = Stages(cost, terms)
+    table = StageCosts(cost, terms)
     if not isinstance(policy, str):
         found = _explicit(cost.graph, stages, policy)
     elif policy == "uniform":
@@ -81,7 +81,7 @@ def partition(
     return found
 
 
-def _search(table: Stages, stages: int, policy: str) -> Partition:
+def _search(table: StageCosts, stages: int, policy: str) -> Partition:
     """The best partition by (largest weight, peak memory, bytes across), one after the other, over all cuts.
 
     Where none fits the limit: the one with the smallest peak.
@@ -216,7 +216,7 @@ class StageRow:
 
 def table(found: Partition, cost: Cost, terms: Terms = DEFAULT) -> tuple[StageRow, ...]:
     """What every stage of a partition takes, under the same terms that `partition` was given."""
-    stages, graph = Stages(cost, terms), cost.graph
+    stages, graph = StageCosts(cost, terms), cost.graph
     rows = []
     for stage in range(found.stages):
         a, b = found.bounds[stage : stage + 2]
@@ -255,12 +255,12 @@ def render(rows: Sequence[StageRow]) -> str:
     return "\n".join(lines)
 
 
-def _peak(stages: Stages, found: Partition) -> float:
+def _peak(stages: StageCosts, found: Partition) -> float:
     ends = zip(found.bounds, found.bounds[1:], strict=False)
     return max(float(stages.memory(found.stages, stage)[end]) for stage, end in enumerate(ends))
 
 
-def _refuse_overfull(stages: Stages, found: Partition) -> None:
+def _refuse_overfull(stages: StageCosts, found: Partition) -> None:
     """Name every stage that does not fit the limit, with what it is made of, and the smallest peak that is possible."""
     terms, faults = stages.terms, Faults()
     if terms.memory_limit is None or _peak(stages, found) <= terms.memory_limit:

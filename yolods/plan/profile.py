@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolods.model.graph import IMAGE, Graph, run_node
+from yolods.model.graph.graph import IMAGE, Graph, run_node
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -26,7 +26,7 @@ LOSS = "loss"
 
 
 @dataclass(frozen=True)
-class Finding:
+class BadValue:
     """The first thing that was wrong in one micro-batch on one rank, in one direction."""
 
     phase: Phase
@@ -129,16 +129,16 @@ class Probe:
     def _note_gradient(self, name: str, micro_batch: int, gradient: Tensor) -> None:
         self._flags.append(_Flags("backward", name, micro_batch, gradient.isinf().any(), gradient.isnan().any()))
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[BadValue]:
         """The first bad thing of every micro-batch in each direction, in the order in which they were met."""
-        found: dict[tuple[Phase, int], Finding] = {}
+        found: dict[tuple[Phase, int], BadValue] = {}
         for order, (flags, bad) in enumerate(zip(self._flags, _any(self._flags), strict=True)):
             key = flags.phase, flags.micro_batch
             if bad and key not in found:
                 found[key] = _finding(flags, order)
         return list(found.values())
 
-    def largest(self, names: Sequence[str]) -> tuple[float, Finding] | None:
+    def largest(self, names: Sequence[str]) -> tuple[float, BadValue] | None:
         """Of a spike: the micro-batch that had the largest gradient of the last of `names` that is on this rank.
 
         In the order of the model a gradient grows out of proportion at one layer and stays so in all before it.
@@ -149,7 +149,7 @@ class Probe:
             return None
         norms = {number: float(norm) for (each, number), norm in self._norms.items() if each == name}
         micro_batch = max(norms, key=lambda number: norms[number])
-        return norms[micro_batch], Finding("backward", name, "spike", micro_batch)
+        return norms[micro_batch], BadValue("backward", name, "spike", micro_batch)
 
 
 def _any(flags: Sequence[_Flags]) -> list[bool]:
@@ -159,12 +159,12 @@ def _any(flags: Sequence[_Flags]) -> list[bool]:
     return torch.stack([(each.inf.any() | each.nan.any()) for each in flags]).tolist()
 
 
-def _finding(flags: _Flags, order: int) -> Finding:
+def _finding(flags: _Flags, order: int) -> BadValue:
     kinds = [word for word, flag in (("inf", flags.inf), ("nan", flags.nan)) if bool(flag.any())]
     bad = flags.inf | flags.nan
     images = tuple(torch.nonzero(bad).flatten().tolist()) if flags.phase == "forward" else ()
     in_weights = flags.weights is not None and bool(flags.weights)
-    return Finding(flags.phase, flags.name, ", ".join(kinds), flags.micro_batch, images, in_weights, order)
+    return BadValue(flags.phase, flags.name, ", ".join(kinds), flags.micro_batch, images, in_weights, order)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -188,8 +188,8 @@ class Account:
     host: str
     stage: int
     replica: int
-    findings: tuple[Finding, ...]
-    largest: tuple[float, Finding] | None
+    findings: tuple[BadValue, ...]
+    largest: tuple[float, BadValue] | None
     """Of a spike: see `Probe.largest`."""
     losses: tuple[float, ...]
     """Loss of every micro-batch, where the loss is computed."""
@@ -249,7 +249,7 @@ def culprits(accounts: Sequence[Account], cause: str, *, shared: bool = False) -
     return found
 
 
-def _origin(accounts: Sequence[Account], micro_batch: int) -> tuple[Account, Finding] | None:
+def _origin(accounts: Sequence[Account], micro_batch: int) -> tuple[Account, BadValue] | None:
     met = [(each, f) for each in accounts for f in each.findings if f.micro_batch == micro_batch]
     forward = [pair for pair in met if pair[1].phase == "forward"]
     if forward:
@@ -257,12 +257,12 @@ def _origin(accounts: Sequence[Account], micro_batch: int) -> tuple[Account, Fin
     for each in accounts:
         if micro_batch < len(each.losses) and not math.isfinite(each.losses[micro_batch]):
             kind = "nan" if math.isnan(each.losses[micro_batch]) else "inf"
-            return each, Finding("forward", LOSS, kind, micro_batch)
+            return each, BadValue("forward", LOSS, kind, micro_batch)
     backward = [pair for pair in met if pair[1].phase == "backward"]
     return min(backward, key=lambda pair: (-pair[0].stage, pair[1].order)) if backward else None
 
 
-def _culprit(account: Account, finding: Finding, files: tuple[tuple[str, ...], ...]) -> Culprit:
+def _culprit(account: Account, finding: BadValue, files: tuple[tuple[str, ...], ...]) -> Culprit:
     single = bool(finding.images) and not finding.in_weights and len(finding.images) < max(len(files), 2)
     images = [files[i] for i in finding.images if i < len(files)] if single else files
     chosen = tuple(dict.fromkeys(file for sources in images for file in sources))
@@ -300,5 +300,5 @@ def _largest_loss(accounts: Sequence[Account]) -> list[Culprit]:
     if not told:
         return []
     _, micro_batch, account = max(told, key=lambda row: row[0])
-    finding = Finding("forward", LOSS, "spike", micro_batch)
+    finding = BadValue("forward", LOSS, "spike", micro_batch)
     return [_culprit(account, finding, _files(accounts, account.replica, micro_batch))]

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from yolods.stability.attribution import INPUT, LOSS
+from yolods.stability.grad_stats import GradStats
 from yolods.stability.guard import Verdict
-from yolods.stability.reading import Reading
 from yolods.stability.record import StepRecord
 from yolods.stats import StabilityEvent
 
@@ -27,9 +27,9 @@ def event_of(record: StepRecord, excluded: Sequence[str] = (), place: Callable[[
         excluded: images that are left out from now on, by their identities.
         place: what people are told of an image, by its identity.
     """
-    verdict, reading = record.verdict, record.reading
+    verdict, grad_stats = record.verdict, record.grad_stats
     places = verdict.suspects if not verdict.applied else verdict.vanished
-    parameters = tuple(reading.names[place] for place in places) if reading else ()
+    parameters = tuple(grad_stats.names[place] for place in places) if grad_stats else ()
     levels = _box_levels(parameters) if verdict.applied else ()
     return StabilityEvent(
         step=record.step,
@@ -47,7 +47,7 @@ def event_of(record: StepRecord, excluded: Sequence[str] = (), place: Callable[[
         ),
         remedy=_why_unassigned(levels)
         if levels
-        else _remedy(record, list(map(place, excluded))) + _silence(verdict, reading),
+        else _remedy(record, list(map(place, excluded))) + _silence(verdict, grad_stats),
     )
 
 
@@ -81,9 +81,9 @@ def _remedy(record: StepRecord, excluded: Sequence[str]) -> str:
     return words
 
 
-def _silence(verdict: Verdict, reading: Reading | None) -> str:
+def _silence(verdict: Verdict, grad_stats: GradStats | None) -> str:
     """Why a gradient may be exactly 0, which has nothing to do with numbers that are too small."""
-    if reading is None or not verdict.vanished or reading.norms[list(verdict.vanished)].any():
+    if grad_stats is None or not verdict.vanished or grad_stats.norms[list(verdict.vanished)].any():
         return ""
     return ": they are exactly 0, as where a layer is cut off from the loss"
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from yolods.stability.reading import Reading
+from yolods.stability.grad_stats import GradStats
 from yolods.stability.trend import LayerTrends, Trend
 
 if TYPE_CHECKING:
-    from yolods.config.own import OverflowConfig
+    from yolods.config.deepspeed.yolods_block import OverflowConfig
 
 _WEIGHTY = 1e-4
 """Share of the global norm below which a parameter has no weight in it."""
@@ -57,17 +57,17 @@ class Guard:
         self._bad_in_row = self._spikes_in_row = 0
         self._rollbacks, self._good_since = 0, 0
 
-    def judge(self, reading: Reading, *, scale_can_fall: bool, can_return: bool) -> Verdict:
+    def judge(self, grad_stats: GradStats, *, scale_can_fall: bool, can_return: bool) -> Verdict:
         """The verdict on a step.
 
         Args:
             scale_can_fall: fp16 with a dynamic loss scale above its floor.
             can_return: there is a snapshot; before the first step that was applied there is none.
         """
-        cause, usual = self._cause(reading, scale_can_fall)
+        cause, usual = self._cause(grad_stats, scale_can_fall)
         if not cause:
-            return Verdict(vanished=self._good(reading))
-        suspects = tuple(reading.bad) or self._outstanding(reading)
+            return Verdict(vanished=self._good(grad_stats))
+        suspects = tuple(grad_stats.bad) or self._outstanding(grad_stats)
         if cause == "overflow":  # the scale gives way: nothing is wrong with the run
             return Verdict("skip", cause, suspects)
         self._bad_in_row += 1
@@ -76,34 +76,34 @@ class Guard:
             return Verdict("skip", cause, suspects, usual=usual)
         return Verdict(self._last_resort(can_return), cause, suspects, usual=usual)
 
-    def _cause(self, reading: Reading, scale_can_fall: bool) -> tuple[Cause, float]:
-        if not math.isfinite(reading.total_loss):
+    def _cause(self, grad_stats: GradStats, scale_can_fall: bool) -> tuple[Cause, float]:
+        if not math.isfinite(grad_stats.total_loss):
             return "forward", math.nan
-        if reading.bad:
+        if grad_stats.bad:
             return ("overflow" if scale_can_fall else "backward"), math.nan
-        if self._stands_out(self._loss, reading.total_loss, self._config.loss_spike_ratio):
+        if self._stands_out(self._loss, grad_stats.total_loss, self._config.loss_spike_ratio):
             return "loss_spike", self._loss.usual
-        if self._stands_out(self._norm, reading.norm, self._config.spike_ratio):
+        if self._stands_out(self._norm, grad_stats.norm, self._config.spike_ratio):
             return "gradient_spike", self._norm.usual
         return "", math.nan
 
     def _stands_out(self, trend: Trend, value: float, ratio: float) -> bool:
         return trend.count >= self._config.warmup_steps and trend.excess(value, ratio, self._config.spike_z)
 
-    def _good(self, reading: Reading) -> tuple[int, ...]:
+    def _good(self, grad_stats: GradStats) -> tuple[int, ...]:
         self._bad_in_row = self._spikes_in_row = 0
         self._good_since += 1
         # No fewer than it takes to learn what is usual: one good step between two troubles is no recovery.
         if self._good_since >= max(self._config.snapshot_steps, self._config.warmup_steps):
             self._rollbacks = 0
-        self._norm.add(reading.norm)
-        self._loss.add(reading.total_loss)
-        return tuple(self._layers.add(reading.norms, self._config.vanishing, self._config.vanishing_steps))
+        self._norm.add(grad_stats.norm)
+        self._loss.add(grad_stats.total_loss)
+        return tuple(self._layers.add(grad_stats.norms, self._config.vanishing, self._config.vanishing_steps))
 
-    def _outstanding(self, reading: Reading) -> tuple[int, ...]:
+    def _outstanding(self, grad_stats: GradStats) -> tuple[int, ...]:
         """Of a spike: parameters that stand out more than half as far, in orders of magnitude, as the one that does
         most; one with no weight in the norm is not what made it large."""
-        excess = np.where(reading.norms > _WEIGHTY * reading.norm, self._layers.excess(reading.norms), 0.0)
+        excess = np.where(grad_stats.norms > _WEIGHTY * grad_stats.norm, self._layers.excess(grad_stats.norms), 0.0)
         return tuple(np.flatnonzero(excess >= math.sqrt(max(excess.max(), 1.0))).tolist())
 
     def _last_resort(self, can_return: bool) -> Action:

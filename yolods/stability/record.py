@@ -14,7 +14,7 @@ from yolods.stability.guard import Verdict
 
 if TYPE_CHECKING:
     from yolods.stability.attribution import Culprit
-    from yolods.stability.reading import Reading
+    from yolods.stability.grad_stats import GradStats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class StepRecord:
     """fp16's loss scale in the next step."""
     verdict: Verdict = field(default_factory=Verdict)
     """What became of the step, and why."""
-    reading: Reading | None = None
+    grad_stats: GradStats | None = None
     """Every parameter's gradient norm; None under stock handling."""
     stop: bool = False
     """Whether any rank was asked to stop."""

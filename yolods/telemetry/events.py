@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from yolods.files import replace_text
 from yolods.stats import StabilityEvent
+from yolods.system.files import replace_text
 
 STABILITY_FILE = "stability.jsonl"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from yolods.compat import UNICODE_FONT, use_local_font
-from yolods.config.paths import ultralytics_folders
+from yolods.system.folders import ultralytics_folders
 
 _log = logging.getLogger("yolods.plots")
 

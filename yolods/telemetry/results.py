@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from yolods.files import replace_text
 from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
+from yolods.system.files import replace_text
 
 
 def columns(lr_names: Sequence[str]) -> list[str]:
@@ -70,7 +70,7 @@ class ResultsTable:
             file.write(f"{head}{line}\n")
 
 
-def read(path: Path) -> dict[str, list[float]]:
+def read_results(path: Path) -> dict[str, list[float]]:
     """The file by column, whole rows only: the last line of a killed run may be cut short."""
     header, rows = _parse(path)
     return {name: [float(cells[i]) for cells in rows] for i, name in enumerate(header)}

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from yolods.checkpoint.progress import Progress
-from yolods.cluster.ranks import Ranks, Share
 from yolods.config import RunConfig
 from yolods.data.dataset import DetectionSet
 from yolods.data.loader import scaled_size, train_loader
 from yolods.data.sampler import Stream
-from yolods.engine.schedule import Schedule
-from yolods.evaluate import aloud
+from yolods.distributed.world import Ranks, Share
+from yolods.evaluation.evaluator import log_user_errors
+from yolods.optim.lr_schedule import Schedule
 from yolods.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
@@ -50,27 +50,27 @@ class TrainBatches:
 
     def exclude(self, images: Iterable[str]) -> None:
         """Leave images out of what is read from now on. Batches that are being read still have them."""
-        self.dataset.bar(images)
+        self.dataset.exclude(images)
 
     def read(self, progress: Progress) -> Iterator[dict[str, Any]]:
         """Micro-batches from where the run stands, without an end; none on a rank that reads no images.
 
         Close the iterator to end the loader's processes.
         """
-        if not self._share.reads_images:
+        if not self._share.first_stage:
             return
         stream = Stream(self._schedule.samples, self._config.seed, self._schedule.batch)
         loader = train_loader(
             self.dataset,
             stream,
             first_position=progress.position,
-            rank=self._share.index,
-            ranks=self._share.count,
+            dp_rank=self._share.dp_rank,
+            dp_size=self._share.dp_size,
             micro=self._config.deepspeed.micro_batch,
             workers=self._config.workers,
             pin_memory=self._ranks.device.type == "cuda",
         )
-        for number, batch in enumerate(aloud(loader, self._ranks), start=progress.micro_batches):
+        for number, batch in enumerate(log_user_errors(loader, self._ranks), start=progress.micro_batches):
             self._note_replaced(batch.get("replaced", ()))
             if self._telemetry.wants_train_images(number):
                 self._telemetry.train_images(batch, number)

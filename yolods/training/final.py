@@ -9,10 +9,10 @@ import torch
 from yolods.checkpoint.progress import Progress
 from yolods.engine.base import Engine
 from yolods.errors import UserError
-from yolods.evaluate import Evaluation, Evaluator
+from yolods.evaluation.evaluator import Evaluation, Evaluator
 from yolods.model.weights import read_pt
-from yolods.precise import TrainStatistics
 from yolods.telemetry import Telemetry
+from yolods.training.precise_bn import TrainStatistics
 from yolods.training.selection import FITNESS_DIGITS
 from yolods.training.weight_files import WeightsWriter
 

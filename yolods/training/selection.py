@@ -8,7 +8,7 @@ from typing import NamedTuple
 from yolods.checkpoint.progress import Progress
 from yolods.config import RunConfig
 from yolods.engine.base import Engine
-from yolods.evaluate import Evaluation, Evaluator
+from yolods.evaluation.evaluator import Evaluation, Evaluator
 from yolods.telemetry import Telemetry
 from yolods.training.weight_files import WeightsWriter
 

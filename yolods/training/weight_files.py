@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from yolods.cluster.pulse import slowly
 from yolods.config import RunConfig
-from yolods.evaluate import Evaluation
-from yolods.files import replace_copy
+from yolods.distributed.phases import slowly
+from yolods.evaluation.evaluator import Evaluation
 from yolods.model.blueprint import Blueprint
 from yolods.model.weights import write_pt
+from yolods.system.files import replace_copy
 from yolods.telemetry import Telemetry
 
 

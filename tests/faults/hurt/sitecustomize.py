@@ -30,10 +30,10 @@ def hurt(what: str) -> None:
 
 
 def plant(plan: dict) -> None:
-    """Wrap `pulse.mark`, through which a rank says what it begins."""
-    from yolods.cluster import pulse
+    """Wrap `phases.mark`, through which a rank says what it begins."""
+    from yolods.distributed import phases
 
-    mark, seen = pulse.mark, [0]
+    mark, seen = phases.mark, [0]
 
     def marked(phase: str, number: int | None = None, **rest: int) -> None:
         mark(phase, number, **rest)
@@ -44,7 +44,7 @@ def plant(plan: dict) -> None:
                     file.write(str(time.time()))
             hurt(plan["what"])
 
-    pulse.mark = marked
+    phases.mark = marked
 
 
 if "HURT" in os.environ and "RANK" in os.environ:

@@ -18,7 +18,7 @@ SITE = "site-packages/"
 _SILENT = (
     *("torch/", "numpy/", "typing_extensions.py", "tests/rehearsal/pretended/"),
     *("deepspeed/accelerator/", "deepspeed/comm/", "deepspeed/utils/nvtx.py"),
-    "yolods/cluster/waits.py",
+    "yolods/distributed/collective_waits.py",
 )
 """Whoever calls these is to blame."""
 _NAMELESS = ("<listcomp>", "<dictcomp>", "<setcomp>", "<genexpr>", "<lambda>")

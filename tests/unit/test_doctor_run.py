@@ -1,0 +1,314 @@
+"""`yolods doctor` as a user starts it, on two hosts that a stand-in for ssh plays on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from yolods.config import precheck_deepspeed
+from yolods.data.spec import places, read_spec, spare_places
+from yolods.errors import Faults
+from yolods.hosts.env_forwarding import EXPORTED, travelling
+from yolods.hosts.remote import Caller, explain, ssh_command
+
+ROOT = Path(__file__).parents[2]
+
+SSH = r"""#!/bin/bash
+# Takes ssh's options, lets a file named after the host change what it likes, and runs the command here.
+while [[ $1 == -* ]]; do shift 2; done
+command=$2 edit=
+echo "$1" >>"$HOSTS/asked"
+[[ ! -e $HOSTS/$1 ]] || . "$HOSTS/$1"
+cd / && set -o pipefail
+bash -c "$command" | sed "$edit"
+"""
+
+
+class Cluster:
+    """Two hosts, `a` and `b`, and a doctor for them."""
+
+    def __init__(self, folder: Path, run_process: Callable) -> None:
+        self.folder, self._run = folder, run_process
+        self.bin, self.hosts, self.home = (folder / name for name in ("bin", "hosts", "home"))
+        for made in (self.bin, self.hosts, self.home):
+            made.mkdir()
+        self.tool("ssh", SSH)
+        self.tool("pdsh", "#!/bin/sh\n")
+        self.hostfile = folder / "hostfile"
+        self.hostfile.write_text("a slots=1\nb slots=1\n", encoding="utf-8")
+
+    def tool(self, name: str, text: str) -> None:
+        (self.bin / name).write_text(text, encoding="utf-8")
+        (self.bin / name).chmod(0o755)
+
+    def host(self, name: str, text: str) -> None:
+        """What differs on a host; `edit` is a sed script over its report, `command` what it was asked to run."""
+        (self.hosts / name).write_text(text, encoding="utf-8")
+
+    def doctor(self, *words: object, port: int, hostfile: bool = True, path: str = "") -> tuple[int, list[str]]:
+        flags = ["--hostfile", self.hostfile] if hostfile else []
+        env = {
+            "PATH": path or f"{self.bin}:{os.environ['PATH']}",
+            "HOSTS": str(self.hosts),
+            "HOME": str(self.home),
+            "TORCH_EXTENSIONS_DIR": str(self.folder / "extensions"),
+        }
+        argv = [sys.executable, "-m", "yolods", "launch", "doctor", *flags, "--master_port", port, *words]
+        done = self._run(argv, cwd=ROOT, env=env, timeout=60)
+        assert "Traceback" not in done.stderr
+        return done.returncode, [*done.stdout.splitlines(), *done.stderr.splitlines()]
+
+
+@pytest.fixture
+def cluster(tmp_path, run_process, monkeypatch) -> Cluster:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    return Cluster(tmp_path, run_process)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    for split in ("train", "val"):
+        for kind, name in (("images", "1.jpg"), ("labels", "1.txt")):
+            folder = tmp_path / "data" / kind / split
+            folder.mkdir(parents=True)
+            (folder / name).write_text("0 .5 .5 .1 .1", encoding="utf-8")
+    file = tmp_path / "data.yaml"
+    file.write_text(f"path: {tmp_path / 'data'}\ntrain: images/train\nval: images/val\nnames: [x]\n", encoding="utf-8")
+    return file
+
+
+SAME = "warning: b: the same machine as a; give it one line in the hostfile with all its slots"
+
+
+def test_a_healthy_set_up(cluster, data, free_port):
+    began = time.monotonic()
+    code, lines = cluster.doctor("--data", data, port=free_port())
+    assert time.monotonic() - began < 15
+    assert (code, lines[-2:]) == (0, [SAME, "It would work (1 warning)."])
+    assert sorted((cluster.hosts / "asked").read_text().split()) == ["a", "b"]  # this machine too: pdsh will do so
+    assert lines[0].startswith("2 hosts, 2 ranks, meeting at ")
+    assert [line.split()[0] for line in lines[2:5]] == ["host", "a", "b"]
+    assert sum("  5 files, " in line for line in lines) == 2 and not any("!" in line for line in lines)
+
+
+PLANTED = {
+    "another version": (
+        "mkdir -p $HOSTS/site/torch-2.6.0.dist-info; printf 'Name: torch\\nVersion: 2.6.0\\n' "
+        '>$HOSTS/site/torch-2.6.0.dist-info/METADATA; export PYTHONPATH="$HOSTS/site"',
+        "fault: b: torch 2.6.0, but a has ",
+    ),
+    "unreachable": (
+        "echo 'ssh: connect to host b port 22: Connection refused' >&2; exit 255",
+        "fault: b: ssh does not reach it: ssh: connect to host b port 22: Connection refused; start sshd there",
+    ),
+    "a password asked for": (
+        "echo 'me@b: Permission denied (publickey,password).' >&2; exit 255",
+        "fault: b: ssh does not reach it: me@b: Permission denied (publickey,password).; let it in without a password",
+    ),
+    "no such Python": (
+        "command=${command/test -x /test -x /nowhere}",
+        f"fault: b: it has no {sys.executable}; make the same environment there",
+    ),
+    "a broken Python": (
+        "command='echo ImportError: no ctypes >&2; exit 1'",
+        f"fault: b: {sys.executable} fails there: ImportError: no ctypes",
+    ),
+    "a stale lock": (
+        """edit='s|"locks": ..|"locks": [{"path": "/ext/lock", "age": 7200, "held": false}]|'""",
+        "warning: b: a build that was killed 2 hours ago left /ext/lock; this run builds nothing there",
+    ),
+    "missing data": (
+        """edit='s/"present": true/"present": false/'""",
+        " is missing or cannot be read; copy it: rsync -a a:/",
+    ),
+    "data of another size": ("""edit='s/"bytes": [0-9]*/"bytes": 3/'""", " has 1 file, 3 B, but on a 1 file, "),
+    "clocks apart": ("""edit='s/"time": 1/"time": 2/'""", "fault: b: its clock is 1000000000.0 s ahead of that of a"),
+    "chatter of a login script": ("echo welcome to b", SAME),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_is_planted_on_a_host_is_found(cluster, data, free_port, name):
+    planted, expected = PLANTED[name]
+    cluster.host("b", planted)
+    code, lines = cluster.doctor("--data", data, port=free_port())
+    found = [line for line in lines if expected in line and " b: " in line]
+    assert len(found) == 1, lines
+    works = expected == SAME or expected.startswith("warning")
+    assert code == (0 if works else 2)
+    assert lines[-1].startswith("It would work" if works else "It would not work")
+
+
+def test_a_folder_that_a_host_lacks(cluster, free_port):
+    cluster.host("b", 'command="cd /nowhere ||${command#*||}"')
+    code, lines = cluster.doctor(port=free_port())
+    assert code == 2
+    assert f"fault: b: it has no folder {ROOT}; make it there, or start in a folder that all hosts have" in lines
+
+
+@pytest.mark.slow
+def test_a_host_that_does_not_answer(cluster, free_port):
+    cluster.host("b", "exec sleep 100")
+    began = time.monotonic()
+    code, lines = cluster.doctor(port=free_port())
+    assert time.monotonic() - began < 20  # of which 12 are the time-out
+    assert code == 2 and "fault: b: no answer within 12 s; try by hand: ssh b true" in lines
+    assert lines[3].startswith("a ") and "1 on" in lines[3]  # a is shown all the same
+
+
+def test_a_port_that_is_taken(cluster, free_port):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, lines = cluster.doctor(port=port)
+    assert code == 2
+    assert any(line.startswith(f"fault: a: port {port} cannot be had: Address already in use") for line in lines)
+
+
+def test_gpus_against_slots_and_what_a_build_needs(cluster, free_port):
+    """Two GPUs a host as a stand-in for nvidia-smi lists them; b is another machine, without ninja or nvcc."""
+    cluster.tool("nvidia-smi", "#!/bin/sh\nprintf '0, 80000, 81559\\n1, 700, 81559\\n'\n")
+    cluster.hostfile.write_text("a slots=1\nb slots=4\n", encoding="utf-8")
+    cluster.host(
+        "b",
+        r"""edit='s/"machine": "/&other /; s/"addresses": .*"own_a/"addresses": [["eth0", "192.0.2.77\/8"]], """
+        r""""routes": [["eth0", "0.0.0.0\/0"]], "own_a/; s/"ninja\(_beside\)\?": "[^"]*"/"ninja\1": null/g; """
+        r"""s/"nvcc": "[^"]*"/"nvcc": null/; s/+cpu//'""",
+    )
+    words = ["--deepspeed_config", ROOT / "ds_configs" / "zero2_offload_fp32.json"]
+    code, lines = cluster.doctor(*words, port=free_port())
+    said = "\n".join(lines)
+    assert code == 2
+    assert "fault: b: slots=4, but it has 2 GPUs; write slots=2 in the hostfile" in lines
+    assert "fault: b: GPU 1 has 0.7 of 79.6 GiB free; end what runs there" in said
+    assert "warning: a: slots=1 of its 2 GPUs: the others idle; write slots=2 for all" in lines
+    assert "fault: b: no ninja, and the configuration needs DeepSpeed's CPUAdam compiled" in said
+    assert "no nvcc" not in said  # which CPUAdam does without
+    code, lines = cluster.doctor("--include", "b:0", port=free_port())
+    assert "1 host, 1 rank, " in lines[0] and not any("slots=4" in line or "ninja" in line for line in lines[5:])
+
+
+def test_without_pdsh(cluster, free_port):
+    (cluster.bin / "pdsh").unlink()
+    for tool in ("bash", "sed", "env", "hostname"):
+        (cluster.bin / tool).symlink_to(shutil.which(tool))
+    code, lines = cluster.doctor(port=free_port(), path=str(cluster.bin))
+    assert code == 2 and "fault: no pdsh here, which starts ranks on the other hosts; apt-get install pdsh" in lines
+
+
+def test_this_machine_alone_needs_no_ssh(cluster, free_port):
+    code, lines = cluster.doctor(port=free_port(), hostfile=False)
+    assert (code, lines[-1]) == (0, "It would work.")
+    assert lines[0].startswith("1 host, ") and " meeting at 127.0.0.1, port " in lines[0]
+    cluster.hostfile.write_text("localhost slots=1\n", encoding="utf-8")
+    assert cluster.doctor(port=free_port())[0] == 0
+    assert not (cluster.hosts / "asked").exists()
+
+
+def test_bad_files_are_told_with_everything_else(cluster, tmp_path, free_port):
+    (tmp_path / "bad.yaml").write_text("train: nowhere\nnames: [x]\n", encoding="utf-8")
+    (tmp_path / "bad.json").write_text("{", encoding="utf-8")
+    (cluster.home / ".deepspeed_env").write_text("A=1\n\nGLOO_SOCKET_IFNAME=none0\n", encoding="utf-8")
+    words = ["--data", tmp_path / "bad.yaml", "--deepspeed_config", tmp_path / "bad.json"]
+    code, lines = cluster.doctor(*words, port=free_port())
+    starts = [
+        f"fault: --deepspeed_config {tmp_path / 'bad.json'}: line 1",
+        f"fault: {tmp_path / 'bad.yaml'}: val: missing",
+    ]
+    starts += [f"fault: {cluster.home / '.deepspeed_env'} line 2: ``: write NAME=value"]
+    starts += [f"fault: {host}: GLOO_SOCKET_IFNAME=none0 does not fit its interfaces" for host in "ab"]
+    assert code == 2
+    assert all(any(line.startswith(start) for line in lines) for start in starts), lines
+
+
+def test_every_bad_line_of_a_hostfile_at_once(cluster, free_port):
+    cluster.hostfile.write_text("a\nb slots=x\n", encoding="utf-8")
+    code, lines = cluster.doctor(port=free_port())
+    assert code == 2
+    assert [line.partition(" line ")[2][:2] for line in lines] == ["1:", "2:"]
+
+
+def test_what_travels_to_other_hosts(tmp_path):
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder, text in ((home, "A=1\nB=home\n"), (here, "B=here\nnonsense\n")):
+        folder.mkdir()
+        (folder / "envfile").write_text(text, encoding="utf-8")
+    faults = Faults()
+    environ = {"PYTHONHASHSEED": "1", "NCCL_DEBUG": "INFO", "PATH": "/bin", "DS_ENV_FILE": "envfile"}
+    found = travelling(environ, (home, here), faults)
+    assert found == {"PYTHONHASHSEED": "1", "NCCL_DEBUG": "INFO", "A": "1", "B": "here"}
+    assert len(faults) == 1 and f"{here / 'envfile'} line 2: `nonsense`" in str(next(iter(faults)))
+
+
+def test_deepspeed_hands_on_the_same_variables():
+    from deepspeed.accelerator import cuda_accelerator
+    from deepspeed.launcher import runner
+
+    theirs = [*runner.EXPORT_ENVS, *cuda_accelerator.CUDA_Accelerator().export_envs()]
+    assert sorted(EXPORTED) == sorted(theirs)
+
+
+def test_ssh_asks_nothing_and_takes_pdshs_own_options():
+    words = ssh_command("b", "true", {"PDSH_SSH_ARGS_APPEND": "-F 'my config'"})
+    assert words[0] == "ssh" and words[-4:] == ["-F", "my config", "b", "true"]
+    assert "BatchMode=yes" in words and "ConnectTimeout=5" in words
+    assert ssh_command("b", "true", {}, 2222)[-4:] == ["-p", "2222", "b", "true"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "expected"),
+    [
+        (255, "Host key verification failed.", "make its key known: ssh b once by hand, or ssh-keyscan"),
+        (255, "ssh: Could not resolve hostname b: x", "correct its name in the hostfile, or add it to /etc/hosts"),
+        (255, "ssh: connect to host b port 22: No route to host", "see that it is up and on the network"),
+        (255, "", "ssh does not reach it: exit status 255; see that it is up and on the network"),
+        (1, "warning\nSyntaxError: x\n", "/p fails there: SyntaxError: x"),
+    ],
+)
+def test_why_a_host_gave_no_report(code, said, expected):
+    assert explain("b", code, said, Caller(Path("/d"), "/p", {})).endswith(expected)
+
+
+def test_a_host_without_our_python_is_installed_as_this_one_was(monkeypatch):
+    monkeypatch.setenv("YOLODS_LAUNCH_SCRIPT", "../yolods/launch.sh")
+    expected = "it has no /p; install there as here: ../yolods/launch.sh version"
+    assert explain("b", 92, "", Caller(Path("/d"), "/p", {})) == expected
+
+
+def test_where_data_lies(data, tmp_path):
+    folder = tmp_path / "data"
+    trees, lists = places(read_spec(data))
+    assert set(trees) == {str(data), *(str(folder / k / s) for k in ("images", "labels") for s in ("train", "val"))}
+    assert lists == ()
+    (tmp_path / "val.txt").write_text("./data/images/val/1.jpg\n", encoding="utf-8")
+    data.write_text(f"path: {tmp_path}\ntrain: data/images/train\nval: val.txt\nnames: [x]\n", encoding="utf-8")
+    assert places(read_spec(data))[1] == (str(tmp_path / "val.txt"),)
+
+
+def test_what_only_the_test_split_needs(data, tmp_path):
+    """A yaml may name a test folder that was never fetched, as COCO's does."""
+    assert spare_places(read_spec(data)) == frozenset()
+    text = data.read_text(encoding="utf-8")
+    data.write_text(f"{text}\ntest: images/absent\n", encoding="utf-8")
+    spec = read_spec(data)
+    assert spare_places(spec) == {str(source) for source in spec.test}
+    data.write_text(f"{text}\ntest: images/val\n", encoding="utf-8")
+    assert spare_places(read_spec(data)) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("zero2_offload_fp32", True), ("zero3_offload_fp16", True), ("zero3_bf16", False)]
+)
+def test_what_has_to_be_compiled(name, expected):
+    faults = Faults()
+    file = ROOT / "ds_configs" / f"{name}.json"
+    assert precheck_deepspeed(file, world_size=2, device="cuda", faults=faults) == expected
+    assert not faults

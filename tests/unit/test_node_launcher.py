@@ -1,0 +1,113 @@
+"""The launcher of one host, with ranks that are short scripts; forked, for it imports DeepSpeed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shlex
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from unittest import mock
+
+import psutil
+import pytest
+
+from tests.forks import forked, server_pid
+from yolods.system.interrupt import PASSED_ON
+
+pytestmark = pytest.mark.process
+
+RANK = """
+import os, signal, sys, time
+from yolods.system.interrupt import heed
+def stop(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    open(f"asked{os.environ['RANK']}", "w").write(str(number))
+    time.sleep(3)  # a long step
+    open(f"saved{os.environ['RANK']}", "w").close()
+    os._exit(143)
+heed(stop)
+open(f"up{os.environ['RANK']}", "w").close()
+time.sleep(60)
+"""
+
+
+def launch(folder: str) -> int:
+    """DeepSpeed's patience is a second here, and not 30."""
+    import os
+
+    from deepspeed.launcher import launch as stock
+
+    from yolods.launch import node_launcher
+
+    os.chdir(folder)
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": [0, 1]}).encode()).decode()
+    ours = [f"--world_info={world}", "--master_port=1", "--no_local_rank", "--log_level=error", f"{folder}/rank.py"]
+    wait = psutil.wait_procs
+    patience = mock.patch.object(stock.psutil, "wait_procs", lambda left, timeout: wait(left, timeout=1))
+    with mock.patch.object(sys, "argv", ["launch", *ours]), patience, pytest.raises(SystemExit) as left:
+        node_launcher.main()
+    return left.value.code
+
+
+def told(folder: Path, number: signal.Signals) -> None:
+    """Once both ranks are up, send a signal to the launcher, which is what the server has forked."""
+    deadline = time.monotonic() + 60
+    while not all((folder / f"up{rank}").exists() for rank in range(2)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for child in psutil.Process(server_pid()).children():
+        child.send_signal(number)
+
+
+def meant() -> None:
+    from argparse import Namespace
+
+    from deepspeed.launcher.multinode_runner import PDSHRunner
+
+    from yolods.launch import deepspeed_runner
+
+    stock = Namespace(
+        user_args=["train"], user_script="yolods", launcher_args="", ssh_port=None, master_addr="a", master_port=1,
+        venv_script=None, no_python=False, module=True, no_local_rank=True, save_pid=False, enable_each_rank_log=None,
+    )  # fmt: skip
+    command, kill, _ = PDSHRunner(stock, "e30=").get_cmd({}, {"a": [0], "b": [0]})
+    assert deepspeed_runner.DEEPSPEED_LAUNCH in command
+    *pdsh, pattern = deepspeed_runner.meant(kill)
+    assert pdsh == command[: len(pdsh)] == ["pdsh", "-S", "-f", "1024", "-w", "a,b"]
+    # As the remote shell reads it, against what `ps` shows of the launcher, of the shell around it, and of pdsh.
+    fits = re.compile(" ".join(shlex.split(pattern)))
+    line = " ".join(
+        deepspeed_runner.NODE_LAUNCHER if word == deepspeed_runner.DEEPSPEED_LAUNCH else word
+        for word in command[len(pdsh) :]
+    )
+    assert fits.search(line[line.index(sys.executable) :])
+    assert not fits.search(f"bash -c {line}")
+    assert not fits.search(" ".join([*pdsh, line]))
+
+
+def test_over_pdsh_the_hosts_launchers_are_asked_and_pdsh_stays(tmp_path: Path) -> None:
+    status = forked("tests.unit.test_node_launcher:meant", {}, screen=tmp_path / "s", timeout=60)
+    assert status == 0, (tmp_path / "s").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, PASSED_ON], ids=["SIGTERM", "Ctrl-C"])
+def test_a_step_that_is_longer_than_deepspeed_s_patience_ends_in_good_order(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+    teller = threading.Thread(target=told, args=(tmp_path, number))
+    teller.start()
+    status = forked(
+        "tests.unit.test_node_launcher:launch", {"folder": str(tmp_path)}, screen=tmp_path / "s", timeout=90
+    )
+    teller.join()
+    screen = (tmp_path / "s").read_text()
+    assert status == 143, screen
+    assert screen == ""
+    for rank in range(2):
+        assert (tmp_path / f"asked{rank}").read_text() == str(int(number))
+        assert (tmp_path / f"saved{rank}").exists()

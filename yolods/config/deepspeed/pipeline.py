@@ -1,0 +1,78 @@
+"""The "pipeline" block of a DeepSpeed JSON: how many stages, and where they are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from yolods.errors import Faults
+from yolods.parsing.rules import either, items, one_of, only_false, optional, read_block, real, setting, text, whole
+
+PARTITIONS = ("balanced", "flops", "activations", "parameters", "uniform")
+_CUTS = items(
+    either(whole(1), text()),
+    what='a list of cuts: 13 is before layer 13, "4.1" before the second part of layer 4',
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """Everything under "pipeline"."""
+
+    stages: int = setting(1, whole(1))
+    """Parts that the model is cut into; the ranks divide by it, and what is left are replicas."""
+    partition: str | tuple[int | str, ...] = setting("balanced", either(one_of(*PARTITIONS), _CUTS))
+    """Where it is cut: the rule, or the cuts themselves."""
+    activation_checkpoint_interval: int = setting(0, whole(0))
+    """Nodes a segment whose activations are computed again in the backward pass; 0: all activations are kept."""
+    memory_gib: float | None = setting(None, optional(real(0, above=True)))
+    """Memory of a rank that `balanced` has to keep to, in GiB; None: the device's own on a GPU, unlimited on a CPU."""
+    use_reentrant: bool = setting(
+        False, only_false("false (several tensors cross a cut, which reentrant checkpointing cannot carry)")
+    )
+    """DeepSpeed's key; only false works for a graph with skips."""
+
+
+def read_pipeline(block: Mapping[str, Any] | None, where: str, faults: Faults) -> PipelineConfig | None:
+    """Read the block; None where there is none.
+
+    Args:
+        where: the file's name in messages.
+    """
+    if block is None:
+        return None
+    config = read_block(PipelineConfig, block, f'{where}: "pipeline"', faults)
+    if isinstance(config.partition, tuple) and len(config.partition) != config.stages - 1:
+        faults.add(
+            f'{where}: "pipeline".partition has {len(config.partition)} cuts, which make {len(config.partition) + 1} '
+            f"stages, and stages is {config.stages}"
+        )
+    return config
+
+
+def replicas(config: PipelineConfig | None, world_size: int, where: str, faults: Faults) -> int:
+    """Data-parallel ranks: all of them without a pipeline, else ranks / stages."""
+    stages = config.stages if config else 1
+    if world_size % stages:
+        fitting = ", ".join(str(count) for count in range(1, world_size + 1) if world_size % count == 0)
+        faults.add(
+            f'{where}: "pipeline".stages {stages} does not divide {world_size} ranks: {world_size} / {stages} = '
+            f"{world_size / stages:.2f}; {world_size} ranks take {fitting} stages"
+        )
+    return max(world_size // stages, 1)
+
+
+def check_pipeline_zero(
+    config: PipelineConfig | None, zero_stage: int, offload: Mapping[str, bool], where: str, faults: Faults
+) -> None:
+    """Refuse what a pipeline cannot be combined with."""
+    if config is None:
+        return
+    if zero_stage > 1:
+        faults.add(
+            f'{where}: "pipeline" with ZeRO stage {zero_stage}: a stage reduces its gradients once a step, after all '
+            'micro-batches, and keeps its weights; set "zero_optimization": {"stage": 1} or 0'
+        )
+    for target in (name for name, on in offload.items() if on):
+        faults.add(f'{where}: "pipeline" with "offload_{target}" is refused: each stage\'s states are its own already')

@@ -1,0 +1,151 @@
+"""Keys of a DeepSpeed JSON that are taken and have no effect here: each is said once, with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from yolods.config.deepspeed.keys import ON_BY_DEFAULT
+from yolods.config.deepspeed.limits import JsonSettings
+
+_OWN_FILES = 'yolods writes its own checkpoints and models; see "yolods".checkpoint'
+UNUSED: dict[str, str] = {
+    "checkpoint": _OWN_FILES,
+    "aio": "it is for states on NVMe, which are not kept there",
+    "compile": "models are not compiled here",
+    "dataloader_drop_last": "yolods has its own loader; every step of a run is whole, over the epochs' borders",
+    "use_data_before_expert_parallelism": "a detector has no experts",
+    "disable_allgather": "DeepSpeed 0.19 itself no longer reads it",
+    "allgather_size": 'DeepSpeed reads "zero_optimization".allgather_bucket_size instead',
+    "vocabulary_size": "a detector has no vocabulary",
+    "seq_parallel_communication_data_type": "a detector has no sequence to split",
+    "log_level": "train.log takes DeepSpeed's lines from INFO on, and the screen its warnings",
+}
+"""Top-level keys; DeepSpeed is not given them."""
+
+OFF: tuple[str, ...] = (
+    *("scheduler", "tensor_parallel", "expert_parallel", "hybrid_engine", "data_efficiency", "autotuning"),
+    *("weight_quantization", "datastates_ckpt", "managed_gradient_accumulation", "sequence_parallel_size"),
+)
+"""Features that are refused where they are on; where they are off, DeepSpeed is not given them either."""
+
+_STAGED: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "overlap_comm"), (1, 2, 3)),
+    **dict.fromkeys(("allgather_partitions", "allgather_bucket_size", "use_multi_rank_bucket_allreduce"), (1, 2)),
+    **dict.fromkeys(("round_robin_gradients", "ignore_unused_parameters"), (1, 2)),
+    **dict.fromkeys(("sub_group_size", "leaf_module", "memory_efficient_linear", "override_module_apply"), (3,)),
+    **dict.fromkeys(("use_all_reduce_for_fetch_params", "allgather_sequential", "prefetch_bucket_size"), (3,)),
+    **dict.fromkeys(("param_persistence_threshold", "model_persistence_threshold", "max_live_parameters"), (3,)),
+    **dict.fromkeys(("max_reuse_distance", "module_granularity_threshold", "zero_hpz_partition_size"), (3,)),
+    **dict.fromkeys(("zero_quantized_weights", "zero_quantized_gradients"), (3,)),
+    **dict.fromkeys(("zero_quantized_nontrainable_weights", "log_trace_cache_warnings", "enable_sanity_checks"), (3,)),
+}
+"""Keys of zero_optimization without their prefix "stage3_" -> stages that read them."""
+_FOR_FILES = (
+    *("load_from_fp32_weights", "elastic_checkpoint", "pipeline_loading_checkpoint"),
+    *("gather_16bit_weights_on_model_save", "gather_fp16_weights_on_model_save"),
+)
+_FOR_NVME = (
+    *("nvme_path", "buffer_count", "buffer_size", "max_in_cpu", "pipeline_read", "pipeline_write", "fast_init"),
+)
+_NOTHING: dict[str, Any] = {
+    **dict.fromkeys(ON_BY_DEFAULT, True),
+    "zero_hpz_partition_size": 1,
+    "module_granularity_threshold": 0,
+}
+"""Values that ask for nothing, where that is not false."""
+
+
+def unused_keys(settings: JsonSettings, where: str) -> tuple[str, ...]:
+    """What a user has asked for that changes nothing, a line for each reason.
+
+    Args:
+        where: the JSON's name in the lines.
+    """
+    told: dict[str, list[str]] = {}
+    for key, reason in _found(settings):
+        told.setdefault(reason, []).append(key)
+    return tuple(f"{where}: no effect: {', '.join(keys)} ({reason})" for reason, keys in told.items())
+
+
+def _found(settings: JsonSettings) -> list[tuple[str, str]]:
+    """Names and reasons."""
+    sound, found = settings.sound, []
+    for key, reason in UNUSED.items():
+        if sound.get(key) not in (None, False, {}):
+            found.append((f'"{key}"', reason))
+    if sound.get("zero_allow_untested_optimizer") is False:
+        found.append(('"zero_allow_untested_optimizer" false', "torch's optimizers are what yolods trains with"))
+    found += [(f'"zero_optimization".{key}', reason) for key, reason in _zero(settings)]
+    found += _precision(settings)
+    for block, key in (
+        ("tensorboard", "output_path"),
+        ("csv_monitor", "output_path"),
+        ("flops_profiler", "output_file"),
+    ):
+        given = sound.get(block) or {}
+        if given.get("enabled") and given.get(key):
+            found.append((f'"{block}".{key}', "it is written to deepspeed/ in the run's folder"))
+    if settings.pipelined and (sound.get("timers") or {}).get("throughput"):
+        found.append(('"timers".throughput', "DeepSpeed's timer does not see the passes of a pipeline"))
+    if sound.get("zero_force_ds_cpu_optimizer") and not settings.offload["optimizer"]:
+        found.append(('"zero_force_ds_cpu_optimizer"', "no optimizer states are kept in host memory"))
+    return found
+
+
+def _zero(settings: JsonSettings) -> list[tuple[str, str]]:
+    found = []
+    for key, value in settings.zero.items():
+        name = key.removeprefix("stage3_")
+        stages = _STAGED.get(name)
+        if not _asks(name, value):
+            continue
+        if name in _FOR_FILES:
+            found.append((key, _OWN_FILES))
+        elif key == "cpu_offload_use_pin_memory":
+            found.append((key, '"offload_optimizer" and "offload_param" have pin_memory'))
+        elif name == "save_muon_momentum_buffer_in_memory":
+            found.append((key, "it is for Muon, with states on NVMe"))
+        elif stages is not None and settings.zero_stage not in stages:
+            read_by = " and ".join(", ".join(map(str, stages)).rsplit(", ", 1))
+            found.append(
+                (key, f"ZeRO stage {read_by} read{'s' * (len(stages) == 1)} it, and the stage is {settings.zero_stage}")
+            )
+        elif settings.pipelined and name in ("overlap_comm", "contiguous_gradients") and value:
+            found.append((key, "a pipeline's stage reduces its gradients once, after all micro-batches"))
+    for target in ("offload_optimizer", "offload_param"):
+        block = settings.zero.get(target) or {}
+        for key in block:
+            if key in _FOR_NVME and _asks(key, block[key]):
+                found.append((f"{target}.{key}", "it is for states on NVMe, which are not kept there"))
+            elif key == "cpuadam_cores_perc":
+                found.append((f"{target}.{key}", "it belongs to super_offload"))
+    return found
+
+
+def _asks(name: str, value: Any) -> bool:
+    """Whether a value asks for anything: not if it repeats what a missing key does, or is empty."""
+    nothing = _NOTHING.get(name, False)
+    return value is not None and value != {} and (value is not nothing if isinstance(value, bool) else value != nothing)
+
+
+def _precision(settings: JsonSettings) -> list[tuple[str, str]]:
+    """Of the blocks that say types."""
+    sound, found = settings.sound, []
+    if settings.gradients != settings.precision and settings.zero_stage == 2:
+        found.append(
+            ('"data_types".grad_accum_dtype', f"ZeRO stage 2 accumulates in the parameters' type, {settings.precision}")
+        )
+    if "keep_in_fp32_modules" in (sound.get("data_types") or {}):
+        found.append(('"data_types".keep_in_fp32_modules', "all buffers of a detector stay fp32"))
+    if (sound.get("fp16") or {}).get("auto_cast"):
+        found.append(('"fp16".auto_cast', "images reach the model in its own type already"))
+    bf16 = sound.get("bf16") or sound.get("bfloat16") or {}
+    if bf16.get("immediate_grad_update") and (settings.zero_stage, settings.gradients, settings.precision) != (
+        1,
+        "fp32",
+        "bf16",
+    ):
+        found.append(('"bf16".immediate_grad_update', "it belongs to ZeRO stage 1 with gradients in fp32"))
+    if bf16.get("check_grad_overflow") is False and not settings.stock:
+        found.append(('"bf16".check_grad_overflow false', 'every step is judged; see "yolods".overflow'))
+    return found

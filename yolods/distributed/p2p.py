@@ -1,0 +1,172 @@
+"""What crosses a cut: named tensors, sent to the neighbouring stage without waiting for it.
+
+Shapes are told ahead in a small header the first time a message of a kind is sent (`key`), and remembered on both
+sides; evaluation, whose shapes vary, sends one each time. Headers go from host to host: on a device, whoever reads one
+would wait for all that the device has been given before it. Channels-last tensors travel as the dense (N, H, W, C)
+memory they are; nothing is copied for the journey.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from yolods.distributed.phases import waiting
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64)
+_HEADER = 64
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Shape and memory of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    channels_last: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Form:
+        last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+        return cls(tuple(tensor.shape), tensor.dtype, last and not tensor.is_contiguous())
+
+    def empty(self, device: torch.device) -> Tensor:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return torch.empty(self.shape, dtype=self.dtype, device=device, memory_format=layout)
+
+    def dense(self, tensor: Tensor) -> Tensor:
+        """The tensor in this memory layout, as a contiguous view of it."""
+        if self.channels_last:
+            return tensor.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        return tensor.contiguous()
+
+
+@dataclass(frozen=True)
+class Message:
+    """Tensors under way, in either direction, and what holds them until they have come through."""
+
+    works: list[dist.Work]
+    tensors: list[Tensor]
+
+    def wait(self) -> list[Tensor]:
+        """The tensors, once they have arrived or have been sent; on a device its stream waits, not the host."""
+        with waiting():
+            for work in self.works:
+                work.wait()
+        return self.tensors
+
+
+class P2PChannel:
+    """One direction over one boundary: this rank sends on it, or receives from it."""
+
+    def __init__(
+        self,
+        peer: int,
+        group: dist.ProcessGroup | None,
+        device: torch.device,
+        *,
+        headers: dist.ProcessGroup | None = None,
+        tag: int = 0,
+    ) -> None:
+        """
+        Args:
+            peer: global rank at the other end.
+            group: for the tensors: of exactly these two ranks and used in this direction alone, or one on gloo.
+            device: where the tensors are.
+            headers: a group on gloo for their shapes.
+            tag: tells this channel's messages from those of others in a group on gloo; NCCL knows none.
+        """
+        self._peer, self._group, self._device = peer, group, device
+        self._headers, self._tag = headers, tag
+        self._known: dict[Hashable, list[_Form]] = {}
+        self._under_way: deque[Message] = deque()
+        self.bytes = 0
+
+    def greet(self) -> None:
+        """Send a first token, for which the peer has to `await_greeting`. NCCL makes its communicator here."""
+        with waiting():
+            self._start([(torch.zeros(1, device=self._device), self._group)]).wait()
+
+    def await_greeting(self) -> None:
+        """Receive the token of the peer's `greet`."""
+        with waiting():
+            self._receive(torch.empty(1, device=self._device), self._group).wait()
+
+    def send(self, tensors: Sequence[Tensor], key: Hashable | None = None) -> None:
+        """Start sending; returns at once. Messages of one key have equal shapes; None: the header goes along.
+
+        The tensors are held until `drain` lets them go: gloo and NCCL read them meanwhile.
+        """
+        parts: list[tuple[Tensor, dist.ProcessGroup | None]] = []
+        forms = self._known.get(key) if key is not None else None
+        if forms is None:
+            forms = [_Form.of(tensor) for tensor in tensors]
+            parts.append((_pack(forms), self._headers))
+            if key is not None:
+                self._known[key] = forms
+        parts += [(form.dense(tensor.detach()), self._group) for form, tensor in zip(forms, tensors, strict=True)]
+        self.bytes += sum(part.numel() * part.element_size() for part, _ in parts)
+        self._under_way.append(self._start(parts))
+
+    def expect(self, forms: Sequence[Tensor], key: Hashable) -> None:
+        """Messages of `key` have these forms, at both ends: gradients have those of what came the other way."""
+        self._known[key] = [_Form.of(tensor) for tensor in forms]
+
+    def receive(self, key: Hashable | None = None) -> Message:
+        """Start receiving the next message; `Message.wait` gives its tensors. Waits for a header that goes along."""
+        forms = self._known.get(key) if key is not None else None
+        if forms is None:
+            header = torch.empty(_HEADER, dtype=torch.int64)
+            with waiting():
+                self._receive(header, self._headers).wait()
+            forms = _unpack(header.tolist())
+            if key is not None:
+                self._known[key] = forms
+        tensors = [form.empty(self._device) for form in forms]
+        works = [
+            self._receive(form.dense(tensor), self._group)
+            for form, tensor in zip(forms, tensors, strict=True)
+            if tensor.numel()
+        ]
+        return Message(works, tensors)
+
+    def drain(self, leave: int = 0) -> None:
+        """Let go of all but the newest `leave` messages, once they have been sent.
+
+        gloo's `is_completed()` is false until somebody has waited (torch 2.13), and a host that runs ahead of its
+        device would find nothing completed: so it is for the caller to know how many have arrived, and then this
+        waits for nothing.
+        """
+        while len(self._under_way) > leave:
+            self._under_way.popleft().wait()
+
+    def _start(self, parts: Sequence[tuple[Tensor, dist.ProcessGroup | None]]) -> Message:
+        full = [(part, group) for part, group in parts if part.numel()]
+        works = [dist.isend(part, self._peer, group=group, tag=self._tag) for part, group in full]
+        return Message(works, [part for part, _ in full])
+
+    def _receive(self, dense: Tensor, group: dist.ProcessGroup | None) -> dist.Work:
+        return dist.irecv(dense, self._peer, group=group, tag=self._tag)
+
+
+def _pack(forms: Sequence[_Form]) -> Tensor:
+    words = [len(forms)]
+    for form in forms:
+        words += [DTYPES.index(form.dtype), int(form.channels_last), len(form.shape), *form.shape]
+    if len(words) > _HEADER:
+        raise ValueError(f"{len(forms)} tensors cross a cut; a header of {_HEADER} words cannot tell their shapes")
+    return torch.tensor(words + [0] * (_HEADER - len(words)), dtype=torch.int64)
+
+
+def _unpack(words: list[int]) -> list[_Form]:
+    forms, place = [], 1
+    for _ in range(words[0]):
+        dtype, last, dims = words[place : place + 3]
+        forms.append(_Form(tuple(words[place + 3 : place + 3 + dims]), DTYPES[dtype], bool(last)))
+        place += 3 + dims
+    return forms

@@ -1,0 +1,1 @@
+"""`yolods doctor`: whether a run would start on these hosts."""

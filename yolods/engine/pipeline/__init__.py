@@ -1,0 +1,1 @@
+"""The engine of a detector in stages, with its clock and its report."""

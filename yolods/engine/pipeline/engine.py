@@ -1,0 +1,238 @@
+"""A detector in stages: 1F1B over micro-batches, one backward pass each, whatever crosses the cuts.
+
+A stage's instructions come from `plan.one_f_one_b`. Sends never wait; receives are started one instruction ahead, so
+what arrives while a stage computes costs it nothing. DeepSpeed owns the optimizer of each stage (ZeRO 0 or 1 over the
+replicas) and its step; its own pipeline engine, which walks a stage's graph once for every tensor that crosses the cut
+(deepspeed/runtime/pipe/engine.py, `_exec_backward_pass`, 0.19.8) and waits in every send, is not used.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolods.distributed.mesh import Mesh
+from yolods.distributed.p2p import Message
+from yolods.distributed.stage_channels import connect
+from yolods.distributed.state_transfer import receive_state, send_state
+from yolods.engine.base import Engine, Parts
+from yolods.engine.microbatches import ReplayableBatches
+from yolods.engine.pipeline.stage_stats import Gauge, peak_bytes, summarise
+from yolods.engine.pipeline.stage_timer import StageTimer, StageTimes
+from yolods.model.decode import decode
+from yolods.model.graph.graph import IMAGE, OUT
+from yolods.model.loss.detection_loss import as_float
+from yolods.optim.lr_schedule import Step
+from yolods.plan.one_f_one_b import Instruction, instructions
+from yolods.stats import LOSS_NAMES, PipeStats
+
+EVALUATED = 4
+"""Batches that an evaluation has under way behind a stage."""
+
+
+@dataclass
+class _Flight:
+    """A micro-batch between its forward and its backward on this stage."""
+
+    received: dict[str, Tensor]
+    sent: list[Tensor]
+    loss: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StageBoundaries:
+    """What crosses the boundaries of this stage, in the order of sending."""
+
+    before: tuple[str, ...]
+    """Values received from the stage before."""
+    after: tuple[str, ...]
+    """Values sent to the stage after."""
+
+
+class PipelineEngine(Engine):
+    """This rank's stage of the detector, on a mesh of stages x replicas."""
+
+    def __init__(self, parts: Parts, mesh: Mesh, cut: StageBoundaries, autocast: torch.dtype | None = None) -> None:
+        super().__init__(parts)
+        self.mesh, self._cut, self._autocast = mesh, cut, autocast
+        device = parts.ranks.device
+        channels = connect(mesh, device)
+        self._from_before, self._to_before = channels.from_before, channels.to_before
+        self._to_after, self._from_after, self._labels = channels.to_after, channels.from_after, channels.labels
+        self._clock = StageTimer(device)
+        self._flights: dict[int, _Flight] = {}
+        self._ahead: dict[Instruction, Message] = {}
+        self._steps = self._told = 0
+        self._micro_batches = 1
+
+    def _accumulate(self, step: Step, feed: ReplayableBatches, size: int | None) -> Tensor:
+        """See `Engine._accumulate`."""
+        engine = self.deepspeed
+        sums = torch.zeros(len(LOSS_NAMES) + 1, device=self.inputs.device)
+        self._clock.start()
+        order = instructions(self.mesh.stages, self.mesh.stage, step.batches)
+        for place, (kind, number) in enumerate(order):
+            self._start_receiving(order[place : place + 2], size)
+            if kind == "F":
+                self._forward(number, feed, size, sums)
+            else:
+                self._backward(number, size)
+        self._drain()
+        self._clock.stop()
+        self._steps, self._micro_batches = self._steps + 1, step.batches
+        engine.set_gradient_accumulation_boundary(True)
+        engine.allreduce_gradients()
+        return sums
+
+    def _start_receiving(self, coming: tuple[Instruction, ...], size: int | None) -> None:
+        """Post the receives of this instruction and of the next, where they are not under way yet."""
+        for kind, number in coming:
+            channel = self._from_before if kind == "F" else self._from_after
+            # A gradient has the shapes of an activation that has to have been sent first.
+            ready = kind == "F" or number in self._flights
+            if channel is not None and ready and (kind, number) not in self._ahead:
+                self._ahead[kind, number] = channel.receive((kind, size))
+
+    def _forward(self, number: int, feed: ReplayableBatches, size: int | None, sums: Tensor) -> None:
+        values, labels, images = self._take_in(number, feed, size)
+        self.diagnosis.at("forward", number)
+        with self._clock.forward():
+            with self._precision():
+                outputs = self.net(values)
+            loss = None  # in fp32, whatever the layers compute in
+            if self.mesh.last:
+                assert self._loss is not None
+                loss, items = self._loss(outputs[OUT], labels, images * self.share.dp_size)
+                self._lost(items, len(labels["cls"]), sums)
+                loss = self.stability.scaled(loss)
+        sent = [] if self.mesh.last else [outputs[name] for name in self._cut.after]
+        received = {} if self.mesh.first else {name: values[name] for name in self._cut.before}
+        self._flights[number] = _Flight(received, sent, loss)
+        if self._to_after is not None and self._from_after is not None:
+            self._to_after.send(sent, ("F", size))
+            self._from_after.expect(sent, ("B", size))
+
+    def _take_in(
+        self, number: int, feed: ReplayableBatches, size: int | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+        """A micro-batch's values as they enter this stage, host targets where the loss is, and its images."""
+        if not self.mesh.first:
+            arrived = self._clock.waiting(self._ahead.pop(("F", number)).wait)
+            assert self._to_before is not None
+            self._to_before.expect(arrived, ("B", size))
+            # 1F1B has the stage before send this after it has received every gradient that it was sent but the newest.
+            self._to_before.drain(leave=1)
+            values = dict(zip(self._cut.before, (tensor.requires_grad_() for tensor in arrived), strict=True))
+            labels = self._receive_labels() if self.mesh.last else {}
+            return values, labels, len(arrived[0])
+        batch = feed.take()
+        if self._labels is not None:
+            columns = (batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"].view(-1, 4))
+            self._labels.send([torch.cat(columns, 1)])
+        return {IMAGE: self.inputs.images(batch["img"], size)}, batch, len(batch["img"])
+
+    def _receive_labels(self) -> dict[str, Tensor]:
+        assert self._labels is not None
+        (table,) = self._labels.receive().wait()
+        return {"batch_idx": table[:, 0], "cls": table[:, 1:2], "bboxes": table[:, 2:6]}
+
+    def _backward(self, number: int, size: int | None) -> None:
+        flight = self._flights.pop(number)
+        self.diagnosis.at("backward", number)
+        if flight.loss is not None:
+            with self._clock.backward():
+                flight.loss.backward()
+        else:
+            gradients = self._gradients_of(number)
+            # What frozen layers computed has no graph, and its gradient ends here.
+            pairs = [pair for pair in zip(flight.sent, gradients, strict=True) if pair[0].requires_grad]
+            with self._clock.backward():
+                # One walk for all tensors that crossed the cut, not one for each.
+                torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+        if self._to_before is not None:
+            self._to_before.send([flight.received[name].grad for name in self._cut.before], ("B", size))
+
+    def _gradients_of(self, number: int) -> list[Tensor]:
+        """Wait for the gradients of what was sent of a micro-batch that has left `_flights`."""
+        gradients = self._clock.waiting(self._ahead.pop(("B", number)).wait)
+        # Activations and targets from which they come have arrived; those in flight may not have. Hosts that run
+        # ahead of their GPUs keep within so many micro-batches of each other, by the targets.
+        for channel in (self._to_after, self._labels):
+            if channel is not None:
+                channel.drain(leave=len(self._flights))
+        return gradients
+
+    def _precision(self) -> Any:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self.inputs.device.type, self._autocast)
+
+    def _drain(self) -> None:
+        for channel in (self._to_after, self._to_before, self._labels):
+            if channel is not None:
+                channel.drain()
+
+    @torch.no_grad()
+    def predict(self, images: Tensor | None) -> tuple[Tensor, dict[str, Any]] | None:
+        """See `Engine.predict`. Earlier stages return before later ones are done, so batches overlap."""
+        if self.mesh.first:
+            assert images is not None
+            values = {IMAGE: self.inputs.images(images)}
+        else:
+            assert self._from_before is not None
+            values = dict(zip(self._cut.before, self._from_before.receive().wait(), strict=True))
+        with self._precision():
+            outputs = self.net(values)
+        if not self.mesh.last:
+            assert self._to_after is not None
+            self._to_after.send([outputs[name] for name in self._cut.after])
+            self._to_after.drain(leave=EVALUATED)
+            return None
+        raw = as_float(outputs[OUT])
+        return decode(raw, self._strides, self._reg_max), raw
+
+    def times(self) -> StageTimes:
+        """What the last step took on this stage. Local."""
+        sent = sum(channel.bytes for channel in (self._to_after, self._to_before) if channel is not None)
+        return self._clock.times(sent)
+
+    def report(self) -> PipeStats | None:
+        """See `Engine.report`."""
+        times = self.times()
+        sent, self._told = times.sent - self._told, times.sent
+        steps, self._steps = max(self._steps, 1), 0
+        gauge = Gauge(self.mesh.stage, times, sent / steps, peak_bytes(self.inputs.device))
+        gauges = self.ranks.to_main(gauge)
+        return summarise(gauges, self._micro_batches) if self.ranks.is_main else None
+
+    def layout(self) -> dict[str, Any]:
+        """See `Engine.layout`. A collective: a stage knows its own shards only."""
+        mesh = self.mesh
+        told = self.ranks.from_main(self.ranks.to_main((mesh.stage, mesh.replica, self.describe())))
+        described = {stage: shards for stage, replica, shards in told if replica == 0}
+        return {
+            "kind": self.masters.kind,
+            "stages": [described[stage] for stage in range(mesh.stages)],
+            "places": [[stage, replica] for stage, replica, _ in told],
+        }
+
+    def _place(self) -> tuple[int, int]:
+        return self.mesh.stage, self.mesh.replica
+
+    def _hands_over(self) -> bool:
+        return self.mesh.replica == 0
+
+    def _collect(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """Stages of the first replica to rank 0, one after the other, from host to host."""
+        mesh = self.mesh
+        if self.ranks.is_main:
+            for stage in range(1, mesh.stages):
+                state |= receive_state(mesh.rank_at(stage, mesh.replica), mesh.host_group)
+            return state
+        if self._hands_over():
+            send_state(state, mesh.rank_at(0, mesh.replica), mesh.host_group)
+        return None

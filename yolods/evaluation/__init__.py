@@ -1,0 +1,1 @@
+"""Sharded P, R and mAP, and `yolods val`."""

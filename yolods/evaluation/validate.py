@@ -1,0 +1,305 @@
+"""`yolods val`: judge a saved model as the training run would, on any number of ranks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolods.config.build import WRITTEN, read_folder
+from yolods.config.deepspeed.batch import DEFAULT_BATCH
+from yolods.config.flags import EVALUATION
+from yolods.config.hyper.hyperparameters import RULES, Hyper, read_hyper
+from yolods.config.names.data_name import shipped_yaml
+from yolods.config.names.recipes import find_json
+from yolods.config.run import CONFIG_FILE, DEMO, NUMBERS
+from yolods.config.run_folder import make_folder, writable
+from yolods.data.classes import both, class_names, difference
+from yolods.data.demo import COUNTS, NAMES
+from yolods.data.spec import check_classes, read_spec
+from yolods.data.splits import SplitOptions, most_boxes, open_split, read_data
+from yolods.distributed.phases import PHASES
+from yolods.distributed.world import Ranks, Share
+from yolods.errors import Faults, UserError
+from yolods.evaluation.evaluator import Evaluation, Evaluator, PlainDetector
+from yolods.model.architecture.build import has_plain_head
+from yolods.model.weights import read_pt
+from yolods.parsing.json_file import read_json
+from yolods.parsing.rules import check
+from yolods.stats import METRIC_NAMES
+from yolods.telemetry import NullTelemetry, RunTelemetry
+
+if TYPE_CHECKING:
+    from ultralytics.nn.tasks import DetectionModel
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.json"
+
+
+@dataclass(frozen=True)
+class ValRequest:
+    """What is to be evaluated, and on what."""
+
+    weights: Path
+    """The .pt."""
+    data: Path
+    """The data yaml, or Path("demo")."""
+    split: str
+    """Of the data."""
+    hyper: Hyper
+    """Settings of the evaluation."""
+    notes: tuple[str, ...] = ()
+    """Lines worth showing at the start."""
+
+
+def check_val_arguments(args: argparse.Namespace) -> ValRequest:
+    """Everything that can be known wrong before a process starts.
+
+    Raises:
+        UserError: a line a fault.
+    """
+    faults = Faults()
+    for fault in getattr(args, "faults", ()):  # of the words themselves
+        faults.add(fault)
+    _check_numbers(args, faults)
+    notes = _check_json(args, faults)
+    folder = _folder(args, faults)
+    if args.exist_ok and (folder / CONFIG_FILE).exists():
+        faults.add(
+            f"--exist-ok: {folder} is a training run's folder, whose results would be overwritten; choose "
+            "another --name"
+        )
+    read = read_hyper(None, args.set or [], faults)
+    hyper = read.hyper
+    for key, where in read.commanded.items():
+        if key in RULES and key not in EVALUATION:
+            faults.add(f"{where} is not used by val, which takes {', '.join(EVALUATION)}; leave it out")
+    split = args.split or "val"
+    net = _weights(args, faults)
+    data = _data(args, net, faults)
+    known = None if data is None else _names(data, split, hyper, faults)
+    about: tuple[str, ...] = ()
+    if net is not None and known is not None:
+        names, where = known
+        about = _compare_names(net, Path(args.weights), ("item",) if hyper.single_cls else names, where, faults)
+    faults.raise_if_any()
+    assert data is not None
+    return ValRequest(Path(args.weights), data, split, hyper, (*notes, *(() if hyper.single_cls else about)))
+
+
+def _check_numbers(args: argparse.Namespace, faults: Faults) -> None:
+    for key in ("batch_size", "imgsz", "workers"):
+        if (value := getattr(args, key)) is not None:
+            good, _ = check(NUMBERS[key], value, WRITTEN[key], faults)
+            if good and key == "imgsz" and value % 32:
+                faults.add(f"--imgsz {value}: has to be a multiple of 32")
+
+
+def _weights(args: argparse.Namespace, faults: Faults) -> DetectionModel | None:
+    """The model to evaluate; None and a fault where there is none."""
+    if args.weights is None:
+        faults.add("--weights is missing: give the .pt to evaluate, for example runs/exp/weights/best.pt")
+    elif not Path(args.weights).is_file():
+        faults.add(f"--weights {args.weights}: no such file")
+    else:
+        with faults.caught():
+            return _read(Path(args.weights))
+    return None
+
+
+def _data(args: argparse.Namespace, net: DetectionModel | None, faults: Faults) -> Path | None:
+    """The data yaml: as given, or what the weights remember; None and a fault where there is none."""
+    if args.data is None and net is None:
+        if args.weights is None:
+            faults.add("--data is missing: give a data yaml, or --data demo for the embedded data set")
+        return None
+    if args.data is None:
+        with faults.caught():
+            return _stored_data(net, Path(args.weights))
+        return None
+    if args.data != DEMO and not (Path(args.data).is_file() or shipped_yaml(Path(args.data))):
+        faults.add(f"--data {args.data}: no such file")
+        return None
+    return Path(args.data)
+
+
+def _names(data: Path, split: str, hyper: Hyper, faults: Faults) -> tuple[Sequence[str], str] | None:
+    """Class names of the data, and what they stand in; None and faults where the data cannot be read."""
+    with faults.caught():
+        if data == Path(DEMO):
+            names, where = NAMES, DEMO
+            if split not in COUNTS:
+                faults.add(f"--split {split}: the demo data has no {split} images; use {' or '.join(COUNTS)}")
+        else:
+            spec = read_spec(data)
+            names, where = spec.names, str(spec.yaml)
+            if not (spec.needs_download or spec.sources(split)):
+                faults.add(f"--split {split}: {where} names no {split} images; add `{split}: FOLDER`")
+        check_classes(names, where, hyper.classes)
+        return names, where
+    return None
+
+
+def _check_json(args: argparse.Namespace, faults: Faults) -> tuple[str, ...]:
+    """Of a DeepSpeed JSON, which is read for its faults alone, the line that says so."""
+    if args.deepspeed_config is None:
+        return ()
+    before, where = len(faults), f"--deepspeed_config {args.deepspeed_config}"
+    found = find_json(args.deepspeed_config, faults)
+    if len(faults) == before:
+        read_json(found, where, faults)
+    return (f"{where} is not used: an evaluation computes in fp32, each rank with the whole model",)
+
+
+def _read(weights: Path) -> DetectionModel:
+    """The model in a .pt; fp32, on the CPU.
+
+    Raises:
+        UserError: it is none, or not one that is evaluated here.
+    """
+    net = read_pt(weights)
+    if not has_plain_head(net):
+        head = type(net.model[-1]).__name__
+        raise UserError(f"--weights {weights}: its {head} head is not YOLOv5u's; evaluate it with ultralytics")
+    return net
+
+
+def _stored_data(net: DetectionModel, weights: Path) -> Path:
+    """The data yaml that a model was trained with, which its .pt remembers."""
+    stored = getattr(net, "args", {}).get("data")
+    if not isinstance(stored, str):
+        raise UserError(f"--data is missing, and {weights} does not name the data that it was trained with; give it")
+    if stored != DEMO and not (Path(stored).is_file() or shipped_yaml(Path(stored))):
+        raise UserError(f"--data is missing, and {stored}, with which {weights} was trained, is not here; give it")
+    return Path(stored)
+
+
+def _compare_names(
+    net: DetectionModel, weights: Path, names: Sequence[str], data: str, faults: Faults
+) -> tuple[str, ...]:
+    """Hold the classes that a model knows beside those of the data: results go by ids, and are shown under names.
+
+    Args:
+        faults: takes a line where they are not the same in number, or names of both have other ids.
+
+    Returns:
+        a line where ids are called otherwise.
+    """
+    known = net.names if isinstance(net.names, Mapping) else dict(enumerate(net.names))
+    had = [str(known.get(place, place)) for place in range(net.model[-1].nc)]
+    what = difference(had, names)
+    knows, has = both(had, names)
+    beside = f"--weights {weights} knows {knows}, but {data} names {has}"
+    if what == "count":
+        faults.add(f"{beside}; evaluate with the yaml that it was trained with")
+    elif what == "order":
+        faults.add(
+            f"{beside}: the same names have other ids, so that one class would be judged as another; give the names, "
+            "and the labels, in the order of the weights"
+        )
+    elif what == "names":
+        return (f"{beside}: results go by ids, and are shown under the data's names",)
+    return ()
+
+
+def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
+    """Evaluate `args.weights` on a split of `args.data`; the result on rank 0. A collective."""
+    request = ranks.main_first(lambda: check_val_arguments(args))
+    hyper = request.hyper
+    net = _read(request.weights)
+    spec = read_data(request.data, ranks)
+    names = class_names(spec, hyper)
+    stride = max(int(max(net.stride)), 32)
+    imgsz = args.imgsz or int(getattr(net, "args", {}).get("imgsz", 640))
+    batch = args.batch_size or DEFAULT_BATCH
+    options = SplitOptions(
+        imgsz=imgsz,
+        stride=stride,
+        epochs=1,
+        workers=args.workers or 0,
+        local_ranks=ranks.local_size,
+        eval_batch=batch,
+    )
+    split = open_split(spec, request.split, hyper, options, ranks, augment=False)
+    run_dir = ranks.main_first(lambda: _make(args))
+    telemetry = (
+        RunTelemetry(run_dir, names=dict(enumerate(names)), epochs=1, images_per_epoch=1, batch_size=1)
+        if ranks.is_main
+        else NullTelemetry()
+    )
+    with telemetry:
+        for note in request.notes:
+            telemetry.event("note", note, warn=True)
+        evaluator = Evaluator(
+            split.dataset,
+            names,
+            replace(hyper, max_det=most_boxes(hyper.max_det, split)),
+            ranks,
+            share=Share(ranks.rank, ranks.size),
+            forward_batch=math.ceil(batch / ranks.size),
+            workers=args.workers or 0,
+            save_dir=run_dir,
+        )
+        PHASES.started()
+        result = evaluator(
+            PlainDetector(net.fuse(verbose=False), hyper, ranks.device),  # as `yolo val` does
+            plots=hyper.plots,
+            pictures=hyper.plots,
+            final=True,
+            boxes_to=run_dir / PREDICTIONS_FILE if args.save_json else None,
+            telemetry=telemetry,
+        )
+        if result is not None:
+            facts = {"weights": str(request.weights), "data": str(spec.yaml), "split": request.split, "imgsz": imgsz}
+            _write_metrics(run_dir / METRICS_FILE, {**facts, **_numbers(result, names)})
+            telemetry.evaluated({**result.metrics, **{f"val/{name}": value for name, value in result.loss.items()}})
+        telemetry.event("results", f"Results saved to {run_dir}")
+    return result
+
+
+def _folder(args: argparse.Namespace, faults: Faults) -> Path:
+    """The folder asked for."""
+    project, name, _ = read_folder(args, faults, default="val")
+    return project / name
+
+
+def _make(args: argparse.Namespace) -> Path:
+    """A folder of this evaluation's own, or the one asked for by --exist-ok."""
+    folder = _folder(args, Faults())
+    with writable(folder):
+        return make_folder(folder, bool(args.exist_ok))
+
+
+def _numbers(result: Evaluation, names: Sequence[str]) -> dict[str, Any]:
+    """What an evaluation came to, over all classes and for each that has boxes."""
+    details = result.details
+    classes = {
+        names[index]: {
+            "instances": int(details.nt_per_class[index]),
+            **dict(zip(METRIC_NAMES, map(float, details.class_result(place)), strict=True)),
+        }
+        for place, index in enumerate(details.ap_class_index)
+    }
+    return {
+        "images": result.images,
+        "metrics": result.metrics,
+        "fitness": result.fitness,
+        "loss": result.loss,
+        "classes": classes,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def _write_metrics(path: Path, content: Mapping[str, Any]) -> None:
+    """A full disk costs a warning: the numbers are on the screen."""
+    try:
+        path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    except OSError as error:
+        log.warning("%s could not be written: %s", path, error.strerror or error)

@@ -1,0 +1,1 @@
+"""Hosts: which take part, what they say about themselves, and what their ranks find in the environment."""

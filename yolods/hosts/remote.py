@@ -1,0 +1,187 @@
+"""Sends the probe to hosts, all at once, each with a hard time-out, and takes down what comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from yolods.hosts import probe
+from yolods.hosts.hostfile import Host
+from yolods.hosts.probe import ProbeRequest, Report
+from yolods.system.invocation import script
+
+CONNECT_SECONDS = 5
+"""How long ssh tries to connect."""
+ANSWER_SECONDS = 12.0
+"""How long a host may take to answer, connecting included."""
+DRAIN_SECONDS = 1.0
+CLEAR_SECONDS = 75
+"""A rank whose launcher is gone takes 60 s to save and leave, at most."""
+
+_NO_FOLDER, _NO_PYTHON, _SSH_FAILED = 91, 92, 255
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back from a host."""
+
+    host: Host
+    report: Report | None
+    problem: str = ""
+    """Why there is no report, and what to do about it, in one line."""
+    seconds: float = 0.0
+    """From asking to answer."""
+    skew: float = 0.0
+    """The host's clock minus ours, in seconds, to within some tenths."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Where a run would be started from; every host needs the same."""
+
+    directory: Path
+    """Where DeepSpeed's launcher changes to on each host."""
+    python: str
+    """What it starts there."""
+    variables: Mapping[str, str]
+    """What it sets there."""
+    ssh_port: int | None = None
+    """Where sshd listens; None: what ssh's own configuration says."""
+
+
+def ask(hosts: Sequence[Host], request: ProbeRequest, caller: Caller, *, local: bool) -> list[Answer]:
+    """Probe hosts, all at the same time.
+
+    Args:
+        local: start the probe here and not through ssh. The launcher needs no ssh only where every host is this
+            machine; otherwise it takes ssh to each of them, this machine too.
+
+    Returns:
+        an answer a host, in their order.
+    """
+    source = Path(probe.__file__).read_text(encoding="utf-8")
+    words = json.dumps(asdict(request))
+    with ThreadPoolExecutor(max_workers=min(256, len(hosts))) as pool:
+        return list(pool.map(lambda host: _ask(host, source, words, caller, local), hosts))
+
+
+def clear(hosts: Sequence[Host], run_dir: Path, port: int | None) -> None:
+    """Wait until no rank of a run is left on hosts, and kill what is after CLEAR_SECONDS.
+
+    Ranks whose login has ended stop by themselves once they notice. DeepSpeed's own way, pkill, is used here as well.
+
+    Args:
+        run_dir: absolute; it stands in the command of every rank.
+        port: where sshd listens; None: what ssh's own configuration says.
+    """
+    # In brackets, so that it does not find itself.
+    pattern = shlex.quote(f"[y]olods train .*--run-dir {re.escape(str(run_dir))}( |$)")
+    wait = f"for i in $(seq {CLEAR_SECONDS}); do pgrep -f {pattern} >/dev/null || exit 0; sleep 1; done"
+    command = shlex.join(["sh", "-c", f"{wait}; pkill -KILL -f {pattern}; sleep 1"])
+    processes = [
+        subprocess.Popen(
+            ssh_command(host.name, command, os.environ, port),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for host in hosts
+    ]
+    for process in processes:
+        try:
+            process.wait(CLEAR_SECONDS + ANSWER_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def ssh_command(name: str, command: str, environ: Mapping[str, str], port: int | None = None) -> list[str]:
+    """ssh as pdsh calls it, but so that it never asks anybody anything, and does not wait for long."""
+    options = ("BatchMode=yes", "PasswordAuthentication=no", f"ConnectTimeout={CONNECT_SECONDS}")
+    words = [word for option in options for word in ("-o", option)]
+    words += [*shlex.split(environ.get("PDSH_SSH_ARGS_APPEND", "")), *(["-p", str(port)] if port else [])]
+    return ["ssh", *words, name, command]
+
+
+def _ask(host: Host, source: str, words: str, caller: Caller, local: bool) -> Answer:
+    command = [caller.python, "-", words]
+    variables = dict(os.environ)
+    if local:
+        # The launcher puts the tools beside its Python on the path of local ranks.
+        variables["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), variables.get("PATH", "")))
+    else:
+        command = ssh_command(host.name, _remote(command, caller), variables, caller.ssh_port)
+    began = time.monotonic()
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            cwd=caller.directory,
+            env=variables,
+        )
+    except OSError as error:
+        return Answer(host, None, f"{command[0]} cannot be started: {error.strerror}; install it (openssh-client)")
+    try:
+        shown, said = process.communicate(source, timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a child of its may still hold the pipe
+            process.communicate(timeout=DRAIN_SECONDS)
+        remedy = "something on this machine hangs" if local else f"try by hand: ssh {host.name} true"
+        problem = f"no answer within {ANSWER_SECONDS:g} s; {remedy}"
+        return Answer(host, None, problem, time.monotonic() - began)
+    ended, seconds = time.time(), time.monotonic() - began
+    try:
+        report = probe.decode_report(shown.strip().splitlines()[-1])  # a login script may have said something before it
+    except (ValueError, IndexError):
+        return Answer(host, None, explain(host.name, process.returncode, said, caller), seconds)
+    return Answer(host, report, "", seconds, report.time - ended)
+
+
+def _remote(command: Sequence[str], caller: Caller) -> str:
+    """A line for the host's login shell, whichever that is."""
+    folder, python = shlex.quote(str(caller.directory)), shlex.quote(caller.python)
+    variables = [f"{name}={value}" for name, value in caller.variables.items()]
+    start = shlex.join(["env", *variables, *command])
+    return f"cd {folder} || exit {_NO_FOLDER}; test -x {python} || exit {_NO_PYTHON}; exec {start}"
+
+
+def explain(name: str, code: int, said: str, caller: Caller) -> str:
+    """One line on why a host gave no report, with the remedy.
+
+    Args:
+        code: exit status of the command.
+        said: what it printed on standard error.
+    """
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    last = lines[-1] if lines else f"exit status {code}"
+    if code == _NO_FOLDER:
+        return f"it has no folder {caller.directory}; make it there, or start in a folder that all hosts have"
+    if code == _NO_PYTHON:
+        here = script()
+        remedy = f"install there as here: {here} version" if here else "make the same environment there"
+        return f"it has no {caller.python}; {remedy}"
+    if code != _SSH_FAILED:
+        return f"{caller.python} fails there: {last}"
+    remedies = {
+        "Permission denied": f"let it in without a password: ssh-copy-id {name}",
+        "Host key verification failed": f"make its key known: ssh {name} once by hand, or ssh-keyscan",
+        "Could not resolve": "correct its name in the hostfile, or add it to /etc/hosts",
+        "Connection refused": f"start sshd there, or name its port in ~/.ssh/config under Host {name}",
+    }
+    remedy = next((text for sign, text in remedies.items() if sign in last), "see that it is up and on the network")
+    return f"ssh does not reach it: {last}; {remedy}"

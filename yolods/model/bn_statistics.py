@@ -1,0 +1,70 @@
+"""BatchNorm's statistics of a finished model, over images as it will see them: "precise BatchNorm".
+
+Running statistics are a moving average of batch statistics: of the last 33 batches or so (momentum 0.03), of the
+weights that each of these steps had, and of augmented images. Taken anew they belong to the weights that are saved, and
+to images without augmentation.
+
+Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv 2105.07576, section 3: batches are normalised by their
+own statistics on the way, and the variance of all images is E[variance + mean^2] - E[mean]^2 over the batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from yolods.model.layers import BatchNormFloat32, SyncBatchNormFloat32
+
+
+class Tallies:
+    """Sums of the batch statistics of some BatchNorm layers, on this rank."""
+
+    def __init__(self, norms: Sequence[nn.BatchNorm2d], device: torch.device) -> None:
+        self._norms = list(norms)
+        self._means = [norm.running_mean.new_zeros(norm.num_features, dtype=torch.float64) for norm in norms]
+        self._squares = [torch.zeros_like(mean) for mean in self._means]
+        self._images = torch.zeros(1, dtype=torch.float64, device=device)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within: the layers normalise by the statistics of their rank's batch, and leave those in their buffers."""
+        kept = [(type(norm), norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms]
+        for norm in self._norms:
+            norm.train()
+            norm.momentum = 1.0
+            if isinstance(norm, SyncBatchNormFloat32):  # else what does not count on one rank would count on all
+                norm.__class__ = BatchNormFloat32
+        try:
+            yield
+        finally:
+            for norm, (kind, momentum, batches) in zip(self._norms, kept, strict=True):
+                norm.eval()
+                norm.__class__ = kind
+                norm.momentum = momentum
+                norm.num_batches_tracked.copy_(batches)
+
+    @torch.no_grad()
+    def add(self, images: int) -> None:
+        """Count the last batch, by how many of its images are to be counted."""
+        if not images:
+            return
+        for norm, mean, square in zip(self._norms, self._means, self._squares, strict=True):
+            batch_mean = norm.running_mean.double()
+            mean += images * batch_mean
+            square += images * (norm.running_var.double() + batch_mean.square())
+        self._images += images
+
+    def sums(self) -> list[Tensor]:
+        """All sums, fp64: to be added up, or averaged, over the replicas, in place."""
+        return [*self._means, *self._squares, self._images]
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Give the layers the statistics of all images counted."""
+        for norm, mean, square in zip(self._norms, self._means, self._squares, strict=True):
+            mean, square = mean / self._images, square / self._images
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_((square - mean.square()).clamp(min=0))

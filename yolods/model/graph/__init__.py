@@ -1,0 +1,1 @@
+"""The detector as a graph of nodes, which can be cut into stages."""

@@ -1,0 +1,1 @@
+"""The detection loss, with its assignment of boxes to anchors."""

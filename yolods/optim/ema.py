@@ -1,0 +1,90 @@
+"""Exponential moving average of the weights, kept as shards of the fp32 masters.
+
+A rank averages only what it owns: under ZeRO-3 no rank ever holds a whole copy. To evaluate or to save, `exchange`
+swaps average and masters in place and the model follows; swapping back restores every bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolods.device.host_copy import fill
+from yolods.system.interrupt import Stopped
+from yolods.zero.master_weights import Masters
+
+
+class ShardedEma:
+    """Moving average of this rank's master shards and of the model's floating buffers."""
+
+    def __init__(self, masters: Masters, buffers: Sequence[Tensor], *, decay: float, tau: float) -> None:
+        """
+        Args:
+            masters: where the fp32 weights are.
+            buffers: running statistics, fp32, whole on every rank.
+            decay: limit of the decay (ultralytics: 0.9999).
+            tau: updates over which the decay rises to its limit (ultralytics: 2000).
+        """
+        self._masters, self._buffers = masters, list(buffers)
+        self._decay, self._tau = decay, tau
+        self.updates = 0
+        self._mean_shards = [shard.clone() for shard in masters.shards()]
+        self.mean_buffers = [buffer.clone() for buffer in self._buffers]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the current weights by 1 - decay x (1 - exp(-updates / tau)).
+
+        Source: ultralytics utils/torch_utils.py, `ModelEMA`.
+        """
+        self.updates += 1
+        share = 1 - self._decay * (1 - math.exp(-self.updates / self._tau))
+        torch._foreach_lerp_(self._mean_shards, list(self._masters.shards()), share)
+        if self._buffers:  # a stage of a pipeline may hold no BatchNorm
+            torch._foreach_lerp_(self.mean_buffers, self._buffers, share)
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        live = [*self._masters.shards(), *self._buffers]
+        for mine, other in zip(live, [*self._mean_shards, *self.mean_buffers], strict=True):
+            kept = mine.clone()
+            mine.copy_(other)
+            other.copy_(kept)
+        self._masters.publish()
+
+    @contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Within: the model is the average. After, or after a stop on which ranks agreed: what it was. A collective.
+
+        Not after any other failure: it is one rank's, which would wait here for the others, with what it has to say.
+        """
+        self._swap()
+        try:
+            yield
+        except Stopped:
+            self._swap()
+            raise
+        self._swap()
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's shards of the average, to be saved by this rank."""
+        return {"updates": self.updates, "shards": self._mean_shards, "buffers": self.mean_buffers}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what this rank saved.
+
+        Raises:
+            ValueError: the shards have other sizes (another layout or rank count).
+        """
+        for mine, saved in (("_mean_shards", "shards"), ("mean_buffers", "buffers")):
+            targets, sources = getattr(self, mine), state[saved]
+            if [tensor.numel() for tensor in targets] != [tensor.numel() for tensor in sources]:
+                raise ValueError(f"the saved average has other {saved} than this layout")
+            fill(targets, [source.view_as(target) for target, source in zip(targets, sources, strict=True)])
+        self.updates = int(state["updates"])

@@ -1,0 +1,1 @@
+"""What the operating system gives a process: files, folders, standard streams, signals."""

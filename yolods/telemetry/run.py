@@ -1,0 +1,260 @@
+"""What a run shows and leaves behind, from the screen to TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from yolods.stats import EpochStats, PipeStats, StabilityEvent
+from yolods.telemetry.console import Console
+from yolods.telemetry.events import STABILITY_FILE, EventFile
+from yolods.telemetry.interface import Telemetry
+from yolods.telemetry.log import FILE_ONLY, quiet_dependencies
+from yolods.telemetry.plots import Batch, Painter, Prediction, harmless
+from yolods.telemetry.results import ResultsTable
+from yolods.telemetry.tensorboard import TensorBoardWriter
+
+if TYPE_CHECKING:
+    from ultralytics.utils.metrics import DetMetrics
+
+    from yolods.stability.record import StepRecord
+
+_log = logging.getLogger("yolods.telemetry")
+
+_FINAL_PICTURES = (
+    "results.png",
+    "confusion_matrix.png",
+    "confusion_matrix_normalized.png",
+    "BoxPR_curve.png",
+    "BoxF1_curve.png",
+    "BoxP_curve.png",
+    "BoxR_curve.png",
+)
+_VAL_BATCHES_SHOWN = 3
+
+
+class RunTelemetry(Telemetry):
+    """For rank 0: the screen, train.log, results.csv, TensorBoard and the pictures of one run folder."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        names: Mapping[int, str],
+        epochs: int,
+        images_per_epoch: int,
+        batch_size: int,
+        steps_per_epoch: int | None = None,
+        close_mosaic_batch: int | None = None,
+        start_epoch: int = 0,
+        start_step: int = 0,
+        plots: bool = True,
+        stream: TextIO | None = None,
+    ) -> None:
+        """Open what the run writes in `run_dir`, which is made where it is missing.
+
+        `batch_size` is the images of one forward pass over all ranks (the bar's unit), `steps_per_epoch` the optimizer
+        steps where accumulation makes them fewer, `close_mosaic_batch` the number of the first micro-batch without
+        mosaic. A resumed run gives the epoch (from 0) and the number of steps it starts from; later rows and curve
+        points are dropped. Raises OSError where `run_dir` cannot be made.
+        """
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.run_dir = run_dir
+        self._epochs = epochs
+        self._drawn = {0, 1, 2}
+        if close_mosaic_batch is not None:
+            self._drawn |= {close_mosaic_batch + i for i in range(3)}
+        self._step = start_step
+        self._closed = False
+        self._pipe: PipeStats | None = None
+        self._first_step = True
+        self._console = Console(epochs=epochs, images_per_epoch=images_per_epoch, batch_size=batch_size, stream=stream)
+        self._results: ResultsTable | None = None
+        self._board: TensorBoardWriter | None = None
+        self._events = EventFile(run_dir / STABILITY_FILE)
+        earlier: list[Mapping[str, Any]] = []
+        with harmless(STABILITY_FILE):
+            earlier = self._events.keep(start_step)
+        with harmless("results.csv"):
+            self._results = ResultsTable(run_dir / "results.csv", start_epoch)
+        steps = steps_per_epoch or max(images_per_epoch // batch_size, 1)
+        with harmless("TensorBoard's event file"):
+            self._board = TensorBoardWriter(run_dir, steps_per_epoch=steps, start_step=start_step, events=earlier)
+        self._painter = Painter(run_dir, names, self._show_picture) if plots else None
+
+    def start(
+        self,
+        config: Mapping[str, Any],
+        model_summary: str,
+        notes: Sequence[str] = (),
+        hyper: Mapping[str, Any] | None = None,
+    ) -> None:
+        quiet_dependencies()  # by now all of them are imported
+        for note in notes:
+            self._console.say(note)
+        compared = config if hyper is None else hyper
+        self._on_board("the configuration", lambda board: board.start(config, model_summary, compared))
+        self._console.say(f"Logging results to {self.run_dir}")
+        self._console.say(f"TensorBoard: {tensorboard()} --logdir {self.run_dir}")
+        self._console.say(f"Starting training for {self._epochs} epochs...")
+
+    def labels(self, labels: Sequence[Mapping[str, Any]]) -> None:
+        if self._painter:
+            self._painter.labels(labels)
+            self._show_picture("train/labels", self.run_dir / "labels.jpg", self._step)
+
+    def wants_train_images(self, k: int) -> bool:
+        return self._painter is not None and k in self._drawn
+
+    def train_images(self, batch: Batch, k: int) -> None:
+        if self._painter and self.wants_train_images(k):
+            self._painter.train_images(batch, k, self._step)
+
+    def epoch_begin(self, epoch: int) -> None:
+        self._console.epoch_begin(epoch)
+
+    def step(self, record: StepRecord) -> None:
+        if self._first_step:
+            # What two layouts, or a run and its resumption, are compared by; TensorBoard has every later step.
+            self._first_step = False
+            losses = ", ".join(f"{name} {value:.8g}" for name, value in record.loss.items())
+            _log.info("step %d: %s, grad_norm %s", record.step, losses, record.grad_norm, extra={FILE_ONLY: True})
+        self._step = record.step
+        self._console.step(record)
+        self._on_board("the curves", lambda board: board.step(record))
+
+    def val_begin(self, batches: int, what: str = "validation") -> None:
+        self._console.val_begin(batches, what)
+
+    def val_progress(self, batches: int = 1) -> None:
+        self._console.val_progress(batches)
+
+    def val_images(self, batch: Batch, predictions: Sequence[Prediction], k: int) -> None:
+        if self._painter and k < _VAL_BATCHES_SHOWN:
+            self._painter.val_images(batch, predictions, k, self._step)
+
+    def val_end(self, metrics: DetMetrics, images: int, *, final: bool = False) -> None:
+        self._console.val_end(class_rows(metrics, images), final=final)
+        self._on_board("a PR curve", lambda board: board.pr_curves(metrics, final=final))
+
+    def evaluated(self, values: Mapping[str, float]) -> None:
+        self._on_board("the metrics", lambda board: board.evaluated(values))
+
+    def stability(self, event: StabilityEvent) -> None:
+        from yolods.stability.event import sentence  # here, for it imports torch, which the launcher does without
+
+        if event.cause == "unassigned":  # a fact about the data, and no trouble
+            self._console.say(f"step {event.step}: {sentence(event)}")
+        elif event.action != "stop":  # which the error says that ends the run
+            _log.warning("step %d: %s", event.step, sentence(event))
+        with harmless(f"the event of step {event.step} in {STABILITY_FILE}"):
+            self._events.append(event)
+        self._on_board("an event", lambda board: board.stability(event))
+
+    def pipeline(self, stats: PipeStats) -> None:
+        self._pipe = stats
+        self._on_board("the pipeline's curves", lambda board: board.pipeline(stats))
+
+    def ranks(self, seconds: Mapping[int, float]) -> None:
+        if len(seconds) > 1:
+            self._on_board("the ranks' curves", lambda board: board.ranks(seconds))
+
+    def epoch_end(self, stats: EpochStats) -> None:
+        self._console.epoch_end(stats)
+        if self._pipe is not None:
+            self._console.say(pipe_line(self._pipe))
+        if self._results:
+            with harmless(f"the row of epoch {stats.epoch + 1} in results.csv"):
+                self._results.append(stats)
+        self._on_board("the curves", lambda board: board.epoch_end(stats))
+
+    def event(self, kind: str, text: str, *, warn: bool = False) -> None:
+        if warn:
+            _log.warning(text)
+        else:
+            self._console.say(text)
+        self._on_board("an event", lambda board: board.text(f"events/{kind}", text))
+
+    def finish(self, metrics: Mapping[str, float] | None, seconds: float) -> None:
+        self._console.close()
+        if self._painter:
+            self._painter.results()
+            self._painter.join()
+            for name in _FINAL_PICTURES:
+                self._show_picture(f"plots/{Path(name).stem}", self.run_dir / name, self._step)
+        self._on_board("the final metrics", lambda board: board.finish(metrics or {}))
+        for line in self._last_words(metrics, seconds):
+            self._console.say(line)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._console.close()
+        if self._painter:
+            self._painter.close()
+        self._on_board("its last points", lambda board: board.close())
+        self._board = None
+
+    def _show_picture(self, tag: str, file: Path, step: int) -> None:
+        """Called by the painter's thread, too: the event file's writer has a queue before it."""
+        board = self._board
+        if board is not None and file.is_file():
+            with harmless(f"{file.name} in TensorBoard"):
+                board.picture(tag, file, step)
+
+    def _on_board(self, what: str, write: Callable[[TensorBoardWriter], None]) -> None:
+        """Let the board write. A full disk would fail at every step, so the first failure ends it."""
+        if self._board is None:
+            return
+        try:
+            write(self._board)
+        except Exception as error:
+            self._board = None
+            _log.warning("TensorBoard: %s could not be written, so curves end here: %s", what, error)
+
+    def _last_words(self, metrics: Mapping[str, float] | None, seconds: float) -> list[str]:
+        """What came out and where to look."""
+        lines = [f"\nTraining took {seconds / 3600:.3f} hours."]
+        if metrics:
+            score, strict = metrics["metrics/mAP50(B)"], metrics["metrics/mAP50-95(B)"]
+            lines.append(f"Best model: mAP50 {score:.3f}, mAP50-95 {strict:.3f}")
+        best = self.run_dir / "weights" / "best.pt"
+        if best.is_file():
+            lines.append(f"  model      {best}, which ultralytics.YOLO() loads")
+        lines.append(f"  curves     {tensorboard()} --logdir {self.run_dir}")
+        for word, name in (("numbers", "results.csv"), ("pictures", "results.png"), ("log", "train.log")):
+            if (self.run_dir / name).is_file():
+                lines.append(f"  {word:<10} {self.run_dir / name}")
+        return lines
+
+
+def tensorboard() -> str:
+    """TensorBoard's command as a shell finds it from here: the one beside this Python, whose folder is on few PATHs."""
+    command = Path(sys.executable).with_name("tensorboard")
+    if not command.is_file():
+        return "tensorboard"
+    return str(command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command)
+
+
+def pipe_line(stats: PipeStats) -> str:
+    """A pipeline's epoch in one line: ms a step, idle share and its bound, MiB sent and held by stage."""
+    busy = " ".join(f"{1e3 * (stage.forward + stage.backward):.0f}" for stage in stats.stages)
+    sent = " ".join(f"{stage.sent / 2**20:.1f}" for stage in stats.stages)
+    peak = " ".join(f"{stage.peak / 2**20:.0f}" for stage in stats.stages)
+    return (
+        f"{'':>11}stages: busy {busy} ms a step, idle {stats.idle:.0%} (1F1B leaves {stats.bound:.0%}), "
+        f"sent {sent} MiB, peak {peak} MiB"
+    )
+
+
+def class_rows(metrics: DetMetrics, images: int) -> list[tuple[str, int, int, list[float]]]:
+    """Rows of ultralytics' table, `all` first: name, images, instances, (P, R, mAP50, mAP50-95)."""
+    rows = [("all", images, int(metrics.nt_per_class.sum()), list(metrics.mean_results()))]
+    for row, index in enumerate(metrics.ap_class_index):
+        counts = int(metrics.nt_per_image[index]), int(metrics.nt_per_class[index])
+        rows.append((metrics.names[index], *counts, list(metrics.class_result(row))))
+    return rows

@@ -1,0 +1,245 @@
+"""TensorBoard: curves, pictures, PR curves, the model's table and the hyper-parameters, in the run's own folder.
+
+Every curve has the optimizer step as its x axis, those of the validation as well. One axis is what makes it possible,
+on a resume, to hide all that was written past the checkpoint (`purge_step` compares every tag with one number), and
+lets a validation loss be laid over the training loss.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from yolods.compat import leave_failures_to_the_next_write
+from yolods.stats import EpochStats, PipeStats, StabilityEvent
+
+if TYPE_CHECKING:
+    from torch import nn
+    from ultralytics.utils.metrics import DetMetrics
+
+    from yolods.stability.record import StepRecord
+
+_POINTS_AN_EPOCH = 50
+"""Points of a curve of step values an epoch: TensorBoard shows about 1000 in all, and each costs disk."""
+_PR_POINTS = 127
+"""The most that TensorBoard's PR summary holds."""
+_PR_CLASSES = 20
+"""With more classes than this, PR curves of single classes are written for the final evaluation only."""
+
+
+class TensorBoardWriter:
+    """One event file, written by rank 0."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        steps_per_epoch: int,
+        start_step: int = 0,
+        events: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Open an event file in `run_dir`; points past `start_step`, from a run that went on, are hidden by readers.
+
+        Args:
+            events: of stability.jsonl, that the run has behind it: their counts go on.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        leave_failures_to_the_next_write()
+        # Also on a first start: readers take the first such mark in a folder for its beginning, the next for a restart.
+        self._writer = SummaryWriter(str(run_dir), purge_step=start_step + 1, flush_secs=20)
+        self._every = max(steps_per_epoch // _POINTS_AN_EPOCH, 1)
+        self._pending: list[StepRecord] = []
+        self._counted = Counter(tag for event in events for tag in _tags_of(event))
+        self.step_number = start_step
+
+    def start(self, config: Mapping[str, Any], model_summary: str, hyper: Mapping[str, Any]) -> None:
+        """Write the resolved configuration, the model as markdown, and the hyper-parameters."""
+        from torch.utils.tensorboard.summary import hparams
+
+        self._writer.add_text("config", f"```json\n{json.dumps(config, indent=2, default=str)}\n```", self.step_number)
+        self._writer.add_text("model", model_summary, self.step_number)
+        # `add_hparams` would open a second run in a sub-folder; its three summaries do as well in this one.
+        experiment, session, _ = hparams(_flat(hyper), dict.fromkeys(_BEST.values(), 0.0))
+        for summary in (experiment, session):
+            self._writer.file_writer.add_summary(summary, self.step_number)
+
+    def step(self, record: StepRecord) -> None:
+        """Take one step in; every few of them become one point of each curve, their mean."""
+        self._pending.append(record)
+        self.step_number = record.step
+        if len(self._pending) >= self._every:
+            self._write_pending()
+
+    def stability(self, event: StabilityEvent) -> None:
+        """Count an event: by what was done, by cause, and by the layer where it began."""
+        from yolods.stability.event import sentence
+
+        self.text("events/stability", sentence(event))
+        tags = _tags_of(vars(event))
+        self._counted.update(tags)
+        self._scalars({tag: float(self._counted[tag]) for tag in tags})
+
+    def pipeline(self, stats: PipeStats) -> None:
+        """One point of each curve of the pipeline."""
+        values = {"pipeline/idle": stats.idle, "pipeline/idle_bound": stats.bound}
+        for stage in stats.stages:
+            where = f"stage{stage.stage}"
+            values |= {
+                f"pipeline/seconds_{where}": stage.forward + stage.backward,
+                f"pipeline/sent_mib_{where}": stage.sent / 2**20,
+                f"pipeline/peak_mib_{where}": stage.peak / 2**20,
+            }
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, self.step_number)
+
+    def ranks(self, seconds: Mapping[int, float]) -> None:
+        """One point of each curve of the ranks."""
+        usual = median(seconds.values())
+        values = {f"ranks/seconds_rank{rank}": own for rank, own in seconds.items()}
+        values["ranks/slowest_to_median"] = max(seconds.values()) / max(usual, 1e-9)
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, self.step_number)
+
+    def epoch_end(self, stats: EpochStats) -> None:
+        """Write what an epoch knows: validation losses, metrics, rate, and the epoch's number."""
+        self._write_pending()
+        values = {f"val/{name}": value for name, value in (stats.val_loss or {}).items()}
+        values |= stats.metrics or {}
+        values |= {"epoch": stats.epoch + 1, "time/images_per_second_epoch": stats.images_per_second}
+        if stats.fitness is not None:
+            values["metrics/fitness"] = stats.fitness
+        self._scalars(values)
+        self._writer.flush()
+
+    def evaluated(self, values: Mapping[str, float]) -> None:
+        """One point of each curve, of an evaluation outside a run."""
+        self._scalars(values)
+        self._writer.flush()
+
+    def picture(self, tag: str, file: Path, step: int | None = None) -> None:
+        """Show a .jpg or .png as it is: its bytes go into the event file without being decoded."""
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        with Image.open(file) as image:
+            width, height = image.size
+        picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.read_bytes())
+        summary = Summary(value=[Summary.Value(tag=tag, image=picture)])
+        self._writer.file_writer.add_summary(summary, self.step_number if step is None else step)
+
+    def pr_curves(self, metrics: DetMetrics, *, final: bool) -> None:
+        """Write precision and recall at IoU 0.5 over the confidence threshold: the mean of the classes, and each class.
+
+        `metrics` has been processed. Thresholds are confidences, so that hovering over a point says which `conf` gives
+        it; the interpolated curve over recall is in BoxPR_curve.png.
+        """
+        box, classes = metrics.box, list(metrics.ap_class_index)
+        if not classes:
+            return
+        labels = metrics.nt_per_class[classes]
+        single = final or len(metrics.names) <= _PR_CLASSES
+        for row, index in enumerate(classes if single else []):
+            self._pr_curve(f"pr/{metrics.names[index]}", box.p_curve[row], box.r_curve[row], labels[row])
+        self._pr_curve("pr/all classes", box.p_curve.mean(0), box.r_curve.mean(0), labels.sum())
+
+    def text(self, tag: str, text: str) -> None:
+        """Add a line of text."""
+        self._writer.add_text(tag, text, self.step_number)
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        """Write the final metrics beside the hyper-parameters, and the end of the session."""
+        from torch.utils.tensorboard.summary import hparams
+
+        self._write_pending()
+        self._scalars({_BEST[name]: value for name, value in metrics.items() if name in _BEST})
+        self._writer.file_writer.add_summary(hparams({}, {})[2], self.step_number)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is pending and close the file."""
+        self._write_pending()
+        self._writer.close()
+
+    def _write_pending(self) -> None:
+        steps, self._pending = self._pending, []
+        if not steps:
+            return
+        values: dict[str, list[float | None]] = {}
+        for record in steps:
+            for tag, value in record.curves().items():
+                values.setdefault(tag, []).append(value)
+        self._scalars({tag: _mean(series) for tag, series in values.items()})
+        self._layer_norms(steps[-1])
+
+    def _layer_norms(self, record: StepRecord) -> None:
+        """How the gradient norms of all parameters lie, by orders of magnitude."""
+        import numpy as np
+
+        norms = np.array(() if record.reading is None else record.reading.norms)
+        norms = norms[np.isfinite(norms) & (norms > 0)]
+        if norms.size:
+            self._writer.add_histogram("stability/log10_gradient_norm_by_parameter", np.log10(norms), record.step)
+
+    def _scalars(self, values: Mapping[str, float | None]) -> None:
+        for tag, value in values.items():
+            if value is not None and math.isfinite(value):
+                self._writer.add_scalar(tag, value, self.step_number)
+
+    def _pr_curve(self, tag: str, precision: Any, recall: Any, labels: int) -> None:
+        """Arrays of shape (1000,) over confidence 0 to 1; `labels` boxes exist."""
+        import numpy as np
+
+        points = np.linspace(0, len(precision) - 1, _PR_POINTS).round().astype(int)
+        p, r = precision[points], recall[points]
+        found = r * labels
+        wrong = np.where(p > 0, found / np.maximum(p, 1e-9) - found, 0.0)
+        self._writer.add_pr_curve_raw(
+            tag, found, wrong, np.zeros_like(found), labels - found, p, r, self.step_number, _PR_POINTS
+        )
+
+
+_BEST = {f"metrics/{name}(B)": f"metrics/best_{name}" for name in ("precision", "recall", "mAP50", "mAP50-95")}
+
+
+def _tags_of(event: Mapping[str, Any]) -> list[str]:
+    """The counts that an event adds to."""
+    layers = sorted({each["layer"] for each in event["culprits"]})
+    return [
+        f"stability/{event['action']}",
+        f"stability/by_cause/{event['cause']}",
+        *(f"stability/by_layer/{layer}" for layer in layers),
+    ]
+
+
+def _mean(series: list[float | None]) -> float | None:
+    finite = [value for value in series if value is not None and math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Nested mappings with dotted keys; what TensorBoard's table cannot hold becomes its text."""
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
+def model_table(model: nn.Module) -> str:
+    """The layers of an ultralytics DetectionModel as a markdown table, as its summary lists them, with the total.
+
+    Reads the attributes that ultralytics set when it built the layers (index, source, parameters, type), so that it is
+    right even where ZeRO-3 has taken the parameters away.
+    """
+    lines = ["| layer | from | parameters | module |", "| ---: | ---: | ---: | --- |"]
+    layers = list(model.model)
+    lines += [f"| {layer.i} | {layer.f} | {layer.np:,} | {layer.type.split('.')[-1]} |" for layer in layers]
+    return "\n".join([*lines, f"| **{len(layers)}** | | **{sum(layer.np for layer in layers):,}** | **total** |"])

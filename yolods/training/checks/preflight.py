@@ -1,0 +1,109 @@
+"""Everything that can be known wrong of a training run before a process starts, all of it in one go."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable
+from functools import partial
+
+from yolods import __version__
+from yolods.config import RunConfig, build_run_config
+from yolods.config.names.model_name import parse_name
+from yolods.data.classes import class_names
+from yolods.data.spec import DataSpec, check_classes, read_spec
+from yolods.errors import Faults
+from yolods.training.checks.resume_check import check_before_start
+
+Tell = Callable[[str], object]
+
+
+def check_train(args: argparse.Namespace, world_size: int, device: str, tell: Tell | None = None) -> RunConfig:
+    """The run that was asked for. torch is imported only where the model or its weights have to be looked at.
+
+    Args:
+        args: what `train` parsed, with the faults of its words.
+        world_size: ranks in all.
+        device: "cpu" or "cuda".
+        tell: called with a line before torch is imported, which takes a while.
+
+    Raises:
+        UserError: every fault of flags, JSON, data, model and weights, a line each.
+    """
+    return build_run_config(args, world_size=world_size, device=device, check_files=partial(_check_files, tell=tell))
+
+
+def _check_files(config: RunConfig, faults: Faults, tell: Tell | None) -> None:
+    sound = not faults
+    if config.resume:
+        check_before_start(config, faults)
+    spec = _read_data(config, faults)
+    model, weights = _model_matters(config, sound, faults), _weights_matter(config)
+    if model or weights:
+        from yolods.telemetry.log import quiet_dependencies
+
+        quiet_dependencies(logging.WARNING)
+        if tell is not None:
+            tell(f"version {__version__}: looking at {'the model' if model else 'the weights'} before the start")
+    if model:
+        names, channels = (("item",), 3) if spec is None else (class_names(spec, config.hyper), spec.channels)
+        with faults.caught():
+            _check_model(config, names, channels, sound, faults)
+    if weights:
+        _check_weights(config, faults)
+
+
+def _read_data(config: RunConfig, faults: Faults) -> DataSpec | None:
+    """What the data yaml says; None for the demo, and for a yaml that has faults."""
+    if config.is_demo:
+        if config.hyper.classes is not None:
+            from yolods.data.demo import NAMES  # imports OpenCV
+
+            with faults.caught():
+                check_classes(NAMES, config.data, config.hyper.classes)
+        return None
+    if not (config.resume or config.data.is_file()):  # said of the flag
+        return None
+    with faults.caught():
+        spec = read_spec(config.data)
+        check_classes(spec.names, spec.yaml, config.hyper.classes)
+        return spec
+    return None
+
+
+def _model_matters(config: RunConfig, sound: bool, faults: Faults) -> bool:
+    """Whether what was asked for can be wrong for a model: one of the user's own, frozen layers, stages.
+
+    Args:
+        sound: whether sizes, batch and layout are those that were asked for, and not defaults in their place.
+    """
+    with faults.caught():
+        own = parse_name(config.model).yaml is not None
+        return own or config.hyper.freeze is not None or (sound and config.deepspeed.pipeline is not None)
+    return False
+
+
+def _check_model(config: RunConfig, names: tuple[str, ...], channels: int, sound: bool, faults: Faults) -> None:
+    from yolods.model.check import check_fit, check_freeze, on_paper
+
+    blueprint, before = on_paper(config, names, channels), len(faults)
+    check_freeze(blueprint, config, faults)
+    if sound:
+        check_fit(blueprint, config, faults)
+    if sound and config.deepspeed.pipeline is not None and len(faults) == before:
+        from yolods.plan.stage_plan import check_stages, counted
+
+        check_stages(counted(blueprint, config), config)
+
+
+def _weights_matter(config: RunConfig) -> bool:
+    """Whether there are weights to read; that a file is not there is said of the flag."""
+    return not config.resume and config.weights is not None and config.weights.is_file()
+
+
+def _check_weights(config: RunConfig, faults: Faults) -> None:
+    from yolods.model.weights import read_pt
+
+    assert config.weights is not None
+    with faults.caught():
+        read_pt(config.weights)

@@ -1,0 +1,464 @@
+"""From a resolved configuration to a run that is ready to train, evaluate or resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolods import compat
+from yolods.checkpoint.progress import Progress
+from yolods.checkpoint.read import Checkpoint
+from yolods.checkpoint.store import CheckpointStore
+from yolods.config import RunConfig
+from yolods.config.optimizers.supported import OPTIMIZERS
+from yolods.config.run import CONFIG_FILE
+from yolods.config.run_folder import writable
+from yolods.data.classes import class_names
+from yolods.data.fingerprint import samples_of
+from yolods.data.sampler import keyed_seed, seed_generators
+from yolods.data.source import by_identity
+from yolods.data.spec import DataSpec
+from yolods.data.splits import (
+    Split,
+    SplitOptions,
+    class_weights,
+    most_boxes,
+    note_problems,
+    open_split,
+    read_data,
+    unaugmented,
+)
+from yolods.distributed.store import KeyValueStore
+from yolods.distributed.world import Ranks
+from yolods.engine.base import Engine
+from yolods.engine.build import build_engine, plan_schedule
+from yolods.engine.build_pipeline import build_stage, plan_stages
+from yolods.errors import Faults, UserError
+from yolods.evaluation.evaluator import Evaluator
+from yolods.model.blueprint import Blueprint
+from yolods.model.check import blueprint_of
+from yolods.model.freezing import told
+from yolods.model.weights import read_pt
+from yolods.optim.lr_schedule import Schedule
+from yolods.optim.optimizers import OptimizerChoice, choose_optimizer
+from yolods.system.files import replace_text
+from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry, model_table
+from yolods.training.batches import TrainBatches
+from yolods.training.checks.resume_check import (
+    RECORD,
+    Comparison,
+    check_before_start,
+    compare,
+    depends_on,
+    finished,
+    is_over,
+    read_depends,
+)
+from yolods.training.final import FinalValidation
+from yolods.training.loop import Run
+from yolods.training.precise_bn import TrainStatistics
+from yolods.training.provenance import Provenance, provenance
+from yolods.training.selection import ModelSelection
+from yolods.training.weight_files import WeightsWriter, train_args
+from yolods.watchdog.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+BYTES_A_PARAMETER = 40
+"""On disk: masters, two moments and the moving average, these once more in the snapshot, and copies in .pt files."""
+
+
+def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog: Watchdog) -> Run:
+    """Build everything that a training run needs. A collective.
+
+    Raises:
+        UserError: on every rank: data, model, weights, disk space or checkpoint are not as they have to be.
+    """
+    config = _share_cores(config, ranks.local_size)
+    if config.resume:
+        ranks.main_first(lambda: _refuse_changes(config))  # before labels are scanned, which takes long
+    hyper = config.hyper
+    seed_everything(hyper.seed, deterministic=hyper.deterministic and ranks.device.type == "cuda")
+    spec = read_data(config.data, ranks)
+    names = class_names(spec, hyper)
+    blueprint = blueprint_of(config, names, spec.channels)
+    ranks.main_first(lambda: _prepare_folder(config, blueprint.parameters))
+    options = _split_options(config, blueprint.grid, ranks)
+    train = open_split(spec, "train", hyper, options, ranks, augment=True)
+    val = open_split(spec, "val", hyper, options, ranks, augment=False)
+    choice = choose_optimizer(
+        hyper,
+        samples=len(train.dataset),
+        batch=config.batch_size,
+        epochs=config.epochs,
+        nc=len(names),
+        given=config.deepspeed.optimizer.params if config.deepspeed.optimizer else None,
+    )
+    model = {"architecture": blueprint.layers, "names": names, "train_args": train_args(config)}
+    store = _open_store(config, ranks, kv_store, model)
+    checkpoint = store.find() if config.resume else None
+    footing = ranks.main_first(lambda: _footing(config, blueprint, choice, (train, val), checkpoint))
+    model[RECORD], choice = footing.record, footing.choice
+    # Only now: a folder with this file is a run, and --resume takes the newest.
+    origin = provenance(ranks)
+    ranks.main_first(lambda: _write_config(config, origin))
+    schedule = plan_schedule(config, choice, len(train.dataset))
+    weights = class_weights(train.scan, len(names), hyper.cls_pw)
+    engine, notes = _make_engine(blueprint, config, choice, ranks, weights)
+    progress = Progress(run=config.run)
+    if checkpoint is not None:
+        progress = _placed(store.load(engine, checkpoint), footing.comparison, schedule)
+        faults = by_identity(dict(progress.image_faults), train.dataset.im_files, train.dataset.source)
+        progress = replace(progress, image_faults=tuple(sorted(faults.items())))
+    telemetry = _open_telemetry(config, ranks, names, schedule, progress)
+    evaluator = _open_evaluator(config, names, (train, val), engine, ranks)
+    statistics = _open_statistics(config, spec, train, options, engine, ranks)
+    if ranks.is_main:
+        _announce(config, origin, ranks, telemetry, blueprint, (train, val), choice, schedule, progress, notes)
+    batches = TrainBatches(config, train.dataset, schedule, ranks, engine.share, telemetry, stride=blueprint.grid)
+    writer = WeightsWriter(config, blueprint, telemetry)
+    selection = ModelSelection(config, engine, evaluator, writer, telemetry)
+    final = FinalValidation(engine, evaluator, statistics, writer, telemetry, plots=hyper.plots)
+    return Run(config, engine, schedule, batches, selection, final, store, telemetry, watchdog, progress)
+
+
+def _split_options(config: RunConfig, stride: int, ranks: Ranks) -> SplitOptions:
+    """How the run reads images.
+
+    Args:
+        stride: pixels of which the sides of images are multiples.
+    """
+    return SplitOptions(
+        imgsz=config.imgsz,
+        stride=stride,
+        epochs=config.epochs,
+        workers=config.workers,
+        local_ranks=ranks.local_size,
+        eval_batch=config.eval_batch,
+    )
+
+
+def _open_store(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, model: dict[str, Any]) -> CheckpointStore:
+    """Where checkpoints are written.
+
+    Args:
+        model: what each of them says of its model; read as it is at the first save.
+    """
+    policy = config.deepspeed.own.checkpoint
+    return CheckpointStore(
+        config.run_dir / "checkpoints",
+        ranks,
+        keep=policy.keep,
+        keep_best=policy.keep_best,
+        kv_store=kv_store if policy.asynchronous else None,
+        model=model,
+        run=config.run,
+        start=config.start,
+    )
+
+
+def _open_evaluator(
+    config: RunConfig, names: tuple[str, ...], splits: tuple[Split, Split], engine: Engine, ranks: Ranks
+) -> Evaluator:
+    train, val = splits
+    return Evaluator(
+        val.dataset,
+        names,
+        replace(config.hyper, max_det=most_boxes(config.hyper.max_det, train, val)),
+        ranks,
+        share=engine.share,
+        forward_batch=2 * config.deepspeed.micro_batch,
+        workers=config.workers,
+        save_dir=config.run_dir,
+    )
+
+
+def _open_statistics(
+    config: RunConfig, spec: DataSpec, train: Split, options: SplitOptions, engine: Engine, ranks: Ranks
+) -> TrainStatistics | None:
+    """What takes BatchNorm's statistics anew; None where that is not asked for."""
+    if not config.hyper.precise_bn:
+        return None
+    images = unaugmented(train, config.hyper.precise_bn, spec, config.hyper, options)
+    forward_batch = 2 * config.deepspeed.micro_batch
+    return TrainStatistics(images, ranks, engine, forward_batch=forward_batch, workers=config.workers)
+
+
+def _refuse_changes(config: RunConfig) -> None:
+    faults = Faults()
+    check_before_start(config, faults)
+    faults.raise_if_any()
+
+
+@dataclass(frozen=True)
+class _Footing:
+    """What a run stands on."""
+
+    record: dict[str, Any]
+    """What its checkpoints depend on, for them to keep."""
+    choice: OptimizerChoice
+    """The optimizer; of a run that goes on, the one that it has."""
+    comparison: Comparison
+    """With what the checkpoint depends on."""
+
+
+def _footing(
+    config: RunConfig,
+    blueprint: Blueprint,
+    choice: OptimizerChoice,
+    splits: tuple[Split, Split],
+    checkpoint: Checkpoint | None,
+) -> _Footing:
+    """Rank 0: note what the run depends on, and tell what of it has changed since the checkpoint.
+
+    Args:
+        choice: the optimizer that a new run would have.
+
+    Raises:
+        UserError: a line for each change under which the run cannot go on; or it is over.
+    """
+    train, val = (samples_of(split.scan.labels, split.scan.source) for split in splits)
+    now = depends_on(
+        config,
+        names=blueprint.names,
+        architecture=blueprint.layers,
+        optimizer={**asdict(choice), "arguments": dict(choice.arguments)},
+        train=train,
+        val=val,
+    )
+    if checkpoint is None:
+        return _Footing(now.record(), choice, Comparison())
+    before, progress, faults = read_depends(checkpoint.model), checkpoint.progress, Faults()
+    if is_over(config, progress["step"], progress["epochs_done"]):
+        faults.add(finished(config))
+    comparison = compare(before, now, config.run_dir, config.data)
+    for line in comparison.faults:
+        faults.add(line)
+    faults.raise_if_any()
+    for line in comparison.notes:
+        log.warning("%s", line)
+    if config.hyper.optimizer == "auto" and before.optimizer:
+        now, choice = replace(now, optimizer=before.optimizer), OptimizerChoice(**before.optimizer)
+    return _Footing(now.record(), choice, comparison)
+
+
+def _placed(progress: Progress, comparison: Comparison, schedule: Schedule) -> Progress:
+    """Where a run stands in what it goes on with, which may be other images than it had."""
+    images, before = schedule.samples, comparison.images_before
+    if before is None and not progress.fits(images, schedule.batch * schedule.accumulation):
+        log.warning("train has another number of images than it had: the epoch under way begins anew")
+        progress = progress.among(images, None)
+    elif before not in (None, images):
+        progress = progress.among(images, before)
+    if comparison.judged_on_others:
+        progress = replace(progress, best_fitness=None, best_epoch=progress.epochs_done)
+    return progress
+
+
+def _make_engine(
+    blueprint: Blueprint, config: RunConfig, choice: OptimizerChoice, ranks: Ranks, class_weights: Tensor | None
+) -> tuple[Engine, list[str]]:
+    """The engine that the JSON asks for, and lines about it."""
+    if config.deepspeed.pipeline is not None:
+        plan = plan_stages(blueprint, config, ranks)
+        engine, note = build_stage(blueprint, plan, config, choice, ranks, class_weights)
+        return engine, [*plan.lines, *([note] if note else [])]
+    weights = None if config.resume else config.weights
+    if weights is not None:
+        ranks.main_first(lambda: read_pt(weights) and None)
+    net, note = blueprint.whole(weights, by_name=config.hyper.cls_remap)
+    engine = build_engine(net, config, choice, ranks, class_weights)
+    about = [str(engine.net)] if config.deepspeed.recompute else []
+    return engine, [*about, *([note] if note else [])]
+
+
+def _share_cores(config: RunConfig, local_ranks: int) -> RunConfig:
+    """Fewer loader processes where ranks have fewer cores, and a line that says so."""
+    share = max(cores() // local_ranks, 1)
+    if config.workers <= share:
+        return config
+    note = (
+        f"--workers {config.workers}: a rank starts {share}, its share of this host's cores ({cores()} / {local_ranks})"
+    )
+    # A run that goes on has the line already.
+    notes = tuple(one for one in config.notes if not one.startswith("--workers "))
+    return replace(config, workers=share, notes=(*notes, note))
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def seed_everything(seed: int, *, deterministic: bool) -> None:
+    """Seed every generator alike on all ranks: weights start equal, and samples carry seeds of their own."""
+    seed_generators("run", seed)
+    torch.cuda.manual_seed_all(keyed_seed("cuda", seed) >> 1)  # noted until a GPU is first used; nothing without one
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.deterministic = True
+
+
+def _prepare_folder(config: RunConfig, parameters: int) -> None:
+    """Make the run folder, and see that it can hold what the run will write."""
+    with writable(config.run_dir):
+        (config.run_dir / "weights").mkdir(parents=True, exist_ok=True)
+        policy = config.deepspeed.own.checkpoint
+        _check_space(config.run_dir, parameters, policy.keep + policy.keep_best)
+
+
+def _write_config(config: RunConfig, origin: Provenance) -> None:
+    """Note everything that decides the run, and what it runs on."""
+    with writable(config.run_dir):
+        replace_text(config.run_dir / CONFIG_FILE, json.dumps(_as_dict(config, origin), indent=2))
+
+
+def _check_space(folder: Path, parameters: int, keep: int) -> None:
+    needed = parameters * BYTES_A_PARAMETER * (keep + 1)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {free / 2**30:.2f} GiB are free, but {keep + 1} checkpoints of {parameters / 1e6:.1f} M "
+            f"parameters x {BYTES_A_PARAMETER} bytes take {needed / 2**30:.2f} GiB; free some, or choose another "
+            "--project"
+        )
+
+
+def _small_set(schedule: Schedule, ranks: int) -> list[str]:
+    """A line about a train set that is smaller than a batch, which ultralytics makes smaller then.
+
+    Args:
+        ranks: that a batch is dealt to.
+    """
+    samples, accumulation = schedule.samples, schedule.accumulation
+    batch = max(samples - samples % ranks, ranks)
+    if samples >= schedule.batch or batch >= schedule.batch:
+        return []
+    steps = math.ceil(schedule.total_samples / (schedule.batch * accumulation))
+    return [
+        f"{samples} train images are fewer than a batch of {schedule.batch}, so a batch spans epochs, and "
+        f"{schedule.epochs} epochs are about {steps} steps; for as many as ultralytics takes: --batch-size {batch} "
+        f"--set nbs={batch * accumulation}"
+    ]
+
+
+def _open_telemetry(
+    config: RunConfig, ranks: Ranks, names: tuple[str, ...], schedule: Schedule, progress: Progress
+) -> Telemetry:
+    if not ranks.is_main:
+        return NullTelemetry()
+    hyper = config.hyper
+    closing = (config.epochs - hyper.close_mosaic) * schedule.samples // schedule.batch
+    return RunTelemetry(
+        config.run_dir,
+        names=dict(enumerate(names)),
+        epochs=config.epochs,
+        images_per_epoch=schedule.samples,
+        batch_size=schedule.batch,
+        steps_per_epoch=max(schedule.samples // (schedule.batch * schedule.accumulation), 1),
+        close_mosaic_batch=closing if hyper.close_mosaic and closing > 0 else None,
+        start_epoch=progress.epochs_done,
+        start_step=progress.step,
+        plots=hyper.plots,
+    )
+
+
+def _announce(
+    config: RunConfig,
+    origin: Provenance,
+    ranks: Ranks,
+    telemetry: Telemetry,
+    blueprint: Blueprint,
+    splits: tuple[Split, Split],
+    choice: OptimizerChoice,
+    schedule: Schedule,
+    progress: Progress,
+    about: list[str],
+) -> None:
+    """Say what is about to happen. Rank 0 alone."""
+    ds = config.deepspeed
+    offload = " with offload" if ds.offload_optimizer or ds.offload_param else ""
+    grid = f"{ds.pipeline.stages} stages x {ds.dp_size} replicas, " if ds.pipeline else ""
+    precision = f"{ds.autocast} autocast" if ds.autocast else ds.precision
+    notes = [
+        *origin.lines(),
+        f"{config.model}: {blueprint.parameters / 1e6:.2f} M parameters, image size {config.imgsz}",
+        f"{ranks.size} rank{'s' * (ranks.size > 1)} on {ranks.device.type}, {grid}ZeRO-{ds.zero_stage}{offload}, "
+        f"{precision}",
+        f"Batch {schedule.batch} = {ds.micro_batch} x {ds.dp_size} {'replicas' if ds.pipeline else 'ranks'}; "
+        f"a step accumulates {schedule.accumulation}: {schedule.batch * schedule.accumulation} images",
+        f"optimizer: {choice.name}, lr {choice.lr:g}, {_beta(choice)} {choice.momentum:g}",
+        *note_problems(config.run_dir, tuple(split.scan for split in splits)),
+        *config.notes,
+    ]
+    notes += about + _small_set(schedule, ds.dp_size)
+    notes += [line for line in _facts(config, ranks, blueprint, splits[0]) if line]
+    if config.resume:
+        notes.append(f"Resuming after step {progress.step}, in epoch {progress.position // schedule.samples + 1}")
+    compared = {**_layout_of(config, ranks, schedule), **config.hyper.as_dict()}
+    telemetry.start(_as_dict(config, origin), model_table(blueprint.meta), notes, compared)
+    if not config.resume:
+        telemetry.labels(splits[0].scan.labels)
+
+
+def _beta(choice: OptimizerChoice) -> str:
+    return "momentum" if OPTIMIZERS[choice.name].warms_momentum else "beta1"
+
+
+def _frozen(config: RunConfig, blueprint: Blueprint) -> str | None:
+    return told(config.hyper.freeze, [name for name, _ in blueprint.meta.named_parameters()])
+
+
+def _facts(config: RunConfig, ranks: Ranks, blueprint: Blueprint, train: Split) -> tuple[str | None, ...]:
+    return _frozen(config, blueprint), _without_polygons(config, train), _unwatched(config, ranks, os.environ)
+
+
+def _unwatched(config: RunConfig, ranks: Ranks, environ: Mapping[str, str]) -> str | None:
+    """Of ranks on GPUs that nothing ends where one of them is lost."""
+    watched = config.deepspeed.own.watchdog.enabled or compat.torch_ends_lost_ranks(environ)
+    if watched or ranks.size == 1 or ranks.device.type != "cuda":
+        return None
+    return (
+        'The watchdog is off ("yolods": {"watchdog": {"enabled": false}}): ranks wait for ever for one that is lost; '
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING=3 has torch end them"
+    )
+
+
+def _without_polygons(config: RunConfig, train: Split) -> str | None:
+    if not config.hyper.copy_paste or any(len(label["segments"]) for label in train.scan.labels):
+        return None
+    return f"copy_paste {config.hyper.copy_paste:g} is not used: not every box of the train set has a polygon"
+
+
+def _as_dict(config: RunConfig, origin: Provenance) -> dict[str, Any]:
+    return {**json.loads(config.to_json()), "provenance": origin.as_dict()}
+
+
+def _layout_of(config: RunConfig, ranks: Ranks, schedule: Schedule) -> dict[str, Any]:
+    """What tells runs apart besides their hyper-parameters, for TensorBoard's HParams."""
+    ds = config.deepspeed
+    return {
+        "model": config.model,
+        "data": str(config.data),
+        "imgsz": config.imgsz,
+        "epochs": config.epochs,
+        "ranks": ranks.size,
+        "device": ranks.device.type,
+        "zero_stage": ds.zero_stage,
+        "pipeline_stages": ds.pipeline.stages if ds.pipeline else 1,
+        "precision": f"{ds.autocast} autocast" if ds.autocast else ds.precision,
+        "offload": ds.offload_optimizer or ds.offload_param,
+        "micro_batch": ds.micro_batch,
+        "images_per_step": schedule.batch * schedule.accumulation,
+    }

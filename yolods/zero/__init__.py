@@ -1,0 +1,1 @@
+"""All that knows DeepSpeed's optimizers: master weights, shards, gradients, loss scale."""
