@@ -47,8 +47,8 @@ class Source(Protocol):
 
 
 Opener = Callable[[tuple[Path, ...], Any], "tuple[Source, list[CheckedPair]]"]
-"""Takes what a data yaml names for a split, and the `DataSpec` of the yaml; gives their source, and a `CheckedPair` with
-its `id` per sample, in the same order on every rank."""
+"""Takes what a data yaml names for a split, and the yaml's `DataSpec`; gives their source, and a `CheckedPair` with its
+`id` per sample, in the same order on every rank."""
 
 SOURCES: dict[str, str] = {}
 """Endings of files that a data yaml may name beside folders, images and .txt lists, each with its `Opener` as
