@@ -111,8 +111,8 @@ class Ours(PipelineEngine):
             last = len(flight.sent) - 1
             for place, (tensor, gradient) in enumerate(zip(flight.sent, gradients, strict=True)):
                 tensor.backward(gradient, retain_graph=place < last)
-        if self._to_before is not None:
-            self._to_before.send([flight.received[name].grad for name in self._cut.before], ("B", size))
+        if self._channels.to_before is not None:
+            self._channels.to_before.send([flight.received[name].grad for name in self._cut.before], ("B", size))
         return None
 
 

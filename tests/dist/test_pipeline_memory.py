@@ -64,7 +64,7 @@ def _allocations(profile: Any) -> Iterator[int]:
 
 def _hoard(engine: PipelineEngine) -> None:
     """Let channels go of nothing before they are to let go of everything."""
-    for channel in (engine._to_after, engine._to_before):
+    for channel in (engine._channels.to_after, engine._channels.to_before):
         if channel is not None:
             drain = channel.drain
             channel.drain = lambda leave=0, drain=drain: None if leave else drain()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from yolods.stability.attribution import INPUT, LOSS, Culprit
-from yolods.stability.event import record, sentence
+from yolods.stability.event import event_of, sentence
 from yolods.stability.grad_stats import GradStats
 from yolods.stability.guard import Verdict
+from yolods.stability.record import StepRecord
 
 NAMES = ("model.1.conv.weight", "model.2.conv.weight", "model.24.cv2.1.0.conv.weight")
 
@@ -18,8 +20,10 @@ NAMES = ("model.1.conv.weight", "model.2.conv.weight", "model.24.cv2.1.0.conv.we
 def line(verdict: Verdict, *culprits: Culprit, **settings) -> str:
     norms = settings.pop("norms", (1.0, 1.0, 1.0))
     reading = GradStats(NAMES, np.array(norms), None, (1.0,), 3, 1.0)
-    given = {"loss": 2.0, "grad_norm": 30.0, "loss_scale": None, "next_scale": None, "barred": ()} | settings
-    return sentence(record(verdict, culprits, reading, step=5, epoch=1, position=2, **given))
+    given = {"loss": 2.0, "grad_norm": 30.0, "excluded": ()} | settings
+    loss, excluded = {"box_loss": given.pop("loss")}, given.pop("excluded")
+    record = StepRecord(loss=loss, instances=1, verdict=verdict, culprits=culprits, grad_stats=reading, **given)
+    return sentence(event_of(record.placed(step=5, epoch=1, position=2, samples=4, imgsz=64, seconds=1.0), excluded))
 
 
 def culprit(name: str, kind: str = "nan", phase: str = "forward", **settings) -> Culprit:
@@ -48,7 +52,7 @@ def culprit(name: str, kind: str = "nan", phase: str = "forward", **settings) ->
         ),
         (
             Verdict("skip", "loss_spike", usual=0.5),
-            {"barred": ("a.jpg",)},
+            {"excluded": ("a.jpg",)},
             "loss 2, 4 times the usual 0.5; step skipped, left out from now on: a.jpg",
         ),
         (Verdict(vanished=(0,)), {}, "gradients have vanished: model.1.conv.weight; reported only"),
@@ -94,18 +98,8 @@ def test_the_first_culprit_is_told_in_full(one, expected):
 def test_the_record_names_the_layer_and_has_no_usual_where_there_is_none():
     reading = GradStats(NAMES, np.ones(3), None, (1.0,), 3, 1.0)
     verdict = Verdict("skip", "forward", (1,))
-    made = record(
-        verdict,
-        (culprit("model.3.conv.bn"),),
-        reading,
-        step=5,
-        epoch=1,
-        position=2,
-        loss=2.0,
-        grad_norm=None,
-        loss_scale=None,
-        next_scale=None,
-        excluded=(),
-    )
+    record = StepRecord(loss={"box_loss": 2.0}, instances=1, grad_norm=None, verdict=verdict, grad_stats=reading)
+    record = replace(record, culprits=(culprit("model.3.conv.bn"),))
+    made = event_of(record.placed(step=5, epoch=1, position=2, samples=4, imgsz=64, seconds=1.0))
     assert made.usual is None and made.parameters == ("model.2.conv.weight",)
     assert made.culprits[0]["layer"] == "model.3"

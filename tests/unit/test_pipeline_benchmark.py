@@ -135,7 +135,7 @@ def test_the_stock_backward_walks_the_trunk_once_a_tensor(stock, walks):
     engine = Ours.__new__(Ours)
     engine.stock, engine.mesh = stock, SimpleNamespace(last=False)
     engine._clock = Meter(torch.device("cpu"))
-    engine._to_before = engine._to_after = engine._labels = None
+    engine._channels = SimpleNamespace(to_before=None, to_after=None, labels=None)
     engine.diagnosis = SimpleNamespace(at=lambda phase, number: None)
     engine._flights = {0: SimpleNamespace(received={}, sent=sent, loss=None)}
     engine._ahead = {("B", 0): SimpleNamespace(wait=lambda: [torch.ones(3)] * 3)}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from yolods.stability.record import StepRecord
 
 
+# Wide: a field for each line of progress.json.
 @dataclass(frozen=True)
 class Progress:
     """Everything about a run that is not a tensor. Its fields are those of a checkpoint's progress.json, hence so many:

@@ -76,6 +76,7 @@ Told = tuple[Sequence[Any] | None, str]
 """What a rank tells rank 0 of its file, as JSON gives it back: the fields of a FileRecord, or None; and who, or why."""
 
 
+# Wide: saving, loading and noting the end share one folder and one thread.
 class CheckpointStore:
     """The checkpoints of one run folder. `save` and `load` are collectives.
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from yolods.config.deepspeed.yolods_block import OverflowConfig
 
 
+# Wide: a field for each part that `build` hands to an engine.
 @dataclass(frozen=True)
 class Parts:
     """What an engine is put together from."""

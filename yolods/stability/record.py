@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from yolods.stability.grad_stats import GradStats
 
 
+# Wide: a field for each thing that is known of a step; it replaced four records that copied each other.
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
     """One call of the engine's training step; a skipped step is a result like any other. Numbers are on the host.

@@ -52,6 +52,7 @@ class RunningLoss:
         return {name: total / self._samples if self._samples else math.nan for name, total in self._sums.items()}
 
 
+# Wide: a method for each moment of a run that is shown, and the state of one screen.
 class Console:
     """Writes to a stream, and the same lines to train.log; on a terminal with ultralytics' progress bar.
 

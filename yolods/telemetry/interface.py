@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from yolods.stability.record import StepRecord
 
 
+# Wide: a method for each moment of a run that somebody may want to hear of.
 class Telemetry:
     """The moments of a run. Here each does nothing: this is the interface, and what ranks that do not write use.
 

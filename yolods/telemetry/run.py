@@ -36,6 +36,7 @@ _FINAL_PICTURES = (
 _VAL_BATCHES_SHOWN = 3
 
 
+# Wide: a method for each moment of a run, as `Telemetry` has them.
 class RunTelemetry(Telemetry):
     """For rank 0: the screen, train.log, results.csv, TensorBoard and the pictures of one run folder."""
 

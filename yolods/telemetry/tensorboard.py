@@ -32,6 +32,7 @@ _PR_CLASSES = 20
 """With more classes than this, PR curves of single classes are written for the final evaluation only."""
 
 
+# Wide: a method for each moment of a run, as `Telemetry` has them.
 class TensorBoardWriter:
     """One event file, written by rank 0."""
 

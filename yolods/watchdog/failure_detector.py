@@ -35,6 +35,7 @@ SLOWER, WINDOWS = 1.3, 3
 """A straggler takes this many times the median of the others, in so many windows in a row."""
 
 
+# Wide: a field for each thing that a rank says of itself.
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
     """What a rank says of itself."""

@@ -56,6 +56,7 @@ WINDOW_SECONDS, WINDOW_STEPS = 10.0, 5
 """Over at least so much the time of a step is averaged, before ranks are compared."""
 
 
+# Wide: the state of one rank, which its own thread and the main thread share.
 class Watchdog:
     """Of one rank, around its work: `with Watchdog(...)`."""
 

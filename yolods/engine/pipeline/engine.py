@@ -53,6 +53,7 @@ class StageBoundaries:
     """Values sent to the stage after."""
 
 
+# Wide: most of its methods answer what `Engine` asks of a stage.
 class PipelineEngine(Engine):
     """This rank's stage of the detector, on a mesh of stages x replicas."""
 
@@ -60,9 +61,7 @@ class PipelineEngine(Engine):
         super().__init__(parts)
         self.mesh, self._cut, self._autocast = mesh, cut, autocast
         device = parts.ranks.device
-        channels = connect(mesh, device)
-        self._from_before, self._to_before = channels.from_before, channels.to_before
-        self._to_after, self._from_after, self._labels = channels.to_after, channels.from_after, channels.labels
+        self._channels = connect(mesh, device)
         self._clock = StageTimer(device)
         self._flights: dict[int, _Flight] = {}
         self._ahead: dict[Instruction, Message] = {}
@@ -91,7 +90,7 @@ class PipelineEngine(Engine):
     def _start_receiving(self, coming: tuple[Instruction, ...], size: int | None) -> None:
         """Post the receives of this instruction and of the next, where they are not under way yet."""
         for kind, number in coming:
-            channel = self._from_before if kind == "F" else self._from_after
+            channel = self._channels.from_before if kind == "F" else self._channels.from_after
             # A gradient has the shapes of an activation that has to have been sent first.
             ready = kind == "F" or number in self._flights
             if channel is not None and ready and (kind, number) not in self._ahead:
@@ -112,9 +111,9 @@ class PipelineEngine(Engine):
         sent = [] if self.mesh.last else [outputs[name] for name in self._cut.after]
         received = {} if self.mesh.first else {name: values[name] for name in self._cut.before}
         self._flights[number] = _Flight(received, sent, loss)
-        if self._to_after is not None and self._from_after is not None:
-            self._to_after.send(sent, ("F", size))
-            self._from_after.expect(sent, ("B", size))
+        if self._channels.to_after is not None and self._channels.from_after is not None:
+            self._channels.to_after.send(sent, ("F", size))
+            self._channels.from_after.expect(sent, ("B", size))
 
     def _take_in(
         self, number: int, feed: ReplayableBatches, size: int | None
@@ -122,22 +121,22 @@ class PipelineEngine(Engine):
         """A micro-batch's values as they enter this stage, host targets where the loss is, and its images."""
         if not self.mesh.first:
             arrived = self._clock.waiting(self._ahead.pop(("F", number)).wait)
-            assert self._to_before is not None
-            self._to_before.expect(arrived, ("B", size))
+            assert self._channels.to_before is not None
+            self._channels.to_before.expect(arrived, ("B", size))
             # 1F1B has the stage before send this after it has received every gradient that it was sent but the newest.
-            self._to_before.drain(leave=1)
+            self._channels.to_before.drain(leave=1)
             values = dict(zip(self._cut.before, (tensor.requires_grad_() for tensor in arrived), strict=True))
             labels = self._receive_labels() if self.mesh.last else {}
             return values, labels, len(arrived[0])
         batch = feed.take()
-        if self._labels is not None:
+        if self._channels.labels is not None:
             columns = (batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"].view(-1, 4))
-            self._labels.send([torch.cat(columns, 1)])
+            self._channels.labels.send([torch.cat(columns, 1)])
         return {IMAGE: self.inputs.images(batch["img"], size)}, batch, len(batch["img"])
 
     def _receive_labels(self) -> dict[str, Tensor]:
-        assert self._labels is not None
-        (table,) = self._labels.receive().wait()
+        assert self._channels.labels is not None
+        (table,) = self._channels.labels.receive().wait()
         return {"batch_idx": table[:, 0], "cls": table[:, 1:2], "bboxes": table[:, 2:6]}
 
     def _backward(self, number: int, size: int | None) -> None:
@@ -153,15 +152,15 @@ class PipelineEngine(Engine):
             with self._clock.backward():
                 # One walk for all tensors that crossed the cut, not one for each.
                 torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
-        if self._to_before is not None:
-            self._to_before.send([flight.received[name].grad for name in self._cut.before], ("B", size))
+        if self._channels.to_before is not None:
+            self._channels.to_before.send([flight.received[name].grad for name in self._cut.before], ("B", size))
 
     def _gradients_of(self, number: int) -> list[Tensor]:
         """Wait for the gradients of what was sent of a micro-batch that has left `_flights`."""
         gradients = self._clock.waiting(self._ahead.pop(("B", number)).wait)
         # Activations and targets from which they come have arrived; those in flight may not have. Hosts that run
         # ahead of their GPUs keep within so many micro-batches of each other, by the targets.
-        for channel in (self._to_after, self._labels):
+        for channel in (self._channels.to_after, self._channels.labels):
             if channel is not None:
                 channel.drain(leave=len(self._flights))
         return gradients
@@ -172,7 +171,7 @@ class PipelineEngine(Engine):
         return torch.autocast(self.inputs.device.type, self._autocast)
 
     def _drain(self) -> None:
-        for channel in (self._to_after, self._to_before, self._labels):
+        for channel in (self._channels.to_after, self._channels.to_before, self._channels.labels):
             if channel is not None:
                 channel.drain()
 
@@ -183,21 +182,23 @@ class PipelineEngine(Engine):
             assert images is not None
             values = {IMAGE: self.inputs.images(images)}
         else:
-            assert self._from_before is not None
-            values = dict(zip(self._cut.before, self._from_before.receive().wait(), strict=True))
+            assert self._channels.from_before is not None
+            values = dict(zip(self._cut.before, self._channels.from_before.receive().wait(), strict=True))
         with self._precision():
             outputs = self.net(values)
         if not self.mesh.last:
-            assert self._to_after is not None
-            self._to_after.send([outputs[name] for name in self._cut.after])
-            self._to_after.drain(leave=EVALUATED)
+            assert self._channels.to_after is not None
+            self._channels.to_after.send([outputs[name] for name in self._cut.after])
+            self._channels.to_after.drain(leave=EVALUATED)
             return None
         raw = as_float(outputs[OUT])
         return decode(raw, self._strides, self._reg_max), raw
 
     def times(self) -> StageTimes:
         """What the last step took on this stage. Local."""
-        sent = sum(channel.bytes for channel in (self._to_after, self._to_before) if channel is not None)
+        sent = sum(
+            channel.bytes for channel in (self._channels.to_after, self._channels.to_before) if channel is not None
+        )
         return self._clock.times(sent)
 
     def report(self) -> PipeStats | None:
