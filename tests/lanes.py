@@ -101,10 +101,13 @@ def expected(root: Path, kind: str, loop: float) -> tuple[Record, str]:
 
 
 def files_of(root: Path, kind: str, seconds: Mapping[str, float]) -> list[str]:
-    """The queue: what starts processes first, the longest at its front; tests/unit at its back."""
+    """The queue: what starts processes first, the longest at its front; then tests/unit, from its back in the order of
+    names, as a single pytest takes them."""
     folder = root / "tests" / "unit" if kind == "fast" else root / "tests"
-    found = [file.relative_to(root).as_posix() for file in folder.rglob("test_*.py")]
-    return sorted(found, key=lambda file: ("/unit/" in file, -seconds.get(file, NEW_FILE_SECONDS), file))
+    found = sorted(file.relative_to(root).as_posix() for file in folder.rglob("test_*.py"))
+    others = [file for file in found if "/unit/" not in file]
+    others.sort(key=lambda file: -seconds.get(file, NEW_FILE_SECONDS))
+    return [*others, *reversed([file for file in found if "/unit/" in file])]
 
 
 @dataclass

@@ -77,6 +77,7 @@ def test_the_plan_is_told_and_nothing_runs(capsys: pytest.CaptureFixture[str]) -
     ]
 
 
+@pytest.mark.process
 def test_a_part_that_hangs_is_a_line_and_no_loss(session: Session) -> None:
     parts = [Part("slow", "hangs", 3, "hangs"), Part("quick", "ends", 30, "ends")]
     results = conduct(parts, session)
@@ -95,6 +96,7 @@ def test_a_part_that_hangs_is_a_line_and_no_loss(session: Session) -> None:
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie", "a session of its own lives on"
 
 
+@pytest.mark.process
 def test_a_part_that_dies_is_named_with_the_end_of_its_screen(session: Session) -> None:
     results = conduct([Part("bad", "dies", 30, "dies")], session)
     assert faults(results) == ["bad: died (3)"]

@@ -27,7 +27,7 @@ SUITE = {
 }
 FAILS = {"tests/unit/test_d.py": "def test_six():\n    assert 6 == 7, 'six is not seven'\n"}
 WAITS = {
-    f"tests/{folder}/test_w{number}.py": "import subprocess, sys\n\ndef test_waits():\n"
+    f"tests/{folder}/test_{('w', 'aa')[number]}.py": "import subprocess, sys\n\ndef test_waits():\n"
     f"    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
     f"    open('child{number}', 'w').write(str(child.pid))\n    child.wait()\n"
     for number, folder in enumerate(("dist", "unit"))
@@ -131,7 +131,7 @@ def test_both_ends_of_the_queue_meet(tmp_path: Path) -> None:
     assert [take(queue, end) for end in ends] == ["a", "c", "b", None, None]
 
 
-def test_the_queue_has_every_file_the_longest_in_front_and_unit_at_its_back(tmp_path: Path) -> None:
+def test_the_queue_has_every_file_the_longest_in_front_and_unit_from_its_back_by_name(tmp_path: Path) -> None:
     for name in ("dist/test_a", "faults/test_b", "unit/test_c", "unit/test_d"):
         (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tests" / f"{name}.py").touch()

@@ -225,6 +225,7 @@ def pool(folder: Path, jobs: list[Job]) -> Pool:
     return Pool(plan, Results(folder / "results.jsonl", SETTINGS), jobs, cores=2)
 
 
+@pytest.mark.process
 def test_all_runs_are_made_and_leave_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -238,6 +239,7 @@ def test_all_runs_are_made_and_leave_nothing_behind(
     assert "10/10" in shown[-1] and "0 left" in shown[-1]
 
 
+@pytest.mark.process
 def test_a_run_that_fails_is_told_and_the_others_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -248,6 +250,7 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(
     assert "a fault in the run" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_runs_that_all_fail_end_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "lead", Led(tmp_path, {f"zero1_fp32-demo-{seed}": "fails" for seed in range(9)}))
     with pytest.raises(RuntimeError, match="3 runs have failed"):
@@ -255,6 +258,7 @@ def test_runs_that_all_fail_end_the_benchmark(tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "began-zero1_fp32-demo-8").exists()
 
 
+@pytest.mark.process
 def test_ctrl_c_leaves_no_process_and_what_had_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     behaves = {"zero1_fp32-demo-1": "waits", "zero1_fp32-demo-2": "stops the benchmark"}
     monkeypatch.setattr(quality, "lead", Led(tmp_path, behaves))

@@ -61,6 +61,7 @@ def test_a_rank_that_keeps_nothing_helps_all_the_same(gathers: list[int]) -> Non
     assert gathers == [604]
 
 
+@pytest.mark.slow
 def test_what_every_rank_has_whole_is_copied_at_once(device: type[Far], monkeypatch) -> None:  # noqa: F811
     weights = [nn.Parameter(torch.full((2,), float(number))) for number in range(PARAMETERS)]
     monkeypatch.setattr(module.PlainMasters, "shards", lambda _: [far(each.data) for each in weights])
