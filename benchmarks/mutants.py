@@ -79,13 +79,13 @@ MUTANTS = (
         "adaptive clipping divides the wrong way round",
         "own = np.minimum(1.0, allowed / np.maximum(grad_stats.norms, np.finfo(float).tiny))",
         "own = np.minimum(1.0, grad_stats.norms / np.maximum(allowed, np.finfo(float).tiny))",
-        ("test_clip.py",),
+        ("test_policies.py",),
     ),
     Mutant(
         "a policy that learns takes in what was clipped",
         "self._remember(norm, norm * factor if learned else norm)",
         "self._remember(norm, norm * factor)",
-        ("test_clip.py",),
+        ("test_policies.py",),
     ),
     Mutant(
         "the loss scale falls to a quarter",
