@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def numbers_of(name: str, data: Path, folder: Path) -> Numbers:
     """What a run comes to, by name; `failed` where it does not end well."""
     config = ROOT / "ds_configs" / f"{name}.json"
-    stages = json.loads(config.read_text(encoding="utf-8")).get("yolods", {}).get("pipeline", {}).get("stages", 1)
+    stages = json.loads(config.read_text(encoding="utf-8")).get("pipeline", {}).get("stages", 1)
     words = [sys.executable, "-m", "yolods", "launch", "train", "--num_gpus", str(max(stages, 2))]
     words += ["--deepspeed_config", str(config), "--data", str(data), "--model", "yolov5[0.1,0.1]", "--imgsz", "64"]
     words += ["--batch-size", str(STEP), "--epochs", str(EPOCHS), "--workers", "0", "--noplots", "--set", f"nbs={STEP}"]
