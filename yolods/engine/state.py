@@ -76,7 +76,7 @@ class TrainingState:
         }
 
     def layout(self) -> dict[str, Any]:
-        """The sharding over all ranks: kind, each stage's shards, and each rank's stage and replica."""
+        """The sharding over all ranks: kind, every stage's shards, every rank's place."""
         return {
             "kind": self.masters.kind,
             "stages": [self.describe()],

@@ -120,7 +120,7 @@ class PipelineEngine(Engine):
     def _take_in(
         self, number: int, feed: ReplayableBatches, size: int | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-        """A micro-batch's inputs to this stage, targets (host; last stage only), and number of images."""
+        """A micro-batch's inputs, its targets (host; last stage only) and its number of images."""
         if not self.mesh.first:
             arrived = self._clock.waiting(self._ahead.pop(("F", number)).wait)
             assert self._channels.to_before is not None
