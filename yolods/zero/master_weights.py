@@ -89,7 +89,7 @@ class Masters:
         return [owner.data for owner in self.owners()]
 
     def states(self) -> list[dict[str, Any]]:
-        """The inner optimizer's state per shard: tensors of its shape, and numbers such as `step`."""
+        """The inner optimizer's state per shard: tensors of its shape, and numbers like `step`."""
         return [dict(self.inner.state.get(owner, {})) for owner in self.owners()]
 
     def load_states(self, states: Sequence[dict[str, Any]]) -> None:
