@@ -223,7 +223,7 @@ def test_an_original_yolov5_checkpoint(preflight):
     assert shown == (
         f"error: --weights {Path('yolov5n.pt').absolute()}: an original anchor-based yolov5 checkpoint. YOLOv5 here is "
         "ultralytics' anchor-free YOLOv5u: its head differs and these weights do not fit. Use a YOLOv5u file (for "
-        "example yolov5nu.pt), or train from scratch by leaving --weights out"
+        "example yolov5nu.pt), or train from scratch without --weights"
     )
 
 

@@ -200,7 +200,7 @@ class Account:
     losses: tuple[float, ...]
     """Loss of every micro-batch, on ranks that compute the loss."""
     files: tuple[tuple[tuple[str, ...], ...], ...]
-    """The files of every image in every micro-batch (four for a mosaic); empty where none are read."""
+    """The files of every image in every micro-batch; empty on ranks that read none."""
 
 
 @dataclass(frozen=True)
