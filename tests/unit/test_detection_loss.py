@@ -195,7 +195,7 @@ def test_labels_on_a_device_are_refused(net, batch):
 
 def test_a_class_that_the_head_does_not_know_is_refused(net, batch):
     foreign = {**batch, "cls": batch["cls"] + 80}
-    with pytest.raises(ValueError, match=r"a label has class \d+, and the head knows"):
+    with pytest.raises(ValueError, match=r"a label has class \d+, but the head has"):
         score_by(net, GAINS)(predict(net), foreign, 4)
 
 

@@ -76,7 +76,7 @@ def test_no_box_at_all():
 
 
 def test_a_class_that_the_head_does_not_know_is_refused():
-    with pytest.raises(ValueError, match="a label has class 2, and the head knows 2"):
+    with pytest.raises(ValueError, match="a label has class 2, but the head has 2"):
         targets([[0.5, 0.5, 1.0, 1.0]] * 3, [0, 0, 0], classes=2)
 
 

@@ -32,7 +32,7 @@ class Tallies:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Let the layers normalise by their rank's batch and keep its statistics in their buffers."""
+        """Let the layers normalise by their rank's batch and keep its statistics in buffers."""
         kept = [(type(norm), norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms]
         for norm in self._norms:
             norm.train()

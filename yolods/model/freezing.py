@@ -62,7 +62,7 @@ def check_frozen(frozen: Frozen, names: Iterable[str], layers: dict[str, Any], m
 
 
 def _modules(name: str) -> Iterable[str]:
-    """The modules of a parameter as `freeze` names them: 24 and 24.cv2 for `model.24.cv2.weight`."""
+    """A parameter's modules as `freeze` names them: 24 and 24.cv2 for `model.24.cv2.weight`."""
     parts = name.removeprefix("model.").split(".")
     return (".".join(parts[:end]) for end in range(1, len(parts)))
 
