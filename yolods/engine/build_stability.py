@@ -37,6 +37,7 @@ def build_stability(
     gradients = gradients_of(engine.optimizer, held, masters.owners)
     rules = scale_rules(ds.fp16, ceiling=ds.own.overflow.max_loss_scale)
     scale = LossScale(rules) if "fp16" in (ds.precision, ds.autocast) else None
+    # Without fp16 DeepSpeed still reads a scale: 1, which never changes.
     leave_norm_and_scale_to_us(engine, scale or LossScale(ScaleRules(static=1.0)))
     mine = [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
     return Stability(
@@ -55,6 +56,7 @@ def build_stability(
 def _over_stages(mine: list[str], ranks: Ranks) -> list[str]:
     """All stages' names, each once, in rank order, which is stage order."""
     told = ranks.from_main(ranks.to_main(mine))
+    # Replicas of a stage report the same names.
     return list(dict.fromkeys(name for names in told for name in names))
 
 

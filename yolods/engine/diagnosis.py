@@ -68,6 +68,7 @@ class Diagnosis:
             replica=replica,
             findings=tuple(self._probe.findings()),
             largest=self._probe.largest(suspects) if verdict.cause == "gradient_spike" else None,
+            # This waits for the device, but only after a bad step.
             losses=tuple(torch.stack(self._losses).tolist()) if self._losses else (),
             files=tuple(feed.files),
         )

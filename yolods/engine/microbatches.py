@@ -38,6 +38,7 @@ class ReplayableBatches:
         batch = next(self._batches)
         self.waited += time.perf_counter() - started
         self.replaced += batch.get("replaced", ())
+        # An augmented image lists all images that it is made of; otherwise its own file counts.
         self.files.append(tuple(batch.get("sources") or ((file,) for file in batch.get("im_file", ()))))
         if self._keep:
             self._kept.append(batch)

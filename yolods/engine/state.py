@@ -69,6 +69,7 @@ class TrainingState:
         `groups` has for each shard a list of (name, shape) in the order of the shard; `statistics`
         has the names of the floating-point buffers.
         """
+        # Optimizers hold parameters without names, so they are matched by identity.
         names = {id(parameter): name for name, parameter in self.net.named_parameters()}
         return {
             "groups": [[(names[id(p)], list(full_shape(p))) for p in group] for group in self.masters.members()],
@@ -135,6 +136,7 @@ class TrainingState:
         counts = dict(self._counts())
         fill(counts.values(), [state["counts"][name] for name in counts])
         self.ema.load_state_dict(state["ema"])
+        # Last, because the model's own weights follow the masters that were filled above.
         self.masters.publish()
 
     @torch.no_grad()
@@ -193,6 +195,7 @@ class TrainingState:
 def _shaped(state: dict[str, Any], shard: Tensor) -> dict[str, Any]:
     """A shard's optimizer state with its moments in the shape of the shard; counts unchanged."""
     return {
+        # A count has one element, and so may a shard: then the value keeps its shape.
         key: value.view_as(shard) if isinstance(value, Tensor) and value.numel() == shard.numel() > 1 else value
         for key, value in state.items()
     }

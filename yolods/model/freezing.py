@@ -24,6 +24,7 @@ def marks_of(frozen: Frozen) -> list[str]:
 
 def is_frozen(name: str, marks: Iterable[str]) -> bool:
     """Whether the parameter or module `name` is frozen."""
+    # With the dot at the end, "model.2." does not match layer 24.
     return any(mark in f"{name}." for mark in marks)
 
 
@@ -40,6 +41,7 @@ def check_frozen(frozen: Frozen, names: Iterable[str], layers: dict[str, Any], m
     names = list(names)
     count, backbone = len(layers["backbone"]) + len(layers["head"]), len(layers["backbone"])
     listed = [] if frozen is None or isinstance(frozen, int) else list(frozen)
+    # Not strict: `marks_of` has one more mark, for Detect's bins.
     for word, mark in zip(listed, marks_of(frozen), strict=False):
         if any(mark in f"{name}." for name in names):
             continue
@@ -72,6 +74,7 @@ def told(frozen: Frozen, names: Iterable[str]) -> str | None:
     if frozen is None:
         return None
     names = [name for name in names if ALWAYS_FROZEN not in name]
+    # Without the last mark, Detect's bins, which are always frozen.
     marks = marks_of(frozen)[:-1]
     held = [name for name in names if is_frozen(name, marks)]
     touched, layers = {name.split(".")[1] for name in held}, {name.split(".")[1] for name in names}

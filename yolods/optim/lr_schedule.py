@@ -114,6 +114,7 @@ class Schedule:
         return Step(first, last - first + 1, epoch, self._lr_at(last, epoch), self._momentum_at(last))
 
     def _in_warmup(self, batch: int) -> bool:
+        # Includes the batch after the last one of warm-up, as ultralytics does (`ni <= nw`).
         return 0 < self.warmup_batches >= batch
 
     def _between(self, batch: int, start: float, end: float) -> float:

@@ -56,6 +56,7 @@ def choose_optimizer(
         return OptimizerChoice(hyper.optimizer, hyper.lr0, hyper.momentum, hyper.warmup_bias_lr, further)
     steps = math.ceil(samples / max(batch, hyper.nbs)) * epochs
     if steps > 10_000:
+        # Without a warm-up nothing would change ultralytics' 0.9.
         warms_up = min(hyper.warmup_epochs, epochs - 1) > 0
         return OptimizerChoice("SGD", 0.01, hyper.momentum if warms_up else 0.9, 0.0)
     return OptimizerChoice("AdamW", round(0.002 * 5 / (4 + nc), 6), 0.9, 0.0)
@@ -139,6 +140,7 @@ def build_optimizer(
             kernel.made_by.rpartition(":")[2].removeprefix("DeepSpeed"),
         )
         return _class(kernel.made_by)(groups, **arguments, **kernel.arguments)
+    # A kernel that the JSON chooses takes precedence.
     if entry.has_fused and not {"foreach", "fused", "differentiable"} & arguments.keys():
         arguments["fused"] = True
     return _class(entry.made_by)(groups, **arguments)

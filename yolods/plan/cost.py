@@ -162,6 +162,7 @@ class _Trace:
 
         def pack(tensor: Tensor) -> Tensor:
             self.alive.append(tensor)
+            # One-dimensional tensors are BatchNorm's batch statistics.
             if tensor.dim() > 1 and storage_key(tensor) not in weights:
                 self.saved[storage_key(tensor)] = _bytes(tensor, dtype_bytes)
             return tensor
@@ -174,6 +175,7 @@ class _Trace:
 def _node_cost(trace: _Trace, names: dict[int, str], sizes: dict[str, int], kept: set[str]) -> NodeCost:
     inner = sum(size for key, size in trace.saved.items() if key not in names)
     keeps = tuple(names[key] for key in trace.saved if key in names)
+    # A value that an earlier node keeps needs no further memory.
     first = sum(sizes[name] for name in keeps if name not in kept)
     outputs = tuple(sizes[name] for name in trace.node.writes)
     return NodeCost(trace.flops, trace.parameters, inner, keeps, inner + first, outputs)

@@ -52,9 +52,9 @@ def partition(
     * `balanced`: seconds of computation and transfers per stage
     * `flops`, `activations`, `parameters`: only these
     * `uniform`: the same number of whole layers, and one more in the first stages if it does not
-    divide
+      divide
     * a list: the start of every stage except the first: 13 is layer 13, "4.m.1" the node of this
-    name, "4.2" the node with index 2 in layer 4, "24.1" level 1 of the Detect head 24
+      name, "4.2" the node with index 2 in layer 4, "24.1" level 1 of the Detect head 24
 
     Args:
         cost: costs of the graph to cut, at the resolution of the training.
@@ -119,6 +119,7 @@ def _smallest(weights: Sequence[np.ndarray], fits: Sequence[np.ndarray]) -> floa
     best[0] = -np.inf
     # best[b]: smallest largest weight of the stages so far, if they run nodes 0 .. b - 1.
     for weight, fit in zip(weights, fits, strict=True):
+        # `triu` excludes b <= a, because every stage has at least one node.
         best = np.where(np.triu(fit, 1), np.maximum(best[:, None], weight), np.inf).min(0)
     return float(best[-1])
 
@@ -132,6 +133,7 @@ def _cuts(weight: np.ndarray, fits: Sequence[np.ndarray]) -> tuple[int, ...]:
         origins.append(sums.argmin(0))
         best = sums.min(0)
     bounds = [len(weight) - 1]
+    # Back from the last node, along the cut that gave each best sum.
     for origin in reversed(origins):
         bounds.append(int(origin[bounds[-1]]))
     return tuple(reversed(bounds[1:-1]))
@@ -184,6 +186,7 @@ def _node_at(graph: Graph, cut: int | str) -> int | None:
 def _cuts_known(graph: Graph, cut: object) -> str:
     layer = str(cut).partition(".")[0]
     nodes = graph.nodes_of(int(layer)) if layer.isdecimal() and not isinstance(cut, bool) else range(0)
+    # JSON turns 4.10 into 4.1, so a number cannot name a node.
     if isinstance(cut, float):
         return f'write it as a string, "{cut}"'
     if not nodes:

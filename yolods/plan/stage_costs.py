@@ -86,6 +86,7 @@ class StageCosts:
 
 def _sums(weights: Sequence[float]) -> np.ndarray:
     total = np.concatenate(([0.0], np.cumsum(np.asarray(weights, float))))
+    # Differences of prefix sums: entry (a, b) is the sum over a .. b - 1.
     return total - total[:, None]
 
 
@@ -116,6 +117,8 @@ def _checkpointed(cost: Cost, length: int) -> tuple[np.ndarray, np.ndarray]:
     for a in range(len(cost.nodes)):
         names, kept, inner = set[str](), set[str](), 0
         for b, node in enumerate(cost.nodes[a:], a + 1):
+            # A new segment begins: its inputs are held, and its activations exist only while it
+            # recomputes.
             if (b - 1 - a) % length == 0:
                 names.update(alive[b - 1])
                 kept, inner = set(), 0

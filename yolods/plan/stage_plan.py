@@ -46,6 +46,7 @@ class StagePlan:
 def counted(blueprint: Blueprint, config: RunConfig) -> Cost:
     """The costs of the model's nodes at the run's image size and precision."""
     ds = config.deepspeed
+    # Activations under autocast have 2 bytes, in bf16 as in fp16.
     compute = "bf16" if ds.autocast else ds.precision
     return cost(build_graph(blueprint.meta), config.imgsz, DTYPE_BYTES[compute])
 

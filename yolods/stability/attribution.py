@@ -107,10 +107,13 @@ class Probe:
                     self._note(INPUT, tensor)
             # Under ZeRO-3 a parameter may be partitioned, and then it is empty.
             weights = [each for each in module.parameters(recurse=False) if each.numel()]
+            # No `bool()` here: the flag stays on the device until the step is over.
             bad = torch.stack([~each.isfinite().all() for each in weights]).any() if weights else None
             for tensor in _tensors(output):
                 self._note(name, tensor, bad)
                 if tensor.requires_grad:
+                    # The gradient belongs to this micro-batch, however many follow before its
+                    # backward pass.
                     tensor.register_hook(partial(self._note_gradient, name, self._micro_batch))
 
         return look
@@ -244,7 +247,9 @@ def culprits(accounts: Sequence[Account], cause: str, *, shared: bool = False) -
         return _largest_loss(accounts)
     found: list[Culprit] = []
     batches = {(each.replica, finding.micro_batch) for each in accounts for finding in each.findings}
+    # The loss may be the first non-finite number; then no layer reports a bad value.
     batches |= {(each.replica, i) for each in accounts for i, loss in enumerate(each.losses) if not math.isfinite(loss)}
+    # With shared statistics, all replicas' parts of a micro-batch are one case.
     joint = {(-1, micro_batch) for _, micro_batch in batches} if shared else batches
     for replica, micro_batch in sorted(joint):
         mine = [each for each in accounts if shared or each.replica == replica]

@@ -62,6 +62,7 @@ class Stability:
         self._by_hand = by_hand
         self._world_size, self._device = world_size, device
         place = {name: i for i, name in enumerate(self._names)}
+        # Index of each slice's parameter in the whole model, to which stages and shards add up.
         self._places = torch.tensor(
             [place[name] for name in gradients.names], dtype=torch.int64, device=gradients.device
         )
@@ -105,16 +106,19 @@ class Stability:
         told = [sums, self._squares(self._gradients.slices())]
         if self._policy.reads_weights:
             told.append(self._squares(self._gradients.weights()))
+        # One message for losses, stop requests and norms; a second all-reduce would add a wait.
         message = torch.cat(told)
         if self._world_size > 1:
             dist.all_reduce(message)
         # The only wait of a step. On a GPU it also waits for the other ranks.
         numbers = message.cpu().double().numpy()
         *items, instances, stop = numbers[: len(sums)]
+        # The root comes after the sum over shards: norms do not add up, squares do.
         norms, *weights = np.sqrt(numbers[len(sums) :]).reshape(-1, len(self._names))
         scale = self._scale.cur_scale if self._scale is not None else 1.0
         grad_stats = GradStats(
             names=self._names,
+            # The gradients themselves stay scaled until DeepSpeed's step.
             norms=norms / scale,
             weights=weights[0] if weights else None,
             loss=tuple(float(item) / micro_batches for item in items),

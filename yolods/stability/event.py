@@ -38,6 +38,7 @@ def event_of(record: StepRecord, excluded: Sequence[str] = (), place: Callable[[
         step=record.step,
         epoch=record.epoch,
         position=record.position,
+        # An applied step has an event only because gradients vanished.
         action="report" if verdict.applied else verdict.action,
         cause=verdict.cause if not verdict.applied else "unassigned" if levels else "vanishing",
         loss=sum(record.loss.values()),
@@ -114,6 +115,7 @@ def _what(event: StabilityEvent) -> str:
         return "gradients have vanished"
     if event.cause == "unassigned":
         return "no object has been assigned to some boxes for a long time"
+    # Only the two kinds of spikes remain.
     value = event.grad_norm if event.cause == "gradient_spike" else event.loss
     name = "gradient norm" if event.cause == "gradient_spike" else "loss"
     return f"{name} {value:.4g}, {value / event.usual:.3g} times the usual {event.usual:.4g}"
@@ -123,6 +125,7 @@ def _where(event: StabilityEvent) -> str:
     if not event.culprits:
         return f": {_some(event.parameters)}" if event.parameters else ""
     first: Mapping[str, Any] = event.culprits[0]
+    # Without a pipeline all stages are 0, which says nothing.
     stage = f", stage {first['stage']}" if first["stage"] or len({each["stage"] for each in event.culprits}) > 1 else ""
     told = f", image {_some(first['files'], SHOWN_FILES)}" if first["single_images"] else ""
     others = len(event.culprits) - 1

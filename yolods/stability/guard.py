@@ -72,12 +72,14 @@ class Guard:
         cause, usual = self._cause(grad_stats, scale_can_fall)
         if not cause:
             return Verdict(vanished=self._good(grad_stats))
+        # Only finite gradients need a comparison with their usual norms.
         suspects = tuple(grad_stats.bad) or self._outstanding(grad_stats)
         # Normal in fp16: the loss scale falls, so this counts as no bad step.
         if cause == "overflow":
             return Verdict("skip", cause, suspects)
         self._bad_in_row += 1
         self._spikes_in_row = self._spikes_in_row + 1 if cause == "gradient_spike" else 0
+        # A single bad step is only skipped; a series of them needs more.
         if self._bad_in_row < self._config.patience:
             return Verdict("skip", cause, suspects, usual=usual)
         return Verdict(self._last_resort(can_return), cause, suspects, usual=usual)

@@ -183,6 +183,7 @@ class PartitionedMasters(Masters):
     def whole(self, *, keep: bool) -> list[tuple[nn.Parameter, Tensor]]:
         """Every parameter: this rank's own if that is fp32, otherwise gathered from the masters."""
         parameters = [parameter for group in self.members() for parameter in group]
+        # fp32 parameters are exact copies of the masters, so nothing needs to be gathered.
         if any(parameter.dtype != torch.float32 for parameter in parameters):
             return self._gathered(keep)
         return list(zip(parameters, host_copy([each.data for each in parameters]), strict=True)) if keep else []

@@ -56,6 +56,7 @@ def join_shards(kind: str, groups: Sequence[Group], ranks: Sequence[Sequence[Ten
 
 
 def _flat(kind: str, shards: list[Tensor]) -> Tensor:
+    # In a whole layout every rank holds the same; in a flat one the ranks' parts are consecutive.
     return shards[0] if kind == "whole" else torch.cat(shards)
 
 
@@ -64,6 +65,7 @@ def _split(flat: Tensor, group: Group) -> dict[str, Tensor]:
     whole, start = {}, 0
     for name, shape in group:
         count = math.prod(shape)
+        # Cloned, because a saved view would take the whole flat tensor into the file.
         whole[name] = flat[start : start + count].view(tuple(shape)).clone()
         start += count
     return whole
@@ -73,6 +75,7 @@ def _join_pieces(shards: list[Tensor], group: Group) -> dict[str, Tensor]:
     whole, start = {}, 0
     for name, shape in group:
         count = math.prod(shape)
+        # All ranks hold pieces of equal size, so the last one may end in padding.
         piece = math.ceil(count / len(shards))
         whole[name] = torch.cat([shard[start : start + piece] for shard in shards])[:count].view(tuple(shape)).clone()
         start += piece
@@ -158,6 +161,7 @@ def spans(kind: str, groups: Sequence[Group], sizes: Sequence[int], index: int, 
     """
     found = []
     for group, size in zip(groups, sizes, strict=True):
+        # In a flat layout, this rank's shard starts `index * size` elements into the group.
         first, start, parts = (index * size if kind == "flat" else 0), 0, []
         for name, shape in group:
             numel = math.prod(shape)

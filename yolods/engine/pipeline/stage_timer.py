@@ -75,6 +75,7 @@ class StageTimer:
     def times(self, sent: int) -> StageTimes:
         """Times of the last step. On a GPU, waits until that step is done."""
         if self._on_gpu and self._spans["step"]:
+            # The last event of the step; all others were recorded before it.
             self._spans["step"][-1][1].synchronize()
         forward, backward, waiting, total = (self._seconds(kind) for kind in KINDS)
         return StageTimes(forward, backward, waiting, total, sent)
@@ -90,4 +91,5 @@ class StageTimer:
     def _seconds(self, kind: str) -> float:
         if not self._on_gpu:
             return sum(end - begin for begin, end in self._spans[kind])
+        # CUDA events measure milliseconds.
         return sum(begin.elapsed_time(end) / 1e3 for begin, end in self._spans[kind])

@@ -109,6 +109,7 @@ def _takes(kind: type[nn.Module]) -> dict[str, bool]:
     if kind.__name__ == "ResNetLayer":
         return {}
     filled = {"self", "in_channels" if kind.__name__ == "ConvTranspose2d" else "c1"}
+    # ultralytics inserts the layer's repeats into the arguments of such modules.
     repeated = names[1:4] == ["c1", "c2", "n"] or kind.__name__ == "HGBlock"
     return {
         parameter.name: parameter.default is parameter.empty

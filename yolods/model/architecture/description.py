@@ -60,6 +60,7 @@ def _layer_fault(layer: Any, number: int) -> str:
         return "it must be [from, repeats, module, [arguments]]"
     sources, repeats, module, arguments = layer
     for source in sources if isinstance(sources, list) else [sources]:
+        # YAML's true is an int in Python. -1 of layer 0 is the image.
         if not isinstance(source, int) or isinstance(source, bool) or not -max(number, 1) <= source < number:
             return f"its input is {shown(source)}, which is not an earlier layer"
     try:

@@ -125,6 +125,7 @@ def _check_values(nodes: Sequence[Node], faults: Faults) -> None:
 
 
 def _check_ownership(nodes: Sequence[Node], skeleton: nn.Module, faults: Faults) -> None:
+    # A cut gives each node's weights to one stage, so every weight must have one owner.
     owners: dict[str, list[str]] = {}
     for node in nodes:
         for module in node.modules:
@@ -305,6 +306,7 @@ def run_nodes(
     held = {name: values[name] for name in live(graph, start)}
     for node in graph.nodes[start:stop]:
         written = run_node(node, modules, held)
+        # A value that nothing reads has no lifetime and is dropped at once.
         held |= {name: value for name, value in written.items() if name in graph.lifetimes}
         for name in node.reads:
             if graph.lifetimes[name][1] == node.index:
@@ -361,6 +363,7 @@ def _lanes(rows: list[tuple[Node, ...]]) -> list[tuple[int, int, int, str]]:
     for value, start in born.items():
         end = last.get(value, start)
         if end > start + 1:
+            # A lane is free again after the row of its last reader.
             taken = {lane for lane, _, until, _ in lanes if until >= start}
             lanes.append((next(lane for lane in range(len(born)) if lane not in taken), start, end, value))
     return lanes

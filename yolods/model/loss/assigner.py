@@ -26,7 +26,7 @@ METRIC_EPS = 1e-9
 PAIRS = 1 << 14
 """Pairs computed at a time, or the number of slots if that is larger; bounds the memory."""
 CELLS = 1 << 17
-"""Elements per piece of the boxes x anchors table in the search for the highest, or 16 per slot."""
+"""Elements per piece of the boxes x anchors table for topk, or 16 per slot if that is more."""
 VECTOR = 64
 """Sizes of pieces are a multiple of this.
 
@@ -69,6 +69,7 @@ def assign(probabilities: Tensor, boxes: Tensor, anchors: Anchors, targets: Targ
         exact: whether to return only slots that received a box. The host then waits for their
             number.
     """
+    # At most this many slots receive a box; the host knows it without asking the device.
     room = min(targets.most(TOPK), len(probabilities))
     if not room:
         # All of these tensors are empty.
@@ -78,6 +79,7 @@ def assign(probabilities: Tensor, boxes: Tensor, anchors: Anchors, targets: Targ
     pair = _settle(highest, contest, targets)
     given = pair >= 0
     slot = given.nonzero().view(-1) if exact else _first(given, room)
+    # Slots without a box point to an arbitrary pair; their values become 0 below.
     real, pair = given.index_select(0, slot), pair.index_select(0, slot).clamp_(0, targets.pairs - 1)
     box = targets.box.index_select(0, pair)
     metric, overlap = (each.index_select(0, pair).masked_fill_(~real, 0) for each in (metrics, overlaps))
@@ -135,6 +137,7 @@ def _highest(metrics: Tensor, anchors: int, cells: int, targets: Targets) -> Ten
 def _settle(highest: Tensor, contest: Tensor, targets: Targets) -> Tensor:
     """(S,) int64: the pair that wins each slot; -1 if none does."""
     slots, cell = len(contest), highest.view(-1)
+    # Cells ascend from pair to pair, so a binary search finds the pair of each cell.
     pair = torch.searchsorted(targets.cell, cell).clamp_(max=targets.pairs - 1)
     outside = targets.cell.index_select(0, pair) != cell
     # Pairs outside their box go to an extra slot at the end, which is dropped.
@@ -149,6 +152,7 @@ def _first(given: Tensor, room: int) -> Tensor:
     """(room,) int64: the slots that received a box, followed by others."""
     everyone = torch.arange(len(given), device=given.device)
     upto = given.cumsum(0)
+    # Those with a box keep their order at the front, and the others follow in theirs.
     place = torch.where(given, upto - 1, upto[-1:] + everyone - upto)
     return torch.empty_like(everyone).scatter_(0, place, everyone)[:room]
 

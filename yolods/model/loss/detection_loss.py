@@ -147,6 +147,8 @@ class DetectionLoss:
     ) -> tuple[Tensor, Tensor]:
         """Summed losses of boxes and of distances over the assigned slots (utils/loss.py:122)."""
         image, anchor = assigned.slot // anchors.count, assigned.slot % anchors.count
+        # Only assigned anchors: autograd would keep an fp32 copy of all boxes for the backward
+        # pass.
         rows = raw.permute(0, 2, 1)[image, anchor].float()
         # Otherwise the gradient of a slot without a box could be nan.
         rows.masked_fill_(~assigned.real.view(-1, 1), 0)
@@ -222,6 +224,7 @@ class _Weighed:
 
     def lose(self) -> Tensor:
         """Binary cross entropy (S, nc), stored in the logits: (1 - z) x - log sigmoid(x)."""
+        # In pieces, so that the temporary tensors stay small.
         step = max(SCORES, self.logits.numel() // (16 * VECTOR) * VECTOR)
         pieces = zip(self.logits.view(-1).split(step), self.wanted.view(-1).split(step), strict=True)
         for logits, wanted in pieces:
@@ -248,6 +251,7 @@ class _ClassLoss(torch.autograd.Function):
         """
         total = weighed.lose().sum()
         ctx.shape, ctx.dtype, ctx.weights = scores.shape, scores.dtype, weighed.weights
+        # The derivative overwrites the probabilities, so it needs no memory of its own.
         ctx.save_for_backward(weighed.slope())
         return total
 

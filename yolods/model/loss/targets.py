@@ -79,6 +79,7 @@ def targets_of(
     seen = corners.sum(1) > 0
     box, anchor, counts = _pairs(_stretched(corners, smallest), seen, anchors)
     numbers = torch.arange(len(images))
+    # slot = image x A + anchor and cell = box x A + anchor: the difference is constant per box.
     shift = (images - numbers) * anchors.count
     bounds = (0, *counts.cumsum(0).tolist())
     sent = (box, box * anchors.count + anchor, shift, labels.clamp(min=0), corners.t().contiguous())
@@ -112,6 +113,7 @@ def _pairs(boxes: Tensor, seen: Tensor, anchors: Anchors) -> tuple[Tensor, Tenso
     windows = [_window(boxes, level) for level in anchors.levels]
     # Each is (T, levels).
     corner, width, height = (torch.stack(each, 1) for each in zip(*windows, strict=True))
+    # A window without columns has no rows either, and a dropped box has none at all.
     height = height * (width > 0) * seen.view(-1, 1)
     across = torch.tensor([len(level.columns) for level in anchors.levels]).expand_as(corner)
     heights = height.view(-1)
