@@ -82,5 +82,5 @@ def test_a_class_that_the_head_does_not_know_is_refused():
 
 def test_labels_on_a_device_are_refused():
     batch = {"bboxes": torch.empty(1, 4, device="meta"), "batch_idx": torch.zeros(1), "cls": torch.zeros(1, 1)}
-    with pytest.raises(ValueError, match="labels are read on the host"):
+    with pytest.raises(ValueError, match="labels must be on the host"):
         targets_of(batch, ANCHORS, 0.0, 3, CPU)

@@ -10,7 +10,7 @@ from yolods.distributed.phases import mark
 
 
 class ReplayableBatches:
-    """Returns micro-batches, measures the time spent waiting for them, and can repeat a step's."""
+    """Returns micro-batches, measures the time spent waiting for them, and can repeat them."""
 
     def __init__(self, batches: Iterator[dict[str, Any]], *, keep: bool) -> None:
         """
