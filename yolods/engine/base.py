@@ -125,8 +125,8 @@ class Engine(TrainingState):
         # A skipped step calls this too: DeepSpeed frees the gradients here. Otherwise the next step
         # would add its gradients to these.
         self.deepspeed.step()
-        # After DeepSpeed's step, which must unscale with the loss scale that backward used. Before it,
-        # a doubling of the scale would halve this step's gradients.
+        # After DeepSpeed's step, which must unscale with the loss scale that backward used. Before
+        # it, a doubling of the scale would halve this step's gradients.
         record = self.stability.after_step(record)
         record.scalars.update(self._rates(step))
         record = replace(record, data_seconds=feed.waited, replaced=tuple(feed.replaced))
