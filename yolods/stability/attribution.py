@@ -203,7 +203,10 @@ class Account:
     losses: tuple[float, ...]
     """Loss of every micro-batch, on ranks that compute the loss."""
     files: tuple[tuple[tuple[str, ...], ...], ...]
-    """The files of every image in every micro-batch; empty on ranks that read none."""
+    """The files of every image in every micro-batch; empty on ranks that read none.
+
+    A mosaic is made of four files.
+    """
 
 
 @dataclass(frozen=True)
