@@ -330,7 +330,7 @@ def test_faults_of_data_and_weights_stand_beside_those_of_vals_flags(preflight):
         ({"stages": 2, "memory_gib": 0.01}, 2, "pipeline: the smallest peak with 2 stages is "),
         ({"stages": 64}, 64, "pipeline: 64 stages, but there are 56 nodes to divide among them"),
         ({"stages": 32, "partition": "uniform"}, 32, "divides whole layers, but 32 stages > 25 layers"),
-        ({"stages": 3, "partition": [11, 13]}, 3, "stage 1 (11..12) has nothing to train: there are no weights"),
+        ({"stages": 3, "partition": [11, 13]}, 3, "stage 1 (11..12) has nothing to train: it has no weights"),
     ],
     ids=["memory", "nodes", "layers", "a stage without weights"],
 )

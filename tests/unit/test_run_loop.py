@@ -132,7 +132,8 @@ def test_a_step_that_ends_the_run_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         loop.fit()
     file = tmp_path / "stability.jsonl"
-    assert str(caught.value) == f"step 2: the loss is 3; stopped: the steps did not recover ({file} has every event whole)"
+    told = f"step 2: the loss is 3; stopped: the steps did not recover ({file} has every event whole)"
+    assert str(caught.value) == told
     assert loop.calls[-2:] == ["wait", "close the store"], "what is being written is waited for"
 
 
