@@ -223,7 +223,7 @@ def test_an_original_yolov5_checkpoint(preflight):
     assert shown == (
         f"error: --weights {Path('yolov5n.pt').absolute()}: an original anchor-based yolov5 checkpoint. YOLOv5 here is "
         "ultralytics' anchor-free YOLOv5u: its head differs and these weights do not fit. Use a YOLOv5u file (for "
-        "example yolov5nu.pt), or train from scratch by leaving --weights out"
+        "example yolov5nu.pt), or train from scratch without --weights"
     )
 
 
@@ -254,7 +254,7 @@ def test_weights_that_hold_no_detector_start_no_process(preflight, content):
     [
         ("[99]", ["error: pipeline: cut 99 names nothing; layers are 1 to 24"]),
         ('["x"]', ["error: pipeline: cut 'x' names nothing; layers are 1 to 24"]),
-        ("[9, 5]", ["error: pipeline: cuts have to rise, and 5 does not come after 9: [9, 5]"]),
+        ("[9, 5]", ["error: pipeline: cuts must ascend, but 5 does not come after 9: [9, 5]"]),
     ],
 )
 def test_cuts_of_a_pipeline_that_its_ranks_would_refuse_start_no_process(preflight, cuts, lines):
@@ -328,9 +328,9 @@ def test_faults_of_data_and_weights_stand_beside_those_of_vals_flags(preflight):
     ("block", "ranks", "part"),
     [
         ({"stages": 2, "memory_gib": 0.01}, 2, "pipeline: the smallest peak with 2 stages is "),
-        ({"stages": 64}, 64, "pipeline: 64 stages, but there are 56 nodes to share out among them"),
-        ({"stages": 32, "partition": "uniform"}, 32, "shares out whole layers, and 32 stages > 25 layers"),
-        ({"stages": 3, "partition": [11, 13]}, 3, "stage 1 (11..12) has nothing to train: there are no weights"),
+        ({"stages": 64}, 64, "pipeline: 64 stages, but there are 56 nodes to divide among them"),
+        ({"stages": 32, "partition": "uniform"}, 32, "divides whole layers, but 32 stages > 25 layers"),
+        ({"stages": 3, "partition": [11, 13]}, 3, "stage 1 (11..12) has nothing to train: it has no weights"),
     ],
     ids=["memory", "nodes", "layers", "a stage without weights"],
 )

@@ -181,19 +181,19 @@ def test_all_faults_are_said_at_once(tmp_path):
     ("stages", "cuts", "lines"),
     [
         (2, [25], ["pipeline: cut 25 names nothing; layers are 1 to 24"]),
-        (2, ["4.9"], ["pipeline: cut '4.9' names nothing; layer 4 is made of 4.open, 4.m.0, 4.m.1, 4.close"]),
+        (2, ["4.9"], ["pipeline: cut '4.9' names nothing; layer 4 consists of 4.open, 4.m.0, 4.m.1, 4.close"]),
         (2, ["head"], ["pipeline: cut 'head' names nothing; layers are 1 to 24"]),
-        (3, [13, 6], ["pipeline: cuts have to rise, and 6.open does not come after 13.open: [13, 6]"]),
-        (3, [13, 13], ["pipeline: cuts have to rise, and 13.open does not come after 13.open: [13, 13]"]),
+        (3, [13, 6], ["pipeline: cuts must ascend, but 6.open does not come after 13.open: [13, 6]"]),
+        (3, [13, 13], ["pipeline: cuts must ascend, but 13.open does not come after 13.open: [13, 13]"]),
         (
             4,
             [13, 6, 99],
             [
-                "pipeline: cuts have to rise, and 6.open does not come after 13.open: [13, 6, 99]",
+                "pipeline: cuts must ascend, but 6.open does not come after 13.open: [13, 6, 99]",
                 "pipeline: cut 99 names nothing; layers are 1 to 24",
             ],
         ),
-        (3, [11, 13], ["pipeline: stage 1 (11..12) has nothing to train: there are no weights in it; cut elsewhere, "]),
+        (3, [11, 13], ["pipeline: stage 1 (11..12) has nothing to train: it has no weights; cut elsewhere, "]),
         (
             2,
             ["24.detect"],
@@ -210,14 +210,14 @@ def test_what_the_model_shows_to_be_wrong(tmp_path, stages, cuts, lines):
 @pytest.mark.parametrize("partition", ["balanced", "uniform"])
 def test_more_stages_than_nodes(tmp_path, partition):
     content = {"pipeline": {"stages": 64, "partition": partition}}
-    line = "pipeline: 64 stages, but there are 56 nodes to share out among them"
+    line = "pipeline: 64 stages, but there are 56 nodes to divide among them"
     assert faults_of(planned, tmp_path, content, 64) == [line]
 
 
 def test_uniform_shares_out_whole_layers(tmp_path):
     content = {"pipeline": {"stages": 32, "partition": "uniform"}}
     assert faults_of(planned, tmp_path, content, 32) == [
-        'pipeline: "uniform" shares out whole layers, and 32 stages > 25 layers'
+        'pipeline: "uniform" divides whole layers, but 32 stages > 25 layers'
     ]
 
 
@@ -232,7 +232,7 @@ def test_a_memory_limit_that_nothing_fits(tmp_path):
     content = {"pipeline": {"stages": 2, "memory_gib": 0.01}}
     shown = faults_of(planned, tmp_path, content, 2, "--imgsz", "64")
     assert all(line.startswith("pipeline: ") and " MiB" in line for line in shown)
-    assert "use more stages, fewer images a micro-batch" in shown[-1]
+    assert "use more stages, fewer images per micro-batch" in shown[-1]
 
 
 def test_stages_and_replicas(tmp_path):
@@ -263,7 +263,7 @@ def test_every_rule_gives_stages_that_train(tmp_path, stages, partition):
     plan = planned(tmp_path, {"pipeline": {"stages": stages, "partition": partition}}, stages)
     assert plan.partition.stages == stages
     assert len(plan.lines) == stages + 2
-    assert plan.lines[-1] == "ms: assumed, at 100 TFLOP/s; only their ratios mean anything"
+    assert plan.lines[-1] == "ms: assumed, at 100 TFLOP/s; only their ratios are meaningful"
     assert sum(row.parameters for row in plan.rows) == sum(each.numel() for each in plan.graph.skeleton.parameters())
 
 

@@ -47,14 +47,14 @@ def test_what_is_no_model_lacks_its_parts(tmp_path):
 @pytest.mark.parametrize(
     ("layer", "fault"),
     [
-        ("[-1, 1, Conv]", "it has to be [from, repeats, module, [arguments]]"),
-        ("[2, 1, Conv, [64]]", "it comes from 2, which is no earlier layer"),
-        ("[[0, -5], 1, Conv, [64]]", "it comes from -5, which is no earlier layer"),
-        ("[true, 1, Conv, [64]]", "it comes from true, which is no earlier layer"),
-        ("[-1, many, Conv, [64]]", "its repeats are 'many', and have to be a whole number in [0, 1000]"),
-        ("[-1, 1001, Conv, [64]]", "its repeats are 1001, and have to be a whole number in [0, 1000]"),
-        ("[-1, 1, 7, [64]]", "its module is 7, and has to be a name"),
-        ("[-1, 1, Conv, 64]", "its arguments are 64, and have to be a list"),
+        ("[-1, 1, Conv]", "it must be [from, repeats, module, [arguments]]"),
+        ("[2, 1, Conv, [64]]", "its input is 2, which is not an earlier layer"),
+        ("[[0, -5], 1, Conv, [64]]", "its input is -5, which is not an earlier layer"),
+        ("[true, 1, Conv, [64]]", "its input is true, which is not an earlier layer"),
+        ("[-1, many, Conv, [64]]", "its repeats are 'many', but must be a whole number in [0, 1000]"),
+        ("[-1, 1001, Conv, [64]]", "its repeats are 1001, but must be a whole number in [0, 1000]"),
+        ("[-1, 1, 7, [64]]", "its module is 7, but must be a name"),
+        ("[-1, 1, Conv, 64]", "its arguments are 64, but must be a list"),
     ],
 )
 def test_a_layer_is_named_by_its_number(tmp_path, layer, fault):
@@ -65,9 +65,9 @@ def test_a_layer_is_named_by_its_number(tmp_path, layer, fault):
 def test_all_faults_are_told_at_once(tmp_path):
     text = SOUND.replace("[64]]", "64]").replace("[0.33, 0.5, 1024]", "[0.33]") + "scale: x\n"
     assert faults(tmp_path, text) == [
-        "layer 1 (backbone) is [-1, 3, 'C3', 64]: its arguments are 64, and have to be a list",
-        "scales.s is [0.33]: it has to be [depth, width, most channels], three numbers above 0",
-        "scale is 'x', which is none of scales: n, s",
+        "layer 1 (backbone) is [-1, 3, 'C3', 64]: its arguments are 64, but must be a list",
+        "scales.s is [0.33]: it must be [depth, width, most channels], three numbers above 0",
+        "scale is 'x', which is not among scales: n, s",
     ]
 
 

@@ -189,13 +189,13 @@ def test_outputs_that_are_no_numbers_make_a_loss_that_is_none():
 
 def test_labels_on_a_device_are_refused(net, batch):
     away = {key: value.to("meta") for key, value in batch.items()}
-    with pytest.raises(ValueError, match="labels are read on the host"):
+    with pytest.raises(ValueError, match="labels must be on the host"):
         score_by(net, GAINS)(predict(net), away, 4)
 
 
 def test_a_class_that_the_head_does_not_know_is_refused(net, batch):
     foreign = {**batch, "cls": batch["cls"] + 80}
-    with pytest.raises(ValueError, match=r"a label has class \d+, and the head knows"):
+    with pytest.raises(ValueError, match=r"a label has class \d+, but the head has"):
         score_by(net, GAINS)(predict(net), foreign, 4)
 
 

@@ -101,7 +101,7 @@ def test_the_shards_of_another_layout_are_refused(net, part):
     average = average_of(net)
     saved = copy.deepcopy(average.state_dict())
     saved[part] = [tensor[:1] if tensor.ndim else tensor for tensor in saved[part]]
-    with pytest.raises(ValueError, match=f"the saved average has other {part} than this layout"):
+    with pytest.raises(ValueError, match=f"the {part} of the saved average do not have this layout"):
         average.load_state_dict(saved)
 
 

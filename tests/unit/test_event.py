@@ -43,24 +43,24 @@ def culprit(name: str, kind: str = "nan", phase: str = "forward", **settings) ->
             Verdict("rollback", "backward", (0, 1, 2)),
             {},
             "gradients are not finite, the loss is 2: model.1.conv.weight, model.2.conv.weight and 1 more; "
-            "back to the last snapshot, and on past these images",
+            "returned to the last snapshot, continuing after these images",
         ),
         (
             Verdict("stop", "gradient_spike", usual=3.0),
             {},
-            "gradient norm 30, 10 times the usual 3; stopped: it did not get better",
+            "gradient norm 30, 10 times the usual 3; stopped: the steps did not recover",
         ),
         (
             Verdict("skip", "loss_spike", usual=0.5),
             {"excluded": ("a.jpg",)},
-            "loss 2, 4 times the usual 0.5; step skipped, left out from now on: a.jpg",
+            "loss 2, 4 times the usual 0.5; step skipped, excluded from now on: a.jpg",
         ),
         (Verdict(vanished=(0,)), {}, "gradients have vanished: model.1.conv.weight; reported only"),
         (
             Verdict(vanished=(0,)),
             {"norms": (0.0, 1.0, 1.0)},
-            "gradients have vanished: model.1.conv.weight; reported only: they are exactly 0, as where a layer is cut "
-            "off from the loss",
+            "gradients have vanished: model.1.conv.weight; reported only: they are exactly 0, as for a layer that is "
+            "disconnected from the loss",
         ),
     ],
 )

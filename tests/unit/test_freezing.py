@@ -70,4 +70,4 @@ def test_what_trains_something_is_no_fault():
 def test_how_much_is_frozen_is_told_where_it_was_asked_for():
     assert told(None, NAMES) is None
     assert told(2, NAMES) == ("freeze 2: 2 of 5 weight tensors are not trained, in 2 of 4 layers that have weights")
-    assert told(0, NAMES).endswith("(0 is how many from the first; layer 0 alone is [0])")
+    assert told(0, NAMES).endswith("(0 means the first 0 layers; layer 0 alone is [0])")

@@ -276,7 +276,7 @@ def test_a_model_has_to_end_in_a_plain_detect_head():
         build_graph(small(head="v10Detect"))
     headless = small()
     headless["head"].pop()
-    with pytest.raises(UserError, match=r"the last layer \(7\) has to be the only Detect head, and Detect is at: nowh"):
+    with pytest.raises(UserError, match=r"the last layer \(7\) must be the only Detect head, but Detect is at: nowh"):
         build_graph(headless)
     last = small()
     last["head"].append([7, 1, "Conv", [8]])
@@ -290,7 +290,7 @@ def test_a_model_has_to_end_in_a_plain_detect_head():
         (
             6,
             [[-1, 0], 1, "Concat", [1]],
-            r"layer 6 \(Concat\) cannot take \(32, .*: RuntimeError: Sizes of tensors",
+            r"layer 6 \(Concat\) does not accept \(32, .*: RuntimeError: Sizes of tensors",
         ),
         (6, [[-1, 40], 1, "Concat", [1]], r"layer 6 \(Concat \[1\]\): IndexError"),
         (3, [-1, 1, "Nonesuch", [1]], "layer 3 is a 'Nonesuch', which ultralytics does not have"),

@@ -109,7 +109,7 @@ def test_an_image_that_is_not_finite_is_left_out_from_the_next_batch_on() -> Non
     loop.steps[3] = good(verdict=bad, culprits=(culprit("a.jpg"),))
     loop.fit()
     assert loop.calls[2:7] == [
-        *("read from 0", "step 1", "skip: step skipped, left out from now on: /data/a.jpg"),
+        *("read from 0", "step 1", "skip: step skipped, excluded from now on: /data/a.jpg"),
         *("exclude ['a.jpg']", "read from 4"),
     ]
     assert loop.calls.count("read from 4") == 1 and "read from 12" not in loop.calls, "it is out already"
@@ -132,7 +132,8 @@ def test_a_step_that_ends_the_run_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         loop.fit()
     file = tmp_path / "stability.jsonl"
-    assert str(caught.value) == f"step 2: the loss is 3; stopped: it did not get better ({file} has every event whole)"
+    told = f"step 2: the loss is 3; stopped: the steps did not recover ({file} has every event whole)"
+    assert str(caught.value) == told
     assert loop.calls[-2:] == ["wait", "close the store"], "what is being written is waited for"
 
 

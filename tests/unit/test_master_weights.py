@@ -90,7 +90,7 @@ def test_zero3_follows_the_end_of_deepspeeds_step():
             "lacks single_partition_of_fp32_groups, round_robin_bit16_groups;",
         ),
         (fake("BF16_Optimizer"), "lacks fp32_groups_flat_partition, bf16_groups, update_lp_params;"),
-        (fake("NewOptimizer"), "NewOptimizer is not known;"),
+        (fake("NewOptimizer"), "NewOptimizer is not supported;"),
     ],
 )
 def test_another_deepspeed_is_noticed(optimizer, words):

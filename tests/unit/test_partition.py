@@ -137,8 +137,8 @@ def test_cuts_are_written_as_layers_or_as_parts_of_layers(fine):
     [
         ([25], "cut 25 names nothing; layers are 1 to 24"),
         ([-1], "cut -1 names nothing; layers are 1 to 24"),
-        (["4.9"], "cut '4.9' names nothing; layer 4 is made of 4.open, 4.m.0, 4.m.1, 4.close"),
-        (["24.3"], "cut '24.3' names nothing; layer 24 is made of 24.0.box"),
+        (["4.9"], "cut '4.9' names nothing; layer 4 consists of 4.open, 4.m.0, 4.m.1, 4.close"),
+        (["24.3"], "cut '24.3' names nothing; layer 24 consists of 24.0.box"),
         ([4.1], 'cut 4.1 names nothing; write it as a string, "4.1"'),
         ([True], "cut True names nothing"),
         (["four"], "cut 'four' names nothing; layers are 1 to 24"),
@@ -157,9 +157,9 @@ def test_all_wrong_cuts_are_named_at_once(fine):
         partition(fine, 5, [20, 13, 99, 13, 0])
     assert str(caught.value).splitlines() == [
         "pipeline: 5 cuts make 6 stages, not 5: [20, 13, 99, 13, 0]",
-        "pipeline: cuts have to rise, and 13.open does not come after 20.open: [20, 13, 99, 13, 0]",
+        "pipeline: cuts must ascend, but 13.open does not come after 20.open: [20, 13, 99, 13, 0]",
         "pipeline: cut 99 names nothing; layers are 1 to 24",
-        "pipeline: cuts have to rise, and 13.open does not come after 13.open: [20, 13, 99, 13, 0]",
+        "pipeline: cuts must ascend, but 13.open does not come after 13.open: [20, 13, 99, 13, 0]",
         "pipeline: cut 0 leaves the first stage empty",
     ]
 
@@ -167,7 +167,7 @@ def test_all_wrong_cuts_are_named_at_once(fine):
 def test_a_layer_that_is_one_node_has_no_parts(whole):
     assert partition(whole, 2, [24]).cuts == (24,)
     assert partition(whole, 2, ["4.0"]).cuts == (4,)
-    with pytest.raises(UserError, match=r"cut '4\.1' names nothing; layer 4 is made of 4$"):
+    with pytest.raises(UserError, match=r"cut '4\.1' names nothing; layer 4 consists of 4$"):
         partition(whole, 2, ["4.1"])
 
 

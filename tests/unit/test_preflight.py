@@ -118,7 +118,7 @@ def test_how_much_is_frozen_is_said():
     assert told(10, names).endswith("weight tensors are not trained, in 10 of 19 layers that have weights")
     assert told(10, names).startswith("freeze 10: 99 of 219 ")
     assert ": 3 of " in told(("model.0",), names) and "in 1 of 19 layers" in told(("model.0",), names)
-    assert told(0, names).endswith("(0 is how many from the first; layer 0 alone is [0])")
+    assert told(0, names).endswith("(0 means the first 0 layers; layer 0 alone is [0])")
 
 
 @pytest.mark.parametrize(

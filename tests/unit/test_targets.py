@@ -76,11 +76,11 @@ def test_no_box_at_all():
 
 
 def test_a_class_that_the_head_does_not_know_is_refused():
-    with pytest.raises(ValueError, match="a label has class 2, and the head knows 2"):
+    with pytest.raises(ValueError, match="a label has class 2, but the head has 2"):
         targets([[0.5, 0.5, 1.0, 1.0]] * 3, [0, 0, 0], classes=2)
 
 
 def test_labels_on_a_device_are_refused():
     batch = {"bboxes": torch.empty(1, 4, device="meta"), "batch_idx": torch.zeros(1), "cls": torch.zeros(1, 1)}
-    with pytest.raises(ValueError, match="labels are read on the host"):
+    with pytest.raises(ValueError, match="labels must be on the host"):
         targets_of(batch, ANCHORS, 0.0, 3, CPU)

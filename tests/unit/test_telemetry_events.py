@@ -142,7 +142,7 @@ def test_an_event_says_where_the_run_stood_and_what_became_of_the_images() -> No
     told = event_of(record, ["x.jpg"])
     assert (told.step, told.epoch, told.position, told.loss, told.grad_norm) == (500, 9, 8000, 3.0, 1.0)
     assert (told.action, told.cause, told.parameters, told.loss_scale) == ("skip", "overflow", ("b",), 8.0)
-    assert told.remedy == "step skipped, loss scale 8 -> 4, left out from now on: x.jpg"
+    assert told.remedy == "step skipped, loss scale 8 -> 4, excluded from now on: x.jpg"
 
 
 @pytest.mark.parametrize(("norms", "silent"), [((1.0, 0.0, 0.0), True), ((1.0, 1e-20, 0.0), False)])

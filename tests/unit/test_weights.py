@@ -168,7 +168,7 @@ def test_an_original_yolov5_file_is_named_with_the_remedy(tmp_path, module, name
     line = (
         f"--weights {path}: an original anchor-based yolov5 checkpoint. YOLOv5 here is ultralytics' anchor-free "
         "YOLOv5u: its head differs and these weights do not fit. Use a YOLOv5u file (for example yolov5nu.pt), or "
-        "train from scratch by leaving --weights out"
+        "train from scratch without --weights"
     )
     assert one_line(path) == line
     with pytest.raises(UserError) as caught:

@@ -1,1 +1,1 @@
-"""Copies between a host's memory and a device's that nobody waits for. Needs torch and nothing of ours."""
+"""Copies between host and device that nobody waits for. Imports torch and nothing of yolods."""

@@ -1,5 +1,7 @@
-"""Between a device's memory and the host's: all copies are under way at once. The host waits once for all that come to
-it, and for none that goes to a device."""
+"""Copies between a device and the host, all in flight at once.
+
+The host waits once for all copies that come to it, and for no copy that goes to a device.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,21 @@ import torch
 from torch import Tensor
 
 Place = tuple[Any, ...]
-"""Keys and numbers that lead to a tensor in nested dictionaries and lists."""
+"""Keys and indices that lead to a tensor in nested dictionaries and lists."""
 
 
 @torch.no_grad()
 def on_host(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in host memory; those that are there already are returned as they are."""
-    found = tuple(tensor.detach().to("cpu", non_blocking=True) for tensor in tensors)  # into pinned memory
+    """The tensors in host memory; those already there are returned unchanged."""
+    # A non-blocking copy to the CPU goes into pinned memory, so it does not block the host.
+    found = tuple(tensor.detach().to("cpu", non_blocking=True) for tensor in tensors)
     _wait_for(tensors)
     return found
 
 
 @torch.no_grad()
 def host_copy(state: Any) -> Any:
-    """Nested dictionaries, lists and tensors once more, in host memory of their own; tuples become lists."""
+    """A copy of nested dictionaries, lists and tensors in new host memory; tuples become lists."""
     sources: list[Tensor] = []
 
     def copy(value: Tensor, _: Place) -> Tensor:
@@ -37,33 +40,37 @@ def host_copy(state: Any) -> Any:
 
 @torch.no_grad()
 def fill(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
-    """Give tensors the values of others of their shapes. What is on the host may be written over as soon as this
-    returns, unless it is pinned; nothing has waited for it to reach a device."""
+    """Copy tensors into others of the same shapes.
+
+    A source on the host may be overwritten as soon as this returns, unless it is pinned. The call
+    does not wait for copies to a device.
+    """
     for target, source in zip(targets, sources, strict=True):
         target.copy_(_pinned(source) if target.is_cuda else source, non_blocking=target.is_cuda)
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`; nothing has waited for it to get there. Itself where it is there already."""
+    """The tensor on `device` (itself if it is there), without waiting for the copy."""
     if tensor.is_cuda or device.type != "cuda":
         return tensor
     return _pinned(tensor).to(device, non_blocking=True)
 
 
 class HostCopy:
-    """A copy of a state in host memory, which is kept for the next one."""
+    """A copy of a state in host memory that keeps its buffers for the next copy."""
 
     def __init__(self, *, leave: Collection[str] = ()) -> None:
         """
         Args:
-            leave: keys of the state whose values nobody writes into: they are handed on as they are.
+            leave: keys of the state whose values nobody modifies; they are passed on without a
+                copy.
         """
         self._leave = leave
         self._buffers: dict[Place, Tensor] = {}
 
     @torch.no_grad()
     def take(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Copy a state; what was returned before is written over."""
+        """Copy a state, overwriting the previous copy."""
         sources: list[Tensor] = []
 
         def copy(value: Tensor, place: Place) -> Tensor:
@@ -77,7 +84,7 @@ class HostCopy:
     def _buffer(self, value: Tensor, place: Place) -> Tensor:
         held = self._buffers.get(place)
         if held is None or held.shape != value.shape or held.dtype != value.dtype:
-            # A device copies to pinned memory at full speed, and while the host goes on.
+            # Pinned: a device copies to it at full speed, while the host continues.
             held = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
             self._buffers[place] = held
         return held
@@ -94,7 +101,10 @@ def _walk(value: Any, copy: Callable[[Tensor, Place], Tensor], place: Place) -> 
 
 
 def _pinned(source: Tensor) -> Tensor:
-    """As a device reads it while the host goes on. torch gives pinned memory to nobody else before a copy is done."""
+    """The tensor where a device can read it while the host continues: pinned, or on the device.
+
+    torch does not reuse pinned memory before the copies from it are complete.
+    """
     return source if source.is_cuda else source.pin_memory()
 
 

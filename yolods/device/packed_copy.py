@@ -1,4 +1,4 @@
-"""Small tensors from the host to a device: all of them in one copy, which nobody waits for."""
+"""Sends small tensors from the host to a device, all in one copy that nobody waits for."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from torch import Tensor
 
 
 def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """The tensors on `device`; themselves where that is the host.
+    """The tensors on `device`; unchanged if that is the CPU.
 
-    A copy from pageable memory holds the host up until the device has come to it, one from pinned memory does not.
-    torch gives pinned memory to nobody else before its copy is done.
+    A copy from pageable memory blocks the host until the device reaches it; a copy from pinned
+    memory does not. torch does not reuse pinned memory before the copy is complete.
 
     Args:
-        tensors: on the host; those of wider types first, so that each begins where its type may begin.
-        device: where to.
+        tensors: on the host; wider data types first, so that each tensor starts at a multiple of
+            its element size.
+        device: destination.
     """
     if device.type == "cpu":
         return list(tensors)
@@ -26,7 +27,7 @@ def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def pack(tensors: Sequence[Tensor], *, pinned: bool) -> Tensor:
-    """Their bytes, one after the other."""
+    """The tensors' bytes, one after the other."""
     sizes = _sizes(tensors)
     parcel = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pinned)
     for tensor, size, end in zip(tensors, sizes, accumulate(sizes), strict=True):
@@ -35,7 +36,7 @@ def pack(tensors: Sequence[Tensor], *, pinned: bool) -> Tensor:
 
 
 def unpack(parcel: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """What was packed, as views of the parcel; `like` tells shapes and types."""
+    """Views of the packed tensors; `like` gives their shapes and data types."""
     parts = parcel.split(_sizes(like))
     return [part.view(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 

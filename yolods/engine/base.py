@@ -1,4 +1,7 @@
-"""What every engine does: a model on DeepSpeed takes a step and is evaluated. What it holds is in `state`."""
+"""The engine's interface: train a detector on DeepSpeed for one step, and evaluate it.
+
+`state.TrainingState` holds what the engine trains and saves.
+"""
 
 from __future__ import annotations
 
@@ -33,33 +36,33 @@ if TYPE_CHECKING:
     from yolods.config.deepspeed.yolods_block import OverflowConfig
 
 
-# Wide: a field for each part that `build` hands to an engine.
+# Wide: one field for each part that `build` passes to an engine.
 @dataclass(frozen=True)
 class Parts:
-    """What an engine is put together from."""
+    """The parts of an engine."""
 
     deepspeed: Any
     """The DeepSpeedEngine."""
     loss: DetectionLoss | None
-    """None on ranks that do not compute it."""
+    """None on ranks that do not compute the loss."""
     masters: Masters
-    """Where the fp32 weights are."""
+    """Access to the fp32 master weights."""
     ema: ShardedEma
-    """Their moving average."""
+    """Moving average of the masters."""
     stability: Stability | StockStability
-    """Judges every step's gradients."""
+    """Checks every step's gradients."""
     overflow: OverflowConfig
-    """What is done about bad ones."""
+    """How the run responds to bad steps."""
     inputs: InputFormat
-    """How images reach the model."""
+    """Data type, device and memory format of the images."""
     ranks: Ranks
     """This process among the others."""
     share: Share
-    """Its part of the data."""
+    """This replica's share of the data."""
     frozen: list[str]
-    """Prefixes of layers whose statistics stay as they are."""
+    """Prefixes of the layers whose BatchNorm statistics do not change."""
     shared: bool
-    """Whether BatchNorm's statistics of a step span the replicas."""
+    """Whether BatchNorm computes its batch statistics over all replicas (`sync_bn`)."""
     strides: tuple[float, ...]
     """Pixels per cell of each level."""
     reg_max: int
@@ -89,61 +92,77 @@ class Engine(TrainingState):
         """Take one optimizer step over `step.batches` micro-batches of this replica.
 
         Args:
-            step: what to accumulate and at which rates.
-            batches: the replica's micro-batches, in the order of the stream; not read where `share` says so.
+            step: the number of micro-batches, the learning rates and the momentum.
+            batches: the replica's micro-batches in stream order; read only if `share.first_stage`.
             size: side of the images in pixels, for multi-scale training.
-            stop: whether this rank was asked to stop; told to all with the step's numbers.
+            stop: whether this rank was asked to stop. The all-reduce of the step's numbers passes
+                the request to all ranks.
         """
-        set_rates(self.deepspeed.optimizer, step.lr, step.momentum)  # which DeepSpeed's step reads, below
-        # Before any forward pass: each moves the running statistics, and a step that is not applied has to undo that.
+        # Before DeepSpeed's step below, which reads the rates from the optimizer's groups.
+        set_rates(self.deepspeed.optimizer, step.lr, step.momentum)
+        # Before any forward pass: each one moves BatchNorm's running statistics, and a step that is
+        # not applied must restore them.
         self.snapshots.keep_statistics()
+        # A second run needs the same batches, and the stream cannot go back.
         feed = ReplayableBatches(
             batches, keep=self.diagnosis.when == "armed"
-        )  # for a second run, which the stream cannot give
+        )
         sums = self._accumulate(step, feed, size)
         mark("gradients")
-        # Beside the losses, so that all ranks agree to stop by the same all-reduce and in the same step. A fill; a list
-        # would be copied, and waited for.
+        # The request travels with the losses, so that all ranks learn of it from the same
+        # all-reduce and stop after the same step. `new_full` fills on the device; `torch.tensor`
+        # would copy from the host and wait for the copy.
         sums = torch.cat((sums, sums.new_full((1,), float(stop))))
-        # Before DeepSpeed's step: only now are gradients reduced and not yet unscaled or clipped, and the step finds
-        # the decision in its optimizer.
+        # Before DeepSpeed's step: only here are the gradients already reduced, but not yet unscaled
+        # or clipped. DeepSpeed's step reads the decision through its optimizer.
         can_return = self.snapshots.snapshot is not None
         record = self.stability.before_step(sums, step.batches * self.share.dp_size, can_return=can_return)
         if record.verdict.applied:
-            # After the verdict and before the weights move: these are the weights that it has shown to be good.
+            # After the verdict, which shows that these weights are good, and before the step
+            # changes them.
             self.snapshots.remember()
         mark("the optimizer")
-        # For a step that is skipped, too: DeepSpeed frees its gradients there, which would be added to the next ones.
+        # A skipped step calls this too: DeepSpeed frees the gradients here. Otherwise the next step
+        # would add its gradients to these.
         self.deepspeed.step()
-        # After DeepSpeed's step, which unscales by the loss scale that backward used: moved earlier, every gradient of
-        # a step in which it doubles would come out halved.
+        # After DeepSpeed's step, which must unscale with the loss scale that backward used. Before
+        # it, a doubling of the scale would halve this step's gradients.
         record = self.stability.after_step(record)
         record.scalars.update(self._rates(step))
         record = replace(record, data_seconds=feed.waited, replaced=tuple(feed.replaced))
         if record.verdict.applied:
-            self.ema.update()  # after the masters have moved; a skipped step is no step of the average's warm-up
+            # After the masters have moved. A skipped step does not advance the average's warm-up.
+            self.ema.update()
             return record
-        # Before the second run, so that it begins as the first did, and whether there is one or not: nan would stay.
+        # Before the second run, so that it starts from the same statistics as the first. Needed
+        # without a second run too: a nan in running statistics would stay there.
         self.snapshots.restore_statistics()
-        # Before a roll-back: the second run has to see the weights with which the step went bad. The loss scale may
-        # have fallen by now, so an overflow need not come again.
+        # Before a roll-back: the second run needs the weights with which the step went bad. The
+        # loss scale may have fallen since, so an overflow need not recur.
         culprits = self._explain(record.verdict, step, feed, size)
-        if record.verdict.action == "rollback":  # the scale, the stream and the guard's memory of the trouble go on
+        # A roll-back leaves the loss scale, the data stream and the guard's counters as they are.
+        # Otherwise the run would repeat the same step.
+        if record.verdict.action == "rollback":
             assert self.snapshots.snapshot is not None
             self._load_moving(self.snapshots.snapshot)
         return replace(record, culprits=culprits)
 
     def _rates(self, step: Step) -> dict[str, float | None]:
-        """Curves of what the step was taken with. Adam has no momentum that a step sets, and so no curve of it."""
+        """Curves of the step's learning rates and momentum.
+
+        The schedule sets no momentum for Adam, so Adam has no such curve.
+        """
         momentum = step.momentum if "momentum" in self.deepspeed.optimizer.param_groups[0] else None
         return {**{f"lr/pg{place}": rate for place, rate in enumerate(step.lr)}, "optim/momentum": momentum}
 
     def _accumulate(self, step: Step, feed: ReplayableBatches, size: int | None) -> Tensor:
-        """Forward and backward of every micro-batch, up to the point where gradients are reduced and the optimizer's
-        step is due.
+        """Run forward and backward for every micro-batch.
+
+        On return the gradients are reduced and DeepSpeed's optimizer step is due.
 
         Returns:
-            (4,) fp32: loss items and boxes, summed over this rank's micro-batches; 0 where none are computed.
+            (4,) fp32: loss items and number of boxes, summed over this rank's micro-batches; 0 on
+            ranks that compute no loss.
         """
         raise NotImplementedError
 
@@ -151,13 +170,16 @@ class Engine(TrainingState):
         """Evaluate uint8 images (N, 3, H, W) in evaluation mode.
 
         Returns:
-            decoded boxes and scores (N, 4 + nc, A) fp32, and the raw fp32 outputs for a loss; None on ranks that do
-            not judge.
+            decoded boxes and scores (N, 4 + nc, A) fp32, and the raw fp32 outputs for a loss; None
+            on ranks that do not hold the head.
         """
         raise NotImplementedError
 
     def report(self) -> PipeStats | None:
-        """What the last step took on each stage, on rank 0 of a pipeline; None elsewhere. A collective."""
+        """Times and memory per stage in the last step, on rank 0 of a pipeline; None elsewhere.
+
+        A collective.
+        """
         return None
 
     def training(self) -> None:
@@ -167,7 +189,11 @@ class Engine(TrainingState):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within: evaluation mode, with the moving average of weights and of statistics averaged over the replicas."""
+        """Put the model into evaluation mode with the averaged weights and statistics.
+
+        Statistics are averaged over the replicas first. On exit the model is in training mode
+        again.
+        """
         self.average_statistics()
         self.deepspeed.eval()
         with self.ema.exchange():
@@ -175,16 +201,18 @@ class Engine(TrainingState):
         self.training()
 
     def average_statistics(self) -> None:
-        """Make the running statistics, and their moving averages, the mean over the replicas."""
+        """Average the running statistics and their moving averages over the replicas."""
         tensors = [*self.statistics(), *self.ema.mean_buffers]
         self.ranks.average_(tensors, group=self.share.group, count=self.share.dp_size)
 
     def restate_statistics(self, passes: Iterable[tuple[Tensor | None, int]]) -> None:
-        """Take BatchNorm's statistics anew from the model as it is, in evaluation mode; frozen layers keep theirs.
+        """Recompute BatchNorm's statistics for the present weights, in evaluation mode.
+
+        Frozen layers keep their statistics.
 
         Args:
-            passes: uint8 images (N, 3, H, W), None where `share` says so, and how many of them count; as many passes
-                on every rank.
+            passes: uint8 images (N, 3, H, W), or None unless `share.first_stage`, and how many of
+                them count. Every rank passes the same number.
         """
         named = self.net.named_modules()
         norms = [norm for name, norm in named if isinstance(norm, nn.BatchNorm2d) and not is_frozen(name, self._frozen)]
@@ -198,17 +226,20 @@ class Engine(TrainingState):
 
     @torch.no_grad()
     def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
-        """(4,) `DetectionLoss.sums` of raw outputs against a batch's targets. Local; where predictions are judged."""
+        """Loss of raw outputs against a batch's targets, as `DetectionLoss.sums`: (4,).
+
+        Local; only on ranks that hold the head.
+        """
         assert self._loss is not None
         return self._loss.sums(raw, batch)
 
     def _lost(self, items: Tensor, boxes: int, sums: Tensor) -> None:
-        """Note the loss items of one micro-batch."""
+        """Add one micro-batch's loss items and boxes to `sums`."""
         sums += torch.cat((items, items.new_full((1,), boxes)))
         self.diagnosis.note_loss(items.sum())
 
     def _explain(self, verdict: Verdict, step: Step, feed: ReplayableBatches, size: int | None) -> tuple[Culprit, ...]:
-        """Find out where a step went bad: a collective, by running it a second time where it was not watched."""
+        """Find where a step went bad. A collective; runs the step again unless it was watched."""
         if self.diagnosis.when == "off" or not self.stability.restores:
             return ()
         if self.diagnosis.when == "armed":
@@ -217,7 +248,8 @@ class Engine(TrainingState):
         return self.diagnosis.conclude(verdict, self.stability.named(verdict.suspects), feed, *self._place())
 
     def _run_again(self, step: Step, feed: ReplayableBatches, size: int | None) -> None:
-        """The passes of a step that was not applied once more, without a trace."""
+        """Repeat the passes of a step that was not applied, and leave no trace of them."""
+        # DeepSpeed counts every call of its `step`, but the second run is not a step of the run.
         counters = {key: getattr(self.deepspeed, key) for key in COUNTERS}
         feed.rewind()
         self._accumulate(step, feed, size)

@@ -1,4 +1,4 @@
-"""The sole `deepspeed.initialize`: a plain model, or a stage of one, and a configuration in; an engine out."""
+"""The only call of `deepspeed.initialize`: turns a model, or one stage of it, into an engine."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def plan_schedule(config: RunConfig, choice: OptimizerChoice, samples: int) -> Schedule:
-    """The run's schedule, from the resolved configuration and the size of the train set."""
+    """The run's schedule for a train set of `samples` images."""
     hyper, ds = config.hyper, config.deepspeed
     accumulation = ds.accumulation
     if ds.accumulation_auto:
-        # As ultralytics does, after the weight decay was scaled: no run is shorter than a step.
+        # Like ultralytics, after the weight decay was scaled: an accumulation longer than the run
+        # would never complete a step.
         accumulation = min(accumulation, math.ceil(samples * config.epochs / ds.batches.batch))
     return Schedule(
         samples=samples,
@@ -63,10 +64,10 @@ def build_engine(
     """Wrap a plain fp32 CPU model for training under ZeRO. A collective.
 
     Args:
-        net: is changed: layers are exchanged, parameters cast, partitioned and moved.
-        config: the resolved run.
+        net: changed in place: layers are replaced, parameters cast, partitioned and moved.
+        config: the resolved run configuration.
         choice: the optimizer.
-        ranks: this process among the others.
+        ranks: this process among the ranks.
         class_weights: (nc,) weights of the class loss, or None.
     """
     share = Share(ranks.rank, ranks.size, alone=config.deepspeed.zero_stage < 3)
@@ -89,10 +90,11 @@ def build_pipeline(
     """Wrap this rank's stage for training. A collective.
 
     Args:
-        stage: fp32 on the CPU; is changed as `build_engine` changes a model.
-        head: the model's Detect layer, for strides, class count and reg_max; may be on the meta device.
-        cut: what crosses this stage's ends.
-        mesh: this rank's place.
+        stage: fp32 on the CPU; changed in place, as `build_engine` changes a model.
+        head: the model's Detect layer, for strides, class count and reg_max; may be on the meta
+            device.
+        cut: the values that cross this stage's boundaries.
+        mesh: this rank's position.
     """
     ranks = mesh.ranks
     share = Share(
@@ -134,11 +136,12 @@ def _parts(
         group=share.group,
     )
     module.to(ranks.device)
-    # Only images become channels-last: DeepSpeed 0.19.8 broadcasts `parameter.view(uint8)`, which a channels-last
-    # weight refuses, and from stage 1 on weights are slices of flat buffers, without a layout. Convolutions follow
-    # the images.
+    # Only images become channels-last. DeepSpeed 0.19.8 broadcasts `parameter.view(uint8)`, which
+    # fails for a channels-last weight, and from ZeRO 1 on weights are slices of flat buffers, which
+    # have no memory format. Convolutions follow the format of the images.
     groups = parameter_groups(module, config.weight_decay)
-    announce_folders(config.monitor_folders)  # services look for theirs while DeepSpeed is initialised
+    # Before `initialize`: DeepSpeed's monitors read these variables while they start.
+    announce_folders(config.monitor_folders)
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=build_optimizer(choice, groups, ranks.device, offload=ds.offload_optimizer),

@@ -1,4 +1,4 @@
-"""From a blueprint to this rank's stage of a pipeline: costs, cuts, the mesh, and an engine around what is left."""
+"""Builds this rank's stage of a pipeline from a blueprint: costs, cuts, mesh, layers and engine."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def plan_stages(blueprint: Blueprint, config: RunConfig, ranks: Ranks) -> StagePlan:
-    """Choose the cuts, alike on all ranks. A collective.
+    """Choose the cuts, the same on all ranks. A collective.
 
     Raises:
-        UserError: as of `yolods.plan.stage_plan.choose`, on every rank.
+        UserError: see `yolods.plan.stage_plan.choose`; on every rank.
     """
     costs = counted(blueprint, config)
     terms = terms_of(config, seconds=_measured(costs.graph, config, ranks), memory=_memory(ranks))
@@ -37,7 +37,10 @@ def plan_stages(blueprint: Blueprint, config: RunConfig, ranks: Ranks) -> StageP
 
 
 def _measured(graph: Graph, config: RunConfig, ranks: Ranks) -> tuple[float, ...] | None:
-    """Seconds of each node on rank 0's device; on a CPU FLOPs say it, as ranks share its cores."""
+    """Seconds per node, measured on rank 0's GPU.
+
+    None on a CPU, where ranks share the cores and times mean little; FLOPs replace them.
+    """
     if ranks.device.type != "cuda":
         return None
     ds = config.deepspeed
@@ -47,15 +50,16 @@ def _measured(graph: Graph, config: RunConfig, ranks: Ranks) -> tuple[float, ...
 
 
 def _memory(ranks: Ranks) -> float | None:
-    """Bytes of this rank's device that a stage may take; None: a CPU's, which nobody limits."""
+    """Bytes of this rank's GPU that a stage may use; None on a CPU, which has no limit here."""
     if ranks.device.type != "cuda":
         return None
     return 0.9 * torch.cuda.get_device_properties(ranks.device).total_memory
 
 
 def order_of(plan: StagePlan, config: RunConfig, ranks: Ranks) -> Order:
-    """What lies side by side in the order of ranks, so that heavier traffic stays within hosts as large as this."""
+    """The order of ranks that keeps the heavier traffic within hosts of this host's size."""
     ds = config.deepspeed
+    # Each micro-batch sends activations forward and as many bytes of gradients back.
     moved = [2 * ds.accumulation * row.sent_bytes for row in plan.rows[:-1]]
     gradients = [row.parameters * DTYPE_BYTES[ds.precision] for row in plan.rows]
     return choose_order(len(plan.rows), ranks.size // len(plan.rows), ranks.local_size, moved, gradients)
@@ -69,15 +73,16 @@ def build_stage(
     ranks: Ranks,
     class_weights: Tensor | None,
 ) -> tuple[PipelineEngine, str]:
-    """This rank's engine, and a line about weights that were taken over. A collective.
+    """This rank's engine, and a line about transferred weights. A collective.
 
-    A rank holds the layers of its own stage and no others; only where weights are given is a whole model read, on
-    the host, and let go.
+    A rank holds only the layers of its own stage. Only if weights are given does it read the whole
+    model, in host memory, and it frees that model afterwards.
     """
     ds = config.deepspeed
     assert ds.pipeline is not None
     stages = ds.pipeline.stages
-    # Hosts may have different numbers of ranks, and all have to draw the same mesh.
+    # From rank 0, because hosts may have different numbers of ranks and all ranks need the same
+    # mesh.
     mesh = Mesh(ranks, stages, ranks.from_main(order_of(plan, config, ranks)))
     first, last = plan.partition.bounds[mesh.stage : mesh.stage + 2]
     stage = Stage(plan.graph, first, last, recompute=ds.pipeline.activation_checkpoint_interval)

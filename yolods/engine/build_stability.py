@@ -1,4 +1,4 @@
-"""Brings a DeepSpeed engine and what judges its steps together."""
+"""Connects a DeepSpeed engine with the code that checks its steps."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 def build_stability(
     engine: Any, masters: Masters, ds: DeepSpeedConfig, ranks: Ranks, share: Share
 ) -> Stability | StockStability:
-    """What judges the steps of a DeepSpeed engine, as the "yolods" block asks for it. A collective.
+    """The step checker that the "yolods" block configures. A collective.
 
     Raises:
-        RuntimeError: this DeepSpeed is not laid out as the adapters know it.
+        RuntimeError: the adapters do not support this version of DeepSpeed.
     """
-    # A pipeline walks its graph itself, and DeepSpeed has a place for a loss scale only in its ZeRO optimizers.
+    # A pipeline calls autograd itself, and without ZeRO no DeepSpeed optimizer applies a loss scale
+    # in `backward`.
     by_hand = ds.pipeline is not None or ds.zero_stage == 0
     if ds.own.overflow.handling == "stock":
         return StockStability(engine, ranks.size, by_hand=by_hand)
@@ -36,6 +37,7 @@ def build_stability(
     gradients = gradients_of(engine.optimizer, held, masters.owners)
     rules = scale_rules(ds.fp16, ceiling=ds.own.overflow.max_loss_scale)
     scale = LossScale(rules) if "fp16" in (ds.precision, ds.autocast) else None
+    # Without fp16 DeepSpeed still reads a scale: 1, which never changes.
     leave_norm_and_scale_to_us(engine, scale or LossScale(ScaleRules(static=1.0)))
     mine = [name for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
     return Stability(
@@ -52,13 +54,14 @@ def build_stability(
 
 
 def _over_stages(mine: list[str], ranks: Ranks) -> list[str]:
-    """The names of all stages, each once, in the order of ranks, which is that of the stages."""
+    """All stages' names, each once, in rank order, which is stage order."""
     told = ranks.from_main(ranks.to_main(mine))
+    # Replicas of a stage report the same names.
     return list(dict.fromkeys(name for names in told for name in names))
 
 
 def scale_rules(fp16: Fp16Config, *, ceiling: float) -> ScaleRules:
-    """How the loss scale moves: by DeepSpeed's own keys, up to a ceiling of ours."""
+    """Rules of the loss scale: DeepSpeed's own keys and our ceiling."""
     return ScaleRules(
         initial=2.0**fp16.initial_scale_power,
         window=fp16.loss_scale_window,

@@ -1,4 +1,4 @@
-"""Where a step went bad: what this rank's probe saw of it, put together over all ranks."""
+"""Finds where a step went bad: collects what each rank's probe saw."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from yolods.stability.guard import Verdict
 
 
 class Diagnosis:
-    """Follows every pass of a step, and names the culprits of one that was not applied."""
+    """Watches the passes of a step and names the culprits if it was not applied."""
 
     def __init__(self, net: nn.Module, when: str, ranks: Ranks, *, shared: bool) -> None:
         """
         Args:
             net: the model, or this rank's stage of it.
-            when: a step is watched: never ("off"), in a second run of it ("armed"), or "always".
-            shared: whether BatchNorm's statistics of a step span the replicas.
+            when: when to watch a step: "off" (never), "armed" (in a second run of a bad step) or
+                "always".
+            shared: whether BatchNorm computes its batch statistics over all replicas.
         """
         self.when, self._ranks, self._shared = when, ranks, shared
         self._probe = Probe(net)
@@ -33,31 +34,32 @@ class Diagnosis:
             self._watched.enter_context(self._probe.attached())
 
     def at(self, phase: Phase, number: int) -> None:
-        """Say which pass of which micro-batch begins. Local."""
+        """Announce the next pass and its micro-batch. Local."""
         mark(phase, number)
+        # The first forward pass begins a step, or its second run; discard what the last one left.
         if phase == "forward" and number == 0:
             self._losses.clear()
             self._probe.clear()
         self._probe.at(phase, number)
 
     def note_loss(self, loss: Tensor) -> None:
-        """() of one micro-batch, in their order. Local."""
+        """Store the loss () of the next micro-batch. Local."""
         self._losses.append(loss)
 
     def watching(self) -> AbstractContextManager[Probe]:
-        """Within: the probe is attached, for a second run. Local."""
+        """Attach the probe for a second run. Local."""
         return self._probe.attached()
 
     def conclude(
         self, verdict: Verdict, suspects: Sequence[str], feed: ReplayableBatches, stage: int, replica: int
     ) -> tuple[Culprit, ...]:
-        """The culprits of the step that was watched last, the same on every rank. A collective.
+        """The culprits of the last watched step, the same on every rank. A collective.
 
         Args:
-            suspects: parameters that the verdict rests on.
+            suspects: parameters that the verdict is based on.
             feed: the step's micro-batches.
-            stage: this rank's.
-            replica: this rank's.
+            stage: this rank's stage.
+            replica: this rank's replica.
         """
         account = Account(
             rank=self._ranks.rank,
@@ -66,6 +68,7 @@ class Diagnosis:
             replica=replica,
             findings=tuple(self._probe.findings()),
             largest=self._probe.largest(suspects) if verdict.cause == "gradient_spike" else None,
+            # This waits for the device, but only after a bad step.
             losses=tuple(torch.stack(self._losses).tolist()) if self._losses else (),
             files=tuple(feed.files),
         )

@@ -1,4 +1,4 @@
-"""A replica's micro-batches as a step takes them."""
+"""The micro-batches of one step on one replica."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from yolods.distributed.phases import mark
 
 
 class ReplayableBatches:
-    """Hands out micro-batches, counts the time that they are waited for, and can hand out a step's once more."""
+    """Returns micro-batches, measures the time spent waiting for them, and can repeat them."""
 
     def __init__(self, batches: Iterator[dict[str, Any]], *, keep: bool) -> None:
         """
         Args:
-            batches: in the order of the stream.
-            keep: whether the step may be run again, for which its batches stay in host memory until it is over.
+            batches: micro-batches in stream order.
+            keep: whether the step may run again. If so, its batches stay in host memory until it is
+                over.
         """
         self._batches, self._keep = batches, keep
         self._kept: list[dict[str, Any]] = []
         self._again: Iterator[dict[str, Any]] | None = None
         self.waited = 0.0
-        """Seconds."""
+        """Seconds spent waiting for data."""
         self.replaced: list[str] = []
-        """Images that could not be read and were replaced by other samples, by their identities."""
+        """Identities of images that could not be read and were replaced by other samples."""
         self.files: list[tuple[tuple[str, ...], ...]] = []
-        """Of every micro-batch, of every image in it, the images of the data set that it was made of."""
+        """For every micro-batch and image: the images of the data set that it is made of."""
 
     def take(self) -> dict[str, Any]:
         """The next micro-batch."""
@@ -37,6 +38,7 @@ class ReplayableBatches:
         batch = next(self._batches)
         self.waited += time.perf_counter() - started
         self.replaced += batch.get("replaced", ())
+        # An augmented image lists all images that it is made of; otherwise its own file counts.
         self.files.append(tuple(batch.get("sources") or ((file,) for file in batch.get("im_file", ()))))
         if self._keep:
             self._kept.append(batch)

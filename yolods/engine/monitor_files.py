@@ -1,4 +1,4 @@
-"""Tells services that DeepSpeed reports to where a run's files belong."""
+"""Tells the monitoring services that DeepSpeed reports to where to put a run's files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def announce_folders(variables: Mapping[str, str]) -> None:
-    """Make each folder and set its variable. One that the user has set already stays.
+    """Create each folder and set its variable, unless the user has set it.
 
     Args:
         variables: `RunConfig.monitor_folders`.

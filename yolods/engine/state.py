@@ -1,4 +1,4 @@
-"""What trains on a rank: described, saved, taken over from a checkpoint or a .pt, and gathered into a whole model."""
+"""What a rank trains: describes it, saves it, restores it and gathers it into a whole model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from yolods.zero.master_weights import Masters, frozen_weights, full_shape, set_
 from yolods.zero.shards import cut_shards, misfits
 
 COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
-"""DeepSpeed's own counts, which its timers and logs go by."""
+"""DeepSpeed's own counters, which its timers and logs use."""
 
 
 class TrainingState:
-    """A rank's shards of masters, optimizer and moving average, its statistics, and what judges its steps.
+    """What this rank trains and saves.
+
+    Contains its shards of masters, optimizer state and moving average, its BatchNorm statistics,
+    and its step checker.
 
     All methods are collectives unless they say otherwise.
     """
@@ -41,8 +44,8 @@ class TrainingState:
         """
         Args:
             deepspeed: the DeepSpeedEngine.
-            share: this rank's part of the data.
-            snapshot_steps: applied steps from one snapshot in memory to the next; 0: none is taken.
+            share: this replica's share of the data.
+            snapshot_steps: applied steps between two snapshots in memory; 0 for none.
         """
         self.deepspeed, self.masters, self.ema = deepspeed, masters, ema
         self.stability, self.ranks, self.share = stability, ranks, share
@@ -50,19 +53,23 @@ class TrainingState:
 
     @property
     def net(self) -> nn.Module:
-        """The model inside, or this rank's stage of it; under ZeRO-3 its parameters are partitioned."""
+        """The wrapped model or stage; under ZeRO-3 its parameters are partitioned."""
         return self.deepspeed.module
 
     def statistics(self) -> list[Tensor]:
-        """Running statistics of the live model: floating buffers, in a fixed order. Local."""
+        """Running statistics of the live model: its floating-point buffers, in a fixed order.
+
+        Local.
+        """
         return [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
 
     def describe(self) -> dict[str, Any]:
-        """What this rank's shards are made of, so that they can be put together without this engine. Local.
+        """What this rank's shards contain, so that they can be joined without this engine. Local.
 
-        `groups`: for each shard a list of (name, shape), in the order in which they lie in it; `statistics`: names of
-        the floating buffers.
+        `groups` has for each shard a list of (name, shape) in the order of the shard; `statistics`
+        has the names of the floating-point buffers.
         """
+        # Optimizers hold parameters without names, so they are matched by identity.
         names = {id(parameter): name for name, parameter in self.net.named_parameters()}
         return {
             "groups": [[(names[id(p)], list(full_shape(p))) for p in group] for group in self.masters.members()],
@@ -70,7 +77,7 @@ class TrainingState:
         }
 
     def layout(self) -> dict[str, Any]:
-        """How the model is cut over all ranks: the kind of shards, every stage's, and every rank's place."""
+        """The sharding over all ranks: kind, every stage's shards, every rank's place."""
         return {
             "kind": self.masters.kind,
             "stages": [self.describe()],
@@ -88,7 +95,10 @@ class TrainingState:
         }
 
     def state(self) -> dict[str, Any]:
-        """Everything of this rank that a resume needs: its shards and its own. A collective (frozen weights)."""
+        """Everything of this rank that a resume needs.
+
+        A collective, because of the frozen weights.
+        """
         return {
             **self._moving(),
             "frozen": self._frozen_weights(),
@@ -99,14 +109,15 @@ class TrainingState:
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave, or what was cut to this rank's shards. A collective.
+        """Restore what `state` returned, or a checkpoint cut to this rank's shards. A collective.
 
         Raises:
-            UserError: what is frozen here is not what was frozen there.
+            UserError: the state has other frozen layers than this model.
         """
         frozen = [(name, full_shape(p)) for name, p in self.net.named_parameters() if not p.requires_grad]
-        if state["frozen"] and (wrong := misfits([frozen], state["frozen"])):  # some ranks hand over none
-            raise UserError(f"the state is of another model, or of other frozen layers: {wrong[0]}")
+        # Only ranks that save their stage's weights have frozen ones in their state.
+        if state["frozen"] and (wrong := misfits([frozen], state["frozen"])):
+            raise UserError(f"the state belongs to another model, or to other frozen layers: {wrong[0]}")
         for name, parameter in self.net.named_parameters():
             if not parameter.requires_grad and name in state["frozen"]:
                 set_parameter(parameter, state["frozen"][name])
@@ -125,11 +136,14 @@ class TrainingState:
         counts = dict(self._counts())
         fill(counts.values(), [state["counts"][name] for name in counts])
         self.ema.load_state_dict(state["ema"])
+        # Last, because the model's own weights follow the masters that were filled above.
         self.masters.publish()
 
     @torch.no_grad()
     def adopt(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over a whole model's weights and running statistics, for evaluation: optimizer and average stay.
+        """Take over a whole model's weights and running statistics for evaluation.
+
+        The optimizer state and the moving average do not change.
 
         Args:
             weights: a state_dict; on every rank.
@@ -145,11 +159,14 @@ class TrainingState:
         self.masters.publish()
 
     def _counts(self) -> Iterator[tuple[str, Tensor]]:
-        """BatchNorm's counters of batches, which nothing reads here but every .pt holds. Local."""
+        """BatchNorm's batch counters.
+
+        Nothing here reads them, but every .pt contains them. Local.
+        """
         return ((name, buffer) for name, buffer in self.net.named_buffers() if not buffer.is_floating_point())
 
     def _frozen_weights(self) -> dict[str, Tensor]:
-        """Parameters without masters, fp32 on the CPU, on the ranks that hand over their stage's weights."""
+        """Frozen parameters, fp32 on the CPU, on the ranks that save their stage's weights."""
         frozen = {name: each for name, each in self.net.named_parameters() if not each.requires_grad}
         return frozen_weights(frozen, keep=self._hands_over())
 
@@ -157,7 +174,8 @@ class TrainingState:
     def full_weights(self) -> dict[str, Tensor] | None:
         """The whole model's state_dict in fp32 on the CPU, on rank 0; None elsewhere.
 
-        Masters are gathered a bounded piece after the other, so no GPU ever holds a whole model besides its own.
+        Masters are gathered in pieces of bounded size, so no GPU holds a second copy of the whole
+        model.
         """
         names = {id(parameter): name for name, parameter in self.net.named_parameters()}
         state = self._frozen_weights()
@@ -175,8 +193,9 @@ class TrainingState:
 
 
 def _shaped(state: dict[str, Any], shard: Tensor) -> dict[str, Any]:
-    """Moments in the shape of their shard; numbers as they are."""
+    """A shard's optimizer state with its moments in the shape of the shard; counts unchanged."""
     return {
+        # A count has one element, and so may a shard: then the value keeps its shape.
         key: value.view_as(shard) if isinstance(value, Tensor) and value.numel() == shard.numel() > 1 else value
         for key, value in state.items()
     }

@@ -1,4 +1,4 @@
-"""ZeRO 0 to 3: every rank holds the whole model's layers and its own share of the data."""
+"""ZeRO 0 to 3: every rank runs the whole model on its own share of the data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from yolods.stats import LOSS_NAMES
 
 
 class ZeroEngine(Engine):
-    """A whole detector on each rank; parameters, gradients and states are partitioned by DeepSpeed."""
+    """A whole detector on each rank; DeepSpeed partitions what it trains."""
 
     def _accumulate(self, step: Step, feed: ReplayableBatches, size: int | None) -> Tensor:
         """See `Engine._accumulate`."""
@@ -32,14 +32,17 @@ class ZeroEngine(Engine):
             loss, items = self._loss(predictions, batch, images)
             self._lost(items, len(batch["cls"]), sums)
             self.diagnosis.at("backward", index)
-            # Micro-batches add up, as in ultralytics: DeepSpeed is not to divide by how many they are.
+            # Micro-batches add up, as in ultralytics, so DeepSpeed must not divide by their number.
             engine.backward(self.stability.scaled(loss), scale_wrt_gas=False)
             if index < step.batches - 1:
                 engine.step()
         return sums
 
     def report(self) -> None:
-        """See `Engine.report`. What "comms_logger" has counted goes to the log, and counting starts anew."""
+        """See `Engine.report`.
+
+        Writes what "comms_logger" has counted to the log, and resets the counters.
+        """
         from deepspeed import comm
 
         if comm.comm.comms_logger.enabled:

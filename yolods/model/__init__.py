@@ -1,1 +1,1 @@
-"""The detector: built by name, made ready for a precision, scored, read from and written to plain .pt files."""
+"""The detector: building it, preparing it for a precision, its loss, and plain .pt files."""

@@ -1,4 +1,4 @@
-"""Where a detector looks: one anchor point in the middle of every cell of every level, made once for each shape."""
+"""Anchor points: one in the middle of every cell of every level, computed once per image shape."""
 
 from __future__ import annotations
 
@@ -13,32 +13,35 @@ from yolods.device.packed_copy import send
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """One grid of cells."""
+    """One level's grid of cells."""
 
     first: int
-    """Anchors before this level's."""
+    """Number of anchors in all levels before this one."""
     columns: Tensor
-    """(W,) fp32 on the host: pixels of the cells' middles along x."""
+    """(W,) fp32 on the host: x of the cells' centres in pixels."""
     rows: Tensor
-    """(H,) fp32 on the host: along y."""
+    """(H,) fp32 on the host: y of the cells' centres in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Anchors:
-    """The A anchors of an image: level after level, row after row. Tensors are fp32 and lie where the model does."""
+    """The A anchors of an image, level by level and row by row.
+
+    Tensors are fp32, on the model's device.
+    """
 
     count: int
-    """A."""
+    """Number of anchors, A."""
     width: float
-    """Pixels of the image."""
+    """Width of the image in pixels."""
     height: float
-    """Pixels of the image."""
+    """Height of the image in pixels."""
     levels: tuple[Level, ...]
-    """On the host."""
+    """The levels' grids; on the host."""
     points: Tensor
     """(A, 2) x and y in cells."""
     strides: Tensor
-    """(A, 1) pixels a cell."""
+    """(A, 1) pixels per cell."""
     sides: Tensor
     """(4,) width, height, width, height of the image in pixels."""
 
@@ -49,8 +52,8 @@ def anchors_of(shapes: tuple[tuple[int, int], ...], strides: tuple[float, ...], 
 
     Args:
         shapes: (H, W) of each level.
-        strides: pixels a cell of each level.
-        device: where predictions are.
+        strides: pixels per cell of each level.
+        device: device of the predictions.
     """
     levels, points, pixels, first = [], [], [], 0
     for (height, width), stride in zip(shapes, strides, strict=True):

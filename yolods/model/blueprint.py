@@ -1,4 +1,4 @@
-"""What a run knows of its model without holding it: architecture, names and shapes; and how it is made."""
+"""Describes a run's model without holding its weights, and builds it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Blueprint:
-    """A detector on paper."""
+    """A detector without weights."""
 
     def __init__(self, layers: dict[str, Any], names: tuple[str, ...], seed: int) -> None:
         """
         Args:
             layers: what `build.architecture` returned.
             names: class names in the order of their ids.
-            seed: decides the initial weights, together with their names.
+            seed: determines the initial weights, together with their names.
         """
         self.layers, self.names, self.seed = layers, names, seed
 
@@ -37,33 +37,33 @@ class Blueprint:
 
     @property
     def head(self) -> nn.Module:
-        """Its Detect layer, for strides, class count and reg_max."""
+        """The Detect layer, for strides, class count and reg_max."""
         return self.meta.model[-1]
 
     @property
     def strides(self) -> Tensor:
-        """(levels,) pixels a cell."""
+        """(levels,) pixels per cell."""
         return self.meta.stride
 
     @cached_property
     def parameters(self) -> int:
-        """Numbers in its weights."""
+        """Number of parameters."""
         return sum(parameter.numel() for parameter in self.meta.parameters())
 
     @property
     def grid(self) -> int:
-        """Largest stride, at least 32, which an image size has to be a multiple of."""
+        """Largest stride, at least 32; image sizes must be multiples of it."""
         return max(int(max(self.strides)), 32)
 
     def whole(self, weights: Path | None, *, by_name: bool = True) -> tuple[DetectionModel, str]:
         """The whole model on the CPU, with initial or given weights.
 
         Args:
-            weights: an ultralytics .pt whose tensors are taken over where they fit.
-            by_name: match rows of the class head by class name.
+            weights: an ultralytics .pt whose matching tensors are copied.
+            by_name: whether to match rows of the class head by class name.
 
         Returns:
-            the model, and a line about what was taken over.
+            the model, and a line about the copied tensors.
         """
         net = build(self.layers, self.names)
         initialise(net, net.stride, len(self.names), self.seed)
@@ -77,7 +77,8 @@ class Blueprint:
 
     @cached_property
     def skeleton(self) -> DetectionModel:
-        """A whole CPU model to write .pt files from; only the rank that writes them asks for it."""
-        # At a moment that differs between a run and a resumed one: what is drawn here must not be missing there.
+        """A whole CPU model to write .pt files from; only the rank that writes them uses it."""
+        # A resumed run builds this at another moment. Without the fork, the random numbers drawn
+        # here would shift all later ones, and the resumed run would differ.
         with torch.random.fork_rng(devices=()):
             return build(self.layers, self.names)

@@ -1,11 +1,12 @@
-"""BatchNorm's statistics of a finished model, over images as it will see them: "precise BatchNorm".
+"""Recomputes BatchNorm's statistics for a finished model and its images ("precise BatchNorm").
 
-Running statistics are a moving average of batch statistics: of the last 33 batches or so (momentum 0.03), of the
-weights that each of these steps had, and of augmented images. Taken anew they belong to the weights that are saved, and
-to images without augmentation.
+Running statistics are a moving average over the last 33 batches or so (momentum 0.03), each with
+the weights of its step and with augmented images. Recomputed statistics belong to the weights that
+are saved, and to images without augmentation.
 
-Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv 2105.07576, section 3: batches are normalised by their
-own statistics on the way, and the variance of all images is E[variance + mean^2] - E[mean]^2 over the batches.
+Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, arXiv 2105.07576, section 3. Every batch is
+normalised by its own statistics, and the variance of all images is E[variance + mean^2] - E[mean]^2
+over the batches.
 """
 
 from __future__ import annotations
@@ -20,22 +21,26 @@ from yolods.model.layers import BatchNormFloat32, SyncBatchNormFloat32
 
 
 class Tallies:
-    """Sums of the batch statistics of some BatchNorm layers, on this rank."""
+    """Sums of the batch statistics of several BatchNorm layers, on this rank."""
 
     def __init__(self, norms: Sequence[nn.BatchNorm2d], device: torch.device) -> None:
         self._norms = list(norms)
+        # fp64: the variance is a small difference of two large means.
         self._means = [norm.running_mean.new_zeros(norm.num_features, dtype=torch.float64) for norm in norms]
         self._squares = [torch.zeros_like(mean) for mean in self._means]
         self._images = torch.zeros(1, dtype=torch.float64, device=device)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within: the layers normalise by the statistics of their rank's batch, and leave those in their buffers."""
+        """Let the layers normalise by their rank's batch and keep its statistics in buffers."""
         kept = [(type(norm), norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms]
         for norm in self._norms:
             norm.train()
+            # The running statistics then equal those of the last batch.
             norm.momentum = 1.0
-            if isinstance(norm, SyncBatchNormFloat32):  # else what does not count on one rank would count on all
+            # A synchronised layer would count a rank's batch on all ranks, also one that must not
+            # count.
+            if isinstance(norm, SyncBatchNormFloat32):
                 norm.__class__ = BatchNormFloat32
         try:
             yield
@@ -48,7 +53,7 @@ class Tallies:
 
     @torch.no_grad()
     def add(self, images: int) -> None:
-        """Count the last batch, by how many of its images are to be counted."""
+        """Add the last batch's statistics, weighted by how many of its images count."""
         if not images:
             return
         for norm, mean, square in zip(self._norms, self._means, self._squares, strict=True):
@@ -58,12 +63,12 @@ class Tallies:
         self._images += images
 
     def sums(self) -> list[Tensor]:
-        """All sums, fp64: to be added up, or averaged, over the replicas, in place."""
+        """All sums in fp64, to be summed or averaged over the replicas in place."""
         return [*self._means, *self._squares, self._images]
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Give the layers the statistics of all images counted."""
+        """Set the layers' statistics to those of all counted images."""
         for norm, mean, square in zip(self._norms, self._means, self._squares, strict=True):
             mean, square = mean / self._images, square / self._images
             norm.running_mean.copy_(mean)

@@ -1,4 +1,4 @@
-"""What has to be true of a model and a run's settings together; needs the model on paper alone."""
+"""Checks a model against a run's settings, without building the model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def blueprint_of(config: RunConfig, names: tuple[str, ...], channels: int) -> Blueprint:
-    """The run's model on paper, checked against its image size, batch and frozen layers.
+    """The run's blueprint, checked against its image size, batch and frozen layers.
 
     Args:
         names: class names in the order of their ids.
         channels: image channels.
 
     Raises:
-        UserError: every fault, a line each.
+        UserError: all faults, one line each.
     """
     faults = Faults()
     blueprint = on_paper(config, names, channels)
@@ -34,29 +34,33 @@ def blueprint_of(config: RunConfig, names: tuple[str, ...], channels: int) -> Bl
 
 
 def on_paper(config: RunConfig, names: tuple[str, ...], channels: int) -> Blueprint:
-    """The same, unchecked.
+    """The run's blueprint, unchecked.
 
     Raises:
-        UserError: the model is none that can be built.
+        UserError: the model cannot be built.
     """
     return Blueprint(architecture(parse_name(config.model), len(names), channels), names, config.seed)
 
 
 def check_fit(blueprint: Blueprint, config: RunConfig, faults: Faults) -> None:
-    """Refuse an image size or a batch that the model cannot take."""
+    """Refuse an image size or a batch that the model does not support."""
     for fault in (size_fault(config.imgsz, blueprint.grid, "this model", "--imgsz"), _single_value(config, blueprint)):
         if fault:
             faults.add(fault)
 
 
 def check_freeze(blueprint: Blueprint, config: RunConfig, faults: Faults) -> None:
-    """Refuse what would freeze nothing, or everything."""
+    """Refuse settings that would freeze nothing, or everything."""
     weights = [weight for weight, _ in blueprint.meta.named_parameters()]
     check_frozen(config.hyper.freeze, weights, blueprint.layers, parse_name(config.model).text, faults)
 
 
 def _single_value(config: RunConfig, blueprint: Blueprint) -> str | None:
-    """A user's yaml may have a largest stride below 32, and then more cells than `grid` says."""
+    """Refuse a batch with one value per channel.
+
+    Uses the largest stride and not `grid`: in a user's yaml it may be below 32, which makes more
+    cells.
+    """
     return single_value_fault(
         config.imgsz,
         int(max(blueprint.strides)),

@@ -1,7 +1,8 @@
-"""From raw head outputs to boxes, in fp32 whatever the model's precision, and without touching the head's weights.
+"""Decodes raw head outputs to boxes, in fp32 under every precision and without the head's weights.
 
-The head's own decoding runs in the activations' dtype (bf16 resolves a 1280-pixel coordinate to 4 pixels) and reads a
-frozen convolution that ZeRO-3 keeps partitioned; the same sum over bins is written out here.
+The head's own decoding uses the activations' dtype (bf16 resolves a 1280-pixel coordinate to 4
+pixels) and reads a frozen convolution that ZeRO-3 keeps partitioned. Here the same sum over bins is
+written out.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ def decode(predictions: dict[str, Any], strides: Sequence[float], reg_max: int) 
     """Boxes and scores of every anchor point.
 
     Args:
-        predictions: fp32 `boxes` (N, 4 x reg_max, A), `scores` (N, nc, A) logits, `feats` list of (N, C, H, W).
-        strides: pixels per cell of each level; numbers, since a tensor on a device would have to be waited for.
+        predictions: fp32 `boxes` (N, 4 x reg_max, A), `scores` (N, nc, A) logits, `feats` list of
+            (N, C, H, W).
+        strides: pixels per cell of each level; numbers, because reading a tensor would wait for the
+            device.
         reg_max: bins of the distance distribution.
 
     Returns:

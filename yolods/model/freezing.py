@@ -1,4 +1,4 @@
-"""Which parameters are not trained: the first N layers, listed ones, or modules of them, as ultralytics names them."""
+"""Which parameters are frozen: the first N layers, or listed ones, as in ultralytics."""
 
 from __future__ import annotations
 
@@ -8,38 +8,40 @@ from typing import Any
 from yolods.errors import Faults, nearest
 
 Frozen = int | Sequence[int | str] | None
-"""As `freeze` gives it: the first N layers; numbers of layers and names of modules ("24.cv2"); nothing."""
+"""The value of `freeze`: the first N layers; layer numbers and names ("24.cv2"); or nothing."""
 ALWAYS_FROZEN = ".dfl"
-"""Detect's bins, which nobody trains."""
+"""Detect's fixed bins, which are never trained."""
 
 
 def marks_of(frozen: Frozen) -> list[str]:
-    """Parts of `name + "."` that tell that the parameter or module of this name is frozen.
+    """Substrings of `name + "."` that mark a parameter or module as frozen.
 
-    A name may be written with the model's own `model.` before it, and down to a single parameter.
+    A name may start with the model's own `model.`, and may be as specific as a single parameter.
     """
     layers = range(frozen) if isinstance(frozen, int) else (frozen or [])
     return [f"model.{str(layer).removeprefix('model.').rstrip('.')}." for layer in layers] + [ALWAYS_FROZEN]
 
 
 def is_frozen(name: str, marks: Iterable[str]) -> bool:
-    """Whether the parameter or module `name` is."""
+    """Whether the parameter or module `name` is frozen."""
+    # With the dot at the end, "model.2." does not match layer 24.
     return any(mark in f"{name}." for mark in marks)
 
 
 def check_frozen(frozen: Frozen, names: Iterable[str], layers: dict[str, Any], model: str, faults: Faults) -> None:
-    """Refuse what would freeze nothing, or everything.
+    """Refuse words that would freeze nothing, or a choice that would freeze everything.
 
     Args:
-        frozen: as `freeze` gives it.
-        names: of the model's parameters.
-        layers: its yaml dictionary.
-        model: what it is called in messages.
-        faults: takes a line for each word that matches no parameter.
+        frozen: the value of `freeze`.
+        names: names of the model's parameters.
+        layers: the model's yaml dictionary.
+        model: name of the model in messages.
+        faults: receives one line for each word that matches no parameter.
     """
     names = list(names)
     count, backbone = len(layers["backbone"]) + len(layers["head"]), len(layers["backbone"])
     listed = [] if frozen is None or isinstance(frozen, int) else list(frozen)
+    # Not strict: `marks_of` has one more mark, for Detect's bins.
     for word, mark in zip(listed, marks_of(frozen), strict=False):
         if any(mark in f"{name}." for name in names):
             continue
@@ -62,21 +64,22 @@ def check_frozen(frozen: Frozen, names: Iterable[str], layers: dict[str, Any], m
 
 
 def _modules(name: str) -> Iterable[str]:
-    """The modules that a parameter is in, as `freeze` takes them: of `model.24.cv2.weight` 24 and 24.cv2."""
+    """A parameter's modules as `freeze` names them: 24 and 24.cv2 for `model.24.cv2.weight`."""
     parts = name.removeprefix("model.").split(".")
     return (".".join(parts[:end]) for end in range(1, len(parts)))
 
 
 def told(frozen: Frozen, names: Iterable[str]) -> str | None:
-    """A line that says how much is frozen beside Detect's bins; None where that was not asked for."""
+    """A line that says how much is frozen in addition to Detect's bins; None without `freeze`."""
     if frozen is None:
         return None
     names = [name for name in names if ALWAYS_FROZEN not in name]
+    # Without the last mark, Detect's bins, which are always frozen.
     marks = marks_of(frozen)[:-1]
     held = [name for name in names if is_frozen(name, marks)]
     touched, layers = {name.split(".")[1] for name in held}, {name.split(".")[1] for name in names}
     words = frozen if isinstance(frozen, int) else " ".join(map(str, frozen))
-    hint = " (0 is how many from the first; layer 0 alone is [0])" if frozen == 0 else ""
+    hint = " (0 means the first 0 layers; layer 0 alone is [0])" if frozen == 0 else ""
     return (
         f"freeze {words}: {len(held)} of {len(names)} weight tensors are not trained, in {len(touched)} of "
         f"{len(layers)} layers that have weights{hint}"

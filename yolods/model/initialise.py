@@ -1,4 +1,7 @@
-"""Initial weights as a function of (seed, parameter name): the same whichever rank, layout or order builds a layer."""
+"""Initial weights as a function of (seed, parameter name).
+
+They are the same whichever rank, layout or order builds a layer.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,14 @@ from yolods.data.sampler import keyed_seed
 def initialise(root: nn.Module, strides: Tensor, nc: int, seed: int) -> None:
     """Fill every weight of a detector, or of a stage of one, as ultralytics' constructors do.
 
-    Convolutions: torch's default, uniform in +-1/sqrt(fan-in), from a generator keyed by the layer's name. BatchNorm:
-    1 and 0. Detect's last biases: 2.0 for boxes, and for classes log(5 / nc / (640 / stride)^2), ultralytics
-    nn/modules/head.py `bias_init`. The fixed bins of DFL: 0, 1, 2, ...
+    Convolutions: torch's default, uniform in +-1/sqrt(fan-in), from a generator keyed by the
+    layer's name. BatchNorm: 1 and 0. Detect's last biases: 2.0 for boxes, and log(5 / nc / (640 /
+    stride)^2) for classes, from ultralytics nn/modules/head.py `bias_init`. The fixed bins of DFL:
+    0, 1, 2, ...
 
     Args:
-        root: has ultralytics' names (`model.0.conv.weight`, ...); any part of them may be missing.
-        strides: (levels,) pixels a cell of each detection level.
+        root: has ultralytics' names (`model.0.conv.weight`, ...); any of them may be missing.
+        strides: (levels,) pixels per cell of each detection level.
         nc: classes.
     """
     for name, module in root.named_modules():
@@ -35,6 +39,8 @@ def _convolution(name: str, conv: nn.Conv2d, strides: Tensor, nc: int, seed: int
     if parts[-2] == "dfl":
         conv.weight.copy_(torch.arange(conv.in_channels, dtype=torch.float).view_as(conv.weight))
         return
+    # Keyed by name, not drawn in sequence: a stage that lacks earlier layers gets the same values.
+    # `manual_seed` takes 63 bits.
     generator = torch.Generator().manual_seed(keyed_seed("weights", seed, name) >> 1)
     reach = 1 / math.sqrt(conv.weight[0].numel())
     conv.weight.copy_(_uniform(conv.weight, reach, generator))

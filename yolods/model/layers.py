@@ -1,7 +1,7 @@
-"""The layers a training model uses in place of ultralytics' own: same parameters, same names, other arithmetic.
+"""Layers that replace ultralytics' in training: same parameters and names, other arithmetic.
 
-A layer is exchanged by giving the module another class, so state_dict keys, initial values and hooks stay as they are.
-The plain model is what is saved; none of these classes ever reaches a .pt file.
+A layer is exchanged by changing the class of the module, so state_dict keys, initial values and
+hooks do not change. Only the plain model is saved; none of these classes is ever in a .pt file.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from yolods.compat import own_shared_modules
 
 
 class BatchNormFloat32(nn.BatchNorm2d):
-    """BatchNorm whose statistics, scale and shift are applied in fp32, whatever dtype the activations have.
+    """BatchNorm that computes in fp32, whatever the dtype of the activations.
 
-    DeepSpeed's bf16 and fp16 modes cast parameters and leave buffers in fp32; torch's own layer then refuses the
-    mixture on the CPU, and running statistics in 8 bits of mantissa cost accuracy (momentum 0.03 rounds away).
+    DeepSpeed's bf16 and fp16 modes cast parameters and leave buffers in fp32. torch's own layer
+    refuses this mixture on the CPU. Running statistics in 8 bits of mantissa would cost accuracy,
+    because updates with momentum 0.03 round to nothing.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,25 +41,27 @@ class BatchNormFloat32(nn.BatchNorm2d):
 
 
 class SyncBatchNormFloat32(BatchNormFloat32):
-    """BatchNorm over all data-parallel ranks' pixels, on any device and backend.
+    """BatchNorm over the pixels of all data-parallel ranks, on any device and backend.
 
-    torch's SyncBatchNorm runs on GPUs alone. Here one differentiable all-reduce carries (sum, sum of squares, count)
-    in fp32; the gradient of the statistics crosses ranks through the same all-reduce.
+    torch's SyncBatchNorm runs only on GPUs. Here one differentiable all-reduce carries (sum, sum of
+    squares, count) in fp32; the statistics' gradient crosses ranks through the same all-reduce.
     """
 
     group: dist.ProcessGroup | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x, shape (N, C, H, W), with the mean and variance over N, H, W and the ranks of `group`."""
+        """Normalise x (N, C, H, W) by mean and variance over N, H, W and the ranks of `group`."""
         if not self.training or not dist.is_initialized():
             return super().forward(x)
         value = x.float()
         count = value.new_full((1,), value.numel() / value.shape[1])
-        # Both functions keep x for the backward pass, and not its fp32 copy, which is twice as large.
+        # Both functions keep x for the backward pass instead of its fp32 copy, which is twice as
+        # large.
         sums = torch.cat((_Moments.apply(value, x.detach()), count))
         sums = all_reduce(sums, group=self.group if self.group is not None else dist.group.WORLD)
         total, squares, count = sums.split((self.num_features, self.num_features, 1))
         mean = total / count
+        # Rounding can make the difference of the two means slightly negative.
         variance = (squares / count - mean.square()).clamp_min(0.0)
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
@@ -69,9 +72,9 @@ class SyncBatchNormFloat32(BatchNormFloat32):
 
 
 class _Moments(torch.autograd.Function):
-    """(2C,): the sums of a value (N, C, H, W) and of its square over all but channels, both fp32.
+    """(2C,): sums of a value (N, C, H, W) and of its square over N, H and W, both fp32.
 
-    The value is given once more as it was before it became fp32, which is what is kept.
+    `kept` is the value in its original dtype, which is saved for the backward pass.
     """
 
     @staticmethod
@@ -89,7 +92,7 @@ class _Moments(torch.autograd.Function):
 
 
 class _Scaled(torch.autograd.Function):
-    """A value (N, C, H, W) times a scale (C,), both fp32; the value's original is kept, as in `_Moments`."""
+    """A value (N, C, H, W) times a scale (C,), both fp32; saves the original, like `_Moments`."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, kept: Tensor, scale: Tensor) -> Tensor:
@@ -99,20 +102,21 @@ class _Scaled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
-        """By value and by scale."""
+        """Gradients of the value and of the scale."""
         kept, scale = ctx.saved_tensors
         return gradient * scale[:, None, None], None, (gradient * kept).sum((0, 2, 3))
 
 
 class PointwiseConv(nn.Conv2d):
-    """A 1x1 convolution over channels-last pixels as one matrix product.
+    """A 1x1 convolution of channels-last images as one matrix product.
 
-    With one thread torch 2.13 sends 1x1 fp32 convolutions on the CPU to a path that copies channels-last images into
-    channels-first ones and back; the product of (pixels, channels) needs no copy and is about 6% of a training step.
+    With one thread, torch 2.13 runs 1x1 fp32 convolutions on the CPU in a path that copies
+    channels-last images to channels-first and back. The product of (pixels, channels) needs no
+    copy; the difference is about 6% of a training step.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (N, C, H, W) in channels-last memory -> (N, C', H, W), likewise."""
+        """(N, C, H, W) in channels-last memory -> (N, C', H, W), also channels-last."""
         return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
@@ -127,13 +131,15 @@ def exchange_layers(
     """Exchange layers of a training model in place.
 
     Args:
-        low_precision: the parameters will be bf16 or fp16: BatchNorm computes in fp32.
-        sync_bn: BatchNorm statistics span the ranks of `group`.
-        pointwise: 1x1 convolutions run as matrix products (CPU, fp32, channels-last).
+        low_precision: whether the parameters will be bf16 or fp16, so that BatchNorm must compute
+            in fp32.
+        sync_bn: whether BatchNorm computes its statistics over the ranks of `group`.
+        pointwise: whether 1x1 convolutions run as matrix products (CPU, fp32, channels-last).
         group: the data-parallel group, for `sync_bn`.
     """
     own_shared_modules(net)
     for module in net.modules():
+        # `type(...) is`, not isinstance: subclasses compute something else.
         if type(module) is nn.BatchNorm2d:
             if sync_bn:
                 module.__class__ = SyncBatchNormFloat32

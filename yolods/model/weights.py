@@ -1,4 +1,4 @@
-"""Plain .pt files: reading any ultralytics checkpoint safely, and writing ones that `ultralytics.YOLO()` loads."""
+"""Reads any ultralytics .pt safely, and writes .pt files that `ultralytics.YOLO()` loads."""
 
 from __future__ import annotations
 
@@ -23,37 +23,42 @@ if TYPE_CHECKING:
 
 _UNLOADABLE = "not a loadable ultralytics checkpoint"
 _ORIGINAL = re.compile(r"models\.(yolo|common|experimental)( \w+)?")
-"""A module of the original repository as a pickle names it: with a class behind it, or in a string of its own."""
+"""A module of the original repository in a pickle: with a class name, or as its own string."""
 
 
 def read_pt(path: Path) -> DetectionModel:
-    """Load the fp32 model of an ultralytics detection checkpoint without running code from the file.
+    """Load an ultralytics detection model in fp32 without running code from the file.
 
     Only classes on ultralytics' own allow-list are reconstructed (`torch.load(weights_only=True)`).
 
     Raises:
-        UserError: missing, damaged, an original anchor-based yolov5 checkpoint, or not a detection model.
+        UserError: the file is missing, damaged, an original anchor-based yolov5 checkpoint, or not
+            a detection model.
     """
     check_file(path)
     from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
     try:
         with local_checkpoints():
-            # Absolute, because a damaged file whose bare name is one of ultralytics' own is deleted and downloaded.
+            # Absolute: ultralytics deletes a damaged file with the bare name of one of its own
+            # models and downloads that model.
             checkpoint, _ = torch_safe_load(str(path.absolute()), safe_only=True)
-    except Exception as error:  # every kind of damage ends here: zip, pickle, refused class
+    # Damage raises many kinds of exceptions: zip, pickle, refused class.
+    except Exception as error:
         raise UserError(f"--weights {path}: {_UNLOADABLE}: {_one_line(error)}") from None
     net = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
-    if type(net) is not DetectionModel:  # models of other tasks are made of it
+    # The exact type, because models of other tasks derive from it.
+    if type(net) is not DetectionModel:
         raise UserError(f"--weights {path}: holds {type(net).__name__}, not an ultralytics detection model")
     return net.float()
 
 
 def check_file(path: Path) -> None:
-    """Refuse what can be told from the outside of a file and from its pickle's class names; nothing is executed.
+    """Refuse a file by its format and by its pickle's class names, without executing anything.
 
     Raises:
-        UserError: missing, not an archive as torch writes them, or an original anchor-based yolov5 checkpoint.
+        UserError: the file is missing, not an archive as torch writes it, or an original
+            anchor-based yolov5 checkpoint.
     """
     if not path.is_file():
         raise UserError(f"--weights {path}: no such file (weights are never downloaded)")
@@ -63,7 +68,7 @@ def check_file(path: Path) -> None:
         raise UserError(
             f"--weights {path}: an original anchor-based yolov5 checkpoint. YOLOv5 here is ultralytics' anchor-free "
             "YOLOv5u: its head differs and these weights do not fit. Use a YOLOv5u file (for example yolov5nu.pt), "
-            "or train from scratch by leaving --weights out"
+            "or train from scratch without --weights"
         )
 
 
@@ -72,7 +77,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _is_original_yolov5(path: Path) -> bool:
-    """Whether the pickle inside names classes of the original repository: `models.yolo`, `models.common`."""
+    """Whether the pickle names classes of the original repository (`models.yolo`, ...)."""
     try:
         with zipfile.ZipFile(path) as archive:
             inner = next(name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -83,24 +88,28 @@ def _is_original_yolov5(path: Path) -> bool:
 
 
 def transfer(net: DetectionModel, source: DetectionModel) -> tuple[int, int]:
-    """Copy every weight of `source` whose name and shape fit into `net`; class rows are matched by class name.
+    """Copy every weight of `source` that fits into `net`, by name and shape.
+
+    Rows of the class head are matched by class name.
 
     Returns:
-        how many tensors were taken over, and how many `net` has.
+        the number of copied tensors, and the number of tensors of `net`.
 
     Raises:
-        UserError: not a single tensor fits.
+        UserError: no tensor fits.
     """
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     net.load(source, verbose=False)
     given = source.state_dict()
     after = net.state_dict()
+    # `load` does not report what it copied. A tensor of another shape counts if it changed: class
+    # rows, for example.
     taken = {
         name
         for name, tensor in after.items()
         if name in given and (given[name].shape == tensor.shape or not torch.equal(tensor, before.get(name, tensor)))
     }
-    # Counters of batches and the bins of the DFL fit any model, and teach it nothing.
+    # Batch counters and the bins of the DFL fit any model and carry no training.
     if not any(name in taken and parameter.requires_grad for name, parameter in net.named_parameters()):
         raise UserError("--weights: no tensor of the checkpoint fits this model")
     return len(taken), len(after)
@@ -109,21 +118,22 @@ def transfer(net: DetectionModel, source: DetectionModel) -> tuple[int, int]:
 def write_pt(
     path: Path, skeleton: DetectionModel, weights: Mapping[str, Tensor], facts: Mapping[str, Any], *, half: bool = True
 ) -> None:
-    """Write a checkpoint that `YOLO(path)` loads with nothing but ultralytics installed; atomically.
+    """Write a checkpoint that `YOLO(path)` loads with only ultralytics installed; atomically.
 
     Args:
-        path: target; it is replaced in one rename, after the bytes are on the disk.
+        path: target; replaced in one rename after the bytes are on the disk.
         skeleton: a plain CPU model of the same architecture; its weights are overwritten.
-        weights: state_dict of the model, floating tensors in fp32; stored as fp16, as ultralytics does.
+        weights: state_dict of the model, floating-point tensors in fp32.
         facts: further top-level entries (epoch, train_args, train_metrics, ...).
-        half: store fp16; else fp32.
+        half: whether to store fp16, as ultralytics does; otherwise fp32.
 
     Raises:
-        OSError: the disk is full or not writable; the earlier file is left whole.
+        OSError: the disk is full or not writable; the earlier file stays whole.
     """
     skeleton.load_state_dict(dict(weights), strict=True)
     model = deepcopy(skeleton).to(memory_format=torch.contiguous_format).eval()
     model = model.half() if half else model
+    # Values beyond fp16's range became inf above; a loaded model must compute with finite numbers.
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             torch.nan_to_num_(tensor)
@@ -149,11 +159,11 @@ def write_pt(
 
 
 def save_atomically(path: Path, content: object) -> None:
-    """`torch.save` beside `path`, flushed to the disk, then renamed over it."""
+    """Write with `torch.save` beside `path`, flush to the disk, then rename over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda file: torch.save(content, file))
 
 
 def plain_copy(net: nn.Module) -> DetectionModel:
-    """A CPU copy of a freshly built model, to be the skeleton of later `write_pt` calls."""
+    """A CPU copy of a newly built model, as the skeleton of later `write_pt` calls."""
     return deepcopy(net).cpu()

@@ -1,1 +1,1 @@
-"""Optimizers, their schedule, and the moving average of the weights."""
+"""Optimizers, the learning-rate schedule, and the moving average of the weights."""

@@ -1,7 +1,8 @@
-"""Exponential moving average of the weights, kept as shards of the fp32 masters.
+"""Exponential moving average of the weights, stored as shards of the fp32 masters.
 
-A rank averages only what it owns: under ZeRO-3 no rank ever holds a whole copy. To evaluate or to save, `exchange`
-swaps average and masters in place and the model follows; swapping back restores every bit.
+A rank averages only its own shards, so under ZeRO-3 no rank holds a whole copy. To evaluate or save
+the average, `exchange` swaps it with the masters in place and updates the model. Swapping back
+restores every bit.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from yolods.zero.master_weights import Masters
 
 
 class ShardedEma:
-    """Moving average of this rank's master shards and of the model's floating buffers."""
+    """Moving average of this rank's master shards and of the model's floating-point buffers."""
 
     def __init__(self, masters: Masters, buffers: Sequence[Tensor], *, decay: float, tau: float) -> None:
         """
         Args:
-            masters: where the fp32 weights are.
+            masters: access to the fp32 weights.
             buffers: running statistics, fp32, whole on every rank.
             decay: limit of the decay (ultralytics: 0.9999).
             tau: updates over which the decay rises to its limit (ultralytics: 2000).
@@ -38,19 +39,21 @@ class ShardedEma:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move towards the current weights by 1 - decay x (1 - exp(-updates / tau)).
+        """Move the average towards the current weights by 1 - decay x (1 - exp(-updates / tau)).
 
         Source: ultralytics utils/torch_utils.py, `ModelEMA`.
         """
         self.updates += 1
         share = 1 - self._decay * (1 - math.exp(-self.updates / self._tau))
         torch._foreach_lerp_(self._mean_shards, list(self._masters.shards()), share)
-        if self._buffers:  # a stage of a pipeline may hold no BatchNorm
+        # A pipeline stage may hold no BatchNorm, and the foreach functions refuse empty lists.
+        if self._buffers:
             torch._foreach_lerp_(self.mean_buffers, self._buffers, share)
 
     @torch.no_grad()
     def _swap(self) -> None:
         live = [*self._masters.shards(), *self._buffers]
+        # One tensor at a time, so that the swap needs memory for only one more.
         for mine, other in zip(live, [*self._mean_shards, *self.mean_buffers], strict=True):
             kept = mine.clone()
             mine.copy_(other)
@@ -59,9 +62,11 @@ class ShardedEma:
 
     @contextmanager
     def exchange(self) -> Iterator[None]:
-        """Within: the model is the average. After, or after a stop on which ranks agreed: what it was. A collective.
+        """Make the model the average inside the `with` block. A collective.
 
-        Not after any other failure: it is one rank's, which would wait here for the others, with what it has to say.
+        The model is restored afterwards, also after a stop on which all ranks agreed. It is not
+        restored after any other exception: that may concern one rank only, which would wait here
+        for the others instead of reporting its failure.
         """
         self._swap()
         try:
@@ -72,7 +77,7 @@ class ShardedEma:
         self._swap()
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's shards of the average, to be saved by this rank."""
+        """This rank's shards of the average, for this rank to save."""
         return {"updates": self.updates, "shards": self._mean_shards, "buffers": self.mean_buffers}
 
     @torch.no_grad()
@@ -80,11 +85,11 @@ class ShardedEma:
         """Restore what this rank saved.
 
         Raises:
-            ValueError: the shards have other sizes (another layout or rank count).
+            ValueError: the shards have other sizes (another layout or world size).
         """
         for mine, saved in (("_mean_shards", "shards"), ("mean_buffers", "buffers")):
             targets, sources = getattr(self, mine), state[saved]
             if [tensor.numel() for tensor in targets] != [tensor.numel() for tensor in sources]:
-                raise ValueError(f"the saved average has other {saved} than this layout")
+                raise ValueError(f"the {saved} of the saved average do not have this layout's sizes")
             fill(targets, [source.view_as(target) for target, source in zip(targets, sources, strict=True)])
         self.updates = int(state["updates"])

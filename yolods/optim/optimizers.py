@@ -1,4 +1,4 @@
-"""Which optimizer trains which parameters: ultralytics' groups and its `optimizer=auto` rule."""
+"""Builds the optimizer: ultralytics' parameter groups and its `optimizer=auto` rule."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OptimizerChoice:
-    """An optimizer by name with the values that a schedule starts from."""
+    """An optimizer's name and the values that the schedule starts from."""
 
     name: str
-    """Of `OPTIMIZERS`."""
+    """A key of `OPTIMIZERS`."""
     lr: float
     """Learning rate after warm-up."""
     momentum: float
@@ -33,38 +33,42 @@ class OptimizerChoice:
     warmup_bias_lr: float
     """Learning rate of biases at the start of warm-up."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments that a DeepSpeed JSON gives: betas, eps, nesterov, ..."""
+    """Further arguments from the DeepSpeed JSON: betas, eps, nesterov, ..."""
 
 
 def choose_optimizer(
     hyper: Any, *, samples: int, batch: int, epochs: int, nc: int, given: Mapping[str, Any] | None = None
 ) -> OptimizerChoice:
-    """The optimizer that was named, or for `auto` the one that ultralytics would take.
+    """The configured optimizer, or for `auto` the one that ultralytics would choose.
 
-    `auto` is AdamW for short runs and SGD beyond 10,000 steps. There ultralytics takes MuSGD, which orthogonalises
-    whole matrices; a ZeRO rank holds a flat piece of them, so SGD with the same lr and momentum stands in. That begins
-    with momentum 0.9, which a warm-up brings to the hyper-parameter's.
+    `auto` is AdamW for short runs and SGD above 10,000 steps. There ultralytics uses MuSGD, which
+    orthogonalises whole weight matrices. A ZeRO rank holds only a flat piece of each, so SGD with
+    the same lr and momentum replaces it. MuSGD starts with momentum 0.9, and a warm-up changes that
+    to the hyper-parameter's.
     Source: ultralytics engine/trainer.py, `build_optimizer`.
 
     Args:
         hyper: hyper-parameters, with the JSON's optimizer merged in.
-        given: the "params" of the JSON's optimizer, with what they leave to torch's defaults.
+        given: "params" of the JSON's optimizer, completed with torch's defaults.
     """
     if hyper.optimizer != "auto":
         further = {key: value for key, value in (given or {}).items() if key not in ("lr", "momentum", "weight_decay")}
         return OptimizerChoice(hyper.optimizer, hyper.lr0, hyper.momentum, hyper.warmup_bias_lr, further)
     steps = math.ceil(samples / max(batch, hyper.nbs)) * epochs
     if steps > 10_000:
+        # Without a warm-up nothing would change ultralytics' 0.9.
         warms_up = min(hyper.warmup_epochs, epochs - 1) > 0
         return OptimizerChoice("SGD", 0.01, hyper.momentum if warms_up else 0.9, 0.0)
     return OptimizerChoice("AdamW", round(0.002 * 5 / (4 + nc), 6), 0.9, 0.0)
 
 
 def freeze(net: nn.Module, frozen: Frozen) -> list[str]:
-    """Freeze layers as ultralytics does: the first N, or those listed by index or name; the DFL bins always.
+    """Freeze layers as ultralytics does: the first N, or those listed by index or name.
+
+    The DFL bins are always frozen.
 
     Returns:
-        marks of what is frozen, for `freeze_statistics`.
+        prefixes of what is frozen, for `freeze_statistics`.
 
     Raises:
         UserError: nothing would be left to train.
@@ -75,23 +79,26 @@ def freeze(net: nn.Module, frozen: Frozen) -> list[str]:
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise UserError(
             f"freeze={frozen}: nothing would be left to train in the model, or in one stage of the pipeline; "
-            "freeze fewer layers, or cut them into one stage with others"
+            "freeze fewer layers, or put them into one stage with layers that train"
         )
     return marks
 
 
 def freeze_statistics(net: nn.Module, marks: list[str]) -> None:
-    """Put frozen BatchNorm layers into evaluation mode, so that their running statistics stay as they are."""
+    """Put frozen BatchNorm layers into evaluation mode, which keeps their statistics."""
     for name, module in net.named_modules():
         if isinstance(module, nn.BatchNorm2d) and is_frozen(name, marks):
             module.eval()
 
 
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters into `GROUPS`; only `weight` decays. Empty groups are left out.
+    """Divide the trainable parameters into `GROUPS`; only `weight` decays.
+
+    Empty groups are omitted.
 
     Args:
-        weight_decay: already scaled to the global batch (ultralytics: decay x batch x accumulation / nbs).
+        weight_decay: already scaled to the global batch (ultralytics: decay x batch x accumulation
+            / nbs).
     """
     norms = tuple(kind for name, kind in vars(nn).items() if "Norm" in name and isinstance(kind, type))
     members: dict[str, list[nn.Parameter]] = {group: [] for group in GROUPS}
@@ -99,6 +106,8 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
+            # By the name of module and parameter, as ultralytics does: a module named "bias" counts
+            # too.
             if "bias" in f"{module_name}.{name}":
                 members["bias"].append(parameter)
             elif isinstance(module, norms):
@@ -116,20 +125,22 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
 def build_optimizer(
     choice: OptimizerChoice, groups: list[dict[str, Any]], device: torch.device, *, offload: bool = False
 ) -> torch.optim.Optimizer:
-    """Construct the optimizer from its entry in `OPTIMIZERS`, on the fastest kernel at hand.
+    """Build the optimizer from its entry in `OPTIMIZERS`, with the fastest kernel available.
 
-    That is torch's fused one, which unscales and clips in the same pass; and where a GPU's states live on the host the
-    kernel that DeepSpeed has for it: compiling it takes minutes on the first start, which is said.
+    That is torch's fused kernel, which unscales and clips in the same pass. If a GPU's optimizer
+    states are in host memory, it is DeepSpeed's kernel for that. Its first start compiles it for
+    minutes, so a log line announces it.
     """
     entry = OPTIMIZERS[choice.name]
     groups = [{**group, **entry.groups.get(group["param_group"], {})} for group in groups]
     arguments = {"lr": choice.lr, **entry.arguments(choice.momentum), **choice.arguments}
     if offload and device.type == "cuda" and (kernel := entry.on_host):
         log.info(
-            "Loading DeepSpeed's %s; the first time on a machine it is compiled, for two to three minutes",
+            "Loading DeepSpeed's %s; its first use on a machine compiles it, which takes two to three minutes",
             kernel.made_by.rpartition(":")[2].removeprefix("DeepSpeed"),
         )
         return _class(kernel.made_by)(groups, **arguments, **kernel.arguments)
+    # A kernel that the JSON chooses takes precedence.
     if entry.has_fused and not {"foreach", "fused", "differentiable"} & arguments.keys():
         arguments["fused"] = True
     return _class(entry.made_by)(groups, **arguments)
@@ -141,9 +152,9 @@ def _class(made_by: str) -> Any:
 
 
 def set_rates(optimizer: Any, lr: tuple[float, float, float], momentum: float) -> None:
-    """Write a step's learning rates (in the order of `GROUPS`) and momentum into the optimizer's groups.
+    """Write a step's learning rates (ordered as `GROUPS`) and momentum into the groups.
 
-    As in ultralytics only a `momentum` key is warmed up; Adam's betas are left alone.
+    As in ultralytics, only a `momentum` key is warmed up; Adam's betas do not change.
     """
     rates = dict(zip(GROUPS, lr, strict=True))
     for group in optimizer.param_groups:

@@ -1,1 +1,4 @@
-"""Before anything runs: what each node costs, where to cut, and how long the schedule takes. Pure functions."""
+"""Planning before a run: cost of each node, where to cut, and the duration of the schedule.
+
+Pure.
+"""

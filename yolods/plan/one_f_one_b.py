@@ -1,12 +1,14 @@
-"""1F1B as a pure function of (stages, stage, micro-batches), its idle share, and its makespan for measured times.
+"""1F1B as a pure function of (stages, stage, micro-batches), its idle share and its makespan.
 
-Time is cut into slots in which one stage does one forward (`Fk`) or one backward (`Bk`) of micro-batch k:
+Time is divided into slots. In a slot, a stage runs one forward (`Fk`) or one backward (`Bk`) of
+micro-batch k:
 
     forward  of micro-batch k on stage s of P: slot s + 2k
     backward of micro-batch k on stage s of P: slot 2P - 1 - s + 2k
 
-A forward follows the one on the stage before, a backward the one on the stage after, each by one slot; a stage's
-forwards fall on slots of its own parity and its backwards on the others. 4 stages, 8 micro-batches:
+A forward runs one slot after that of the previous stage, a backward one slot after that of the next
+stage. A stage's forwards are in slots of its own parity and its backwards in the others. With 4
+stages and 8 micro-batches:
 
     slot     0  1  2  3  4  5  6  7  8  9 10 11 12 13 14 15 16 17 18 19 20 21
     stage 0 F0  . F1  . F2  . F3 B0 F4 B1 F5 B2 F6 B3 F7 B4  . B5  . B6  . B7
@@ -14,8 +16,9 @@ forwards fall on slots of its own parity and its backwards on the others. 4 stag
     stage 2  .  . F0  . F1 B0 F2 B1 F3 B2 F4 B3 F5 B4 F6 B5 F7 B6  . B7  .  .
     stage 3  .  .  . F0 B0 F1 B1 F2 B2 F3 B3 F4 B4 F5 B5 F6 B6 F7 B7  .  .  .
 
-Stage s starts with P - s forwards, then alternates: so many micro-batches' activations it holds, and no more.
-Slots fix the order of instructions only: a stage starts each as soon as it is free and its input is there.
+Stage s starts with P - s forwards and then alternates, so it holds the activations of at most P - s
+micro-batches. Slots determine only the order of instructions: a stage starts each one as soon as it
+is free and the input has arrived.
 """
 
 from __future__ import annotations
@@ -30,22 +33,22 @@ Instruction = tuple[Literal["F", "B"], int]
 
 
 def slots(stages: int, micro_batches: int) -> int:
-    """Slots from the first forward to the last backward."""
+    """Number of slots from the first forward to the last backward."""
     return 2 * (stages + micro_batches - 1)
 
 
 def instruction(stages: int, stage: int, micro_batches: int, slot: int) -> Instruction | None:
-    """What a stage does in a slot: ('F' or 'B', micro-batch), or None while it waits."""
+    """A stage's instruction in a slot: ('F' or 'B', micro-batch), or None if it waits."""
     backward = (slot - stage) % 2
     micro_batch = (slot - (2 * stages - 1 - stage if backward else stage)) // 2
     return ("B" if backward else "F", micro_batch) if 0 <= micro_batch < micro_batches else None
 
 
 def instructions(stages: int, stage: int, micro_batches: int) -> tuple[Instruction, ...]:
-    """All that a stage does in one step, in order.
+    """All instructions of a stage in one step, in order.
 
     Raises:
-        ValueError: a number below 1, or no such stage.
+        ValueError: a number is below 1, or there is no such stage.
     """
     _check(stages, micro_batches)
     if not 0 <= stage < stages:
@@ -60,13 +63,13 @@ def in_flight(stages: int, stage: int, micro_batches: int) -> int:
 
 
 def bound(stages: int, micro_batches: int) -> float:
-    """Idle share of every stage, where all take the same time and sending takes none: (P - 1) / (m + P - 1)."""
+    """Idle share for equal stages and sends that take no time: (P - 1) / (m + P - 1)."""
     _check(stages, micro_batches)
     return (stages - 1) / (micro_batches + stages - 1)
 
 
 def draw_schedule(stages: int, micro_batches: int) -> str:
-    """The table above for other numbers."""
+    """The table in the module's docstring, for other numbers."""
     width = max(len(f"F{micro_batches - 1}"), len(str(slots(stages, micro_batches) - 1)))
     columns = range(slots(stages, micro_batches))
     label = len(f"stage {stages - 1}")
@@ -80,10 +83,10 @@ def draw_schedule(stages: int, micro_batches: int) -> str:
 
 @dataclass(frozen=True)
 class Simulation:
-    """One step of a pipeline as it would run with the given times, without the optimizer's step."""
+    """One step of a pipeline with the given times, without the optimizer's step."""
 
     makespan: float
-    """Seconds from the first forward's start to the last backward's end."""
+    """Seconds from the start of the first forward to the end of the last backward."""
     busy: tuple[float, ...]
     """Seconds that each stage computes."""
 
@@ -94,7 +97,7 @@ class Simulation:
 
     @property
     def idle_share(self) -> float:
-        """Share of all stages' time that is spent waiting; equals `bound` for equal stages without transfers."""
+        """Share of time spent waiting; equals `bound` for equal stages without transfers."""
         return sum(self.idle) / (self.makespan * len(self.busy)) if self.makespan else 0.0
 
 
@@ -104,52 +107,57 @@ def simulate(
     micro_batches: int,
     transfer: float | Sequence[float] = 0.0,
 ) -> Simulation:
-    """Play one step of 1F1B through.
+    """Simulate one step of 1F1B.
 
-    All stages' instructions of a slot are worked out at once: what they wait for lies in earlier slots.
+    All stages' instructions of a slot are computed at once, because they depend only on earlier
+    slots.
 
     Args:
-        forward: seconds a micro-batch on each stage.
-        backward: likewise.
-        micro_batches: of the step.
-        transfer: seconds between the end of a stage's pass and the start of the next stage's, either way; one number,
-            or one for each of the boundaries. The sender goes on meanwhile.
+        forward: seconds per micro-batch on each stage.
+        backward: seconds per micro-batch on each stage.
+        micro_batches: number of micro-batches in the step.
+        transfer: seconds between the end of a stage's pass and the start of the next stage's, in
+            either direction; one number, or one per boundary. The sender continues meanwhile.
 
     Raises:
-        ValueError: a number below 1, a negative or unlike number of times.
+        ValueError: a number is below 1, a time is negative, or the numbers of times differ.
     """
     stages = len(forward)
     _check(stages, micro_batches)
     times = np.stack([np.asarray(forward, float), np.asarray(backward, float)])
     delay = np.broadcast_to(np.asarray(transfer, float), (stages - 1,))
     if (times < 0).any() or (delay < 0).any():
-        raise ValueError("times have to be 0 seconds or more")
-    # When input arrives: of forwards at the stage s from s - 1 in [0, s], of backwards at s from s + 1 in [1, s + 1].
-    # [0, 0] and [1, P] stay 0: images and the loss's gradient are always there.
+        raise ValueError("times must be at least 0 seconds")
+    # When inputs arrive: for a forward, [0, s] is the arrival at stage s from s - 1; for a
+    # backward, [1, s + 1] is the arrival at stage s from s + 1. [0, 0] and [1, P] stay 0, because
+    # images and the loss's gradient are always available.
     arrived = np.zeros((2, stages + 1))
     free = np.zeros(stages)
     for slot in range(slots(stages, micro_batches)):
-        for way in (0, 1):  # forwards, then backwards: other stages
+        # Forwards, then backwards; in one slot they are on different stages.
+        for way in (0, 1):
             stage = _active(stages, micro_batches, slot, way)
             end = np.maximum(free[stage], arrived[way, stage + way]) + times[way, stage]
             free[stage] = end
-            boundary = stage - way  # boundary b lies between the stages b and b + 1
+            # Boundary b is between stages b and b + 1.
+            boundary = stage - way
             sends = (boundary >= 0) & (boundary < stages - 1)
             arrived[way, boundary[sends] + 1] = end[sends] + delay[boundary[sends]]
     return Simulation(float(free.max()), tuple((times.sum(0) * micro_batches).tolist()))
 
 
 def _active(stages: int, micro_batches: int, slot: int, backward: int) -> np.ndarray:
-    """Stages that do a forward (0) or a backward (1) in a slot: those whose micro-batch exists."""
+    """The stages that run a forward (0) or a backward (1) of an existing micro-batch in a slot."""
     if backward:  # 0 <= slot - (2P - 1 - s) <= 2 (m - 1)
         low, high = 2 * stages - 1 - slot, 2 * stages - 1 - slot + 2 * (micro_batches - 1)
     else:  # 0 <= slot - s <= 2 (m - 1)
         low, high = slot - 2 * (micro_batches - 1), slot
     first = max(low, 0)
-    first += (first - slot - backward) % 2  # a stage does forwards in slots of its own parity
+    # A stage runs forwards in slots of its own parity.
+    first += (first - slot - backward) % 2
     return np.arange(first, min(high, stages - 1) + 1, 2)
 
 
 def _check(stages: int, micro_batches: int) -> None:
     if stages < 1 or micro_batches < 1:
-        raise ValueError(f"{stages} stages and {micro_batches} micro-batches: both have to be at least 1")
+        raise ValueError(f"{stages} stages and {micro_batches} micro-batches: both must be at least 1")

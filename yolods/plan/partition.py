@@ -1,4 +1,4 @@
-"""Where to cut a graph into stages: exact searches over all cuts, the user's own cuts, and the table of them."""
+"""Where to cut a graph into stages: exact searches over all cuts, explicit cuts, and the table."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Partition:
-    """Which nodes each stage runs."""
+    """The nodes of each stage."""
 
     cuts: tuple[int, ...]
-    """Index of the first node of every stage but the first, rising."""
+    """Index of the first node of every stage except the first, ascending."""
     nodes: int
-    """Nodes of the graph."""
+    """Number of nodes in the graph."""
 
     @property
     def stages(self) -> int:
@@ -33,7 +33,7 @@ class Partition:
 
     @property
     def bounds(self) -> tuple[int, ...]:
-        """0, the cuts, and the number of nodes: stage s runs nodes bounds[s] .. bounds[s + 1] - 1."""
+        """0, the cuts, and `nodes`: stage s runs nodes bounds[s] .. bounds[s + 1] - 1."""
         return (0, *self.cuts, self.nodes)
 
     def nodes_of(self, stage: int) -> range:
@@ -46,27 +46,28 @@ def partition(
 ) -> Partition:
     """Choose the cuts.
 
-    Policies, each with the smallest possible largest stage; ties go to the smaller peak memory, then to fewer bytes
-    across. The first four leave out what does not fit `terms.memory_limit`.
+    Each policy minimises the largest stage. Ties go to the smaller peak memory, then to fewer bytes
+    across the cuts. The first four policies consider only partitions within `terms.memory_limit`.
 
-    * `balanced`: seconds of a stage, of computing and of what crosses
-    * `flops`, `activations`, `parameters`: these alone
-    * `uniform`: the same number of whole layers, one more in the first stages where it does not divide
-    * a list: what each stage but the first begins with: 13 is layer 13, "4.m.1" the node of this name, "4.2" the node
-      at place 2 of layer 4, "24.1" level 1 of the Detect head 24
+    * `balanced`: seconds of computation and transfers per stage
+    * `flops`, `activations`, `parameters`: only these
+    * `uniform`: the same number of whole layers, and one more in the first stages if it does not
+      divide
+    * a list: the start of every stage except the first: 13 is layer 13, "4.m.1" the node of this
+      name, "4.2" the node with index 2 in layer 4, "24.1" level 1 of the Detect head 24
 
     Args:
-        cost: of the graph to cut, at the resolution to be trained.
-        stages: how many.
+        cost: costs of the graph to cut, at the resolution of the training.
+        stages: number of stages.
         policy: see above.
-        terms: conditions.
+        terms: conditions of the run.
 
     Raises:
-        UserError: unknown policy, more stages than nodes or layers, cuts that name nothing or do not rise, or no
-            partition that fits the memory limit; with the arithmetic.
+        UserError: unknown policy, more stages than nodes or layers, cuts that do not exist or do
+            not ascend, or no partition within the memory limit; with the arithmetic.
     """
     if not 1 <= stages <= len(cost.nodes):
-        raise UserError(f"pipeline: {stages} stages, but there are {len(cost.nodes)} nodes to share out among them")
+        raise UserError(f"pipeline: {stages} stages, but there are {len(cost.nodes)} nodes to divide among them")
     table = StageCosts(cost, terms)
     if not isinstance(policy, str):
         found = _explicit(cost.graph, stages, policy)
@@ -82,18 +83,22 @@ def partition(
 
 
 def _search(table: StageCosts, stages: int, policy: str) -> Partition:
-    """The best partition by (largest weight, peak memory, bytes across), one after the other, over all cuts.
+    """The best partition over all cuts by largest weight, then peak memory, then bytes across.
 
-    Where none fits the limit: the one with the smallest peak.
+    If none is within the memory limit: the one with the smallest peak.
     """
     memory = [table.memory(stages, stage) for stage in range(stages)]
     limit = np.inf if table.terms.memory_limit is None else table.terms.memory_limit
+    # Without a limit, the fastest partition could need far more memory than others, so the peak of
+    # the cut by FLOPs is the limit.
     if policy == "balanced" and limit == np.inf:
         limit = _peak(table, _search(table, stages, "flops"))
     fits = [peak <= limit for peak in memory]
     weight = table.seconds if policy == "balanced" else getattr(table, policy)
     best = _smallest([weight] * stages, fits)
     if best < np.inf:
+        # Times are estimates, so partitions within `slack` of the best are ties. Sums of FLOPs or
+        # bytes are exact up to rounding.
         ties = best * (1 + (table.terms.slack if policy == "balanced" else 1e-9))
         fits = [fit & (weight <= ties) for fit in fits]
     else:
@@ -104,21 +109,23 @@ def _search(table: StageCosts, stages: int, policy: str) -> Partition:
 
 
 def _smallest(weights: Sequence[np.ndarray], fits: Sequence[np.ndarray]) -> float:
-    """Smallest possible largest weight of a stage; infinite where no partition fits.
+    """Smallest possible largest weight of a stage; infinite if no partition fits.
 
     Args:
-        weights: for each stage, of a .. b - 1 as this stage.
-        fits: likewise, whether it may be.
+        weights: for each stage, its weight if it runs nodes a .. b - 1.
+        fits: for each stage, whether it may run these.
     """
     best = np.full(len(weights[0]), np.inf)
     best[0] = -np.inf
+    # best[b]: smallest largest weight of the stages so far, if they run nodes 0 .. b - 1.
     for weight, fit in zip(weights, fits, strict=True):
+        # `triu` excludes b <= a, because every stage has at least one node.
         best = np.where(np.triu(fit, 1), np.maximum(best[:, None], weight), np.inf).min(0)
     return float(best[-1])
 
 
 def _cuts(weight: np.ndarray, fits: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """The cuts with the smallest sum of weights, the earliest among equals."""
+    """The cuts with the smallest sum of weights; the earliest of equal ones."""
     best, origins = np.full(len(weight), np.inf), []
     best[0] = 0.0
     for fit in fits:
@@ -126,6 +133,7 @@ def _cuts(weight: np.ndarray, fits: Sequence[np.ndarray]) -> tuple[int, ...]:
         origins.append(sums.argmin(0))
         best = sums.min(0)
     bounds = [len(weight) - 1]
+    # Back from the last node, along the cut that gave each best sum.
     for origin in reversed(origins):
         bounds.append(int(origin[bounds[-1]]))
     return tuple(reversed(bounds[1:-1]))
@@ -134,7 +142,7 @@ def _cuts(weight: np.ndarray, fits: Sequence[np.ndarray]) -> tuple[int, ...]:
 def _uniform(graph: Graph, stages: int) -> Partition:
     layers = len(graph.kinds)
     if stages > layers:
-        raise UserError(f'pipeline: "uniform" shares out whole layers, and {stages} stages > {layers} layers')
+        raise UserError(f'pipeline: "uniform" divides whole layers, but {stages} stages > {layers} layers')
     share, more = divmod(layers, stages)
     starts = [stage * share + min(stage, more) for stage in range(1, stages)]
     return Partition(tuple(graph.nodes_of(layer)[0] for layer in starts), len(graph.nodes))
@@ -153,7 +161,7 @@ def _explicit(graph: Graph, stages: int, cuts: Sequence[int | str]) -> Partition
             faults.add(f"pipeline: cut {cut!r} leaves the first stage empty")
         elif found and node <= found[-1]:
             before, this = (graph.nodes[place].name for place in (found[-1], node))
-            faults.add(f"pipeline: cuts have to rise, and {this} does not come after {before}: {list(cuts)}")
+            faults.add(f"pipeline: cuts must ascend, but {this} does not come after {before}: {list(cuts)}")
         if node is not None:
             found.append(node)
     faults.raise_if_any()
@@ -161,7 +169,7 @@ def _explicit(graph: Graph, stages: int, cuts: Sequence[int | str]) -> Partition
 
 
 def _node_at(graph: Graph, cut: int | str) -> int | None:
-    """The first node that a cut's text means, or None."""
+    """The first node that a cut's text denotes, or None."""
     if isinstance(cut, bool) or not isinstance(cut, int | str):
         return None
     text = str(cut)
@@ -170,52 +178,57 @@ def _node_at(graph: Graph, cut: int | str) -> int | None:
             return node.index
     layer, _, place = text.partition(".")
     nodes = graph.nodes_of(int(layer)) if layer.isdecimal() and place.isdecimal() else range(0)
-    is_head = len(nodes) > 0 and graph.nodes[nodes[-1]].role == "detect"  # numbers there are levels
+    # In the head, numbers denote levels.
+    is_head = len(nodes) > 0 and graph.nodes[nodes[-1]].role == "detect"
     return nodes[int(place)] if nodes and int(place) < len(nodes) and not is_head else None
 
 
 def _cuts_known(graph: Graph, cut: object) -> str:
     layer = str(cut).partition(".")[0]
     nodes = graph.nodes_of(int(layer)) if layer.isdecimal() and not isinstance(cut, bool) else range(0)
+    # JSON turns 4.10 into 4.1, so a number cannot name a node.
     if isinstance(cut, float):
         return f'write it as a string, "{cut}"'
     if not nodes:
         return f"layers are 1 to {len(graph.kinds) - 1}"
-    return f"layer {layer} is made of {', '.join(graph.nodes[node].name for node in nodes)}"
+    return f"layer {layer} consists of {', '.join(graph.nodes[node].name for node in nodes)}"
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of a partition, for people and logs."""
+    """One stage of a partition, for messages and logs."""
 
     stage: int
-    """From 0."""
+    """Index of the stage, from 0."""
     first: str
     """Name of its first node."""
     last: str
     """Name of its last node."""
     compute: float
-    """Seconds of forward and backward of a micro-batch."""
+    """Seconds for forward and backward of a micro-batch."""
     transfer: float
-    """Seconds for what crosses both its ends, both ways, for a micro-batch."""
+    """Seconds per micro-batch for transfers at both ends, in both directions."""
     flops_share: float
-    """Of the model's FLOPs, in 0..1."""
+    """Share of the model's FLOPs, in 0..1."""
     parameters: int
-    """Numbers."""
+    """Number of parameters."""
     state_bytes: float
-    """Weights, gradients and optimizer states."""
+    """Bytes of weights, gradients and optimizer states."""
     activation_bytes: float
-    """Held for backward, of all micro-batches in flight."""
+    """Bytes of activations held for backward, of all micro-batches in flight."""
     peak_bytes: float
-    """States, activations, and what one backward pass adds: gradients at both ends, recomputed activations."""
+    """Peak bytes: states, activations, and what one backward pass adds.
+
+    It adds gradients at both ends and recomputed activations.
+    """
     sent: tuple[str, ...]
-    """Values that go on to the next stage."""
+    """Values sent to the next stage."""
     sent_bytes: int
-    """Their bytes for a micro-batch, forward; as many come back."""
+    """Their bytes per micro-batch, forward; as many bytes of gradients come back."""
 
 
 def table(found: Partition, cost: Cost, terms: Terms = DEFAULT) -> tuple[StageRow, ...]:
-    """What every stage of a partition takes, under the same terms that `partition` was given."""
+    """Costs of every stage of a partition, under the same terms as `partition`."""
     stages, graph = StageCosts(cost, terms), cost.graph
     rows = []
     for stage in range(found.stages):
@@ -242,7 +255,7 @@ def table(found: Partition, cost: Cost, terms: Terms = DEFAULT) -> tuple[StageRo
 
 
 def render(rows: Sequence[StageRow]) -> str:
-    """The table as lines of text; its columns are explained in docs/pipeline.md."""
+    """The table as lines of text; docs/pipeline.md explains its columns."""
     spans = [f"{row.first}..{row.last}" for row in rows]
     wide = max(len("nodes"), *map(len, spans))
     lines = [f"stage  {'nodes':<{wide}}  {'ms':>8} {'+link':>7}  FLOPs  states MiB  acts MiB  peak MiB  across MiB"]
@@ -261,7 +274,10 @@ def _peak(stages: StageCosts, found: Partition) -> float:
 
 
 def _refuse_overfull(stages: StageCosts, found: Partition) -> None:
-    """Name every stage that does not fit the limit, with what it is made of, and the smallest peak that is possible."""
+    """Refuse a partition above the memory limit.
+
+    Names every stage that exceeds it, what its memory consists of, and the smallest possible peak.
+    """
     terms, faults = stages.terms, Faults()
     if terms.memory_limit is None or _peak(stages, found) <= terms.memory_limit:
         return
@@ -278,7 +294,7 @@ def _refuse_overfull(stages: StageCosts, found: Partition) -> None:
     memory = [stages.memory(found.stages, stage) for stage in range(found.stages)]
     least = _smallest(memory, [np.ones_like(peak, bool) for peak in memory])
     remedy = 'use "balanced"' if least <= terms.memory_limit else (
-        "use more stages, fewer images a micro-batch, activation checkpointing or a smaller --imgsz"
+        "use more stages, fewer images per micro-batch, activation checkpointing or a smaller --imgsz"
     )  # fmt: skip
     faults.add(f"pipeline: the smallest peak with {found.stages} stages is {least / MIB:.1f} MiB; {remedy}")
     faults.raise_if_any()

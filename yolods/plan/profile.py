@@ -1,4 +1,4 @@
-"""Measured time of every node on a device: forward and backward of one micro-batch, one node at a time in memory."""
+"""Measures the time of every node on a device, with only one node in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def measure(
     graph: Graph, imgsz: int, micro_batch: int, device: torch.device, precision: str, repeats: int = 5
 ) -> tuple[float, ...]:
-    """Seconds of forward and backward of each node, the fastest of `repeats`.
+    """Seconds for forward and backward of one micro-batch per node, the fastest of `repeats`.
 
     Args:
         graph: the nodes.
         imgsz: side of the images in pixels.
-        micro_batch: images.
-        device: where to.
-        precision: fp32, bf16 or fp16; autocast over fp32 weights, which is what convolutions cost in either mode.
-        repeats: timed passes, after one that is not.
+        micro_batch: number of images.
+        device: device to measure on.
+        precision: fp32, bf16 or fp16, as autocast over fp32 weights; convolutions take as long as
+            with weights of that type.
+        repeats: timed passes, after one that is not timed.
     """
     dtype = _DTYPES[precision]
     casting = nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
@@ -38,6 +39,7 @@ def measure(
             name: deepcopy(graph.skeleton.get_submodule(name)).to_empty(device=device).train() for name in node.modules
         }
         for module in modules.values():
+            # `to_empty` leaves the memory uninitialised, and it may contain nan.
             for tensor in [*module.parameters(), *module.buffers()]:
                 tensor.data.fill_(0.01)
         inputs = {name: values[name].detach().requires_grad_(name != IMAGE) for name in node.reads}
@@ -46,12 +48,13 @@ def measure(
             with torch.no_grad():
                 values |= run_node(node, modules, inputs)
         seconds.append(min(times[1:]))
+        # Frees the values that no later node reads.
         values = {name: value for name, value in values.items() if _last_reader(graph, name) > node.index}
     return tuple(seconds)
 
 
 def _last_reader(graph: Graph, value: str) -> int:
-    """The last node that reads a value; -1 where none does, as a yaml of the user's own may have it."""
+    """The last node that reads a value; -1 if none does, which a user's own yaml may cause."""
     return graph.lifetimes[value][1] if value in graph.lifetimes else -1
 
 
@@ -66,7 +69,7 @@ def _pass(node: Any, modules: dict[str, Any], inputs: dict[str, Tensor], device:
 
 
 def _computed(values: Any) -> list[Tensor]:
-    """The tensors that a node has computed, however deep in dictionaries and lists; its inputs handed on are not."""
+    """The tensors that a node computed, in nested dictionaries and lists, without its inputs."""
     if isinstance(values, Tensor):
         return [values] if values.grad_fn is not None else []
     parts = values.values() if isinstance(values, dict) else values if isinstance(values, list | tuple) else ()

@@ -1,6 +1,7 @@
-"""What every possible stage would take: seconds and bytes of nodes a .. b - 1 for all a and b at once.
+"""Costs of every possible stage: seconds and bytes of nodes a .. b - 1 for all a and b at once.
 
-Memory also depends on which stage it is, because under 1F1B stage s of P holds min(P - s, m) micro-batches at once.
+Memory also depends on the stage's index: under 1F1B, stage s of P holds min(P - s, m) micro-batches
+at once.
 """
 
 from __future__ import annotations
@@ -17,31 +18,46 @@ from yolods.plan.one_f_one_b import in_flight
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What a partition is judged by, besides the model and the resolution."""
+    """Conditions of a partition, in addition to the model and the resolution."""
 
     micro_batch: int = 1
-    """Images of a micro-batch."""
+    """Images per micro-batch."""
     micro_batches: int = 1
-    """Micro-batches of a step."""
+    """Micro-batches per step."""
     seconds: tuple[float, ...] | None = None
-    """Measured: forward and backward of one micro-batch through each node. None: worked out for `machine`."""
+    """Measured seconds per micro-batch and node, forward and backward; None: from `machine`."""
     machine: Machine = field(default_factory=Machine)
-    """Speeds for what was not measured; its `link` counts in either case."""
+    """Speeds for what was not measured; its `link` is always used."""
     memory_limit: float | None = None
-    """Bytes that a stage may take. None: no limit, but `balanced` takes no more than the cut by FLOPs would."""
+    """Bytes that a stage may use.
+
+    None: no limit, but `balanced` uses no more than the cut by FLOPs.
+    """
     state_bytes: float = STATE_BYTES
-    """Of a parameter: weight, gradient, optimizer. With ZeRO-1 over D replicas 4 + 12 / D, in fp32 8 + 12 / D."""
+    """Bytes per parameter: weight, gradient, optimizer.
+
+    With ZeRO-1 over D replicas 4 + 12 / D, in fp32 8 + 12 / D.
+    """
     recompute: int = 0
-    """Nodes a segment whose activations are computed again in backward, from a stage's start on; 0: all are kept."""
+    """Nodes per segment that the backward pass recomputes; 0: none.
+
+    Segments are counted from a stage's start.
+    """
     slack: float = 0.01
-    """Of `balanced`: partitions up to this share slower than the best are ties, which memory decides."""
+    """For `balanced`: partitions slower than the best by up to this share are ties.
+
+    Memory decides between them.
+    """
 
 
 DEFAULT = Terms()
 
 
 class StageCosts:
-    """Seconds, bytes and FLOPs of every possible stage a .. b - 1: (n + 1, n + 1) fp64 matrices, row a, column b."""
+    """Costs of every possible stage a .. b - 1.
+
+    Each is an (n + 1, n + 1) fp64 matrix with row a and column b.
+    """
 
     def __init__(self, cost: Cost, terms: Terms) -> None:
         self.cost, self.terms = cost, terms
@@ -53,27 +69,32 @@ class StageCosts:
         self.parameters = _sums([node.parameters for node in cost.nodes])
         self.activations, again = _checkpointed(cost, terms.recompute) if terms.recompute else (_kept(cost), 0.0)
         self.sent = np.broadcast_to(crossing, self.flops.shape)
-        # Both ends of a stage are crossed by values in forward and by as many bytes of gradients in backward.
+        # Values cross both ends of a stage in forward, and as many bytes of gradients in backward.
         self.transfer = 2 * images * (crossing[:, None] + crossing) / terms.machine.link
         self.compute = _sums(seconds)
         self.seconds = self.compute + self.transfer
         self.passing = images * (crossing[:, None] + crossing + again)
 
     def memory(self, stages: int, stage: int) -> np.ndarray:
-        """Peak bytes of a .. b - 1 as this stage: model states, activations in flight, and what one backward adds."""
+        """Peak bytes of nodes a .. b - 1 as this stage.
+
+        States, activations in flight, and what one backward pass adds.
+        """
         images = in_flight(stages, stage, self.terms.micro_batches) * self.terms.micro_batch
         return self.parameters * self.terms.state_bytes + images * self.activations + self.passing
 
 
 def _sums(weights: Sequence[float]) -> np.ndarray:
     total = np.concatenate(([0.0], np.cumsum(np.asarray(weights, float))))
+    # Differences of prefix sums: entry (a, b) is the sum over a .. b - 1.
     return total - total[:, None]
 
 
 def _kept(cost: Cost) -> np.ndarray:
-    """Bytes an image that a .. b - 1 holds from a forward to its backward, each value once.
+    """Bytes per image that nodes a .. b - 1 hold from forward to backward, each value once.
 
-    What its nodes keep, what it received (also what it only passes on) and what it sends.
+    These are the values that the nodes keep, those that the stage received (also those that it only
+    passes on) and those that it sends.
     """
     alive = [live(cost.graph, cut) for cut in range(len(cost.nodes) + 1)]
     held = np.zeros((len(alive), len(alive)))
@@ -87,15 +108,17 @@ def _kept(cost: Cost) -> np.ndarray:
 
 
 def _checkpointed(cost: Cost, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same with segments of `length` nodes that are recomputed; and the most that one segment brings back.
+    """The same with recomputed segments of `length` nodes; and the most that one recomputes.
 
-    What crosses into each segment is held, and what the stage sends.
+    The values that enter each segment are held, and those that the stage sends.
     """
     alive = [live(cost.graph, cut) for cut in range(len(cost.nodes) + 1)]
     held, again = np.zeros((len(alive), len(alive))), np.zeros((len(alive), len(alive)))
     for a in range(len(cost.nodes)):
         names, kept, inner = set[str](), set[str](), 0
         for b, node in enumerate(cost.nodes[a:], a + 1):
+            # A new segment begins: its inputs are held, and its activations exist only while it
+            # recomputes.
             if (b - 1 - a) % length == 0:
                 names.update(alive[b - 1])
                 kept, inner = set(), 0

@@ -1,4 +1,7 @@
-"""A run's plan: where its model is cut into stages under its own settings. Pure: any process can work it out."""
+"""A run's plan: where its model is cut into stages, under the run's settings.
+
+Pure, so any process can compute it.
+"""
 
 from __future__ import annotations
 
@@ -22,37 +25,38 @@ DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Where a model is cut, and why."""
+    """Where a model is cut, and the costs of its stages."""
 
     graph: Graph
-    """Its nodes."""
+    """The model's nodes."""
     partition: Partition
-    """Which of them each stage runs."""
+    """The nodes of each stage."""
     rows: tuple[StageRow, ...]
-    """What each stage takes."""
+    """The costs of each stage."""
     measured: bool
     """Whether the seconds in the rows were measured on this device."""
 
     @property
     def lines(self) -> list[str]:
         """The table, for the screen and the log."""
-        note = "ms: measured here" if self.measured else "ms: assumed, at 100 TFLOP/s; only their ratios mean anything"
+        note = "ms: measured here" if self.measured else "ms: assumed, at 100 TFLOP/s; only their ratios are meaningful"
         return [*render(self.rows).splitlines(), note]
 
 
 def counted(blueprint: Blueprint, config: RunConfig) -> Cost:
-    """What the nodes of the run's model cost, at its image size and in its precision."""
+    """The costs of the model's nodes at the run's image size and precision."""
     ds = config.deepspeed
+    # Activations under autocast have 2 bytes, in bf16 as in fp16.
     compute = "bf16" if ds.autocast else ds.precision
     return cost(build_graph(blueprint.meta), config.imgsz, DTYPE_BYTES[compute])
 
 
 def terms_of(config: RunConfig, *, seconds: tuple[float, ...] | None = None, memory: float | None = None) -> Terms:
-    """What the cuts are judged by.
+    """The terms by which the cuts are chosen.
 
     Args:
-        seconds: measured, of each node; None: assumed by FLOPs.
-        memory: bytes of the device, where the JSON does not say what a stage may take; None: unlimited.
+        seconds: measured seconds per node; None: computed from FLOPs.
+        memory: bytes of the device, for a JSON that does not limit a stage; None: unlimited.
     """
     ds = config.deepspeed
     assert ds.pipeline is not None
@@ -68,15 +72,15 @@ def terms_of(config: RunConfig, *, seconds: tuple[float, ...] | None = None, mem
 
 
 def choose(costs: Cost, config: RunConfig, terms: Terms) -> Partition:
-    """Choose the cuts as the JSON's "pipeline" block asks for.
+    """Choose the cuts according to the JSON's "pipeline" block.
 
     Args:
-        costs: of `counted`.
-        terms: of `terms_of`.
+        costs: result of `counted`.
+        terms: result of `terms_of`.
 
     Raises:
-        UserError: more stages than nodes, cuts that are out of order or range, nothing fits the memory, or a stage has
-            nothing to train.
+        UserError: more stages than nodes, cuts that do not ascend or do not exist, no partition
+            within the memory limit, or a stage with nothing to train.
     """
     found = _cut(costs, config, terms)
     _refuse_idle(costs.graph, found, marks_of(config.hyper.freeze))
@@ -84,14 +88,15 @@ def choose(costs: Cost, config: RunConfig, terms: Terms) -> Partition:
 
 
 def check_stages(costs: Cost, config: RunConfig) -> None:
-    """Refuse what ranks would refuse, as far as it can be known before they have measured anything.
+    """Refuse what the ranks would refuse, as far as it is known before they have measured anything.
 
     Raises:
-        UserError: as of `choose`.
+        UserError: see `choose`.
     """
     found = _cut(costs, config, terms_of(config))
     block = config.deepspeed.pipeline
-    if block is not None and (block.partition != "balanced" or config.device != "cuda"):  # else times decide the cuts
+    # With "balanced" on a GPU, measured times will determine the cuts.
+    if block is not None and (block.partition != "balanced" or config.device != "cuda"):
         _refuse_idle(costs.graph, found, marks_of(config.hyper.freeze))
 
 
@@ -102,14 +107,17 @@ def _cut(costs: Cost, config: RunConfig, terms: Terms) -> Partition:
 
 
 def _refuse_idle(graph: Graph, found: Partition, marks: list[str]) -> None:
-    """An optimizer needs weights: name every stage that would have none to train. Alike on all ranks."""
+    """Refuse stages that have no weights to train, because an optimizer needs some.
+
+    The same on all ranks.
+    """
     faults = Faults()
     for stage in range(found.stages):
         nodes = [graph.nodes[index] for index in found.nodes_of(stage)]
         parts = [(name, graph.skeleton.get_submodule(name)) for node in nodes for name in node.modules]
         weights = [f"{name}.{each}" for name, part in parts for each, _ in part.named_parameters()]
         if all(is_frozen(weight, marks) for weight in weights):
-            why = "all of its weights are frozen" if weights else "there are no weights in it"
+            why = "all of its weights are frozen" if weights else "it has no weights"
             faults.add(
                 f"pipeline: stage {stage} ({nodes[0].name}..{nodes[-1].name}) has nothing to train: {why}; "
                 "cut elsewhere, or use fewer stages"
@@ -118,10 +126,11 @@ def _refuse_idle(graph: Graph, found: Partition, marks: list[str]) -> None:
 
 
 def state_bytes(precision: str, zero_stage: int, replicas: int) -> float:
-    """Bytes of weights, gradients, masters and Adam's moments a parameter, of a stage on one rank.
+    """Bytes per parameter of weights, gradients, masters and Adam's moments, on one rank.
 
-    ZeRO-1 shares out masters and moments, 12 bytes. In fp32 it still keeps masters apart from the weights (deepspeed
-    0.19.8, runtime/zero/stage_1_and_2.py clones them), where ZeRO-0 steps the weights themselves.
+    ZeRO-1 partitions masters and moments, 12 bytes. In fp32 it still keeps masters separate from
+    the weights (deepspeed 0.19.8, runtime/zero/stage_1_and_2.py clones them), whereas ZeRO-0
+    updates the weights themselves.
     """
     if zero_stage == 0:
         return 16.0

@@ -1,1 +1,1 @@
-"""Every step's verdict on its gradients."""
+"""The verdict on every step, based on its gradients and losses."""

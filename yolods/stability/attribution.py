@@ -1,9 +1,10 @@
-"""Where numbers stopped being finite, or grew out of all proportion: layer, parameter, micro-batch, images.
+"""Finds where numbers became non-finite or far too large: layer, parameter, micro-batch, images.
 
-A reduced gradient does not tell which rank's it was, and after a nan in the forward pass every gradient is one. So a
-bad step is run a second time with probes on every layer; its weights have not moved and its images are the same, so it
-goes bad again, and this time each layer's output, the gradient of that output and every parameter's own gradient are
-looked at as they come. All flags stay on the device until the step is over.
+A reduced gradient does not show which rank it came from, and after a nan in the forward pass every
+gradient is nan. Therefore a bad step runs a second time with probes on every layer. Its weights
+have not moved and its images are the same, so it goes bad again. This time the probes check each
+layer's output, the gradient of that output, and every parameter's own gradient as they are
+computed. All flags stay on the device until the step is over.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ from torch import Tensor, nn
 
 Phase = Literal["forward", "backward"]
 INPUT = "input"
-"""Stands for a module's name where a stage's own input was bad already."""
+"""Replaces a module's name if the stage's own input was bad."""
 LOSS = "loss"
-"""And where the layers were fine and the loss was not."""
+"""Replaces a module's name if the layers were good and the loss was not."""
 
 
 @dataclass(frozen=True)
 class BadValue:
-    """The first thing that was wrong in one micro-batch on one rank, in one direction."""
+    """The first bad value in one micro-batch on one rank, in one direction."""
 
     phase: Phase
-    """Which direction."""
+    """The pass in which it appeared."""
     name: str
     """Module or parameter, by its name in the model, or `INPUT`."""
     kind: str
-    """"inf", "nan" or both, "inf, nan"; "spike" for finite numbers."""
+    """What was found: "inf", "nan" or "inf, nan"; "spike" for finite numbers."""
     micro_batch: int
-    """Of the step, from 0."""
+    """Index of the micro-batch in the step, from 0."""
     images: tuple[int, ...] = ()
-    """Forward: places in the micro-batch of the images whose values were bad."""
+    """Forward only: indices in the micro-batch of the images with bad values."""
     in_weights: bool = False
-    """Forward: the layer's own weights were bad before it computed anything."""
+    """Forward only: whether the layer's own weights were bad before it computed anything."""
     order: int = 0
-    """How many things of the step were looked at before it on its rank; replicas look at the same in the same order."""
+    """Number of checks before this one in the step; all replicas check in the same order."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class _Flags:
 
 
 class Probe:
-    """Looks at every layer of this rank's model while it is attached."""
+    """Checks every layer of this rank's model while it is attached."""
 
     def __init__(self, net: nn.Module) -> None:
         self._net = net
@@ -68,7 +69,7 @@ class Probe:
         self._fresh = False
 
     def at(self, phase: Phase, micro_batch: int) -> None:
-        """What comes next. The engine says so before every pass."""
+        """Announce the next pass. The engine calls this before every pass."""
         self._phase, self._micro_batch, self._fresh = phase, micro_batch, phase == "forward"
 
     def clear(self) -> None:
@@ -78,7 +79,7 @@ class Probe:
 
     @contextmanager
     def attached(self) -> Iterator[Probe]:
-        """Within: hooks on every module without children, and on every trained parameter."""
+        """Attach hooks to every module without children and to every trained parameter."""
         hooks = []
         for name, module in self._net.named_modules():
             if not any(True for _ in module.children()):
@@ -95,17 +96,24 @@ class Probe:
     def _on_forward(self, name: str) -> Any:
         @torch.no_grad()
         def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if self._phase != "forward":  # recomputed activations, which have been looked at
+            # Activation checkpointing runs the forward pass again during backward; it was checked
+            # before.
+            if self._phase != "forward":
                 return
+            # The first module that runs receives the stage's own input.
             if self._fresh:
                 self._fresh = False
                 for tensor in _tensors(inputs):
                     self._note(INPUT, tensor)
+            # Under ZeRO-3 a parameter may be partitioned, and then it is empty.
             weights = [each for each in module.parameters(recurse=False) if each.numel()]
+            # No `bool()` here: the flag stays on the device until the step is over.
             bad = torch.stack([~each.isfinite().all() for each in weights]).any() if weights else None
             for tensor in _tensors(output):
                 self._note(name, tensor, bad)
                 if tensor.requires_grad:
+                    # The gradient belongs to this micro-batch, however many follow before its
+                    # backward pass.
                     tensor.register_hook(partial(self._note_gradient, name, self._micro_batch))
 
         return look
@@ -114,7 +122,7 @@ class Probe:
         @torch.no_grad()
         def look(gradient: Tensor) -> None:
             self._note_gradient(name, self._micro_batch, gradient)
-            # In fp32: a norm of fp16 overflows by itself.
+            # In fp32: the norm itself could overflow in fp16.
             self._norms[name, self._micro_batch] = torch.linalg.vector_norm(gradient, dtype=torch.float32)
 
         return look
@@ -130,7 +138,7 @@ class Probe:
         self._flags.append(_Flags("backward", name, micro_batch, gradient.isinf().any(), gradient.isnan().any()))
 
     def findings(self) -> list[BadValue]:
-        """The first bad thing of every micro-batch in each direction, in the order in which they were met."""
+        """The first bad value of every micro-batch in each direction, in order of the checks."""
         found: dict[tuple[Phase, int], BadValue] = {}
         for order, (flags, bad) in enumerate(zip(self._flags, _any(self._flags), strict=True)):
             key = flags.phase, flags.micro_batch
@@ -139,9 +147,10 @@ class Probe:
         return list(found.values())
 
     def largest(self, names: Sequence[str]) -> tuple[float, BadValue] | None:
-        """Of a spike: the micro-batch that had the largest gradient of the last of `names` that is on this rank.
+        """For a spike: the micro-batch with the largest gradient of this rank's last of `names`.
 
-        In the order of the model a gradient grows out of proportion at one layer and stays so in all before it.
+        The last one, because the backward pass meets it first: a gradient that grows out of
+        proportion at one layer stays so in all layers before it.
         """
         here = {name for name, _ in self._norms}
         name = next((name for name in reversed(names) if name in here), None)
@@ -153,7 +162,7 @@ class Probe:
 
 
 def _any(flags: Sequence[_Flags]) -> list[bool]:
-    """Whether each of them is set at all, by one copy from the device."""
+    """Whether each of them has any flag set, read with one copy from the device."""
     if not flags:
         return []
     return torch.stack([(each.inf.any() | each.nan.any()) for each in flags]).tolist()
@@ -168,7 +177,7 @@ def _finding(flags: _Flags, order: int) -> BadValue:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """Floating tensors in nested lists, tuples and dictionaries."""
+    """Floating-point tensors in nested lists, tuples and dictionaries."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value
@@ -190,12 +199,14 @@ class Account:
     replica: int
     findings: tuple[BadValue, ...]
     largest: tuple[float, BadValue] | None
-    """Of a spike: see `Probe.largest`."""
+    """For a spike: see `Probe.largest`."""
     losses: tuple[float, ...]
-    """Loss of every micro-batch, where the loss is computed."""
+    """Loss of every micro-batch, on ranks that compute the loss."""
     files: tuple[tuple[tuple[str, ...], ...], ...]
-    """Where images are read: of every micro-batch, of every image in it, the files that it was made of; of a mosaic
-    four."""
+    """The files of every image in every micro-batch; empty on ranks that read none.
+
+    A mosaic is made of four files.
+    """
 
 
 @dataclass(frozen=True)
@@ -212,26 +223,26 @@ class Culprit:
     replica: int
     micro_batch: int
     files: tuple[str, ...] = ()
-    """What the images whose values were bad were made of; where these cannot be told apart, all of the micro-batch."""
+    """Files of the images with bad values, or of the whole micro-batch if these are unknown."""
     single_images: bool = False
-    """Whether they could be told apart."""
+    """Whether the images with bad values are known."""
 
     @property
     def layer(self) -> str:
-        """The layer of the model, as in `model.13`."""
+        """The layer of the model, such as `model.13`."""
         return ".".join(self.name.split(".")[:2]) if self.name.startswith("model.") else self.name
 
 
 def culprits(accounts: Sequence[Account], cause: str, *, shared: bool = False) -> list[Culprit]:
     """Where each bad micro-batch of a step went bad first. Pure.
 
-    A value that is not finite travels on: forward through the later stages, then into the loss and back through every
-    gradient. Of a replica's micro-batch the origin is therefore forward before backward, forward the earliest stage,
-    backward the latest.
+    A non-finite value spreads: forward through the later stages, then into the loss and back
+    through every gradient. The origin of a replica's micro-batch is therefore in the forward pass
+    before the backward pass; forward in the earliest stage, backward in the latest.
 
     Args:
-        shared: BatchNorm's statistics span the replicas, so that a bad value travels between them, too; of all
-            replicas' the origin is the one that was met first.
+        shared: whether BatchNorm computes its batch statistics over all replicas. A bad value then
+            spreads between replicas too, and the origin is the first bad value of them all.
     """
     if cause == "gradient_spike":
         return _largest_gradient(accounts)
@@ -239,7 +250,9 @@ def culprits(accounts: Sequence[Account], cause: str, *, shared: bool = False) -
         return _largest_loss(accounts)
     found: list[Culprit] = []
     batches = {(each.replica, finding.micro_batch) for each in accounts for finding in each.findings}
+    # The loss may be the first non-finite number; then no layer reports a bad value.
     batches |= {(each.replica, i) for each in accounts for i, loss in enumerate(each.losses) if not math.isfinite(loss)}
+    # With shared statistics, all replicas' parts of a micro-batch are one case.
     joint = {(-1, micro_batch) for _, micro_batch in batches} if shared else batches
     for replica, micro_batch in sorted(joint):
         mine = [each for each in accounts if shared or each.replica == replica]
@@ -254,6 +267,7 @@ def _origin(accounts: Sequence[Account], micro_batch: int) -> tuple[Account, Bad
     forward = [pair for pair in met if pair[1].phase == "forward"]
     if forward:
         return min(forward, key=lambda pair: (pair[0].stage, pair[1].order))
+    # Every layer's output was good, so a non-finite loss is the origin.
     for each in accounts:
         if micro_batch < len(each.losses) and not math.isfinite(each.losses[micro_batch]):
             kind = "nan" if math.isnan(each.losses[micro_batch]) else "inf"
@@ -263,6 +277,7 @@ def _origin(accounts: Sequence[Account], micro_batch: int) -> tuple[Account, Bad
 
 
 def _culprit(account: Account, finding: BadValue, files: tuple[tuple[str, ...], ...]) -> Culprit:
+    # If all of several images are bad, no image stands out as the cause.
     single = bool(finding.images) and not finding.in_weights and len(finding.images) < max(len(files), 2)
     images = [files[i] for i in finding.images if i < len(files)] if single else files
     chosen = tuple(dict.fromkeys(file for sources in images for file in sources))
@@ -290,7 +305,8 @@ def _largest_gradient(accounts: Sequence[Account]) -> list[Culprit]:
     told = [(each, *each.largest) for each in accounts if each.largest is not None]
     if not told:
         return []
-    latest = max(each.stage for each, _, _ in told)  # nearest to the loss
+    # The stage nearest to the loss, which the backward pass reaches first.
+    latest = max(each.stage for each, _, _ in told)
     account, _, finding = max((row for row in told if row[0].stage == latest), key=lambda row: row[1])
     return [_culprit(account, finding, _files(accounts, account.replica, finding.micro_batch))]
 

@@ -1,4 +1,4 @@
-"""A step's gradients from measurement to verdict: one pass over them, one collective, one wait for the device."""
+"""From a step's gradients to its verdict: one pass over them, one collective, one wait."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class Stability:
-    """Our own handling: measures before DeepSpeed's step, decides, and has the decision carried out within it."""
+    """yolods' own overflow handling.
+
+    It measures and decides before DeepSpeed's step, which then applies the decision.
+    """
 
     restores = True
     """Whether a step that is not applied leaves nothing behind."""
@@ -46,42 +49,45 @@ class Stability:
     ) -> None:
         """
         Args:
-            gradients: this rank's.
+            gradients: this rank's gradients.
             names: trained parameters of the whole model, over all stages, in its order.
             max_norm: the JSON's `gradient_clipping`.
-            scale: fp16's loss scale, which DeepSpeed's optimizer holds as well; None: nothing is scaled.
-            by_hand: losses are scaled here, and not by DeepSpeed's `backward`.
-            replica: this rank's; of whole gradients only the first replica's are counted.
-            world_size: all of them.
-            device: where this rank computes.
+            scale: fp16's loss scale, which DeepSpeed's optimizer shares; None if nothing is scaled.
+            by_hand: whether `scaled` scales the loss, because DeepSpeed's `backward` does not.
+            replica: this rank's replica. Unsharded gradients are counted only on the first one.
+            world_size: number of ranks.
+            device: device on which this rank computes.
         """
         self._gradients, self._names, self._scale = gradients, tuple(names), scale
         self._by_hand = by_hand
         self._world_size, self._device = world_size, device
         place = {name: i for i, name in enumerate(self._names)}
+        # Index of each slice's parameter in the whole model, to which stages and shards add up.
         self._places = torch.tensor(
             [place[name] for name in gradients.names], dtype=torch.int64, device=gradients.device
         )
+        # Unsharded gradients are the same on every replica; the all-reduce must add them once.
         self._counts = gradients.sharded or replica == 0
         self._policy = build_policy(config.clipping.policy, dict(config.clipping.given), max_norm)
         self.guard = Guard(config.overflow, len(self._names))
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """A loss as `backward` is to be given it."""
+        """The loss to pass to `backward`."""
         return self._scale.scale_loss(loss) if self._scale is not None and self._by_hand else loss
 
     def before_step(self, sums: Tensor, micro_batches: int, *, can_return: bool) -> StepRecord:
-        """Measure and decide; DeepSpeed's step comes next. A collective.
+        """Measure the gradients and decide about the step, before DeepSpeed's step. A collective.
 
         Args:
-            sums: (5,) fp32: loss items and boxes, summed over this rank's micro-batches, 0 where none are computed; and
-                1 where it was asked to stop.
-            micro_batches: of the step, over all replicas.
-            can_return: there is a snapshot.
+            sums: (5,) fp32: loss items and number of boxes, summed over this rank's micro-batches,
+                0 on ranks that compute no loss; and 1 if this rank was asked to stop.
+            micro_batches: number of micro-batches in the step, over all replicas.
+            can_return: whether there is a snapshot.
         """
         grad_stats, stop = self._read(sums, micro_batches)
         can_fall = self._scale is not None and not self._scale.at_floor
         verdict = self.guard.judge(grad_stats, scale_can_fall=can_fall, can_return=can_return)
+        # Policies learn from the norms that they see, so they see only those of applied steps.
         clipped = self._policy.clip(grad_stats) if verdict.applied else ClipFactors(0.0)
         self._gradients.decision = self._decision(grad_stats, verdict, clipped)
         return StepRecord(
@@ -96,19 +102,23 @@ class Stability:
         )
 
     def _read(self, sums: Tensor, micro_batches: int) -> tuple[GradStats, bool]:
-        """What all ranks together have found, and whether one of them was asked to stop."""
+        """All ranks' numbers together, and whether any rank was asked to stop."""
         told = [sums, self._squares(self._gradients.slices())]
         if self._policy.reads_weights:
             told.append(self._squares(self._gradients.weights()))
+        # One message for losses, stop requests and norms; a second all-reduce would add a wait.
         message = torch.cat(told)
         if self._world_size > 1:
             dist.all_reduce(message)
-        numbers = message.cpu().double().numpy()  # the one wait of a step: on a GPU for the others as well
+        # The only wait of a step. On a GPU it also waits for the other ranks.
+        numbers = message.cpu().double().numpy()
         *items, instances, stop = numbers[: len(sums)]
+        # The root comes after the sum over shards: norms do not add up, squares do.
         norms, *weights = np.sqrt(numbers[len(sums) :]).reshape(-1, len(self._names))
         scale = self._scale.cur_scale if self._scale is not None else 1.0
         grad_stats = GradStats(
             names=self._names,
+            # The gradients themselves stay scaled until DeepSpeed's step.
             norms=norms / scale,
             weights=weights[0] if weights else None,
             loss=tuple(float(item) / micro_batches for item in items),
@@ -136,18 +146,19 @@ class Stability:
         )
 
     def discard(self) -> None:
-        """Let DeepSpeed's next step throw its gradients away."""
+        """Make DeepSpeed's next step discard its gradients."""
         self._gradients.decision = Decision(skip=True)
 
     def after_step(self, record: StepRecord) -> StepRecord:
-        """Close a step that DeepSpeed has taken."""
+        """Complete the record after DeepSpeed's step, and update the loss scale."""
         overflow = record.verdict.cause == "overflow"
+        # Other bad steps, such as a bad image, say nothing about the scale and do not count.
         if self._scale is not None and (record.verdict.applied or overflow):
             self._scale.after_step(overflow)
         return replace(record, next_scale=None if self._scale is None else self._scale.cur_scale)
 
     def named(self, places: Sequence[int]) -> list[str]:
-        """Names of parameters by their places."""
+        """Names of the parameters with these indices."""
         return [self._names[place] for place in places]
 
     def state(self) -> dict[str, Any]:
@@ -160,11 +171,11 @@ class Stability:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave; nothing where another handling wrote it."""
+        """Restore what `state` returned; do nothing if a run with stock handling wrote it."""
         if "guard" not in state:
             return
         self._policy.load(state["policy"])
-        # Another cut of the model lists its parameters in another order.
+        # Another partition of the model into stages lists its parameters in another order.
         place = {name: i for i, name in enumerate(state["names"])}
         self.guard.load(state["guard"], [place.get(name) for name in self._names])
         if self._scale is not None:
@@ -172,7 +183,7 @@ class Stability:
 
 
 class StockStability:
-    """DeepSpeed's own handling, as it is, for comparison."""
+    """DeepSpeed's own overflow handling, unchanged, for comparison."""
 
     restores = False
 
@@ -184,11 +195,11 @@ class StockStability:
         self._engine, self._world_size, self._by_hand = engine, world_size, by_hand
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """A loss as `backward` is to be given it."""
+        """The loss to pass to `backward`."""
         return loss * self._engine.optimizer.loss_scale if self._by_hand and self._engine.fp16_enabled() else loss
 
     def before_step(self, sums: Tensor, micro_batches: int, *, can_return: bool) -> StepRecord:
-        """Nothing is decided here: only what the layers know is collected. A collective."""
+        """Collect the losses and the stop requests; DeepSpeed decides later. A collective."""
         if self._world_size > 1:
             dist.all_reduce(sums)
         *items, instances, stop = sums.tolist()
@@ -201,7 +212,7 @@ class StockStability:
         )
 
     def after_step(self, record: StepRecord) -> StepRecord:
-        """What DeepSpeed says that it did."""
+        """Complete the record with what DeepSpeed reports."""
         norm = self._engine.get_global_grad_norm()
         overflow = bool(getattr(self._engine.optimizer, "overflow", False))
         cause: Cause = "overflow" if record.loss_scale is not None else "backward"
@@ -210,19 +221,19 @@ class StockStability:
         return replace(record, grad_norm=None if norm is None else float(norm), verdict=verdict, next_scale=scale)
 
     def discard(self) -> None:
-        """Never asked for."""
+        """Do nothing: no step runs twice under stock handling."""
 
     def named(self, places: Sequence[int]) -> list[str]:
-        """Nobody is suspected."""
+        """No names, because no parameter is suspected."""
         return []
 
     def state(self) -> dict[str, Any]:
-        """DeepSpeed's loss scaler."""
+        """State of DeepSpeed's loss scaler."""
         scaler = getattr(self._engine.optimizer, "loss_scaler", None) if self._engine.fp16_enabled() else None
         held = vars(scaler) if scaler is not None else {}
         return {"stock": {key: value for key, value in held.items() if isinstance(value, int | float)}}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave; nothing where our own handling wrote it."""
+        """Restore what `state` returned; do nothing if a run with yolods' handling wrote it."""
         for key, value in state.get("stock", {}).items():
             setattr(self._engine.optimizer.loss_scaler, key, value)

@@ -1,4 +1,4 @@
-"""A step that went bad, as a record and as one line."""
+"""A bad step as a record and as one log line."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from yolods.stability.record import StepRecord
 from yolods.stats import StabilityEvent
 
 _BOX_BRANCH = re.compile(r"\.cv2\.(\d+)\.")
-"""In the name of a parameter of Detect's box branch, the level. A C3 layer has a `cv2` without a number behind it."""
+"""Matches a parameter of Detect's box branch; the group is its level.
+
+In C3 layers no number follows `cv2`.
+"""
 SHOWN_FILES = 3
-"""Image files in a line; the record has all."""
+"""Number of image files in a log line; the record has all of them."""
 
 
 def event_of(record: StepRecord, excluded: Sequence[str] = (), place: Callable[[str], str] = str) -> StabilityEvent:
-    """Everything about a step that was not applied, or in which gradients vanished.
+    """The record of a step that was not applied, or in which gradients vanished.
 
     Args:
-        excluded: images that are left out from now on, by their identities.
-        place: what people are told of an image, by its identity.
+        excluded: identities of the images that are excluded from now on.
+        place: converts an image's identity to what messages show.
     """
     verdict, grad_stats = record.verdict, record.grad_stats
     places = verdict.suspects if not verdict.applied else verdict.vanished
@@ -35,6 +38,7 @@ def event_of(record: StepRecord, excluded: Sequence[str] = (), place: Callable[[
         step=record.step,
         epoch=record.epoch,
         position=record.position,
+        # An applied step has an event only because gradients vanished.
         action="report" if verdict.applied else verdict.action,
         cause=verdict.cause if not verdict.applied else "unassigned" if levels else "vanishing",
         loss=sum(record.loss.values()),
@@ -52,17 +56,23 @@ def event_of(record: StepRecord, excluded: Sequence[str] = (), place: Callable[[
 
 
 def _box_levels(parameters: Sequence[str]) -> tuple[str, ...]:
-    """Levels of the head to whose box branches all these parameters belong; none where others are among them."""
+    """Levels of the head to whose box branches all these parameters belong.
+
+    Empty if any parameter is not part of a box branch.
+    """
     found = [_BOX_BRANCH.search(name) for name in parameters]
     return tuple(sorted({match[1] for match in found if match})) if all(found) else ()
 
 
 def _why_unassigned(levels: Sequence[str]) -> str:
-    """Met in clean runs, and true: on blood cells at 320 pixels no box is ever assigned to a cell of 32 pixels, which
-    at first predicts boxes of 480, so that the boxes of that level get no gradient at all. Its classes do."""
+    """Explain why the boxes of a level get no gradient at all, while its classes do.
+
+    This happens in correct runs. On blood cells at 320 pixels, no box is ever assigned to a cell of
+    32 pixels, because that level at first predicts boxes of 480 pixels.
+    """
     return (
         f"the objects are too small for the boxes of level {', '.join(levels)} of the head (level 0 has the smallest "
-        "cells); the other levels detect them, and nothing is wrong unless larger objects are to be found"
+        "cells); the other levels detect them, and nothing is wrong unless larger objects must be found"
     )
 
 
@@ -70,22 +80,22 @@ def _remedy(record: StepRecord, excluded: Sequence[str]) -> str:
     words = {
         "apply": "reported only",
         "skip": "step skipped",
-        "rollback": "back to the last snapshot, and on past these images",
-        "stop": "stopped: it did not get better",
+        "rollback": "returned to the last snapshot, continuing after these images",
+        "stop": "stopped: the steps did not recover",
     }[record.verdict.action]
     scale, next_scale = record.loss_scale, record.next_scale
     if scale is not None and next_scale is not None and next_scale != scale:
         words += f", loss scale {scale:g} -> {next_scale:g}"
     if excluded:
-        words += f", left out from now on: {', '.join(excluded)}"
+        words += f", excluded from now on: {', '.join(excluded)}"
     return words
 
 
 def _silence(verdict: Verdict, grad_stats: GradStats | None) -> str:
-    """Why a gradient may be exactly 0, which has nothing to do with numbers that are too small."""
+    """Explain gradients that are exactly 0, which are not caused by too small numbers."""
     if grad_stats is None or not verdict.vanished or grad_stats.norms[list(verdict.vanished)].any():
         return ""
-    return ": they are exactly 0, as where a layer is cut off from the loss"
+    return ": they are exactly 0, as for a layer that is disconnected from the loss"
 
 
 def sentence(event: StabilityEvent) -> str:
@@ -105,6 +115,7 @@ def _what(event: StabilityEvent) -> str:
         return "gradients have vanished"
     if event.cause == "unassigned":
         return "no object has been assigned to some boxes for a long time"
+    # Only the two kinds of spikes remain.
     value = event.grad_norm if event.cause == "gradient_spike" else event.loss
     name = "gradient norm" if event.cause == "gradient_spike" else "loss"
     return f"{name} {value:.4g}, {value / event.usual:.3g} times the usual {event.usual:.4g}"
@@ -114,6 +125,7 @@ def _where(event: StabilityEvent) -> str:
     if not event.culprits:
         return f": {_some(event.parameters)}" if event.parameters else ""
     first: Mapping[str, Any] = event.culprits[0]
+    # Without a pipeline all stages are 0, which says nothing.
     stage = f", stage {first['stage']}" if first["stage"] or len({each["stage"] for each in event.culprits}) > 1 else ""
     told = f", image {_some(first['files'], SHOWN_FILES)}" if first["single_images"] else ""
     others = len(event.culprits) - 1
@@ -123,7 +135,7 @@ def _where(event: StabilityEvent) -> str:
 
 
 def _origin(culprit: Mapping[str, Any]) -> str:
-    """What was met first, and where."""
+    """The first bad value, and the place where it appeared."""
     if culprit["name"] == INPUT:
         return f"{culprit['kind']} in the images"
     if culprit["name"] == LOSS:

@@ -1,4 +1,4 @@
-"""What one step's gradients looked like: plain numbers on the host, the same on every rank."""
+"""Statistics of one step's gradients: plain numbers on the host, the same on every rank."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ class GradStats:
     names: tuple[str, ...]
     """Trained parameters of the whole model, in its order."""
     norms: np.ndarray
-    """(parameters,) float64: L2 norm of each one's gradient as the optimizer would be given it, the loss scale taken
-    out; inf or nan where an element is."""
+    """(parameters,) float64: L2 norm of each parameter's gradient, without the loss scale.
+
+    inf or nan if an element of the gradient is.
+    """
     weights: np.ndarray | None
-    """(parameters,) float64: L2 norm of each one's fp32 master; None where no policy asked."""
+    """(parameters,) float64: L2 norm of each fp32 master; None unless a policy reads it."""
     loss: tuple[float, ...]
-    """Mean loss items of the step; inf or nan where a micro-batch's was."""
+    """Mean loss items of the step; inf or nan if those of a micro-batch are."""
     instances: int
-    """Boxes in the step."""
+    """Number of boxes in the step."""
     scale: float
-    """Loss scale that the gradients of this step were computed with."""
+    """Loss scale of this step's backward passes."""
 
     @property
     def norm(self) -> float:
-        """Global L2 norm; inf or nan where any gradient is."""
+        """Global L2 norm; inf or nan if any gradient is."""
         return float(math.sqrt(np.square(self.norms).sum()))
 
     @property
@@ -38,5 +40,5 @@ class GradStats:
 
     @property
     def bad(self) -> list[int]:
-        """Places of the parameters whose gradients are not finite."""
+        """Indices of the parameters whose gradients are not finite."""
         return np.flatnonzero(~np.isfinite(self.norms)).tolist()

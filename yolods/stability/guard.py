@@ -1,6 +1,7 @@
-"""The verdict on a step: apply it, skip it, go back to the last snapshot, or stop.
+"""The verdict on a step: apply it, skip it, return to the last snapshot, or stop.
 
-Pure: numbers that are the same on every rank go in, and so every rank reaches the same verdict without asking another.
+Pure. The inputs are the same on every rank, so every rank reaches the same verdict without
+communication.
 """
 
 from __future__ import annotations
@@ -19,37 +20,41 @@ if TYPE_CHECKING:
     from yolods.config.deepspeed.yolods_block import OverflowConfig
 
 _WEIGHTY = 1e-4
-"""Share of the global norm below which a parameter has no weight in it."""
+"""Below this share of the global norm, a parameter contributes nothing to it."""
 
 Action = Literal["apply", "skip", "rollback", "stop"]
 Cause = Literal["", "overflow", "forward", "backward", "gradient_spike", "loss_spike"]
-"""`overflow`: fp16 gradients at a loss scale that can still give way. `forward`: the loss itself is not finite.
-`backward`: the loss is finite and gradients are not, with no scale to blame. The spikes are finite."""
+"""Why a step is not applied.
+
+`overflow`: fp16 gradients overflowed, and the loss scale can still fall. `forward`: the loss itself
+is not finite. `backward`: the loss is finite but gradients are not, and no loss scale explains it.
+`gradient_spike`, `loss_spike`: finite numbers far above the usual ones.
+"""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a step."""
+    """What happens to a step."""
 
     action: Action = "apply"
     """What to do."""
     cause: Cause = ""
-    """Why, where it is not applied."""
+    """The reason, if the step is not applied."""
     suspects: tuple[int, ...] = ()
-    """Parameters by place, in the model's order: those that are not finite, or stand out."""
+    """Indices of parameters, in the model's order, that are not finite or stand out."""
     vanished: tuple[int, ...] = ()
-    """Parameters whose gradients have stayed next to nothing for the whole window, told once."""
+    """Parameters whose gradients were close to zero for the whole window; reported once."""
     usual: float = math.nan
-    """For a spike: what the norm, or the loss, mostly is."""
+    """For a spike: the usual norm, or the usual loss."""
 
     @property
     def applied(self) -> bool:
-        """Whether weights move."""
+        """Whether the weights move."""
         return self.action == "apply"
 
 
 class Guard:
-    """Watches losses and norms from step to step."""
+    """Follows losses and norms from step to step."""
 
     def __init__(self, config: OverflowConfig, parameters: int) -> None:
         self._config = config
@@ -61,22 +66,26 @@ class Guard:
         """The verdict on a step.
 
         Args:
-            scale_can_fall: fp16 with a dynamic loss scale above its floor.
-            can_return: there is a snapshot; before the first step that was applied there is none.
+            scale_can_fall: whether fp16 uses a dynamic loss scale that is above its floor.
+            can_return: whether there is a snapshot; before the first applied step there is none.
         """
         cause, usual = self._cause(grad_stats, scale_can_fall)
         if not cause:
             return Verdict(vanished=self._good(grad_stats))
+        # Only finite gradients need a comparison with their usual norms.
         suspects = tuple(grad_stats.bad) or self._outstanding(grad_stats)
-        if cause == "overflow":  # the scale gives way: nothing is wrong with the run
+        # Normal in fp16: the loss scale falls, so this counts as no bad step.
+        if cause == "overflow":
             return Verdict("skip", cause, suspects)
         self._bad_in_row += 1
         self._spikes_in_row = self._spikes_in_row + 1 if cause == "gradient_spike" else 0
+        # A single bad step is only skipped; a series of them needs more.
         if self._bad_in_row < self._config.patience:
             return Verdict("skip", cause, suspects, usual=usual)
         return Verdict(self._last_resort(can_return), cause, suspects, usual=usual)
 
     def _cause(self, grad_stats: GradStats, scale_can_fall: bool) -> tuple[Cause, float]:
+        # The loss first: if it is not finite, the gradients are not either.
         if not math.isfinite(grad_stats.total_loss):
             return "forward", math.nan
         if grad_stats.bad:
@@ -93,7 +102,8 @@ class Guard:
     def _good(self, grad_stats: GradStats) -> tuple[int, ...]:
         self._bad_in_row = self._spikes_in_row = 0
         self._good_since += 1
-        # No fewer than it takes to learn what is usual: one good step between two troubles is no recovery.
+        # At least as many steps as it takes to learn what is usual: a single good step between two
+        # bad series is no recovery.
         if self._good_since >= max(self._config.snapshot_steps, self._config.warmup_steps):
             self._rollbacks = 0
         self._norm.add(grad_stats.norm)
@@ -101,14 +111,20 @@ class Guard:
         return tuple(self._layers.add(grad_stats.norms, self._config.vanishing, self._config.vanishing_steps))
 
     def _outstanding(self, grad_stats: GradStats) -> tuple[int, ...]:
-        """Of a spike: parameters that stand out more than half as far, in orders of magnitude, as the one that does
-        most; one with no weight in the norm is not what made it large."""
+        """For a spike: the parameters that stand out most.
+
+        These exceed their usual norm by at least half as many orders of magnitude as the one that
+        does so most. A parameter without weight in the global norm cannot have made it large.
+        """
         excess = np.where(grad_stats.norms > _WEIGHTY * grad_stats.norm, self._layers.excess(grad_stats.norms), 0.0)
         return tuple(np.flatnonzero(excess >= math.sqrt(max(excess.max(), 1.0))).tolist())
 
     def _last_resort(self, can_return: bool) -> Action:
-        """What follows `patience`. Spikes alone, of gradients that are finite and a loss that is as ever, are the new
-        level, and what was usual is learned anew."""
+        """The action after `patience` bad steps.
+
+        If all of them were gradient spikes, with finite gradients and a usual loss, their norm is
+        the new usual one: the guard learns it again from the start.
+        """
         bad, self._bad_in_row = self._bad_in_row, 0
         if self._spikes_in_row >= bad:
             self._norm, self._spikes_in_row = Trend(), 0
@@ -120,7 +136,7 @@ class Guard:
         return "rollback"
 
     def state(self) -> dict[str, Any]:
-        """What it remembers."""
+        """Everything that the guard remembers."""
         return {
             "norm": self._norm.state(),
             "loss": self._loss.state(),
@@ -129,10 +145,10 @@ class Guard:
         }
 
     def load(self, state: dict[str, Any], places: Sequence[int | None]) -> None:
-        """Take over what `state` gave.
+        """Restore what `state` returned.
 
         Args:
-            places: where each parameter stood when the state was written; None: nowhere.
+            places: each parameter's index when the state was written; None if it had none.
         """
         self._norm.load(state["norm"])
         self._loss.load(state["loss"])

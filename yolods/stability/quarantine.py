@@ -1,4 +1,4 @@
-"""Which images are left out: those that were found not to be finite too often. Pure, and alike on every rank."""
+"""Excludes images that were non-finite too often. Pure, and the same on every rank."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ from dataclasses import dataclass
 from yolods.stability.attribution import INPUT, Culprit
 
 ImageFaults = tuple[tuple[str, int], ...]
-"""Identities of images that were found not to be finite and how often, sorted, as a checkpoint holds it; earlier
-checkpoints hold their files."""
+"""Identities of images that were not finite and how often, sorted, as a checkpoint stores them.
+
+Earlier checkpoints store file names instead of identities.
+"""
 
 
 @dataclass(frozen=True)
 class Quarantine:
-    """The images that bad steps were traced to."""
+    """The images to which bad steps were traced."""
 
     limit: int
-    """Times that an image may be found before it is left out for good; 0: it never is."""
+    """How often an image may be found before it is excluded for good; 0: never excluded."""
     faults: ImageFaults = ()
-    """How often each was found."""
+    """How often each image was found."""
 
     def after(self, culprits: Iterable[Culprit]) -> Quarantine:
-        """The same after one more step; an image counts once per culprit, however often a mosaic shows it."""
+        """The quarantine after one more step.
+
+        An image counts once per culprit, however often a mosaic shows it.
+        """
         counts = Counter(dict(self.faults))
         counts.update(image for each in culprits if each.name == INPUT for image in set(each.files))
         return Quarantine(self.limit, tuple(sorted(counts.items())))
 
     @property
     def excluded(self) -> frozenset[str]:
-        """Images that are left out, by their identities."""
+        """Identities of the excluded images."""
         return frozenset(image for image, count in self.faults if self.limit and count >= self.limit)

@@ -1,7 +1,8 @@
-"""The one record of an optimizer step: begun by what judges it, completed by the engine and the loop, read by all.
+"""The only record of an optimizer step.
 
-A number that code reads is a field. A number that is only drawn is put into `scalars` under its curve's name, where it
-is computed, and appears in TensorBoard: nothing in between has to know of it.
+The stability controller creates it, the engine and the training loop complete it, and everybody
+reads it. A number that code reads is a field. A number that is only drawn goes into `scalars` under
+its curve's name where it is computed; TensorBoard then shows it without any other change.
 """
 
 from __future__ import annotations
@@ -17,55 +18,58 @@ if TYPE_CHECKING:
     from yolods.stability.grad_stats import GradStats
 
 
-# Wide: a field for each thing that is known of a step; it replaced four records that copied each other.
+# Wide: one field for each fact about a step; it replaced four records that copied each other.
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One call of the engine's training step; a skipped step is a result like any other. Numbers are on the host.
+    """One call of the engine's training step, skipped or not. Numbers are on the host.
 
-    It has many fields because it is the only one: what each room found out stands beside the others', and is copied
-    from no record into another.
+    It has many fields because there is no other record to copy them from or to.
     """
 
     loss: Mapping[str, float]
-    """Mean loss items over micro-batches and replicas by LOSS_NAMES, with their gains, as ultralytics shows them; inf
-    or nan where a micro-batch's was."""
+    """Mean loss items over micro-batches and replicas, by LOSS_NAMES.
+
+    They include their gains, as ultralytics shows them; inf or nan if those of a micro-batch are.
+    """
     instances: int
     """Labelled boxes in the step, over all replicas."""
     grad_norm: float | None = None
-    """Global L2 norm before clipping, of the gradient that the optimizer is given; None where none was measured."""
+    """Global L2 norm of the optimizer's gradient before clipping; None if it was not measured."""
     norm_after: float | None = None
-    """The same after clipping; None where no weight moved, or nothing was measured."""
+    """The same after clipping; None if no weight moved or it was not measured."""
     loss_scale: float | None = None
     """fp16's loss scale in this step; None outside fp16."""
     next_scale: float | None = None
     """fp16's loss scale in the next step."""
     verdict: Verdict = field(default_factory=Verdict)
-    """What became of the step, and why."""
+    """What happened to the step, and why."""
     grad_stats: GradStats | None = None
     """Every parameter's gradient norm; None under stock handling."""
     stop: bool = False
     """Whether any rank was asked to stop."""
     scalars: dict[str, float | None] = field(default_factory=dict)
-    """Further curves by their names in TensorBoard; None, inf and nan leave no point. Add to it wherever a value is
-    computed."""
+    """Further curves by their TensorBoard names.
+
+    None, inf and nan draw no point. Add one where its value is computed.
+    """
 
     culprits: tuple[Culprit, ...] = ()
-    """The engine: where a step that was not applied went bad; empty where that was not looked for, or not found."""
+    """Set by the engine: where a step that was not applied went bad; empty if unknown."""
     data_seconds: float = 0.0
-    """The engine: time that this rank waited for data."""
+    """Set by the engine: seconds that this rank waited for data."""
     replaced: tuple[str, ...] = ()
-    """The engine: files that could not be read and were replaced by other samples."""
+    """Set by the engine: files that could not be read and were replaced by other samples."""
 
     step: int = 0
-    """The loop: optimizer steps tried so far, this one included (1 after the first)."""
+    """Set by the loop: optimizer steps so far, including this one (1 after the first)."""
     epoch: int = 0
-    """The loop: epoch, from 0, of the step's first sample."""
+    """Set by the loop: epoch, from 0, of the step's first sample."""
     position: int = 0
-    """The loop: samples of the whole stream consumed so far over all ranks, this step included."""
+    """Set by the loop: samples of the stream so far over all ranks, including this step."""
     samples: int = 0
-    """The loop: samples in this step over all ranks and accumulated micro-batches."""
+    """Set by the loop: samples in this step over all ranks and micro-batches."""
     imgsz: int = 0
-    """The loop: side in pixels that the step's images were scaled to."""
+    """Set by the loop: side in pixels to which the step's images were scaled."""
 
     @property
     def skipped(self) -> bool:
@@ -73,10 +77,10 @@ class StepRecord:
         return not self.verdict.applied
 
     def placed(self, *, step: int, epoch: int, position: int, samples: int, imgsz: int, seconds: float) -> StepRecord:
-        """The same with its place in the run.
+        """A copy with the step's position in the run.
 
         Args:
-            seconds: of the step, waiting for data included.
+            seconds: duration of the step, including waits for data.
         """
         scalars = dict(self.scalars)
         if seconds > 0:
@@ -85,9 +89,9 @@ class StepRecord:
         return replace(self, step=step, epoch=epoch, position=position, samples=samples, imgsz=imgsz, scalars=scalars)
 
     def curves(self) -> dict[str, float | None]:
-        """All that TensorBoard draws of the step, by the curves' names.
+        """Everything that TensorBoard draws of the step, by curve name.
 
-        A skipped step's loss and norm mean nothing, so they are left out.
+        Loss and norm of a skipped step mean nothing, so they are omitted.
         """
         curves = {**self.scalars, "optim/loss_scale": self.loss_scale, "optim/skipped_share": float(self.skipped)}
         if self.skipped:

@@ -1,4 +1,4 @@
-"""What is usual: moving means of logarithms, and what stands out from them."""
+"""Usual values as moving means of logarithms, and what stands out from them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 
 DECAY = 0.98
-"""Of the moving mean and variance: they look back about fifty steps."""
+"""Decay of the moving mean and variance, which look back about fifty steps."""
 
 
 class Trend:
-    """The logarithm of a positive number over the steps that were applied.
+    """The logarithm of a positive number over the applied steps.
 
-    Norms and losses move by factors, and a single one far out would spoil a plain mean; logarithms take care of both.
+    Norms and losses change by factors, and one extreme value would spoil a plain mean. Logarithms
+    solve both problems.
     """
 
     def __init__(self) -> None:
         self.count, self.mean, self.variance = 0, 0.0, 0.0
 
     def excess(self, value: float, ratio: float, z: float) -> bool:
-        """Whether a value is more than `ratio` times the usual one and more than `z` deviations from it."""
+        """Whether a value is over `ratio` times the usual and over `z` deviations above it."""
         if value <= 0:
             return False
         away = math.log(value) - self.mean
@@ -34,27 +35,28 @@ class Trend:
         return math.exp(self.mean)
 
     def add(self, value: float) -> None:
-        """Take in the value of a step that was applied."""
+        """Add the value of an applied step."""
         if value <= 0:
             return
         self.count += 1
+        # The first fifty steps count equally, so that the initial 0 has no weight.
         decay = min(DECAY, 1 - 1 / self.count)
         away = math.log(value) - self.mean
         self.variance = decay * (self.variance + (1 - decay) * away**2)
         self.mean += (1 - decay) * away
 
     def state(self) -> dict[str, float]:
-        """What it remembers."""
+        """Everything that the trend remembers."""
         return {"count": self.count, "mean": self.mean, "variance": self.variance}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
         self.count = int(state["count"])
         self.mean, self.variance = float(state["mean"]), float(state["variance"])
 
 
 class LayerTrends:
-    """The usual gradient norm of every parameter, and for how long it has been next to nothing."""
+    """The usual gradient norm of every parameter, and for how long it has been close to zero."""
 
     def __init__(self, parameters: int) -> None:
         self.counts = np.zeros(parameters, dtype=np.int64)
@@ -62,18 +64,18 @@ class LayerTrends:
         self.quiet = np.zeros(parameters, dtype=np.int64)
 
     def excess(self, norms: np.ndarray) -> np.ndarray:
-        """(parameters,) how many times its usual norm each one has; 1 where nothing is known yet."""
+        """Ratio of each norm to its usual value: (parameters,); 1 where nothing is known yet."""
         return np.where(self.counts > 0, norms / np.exp(self.mean), 1.0)
 
     def add(self, norms: np.ndarray, vanishing: float, steps: int) -> list[int]:
-        """Take in the norms of a step that was applied.
+        """Add the norms of an applied step.
 
-        A gradient of exactly 0, as the boxes of a stride have while no image holds one of their size, tells nothing of
-        what is usual.
+        A gradient of exactly 0 says nothing about the usual norm. The boxes of a stride have such
+        gradients while no image contains an object of their size.
 
         Returns:
-            parameters whose norm has now been below `vanishing` for `steps` steps; each is told once, until it
-            recovers.
+            parameters whose norm has now been below `vanishing` for `steps` steps; each is reported
+            once, until it recovers.
         """
         told = norms > 0
         self.counts += told
@@ -83,11 +85,14 @@ class LayerTrends:
         return np.flatnonzero(self.quiet == steps).tolist()
 
     def state(self) -> dict[str, Any]:
-        """What it remembers."""
+        """Everything that the trends remember."""
         return {"counts": self.counts.tolist(), "mean": self.mean.tolist(), "quiet": self.quiet.tolist()}
 
     def load(self, state: dict[str, Any], places: Sequence[int | None]) -> None:
-        """Take over what `state` gave; `places` as for `Guard.load`. Of another model, nothing."""
+        """Restore what `state` returned; `places` as for `Guard.load`.
+
+        Ignores the state of another model.
+        """
         if None in places:
             return
         order = list(places)

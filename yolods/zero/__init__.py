@@ -1,1 +1,1 @@
-"""All that knows DeepSpeed's optimizers: master weights, shards, gradients, loss scale."""
+"""Adapters for DeepSpeed's optimizers: master weights, shards, gradients and loss scale."""

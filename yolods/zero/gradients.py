@@ -1,9 +1,9 @@
-"""Where every kind of DeepSpeed optimizer keeps this rank's gradients, how they are measured in one pass, and how what
-was decided about them takes the place of DeepSpeed's own overflow check, norm, unscaling and clipping.
+"""Reads gradients from every kind of DeepSpeed optimizer and applies a decision to them.
 
-A step asks twice. `measure` reads every local gradient once, when accumulation and reduction are over. After the
-decision DeepSpeed's own `step` runs, and meets it wherever it would have looked at the gradients itself: every kind
-calls these helpers through its instance, so they are replaced there, and no installed file is touched.
+Our decision replaces DeepSpeed's own overflow check, norm, unscaling and clipping. A step has two
+parts: `squares` reads every local gradient once, when accumulation and reduction are over, and
+after the decision DeepSpeed's own `step` carries it out. Every kind of optimizer calls its helpers
+through the instance, so the adapters replace them on the instance and change no installed file.
 """
 
 from __future__ import annotations
@@ -22,43 +22,44 @@ from yolods.zero.shards import Span
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a step's gradients."""
+    """What to do with a step's gradients."""
 
     skip: bool = False
-    """No weight is to move."""
+    """Whether to leave all weights unchanged."""
     norm: float = 0.0
-    """Global norm of the gradients as they lie there, the loss scale still in them."""
+    """Global norm of the gradients as they are stored, with the loss scale still in them."""
     factor: float = 1.0
-    """What all of them are multiplied with: unscaling and clipping in one."""
+    """Factor on all gradients: unscaling and clipping in one."""
     factors: dict[str, float] | None = None
-    """The same by parameter, where a policy clips them apart; `factor` then counts for none."""
+    """Factor per parameter, if the policy clips them separately; `factor` is then unused."""
     limit: float | None = None
-    """Largest magnitude of an element afterwards."""
+    """Largest magnitude of an element after that."""
 
 
 class Gradients:
-    """This rank's gradients behind one kind of optimizer."""
+    """Access to this rank's gradients in one kind of optimizer."""
 
     needs: tuple[str, ...] = ()
-    """What of DeepSpeed's optimizer this reads or replaces."""
+    """Attributes of DeepSpeed's optimizer that this class reads or replaces."""
     sharded = True
-    """Whether replicas hold different parts; otherwise each holds the same whole."""
+    """Whether replicas hold different parts of the gradients; if not, each holds all of them."""
 
     def __init__(self, optimizer: Any, spans: Sequence[Sequence[Span]], owners: Callable[[], Sequence[Tensor]]) -> None:
         """
         Args:
-            optimizer: what `deepspeed.initialize` returned.
-            spans: what lies in each of this rank's shards.
-            owners: the fp32 masters, one a shard, on which the inner optimizer finds its gradients.
+            optimizer: the optimizer that `deepspeed.initialize` returned.
+            spans: the parts of parameters in each of this rank's shards.
+            owners: returns the fp32 masters, one per shard, whose `.grad` the inner optimizer
+                reads.
         """
         self._optimizer, self._spans, self._owners = optimizer, spans, owners
         self.decision = Decision()
         self.names = [span.name for shard in spans for span in shard]
-        """Whose the slices are that `slices` and `weights` give."""
+        """Parameter of each tensor that `slices` and `weights` return."""
         self._install()
 
     def slices(self) -> list[Tensor]:
-        """This rank's reduced gradients, one tensor a name of `names`; the loss scale is still in them."""
+        """This rank's reduced gradients, one per entry of `names`, with the loss scale in them."""
         raise NotImplementedError
 
     def weights(self) -> list[Tensor]:
@@ -68,28 +69,29 @@ class Gradients:
 
     @property
     def device(self) -> torch.device | None:
-        """Where `slices` and `weights` are; None where there are none."""
+        """Where `slices` and `weights` are; None if this rank has none."""
         return next((owner.device for owner in self._owners()), None)
 
     def _of_owners(self) -> list[Tensor]:
-        """Parts of the gradients that lie on the masters already."""
+        """Gradient parts, for kinds that store the gradients on the masters."""
         shards = zip(self._spans, self._owners(), strict=True)
         return [part for spans, owner in shards for part in _cut(owner.grad, spans)]
 
     def _install(self) -> None:
-        """Put `decision` into the places where DeepSpeed's step looks at gradients."""
+        """Make DeepSpeed's step use `decision` instead of looking at the gradients."""
         raise NotImplementedError
 
     def _scaled_norm(self) -> Tensor:
-        """On the CPU, so that DeepSpeed's later `bool()` of it waits for no device."""
+        """The norm, or inf to skip; on the CPU, where DeepSpeed's `bool()` waits for no device."""
         return torch.tensor(float("inf") if self.decision.skip else self.decision.norm)
 
     @property
     def _inner(self) -> Any:
+        # Without ZeRO, DeepSpeed may return torch's optimizer itself.
         return getattr(self._optimizer, "optimizer", self._optimizer)
 
     def _settle(self, flat: Tensor, place: int) -> None:
-        """Unscale and clip the fp32 gradient of one shard in place, or leave it to the optimizer's own kernel."""
+        """Unscale and clip one shard's fp32 gradient in place, or leave it to the kernel."""
         decision = self.decision
         if self._folded(flat.device):
             return
@@ -102,11 +104,13 @@ class Gradients:
             flat.clamp_(-decision.limit, decision.limit)
 
     def _folded(self, device: torch.device) -> bool:
-        """Let a fused torch kernel divide while it steps, which saves a pass; False where that cannot be."""
+        """Let torch's fused kernel unscale, which saves a pass; False if it cannot."""
         inner, decision = self._inner, self.decision
         if not inner.defaults.get("fused"):
             return False
+        # The kernel divides by one scalar `grad_scale`: no factors per parameter, and no limit.
         fold = decision.factors is None and decision.limit is None and decision.factor != 1
+        # Reset to None otherwise: the last step's values would apply to this one.
         inner.grad_scale = torch.full((), 1.0 / decision.factor, device=device) if fold else None
         inner.found_inf = torch.zeros((), device=device) if fold else None
         return fold
@@ -118,7 +122,7 @@ class PlainGradients(Gradients):
     sharded = False
 
     def slices(self) -> list[Tensor]:
-        """Every parameter's gradient; nothing for one that no loss has reached."""
+        """Every parameter's gradient; empty for a parameter that the loss does not reach."""
         return [owner.new_zeros(0) if owner.grad is None else owner.grad for owner in self._owners()]
 
     def _install(self) -> None:
@@ -133,7 +137,7 @@ class PlainGradients(Gradients):
         self._optimizer.step = decided_step
 
     def _settle_all(self) -> None:
-        """As `_settle`, for masters that are a whole parameter each."""
+        """Like `_settle`, for masters that are one whole parameter each."""
         decision, owners = self.decision, self._owners()
         named = [(name, each.grad) for name, each in zip(self.names, owners, strict=True) if each.grad is not None]
         gradients = [gradient for _, gradient in named]
@@ -144,20 +148,21 @@ class PlainGradients(Gradients):
         elif decision.factor != 1:
             torch._foreach_mul_(gradients, decision.factor)
         if decision.limit is not None:
+            # `clamp` has no foreach version with both bounds.
             torch._foreach_clamp_max_(gradients, decision.limit)
             torch._foreach_clamp_min_(gradients, -decision.limit)
 
 
 class UnfusedGradients(PlainGradients):
-    """bf16 without ZeRO (`FP16_UnfusedOptimizer`): low-precision gradients, of which its step makes fp32 copies.
+    """bf16 without ZeRO (`FP16_UnfusedOptimizer`): bf16 gradients, which its step copies to fp32.
 
-    It measures a norm of its own besides, for which this kind has no helper to replace.
+    Its step also computes a norm of its own; this kind has no helper that could replace it.
     """
 
     needs = ("fp16_groups", "fp32_groups", "overflow_checker", "unscale_and_clip_grads", "_skip_invalid_grad_norm")
 
     def slices(self) -> list[Tensor]:
-        """Every parameter's gradient; nothing for one that no loss has reached."""
+        """Every parameter's gradient; empty for a parameter that the loss does not reach."""
         weights = [weight for group in self._optimizer.fp16_groups for weight in group]
         return [weight.new_zeros(0) if weight.grad is None else weight.grad for weight in weights]
 
@@ -166,19 +171,20 @@ class UnfusedGradients(PlainGradients):
         self._optimizer.unscale_and_clip_grads = self._unscale
 
     def check(self) -> bool:
-        """What the optimizer asks its overflow checker."""
+        """The optimizer's overflow check, answered from the decision."""
         return self.decision.skip
 
     def _unscale(self, total_norm: Any, apply_scale: bool = True) -> float:
         self._optimizer._global_grad_norm = self._scaled_norm()
+        # The factors contain the unscaling, so the scale that the optimizer asks for is 1.
         self._settle_all()
         return 1.0
 
 
 class Bf16Gradients(Gradients):
-    """ZeRO-1 in bf16 with fp32 accumulation (`BF16_Optimizer`): a flat fp32 gradient partition a group.
+    """ZeRO-1 in bf16 with fp32 accumulation (`BF16_Optimizer`): one flat fp32 gradient per group.
 
-    It measures a norm of its own besides, for which this kind has no helper to replace.
+    Its step also computes a norm of its own; this kind has no helper that could replace it.
     """
 
     needs = ("fp32_groups_gradient_flat_partition", "clear_hp_grads", "clear_lp_grads", "clip_grad")
@@ -191,6 +197,7 @@ class Bf16Gradients(Gradients):
     def _install(self) -> None:
         optimizer = self._optimizer
         step = optimizer.step
+        # It would clip a second time, by its own norm.
         optimizer.clip_grad = 0.0
 
         def decided_step(closure: Any = None) -> None:
@@ -202,13 +209,14 @@ class Bf16Gradients(Gradients):
             for place, flat in enumerate(optimizer.fp32_groups_gradient_flat_partition):
                 self._settle(flat, place)
             step(closure)
+            # After the step, which overwrites the norm.
             optimizer._global_grad_norm = self._scaled_norm()
 
         optimizer.step = decided_step
 
 
 class PartitionedGradients(Gradients):
-    """ZeRO-1 and 2: for each group a list of slices, which its step lays end to end in fp32.
+    """ZeRO-1 and 2: per group a list of slices, which DeepSpeed's step concatenates in fp32.
 
     Source: deepspeed/runtime/zero/stage_1_and_2.py, `step`, 0.19.8.
     """
@@ -219,17 +227,19 @@ class PartitionedGradients(Gradients):
     )
 
     def slices(self) -> list[Tensor]:
-        """Slices of every group, without the padding between and behind them."""
+        """Slices of every group, without the padding between and after them."""
         found: list[Tensor] = []
         for place, spans in enumerate(self._spans):
             real = [each for each in self._optimizer.averaged_gradients[place] if not hasattr(each, "_zero_padding")]
-            found += real[: len(spans)]  # what is left is padding that carries no mark
+            # The rest is padding without a mark.
+            found += real[: len(spans)]
         _check(found, self._spans)
         return found
 
     def _install(self) -> None:
         optimizer = self._optimizer
-        optimizer.check_grad_overflow = True  # otherwise bf16 would not ask
+        # Without it, DeepSpeed does not call `check_overflow` in bf16.
+        optimizer.check_grad_overflow = True
         optimizer.check_overflow = self._tell_overflow
         optimizer.scaled_global_norm = lambda norm_type=2: self._scaled_norm()
         optimizer.unscale_and_clip_grads = self._unscale
@@ -244,7 +254,7 @@ class PartitionedGradients(Gradients):
 
 
 class OffloadedGradients(PartitionedGradients):
-    """ZeRO-1 and 2 with the optimizer on the host: flat fp32 gradients there, read there."""
+    """ZeRO-1 and 2 with the optimizer on the host: flat fp32 gradients in host memory."""
 
     needs = (
         *PartitionedGradients.needs,
@@ -253,20 +263,21 @@ class OffloadedGradients(PartitionedGradients):
     )
 
     def slices(self) -> list[Tensor]:
-        """Parts of every flat gradient."""
+        """Parts of every flat gradient, once DeepSpeed's copies to the host are complete."""
         self._optimizer._wait_for_offload_copies()
         return self._of_owners()
 
     def _install(self) -> None:
         super()._install()
-        # Stock asks each parameter's gradient for its norm and its overflow, with a wait for the device each time.
+        # DeepSpeed reads each parameter's norm and overflow here and waits for the device each
+        # time. The decision makes both unnecessary.
         self._optimizer.set_norm_for_param_grad_in_gpu = _nothing
         self._optimizer.update_offload_overflow_tracker_for_param_grad = _nothing
         self._optimizer.update_offload_overflow_tracker = _nothing
 
 
 class Zero3Gradients(Gradients):
-    """ZeRO-3: for each sub-group a list of this rank's pieces.
+    """ZeRO-3: per sub-group a list of this rank's pieces.
 
     Source: deepspeed/runtime/zero/stage3.py, `step`, 0.19.8.
     """
@@ -277,11 +288,13 @@ class Zero3Gradients(Gradients):
     )
 
     def slices(self) -> list[Tensor]:
-        """Pieces of every sub-group, without their padding; in whatever shape."""
+        """Pieces of every sub-group without their padding, in any shape."""
         found: list[Tensor] = []
         for place, spans in enumerate(self._spans):
             pieces = self._optimizer.averaged_gradients[place]
             if place not in self._order:
+                # Computed once: pieces keep their places from step to step. Parameters without a
+                # part on this rank have a piece of padding but no span.
                 starts = accumulate((piece.numel() for piece in pieces), initial=0)
                 index = {start: i for i, start in enumerate(starts)}
                 self._order[place] = [index[span.start] for span in spans]
@@ -305,7 +318,7 @@ class Zero3Gradients(Gradients):
 
 
 class OffloadedZero3Gradients(Zero3Gradients):
-    """ZeRO-3 with the optimizer on the host: a flat fp32 gradient a sub-group there, read there."""
+    """ZeRO-3 with the optimizer on the host: per sub-group one flat fp32 gradient there."""
 
     needs = (*Zero3Gradients.needs, "_constant_buffered_norm2")
 
@@ -328,7 +341,10 @@ def _cut(flat: Tensor, spans: Sequence[Span]) -> list[Tensor]:
 
 
 def _check(found: list[Tensor], spans: Sequence[Sequence[Span]]) -> None:
-    """A gradient under another parameter's name would be worse than none."""
+    """Refuse gradients of unexpected number or size.
+
+    A gradient under another parameter's name would be worse than none.
+    """
     expected = [span for shard in spans for span in shard]
     wrong = [
         span.name
@@ -337,18 +353,19 @@ def _check(found: list[Tensor], spans: Sequence[Sequence[Span]]) -> None:
     ]
     if wrong or len(found) != len(expected):
         raise RuntimeError(
-            f"DeepSpeed's reduced gradients are not laid out as yolods knows them from 0.19.8 ({len(found)} of "
-            f"{len(expected)} parts; first difference at {wrong[0] if wrong else 'the end'}); install the versions of "
-            "constraints.txt"
+            f"the layout of DeepSpeed's reduced gradients differs from 0.19.8 ({len(found)} of "
+            f"{len(expected)} parts; first difference at {wrong[0] if wrong else 'the end'}); "
+            "install the versions of constraints.txt"
         )
 
 
 def gradients_of(optimizer: Any, spans: Sequence[Sequence[Span]], owners: Callable[[], Sequence[Tensor]]) -> Gradients:
-    """The adapter of an optimizer that `deepspeed.initialize` returned.
+    """The adapter for an optimizer that `deepspeed.initialize` returned.
 
     Raises:
-        RuntimeError: this DeepSpeed lacks a method that the adapter replaces or an attribute that it reads.
+        RuntimeError: this DeepSpeed lacks a method or attribute that the adapter replaces or reads.
     """
+    # By class name, so that this module imports without DeepSpeed.
     offload = bool(getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False))
     kinds: dict[tuple[str, bool], type[Gradients]] = {
         ("DeepSpeedZeroOptimizer", False): PartitionedGradients,
@@ -365,7 +382,7 @@ def gradients_of(optimizer: Any, spans: Sequence[Sequence[Span]], owners: Callab
     if kind is None or missing:
         import deepspeed
 
-        lacks = f" lacks {', '.join(missing)}" if missing else " is not known"
+        lacks = f" lacks {', '.join(missing)}" if missing else " is not supported"
         raise RuntimeError(
             f"deepspeed {deepspeed.__version__}: {type(optimizer).__name__}{lacks}; yolods' overflow handling and "
             'clipping fit deepspeed 0.19.8. Install the versions of constraints.txt, or set "yolods": {"overflow": '
@@ -375,27 +392,31 @@ def gradients_of(optimizer: Any, spans: Sequence[Sequence[Span]], owners: Callab
 
 
 ROW = 2**15
-"""Most elements that are added up one after the other on a CPU, where a norm does so in fp32: in tensors of tens of
-millions that was wrong by 0.65% (torch 2.13)."""
+"""Most elements that a CPU sums up in one row.
+
+A norm on a CPU accumulates in fp32; for tensors of tens of millions of elements it was wrong by
+0.65% (torch 2.13).
+"""
 SMALL = 2**12
-"""Elements of what is not worth a call of its own there."""
+"""Up to this many elements, tensors share one call on a CPU."""
 _multiplied = torch.ops.aten.native_batch_norm_backward.default
 
 
 @torch.no_grad()
 def squares(parts: Sequence[Tensor], places: Tensor, count: int) -> Tensor:
-    """One pass: the sum of squares of every part, added up by parameter.
+    """The sum of squares of every parameter's parts, in one pass.
 
-    A part whose norm is not finite makes its parameter's sum so: inf where it holds an inf, nan where a nan. A norm of
-    more than 1.8e19, whose square fp32 cannot hold, counts as inf, too.
+    If the norm of a part is not finite, its parameter's sum is not either: inf if it contains an
+    inf, nan if it contains a nan. A norm above 1.8e19, whose square exceeds fp32, also counts as
+    inf.
 
     Args:
-        parts: this rank's slices, of any floating dtype.
-        places: (len(parts),) int64, the parameter of each part; on the parts' device.
-        count: parameters in all.
+        parts: this rank's slices, of any floating-point dtype.
+        places: (len(parts),) int64, the index of each part's parameter; on the parts' device.
+        count: number of parameters.
 
     Returns:
-        (count,) fp32 on that device; nothing has waited for it.
+        (count,) fp32 on that device. The call does not wait for the device.
     """
     totals = torch.zeros(count, device=places.device)
     if not parts:
@@ -407,11 +428,13 @@ def squares(parts: Sequence[Tensor], places: Tensor, count: int) -> Tensor:
 
 
 def _on_cpu(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """(pieces,) fp32 sums of squares, and (pieces,) int64 the parts that they are of."""
+    """Sums of squares (pieces,) fp32, and the index of each piece's part (pieces,) int64."""
     found, which, small, whose = [], [], [], []
     for place, part in enumerate(parts):
         flat, count = part.reshape(-1), part.numel()
         if count > SMALL:
+            # A power of two of equal rows, of at most ROW elements each. The remainder joins the
+            # small tensors.
             rows = 1 << (count // ROW).bit_length()
             rest = count % rows
             found.append(_of_rows(flat[: count - rest].view(rows, -1)))
@@ -427,11 +450,12 @@ def _on_cpu(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _of_rows(rows: Tensor) -> Tensor:
-    """(rows,) fp32: the sum of squares of every row of (rows, n).
+    """The sum of squares of every row of (rows, n): (rows,) fp32.
 
-    A norm on a CPU makes an fp32 copy of halves first, which takes longer than reading them. What multiplies halves
-    without one and adds up in fp32 is the gradient of BatchNorm's weight: over each channel, the sum of the output's
-    gradient times the input, less a mean of 0 and over a deviation of 1.
+    On a CPU, a norm first copies 16-bit values to fp32, which takes longer than reading them. The
+    gradient of BatchNorm's weight needs no such copy and accumulates in fp32: per channel, it is
+    the sum of the output's gradient times the input, minus a mean (here 0) and divided by a
+    deviation (here 1).
     """
     if rows.itemsize > 2:
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).square_()

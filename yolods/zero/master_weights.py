@@ -1,7 +1,7 @@
-"""This rank's fp32 master weights, wherever DeepSpeed keeps them, and how the model is made to follow them.
+"""The fp32 master weights in every kind of DeepSpeed optimizer, and how the model follows them.
 
-Every ZeRO kind keeps masters elsewhere under another name. The classes here are the only code that knows; the moving
-average, checkpoints, the weights written to .pt files and the checks on memory all go through them.
+Every ZeRO kind keeps the masters elsewhere and under another name, which only the classes here
+know. The moving average, checkpoints, .pt files and the memory checks all use these classes.
 """
 
 from __future__ import annotations
@@ -17,43 +17,50 @@ from yolods.device.host_copy import fill, host_copy, on_host, sent
 from yolods.zero.shards import join_shards
 
 GATHERED = 1 << 24
-"""Elements over all ranks that are gathered at once: 64 MiB of a GPU, and one wait for each 64 MiB of a model."""
+"""Elements that all ranks gather at once.
+
+They take 64 MiB of a GPU, and the host waits once per 64 MiB of the model.
+"""
 
 Kind = Literal["whole", "flat", "pieces"]
-"""How shards are cut: `whole`: a shard is one parameter, alike on all ranks. `flat`: a shard is this rank's equal part
-of several parameters laid end to end and padded. `pieces`: this rank's equal part of each of several parameters, each
-padded, laid end to end."""
+"""How shards are cut.
+
+`whole`: a shard is one parameter, the same on all ranks. `flat`: a shard is this rank's equal part
+of several parameters that are concatenated and padded. `pieces`: a shard concatenates this rank's
+equal part of each of several parameters, each padded on its own.
+"""
 
 
 class Masters:
     """fp32 masters held by this rank."""
 
     kind: Kind
-    """How they are cut."""
+    """How the masters are cut into shards."""
     needs: tuple[str, ...] = ()
-    """Attributes of DeepSpeed's optimizer that this reads."""
+    """Attributes of DeepSpeed's optimizer that this class reads."""
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
 
     def owners(self) -> Sequence[Tensor]:
-        """The fp32 tensors that the inner optimizer holds its states for, in a fixed order."""
+        """The fp32 tensors for which the inner optimizer holds its states, in a fixed order."""
         raise NotImplementedError
 
     def members(self) -> list[list[nn.Parameter]]:
-        """The model's parameters in each shard, in the order in which they lie in it."""
+        """The model's parameters in each shard, in the order of the shard."""
         raise NotImplementedError
 
     def publish(self) -> None:
-        """Make the model's parameters follow the masters on every rank. A collective: all ranks call it."""
+        """Copy the masters into the model's parameters on every rank. A collective."""
         raise NotImplementedError
 
     def whole(self, *, keep: bool) -> list[tuple[nn.Parameter, Tensor]]:
-        """Every trained parameter with its whole fp32 value, a copy in host memory. A collective of those that share
-        the masters.
+        """Every trained parameter with a copy of its whole fp32 value in host memory.
+
+        A collective of the ranks that share the masters.
 
         Args:
-            keep: whether this rank wants them; otherwise it helps the others, and gets an empty list.
+            keep: whether this rank needs them; if not, it takes part and gets an empty list.
         """
         if not keep:
             return []
@@ -61,7 +68,7 @@ class Masters:
         return list(zip(parameters, host_copy(self.shards()), strict=True))
 
     def _gathered(self, keep: bool) -> list[tuple[nn.Parameter, Tensor]]:
-        """As `whole`, of shards that are parts: gathered as they lie, whatever parameters are in them."""
+        """Like `whole`, for partial shards: gather them and cut the parameters out."""
         group = self._optimizer.dp_process_group
         found: list[tuple[nn.Parameter, Tensor]] = []
         for members, shard in zip(self.members(), self.shards(), strict=True):
@@ -74,26 +81,27 @@ class Masters:
 
     @property
     def inner(self) -> torch.optim.Optimizer:
-        """The optimizer that steps the masters."""
+        """The optimizer that updates the masters."""
         return self._optimizer.optimizer
 
     def shards(self) -> list[Tensor]:
-        """The fp32 tensors themselves; writing into them changes the masters."""
+        """The fp32 tensors themselves; writing to them changes the masters."""
         return [owner.data for owner in self.owners()]
 
     def states(self) -> list[dict[str, Any]]:
-        """The inner optimizer's state of each shard: tensors of the shard's shape, and numbers such as `step`."""
+        """The inner optimizer's state per shard: tensors of its shape, and numbers like `step`."""
         return [dict(self.inner.state.get(owner, {})) for owner in self.owners()]
 
     def load_states(self, states: Sequence[dict[str, Any]]) -> None:
-        """Give the inner optimizer other states, in the memory of those that it has."""
+        """Replace the inner optimizer's states, reusing the memory of the present ones."""
         groups = self.inner.param_groups
         counts_on_host = not any(group.get("fused") or group.get("capturable") for group in groups)
         for owner, saved in zip(self.owners(), states, strict=True):
             held = self.inner.state.get(owner, {})
             tensors = {key: value for key, value in saved.items() if isinstance(value, Tensor)}
             rooms = {
-                # torch keeps counts, which have no dimension, on the host, unless a kernel on the GPU wants them.
+                # torch keeps counts, which have no dimension, on the host, unless a fused or
+                # capturable kernel reads them on the GPU.
                 key: _room(
                     held.get(key), value, torch.device("cpu") if value.ndim == 0 and counts_on_host else owner.device
                 )
@@ -104,7 +112,11 @@ class Masters:
 
 
 def _room(held: Any, value: Tensor, device: torch.device) -> Tensor:
-    """Memory for a tensor of a state: what is held, of which DeepSpeed has views (`hp_mapping`), or new on `device`."""
+    """Memory for a tensor of a state.
+
+    This is the present tensor if it fits, because DeepSpeed has views of it (`hp_mapping`);
+    otherwise a new one on `device`.
+    """
     if not isinstance(held, Tensor):
         return torch.empty_like(value, device=device)
     fits = held.shape == value.shape and held.dtype == value.dtype
@@ -121,20 +133,20 @@ class PlainMasters(Masters):
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def members(self) -> list[list[nn.Parameter]]:
-        """Each by itself."""
+        """One list per parameter."""
         return [[owner] for owner in self.owners()]
 
     @property
     def inner(self) -> torch.optim.Optimizer:
-        """There is no other."""
+        """The optimizer itself, which wraps no other."""
         return self._optimizer
 
     def publish(self) -> None:
-        """Nothing to do: they are the same tensors."""
+        """Do nothing: masters and parameters are the same tensors."""
 
 
 class UnfusedMasters(Masters):
-    """bf16 without ZeRO (`FP16_UnfusedOptimizer`): an fp32 copy of every parameter on every rank."""
+    """bf16 without ZeRO (`FP16_UnfusedOptimizer`): each rank has fp32 copies of all parameters."""
 
     kind: Kind = "whole"
     needs = ("fp32_groups", "fp16_groups")
@@ -144,7 +156,7 @@ class UnfusedMasters(Masters):
         return [master for group in self._optimizer.fp32_groups for master in group]
 
     def members(self) -> list[list[nn.Parameter]]:
-        """Each by itself."""
+        """One list per parameter."""
         return [[weight] for group in self._optimizer.fp16_groups for weight in group]
 
     @torch.no_grad()
@@ -155,7 +167,7 @@ class UnfusedMasters(Masters):
 
 
 class PartitionedMasters(Masters):
-    """ZeRO-1 and 2, with or without offload: one flat fp32 partition a parameter group."""
+    """ZeRO-1 and 2, with or without offload: one flat fp32 partition per parameter group."""
 
     kind: Kind = "flat"
     needs = ("single_partition_of_fp32_groups", "round_robin_bit16_groups", "update_lp_params")
@@ -165,18 +177,19 @@ class PartitionedMasters(Masters):
         return self._optimizer.single_partition_of_fp32_groups
 
     def members(self) -> list[list[nn.Parameter]]:
-        """Parameters as the flat buffers hold them, which `round_robin_gradients` reorders."""
+        """Parameters in the order of the flat buffers, which `round_robin_gradients` changes."""
         return self._optimizer.round_robin_bit16_groups
 
     def whole(self, *, keep: bool) -> list[tuple[nn.Parameter, Tensor]]:
-        """Every rank has every parameter; where these are rounded, the masters are gathered."""
+        """Every parameter: this rank's own if that is fp32, otherwise gathered from the masters."""
         parameters = [parameter for group in self.members() for parameter in group]
+        # fp32 parameters are exact copies of the masters, so nothing needs to be gathered.
         if any(parameter.dtype != torch.float32 for parameter in parameters):
             return self._gathered(keep)
         return list(zip(parameters, host_copy([each.data for each in parameters]), strict=True)) if keep else []
 
     def publish(self) -> None:
-        """Copy into this rank's slice of the model and gather the slices of the others."""
+        """Copy the masters into this rank's slice of the model and gather the other slices."""
         self._optimizer.update_lp_params()
 
 
@@ -190,12 +203,12 @@ class Bf16Masters(PartitionedMasters):
         return self._optimizer.fp32_groups_flat_partition
 
     def members(self) -> list[list[nn.Parameter]]:
-        """Parameters as the flat buffers hold them."""
+        """Parameters in the order of the flat buffers."""
         return self._optimizer.bf16_groups
 
 
 class Zero3Masters(Masters):
-    """ZeRO-3, with or without offload to the CPU: one flat fp32 tensor a sub-group of partitioned parameters."""
+    """ZeRO-3, with or without offload to the CPU: one flat fp32 tensor per sub-group."""
 
     kind: Kind = "pieces"
     needs = (
@@ -216,15 +229,16 @@ class Zero3Masters(Masters):
         return self._optimizer.fp16_groups
 
     def whole(self, *, keep: bool) -> list[tuple[nn.Parameter, Tensor]]:
-        """No rank has a whole parameter; the masters are gathered."""
+        """Every parameter, gathered from the masters, because no rank holds a whole one."""
         return self._gathered(keep)
 
     @torch.no_grad()
     def publish(self) -> None:
-        """As the end of DeepSpeed's own step does: into the partitions, then gather what stays resident.
+        """Copy the masters into the partitions and gather the parameters that stay resident.
 
-        With `zero_hpz_partition_size` a parameter has a second, wider partition, from which later passes gather it:
-        that one is of the weights before, and is cut anew after the next pass.
+        This repeats the end of DeepSpeed's own step. With `zero_hpz_partition_size` a parameter has
+        a second, wider partition from which later passes gather it. That partition still holds the
+        old weights; invalidating it makes DeepSpeed cut it again after the next pass.
         Source: deepspeed/runtime/zero/stage3.py, `step` and `_post_step` (0.19.8).
         """
         optimizer = self._optimizer
@@ -241,7 +255,7 @@ def masters_of(optimizer: Any) -> Masters:
     """The masters of an optimizer that `deepspeed.initialize` returned.
 
     Raises:
-        RuntimeError: this DeepSpeed keeps them in a way that is not known here.
+        RuntimeError: this DeepSpeed stores them in an unknown way.
     """
     kinds: dict[str, type[Masters]] = {
         "DeepSpeedZeroOptimizer": PartitionedMasters,
@@ -256,24 +270,25 @@ def masters_of(optimizer: Any) -> Masters:
     if kind is None or missing:
         import deepspeed
 
-        lacks = f" lacks {', '.join(missing)}" if missing else " is not known"
+        lacks = f" lacks {', '.join(missing)}" if missing else " is not supported"
         raise RuntimeError(
-            f"deepspeed {deepspeed.__version__}: {type(optimizer).__name__}{lacks}; yolods finds fp32 master weights "
-            "in deepspeed 0.19.8's optimizers. Install the versions of constraints.txt"
+            f"deepspeed {deepspeed.__version__}: {type(optimizer).__name__}{lacks}; yolods reads "
+            "the fp32 master weights of deepspeed 0.19.8. Install the versions of constraints.txt"
         )
     return kind(optimizer)
 
 
 @torch.no_grad()
 def _gather(shard: Tensor, device: torch.device, group: dist.ProcessGroup, keep: bool) -> list[Tensor]:
-    """The shards of all ranks of a group, which are of one size, in host memory; nothing without `keep`.
+    """The shards of all ranks of a group, in host memory; an empty list without `keep`.
 
     Args:
-        shard: (n,) fp32, where the masters are.
-        device: where the ranks' backend gathers.
+        shard: (n,) fp32, on the device of the masters.
+        device: the device on which the backend gathers.
     """
     ranks = dist.get_world_size(group)
     whole = [torch.empty(len(shard)) for _ in range(ranks if keep else 0)]
+    # In bounded pieces, so that gathering needs the same device memory for every model.
     count = max(GATHERED // ranks, 1)
     for start in range(0, len(shard), count):
         part = sent(shard[start : start + count], device)
@@ -288,8 +303,9 @@ def _gather(shard: Tensor, device: torch.device, group: dist.ProcessGroup, keep:
 
 @torch.no_grad()
 def frozen_weights(frozen: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
-    """Whole fp32 values of parameters that have no master, copies in host memory. A collective under ZeRO-3: all ranks
-    call it, in the same order.
+    """Whole fp32 values of parameters without a master, copied to host memory.
+
+    A collective under ZeRO-3: all ranks call it, in the same order.
 
     Args:
         keep: as for `Masters.whole`.
@@ -299,7 +315,8 @@ def frozen_weights(frozen: Mapping[str, nn.Parameter], *, keep: bool) -> dict[st
     if not any(hasattr(each, "ds_id") for each in frozen.values()):
         return host_copy({name: each.float() for name, each in frozen.items()}) if keep else {}
     found = {}
-    for name, parameter in frozen.items():  # one after the other, so that no GPU holds more than one of them whole
+    # One after the other, so that no GPU holds more than one whole parameter.
+    for name, parameter in frozen.items():
         with GatheredParameters([parameter]):
             if keep:
                 found[name] = host_copy(parameter.float())
@@ -308,9 +325,10 @@ def frozen_weights(frozen: Mapping[str, nn.Parameter], *, keep: bool) -> dict[st
 
 @torch.no_grad()
 def set_parameter(parameter: nn.Parameter, value: Tensor) -> None:
-    """Give a frozen parameter, which has no master, a value. A collective under ZeRO-3."""
+    """Set the value of a frozen parameter, which has no master. A collective under ZeRO-3."""
     from deepspeed.runtime.zero import GatheredParameters
 
+    # On exit DeepSpeed broadcasts rank 0's value and partitions the parameter again.
     with GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id")):
         if parameter.numel():
             fill([parameter.data], [value])

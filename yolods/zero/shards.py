@@ -1,7 +1,10 @@
-"""Shards of any layout to whole named tensors, and back: what lets a checkpoint go on under another layout.
+"""Converts shards of any layout to whole named tensors and back.
 
-Pure functions of tensors and of names with shapes. A layout cuts a list of groups, each a list of parameters, into as
-many shards a rank as there are groups; `master_weights.Kind` says how.
+This lets a checkpoint resume under another layout.
+
+These are pure functions of tensors, and of names with shapes. A layout divides a list of groups,
+each a list of parameters, into one shard per group and rank; `master_weights.Kind` describes the
+ways to do so.
 """
 
 from __future__ import annotations
@@ -19,29 +22,29 @@ Group = Sequence[tuple[str, Sequence[int]]]
 
 @dataclass(frozen=True)
 class Span:
-    """Where a part of one parameter lies in a shard."""
+    """Where one parameter's part is in a shard."""
 
     name: str
-    """Whose."""
+    """Name of the parameter."""
     start: int
-    """Its first element's place in the shard."""
+    """Index of the part's first element in the shard."""
     count: int
-    """Elements; padding is not counted."""
+    """Number of elements, without padding."""
 
 
 def join_shards(kind: str, groups: Sequence[Group], ranks: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-    """Put shards together.
+    """Join shards into whole tensors.
 
     Args:
         kind: `whole`, `flat` or `pieces`.
-        groups: what each shard holds.
-        ranks: for every data-parallel rank its shards, one a group.
+        groups: contents of each shard.
+        ranks: the shards of every data-parallel rank, one per group.
 
     Returns:
-        every parameter whole, by name.
+        every whole parameter, by name.
 
     Raises:
-        ValueError: a shard is too small for what it is said to hold.
+        ValueError: a shard is too small for its contents.
     """
     whole: dict[str, Tensor] = {}
     for place, group in enumerate(groups):
@@ -53,14 +56,16 @@ def join_shards(kind: str, groups: Sequence[Group], ranks: Sequence[Sequence[Ten
 
 
 def _flat(kind: str, shards: list[Tensor]) -> Tensor:
+    # In a whole layout every rank holds the same; in a flat one the ranks' parts are consecutive.
     return shards[0] if kind == "whole" else torch.cat(shards)
 
 
 def _split(flat: Tensor, group: Group) -> dict[str, Tensor]:
-    """Cut parameters off a flat tensor, whose end may be padding."""
+    """Cut parameters from a flat tensor; the end may be padding."""
     whole, start = {}, 0
     for name, shape in group:
         count = math.prod(shape)
+        # Cloned, because a saved view would take the whole flat tensor into the file.
         whole[name] = flat[start : start + count].view(tuple(shape)).clone()
         start += count
     return whole
@@ -70,6 +75,7 @@ def _join_pieces(shards: list[Tensor], group: Group) -> dict[str, Tensor]:
     whole, start = {}, 0
     for name, shape in group:
         count = math.prod(shape)
+        # All ranks hold pieces of equal size, so the last one may end in padding.
         piece = math.ceil(count / len(shards))
         whole[name] = torch.cat([shard[start : start + piece] for shard in shards])[:count].view(tuple(shape)).clone()
         start += piece
@@ -79,18 +85,19 @@ def _join_pieces(shards: list[Tensor], group: Group) -> dict[str, Tensor]:
 def cut_shards(
     kind: str, groups: Sequence[Group], whole: Mapping[str, Tensor], sizes: Sequence[int], index: int, count: int
 ) -> list[Tensor]:
-    """This rank's shards of whole tensors; inverse of `join`.
+    """Cut this rank's shards from whole tensors; inverse of `join_shards`.
 
     Args:
         sizes: elements of each of this rank's shards, padding included.
         index: data-parallel rank.
-        count: data-parallel ranks.
+        count: data-parallel world size.
 
     Returns:
-        flat tensors, one a group; padding is 0.
+        flat tensors, one per group, padded with 0.
 
     Raises:
-        ValueError: a tensor has not the shape that a group says, or a shard is too small for what it is to hold.
+        ValueError: a tensor has another shape than its group states, or a shard is too small for
+            its contents.
     """
     if wrong := misfits(groups, whole):
         raise ValueError("; ".join(wrong))
@@ -109,8 +116,10 @@ def cut_shards(
 
 
 def misfits(groups: Sequence[Group], whole: Mapping[str, Tensor]) -> list[str]:
-    """A line for each parameter of which `whole` has another shape, or nothing: one that is too large or too small
-    would shift all that lie behind it in a shard."""
+    """One line per parameter that `whole` lacks or has in another shape.
+
+    A parameter of a wrong size would shift all later ones in its shard.
+    """
     lines = []
     for name, shape in (member for group in groups for member in group):
         if name not in whole:
@@ -121,14 +130,14 @@ def misfits(groups: Sequence[Group], whole: Mapping[str, Tensor]) -> list[str]:
 
 
 def _check_room(kind: str, group: Group, size: int, count: int) -> None:
-    """Only padding may be left over: `count` shards of `size` have to hold all of a group."""
+    """Check that `count` shards of `size` hold the whole group; only padding may remain."""
     numels = [math.prod(shape) for _, shape in group]
     total = sum(numels)
     needed = sum(math.ceil(numel / count) for numel in numels) if kind == "pieces" else total
     room = size * count if kind == "flat" else size
     if room < needed or (kind == "whole" and room != needed):
         held = f"{count} x {size}" if kind == "flat" else size
-        raise ValueError(f"shards of {group[0][0]} and its like hold {held} elements, but need {needed}")
+        raise ValueError(f"the shards that start with {group[0][0]} hold {held} elements, but need {needed}")
 
 
 def _piece(tensor: Tensor, index: int, count: int) -> Tensor:
@@ -137,19 +146,22 @@ def _piece(tensor: Tensor, index: int, count: int) -> Tensor:
 
 
 def _window(tensor: Tensor, start: int, size: int) -> Tensor:
-    """`size` elements from `start` on, with zeros where there are none."""
+    """`size` elements from `start` on, filled up with zeros at the end."""
     window = tensor[start : start + size]
     missing = size - window.numel()
     return torch.cat((window, window.new_zeros(missing))) if missing else window
 
 
 def spans(kind: str, groups: Sequence[Group], sizes: Sequence[int], index: int, count: int) -> list[list[Span]]:
-    """What of each parameter lies in this rank's shards, in order; a parameter without a part is left out.
+    """The parts of parameters in each of this rank's shards, in order.
 
-    Args: as for `cut`.
+    Parameters without a part are omitted.
+
+    Args: see `cut_shards`.
     """
     found = []
     for group, size in zip(groups, sizes, strict=True):
+        # In a flat layout, this rank's shard starts `index * size` elements into the group.
         first, start, parts = (index * size if kind == "flat" else 0), 0, []
         for name, shape in group:
             numel = math.prod(shape)

@@ -1,1 +1,1 @@
-"""The engine of a detector in stages, with its clock and its report."""
+"""The engine of a detector in pipeline stages, with its timer and its statistics."""

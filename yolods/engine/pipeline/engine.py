@@ -1,9 +1,10 @@
-"""A detector in stages: 1F1B over micro-batches, one backward pass each, whatever crosses the cuts.
+"""A detector in pipeline stages: 1F1B over micro-batches.
 
-A stage's instructions come from `plan.one_f_one_b`. Sends never wait; receives are started one instruction ahead, so
-what arrives while a stage computes costs it nothing. DeepSpeed owns the optimizer of each stage (ZeRO 0 or 1 over the
-replicas) and its step; its own pipeline engine, which walks a stage's graph once for every tensor that crosses the cut
-(deepspeed/runtime/pipe/engine.py, `_exec_backward_pass`, 0.19.8) and waits in every send, is not used.
+`plan.one_f_one_b` generates each stage's instructions. Sends never wait, and receives start one
+instruction ahead, so that data arrives while the stage computes. DeepSpeed owns each stage's
+optimizer (ZeRO 0 or 1 over the replicas) and its step. DeepSpeed's own pipeline engine is not used:
+it walks a stage's graph once per tensor that crosses the cut (deepspeed/runtime/pipe/engine.py,
+`_exec_backward_pass`, 0.19.8) and waits in every send.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from yolods.plan.one_f_one_b import Instruction, instructions
 from yolods.stats import LOSS_NAMES, PipeStats
 
 EVALUATED = 4
-"""Batches that an evaluation has under way behind a stage."""
+"""Most batches that an evaluation keeps in flight behind a stage."""
 
 
 @dataclass
 class _Flight:
-    """A micro-batch between its forward and its backward on this stage."""
+    """A micro-batch between its forward and its backward pass on this stage."""
 
     received: dict[str, Tensor]
     sent: list[Tensor]
@@ -45,15 +46,15 @@ class _Flight:
 
 @dataclass(frozen=True)
 class StageBoundaries:
-    """What crosses the boundaries of this stage, in the order of sending."""
+    """The values that cross this stage's boundaries, in the order of sending."""
 
     before: tuple[str, ...]
-    """Values received from the stage before."""
+    """Values received from the previous stage."""
     after: tuple[str, ...]
-    """Values sent to the stage after."""
+    """Values sent to the next stage."""
 
 
-# Wide: most of its methods answer what `Engine` asks of a stage.
+# Wide: most of its methods implement what `Engine` requires of every engine.
 class PipelineEngine(Engine):
     """This rank's stage of the detector, on a mesh of stages x replicas."""
 
@@ -88,10 +89,10 @@ class PipelineEngine(Engine):
         return sums
 
     def _start_receiving(self, coming: tuple[Instruction, ...], size: int | None) -> None:
-        """Post the receives of this instruction and of the next, where they are not under way yet."""
+        """Post the receives of this and the next instruction, unless they are posted already."""
         for kind, number in coming:
             channel = self._channels.from_before if kind == "F" else self._channels.from_after
-            # A gradient has the shapes of an activation that has to have been sent first.
+            # Its activation must have been sent before: the gradient has the same shapes.
             ready = kind == "F" or number in self._flights
             if channel is not None and ready and (kind, number) not in self._ahead:
                 self._ahead[kind, number] = channel.receive((kind, size))
@@ -102,8 +103,9 @@ class PipelineEngine(Engine):
         with self._clock.forward():
             with self._precision():
                 outputs = self.net(values)
-            loss = None  # in fp32, whatever the layers compute in
+            loss = None
             if self.mesh.last:
+                # Outside the layers' autocast, because the loss is always computed in fp32.
                 assert self._loss is not None
                 loss, items = self._loss(outputs[OUT], labels, images * self.share.dp_size)
                 self._lost(items, len(labels["cls"]), sums)
@@ -118,12 +120,14 @@ class PipelineEngine(Engine):
     def _take_in(
         self, number: int, feed: ReplayableBatches, size: int | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-        """A micro-batch's values as they enter this stage, host targets where the loss is, and its images."""
+        """A micro-batch's inputs, its targets (host; last stage only) and its number of images."""
         if not self.mesh.first:
             arrived = self._clock.waiting(self._ahead.pop(("F", number)).wait)
             assert self._channels.to_before is not None
             self._channels.to_before.expect(arrived, ("B", size))
-            # 1F1B has the stage before send this after it has received every gradient that it was sent but the newest.
+            # Under 1F1B the previous stage sends this activation after it has received all
+            # gradients that were sent to it, except the newest. All other sends are therefore
+            # complete.
             self._channels.to_before.drain(leave=1)
             values = dict(zip(self._cut.before, (tensor.requires_grad_() for tensor in arrived), strict=True))
             labels = self._receive_labels() if self.mesh.last else {}
@@ -147,19 +151,25 @@ class PipelineEngine(Engine):
                 flight.loss.backward()
         else:
             gradients = self._gradients_of(number)
-            # What frozen layers computed has no graph, and its gradient ends here.
+            # The output of frozen layers has no graph; its gradient ends here.
             pairs = [pair for pair in zip(flight.sent, gradients, strict=True) if pair[0].requires_grad]
             with self._clock.backward():
-                # One walk for all tensors that crossed the cut, not one for each.
+                # One backward pass for all tensors that crossed the cut. One per tensor would walk
+                # shared layers several times.
                 torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
         if self._channels.to_before is not None:
             self._channels.to_before.send([flight.received[name].grad for name in self._cut.before], ("B", size))
 
     def _gradients_of(self, number: int) -> list[Tensor]:
-        """Wait for the gradients of what was sent of a micro-batch that has left `_flights`."""
+        """Wait for the gradients of a micro-batch's outputs.
+
+        The micro-batch must have left `_flights`.
+        """
         gradients = self._clock.waiting(self._ahead.pop(("B", number)).wait)
-        # Activations and targets from which they come have arrived; those in flight may not have. Hosts that run
-        # ahead of their GPUs keep within so many micro-batches of each other, by the targets.
+        # A gradient has arrived, so its activation and its targets have arrived too; those of
+        # micro-batches in flight may not have. Draining the targets, which travel from host to
+        # host, also keeps hosts that run ahead of their GPUs within that many micro-batches of each
+        # other.
         for channel in (self._channels.to_after, self._channels.labels):
             if channel is not None:
                 channel.drain(leave=len(self._flights))
@@ -177,7 +187,10 @@ class PipelineEngine(Engine):
 
     @torch.no_grad()
     def predict(self, images: Tensor | None) -> tuple[Tensor, dict[str, Any]] | None:
-        """See `Engine.predict`. Earlier stages return before later ones are done, so batches overlap."""
+        """See `Engine.predict`.
+
+        Earlier stages return before later ones finish, so batches overlap.
+        """
         if self.mesh.first:
             assert images is not None
             values = {IMAGE: self.inputs.images(images)}
@@ -195,7 +208,7 @@ class PipelineEngine(Engine):
         return decode(raw, self._strides, self._reg_max), raw
 
     def times(self) -> StageTimes:
-        """What the last step took on this stage. Local."""
+        """This stage's times in the last step. Local."""
         sent = sum(
             channel.bytes for channel in (self._channels.to_after, self._channels.to_before) if channel is not None
         )
@@ -211,7 +224,7 @@ class PipelineEngine(Engine):
         return summarise(gauges, self._micro_batches) if self.ranks.is_main else None
 
     def layout(self) -> dict[str, Any]:
-        """See `Engine.layout`. A collective: a stage knows its own shards only."""
+        """See `Engine.layout`. A collective, because a stage knows only its own shards."""
         mesh = self.mesh
         told = self.ranks.from_main(self.ranks.to_main((mesh.stage, mesh.replica, self.describe())))
         described = {stage: shards for stage, replica, shards in told if replica == 0}
@@ -228,7 +241,7 @@ class PipelineEngine(Engine):
         return self.mesh.replica == 0
 
     def _collect(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """Stages of the first replica to rank 0, one after the other, from host to host."""
+        """Send the first replica's stages to rank 0, one after the other, from host to host."""
         mesh = self.mesh
         if self.ranks.is_main:
             for stage in range(1, mesh.stages):

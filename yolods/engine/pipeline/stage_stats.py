@@ -1,4 +1,4 @@
-"""What a pipeline's stages report of a step, put together: busy and idle time against the schedule's bound."""
+"""Combines the stages' measurements of a step and compares idle time with the schedule's bound."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ from yolods.stats import PipeStats, StageStats
 
 @dataclass(frozen=True)
 class Gauge:
-    """What one rank has measured."""
+    """One rank's measurements."""
 
     stage: int
-    """Its stage."""
+    """The rank's stage."""
     times: StageTimes
-    """Of its last step."""
+    """Times of its last step."""
     sent: float
-    """Bytes it sent in a step."""
+    """Bytes sent per step."""
     peak: int
-    """Most bytes it has held."""
+    """Largest number of bytes held so far."""
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most that this rank has held so far: of the device, or on a CPU of the whole process."""
+    """Peak memory of this rank in bytes: of its GPU, or on a CPU of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # Linux reports `ru_maxrss` in KiB.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def summarise(gauges: Sequence[Gauge], micro_batches: int) -> PipeStats:
-    """All ranks' readings of one step, by stage.
+    """Statistics per stage of one step.
 
     Args:
-        gauges: at least one for every stage.
-        micro_batches: of the step.
+        gauges: at least one per stage.
+        micro_batches: number of micro-batches in the step.
     """
     count = 1 + max(gauge.stage for gauge in gauges)
-    # All stages begin a step together, after the step before it, and the later ones are done earlier: by its own span
-    # each would seem busier than the schedule permits. The bound is a share of the whole step as well.
+    # All stages begin a step together, after the previous step, and later stages finish earlier.
+    # Measured by its own duration each would seem busier than the schedule permits, and the bound
+    # is a share of the whole step as well.
     whole = max(max(gauge.times.total for gauge in gauges), 1e-9)
     stages = tuple(_stage(stage, [gauge for gauge in gauges if gauge.stage == stage], whole) for stage in range(count))
     schedule = simulate(

@@ -1,8 +1,8 @@
-"""How long a stage computes and waits in a step, all by one clock: the host's on a CPU, the device's own on a GPU.
+"""Times a stage's passes and waits: by the host's clock on a CPU, by events on a GPU.
 
-A host runs ahead of its GPU: it may have given it the whole step before the first pass is done, and what the host
-measures says nothing of what the device does. There events on the stream are the clock. They are read when somebody
-asks for the times, and cost no step a wait.
+A host runs ahead of its GPU: it may have queued the whole step before the first pass is done, so
+the host's times say nothing about the GPU. On a GPU, events on the stream measure the time. They
+are read only when somebody asks for the times, so no step waits for them.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ KINDS = ("forward", "backward", "waiting", "step")
 
 @dataclass(frozen=True)
 class StageTimes:
-    """One step on one stage."""
+    """Times of one step on one stage."""
 
     forward: float
     """Seconds in forward passes."""
     backward: float
     """Seconds in backward passes."""
     waiting: float
-    """Seconds waiting for the neighbours."""
+    """Seconds spent waiting for the neighbouring stages."""
     total: float
     """Seconds from the first instruction to the last."""
     sent: int
-    """Bytes sent to the neighbours since the engine was made."""
+    """Bytes sent to the neighbouring stages since the engine was created."""
 
 
 class StageTimer:
-    """Adds up a step's passes."""
+    """Measures the passes of a step."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -45,12 +45,12 @@ class StageTimer:
         self._began: Any = None
 
     def start(self) -> None:
-        """A step begins."""
+        """Begin a step."""
         self._spans = {kind: [] for kind in KINDS}
         self._began = self._now()
 
     def stop(self) -> None:
-        """Its last instruction is done, or on a GPU has been given to the stream."""
+        """End a step: its last instruction is done, or on a GPU queued."""
         self._spans["step"].append((self._began, self._now()))
 
     @contextmanager
@@ -60,27 +60,28 @@ class StageTimer:
         self._spans[kind].append((begin, self._now()))
 
     def forward(self) -> AbstractContextManager[None]:
-        """Around a forward pass."""
+        """Measure a forward pass."""
         return self._span("forward")
 
     def backward(self) -> AbstractContextManager[None]:
-        """Around a backward pass."""
+        """Measure a backward pass."""
         return self._span("backward")
 
     def waiting(self, wait: Callable[[], T]) -> T:
-        """Call `wait`, and count its time: the host's, or that for which it makes the stream wait."""
+        """Call `wait` and measure it: how long the host waits, or on a GPU the stream."""
         with self._span("waiting"):
             return wait()
 
     def times(self, sent: int) -> StageTimes:
-        """The last step's times; on a GPU this waits for it to end."""
+        """Times of the last step. On a GPU, waits until that step is done."""
         if self._on_gpu and self._spans["step"]:
+            # The last event of the step; all others were recorded before it.
             self._spans["step"][-1][1].synchronize()
         forward, backward, waiting, total = (self._seconds(kind) for kind in KINDS)
         return StageTimes(forward, backward, waiting, total, sent)
 
     def _now(self) -> Any:
-        """This moment: seconds, or an event that the stream will pass."""
+        """The present moment: seconds, or an event recorded on the stream."""
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -90,4 +91,5 @@ class StageTimer:
     def _seconds(self, kind: str) -> float:
         if not self._on_gpu:
             return sum(end - begin for begin, end in self._spans[kind])
+        # CUDA events measure milliseconds.
         return sum(begin.elapsed_time(end) / 1e3 for begin, end in self._spans[kind])

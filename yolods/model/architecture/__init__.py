@@ -1,1 +1,1 @@
-"""From a model's name or yaml to ultralytics' DetectionModel, with every fault of the yaml."""
+"""Builds ultralytics' DetectionModel from a name or yaml, and reports faults of the yaml."""

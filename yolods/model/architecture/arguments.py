@@ -1,4 +1,4 @@
-"""Modules and arguments of a model yaml's layers, held beside what ultralytics' own modules take."""
+"""Checks a model yaml's modules and arguments against those of ultralytics."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _RULES: Mapping[str, Rule] = {
     "align_corners": optional(flag()),
     "dimension": whole(0, 3),
 }
-"""By the names that ultralytics and torch give to what their modules take; they judge arguments of other names."""
+"""Rules by argument name in ultralytics and torch; arguments of other names are not checked."""
 
 
 def check_layers(layers: Mapping[str, Any], faults: Faults) -> None:
-    """Refuse modules that ultralytics does not have, and arguments that a module cannot take.
+    """Refuse modules that ultralytics does not have, and arguments that a module does not accept.
 
     Args:
         layers: what `yolods.model.architecture.build.architecture` returns.
-        faults: takes a line for each module or argument, with the number of its layer.
+        faults: receives one line per module or argument, with the number of its layer.
     """
     for number, (_, _, module, arguments) in enumerate([*layers["backbone"], *layers["head"]]):
         kind = _module(module)
@@ -53,14 +53,16 @@ def check_layers(layers: Mapping[str, Any], faults: Faults) -> None:
 
 
 NOT_BUILT = "the model cannot be built"
-"""How each of these faults begins."""
+"""Start of each of these messages."""
 
 
 def failing_layer(layers: Mapping[str, Any]) -> str:
-    """Which layer of a model ultralytics cannot make: the first without which the layers before it can be made.
+    """Find the layer that ultralytics cannot build.
+
+    That is the first layer with which building fails, while all layers before it can be built.
 
     Returns:
-        "layer 3 (Conv [64, 3, 2]): "; "" where it makes all of them.
+        "layer 3 (Conv [64, 3, 2]): "; "" if all layers can be built.
     """
     from ultralytics.nn.tasks import parse_model
 
@@ -69,13 +71,14 @@ def failing_layer(layers: Mapping[str, Any]) -> str:
         head = deepcopy({**layers, "backbone": all_layers[: number + 1], "head": []})
         try:
             parse_model(head, ch=layers["channels"], verbose=False)
-        except Exception:  # of whatever kind the module raises
+        # A module may raise any kind of exception.
+        except Exception:
             return f"layer {number} ({module} {shown(arguments)}): "
     return ""
 
 
 def _module(name: str) -> type[nn.Module] | None:
-    """The class that ultralytics makes a layer of this name from; None where there is none."""
+    """The class from which ultralytics makes a layer of this name; None if there is none."""
     from torch import nn
     from ultralytics.nn import tasks
 
@@ -86,9 +89,10 @@ def _module(name: str) -> type[nn.Module] | None:
 
 
 def _takes(kind: type[nn.Module]) -> dict[str, bool]:
-    """The arguments that a yaml gives to a module, in order -> whether each has to be there; {}: it is not known.
+    """A module's arguments in a yaml, in order -> whether each is required; {} if unknown.
 
-    What is left out ultralytics fills in: `n` by the layer's repeats, and all of Detect's but the number of classes.
+    Arguments that ultralytics fills in are omitted: `n`, from the layer's repeats, and all of
+    Detect's except the number of classes.
     """
     from ultralytics.nn.modules import Detect
 
@@ -96,13 +100,16 @@ def _takes(kind: type[nn.Module]) -> dict[str, bool]:
     names = [parameter.name for parameter in parameters]
     if issubclass(kind, Detect):
         return {"nc": True} if kind is Detect else {}
+    # For other modules, ultralytics has no fixed relation between yaml and signature.
     if "c1" not in names and not kind.__module__.startswith("torch.nn") and "dimension" not in names:
         return {}
     if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters):
         return {}
-    if kind.__name__ == "ResNetLayer":  # whose c1 the yaml has to give
+    # The yaml gives its c1, unlike for all other modules.
+    if kind.__name__ == "ResNetLayer":
         return {}
     filled = {"self", "in_channels" if kind.__name__ == "ConvTranspose2d" else "c1"}
+    # ultralytics inserts the layer's repeats into the arguments of such modules.
     repeated = names[1:4] == ["c1", "c2", "n"] or kind.__name__ == "HGBlock"
     return {
         parameter.name: parameter.default is parameter.empty
@@ -112,7 +119,10 @@ def _takes(kind: type[nn.Module]) -> dict[str, bool]:
 
 
 def _meant(argument: Any, layers: Mapping[str, Any]) -> Any:
-    """An argument as ultralytics reads it: a name of the yaml's own stands for its value, a word for Python's."""
+    """An argument as ultralytics reads it.
+
+    One of the yaml's own keys stands for its value, and other words for Python literals.
+    """
     if not isinstance(argument, str):
         return argument
     if argument in ("nc", "scale", "reg_max") and argument in layers:
@@ -128,7 +138,7 @@ def _check_arguments(number: int, module: str, takes: Mapping[str, bool], given:
     if lacking := [name for name in names[len(given) :] if takes[name]]:
         faults.add(f"{where} lacks {' and '.join(lacking)}: its arguments are [{', '.join(names)}]")
     if len(given) > len(names):
-        faults.add(f"{where} has {len(given)} arguments, and takes {len(names)}: [{', '.join(names)}]")
+        faults.add(f"{where} has {len(given)} arguments, but takes {len(names)}: [{', '.join(names)}]")
     for name, value in zip(names, given, strict=False):
         if name in _RULES:
             check(_RULES[name], value, f"{where}: its {name}", faults)

@@ -1,6 +1,7 @@
-"""From a model name (or yaml) to ultralytics' own DetectionModel.
+"""Builds ultralytics' own DetectionModel from a model name or yaml.
 
-YOLOv5 here is ultralytics' YOLOv5u: anchor-free, with a distribution focal loss head and no objectness.
+YOLOv5 here is ultralytics' YOLOv5u: anchor-free, with a distribution focal loss head and without
+objectness.
 """
 
 from __future__ import annotations
@@ -22,30 +23,32 @@ __all__ = ["ModelName", "architecture", "build", "has_plain_head", "parse_name"]
 
 
 def architecture(name: ModelName, nc: int, channels: int) -> dict[str, Any]:
-    """The yaml dictionary that ultralytics builds this model from.
+    """The yaml dictionary from which ultralytics builds this model.
 
     Raises:
         UserError: the user's yaml does not describe a detection model.
     """
     if name.yaml is not None:
         return {**read_description(name.yaml), "nc": nc, "channels": channels}
-    package = importlib.util.find_spec("ultralytics")  # not imported: a launcher asks, too
+    # Found without importing it, because the launcher also calls this.
+    package = importlib.util.find_spec("ultralytics")
     assert package is not None and package.origin is not None
     models = Path(package.origin).parent / "cfg" / "models" / "v5"
     file = models / ("yolov5-p6.yaml" if name.p6 else "yolov5.yaml")
     layers = parse_yaml(file.read_text(encoding="utf-8"))
     if name.scale is not None:
-        # A file called yolov5xx.yaml cannot say this: ultralytics looks its letters up among the known sizes.
+        # A file name such as yolov5xx.yaml cannot express this: ultralytics looks up its letters
+        # among the known sizes.
         layers["scales"] = {"custom": list(name.scale)}
     layers["scale"] = name.size or "custom"
     return {**layers, "nc": nc, "channels": channels}
 
 
 def build(layers: dict[str, Any], names: tuple[str, ...]) -> DetectionModel:
-    """Build an fp32 DetectionModel on the CPU with randomly initialised weights (torch's global RNG decides them).
+    """Build an fp32 DetectionModel on the CPU with random weights from torch's global generator.
 
     Args:
-        layers: what `architecture` returned; holds nc and channels.
+        layers: what `architecture` returned; contains nc and channels.
         names: class names in the order of their ids.
 
     Raises:
@@ -58,12 +61,13 @@ def build(layers: dict[str, Any], names: tuple[str, ...]) -> DetectionModel:
     faults.raise_if_any()
     try:
         net = DetectionModel(dict(layers), ch=layers["channels"], nc=layers["nc"], verbose=False)
-    except Exception as error:  # a user's yaml can ask for anything
+    # A user's yaml can cause any kind of exception.
+    except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{NOT_BUILT}: {failing_layer(layers)}{reason}") from None
     if not has_plain_head(net):
         raise UserError(
-            "the model has to end in a plain Detect head (YOLOv5u); other heads and tasks are not trained here"
+            "the model must end in a plain Detect head (YOLOv5u); other heads and tasks are not supported"
         )
     net.names = dict(enumerate(names))
     net.nc = layers["nc"]
@@ -71,7 +75,7 @@ def build(layers: dict[str, Any], names: tuple[str, ...]) -> DetectionModel:
 
 
 def has_plain_head(net: DetectionModel) -> bool:
-    """Whether a model ends in YOLOv5u's Detect head, which predicts boxes only and suppresses none by itself."""
+    """Whether a model ends in YOLOv5u's Detect head, which predicts boxes and suppresses none."""
     from ultralytics.nn.modules.head import Detect
 
     return type(net.model[-1]) is Detect and getattr(net.model[-1], "one2one_cv2", None) is None

@@ -1,4 +1,4 @@
-"""A user's model yaml: every fault of its layers is said by their numbers, before anything is built."""
+"""Reads a user's model yaml and reports faults by layer number, before anything is built."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from yolods.parsing.rules import items, real, shown, whole
 from yolods.parsing.yaml_file import NotYaml, parse_yaml
 
 MOST_REPEATS = 1000
-"""Repeats of a layer, before the model's depth multiplies them."""
+"""Most repeats of a layer, before the model's depth multiplies them."""
 
 _REPEATS = whole(0, MOST_REPEATS)
 _SCALE = items(real(0, above=True), count=3, what="[depth, width, most channels], three numbers above 0")
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Read the yaml of a model; the first of its sizes is taken where it does not say which.
+    """Read the yaml of a model. Without `scale`, the first of its sizes applies.
 
     Raises:
-        UserError: every fault, a line each.
+        UserError: all faults, one line each.
     """
     where = f"--model {path}"
     try:
@@ -45,8 +45,9 @@ def _check_layers(layers: dict[str, Any], where: str, faults: Faults) -> None:
     number = 0
     for part in ("backbone", "head"):
         if not isinstance(layers[part], list):
-            faults.add(f"{where}: {part} is {shown(layers[part])}: it has to be a list of layers")
-            return  # the numbers of all later layers hang on it
+            faults.add(f"{where}: {part} is {shown(layers[part])}: it must be a list of layers")
+            # The numbers of all later layers depend on this list.
+            return
         for layer in layers[part]:
             if fault := _layer_fault(layer, number):
                 faults.add(f"{where}: layer {number} ({part}) is {shown(layer)}: {fault}")
@@ -54,33 +55,34 @@ def _check_layers(layers: dict[str, Any], where: str, faults: Faults) -> None:
 
 
 def _layer_fault(layer: Any, number: int) -> str:
-    """What is wrong with a layer; "": nothing that can be seen without ultralytics."""
+    """What is wrong with a layer; "" if nothing is visible without ultralytics."""
     if not isinstance(layer, list) or len(layer) != 4:
-        return "it has to be [from, repeats, module, [arguments]]"
+        return "it must be [from, repeats, module, [arguments]]"
     sources, repeats, module, arguments = layer
     for source in sources if isinstance(sources, list) else [sources]:
+        # YAML's true is an int in Python. -1 of layer 0 is the image.
         if not isinstance(source, int) or isinstance(source, bool) or not -max(number, 1) <= source < number:
-            return f"it comes from {shown(source)}, which is no earlier layer"
+            return f"its input is {shown(source)}, which is not an earlier layer"
     try:
         _REPEATS.parse(repeats)
     except (ValueError, OverflowError):
-        return f"its repeats are {shown(repeats)}, and have to be {_REPEATS.permitted}"
+        return f"its repeats are {shown(repeats)}, but must be {_REPEATS.permitted}"
     if not isinstance(module, str):
-        return f"its module is {shown(module)}, and has to be a name"
-    return "" if isinstance(arguments, list) else f"its arguments are {shown(arguments)}, and have to be a list"
+        return f"its module is {shown(module)}, but must be a name"
+    return "" if isinstance(arguments, list) else f"its arguments are {shown(arguments)}, but must be a list"
 
 
 def _check_scales(layers: dict[str, Any], where: str, faults: Faults) -> None:
     scales = layers.get("scales") or {}
     if not isinstance(scales, dict):
-        faults.add(f"{where}: scales is {shown(scales)}: it has to be {{name: [depth, width, most channels]}}")
+        faults.add(f"{where}: scales is {shown(scales)}: it must be {{name: [depth, width, most channels]}}")
         return
     for name, scale in scales.items():
         try:
             _SCALE.parse(scale)
         except (ValueError, OverflowError):
-            faults.add(f"{where}: scales.{name} is {shown(scale)}: it has to be {_SCALE.permitted}")
+            faults.add(f"{where}: scales.{name} is {shown(scale)}: it must be {_SCALE.permitted}")
     if scales and "scale" in layers and layers["scale"] not in scales:
         faults.add(
-            f"{where}: scale is {shown(layers['scale'])}, which is none of scales: {', '.join(map(str, scales))}"
+            f"{where}: scale is {shown(layers['scale'])}, which is not among scales: {', '.join(map(str, scales))}"
         )

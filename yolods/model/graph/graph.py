@@ -1,7 +1,8 @@
-"""The detector as a graph of nodes with named values between them: checked whole, cut anywhere, run in parts.
+"""The detector as a graph of nodes and values, which can be checked, cut and run in parts.
 
-A YOLOv5 is a list of layers in which Concat and Detect read far back, so that one to four tensors cross any cut between
-layers. Which ones is a pure function of the parsed layers; nothing here needs a process group or a device.
+A YOLOv5 is a list of layers, but Concat and Detect read from far back, so one to four tensors cross
+any cut between layers. Which ones is a pure function of the parsed layers; nothing here needs a
+process group or a device.
 """
 
 from __future__ import annotations
@@ -41,26 +42,29 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Edge:
-    """A value on its way from the node that writes it to one that reads it."""
+    """A value between the node that writes it and one node that reads it."""
 
     value: str
-    """Its name."""
+    """Name of the value."""
     source: int
     """Index of the writing node; -1 for the image."""
     target: int
-    """Index of the reading node; the number of nodes for what the loss reads."""
+    """Index of the reading node; for the loss, the number of nodes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """All nodes in their order of execution. Compared and hashed by identity: equal nodes may have other widths."""
+    """All nodes in their order of execution.
+
+    Compared and hashed by identity, because equal nodes may have different widths.
+    """
 
     nodes: tuple[Node, ...]
-    """In the order of execution."""
+    """In order of execution."""
     skeleton: nn.Module = field(repr=False)
-    """Holds `model`, the layers on the meta device: shapes without memory."""
+    """Contains `model`, the layers on the meta device: shapes without memory."""
     channels: int
-    """Channels of the image."""
+    """Number of channels of the image."""
 
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
@@ -71,7 +75,7 @@ class Graph:
 
     @cached_property
     def lifetimes(self) -> dict[str, tuple[int, int]]:
-        """For each value that is read, in the order of writing: its writer and its last reader, as in `Edge`."""
+        """Writer and last reader of each value that is read, in order of writing; see `Edge`."""
         last = {edge.value: edge.target for edge in self.edges}
         return {value: (writer, last[value]) for value, writer in self._writers.items() if value in last}
 
@@ -81,11 +85,11 @@ class Graph:
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """The class name of each layer."""
+        """Class name of each layer."""
         return tuple(type(layer).__name__ for layer in self.skeleton.model)
 
     def nodes_of(self, layer: int) -> range:
-        """Indices of the nodes that make up a layer."""
+        """Indices of the nodes of a layer."""
         found = [node.index for node in self.nodes if node.layer == layer]
         return range(found[0], found[-1] + 1) if found else range(0)
 
@@ -93,8 +97,9 @@ class Graph:
         """Check the whole graph.
 
         Raises:
-            UserError: one line for each fault: values read before they are written or never written, written twice,
-                modules that two nodes or none own, and an end that is not a plain Detect head.
+            UserError: all faults, one line each: values that are read before they are written,
+                never written or written twice, modules that belong to two nodes or none, and a last
+                layer other than a plain Detect head.
         """
         faults = Faults()
         _check_values(self.nodes, faults)
@@ -116,10 +121,11 @@ def _check_values(nodes: Sequence[Node], faults: Faults) -> None:
                 faults.add(f"model: node {node.name} writes {value!r}, which was written before")
             written.add(value)
     if OUT not in written:
-        faults.add(f"model: nothing writes {OUT!r}; the last layer has to be Detect")
+        faults.add(f"model: nothing writes {OUT!r}; the last layer must be Detect")
 
 
 def _check_ownership(nodes: Sequence[Node], skeleton: nn.Module, faults: Faults) -> None:
+    # A cut gives each node's weights to one stage, so every weight must have one owner.
     owners: dict[str, list[str]] = {}
     for node in nodes:
         for module in node.modules:
@@ -138,25 +144,30 @@ def _check_head(layers: nn.Sequential, faults: Faults) -> None:
     last = len(layers) - 1
     if heads != [last]:
         where = ", ".join(str(index) for index in heads) or "nowhere"
-        faults.add(f"model: the last layer ({last}) has to be the only Detect head, and Detect is at: {where}")
+        faults.add(f"model: the last layer ({last}) must be the only Detect head, but Detect is at: {where}")
     elif type(layers[last]) is not Detect or getattr(layers[last], "one2one_cv2", None) is not None:
         faults.add(f"model: layer {last} is {type(layers[last]).__name__}, not the plain Detect head of YOLOv5u")
 
 
 def meta_model(layers: Mapping[str, Any]) -> DetectionModel:
-    """The model of a yaml dictionary on the meta device: names, shapes and strides, without memory for any weight.
+    """The model of a yaml dictionary on the meta device.
 
-    What `DetectionModel` initialises by value is not in it: whoever makes a layer of it real sets Detect's biases
-    (`bias_init`) and the 0, 1, 2 .. of its `dfl`.
+    It has names, shapes and strides, but no memory for weights.
+
+    Values that `DetectionModel` initialises are missing: the code that makes a layer real sets
+    Detect's biases (`bias_init`) and the 0, 1, 2, ... of its `dfl`.
 
     Args:
-        layers: what `yolods.model.architecture.build.architecture` returns; holds nc and channels.
+        layers: what `yolods.model.architecture.build.architecture` returns; contains nc and
+            channels.
 
     Returns:
-        a DetectionModel with parameters and buffers on meta; `stride` (levels,) fp32 is a real tensor on the CPU.
+        a DetectionModel with parameters and buffers on meta; `stride` (levels,) fp32 is a real
+        tensor on the CPU.
 
     Raises:
-        UserError: ultralytics cannot parse it, its shapes do not fit, or `Graph.verify` finds faults.
+        UserError: ultralytics cannot parse it, its shapes do not fit, or `Graph.verify` finds
+            faults.
     """
     from ultralytics.nn.tasks import DetectionModel, parse_model
     from ultralytics.utils.torch_utils import initialize_weights
@@ -164,17 +175,20 @@ def meta_model(layers: Mapping[str, Any]) -> DetectionModel:
     faults = Faults()
     check_layers(layers, faults)
     faults.raise_if_any()
-    net = DetectionModel.__new__(DetectionModel)  # its own __init__ runs the model, which needs real tensors
+    # Without its __init__, which runs the model and so needs real tensors.
+    net = DetectionModel.__new__(DetectionModel)
     nn.Module.__init__(net)
     net.yaml = deepcopy(dict(layers))
     try:
         with torch.device("meta"):
             net.model, net.save = parse_model(deepcopy(net.yaml), ch=layers["channels"], verbose=False)
-    except Exception as error:  # a user's yaml can ask for anything
+    # A user's yaml can cause any kind of exception.
+    except Exception as error:
         with torch.device("meta"):
             where = failing_layer(layers)
         raise UserError(f"{NOT_BUILT}: {where}{_reason(error)}") from None
-    initialize_weights(net)  # BatchNorm's eps and momentum
+    # Sets BatchNorm's eps and momentum.
+    initialize_weights(net)
     graph = build_graph(net)
     net.stride = _strides(graph)
     net.model[-1].stride = net.stride
@@ -185,7 +199,7 @@ def meta_model(layers: Mapping[str, Any]) -> DetectionModel:
 
 
 _UNFIT = (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError, AttributeError)
-"""What ultralytics and torch raise at values that do not fit a layer."""
+"""What ultralytics and torch raise for values that do not fit a layer."""
 
 
 def _reason(error: Exception) -> str:
@@ -193,12 +207,12 @@ def _reason(error: Exception) -> str:
 
 
 def _strides(graph: Graph, size: int = 256) -> Tensor:
-    """Pixels a cell of each level, from the shapes of a `size` x `size` image on meta.
+    """Pixels per cell of each level, from the shapes of a `size` x `size` image on meta.
 
     Raises:
-        UserError: a layer cannot take what the layers before it give.
+        UserError: a layer does not accept the output of earlier layers.
     """
-    # Two images: BatchNorm refuses a single 1x1 pixel.
+    # Two images, because BatchNorm refuses a single 1x1 pixel.
     values: dict[str, Any] = {IMAGE: torch.empty(2, graph.channels, size, size, device="meta")}
     modules = modules_of(graph.nodes, graph.skeleton)
     for node in graph.nodes:
@@ -208,23 +222,25 @@ def _strides(graph: Graph, size: int = 256) -> Tensor:
             read = [values[name] for name in node.reads]
             shapes = " and ".join(str(tuple(value.shape[1:])) for value in read if isinstance(value, Tensor))
             raise UserError(
-                f"{NOT_BUILT}: layer {node.layer} ({graph.kinds[node.layer]}) cannot take {shapes}, which the layers "
-                f"before it make of an image of {size} pixels: {_reason(error)}"
+                f"{NOT_BUILT}: layer {node.layer} ({graph.kinds[node.layer]}) does not accept {shapes}, which "
+                f"earlier layers make of an image of {size} pixels: {_reason(error)}"
             ) from None
     return torch.tensor([size / level.shape[-2] for level in values[OUT]["feats"]])
 
 
 def build_graph(net_or_layers: nn.Module | Mapping[str, Any], *, split: bool = True) -> Graph:
-    """Nodes and edges of a detector.
+    """The nodes and edges of a detector.
 
     Args:
-        net_or_layers: a DetectionModel (anything with ultralytics' `model` and `yaml`), or the yaml dictionary that
-            `meta_model` takes. It is not changed and not kept: the graph holds shapes only.
-        split: C3 becomes open, blocks and close, even with a single bottleneck (then three nodes in place of one,
-            which cost nothing to run), and Detect becomes levels; False: a node is a layer.
+        net_or_layers: a DetectionModel (anything with ultralytics' `model` and `yaml`), or the yaml
+            dictionary that `meta_model` accepts. It is neither changed nor kept: the graph contains
+            only shapes.
+        split: whether to split C3 into open, blocks and close, and Detect into levels. A C3 with a
+            single bottleneck becomes three nodes too, which costs no time. If False, a node is a
+            layer.
 
     Raises:
-        UserError: the graph has faults; all of them, one a line.
+        UserError: the graph has faults; all of them, one per line.
     """
     if isinstance(net_or_layers, Mapping):
         net_or_layers = meta_model(net_or_layers)
@@ -238,7 +254,8 @@ def build_graph(net_or_layers: nn.Module | Mapping[str, Any], *, split: bool = T
 
 def _skeleton(net: nn.Module) -> nn.Module:
     """A copy of `net.model` on meta, in training mode."""
-    empty: dict[int, Tensor] = {}  # what deepcopy takes in place of each weight, so that none is copied
+    # Replacements for deepcopy to use instead of each weight, so that it copies no memory.
+    empty: dict[int, Tensor] = {}
     for tensor in (*net.model.parameters(), *net.model.buffers()):
         shape = torch.empty_like(tensor, device="meta", requires_grad=False)
         empty[id(tensor)] = nn.Parameter(shape, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape
@@ -248,9 +265,11 @@ def _skeleton(net: nn.Module) -> nn.Module:
 
 
 def live(graph: Graph, cut: int) -> tuple[str, ...]:
-    """What has to cross a cut: values written before node `cut` and read at or after it, in the order of writing.
+    """The values that cross a cut: written before node `cut`, and read at or after it.
 
-    Before the first node that is the image, after the last one what the loss reads.
+    They are in the order of writing.
+
+    Before the first node this is the image, after the last one what the loss reads.
 
     Raises:
         ValueError: `cut` is not in 0 .. the number of nodes.
@@ -261,7 +280,10 @@ def live(graph: Graph, cut: int) -> tuple[str, ...]:
 
 
 def modules_of(nodes: Sequence[Node], net: nn.Module) -> dict[str, nn.Module]:
-    """The submodules that these nodes run, by dotted name; `net` has to hold these nodes' part of the model only."""
+    """The submodules that these nodes run, by dotted name.
+
+    `net` needs to contain only these nodes' part of the model.
+    """
     return {name: net.get_submodule(name) for node in nodes for name in node.modules}
 
 
@@ -271,18 +293,20 @@ def run_nodes(
     """Run nodes start .. stop - 1.
 
     Args:
-        graph: where the nodes are from.
+        graph: graph of the nodes.
         start: first node.
         stop: the node before which to end.
         modules: at least the nodes' submodules, by dotted name.
         values: at least `live(graph, start)`; not changed.
 
     Returns:
-        exactly `live(graph, stop)`, in that order. Other values are let go as soon as nothing reads them.
+        exactly `live(graph, stop)`, in that order. Other values are freed as soon as nothing reads
+        them.
     """
     held = {name: values[name] for name in live(graph, start)}
     for node in graph.nodes[start:stop]:
         written = run_node(node, modules, held)
+        # A value that nothing reads has no lifetime and is dropped at once.
         held |= {name: value for name, value in written.items() if name in graph.lifetimes}
         for name in node.reads:
             if graph.lifetimes[name][1] == node.index:
@@ -291,14 +315,14 @@ def run_nodes(
 
 
 def draw_graph(graph: Graph, cuts: Sequence[int] = ()) -> str:
-    """The graph as text: a row for each layer, or part of one where a cut goes through it, and its skips as lines.
+    """The graph as text: one row per layer, or per part of a cut layer, and skips as lines.
 
-    A line starts where a value is written that something other than the next row reads, and ends at its last reader.
-    Each cut names the values that cross it.
+    A line starts at a value that any row other than the next one reads, and ends at its last
+    reader. Each cut names the values that cross it.
 
     Args:
-        graph: to draw.
-        cuts: indices of nodes, rising.
+        graph: graph to draw.
+        cuts: indices of nodes, ascending.
     """
     rows = _rows(graph, cuts)
     skips = _lanes(rows)
@@ -332,13 +356,14 @@ def _span(graph: Graph, part: tuple[Node, ...]) -> str:
 
 
 def _lanes(rows: list[tuple[Node, ...]]) -> list[tuple[int, int, int, str]]:
-    """(lane, first row, last row, value) of every value that passes by a row without being read there."""
+    """(lane, first row, last row, value) of every value that passes a row without a reader."""
     born = {value: row for row, part in enumerate(rows) for node in part for value in node.writes}
     last = {value: row for row, part in enumerate(rows) for node in part for value in node.reads}
     lanes: list[tuple[int, int, int, str]] = []
     for value, start in born.items():
         end = last.get(value, start)
         if end > start + 1:
+            # A lane is free again after the row of its last reader.
             taken = {lane for lane, _, until, _ in lanes if until >= start}
             lanes.append((next(lane for lane in range(len(born)) if lane not in taken), start, end, value))
     return lanes

@@ -1,15 +1,19 @@
-"""One node of the detector's graph: how a parsed layer falls apart into nodes, and how a node is computed.
+"""The nodes of the detector's graph: how a parsed layer divides into nodes, and how one runs.
 
     Conv, SPPF, Concat, ...    layer      reads its inputs, writes '4'
     C3                         open       reads x, writes '4.h' = cv1(x) and '4.b' = cv2(x)
                                block i    '4.h' -> '4.h1' -> '4.h2' ... through m[i]
                                close      cv3(cat(h, b)) -> '4'
-    Detect, each level i       block      the box head, -> '24.i.box'
-                               block j    the class head's convolutions but the last, -> '24.i.cls0' ...
-                               level      cat(box, last convolution) -> '24.i', (N, 4 x reg_max + nc, H, W)
-                               detect     after the last level: reads them all, writes 'out', the raw predictions
+    Detect, each level i       block      the box head -> '24.i.box'
+                               block j    all convolutions of the class head except the last
+                                          -> '24.i.cls0' ...
+                               level      cat(box, last convolution) -> '24.i',
+                                          (N, 4 x reg_max + nc, H, W)
+                               detect     after the last level: reads them all, writes 'out',
+                                          the raw predictions
 
-'x' is the image. Between two blocks of a C3 only h and b cross a cut, together as many channels as the C3 writes.
+'x' is the image. Between two blocks of a C3 only h and b cross a cut; together they have as many
+channels as the C3 writes.
 """
 
 from __future__ import annotations
@@ -27,32 +31,36 @@ Role = Literal["layer", "open", "block", "close", "level", "detect"]
 
 @dataclass(frozen=True)
 class Node:
-    """One step of the forward pass, and the smallest thing that a cut can set apart."""
+    """One operation of the forward pass, and the smallest part that a cut can separate."""
 
     index: int
     """Position in the order of execution."""
     layer: int
     """Index of its layer in `DetectionModel.model`."""
     role: Role
-    """What it computes; see the module's table."""
+    """What it computes; see the table in the module's docstring."""
     reads: tuple[str, ...]
     """Names of the values it reads."""
     writes: tuple[str, ...]
     """Names of the values it writes."""
     modules: tuple[str, ...]
-    """Dotted names, below the DetectionModel, of the submodules it runs; their parameters and buffers are its own."""
+    """Submodules that it runs and whose weights it owns, by names below the DetectionModel."""
     name: str
-    """For people: '4', '4.open', '4.m.0', '4.close', '24.0.box', '24.0.cls0', '24.0.cat', '24.detect'."""
+    """Name in messages.
+
+    Examples: '4', '4.open', '4.m.0', '4.close', '24.0.box', '24.0.cls0', '24.0.cat', '24.detect'.
+    """
 
 
 def nodes_of_layer(layer: nn.Module, split: bool) -> Iterator[Node]:
-    """The nodes of one parsed layer; their indices are set by whoever joins them."""
+    """The nodes of one parsed layer; the caller sets their indices."""
     from ultralytics.nn.modules.block import C3
     from ultralytics.nn.modules.head import Detect
 
     k, own = layer.i, f"model.{layer.i}"
     reads = tuple(_source(k, f) for f in ([layer.f] if isinstance(layer.f, int) else layer.f))
-    # C3x and C3Ghost only fill `m` with other blocks; C3TR's is no list, and other layers compute something else.
+    # C3x and C3Ghost only fill `m` with other blocks. C3TR's `m` is no list, and other layers
+    # compute something else.
     if split and getattr(type(layer), "forward", None) is C3.forward and isinstance(layer.m, nn.Sequential):
         yield from _nodes_of_c3(k, own, reads, len(layer.m))
     elif type(layer) is Detect and split:
@@ -76,7 +84,11 @@ def _nodes_of_c3(k: int, own: str, reads: tuple[str, ...], blocks: int) -> Itera
 
 
 def _nodes_of_level(k: int, own: str, i: int, read: str, depth: int) -> Iterator[Node]:
-    """The box head first, so that the level's input dies with the class head's first convolution."""
+    """The nodes of one Detect level.
+
+    The box head comes first, so that the level's input is no longer needed after the class head's
+    first convolution.
+    """
     box, c = f"{k}.{i}.box", read
     yield Node(0, k, "block", (read,), (box,), (f"{own}.cv2.{i}",), box)
     for j in range(depth - 1):
@@ -87,7 +99,7 @@ def _nodes_of_level(k: int, own: str, i: int, read: str, depth: int) -> Iterator
 
 
 def _source(layer: int, f: int) -> str:
-    """The value that ultralytics' `from` index names: absolute, or negative and counted back from `layer`."""
+    """The value of ultralytics' `from` index: absolute, or negative and relative to `layer`."""
     k = f if f >= 0 else layer + f
     return IMAGE if (layer, f) == (0, -1) else str(k)
 
@@ -96,15 +108,15 @@ def run_node(node: Node, modules: Mapping[str, nn.Module], values: Mapping[str, 
     """Compute what one node writes, exactly as ultralytics' own layer does.
 
     Args:
-        node: of a graph.
-        modules: the submodules that `node.modules` names, possibly among others.
-        values: the values that `node.reads` names, possibly among others; not changed. Float tensors (N, C, H, W).
+        node: a node of a graph.
+        modules: at least the submodules in `node.modules`.
+        values: at least the values in `node.reads`; not changed. Float tensors (N, C, H, W).
 
     Returns:
-        the values that `node.writes` names. 'out' is, in training and evaluation alike, the dictionary `boxes`
-        (N, 4 x reg_max, A), `scores` (N, nc, A) and `feats`, the levels in 4-D. Of a split head `feats` are the
-        levels' outputs and not their inputs: the loss and the decoder read nothing but their H and W, and the inputs
-        would have to cross every later cut.
+        the values in `node.writes`. 'out' is, in training and evaluation, the dictionary `boxes`
+        (N, 4 x reg_max, A), `scores` (N, nc, A) and `feats`, the levels in 4-D. For a split head,
+        `feats` are the levels' outputs instead of their inputs: loss and decoder read only their H
+        and W, and the inputs would have to cross every later cut.
     """
     inputs = [values[name] for name in node.reads]
     parts = [modules[name] for name in node.modules]
@@ -136,7 +148,8 @@ def _run_detect(parts: list[nn.Module], inputs: list[Tensor]) -> tuple[dict[str,
 
     if isinstance(parts[0], Detect):
         return (parts[0].forward_head(inputs, **parts[0].one2many),)
-    box_channels = 4 * getattr(parts[0], "c1", 1)  # reg_max, as its DFL knows it; an Identity stands there for 1
+    # DFL's `c1` is reg_max; with reg_max 1 an Identity replaces it.
+    box_channels = 4 * getattr(parts[0], "c1", 1)
     points = torch.cat([level.flatten(2) for level in inputs], 2)
     return ({"boxes": points[:, :box_channels], "scores": points[:, box_channels:], "feats": inputs},)
 

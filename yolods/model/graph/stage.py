@@ -1,4 +1,4 @@
-"""One stage of a pipelined detector: a range of the graph's nodes, with the weights of these nodes and no others."""
+"""One stage of a pipelined detector: a range of the graph's nodes, with only their weights."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ from yolods.model.graph.graph import IMAGE, OUT, Graph, build_graph, modules_of,
 
 
 class Stage(nn.Module):
-    """Nodes start .. stop - 1. Parameters and buffers carry the names they have in the whole DetectionModel."""
+    """Nodes start .. stop - 1.
+
+    Parameters and buffers have the names of the whole DetectionModel.
+    """
 
     def __init__(self, graph: Graph, start: int, stop: int, *, recompute: int = 0) -> None:
-        """Make the nodes' layers on the CPU, with memory but without values; see `initialise`.
+        """Create the nodes' layers on the CPU, with memory but without values (see `initialise`).
 
         Args:
-            recompute: nodes a segment whose activations are computed again in the backward pass; 0: all are kept.
+            recompute: number of nodes per segment whose activations the backward pass computes
+                again; 0 keeps all activations.
         """
         super().__init__()
         self._graph, self.start, self.stop, self._recompute = graph, start, stop, recompute
         for node in graph.nodes[start:stop]:
             for name in node.modules:
                 attach(self, name, deepcopy(graph.skeleton.get_submodule(name)).to_empty(device="cpu"))
-        # By name, not as attributes: the modules are registered once, under their place in the whole model.
+        # A dict, not attributes: the modules are registered only once, under their names in the
+        # whole model.
         self._nodes = modules_of(graph.nodes[start:stop], self)
 
     def forward(self, values: dict[str, Any]) -> dict[str, Any]:
-        """From the values that cross the cut before this stage to those that cross the one after it."""
+        """Compute the values that leave this stage from those that enter it."""
         if not (self._recompute and self.training):
             return run_nodes(self._graph, self.start, self.stop, self._nodes, values)
         for first in range(self.start, self.stop, self._recompute):
@@ -43,14 +48,20 @@ class Stage(nn.Module):
         return checkpoint(
             run_nodes,
             *(self._graph, first, last, self._nodes, values),
+            # Reentrant checkpointing carries no dictionaries and needs inputs that require a
+            # gradient.
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), self._frozen_statistics()),
+            # The layers draw no random numbers, so there is no state to save and restore.
             preserve_rng_state=False,
         )
 
     @contextmanager
     def _frozen_statistics(self) -> Iterator[None]:
-        """Recomputing must not count a micro-batch twice in BatchNorm's running statistics and its count of batches."""
+        """Freeze BatchNorm's statistics and counts.
+
+        Otherwise the recomputation would count a micro-batch twice.
+        """
         norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
         kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
         for norm in norms:
@@ -63,15 +74,16 @@ class Stage(nn.Module):
 
 
 class RecomputedDetector(Stage):
-    """A whole detector in segments, with the outputs of ultralytics' DetectionModel for the same images."""
+    """A whole detector in segments, with the same outputs as ultralytics' DetectionModel."""
 
     def __init__(self, net: nn.Module, segments: int | None) -> None:
         """Take over a CPU model's weights, under their names.
 
         Args:
             net: a DetectionModel.
-            segments: at most the number of nodes; None: about its square root, at which what is kept between segments
-                and what one segment brings back in the backward pass are about as large (arXiv 1604.06174).
+            segments: at most the number of nodes. None: about its square root, at which the
+                activations kept between segments and those that one segment recomputes in the
+                backward pass need about the same memory (arXiv 1604.06174).
         """
         graph = build_graph(net)
         nodes = len(graph.nodes)
@@ -85,13 +97,13 @@ class RecomputedDetector(Stage):
         return f"activation checkpointing: {segments} segments of at most {self._recompute} of {self.stop} nodes"
 
     def forward(self, images: Tensor) -> Any:
-        """(N, C, H, W) -> the raw predictions; in evaluation mode a pair with them in the second place."""
+        """Raw predictions of images (N, C, H, W); the second item of a pair in evaluation mode."""
         raw = super().forward({IMAGE: images})[OUT]
         return raw if self.training else (None, raw)
 
 
 def attach(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Register `module` under a dotted name, making the empty modules on the way."""
+    """Register `module` under a dotted name, creating empty parent modules as needed."""
     *way, last = name.split(".")
     for part in way:
         if part not in root._modules:

@@ -1,1 +1,1 @@
-"""The detection loss, with its assignment of boxes to anchors."""
+"""The detection loss and its assignment of boxes to anchors."""

@@ -1,9 +1,10 @@
-"""Which anchor answers for which box: task-aligned assignment (TOOD, Feng et al., 2108.07755, section 3.2).
+"""Assigns boxes to anchors: task-aligned assignment (TOOD, Feng et al., 2108.07755, section 3.2).
 
-A box's metric at an anchor is score^ALPHA x overlap^BETA. Each box takes the TOPK anchors inside it with the highest
-metric; an anchor taken by several goes to the one it overlaps most. The numbers are those of ultralytics 8.4.190
-utils/tal.py (TaskAlignedAssigner), computed for the pairs that exist and in pieces, and without asking the device for
-anything: its tensors have sizes that the labels give.
+A box's metric at an anchor is score^ALPHA x overlap^BETA. Each box takes the TOPK anchors inside it
+with the highest metric; an anchor that several boxes take goes to the one that it overlaps most.
+The numbers are those of ultralytics 8.4.190 utils/tal.py (TaskAlignedAssigner). They are computed
+only for pairs that exist, in pieces, and without waiting for the device: labels on the host
+determine the sizes of all tensors.
 """
 
 from __future__ import annotations
@@ -21,50 +22,64 @@ TOPK = 10
 ALPHA = 0.5
 BETA = 6.0
 METRIC_EPS = 1e-9
-"""Against division by zero (utils/tal.py:40)."""
+"""Prevents division by zero (utils/tal.py:40)."""
 PAIRS = 1 << 14
-"""Pairs measured at a time, or as many as there are slots where that is more; which bounds memory."""
+"""Pairs computed at a time, or the number of slots if that is larger; bounds the memory."""
 CELLS = 1 << 17
-"""Numbers in a piece of the table of boxes x anchors that the highest are looked for in, or 16 for each slot."""
+"""Elements per piece of the boxes x anchors table for topk, or 16 per slot if that is more."""
 VECTOR = 64
-"""What pieces are a multiple of. torch rounds the last elements of a tensor, those that do not fill a vector register,
-by other code than the rest, and they are to be the last ones of all, as in ultralytics."""
+"""Sizes of pieces are a multiple of this.
+
+torch computes the last elements of a tensor, those that do not fill a vector register, with other
+code than the rest, which rounds differently. As in ultralytics, these must be the last elements of
+the whole tensor.
+"""
 _LAST = (1 << 31) - 1
 
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """K slots, in rising order, and the box that each was given."""
+    """K slots in ascending order, and the box that each received."""
 
     slot: Tensor
     """(K,) int64, all different."""
     real: Tensor
-    """(K,) bool: whether the slot was given a box. The others come last and fill up to a size that labels give."""
+    """(K,) bool: whether the slot received a box.
+
+    Slots without one come last and fill the tensor up to a size that the labels determine.
+    """
     box: Tensor
-    """(K,) int64."""
+    """(K,) int64 index of the box."""
     weight: Tensor
-    """(K,) fp32 target score: the metric, scaled so that a box's best anchor has its best overlap; 0 if not real."""
+    """(K,) fp32 target score; 0 if not real.
+
+    The metric, scaled so that a box's best anchor gets its best overlap.
+    """
 
 
 @torch.no_grad()
 def assign(probabilities: Tensor, boxes: Tensor, anchors: Anchors, targets: Targets, *, exact: bool) -> Assignment:
-    """Give anchors to boxes.
+    """Assign boxes to anchors.
 
     Args:
         probabilities: (S, nc) fp32 of all slots.
         boxes: (4, S) fp32 left, top, right, bottom in pixels.
-        anchors: of an image.
-        targets: of the batch.
-        exact: ask how many slots were given a box, and return no others. The host has to wait for the answer.
+        anchors: anchors of an image.
+        targets: targets of the batch.
+        exact: whether to return only slots that received a box. The host then waits for their
+            number.
     """
+    # At most this many slots receive a box; the host knows it without asking the device.
     room = min(targets.most(TOPK), len(probabilities))
     if not room:
-        return Assignment(targets.box, targets.box.bool(), targets.box, targets.box.float())  # all of them empty
+        # All of these tensors are empty.
+        return Assignment(targets.box, targets.box.bool(), targets.box, targets.box.float())
     metrics, overlaps, contest = _measure(probabilities, boxes, targets)
     highest = _highest(metrics, anchors.count, max(CELLS, 16 * len(probabilities)), targets)
     pair = _settle(highest, contest, targets)
     given = pair >= 0
     slot = given.nonzero().view(-1) if exact else _first(given, room)
+    # Slots without a box point to an arbitrary pair; their values become 0 below.
     real, pair = given.index_select(0, slot), pair.index_select(0, slot).clamp_(0, targets.pairs - 1)
     box = targets.box.index_select(0, pair)
     metric, overlap = (each.index_select(0, pair).masked_fill_(~real, 0) for each in (metrics, overlaps))
@@ -72,7 +87,7 @@ def assign(probabilities: Tensor, boxes: Tensor, anchors: Anchors, targets: Targ
 
 
 def _measure(probabilities: Tensor, boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
-    """(P,) metrics, (P,) overlaps, and (S,) int64: a number for each slot's pair of the highest overlap, see `_bid`."""
+    """(P,) metrics, (P,) overlaps, and (S,) int64 `_bid` of each slot's best overlap."""
     slots, classes = probabilities.shape
     metrics, overlaps = boxes.new_empty(targets.pairs), boxes.new_empty(targets.pairs)
     contest = targets.box.new_zeros(slots)
@@ -91,21 +106,21 @@ def _measure(probabilities: Tensor, boxes: Tensor, targets: Targets) -> tuple[Te
 
 
 def _bid(overlap: Tensor, start: int) -> Tensor:
-    """(n,) int64 that rises with the overlap, and from the last pair to the first among equals.
+    """(n,) int64 that increase with the overlap; among equal ones the first pair's is largest.
 
-    The bits of a float that is not negative, read as an integer, are in the order of the floats; below them is the
-    pair's number, counted down. The largest of these tells the pair, and asks for one pass only.
+    The bits of a non-negative float, read as an integer, have the order of the floats. The lower 32
+    bits hold the pair's number, counted down. So the largest bid identifies the pair, in one pass.
     """
     numbers = torch.arange(_LAST - start, _LAST - start - len(overlap), -1, device=overlap.device)
     return (overlap.abs().view(torch.int32).long() << 32).add_(numbers)
 
 
 def _highest(metrics: Tensor, anchors: int, cells: int, targets: Targets) -> Tensor:
-    """(T, TOPK) int64 cells of each box's highest metrics.
+    """(T, TOPK) int64: cells of each box's highest metrics.
 
-    They are looked for among all anchors, with 0 where there is no pair: where fewer than TOPK are above 0, it is by
-    torch's order among equals that ultralytics takes the rest, and with it these come out the same. The table is made
-    in pieces of about so many `cells`.
+    The search covers all anchors, with 0 for those without a pair. If fewer than TOPK metrics are
+    above 0, ultralytics fills up in torch's order of equal elements, and this search gives the same
+    order. The table is built in pieces of about `cells` elements.
     """
     found = []
     boxes, step = len(targets.labels), max(cells // anchors, 1)
@@ -120,21 +135,24 @@ def _highest(metrics: Tensor, anchors: int, cells: int, targets: Targets) -> Ten
 
 
 def _settle(highest: Tensor, contest: Tensor, targets: Targets) -> Tensor:
-    """(S,) int64: the pair by which each slot is given to a box; -1 where it is given to none."""
+    """(S,) int64: the pair that wins each slot; -1 if none does."""
     slots, cell = len(contest), highest.view(-1)
+    # Cells ascend from pair to pair, so a binary search finds the pair of each cell.
     pair = torch.searchsorted(targets.cell, cell).clamp_(max=targets.pairs - 1)
     outside = targets.cell.index_select(0, pair) != cell
+    # Pairs outside their box go to an extra slot at the end, which is dropped.
     slot = (highest + targets.shift.view(-1, 1)).view(-1).masked_fill_(outside, slots)
-    # Of the pairs that want a slot, the first and the last: apart where there are several.
+    # The first and the last pair that take a slot. They differ if several do; then the bids decide.
     last = pair.new_full((slots + 1,), -1).scatter_reduce_(0, slot, pair, "amax")[:slots]
     first = pair.new_full((slots + 1,), targets.pairs).scatter_reduce_(0, slot, pair, "amin")[:slots]
     return torch.where(first < last, _LAST - (contest & 0xFFFFFFFF), last)
 
 
 def _first(given: Tensor, room: int) -> Tensor:
-    """(room,) int64: the slots that were given a box, then others."""
+    """(room,) int64: the slots that received a box, followed by others."""
     everyone = torch.arange(len(given), device=given.device)
     upto = given.cumsum(0)
+    # Those with a box keep their order at the front, and the others follow in theirs.
     place = torch.where(given, upto - 1, upto[-1:] + everyone - upto)
     return torch.empty_like(everyone).scatter_(0, place, everyone)[:room]
 

@@ -1,4 +1,4 @@
-"""Geometry of boxes, as ultralytics' loss has it, operation by operation: gradients then have its bits too."""
+"""Box geometry with the same operations as ultralytics' loss, for bit-equal gradients."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 EPS = 1e-7
-"""Against division by zero (utils/metrics.py:115)."""
+"""Prevents division by zero (utils/metrics.py:115)."""
 
 
 def corners(distances: Tensor, points: Tensor) -> Tensor:
-    """Left, top, right, bottom (.., 4) of boxes that reach (.., 4) so far from their anchor points (.., 2)."""
+    """Corners (.., 4) of boxes that extend `distances` (.., 4) from `points` (.., 2).
+
+    Corners are left, top, right and bottom.
+    """
     before, after = distances.chunk(2, -1)
     return torch.cat((points - before, points + after), -1)
 
@@ -25,14 +28,16 @@ def distances(boxes: Tensor, points: Tensor) -> Tensor:
 
 
 def ciou(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
-    """Complete intersection over union (Zheng et al., 1911.08287, equations 8 to 11): IoU - (rho^2 / c^2 + alpha v).
+    """Complete intersection over union: IoU - (rho^2 / c^2 + alpha v).
 
-    The trade-off alpha takes no gradient. Heights are widened by `EPS` and widths are not, as in ultralytics 8.4.190
-    utils/metrics.py:108.
+    Source: Zheng et al., 1911.08287, equations 8 to 11.
+
+    No gradient flows through the trade-off alpha. `EPS` is added to heights but not to widths, as
+    in ultralytics 8.4.190 utils/metrics.py:108.
 
     Args:
         one: left, top, right and bottom, four tensors of one shape.
-        other: likewise. Exchanged, they give the same but for the last bit.
+        other: the same of the other box. Exchanging the two changes only the last bit.
     """
     (left, top, right, bottom), (x1, y1, x2, y2) = one, other
     wide, high = right - left, bottom - top + EPS

@@ -1,8 +1,11 @@
-"""The detection loss of ultralytics 8.4.190 (utils/loss.py, v8DetectionLoss), which waits for nothing on a device.
+"""The detection loss of ultralytics 8.4.190, without waits for the device.
 
-The same numbers, at the scale at which DeepSpeed's averaging gives ultralytics' gradients. Labels are read on the host,
-so every tensor's size is known before the device has computed anything. What ultralytics computes for all anchors and
-keeps for the backward pass is computed for those that were given a box, or in place.
+Source: utils/loss.py, v8DetectionLoss.
+
+It computes the same numbers, at the scale at which DeepSpeed's averaging gives ultralytics'
+gradients. Labels are read on the host, so every tensor's size is known before the device has
+computed anything. What ultralytics computes for all anchors and keeps for the backward pass is
+computed here only for anchors that received a box, or in place.
 """
 
 from __future__ import annotations
@@ -20,11 +23,11 @@ from yolods.model.loss.boxes import ciou, corners, distances
 from yolods.model.loss.targets import Targets, targets_of
 
 SCORES = 1 << 16
-"""Scores whose loss is computed at a time, or a sixteenth of all where that is more; which bounds memory."""
+"""Scores per piece of the class loss, or a sixteenth of all if that is more; bounds memory."""
 
 
 class DetectionLoss:
-    """Box, class and distribution focal loss of raw head outputs against the targets of a micro-batch."""
+    """Box, class and distribution focal loss of a micro-batch's raw head outputs."""
 
     def __init__(
         self,
@@ -37,16 +40,17 @@ class DetectionLoss:
     ) -> None:
         """
         Args:
-            head: the Detect layer, which tells strides, class count and reg_max; its weights are not read.
-            device: where predictions are.
+            head: the Detect layer, for strides, class count and reg_max; its weights are not read.
+            device: device of the predictions.
             gains: namespace with `box`, `cls` and `dfl`.
-            class_weights: (nc,) fp32 weights of the class loss, mean 1; None for none.
-            exact: add up what anchors with a box have lost, and no zeros, whose number would change the order of the
-                sum: on one thread all bits are ultralytics' then. It asks the device how many anchors these are; None:
-                where that is no question, on the host.
+            class_weights: (nc,) fp32 weights of the class loss with mean 1; None for none.
+            exact: whether to sum only over anchors with a box. Zeros of other anchors would change
+                the order of the sum; without them, all bits are ultralytics' on one thread. The
+                host must ask the device for the number of these anchors; None: exact on the CPU,
+                where that costs nothing.
         """
         self._strides = tuple(head.stride.tolist())
-        # utils/tal.py:60: shorter sides of boxes are stretched to the second level's stride.
+        # utils/tal.py:60: shorter sides of boxes are extended to the second level's stride.
         self._smallest = self._strides[min(1, len(self._strides) - 1)]
         self._device, self._gains = device, gains
         self._bins = torch.arange(head.reg_max, dtype=torch.float32, device=device)
@@ -54,34 +58,39 @@ class DetectionLoss:
         self._exact = device.type == "cpu" if exact is None else exact
 
     def __call__(self, predictions: dict[str, Any], batch: dict[str, Tensor], images: int) -> tuple[Tensor, Tensor]:
-        """Score one micro-batch.
+        """The loss of one micro-batch.
 
-        ultralytics' trainer backpropagates loss x images of the micro-batch, summed over micro-batches and ranks, so
-        the gradient of a step is sum_m b_m dL_m (U/engine/trainer.py: `loss *= world_size`; U/utils/loss.py:
-        `loss * batch_size`). DeepSpeed averages over ranks, and is told to add up over micro-batches. With b images on
-        each of R ranks, sum_m mean_r(L x images) = sum b L where `images` = b x R: so each loss is multiplied by the
-        images of the batch over all ranks, and lr0 = 0.01 and a clip at 10.0 mean what users know.
+        ultralytics' trainer backpropagates loss x images of the micro-batch, summed over
+        micro-batches and ranks, so the gradient of a step is sum_m b_m dL_m (U/engine/trainer.py:
+        `loss *= world_size`; U/utils/loss.py: `loss * batch_size`). DeepSpeed averages over ranks,
+        and sums over micro-batches because it is told to. With b images on each of R ranks, sum_m
+        mean_r(L x images) = sum b L if `images` = b x R. Therefore each loss is multiplied by the
+        images of the batch over all ranks, and lr0 = 0.01 and clipping at 10.0 have the effect that
+        users know.
 
         Args:
-            predictions: `boxes` (N, 4 x reg_max, A), `scores` (N, nc, A), `feats` list of (N, C, H, W); any float.
-            batch: on the host, as the loader gives it: `batch_idx` (T,) rising, `cls` (T, 1), `bboxes` (T, 4)
-                normalised xywh; fp32.
+            predictions: `boxes` (N, 4 x reg_max, A), `scores` (N, nc, A), `feats` list of (N, C, H,
+                W); any float dtype.
+            batch: on the host, as the loader returns it: `batch_idx` (T,) ascending, `cls` (T, 1),
+                `bboxes` (T, 4) normalised xywh; fp32.
             images: images of the batch, over all ranks.
 
         Returns:
-            the fp32 scalar to backpropagate, and the detached (3,) fp32 items box, cls, dfl that ultralytics reports.
+            the fp32 scalar to backpropagate, and the detached (3,) fp32 items box, cls, dfl that
+            ultralytics reports.
 
         Raises:
-            ValueError: the labels are not on the host, or have a class that the head does not know.
+            ValueError: the labels are not on the host, or have a class beyond those of the head.
         """
         items, _ = self._items(predictions, batch)
         return items.sum() * images, items.detach()
 
     @torch.no_grad()
     def sums(self, predictions: dict[str, Any], batch: dict[str, Tensor]) -> Tensor:
-        """The items of a batch before they are averaged, so that the parts of a batch add up to those of the whole.
+        """The items of a batch before averaging, so that the parts of a batch add up to the whole.
 
-        ultralytics' items are sums over the images, divided by the sum of the target scores or by 1, whichever is more.
+        ultralytics' items are sums over the images, divided by the sum of the target scores, or by
+        1 if that is larger.
 
         Returns:
             (4,) fp64: the sums of box, cls and dfl, with their gains; the sum of the target scores.
@@ -104,8 +113,9 @@ class DetectionLoss:
     def _class_loss(
         self, predictions: dict[str, Any], anchors: Anchors, targets: Targets
     ) -> tuple[Assignment, Tensor, Tensor]:
-        """Which slots are given to which boxes, the sum of what all scores lose, and of the target scores."""
-        boxes = self._boxes(predictions["boxes"], anchors)  # first: it takes room for a while
+        """The assignment of boxes to slots, the class loss, and the sum of the target scores."""
+        # First, because it needs memory for a while.
+        boxes = self._boxes(predictions["boxes"], anchors)
         logits = _by_slot(predictions["scores"])
         probabilities = logits.sigmoid()
         assigned = assign(probabilities, boxes, anchors, targets, exact=self._exact)
@@ -118,14 +128,14 @@ class DetectionLoss:
 
     @torch.no_grad()
     def _boxes(self, raw: Tensor, anchors: Anchors) -> Tensor:
-        """(4, S) fp32 corners in pixels of raw boxes (N, 4 x reg_max, A)."""
+        """Corners of raw boxes (N, 4 x reg_max, A) in pixels: (4, S) fp32."""
         reach = self._reach(_by_slot(raw)).view(-1, anchors.count, 4)
         return (corners(reach, anchors.points) * anchors.strides).view(-1, 4).t().contiguous()
 
     def _reach(self, raw: Tensor) -> Tensor:
-        """Distances (.., 4) in cells: the mean of each side's distribution over its bins (GFL, 2006.04388, equation 5).
+        """Distances (.., 4) in cells: each side's mean over its bins (GFL, 2006.04388, equation 5).
 
-        With one bin they are the raw numbers.
+        With one bin, the raw numbers are the distances.
         """
         bins = len(self._bins)
         if bins == 1:
@@ -135,10 +145,13 @@ class DetectionLoss:
     def _box_losses(
         self, raw: Tensor, anchors: Anchors, targets: Targets, assigned: Assignment
     ) -> tuple[Tensor, Tensor]:
-        """Sums over the assigned slots of what their boxes and their distances lose (utils/loss.py:122)."""
+        """Summed losses of boxes and of distances over the assigned slots (utils/loss.py:122)."""
         image, anchor = assigned.slot // anchors.count, assigned.slot % anchors.count
+        # Only assigned anchors: autograd would keep an fp32 copy of all boxes for the backward
+        # pass.
         rows = raw.permute(0, 2, 1)[image, anchor].float()
-        rows.masked_fill_(~assigned.real.view(-1, 1), 0)  # lest a slot without a box has no number for a gradient
+        # Otherwise the gradient of a slot without a box could be nan.
+        rows.masked_fill_(~assigned.real.view(-1, 1), 0)
         points, strides = anchors.points.index_select(0, anchor), anchors.strides.index_select(0, anchor)
         target = targets.corners.index_select(1, assigned.box).t() / strides
         weight = assigned.weight.view(-1, 1)
@@ -164,14 +177,16 @@ def as_float(predictions: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _by_slot(outputs: Tensor) -> Tensor:
-    """(N, C, A) of any float -> (N x A, C) fp32, a copy."""
+    """A copy of (N, C, A) of any float dtype as (N x A, C) fp32."""
     images, channels, anchors = outputs.shape
     copy = torch.empty((images, anchors, channels), dtype=torch.float32, device=outputs.device)
     return copy.copy_(outputs.permute(0, 2, 1)).view(-1, channels)
 
 
 def _focal(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Distribution focal loss (2006.04388, equation 6), the mean of the four sides; utils/loss.py:105.
+    """Distribution focal loss (2006.04388, equation 6), the mean of the four sides.
+
+    Source: utils/loss.py:105.
 
     Args:
         logits: (K x 4, bins).
@@ -190,25 +205,26 @@ def _focal(logits: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _relative(distances: Tensor, strides: Tensor, anchors: Anchors) -> Tensor:
-    """Distances (K, 4) from cells to parts of the image's sides (utils/loss.py:151)."""
+    """Convert distances (K, 4) from cells to fractions of the image's sides (utils/loss.py:151)."""
     return distances * strides / anchors.sides
 
 
 @dataclass(frozen=True, eq=False)
 class _Weighed:
-    """What the class loss is computed from, and overwrites."""
+    """Inputs of the class loss, which overwrites them."""
 
     logits: Tensor
     """(S, nc) fp32."""
     probabilities: Tensor
-    """(S, nc) their sigmoids."""
+    """(S, nc) sigmoids of the logits."""
     wanted: Tensor
     """(S, nc) target scores."""
     weights: Tensor | None
-    """(nc,) of classes."""
+    """(nc,) weights of the classes."""
 
     def lose(self) -> Tensor:
-        """(S, nc) binary cross entropy, in the place of the logits: (1 - z) x - log sigmoid(x)."""
+        """Binary cross entropy (S, nc), stored in the logits: (1 - z) x - log sigmoid(x)."""
+        # In pieces, so that the temporary tensors stay small.
         step = max(SCORES, self.logits.numel() // (16 * VECTOR) * VECTOR)
         pieces = zip(self.logits.view(-1).split(step), self.wanted.view(-1).split(step), strict=True)
         for logits, wanted in pieces:
@@ -217,18 +233,25 @@ class _Weighed:
         return self.logits if self.weights is None else self.logits.mul_(self.weights)
 
     def slope(self) -> Tensor:
-        """(S, nc) its derivative without the weights, in the place of the probabilities."""
+        """Its derivative (S, nc) without the class weights, stored in the probabilities."""
         return self.probabilities.sub_(self.wanted)
 
 
 class _ClassLoss(torch.autograd.Function):
-    """The sum of the classes' binary cross entropy. Of its forward pass only the derivative is kept."""
+    """The summed binary cross entropy of the classes.
+
+    Saves only the derivative for the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, weighed: _Weighed) -> Tensor:
-        """`scores` (N, nc, A) are those that `weighed` was made of; they are named for the gradient's sake."""
+        """Sum the loss.
+
+        `scores` (N, nc, A) are those in `weighed`; autograd needs them as an input.
+        """
         total = weighed.lose().sum()
         ctx.shape, ctx.dtype, ctx.weights = scores.shape, scores.dtype, weighed.weights
+        # The derivative overwrites the probabilities, so it needs no memory of its own.
         ctx.save_for_backward(weighed.slope())
         return total
 
