@@ -13,6 +13,7 @@ from typing import IO
 import psutil
 
 from tests.forks import environment
+from yolods.launch.deepspeed_runner import NODE_LAUNCHER
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--model", "yolov5n", "--imgsz", "64", "--batch-size", "4", "--workers", "0")
@@ -82,13 +83,14 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The ranks that a launcher has started; not their sidecars (`yolods.watchdog.sidecar`)."""
+    """The ranks that a start on this machine consists of, in their order: the children of the host's launcher."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.Error):
-            if "RANK" in child.environ() and not any(word.endswith("sidecar.py") for word in child.cmdline()):
+            parent = child.parent()
+            if parent is not None and NODE_LAUNCHER in parent.cmdline():
                 found.append(child)
-    return found
+    return sorted(found, key=lambda rank: (rank.create_time(), rank.pid))
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> float:

@@ -104,9 +104,7 @@ class Engine(TrainingState):
         # not applied must restore them.
         self.snapshots.keep_statistics()
         # A second run needs the same batches, and the stream cannot go back.
-        feed = ReplayableBatches(
-            batches, keep=self.diagnosis.when == "armed"
-        )
+        feed = ReplayableBatches(batches, keep=self.diagnosis.when == "armed")
         sums = self._accumulate(step, feed, size)
         mark("gradients")
         # The request travels with the losses, so that all ranks learn of it from the same
