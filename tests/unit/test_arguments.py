@@ -83,4 +83,4 @@ def test_every_fault_of_every_layer_is_told_at_once():
 
 def test_the_layer_that_cannot_be_made_is_the_first_such():
     broken = layers(["Conv", [16, 3]], ["nn.Upsample", ["x", 2, "nearest", "y", 1, 2, 3]], ["Nothing", []])
-    assert failing_layer(broken) == 'layer 2 (nn.Upsample ["x", 2, "nearest", "y", 1, 2, 3]): '
+    assert failing_layer(broken) == "layer 2 (nn.Upsample ['x', 2, 'nearest', 'y', 1, 2, 3]): "
