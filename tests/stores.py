@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from yolods.checkpoint.checked_files import write_text
+from yolods.checkpoint.progress import Progress
+from yolods.checkpoint.read import Checkpoint
+from yolods.checkpoint.store import write_rank
+from yolods.checkpoint.verify import render_manifest
 from yolods.distributed.world import Ranks, Share
 from yolods.zero.shards import cut_shards
 
@@ -16,6 +24,7 @@ ALONE = Ranks(0, 1, 0, "here", torch.device("cpu"))
 MODEL = {"architecture": {"nc": 2}, "names": ["a", "b"], "train_args": {}}
 WEIGHTS = {"conv.weight": torch.arange(6.0).view(2, 3), "conv.bias": torch.tensor([7.0, 8.0, 9.0])}
 GROUPS = [[("conv.weight", (2, 3))], [("conv.bias", (3,))]]
+FIRST = Progress(step=1)
 
 
 class Engine:
@@ -61,3 +70,16 @@ class Engine:
     def load_state(self, state: dict[str, Any]) -> None:
         """Remember what came."""
         self.loaded = state
+
+
+def write_ranks(folder: Path, kind: str, count: int, progress: Progress = FIRST) -> Checkpoint:
+    """What `count` ranks would write of step 1 into `folder`, each its own file; whole, and named by `latest`."""
+    step = folder / "step00000001"
+    step.mkdir(parents=True)
+    engines = [Engine(kind, rank, count) for rank in range(count)]
+    files = {f"rank{rank}.pt": write_rank(step, rank, {**each.state(), "rng": {}}) for rank, each in enumerate(engines)}
+    files["progress.json"] = write_text(step / "progress.json", json.dumps(asdict(progress)))
+    files["model.json"] = write_text(step / "model.json", json.dumps({**MODEL, **engines[0].layout()}))
+    write_text(step / "manifest.json", render_manifest(files))
+    (folder / "latest").write_text(step.name)
+    return Checkpoint(step)

@@ -14,9 +14,13 @@ import pytest
 
 from yolods.config import precheck_deepspeed
 from yolods.data.spec import places, read_spec, spare_places
-from yolods.errors import Faults
+from yolods.doctor import run
+from yolods.doctor.run import run_doctor
+from yolods.errors import Faults, UserError
 from yolods.hosts.env_forwarding import EXPORTED, travelling
-from yolods.hosts.remote import Caller, explain, ssh_command
+from yolods.hosts.hostfile import Host
+from yolods.hosts.remote import Answer, Caller
+from yolods.launch.args import LaunchFlags
 
 ROOT = Path(__file__).parents[2]
 
@@ -236,6 +240,63 @@ def test_every_bad_line_of_a_hostfile_at_once(cluster, free_port):
     assert [line.partition(" line ")[2][:2] for line in lines] == ["1:", "2:"]
 
 
+LOCAL = (Host("localhost", 2, (0, 1)),)
+FAR = (Host("a", 1, (0,)), Host("b", 1, (0,)))
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """What hosts are asked, of which none answers."""
+    calls: list = []
+
+    def ask(hosts, request, caller, *, local):
+        calls.append((request, caller, local))
+        return [Answer(host, None, "no route") for host in hosts]
+
+    monkeypatch.setattr(run, "ask", ask)
+    monkeypatch.setattr(run, "check_threads", lambda environ: None)
+    return calls
+
+
+def test_hosts_that_cannot_be_asked_are_not(asked):
+    with pytest.raises(UserError, match=r"^doctor asks hosts through ssh, and --no_ssh says there is none"):
+        run_doctor(FAR, LaunchFlags(no_ssh=True))
+    assert asked == []
+
+
+def test_over_hosts_they_are_asked_by_ssh_where_ranks_will_meet(asked, monkeypatch):
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    flags = LaunchFlags(master_addr="10.0.0.1", ssh_port=2222)
+    lines, fine = run_doctor(FAR, flags, trees=["/data"], lists=["/data/val.txt"], ignored=[".cache"])
+    ((request, caller, local),) = asked
+    assert (request.master_addr, request.master_port, local) == ("10.0.0.1", 29500, False)
+    assert (request.trees, request.lists, request.ignored) == (("/data",), ("/data/val.txt",), (".cache",))
+    assert caller == Caller(Path.cwd(), sys.executable, caller.variables, 2222)
+    assert caller.variables["NCCL_DEBUG"] == "INFO"
+    assert not fine and sum(line.endswith("no route") for line in lines) == 2
+
+
+def test_a_start_on_this_machine_alone_sets_nothing_and_takes_any_port(asked):
+    run_doctor(LOCAL, LaunchFlags(master_port=1234))
+    run_doctor(LOCAL, LaunchFlags())
+    for port, (request, caller, local) in zip((1234, None), asked, strict=True):
+        assert (request.master_addr, request.master_port, local) == (None, port, True)
+        assert caller.variables == {}
+
+
+def test_what_was_found_before_is_told_first_and_what_the_environment_lacks_with_it(asked, monkeypatch):
+    def refuse(environ):
+        raise UserError("OMP_NUM_THREADS=x: it has to be a number")
+
+    monkeypatch.setattr(run, "check_threads", refuse)
+    faults = Faults()
+    faults.add("d.yaml: no such file")
+    lines, fine = run_doctor(LOCAL, LaunchFlags(), faults=faults)
+    first = [line for line in lines if line.startswith("fault: ")][:2]
+    assert first == ["fault: d.yaml: no such file", "fault: OMP_NUM_THREADS=x: it has to be a number"]
+    assert not fine
+
+
 def test_what_travels_to_other_hosts(tmp_path):
     home, here = tmp_path / "home", tmp_path / "here"
     for folder, text in ((home, "A=1\nB=home\n"), (here, "B=here\nnonsense\n")):
@@ -254,33 +315,6 @@ def test_deepspeed_hands_on_the_same_variables():
 
     theirs = [*runner.EXPORT_ENVS, *cuda_accelerator.CUDA_Accelerator().export_envs()]
     assert sorted(EXPORTED) == sorted(theirs)
-
-
-def test_ssh_asks_nothing_and_takes_pdshs_own_options():
-    words = ssh_command("b", "true", {"PDSH_SSH_ARGS_APPEND": "-F 'my config'"})
-    assert words[0] == "ssh" and words[-4:] == ["-F", "my config", "b", "true"]
-    assert "BatchMode=yes" in words and "ConnectTimeout=5" in words
-    assert ssh_command("b", "true", {}, 2222)[-4:] == ["-p", "2222", "b", "true"]
-
-
-@pytest.mark.parametrize(
-    ("code", "said", "expected"),
-    [
-        (255, "Host key verification failed.", "make its key known: ssh b once by hand, or ssh-keyscan"),
-        (255, "ssh: Could not resolve hostname b: x", "correct its name in the hostfile, or add it to /etc/hosts"),
-        (255, "ssh: connect to host b port 22: No route to host", "see that it is up and on the network"),
-        (255, "", "ssh does not reach it: exit status 255; see that it is up and on the network"),
-        (1, "warning\nSyntaxError: x\n", "/p fails there: SyntaxError: x"),
-    ],
-)
-def test_why_a_host_gave_no_report(code, said, expected):
-    assert explain("b", code, said, Caller(Path("/d"), "/p", {})).endswith(expected)
-
-
-def test_a_host_without_our_python_is_installed_as_this_one_was(monkeypatch):
-    monkeypatch.setenv("YOLODS_LAUNCH_SCRIPT", "../yolods/launch.sh")
-    expected = "it has no /p; install there as here: ../yolods/launch.sh version"
-    assert explain("b", 92, "", Caller(Path("/d"), "/p", {})) == expected
 
 
 def test_where_data_lies(data, tmp_path):

@@ -7,16 +7,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from yolods import compat, errors
-from yolods.errors import Faults, UserError
+from yolods.errors import UserError
 from yolods.hosts.hostfile import Host
 from yolods.launch import command as launch
 from yolods.launch import deepspeed_runner, node_launcher, supervisor
-from yolods.launch.args import LaunchFlags, read_words, split_words
+from yolods.launch.args import LaunchFlags, split_words
 from yolods.launch.command import ALLOCATOR, free_port, launcher_command, ranks_of, unused_flags
 from yolods.system import folders, interrupt
 
@@ -257,52 +256,6 @@ def test_the_environments_tools_are_on_the_path():
     assert variables == {"PATH": f"/env/bin{os.pathsep}/usr/bin"}
 
 
-def test_the_launchers_flags_are_taken_out_of_the_words():
-    words = ["train", "--data", "x", "--hostfile", "h", "--num_gpus=3", "--include", "a:0", "--local_rank", "0"]
-    flags, rest = split_words(words, {})
-    assert flags == LaunchFlags(hostfile=Path("h"), num_gpus=3, include="a:0")
-    assert rest == ["train", "--data", "x", "--local_rank", "0"]
-
-
-def test_flags_of_a_launcher():
-    words = ["val", "--launcher", "slurm", "--launcher_args=-v --overlap", "--ssh_port", "2", "--master_addr", "x"]
-    flags, rest = split_words([*words, "--no_ssh", "--node_rank", "0"], {})
-    expected = {"launcher": "slurm", "launcher_args": "-v --overlap", "ssh_port": 2, "master_addr": "x"}
-    assert flags == LaunchFlags(**expected, no_ssh=True, node_rank=0)
-    assert rest == ["val"]
-
-
-def test_abbreviations_are_left_to_the_subcommand():
-    """--in would otherwise be taken for --include, and --e for --exclude."""
-    assert split_words(["train", "--epochs", "3", "--in", "x"], {})[1] == ["train", "--epochs", "3", "--in", "x"]
-
-
-def test_hostfile_by_variable():
-    assert split_words(["train"], {"HOSTFILE": "h"})[0].hostfile == Path("h")
-    assert split_words(["train", "--hostfile", "k"], {"HOSTFILE": "h"})[0].hostfile == Path("k")
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["--num_gpus", "two"], "--num_gpus is 'two': it has to be a whole number"),
-        (["--hostfile"], "--hostfile: expected one argument"),
-        (["--launcher", "rsh"], "--launcher: invalid choice: 'rsh'"),
-    ],
-)
-def test_mistakes_in_the_launchers_flags(words, line):
-    with pytest.raises(UserError, match=f"^{line}"):
-        split_words(words, {})
-
-
-def test_all_mistakes_in_the_launchers_flags_are_told_at_once():
-    faults = Faults()
-    words = ["train", "--num_gpus", "x", "--max-restarts", "-1", "--master_port", "0", "--data", "d.yaml"]
-    flags, rest = read_words(words, faults, {})
-    assert (flags, rest) == (LaunchFlags(), ["train", "--data", "d.yaml"])
-    assert [line.split()[0] for line in faults] == ["--num_gpus", "--max-restarts", "--master_port"]
-
-
 @pytest.mark.parametrize(
     ("count", "line"),
     [("4097", "--num_gpus 4097: it has to be at most 4096"), ("99999999999", "--num_gpus 99999999999: it has to be")],
@@ -318,22 +271,6 @@ def test_a_fault_of_the_hostfile_names_the_variable_that_has_named_it(tmp_path):
         flags, _ = split_words(["train"], {"HOSTFILE": str(file)})
         with pytest.raises(UserError, match=f"^HOSTFILE={file}"):
             command(flags)
-
-
-def test_the_runner_keeps_gpus_of_a_start_on_this_machine_from_deepspeed(monkeypatch):
-    """It would say that it ignores CUDA_VISIBLE_DEVICES, which the slots honour."""
-    seen = []
-    theirs = SimpleNamespace(main=lambda: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")))
-    pdsh = SimpleNamespace(PDSHRunner=SimpleNamespace(get_cmd=None))
-    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace())
-    stub = SimpleNamespace(runner=theirs, multinode_runner=pdsh)
-    monkeypatch.setitem(sys.modules, "deepspeed.launcher", stub)
-    monkeypatch.setattr(deepspeed_runner, "heed", lambda stop: {})
-    for words in ([], ["--launcher", "openmpi"]):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
-        monkeypatch.setattr(sys, "argv", ["runner", *words])
-        assert deepspeed_runner.main() == 0
-    assert seen == [None, "GPU-a"]
 
 
 @pytest.mark.process
@@ -383,9 +320,3 @@ def test_flags_for_other_hosts_that_a_local_start_does_not_use_are_said(flags, u
     given = LaunchFlags(**flags)
     assert unused_flags(given, (Host("localhost", 2, (0, 1)),)) == unused
     assert unused_flags(given, (Host("a", 2, (0, 1)), Host("b", 2, (0, 1)))) == []
-
-
-@pytest.mark.parametrize("flag", ["--hostfile", "--include", "--num_gpus", "--master_addr"])
-def test_an_empty_flag_of_the_launcher_is_not_taken_for_this_machine_or_for_all_hosts(flag):
-    with pytest.raises(UserError, match=f"^{flag} is empty: is a variable of the shell not set"):
-        split_words(["train", flag, "", "--data", "x"])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
-import shlex
 import signal
 import sys
 import threading
@@ -61,37 +59,6 @@ def told(folder: Path, number: signal.Signals) -> None:
         time.sleep(0.05)
     for child in psutil.Process(server_pid()).children():
         child.send_signal(number)
-
-
-def meant() -> None:
-    from argparse import Namespace
-
-    from deepspeed.launcher.multinode_runner import PDSHRunner
-
-    from yolods.launch import deepspeed_runner
-
-    stock = Namespace(
-        user_args=["train"], user_script="yolods", launcher_args="", ssh_port=None, master_addr="a", master_port=1,
-        venv_script=None, no_python=False, module=True, no_local_rank=True, save_pid=False, enable_each_rank_log=None,
-    )  # fmt: skip
-    command, kill, _ = PDSHRunner(stock, "e30=").get_cmd({}, {"a": [0], "b": [0]})
-    assert deepspeed_runner.DEEPSPEED_LAUNCH in command
-    *pdsh, pattern = deepspeed_runner.meant(kill)
-    assert pdsh == command[: len(pdsh)] == ["pdsh", "-S", "-f", "1024", "-w", "a,b"]
-    # As the remote shell reads it, against what `ps` shows of the launcher, of the shell around it, and of pdsh.
-    fits = re.compile(" ".join(shlex.split(pattern)))
-    line = " ".join(
-        deepspeed_runner.NODE_LAUNCHER if word == deepspeed_runner.DEEPSPEED_LAUNCH else word
-        for word in command[len(pdsh) :]
-    )
-    assert fits.search(line[line.index(sys.executable) :])
-    assert not fits.search(f"bash -c {line}")
-    assert not fits.search(" ".join([*pdsh, line]))
-
-
-def test_over_pdsh_the_hosts_launchers_are_asked_and_pdsh_stays(tmp_path: Path) -> None:
-    status = forked("tests.unit.test_node_launcher:meant", {}, screen=tmp_path / "s", timeout=60)
-    assert status == 0, (tmp_path / "s").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, PASSED_ON], ids=["SIGTERM", "Ctrl-C"])

@@ -12,7 +12,6 @@ from tests.parity.small import plain_model
 from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.graph.graph import IMAGE, OUT, build_graph
 from yolods.model.graph.stage import Stage, attach
-from yolods.plan.stage_plan import state_bytes
 
 CUTS = {"yolov5n": ("4.m.1", "13", "24.0.cls1"), "yolov5n6": ("10.close", "23", "33.2.box")}
 
@@ -105,22 +104,3 @@ def test_attaching_makes_the_modules_on_the_way():
     assert root.get_submodule("model.4.m.0") is conv
     names = [f"model.4.{part}.{each}" for part in ("m.0", "cv3") for each in ("weight", "bias")]
     assert list(root.state_dict()) == names
-
-
-@pytest.mark.parametrize(
-    ("precision", "zero_stage", "replicas", "expected"),
-    [
-        ("fp32", 0, 1, 16),  # weight 4, gradient 4, moments 8: the weights are the masters
-        ("fp32", 0, 4, 16),
-        ("bf16", 0, 2, 16),  # weight 2, gradient 2, master 4, moments 8
-        ("bf16", 1, 1, 16),
-        ("bf16", 1, 2, 10),
-        ("fp16", 1, 4, 7),
-        ("fp32", 1, 1, 20),  # weight 4, gradient 4, and apart from them master 4 and moments 8
-        ("fp32", 1, 2, 14),
-        ("fp32", 1, 4, 11),
-    ],
-)
-def test_bytes_of_model_states_a_parameter(precision, zero_stage, replicas, expected):
-    """tests/dist/test_layouts.py counts them in real engines."""
-    assert state_bytes(precision, zero_stage, replicas) == expected

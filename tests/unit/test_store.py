@@ -3,20 +3,17 @@
 import json
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.stores import ALONE, GROUPS, MODEL, WEIGHTS, Engine
+from tests.stores import ALONE, GROUPS, MODEL, WEIGHTS, Engine, write_ranks
 from yolods.checkpoint import store as module
-from yolods.checkpoint.checked_files import FileRecord, damage, write_file, write_text
-from yolods.checkpoint.convert import find_checkpoint, merge_shards
-from yolods.checkpoint.read import Checkpoint
+from yolods.checkpoint.checked_files import FileRecord, damage, write_file
 from yolods.checkpoint.store import CheckpointStore, Progress, write_rank
-from yolods.checkpoint.verify import End, end_of, faults_of, names_in, newest_in, render_manifest
+from yolods.checkpoint.verify import End, end_of, faults_of, names_in, newest_in
 from yolods.errors import UserError
 from yolods.training.checks import resume_check
 from yolods.zero.shards import cut_shards, join_shards
@@ -362,39 +359,6 @@ def test_a_manifest_may_be_anything(tmp_path, content):
     assert fault == f"{tmp_path}/manifest.json: damaged, its {len(content)} bytes are not what was written"
 
 
-FIRST = Progress(step=1)
-
-
-def write_ranks(folder: Path, kind: str, count: int, progress: Progress = FIRST) -> Checkpoint:
-    """What `count` ranks would write, each its own file."""
-    step = folder / "step00000001"
-    step.mkdir(parents=True)
-    engines = [Engine(kind, rank, count) for rank in range(count)]
-    files = {f"rank{rank}.pt": write_rank(step, rank, {**each.state(), "rng": {}}) for rank, each in enumerate(engines)}
-    files["progress.json"] = write_text(step / "progress.json", json.dumps(asdict(progress)))
-    files["model.json"] = write_text(step / "model.json", json.dumps({**MODEL, **engines[0].layout()}))
-    write_text(step / "manifest.json", render_manifest(files))
-    (folder / "latest").write_text(step.name)
-    return Checkpoint(step)
-
-
-@pytest.mark.parametrize(
-    ("kind", "count"), [("whole", 2), ("flat", 1), ("flat", 2), ("flat", 4), ("pieces", 2), ("pieces", 5)]
-)
-def test_shards_of_every_kind_are_put_together(tmp_path, kind, count):
-    """Six and three numbers over up to five ranks: parts are padded, and some hold nothing but padding."""
-    checkpoint = write_ranks(tmp_path, kind, count)
-    live, average = merge_shards(checkpoint, live=True), merge_shards(checkpoint, live=False)
-    assert live.keys() == average.keys() == {*WEIGHTS, "bn.mean", "dfl.weight"}
-    for name, value in WEIGHTS.items():
-        assert torch.equal(live[name], value)
-        assert torch.equal(average[name], value + 0.5)
-    mean = (count - 1) / 2  # statistics differ from rank to rank; a model has their mean
-    assert live["bn.mean"].item() == mean
-    assert average["bn.mean"].item() == mean + 0.5
-    assert torch.equal(checkpoint.moment("exp_avg")["conv.bias"], WEIGHTS["conv.bias"] * 10)
-
-
 @pytest.mark.parametrize(("kind", "count"), [("whole", 1), ("flat", 3), ("pieces", 2), ("pieces", 4)])
 def test_cut_is_the_inverse_of_join(kind, count):
     ranks = [Engine(kind, rank, count).held for rank in range(count)]
@@ -418,40 +382,3 @@ def test_a_checkpoint_goes_on_under_another_layout(tmp_path, kind, count):
     assert engine.loaded["ema"]["updates"] == 5
     assert engine.loaded["stability"] == {"scale": {"cur_scale": 128.0}}
     assert torch.equal(engine.loaded["statistics"][0], torch.tensor([(count - 1) / 2]))
-
-
-def test_what_an_export_names_as_damaged(tmp_path, caplog):
-    """Asked for one checkpoint it takes that or none, and asked for a run's it takes the newest that is whole."""
-    run = tmp_path / "run"
-    checkpoint = write_ranks(run / "checkpoints", "flat", 4)
-    for rank in (1, 3):
-        (checkpoint.folder / f"rank{rank}.pt").unlink()
-    missing = [f"{checkpoint.folder}/rank{rank}.pt: missing" for rank in (1, 3)]
-    remedies = {
-        checkpoint.folder: f"this checkpoint is not whole; another may be, give {run / 'checkpoints'} to find it",
-        run: "no whole checkpoint in it; give a run's folder, its checkpoints/, or one checkpoint in it",
-    }
-    for place, remedy in remedies.items():
-        with pytest.raises(UserError) as caught:
-            find_checkpoint(place)
-        assert str(caught.value).splitlines() == [f"{place}: {remedy}", *missing]
-    store_in(run / "checkpoints").save(Engine(), Progress(step=0))
-    (run / "checkpoints" / "latest").write_text(checkpoint.folder.name)
-    assert find_checkpoint(run) == run / "checkpoints" / "step00000000"
-    assert caplog.messages == missing
-
-
-def test_a_checkpoint_is_found_by_any_of_its_paths(tmp_path):
-    run = tmp_path / "run"
-    folder = write_ranks(run / "checkpoints", "whole", 1).folder
-    assert find_checkpoint(run) == find_checkpoint(run / "checkpoints") == find_checkpoint(folder) == folder
-    for place, what in ((tmp_path, "no whole checkpoint in it"), (tmp_path / "gone", "no such folder")):
-        with pytest.raises(UserError) as caught:
-            find_checkpoint(place)
-        assert str(caught.value) == (f"{place}: {what}; give a run's folder, its checkpoints/, or one checkpoint in it")
-
-
-def test_a_run_may_be_named_as_a_checkpoint_is(tmp_path):
-    run = tmp_path / "step1"
-    folder = write_ranks(run / "checkpoints", "whole", 1).folder
-    assert find_checkpoint(run) == folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import logging
 from pathlib import Path
@@ -13,10 +12,10 @@ import torch
 
 from yolods.stability.record import StepRecord
 from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
-from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry
+from yolods.telemetry.interface import NullTelemetry, Telemetry
+from yolods.telemetry.run import RunTelemetry
 
 NAMES = {0: "disc", 1: "bar"}
-MOMENTS = [name for name, value in vars(Telemetry).items() if inspect.isfunction(value) and not name.startswith("_")]
 
 
 def make_batch(images: int = 4, size: int = 64) -> dict[str, object]:
@@ -87,12 +86,6 @@ def train(telemetry: Telemetry, epochs: int = 2, steps: int = 2, start_epoch: in
 def open_run(run_dir: Path, **options: object) -> RunTelemetry:
     defaults = {"names": NAMES, "epochs": 2, "images_per_epoch": 8, "batch_size": 4, "stream": io.StringIO()}
     return RunTelemetry(run_dir, **{**defaults, **options})
-
-
-@pytest.mark.parametrize("name", MOMENTS)
-def test_the_writing_telemetry_has_every_moment_with_the_same_signature(name: str) -> None:
-    assert name in vars(RunTelemetry)
-    assert inspect.signature(getattr(RunTelemetry, name)) == inspect.signature(getattr(Telemetry, name))
 
 
 @pytest.mark.slow

@@ -1,0 +1,87 @@
+"""Named tensors from one rank to another, over a queue in the place of gloo. Real ranks: tests/dist/test_travel.py."""
+
+from __future__ import annotations
+
+import queue
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from yolods.distributed import state_transfer
+from yolods.distributed.phases import PHASES
+from yolods.distributed.state_transfer import receive_state, send_state
+
+
+class Wire:
+    """torch.distributed's sends and receives between two ranks of one process; what is sent is what lies there."""
+
+    def __init__(self) -> None:
+        self.objects: queue.Queue = queue.Queue()
+        self.tensors: queue.Queue = queue.Queue()
+        self.called: list[tuple[str, int, Any, bool]] = []
+
+    def _note(self, name: str, peer: int, group: Any) -> None:
+        self.called.append((name, peer, group, PHASES.waits))
+
+    def send_object_list(self, values: list, peer: int, group: Any) -> None:
+        self._note("send", peer, group)
+        self.objects.put(values)
+
+    def recv_object_list(self, values: list, peer: int, group: Any) -> None:
+        self._note("receive", peer, group)
+        values[:] = self.objects.get(timeout=5)
+
+    def isend(self, tensor: torch.Tensor, peer: int, group: Any) -> SimpleNamespace:
+        """As gloo: the bytes of the storage from the tensor's first element on."""
+        assert tensor.is_contiguous()
+        return SimpleNamespace(wait=lambda: self.tensors.put(tensor.clone().view(-1)))
+
+    def irecv(self, tensor: torch.Tensor, peer: int, group: Any) -> SimpleNamespace:
+        return SimpleNamespace(wait=lambda: tensor.view(-1).copy_(self.tensors.get(timeout=5)))
+
+
+@pytest.fixture
+def wire(monkeypatch) -> Wire:
+    made = Wire()
+    monkeypatch.setattr(state_transfer, "dist", made)
+    return made
+
+
+STATE = {
+    "weight": torch.arange(6.0).view(2, 3).t(),  # lies in another order than it reads
+    "count": torch.tensor(7),
+    "nothing": torch.zeros(0, 4, dtype=torch.bfloat16),
+    "half": torch.tensor([0.5, -2.0], dtype=torch.float16),
+}
+
+
+def test_names_shapes_types_and_values_arrive_in_their_order(wire: Wire):
+    send_state(STATE, 1, None)
+    found = receive_state(0, None)
+    assert list(found) == list(STATE)
+    for name, sent in STATE.items():
+        assert (found[name].shape, found[name].dtype) == (sent.shape, sent.dtype)
+        assert torch.equal(found[name], sent)
+    assert wire.objects.empty() and wire.tensors.empty()
+
+
+def test_a_second_state_does_not_mix_with_the_first(wire: Wire):
+    send_state({"a": torch.ones(2)}, 1, None)
+    send_state({"a": torch.zeros(3)}, 1, None)
+    assert [receive_state(0, None)["a"].tolist() for _ in range(2)] == [[1, 1], [0, 0, 0]]
+
+
+def test_nothing_at_all_can_be_sent(wire: Wire):
+    send_state({}, 1, None)
+    assert receive_state(0, None) == {}
+
+
+def test_while_it_sends_and_receives_a_rank_waits_for_the_other(wire: Wire):
+    """Otherwise the watchdog would count it as this rank's own time."""
+    group = object()
+    send_state(STATE, 3, group)
+    receive_state(2, group)
+    assert wire.called == [("send", 3, group, True), ("receive", 2, group, True)]
+    assert not PHASES.waits
