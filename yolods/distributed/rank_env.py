@@ -234,7 +234,7 @@ def check_interfaces(environ: Mapping[str, str], *, gpus: bool) -> None:
     for name, fits, used in (("GLOO_SOCKET_IFNAME", suits_gloo, True), ("NCCL_SOCKET_IFNAME", suits_nccl, gpus)):
         value = environ.get(name)
         if used and value and not fits(value, set(present)):
-            where = f"{name}={value} does not match the interfaces of {socket.gethostname()} ({', '.join(present)})"
+            where = f"{name}={value} does not fit the interfaces of {socket.gethostname()} ({', '.join(present)})"
             faults.add(f"{where}; correct it, or unset it")
     if faults:
         raise OwnError("\n".join(faults))
