@@ -42,7 +42,7 @@ def count_gpus(environ: Mapping[str, str], present: Callable[[], int] | None = N
     found = 0 if names == () else (present or _present)()
     if names and found != len(names):
         shown = environ[VISIBLE]
-        there = f"of {len(names)} GPUs {found} exist" if found else "no such GPU exists"
+        there = f"of {len(names)} GPUs CUDA shows {found}" if found else "no such GPU exists"
         raise OwnError(f"{VISIBLE}={shown}: {there} (nvidia-smi -L lists them); correct it, or unset it")
     if kind == "cuda" and not found:
         why = f"{VISIBLE} shows none" if names == () else "there is none"
