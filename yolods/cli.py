@@ -261,13 +261,16 @@ def _launch(words: list[str]) -> int:
     if not rest or rest[0] not in ("train", "val") or HELP & set(rest):
         faults.raise_if_any()
         return _dispatch(rest)
+    # The record of a run contains the typed command, also after restarts and on other hosts.
     os.environ[COMMAND] = shlex.join([*LAUNCH, *words])
     gpus = _count_gpus()
+    # Only if the user chose no ranks: with more GPUs than the demo's batch divides by, use fewer.
     if demo and gpus > DEMO_RANKS and flags == LaunchFlags():
         flags = LaunchFlags(num_gpus=DEMO_RANKS)
     ranks = None
     with faults.caught():
         counted = ranks_of(flags, gpus=gpus)
+        # A flag with a fault counts as not given, so the number may not be the intended one.
         ranks = None if faults else counted
     if rest[0] == "train":
         return _launch_train(rest, flags, ranks, gpus, lost, faults)
@@ -471,6 +474,8 @@ def _train_rank(args: argparse.Namespace, claim: Claim) -> int:
                 # If two runs chose the same free port, this rank may have joined the other run.
                 raise RuntimeError("these are ranks of another run: both had taken the same port to meet at")
             kv_store = open_store(ranks)
+        # In a start on every host, the launchers of the other hosts read the claimed folder from
+        # here.
         if args.tell and ranks.local == 0:
             told = [str(config.run_dir.absolute()), config.run, config.start]
             Path(args.tell).write_text(json.dumps(told), encoding="utf-8")

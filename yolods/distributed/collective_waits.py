@@ -82,6 +82,8 @@ class Streams:
         given = _Given(self._event())
         given.before.record()
         with self._lock:
+            # Forget completed collectives here, so that the queue stays short without a thread for
+            # it.
             while self._given and self._given[0].passed:
                 self._given.popleft()
             self._given.append(given)
@@ -118,6 +120,7 @@ def mark_collectives(event: Callable[[], Event] | None = None, tracker: PhaseTra
     Args:
         event: creates an event of the device; None: the rank computes on the CPU.
     """
+    # `functools.wraps` sets this attribute: the functions are wrapped already.
     if hasattr(dist.Work.wait, "__wrapped__"):
         return
     streams = None if event is None else Streams(event)

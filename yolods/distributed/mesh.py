@@ -59,6 +59,7 @@ def crossing_bytes(
     """
 
     def host(stage: int, replica: int) -> int:
+        # Hosts hold consecutive ranks, so the quotient is the host's index.
         return rank_at(stage, replica, stages, replicas, order) // slots
 
     cuts = sum(
@@ -67,6 +68,7 @@ def crossing_bytes(
         for cut in range(stages - 1)
         if host(cut, replica) != host(cut + 1, replica)
     )
+    # Without replicas there is no all-reduce of gradients.
     if replicas == 1:
         return cuts
     links = sum(

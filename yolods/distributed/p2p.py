@@ -32,6 +32,8 @@ class _Form:
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Form:
+        # With one channel, or one pixel, a tensor is contiguous in both layouts and counts as
+        # ordinary.
         last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
         return cls(tuple(tensor.shape), tensor.dtype, last and not tensor.is_contiguous())
 
@@ -168,6 +170,7 @@ class P2PChannel:
 
 
 def _pack(forms: Sequence[_Form]) -> Tensor:
+    # Words: number of tensors; for each its dtype, channels-last flag, number of dimensions, shape.
     words = [len(forms)]
     for form in forms:
         words += [DTYPES.index(form.dtype), int(form.channels_last), len(form.shape), *form.shape]

@@ -59,6 +59,7 @@ class PhaseTracker:
     def __init__(self) -> None:
         self._times: dict[str, int] = {}
         self._slow = 1
+        # A counter instead of a flag, because waits nest and several threads may wait.
         self._waits, self._lock = 0, threading.Lock()
         self._device: Callable[[], bool] | None = None
         self._mark = Mark(0, "the start", None, 1, 0, True)
@@ -72,6 +73,7 @@ class PhaseTracker:
         before = self._mark
         step = before.step if step is None else step
         count = before.count + 1 if step == before.step else 0
+        # A new object in one assignment: the watchdog's thread reads it without a lock.
         self._mark = Mark(step, phase, number, times, count, self._slow > 0)
 
     @contextmanager
@@ -84,6 +86,8 @@ class PhaseTracker:
             yield
         finally:
             self._slow -= 1
+            # The outer phase is entered again, so that the slow part does not count towards its
+            # time.
             self.mark(before.phase, before.number)
 
     @contextmanager
@@ -129,6 +133,7 @@ class PhaseTracker:
             seconds: time since the last call in which the process was running.
         """
         mark = self._mark
+        # Compared by identity: the same phase entered again is a new mark.
         if mark is not self._seen:
             self._learn()
             self._seen, self._seconds = mark, 0.0
@@ -138,6 +143,7 @@ class PhaseTracker:
 
     def _learn(self) -> None:
         seen = self._seen
+        # The first entry includes compilations, and would hide a later stall.
         if seen is not None and seen.times > 1 and not seen.slow:
             self._longest[seen.phase] = max(self._longest.get(seen.phase, 0.0), self._seconds)
 

@@ -95,6 +95,7 @@ def read_launched_rank(environ: Mapping[str, str]) -> LaunchedRank:
         raise OwnError(f"{'; '.join(faults)}. If no launcher started this process: unset {unset}")
     rank, size, local = (numbers[name] for name in names)
     of_task = task is not None and environ.get(task[1]) == str(size)
+    # srun tells no number of ranks per host; a world of one has one.
     here = numbers[sizes[0]] if sizes else 1 if size == 1 else None
     return LaunchedRank(rank, size, local, here, launched=True, task=of_task)
 
@@ -216,6 +217,9 @@ def check_packages(environ: Mapping[str, str]) -> None:
         theirs, ours = PathFinder.find_spec(name, given), PathFinder.find_spec(name, own)
         if theirs is None or ours is None or theirs.origin is None or theirs.origin == ours.origin:
             continue
+        # A path such as lib/python3.10/ tells for which Python a package was installed. A package
+        # that lies beside the torch that would be imported belongs to a consistent set, which is
+        # the user's choice.
         versions = set(re.findall(r"/python(3\.\d+)/", theirs.origin))
         another = versions and "{}.{}".format(*sys.version_info) not in versions
         if another or torch is None or Path(theirs.origin).parents[1] != Path(str(torch.origin)).parents[1]:

@@ -61,6 +61,7 @@ def _make(mesh: Mesh, device: torch.device) -> StageChannels:
         to_after = P2PChannel(peer, mesh.forward_group(boundary), device, headers=hosts, tag=FORWARD_TAG)
         from_after = P2PChannel(peer, mesh.backward_group(boundary), device, headers=hosts, tag=BACKWARD_TAG)
     if mesh.first != mesh.last:
+        # The last stage computes the loss. Targets are in host memory, so they cross on gloo.
         peer = mesh.rank_at(mesh.stages - 1 if mesh.first else 0, mesh.replica)
         labels = P2PChannel(peer, hosts, torch.device("cpu"), headers=hosts, tag=LABELS_TAG)
     return StageChannels(from_before, to_before, to_after, from_after, labels)

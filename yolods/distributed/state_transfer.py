@@ -21,6 +21,7 @@ def send_state(state: Mapping[str, Tensor], peer: int, group: dist.ProcessGroup 
             group: a group on gloo; None: the default group, which then is on gloo.
     """
     told = [(name, tensor.shape, tensor.dtype) for name, tensor in state.items()]
+    # Empty tensors are not sent; the receiver recognises them by their shapes.
     dense = [tensor.contiguous() for tensor in state.values() if tensor.numel()]
     with waiting():
         dist.send_object_list([told], peer, group=group)

@@ -64,6 +64,7 @@ class StoreCollectives:
 
     def _put(self, value: Any) -> None:
         try:
+            # With the number, because the key may still hold the value of an earlier conversation.
             self._kv_store.put(self._key(self._ranks.rank), [self._number, value])
         except RuntimeError as error:
             raise ConnectionError(f"rank 0 cannot be reached: {error}") from None

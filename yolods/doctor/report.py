@@ -66,6 +66,7 @@ def _heading(plan: Plan, address: str | None) -> str:
 
 
 def _shown_skews(answers: Sequence[Answer]) -> list[str]:
+    # Adding 0.0 turns -0.0 into 0.0, which prints as +0.0.
     ahead = {id(answer): f"{round(skew, 1) + 0.0:+.1f} s" for answer, skew, _ in skews(answers)}
     return [ahead.get(id(answer), "") for answer in answers]
 
@@ -77,6 +78,7 @@ def _row(plan: Plan, answer: Answer, skew: str, address: str | None) -> dict[str
     if report is None:
         return {**empty, "host": host.name, "ssh": "no answer"}
     devices = plural(len(report.gpus), "GPU") if report.gpus else plural(report.cores, "core")
+    # The GPU with the least free memory limits the run.
     free = min((gpu.free for gpu in report.gpus if gpu.index in host.chosen and gpu.free is not None), default=None)
     first = answer.host == plan.hosts[0]
     tools = {

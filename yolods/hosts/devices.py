@@ -65,6 +65,7 @@ def visible(environ: Mapping[str, str]) -> tuple[str, ...] | None:
     names = [name.strip() for name in listed.split(",")]
     numbers = all(name.isascii() and name.isdigit() for name in names)
     if numbers:
+        # CUDA reads 01 as 1, so both name one GPU twice.
         names = [name.lstrip("0") or "0" for name in names]
     if not numbers and not any(all(name.startswith(kind) for name in names) for kind in ("GPU-", "MIG-")):
         wanted = "write numbers as 0,1, or only names that begin with GPU- or with MIG-"
@@ -92,6 +93,7 @@ def put_back(environ: MutableMapping[str, str]) -> None:
     if not given:
         return
     names = given.split(",")
+    # DeepSpeed's launcher has put the slots here. If they do not fit the list, show all of it.
     slots = [int(slot) for slot in environ.get(VISIBLE, "").split(",") if slot.isdigit()]
     environ[VISIBLE] = ",".join(names[slot] for slot in slots) if slots and max(slots) < len(names) else given
 

@@ -45,6 +45,7 @@ def parse_hostfile(path: Path, named_by: str = "--hostfile ") -> tuple[Host, ...
     """
     where = f"{named_by}{path}"
     try:
+        # utf-8-sig, because some editors write a byte-order mark.
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise UserError(f"{where}: no such file") from None

@@ -152,6 +152,7 @@ def _ask(host: Host, source: str, words: str, caller: Caller, local: bool) -> An
         report = probe.decode_report(shown.strip().splitlines()[-1])
     except (ValueError, IndexError):
         return Answer(host, None, explain(host.name, process.returncode, said, caller), seconds)
+    # The probe reads its clock last, so the skew contains only the time of the way back.
     return Answer(host, report, "", seconds, report.time - ended)
 
 

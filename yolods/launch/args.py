@@ -129,6 +129,7 @@ def read_words(
     named = (os.environ if environ is None else environ).get("HOSTFILE")
     if found.hostfile is None and named:
         given |= {"hostfile": Path(named), "hostfile_by": "HOSTFILE="}
+    # A bad value is removed, so that its default applies and later checks can find more faults.
     if found.max_restarts < 0:
         faults.add(f"--max-restarts {given.pop('max_restarts')}: it must be at least 0 (never restart)")
     for flag in ("master_port", "ssh_port"):

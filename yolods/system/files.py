@@ -64,6 +64,7 @@ def _beside(path: Path, whose: str = "") -> Iterator[int]:
         finally:
             os.close(handle)
         os.replace(partial, path)
+    # Also after Ctrl-C: no partial file may stay.
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(partial)

@@ -213,4 +213,5 @@ class Stragglers:
         if len(mine) < WINDOWS or not others or any(len(windows) < WINDOWS for windows in others):
             return 0.0
         usual = [median(windows[place] for windows in others) for place in range(WINDOWS)]
+        # The smallest ratio, so that a rank counts as slow only if it is slow in every window.
         return min(own / max(each, 1e-9) for own, each in zip(mine, usual, strict=True))

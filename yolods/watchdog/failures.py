@@ -75,8 +75,10 @@ def noted_in(run_dir: Path | None, start: str | None) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        # No record of user errors above: their exit status 2 already prevents a restart.
         if run_dir is not None and start:
             with suppress(OSError):
+                # One file per process, because ranks of all hosts write to the same folder at once.
                 file = run_dir / NOTES.replace("*", f"{socket.gethostname()}-{os.getpid()}")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps({"start": start, **asdict(_failure(error))}), encoding="utf-8")
@@ -97,6 +99,8 @@ def read_failures(run_dir: Path, start: str) -> set[Failure]:
                 found.add(Failure(**note))
     with suppress(OSError):  # not empty: it also holds logs
         (run_dir / NOTES).parent.rmdir()
+    # A rank that lost another one raises as a consequence. The cause is what the lost rank raised,
+    # unless it was killed and left no record.
     return {each for each in found if each.port_taken or not each.of_another} or found
 
 
