@@ -53,13 +53,16 @@ def partial_name(name: str, whose: str = "") -> str:
 
 @contextlib.contextmanager
 def _beside(path: Path, whose: str = "") -> Iterator[int]:
-    """The descriptor of a file beside `path`, which replaces `path` when the block succeeds."""
+    """The descriptor of a file beside `path`, which replaces `path` when the block succeeds.
+
+    The data are flushed before the rename: otherwise a power cut may leave the new name with no
+    contents.
+    """
     partial = path.with_name(partial_name(path.name, whose))
     try:
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             yield handle
-            # Before the rename: otherwise a power cut may leave the new name with no contents.
             os.fsync(handle)
         finally:
             os.close(handle)
