@@ -247,8 +247,8 @@ def _launch(words: list[str]) -> int:
     from yolods.launch.command import launcher_command, ranks_of
     from yolods.launch.supervisor import say
     from yolods.telemetry.log import quiet_dependencies
-    # This process numbers the ranks itself: a rank left over in its environment would confuse them.
 
+    # This process numbers the ranks itself: a rank left over in its environment would confuse them.
     lost = forget_ranks(os.environ)
     faults = Faults()
     flags, rest = read_words(words, faults)
@@ -274,7 +274,7 @@ def _launch(words: list[str]) -> int:
         ranks = None if faults else counted
     if rest[0] == "train":
         return _launch_train(rest, flags, ranks, gpus, lost, faults)
-    # Ultralytics, imported below, prints a greeting on its first start.
+    # Before the import below, because ultralytics prints a greeting on its first start.
     quiet_dependencies(logging.WARNING)
     from yolods.evaluation.validate import check_val_arguments
 

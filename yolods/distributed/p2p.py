@@ -116,8 +116,8 @@ class P2PChannel:
             if key is not None:
                 self._known[key] = forms
         parts += [(form.dense(tensor.detach()), self._group) for form, tensor in zip(forms, tensors, strict=True)]
-        # The message holds the dense tensors until they are sent: they may be copies.
         self.bytes += sum(part.numel() * part.element_size() for part, _ in parts)
+        # The message holds the dense tensors until they are sent: they may be copies.
         self._under_way.append(self._start(parts))
 
     def expect(self, forms: Sequence[Tensor], key: Hashable) -> None:

@@ -60,9 +60,9 @@ def open_store(ranks: Ranks) -> KeyValueStore:
     """Open the store of all ranks; a single process needs no network. A collective."""
     if ranks.size == 1:
         return KeyValueStore(_Local())
-    # Port 0: any free one, which rank 0 then tells the others.
     address, store = os.environ["MASTER_ADDR"], None
     if ranks.is_main:
+        # Port 0: any free one, which rank 0 then tells the others.
         store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=CONNECT)
     port = ranks.from_main(store.port if store is not None else None)
     return KeyValueStore(

@@ -238,7 +238,7 @@ def _shown(host: Host, hostfile: Path | None, gpus: int, environ: Mapping[str, s
     DeepSpeed's launcher overwrites that variable with slot numbers; `NAMED` preserves the names.
     """
     if gpus == 0:
-        # DeepSpeed would unset it, and libraries see all GPUs.
+        # DeepSpeed would unset an empty value, and libraries would see all GPUs.
         return {VISIBLE: ""} if environ.get(VISIBLE) else {}
     named = visible(environ)
     if named is None:

@@ -239,8 +239,8 @@ class Watchdog:
             # The store runs in this process: stay until the others have read the verdict.
             time.sleep(FAREWELL_SECONDS)
         assert self._sidecar is not None
-        # `_exit`, because the main thread may be stuck in a collective and would never unwind.
         self._sidecar.leave()
+        # `_exit`, because the main thread may be stuck in a collective and would never unwind.
         os._exit(LOST)
 
     def _say(self, level: int, text: str) -> None:
