@@ -88,7 +88,7 @@ def test_a_rank_that_no_launcher_has_started_says_so(told: Callable, variables, 
     ("variables", "line"),
     [
         ({"CUDA_VISIBLE_DEVICES": "97"}, "error: CUDA_VISIBLE_DEVICES=97: no such GPU exists"),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-no-such"}, "error: CUDA_VISIBLE_DEVICES=GPU-no-such: no such GPU is there"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-no-such"}, "error: CUDA_VISIBLE_DEVICES=GPU-no-such: no such GPU exists"),
         ({"CUDA_VISIBLE_DEVICES": "0,,1"}, "error: CUDA_VISIBLE_DEVICES=0,,1: write numbers as 0,1, or only names"),
         ({"DS_ACCELERATOR": "gpu"}, "error: DS_ACCELERATOR=gpu"),
         ({"OMP_NUM_THREADS": "two"}, "error: OMP_NUM_THREADS=two: it must be a whole number from 1 to "),
