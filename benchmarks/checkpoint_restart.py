@@ -65,7 +65,7 @@ def restart(folder: Path) -> Restart:
         _rank(process, 1).send_signal(signal.SIGKILL)
         named, ended = (
             wait.until(lambda text=text: text in screen.read_text(encoding="utf-8"), f"line with {text!r}")
-            for text in ("ended without a word", "restart 1 of 1")
+            for text in ("ended without a message", "restart 1 of 1")
         )
         wait.until(lambda: len(_times(run, FIRST_STEP)) > 1, "a step after the restart")
         reached = (named, ended, _times(run, RESUMED)[-1], _times(run, FIRST_STEP)[-1])

@@ -1,4 +1,4 @@
-"""`python -m yolods WORD ...` and `deepspeed --module yolods WORD ...`: what every rank runs."""
+"""The entry point of `python -m yolods COMMAND ...` and `deepspeed --module yolods COMMAND ...`."""
 
 import contextlib
 import os
@@ -6,27 +6,29 @@ import sys
 
 
 def run() -> None:
-    """Run the command line and leave without the interpreter's teardown.
+    """Run the command line, and exit without the interpreter's teardown.
 
-    Threads of gloo and torch that still run then take two seconds to end, and now and then hang or abort the process:
-    exit status -6 in place of ours, once in 14 starts of torch 2.13. Everything of ours is closed by then.
+    During the teardown, threads of gloo and torch that still run take two seconds to end, and
+    occasionally hang or abort the process: with torch 2.13 the exit status was -6 instead of ours
+    in 1 of 14 starts. Everything of ours is closed by then.
     """
     try:
         from yolods.system.streams import open_all
 
         open_all()
-        from yolods.cli import main  # here, where Ctrl-C during the import is answered as well
+        # Imported here, so that Ctrl-C during the import also ends in a status and no traceback.
+        from yolods.cli import main
 
         code = main()
     except KeyboardInterrupt:
         code = 130
-    except SystemExit as leaving:  # argparse, after --help
+    except SystemExit as leaving:  # raised by argparse after --help
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a screen that is gone
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
             stream.flush()
     os._exit(code)
 

@@ -1,4 +1,4 @@
-"""The command line: parses words and flags, and hands over. It decides nothing."""
+"""The command line: parses the command and its flags and calls the module that does the work."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
     from yolods.errors import Faults
     from yolods.launch.args import LaunchFlags
 
-USAGE = """usage: yolods WORD [flags]
+USAGE = """usage: yolods COMMAND [flags]
 
   train     train a detector (through the launcher: {launcher} train, or deepspeed --module yolods train)
   val       evaluate a .pt on any number of ranks
-  export    turn a run's checkpoints into one plain .pt
+  export    convert a checkpoint into a plain .pt
   demo      train on the embedded data set
-  doctor    look for what would keep a run from starting, on every host: yolods doctor --hostfile hosts
-  launch    start WORD through DeepSpeed's launcher: yolods launch train --data x.yaml --hostfile hosts
+  doctor    find problems on every host before a run starts: yolods doctor --hostfile hosts
+  launch    start a command through DeepSpeed's launcher: yolods launch train --data x.yaml --hostfile hosts
 
-yolods WORD --help lists the flags of a word."""
+yolods COMMAND --help lists the flags of a command."""
 
 DEMO_FLAGS = (
     *("--data", "demo", "--model", "yolov5n", "--imgsz", "224", "--batch-size", "16", "--epochs", "16"),
     *("--name", "demo", "--set", "nbs=32", "--set", "close_mosaic=4"),
 )
-"""The main job of `./launch.sh` without a word; tuned to finish in minutes on two cores."""
+"""Flags of `./launch.sh` without a command; chosen to finish in minutes on two cores."""
 
 DEMO_RANKS = 2
-"""Ranks of the demo: its batch has to divide by them, whatever the machine has."""
+"""Ranks of the demo on any machine: its batch must be divisible by them."""
 
 RANK_WORDS = ("train", "val", "demo")
-"""What a launcher starts ranks of."""
+"""Commands that a launcher runs as ranks."""
 
 USER_ERROR, INTERRUPTED = 2, 130
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""What a place on the disk says that is not for this user, or not what its path says."""
+"""Errors of a path that this user may not use, or that is not what it seems."""
 
 HELP = {"-h", "-help", "--help"}
 ELSEWHERE = {
@@ -64,13 +64,19 @@ ELSEWHERE = {
     "benchmark": "YOLO('best.pt').benchmark(...)",
     "tune": "YOLO('yolov5nu.pt').tune(...)",
 }
-"""Words of ultralytics' command line, and what of ultralytics does their work on a finished model."""
+"""Commands of ultralytics that yolods lacks, and the calls that do the same with a finished
+model."""
 
-_DOCTOR = "Look for what would keep a run from starting, on this machine or on every host. Exit status 2: it would not."
+_DOCTOR = "Find problems on this machine or on every host before a run starts. Exit status 2: the run would fail."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one word. Returns the exit status: 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run one command.
+
+    Returns:
+        the exit status: 0, 2 for a user error, 130 after Ctrl-C, 143 after SIGTERM, 75 if the
+        launcher was lost.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     streams.open_all()
     try:
@@ -84,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _DENIED or error.filename is None:
             raise
-        _tell(f"{error.filename}: {error.strerror}; give this user access, or name another place")
+        _tell(f"{error.filename}: {error.strerror}; grant this user access, or choose another path")
         return USER_ERROR
     except KeyboardInterrupt as asked:
         if not isinstance(asked, Stopped):
@@ -95,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_another_rank(words: Sequence[str]) -> bool:
-    """Whether rank 0 tells of what is wrong, which all ranks find alike."""
+    """Whether rank 0 reports this process's errors, because all ranks find the same ones."""
     word = next((word for word in words if not word.startswith("-")), "")
     if word not in RANK_WORDS:
         return False
@@ -110,7 +116,7 @@ def _tell(text: str) -> None:
 
 
 def _dispatch(words: list[str]) -> int:
-    # Stock DeepSpeed puts --local_rank=N before the word; ranks are read from the environment.
+    # DeepSpeed's stock launcher puts --local_rank=N before the command; ranks read the environment.
     words = _without_local_rank(words)
     if not words or words[0] in (*HELP, "help"):
         streams.show(USAGE.format(launcher=launch_command()))
@@ -120,15 +126,15 @@ def _dispatch(words: list[str]) -> int:
         return 0
     known = {"train": _train, "val": _val, "export": _export, "demo": _demo, "launch": _launch, "doctor": _doctor}
     if words[0] in ELSEWHERE:
-        raise UserError(f"'{words[0]}' is ultralytics' own: best.pt is an ordinary file for {ELSEWHERE[words[0]]}")
+        raise UserError(f"yolods has no '{words[0]}'; use ultralytics on best.pt: {ELSEWHERE[words[0]]}")
     if words[0] not in known:
-        raise UserError(f"unknown word '{words[0]}'{nearest(words[0], known)}; the words are {', '.join(known)}")
+        raise UserError(f"unknown command '{words[0]}'{nearest(words[0], known)}; the commands are {', '.join(known)}")
     _check_surroundings(ranks=words[0] in RANK_WORDS)
     return known[words[0]](words[1:])
 
 
 def _without_local_rank(words: Sequence[str]) -> list[str]:
-    """The words but for `--local_rank=3` and `--local_rank 3`."""
+    """The words without `--local_rank=3` and `--local_rank 3`."""
     left: list[str] = []
     behind = False
     for word in words:
@@ -145,11 +151,14 @@ def _stand_somewhere() -> None:
     try:
         os.getcwd()
     except OSError as error:
-        raise OwnError(f"the folder where you stand is gone ({error.strerror}); cd to one that is there") from None
+        raise OwnError(f"the current folder no longer exists ({error.strerror}); cd to an existing one") from None
 
 
 def _check_surroundings(*, ranks: bool) -> None:
-    """Before anything is parsed, so that a rank that cannot be one is told of by whoever it is."""
+    """Check this process's environment before anything is parsed.
+
+    Its rank must be valid first, because the rank decides who reports errors of the flags.
+    """
     from yolods.distributed.rank_env import check_packages, forget_empty, read_launched_rank
     from yolods.hosts.devices import NAMED, put_back
     from yolods.launch.env_check import check_variables
@@ -158,8 +167,9 @@ def _check_surroundings(*, ranks: bool) -> None:
     check_variables(os.environ)
     forget_empty(os.environ)
     if ranks and read_launched_rank(os.environ).launched:
+        # Before CUDA is initialised, which reads the variable only once.
         put_back(os.environ)
-    else:  # no launcher has set it for this process
+    else:  # no launcher set it for this process
         os.environ.pop(NAMED, None)
 
 
@@ -188,19 +198,19 @@ def _val_parser(*, for_help: bool = False) -> FlagParser:
 def _show_launch_arguments(parser: FlagParser) -> None:
     from yolods.launch.args import add_launch_arguments, add_restart_argument
 
-    group = parser.add_argument_group("the launcher's flags", f"taken by `{launch_command()}`")
+    group = parser.add_argument_group("the launcher's flags", f"for `{launch_command()}`")
     add_launch_arguments(group)
     add_restart_argument(group)
 
 
 def _foreign(words_own: Callable[[str], str | None], name: str) -> str | None:
-    """What to write instead of a flag that a word does not have, which may be the launcher's."""
+    """The remedy for a flag that a command does not have, which may be a flag of the launcher."""
     from yolods.launch.args import add_launch_arguments, add_restart_argument
 
     names = FlagNames(add_launch_arguments, add_restart_argument).names
     known = [option for option in names if option.startswith("--")]
     if name in {option.lstrip("-").replace("-", "_") for option in known}:
-        return f"a flag of the launcher, which `{launch_command()}` takes"
+        return f"a flag of the launcher; use it with `{launch_command()}`"
     if told := words_own(name):
         return told
     close = nearest(f"--{name}", known, cutoff=0.8)
@@ -208,11 +218,11 @@ def _foreign(words_own: Callable[[str], str | None], name: str) -> str | None:
 
 
 def _export_parser() -> FlagParser:
-    parser = FlagParser(prog="yolods export", description="Turn a checkpoint into a plain .pt.")
+    parser = FlagParser(prog="yolods export", description="Convert a checkpoint into a plain .pt.")
     parser.add_argument("run", metavar="RUN", help="a run's folder, its checkpoints/, or one checkpoint in it")
     parser.add_argument("--to", metavar="PT", required=True, help="the file to write")
-    parser.add_argument("--live", action="store_true", help="the trained weights, not their moving average")
-    parser.add_argument("--fp32", action="store_true", help="keep 32 bits; ultralytics' files have 16")
+    parser.add_argument("--live", action="store_true", help="export the trained weights, not their moving average")
+    parser.add_argument("--fp32", action="store_true", help="write fp32; ultralytics' files have fp16")
     return parser
 
 
@@ -221,13 +231,16 @@ def _doctor_parser() -> FlagParser:
 
     parser = FlagParser(prog="yolods doctor", description=_DOCTOR)
     add_launch_arguments(parser)
-    parser.add_argument("--data", metavar="YAML", help="compare the data of this yaml between the hosts")
-    parser.add_argument("--deepspeed_config", metavar="JSON", type=Path, help="tells whether anything is compiled")
+    parser.add_argument("--data", metavar="YAML", help="compare this yaml's data between the hosts")
+    parser.add_argument("--deepspeed_config", metavar="JSON", type=Path, help="check what this configuration compiles")
     return parser
 
 
 def _launch(words: list[str]) -> int:
-    """Check everything that one process can check, then become DeepSpeed's launcher."""
+    """Check everything that a single process can check, then become DeepSpeed's launcher.
+
+    A training run is supervised instead: this process stays and restarts the launcher.
+    """
     from yolods.distributed.rank_env import forget_ranks
     from yolods.errors import Faults
     from yolods.launch.args import COMMAND, LaunchFlags, read_words
@@ -235,6 +248,7 @@ def _launch(words: list[str]) -> int:
     from yolods.launch.supervisor import say
     from yolods.telemetry.log import quiet_dependencies
 
+    # This process numbers the ranks itself: a rank left over in its environment would confuse them.
     lost = forget_ranks(os.environ)
     faults = Faults()
     flags, rest = read_words(words, faults)
@@ -247,17 +261,21 @@ def _launch(words: list[str]) -> int:
     if not rest or rest[0] not in ("train", "val") or HELP & set(rest):
         faults.raise_if_any()
         return _dispatch(rest)
+    # The record of a run contains the typed command, also after restarts and on other hosts.
     os.environ[COMMAND] = shlex.join([*LAUNCH, *words])
     gpus = _count_gpus()
+    # Only if the user chose no ranks: with more GPUs than the demo's batch divides by, use fewer.
     if demo and gpus > DEMO_RANKS and flags == LaunchFlags():
         flags = LaunchFlags(num_gpus=DEMO_RANKS)
     ranks = None
     with faults.caught():
         counted = ranks_of(flags, gpus=gpus)
+        # A flag with a fault counts as not given, so the number may not be the intended one.
         ranks = None if faults else counted
     if rest[0] == "train":
         return _launch_train(rest, flags, ranks, gpus, lost, faults)
-    quiet_dependencies(logging.WARNING)  # ultralytics, which is imported below, greets on its first start
+    # Before the import below, because ultralytics prints a greeting on its first start.
+    quiet_dependencies(logging.WARNING)
     from yolods.evaluation.validate import check_val_arguments
 
     with faults.caught():
@@ -267,27 +285,27 @@ def _launch(words: list[str]) -> int:
     faults.raise_if_any()
     _tell_lost(lost)
     if flags.max_restarts != LaunchFlags.max_restarts:
-        say("--max_restarts: not used, an evaluation is not started again")
+        say("--max_restarts has no effect: an evaluation is not restarted")
     _say_start("an evaluation", flags, gpus)
-    with held():  # until the launcher has imported what it needs
+    with held():  # until the launcher handles Ctrl-C itself, after its imports
         os.execvpe(command[0], command, {**os.environ, **variables})
 
 
 def _tell_lost(variables: Sequence[str]) -> None:
-    """Of another launcher's variables that would have had a meaning."""
+    """Report variables of another launcher that would have had an effect."""
     from yolods.launch.supervisor import say
 
     if variables:
-        say(f"{', '.join(variables)} of the environment: not used, launch starts and numbers ranks by itself")
+        say(f"ignoring {', '.join(variables)} in the environment: launch starts and numbers the ranks itself")
 
 
 def _launch_train(
     words: list[str], flags: LaunchFlags, ranks: int | None, gpus: int, lost: Sequence[str], faults: Faults
 ) -> int:
-    """Start the launcher, and start it again when the run has died.
+    """Start the launcher, and restart it after failures.
 
     Args:
-        ranks: None: the launcher's flags do not say how many, and `faults` why.
+        ranks: number of ranks; None: unknown, and `faults` says why.
     """
     from yolods.config.run_folder import Claim
     from yolods.launch.command import launcher_command
@@ -298,8 +316,9 @@ def _launch_train(
     def check(words: Sequence[str], ranks: int, tell: Callable[[str], object] | None = None) -> RunConfig:
         return check_train(_train_parser().read(words[1:]), ranks, "cuda" if gpus else "cpu", tell)
 
-    with faults.caught():  # before a folder is claimed
+    with faults.caught():  # before a folder is claimed: a start that is refused must not leave one
         launcher_command(words, flags, gpus=gpus, python=sys.executable)
+    # Add the faults of the configuration to the launcher's, so that the user sees all at once.
     if faults:
         for line in _refused(partial(check, words), ranks):
             faults.add(line)
@@ -307,7 +326,7 @@ def _launch_train(
     assert ranks is not None
     config = check(words, ranks, say)
     with Claim() as claim, ExitStack() as stack:
-        if flags.node_rank:  # of a start on every host, the first one's has the folder
+        if flags.node_rank:  # in a start on every host, the first host claims the folder
             tell = Path(stack.enter_context(TemporaryDirectory(prefix="yolods-")), "run")
         else:
             config, tell = claim.take(config), None
@@ -322,7 +341,8 @@ def _launch_train(
 
 
 def _refused(check: Callable[[int], object], ranks: int | None) -> list[str]:
-    """What a check refuses; where the number of ranks is not known, what it refuses of one rank and of two alike."""
+    """The lines that a check refuses; for an unknown number of ranks, those for both 1 and 2
+    ranks."""
     found = []
     for count in (1, 2) if ranks is None else (ranks,):
         try:
@@ -338,25 +358,25 @@ def _say_put_aside(config: RunConfig, claim: Claim) -> None:
     from yolods.launch.supervisor import say
 
     if claim.put_aside is not None:
-        say(f"--exist-ok: what an earlier run has left in {config.run_dir} is now in {claim.put_aside}")
+        say(f"--exist-ok: moved the files of an earlier run in {config.run_dir} to {claim.put_aside}")
 
 
 def _say_start(what: str, flags: LaunchFlags, gpus: int) -> None:
-    """The first sign of life: ranks need seconds, on a busy machine a minute, until rank 0 can speak."""
+    """Print a first line: rank 0 can print only after seconds, on a busy machine after a minute."""
     from yolods.launch.command import hosts_of, unused_flags
     from yolods.launch.supervisor import say
     from yolods.system.humanize import plural
 
     hosts = hosts_of(flags, gpus=gpus)
     if unused := unused_flags(flags, hosts):
-        say(f"{', '.join(unused)}: not used, no other host is reached")
+        say(f"{', '.join(unused)}: no effect, because no other host takes part")
     ranks = plural(sum(len(host.chosen) for host in hosts), "rank")
     where = f"{', '.join(host.name for host in hosts[:8])}{' ...' if len(hosts) > 8 else ''}"
     say(f"version {__version__}: starting {what} on {ranks} ({where}); importing the libraries takes a while")
 
 
 def _say_alone(what: str) -> None:
-    """The same for a process that nothing has launched."""
+    """Print the first line of a process that no launcher started."""
     from yolods.distributed.rank_env import read_launched_rank
 
     if not read_launched_rank(os.environ).launched:
@@ -372,7 +392,7 @@ def _doctor(words: list[str]) -> int:
 
 
 def _examine(flags: LaunchFlags, words: list[str]) -> int:
-    """Print what `yolods doctor` finds; 0: a run would start."""
+    """Print the result of `yolods doctor`. Returns 0 if a run would start."""
     from yolods.config import DEMO, precheck_deepspeed
     from yolods.data.spec import places, read_spec, spare_places
     from yolods.doctor.run import run_doctor
@@ -390,7 +410,7 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
         try:
             spec = read_spec(Path(args.data))
             if spec.needs_download:
-                fetched = (f"{spec.yaml}: not all of its images are here; a start would download them first",)
+                fetched = (f"{spec.yaml}: some of its images are missing; a start would download them first",)
             else:
                 (trees, lists), spare = places(spec), spare_places(spec)
         except UserError as error:
@@ -402,7 +422,7 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
         builds=builds,
         trees=trees,
         lists=lists,
-        ignored=(".cache",),  # ultralytics writes its scans beside the labels, and each host its own
+        ignored=(".cache",),  # ultralytics' scans beside the labels differ between hosts
         spare=spare,
         faults=faults,
     )
@@ -420,7 +440,9 @@ def _train(words: list[str]) -> int:
     from yolods.distributed.rank_env import read_launched_rank
 
     args, place = _train_parser(for_help=bool(HELP & set(words))).read(words), read_launched_rank(os.environ)
-    if args.faults or not place.launched:  # what is wrong need not wait for what is slow to import
+    # Report errors before the slow imports. Among launched ranks, rank 0 checks everything beyond
+    # the flags once the ranks have met.
+    if args.faults or not place.launched:
         from yolods.training.checks.preflight import check_train
 
         check_train(args, place.size, "cuda" if _count_gpus() else "cpu")
@@ -438,6 +460,7 @@ def _train_rank(args: argparse.Namespace, claim: Claim) -> int:
 
     _prepare_libraries()
     with joined() as ranks:
+        # Both after DeepSpeed is initialised: it has chosen its accelerator by then.
         compat.forget_mpi(os.environ)
         compat.take_gpus_by_name(os.environ)
         from yolods.distributed.store import open_store
@@ -448,8 +471,11 @@ def _train_rank(args: argparse.Namespace, claim: Claim) -> int:
         with join_timeout():
             config = ranks.main_first(lambda: _claimed(args, claim, ranks))
             if args.start_id and args.start_id != config.start:
+                # If two runs chose the same free port, this rank may have joined the other run.
                 raise RuntimeError("these are ranks of another run: both had taken the same port to meet at")
             kv_store = open_store(ranks)
+        # In a start on every host, the launchers of the other hosts read the claimed folder from
+        # here.
         if args.tell and ranks.local == 0:
             told = [str(config.run_dir.absolute()), config.run, config.start]
             Path(args.tell).write_text(json.dumps(told), encoding="utf-8")
@@ -462,12 +488,12 @@ def _train_rank(args: argparse.Namespace, claim: Claim) -> int:
             with run.telemetry:
                 run.fit()
     if ranks.is_main and (reason := streams.lost()):
-        print(f"warning: the screen could not be written: {reason}; train.log has every line", file=sys.stderr)
+        print(f"warning: cannot write to the screen: {reason}; train.log has every line", file=sys.stderr)
     return 0
 
 
 def _claimed(args: argparse.Namespace, claim: Claim, ranks: Ranks) -> RunConfig:
-    """On rank 0: the configuration, in the folder that the launcher has claimed, or that this process does."""
+    """On rank 0: the configuration, in the folder that the launcher or this process claimed."""
     from yolods.config import build_run_config
 
     config = build_run_config(args, world_size=ranks.size, device=ranks.device.type, environ=os.environ)
@@ -516,15 +542,16 @@ def _demo(words: list[str]) -> int:
 
 @abrupt()
 def _prepare_libraries(gpus: int | None = None) -> None:
-    """Import what is slow to import, with its workarounds in place and its chatter kept off the screen.
+    """Import the slow libraries, with their workarounds in place and their messages off the screen.
 
     Args:
-        gpus: that this process computes on; 0: on the CPU, whatever the machine has. Counted by default.
+        gpus: GPUs that this process uses; 0: none, whatever the machine has; default: counted.
     """
     from yolods.telemetry.log import quiet_dependencies
 
     quiet_dependencies(logging.WARNING)
     compat.accept_torch_optimizers()
+    # Before DeepSpeed is imported, because it chooses its accelerator only once.
     if not (_count_gpus() if gpus is None else gpus):
         os.environ["DS_ACCELERATOR"] = "cpu"
         compat.skip_needless_builds()
@@ -532,4 +559,4 @@ def _prepare_libraries(gpus: int | None = None) -> None:
     compat.import_muon_uncompiled()
     compat.print_to_the_log()
     compat.stand_in_for_torchvision()
-    quiet_dependencies(logging.WARNING)
+    quiet_dependencies(logging.WARNING)  # again: the imports have set levels of their own

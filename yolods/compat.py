@@ -1,6 +1,7 @@
-"""The one place that works around a dependency: with the reason, the version seen, and a check that notices the end.
+"""All workarounds for dependencies, each with its reason, the version seen, and when it can go.
 
-`prepare()` has to run before ultralytics, matplotlib or deepspeed are imported; the command line calls it first.
+`prepare()` must run before ultralytics, matplotlib or deepspeed are imported; the command line
+calls it first.
 """
 
 from __future__ import annotations
@@ -27,52 +28,57 @@ if TYPE_CHECKING:
 
 
 def prepare() -> None:
-    """Point every dependency's side files at our cache and keep all of them off the network.
+    """Redirect the dependencies' side files to our cache, and keep them off the network.
 
     Raises:
-        OwnError: the cache cannot be made or written.
+        OwnError: the cache cannot be created or written.
     """
     leave_closed_folders_off_the_path(os.environ)
     cache = cache_dir()
-    # ultralytics 8.4.190 resolves two public host names while it is imported, writes settings.json under
-    # ~/.config and downloads fonts; matplotlib writes ~/.config/matplotlib; torch builds extensions in ~/.cache.
+    # ultralytics 8.4.190 resolves two public host names during its import, writes settings.json to
+    # ~/.config and downloads fonts; matplotlib writes ~/.config/matplotlib; torch builds extensions
+    # in ~/.cache.
     _unless_set("YOLO_OFFLINE", "true")
     _unless_set("YOLO_CONFIG_DIR", str(cache))
-    # It also wraps PIL's `Image.open` so that a damaged image makes it try to pip-install a decoder.
+    # It also wraps PIL's `Image.open`, so that a damaged image makes it pip-install a decoder.
     _unless_set("YOLO_AUTOINSTALL", "false")
     _unless_set("MPLCONFIGDIR", str(cache / "matplotlib"))
-    # Pictures go to files. What a notebook or a desktop has set may be no backend that this Python has.
+    # Figures go to files. A notebook or desktop may have set a backend that this Python lacks.
     os.environ["MPLBACKEND"] = "Agg"
     _unless_set("TORCH_EXTENSIONS_DIR", str(cache / "torch_extensions"))
     _unless_set("TRITON_CACHE_DIR", str(cache / "triton"))
-    # torch 2.13's stores and gloo show C++ frames, 20 lines a rank, of a connection that the watchdog tells of in one.
+    # torch 2.13's stores and gloo print 20 lines of C++ frames per rank about a lost connection,
+    # which the watchdog reports in one line.
     _unless_set("TORCH_CPP_LOG_LEVEL", "ERROR")
     for variable in ("YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
         folder = Path(os.environ[variable])
-        remedy = f"set {'YOLODS_CACHE' if folder.is_relative_to(cache) else variable} to a folder that can be written"
+        remedy = f"set {'YOLODS_CACHE' if folder.is_relative_to(cache) else variable} to a writable folder"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OwnError(f"{folder} cannot be made: {error.strerror or error}; {remedy}") from None
-        if not os.access(folder, os.W_OK | os.X_OK):  # else ultralytics and matplotlib take a place of their own
-            raise OwnError(f"{folder} cannot be written; {remedy}")
+            raise OwnError(f"cannot create {folder}: {error.strerror or error}; {remedy}") from None
+        # Otherwise ultralytics and matplotlib would silently use another folder.
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OwnError(f"cannot write to {folder}; {remedy}")
 
 
 def _unless_set(name: str, value: str) -> None:
-    """An empty value is none: libraries would take it for the folder where the user stands."""
+    """Set a variable that is unset or empty: libraries take "" for the current folder."""
     os.environ[name] = os.environ.get(name) or value
 
 
 def stand_in_for_torchvision() -> bool:
-    """Make `import torchvision` succeed where the installed one cannot; True if the stand-in is used.
+    """Make `import torchvision` succeed where it fails; True if the replacement is used.
 
-    Seen with torch 2.13.0+cpu beside torchvision 0.28.0 from the package index: "operator torchvision::nms does not
-    exist". ultralytics' validator imports torchvision only for `ops.nms`; its own TorchNMS gives the same boxes.
-    No longer needed once the first `import` below succeeds, which is tried at every start.
+    Seen with torch 2.13.0+cpu and torchvision 0.28.0 from the package index: "operator
+    torchvision::nms does not exist". ultralytics' validator imports torchvision only for `ops.nms`,
+    and its own TorchNMS returns the same boxes. Unused as soon as the first `import` below
+    succeeds, which every start tries.
     """
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
+        # The failed import leaves parts of the package behind, which would break later imports.
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
         from ultralytics.utils.nms import TorchNMS
@@ -89,10 +95,11 @@ def stand_in_for_torchvision() -> bool:
 def skip_needless_builds() -> None:
     """Keep DeepSpeed from compiling its shared-memory collective when it starts on a CPU.
 
-    Seen with deepspeed 0.19.8: `init_distributed` builds `deepspeed_shm_comm` for 50-100 s on the first start, although
-    gloo does the same work without it, and probes every op's compiler besides. DeepSpeed asks the table
-    `deepspeed.ops.__compatible_ops__` before building; an empty one says that nothing is to be built ahead of need.
-    A builder that is really needed (CPUAdam under offload) is loaded directly and does not ask the table.
+    Seen with deepspeed 0.19.8: on the first start `init_distributed` builds `deepspeed_shm_comm`
+    for 50-100 s, although gloo does the same work without it, and probes the compiler for every op.
+    DeepSpeed consults the table `deepspeed.ops.__compatible_ops__` before it builds; an empty table
+    means that nothing is built ahead of need. A builder that is needed (CPUAdam under offload) is
+    loaded directly, without the table.
     """
     import deepspeed.ops
 
@@ -100,10 +107,10 @@ def skip_needless_builds() -> None:
 
 
 def leave_closed_folders_off_the_path(environ: MutableMapping[str, str]) -> None:
-    """Take folders that this user may not enter off the PATH, such as root's own after a change of user.
+    """Remove folders from PATH that this user may not enter, such as root's after a change of user.
 
-    Seen with deepspeed 0.19.8: it calls `numactl` and is ready for its absence, but with such a folder on the PATH a
-    command that is nowhere is "Permission denied".
+    Seen with deepspeed 0.19.8: it calls `numactl` and handles its absence (FileNotFoundError), but
+    with such a folder on PATH a missing command raises PermissionError.
     """
     folders = environ.get("PATH", "").split(os.pathsep)
     entered = [folder for folder in folders if not _is_closed(folder)]
@@ -122,41 +129,45 @@ def _is_closed(folder: str) -> bool:
 
 
 def forget_mpi(environ: MutableMapping[str, str]) -> None:
-    """Keep DeepSpeed from comparing a rank with what mpirun has said; where that counts, it is written down already.
+    """Keep DeepSpeed from comparing a rank with mpirun's variables.
 
-    Seen with deepspeed 0.19.8: `_configure_with_arguments` asserts that OMPI_COMM_WORLD_LOCAL_RANK is LOCAL_RANK. In a
-    shell that mpirun has started the first is that of the shell.
+    Values that count were copied before (`rank_env.complete_environment`).
+
+    Seen with deepspeed 0.19.8: `_configure_with_arguments` asserts that OMPI_COMM_WORLD_LOCAL_RANK
+    equals LOCAL_RANK. In a shell that mpirun has started, the former belongs to the shell.
     """
     for name in [name for name in environ if name.startswith("OMPI_COMM_WORLD_")]:
         del environ[name]
 
 
 def leave_lost_ranks_to_the_watchdog(environ: MutableMapping[str, str]) -> None:
-    """Keep torch's NCCL backend from ending ranks before the watchdog has said which one they have lost.
+    """Keep torch's NCCL backend from ending ranks before the watchdog reports which one is lost.
 
-    Seen with torch 2.13 (ProcessGroupNCCL.hpp). When a rank dies, a thread of each that is left raises, which ends it
-    with C++ frames (TORCH_NCCL_ASYNC_ERROR_HANDLING, 3 by default). When that thread is held up for eight minutes, less
-    than the first steps may take, another ends the process (TORCH_NCCL_ENABLE_MONITORING). And it raises CUDA errors
-    that the main thread meets as well, and would tell of with the place (TORCH_NCCL_RETHROW_CUDA_ERRORS). The watchdog
-    (watchdog/watchdog.py) sees each of these cases and ends the run. What the user has set stays.
+    Seen with torch 2.13 (ProcessGroupNCCL.hpp). When a rank dies, a thread of each remaining rank
+    raises, which ends it with C++ frames (TORCH_NCCL_ASYNC_ERROR_HANDLING, 3 by default). If that
+    thread is blocked for eight minutes, which is less than the first steps may take, another thread
+    ends the process (TORCH_NCCL_ENABLE_MONITORING). It also raises CUDA errors that the main thread
+    meets as well and reports with their place (TORCH_NCCL_RETHROW_CUDA_ERRORS). The watchdog
+    (watchdog/watchdog.py) detects each of these cases and ends the run. The user's own values stay.
     """
-    if "NCCL_ASYNC_ERROR_HANDLING" not in environ:  # its old name
+    if "NCCL_ASYNC_ERROR_HANDLING" not in environ:  # the variable's old name
         environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
     environ.setdefault("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0")
 
 
 def torch_ends_lost_ranks(environ: Mapping[str, str]) -> bool:
-    """Whether torch's NCCL backend ends ranks that have lost one: where a user has asked for it."""
+    """Whether torch's NCCL backend ends ranks that lost another one, at the user's request."""
     asked = environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", environ.get("NCCL_ASYNC_ERROR_HANDLING", "0"))
     return asked != "0"
 
 
 def take_gpus_by_name(environ: Mapping[str, str]) -> None:
-    """Let DeepSpeed ask a GPU for its memory where CUDA_VISIBLE_DEVICES has names; after it has chosen its accelerator.
+    """Let DeepSpeed query GPU memory if CUDA_VISIBLE_DEVICES contains names.
 
-    Seen with deepspeed 0.19.8: with pynvml at hand `available_memory` makes numbers of the variable's parts, and ZeRO-1
-    asks for it. Without pynvml it asks torch.
+    Seen with deepspeed 0.19.8: with pynvml installed, `available_memory` converts the parts of the
+    variable to numbers, and ZeRO-1 calls it. Without pynvml it asks torch. Call this after
+    DeepSpeed has chosen its accelerator.
     """
     if not all(part.isdigit() for part in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part):
         from deepspeed.accelerator import cuda_accelerator
@@ -165,10 +176,10 @@ def take_gpus_by_name(environ: Mapping[str, str]) -> None:
 
 
 def accept_torch_optimizers() -> None:
-    """Keep DeepSpeed's warning of an untested optimizer off the screen; calling it again changes nothing.
+    """Suppress DeepSpeed's warning of an untested optimizer. Repeated calls change nothing.
 
-    Seen with deepspeed 0.19.8: under ZeRO it warns of SGD and all others of torch's but Adam, although our own JSON
-    says `zero_allow_untested_optimizer`. tests/parity is what has tested them.
+    Seen with deepspeed 0.19.8: under ZeRO it warns of SGD and every other torch optimizer except
+    Adam, although our JSON sets `zero_allow_untested_optimizer`. tests/parity has tested them.
     """
     logger = logging.getLogger("DeepSpeed")
     if _no_warning_of_optimizers not in logger.filters:
@@ -180,10 +191,11 @@ def _no_warning_of_optimizers(record: logging.LogRecord) -> bool:
 
 
 def print_to_the_log() -> None:
-    """Make what DeepSpeed prints lines of its logger, and so of train.log; calling it again changes nothing.
+    """Send DeepSpeed's prints to its logger, and so to train.log. Repeated calls change nothing.
 
-    Seen with deepspeed 0.19.8: `wall_clock_breakdown`, `memory_breakdown` and `comms_logger` print, between the lines
-    of the epochs, and whatever the level of its logger. The flops profiler prints too, but can be given a file.
+    Seen with deepspeed 0.19.8: `wall_clock_breakdown`, `memory_breakdown` and `comms_logger` print
+    between the lines of the epochs, at any log level. The flops profiler prints, too, but accepts a
+    file.
     """
     from deepspeed.runtime import utils
     from deepspeed.utils import comms_logging
@@ -201,10 +213,10 @@ _earlier_hook = threading.excepthook
 
 
 def leave_failures_to_the_next_write() -> None:
-    """Keep the traceback of TensorBoard's writing thread off the screen; calling it again changes nothing.
+    """Suppress the traceback of TensorBoard's writer thread. Repeated calls change nothing.
 
-    Seen with tensorboard 2.21: on a full disk the thread keeps the error for the next call that writes, which tells of
-    it in a line, and raises it besides.
+    Seen with tensorboard 2.21: on a full disk the thread keeps the error for the next call that
+    writes, which reports it in one line, but the thread also raises it.
     """
     global _earlier_hook
     if threading.excepthook is not _of_other_threads:
@@ -218,11 +230,11 @@ def _of_other_threads(failure: threading.ExceptHookArgs) -> None:
 
 @contextmanager
 def local_checkpoints() -> Iterator[None]:
-    """Within: ultralytics loads the very file that it is given, asks nobody for another, and says nothing.
+    """Make ultralytics load exactly the given file, without the network and without messages.
 
-    Seen on ultralytics 8.4.190: `torch_safe_load` drops quotes from a path and reads `yolov5s.pt` as `yolov5su.pt`, and
-    looks for a file of the new name on github; it warns before it raises. No longer needed once it takes an existing
-    path as it is.
+    Seen with ultralytics 8.4.190: `torch_safe_load` removes quotes from a path and reads
+    `yolov5s.pt` as `yolov5su.pt`, looks for a file of the new name on github, and warns before it
+    raises. Unnecessary once it uses an existing path unchanged.
     """
     from ultralytics.utils import downloads
 
@@ -236,10 +248,10 @@ def local_checkpoints() -> Iterator[None]:
 
 @contextmanager
 def quiet_ultralytics() -> Iterator[None]:
-    """Within: ultralytics says nothing.
+    """Silence ultralytics.
 
-    Seen on ultralytics 8.4.190: Albumentations lists its transforms once per rank and pipeline, and
-    a damaged checkpoint is warned of before the error is raised. No argument turns either off.
+    Seen with ultralytics 8.4.190: Albumentations lists its transforms once per rank and pipeline,
+    and a damaged checkpoint causes a warning before the error. No argument disables either.
     """
     from ultralytics.utils import LOGGER
 
@@ -253,8 +265,8 @@ def quiet_ultralytics() -> Iterator[None]:
 def image_opener(file: str) -> Callable[..., Image.Image]:
     """Pillow's own `Image.open`, except for HEIC.
 
-    Seen on ultralytics 8.4.190: it replaces `Image.open` by a function that takes a damaged file
-    for HEIC and tries to install a decoder. Not needed once Pillow's own stays in its place.
+    Seen with ultralytics 8.4.190: it replaces `Image.open` by a function that takes a damaged file
+    for HEIC and tries to install a decoder. Unnecessary once it leaves Pillow's function in place.
     """
     from PIL import Image
     from ultralytics.utils import patches
@@ -267,8 +279,8 @@ def image_opener(file: str) -> Callable[..., Image.Image]:
 def skip_own_decoding(head: nn.Module) -> None:
     """Make a Detect head return (None, raw outputs) in evaluation mode.
 
-    Seen on ultralytics 8.4.190: the head decodes boxes in its own dtype, which nobody uses here. On
-    a device its host waits nine times for images of another shape than the last.
+    Seen with ultralytics 8.4.190: the head decodes boxes in its own dtype, and yolods does not use
+    them. On a device, the host waits nine times for images whose shape differs from the last ones.
     """
     head._inference = lambda raw: None
 
@@ -276,28 +288,29 @@ def skip_own_decoding(head: nn.Module) -> None:
 def labels_of(validator: Any, place: int, batch: dict[str, Any]) -> dict[str, Any]:
     """The labels of one image of a batch, as ultralytics' validator matches them with boxes.
 
-    Seen on ultralytics 8.4.190: this and `matches` are the validator's own steps, and have no
-    public name. Taking them gives ultralytics' own mAP.
+    Seen with ultralytics 8.4.190: this and `matches` are the validator's own steps, without public
+    names. Using them makes mAP equal to ultralytics' own.
     """
     return validator._prepare_batch(place, batch)
 
 
 def matches(validator: Any, prediction: dict[str, Tensor], labels: dict[str, Any]) -> np.ndarray:
-    """Which boxes of an image are right: (boxes, IoU thresholds) bool. See `labels_of`."""
+    """Which boxes of an image are correct: (boxes, IoU thresholds) bool. See `labels_of`."""
     return validator._process_batch(prediction, labels)["tp"]
 
 
 UNICODE_FONT = "Arial.Unicode.ttf"
-"""The font that ultralytics asks for where a text has letters beyond ASCII."""
+"""The font that ultralytics requests for text with characters beyond ASCII."""
 _unicode_font: Path | None = None
 
 
 def local_font(font: str = "Arial.ttf") -> Path:
-    """The best font file on this machine for `font`, without asking the network.
+    """The best font file on this machine for `font`, without the network.
 
-    For letters beyond ASCII it is the one given to `use_local_font`. Else, where ultralytics would find one itself (its
-    settings folder, the system's fonts), that one is taken. Otherwise it is DejaVu Sans, which every matplotlib has:
-    Latin, Greek, Cyrillic and Arabic, no Chinese, Japanese or Korean.
+    For characters beyond ASCII this is the font given to `use_local_font`. Otherwise it is the one
+    that ultralytics would find itself, in its settings folder or among the system's fonts. The last
+    resort is DejaVu Sans, which every matplotlib includes: it has Latin, Greek, Cyrillic and
+    Arabic, but no Chinese, Japanese or Korean.
     """
     import matplotlib
     from matplotlib import font_manager
@@ -316,10 +329,11 @@ def local_font(font: str = "Arial.ttf") -> Path:
 
 
 def use_local_font(unicode: Path | None = None) -> None:
-    """Make ultralytics look fonts up by `local_font`, and take the font `unicode` for letters beyond ASCII.
+    """Make ultralytics look fonts up with `local_font`, and set the font for non-ASCII text.
 
-    Seen on ultralytics 8.4.190: `check_font` asks github for Arial.ttf, and its callers (`plotting.Annotator`,
-    `data.utils.check_det_dataset`) offer no way to name another file, so the name they look up is replaced.
+    Seen with ultralytics 8.4.190: `check_font` requests Arial.ttf from github, and its callers
+    (`plotting.Annotator`, `data.utils.check_det_dataset`) have no parameter for another file.
+    Therefore this replaces the name `check_font` in each module that uses it.
     """
     from ultralytics.data import utils as data_utils
     from ultralytics.utils import checks, plotting
@@ -332,10 +346,10 @@ def use_local_font(unicode: Path | None = None) -> None:
 
 @contextmanager
 def downloads_to(folder: Path) -> Iterator[None]:
-    """Within: ultralytics looks for data sets in `folder`, and downloads them to it.
+    """Make ultralytics look for data sets in `folder`, and download them there.
 
-    Seen on ultralytics 8.4.190: `check_det_dataset` takes the folder from the settings that were read when it was
-    imported, here those of our cache, and offers no way to name another.
+    Seen with ultralytics 8.4.190: `check_det_dataset` uses the folder of the settings that were
+    read at its import, which are those of our cache, and has no parameter for another.
     """
     from ultralytics.data import utils
 
@@ -347,11 +361,11 @@ def downloads_to(folder: Path) -> Iterator[None]:
 
 
 def import_muon_uncompiled() -> None:
-    """Let DeepSpeed ask whether an optimizer is Muon without loading torch's compiler.
+    """Let DeepSpeed test whether an optimizer is Muon without loading torch's compiler.
 
-    Seen with deepspeed 0.19.8: ZeRO 1 to 3 import their Muon for that question, whose `@compile` loads Inductor, 0.8 s
-    in every rank. Muon is refused here, so nothing compiled is missed. Not needed once the import is quick by itself:
-    then `torch.compile` is not called while it runs, and this does nothing.
+    Seen with deepspeed 0.19.8: for that test ZeRO 1 to 3 import their Muon, whose `@compile` loads
+    Inductor, which takes 0.8 s in every rank. yolods refuses Muon, so nothing needs the compiled
+    function. Without effect once the import no longer calls `torch.compile`.
     """
     import torch
 
@@ -359,21 +373,21 @@ def import_muon_uncompiled() -> None:
     torch.compile = lambda function=None, **_: function if function is not None else (lambda inner: inner)
     try:
         import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
-    except ImportError:  # another DeepSpeed has it elsewhere, or no more
+    except ImportError:  # another version of DeepSpeed has it elsewhere, or not at all
         pass
     finally:
         torch.compile = kept
 
 
 def own_shared_modules(net: nn.Module) -> None:
-    """Give every layer modules of its own that have no parameters, such as activations.
+    """Give every layer its own copies of modules without parameters, such as activations.
 
     All of ultralytics' convolutions share one activation, an attribute of their class. DeepSpeed's
-    ZeRO-3 registers its hooks on a module once for each parent that it is found under (0.19.8,
-    zero/parameter_offload.py). On one SiLU under all convolutions that is their number squared: a
-    step of YOLOv5n at 64 pixels took 1.5 s of CPU instead of 0.3, and the first, which records the
-    order of modules, 15 s instead of 2. Every other model in the process had the same SiLU and with
-    it the hooks, and could not be pickled.
+    ZeRO-3 registers its hooks on a module once per parent (0.19.8, zero/parameter_offload.py). With
+    one SiLU under all N convolutions, N sets of hooks run N times per forward pass: a step of
+    YOLOv5n at 64 pixels took 1.5 s of CPU time instead of 0.3 s, and the first step, which records
+    the order of the modules, 15 s instead of 2 s. Every other model in the process shared this SiLU
+    and its hooks, and could not be pickled.
     """
     for parent in list(net.modules()):
         for name, child in list(parent.named_children()):
@@ -382,17 +396,18 @@ def own_shared_modules(net: nn.Module) -> None:
 
 
 def leave_norm_and_scale_to_us(engine: Any, scale: Any) -> None:
-    """Keep a DeepSpeed engine from clipping, and put our loss scale where it has its own.
+    """Keep a DeepSpeed engine from clipping, and replace its loss scale by ours.
 
-    Seen with deepspeed 0.19.8: without ZeRO it clips in fp32 whoever else has (runtime/engine.py,
-    `clip_fp32_gradients`). Under torch_autocast it has torch's GradScaler, clips what that has
-    still scaled, and after an overflow never comes to its `update`: with ZeRO 1 to 3 every later
-    step is skipped (zero/stage_1_and_2.py and zero/stage3.py, `step`).
+    Seen with deepspeed 0.19.8: without ZeRO it clips in fp32 although we have clipped already
+    (runtime/engine.py, `clip_fp32_gradients`). Under torch_autocast it uses torch's GradScaler,
+    clips gradients that are still scaled, and does not reach the scaler's `update` after an
+    overflow: with ZeRO 1 to 3 it then skips every later step (zero/stage_1_and_2.py and
+    zero/stage3.py, `step`).
 
     Args:
-        engine: what `deepspeed.initialize` returned.
-        scale: a `LossScale`; where there is no scaling one that stays at 1, because DeepSpeed's own
-            would call a step that is skipped in fp32 an overflow.
+        engine: the result of `deepspeed.initialize`.
+        scale: a `LossScale`. Without loss scaling it is one that stays at 1, because DeepSpeed's
+            own would count a skipped step in fp32 as an overflow.
     """
     engine.clip_fp32_gradients = lambda: None
     engine.torch_autocast_z0_gradscaler = None
@@ -403,20 +418,21 @@ def leave_norm_and_scale_to_us(engine: Any, scale: Any) -> None:
 
 
 def lend(launcher: Any, subprocess: Any, signal: Any) -> None:
-    """Give one of DeepSpeed's launchers other modules for starting processes and handling signals.
+    """Give one of DeepSpeed's launchers other modules for processes and signals.
 
-    Seen with deepspeed 0.19.8: `deepspeed.launcher.runner` and `.launch` take both from the standard
-    library by name, and nothing from outside. What goes wrong then is listed in launch/deepspeed_runner.py
-    and launch/node_launcher.py. Not needed once the stock ones pass tests/faults/test_requests.py.
+    Seen with deepspeed 0.19.8: `deepspeed.launcher.runner` and `.launch` import both from the
+    standard library and accept no replacement. launch/deepspeed_runner.py and
+    launch/node_launcher.py list what goes wrong with them. Unnecessary once the stock launchers
+    pass tests/faults/test_requests.py.
     """
     launcher.subprocess, launcher.signal = subprocess, signal
 
 
 def change_kill_command(runner: Any, change: Callable[[Sequence[str]], list[str]]) -> None:
-    """Hand the command by which DeepSpeed kills ranks on other hosts through `change`.
+    """Pass the command with which DeepSpeed kills ranks on other hosts through `change`.
 
-    Seen with deepspeed 0.19.8: its pattern fits pdsh and the remote shells as well, through which
-    ranks still print while they save.
+    Seen with deepspeed 0.19.8: its pattern also matches pdsh and the remote shells, which carry the
+    output of ranks that are saving.
 
     Args:
         runner: the class `deepspeed.launcher.multinode_runner.PDSHRunner`.
@@ -431,34 +447,35 @@ def change_kill_command(runner: Any, change: Callable[[Sequence[str]], list[str]
 
 
 def wrap_collectives(names: Sequence[str], wrap: Callable[[Any], Any]) -> None:
-    """Replace functions of torch.distributed, and the wait for one under way, by `wrap` of each.
+    """Replace functions of torch.distributed, and `Work.wait`, by `wrap` of each.
 
-    Seen with torch 2.13: nothing calls us back when a rank begins to wait for others and when it
-    has done so, whoever made it wait.
+    Seen with torch 2.13: it has no callback for the start and the end of a rank's wait for others,
+    which any caller may cause.
     """
     import torch.distributed as dist
     from torch.distributed import distributed_c10d
 
     for name in names:
         wrapped = wrap(getattr(distributed_c10d, name))
-        for module in (dist, distributed_c10d):  # torch compares functions of the one with those of the other
+        # In both modules, because torch compares the functions of one with those of the other.
+        for module in (dist, distributed_c10d):
             setattr(module, name, wrapped)
     dist.Work.wait = wrap(dist.Work.wait)
 
 
 def end_workers(batches: Iterator[Any]) -> None:
-    """End a DataLoader's worker processes now, not when the collector comes round.
+    """End a DataLoader's worker processes now instead of at garbage collection.
 
-    Seen with torch 2.13: its iterator has no public name for that, and a run may end in `os._exit`,
-    which leaves them behind. An iterator without workers has not even the private name.
+    Seen with torch 2.13: the iterator has no public method for it, and a run may end in `os._exit`,
+    which would leave the workers behind. An iterator without workers lacks the private method, too.
     """
     if hasattr(batches, "_shutdown_workers"):
         batches._shutdown_workers()
 
 
 def storage_key(tensor: Tensor) -> int:
-    """Which storage a tensor is a view of; another may get the same number once this one is freed.
+    """Identity of a tensor's storage. Once a storage is freed, another may get the same number.
 
-    Seen with torch 2.13: on the meta device the public `data_ptr` is 0 for all.
+    Seen with torch 2.13: on the meta device the public `data_ptr` is always 0.
     """
     return tensor.untyped_storage()._cdata

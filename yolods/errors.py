@@ -1,4 +1,4 @@
-"""What a user did wrong, said in one clear line a fault; no other room raises anything at a user."""
+"""User errors, collected and reported as one clear line per fault."""
 
 from __future__ import annotations
 
@@ -8,28 +8,34 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A mistake in flags, files or data. `str()` is one or more finished lines, shown without a traceback."""
+    """An error in flags, files or data. `str()` is one or more complete lines for the user.
+
+    They are shown without a traceback.
+    """
 
 
 class OwnError(UserError):
-    """A mistake that this process may be alone with, such as a variable of its host: every rank that finds it tells of
-    it. Of other mistakes rank 0 tells, as all ranks find them."""
+    """An error that may affect only this process, such as a variable of its host.
+
+    Every rank that finds one reports it. Any other `UserError` is found by all ranks and reported
+    by rank 0.
+    """
 
 
 class Faults:
-    """Collects faults, so that a user sees all of them in one go and not one a start."""
+    """Collects faults, so that a user sees all of them at once instead of one per start."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
 
     def add(self, text: str) -> None:
-        """Add one fault: a line that says what is wrong and what to do. What is already there is not repeated."""
+        """Add one fault: a line with the problem and the remedy. Duplicates are dropped."""
         if text not in self._lines:
             self._lines.append(text)
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Add the lines of a UserError that ends the block, and go on behind it."""
+        """Catch a UserError, add its lines, and continue after the block."""
         try:
             yield
         except UserError as error:
@@ -37,13 +43,13 @@ class Faults:
                 self.add(line)
 
     def raise_if_any(self, prefix: str = "") -> None:
-        """End the search for faults.
+        """Raise the collected faults, if there are any.
 
         Args:
-            prefix: a line to put above them; nothing by default.
+            prefix: a line above them; default: none.
 
         Raises:
-            UserError: there is at least one fault; the message holds one line for each.
+            UserError: there is at least one fault; the message has one line per fault.
         """
         if self._lines:
             raise UserError("\n".join([prefix, *self._lines] if prefix else self._lines))
@@ -59,13 +65,13 @@ class Faults:
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Offer the known name that is closest to `name`.
+    """A suggestion of the known name that is most similar to `name`.
 
     Args:
-        cutoff: how close, from 0 to 1 (`difflib.get_close_matches`).
+        cutoff: minimum similarity, from 0 to 1 (`difflib.get_close_matches`).
 
     Returns:
-        " (did you mean 'x'?)" with a leading space, or "" where nothing is close.
+        " (did you mean 'x'?)" with a leading space, or "" if nothing is similar.
     """
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)

@@ -33,7 +33,7 @@ def test_a_run_in_a_shell_that_has_seen_much(run_process: Callable, tmp_path: Pa
     shell = ["bash", "-c", 'exec "$@" <&- >&-', "-", *words]
     done = run_process(shell, cwd=tmp_path, env={**environment(), **LEFT_OVER}, timeout=200)
     assert done.returncode == 0, done.stderr
-    told = "yolods: PMI_SIZE=4, RANK=1, SLURM_STEP_NUM_TASKS=4, WORLD_SIZE=7 of the environment: not used, "
+    told = "yolods: ignoring PMI_SIZE=4, RANK=1, SLURM_STEP_NUM_TASKS=4, WORLD_SIZE=7 in the environment: "
     assert told in done.stderr
     assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
     run = tmp_path / "runs" / "exp"

@@ -137,7 +137,7 @@ def _names(line: str, case: Case) -> bool:
     if case.what == "launcher":
         return "the launcher of rank" in line and "is gone" in line
     return f"rank {rank} on " in line and any(
-        words in line for words in ("without a word", "no sign of life", "has been in", "failed in", "is gone")
+        words in line for words in ("without a message", "no heartbeat", "has been in", "failed in", "is gone")
     )
 
 

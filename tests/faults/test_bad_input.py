@@ -60,7 +60,10 @@ def test_what_is_sound_goes_on_to_the_launcher(preflight):
         (["train", "--data", "nowhere.yaml"], "--data nowhere.yaml: no such file"),
         (["train", "--data", "data"], "--data data: this is a folder, give the yaml in it"),
         (["train"], "--data is missing: give a data yaml, or --data demo for the embedded data set"),
-        (["trian", "--data", "x.yaml"], "unknown word 'trian' (did you mean 'train'?); the words are train, val, "),
+        (
+            ["trian", "--data", "x.yaml"],
+            "unknown command 'trian' (did you mean 'train'?); the commands are train, val, ",
+        ),
         ([*GOOD, "--epoch", "3"], "unknown flag --epoch (did you mean '--epochs'?); yolods train --help lists them"),
         ([*GOOD, "--weigths", "a.pt"], "unknown flag --weigths (did you mean '--weights'?); yolods train --help"),
         ([*GOOD, "--epochs", "many"], "--epochs is 'many': it has to be a whole number"),
@@ -72,7 +75,7 @@ def test_what_is_sound_goes_on_to_the_launcher(preflight):
         ([*GOOD, "--hostfil", "h"], "--hostfil: unknown (did you mean the launcher flag '--hostfile'?)"),
         ([*GOOD, "epochs=3"], "epochs=3: flags are written with dashes here: --epochs 3"),
         ([*GOOD, "mosaic=0.5"], "mosaic=0.5: a hyper-parameter; write --set mosaic=VALUE"),
-        (["predict"], "'predict' is ultralytics' own: best.pt is an ordinary file for YOLO('best.pt').predict(...)"),
+        (["predict"], "yolods has no 'predict'; use ultralytics on best.pt: YOLO('best.pt').predict(...)"),
         ([*GOOD, "--epochs", "0"], "--epochs is 0: it has to be a whole number of at least 1"),
         ([*GOOD, "--batch-size", "7"], "--batch-size 7 cannot be dealt to 2 ranks: 7 / 2 = 3.50; use 6 or 8"),
         ([*GOOD, "--imgsz", "100"], "--imgsz 100: yolov5s needs a multiple of 32; use 96 or 128"),
@@ -119,7 +122,7 @@ def test_a_flag_may_be_written_with_either_kind_of_dash(preflight, flag):
 @pytest.mark.parametrize("words", [["train", "--hostfile", "h"], ["train", "--max-restarts", "2"]])
 def test_a_flag_of_the_launcher_says_whose_it_is(capsys, words):
     assert cli.main([*words, "--data", "demo"]) == 2
-    assert f"{words[1]}: a flag of the launcher, which `yolods launch` takes" in capsys.readouterr().err
+    assert f"{words[1]}: a flag of the launcher; use it with `yolods launch`" in capsys.readouterr().err
 
 
 def faulty_yaml(text: str) -> Path:
@@ -373,8 +376,7 @@ def test_a_cache_that_cannot_be_made(run_process, tmp_path):
     done = run_process([sys.executable, "-m", "yolods", "version"], cwd=ROOT, env=variables)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"error: {tmp_path / 'file' / 'cache'} cannot be made: Not a directory; set YOLODS_CACHE to a folder that can "
-        "be written\n"
+        f"error: cannot create {tmp_path / 'file' / 'cache'}: Not a directory; set YOLODS_CACHE to a writable folder\n"
     )
 
 

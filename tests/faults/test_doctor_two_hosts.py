@@ -57,7 +57,7 @@ def test_a_healthy_set_up(two_hosts: TwoHosts, doctor: Callable, data: Path) -> 
     code, lines = doctor(two_hosts.hostfile(), "--data", data)
     seconds = time.monotonic() - began
     shown = "\n".join(lines)
-    assert (code, lines[-1]) == (0, "It would work."), shown
+    assert (code, lines[-1]) == (0, "This run would start."), shown
     assert seconds < 15, f"{seconds:.1f} s:\n{shown}"
     assert lines[0] == f"2 hosts, 2 ranks, meeting at 10.77.0.1, port {PORT}"
     assert "eth0" in shown and "lan0" in shown and "!" not in shown
@@ -83,15 +83,15 @@ def test_what_is_planted_is_found(two_hosts: TwoHosts, doctor: Callable, data: P
     faults = [line for line in lines if line.startswith("fault: ")]
     expected = [
         f"fault: beta: deepspeed 0.1.2, but alpha has {VERSION}; install {VERSION} there",
-        f"fault: alpha: port {PORT} cannot be had: Address already in use; end what listens there, or give another",
+        f"fault: alpha: port {PORT} is not usable: Address already in use; end what listens there, or use another",
         f"fault: beta: a build that was killed 2 hours ago left {extensions}/cpu_adam/lock",
         f"fault: beta: {data.parent / 'images' / 'train'} has 0 files, 0 B, but on alpha 3 files",
         "fault: beta: slots=4, but it has 2 GPUs; write slots=2 in the hostfile",
-        "fault: beta: no ninja, and the configuration needs DeepSpeed's CPUAdam compiled; ",
+        "fault: beta: no ninja, but the configuration needs DeepSpeed's CPUAdam compiled; ",
     ]
     shown = "\n".join(lines)
     assert [start for start in expected if not any(line.startswith(start) for line in faults)] == [], shown
-    assert code == 2 and lines[-1].startswith("It would not work"), shown
+    assert code == 2 and lines[-1].startswith("This run would fail"), shown
     assert not any("ninja" in line for line in faults if "alpha:" in line), shown
 
 
@@ -105,7 +105,7 @@ def test_a_cable_that_is_out_and_slots_without_gpus(two_hosts: TwoHosts, doctor:
     shown = "\n".join(lines)
     assert code == 2, shown
     assert any(
-        line.startswith("fault: beta: ssh does not reach it: ssh: connect to host beta port 22: ") for line in lines
+        line.startswith("fault: beta: cannot reach it with ssh: ssh: connect to host beta port 22: ") for line in lines
     ), shown
     slots = f"fault: alpha: {cores + 1} ranks on {cores} CPU cores take turns; write slots={cores}"
     assert slots in lines, shown

@@ -30,7 +30,7 @@ def test_a_run_that_fails_in_a_finished_run_s_folder_fails_and_leaves_no_result_
     before = finished(tmp_path / "before", data)
     found, result = fail(Case(killed, "--exist-ok"), data, before, tmp_path / "failed")
     assert found == [], result.screen
-    assert "is now in runs/exp/earlier" in result.screen
+    assert "runs/exp to runs/exp/earlier" in result.screen
     assert "restart 1 of 1 from the beginning on 1 rank" in result.screen
 
 

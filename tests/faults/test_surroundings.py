@@ -87,11 +87,11 @@ def test_a_rank_that_no_launcher_has_started_says_so(told: Callable, variables, 
 @pytest.mark.parametrize(
     ("variables", "line"),
     [
-        ({"CUDA_VISIBLE_DEVICES": "97"}, "error: CUDA_VISIBLE_DEVICES=97: no such GPU is there"),
-        ({"CUDA_VISIBLE_DEVICES": "GPU-no-such"}, "error: CUDA_VISIBLE_DEVICES=GPU-no-such: no such GPU is there"),
+        ({"CUDA_VISIBLE_DEVICES": "97"}, "error: CUDA_VISIBLE_DEVICES=97: no such GPU exists"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-no-such"}, "error: CUDA_VISIBLE_DEVICES=GPU-no-such: no such GPU exists"),
         ({"CUDA_VISIBLE_DEVICES": "0,,1"}, "error: CUDA_VISIBLE_DEVICES=0,,1: write numbers as 0,1, or only names"),
         ({"DS_ACCELERATOR": "gpu"}, "error: DS_ACCELERATOR=gpu"),
-        ({"OMP_NUM_THREADS": "two"}, "error: OMP_NUM_THREADS=two: it has to be a whole number from 1 to "),
+        ({"OMP_NUM_THREADS": "two"}, "error: OMP_NUM_THREADS=two: it must be a whole number from 1 to "),
         ({"GLOO_SOCKET_IFNAME": "no0"}, "error: GLOO_SOCKET_IFNAME=no0 does not fit the interfaces of "),
     ],
 )
@@ -103,7 +103,7 @@ def test_what_is_asked_for_and_not_there_gets_one_line_before_anything_starts(to
 def test_a_rank_that_is_not_used_is_told_of_where_a_run_starts(told: Callable, capfd) -> None:
     with pytest.raises(AssertionError, match="a process was started"):
         told(LEFT_OVER["Kubeflow's rank"], "launch", "train", "--data", "data/tiny.yaml", "--imgsz", "64")
-    said = "yolods: RANK=1, WORLD_SIZE=2 of the environment: not used, launch starts and numbers ranks by itself\n"
+    said = "yolods: ignoring RANK=1, WORLD_SIZE=2 in the environment: launch starts and numbers the ranks itself\n"
     assert capfd.readouterr().err.startswith(said)
 
 
@@ -113,7 +113,7 @@ def test_doctor_finds_what_a_start_would_be_refused_for(told: Callable, capfd, m
         assert cli.main(["doctor"]) == 2
     lines = capfd.readouterr().out.splitlines()
     assert any(line.startswith("fault: OMP_NUM_THREADS=two: ") for line in lines)
-    assert lines[-1].startswith("It would not work")
+    assert lines[-1].startswith("This run would fail")
 
 
 def test_a_user_without_a_home_is_told_how_to_name_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def open_folder() -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--data", "{closed}/x.yaml"], "error: {closed}/x.yaml: Permission denied; give this user access, or name"),
+        (["--data", "{closed}/x.yaml"], "error: {closed}/x.yaml: Permission denied; grant this user access, or choose"),
         (["--data", "demo", "--hyp", "{closed}/h.yaml"], "{closed}/h.yaml"),
         (["--data", "demo", "--weights", "{closed}/x.pt"], "error: {closed}/x.pt: Permission denied"),
         (["--data", "demo", "--deepspeed_config", "{closed}/x.json"], "{closed}/x.json"),
@@ -191,7 +191,7 @@ def test_a_cache_that_may_not_be_written_is_not_replaced_by_another(tmp_path: Pa
         timeout=60,
         env={**environment(), **variables},
     )
-    expected = f"error: {cache} cannot be written; set YOLODS_CACHE to a folder that can be written\n"
+    expected = f"error: cannot write to {cache}; set YOLODS_CACHE to a writable folder\n"
     assert (code, (open_folder / "screen").read_text()) == (2, expected)
 
 
@@ -211,7 +211,7 @@ def test_a_folder_that_is_gone_gets_one_line(run_process: Callable, tmp_path: Pa
         "demo",
     ]
     done = run_process(words, env={"PYTHONPATH": str(ROOT)})
-    line = "error: the folder where you stand is gone (No such file or directory); cd to one that is there\n"
+    line = "error: the current folder no longer exists (No such file or directory); cd to an existing one\n"
     assert (done.returncode, done.stderr) == (2, line)
 
 
@@ -227,5 +227,5 @@ def test_streams_that_are_closed_or_full_change_no_exit_status(run_process: Call
 def test_help_that_does_not_reach_the_screen_is_told_of(run_process: Callable, tmp_path: Path, words) -> None:
     command = ["bash", "-c", 'exec "$@" >/dev/full', "-", sys.executable, "-m", "yolods", *words]
     done = run_process(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
-    line = "error: standard output cannot be written: No space left on device; print to another place\n"
+    line = "error: cannot write to standard output: No space left on device; print to another place\n"
     assert (done.returncode, done.stderr) == (2, line)

@@ -206,5 +206,5 @@ def test_doctor_says_that_a_start_would_download_what_is_not_here(tmp_path, doct
     file.write_text("train: images\nval: images\nnames: [x]\ndownload: https://example.org/x.zip\n")
     status, found = doctor("--data", str(file))
     assert (status, found["trees"], found["faults"]) == (0, (), [])
-    told = f"{file}: not all of its images are here; a start would download them first"
+    told = f"{file}: some of its images are missing; a start would download them first"
     assert capsys.readouterr().out.splitlines() == [told, "verdict"]

@@ -96,9 +96,7 @@ def test_a_cache_that_cannot_be_made(bare, monkeypatch):
     (bare / "cache").write_text("a file")
     with pytest.raises(UserError) as caught:
         compat.prepare()
-    assert str(caught.value) == (
-        f"{bare / 'cache'} cannot be made: File exists; set YOLODS_CACHE to a folder that can be written"
-    )
+    assert str(caught.value) == (f"cannot create {bare / 'cache'}: File exists; set YOLODS_CACHE to a writable folder")
 
 
 QUIET = """

@@ -38,7 +38,7 @@ def test_a_list_of_which_cuda_reads_a_part_is_refused(given):
 
 
 def test_two_parts_of_gpus_are_refused_because_a_process_is_shown_one():
-    with pytest.raises(OwnError, match=r"one part .* of a GPU; name one"):
+    with pytest.raises(OwnError, match=r"only one part .* of a GPU; name one"):
         visible({"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"})
 
 
@@ -64,14 +64,14 @@ def test_gpus_that_are_used(variables, there, used):
 @pytest.mark.parametrize(
     ("variables", "there", "line"),
     [
-        ({"CUDA_VISIBLE_DEVICES": "7"}, 0, "CUDA_VISIBLE_DEVICES=7: no such GPU is there"),
-        ({"CUDA_VISIBLE_DEVICES": "0,7"}, 1, "CUDA_VISIBLE_DEVICES=0,7: of 2 GPUs 1 are there"),
-        ({"CUDA_VISIBLE_DEVICES": UUIDS}, 0, f"CUDA_VISIBLE_DEVICES={UUIDS}: no such GPU is there"),
-        ({"DS_ACCELERATOR": "cuda"}, 0, "DS_ACCELERATOR=cuda asks for GPUs, and there is none"),
+        ({"CUDA_VISIBLE_DEVICES": "7"}, 0, "CUDA_VISIBLE_DEVICES=7: no such GPU exists"),
+        ({"CUDA_VISIBLE_DEVICES": "0,7"}, 1, "CUDA_VISIBLE_DEVICES=0,7: of 2 GPUs CUDA shows 1"),
+        ({"CUDA_VISIBLE_DEVICES": UUIDS}, 0, f"CUDA_VISIBLE_DEVICES={UUIDS}: no such GPU exists"),
+        ({"DS_ACCELERATOR": "cuda"}, 0, "DS_ACCELERATOR=cuda asks for GPUs, but there is none"),
         (
             {"DS_ACCELERATOR": "cuda", "CUDA_VISIBLE_DEVICES": ""},
             4,
-            "asks for GPUs, and CUDA_VISIBLE_DEVICES shows none",
+            "asks for GPUs, but CUDA_VISIBLE_DEVICES shows none",
         ),
         ({"DS_ACCELERATOR": "CUDA"}, 4, r"DS_ACCELERATOR=CUDA \(did you mean 'cuda'\?\): ranks compute on cuda or cpu"),
         ({"DS_ACCELERATOR": "xpu"}, 4, "DS_ACCELERATOR=xpu.*: ranks compute on cuda or cpu; correct or unset it"),

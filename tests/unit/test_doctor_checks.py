@@ -82,7 +82,7 @@ def test_a_healthy_cluster():
     row = "w1 0.0 s 3.11.7 0.1.0 2.13.0 0.19.8 8.4.190 2 on 2 GPUs 78.1 GiB 500.0 GiB +0.0 s eth0 free ninja c++ nvcc"
     assert " ".join(lines[2].split()) == heading
     assert " ".join(lines[3].split()) == f"{row} 100 files, 5.0 GiB"
-    assert lines[-1] == "It would work."
+    assert lines[-1] == "This run would start."
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_healthy_cluster():
     [
         ({"versions": {**VERSIONS, "torch": "2.6.0"}}, "pip install torch==2.13.0"),
         ({"digest": "other"}, "install the same yolods there"),
-        ({"python": "3.12.1"}, "make the environment there anew, with the same Python"),
+        ({"python": "3.12.1"}, "create the environment there again with the same Python"),
     ],
 )
 def test_remedies_need_no_checkout_where_launch_sh_has_started_nothing(planted, expected):
@@ -117,18 +117,17 @@ def test_remedies_need_no_checkout_where_launch_sh_has_started_nothing(planted, 
             {"digest": "other"},
             "yolods",
             "fault: w2: yolods 0.1.0 (other), but w1 has 0.1.0 (0123456789ab); "
-            "bring /home/me/yolods there to the same commit",
+            "check out the same commit in /home/me/yolods there",
         ),
         (
             {"package": "/opt/yolods"},
             "yolods",
-            "fault: w2: yolods lies in /opt/yolods, but on w1 in /home/me/yolods/yolods; use the same path "
-            "on every host",
+            "fault: w2: yolods is in /opt/yolods, but on w1 in /home/me/yolods/yolods; use the same path on every host",
         ),
         (
             {"python": "3.12.1"},
             "python",
-            "fault: w2: python 3.12.1, but w1 has 3.11.7; make .venv there with the same Python: remove it, and run "
+            "fault: w2: python 3.12.1, but w1 has 3.11.7; create .venv there with the same Python: remove it, and run "
             "./launch.sh version",
         ),
         (
@@ -139,19 +138,18 @@ def test_remedies_need_no_checkout_where_launch_sh_has_started_nothing(planted, 
         (
             {"gpus": [Gpu(number, 80000, 81559) for number in range(4)]},
             "slots",
-            "warning: w2: slots=2 of its 4 GPUs: the others idle; write slots=4 for all",
+            "warning: w2: slots=2, but it has 4 GPUs: the rest are idle; write slots=4 for all",
         ),
         (
             {"gpus": []},
             "slots",
-            "fault: w2: no GPU, but w1 has some, and ranks cannot meet across both; repair its driver, or leave it "
-            "out: --exclude w2",
+            "fault: w2: no GPU, but w1 has some, and ranks cannot meet across both; repair its driver, or exclude "
+            "it: --exclude w2",
         ),
         (
             {"gpus": [Gpu(0, 80000, 81559), Gpu(1, 512, 81559)]},
             "GPU free",
-            "fault: w2: GPU 1 has 0.5 of 79.6 GiB free; end what runs there (nvidia-smi lists it), or leave the "
-            "GPU out",
+            "fault: w2: GPU 1 has 0.5 of 79.6 GiB free; end what runs there (nvidia-smi lists it), or exclude the GPU",
         ),
         (
             {"disk": {"/home/me/yolods": 5 * GIB}},
@@ -171,35 +169,35 @@ def test_remedies_need_no_checkout_where_launch_sh_has_started_nothing(planted, 
         (
             {"addresses": [("docker0", "10.0.0.1/16")]},
             "interface",
-            "fault: w2: 10.0.0.1 means this host itself there and not w1; give another --master_addr",
+            "fault: w2: 10.0.0.1 is this host itself there, not w1; give another --master_addr",
         ),
         (
             {"ninja": None},
             "build",
-            "fault: w2: no ninja, and the configuration needs DeepSpeed's CPUAdam compiled; "
+            "fault: w2: no ninja, but the configuration needs DeepSpeed's CPUAdam compiled; "
             f"{PYTHON} -m pip install ninja",
         ),
         (
             {"compiler": None},
             "build",
-            "fault: w2: no C++ compiler, and the configuration needs DeepSpeed's CPUAdam compiled; apt-get install g++",
+            "fault: w2: no C++ compiler, but the configuration needs DeepSpeed's CPUAdam compiled; apt-get install g++",
         ),
         (
             {"locks": [Lock("/c/cpu_adam/lock", 7200.0, False)]},
             "build",
-            "fault: w2: a build that was killed 2 hours ago left /c/cpu_adam/lock, for which every later one waits "
-            "without a word; rm /c/cpu_adam/lock",
+            "fault: w2: a build that was killed 2 hours ago left /c/cpu_adam/lock, which blocks every later "
+            "build without a message; rm /c/cpu_adam/lock",
         ),
         (
             {"locks": [Lock("/c/cpu_adam/lock", 20.0, False)]},
             "build",
-            "warning: w2: no process of the hosts holds /c/cpu_adam/lock, made 20 s ago, for which builds wait without "
-            "a word; rm /c/cpu_adam/lock",
+            "warning: w2: no process of the hosts holds /c/cpu_adam/lock, created 20 s ago, which blocks builds "
+            "without a message; rm /c/cpu_adam/lock",
         ),
         (
             {"data": [Count("/data/images", False)]},
             "data",
-            "fault: w2: /data/images is missing or cannot be read; copy it: rsync -a w1:/data/images /data/",
+            "fault: w2: /data/images is missing or unreadable; copy it: rsync -a w1:/data/images /data/",
         ),
         (
             {"data": [Count("/data/images", True, 99, 4 * GIB)]},
@@ -224,7 +222,7 @@ def test_a_fault_on_one_host(planted, column, expected):
     assert [str(finding) for finding in findings] == [expected]
     lines = report_lines(PLAN, answers(planted), findings, width=200)
     fatal = expected.startswith("fault")
-    assert lines[-1] == ("It would not work (1 fault)." if fatal else "It would work (1 warning).")
+    assert lines[-1] == ("This run would fail (1 fault)." if fatal else "This run would start (1 warning).")
     assert findings[0].column == column
     # The table marks that cell and no other.
     assert (lines[4].count("!"), "!" in lines[3] + lines[5]) == (0 if column == "host" else 1, False)
@@ -232,7 +230,7 @@ def test_a_fault_on_one_host(planted, column, expected):
 
 def test_a_host_that_is_not_reached():
     given = answers()
-    given[1] = Answer(HOSTS[1], None, "ssh does not reach it: Connection refused; start sshd there")
+    given[1] = Answer(HOSTS[1], None, "cannot reach it with ssh: Connection refused; start sshd there")
     findings = diagnose(PLAN, given)
     assert [str(finding) for finding in findings] == [f"fault: w2: {given[1].problem}"]
     assert report_lines(PLAN, given, findings, width=200)[4].split() == ["w2", "no", "answer!", *["-"] * 13]
@@ -250,7 +248,7 @@ def test_nobody_is_reached():
     given = [Answer(host, None, "no answer within 12 s") for host in HOSTS]
     lines = report_lines(PLAN, given, diagnose(PLAN, given))
     assert lines[0] == "3 hosts, 6 ranks, meeting at an unknown address, port 29500"
-    assert lines[-1] == "It would not work (3 faults)."
+    assert lines[-1] == "This run would fail (3 faults)."
 
 
 def test_the_first_of_two_that_differ_is_taken_for_right():
@@ -268,8 +266,8 @@ def test_the_odd_one_out_may_be_the_first():
     ("skew", "expected"),
     [
         (1.5, []),
-        (-4.0, ["warning: w2: its clock is 4.0 s behind that of w1; set it by NTP: timedatectl set-ntp true"]),
-        (90.0, ["fault: w2: its clock is 90.0 s ahead of that of w1; set it by NTP: timedatectl set-ntp true"]),
+        (-4.0, ["warning: w2: its clock is 4.0 s behind that of w1; set it with NTP: timedatectl set-ntp true"]),
+        (90.0, ["fault: w2: its clock is 90.0 s ahead of that of w1; set it with NTP: timedatectl set-ntp true"]),
     ],
 )
 def test_clocks_are_compared_with_each_other_and_not_with_ours(skew, expected):
@@ -281,7 +279,7 @@ def test_a_port_that_is_taken():
     given = answers()
     given[0] = Answer(HOSTS[0], report(1, port_error="Address already in use"))
     assert found(PLAN, given) == [
-        "fault: w1: port 29500 cannot be had: Address already in use; end what listens there, or give another "
+        "fault: w1: port 29500 is not usable: Address already in use; end what listens there, or use another "
         "--master_port"
     ]
     assert " taken!" in report_lines(PLAN, given, diagnose(PLAN, given), width=200)[3]
@@ -295,7 +293,7 @@ def test_only_the_first_hosts_port_counts():
     ("plan", "first", "expected"),
     [
         ({"master_addr": "10.0.0.9"}, "10.0.0.9", "rank 0 runs there, but none of its interfaces has 10.0.0.9"),
-        ({"master_addr": "nobody"}, None, "--master_addr nobody is not known there"),
+        ({"master_addr": "nobody"}, None, "--master_addr nobody is unknown there"),
     ],
 )
 def test_a_master_address_that_is_not_the_first_hosts(plan, first, expected):
@@ -305,13 +303,13 @@ def test_a_master_address_that_is_not_the_first_hosts(plan, first, expected):
 
 def test_hostname_may_not_tell_its_address():
     lines = found(PLAN, answers(first_address=None))
-    assert lines == ["fault: w1: its `hostname -I` names no address; say where ranks meet: --master_addr ADDRESS"]
+    assert lines == ["fault: w1: its `hostname -I` prints no address; give the rendezvous with --master_addr ADDRESS"]
 
 
 def test_a_loopback_master_is_each_hosts_own():
     lines = found(replace(PLAN, master_addr="127.0.0.1"), answers(master_address="127.0.0.1"))
     assert lines == [
-        f"fault: w{number}: 127.0.0.1 means this host itself there and not w1; give another --master_addr"
+        f"fault: w{number}: 127.0.0.1 is this host itself there, not w1; give another --master_addr"
         for number in (2, 3)
     ]
 
@@ -381,10 +379,10 @@ def test_a_stale_lock_of_an_operator_that_nothing_builds_keeps_no_run_from_start
     given = answers({"locks": [Lock(lock, 7200.0, False)]}, **({} if gpus else {"gpus": []}))
     findings = diagnose(plan, given)
     assert [str(finding) for finding in findings] == [
-        f"warning: w2: a build that was killed 2 hours ago left {lock}; this run builds nothing there, but one that "
-        f"does would wait without a word; rm {lock}"
+        f"warning: w2: a build that was killed 2 hours ago left {lock}; this run builds nothing there, but a run that "
+        f"does would wait without a message; rm {lock}"
     ]
-    assert report_lines(plan, given, findings)[-1] == "It would work (1 warning)."
+    assert report_lines(plan, given, findings)[-1] == "This run would start (1 warning)."
 
 
 def test_no_cuda_compiler_is_missed_where_cpuadam_needs_none():
@@ -410,7 +408,7 @@ def test_tools_matter_only_where_something_is_built():
 
 def test_data_missing_on_all_hosts_is_the_yamls_fault():
     lines = found(PLAN, answers(data=[Count("/data/images", False)]))
-    assert lines[0] == "fault: w1: /data/images is missing or cannot be read; correct the data yaml"
+    assert lines[0] == "fault: w1: /data/images is missing or unreadable; correct the data yaml"
 
 
 def test_more_ranks_than_cores():
@@ -447,7 +445,7 @@ def test_a_single_host_that_is_another_machine():
     assert found(plan, answers()[:1]) == []
     lines = found(replace(plan, here="boot-9"), answers()[:1])
     assert lines == [
-        "fault: w1: the only host, and not this machine; DeepSpeed would start its ranks here: log in there and start "
+        "fault: w1: the only host, but not this machine; DeepSpeed would start its ranks here: log in there and start "
         "there"
     ]
 

@@ -15,9 +15,9 @@ FAULT, WARNING = Finding("w1", "ssh", True, "is gone"), Finding("", "", False, "
 @pytest.mark.parametrize(
     ("findings", "line"),
     [
-        ([], "It would work."),
-        ([WARNING], "It would work (1 warning)."),
-        ([FAULT, FAULT, WARNING], "It would not work (2 faults, 1 warning)."),
+        ([], "This run would start."),
+        ([WARNING], "This run would start (1 warning)."),
+        ([FAULT, FAULT, WARNING], "This run would fail (2 faults, 1 warning)."),
     ],
 )
 def test_the_last_line_is_the_verdict(findings, line):
@@ -35,5 +35,5 @@ def test_a_host_that_does_not_answer_has_a_row_of_dashes_and_its_fault_a_mark():
         "w1    no answer!",
         "",
         "fault: w1: is gone",
-        "It would not work (1 fault).",
+        "This run would fail (1 fault).",
     ]

@@ -95,7 +95,7 @@ def test_a_healthy_set_up(cluster, data, free_port):
     began = time.monotonic()
     code, lines = cluster.doctor("--data", data, port=free_port())
     assert time.monotonic() - began < 15
-    assert (code, lines[-2:]) == (0, [SAME, "It would work (1 warning)."])
+    assert (code, lines[-2:]) == (0, [SAME, "This run would start (1 warning)."])
     assert sorted((cluster.hosts / "asked").read_text().split()) == ["a", "b"]  # this machine too: pdsh will do so
     assert lines[0].startswith("2 hosts, 2 ranks, meeting at ")
     assert [line.split()[0] for line in lines[2:5]] == ["host", "a", "b"]
@@ -110,15 +110,15 @@ PLANTED = {
     ),
     "unreachable": (
         "echo 'ssh: connect to host b port 22: Connection refused' >&2; exit 255",
-        "fault: b: ssh does not reach it: ssh: connect to host b port 22: Connection refused; start sshd there",
+        "fault: b: cannot reach it with ssh: ssh: connect to host b port 22: Connection refused; start sshd there",
     ),
     "a password asked for": (
         "echo 'me@b: Permission denied (publickey,password).' >&2; exit 255",
-        "fault: b: ssh does not reach it: me@b: Permission denied (publickey,password).; let it in without a password",
+        "fault: b: cannot reach it with ssh: me@b: Permission denied (publickey,password).; allow login without a ",
     ),
     "no such Python": (
         "command=${command/test -x /test -x /nowhere}",
-        f"fault: b: it has no {sys.executable}; make the same environment there",
+        f"fault: b: it has no {sys.executable}; create the same environment there",
     ),
     "a broken Python": (
         "command='echo ImportError: no ctypes >&2; exit 1'",
@@ -130,7 +130,7 @@ PLANTED = {
     ),
     "missing data": (
         """edit='s/"present": true/"present": false/'""",
-        " is missing or cannot be read; copy it: rsync -a a:/",
+        " is missing or unreadable; copy it: rsync -a a:/",
     ),
     "data of another size": ("""edit='s/"bytes": [0-9]*/"bytes": 3/'""", " has 1 file, 3 B, but on a 1 file, "),
     "clocks apart": ("""edit='s/"time": 1/"time": 2/'""", "fault: b: its clock is 1000000000.0 s ahead of that of a"),
@@ -147,14 +147,14 @@ def test_what_is_planted_on_a_host_is_found(cluster, data, free_port, name):
     assert len(found) == 1, lines
     works = expected == SAME or expected.startswith("warning")
     assert code == (0 if works else 2)
-    assert lines[-1].startswith("It would work" if works else "It would not work")
+    assert lines[-1].startswith("This run would start" if works else "This run would fail")
 
 
 def test_a_folder_that_a_host_lacks(cluster, free_port):
     cluster.host("b", 'command="cd /nowhere ||${command#*||}"')
     code, lines = cluster.doctor(port=free_port())
     assert code == 2
-    assert f"fault: b: it has no folder {ROOT}; make it there, or start in a folder that all hosts have" in lines
+    assert f"fault: b: it has no folder {ROOT}; create it there, or start in a folder that all hosts have" in lines
 
 
 @pytest.mark.slow
@@ -174,7 +174,7 @@ def test_a_port_that_is_taken(cluster, free_port):
         port = taken.getsockname()[1]
         code, lines = cluster.doctor(port=port)
     assert code == 2
-    assert any(line.startswith(f"fault: a: port {port} cannot be had: Address already in use") for line in lines)
+    assert any(line.startswith(f"fault: a: port {port} is not usable: Address already in use") for line in lines)
 
 
 def test_gpus_against_slots_and_what_a_build_needs(cluster, free_port):
@@ -193,8 +193,8 @@ def test_gpus_against_slots_and_what_a_build_needs(cluster, free_port):
     assert code == 2
     assert "fault: b: slots=4, but it has 2 GPUs; write slots=2 in the hostfile" in lines
     assert "fault: b: GPU 1 has 0.7 of 79.6 GiB free; end what runs there" in said
-    assert "warning: a: slots=1 of its 2 GPUs: the others idle; write slots=2 for all" in lines
-    assert "fault: b: no ninja, and the configuration needs DeepSpeed's CPUAdam compiled" in said
+    assert "warning: a: slots=1, but it has 2 GPUs: the rest are idle; write slots=2 for all" in lines
+    assert "fault: b: no ninja, but the configuration needs DeepSpeed's CPUAdam compiled" in said
     assert "no nvcc" not in said  # which CPUAdam does without
     code, lines = cluster.doctor("--include", "b:0", port=free_port())
     assert "1 host, 1 rank, " in lines[0] and not any("slots=4" in line or "ninja" in line for line in lines[5:])
@@ -210,7 +210,7 @@ def test_without_pdsh(cluster, free_port):
 
 def test_this_machine_alone_needs_no_ssh(cluster, free_port):
     code, lines = cluster.doctor(port=free_port(), hostfile=False)
-    assert (code, lines[-1]) == (0, "It would work.")
+    assert (code, lines[-1]) == (0, "This run would start.")
     assert lines[0].startswith("1 host, ") and " meeting at 127.0.0.1, port " in lines[0]
     cluster.hostfile.write_text("localhost slots=1\n", encoding="utf-8")
     assert cluster.doctor(port=free_port())[0] == 0

@@ -20,7 +20,7 @@ def test_all_that_are_wrong_are_named_at_once_with_what_they_have_to_be():
     with pytest.raises(OwnError) as caught:
         check_variables(dict(WRONG))
     assert [line.partition("=")[0] for line in str(caught.value).splitlines()] == list(VARIABLE_RULES)
-    assert "DEEPSPEED_TIMEOUT=1.5: it has to be a number of minutes from 1 to 1000000; correct it" in str(caught.value)
+    assert "DEEPSPEED_TIMEOUT=1.5: it must be a number of minutes from 1 to 1000000; correct it" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1e3", "²", "9" * 20])
@@ -43,7 +43,7 @@ def test_one_gets_a_line_before_anything_is_imported(monkeypatch, capfd, words):
     monkeypatch.setenv("DEEPSPEED_TIMEOUT", "abc")
     assert cli.main(words) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("error: DEEPSPEED_TIMEOUT=abc: it has to be a number of minutes")
+    assert line.startswith("error: DEEPSPEED_TIMEOUT=abc: it must be a number of minutes")
 
 
 def test_the_libraries_still_die_of_them(run_process):

@@ -32,7 +32,7 @@ def test_a_users_files_overrule_and_a_line_that_deepspeed_stops_at_is_a_fault(tm
     faults = Faults()
     assert users_lines({}, [home, here, tmp_path / "none"], faults) == ["A=1", "B=2", "A=3"]
     assert list(faults) == [
-        f"{here / '.deepspeed_env'} line 2: `export C=4`: write NAME=value; DeepSpeed stops at any other line"
+        f"{here / '.deepspeed_env'} line 2: `export C=4`: write NAME=value; DeepSpeed fails at any other line"
     ]
     found = travelling({"NCCL_DEBUG": "INFO", "PYTHONPATH": "/p", "A": "0"}, [home, here], Faults())
     assert found == {"NCCL_DEBUG": "INFO", "PYTHONPATH": "/p", "A": "3", "B": "2"}

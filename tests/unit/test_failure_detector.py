@@ -31,7 +31,7 @@ def test_a_rank_without_a_sign_of_life_is_lost() -> None:
     assert verdict.rank == 1
     assert verdict.ends
     assert verdict.text == (
-        "rank 1 on worker-1 (process 101) has given no sign of life for 9 s; it was in step 12, forward 0"
+        "rank 1 on worker-1 (process 101) has sent no heartbeat for 9 s; it was in step 12, forward 0"
     )
 
 

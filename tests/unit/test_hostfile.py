@@ -37,9 +37,9 @@ def test_all_bad_lines_at_once(tmp_path):
         parse_hostfile(file)
     assert [line.removeprefix(f"--hostfile {file} ") for line in str(caught.value).splitlines()] == [
         "line 2: `b`: write it as: name slots=N",
-        "line 3: slots=x: it has to be a whole number of at least 1",
-        "line 4: slots=0: it has to be a whole number of at least 1",
-        "line 5: a stands in line 1 already; give a host one line with all its slots",
+        "line 3: slots=x: it must be a whole number of at least 1",
+        "line 4: slots=0: it must be a whole number of at least 1",
+        "line 5: a is already on line 1; give a host one line with all its slots",
         "line 6: `e slots=1 max=3`: write it as: name slots=N",
         "line 7: `f slots = 2`: write it as: name slots=N",
     ]
@@ -47,14 +47,14 @@ def test_all_bad_lines_at_once(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "# nobody\n"])
 def test_an_empty_hostfile(tmp_path, text):
-    with pytest.raises(UserError, match="no host in it; write lines like: worker-1 slots=8"):
+    with pytest.raises(UserError, match="it has no host; write lines like: worker-1 slots=8"):
         parse_hostfile(write(tmp_path, text))
 
 
 def test_a_missing_hostfile(tmp_path):
     with pytest.raises(UserError, match=r"--hostfile .*none: no such file"):
         parse_hostfile(tmp_path / "none")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read it"):
         parse_hostfile(tmp_path)
 
 
@@ -77,12 +77,12 @@ def test_filters(include, exclude, expected):
 @pytest.mark.parametrize(
     ("include", "exclude", "message"),
     [
-        ("a", "b", "--include and --exclude cannot be given together; keep one"),
+        ("a", "b", "--include and --exclude cannot be combined; keep one"),
         ("wroker", "", r"--include wroker: no host 'wroker' in the hostfile \(did you mean 'worker'\?\)"),
         ("worker:4", "", "--include worker:4: worker has no slot '4'; its slots are 0 to 1"),
         ("worker:", "", "--include worker:: worker has no slot ''; its slots are 0 to 1"),
         ("worker:-1", "", "worker has no slot '-1'"),
-        ("", "worker", "--exclude worker: no slot is left to train on"),
+        ("", "worker", "--exclude worker: no slot remains to train on"),
     ],
 )
 def test_bad_filters(include, exclude, message):
@@ -116,7 +116,7 @@ def test_filters_mean_the_same_to_deepspeed(include, exclude):
 
 @pytest.mark.parametrize("slots", ["99999999999", "9" * 5000])
 def test_more_slots_than_any_host_has_get_a_line_and_not_the_machines_memory(tmp_path, slots):
-    with pytest.raises(UserError, match=r"line 1: slots=9+: it has to be at most 4096"):
+    with pytest.raises(UserError, match=r"line 1: slots=9+: it must be at most 4096"):
         parse_hostfile(write(tmp_path, f"a slots={slots}\n"))
     with pytest.raises(UserError, match=f"a has no slot '{slots}'"):
         select(pool(a=2), f"a:{slots}")

@@ -67,7 +67,7 @@ def test_all_local_gpus_and_nothing_set_for_them():
 
 def test_some_local_gpus():
     assert "--num_gpus 3 " in " ".join(command(LaunchFlags(num_gpus=3), gpus=4)[0])
-    with pytest.raises(UserError, match="--num_gpus 5: this machine has 4 GPUs to use"):
+    with pytest.raises(UserError, match="--num_gpus 5: this machine has 4 usable GPUs"):
         command(LaunchFlags(num_gpus=5), gpus=4)
 
 
@@ -132,13 +132,13 @@ def test_over_several_hosts_the_gpus_of_this_one_are_not_exchanged_for_others(tm
         command(flags, gpus=2, **variables)
         return
     with pytest.raises(
-        UserError, match=f"CUDA_VISIBLE_DEVICES={names} is of this machine alone, .* would take a:0,1; "
+        UserError, match=f"CUDA_VISIBLE_DEVICES={names} applies to this machine only, .* would use a:0,1; "
     ):
         command(flags, gpus=2, **variables)
 
 
 def test_what_ranks_cannot_use_is_refused_before_the_launcher():
-    with pytest.raises(UserError, match="OMP_NUM_THREADS=many: it has to be a whole number"):
+    with pytest.raises(UserError, match="OMP_NUM_THREADS=many: it must be a whole number"):
         command(LaunchFlags(), OMP_NUM_THREADS="many")
     with pytest.raises(UserError, match="GLOO_SOCKET_IFNAME=eth77 does not fit the interfaces of"):
         command(LaunchFlags(), GLOO_SOCKET_IFNAME="eth77")
@@ -202,7 +202,7 @@ def test_every_host_starts_its_own_ranks(tmp_path):
         ({"master_addr": None}, "--no_ssh needs --hostfile, --master_addr and --node_rank"),
         ({"node_rank": None}, "--no_ssh needs --hostfile, --master_addr and --node_rank"),
         ({"node_rank": 2}, "--node_rank 2: 2 hosts take part, counted from 0"),
-        ({"no_ssh": False}, "--node_rank says which host this is"),
+        ({"no_ssh": False}, "--node_rank tells which host this is"),
         ({"gpus": 3}, "b has slots=4, but this machine has 3 GPUs"),
     ],
 )
@@ -239,8 +239,8 @@ def test_filters_reach_deepspeed_and_the_number_of_ranks(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (LaunchFlags(num_gpus=0), "--num_gpus 0: it has to be at least 1"),
-        (LaunchFlags(num_gpus=1, include="localhost"), "--num_gpus cannot be given together with --include"),
+        (LaunchFlags(num_gpus=0), "--num_gpus 0: it must be at least 1"),
+        (LaunchFlags(num_gpus=1, include="localhost"), "--num_gpus cannot be combined with --include"),
         (LaunchFlags(hostfile=Path("none")), "--hostfile none: no such file"),
         (LaunchFlags(include="localhost:5"), "localhost has no slot '5'"),
     ],
@@ -258,7 +258,7 @@ def test_the_environments_tools_are_on_the_path():
 
 @pytest.mark.parametrize(
     ("count", "line"),
-    [("4097", "--num_gpus 4097: it has to be at most 4096"), ("99999999999", "--num_gpus 99999999999: it has to be")],
+    [("4097", "--num_gpus 4097: it must be at most 4096"), ("99999999999", "--num_gpus 99999999999: it must be")],
 )
 def test_more_ranks_than_can_be_counted_get_a_line_and_not_the_machines_memory(count, line):
     with pytest.raises(UserError, match=f"^{line}"):

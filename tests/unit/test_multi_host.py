@@ -101,11 +101,11 @@ def test_srun(place):
 @pytest.mark.parametrize(
     ("flags", "hosts", "message"),
     [
-        ({"launcher": "openmpi", "include": "a"}, HOSTS, "takes the hostfile whole; leave out --include"),
-        ({"launcher": "slurm"}, (HOSTS[0], Host("c", 2, (0,))), "as many slots on every host, not a.invalid 2, c 1"),
-        ({"launcher": "slurm"}, (Host("c", 2, (1,)), Host("d", 2, (1,))), "takes a host's first slots, not c:1; use"),
-        ({"launcher": "slurm", "ssh_port": 1}, HOSTS, "uses no ssh; leave out --ssh_port"),
-        ({"launcher": "slurm"}, HOSTS, "the name a.invalid leads to nothing here"),
+        ({"launcher": "openmpi", "include": "a"}, HOSTS, "uses the whole hostfile; omit --include"),
+        ({"launcher": "slurm"}, (HOSTS[0], Host("c", 2, (0,))), "the same slots on every host, not a.invalid 2, c 1"),
+        ({"launcher": "slurm"}, (Host("c", 2, (1,)), Host("d", 2, (1,))), "uses a host's first slots, not c:1; use"),
+        ({"launcher": "slurm", "ssh_port": 1}, HOSTS, "does not use ssh; omit --ssh_port"),
+        ({"launcher": "slurm"}, HOSTS, "the name a.invalid resolves to nothing here"),
     ],
 )
 def test_what_a_launcher_cannot_do(place, flags, hosts, message):
@@ -116,7 +116,7 @@ def test_what_a_launcher_cannot_do(place, flags, hosts, message):
 def test_a_launcher_that_is_not_installed(place, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda tool, path=None: None)
     for launcher, (tool, remedy) in multi_host.TOOLS.items():
-        with pytest.raises(UserError, match=f"no {tool} here, which --launcher {launcher} takes: {remedy}"):
+        with pytest.raises(UserError, match=f"no {tool} here, which --launcher {launcher} needs: {remedy}"):
             command(LaunchFlags(launcher=launcher))
 
 
@@ -125,7 +125,7 @@ def test_paths_that_pdsh_would_tear_apart(place, monkeypatch):
         command(LaunchFlags(), python="/my env/python")
     (place / "here" / "a b").mkdir()
     monkeypatch.chdir(place / "here" / "a b")
-    with pytest.raises(UserError, match=r"the folder where you start, .*/a b, has a character"):
+    with pytest.raises(UserError, match=r"the current folder, .*/a b, has a character"):
         command(LaunchFlags())
 
 

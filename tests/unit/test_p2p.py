@@ -74,7 +74,7 @@ def test_forms_survive_the_header(dtype, shape):
 def test_a_header_tells_nine_images_and_refuses_ten():
     forms = [_Form((2, 3, 4, 5), torch.float32, False)] * 9
     assert _unpack(_pack(forms).tolist()) == forms
-    with pytest.raises(ValueError, match="10 tensors cross a cut; a header of 64 words cannot tell their shapes"):
+    with pytest.raises(ValueError, match="10 tensors cross a cut; a header of 64 words cannot hold their shapes"):
         _pack([*forms, forms[0]])
 
 

@@ -178,4 +178,4 @@ def test_it_ends_by_itself_and_with_it_what_it_started(tmp_path):
     environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(command, input=SOURCE, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1] == "something there hangs: not done after 1 s"
+    assert done.stderr.splitlines()[-1] == "something hangs there: not finished after 1 s"

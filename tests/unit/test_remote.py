@@ -27,10 +27,10 @@ def test_ssh_asks_nothing_and_takes_pdshs_own_options():
 @pytest.mark.parametrize(
     ("code", "said", "expected"),
     [
-        (255, "Host key verification failed.", "make its key known: ssh b once by hand, or ssh-keyscan"),
+        (255, "Host key verification failed.", "accept its key: ssh b once by hand, or ssh-keyscan"),
         (255, "ssh: Could not resolve hostname b: x", "correct its name in the hostfile, or add it to /etc/hosts"),
-        (255, "ssh: connect to host b port 22: No route to host", "see that it is up and on the network"),
-        (255, "", "ssh does not reach it: exit status 255; see that it is up and on the network"),
+        (255, "ssh: connect to host b port 22: No route to host", "check that it is up and on the network"),
+        (255, "", "cannot reach it with ssh: exit status 255; check that it is up and on the network"),
         (1, "warning\nSyntaxError: x\n", "/p fails there: SyntaxError: x"),
     ],
 )

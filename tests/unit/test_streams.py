@@ -42,7 +42,7 @@ def test_what_a_command_is_for_is_not_lost_in_silence(run_process, screen):
     script += "try:\n    streams.show('result')\nexcept UserError as error:\n    sys.exit(str(error))"
     done = shell(run_process, script, screen)
     if "full" in screen:
-        expected = "standard output cannot be written: No space left on device; print to another place\n"
+        expected = "cannot write to standard output: No space left on device; print to another place\n"
         assert (done.returncode, done.stderr) == (1, expected)
     else:  # the reader had enough
         assert (done.returncode, done.stderr) == (0, "")

@@ -104,5 +104,5 @@ def test_ranks_that_do_not_all_come_are_not_waited_for_for_ever(run_process, fre
     environ = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": port}
     done = run_process([sys.executable, "-c", words], env={**environ, "MASTER_ADDR": "127.0.0.1", "LOCAL_SIZE": "2"})
     assert done.returncode == LOST
-    said = f"has waited 1 s for all 2 ranks to come to 127.0.0.1, port {port}: one has not started, is stuck"
+    said = f"waited 1 s for all 2 ranks to reach 127.0.0.1, port {port}: one did not start, is stuck"
     assert said in done.stderr

@@ -1,1 +1,2 @@
-"""This process among the ranks of a run, and how ranks talk. Knows nothing of YOLO."""
+"""World, mesh, channels and store of the ranks, and what the watchdog needs to know of their
+waits."""

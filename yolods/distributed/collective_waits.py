@@ -1,16 +1,20 @@
-"""Waiting for other ranks is marked where it happens: in torch's collectives, whoever calls them and from which thread.
+"""Marks the time that a rank waits for others, inside torch's collectives and for every caller.
 
-DeepSpeed reaches other ranks through torch.distributed as we do: from the main thread, and in the hooks of a backward
-pass on a GPU from autograd's. Every function there that involves others, and every wait for one that is under way, is
-replaced by itself with a mark around it. The watchdog reads the marks (`phases`), and knows no place in anyone's code.
+DeepSpeed reaches other ranks through torch.distributed, as yolods does: from the main thread and,
+in the backward pass on a GPU, from the hooks on autograd's threads. Every function of
+torch.distributed that involves other ranks, and every wait for a running one, is replaced by a
+wrapper that marks it. The watchdog reads the marks (`phases`) and needs to know none of the
+callers.
 
-    CPU    the call waits, and the mark is on as long
-    GPU    the call returns at once, mostly, and the device waits. The host is held up later and anywhere: in a read, in
-           a synchronisation, or launching a kernel while the queue is full. Whose time that is the device knows: an
-           event before the collective and one behind it tell whether its stream has come to it and not through it.
+    CPU    the call waits, and the mark lasts as long as the call
+    GPU    the call usually returns at once, and the device waits. The host blocks later, anywhere:
+           in a read, in a synchronisation, or in a kernel launch while the queue is full. Only the
+           device knows whose time that is: one event before the collective and one after it tell
+           whether its stream has reached the collective and not completed it.
 
-Of a stream beside the main one this counts what overlaps with the rank's own work as waiting, too: who waits for others
-is never blamed, and a straggler under ZeRO-3, whose ranks wait for each other in every layer, is hard to tell anyway.
+For a stream other than the main one, this also counts as waiting what overlaps with the rank's own
+work. That is safe, because a rank that waits is never blamed; and a straggler under ZeRO-3, whose
+ranks wait for each other in every layer, is hard to identify anyway.
 """
 
 from __future__ import annotations
@@ -37,26 +41,26 @@ COLLECTIVES = (
     *("recv_object_list", "reduce", "reduce_scatter", "reduce_scatter_tensor", "scatter", "scatter_object_list"),
     *("send", "send_object_list"),
 )
-"""Functions of torch.distributed (2.13) in which ranks meet."""
+"""Functions of torch.distributed (2.13) that involve other ranks."""
 
 
 class Event(Protocol):
-    """A place in a device's stream, as torch.cuda.Event."""
+    """A position in a device's stream, as torch.cuda.Event."""
 
     def record(self) -> None:
-        """Put it behind all that the current stream has been given so far."""
+        """Place it after everything that the current stream has been given so far."""
 
     def query(self) -> bool:
-        """Whether the stream has come to it. Waits for nothing."""
+        """Whether the stream has reached it. Does not wait."""
 
 
 @dataclass
 class _Given:
-    """A collective in a stream."""
+    """A collective in a stream, between two events."""
 
     before: Event
     behind: Event | None = None
-    """None: the host is still in the call, as when it meets other ranks for the first time."""
+    """None: the host is still in the call, as in the first use of a communicator."""
 
     @property
     def passed(self) -> bool:
@@ -64,7 +68,7 @@ class _Given:
 
 
 class Streams:
-    """Collectives that a device has been given."""
+    """The collectives that a device has been given."""
 
     def __init__(self, event: Callable[[], Event]) -> None:
         self._event = event
@@ -73,16 +77,20 @@ class Streams:
 
     @contextmanager
     def around(self) -> Iterator[None]:
-        """Within: the current stream is given a collective, or is made to wait for one."""
+        """Record events around a collective, or a wait for one, that the current stream is
+        given."""
         given = _Given(self._event())
         given.before.record()
         with self._lock:
+            # Forget completed collectives here, so that the queue stays short without a thread for
+            # it.
             while self._given and self._given[0].passed:
                 self._given.popleft()
             self._given.append(given)
         try:
             yield
-        except BaseException:  # whose word counts; a device that has failed would only say something else
+        # No second event: on a failed device it would raise and hide this error.
+        except BaseException:
             with self._lock:
                 self._given.remove(given)
             raise
@@ -91,22 +99,28 @@ class Streams:
         given.behind = behind
 
     def wait(self) -> bool:
-        """Whether a stream has come to a collective and is not through it. For the watchdog's thread; never waits."""
+        """Whether a stream has reached a collective and not completed it.
+
+        For the watchdog's thread; does not wait.
+        """
         with self._lock:
             given = list(self._given)
         try:
             return any(each.before.query() and not each.passed for each in given)
-        except RuntimeError:  # the device has failed: the main thread meets that, too, and says so
+        # The device has failed: the main thread meets the same error and reports it.
+        except RuntimeError:
             return False
 
 
 def mark_collectives(event: Callable[[], Event] | None = None, tracker: PhaseTracker = PHASES) -> None:
-    """From now on, this process says when it waits for others. Before DeepSpeed's backend, which keeps some functions;
-    once more changes nothing.
+    """Mark from now on when this process waits for others. Repeated calls change nothing.
+
+    Call it before DeepSpeed creates its backend, which keeps references to some of the functions.
 
     Args:
-        event: makes one in a stream of the device; None: the rank computes on the CPU.
+        event: creates an event of the device; None: the rank computes on the CPU.
     """
+    # `functools.wraps` sets this attribute: the functions are wrapped already.
     if hasattr(dist.Work.wait, "__wrapped__"):
         return
     streams = None if event is None else Streams(event)

@@ -1,12 +1,13 @@
-"""Stages x replicas: which rank runs which part of the model, and the groups that talk to each other.
+"""The mesh of pipeline stages and replicas, and its process groups.
 
     4 ranks, 2 stages x 2 replicas            stages side by side    replicas side by side
                           stage 0  stage 1
     replica 0                rank 0  rank 1        0 1                    0 2
     replica 1                rank 2  rank 3        2 3                    1 3
 
-Hosts hold consecutive ranks, so "stages side by side" keeps what crosses the cuts within a host, and "replicas side by
-side" the gradients' all-reduce. The heavier of the two stays.
+Hosts hold consecutive ranks. "Stages side by side" therefore keeps the traffic across the cuts
+within a host, and "replicas side by side" keeps the gradients' all-reduce within it. `choose_order`
+keeps the larger of the two within a host.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from yolods.distributed.world import COLLECTIVE, Ranks
 from yolods.errors import UserError
 
 Order = Literal["stages", "replicas"]
-"""What lies side by side in the order of ranks."""
+"""Which coordinate changes fastest with the rank."""
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """A rank's coordinates."""
+    """A rank's coordinates on the mesh."""
 
     stage: int
-    """Which part of the model, from 0."""
+    """Part of the model, from 0."""
     replica: int
-    """Which share of the data, from 0."""
+    """Share of the data, from 0."""
 
 
 def coordinates(rank: int, stages: int, replicas: int, order: Order) -> Coordinates:
@@ -41,22 +42,24 @@ def coordinates(rank: int, stages: int, replicas: int, order: Order) -> Coordina
 
 
 def rank_at(stage: int, replica: int, stages: int, replicas: int, order: Order) -> int:
-    """The rank at some coordinates; inverse of `coordinates`."""
+    """The rank at the given coordinates; inverse of `coordinates`."""
     return replica * stages + stage if order == "stages" else stage * replicas + replica
 
 
 def crossing_bytes(
     stages: int, replicas: int, slots: int, order: Order, boundary_bytes: list[int], gradient_bytes: list[int]
 ) -> int:
-    """Bytes a step that leave a host.
+    """Bytes per step that leave a host.
 
     Args:
-        slots: ranks a host, the same on all.
-        boundary_bytes: bytes a step over each of the P - 1 cuts of one replica, both ways.
-        gradient_bytes: bytes of each stage's gradients; a ring all-reduce sends about twice that over each link.
+        slots: ranks per host, the same on all hosts.
+        boundary_bytes: bytes per step over each of the P - 1 cuts of one replica, both directions.
+        gradient_bytes: bytes of each stage's gradients; a ring all-reduce sends about twice as much
+            over each link.
     """
 
     def host(stage: int, replica: int) -> int:
+        # Hosts hold consecutive ranks, so the quotient is the host's index.
         return rank_at(stage, replica, stages, replicas, order) // slots
 
     cuts = sum(
@@ -65,6 +68,7 @@ def crossing_bytes(
         for cut in range(stages - 1)
         if host(cut, replica) != host(cut + 1, replica)
     )
+    # Without replicas there is no all-reduce of gradients.
     if replicas == 1:
         return cuts
     links = sum(
@@ -77,20 +81,22 @@ def crossing_bytes(
 
 
 def choose_order(stages: int, replicas: int, slots: int, boundary_bytes: list[int], gradient_bytes: list[int]) -> Order:
-    """The order under which fewer bytes leave a host; stages side by side where it makes no difference."""
+    """The order with fewer bytes leaving a host; stages side by side if both are equal."""
     orders: tuple[Order, Order] = ("stages", "replicas")
     return min(orders, key=lambda order: crossing_bytes(stages, replicas, slots, order, boundary_bytes, gradient_bytes))
 
 
-# Wide: DeepSpeed asks an `mpu` for 13 of these methods by name.
+# Wide: DeepSpeed calls 13 of these methods of an `mpu` by name.
 class Mesh:
-    """This rank's place on the mesh and its groups; DeepSpeed takes it as its `mpu`."""
+    """This rank's coordinates on the mesh, and its groups; passed to DeepSpeed as its `mpu`."""
 
     def __init__(self, ranks: Ranks, stages: int, order: Order = "stages") -> None:
-        """Make the groups. A collective.
+        """Create the groups. A collective.
+
+        Every rank creates every group in the same order, as `new_group` requires.
 
         Raises:
-            UserError: the ranks do not factor into stages.
+            UserError: the world size is not a multiple of the number of stages.
         """
         if ranks.size % stages:
             raise UserError(
@@ -104,8 +110,8 @@ class Mesh:
         rows = [[self.rank_at(stage, replica) for stage in range(stages)] for replica in range(self.replicas)]
         self._data = self._own(columns)
         self._pipe = self._own(rows)
-        # One communicator a neighbouring pair and direction: on NCCL two ranks that both send first would wait for
-        # ever on a common one, because a communicator's operations run in order.
+        # One communicator per neighbouring pair and direction: a communicator's operations run in
+        # order, so on a shared NCCL communicator two ranks that both send first would deadlock.
         self._forward = [[self._pair(row[s], row[s + 1]) for s in range(stages - 1)] for row in rows][self.replica]
         self._backward = [[self._pair(row[s], row[s + 1]) for s in range(stages - 1)] for row in rows][self.replica]
 
@@ -118,37 +124,37 @@ class Mesh:
         return group if self.ranks.rank in (a, b) else None
 
     def rank_at(self, stage: int, replica: int) -> int:
-        """Global rank at some coordinates."""
+        """Global rank at the given coordinates."""
         return rank_at(stage, replica, self.stages, self.replicas, self.order)
 
     @property
     def first(self) -> bool:
-        """Whether this stage is given the model's inputs."""
+        """Whether this stage receives the model's inputs."""
         return self.stage == 0
 
     @property
     def last(self) -> bool:
-        """Whether this stage has the model's outputs."""
+        """Whether this stage produces the model's outputs."""
         return self.stage == self.stages - 1
 
     def neighbour(self, step: int) -> int:
-        """Global rank of the stage before (-1) or after (+1) in this replica."""
+        """Global rank of the previous (-1) or next (+1) stage in this replica."""
         return self.rank_at(self.stage + step, self.replica)
 
     def forward_group(self, boundary: int) -> dist.ProcessGroup:
-        """Group in which activations cross boundary b, between the stages b and b + 1."""
+        """Group for the activations over boundary b, between stages b and b + 1."""
         return self._forward[boundary]
 
     def backward_group(self, boundary: int) -> dist.ProcessGroup:
-        """Group in which gradients cross it."""
+        """Group for the gradients over boundary b."""
         return self._backward[boundary]
 
     @property
     def host_group(self) -> dist.ProcessGroup | None:
-        """Group for what goes from host to host, whatever the device; of all ranks.
+        """Group of all ranks for data in host memory, on gloo whatever the device.
 
-        One of a few ranks would cost the others a split of their NCCL communicator (torch 2.13,
-        `perform_nocolor_split`), even where the few are on gloo.
+        A group of only some ranks would cost the others a split of their NCCL communicator (torch
+        2.13, `perform_nocolor_split`), even if that group is on gloo.
         """
         return self.ranks.host_group
 
@@ -162,8 +168,8 @@ class Mesh:
         """All replicas of this stage."""
         return self._data
 
-    # What DeepSpeed 0.19.8 asks of an `mpu`. Stages are its "model parallel" ranks (norms are summed over them), and
-    # there is no tensor parallelism.
+    # The methods that DeepSpeed 0.19.8 calls on an `mpu`. Stages are its "model parallel" ranks,
+    # over which it sums norms; there is no tensor parallelism.
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
         """Replicas of this stage."""

@@ -1,9 +1,9 @@
-"""What crosses a cut: named tensors, sent to the neighbouring stage without waiting for it.
+"""Channels that send named tensors to a neighbouring stage without waiting for it.
 
-Shapes are told ahead in a small header the first time a message of a kind is sent (`key`), and remembered on both
-sides; evaluation, whose shapes vary, sends one each time. Headers go from host to host: on a device, whoever reads one
-would wait for all that the device has been given before it. Channels-last tensors travel as the dense (N, H, W, C)
-memory they are; nothing is copied for the journey.
+A small header announces the shapes before the first message of a kind (`key`); both sides remember
+them. Evaluation, whose shapes vary, sends a header with each message. Headers travel between hosts:
+on a device, the reader of a header would wait for all work that the device was given before.
+Channels-last tensors travel as the dense (N, H, W, C) memory that they are, without a copy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HEADER = 64
 
 @dataclass(frozen=True)
 class _Form:
-    """Shape and memory of one tensor."""
+    """Shape, dtype and memory layout of one tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -32,6 +32,8 @@ class _Form:
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Form:
+        # With one channel, or one pixel, a tensor is contiguous in both layouts and counts as
+        # ordinary.
         last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
         return cls(tuple(tensor.shape), tensor.dtype, last and not tensor.is_contiguous())
 
@@ -40,7 +42,7 @@ class _Form:
         return torch.empty(self.shape, dtype=self.dtype, device=device, memory_format=layout)
 
     def dense(self, tensor: Tensor) -> Tensor:
-        """The tensor in this memory layout, as a contiguous view of it."""
+        """A contiguous view of the tensor in this memory layout."""
         if self.channels_last:
             return tensor.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         return tensor.contiguous()
@@ -48,13 +50,14 @@ class _Form:
 
 @dataclass(frozen=True)
 class Message:
-    """Tensors under way, in either direction, and what holds them until they have come through."""
+    """Tensors in transit, in either direction; keeps their memory alive until they have arrived."""
 
     works: list[dist.Work]
     tensors: list[Tensor]
 
     def wait(self) -> list[Tensor]:
-        """The tensors, once they have arrived or have been sent; on a device its stream waits, not the host."""
+        """Wait for the transfer and return the tensors; on a device its stream waits, not the
+        host."""
         with waiting():
             for work in self.works:
                 work.wait()
@@ -62,7 +65,7 @@ class Message:
 
 
 class P2PChannel:
-    """One direction over one boundary: this rank sends on it, or receives from it."""
+    """One direction over one boundary, on which this rank either sends or receives."""
 
     def __init__(
         self,
@@ -76,10 +79,10 @@ class P2PChannel:
         """
         Args:
             peer: global rank at the other end.
-            group: for the tensors: of exactly these two ranks and used in this direction alone, or one on gloo.
-            device: where the tensors are.
-            headers: a group on gloo for their shapes.
-            tag: tells this channel's messages from those of others in a group on gloo; NCCL knows none.
+            group: exactly these two ranks, used only in this direction; or a group on gloo.
+            device: device of the tensors.
+            headers: a group on gloo for the headers.
+            tag: distinguishes this channel's messages in a group on gloo; NCCL ignores tags.
         """
         self._peer, self._group, self._device = peer, group, device
         self._headers, self._tag = headers, tag
@@ -88,7 +91,7 @@ class P2PChannel:
         self.bytes = 0
 
     def greet(self) -> None:
-        """Send a first token, for which the peer has to `await_greeting`. NCCL makes its communicator here."""
+        """Send a first token; the peer must call `await_greeting`. NCCL connects the two here."""
         with waiting():
             self._start([(torch.zeros(1, device=self._device), self._group)]).wait()
 
@@ -98,9 +101,12 @@ class P2PChannel:
             self._receive(torch.empty(1, device=self._device), self._group).wait()
 
     def send(self, tensors: Sequence[Tensor], key: Hashable | None = None) -> None:
-        """Start sending; returns at once. Messages of one key have equal shapes; None: the header goes along.
+        """Start to send, and return at once. All messages of one key have the same shapes.
 
-        The tensors are held until `drain` lets them go: gloo and NCCL read them meanwhile.
+        Keeps the tensors until `drain` releases them, because gloo and NCCL read them meanwhile.
+
+        Args:
+            key: kind of message; None: send a header along.
         """
         parts: list[tuple[Tensor, dist.ProcessGroup | None]] = []
         forms = self._known.get(key) if key is not None else None
@@ -111,14 +117,21 @@ class P2PChannel:
                 self._known[key] = forms
         parts += [(form.dense(tensor.detach()), self._group) for form, tensor in zip(forms, tensors, strict=True)]
         self.bytes += sum(part.numel() * part.element_size() for part, _ in parts)
+        # The message holds the dense tensors until they are sent: they may be copies.
         self._under_way.append(self._start(parts))
 
     def expect(self, forms: Sequence[Tensor], key: Hashable) -> None:
-        """Messages of `key` have these forms, at both ends: gradients have those of what came the other way."""
+        """Declare the shapes of a key without a header. Both ends must call it.
+
+        Gradients have the shapes of the activations that crossed in the other direction.
+        """
         self._known[key] = [_Form.of(tensor) for tensor in forms]
 
     def receive(self, key: Hashable | None = None) -> Message:
-        """Start receiving the next message; `Message.wait` gives its tensors. Waits for a header that goes along."""
+        """Start to receive the next message; `Message.wait` returns its tensors.
+
+        Waits for the header if the message has one.
+        """
         forms = self._known.get(key) if key is not None else None
         if forms is None:
             header = torch.empty(_HEADER, dtype=torch.int64)
@@ -127,6 +140,8 @@ class P2PChannel:
             forms = _unpack(header.tolist())
             if key is not None:
                 self._known[key] = forms
+        # Each tensor is received through its dense view, so that it arrives in its final layout.
+        # Empty tensors are not sent.
         tensors = [form.empty(self._device) for form in forms]
         works = [
             self._receive(form.dense(tensor), self._group)
@@ -136,11 +151,11 @@ class P2PChannel:
         return Message(works, tensors)
 
     def drain(self, leave: int = 0) -> None:
-        """Let go of all but the newest `leave` messages, once they have been sent.
+        """Release all but the newest `leave` messages, after they have been sent.
 
-        gloo's `is_completed()` is false until somebody has waited (torch 2.13), and a host that runs ahead of its
-        device would find nothing completed: so it is for the caller to know how many have arrived, and then this
-        waits for nothing.
+        The caller must know how many messages have arrived; then this waits for nothing. Asking
+        does not work: gloo's `is_completed()` stays false until somebody has waited (torch 2.13),
+        and to a host that runs ahead of its device nothing appears completed.
         """
         while len(self._under_way) > leave:
             self._under_way.popleft().wait()
@@ -155,11 +170,12 @@ class P2PChannel:
 
 
 def _pack(forms: Sequence[_Form]) -> Tensor:
+    # Words: number of tensors; for each its dtype, channels-last flag, number of dimensions, shape.
     words = [len(forms)]
     for form in forms:
         words += [DTYPES.index(form.dtype), int(form.channels_last), len(form.shape), *form.shape]
     if len(words) > _HEADER:
-        raise ValueError(f"{len(forms)} tensors cross a cut; a header of {_HEADER} words cannot tell their shapes")
+        raise ValueError(f"{len(forms)} tensors cross a cut; a header of {_HEADER} words cannot hold their shapes")
     return torch.tensor(words + [0] * (_HEADER - len(words)), dtype=torch.int64)
 
 

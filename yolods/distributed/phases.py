@@ -1,12 +1,12 @@
-"""Where this process stands: which step, in what, and for how long; what the watchdog reads while the rank works.
+"""Tracks what this process is doing: the step, the phase and the time in it, for the watchdog.
 
-The main thread marks each phase as it enters it, which costs about a microsecond, and its watchdog's thread reads the
-newest mark. Time is counted by that thread in ticks, not by the clock: a machine that slept, or a run that was
-suspended by Ctrl-Z, has not been slow.
+The main thread marks each phase when it enters it, which costs about a microsecond; the watchdog's
+thread reads the newest mark. That thread counts time in ticks instead of reading the clock: a
+machine that slept, or a run that was suspended with Ctrl-Z, has not been slow.
 
-A phase is late when it lasts far longer than it ever did (`watchdog.failure_detector`). One that was never seen before
-has nothing to be compared with, and one that declares itself (`slowly`) may take its time: compiling, scanning a data
-set, drawing.
+A phase is late when it lasts far longer than ever before (`watchdog.failure_detector`). A new phase
+has no earlier time to compare with, and a phase inside `slowly` may take its time: compilation, the
+scan of a data set, drawing.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 LEARNED = 2
-"""Times that a phase is entered before it can be late: the first holds compilations and allocations."""
+"""Entries of a phase before it can be late: the first one includes compilations and allocations."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What the main thread is in."""
+    """A phase of the main thread."""
 
     step: int
     """Optimizer steps begun."""
     phase: str
     """`data`, `forward`, `backward` ..."""
     number: int | None
-    """Of the micro-batch or batch."""
+    """Index of the micro-batch or batch."""
     times: int
-    """How often this phase has been entered by now."""
+    """How often this phase has been entered so far."""
     count: int
-    """How many marks there have been in this step."""
+    """Number of marks in this step so far."""
     slow: bool
-    """Whether it has declared that it takes its time."""
+    """Whether it has declared that it may take its time."""
 
     def __str__(self) -> str:
         number = "" if self.number is None else f" {self.number}"
@@ -48,17 +48,18 @@ class Standing:
 
     mark: Mark
     seconds: float
-    """Since when it has been in it."""
+    """Time in this phase so far."""
     usual: float | None
-    """The longest that this phase has taken; None: it is new, or has declared itself slow."""
+    """Longest duration of this phase so far; None: it is new, or has declared itself slow."""
 
 
 class PhaseTracker:
-    """The newest mark of a process, and how long phases take."""
+    """The newest mark of a process, and the durations of its phases."""
 
     def __init__(self) -> None:
         self._times: dict[str, int] = {}
         self._slow = 1
+        # A counter instead of a flag, because waits nest and several threads may wait.
         self._waits, self._lock = 0, threading.Lock()
         self._device: Callable[[], bool] | None = None
         self._mark = Mark(0, "the start", None, 1, 0, True)
@@ -67,16 +68,17 @@ class PhaseTracker:
         self._longest: dict[str, float] = {}
 
     def mark(self, phase: str, number: int | None = None, *, step: int | None = None) -> None:
-        """Say what begins. For the main thread."""
+        """Enter a phase. For the main thread."""
         times = self._times[phase] = self._times.get(phase, 0) + 1
         before = self._mark
         step = before.step if step is None else step
         count = before.count + 1 if step == before.step else 0
+        # A new object in one assignment: the watchdog's thread reads it without a lock.
         self._mark = Mark(step, phase, number, times, count, self._slow > 0)
 
     @contextmanager
     def slowly(self, phase: str) -> Iterator[None]:
-        """Within: something that may take minutes, whatever is marked inside it."""
+        """Mark a phase that may take minutes, including whatever is marked within."""
         before = self._mark
         self._slow += 1
         self.mark(phase)
@@ -84,11 +86,13 @@ class PhaseTracker:
             yield
         finally:
             self._slow -= 1
+            # The outer phase is entered again, so that the slow part does not count towards its
+            # time.
             self.mark(before.phase, before.number)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within: the main thread, or one that works for it, waits for other ranks; the time is not its own."""
+        """Mark that the main thread, or one that works for it, waits for other ranks."""
         with self._lock:
             self._waits += 1
         try:
@@ -98,10 +102,12 @@ class PhaseTracker:
                 self._waits -= 1
 
     def ask(self, device: Callable[[], bool]) -> None:
-        """Ask a device, too: whether it waits for those of other ranks, while the host waits for it or is ahead.
+        """Also count the time in which the device waits for those of other ranks.
+
+        Meanwhile the host may wait for the device, or run ahead of it.
 
         Args:
-            device: called from the watchdog's thread; must not wait.
+            device: whether it waits now; called from the watchdog's thread; must not block.
         """
         self._device = device
 
@@ -111,7 +117,8 @@ class PhaseTracker:
         return self._waits > 0 or (self._device is not None and self._device())
 
     def started(self) -> None:
-        """From now on phases are compared with what they took before: until then everything is new."""
+        """End the start, in which every phase counts as slow; from now on durations are
+        compared."""
         self._slow = 0
 
     @property
@@ -120,12 +127,13 @@ class PhaseTracker:
         return self._mark
 
     def tick(self, seconds: float) -> Standing:
-        """Count time on. For the watchdog's thread, several times a second.
+        """Advance the time in the present phase. For the watchdog's thread, several times a second.
 
         Args:
-            seconds: since the last call, as far as the process was running.
+            seconds: time since the last call in which the process was running.
         """
         mark = self._mark
+        # Compared by identity: the same phase entered again is a new mark.
         if mark is not self._seen:
             self._learn()
             self._seen, self._seconds = mark, 0.0
@@ -135,11 +143,12 @@ class PhaseTracker:
 
     def _learn(self) -> None:
         seen = self._seen
+        # The first entry includes compilations, and would hide a later stall.
         if seen is not None and seen.times > 1 and not seen.slow:
             self._longest[seen.phase] = max(self._longest.get(seen.phase, 0.0), self._seconds)
 
 
 PHASES = PhaseTracker()
-"""This process's own: it has one main thread, which is in one place."""
+"""The tracker of this process. One suffices: a process has one main thread."""
 
 mark, slowly, waiting = PHASES.mark, PHASES.slowly, PHASES.waiting

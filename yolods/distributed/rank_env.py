@@ -1,6 +1,7 @@
-"""What a rank works out for itself before it meets the others, so that no launcher has to hand it on.
+"""What a rank derives from its own environment before it joins the world.
 
-Hosts differ in what their interfaces are called and where their tools lie; the launcher knows one host only.
+Hosts differ in the names of their interfaces and in the places of their tools, and the launcher
+knows only its own host; so each rank works these out by itself.
 """
 
 from __future__ import annotations
@@ -22,51 +23,55 @@ RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 """Rank, size and local rank as DeepSpeed's launcher and torchrun set them."""
 PLACES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # the second one is set in a task of srun and only there
+    # SLURM_NTASKS is also set in a batch script; SLURM_STEP_NUM_TASKS only in a task of srun.
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 )
-"""The same under the names of OpenMPI's mpirun, of srun, and of MPICH's and Intel's mpiexec."""
+"""The same values as set by OpenMPI's mpirun, by srun, and by MPICH's and Intel's mpiexec."""
 MEETING = ("MASTER_ADDR", "MASTER_PORT")
-"""Where ranks meet, as both set it."""
+"""Rendezvous, as DeepSpeed's launcher and torchrun set it."""
 LOCAL_SIZES = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE")
-"""Ranks on this host: the first is DeepSpeed's launcher's, the second torchrun's."""
+"""Ranks on this host, as set by DeepSpeed's launcher and by torchrun."""
 _TORCHRUN = (*RANK, LOCAL_SIZES[1], "TORCHELASTIC_RUN_ID")
 _TASKS_HERE = ("OMPI_COMM_WORLD_LOCAL_SIZE", None, "MPI_LOCALNRANKS")
-"""The same under the names of those in `PLACES`."""
+"""The same as set by the launchers of `PLACES`, in their order; srun sets no such variable."""
 _OTHERS = ("CROSS_RANK", "CROSS_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "NODE_RANK", *_TASKS_HERE[::2])
 _BEGINNINGS = ("OMPI_COMM_WORLD_", "PMIX_", "PMI_", "ROLE_", "TORCHELASTIC_", "MPI_LOCAL")
 _SETTINGS = ("PMIX_MCA_",)
-"""What else launchers set of a process, by names and beginnings of names; the last are a user's settings."""
+"""Other variables that launchers set, by name and by prefix; those of `_SETTINGS` are the user's
+own settings."""
 DEFAULT_PORT = 29500
 """DeepSpeed's master port."""
 CHECKED = ("torch", "numpy", "deepspeed", "ultralytics", "yaml", "psutil", "PIL", "cv2", "matplotlib", "tensorboard")
-"""Packages that `check_packages` looks for."""
+"""Packages that `check_packages` compares."""
 MOST_THREADS = 1024
-"""Where the machine has no more cores; from some thousands on OpenMP ends the process instead."""
-_ANY_PORT = 9
+"""Limit on machines with fewer cores: with some thousands of threads OpenMP aborts the process."""
+_ANY_PORT = 9  # needed for a socket address, but nothing is sent there
 
 
 @dataclass(frozen=True)
 class LaunchedRank:
-    """Which of its run's ranks this process is, by what its launcher has set."""
+    """The rank of this process according to its launcher's variables."""
 
     rank: int = 0
     size: int = 1
     local: int = 0
     """Position on this host."""
     local_size: int | None = 1
-    """Ranks on this host; None: the launcher does not say."""
+    """Ranks on this host; None: the launcher does not tell."""
     launched: bool = False
-    """Whether there is a launcher."""
+    """Whether a launcher started this process."""
     task: bool = False
     """Whether it is a task of its own of mpirun or srun."""
 
 
 def read_launched_rank(environ: Mapping[str, str]) -> LaunchedRank:
-    """Which rank this process is. A launcher sets all that it takes; anything less is left over from something else.
+    """This process's rank, from the variables of its launcher.
+
+    A launcher sets all of its variables; an incomplete set is left over from something else.
 
     Raises:
-        OwnError: variables are missing, or contradict each other.
+        OwnError: variables are missing or contradict each other.
     """
     faults = Faults()
     given, task = [name for name in RANK if environ.get(name)], _task(environ)
@@ -87,29 +92,35 @@ def read_launched_rank(environ: Mapping[str, str]) -> LaunchedRank:
     if faults:
         others = (*MEETING, *(task or ())) if given else ()
         unset = " ".join(name for name in (*names, *sizes, *others) if environ.get(name))
-        raise OwnError(f"{'; '.join(faults)}. Where no launcher has started this process: unset {unset}")
+        raise OwnError(f"{'; '.join(faults)}. If no launcher started this process: unset {unset}")
     rank, size, local = (numbers[name] for name in names)
     of_task = task is not None and environ.get(task[1]) == str(size)
+    # srun tells no number of ranks per host; a world of one has one.
     here = numbers[sizes[0]] if sizes else 1 if size == 1 else None
     return LaunchedRank(rank, size, local, here, launched=True, task=of_task)
 
 
 def rank_given(environ: Mapping[str, str]) -> str:
-    """The rank that a launcher, under whatever name, has given to this process, unchecked; "": none."""
+    """The rank that any launcher gave to this process, as text and unchecked; "": none."""
     names = None if environ.get(RANK[0]) else _task(environ)
     return environ.get(RANK[0] if names is None else names[0], "")
 
 
 def under_torchrun(environ: Mapping[str, str]) -> bool:
-    """Whether torchrun has started this rank, by what it sets and what DeepSpeed's launcher sets besides."""
+    """Whether torchrun started this rank.
+
+    DeepSpeed's launcher sets the same variables and in addition CROSS_SIZE.
+    """
     return all(environ.get(name) for name in _TORCHRUN) and "CROSS_SIZE" not in environ
 
 
 def forget_ranks(environ: MutableMapping[str, str]) -> list[str]:
-    """Take away what a launcher, past or present, has set of this process' rank; for what is itself a launcher.
+    """Remove the variables by which launchers, past or present, give a process its rank.
+
+    For a process that is a launcher itself, and must not hand them to its ranks.
 
     Returns:
-        `NAME=value` of those that make this process one of several.
+        `NAME=value` of those variables that make this process one of several.
     """
     several = {RANK[1], *(names[1] for names in PLACES)}
     told = [f"{name}={environ[name]}" for name in environ if name in several and environ[name] not in ("", "1")]
@@ -122,17 +133,17 @@ def forget_ranks(environ: MutableMapping[str, str]) -> list[str]:
 
 
 def forget_empty(environ: MutableMapping[str, str]) -> None:
-    """An empty value is no choice; DeepSpeed and gloo would look for a device or an interface of that name."""
+    """Remove empty variables: DeepSpeed and gloo would look for a device or interface named ""."""
     for name in ("DS_ACCELERATOR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "OMP_NUM_THREADS"):
         if environ.get(name) == "":
             del environ[name]
 
 
 def complete_environment(environ: MutableMapping[str, str]) -> None:
-    """Complete a rank's environment; what is set is left alone.
+    """Complete a rank's environment; variables that are set stay.
 
     Raises:
-        UserError: there are ranks on other hosts, and none could be met with these variables.
+        UserError: there are ranks on other hosts, which cannot be reached with these variables.
     """
     _adopt_place(environ)
     _find_interface(environ)
@@ -140,7 +151,10 @@ def complete_environment(environ: MutableMapping[str, str]) -> None:
 
 
 def own_address_toward(host: str) -> str | None:
-    """The address of this machine from which it speaks to a host; None: it does not know how to. Nothing is sent."""
+    """The address of this machine from which packets to a host leave; None: there is no route.
+
+    Connecting a UDP socket selects the route and sends nothing.
+    """
     try:
         family, kind, _, _, target = socket.getaddrinfo(host, _ANY_PORT, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as handle:
@@ -151,7 +165,7 @@ def own_address_toward(host: str) -> str | None:
 
 
 def is_here(host: str) -> bool:
-    """Whether a name leads to this machine."""
+    """Whether a name resolves to this machine: only its own addresses can be bound."""
     try:
         family, kind, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as handle:
@@ -162,12 +176,12 @@ def is_here(host: str) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address means the machine itself, on every machine."""
+    """Whether an address is a loopback address, which on every machine means the machine itself."""
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def cpu_threads(environ: Mapping[str, str]) -> int | None:
-    """Threads for a rank that computes on the CPU: its share of the cores; None: leave it at what it is."""
+    """Threads per rank on the CPU: its share of the cores; None: keep the present number."""
     ranks = environ.get("LOCAL_SIZE", "")
     if environ.get("OMP_NUM_THREADS") or not ranks.isdigit():
         return None
@@ -175,24 +189,26 @@ def cpu_threads(environ: Mapping[str, str]) -> int | None:
 
 
 def check_threads(environ: Mapping[str, str]) -> None:
-    """OpenMP reads over what is no number, and a rank would take all cores.
+    """Check OMP_NUM_THREADS: OpenMP ignores a value that is not a number and uses all cores.
 
     Raises:
-        OwnError: OMP_NUM_THREADS is no number of threads, or one that no machine starts.
+        OwnError: it is not a number of threads, or more than any machine can start.
     """
     given = environ.get("OMP_NUM_THREADS", "").strip()
     limit = max(MOST_THREADS, os.cpu_count() or 1)
-    numbers = [part.strip() for part in given.split(",")] if given else []  # a number a level of nesting
+    # One per level of nesting.
+    numbers = [part.strip() for part in given.split(",")] if given else []
     if not all(part.isascii() and part.isdigit() and 0 < int(part) <= limit for part in numbers):
-        wanted = f"it has to be a whole number from 1 to {limit}"
+        wanted = f"it must be a whole number from 1 to {limit}"
         raise OwnError(f"OMP_NUM_THREADS={given}: {wanted}; correct it, or unset it for a share of the cores")
 
 
 def check_packages(environ: Mapping[str, str]) -> None:
-    """A shell made for another Python leaves its PYTHONPATH, and packages of that would be imported in place of ours.
+    """Check that PYTHONPATH, left over from a shell for another Python, hides no installed package.
 
     Raises:
-        OwnError: some would: those of another version of Python, or not from where torch comes.
+        OwnError: it hides one with a package for another Python version, or from another folder
+            than torch.
     """
     given = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
     own = [part for part in sys.path if part not in given]
@@ -201,18 +217,21 @@ def check_packages(environ: Mapping[str, str]) -> None:
         theirs, ours = PathFinder.find_spec(name, given), PathFinder.find_spec(name, own)
         if theirs is None or ours is None or theirs.origin is None or theirs.origin == ours.origin:
             continue
+        # A path such as lib/python3.10/ tells for which Python a package was installed. A package
+        # that lies beside the torch that would be imported belongs to a consistent set, which is
+        # the user's choice.
         versions = set(re.findall(r"/python(3\.\d+)/", theirs.origin))
         another = versions and "{}.{}".format(*sys.version_info) not in versions
         if another or torch is None or Path(theirs.origin).parents[1] != Path(str(torch.origin)).parents[1]:
-            text = f"PYTHONPATH={environ['PYTHONPATH']} puts {theirs.origin} before the {name} that is installed"
-            raise OwnError(f"{text}; unset it, or take that folder out")
+            text = f"PYTHONPATH={environ['PYTHONPATH']} puts {theirs.origin} before the installed {name}"
+            raise OwnError(f"{text}; unset it, or remove that folder from it")
 
 
 def check_interfaces(environ: Mapping[str, str], *, gpus: bool) -> None:
-    """See that the interfaces that ranks are to talk over are on this host.
+    """Check that the interfaces named for the ranks' traffic exist on this host.
 
     Raises:
-        OwnError: one is not.
+        OwnError: one does not.
     """
     faults = Faults()
     present = dict.fromkeys(name for name, _ in addresses())
@@ -226,12 +245,12 @@ def check_interfaces(environ: Mapping[str, str], *, gpus: bool) -> None:
 
 
 def suits_gloo(value: str, interfaces: set[str]) -> bool:
-    """Whether all of a list of interfaces are there: gloo opens each of them."""
+    """Whether all interfaces of a comma-separated list exist: gloo opens each of them."""
     return set(value.split(",")) <= interfaces
 
 
 def suits_nccl(value: str, interfaces: set[str]) -> bool:
-    """Whether a list of beginnings of names (= for whole names, ^ for those to leave out) leaves an interface."""
+    """Whether NCCL's list of prefixes matches an interface (=: full names, ^: names to exclude)."""
     words = value.lstrip("^=").split(",")
     if value.startswith("="):
         return bool(interfaces & set(words))
@@ -240,7 +259,8 @@ def suits_nccl(value: str, interfaces: set[str]) -> bool:
 
 
 def tools_on_path(python: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """PATH with what stands beside a Python on it, where it is not: DeepSpeed's builds look there for `ninja`."""
+    """PATH extended by the folder of a Python, if it lacks it: DeepSpeed's builds need `ninja`
+    there."""
     folder, path = str(Path(python).parent), environ.get("PATH", "")
     if folder in path.split(os.pathsep):
         return {}
@@ -248,30 +268,30 @@ def tools_on_path(python: str, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _adopt_place(environ: MutableMapping[str, str]) -> None:
-    """Write down the rank under the names that torch and DeepSpeed read."""
+    """Copy the rank to the variables that torch and DeepSpeed read."""
     task = None if environ.get("RANK") else _task(environ)
     if task is not None:
         environ.update(zip(RANK, (environ[name] for name in task), strict=True))
         here = _TASKS_HERE[PLACES.index(task)]
-        for name in LOCAL_SIZES:  # of another launcher
+        for name in LOCAL_SIZES:  # left over from another launcher
             environ.pop(name, None)
         if here is not None and environ.get(here):
             environ["LOCAL_SIZE"] = environ[here]
         if int(environ["WORLD_SIZE"]) > 1 and not environ.get("MASTER_ADDR"):
-            raise UserError("MASTER_ADDR is not set, so that ranks cannot meet; start by yolods launch, or set it")
+            raise UserError("MASTER_ADDR is not set, so ranks cannot meet; start with yolods launch, or set it")
         environ.setdefault("MASTER_ADDR", "127.0.0.1")
         environ.setdefault("MASTER_PORT", str(DEFAULT_PORT))
 
 
 def _local_sizes(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The launcher's own name for the ranks on this host; both, where it is not known which launcher it is."""
+    """The launcher's variable for the ranks on this host; both if the launcher is unknown."""
     if under_torchrun(environ):
         return LOCAL_SIZES[1:]
     return LOCAL_SIZES[:1] if "CROSS_SIZE" in environ else LOCAL_SIZES
 
 
 def _task(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
-    """The names under which mpirun or srun says that this process is one of several; None: neither has started it."""
+    """The variables by which mpirun or srun numbers this process; None: neither started it."""
     for names in PLACES:
         if (size := environ.get(names[1])) and (size != "1" or all(environ.get(name) for name in names)):
             return names
@@ -295,18 +315,18 @@ def _compare(
 ) -> None:
     rank, size, local = (numbers[name] for name in names)
     if rank >= size:
-        faults.add(f"{_values(environ, names[:2])}: ranks are counted from 0, and this would be one too many")
+        faults.add(f"{_values(environ, names[:2])}: ranks are counted from 0, so this is one too many")
     if len({numbers[name] for name in sizes}) > 1:
-        faults.add(f"{_values(environ, sizes)}, of which one is left over")
+        faults.add(f"{_values(environ, sizes)}, one of which is left over")
     here = min((numbers[name] for name in sizes), default=size)
     if here > size:
-        faults.add(f"{_values(environ, (names[1], *sizes))}: more ranks on this host than on all")
+        faults.add(f"{_values(environ, (names[1], *sizes))}: more ranks on this host than in total")
     elif local >= here:
         faults.add(f"{_values(environ, (names[2], *(sizes or names[1:2])))}: ranks of a host are counted from 0")
 
 
 def _check_meeting(environ: Mapping[str, str], size: int, faults: Faults) -> None:
-    """A world of one needs no place to meet."""
+    """Check the rendezvous, which a single rank does not need."""
     missing = [name for name in MEETING if not environ.get(name)]
     if size > 1 and missing:
         faults.add(f"{_values(environ, RANK)} without {' and '.join(missing)}, where ranks would meet")
@@ -316,14 +336,17 @@ def _check_meeting(environ: Mapping[str, str], size: int, faults: Faults) -> Non
 
 
 def _check_task(environ: Mapping[str, str], size: int, task: Sequence[str] | None, faults: Faults) -> None:
-    """What mpirun or srun has started may start more ranks, but not fewer."""
+    """Check WORLD_SIZE against mpirun or srun: each of their tasks may start several ranks."""
     tasks = environ.get(task[1], "") if task is not None else ""
     if tasks.isdigit() and int(tasks) > size:
         faults.add(f"WORLD_SIZE={size}, but {_values(environ, task[1:2])}: one of them is left over")
 
 
 def _find_interface(environ: MutableMapping[str, str]) -> None:
-    """Name the interface that leads to the master: by itself gloo listens where the host's own name leads."""
+    """Name the interface that routes to the master, unless the user has named one.
+
+    By default gloo listens at the address of the host's own name, which often is a loopback one.
+    """
     master = environ.get("MASTER_ADDR")
     own = own_address_toward(master) if master else None
     if own is None:
@@ -331,11 +354,12 @@ def _find_interface(environ: MutableMapping[str, str]) -> None:
     if is_loopback(own):
         if "LOCAL_SIZE" in environ and int(environ["WORLD_SIZE"]) > int(environ["LOCAL_SIZE"]):
             text = (
-                f"the master address {master} leads to {own} on {socket.gethostname()}, where other hosts are not heard"
+                f"the master address {master} leads to {own} on {socket.gethostname()}, which other hosts cannot reach"
             )
-            raise OwnError(f"{text}; give an address of its network: --master_addr")
+            raise OwnError(f"{text}; give an address of its network with --master_addr")
         return
     named = (name for name, address in addresses() if str(ipaddress.ip_interface(address).ip) == own)
     if interface := next(named, None):
         environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # =: this name, and not all that begin so
+        # =: this name only, not as a prefix.
+        environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")

@@ -1,13 +1,14 @@
-"""A stage's channels, made together and met together, before a step needs the first of them.
+"""Creates and connects all channels of a stage before a step needs the first one.
 
-NCCL makes a communicator when its members first use it, and whoever comes first waits for the others on the host, even
-in `isend` and `irecv`. Two stages that came to two communicators in unlike orders, in the middle of a step, would wait
-for each other for ever. So every channel meets its peer when it is made, all ranks keep to one order of the channels,
-and from then on nothing that a stage starts can stop it (DeepSpeed 0.19.8, runtime/pipe/engine.py:225, does likewise).
+NCCL creates a communicator when its members first use it, and the first member waits for the others
+on the host, even in `isend` and `irecv`. Two stages that reached two communicators in different
+orders in the middle of a step would deadlock. Therefore every channel greets its peer when it is
+created, all ranks follow one order of the channels, and from then on nothing that a stage starts
+can block it. DeepSpeed 0.19.8 does the same (runtime/pipe/engine.py:225).
 
-Where the process group is bound to a device, as DeepSpeed 0.19.8 binds it, torch 2.13 makes NCCL's communicators within
-`new_group` already, by splitting that of all ranks: `Mesh` makes its groups on all ranks in one order, and to meet then
-costs a message.
+Where the process group is bound to a device, as DeepSpeed 0.19.8 binds it, torch 2.13 creates
+NCCL's communicators already in `new_group`, by splitting the one of all ranks. `Mesh` creates its
+groups on all ranks in one order, and the greeting then costs only a message.
 """
 
 from __future__ import annotations
@@ -20,27 +21,28 @@ from yolods.distributed.mesh import Mesh
 from yolods.distributed.p2p import P2PChannel
 
 FORWARD_TAG, BACKWARD_TAG, LABELS_TAG = 1, 2, 3
-"""Tags within the hosts' group, where 0 is everybody else's."""
+"""Tags within the hosts' group; 0 belongs to all other messages."""
 
 
 @dataclass(frozen=True)
 class StageChannels:
-    """What a stage sends on and receives from; None where it has no such neighbour."""
+    """The channels on which a stage sends and receives; None if it has no such neighbour."""
 
     from_before: P2PChannel | None
-    """Activations from the stage before."""
+    """Activations from the previous stage."""
     to_before: P2PChannel | None
     """Their gradients back to it."""
     to_after: P2PChannel | None
-    """Activations to the stage after."""
+    """Activations to the next stage."""
     from_after: P2PChannel | None
     """Their gradients from it."""
     labels: P2PChannel | None
-    """Targets from the first stage to the last, between hosts; None on other stages, and where there is but one."""
+    """Targets from the first stage to the last, between hosts; None on other stages, and if there
+    is only one stage."""
 
 
 def connect(mesh: Mesh, device: torch.device) -> StageChannels:
-    """Make this rank's channels; each has met its peer. A collective."""
+    """Create this rank's channels and connect each to its peer. A collective."""
     neighbours = _make(mesh, device)
     for boundary in _in_order(mesh):
         _meet(neighbours, before=boundary < mesh.stage)
@@ -59,19 +61,23 @@ def _make(mesh: Mesh, device: torch.device) -> StageChannels:
         to_after = P2PChannel(peer, mesh.forward_group(boundary), device, headers=hosts, tag=FORWARD_TAG)
         from_after = P2PChannel(peer, mesh.backward_group(boundary), device, headers=hosts, tag=BACKWARD_TAG)
     if mesh.first != mesh.last:
+        # The last stage computes the loss. Targets are in host memory, so they cross on gloo.
         peer = mesh.rank_at(mesh.stages - 1 if mesh.first else 0, mesh.replica)
         labels = P2PChannel(peer, hosts, torch.device("cpu"), headers=hosts, tag=LABELS_TAG)
     return StageChannels(from_before, to_before, to_after, from_after, labels)
 
 
 def _in_order(mesh: Mesh) -> list[int]:
-    """This stage's boundaries, b between the stages b and b + 1: the even ones first, which can all meet at once."""
+    """Boundaries of this stage, b between stages b and b + 1; even ones first.
+
+    All even boundaries can then connect at the same time, and after them all odd ones.
+    """
     mine = [boundary for boundary in (mesh.stage - 1, mesh.stage) if 0 <= boundary < mesh.stages - 1]
     return sorted(mine, key=lambda boundary: boundary % 2)
 
 
 def _meet(neighbours: StageChannels, *, before: bool) -> None:
-    """Both directions over one boundary, the forward one first at both ends."""
+    """Connect both directions over one boundary, at both ends the forward direction first."""
     if before:
         assert neighbours.from_before is not None and neighbours.to_before is not None
         neighbours.from_before.await_greeting()

@@ -1,4 +1,5 @@
-"""Named CPU tensors from one rank's host to another's, without pickling them and without a second copy of them all."""
+"""Transfer of named CPU tensors between ranks, without pickling and without a second copy of
+all."""
 
 from __future__ import annotations
 
@@ -12,14 +13,15 @@ from yolods.distributed.phases import waiting
 
 
 def send_state(state: Mapping[str, Tensor], peer: int, group: dist.ProcessGroup | None) -> None:
-    """Send to a rank that calls `receive_state`, and wait until it has everything.
+    """Send to a rank that calls `receive_state`, and wait until it has received everything.
 
     Args:
         state: CPU tensors by name.
         peer: global rank.
-        group: on gloo; None: the default one is.
+            group: a group on gloo; None: the default group, which then is on gloo.
     """
     told = [(name, tensor.shape, tensor.dtype) for name, tensor in state.items()]
+    # Empty tensors are not sent; the receiver recognises them by their shapes.
     dense = [tensor.contiguous() for tensor in state.values() if tensor.numel()]
     with waiting():
         dist.send_object_list([told], peer, group=group)
@@ -28,7 +30,10 @@ def send_state(state: Mapping[str, Tensor], peer: int, group: dist.ProcessGroup 
 
 
 def receive_state(peer: int, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
-    """What a rank sends by `send_state`, in its order."""
+    """Receive what a rank sends with `send_state`, in its order.
+
+    Allocates the tensors first and receives into them, so that each exists once.
+    """
     box: list[list[tuple[str, torch.Size, torch.dtype]]] = [[]]
     with waiting():
         dist.recv_object_list(box, peer, group=group)

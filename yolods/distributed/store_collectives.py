@@ -1,4 +1,7 @@
-"""Collectives of small values over the store, for threads: torch's belong to the main thread, which may be in one."""
+"""Collectives of small values over the store, for threads other than the main thread.
+
+torch's collectives belong to the main thread, which may be in one at the same time.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,21 @@ POLL_SECONDS = 0.05
 
 
 class StoreCollectives:
-    """One conversation of all ranks, a thread of each; every method is a collective. Values are what JSON takes.
+    """One conversation among all ranks, one thread each, about JSON values.
 
-    Conversations of a topic follow one another. What was said in one stays on the store through the next, for ranks
-    that are slower to read it, and is written over by the one after that.
+    Every method is a collective.
+
+    Conversations of a topic follow one another. Their keys alternate between two sets: the values
+    of one conversation stay in the store during the next one, for ranks that read them late, and
+    the one after that overwrites them.
     """
 
     def __init__(self, kv_store: KeyValueStore, ranks: Ranks, topic: str, number: int, seconds: float) -> None:
         """
         Args:
             kv_store: a clone that no other thread uses meanwhile.
-            number: of the conversation, alike on all ranks.
-            seconds: how long to wait for what another rank has to say.
+            number: number of the conversation, the same on all ranks.
+            seconds: limit of the wait for another rank's value.
         """
         self._kv_store, self._ranks, self._seconds = kv_store, ranks, seconds
         self._topic, self._number, self._said = f"{topic}/{number % 2}", number, 0
@@ -33,7 +39,7 @@ class StoreCollectives:
         """Rank 0's value, on every rank.
 
         Raises:
-            TimeoutError, ConnectionError: rank 0 did not say it in time, or is gone.
+            TimeoutError, ConnectionError: rank 0 did not answer in time, or is gone.
         """
         self._said += 1
         if self._ranks.is_main:
@@ -42,10 +48,10 @@ class StoreCollectives:
         return self._await([0])[0]
 
     def to_main(self, value: Any) -> list[Any]:
-        """Every rank's value in rank order on rank 0; an empty list elsewhere.
+        """Every rank's value in rank order on rank 0; an empty list on the others.
 
         Raises:
-            TimeoutError, ConnectionError: some rank did not say it in time, or rank 0 is gone.
+            TimeoutError, ConnectionError: some rank did not answer in time, or rank 0 is gone.
         """
         self._said += 1
         if self._ranks.is_main:
@@ -58,6 +64,7 @@ class StoreCollectives:
 
     def _put(self, value: Any) -> None:
         try:
+            # With the number, because the key may still hold the value of an earlier conversation.
             self._kv_store.put(self._key(self._ranks.rank), [self._number, value])
         except RuntimeError as error:
             raise ConnectionError(f"rank 0 cannot be reached: {error}") from None

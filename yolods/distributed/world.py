@@ -1,4 +1,4 @@
-"""This process's place among the others, and the few collectives that plain objects need. Safe in a single process."""
+"""The world of ranks, and the few collectives that plain objects need. Safe in a single process."""
 
 from __future__ import annotations
 
@@ -32,41 +32,43 @@ from yolods.hosts.probe import machine_id
 T = TypeVar("T")
 
 LOST = 75
-"""Exit status of a rank that ends because another one, or itself, was lost or stuck; sysexits.h: try again."""
+"""Exit status of a rank that ends because it or another rank was lost or stuck (sysexits.h: try
+again)."""
 MEET_SECONDS = 300.0
-"""How long ranks wait for each other at the start: hosts that import over a slow network may be minutes apart."""
+"""Limit of the wait for all ranks at the start: imports over a slow network differ by minutes."""
 COLLECTIVE = timedelta(hours=2)
-"""When a collective gives up. The watchdog ends a run that hangs long before; what is waited for so long is rank 0's
-scan of a large data set."""
+"""Timeout of a collective. The watchdog ends a run that hangs long before. It must exceed the
+longest legitimate wait, which is rank 0's scan of a large data set."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank, size and device of this process; every method is a collective and a no-op among one."""
+    """This process's rank, world size and device. Every method is a collective, and a no-op in a
+    world of one."""
 
     rank: int
-    """Position over all hosts."""
+    """Rank in the world."""
     size: int
-    """Processes over all hosts."""
+    """World size."""
     local: int
-    """Position on this host."""
+    """Rank on this host."""
     host: str
     """Name of this host."""
     device: torch.device
-    """Where this rank computes."""
+    """Device on which this rank computes."""
     local_size: int = 1
-    """Processes on this host."""
+    """Ranks on this host."""
     host_group: dist.ProcessGroup | None = None
-    """All ranks on gloo, for what is on hosts; None: all ranks are on gloo in any case."""
+    """All ranks on gloo, for data in host memory; None: the default group is on gloo already."""
 
     @property
     def name(self) -> str:
-        """As messages have it."""
+        """Name in messages."""
         return f"rank {self.rank} on {self.host}"
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank speaks and writes for all."""
+        """Whether this rank logs and writes for all."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -75,7 +77,7 @@ class Ranks:
             dist.barrier(group=self.host_group)
 
     def from_main(self, value: T) -> T:
-        """Rank 0's value, on every rank. The value has to be picklable."""
+        """Rank 0's value, on every rank. It must be picklable."""
         if self.size == 1:
             return value
         box = [value]
@@ -83,7 +85,7 @@ class Ranks:
         return box[0]
 
     def to_main(self, value: T) -> list[T]:
-        """Every rank's value in rank order on rank 0; an empty list elsewhere."""
+        """Every rank's value in rank order on rank 0; an empty list on the others."""
         if self.size == 1:
             return [value]
         box: list = [None] * self.size if self.is_main else []
@@ -91,15 +93,16 @@ class Ranks:
         return box
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """Do `work` on rank 0 and hand its result to all; an exception is raised on every rank.
+        """Do `work` on rank 0 and return its result on all ranks, or raise its exception on all.
 
-        The result and the exception have to be picklable.
+        The result and the exception must be picklable.
         """
         result, fault = None, None
         if self.is_main:
             try:
                 result = work()
-            except Exception as error:  # the others wait: they have to learn of any failure whatever
+            # Whatever failed: the others are waiting to learn the outcome.
+            except Exception as error:
                 fault = error
         result, fault = self.from_main((result, fault))
         if fault is not None:
@@ -110,11 +113,12 @@ class Ranks:
     def average_(
         self, tensors: Iterable[Tensor], *, group: dist.ProcessGroup | None = None, count: int | None = None
     ) -> None:
-        """Replace each tensor, of one floating dtype, by its mean over the ranks, in one all-reduce.
+        """Replace each tensor by its mean over the ranks, with one all-reduce.
 
         Args:
+            tensors: all of one floating dtype.
             group: some of the ranks; None: all.
-            count: how many they are.
+            count: size of the group.
         """
         tensors, count = list(tensors), count or self.size
         if count == 1 or not tensors:
@@ -128,28 +132,28 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of the data a rank works on."""
+    """The part of the data on which a rank works."""
 
     dp_rank: int
-    """Data-parallel rank: the replica."""
+    """Data-parallel rank: the index of the replica."""
     dp_size: int
     """Replicas of the model."""
     first_stage: bool = True
-    """Whether this rank is given the model's inputs: all are, but later stages of a pipeline."""
+    """Whether this rank receives the model's inputs: all except later stages of a pipeline."""
     last_stage: bool = True
-    """Whether this rank has the model's outputs: all have, but earlier stages of a pipeline."""
+    """Whether this rank has the model's outputs: all except earlier stages of a pipeline."""
     alone: bool = True
-    """Whether a forward pass needs no other rank: it does under ZeRO-3 and on a pipeline."""
+    """Whether a forward pass needs no other rank; false under ZeRO-3 and in a pipeline."""
     group: dist.ProcessGroup | None = None
-    """The ranks that hold the same weights and work on other data; None: all."""
+    """The ranks with the same weights and other data; None: all."""
 
 
 def join_world() -> Ranks:
-    """Meet the other ranks through DeepSpeed: NCCL on GPUs, gloo on CPUs.
+    """Join the other ranks through DeepSpeed: NCCL on GPUs, gloo on CPUs.
 
     Raises:
-        UserError: as `read_launched_rank` and `complete_environment`, or the device, the threads or the interfaces
-            asked for are not there.
+        UserError: as `read_launched_rank` and `complete_environment`, or the requested device,
+            threads or interfaces do not exist.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -158,13 +162,14 @@ def join_world() -> Ranks:
     if not who.launched:
         forget_ranks(os.environ)
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    os.environ.pop("LOCAL_SIZE", None)  # it may be another launcher's
+    os.environ.pop("LOCAL_SIZE", None)  # may be left over from another launcher
     if who.local_size is not None:
         os.environ["LOCAL_SIZE"] = str(who.local_size)
-    if not under_torchrun(os.environ):  # whose own store waits at the address
+    if not under_torchrun(os.environ):  # torchrun's agent already serves a store at the address
         os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
         if who.size == 1:
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # any that is free when it is bound
+            # Port 0 is any free one, chosen when it is bound: no other process can take it first.
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     complete_environment(os.environ)
     accelerator = get_accelerator()
     gpu = accelerator.device_name() == "cuda"
@@ -174,14 +179,17 @@ def join_world() -> Ranks:
     if gpu:
         device = torch.device("cuda", device_index(who.local, accelerator.device_count(), task=who.task))
         torch.cuda.set_device(device)
-        os.environ["LOCAL_RANK"] = str(device.index)  # by which DeepSpeed takes a device as well
+        # DeepSpeed chooses its device by this variable.
+        os.environ["LOCAL_RANK"] = str(device.index)
+    # Before init_distributed, because DeepSpeed's backend keeps references to some collectives.
     mark_collectives(torch.cuda.Event if gpu else None)
     with join_timeout():
         deepspeed.init_distributed(
             dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE
         )
         host = socket.gethostname()
-        # NCCL would send pickled objects by way of the devices: the largest one times the ranks on that of rank 0.
+        # NCCL would move pickled objects through GPU memory: on rank 0's GPU, the largest object
+        # times the world size.
         hosts = dist.new_group(backend="gloo", timeout=COLLECTIVE) if gpu else None
         ranks = Ranks(who.rank, who.size, who.local, host, device, who.local_size or 1, hosts)
         if who.local_size is None:
@@ -192,20 +200,22 @@ def join_world() -> Ranks:
 
 
 def share_cores(environ: MutableMapping[str, str]) -> None:
-    """Keep this process to its share of the host's cores, on GPUs as well: states in host memory are stepped there.
+    """Limit this process to its share of the host's cores.
 
-    The variable is for DeepSpeed's CPUAdam, which brings an OpenMP of its own: that reads it when it is loaded.
+    Also on GPUs, because the optimizer updates offloaded states on the CPU. OMP_NUM_THREADS is for
+    DeepSpeed's CPUAdam, which has its own OpenMP and reads the variable when it is loaded.
     """
     threads = cpu_threads(environ)
     if threads is None:
         return
     torch.set_num_threads(threads)
-    if environ["LOCAL_SIZE"] != "1":  # a process that is alone may start others later, which share them out anew
+    # A single process may later start others, which divide the cores among themselves.
+    if environ["LOCAL_SIZE"] != "1":
         environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def _count_here(ranks: Ranks) -> int:
-    """How many ranks this host has, where the launcher does not say. A collective."""
+    """Number of ranks on this host, if the launcher does not tell. A collective."""
     machines: list[str] = [""] * ranks.size
     dist.all_gather_object(machines, machine_id(), group=ranks.host_group)
     return machines.count(machine_id())
@@ -213,15 +223,18 @@ def _count_here(ranks: Ranks) -> int:
 
 @contextmanager
 def join_timeout() -> Iterator[None]:
-    """Within, ranks meet: the process is ended, with a line, when that takes longer than MEET_SECONDS. There is no
-    watchdog yet."""
+    """End the process with a message if the ranks do not meet within MEET_SECONDS.
+
+    There is no watchdog yet that could do it.
+    """
 
     def end() -> None:
         rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-        waited = f"rank {rank} on {socket.gethostname()} has waited {MEET_SECONDS:g} s for all {size} ranks to come to"
+        waited = f"rank {rank} on {socket.gethostname()} waited {MEET_SECONDS:g} s for all {size} ranks to reach"
         where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
-        print(f"yolods: {waited} {where}: one has not started, is stuck, or does not get through", file=sys.stderr)
+        print(f"yolods: {waited} {where}: one did not start, is stuck, or cannot connect", file=sys.stderr)
         sys.stderr.flush()
+        # Not sys.exit: this is the timer's thread, and the main thread is blocked in C++.
         os._exit(LOST)
 
     timer = threading.Timer(MEET_SECONDS, end)
@@ -235,8 +248,11 @@ def join_timeout() -> Iterator[None]:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Within: this process among the others. After a fault they are left as they are: NCCL would wait for those that
-    are gone, and the end of the process takes everything down."""
+    """Join the world within, and leave it afterwards.
+
+    After an error with several ranks the process group stays: NCCL would wait for lost ranks, and
+    the end of the process frees everything.
+    """
     ranks = join_world()
     try:
         yield ranks
@@ -248,6 +264,6 @@ def joined() -> Iterator[Ranks]:
 
 
 def leave() -> None:
-    """Take down the process group, so that no rank waits for one that is gone."""
+    """Destroy the process group, so that no rank waits for one that is gone."""
     if dist.is_initialized():
         dist.destroy_process_group()

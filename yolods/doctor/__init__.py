@@ -1,1 +1,1 @@
-"""`yolods doctor`: whether a run would start on these hosts."""
+"""`yolods doctor`: finds what would keep a run from starting, on this machine or on every host."""

@@ -1,6 +1,6 @@
-"""Whether a run would start: what hosts say about themselves, compared with each other and with what is planned.
+"""Checks whether a run would start, by comparing the hosts' reports with each other and the plan.
 
-Pure: nothing is started here and nothing looked at but the arguments.
+Pure: starts nothing and reads nothing but its arguments.
 """
 
 from __future__ import annotations
@@ -18,58 +18,61 @@ from yolods.launch.multi_host import TOOLS
 from yolods.system.humanize import age_text, amount, size_text
 
 SKEW_WARNING, SKEW_FAULT = 2.0, 60.0
-"""Seconds between clocks. From the second on, times of files and log lines on a shared disk are out of order."""
+"""Seconds between clocks. From the fault on, file times and log lines on a shared disk are out of
+order."""
 STALE_SECONDS = 180.0
-"""Age from which a lock without a holder on any host is stale. A younger one may be held by a machine that we do not
-see and that shares the folder; the longest build takes three minutes."""
+"""Age from which a lock that no host holds is stale. The longest build takes three minutes, and a
+younger lock may be held by another machine that shares the folder and was not asked."""
 BUILT = "cpu_adam"
-"""What DeepSpeed compiles for a run that offloads on GPUs, by C++ alone; the name of its folder."""
+"""What DeepSpeed compiles, in C++ only, for a run that offloads on GPUs; also its folder's name."""
 DISK_WARNING, DISK_FAULT = 10 << 30, 1 << 30
-"""Free bytes. A few checkpoints of the largest model take 10 GiB; with less than 1 GiB there is room for none."""
+"""Free bytes. A few checkpoints of the largest model take 10 GiB; less than 1 GiB holds not even
+one."""
 GPU_WARNING, GPU_FAULT = 0.8, 1024
-"""Share of a GPU's memory that should be free, and MiB below which not even CUDA's own context fits beside a model."""
+"""Share of a GPU's memory that should be free, and MiB below which not even CUDA's context fits
+beside a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be started."""
+    """The planned start."""
 
     hosts: tuple[Host, ...]
-    """Those that take part."""
+    """The hosts that take part."""
     local: bool
-    """Whether all of them are this machine, so that no ssh is needed."""
+    """Whether all of them are this machine, which needs no ssh."""
     here: str = ""
-    """Which machine this is: `Report.machine`."""
+    """Identity of this machine, as `Report.machine`."""
     master_addr: str | None = None
-    """Where ranks meet; None: what the first host's `hostname -I` says first."""
+    """Rendezvous; None: the first address of the first host's `hostname -I`."""
     master_port: int | None = None
-    """None: the launcher picks a free one."""
+    """Port of the rendezvous; None: the launcher chooses a free one."""
     builds: bool = False
-    """Whether the configuration makes DeepSpeed compile something on hosts with GPUs."""
+    """Whether DeepSpeed compiles something for this configuration on hosts with GPUs."""
     spare: frozenset[str] = frozenset()
-    """Paths of data without which the run starts all the same."""
+    """Data paths that the run does not need."""
     launcher: str = "pdsh"
-    """What starts the ranks."""
+    """Launcher of the ranks."""
     tool: str | None = "pdsh"
-    """Where the launcher's own tool is on this machine; None: it is missing."""
+    """Path of the launcher's own tool on this machine; None: it is missing."""
     variables: Mapping[str, str] = field(default_factory=dict)
-    """What the launcher sets on every host."""
+    """Variables that the launcher sets on every host."""
     script: str | None = None
-    """The launch.sh by which environments are made; None: they are made in some other way, such as by pip."""
+    """The launch.sh that creates environments; None: they were created otherwise, say by pip."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong."""
+    """A problem."""
 
     host: str
-    """Where; "": everywhere, or here."""
+    """Host with the problem; "": all hosts, or this machine."""
     column: str
-    """The cell of the table that it is about."""
+    """Column of the table that it marks."""
     fatal: bool
-    """Whether the run would fail of it; otherwise it is a warning."""
+    """Whether the run would fail because of it; otherwise it is a warning."""
     text: str
-    """What is wrong and what to do about it, in one line."""
+    """One line: the problem and the remedy."""
 
     def __str__(self) -> str:
         kind = "fault" if self.fatal else "warning"
@@ -77,7 +80,7 @@ class Finding:
 
 
 def diagnose(plan: Plan, answers: Sequence[Answer]) -> list[Finding]:
-    """Everything that is wrong, faults first, in the order of checks and hosts."""
+    """All problems, faults first, each group in the order of checks and hosts."""
     heard = [(answer.host, answer.report) for answer in answers if answer.report is not None]
     findings = [Finding(answer.host.name, "ssh", True, answer.problem) for answer in answers if answer.report is None]
     findings += _check_launcher(plan, heard)
@@ -98,13 +101,15 @@ def _check_launcher(plan: Plan, heard: Heard) -> Iterable[Finding]:
     if len(plan.hosts) > 1 and not plan.local and plan.tool is None:
         tool, remedy = TOOLS[plan.launcher]
         yield Finding("", "ssh", True, f"no {tool} here, which starts ranks on the other hosts; {remedy}")
+    # DeepSpeed starts the ranks of a single host locally, whatever its name.
     if len(plan.hosts) == 1 and not plan.local and heard and heard[0][1].machine != plan.here:
-        text = "the only host, and not this machine; DeepSpeed would start its ranks here: log in there and start there"
+        text = "the only host, but not this machine; DeepSpeed would start its ranks here: log in there and start there"
         yield Finding(heard[0][0].name, "host", True, text)
     first: dict[str, str] = {}
     for host, report in heard:
         if report.machine in first:
             text = f"the same machine as {first[report.machine]}; give it one line in the hostfile with all its slots"
+            # GPUs would be used twice; on a CPU the ranks only share its cores.
             yield Finding(host.name, "host", bool(report.gpus), text)
         first.setdefault(report.machine, host.name)
 
@@ -127,34 +132,35 @@ def _check_versions(plan: Plan, heard: Heard) -> Iterable[Finding]:
                 yield Finding(host.name, name, True, f"{report.executable} has no {name}; {remedy}")
             elif found != good:
                 yield Finding(host.name, name, True, f"{name} {found}, but {example} has {good}; {remedy}")
+    # DeepSpeed starts the same interpreter path and folder on every host.
     folder, example = _usual(heard, lambda report: report.package)
     for host, report in heard:
         if report.package and report.package != folder:
-            text = f"yolods lies in {report.package}, but on {example} in {folder}; use the same path on every host"
+            text = f"yolods is in {report.package}, but on {example} in {folder}; use the same path on every host"
             yield Finding(host.name, "yolods", True, text)
 
 
 def _by_script(script: str, name: str, good: str | None, report: Report) -> str:
-    """How a host comes by what the others have, where launch.sh in a checkout makes the environments."""
+    """The remedy for another version, where launch.sh creates the environments in a checkout."""
     if name == "yolods":
-        return f"bring {report.directory} there to the same commit"
+        return f"check out the same commit in {report.directory} there"
     if name == "python":
-        return f"make .venv there with the same Python: remove it, and run {script} version"
+        return f"create .venv there with the same Python: remove it, and run {script} version"
     wanted = good or "the version that constraints.txt names"
     return f"install {wanted} there: remove .venv and run {script} version, or use pip"
 
 
 def _by_pip(name: str, good: str | None) -> str:
-    """The same where there need not be a checkout."""
+    """The remedy for another version, where there need not be a checkout."""
     if name == "yolods":
         return "install the same yolods there"
     if name == "python":
-        return "make the environment there anew, with the same Python"
+        return "create the environment there again with the same Python"
     return f"install it there: pip install {name}{f'=={good}' if good else ''}"
 
 
 def _usual(heard: Heard, value: Callable[[Report], str | None]) -> tuple[str | None, str]:
-    """What most hosts have, the earlier ones where it is even, and the first of them."""
+    """The most frequent value, on a tie the first host's, and the first host that has it."""
     found = [(value(report), host.name) for host, report in heard]
     counted = Counter(what for what, _ in found if what is not None)
     if not counted:
@@ -167,15 +173,16 @@ def _check_devices(plan: Plan, heard: Heard) -> Iterable[Finding]:
     with_gpus = [host.name for host, report in heard if report.gpus]
     for host, report in heard:
         if report.gpu_error:
-            yield Finding(host.name, "slots", True, f"{report.gpu_error}; see what nvidia-smi says there")
+            yield Finding(host.name, "slots", True, f"{report.gpu_error}; run nvidia-smi there")
         elif with_gpus and not report.gpus:
             text = f"no GPU, but {with_gpus[0]} has some, and ranks cannot meet across both; repair its driver, or "
-            yield Finding(host.name, "slots", True, f"{text}leave it out: --exclude {host.name}")
+            yield Finding(host.name, "slots", True, f"{text}exclude it: --exclude {host.name}")
         elif report.gpus:
             yield from _check_gpus(host, report)
         elif len(host.chosen) > report.cores:
-            # On this machine alone somebody tries something out, and it works, if slowly. A hostfile of several says
-            # what there is; ranks that wait for a core keep all hosts waiting, and can pass for ranks that hang.
+            # On this machine alone, someone is trying something out, and it works, if slowly. With
+            # several hosts it is a fault: ranks that wait for a core keep all hosts waiting, and
+            # can look like ranks that hang.
             text = f"{len(host.chosen)} ranks on {report.cores} CPU cores take turns; write slots={report.cores}"
             yield Finding(host.name, "slots", not plan.local, text)
 
@@ -187,7 +194,9 @@ def _check_gpus(host: Host, report: Report) -> Iterable[Finding]:
         text = f"slots={host.slots}, but it has {len(present)} GPUs; write slots={len(present)} in the hostfile"
         yield Finding(host.name, "slots", True, text)
     elif host.slots < len(present):
-        text = f"slots={host.slots} of its {len(present)} GPUs: the others idle; write slots={len(present)} for all"
+        text = (
+            f"slots={host.slots}, but it has {len(present)} GPUs: the rest are idle; write slots={len(present)} for all"
+        )
         yield Finding(host.name, "slots", False, text)
     if (report.versions.get("torch") or "").endswith("+cpu"):
         text = f"torch {report.versions['torch']} cannot use its GPUs; install a build of torch for them"
@@ -198,7 +207,7 @@ def _check_gpus(host: Host, report: Report) -> Iterable[Finding]:
             continue
         text = (
             f"GPU {slot} has {gpu.free / 1024:.1f} of {gpu.total / 1024:.1f} GiB free; end what runs there "
-            "(nvidia-smi lists it), or leave the GPU out"
+            "(nvidia-smi lists it), or exclude the GPU"
         )
         yield Finding(host.name, "GPU free", gpu.free < GPU_FAULT, text)
 
@@ -215,37 +224,40 @@ def _check_clocks(answers: Sequence[Answer]) -> Iterable[Finding]:
     for answer, skew, first in skews(answers):
         if abs(skew) >= SKEW_WARNING:
             order = "ahead of" if skew > 0 else "behind"
-            text = f"its clock is {abs(skew):.1f} s {order} that of {first}; set it by NTP: timedatectl set-ntp true"
+            text = f"its clock is {abs(skew):.1f} s {order} that of {first}; set it with NTP: timedatectl set-ntp true"
             yield Finding(answer.host.name, "clock", abs(skew) >= SKEW_FAULT, text)
 
 
 def skews(answers: Sequence[Answer]) -> list[tuple[Answer, float, str]]:
-    """(answer, seconds that its clock is ahead of the first host's, the first host).
+    """(answer, seconds that its clock is ahead of the first host's, name of the first host).
 
-    Hosts are compared with each other: what time it is where the command is typed makes no difference to ranks.
+    The hosts are compared with each other: the clock of the machine that asks does not matter to
+    the ranks.
     """
     heard = [answer for answer in answers if answer.report is not None]
     return [(answer, answer.skew - heard[0].skew, heard[0].host.name) for answer in heard]
 
 
 def master_address(plan: Plan, answers: Sequence[Answer]) -> str | None:
-    """Where ranks would meet, as a number; None: unknown."""
+    """Numeric address of the rendezvous; None: unknown."""
     if plan.local:
         return "127.0.0.1"
     first = answers[0].report
     if plan.master_addr is None:
         return first.first_address if first else None
+    # Any host's answer will do: a name that resolves differently shows as a missing address below.
     return next((a.report.master_address for a in answers if a.report and a.report.master_address), None)
 
 
 def interface_to(report: Report, address: str) -> str | None:
-    """The interface that has an address, or leads to it; None: no route."""
+    """The interface that has an address or routes to it; None: no route."""
     wanted = ipaddress.ip_address(address)
     for name, own in report.addresses:
         if ipaddress.ip_interface(own).ip == wanted:
             return name
     networks = [(name, ipaddress.ip_network(network)) for name, network in report.routes]
     networks += [(name, ipaddress.ip_interface(own).network) for name, own in report.addresses]
+    # The longest prefix wins, as in the kernel's routing.
     leading = [(network.prefixlen, name) for name, network in networks if wanted in network]
     return max(leading, key=lambda pair: pair[0])[1] if leading else None
 
@@ -258,15 +270,15 @@ def _check_network(plan: Plan, answers: Sequence[Answer]) -> Iterable[Finding]:
     heard = [(answer.host, answer.report) for answer in answers if answer.report is not None]
     first = answers[0].report
     if first and first.port_error:
-        text = f"port {plan.master_port} cannot be had: {first.port_error}; end what listens there, or give another "
+        text = f"port {plan.master_port} is not usable: {first.port_error}; end what listens there, or use another "
         yield Finding(plan.hosts[0].name, "port", True, text + "--master_port")
     if plan.local or first is None:
         return
     address = master_address(plan, answers)
     if address is None:
-        text = "its `hostname -I` names no address; say where ranks meet: --master_addr ADDRESS"
+        text = "its `hostname -I` prints no address; give the rendezvous with --master_addr ADDRESS"
         if plan.master_addr is not None:
-            text = f"--master_addr {plan.master_addr} is not known there; give a number, or add it to /etc/hosts"
+            text = f"--master_addr {plan.master_addr} is unknown there; give a number, or add it to /etc/hosts"
         yield Finding(plan.hosts[0].name, "interface", True, text)
         return
     yield from _check_master(plan, heard, first, address)
@@ -288,7 +300,7 @@ def _check_master(plan: Plan, heard: Heard, first: Report, address: str) -> Iter
         if report.machine == first.machine:
             continue
         if loopback or _has_address(report, address):
-            text = f"{address} means this host itself there and not {master}; give another --master_addr"
+            text = f"{address} is this host itself there, not {master}; give another --master_addr"
             yield Finding(host.name, "interface", True, text)
         elif interface_to(report, address) is None:
             text = f"no route to {master} at {address}; give an address that it reaches as --master_addr"
@@ -303,8 +315,9 @@ def _check_builds(plan: Plan, heard: Heard) -> Iterable[Finding]:
     if plan.builds:
         for host, report in heard:
             for text in _tools_missing(report):
-                where = "" if report.gpus else " (its ranks run on the CPU, where nothing is compiled as yet)"
+                where = "" if report.gpus else " (its ranks run on the CPU, where nothing is compiled so far)"
                 yield Finding(host.name, "build", bool(report.gpus), text + where)
+    # Hosts may share the folder: a lock that any of them holds is in use, whoever reports it.
     held = {lock.path for _, report in heard for lock in report.locks if lock.held}
     seen: set[tuple[str, str]] = set()
     for host, report in heard:
@@ -315,27 +328,28 @@ def _check_builds(plan: Plan, heard: Heard) -> Iterable[Finding]:
             built = plan.builds and bool(report.gpus) and lock.path.split("/")[-2] == BUILT
             stale = lock.age >= STALE_SECONDS
             killed = f"a build that was killed {age_text(lock.age)} ago left {lock.path}"
-            text = f"{killed}, for which every later one waits without a word"
+            text = f"{killed}, which blocks every later build without a message"
             if not stale:
                 text = (
-                    f"no process of the hosts holds {lock.path}, made {age_text(lock.age)} ago, for which builds wait "
-                    "without a word"
+                    f"no process of the hosts holds {lock.path}, created {age_text(lock.age)} ago, which blocks builds "
+                    "without a message"
                 )
             elif not built:
-                text = f"{killed}; this run builds nothing there, but one that does would wait without a word"
+                text = f"{killed}; this run builds nothing there, but a run that does would wait without a message"
             yield Finding(host.name, "build", stale and built, f"{text}; rm {lock.path}")
 
 
 def _tools_missing(report: Report) -> Iterable[str]:
-    if report.ninja is None and report.ninja_beside is None:  # what stands beside its Python every rank finds itself
+    # Ranks put the one beside their Python on PATH.
+    if report.ninja is None and report.ninja_beside is None:
         yield (
-            "no ninja, and the configuration needs DeepSpeed's CPUAdam compiled; "
+            "no ninja, but the configuration needs DeepSpeed's CPUAdam compiled; "
             f"{report.executable} -m pip install ninja"
         )
     if report.compiler is None:
-        yield "no C++ compiler, and the configuration needs DeepSpeed's CPUAdam compiled; apt-get install g++"
+        yield "no C++ compiler, but the configuration needs DeepSpeed's CPUAdam compiled; apt-get install g++"
     if not report.headers:
-        yield f"no headers of Python {report.python}, which compiling needs; apt-get install python3-dev"
+        yield f"no headers of Python {report.python}, which the compilation needs; apt-get install python3-dev"
 
 
 def _check_data(plan: Plan, heard: Heard) -> Iterable[Finding]:
@@ -344,6 +358,7 @@ def _check_data(plan: Plan, heard: Heard) -> Iterable[Finding]:
         counts = [(host, next(count for count in report.data if count.path == path)) for host, report in heard]
         there = [(host, count) for host, count in counts if count.present]
         whole = Counter((count.files, count.bytes) for _, count in there if count.whole)
+        # Most hosts are right: the most frequent count is the reference for the others.
         usual = whole.most_common(1)[0][0] if whole else None
         example = there[0][0].name if there else ""
         fatal = path not in plan.spare
@@ -351,7 +366,7 @@ def _check_data(plan: Plan, heard: Heard) -> Iterable[Finding]:
         for host, count in counts:
             if not count.present:
                 remedy = f"copy it: rsync -a {example}:{path} {_parent(path)}/" if there else "correct the data yaml"
-                yield Finding(host.name, "data", fatal, f"{path} is missing or cannot be read{about}; {remedy}")
+                yield Finding(host.name, "data", fatal, f"{path} is missing or unreadable{about}; {remedy}")
             elif not count.whole:
                 text = f"{path} has more than {count.files} files, too many to count in time; they were not compared"
                 yield Finding(host.name, "data", False, text)

@@ -1,4 +1,4 @@
-"""What `yolods doctor` prints: a row a host, a line a finding, and whether it would work."""
+"""The output of `yolods doctor`: one row per host, one line per finding, and the verdict."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ COLUMNS = (
     *("host", "ssh", "python", "yolods", *LIBRARIES, "slots", "GPU free", "disk free", "clock", "interface", "port"),
     *("build", "data"),
 )
-"""Those in which no host has anything are left out."""
+"""Columns of the table; those that are empty on every host are omitted."""
 
 
 WIDTH = 120
-"""Characters a line of the table; where hosts have more to say, it goes on below."""
+"""Characters per line of the table; further columns go into a second block below."""
 
 
 def report_lines(plan: Plan, answers: Sequence[Answer], findings: Sequence[Finding], width: int = WIDTH) -> list[str]:
-    """A table with a row a host, a line a finding, and the verdict. A ! marks a cell that a finding is about."""
+    """The table, one line per finding, and the verdict. A ! marks a cell with a finding."""
     address = master_address(plan, answers)
     rows = [_row(plan, answer, skew, address) for answer, skew in zip(answers, _shown_skews(answers), strict=True)]
     marked = {(finding.host, finding.column) for finding in findings}
@@ -35,7 +35,10 @@ def report_lines(plan: Plan, answers: Sequence[Answer], findings: Sequence[Findi
 
 
 def _blocks(columns: Sequence[Sequence[str]], width: int) -> list[list[str]]:
-    """Columns side by side as far as they fit into the width, the rest below, each block with the first column."""
+    """Columns side by side as far as the width permits, the rest in blocks below.
+
+    Each block repeats the first column.
+    """
     padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
     blocks = [[padded[0]]]
     for column in padded[1:]:
@@ -52,7 +55,7 @@ def verdict(findings: Sequence[Finding]) -> str:
     warnings = len(findings) - faults
     counts = [f"{n} {word}{'s' * (n > 1)}" for n, word in ((faults, "fault"), (warnings, "warning")) if n]
     found = f" ({', '.join(counts)})" if counts else ""
-    return ("It would not work" if faults else "It would work") + found + "."
+    return ("This run would fail" if faults else "This run would start") + found + "."
 
 
 def _heading(plan: Plan, address: str | None) -> str:
@@ -63,17 +66,19 @@ def _heading(plan: Plan, address: str | None) -> str:
 
 
 def _shown_skews(answers: Sequence[Answer]) -> list[str]:
+    # Adding 0.0 turns -0.0 into 0.0, which prints as +0.0.
     ahead = {id(answer): f"{round(skew, 1) + 0.0:+.1f} s" for answer, skew, _ in skews(answers)}
     return [ahead.get(id(answer), "") for answer in answers]
 
 
 def _row(plan: Plan, answer: Answer, skew: str, address: str | None) -> dict[str, str]:
-    """Column -> what stands there; "" where there is nothing to say."""
+    """Column -> cell; "" for an empty one."""
     host, report = answer.host, answer.report
     empty = dict.fromkeys(COLUMNS, "")
     if report is None:
         return {**empty, "host": host.name, "ssh": "no answer"}
     devices = plural(len(report.gpus), "GPU") if report.gpus else plural(report.cores, "core")
+    # The GPU with the least free memory limits the run.
     free = min((gpu.free for gpu in report.gpus if gpu.index in host.chosen and gpu.free is not None), default=None)
     first = answer.host == plan.hosts[0]
     tools = {

@@ -1,4 +1,4 @@
-"""`yolods doctor`: asks every host about itself, compares what they say, and puts it into lines."""
+"""`yolods doctor`: probes every host, compares the reports, and formats the result."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ def run_doctor(
     spare: frozenset[str] = frozenset(),
     faults: Faults | None = None,
 ) -> tuple[list[str], bool]:
-    """Examine hosts, at the same time; it takes as long as the slowest, and never longer than the time-outs.
+    """Examine all hosts at the same time; the time limits of the probe bound the duration.
 
     Args:
-        hosts: those that take part.
-        flags: what the start will have.
-        builds: whether DeepSpeed will have to compile something where there are GPUs.
-        trees: files and folders that every host needs, with the same number of files and bytes.
+        hosts: hosts that take part.
+        flags: the launcher's flags of the planned start.
+        builds: whether DeepSpeed will compile something on hosts with GPUs.
+        trees: files and folders that every host needs, with equal numbers of files and bytes.
         lists: text files that name such files.
-        ignored: endings of file names that may differ between hosts.
-        spare: those of `trees` and `lists` without which the run starts all the same.
-        faults: what was found already; shown with the rest.
+        ignored: file name suffixes that may differ between hosts.
+        spare: those of `trees` and `lists` that the run does not need.
+        faults: faults found so far; shown with the others.
 
     Returns:
         lines to print, and whether the run would start.
 
     Raises:
-        UserError: hosts that --no_ssh says cannot be asked.
+        UserError: --no_ssh, without which the hosts cannot be asked.
     """
     if flags.no_ssh:
         raise UserError(
-            "doctor asks hosts through ssh, and --no_ssh says there is none; start it on each, without both"
+            "doctor asks the hosts through ssh, which --no_ssh excludes; run it on each host without both flags"
         )
     found = faults if faults is not None else Faults()
     local = all(host.is_local for host in hosts)
-    # A local start picks a free port by itself; over several hosts DeepSpeed takes its default.
+    # A local start chooses a free port itself; with several hosts DeepSpeed uses its default.
     address = None if local else meeting_address(flags, hosts)
     port = flags.master_port or (None if local else DEFAULT_PORT)
     variables = {} if local else travelling(os.environ, tuple(filter(None, (home(), Path.cwd()))), found)

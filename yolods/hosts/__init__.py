@@ -1,1 +1,2 @@
-"""Hosts: which take part, what they say about themselves, and what their ranks find in the environment."""
+"""Hosts: the hostfile, devices, the environment on other hosts, and a probe that describes a
+host."""

@@ -1,10 +1,11 @@
-"""What ranks compute on: GPUs or the CPU, and which GPUs, as the environment asks for it. Pure but for `present`.
+"""Devices for the ranks, GPUs or the CPU, as the environment selects them. Pure except `present`.
 
-    DS_ACCELERATOR          cuda, cpu, or what is there
-    CUDA_VISIBLE_DEVICES    numbers of GPUs, names (GPU-<uuid>, MIG-<uuid>), or nothing: the CPU
+    DS_ACCELERATOR          cuda, cpu, or unset: whatever exists
+    CUDA_VISIBLE_DEVICES    GPU numbers, names (GPU-<uuid>, MIG-<uuid>), or empty: the CPU
 
-DeepSpeed's launcher knows numbers only, and writes them into CUDA_VISIBLE_DEVICES itself. Where the user has given
-names, or a hostfile its own numbers, slots are places in the user's list. It travels as NAMED; each rank puts it back.
+DeepSpeed's launcher supports only numbers, and overwrites CUDA_VISIBLE_DEVICES with them. If the
+user has given names, or a hostfile has its own numbers, slots are indices into the user's list. The
+launcher passes that list as NAMED, and each rank restores its part of it.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from yolods.hosts.probe import GPU_NODES
 ACCELERATOR, VISIBLE, NAMED = "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "YOLODS_VISIBLE_DEVICES"
 DEVICE_KINDS = ("cuda", "cpu")
 _NONE = ("", "-1", "NoDevFiles")
-"""Values that show no GPU; the last one is Slurm's."""
+"""Values that hide all GPUs; the last one is Slurm's."""
 
 
 def count_gpus(environ: Mapping[str, str], present: Callable[[], int] | None = None) -> int:
-    """How many GPUs a process with these variables sees and is to use; 0: it computes on the CPU.
+    """Number of GPUs that a process with these variables should use; 0: it computes on the CPU.
 
     Args:
-        present: counts those that CUDA shows it; torch is asked by default.
+        present: counts the GPUs that CUDA shows to the process; default: ask torch.
 
     Raises:
-        OwnError: what is asked for is not there, or cannot be told from the variables.
+        OwnError: a requested GPU does not exist, or the variables are ambiguous.
     """
     kind = environ.get(ACCELERATOR, "")
     if kind and kind not in DEVICE_KINDS:
@@ -41,67 +42,70 @@ def count_gpus(environ: Mapping[str, str], present: Callable[[], int] | None = N
     found = 0 if names == () else (present or _present)()
     if names and found != len(names):
         shown = environ[VISIBLE]
-        there = f"of {len(names)} GPUs {found} are there" if found else "no such GPU is there"
+        there = f"of {len(names)} GPUs CUDA shows {found}" if found else "no such GPU exists"
         raise OwnError(f"{VISIBLE}={shown}: {there} (nvidia-smi -L lists them); correct it, or unset it")
     if kind == "cuda" and not found:
         why = f"{VISIBLE} shows none" if names == () else "there is none"
-        raise OwnError(f"{ACCELERATOR}=cuda asks for GPUs, and {why}; unset it, or use cpu")
+        raise OwnError(f"{ACCELERATOR}=cuda asks for GPUs, but {why}; unset it, or use cpu")
     return found
 
 
 def visible(environ: Mapping[str, str]) -> tuple[str, ...] | None:
-    """The GPUs that CUDA_VISIBLE_DEVICES lists; (): none of them. None: it is not set.
+    """The GPUs listed in CUDA_VISIBLE_DEVICES; (): none. None: the variable is not set.
 
     Raises:
-        OwnError: a list of which CUDA would take a part, or nothing.
+        OwnError: CUDA would use only part of the list, or nothing.
     """
     if VISIBLE not in environ:
         return None
     given = environ[VISIBLE]
-    listed = given.strip().rstrip(", ")  # a comma at the end CUDA reads over
+    listed = given.strip().rstrip(", ")  # CUDA ignores a trailing comma
     if listed in _NONE:
         return ()
     names = [name.strip() for name in listed.split(",")]
     numbers = all(name.isascii() and name.isdigit() for name in names)
     if numbers:
+        # CUDA reads 01 as 1, so both name one GPU twice.
         names = [name.lstrip("0") or "0" for name in names]
     if not numbers and not any(all(name.startswith(kind) for name in names) for kind in ("GPU-", "MIG-")):
         wanted = "write numbers as 0,1, or only names that begin with GPU- or with MIG-"
         raise OwnError(f"{VISIBLE}={given}: {wanted}; CUDA stops reading at anything else")
     if len(set(names)) < len(names):
-        raise OwnError(f"{VISIBLE}={given} names a GPU twice, of which CUDA makes none; name each once")
+        raise OwnError(f"{VISIBLE}={given} names a GPU twice, for which CUDA shows none; name each once")
     if names[0].startswith("MIG-") and len(names) > 1:
-        raise OwnError(f"{VISIBLE}={given}: CUDA shows a process one part (MIG) of a GPU; name one")
+        raise OwnError(f"{VISIBLE}={given}: CUDA shows a process only one part (MIG) of a GPU; name one")
     return tuple(names)
 
 
 def are_numbers(names: tuple[str, ...]) -> bool:
-    """Whether GPUs are listed by number, as DeepSpeed's launcher takes them."""
+    """Whether all GPUs are listed by number, as DeepSpeed's launcher needs them."""
     return all(name.isdigit() for name in names)
 
 
 def slots_of(names: tuple[str, ...]) -> tuple[int, ...]:
-    """The launcher's slots for listed GPUs: their numbers, or where they have names their places in the list."""
+    """The launcher's slots for listed GPUs: their numbers, or the list indices of named ones."""
     return tuple(map(int, names)) if are_numbers(names) else tuple(range(len(names)))
 
 
 def put_back(environ: MutableMapping[str, str]) -> None:
-    """In a rank, before CUDA is asked anything: the GPUs of its slots by the names that the user has given."""
+    """Restore the user's GPU names for this rank's slots. Call it before the first use of CUDA."""
     given = environ.pop(NAMED, "")
     if not given:
         return
     names = given.split(",")
+    # DeepSpeed's launcher has put the slots here. If they do not fit the list, show all of it.
     slots = [int(slot) for slot in environ.get(VISIBLE, "").split(",") if slot.isdigit()]
     environ[VISIBLE] = ",".join(names[slot] for slot in slots) if slots and max(slots) < len(names) else given
 
 
 def device_index(local: int, seen: int, *, task: bool) -> int:
-    """Which of the GPUs that a rank sees it takes.
+    """Index of the GPU that a rank uses, among those that it sees.
 
     Args:
-        local: its position on its host.
-        seen: GPUs that it sees.
-        task: whether it is a task of its own of srun or mpirun, which may show each task a GPU of its own.
+        local: its rank on its host.
+        seen: number of GPUs that it sees.
+        task: whether it is a task of its own of srun or mpirun, which may show each task only one
+            GPU.
 
     Raises:
         OwnError: there are more ranks than GPUs.
@@ -111,13 +115,12 @@ def device_index(local: int, seen: int, *, task: bool) -> int:
     if seen == 1 and task:
         return 0
     few = f"{seen} GPU{'s' * (seen != 1)}"
-    raise OwnError(f"this is rank {local} of its host, counted from 0, and it sees {few}; start a rank a GPU")
+    raise OwnError(f"this is rank {local} of its host, counted from 0, and it sees {few}; start one rank per GPU")
 
 
 def _present() -> int:
-    if not any(
-        glob.glob(pattern) for pattern in GPU_NODES
-    ):  # importing torch to be told that there is none takes 1.2 s
+    # Without device nodes there is no GPU; importing torch to learn that takes 1.2 s.
+    if not any(glob.glob(pattern) for pattern in GPU_NODES):
         return 0
     import torch
 

@@ -1,10 +1,12 @@
-"""The environment that travels: what ranks on other hosts are given of the variables where a run is started.
+"""Environment variables that ranks on other hosts receive from the machine that starts a run.
 
-    DeepSpeed's launcher   those that begin with EXPORTED
-    we, by a file          those that begin with CARRIED, and what the start decides for all hosts
-    the user, by files     ~/.deepspeed_env and ./.deepspeed_env, which overrule all the others
+    forwarded by            which
+    DeepSpeed's launcher    those with a prefix in EXPORTED
+    yolods, by a file       those with a prefix in CARRIED, and the start's settings for all hosts
+    the user, by files      ~/.deepspeed_env and ./.deepspeed_env, which override all others
 
-What differs between hosts (interfaces, tools, threads) does not travel: `distributed.rank_env` works it out on each.
+Variables that differ between hosts (interfaces, tools, threads) are not forwarded:
+`distributed.rank_env` determines them on each host.
 """
 
 from __future__ import annotations
@@ -17,37 +19,41 @@ from pathlib import Path
 from yolods.errors import Faults
 
 EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
-"""Beginnings of the variables that DeepSpeed 0.19.8 hands on to other hosts; NCCL from a machine with GPUs."""
+"""Prefixes that DeepSpeed 0.19.8 forwards to other hosts; NCCL only from a machine with GPUs."""
 CARRIED = (
     *("YOLODS_", "YOLO_", "DS_", "DEEPSPEED_", "TORCH_", "NCCL_", "GLOO_", "OMP_", "MKL_", "CUBLAS_", "CUDA_HOME"),
     *("MALLOC_", "GLIBC_TUNABLES", "MPLBACKEND"),
 )
-"""Beginnings of those that we hand on: settings of yolods and of what it stands on. Whoever sets them means the run."""
+"""Prefixes that yolods forwards: settings of yolods and of its dependencies, which are meant for
+the whole run."""
 ENV_FILE = "DS_ENV_FILE"
-"""Names the users' files, and to DeepSpeed the one that it reads."""
+"""Variable with the name of the users' files; to DeepSpeed, the name of the file that it reads."""
 
 _SAFE = re.compile(r"[\w@%+=:,./-]*", re.ASCII)
-"""What DeepSpeed hands to a remote shell as it is; anything else it puts between double quotes."""
+"""Text that DeepSpeed passes to a remote shell unchanged; it puts anything else in double
+quotes."""
 
 
 def carried(environ: Mapping[str, str]) -> dict[str, str]:
-    """Those of our variables that we hand on."""
+    """The variables that yolods forwards."""
     found = {name: value for name, value in environ.items() if value and name.startswith(CARRIED) and name != ENV_FILE}
     if environ.get("PYTHONSAFEPATH"):
-        # DeepSpeed puts the working directory on every rank's import path, where a folder called utils or models
-        # would be imported in a package's stead.
+        # DeepSpeed puts the working directory on every rank's import path (launcher/runner.py:586),
+        # where a folder named utils or models would hide a package. The PYTHONPATH of our file
+        # replaces that path.
         found["PYTHONPATH"] = environ.get("PYTHONPATH", "")
-    # The file has a line for each, and in a shell no variable can end another way than it began.
+    # The file has one line per variable, so names and values must be valid on a single line.
     return {name: value for name, value in found.items() if name.isidentifier() and "\n" not in value}
 
 
 def users_lines(environ: Mapping[str, str], folders: Sequence[Path], faults: Faults) -> list[str]:
-    """The lines `NAME=value` of the user's own files.
+    """The `NAME=value` lines of the user's own files.
 
     Args:
-        environ: ours; DS_ENV_FILE gives the files another name.
-        folders: where they may lie, the later one overruling: the home folder, and where the launcher is started.
-        faults: gets lines at which DeepSpeed itself would fail.
+        environ: environment, in which DS_ENV_FILE may change the name of the files.
+        folders: folders of the files, a later one overriding an earlier one: the home folder, and
+            the folder where the launcher starts.
+        faults: collects the lines at which DeepSpeed itself would fail.
     """
     found = []
     for folder in folders:
@@ -61,34 +67,39 @@ def users_lines(environ: Mapping[str, str], folders: Sequence[Path], faults: Fau
             if equals and name.isidentifier():
                 found.append(line)
             else:
-                faults.add(f"{file} line {number}: `{line}`: write NAME=value; DeepSpeed stops at any other line")
+                faults.add(f"{file} line {number}: `{line}`: write NAME=value; DeepSpeed fails at any other line")
     return found
 
 
 def travelling(environ: Mapping[str, str], folders: Sequence[Path], faults: Faults) -> dict[str, str]:
-    """All variables that ranks on other hosts find set. Arguments as `users_lines`."""
+    """All variables that ranks on other hosts receive. The arguments are those of `users_lines`."""
     exported = {name: value for name, value in environ.items() if name.startswith(EXPORTED)}
     split = (line.partition("=") for line in users_lines(environ, folders, faults))
     return {**exported, **carried(environ), **{name: value.strip() for name, _, value in split}}
 
 
 def environment_file(variables: Mapping[str, str], lines: Sequence[str]) -> Path:
-    """A file for DeepSpeed to read, as `in_memory`: `variables` and after them the user's lines as they are."""
+    """A file for DeepSpeed, made by `in_memory`: `variables`, then the user's lines unchanged.
+
+    The later of two equal names counts, so the user's lines override.
+    """
     text = "".join(f"{name}={_escaped(value)}\n" for name, value in variables.items())
     return in_memory("deepspeed_env", text + "".join(f"{line}\n" for line in lines))
 
 
 def in_memory(name: str, text: str) -> Path:
-    """A file in memory, there until this process has ended, whatever program it then runs."""
-    handle = os.memfd_create(name, 0)  # 0: it stays open over exec
+    """A file in memory that exists until this process ends, also after it has run `exec`."""
+    # Flag 0: without MFD_CLOEXEC the descriptor stays open over exec.
+    handle = os.memfd_create(name, 0)
     os.write(handle, text.encode())
     return Path(f"/proc/{os.getpid()}/fd/{handle}")
 
 
 def shell_word(word: str) -> str:
-    """A word for yolods so that it arrives whole after DeepSpeed, pdsh and the shell of another host.
+    """Quote a word for yolods so that DeepSpeed, pdsh and the remote shell pass it on unchanged.
 
-    DeepSpeed puts double quotes round a word with a space in it, and escapes such quotes inside; nothing else.
+    DeepSpeed puts a word with a space into double quotes and escapes double quotes inside it; it
+    quotes nothing else.
     """
     if " " in word:
         return _percent(re.sub(r"([\\$`])", r"\\\1", word))
@@ -98,7 +109,7 @@ def shell_word(word: str) -> str:
 
 
 def is_plain(path: str) -> bool:
-    """Whether a path arrives whole although nobody puts quotes round it."""
+    """Whether a path needs no quotes in a remote shell and no escape for pdsh."""
     return _SAFE.fullmatch(path) is not None and "%" not in path
 
 
@@ -108,5 +119,5 @@ def _escaped(value: str) -> str:
 
 
 def _percent(text: str) -> str:
-    """pdsh puts the host's name in the place of %h, and more of the kind."""
+    """Escape %: pdsh replaces %h by the host's name, and other such codes."""
     return text.replace("%", "%%")

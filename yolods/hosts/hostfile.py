@@ -1,4 +1,4 @@
-"""Hostfiles: which hosts take part, and which of their slots. The format and the filters are DeepSpeed's."""
+"""Hostfiles: which hosts and slots take part. The format and the filters are DeepSpeed's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yolods.errors import Faults, UserError, nearest
 from yolods.hosts.env_forwarding import in_memory
 
 MOST_SLOTS = 4096
-"""Of a host: more than any has, and few enough to count."""
+"""Limit of slots per host: more than any host has, and few enough to enumerate."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 _LINE = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\S+)\s*(?:#.*)?$")
@@ -19,18 +19,18 @@ _LINE = re.compile(r"^(?P<name>\S+)\s+slots=(?P<slots>\S+)\s*(?:#.*)?$")
 
 @dataclass(frozen=True)
 class Host:
-    """A host and those of its slots that take part."""
+    """A host, with the slots that take part."""
 
     name: str
-    """As the hostfile has it."""
+    """Name in the hostfile."""
     slots: int
-    """Devices the hostfile gives it."""
+    """Number of devices in the hostfile."""
     chosen: tuple[int, ...]
-    """Devices that take part, each a rank; all of them until something is filtered out."""
+    """Devices that take part, one rank each; all of them before filtering."""
 
     @property
     def is_local(self) -> bool:
-        """Whether it is this machine under one of the names that mean so everywhere."""
+        """Whether the name means the local machine on every machine."""
         return self.name in LOCAL_NAMES
 
 
@@ -38,18 +38,19 @@ def parse_hostfile(path: Path, named_by: str = "--hostfile ") -> tuple[Host, ...
     """Read lines of `name slots=N`; a # starts a comment.
 
     Args:
-        named_by: what has named it, as it is written before the path.
+        named_by: prefix of the path in messages: the flag or variable that named the file.
 
     Raises:
-        UserError: the file is missing or empty, or has bad lines: all of them, each with its number.
+        UserError: the file is missing or empty, or has bad lines; names each bad line.
     """
     where = f"{named_by}{path}"
     try:
+        # utf-8-sig, because some editors write a byte-order mark.
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise UserError(f"{where}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(f"{where}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
     faults = Faults()
     hosts: dict[str, tuple[Host, int]] = {}
     for number, line in enumerate(lines, 1):
@@ -61,19 +62,21 @@ def parse_hostfile(path: Path, named_by: str = "--hostfile ") -> tuple[Host, ...
             continue
         if host.name in hosts:
             faults.add(
-                f"{where} line {number}: {host.name} stands in line {hosts[host.name][1]} already; "
+                f"{where} line {number}: {host.name} is already on line {hosts[host.name][1]}; "
                 "give a host one line with all its slots"
             )
         hosts.setdefault(host.name, (host, number))
     if not hosts and not faults:
-        faults.add(f"{where}: no host in it; write lines like: worker-1 slots=8")
+        faults.add(f"{where}: it has no host; write lines like: worker-1 slots=8")
     faults.raise_if_any()
     return tuple(host for host, _ in hosts.values())
 
 
 def plain_hostfile(path: Path) -> Path:
-    """A hostfile as DeepSpeed reads it: the file itself or, where that has more than ASCII (a byte-order mark, say), a
-    copy in memory of what counts in it, there until this process has ended.
+    """A hostfile that DeepSpeed can read.
+
+    The file itself if it is ASCII; otherwise (with a byte-order mark, for example) a copy of its
+    hosts in memory, which exists until this process ends.
 
     Raises:
         UserError: as `parse_hostfile`.
@@ -81,7 +84,7 @@ def plain_hostfile(path: Path) -> Path:
     try:
         plain = path.read_bytes().isascii()
     except OSError:
-        plain = False
+        plain = False  # `parse_hostfile` reports the error
     if plain:
         return path
     lines = "".join(f"{host.name} slots={host.slots}\n" for host in parse_hostfile(path))
@@ -95,36 +98,38 @@ def _parse_line(line: str, where: str, faults: Faults) -> Host | None:
         return None
     text, slots = match["slots"], _whole(match["slots"])
     if not text.isascii() or not text.isdigit() or slots == 0:
-        faults.add(f"{where}: slots={text}: it has to be a whole number of at least 1")
+        faults.add(f"{where}: slots={text}: it must be a whole number of at least 1")
         return None
     if slots is None or slots > MOST_SLOTS:
-        faults.add(f"{where}: slots={text[:20]}: it has to be at most {MOST_SLOTS}")
+        faults.add(f"{where}: slots={text[:20]}: it must be at most {MOST_SLOTS}")
         return None
     return Host(match["name"], slots, tuple(range(slots)))
 
 
 def _whole(text: str) -> int | None:
-    """The number of up to nine digits; None: it is something else. Python makes no int of thousands of digits."""
+    """The value of up to nine digits; None: anything else. Python refuses to convert very long
+    texts."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def select(hosts: Iterable[Host], include: str = "", exclude: str = "") -> tuple[Host, ...]:
-    """Keep what `include` names, or leave out what `exclude` names.
+    """Keep what `include` names, or remove what `exclude` names.
 
     Args:
-        hosts: the hostfile's.
+        hosts: the hosts of the hostfile.
         include: `host[:slot,slot...]`, several joined by @, as in "worker-1@worker-2:0,2".
-        exclude: the same; at most one of both may be given.
+        exclude: the same; at most one of the two may be given.
 
     Returns:
-        the hosts that are left, in the hostfile's order.
+        the remaining hosts, in the hostfile's order.
 
     Raises:
-        UserError: an unknown host, a slot that it does not have, a filter that cannot be read, or nothing left.
+        UserError: an unknown host, a slot that it does not have, an invalid filter, or nothing
+            remains.
     """
     hosts = tuple(hosts)
     if include and exclude:
-        raise UserError("--include and --exclude cannot be given together; keep one")
+        raise UserError("--include and --exclude cannot be combined; keep one")
     if not include and not exclude:
         return hosts
     flag, words = ("--include", include) if include else ("--exclude", exclude)
@@ -136,12 +141,12 @@ def select(hosts: Iterable[Host], include: str = "", exclude: str = "") -> tuple
         if chosen:
             left.append(Host(host.name, host.slots, tuple(chosen)))
     if not left:
-        raise UserError(f"{flag} {words}: no slot is left to train on")
+        raise UserError(f"{flag} {words}: no slot remains to train on")
     return tuple(left)
 
 
 def _parse_filter(flag: str, words: str, hosts: dict[str, Host]) -> dict[str, set[int]]:
-    """Host -> the slots that the filter names; a host alone names all of its slots."""
+    """Host -> the slots that the filter names; a host without slots means all of its slots."""
     faults = Faults()
     named: dict[str, set[int]] = {}
     for part in words.split("@"):

@@ -1,8 +1,8 @@
-"""What one host says about itself, as one line of JSON. `yolods doctor` runs this file on every host.
+"""Describes one host in one line of JSON. `yolods doctor` runs this file on every host.
 
-It needs nothing but the standard library, because its text is sent to the host's Python on standard input: so it
-answers too where yolods is missing, or is another one. Nothing is imported that takes long; torch is asked in a process
-of its own, and only where a GPU is present that `nvidia-smi` cannot describe.
+It needs only the standard library, because its text is sent to the host's Python on standard input:
+so it also answers on a host where yolods is missing or differs. It avoids slow imports: it asks
+torch in a separate process, and only if there is a GPU that `nvidia-smi` cannot describe.
 
     python - '{"master_port": 29500, ...}' < probe.py
 """
@@ -32,9 +32,10 @@ from importlib import metadata
 from pathlib import Path
 
 COMMAND_SECONDS = 3.0
-"""Longest wait for a small tool."""
+"""Time limit of a small tool."""
 GPU_SECONDS = 8.0
-"""Longest wait for the list of GPUs: nvidia-smi may take a second for each, and importing torch 1 to 5 s."""
+"""Time limit of the list of GPUs: nvidia-smi may take 1 s per GPU, and importing torch takes 1 to
+5 s."""
 GRACE_SECONDS = 1
 LIBRARIES = ("torch", "deepspeed", "ultralytics")
 GPU_NODES = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
@@ -48,22 +49,22 @@ print(json.dumps([[i, *(n >> 20 for n in torch.cuda.mem_get_info(i))] for i in r
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """What to look at. Sent as JSON."""
+    """What to examine. Sent as JSON."""
 
     master_addr: str | None = None
-    """Address or name under which ranks are to meet, if it was given."""
+    """Address or name of the rendezvous, if given."""
     master_port: int | None = None
-    """Port that has to be free here; None: not looked at."""
+    """Port that must be free on this host; None: do not check."""
     trees: tuple[str, ...] = ()
-    """Files and folders whose files and bytes are counted."""
+    """Files and folders in which to count files and bytes."""
     lists: tuple[str, ...] = ()
-    """Text files with a path a line ("./": beside the list), whose files are counted."""
+    """Text files with one path per line ("./": relative to the list), whose files to count."""
     ignored: tuple[str, ...] = ()
-    """Endings of file names that are not counted."""
+    """File name suffixes to skip."""
     walk_seconds: float = 5.0
-    """When to stop counting, all paths together."""
+    """Time limit of the counting, for all paths together."""
     limit_seconds: int = 10
-    """When to give up altogether."""
+    """Time limit of the whole probe."""
 
 
 @dataclass(frozen=True)
@@ -83,82 +84,83 @@ class Lock:
 
     path: str
     age: float
-    """Seconds since it was made, by this host's clock."""
+    """Seconds since its creation, by this host's clock."""
     held: bool
-    """Whether a process of this host has it open or works in its folder."""
+    """Whether a process of this host has it open, or has its folder as working directory."""
 
 
 @dataclass(frozen=True)
 class Count:
-    """How much lies under a path."""
+    """Number of files and bytes under a path."""
 
     path: str
     present: bool
-    """Whether it is there and can be read."""
+    """Whether it exists and is readable."""
     files: int = 0
     bytes: int = 0
     whole: bool = True
-    """False: the time was up before everything was counted."""
+    """False: the time limit came before everything was counted."""
 
 
-# Wide: a field for each question that doctor asks a host.
+# Wide: one field per question of doctor.
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a host says. All of it survives JSON."""
+    """A host's answer. All fields survive JSON."""
 
     name: str
-    """Its own name for itself."""
+    """Its own host name."""
     machine: str
-    """The same for two names of one machine (or container), and for nothing else."""
+    """Equal for two names of one machine (or container), and different otherwise."""
     directory: str
-    """Where it stands: where relative paths start."""
+    """Working directory, from which relative paths start."""
     python: str
     """Version of Python."""
     executable: str
     versions: dict[str, str | None]
     """Package -> version; None: not installed."""
     package: str | None
-    """Folder that `import yolods` takes."""
+    """Folder from which `import yolods` loads."""
     digest: str
-    """Of the files in that folder; "" without one."""
+    """Digest of the files in that folder; "" without one."""
     gpus: list[Gpu]
     gpu_error: str
-    """Why GPUs that are there could not be counted; "": they were, or there are none."""
+    """Why existing GPUs could not be counted; "": they were counted, or there are none."""
     cores: int
     """CPU cores that a process may use."""
     disk: dict[str, int]
-    """Folder -> free bytes of its disk: where the run is written, and yolods' cache."""
+    """Folder -> free bytes on its disk, for the working directory and yolods' cache."""
     addresses: list[tuple[str, str]]
     """(interface, address/prefix length)."""
     routes: list[tuple[str, str]]
-    """(interface, network it leads to)."""
+    """(interface, reachable network)."""
     own_address: str | None
-    """What its own name resolves to: where gloo listens unless it is told an interface."""
+    """What its own name resolves to: gloo listens there unless an interface is given."""
     first_address: str | None
-    """What `hostname -I` says first: where DeepSpeed lets ranks meet unless it is told."""
+    """First output of `hostname -I`: DeepSpeed's rendezvous unless an address is given."""
     master_address: str | None
-    """What the name of the master address resolves to here; None: not asked, or unknown."""
+    """What the master address resolves to here; None: no name was given, or it is unknown."""
     port_error: str
-    """Why the master port cannot be had; "": it can, or was not asked for."""
+    """Why the master port cannot be bound; "": it can, or was not checked."""
     ninja: str | None
-    """The `ninja` on the path."""
+    """Path of `ninja` on PATH."""
     ninja_beside: str | None
-    """The `ninja` beside this Python, which need not be on the path."""
+    """Path of `ninja` beside this Python, which may not be on PATH."""
     compiler: str | None
     nvcc: str | None
     headers: bool
-    """Whether Python's own headers are installed."""
+    """Whether Python's C headers are installed."""
     locks: list[Lock]
     data: list[Count]
     time: float
-    """This host's clock when all else was done, in seconds since 1970."""
+    """This host's clock at the end of the probe, in seconds since 1970."""
 
 
 def probe_host(request: ProbeRequest) -> Report:
-    """Look at this host."""
+    """Examine this host."""
     package = _package()
     cache, extensions = _cache_folders()
     beside = Path(sys.executable).parent / "ninja"
+    # At the same time: the GPUs and the counting take seconds each.
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(_gpus)
         data = _counts(request)
@@ -194,15 +196,15 @@ def probe_host(request: ProbeRequest) -> Report:
 
 
 def encode_report(report: Report) -> str:
-    """One line of JSON."""
+    """The report as one line of JSON."""
     return json.dumps(asdict(report))
 
 
 def decode_report(text: str) -> Report:
-    """Inverse of `encode`.
+    """Inverse of `encode_report`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a report.
     """
     try:
         values = json.loads(text)
@@ -219,7 +221,7 @@ def decode_report(text: str) -> Report:
 
 
 def _output(command: list[str], seconds: float = COMMAND_SECONDS) -> str:
-    """What a tool prints; "" where it is missing, fails or takes too long."""
+    """What a tool prints; "" if it is missing, fails or takes too long."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired):
@@ -228,8 +230,9 @@ def _output(command: list[str], seconds: float = COMMAND_SECONDS) -> str:
 
 
 def machine_id() -> str:
-    """The same for two names of one host, and for nothing else."""
-    # Two network namespaces share a boot, and two containers may: only with the namespace is it the same host.
+    """Identity of this host: equal for two names of one host, and different otherwise."""
+    # Two network namespaces share a boot, and two containers may. They count as two hosts, because
+    # their ranks reach each other only over a network: hence the namespace in addition.
     parts = []
     for read in (Path("/proc/sys/kernel/random/boot_id").read_text, lambda: os.readlink("/proc/self/ns/net")):
         try:
@@ -260,7 +263,7 @@ def _version(name: str) -> str | None:
 
 
 def _digest(package: Path) -> str:
-    """Of names and contents of the package's files: two commits may well have the same version."""
+    """Digest of the package's file names and contents: two commits may have the same version."""
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*")):
         if file.suffix in (".py", ".json", ".yaml") and file.is_file():
@@ -269,10 +272,10 @@ def _digest(package: Path) -> str:
 
 
 def _cache_folders() -> tuple[Path | None, Path | None]:
-    """yolods' cache, and where torch builds extensions, by the rules of the yolods that is installed here."""
+    """yolods' cache and torch's folder of extensions, by the rules of the yolods on this host."""
     try:
         from yolods.system.folders import cache_dir
-    except ImportError:  # none is, which is a fault of its own
+    except ImportError:  # yolods is missing, which doctor reports as a fault of its own
         return None, None
     cache = cache_dir()
     return cache, Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cache / "torch_extensions")
@@ -289,6 +292,7 @@ def _gpus() -> tuple[list[Gpu], str]:
             gpus.append(Gpu(int(index), *(int(part) if part.isdigit() else None for part in memory)))
     if gpus or not any(glob.glob(pattern) for pattern in GPU_NODES):
         return gpus, ""
+    # Device nodes exist, but nvidia-smi is missing or fails (WSL, ROCm, a broken driver).
     left = GPU_SECONDS - (time.monotonic() - began)
     if left > 0 and (shown := _output([sys.executable, "-c", _TORCH], left)):
         return [Gpu(*row) for row in json.loads(shown)], ""
@@ -296,7 +300,7 @@ def _gpus() -> tuple[list[Gpu], str]:
 
 
 def _free_bytes(folder: Path) -> int:
-    """Free bytes of the disk on which a folder lies, or will lie."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
@@ -312,7 +316,7 @@ def addresses() -> Iterator[tuple[str, str]]:
                     socket.inet_ntoa(fcntl.ioctl(handle.fileno(), code, asked)[20:24])
                     for code in (_SIOCGIFADDR, _SIOCGIFNETMASK)
                 )
-            except OSError:  # it is down, or has no IPv4 address
+            except OSError:  # the interface is down, or has no IPv4 address
                 continue
             yield name, f"{address}/{ipaddress.ip_network(f'0.0.0.0/{mask}').prefixlen}"
     for line in _lines("/proc/net/if_inet6"):
@@ -323,9 +327,8 @@ def addresses() -> Iterator[tuple[str, str]]:
 def _routes() -> Iterator[tuple[str, str]]:
     for line in _lines("/proc/net/route")[1:]:
         name, target, *rest = line.split()
-        network, mask = (
-            socket.inet_ntoa(struct.pack("=I", int(number, 16))) for number in (target, rest[5])
-        )  # native byte order, as the kernel prints it
+        # Native byte order, as the kernel prints it.
+        network, mask = (socket.inet_ntoa(struct.pack("=I", int(number, 16))) for number in (target, rest[5]))
         yield name, str(ipaddress.ip_network(f"{network}/{mask}", strict=False))
 
 
@@ -346,7 +349,7 @@ def _resolve(name: str) -> str | None:
 def _port_error(port: int) -> str:
     try:
         with socket.socket() as handle:
-            # As torch's store does it: a port whose last connections are still fading out counts as free.
+            # As torch's store does: a port with connections in TIME_WAIT then counts as free.
             handle.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             handle.bind(("", port))
     except OSError as error:
@@ -369,7 +372,7 @@ def _locks(extensions: Path) -> list[Lock]:
     for lock in found:
         try:
             age = now - lock.stat().st_mtime
-        except OSError:  # released while we looked
+        except OSError:  # released since the glob
             continue
         real = lock.resolve()
         locks.append(Lock(str(lock), age, bool({str(real), str(real.parent)} & in_use)))
@@ -377,16 +380,17 @@ def _locks(extensions: Path) -> list[Lock]:
 
 
 def _paths_in_use() -> set[str]:
-    """Files that processes have open, and the folders they work in, as far as we may see them.
+    """Open files and working directories of all processes that this user may inspect.
 
-    torch keeps a lock open while it builds, and ninja with its compilers works in the lock's folder.
+    torch keeps a lock file open while it builds, and ninja and its compilers run in the lock's
+    folder.
     """
     used = set()
     for process in glob.glob("/proc/[0-9]*"):
         for link in (f"{process}/cwd", *glob.glob(f"{process}/fd/*")):
             try:
                 used.add(os.readlink(link))
-            except OSError:  # it has ended, or is another user's
+            except OSError:  # the process has ended, or belongs to another user
                 continue
     return used
 
@@ -424,14 +428,14 @@ def _count(path: str, names: Iterator[str], ignored: tuple[str, ...], deadline: 
             continue
         try:
             size += os.stat(name).st_size
-        except OSError:  # a link to nowhere, or a listed file that is not here: it does not count
+        except OSError:  # a dangling link, or a listed file that is missing: it does not count
             continue
         files += 1
     return Count(path, True, files, size)
 
 
 def main(words: list[str]) -> int:
-    """Print a report on this host."""
+    """Print this host's report."""
     values = json.loads(words[0]) if words else {}
     request = ProbeRequest(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -439,8 +443,10 @@ def main(words: list[str]) -> int:
 
     def give_up(*_: object) -> None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(GRACE_SECONDS)  # for ending a tool that still runs; a disk that hangs must not keep us for ever
-        sys.exit(f"something there hangs: not done after {request.limit_seconds} s")
+        # Time to end a tool that is running. The alarm kills the process if a disk that hangs
+        # blocks even the exit.
+        signal.alarm(GRACE_SECONDS)
+        sys.exit(f"something hangs there: not finished after {request.limit_seconds} s")
 
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(request.limit_seconds)

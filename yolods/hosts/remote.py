@@ -1,4 +1,4 @@
-"""Sends the probe to hosts, all at once, each with a hard time-out, and takes down what comes back."""
+"""Sends the probe to all hosts in parallel, each with a hard timeout, and collects the answers."""
 
 from __future__ import annotations
 
@@ -21,53 +21,53 @@ from yolods.hosts.probe import ProbeRequest, Report
 from yolods.system.invocation import script
 
 CONNECT_SECONDS = 5
-"""How long ssh tries to connect."""
+"""Time limit of ssh's connection."""
 ANSWER_SECONDS = 12.0
-"""How long a host may take to answer, connecting included."""
+"""Time limit of a host's answer, including the connection."""
 DRAIN_SECONDS = 1.0
 CLEAR_SECONDS = 75
-"""A rank whose launcher is gone takes 60 s to save and leave, at most."""
+"""A rank whose launcher is gone takes at most 60 s to save and leave."""
 
 _NO_FOLDER, _NO_PYTHON, _SSH_FAILED = 91, 92, 255
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back from a host."""
+    """A host's answer."""
 
     host: Host
     report: Report | None
     problem: str = ""
-    """Why there is no report, and what to do about it, in one line."""
+    """One line: why there is no report, and the remedy."""
     seconds: float = 0.0
-    """From asking to answer."""
+    """Time from the request to the answer."""
     skew: float = 0.0
-    """The host's clock minus ours, in seconds, to within some tenths."""
+    """The host's clock minus ours, in seconds, accurate to some tenths."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Where a run would be started from; every host needs the same."""
+    """The environment from which a run would start; every host needs the same."""
 
     directory: Path
-    """Where DeepSpeed's launcher changes to on each host."""
+    """Directory to which DeepSpeed's launcher changes on each host."""
     python: str
-    """What it starts there."""
+    """Interpreter that it starts there."""
     variables: Mapping[str, str]
-    """What it sets there."""
+    """Variables that it sets there."""
     ssh_port: int | None = None
-    """Where sshd listens; None: what ssh's own configuration says."""
+    """Port of sshd; None: as in ssh's own configuration."""
 
 
 def ask(hosts: Sequence[Host], request: ProbeRequest, caller: Caller, *, local: bool) -> list[Answer]:
-    """Probe hosts, all at the same time.
+    """Probe all hosts at the same time.
 
     Args:
-        local: start the probe here and not through ssh. The launcher needs no ssh only where every host is this
-            machine; otherwise it takes ssh to each of them, this machine too.
+        local: start the probe here, without ssh. The launcher needs no ssh only if every host is
+            this machine; otherwise it uses ssh for each host, including this machine.
 
     Returns:
-        an answer a host, in their order.
+        one answer per host, in their order.
     """
     source = Path(probe.__file__).read_text(encoding="utf-8")
     words = json.dumps(asdict(request))
@@ -76,15 +76,16 @@ def ask(hosts: Sequence[Host], request: ProbeRequest, caller: Caller, *, local: 
 
 
 def clear(hosts: Sequence[Host], run_dir: Path, port: int | None) -> None:
-    """Wait until no rank of a run is left on hosts, and kill what is after CLEAR_SECONDS.
+    """Wait until no rank of a run is left on the hosts; after CLEAR_SECONDS, kill those that are.
 
-    Ranks whose login has ended stop by themselves once they notice. DeepSpeed's own way, pkill, is used here as well.
+    Ranks whose login shell has ended stop by themselves when they notice it. The rest are killed
+    with pkill, as DeepSpeed does it.
 
     Args:
-        run_dir: absolute; it stands in the command of every rank.
-        port: where sshd listens; None: what ssh's own configuration says.
+        run_dir: absolute path, which is in the command line of every rank.
+        port: port of sshd; None: as in ssh's own configuration.
     """
-    # In brackets, so that it does not find itself.
+    # The brackets keep pgrep and pkill from matching the command that contains this pattern.
     pattern = shlex.quote(f"[y]olods train .*--run-dir {re.escape(str(run_dir))}( |$)")
     wait = f"for i in $(seq {CLEAR_SECONDS}); do pgrep -f {pattern} >/dev/null || exit 0; sleep 1; done"
     command = shlex.join(["sh", "-c", f"{wait}; pkill -KILL -f {pattern}; sleep 1"])
@@ -106,7 +107,7 @@ def clear(hosts: Sequence[Host], run_dir: Path, port: int | None) -> None:
 
 
 def ssh_command(name: str, command: str, environ: Mapping[str, str], port: int | None = None) -> list[str]:
-    """ssh as pdsh calls it, but so that it never asks anybody anything, and does not wait for long."""
+    """ssh as pdsh calls it, but without any prompt and with a short connection timeout."""
     options = ("BatchMode=yes", "PasswordAuthentication=no", f"ConnectTimeout={CONNECT_SECONDS}")
     words = [word for option in options for word in ("-o", option)]
     words += [*shlex.split(environ.get("PDSH_SSH_ARGS_APPEND", "")), *(["-p", str(port)] if port else [])]
@@ -117,7 +118,7 @@ def _ask(host: Host, source: str, words: str, caller: Caller, local: bool) -> An
     command = [caller.python, "-", words]
     variables = dict(os.environ)
     if local:
-        # The launcher puts the tools beside its Python on the path of local ranks.
+        # As the launcher does for local ranks: the tools beside its Python are on PATH.
         variables["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), variables.get("PATH", "")))
     else:
         command = ssh_command(host.name, _remote(command, caller), variables, caller.ssh_port)
@@ -139,21 +140,24 @@ def _ask(host: Host, source: str, words: str, caller: Caller, local: bool) -> An
         shown, said = process.communicate(source, timeout=ANSWER_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a child of its may still hold the pipe
+        # Its children may still hold the pipe.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=DRAIN_SECONDS)
         remedy = "something on this machine hangs" if local else f"try by hand: ssh {host.name} true"
         problem = f"no answer within {ANSWER_SECONDS:g} s; {remedy}"
         return Answer(host, None, problem, time.monotonic() - began)
     ended, seconds = time.time(), time.monotonic() - began
     try:
-        report = probe.decode_report(shown.strip().splitlines()[-1])  # a login script may have said something before it
+        # Login scripts may print before the report.
+        report = probe.decode_report(shown.strip().splitlines()[-1])
     except (ValueError, IndexError):
         return Answer(host, None, explain(host.name, process.returncode, said, caller), seconds)
+    # The probe reads its clock last, so the skew contains only the time of the way back.
     return Answer(host, report, "", seconds, report.time - ended)
 
 
 def _remote(command: Sequence[str], caller: Caller) -> str:
-    """A line for the host's login shell, whichever that is."""
+    """A command line that any login shell understands."""
     folder, python = shlex.quote(str(caller.directory)), shlex.quote(caller.python)
     variables = [f"{name}={value}" for name, value in caller.variables.items()]
     start = shlex.join(["env", *variables, *command])
@@ -161,27 +165,27 @@ def _remote(command: Sequence[str], caller: Caller) -> str:
 
 
 def explain(name: str, code: int, said: str, caller: Caller) -> str:
-    """One line on why a host gave no report, with the remedy.
+    """One line: why a host sent no report, and the remedy.
 
     Args:
         code: exit status of the command.
-        said: what it printed on standard error.
+        said: its standard error.
     """
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     last = lines[-1] if lines else f"exit status {code}"
     if code == _NO_FOLDER:
-        return f"it has no folder {caller.directory}; make it there, or start in a folder that all hosts have"
+        return f"it has no folder {caller.directory}; create it there, or start in a folder that all hosts have"
     if code == _NO_PYTHON:
         here = script()
-        remedy = f"install there as here: {here} version" if here else "make the same environment there"
+        remedy = f"install there as here: {here} version" if here else "create the same environment there"
         return f"it has no {caller.python}; {remedy}"
     if code != _SSH_FAILED:
         return f"{caller.python} fails there: {last}"
     remedies = {
-        "Permission denied": f"let it in without a password: ssh-copy-id {name}",
-        "Host key verification failed": f"make its key known: ssh {name} once by hand, or ssh-keyscan",
+        "Permission denied": f"allow login without a password: ssh-copy-id {name}",
+        "Host key verification failed": f"accept its key: ssh {name} once by hand, or ssh-keyscan",
         "Could not resolve": "correct its name in the hostfile, or add it to /etc/hosts",
-        "Connection refused": f"start sshd there, or name its port in ~/.ssh/config under Host {name}",
+        "Connection refused": f"start sshd there, or set its port in ~/.ssh/config under Host {name}",
     }
-    remedy = next((text for sign, text in remedies.items() if sign in last), "see that it is up and on the network")
-    return f"ssh does not reach it: {last}; {remedy}"
+    remedy = next((text for sign, text in remedies.items() if sign in last), "check that it is up and on the network")
+    return f"cannot reach it with ssh: {last}; {remedy}"

@@ -1,1 +1,1 @@
-"""The launcher: its flags, its command, DeepSpeed's launchers put right, and the supervisor of a start."""
+"""The launcher: its flags, its command, corrections to DeepSpeed's launchers, and restarts."""

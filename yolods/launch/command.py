@@ -1,4 +1,4 @@
-"""The command that starts a run: DeepSpeed's own launcher, with what it needs on this machine."""
+"""The command that starts a run: DeepSpeed's launcher with what it needs on this machine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from yolods.launch.args import LaunchFlags
 from yolods.launch.multi_host import MODULE, crosses_hosts, over_hosts
 
 CPU_RANKS = 2
-"""Ranks on a machine without a GPU, where nothing says otherwise."""
+"""Default number of ranks on a machine without a GPU."""
 
 ALLOCATOR = {
-    # glibc gives freed activations back to the kernel and faults them in again at the next step. These keep them, and
-    # ask for huge pages; measured on two cores with YOLOv5n: 8 to 12% more steps a second.
+    # glibc returns freed activations to the kernel and page-faults them in again in the next
+    # step. These settings keep the memory and ask for huge pages; measured on two cores with
+    # YOLOv5n: 8 to 12% more steps per second.
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
@@ -42,12 +43,12 @@ def launcher_command(
     Args:
         words: subcommand and flags for yolods.
         gpus: GPUs of this machine; 0: it computes on the CPU.
-        python: the interpreter that ranks run in.
+        python: the interpreter for the ranks.
         cores: CPU cores that this process may use; counted by default.
-        environ: variables that are set; what a user has set is left alone. This process' own by default.
+        environ: environment, by default this process's own; values that the user has set stay.
 
     Returns:
-        the command, and the variables to set for it besides those that are set.
+        the command, and the variables to set for it in addition to the environment.
 
     Raises:
         UserError: a bad hostfile or filter, or more ranks than there are devices.
@@ -60,23 +61,24 @@ def launcher_command(
     if flags.hostfile is not None:
         command += ["--log_level", "warning", "--hostfile", str(plain_hostfile(flags.hostfile))]
     else:
-        # DeepSpeed would take /job/hostfile by itself, but a start without --hostfile means this machine. That there
-        # is no hostfile it says as a warning.
+        # Without the flag DeepSpeed would read /job/hostfile, but a start without --hostfile means
+        # this machine. Log level "error" hides its warning that there is no hostfile.
         command += ["--log_level", "error", "--hostfile", os.devnull]
     command += _filters(flags, hosts, gpus, variables)
     if crosses_hosts(flags, hosts):
         _check_shared_gpus(flags, hosts, gpus, variables)
-        # Where this machine takes part and has no GPU, the others have none either.
+        # If this machine takes part and has no GPU, the others have none either.
         cpus = gpus == 0 and any(is_here(host.name) for host in hosts)
-        quiet = {"DS_ACCELERATOR": "cpu"} if cpus else {}  # DeepSpeed warns where it finds that out itself
+        # Avoids DeepSpeed's warning when it detects the CPU.
+        quiet = {"DS_ACCELERATOR": "cpu"} if cpus else {}
         settings = {**quiet, **ALLOCATOR} if cpus else {}
         more, set_too = over_hosts(words, flags, hosts, settings=settings, python=python, environ=variables)
         quiet = {name: value for name, value in quiet.items() if not variables.get(name)}
         return [*command, *more], {**quiet, **set_too, **tools_on_path(python, variables)}
     check_interfaces(variables, gpus=gpus > 0)
     if flags.hostfile is not None:
-        # All ranks start here, or their hosts by themselves. DeepSpeed would ssh to the first one for its address, and
-        # few machines let themselves in.
+        # All ranks start here, or each host starts its own. DeepSpeed would ssh to the first host
+        # for its address, and few machines accept an ssh login from themselves.
         command += ["--no_ssh_check", "--master_addr", flags.master_addr or "127.0.0.1"]
     if flags.no_ssh:
         command += ["--no_ssh", "--node_rank", str(flags.node_rank)]
@@ -87,7 +89,7 @@ def launcher_command(
 
 
 def ranks_of(flags: LaunchFlags, *, gpus: int, environ: Mapping[str, str] | None = None) -> int:
-    """How many ranks a start has, so that batch sizes can be checked before it.
+    """Number of ranks of a start, so that batch sizes can be checked before it.
 
     Raises:
         UserError: as `launcher_command`.
@@ -99,7 +101,7 @@ def hosts_of(flags: LaunchFlags, *, gpus: int, environ: Mapping[str, str] | None
     """The hosts and slots that take part in a start.
 
     Args:
-        gpus: GPUs of this machine; 0: none, or not to be compared with what a hostfile says.
+        gpus: GPUs of this machine; 0: none, or do not compare them with the hostfile.
 
     Raises:
         UserError: as `launcher_command`.
@@ -108,7 +110,7 @@ def hosts_of(flags: LaunchFlags, *, gpus: int, environ: Mapping[str, str] | None
 
 
 def unused_flags(flags: LaunchFlags, hosts: Sequence[Host]) -> list[str]:
-    """The flags, as they were given, that have a meaning only where other hosts are reached, and none are."""
+    """The given flags that have no effect, because no other host takes part."""
     if crosses_hosts(flags, hosts):
         return []
     names = ("launcher", "launcher_args", "ssh_port", *(() if flags.hostfile else ("master_addr",)))
@@ -117,7 +119,10 @@ def unused_flags(flags: LaunchFlags, hosts: Sequence[Host]) -> list[str]:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
+    """A TCP port of this machine on which nobody listens.
+
+    Another process may take it before the ranks bind it; a restart then chooses another one.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -126,11 +131,11 @@ def free_port() -> int:
 def _hosts(flags: LaunchFlags, gpus: int, environ: Mapping[str, str]) -> tuple[Host, ...]:
     """The hosts and slots that take part."""
     if flags.num_gpus is not None and (flags.include or flags.exclude):
-        raise UserError("--num_gpus cannot be given together with --include or --exclude; keep one")
+        raise UserError("--num_gpus cannot be combined with --include or --exclude; keep one")
     if flags.num_gpus is not None and flags.num_gpus < 1:
-        raise UserError(f"--num_gpus {flags.num_gpus}: it has to be at least 1")
+        raise UserError(f"--num_gpus {flags.num_gpus}: it must be at least 1")
     if flags.num_gpus is not None and flags.num_gpus > MOST_SLOTS:
-        raise UserError(f"--num_gpus {flags.num_gpus}: it has to be at most {MOST_SLOTS}; it is ranks per host")
+        raise UserError(f"--num_gpus {flags.num_gpus}: it must be at most {MOST_SLOTS}; it counts ranks per host")
     if flags.hostfile is None:
         return select(_this_machine(flags, gpus, environ), flags.include, flags.exclude)
     hosts = select(parse_hostfile(flags.hostfile, flags.hostfile_by), flags.include, flags.exclude)
@@ -152,17 +157,18 @@ def _this_machine(flags: LaunchFlags, gpus: int, environ: Mapping[str, str]) -> 
     named = visible(environ)
     slots = tuple(range(gpus)) if named is None else slots_of(named)
     if flags.num_gpus is not None and flags.num_gpus > len(slots):
-        raise UserError(f"--num_gpus {flags.num_gpus}: this machine has {len(slots)} GPUs to use")
+        raise UserError(f"--num_gpus {flags.num_gpus}: this machine has {len(slots)} usable GPUs")
     return (Host("localhost", max(slots) + 1, slots[: flags.num_gpus]),)
 
 
 def _filters(flags: LaunchFlags, hosts: Sequence[Host], gpus: int, environ: Mapping[str, str]) -> list[str]:
-    """DeepSpeed's flags that choose slots."""
+    """DeepSpeed's flags that select the slots."""
     if flags.hostfile is None and gpus == 0:
-        # It counts NUMA nodes as CPU slots, but takes any number here: on a CPU one slot is like another.
+        # DeepSpeed counts NUMA nodes as CPU slots, but accepts any number: CPU slots are all equal.
         return ["--num_gpus", str(len(hosts[0].chosen))]
     if flags.hostfile is None and visible(environ) is not None:
-        # With --num_gpus or --exclude DeepSpeed would count from the machine's first GPU on, whatever is visible.
+        # With --num_gpus or --exclude DeepSpeed counts from the machine's first GPU, also if it is
+        # not visible.
         return ["--include", f"localhost:{','.join(map(str, hosts[0].chosen))}"]
     if flags.include:
         return ["--include", flags.include]
@@ -174,14 +180,14 @@ def _filters(flags: LaunchFlags, hosts: Sequence[Host], gpus: int, environ: Mapp
 
 
 def _check_place(flags: LaunchFlags, hosts: Sequence[Host], gpus: int) -> None:
-    """What --no_ssh and --node_rank have to say to each other, and to the hostfile."""
+    """Check that --no_ssh and --node_rank agree with each other and with the hostfile."""
     if not flags.no_ssh:
         if flags.node_rank is not None:
-            raise UserError("--node_rank says which host this is, for a start on every host; add --no_ssh")
+            raise UserError("--node_rank tells which host this is in a start on every host; add --no_ssh")
         return
     if flags.hostfile is None or flags.master_addr is None or flags.node_rank is None:
         raise UserError(
-            "--no_ssh needs --hostfile, --master_addr and --node_rank: no host hears of the others otherwise"
+            "--no_ssh needs --hostfile, --master_addr and --node_rank: without them no host knows the others"
         )
     if not 0 <= flags.node_rank < len(hosts):
         raise UserError(f"--node_rank {flags.node_rank}: {len(hosts)} hosts take part, counted from 0")
@@ -191,15 +197,21 @@ def _check_place(flags: LaunchFlags, hosts: Sequence[Host], gpus: int) -> None:
 
 
 def _check_shared_gpus(flags: LaunchFlags, hosts: Sequence[Host], gpus: int, environ: Mapping[str, str]) -> None:
-    """Under pdsh slots are numbers of GPUs on every host, this one too; CUDA_VISIBLE_DEVICES does not travel."""
+    """Refuse CUDA_VISIBLE_DEVICES if it excludes chosen slots of this machine.
+
+    Under pdsh, slots are GPU numbers on every host, including this one, and the variable is not
+    forwarded.
+    """
     named = visible(environ) if gpus and flags.launcher == "pdsh" else None
     for host in hosts:
         if named is None or not is_here(host.name):
             continue
         if not are_numbers(named) or not set(host.chosen) <= set(slots_of(named)):
             slots = ",".join(map(str, host.chosen))
-            text = f"{VISIBLE}={environ[VISIBLE]} is of this machine alone, and the run would take {host.name}:{slots}"
-            raise UserError(f"{text}; choose GPUs of several hosts by --include, and unset it")
+            text = (
+                f"{VISIBLE}={environ[VISIBLE]} applies to this machine only, but the run would use {host.name}:{slots}"
+            )
+            raise UserError(f"{text}; choose GPUs of several hosts with --include, and unset it")
 
 
 def _environment(
@@ -210,7 +222,7 @@ def _environment(
     cores: int | None,
     environ: Mapping[str, str],
 ) -> dict[str, str]:
-    """The variables of ranks on this machine."""
+    """The variables for ranks on this machine."""
     wanted: dict[str, str] = {}
     if gpus == 0:
         cores = cores or len(os.sched_getaffinity(0))
@@ -221,9 +233,13 @@ def _environment(
 
 
 def _shown(host: Host, hostfile: Path | None, gpus: int, environ: Mapping[str, str]) -> dict[str, str]:
-    """What ranks on this machine have to know of the GPUs that CUDA_VISIBLE_DEVICES names."""
+    """The variables that tell ranks on this machine which GPUs CUDA_VISIBLE_DEVICES names.
+
+    DeepSpeed's launcher overwrites that variable with slot numbers; `NAMED` preserves the names.
+    """
     if gpus == 0:
-        return {VISIBLE: ""} if environ.get(VISIBLE) else {}  # DeepSpeed would take it off, and libraries see all GPUs
+        # DeepSpeed would unset an empty value, and libraries would see all GPUs.
+        return {VISIBLE: ""} if environ.get(VISIBLE) else {}
     named = visible(environ)
     if named is None:
         return {}

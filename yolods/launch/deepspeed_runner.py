@@ -1,15 +1,17 @@
-"""DeepSpeed's launcher, run so that requests to stop reach every rank, and a death is told from an end.
+"""DeepSpeed's launcher, with requests to stop that reach every rank and truthful exit statuses.
 
-Of stock `deepspeed.launcher.runner` (0.19.8) four things are put right, by giving that module other `subprocess` and
-`signal` modules to call. None is needed any more once the stock runner passes tests/faults/test_requests.py.
+This module corrects four points of the stock `deepspeed.launcher.runner` (0.19.8), by giving it
+replacements for the modules `subprocess` and `signal`. It becomes unnecessary when the stock runner
+passes tests/faults/test_requests.py.
 
-- Where its child dies by a signal it ends with 0; here with 128 and the signal's number.
-- Alone, it dies of SIGTERM and leaves its child running; over several hosts it kills pdsh first, and with it the
-  screen that ranks print on while they save. Here ranks are told to stop, and their output is waited for.
-- It dies of Ctrl-C with a traceback while its children are still on their way out.
-- A child does not notice that the runner is gone; here the kernel tells it.
+- If its child dies by a signal, the stock runner exits with 0; here with 128 plus the signal.
+- On one host, SIGTERM kills the stock runner and leaves its child running. On several hosts it
+  kills pdsh first, and with it the output of ranks that are still saving. Here ranks are asked to
+  stop, and the runner waits for their output.
+- Ctrl-C ends the stock runner with a traceback while its children are still shutting down.
+- A child does not notice that the stock runner has died; here the kernel signals it.
 
-What it starts on each host is `node_launcher` in place of DeepSpeed's module.
+On each host it starts `node_launcher` instead of DeepSpeed's module.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from yolods.launch.supervisor import be_a_child
 from yolods.system.interrupt import by_a_user, heed, passed_on
 
 DEEPSPEED_LAUNCH, NODE_LAUNCHER = "deepspeed.launcher.launch", "yolods.launch.node_launcher"
-"""The module that starts the ranks of a host, and that which stands in for it."""
+"""DeepSpeed's module that starts the ranks of a host, and our replacement."""
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 class Module:
-    """Another module, but for the names that a subclass has."""
+    """Proxy of another module; names that a subclass defines replace the module's."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -42,15 +44,16 @@ class Module:
 
 
 class _Subprocess(Module):
-    """`subprocess`, which remembers the process that the runner waits for."""
+    """`subprocess`, extended to remember the process that the runner waits for."""
 
     child: subprocess.Popen[bytes] | None = None
     hands_on = False
-    """Whether it is the launcher of this host, which asks its ranks as it is asked."""
+    """Whether the child is this host's launcher, which forwards any request to its ranks."""
 
     def Popen(self, command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:
-        """Start it."""
-        # pdsh and ssh have a terminal's Ctrl-C kept from them: it would cut the connections that ranks print over.
+        """Start the child."""
+        # Their own session shields pdsh and ssh from the terminal's Ctrl-C, which would cut the
+        # connections that carry the ranks' output.
         apart = command[0] in ("pdsh", "mpirun", "srun")
         self.hands_on = DEEPSPEED_LAUNCH in command
         command = [NODE_LAUNCHER if word == DEEPSPEED_LAUNCH else word for word in command]
@@ -59,20 +62,21 @@ class _Subprocess(Module):
 
 
 class OurHandlers(Module):
-    """`signal`, which leaves our handlers in place."""
+    """`signal`, except that DeepSpeed cannot replace our handlers."""
 
     def signal(self, number: int, handler: Any) -> Any:
-        """Does nothing."""
+        """Keep the present handler and return it."""
         return signal.getsignal(number)
 
 
 class _Stop:
-    """Tells ranks to stop, once a request; the runner goes on waiting for them."""
+    """Handler that asks the ranks to stop, once per request; the runner keeps waiting for them."""
 
     def __init__(self, children: _Subprocess) -> None:
         self._children = children
         self.kill: list[str] | None = None
-        """The start of pdsh's command, and which launchers on the hosts are meant; None: there are none."""
+        """Start of pdsh's command, and the pattern of the remote launchers; None: no other
+        hosts."""
         self.asked: int | None = None
 
     def __call__(self, number: int, frame: Any) -> None:
@@ -89,23 +93,25 @@ class _Stop:
 
 
 def meant(kill: Sequence[str]) -> list[str]:
-    """The start of pdsh's command, and a pattern that fits our launchers on the hosts.
+    """The start of pdsh's command, and a pattern that matches only our launchers on the hosts.
 
     Args:
-        kill: DeepSpeed's command. Its pattern lacks the last letter, and fits pdsh and the remote shells as well, which
-            have to stay: ranks print through them while they save.
+        kill: DeepSpeed's command. Its pattern omits the last letter of the module and also matches
+            pdsh and the remote shells, which must survive: ranks print through them while saving.
     """
     *pdsh, _, pattern = kill
     return [*pdsh, f"^{pattern.replace(DEEPSPEED_LAUNCH[:-1], NODE_LAUNCHER)}"]
 
 
 def main() -> int:
-    """Run the launcher with this process' arguments."""
+    """Run the launcher with this process's arguments."""
     if "--launcher" not in sys.argv and os.environ.get(VISIBLE_DEVICES):
-        # Ranks start here, and the slots say which GPUs they take. DeepSpeed would say that it ignores the variable.
+        # Ranks start on this machine, and the slots already say which GPUs they use. With the
+        # variable set, DeepSpeed would print that it ignores it.
         del os.environ[VISIBLE_DEVICES]
     children = _Subprocess(subprocess)
     stop = _Stop(children)
+    # Before the import, which takes seconds: a request to stop must not end in a traceback.
     heed(stop)
     from deepspeed.launcher import multinode_runner, runner
 
@@ -117,14 +123,14 @@ def main() -> int:
 
     compat.change_kill_command(multinode_runner.PDSHRunner, note)
     compat.lend(runner, children, OurHandlers(signal))
-    if stop.asked is not None:  # while that was imported
+    if stop.asked is not None:  # during the import
         return 128 + stop.asked
     try:
         runner.main()
         code = children.child.returncode if children.child is not None else 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
-    if stop.asked is not None and code != 0:  # DeepSpeed's launchers say 1
+    if stop.asked is not None and code != 0:  # DeepSpeed's launchers exit with 1 instead
         return 128 + stop.asked
     return 128 - code if code < 0 else code
 

@@ -1,4 +1,4 @@
-"""Variables of a shell that DeepSpeed and torch read, and would end a rank over with a traceback, if they are wrong."""
+"""Checks of variables that DeepSpeed and torch parse, where a bad value would be a traceback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yolods.errors import Faults, OwnError
 @dataclass(frozen=True)
 class _Rule:
     permitted: str
-    """Completes the sentence "it has to be ..."."""
+    """Completes the sentence "it must be ..."."""
     fits: Callable[[str], bool]
 
 
@@ -44,10 +44,12 @@ VARIABLE_RULES: Mapping[str, _Rule] = {
 
 
 def check_variables(environ: MutableMapping[str, str]) -> None:
-    """See that each is what its reader takes; an empty one is no choice, and is taken away.
+    """Check each variable against the values that its reader accepts; remove empty ones.
+
+    An empty value expresses no choice, but its reader would try to parse it.
 
     Raises:
-        OwnError: a line for each that is not.
+        OwnError: one line per bad value.
     """
     faults = Faults()
     for name, rule in VARIABLE_RULES.items():
@@ -55,6 +57,6 @@ def check_variables(environ: MutableMapping[str, str]) -> None:
         if value == "":
             del environ[name]
         elif value is not None and not rule.fits(value):
-            faults.add(f"{name}={value}: it has to be {rule.permitted}; correct it, or unset it")
+            faults.add(f"{name}={value}: it must be {rule.permitted}; correct it, or unset it")
     if faults:
         raise OwnError("\n".join(faults))

@@ -1,4 +1,4 @@
-"""The end of the launcher's command where it starts ranks on other hosts: by pdsh, OpenMPI or Slurm."""
+"""The part of the launcher's command that starts ranks on other hosts by pdsh, OpenMPI or Slurm."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from yolods.system.folders import home
 
 MODULE = ("--module", "yolods")
 ALIVE = "-o ServerAliveInterval=3 -o ServerAliveCountMax=3"
-"""Has ssh, and with it pdsh, end within 12 seconds when a host is cut off: by itself it waits for ever. What a user's
-own PDSH_SSH_ARGS_APPEND says comes before it, and of two the first counts."""
+"""Makes ssh, and with it pdsh, exit within 12 seconds after a host is cut off; by default it waits
+forever. ssh uses the first of repeated options, so the user's PDSH_SSH_ARGS_APPEND comes first."""
 TOOLS = {
     "pdsh": ("pdsh", "apt-get install pdsh"),
     "openmpi": ("ompi_info", "apt-get install openmpi-bin"),
     "slurm": ("srun", "start on a node of the Slurm cluster"),
 }
-"""Launcher -> the tool that it needs on this machine, and how to come by it."""
+"""Launcher -> the tool that it needs on this machine, and how to get it."""
 
 
 def crosses_hosts(flags: LaunchFlags, hosts: Sequence[Host]) -> bool:
-    """Whether a start reaches out to other hosts; DeepSpeed starts the ranks of a single one here."""
+    """Whether a start needs other hosts. DeepSpeed starts the ranks of a single host locally."""
     return len(hosts) > 1 and not flags.no_ssh
 
 
 def meeting_address(flags: LaunchFlags, hosts: Sequence[Host]) -> str | None:
-    """Where ranks of several hosts meet: what was given, or this machine's address that leads to the second host.
+    """Rendezvous address: the given one, or this machine's address that routes to the second host.
 
-    None: this machine is not the first host, and DeepSpeed asks that one for the first address of `hostname -I`.
+    None: this machine is not the first host, so DeepSpeed asks that one for the first address of
+    `hostname -I`.
     """
     if flags.master_addr or not crosses_hosts(flags, hosts) or not is_here(hosts[0].name):
         return flags.master_addr
@@ -52,26 +53,26 @@ def over_hosts(
     python: str,
     environ: Mapping[str, str],
 ) -> tuple[list[str], dict[str, str]]:
-    """What follows the flags that a local start has as well.
+    """Build the rest of the command, after the flags that it shares with a local start.
 
     Args:
         words: subcommand and flags for yolods.
-        settings: variables that every rank should have, unless the user has set them.
-        python: the interpreter that ranks run in.
-        environ: variables that are set.
+        settings: variables for every rank, unless the user has set them.
+        python: the interpreter for the ranks.
+        environ: environment.
 
     Returns:
-        more words of the command, and the variables to set for it.
+        the rest of the command, and the variables to set for it.
 
     Raises:
-        UserError: the launcher's tool is missing, or it cannot do what was asked for.
+        UserError: the launcher's tool is missing, or it does not support what was requested.
     """
     _check(flags, hosts, environ)
     faults = Faults()
     lines = env_forwarding.users_lines(environ, tuple(filter(None, (home(), Path.cwd()))), faults)
     faults.raise_if_any()
     shared = {**settings, **env_forwarding.carried(environ)}
-    # Without the check pdsh itself says which host it does not reach; DeepSpeed would look at the first one only.
+    # DeepSpeed's check tests only the first host. Without it, pdsh names any host it cannot reach.
     command = ["--no_ssh_check", "--launcher", flags.launcher]
     address, port = meeting_address(flags, hosts), flags.master_port
     command += ["--master_port", str(port)] if port else []
@@ -85,14 +86,15 @@ def over_hosts(
             "PDSH_SSH_ARGS_APPEND": f"{environ.get('PDSH_SSH_ARGS_APPEND', '')} {ALIVE}".strip(),
         }
         return [*command, *MODULE, *map(env_forwarding.shell_word, words)], variables
-    # Under the others no process of DeepSpeed's stands between the launcher and a rank: `rank_env` reads who it is.
+    # Under OpenMPI and Slurm no process of DeepSpeed runs between the launcher and a rank, so
+    # nothing sets RANK: `rank_env` reads the launcher's own variables, and the address goes along.
     address = address or _number_of(hosts[0].name)
     shared |= {"MASTER_ADDR": address, "MASTER_PORT": str(port or DEFAULT_PORT)}
     if flags.launcher == "openmpi":
         placed, program = _under_mpirun(flags, shared, lines), [*MODULE]
     else:
-        # DeepSpeed's runner for Slurm forgets --module. A script's folder is on its import path, where the names of
-        # our modules must not hide others.
+        # DeepSpeed's runner for Slurm drops --module, so the program is a file. Python would put
+        # its folder on the import path, where our modules' names could hide others.
         shared["PYTHONSAFEPATH"] = "1"
         placed, program = _under_srun(hosts), [str(Path(__file__).parents[1] / "__main__.py")]
     placed = f"{placed} {flags.launcher_args}".strip()
@@ -100,54 +102,58 @@ def over_hosts(
 
 
 def _under_mpirun(flags: LaunchFlags, variables: Mapping[str, str], lines: Sequence[str]) -> str:
-    named = {line.partition("=")[0] for line in lines}  # these DeepSpeed hands on, and a name may come only once
+    # DeepSpeed passes these; mpirun allows each name once.
+    named = {line.partition("=")[0] for line in lines}
     words = [f"-x {name}" for name in variables if name not in named and not name.startswith(env_forwarding.EXPORTED)]
     words += [f"--mca plm_rsh_args '-p {flags.ssh_port}'"] if flags.ssh_port else []
     return " ".join(words)
 
 
 def _under_srun(hosts: Sequence[Host]) -> str:
-    """By itself srun takes any hosts of the allocation. Variables it hands on all."""
+    """Arguments that pin srun to the hosts; by default it uses any hosts of the allocation.
+
+    srun forwards the whole environment, so no variables are listed.
+    """
     names = ",".join(host.name for host in hosts)
     return f"--nodes={len(hosts)} --ntasks-per-node={len(hosts[0].chosen)} --nodelist={names}"
 
 
 def _check(flags: LaunchFlags, hosts: Sequence[Host], environ: Mapping[str, str]) -> None:
-    """Refuse what the launcher cannot do, where DeepSpeed would show a traceback or start something else."""
+    """Refuse what the launcher does not support, where DeepSpeed fails or starts something else."""
     tool, remedy = TOOLS[flags.launcher]
     faults = Faults()
     if shutil.which(tool, path=environ.get("PATH")) is None:
-        faults.add(f"no {tool} here, which --launcher {flags.launcher} takes: {remedy}, or name another --launcher")
+        faults.add(f"no {tool} here, which --launcher {flags.launcher} needs: {remedy}, or use another --launcher")
     if flags.launcher == "openmpi" and (flags.include or flags.exclude or flags.num_gpus is not None):
-        faults.add("--launcher openmpi takes the hostfile whole; leave out --include, --exclude and --num_gpus")
+        faults.add("--launcher openmpi uses the whole hostfile; omit --include, --exclude and --num_gpus")
     if flags.launcher == "slurm":
         if len({len(host.chosen) for host in hosts}) > 1:
             counts = ", ".join(f"{host.name} {len(host.chosen)}" for host in hosts)
-            faults.add(f"--launcher slurm takes as many slots on every host, not {counts}; even them out, or use pdsh")
+            faults.add(f"--launcher slurm needs the same slots on every host, not {counts}; change them, or use pdsh")
         for host in hosts:
             if host.chosen != tuple(range(len(host.chosen))):
                 slots = ",".join(map(str, host.chosen))
-                faults.add(f"--launcher slurm takes a host's first slots, not {host.name}:{slots}; use pdsh for these")
+                faults.add(f"--launcher slurm uses a host's first slots, not {host.name}:{slots}; use pdsh for these")
         if flags.ssh_port is not None:
-            faults.add("--launcher slurm uses no ssh; leave out --ssh_port")
+            faults.add("--launcher slurm does not use ssh; omit --ssh_port")
     faults.raise_if_any()
 
 
 def _check_plain(python: str) -> None:
-    """DeepSpeed puts both into the remote shell's line without quotes."""
-    for what, path in (("the folder where you start", os.getcwd()), ("Python's path", python)):
+    """Refuse paths that need quotes: DeepSpeed writes them into the remote command without."""
+    for what, path in (("the current folder", os.getcwd()), ("Python's path", python)):
         if not env_forwarding.is_plain(path):
-            text = f"{what}, {path}, has a character that DeepSpeed does not hand through pdsh"
-            raise UserError(f"{text}; use a folder, or a link to it, with letters, digits and @+=:,./_- alone")
+            text = f"{what}, {path}, has a character that DeepSpeed cannot pass through pdsh"
+            raise UserError(f"{text}; use a folder, or a link to it, with only letters, digits and @+=:,./_-")
 
 
 def _number_of(name: str) -> str:
-    """A host's address, for the others to meet there."""
+    """A host's address, at which the other hosts can reach it."""
     try:
         address = str(socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
         address = None
     if address is None or is_loopback(address):
-        leads = f"the name {name} leads to {address or 'nothing'} here"
-        raise UserError(f"{leads}, where ranks cannot meet; give the first host's address: --master_addr")
+        leads = f"the name {name} resolves to {address or 'nothing'} here"
+        raise UserError(f"{leads}, where ranks cannot meet; give the first host's address with --master_addr")
     return address

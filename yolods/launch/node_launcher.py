@@ -1,10 +1,12 @@
-"""DeepSpeed's launcher of one host, run so that ranks which are asked to stop have the time that they need for it.
+"""DeepSpeed's launcher of one host, with enough time for ranks that are asked to stop.
 
-Of stock `deepspeed.launcher.launch` (0.19.8) two things are put right, as in `deepspeed_runner`:
+This module corrects two points of the stock `deepspeed.launcher.launch` (0.19.8), in the same way
+as `deepspeed_runner`:
 
-- Asked to stop, it asks its first rank, waits for that one alone, and kills after 30 seconds: a step with its
-  checkpoint may take longer. Here every rank is asked and waited for; one that is stuck is the watchdog's affair.
-- Ctrl-C while it or its ranks still import ends in their tracebacks.
+- Asked to stop, the stock launcher asks and awaits only its first rank, and kills all ranks after
+  30 seconds; a step and a checkpoint may take longer. Here it asks and awaits every rank. The
+  watchdog ends a rank that is stuck.
+- Ctrl-C while the launcher or its ranks are importing ends in tracebacks.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from yolods.system.interrupt import heed, hold_ctrl_c, passed_on
 
 
 class _Ranks(Module):
-    """`subprocess`, which remembers the ranks that it starts."""
+    """`subprocess`, extended to remember the ranks that it starts."""
 
     def __init__(self) -> None:
         super().__init__(subprocess)
@@ -32,21 +34,22 @@ class _Ranks(Module):
     def Popen(self, command: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:
         """Start a rank."""
         self._started.append(subprocess.Popen(command, preexec_fn=hold_ctrl_c, **settings))
-        if self.asked is not None:  # meanwhile
+        if self.asked is not None:  # the request came before this rank was in the list
             self.stop(self.asked, None)
         return self._started[-1]
 
     def stop(self, number: int, frame: Any) -> None:
         """Ask all ranks to stop."""
         self.asked = self.asked or number
-        logging.getLogger("DeepSpeed").setLevel(logging.CRITICAL)  # statuses of ranks that stop are no errors
+        # A rank's status after a stop is no error.
+        logging.getLogger("DeepSpeed").setLevel(logging.CRITICAL)
         for rank in self._started:
             with suppress(ProcessLookupError):
                 rank.send_signal(passed_on(number))
 
 
 def main() -> int:
-    """Run the launcher with this process' arguments."""
+    """Run the launcher with this process's arguments."""
     ranks = _Ranks()
     heed(ranks.stop)
     from deepspeed.launcher import launch
@@ -54,7 +57,7 @@ def main() -> int:
     from yolods import compat
 
     compat.lend(launch, ranks, OurHandlers(signal))
-    if ranks.asked is not None:  # while that was imported
+    if ranks.asked is not None:  # during the import
         return 128 + ranks.asked
     launch.main()
     return 0

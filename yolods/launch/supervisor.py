@@ -1,13 +1,13 @@
-"""Runs the launcher, and starts it again when a run has died of something that a new start may mend.
+"""Runs the launcher, and restarts it after failures that a new start may fix.
 
-    status          what it means                               again?
+    status          meaning                                     restart?
     0               the run has ended                           no
-    2               a user's mistake, which each start repeats  no
-    129, 130, 143   it was asked to stop, and has saved         no
+    2               a user error, which every start repeats     no
+    129, 130, 143   stopped on request, checkpoint saved        no
     anything else   a rank, a host or the launcher died         yes
 
-Whatever of a start is still there when its launcher has gone is ended before the next one. Linux hands orphans to the
-nearest process that asks for them, so ranks of a launcher that was killed are found here as well.
+Before a restart, everything that the previous start left behind is ended. This process is a
+subreaper: Linux reparents orphans to it, so it also finds the ranks of a launcher that was killed.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from yolods.system.interrupt import by_a_user, heed, hold_ctrl_c, passed_on
 FINAL = (0, 2, 129, 130, 143)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 LEAVE_SECONDS = 15.0
-"""Ranks whose launcher was killed notice it within a second, and may have stacks to write."""
+"""Ranks notice within a second that their launcher was killed, and may need time to write
+stacks."""
 
 MEANINGS = {75: "a rank was lost or stuck", 137: "it was killed", 247: "a rank was killed", 255: "a host was lost"}
-"""Statuses that say more than their number. DeepSpeed gives 256 less the signal where a rank was killed."""
+"""Statuses whose number does not explain itself. For a killed rank, DeepSpeed returns 256 minus
+the signal."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,16 @@ class Start:
 
     command: Sequence[str]
     variables: Mapping[str, str]
-    """To be set besides those that are."""
+    """Variables to add to the environment."""
     about: str = ""
-    """From where it goes on and on how many ranks, as in "from step 128 on 2 ranks"."""
+    """Where it resumes and on how many ranks, as in "from step 128 on 2 ranks"."""
 
 
 def supervise(first: Start, again: Callable[[int], Start | int], *, restarts: int) -> int:
-    """Run `first`, and after a failure what `again` gives, up to `restarts` times.
+    """Run `first`, and after each failure what `again` returns, up to `restarts` times.
 
     Args:
-        again: what to start after such an exit status; a number: nothing, and with what to end.
+        again: maps the exit status to the next start, or to the number to exit with.
 
     Returns:
         the exit status.
@@ -60,8 +62,10 @@ def supervise(first: Start, again: Callable[[int], Start | int], *, restarts: in
     with _Requests() as requests:
         while True:
             status = requests.run(start)
-            if status == 0:  # whatever was asked for meanwhile
+            # Also after a request to stop: the run had finished before it took effect.
+            if status == 0:
                 return 0
+            # Before any restart: leftover ranks would hold the GPUs, the port and the run's lock.
             _end_family()
             if requests.asked is not None:
                 return 128 + requests.asked
@@ -80,14 +84,16 @@ def supervise(first: Start, again: Callable[[int], Start | int], *, restarts: in
 
 
 def be_a_child() -> None:
-    """Have the kernel send SIGTERM to this process when its parent dies, which hands Ctrl-C on as well; for the child
-    between fork and exec."""
+    """Tie this process to its parent: the kernel sends SIGTERM when the parent dies.
+
+    The parent forwards Ctrl-C, so this process ignores the terminal's. Runs between fork and exec.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     hold_ctrl_c()
 
 
 class _Requests:
-    """Hands requests to stop on to the launcher, which lets ranks save, and waits for it all the same."""
+    """Forwards requests to stop to the launcher, which lets ranks save, and still waits for it."""
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
@@ -104,7 +110,8 @@ class _Requests:
 
     def _note(self, number: int, frame: Any) -> None:
         number = by_a_user(number)
-        if number == self.asked == signal.SIGINT:  # a rank that cannot run would be waited for
+        # The second Ctrl-C: a rank that hangs would never leave.
+        if number == self.asked == signal.SIGINT:
             for process in _family():
                 with suppress(psutil.Error):
                     process.kill()
@@ -118,20 +125,22 @@ class _Requests:
             self._child.send_signal(passed_on(self.asked))
 
     def run(self, start: Start) -> int:
-        """Start a launcher and wait for it; gives its exit status as a shell would."""
+        """Start a launcher, wait for it, and return its exit status as a shell would."""
         if self.asked is not None:
             return 128 + self.asked
         environ = {**os.environ, **start.variables}
         self._child = subprocess.Popen(start.command, env=environ, preexec_fn=be_a_child)
-        if self.asked is not None:  # meanwhile
+        # The request came while Popen ran, when there was no child to forward to.
+        if self.asked is not None:
             self._hand_on()
         code = self._child.wait()
         return code if code >= 0 else 128 - code
 
 
 def _end_family() -> None:
-    """End what a start has left behind: it is given time, then told, and then killed."""
+    """End what a start left behind: wait for it, then terminate it, then kill it."""
     alive = _family()
+    # `is_running` only waits: ranks without a launcher stop by themselves and may write stacks.
     for tell in (psutil.Process.is_running, psutil.Process.terminate, psutil.Process.kill):
         for process in alive:
             with suppress(psutil.Error):
@@ -144,7 +153,7 @@ def _family() -> list[psutil.Process]:
 
 
 def _is_ours(process: psutil.Process) -> bool:
-    """Not, for example, the connection that a user's ssh leaves open for the next one."""
+    """Exclude foreign children, such as the connection that a user's ssh keeps open for reuse."""
     try:
         return any(word in part for part in process.cmdline() for word in ("yolods", "deepspeed"))
     except psutil.Error:
@@ -152,6 +161,6 @@ def _is_ours(process: psutil.Process) -> bool:
 
 
 def say(text: str) -> None:
-    """A line of the command's own, on standard error."""
+    """Print a line of the command's own on standard error."""
     with suppress(OSError):
         print(f"yolods: {text}", file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""What the operating system gives a process: files, folders, standard streams, signals."""
+"""What the operating system provides: files, folders, standard streams and signals."""

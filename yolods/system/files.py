@@ -1,6 +1,6 @@
-"""Files that are replaced whole: written beside their place, flushed to the disk, and renamed into it.
+"""Atomic replacement of files: written beside their path, flushed to disk, and renamed.
 
-Whatever happens, a kill or a power cut included, the place holds the earlier file or the new one.
+After a kill or a power cut the path holds either the earlier file or the new one, each intact.
 """
 
 from __future__ import annotations
@@ -14,45 +14,50 @@ from pathlib import Path
 from typing import BinaryIO
 
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
-"""What file systems that have no fsync of folders (some FUSE and SMB mounts) answer."""
+"""Errors of file systems without fsync of folders (some FUSE and SMB mounts)."""
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object], *, shared: bool = False) -> None:
-    """Let `write` fill a file, and put that in the place of `path`.
+    """Let `write` fill a new file, and replace `path` by it.
 
     Args:
-        path: the place; its folder exists.
-        write: is given the new file.
-        shared: several processes may write `path` at once, so each has a name of its own beside it. Else there is one
-            name, and what a kill leaves there is gone with the next write.
+        path: path of the file; its folder exists.
+        write: called with the new file.
+        shared: several processes may write `path` at the same time, so each uses a temporary name
+            of its own. Otherwise there is one name, and the next write removes what a kill left.
 
     Raises:
-        OSError: the disk is full or not writable; the earlier file is left whole, and nothing beside it.
+        OSError: the disk is full or not writable; the earlier file stays intact, and no temporary
+            file is left.
     """
     with _beside(path, str(os.getpid()) if shared else "") as handle, os.fdopen(handle, "wb", closefd=False) as file:
         write(file)
 
 
 def replace_text(path: Path, text: str, *, errors: str = "strict") -> None:
-    """The same with a text in UTF-8; `errors` as in `str.encode`."""
+    """As `replace_file`, with a text in UTF-8; `errors` as in `str.encode`."""
     with _beside(path) as handle:
         write_all(handle, text.encode("utf-8", errors))
 
 
 def replace_copy(source: Path, path: Path) -> None:
-    """The same with the bytes of another file."""
+    """As `replace_file`, with the bytes of another file."""
     with source.open("rb") as original:
         replace_file(path, lambda file: shutil.copyfileobj(original, file, 1 << 20))
 
 
 def partial_name(name: str, whose: str = "") -> str:
-    """What a file is called while it is written; a kill leaves it."""
+    """Name of a file while it is being written; a kill leaves it behind."""
     return f".{name}{whose}.part"
 
 
 @contextlib.contextmanager
 def _beside(path: Path, whose: str = "") -> Iterator[int]:
-    """The handle of a file beside `path`, which takes its place at the end."""
+    """The descriptor of a file beside `path`, which replaces `path` when the block succeeds.
+
+    The data are flushed before the rename: otherwise a power cut may leave the new name with no
+    contents.
+    """
     partial = path.with_name(partial_name(path.name, whose))
     try:
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -62,6 +67,7 @@ def _beside(path: Path, whose: str = "") -> Iterator[int]:
         finally:
             os.close(handle)
         os.replace(partial, path)
+    # Also after Ctrl-C: no partial file may stay.
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(partial)
@@ -70,10 +76,10 @@ def _beside(path: Path, whose: str = "") -> Iterator[int]:
 
 
 def write_all(handle: int, data: bytes | memoryview) -> None:
-    """Write all of `data` to an open file, which may take it in pieces.
+    """Write all of `data`, which the kernel may accept in parts.
 
     Raises:
-        OSError: some of it may have been written.
+        OSError: part of it may have been written.
     """
     view = memoryview(data).cast("B")
     while view:
@@ -81,7 +87,7 @@ def write_all(handle: int, data: bytes | memoryview) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush names to the disk: a file that was flushed is lost in a power cut if its name was not.
+    """Flush a folder's names to disk: a flushed file is lost in a power cut if its name is not.
 
     Raises:
         OSError: the folder cannot be read.

@@ -1,4 +1,4 @@
-"""Where yolods writes outside a run's folder: one cache."""
+"""The folders that yolods uses outside a run's folder: one cache, and ultralytics' settings."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from yolods.errors import OwnError
 
 
 def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
-    """The cache's folder; it may not exist yet.
+    """The cache's folder, which may not exist yet.
 
-    `YOLODS_CACHE` names it; otherwise it is `yolods` in `XDG_CACHE_HOME`, or in `~/.cache`.
+    `YOLODS_CACHE` names it; otherwise it is `yolods` in `XDG_CACHE_HOME` or in `~/.cache`.
 
     Args:
-        environ: variables to read; this process' own by default.
+        environ: environment; default: this process's own.
 
     Raises:
-        OwnError: nothing names it, and this user has no home.
+        OwnError: no variable names it, and this user has no home.
     """
     variables = os.environ if environ is None else environ
     if own := variables.get("YOLODS_CACHE"):
         return Path(os.path.expanduser(own))
     shared = variables.get("XDG_CACHE_HOME")
-    # The XDG convention is that a relative path there is to be ignored.
+    # The XDG specification tells programs to ignore a relative path there.
     if shared and Path(shared).is_absolute():
         return Path(shared) / "yolods"
     if (folder := home()) is None:
         raise OwnError(
-            "no place for the cache: HOME is not set, and this user has no home; set YOLODS_CACHE to a folder that can "
-            "be written"
+            "no folder for the cache: HOME is not set, and this user has no home; set YOLODS_CACHE to a writable folder"
         )
     return folder / ".cache" / "yolods"
 
 
 def home() -> Path | None:
-    """This user's own folder; None: there is none, as for a user that the machine does not know."""
+    """This user's home folder; None: the user has none, for example because it has no passwd
+    entry."""
     try:
         return Path.home()
     except RuntimeError:
@@ -44,9 +44,9 @@ def home() -> Path | None:
 
 
 def ultralytics_folders(environ: Mapping[str, str] | None = None) -> list[Path]:
-    """Where a user's ultralytics may keep its settings and fonts; the last is where it does by default.
+    """Folders in which the user's ultralytics may keep its settings and fonts, the default last.
 
-    Our own process' settings, which `YOLO_CONFIG_DIR` then names in the cache, come first.
+    The first one is this process's own, because `YOLO_CONFIG_DIR` then points to the cache.
     """
     variables = os.environ if environ is None else environ
     homes = (variables.get("YOLO_CONFIG_DIR"), variables.get("XDG_CONFIG_HOME"), "~/.config")

@@ -1,20 +1,20 @@
-"""Numbers as people read them."""
+"""Formats numbers for people."""
 
 from __future__ import annotations
 
 
 def amount(files: int, size: int) -> str:
-    """How much a data set is."""
+    """Number of files and their size."""
     return f"{plural(files, 'file')}, {size_text(size)}"
 
 
 def plural(count: int, word: str) -> str:
-    """A number and its noun."""
+    """A number and its noun, in the plural unless it is 1."""
     return f"{count} {word}{'s' * (count != 1)}"
 
 
 def size_text(size: float) -> str:
-    """Bytes, in the largest unit up to GiB that keeps them above 1."""
+    """Bytes, in the largest unit up to GiB that keeps the value at 1 or above."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}"
@@ -23,7 +23,7 @@ def size_text(size: float) -> str:
 
 
 def age_text(seconds: float) -> str:
-    """A stretch of time, in the largest unit of which it has at least two."""
+    """A duration, in the largest unit of which it has at least two."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

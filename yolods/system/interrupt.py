@@ -1,9 +1,10 @@
-"""Ctrl-C, SIGTERM and a closed terminal are requests to stop: they are noted, and a run acts on them where it can.
+"""Requests to stop: Ctrl-C, SIGTERM and a closed terminal, noted here and honoured at a safe point.
 
-In the middle of a batch it cannot. Python raises KeyboardInterrupt wherever it happens to be; seen with torch 2.13 and
-deepspeed 0.19.8: it was lost in a callback and training went on (2 of 8 tries), and the writer of a checkpoint aborted
-the process from C++ (1 of 8). Nor can a rank stop alone: DeepSpeed's launcher hands SIGTERM to its first rank only, and
-waits for that one. So ranks agree on it, with the numbers that a step exchanges anyway.
+The middle of a batch is not safe. Python raises KeyboardInterrupt at an arbitrary place; with torch
+2.13 and deepspeed 0.19.8, it was lost in a callback and training continued (2 of 8 tries), and the
+writer of a checkpoint aborted the process from C++ (1 of 8). A rank cannot stop alone, either:
+DeepSpeed's launcher forwards SIGTERM only to its first rank and waits only for that one. So the
+ranks agree to stop, with the numbers that they exchange in a step anyway.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from contextlib import contextmanager
 from typing import Any
 
 PASSED_ON = signal.SIGRTMIN
-"""Ctrl-C as launchers hand it on. Ranks may have had it from the terminal, and of SIGINT a second one acts at once."""
+"""Ctrl-C as launchers forward it. It is another signal because ranks may have received the
+terminal's SIGINT already, and a second SIGINT acts at once."""
 AGAIN_SECONDS = 0.05
-"""After which a request is made again that was lost."""
+"""Delay before a lost request is repeated."""
 REQUESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, PASSED_ON)
 
 _asked: signal.Signals | None = None
@@ -28,38 +30,42 @@ _abandoned = False
 
 
 class Stopped(KeyboardInterrupt):
-    """A request to stop, on which all ranks have agreed."""
+    """A request to stop on which all ranks have agreed."""
 
     def __init__(self, asked: signal.Signals | None = None) -> None:
         """
         Args:
-            asked: by which signal; None: by that which reached this process. What was sent to another rank counts as
-                SIGTERM here.
+            asked: the signal; None: the one that reached this process. A signal that reached only
+                another rank counts as SIGTERM.
         """
         self.signal = asked or _asked or signal.SIGTERM
         self.lost = _abandoned
-        """Whether nobody has asked for it, but what has started the process is gone."""
+        """Whether nobody asked to stop, but the launcher of this process is gone."""
         super().__init__(self.signal.name)
 
     @property
     def status(self) -> int:
-        """The exit status that shells give to it."""
+        """The exit status by the convention of shells."""
         return 128 + self.signal
 
 
 @contextmanager
 def noted() -> Iterator[None]:
-    """Within: a request to stop raises Stopped, or, where work is `patient`, waits for it to ask; a second Ctrl-C acts
-    at once in any case. Outside the main thread nothing changes.
+    """Turn requests to stop into `Stopped`, or inside `patient` only note them.
 
-    What fails after Ctrl-C counts as interrupted: of several ranks one stops first, and the others lose their
-    connection. Not so after SIGTERM, which DeepSpeed's launcher sends as well where a rank has died.
+    A second Ctrl-C acts at once in any case. Outside the main thread this does nothing.
+
+    An exception after Ctrl-C counts as the interruption: one rank stops first, and the others lose
+    their connection to it. After SIGTERM it does not, because DeepSpeed's launcher also sends
+    SIGTERM when a rank has died.
     """
     global _asked, _patient, _abandoned
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _asked, _patient, _abandoned = None, False, False
+    # CPython reports an exception that it cannot raise (in a callback from C, in `__del__`) to this
+    # hook; a request must not be lost there.
     earlier, shown = heed(_note), sys.unraisablehook
     sys.unraisablehook = lambda lost: _once_more() if isinstance(lost.exc_value, Stopped) else shown(lost)
     try:
@@ -72,16 +78,18 @@ def noted() -> Iterator[None]:
         for number, handler in earlier.items():
             signal.signal(number, handler)
         sys.unraisablehook = shown
-        signal.signal(PASSED_ON, signal.SIG_IGN)  # it may come after what the terminal has sent has been answered
+        # A launcher may forward Ctrl-C after the terminal's own has been handled.
+        signal.signal(PASSED_ON, signal.SIG_IGN)
         _asked = None
 
 
 def heed(handler: Any) -> dict[signal.Signals, Any]:
-    """Have `handler` called for every request to stop; nohup's wish, that closed terminals be ignored, holds. What was
-    held back comes now.
+    """Call `handler` for every request to stop, and deliver a Ctrl-C that was held back.
+
+    SIGHUP stays ignored if nohup has set it so.
 
     Returns:
-        the handlers before.
+        the earlier handlers.
     """
     heeded = [each for each in REQUESTS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
     earlier = {number: signal.signal(number, handler) for number in heeded}
@@ -90,14 +98,17 @@ def heed(handler: Any) -> dict[signal.Signals, Any]:
 
 
 def hold_ctrl_c() -> None:
-    """Hold Ctrl-C back from this process, and from those that it starts or becomes, until they `heed` it: while they
-    import it would end in a traceback. Their launcher hands it on to them as PASSED_ON, which ends them without one."""
+    """Block Ctrl-C in this process and its children, also after `exec`, until they call `heed`.
+
+    During imports it would end in a traceback. The launcher forwards it to its children as
+    PASSED_ON, which ends them without one.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Within, and in what the process becomes within: Ctrl-C is held back."""
+    """Block Ctrl-C within, also in a program that this process becomes by `exec`."""
     hold_ctrl_c()
     try:
         yield
@@ -106,22 +117,26 @@ def held() -> Iterator[None]:
 
 
 def passed_on(number: int) -> int:
-    """The signal by which a launcher hands a request on."""
+    """The signal with which a launcher forwards a request."""
     return PASSED_ON if number == signal.SIGINT else number
 
 
 def by_a_user(number: int) -> int:
-    """The signal that a user has sent, where a launcher may have handed it on."""
+    """The signal that the user sent, which a launcher may have forwarded as PASSED_ON."""
     return signal.SIGINT if number == PASSED_ON else number
 
 
 @contextmanager
 def abrupt() -> Iterator[None]:
-    """Within, in the main thread: Ctrl-C ends the process on the spot. Imports of C++ would make a traceback of it."""
+    """Let Ctrl-C kill the process within, in the main thread.
+
+    During imports of C++ modules a KeyboardInterrupt would end in a traceback.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     earlier = signal.getsignal(signal.SIGINT)
+    # Only if nobody has installed a handler: a launcher's or a run's own must stay.
     if earlier == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
@@ -133,18 +148,24 @@ def abrupt() -> Iterator[None]:
 def _note(number: int, frame: Any) -> None:
     global _asked
     if number == PASSED_ON:
+        # The terminal's Ctrl-C came first; its forwarded copy is not a second request.
         if _asked == signal.SIGINT:
             return
         number = signal.SIGINT
     if number == _asked == signal.SIGINT:
         raise KeyboardInterrupt
+    # Ctrl-C is kept against a later SIGTERM, because it decides the exit status.
     _asked = _asked if _asked == signal.SIGINT else signal.Signals(number)
     if not _patient:
         raise Stopped(_asked)
 
 
 def _once_more() -> None:
-    """Python was in a callback of C or in a `__del__`, where it can but print an exception and go on."""
+    """Repeat a request that Python lost in a callback from C or in a `__del__`.
+
+    There it can only print the exception and continue. SIGTERM, because a second SIGINT would act
+    at once.
+    """
     timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
@@ -152,15 +173,16 @@ def _once_more() -> None:
 
 @contextmanager
 def patient() -> Iterator[None]:
-    """Within, and after a failure within: requests to stop are only noted."""
+    """Only note requests to stop, within and after an exception from within."""
     global _patient
+    # No `finally`: after an exception, the cleanup that follows must not be interrupted, either.
     _patient = True
     yield
     _patient = False
 
 
 def abandon() -> None:
-    """Stop this process as on request, though nobody may have asked for it: what has started it is gone."""
+    """Stop this process as on request, because its launcher is gone."""
     global _abandoned
     _abandoned = _asked is None
     os.kill(os.getpid(), signal.SIGTERM)
@@ -172,5 +194,5 @@ def asked() -> bool:
 
 
 def pressed() -> bool:
-    """Whether that was by Ctrl-C, which reaches every rank that a terminal has started."""
+    """Whether the request was Ctrl-C, which reaches every rank that was started in a terminal."""
     return _asked == signal.SIGINT

@@ -7,26 +7,26 @@ import shlex
 from collections.abc import Mapping
 
 LAUNCH = ("yolods", "launch")
-"""How the launcher is called without launch.sh, as after `pip install`."""
+"""The launcher's command without launch.sh, as after `pip install`."""
 SCRIPT = "YOLODS_LAUNCH_SCRIPT"
-"""Variable in which launch.sh hands on its own path, as it was typed."""
+"""Variable in which launch.sh passes its own path, as it was typed."""
 
 
 def script(environ: Mapping[str, str] | None = None) -> str | None:
-    """The path of the launch.sh that has started this, ready for a shell; None: something else has.
+    """Path of the launch.sh that started this process, quoted for a shell; None: there was none.
 
     Args:
-        environ: variables to read; this process' own by default.
+        environ: environment; default: this process's own.
     """
     path = (os.environ if environ is None else environ).get(SCRIPT)
     return shlex.quote(path) if path else None
 
 
 def launch_command(*words: str, environ: Mapping[str, str] | None = None) -> str:
-    """A command of the launcher, ready for a shell: `words` after the path of launch.sh, or after `yolods launch`.
+    """A command of the launcher, quoted for a shell: `words` after launch.sh or `yolods launch`.
 
     Args:
-        words: a subcommand and its flags; none: what a user types before them.
+        words: a subcommand and its flags; none: only the beginning of the command.
         environ: as in `script`.
     """
     return " ".join([script(environ) or shlex.join(LAUNCH), *map(shlex.quote, words)])

@@ -1,7 +1,8 @@
-"""Standard input, output and error: open, and nothing raises at who prints, whatever the shell has left of them.
+"""Makes the standard streams safe: all three are open, and printing never raises.
 
-A closed descriptor would be given to the next file that is opened, and what somebody prints would end up in that file.
-A screen that is full or gone must end neither a run nor, with a traceback, a command.
+The next file to be opened would take the number of a closed descriptor, and whatever is printed
+would end up in that file. A terminal that is full or gone must not end a run, nor may it end a
+command with a traceback.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from yolods.errors import UserError
 
 
 class _Pane(io.FileIO):
-    """A descriptor to write to that remembers its first failure and raises none."""
+    """A writable descriptor that remembers its first error instead of raising it."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
         self.failure: OSError | None = None
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
-        """As a file's, but that what cannot be written counts as written."""
+        """Write as a file does; data that cannot be written counts as written."""
         try:
-            while (written := super().write(data)) is None:  # who shares the screen has made it non-blocking
+            # None: another process that shares the terminal has made it non-blocking.
+            while (written := super().write(data)) is None:
                 select.select((), (self.fileno(),), ())
             return written
         except OSError as error:
@@ -39,40 +41,42 @@ _panes: dict[str, _Pane] = {}
 
 
 def open_all() -> None:
-    """Open what is closed, for this process and those that it starts, and make printing safe. A second call changes
-    nothing, nor does one where somebody has put other streams in place."""
+    """Open closed streams, for this process and its children, and make printing safe.
+
+    A second call changes nothing, and streams that somebody has replaced stay.
+    """
     opened = set()
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest number that is free: this one, as those below are open by now.
+            # The kernel assigns the lowest free number, which is this one: those below are open.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             opened.add(descriptor)
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         now: TextIO | None = getattr(sys, name)
-        if now is None and descriptor not in opened:  # a file that was opened meanwhile has the number
+        if now is None and descriptor not in opened:  # another file has taken the number since
             descriptor = os.open(os.devnull, os.O_WRONLY)
         if now is None or (now is getattr(sys, f"__{name}__") and isinstance(now, io.TextIOWrapper)):
             setattr(sys, name, _safe(name, descriptor, now))
 
 
 def show(text: str) -> None:
-    """Print what a command was started for.
+    """Print the output of a command.
 
     Raises:
-        UserError: it did not arrive. Not where the reader had enough: `| head` is no mistake.
+        UserError: it could not be written. A reader that stopped reading (`| head`) is no error.
     """
     print(text)
     sys.stdout.flush()
     if reason := lost():
-        raise UserError(f"standard output cannot be written: {reason}; print to another place")
+        raise UserError(f"cannot write to standard output: {reason}; print to another place")
 
 
 def lost() -> str:
-    """Why what was printed did not arrive, where that is no matter of a reader who had enough; "": it did."""
+    """Why printed text was lost, unless the reader stopped reading; "": it was not lost."""
     failure = _panes["stdout"].failure if "stdout" in _panes else None
     return "" if failure is None or failure.errno == errno.EPIPE else str(failure.strerror)
 
@@ -85,7 +89,8 @@ def _safe(name: str, descriptor: int, now: TextIO | None) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(pane),
         encoding=getattr(now, "encoding", None) or "utf-8",
-        errors="replace" if name == "stdout" else "backslashreplace",  # for a locale that lacks a letter
+        # For a locale that lacks a character.
+        errors="replace" if name == "stdout" else "backslashreplace",
         line_buffering=name == "stderr"
         or any(getattr(now, kind, False) for kind in ("line_buffering", "write_through")),
     )

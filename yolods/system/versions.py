@@ -1,4 +1,4 @@
-"""Versions of what computes: a run tells them, and its checkpoints carry them."""
+"""Versions of the packages that compute, for the log and the checkpoints."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from yolods import __version__
 
 PACKAGES = ("torch", "deepspeed", "ultralytics", "numpy")
-"""Whose versions decide what a step computes."""
+"""Packages whose versions affect the result of a step."""
 
 
 def versions() -> dict[str, str]:
-    """Of yolods, python and `PACKAGES`; "unknown" where one is imported from a folder without metadata."""
+    """Versions of yolods, Python and `PACKAGES`; "unknown" for a package without metadata."""
     return {"yolods": __version__, "python": platform.python_version(), **{name: _of(name) for name in PACKAGES}}
 
 

@@ -1,1 +1,2 @@
-"""Sees to it that no run hangs: heartbeats, the failure detector, and what a rank failed with."""
+"""Detection of ranks that hang or die: heartbeats, failure detector, sidecar, records of
+failures."""

@@ -1,7 +1,8 @@
-"""What a rank failed with, left in the run's folder for the launcher, which hears of a number only.
+"""Records of the exceptions that ended ranks, in the run's folder for the launcher.
 
-A restart needs to know whether it was the same exception as before, which would come again and again, and whether it
-was a port that another process had taken meanwhile, which a start with another port mends.
+The launcher itself sees only an exit status. A restart needs to know whether the exception is the
+same as before, because it would occur again, and whether another process had taken the port,
+because a start on another port then succeeds.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from pathlib import Path
 from yolods.errors import UserError
 
 NOTES = "logs/failed-*.json"
-"""In a run's folder."""
+"""Pattern of the records in a run's folder."""
 CONNECTION = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|socket|gloo|nccl|timed? ?out|"
     r"peer|DistStoreError|DistNetworkError|DistBackendError|no route to host",
     re.IGNORECASE,
 )
-"""Signs that an exception tells of another rank and not of this one."""
+"""Signs that an exception is the consequence of another rank's failure."""
 PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use|taken the same port", re.IGNORECASE)
 LONGEST = 4000
 """Characters of an exception's text that are compared."""
@@ -33,37 +34,40 @@ LONGEST = 4000
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception that has ended a rank. Equal ones are the same fault."""
+    """An exception that ended a rank. Equal objects are the same fault."""
 
     type: str
     text: str
-    """Without addresses in memory, which are others each time."""
+    """Without memory addresses, which differ each time."""
     place: str
     """Where it was raised: file:line."""
 
     @property
     def port_taken(self) -> bool:
-        """Whether the port, on which ranks meet, was another process'."""
+        """Whether another process had taken the port of the rendezvous."""
         return PORT_TAKEN.search(self.text) is not None
 
     @property
     def of_another(self) -> bool:
-        """Whether it tells of a rank that is gone, and not of a fault of this one's."""
+        """Whether another rank's failure caused it."""
         return CONNECTION.search(f"{self.type}: {self.text}") is not None
 
 
 def is_connection(error: BaseException) -> bool:
-    """Whether an exception tells of another rank, which this one has lost."""
+    """Whether an exception means that this rank has lost the connection to another one."""
     known = isinstance(error, RuntimeError | OSError) and not isinstance(error, UserError)
     return known and _failure(error).of_another
 
 
 @contextmanager
 def noted_in(run_dir: Path | None, start: str | None) -> Iterator[None]:
-    """Within: what comes through is noted, unless it is a user's mistake or a request to stop.
+    """Record any exception raised within, except a user error or a request to stop.
+
+    KeyboardInterrupt and SystemExit are no `Exception` and pass unrecorded.
+
 
     Args:
-        run_dir: the run's folder; None: there is no launcher that would read it.
+        run_dir: the run's folder; None: no launcher would read the record.
         start: identity of the start.
     """
     try:
@@ -71,8 +75,10 @@ def noted_in(run_dir: Path | None, start: str | None) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        # No record of user errors above: their exit status 2 already prevents a restart.
         if run_dir is not None and start:
             with suppress(OSError):
+                # One file per process, because ranks of all hosts write to the same folder at once.
                 file = run_dir / NOTES.replace("*", f"{socket.gethostname()}-{os.getpid()}")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps({"start": start, **asdict(_failure(error))}), encoding="utf-8")
@@ -80,8 +86,10 @@ def noted_in(run_dir: Path | None, start: str | None) -> Iterator[None]:
 
 
 def read_failures(run_dir: Path, start: str) -> set[Failure]:
-    """What ranks of a start have failed with, and forget it: it was of one try. Where some have only lost another, what
-    the others say."""
+    """Read and delete the failures of a start: they belong to one attempt.
+
+    If some ranks only lost another rank, the result contains only the other ranks' failures.
+    """
     found: set[Failure] = set()
     for file in run_dir.glob(NOTES):
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -89,8 +97,10 @@ def read_failures(run_dir: Path, start: str) -> set[Failure]:
             file.unlink()
             if note.pop("start") == start:
                 found.add(Failure(**note))
-    with suppress(OSError):  # unless there is a log in it
+    with suppress(OSError):  # not empty: it also holds logs
         (run_dir / NOTES).parent.rmdir()
+    # A rank that lost another one raises as a consequence. The cause is what the lost rank raised,
+    # unless it was killed and left no record.
     return {each for each in found if each.port_taken or not each.of_another} or found
 
 

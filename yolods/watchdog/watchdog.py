@@ -1,15 +1,17 @@
-"""Sees to it that no run hangs: beats for this rank, hears the others, and ends the process when one of them is lost.
+"""Keeps a run from hanging: sends heartbeats, reads the others', and ends a process of a lost run.
 
-    main thread      marks what it is in (`phases`)
-    watchdog         ticks ten times a second: counts time and whose it is (`collective_waits`),
-                     judges (`failure_detector`), ends the run
-    exchange         once a second: puts this rank's beat on the store and reads others'; it may wait for ever
-    sidecar          a process: ends this rank where its own threads no longer can
+    main thread      marks its phases (`phases`)
+    watchdog         ten times per second: counts time, own or waiting (`collective_waits`),
+                     judges the heartbeats (`failure_detector`), ends the run
+    exchange         once per second: writes this rank's heartbeat to the store and reads others';
+                     it may block forever
+    sidecar          a process: ends this rank if the rank's own threads no longer can
 
-Rank 0 hears all ranks, and what it finds goes to the others over the store; they hear rank 0. Where the store itself
-does not answer, rank 0 or its host is what was lost.
+Rank 0 reads the heartbeats of all ranks and publishes its verdict in the store; the other ranks
+read the verdict and rank 0's heartbeats. If the store does not answer, rank 0 or its host is lost.
 
-A process that is ended here leaves with LOST, and its threads' stacks in logs/stacks-rank<r>.txt of the run's folder.
+A process that the watchdog ends exits with LOST and writes the stacks of its threads to
+logs/stacks-rank<r>.txt in the run's folder.
 """
 
 from __future__ import annotations
@@ -41,32 +43,35 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NODE_LAUNCHERS = ("deepspeed.launcher.launch", "yolods.launch.node_launcher")
-"""What starts the ranks of a host: DeepSpeed's own, and ours."""
+"""Modules that start the ranks of a host: DeepSpeed's and ours."""
 TICK, BEAT = 0.1, 1.0
-"""Seconds."""
+"""Seconds between two judgements, and between two heartbeats."""
 LONGEST_TICK = 1.0
-"""What a tick counts at most: a process that was suspended for longer has not been slow."""
+"""Limit of the time counted per tick: a process that was suspended for longer has not been slow."""
 UNREACHABLE_SECONDS = 2.0
-"""From a refused connection to the store on, in which a run that ends in good order has ended."""
+"""Seconds after a refused connection to the store, within which a run that ends properly has
+ended."""
 FAREWELL_SECONDS = 2.5
-"""What rank 0 waits before it takes the store down with itself, so that the others read why."""
+"""Seconds before rank 0 takes the store down with itself, so that the others can read the
+reason."""
 ALONE_SECONDS = 60.0
-"""What ranks whose launcher is gone have to take a last step and save."""
+"""Seconds in which ranks that lost their launcher must finish a step and save."""
 WINDOW_SECONDS, WINDOW_STEPS = 10.0, 5
-"""Over at least so much the time of a step is averaged, before ranks are compared."""
+"""Minimum length of a window over which step times are averaged before ranks are compared."""
 
 
-# Wide: the state of one rank, which its own thread and the main thread share.
+# Wide: the state of one rank, shared by the watchdog's thread and the main thread.
 class Watchdog:
-    """Of one rank, around its work: `with Watchdog(...)`."""
+    """One rank's watchdog, active inside `with Watchdog(...)`."""
 
     def __init__(self, kv_store: KeyValueStore, ranks: Ranks, policy: WatchdogConfig, folder: Path | None) -> None:
         """
         Args:
-            folder: of the run, for stacks; None: none are written.
+            folder: the run's folder, for stacks; None: write none.
         """
         self._kv_store, self._ranks, self._policy, self._folder = kv_store, ranks, policy, folder
         self._detector, self._stragglers = FailureDetector(policy), Stragglers()
+        # A connection of its own: one connection serves one thread, and a call may block forever.
         self._exchange = _Exchange(kv_store.clone(), ranks)
         self._steps = _StepTimes()
         self._stop = threading.Event()
@@ -81,11 +86,12 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if self._policy.enabled:
-            # Later than the others find it out: they know more to say.
+            # Later than the other ranks' limit, because they can say more about the loss.
             self._sidecar = Sidecar(self._ranks.name, self._policy.silence_seconds + 2 * BEAT)
             self._exchange.beat = self._beat(Standing(PHASES.now, 0.0, None), False)
             if self._ranks.is_main:
-                self._kv_store.put("verdict", None)  # so that a read finds every key, and asks once for all of them
+                # So that a read finds every key and needs only one request for all of them.
+                self._kv_store.put("verdict", None)
             for work in (self._exchange.run, self._watch):
                 threading.Thread(target=work, name=f"yolods {work.__qualname__}", daemon=True).start()
         return self
@@ -93,6 +99,9 @@ class Watchdog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if not self._policy.enabled:
             return
+        # On success, wait for all ranks: rank 0 takes the store down, and a rank that still works
+        # would take its absence for a failure. On a lost connection, wait for the verdict, because
+        # the exception (say, "connection reset by peer") does not name the lost rank.
         if error is None:
             PHASES.mark("the end")
             self._ranks.barrier()
@@ -100,41 +109,48 @@ class Watchdog:
             self._wait_for_verdict(error)
         if not isinstance(error, KeyboardInterrupt):
             self._left = "" if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
-            shown = isinstance(error, UserError) or interrupt.pressed()  # the first is for the command line to show
+            # The command line prints a UserError.
+            shown = isinstance(error, UserError) or interrupt.pressed()
             if self._left and not shown:
                 log.error("%s failed in %s: %s", self._ranks.name, PHASES.now, self._left)
             self._post()
+        # Stop both threads before the sidecar, so that no verdict ends a process that is leaving.
         self._stop.set()
         self._exchange.stop.set()
         assert self._sidecar is not None
         self._sidecar.leave()
 
     def news(self) -> list[str]:
-        """Lines about stragglers that nobody has been told yet. On rank 0."""
+        """New lines about stragglers, each returned once. On rank 0."""
         told, self._news = self._news, []
         return told
 
     def step_seconds(self) -> dict[int, float]:
-        """Seconds a step that each rank last took without waiting for others. On rank 0."""
+        """Seconds per step of each rank in its last window, without waiting. On rank 0."""
         return self._stragglers.seconds()
 
     def _wait_for_verdict(self, error: BaseException) -> None:
-        """Another rank is gone, and the watchdog's thread will say which, and end this process."""
+        """Wait until the watchdog's thread names the lost rank and ends this process.
+
+        Sets `broken`, which shortens the silence after which the other ranks name it.
+        """
         self._broken = True
         log.info("lost a connection: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
         time.sleep(self._policy.silence_seconds + FAREWELL_SECONDS + 2 * BEAT)
 
     def _post(self) -> None:
-        """Put a last beat on the store, from a thread of its own: it may wait for ever."""
+        """Put a last heartbeat on the store, on a thread of its own, because that may block
+        forever."""
         last = self._beat(Standing(PHASES.now, 0.0, None), False)
         poster = threading.Thread(target=lambda: self._exchange.put(last), daemon=True)
         poster.start()
         poster.join(BEAT)
 
     def _watch(self) -> None:
-        """The watchdog's thread."""
+        """Loop of the watchdog's thread."""
         if self._ranks.device.type == "cuda":
-            torch.cuda.set_device(self._ranks.device)  # else a look at an event would open the host's first GPU
+            # Otherwise the query of an event would create a context on the host's first GPU.
+            torch.cuda.set_device(self._ranks.device)
         before, due = time.monotonic(), 0.0
         while not self._stop.wait(TICK):
             now = time.monotonic()
@@ -170,7 +186,10 @@ class Watchdog:
         )
 
     def _judge(self) -> Alarm | None:
-        """What is wrong by now; None: nothing."""
+        """The present alarm; None: nothing is wrong.
+
+        The launcher comes first: ranks without one must not wait for any verdict.
+        """
         if self._launcher is not None and (text := self._launcher.gone()) is not None:
             return self._without_launcher(text)
         exchange = self._exchange
@@ -181,26 +200,27 @@ class Watchdog:
             return self._detector.check(beats, self._now)
         if exchange.verdict is not None:
             return Alarm(**exchange.verdict)
+        # Rank 0 has published nothing, so find out whether it still can.
         if exchange.answers != self._answers:
             self._answers, self._answered = exchange.answers, self._now
         quiet = self._now - self._answered
         name, doing = (beats[0].name, f"; it was in {beats[0].doing}") if beats else ("rank 0", "")
         if exchange.refused and quiet > UNREACHABLE_SECONDS:
-            return Alarm(0, True, f"{name}, through which ranks keep in touch, is gone{doing}")
+            return Alarm(0, True, f"{name}, which relays the heartbeats, is gone{doing}")
         if quiet > self._policy.silence_seconds:
-            text = f"{name}, through which ranks keep in touch, has not answered for {quiet:.0f} s{doing}"
+            text = f"{name}, which relays the heartbeats, has not answered for {quiet:.0f} s{doing}"
             return Alarm(0, True, text)
         return self._detector.lost(beats, self._now)
 
     def _without_launcher(self, text: str) -> Alarm | None:
-        """Stop as on request, which saves; end where that takes too long."""
+        """Stop as on request, with a checkpoint; the alarm if that takes too long."""
         who = self._ranks.name
         if self._alone_since is None:
             self._alone_since = self._now
             self._say(logging.ERROR, f"{text.format(who)}; stopping")
             interrupt.abandon()
         if self._now - self._alone_since > ALONE_SECONDS:
-            return Alarm(self._ranks.rank, True, f"{text.format(who)}, and it does not stop")
+            return Alarm(self._ranks.rank, True, f"{text.format(who)}, and the rank does not stop")
         return None
 
     def _act(self, verdict: Alarm) -> None:
@@ -208,20 +228,24 @@ class Watchdog:
             if self._ranks.is_main or verdict.rank == 0:
                 self._say(logging.WARNING, verdict.text)
             return
+        # Publish first, on a thread that may block: the others act on it while this rank writes.
         if self._ranks.is_main:
             threading.Thread(target=lambda: self._exchange.say(verdict), daemon=True).start()
-        # One a host is enough; where that may be the one that is lost, its neighbour.
+        # One rank per host prints the line. If that one may be the lost rank, its neighbour does.
         if self._ranks.rank in (verdict.rank, 1 if verdict.rank == 0 else 0) or self._ranks.local == 0:
             self._say(logging.ERROR, f"{verdict.text}; ending the run")
         self._write_stacks()
         if self._ranks.is_main and self._ranks.size > 1:
+            # The store runs in this process: stay until the others have read the verdict.
             time.sleep(FAREWELL_SECONDS)
         assert self._sidecar is not None
         self._sidecar.leave()
+        # `_exit`, because the main thread may be stuck in a collective and would never unwind.
         os._exit(LOST)
 
     def _say(self, level: int, text: str) -> None:
-        """From a thread of its own: a screen that is held (Ctrl-S, a pager) holds whoever writes on it."""
+        """Log on a thread of its own: a blocked terminal (Ctrl-S, a pager) blocks whoever
+        writes."""
         speaker = threading.Thread(target=lambda: log.log(level, "%s", text), daemon=True)
         speaker.start()
         speaker.join(BEAT)
@@ -238,24 +262,24 @@ class Watchdog:
 
 
 class _Exchange:
-    """This rank's talk with the store, on a thread that may be held up in it."""
+    """This rank's communication with the store, on a thread that may block in it."""
 
     def __init__(self, kv_store: KeyValueStore, ranks: Ranks) -> None:
         self._kv_store, self._ranks = kv_store, ranks
         self.stop = threading.Event()
         self.beat: Heartbeat | None = None
         self.heard: list[Heartbeat] = []
-        """The newest beats: of all ranks on rank 0, of rank 0 elsewhere."""
+        """Newest heartbeats: of all ranks on rank 0, of rank 0 on the others."""
         self.verdict: dict[str, Any] | None = None
-        """What rank 0 has found."""
+        """Rank 0's verdict."""
         self.answers = 0
-        """How often the store has answered."""
+        """Number of answers from the store."""
         self.refused = False
-        """Whether rank 0's process does not listen any more."""
+        """Whether rank 0's process no longer listens."""
         self._keys = [f"beat/{rank}" for rank in (range(ranks.size) if ranks.is_main else (0,))]
 
     def run(self) -> None:
-        """The thread."""
+        """Loop of the thread."""
         while not self.stop.is_set():
             try:
                 if self.beat is not None:
@@ -270,28 +294,30 @@ class _Exchange:
             self.stop.wait(BEAT)
 
     def put(self, beat: Heartbeat) -> None:
-        """Show a beat."""
+        """Write a heartbeat."""
         with contextlib.suppress(RuntimeError):
             self._kv_store.put(f"beat/{beat.rank}", asdict(beat))
 
     def say(self, verdict: Alarm) -> None:
-        """Tell all ranks; by rank 0."""
+        """Publish a verdict to all ranks. On rank 0."""
         with contextlib.suppress(RuntimeError):
+            # A new connection: this one's thread may be blocked in a read.
             self._kv_store.clone().put("verdict", asdict(verdict))
 
 
 class _StepTimes:
-    """Seconds a step that this rank takes without waiting for others, by sampling."""
+    """Samples the seconds per step that this rank takes without waiting for others."""
 
     def __init__(self) -> None:
         self.own: tuple[int, float] | None = None
-        """Number of the window, and its seconds a step."""
+        """Number of the window, and its seconds per step."""
         self._number, self._first, self._passed, self._busy = 0, 0, 0.0, 0.0
 
     def count(self, standing: Standing, passed: float, waits: bool) -> None:
-        """A tick."""
+        """Count one tick."""
         step = standing.mark.step
-        if standing.mark.slow or step == 0:  # drawing and the like is rank 0's alone
+        # Only rank 0 draws and writes; that makes it no straggler.
+        if standing.mark.slow or step == 0:
             return
         self._first = self._first or step
         self._passed += passed
@@ -305,15 +331,15 @@ class _StepTimes:
 
 @dataclass(frozen=True)
 class _Launcher:
-    """DeepSpeed's launcher on this host, and what has started that: ranks do not outlive either."""
+    """DeepSpeed's launcher on this host, and its parent: ranks do not outlive either."""
 
     pid: int
     parent: int | None
-    """The runner, or over several hosts the login that pdsh has made; None: unknown."""
+    """The runner, or with several hosts the login shell that pdsh started; None: unknown."""
 
     @classmethod
     def mine(cls) -> _Launcher | None:
-        """None where this process was started by something else."""
+        """This process's launcher; None if something else started this process."""
         pid = os.getppid()
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -323,18 +349,19 @@ class _Launcher:
         return cls(pid, _parent(pid)) if known else None
 
     def gone(self) -> str | None:
-        """What is, with a {} for the rank; None: nothing."""
+        """Text about the process that is gone, with {} for the rank; None: both are alive."""
+        # Linux gives an orphan another parent, so a changed parent means that the process died.
         if os.getppid() != self.pid:
             return f"the launcher of {{}} (process {self.pid}) is gone"
         if self.parent is not None and _parent(self.pid) not in (self.parent, None):
-            return f"what has started the launcher of {{}} (process {self.parent}) is gone"
+            return f"the process that started the launcher of {{}} (process {self.parent}) is gone"
         return None
 
 
 def _parent(pid: int) -> int | None:
-    """The parent of a process; None: it cannot be told."""
+    """The parent of a process; None: unknown."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return int(text.rpartition(")")[2].split()[1])  # behind the name, which may have anything in it
+        return int(text.rpartition(")")[2].split()[1])  # after the name, which may contain anything
     except (OSError, ValueError, IndexError):
         return None
