@@ -204,10 +204,10 @@ def test_a_file_that_vanishes_is_reported_replaced_and_counted(runs):
     result, file = runs.results["vanish"], runs.root / "vanish" / "images" / "train" / "004.jpg"
     assert result["code"] == 0, result["out"] + result["err"]
     everything = result["out"] + result["err"]
-    assert everything.count(f"{file} could not be read; another sample took its place") == 1
+    assert everything.count(f"{file} could not be read; replaced by another sample") == 1
     position = json.loads(next((runs.root / "runs" / "vanish" / "checkpoints").glob("*/progress.json")).read_text())
     assert position["replaced"] >= 2  # once an epoch, and what a step took beyond the last
-    assert f"{position['replaced']} samples were replaced: 1 files could not be read any more" in everything
+    assert f"{position['replaced']} samples were replaced: 1 files could no longer be read" in everything
     assert "Traceback" not in everything
 
 
@@ -221,7 +221,7 @@ def test_no_disk_space(runs):
     (line,) = errors_of(runs, "disk-left")
     assert re.fullmatch(
         re.escape(str(runs.root / "runs" / "disk-left"))
-        + r": 0\.01 GiB are free, but 4 checkpoints of 0\.6 M parameters x 40 bytes take 0\.09 GiB; free some, or "
+        + r": 0\.01 GiB are free, but 4 checkpoints of 0\.6 M parameters x 40 bytes need 0\.09 GiB; free some space, or "
         r"choose another --project",
         line,
     )
@@ -231,8 +231,8 @@ def test_a_disk_that_fills_later(runs):
     result, folder = runs.results["disk-fills"], runs.root / "runs" / "disk-fills"
     everything = result["out"] + result["err"]
     assert result["code"] == 2, everything
-    assert f"{folder}/weights could not be written, the earlier files stay: [Errno 28] No space left" in everything
-    assert "; the earlier checkpoint stays" in everything
+    assert f"{folder}/weights could not be written, the earlier files are kept: [Errno 28] No space left" in everything
+    assert "; the earlier checkpoint is kept" in everything
     assert "Traceback" not in everything
     assert errors_of(runs, "disk-fills") == [
         f"{folder}/weights/best.pt was never written; the log {folder}/train.log says why"
@@ -269,5 +269,5 @@ def test_val_of_a_split_that_is_not_there(runs):
 
 def test_resuming_a_finished_run(runs):
     assert errors_of(runs, "resume-done") == [
-        f"--resume: {runs.root}/runs/sound has finished its 2 epochs; give more by --epochs to go on"
+        f"--resume: {runs.root}/runs/sound has finished its 2 epochs; use a larger --epochs to continue"
     ]

@@ -44,7 +44,7 @@ def preflight(tmp_path, monkeypatch, capfd) -> Callable[..., list[str]]:
 
 
 GOOD = ("train", "--data", "data/tiny.yaml", "--imgsz", "64")
-LOOKING = f"yolods: version {__version__}: looking at "
+LOOKING = f"yolods: version {__version__}: checking "
 """What is said before torch is imported for a check."""
 
 

@@ -333,7 +333,7 @@ def test_nothing_is_written_but_the_runs(runs):
 def test_best_pt_has_the_weights_of_last_pt_and_statistics_of_its_own(runs):
     """Under --noval the last epoch alone is judged."""
     screen = runs.screen("cosine")
-    kept = "best.pt has these" in screen
+    kept = "used in best.pt" in screen
     assert kept or "best.pt keeps those of training" in screen
     best, last = (runs.model("cosine", name).state_dict() for name in ("best.pt", "last.pt"))
     differing = {key for key in last if not torch.equal(best[key], last[key])}
