@@ -221,8 +221,8 @@ def test_no_disk_space(runs):
     (line,) = errors_of(runs, "disk-left")
     assert re.fullmatch(
         re.escape(str(runs.root / "runs" / "disk-left"))
-        + r": 0\.01 GiB are free, but 4 checkpoints of 0\.6 M parameters x 40 bytes need 0\.09 GiB; free some space, or "
-        r"choose another --project",
+        + r": 0\.01 GiB are free, but 4 checkpoints of 0\.6 M parameters x 40 bytes need 0\.09 GiB; free some "
+        r"space, or choose another --project",
         line,
     )
 

@@ -355,7 +355,7 @@ def test_a_start_that_looks_at_the_model_first_says_so_at_once(preflight, capfd)
         (["train", "--data", "nowhere.yaml"], "error: --data nowhere.yaml: no such file"),
         (
             ["export", "nowhere", "--to", "a.pt"],
-            "error: nowhere: no such folder; give a run's folder, its checkpoints/, ",
+            "error: nowhere: no such folder; name a run's folder, its checkpoints/, ",
         ),
         (["flags"], "error: unknown word 'flags'; the words are train, val, export, demo, launch"),
     ],

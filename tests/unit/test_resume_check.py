@@ -302,7 +302,7 @@ def _end(left: Path, step: int) -> None:
 def test_a_run_without_a_checkpoint_is_not_started(capsys, monkeypatch, left):
     shutil.rmtree(left / "checkpoints")
     assert refusals(capsys, monkeypatch, "--resume", str(left)) == [
-        "error: runs/exp/checkpoints: no whole checkpoint to resume from; start afresh, without --resume"
+        "error: runs/exp/checkpoints: no intact checkpoint to resume from; start again without --resume"
     ]
 
 

@@ -74,8 +74,8 @@ def test_disk_space(tmp_path, monkeypatch, free, enough):
     with pytest.raises(UserError) as caught:
         start._check_space(tmp_path, 1_000_000, 2)
     assert str(caught.value) == (
-        f"{tmp_path}: 0.11 GiB are free, but 3 checkpoints of 1.0 M parameters x 40 bytes need 0.11 GiB; free some space, or "
-        "choose another --project"
+        f"{tmp_path}: 0.11 GiB are free, but 3 checkpoints of 1.0 M parameters x 40 bytes need 0.11 GiB; free "
+        "some space, or choose another --project"
     )
 
 

@@ -157,7 +157,7 @@ def test_a_run_that_breaks_does_not_wait_for_what_cannot_come(
         store.save(Engine(), Progress(step=1))
         raise ZeroDivisionError
     assert caplog.messages == [
-        "a checkpoint is still being written after 0 s; it is waited for no longer; the earlier checkpoint is kept"
+        "a checkpoint is still being written after 0 s; no longer waiting for it; the earlier checkpoint is kept"
     ]
 
 

@@ -305,8 +305,8 @@ def test_trained_weights_can_be_had_in_fp32(runs, name):
 def test_nothing_to_export(runs):
     result = runs.results["demo of nothing"]
     assert result["code"] == 2
-    remedy = "give a run's folder, its checkpoints/, or one checkpoint in it"
-    assert result["err"] == f"error: {runs.root}/runs: no whole checkpoint in it; {remedy}\n"
+    remedy = "name a run's folder, its checkpoints/, or one checkpoint in it"
+    assert result["err"] == f"error: {runs.root}/runs: no intact checkpoint in it; {remedy}\n"
 
 
 def test_val_of_another_split_and_its_boxes(runs):

@@ -20,8 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainBatches:
-    """Reads a replica's share of the stream, passes batches to telemetry and counts unreadable
-    files."""
+    """Reads a replica's share of the stream, and counts files that cannot be read."""
 
     def __init__(
         self,
@@ -50,8 +49,7 @@ class TrainBatches:
         return self.dataset.source.place(image)
 
     def exclude(self, images: Iterable[str]) -> None:
-        """Stop reading these images. Batches that the loader is already reading still contain
-        them."""
+        """Stop reading these images. Batches under way in the loader still contain them."""
         self.dataset.exclude(images)
 
     def read(self, progress: Progress) -> Iterator[dict[str, Any]]:

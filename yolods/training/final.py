@@ -1,5 +1,4 @@
-"""The end of a run: best.pt gets better BatchNorm statistics if they help, and is evaluated as a
-user would load it."""
+"""The end of a run: better BatchNorm statistics for best.pt, and its final evaluation."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ from yolods.training.weight_files import WeightsWriter
 
 
 class FinalValidation:
-    """Evaluates best.pt with every plot. Calling it is a collective and leaves best.pt's weights in
-    the engine."""
+    """Evaluates best.pt with every plot. A call is a collective and loads best.pt."""
 
     def __init__(
         self,
@@ -102,8 +100,7 @@ class FinalValidation:
         return self.evaluator(self._engine, telemetry=self._telemetry)
 
     def _round_statistics(self) -> None:
-        """Round the statistics as a .pt does: to fp16, with infinities replaced by its largest
-        number."""
+        """Round the statistics as a .pt does: to fp16, with infinities at its largest number."""
         for buffer in self._engine.statistics():
             buffer.copy_(torch.nan_to_num(buffer.half()))
 

@@ -141,8 +141,7 @@ class Run:
         )
 
     def _answer(self, record: StepRecord) -> None:
-        """Report a step that was not applied, quarantine its images, and end the run if the guard
-        says so."""
+        """Report a step that was not applied, quarantine its images, and end the run if it must."""
         before, after = self._quarantine, self._quarantine.after(record.culprits)
         self.progress = replace(self.progress, image_faults=after.faults)
         event = event_of(record, sorted(after.excluded - before.excluded), self.batches.place)
@@ -165,8 +164,7 @@ class Run:
         return self.schedule.epochs_behind(self.progress.position) > self.progress.epochs_done
 
     def _close_epochs(self) -> None:
-        """Close the epoch that the last step ended, or several if the set is smaller than a
-        step."""
+        """Close the epoch that the last step ended, or several if a step exceeds the set."""
         if not self._epoch_ended:
             return
         rate, losses = self._pace.rate(), self.progress.mean_loss
@@ -244,8 +242,7 @@ class Run:
             self._saved = self.progress.step
 
     def _hear(self, ask: Callable[[], None]) -> bool:
-        """Call `ask`, which uses the store; warn and return False if a checkpoint could not be
-        written.
+        """Call `ask`, which uses the store; warn and return False if it could not write.
 
         A full disk does not end a run: the earlier checkpoint is intact, and a later save may work.
         """
@@ -258,6 +255,5 @@ class Run:
 
 
 def is_due(every: int, count: int) -> bool:
-    """Whether something with the period `every` is due after `count` times; a period of 0 never
-    is."""
+    """Whether something with period `every` is due after `count` times; period 0: never."""
     return every > 0 and count % every == 0

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 
 class Pace:
-    """Wall time of a run over all its starts, and training images per second in the current
-    epoch."""
+    """Wall time of a run over all its starts, and images per second in the current epoch."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
         """

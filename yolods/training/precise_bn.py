@@ -1,5 +1,4 @@
-"""Recomputes BatchNorm's statistics over train images at the end of a run
-(`model.bn_statistics`)."""
+"""Recomputes BatchNorm's statistics over train images (`model.bn_statistics`)."""
 
 from __future__ import annotations
 

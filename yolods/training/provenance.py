@@ -1,5 +1,4 @@
-"""The command, versions and devices of a run, for the screen, train.log, config.json and
-TensorBoard."""
+"""The command, versions and devices of a run, for the screen and its files."""
 
 from __future__ import annotations
 

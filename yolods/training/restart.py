@@ -44,18 +44,18 @@ class Restarts:
             run_dir: where the run writes.
             gpus: number of GPUs of this machine.
             check: builds the configuration of words for a world size; raises UserError if they
-                cannot run. run: the run's identity: checkpoints of other runs are not resumed.
-                start: the identity of this command: an end that another command noted does not
-                count. tell: file in which a rank of this host writes which run it belongs to, if
-                another host's launcher has claimed the folder.
+                cannot run.
+            run: the run's identity: checkpoints of other runs are not resumed.
+            start: the identity of this command: an end that another command noted does not count.
+            tell: file in which a rank of this host writes which run it belongs to, if another
+                host's launcher has claimed the folder.
         """
         self._words, self._flags, self._gpus = list(words), flags, gpus
         # Ranks on other hosts are found by this path, whatever their working directory is.
         self._run_dir = run_dir.absolute()
         self._check, self._run, self._start_id, self._tell = check, run, start, tell
         self._failed: dict[int | None, set[Failure | None]] = defaultdict(set)
-        """Failures of earlier starts, by the step of the checkpoint that they resumed; a failure of
-        None: unknown."""
+        """Failures of earlier starts by the step that they resumed from; None: unknown."""
 
     def first(self) -> Start:
         """The run as typed."""
@@ -138,8 +138,7 @@ class Restarts:
         return end.status if mine and end.step == newest_step(self._run_dir, self._run) else None
 
     def _layout(self, words: Sequence[str]) -> tuple[LaunchFlags, int]:
-        """The flags and the world size for the hosts that answer, with as many slots as the
-        configuration allows."""
+        """Flags and world size for the hosts that answer, with as many slots as can be used."""
         hosts = hosts_of(self._flags, gpus=self._gpus)
         # The other launchers need no ssh between hosts, and a scheduler takes care of failed ones.
         far = not self._flags.no_ssh and self._flags.launcher == "pdsh" and not all(host.is_local for host in hosts)

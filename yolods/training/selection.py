@@ -1,5 +1,4 @@
-"""Model selection: evaluates each epoch's moving average, writes it to weights/, and keeps the
-best."""
+"""Model selection: evaluates each epoch's moving average, writes it, and keeps the best."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ PICTURES_A_RUN = 5
 """How often a run draws validation pictures, in addition to those at its end."""
 
 FITNESS_DIGITS = 5
-"""Decimals of fitness when models are compared: ultralytics' validator returns no more to its
-trainer."""
+"""Decimals of fitness in comparisons: ultralytics' validator gives its trainer no more."""
 
 
 class Judged(NamedTuple):
@@ -33,8 +31,7 @@ class Judged(NamedTuple):
 
 
 class ModelSelection:
-    """Evaluates the moving average at an epoch's end and watches the patience. Calling it is a
-    collective."""
+    """Evaluates the moving average after each epoch. A call is a collective."""
 
     def __init__(
         self,
@@ -50,8 +47,7 @@ class ModelSelection:
         """Whether patience has run out, so that the run ends."""
 
     def __call__(self, progress: Progress) -> Judged:
-        """Evaluate epoch `progress.epochs_done` (from 0), unless --noval skips it, and write its
-        weights."""
+        """Evaluate epoch `progress.epochs_done` unless --noval is set; write its weights."""
         epoch = progress.epochs_done
         last = epoch == self._config.epochs - 1
         evaluation, fitness = None, None
@@ -71,15 +67,13 @@ class ModelSelection:
         return Judged(progress, evaluation, is_best and (progress.best_fitness or 0.0) > 0)
 
     def _evaluate(self, pictures: bool) -> tuple[Evaluation | None, float]:
-        """The evaluation (on rank 0) and the rounded fitness that epochs compete by (on every
-        rank)."""
+        """The evaluation (on rank 0) and the rounded fitness (on every rank)."""
         evaluation = self.evaluator(self._engine, pictures=pictures, telemetry=self._telemetry)
         fitness = round(evaluation.fitness, FITNESS_DIGITS) if evaluation else None
         return evaluation, self._engine.ranks.from_main(fitness)
 
     def lose_patience(self, progress: Progress) -> None:
-        """Set `exhausted`, with a message, if the best epoch is `patience` epochs behind the one
-        just closed."""
+        """Set `exhausted` and log it if the best epoch is `patience` epochs ago."""
         patience, waited = self._config.hyper.patience, progress.epochs_done - 1 - progress.best_epoch
         self.exhausted = bool(patience) and waited >= patience and progress.best_fitness is not None
         if self.exhausted:

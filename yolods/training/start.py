@@ -343,8 +343,8 @@ def _check_space(folder: Path, parameters: int, keep: int) -> None:
     if free < needed:
         raise UserError(
             f"{folder}: {free / 2**30:.2f} GiB are free, but {keep + 1} checkpoints of {parameters / 1e6:.1f} M "
-            f"parameters x {BYTES_A_PARAMETER} bytes need {needed / 2**30:.2f} GiB; free some space, or choose another "
-            "--project"
+            f"parameters x {BYTES_A_PARAMETER} bytes need {needed / 2**30:.2f} GiB; free some space, or choose "
+            "another --project"
         )
 
 
@@ -361,7 +361,7 @@ def _small_set(schedule: Schedule, ranks: int) -> list[str]:
     steps = math.ceil(schedule.total_samples / (schedule.batch * accumulation))
     return [
         f"{samples} train images are fewer than a batch of {schedule.batch}, so a batch spans epochs, and "
-        f"{schedule.epochs} epochs are about {steps} steps; for as many steps as in ultralytics use --batch-size {batch} "
+        f"{schedule.epochs} epochs are about {steps} steps; for ultralytics' number use --batch-size {batch} "
         f"--set nbs={batch * accumulation}"
     ]
 

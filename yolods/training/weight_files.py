@@ -1,5 +1,4 @@
-"""The .pt files of a run: weights/last.pt, best.pt and epochN.pt, which `ultralytics.YOLO()`
-loads."""
+"""The .pt files of a run, which `ultralytics.YOLO()` loads: last.pt, best.pt, epochN.pt."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ from yolods.telemetry import Telemetry
 
 
 class WeightsWriter:
-    """Writes the weights that rank 0 gathered. A failed write keeps the earlier file and does not
-    end the run."""
+    """Writes the weights on rank 0. A failed write keeps the earlier file and the run continues."""
 
     def __init__(self, config: RunConfig, blueprint: Blueprint, telemetry: Telemetry) -> None:
         """

@@ -29,8 +29,7 @@ from yolods.system.humanize import plural
 from yolods.system.versions import versions
 
 SETTLED = ("seed", "optimizer", "freeze", "single_cls", "classes", "fraction")
-"""Hyper-parameters that determine the meaning of a checkpoint's state, or the sample at a position
-of the stream."""
+"""Hyper-parameters that give meaning to a checkpoint's state or position; they must not change."""
 _TOLD = {
     "batch": "a batch has {} images instead of {}: the images per step do not change",
     "epochs": "the run has {} epochs instead of {}: learning rates follow the new number",
@@ -50,21 +49,18 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Depends:
-    """What a checkpoint depends on. None or empty means unknown: written by an older yolods, or not
-    read yet."""
+    """What a checkpoint depends on. None or empty: unknown to an older yolods, or not read yet."""
 
     names: tuple[str, ...] | None = None
     """Class names in the order of their ids."""
     architecture: Facts | None = None
     """The model's layers, class count and channels, from which it is built."""
     settings: Facts = field(default_factory=dict)
-    """model, imgsz, epochs, batch (images per forward pass) and step (images per optimizer
-    step)."""
+    """model, imgsz, epochs, batch (images per forward pass), step (images per optimizer step)."""
     hyper: Facts = field(default_factory=dict)
     """Every hyper-parameter."""
     optimizer: Facts = field(default_factory=dict)
-    """The optimizer in use, also if `auto` chose it: name, lr, momentum, warmup_bias_lr,
-    arguments."""
+    """The optimizer, also if `auto` chose it: name, lr, momentum, warmup_bias_lr, arguments."""
     train: Samples | None = None
     """The training images."""
     val: Samples | None = None
@@ -98,8 +94,7 @@ class Comparison:
     notes: tuple[str, ...] = ()
     """One line per other difference."""
     images_before: int | None = None
-    """Number of training images at the checkpoint, which its position refers to; None if
-    unknown."""
+    """Number of training images that the checkpoint's position refers to; None if unknown."""
     judged_on_others: bool = False
     """Whether the best fitness was measured on other validation images."""
 
@@ -212,8 +207,7 @@ def finished(config: RunConfig) -> str:
 
 
 def _left_in(folder: Path, run: str) -> tuple[Depends, Facts] | None:
-    """The record and the progress of the newest checkpoint; None if it is damaged or another
-    run's."""
+    """Record and progress of the newest checkpoint; None if it is damaged or another run's."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         newest = folder / (folder / LATEST).read_text(encoding="utf-8").strip()
         model, progress = (parse_json((newest / name).read_bytes()) for name in (MODEL, PROGRESS))
