@@ -158,9 +158,9 @@ def test_damaged_files_and_lines_are_counted_listed_and_skipped(runs):
     assert "truncated" in problems[1]
     assert problems[2:] == [
         f"{labels}/002.txt:2: 'first' is not a number; line skipped",
-        f"{labels}/003.txt:2: coordinate 1.5 is outside [0, 1] (1% tolerance); labels are in parts of the image size; "
+        f"{labels}/003.txt:2: coordinate 1.5 is outside [0, 1] (1% tolerance); labels are fractions of the image size; "
         "line skipped",
-        f"{labels}/003.txt:3: coordinate 320 is outside [0, 1] (1% tolerance); labels are in parts of the image size; "
+        f"{labels}/003.txt:3: coordinate 320 is outside [0, 1] (1% tolerance); labels are fractions of the image size; "
         "line skipped",
     ]
     assert "Traceback" not in result["out"] + result["err"]
@@ -176,23 +176,23 @@ def test_a_class_id_outside_names(runs):
 
 def test_an_empty_train_set(runs):
     assert errors_of(runs, "empty") == [
-        f"train: 6 images but not one usable box; labels are looked for at {runs.root}/empty/labels/train/000.txt and "
-        "its like"
+        f"train: 6 images but no usable box; labels are expected in files such as "
+        f"{runs.root}/empty/labels/train/000.txt"
     ]
 
 
 def test_a_train_set_of_unusable_labels_shows_the_first(runs):
     labels = runs.root / "wordy" / "labels" / "train"
     assert errors_of(runs, "wordy") == [
-        f"train: 6 images but not one usable box; labels are looked for at {labels}/000.txt and its like; the first "
-        f"problem: {labels}/000.txt:1: 'a' is not a number; line skipped"
+        f"train: 6 images but no usable box; labels are expected in files such as {labels}/000.txt; "
+        f"the first problem: {labels}/000.txt:1: 'a' is not a number; line skipped"
     ]
 
 
 def test_a_split_without_a_sound_image(runs):
     (line,) = errors_of(runs, "blind")
     image = runs.root / "blind" / "images" / "val" / "000.jpg"
-    assert line.startswith(f"val: none of 3 images can be used; the first: {image}: damaged or not an image")
+    assert line.startswith(f"val: none of 3 images can be used; the first problem: {image}: damaged or not an image")
 
 
 def test_a_failed_start_is_no_run_to_resume(runs):
@@ -214,7 +214,7 @@ def test_a_file_that_vanishes_is_reported_replaced_and_counted(runs):
 def test_a_data_set_that_vanishes_ends_the_run(runs):
     folder = runs.root / "vanish-all" / "images" / "train"
     (line,) = errors_of(runs, "vanish-all")
-    assert line == f"none of the 6 images can be read any more; the first is {folder}/000.jpg"
+    assert line == f"none of the 6 images can be read; the first is {folder}/000.jpg"
 
 
 def test_no_disk_space(runs):

@@ -133,11 +133,11 @@ def faulty_yaml(text: str) -> Path:
     [
         (
             "val: images/val\nnames: [a, b]\n",
-            ["train: missing; give the folder of its images, as in `train: images/train`"],
+            ["train: missing; name the folder of its images, as in `train: images/train`"],
         ),
         (
             "train: images/train\nnames: [a, b]\n",
-            ["val: missing; give the folder of its images, as in `val: images/val`"],
+            ["val: missing; name the folder of its images, as in `val: images/val`"],
         ),
         ("train: images/train\nval: images/val\n", ["names: missing; list the class names, as in `names: [cat, dog]`"]),
         ("train: no\nval: images/val\nnames: [a]\n", ["train: must be a path or a list of paths, not False"]),

@@ -101,7 +101,7 @@ def test_no_readable_image_is_one_line(sets, workers):
         Path(sets["train"].source.place(file)).unlink()
     with pytest.raises(UserError) as caught:
         take(sets["train"], 1, workers=workers)
-    assert str(caught.value).startswith("none of the 7 images can be read any more")
+    assert str(caught.value).startswith("none of the 7 images can be read")
     assert "\n" not in str(caught.value)
 
 

@@ -352,7 +352,7 @@ def test_a_validation_set_without_a_box_is_said_and_no_epoch_is_called_best(runs
     screen, log = runs.screen("bare"), (runs.folder("bare") / "train.log").read_text()
     said = runs.results["bare"]["out"] + runs.results["bare"]["err"]
     for text in (said, log):
-        assert text.count("val: 2 images but not one box: every metric is 0") == 1
+        assert text.count("val: 2 images but no box: every metric is 0") == 1
     assert not [line for line in screen.splitlines() if line.endswith("  best")]
     assert (runs.folder("bare") / "weights" / "best.pt").is_file()
 

@@ -256,8 +256,10 @@ class CheckpointStore:
                 os.replace(self._folder / name, self._folder / WRITING / name)
 
     def _kept(self, newest: str) -> set[str]:
-        """The newest `keep` checkpoints and the best. Those of later steps go first: the run was
-        set back before them."""
+        """The newest `keep` checkpoints and the best.
+
+        Checkpoints of later steps are from before the run was set back; they are removed first.
+        """
         step = step_of(newest)[0]
         names = [name for name in names_in(self._folder) if name == newest or step_of(name)[0] != step]
         course = [name for name in names if step_of(name)[0] <= step]
