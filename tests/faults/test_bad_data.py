@@ -257,8 +257,8 @@ def test_a_users_model_with_a_larger_stride(runs):
 def test_val_with_another_yaml(runs):
     weights = runs.root / "runs" / "sound" / "weights" / "best.pt"
     assert errors_of(runs, "val-classes") == [
-        f"--weights {weights} knows 2 classes (0 colour0, 1 colour1), but {runs.root}/val-classes/tiny.yaml names "
-        "3 classes (0 colour0, 1 colour1, 2 colour2); evaluate with the yaml that it was trained with"
+        f"--weights {weights} has 2 classes (0 colour0, 1 colour1), but {runs.root}/val-classes/tiny.yaml names "
+        "3 classes (0 colour0, 1 colour1, 2 colour2); use the data yaml of its training"
     ]
 
 

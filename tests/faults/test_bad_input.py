@@ -94,7 +94,7 @@ def test_what_is_sound_goes_on_to_the_launcher(preflight):
         ([*GOOD, "--hostfile", "hosts"], "--hostfile hosts: no such file"),
         ([*GOOD, "--num_gpus", "two"], "--num_gpus is 'two': it has to be a whole number"),
         (["val", "--weights", "a.pt", "--data", "data/tiny.yaml"], "--weights a.pt: no such file"),
-        (["val", "--data", "data/tiny.yaml"], "--weights is missing: give the .pt to evaluate, for example runs/"),
+        (["val", "--data", "data/tiny.yaml"], "--weights is missing: name the .pt to evaluate, for example runs/"),
     ],
 )
 def test_flags(preflight, words, line):
@@ -210,7 +210,7 @@ def test_an_evaluation_does_not_write_over_a_training_run(preflight):
     words = ("val", "--weights", "a.pt", "--data", "data/tiny.yaml", "--name", "exp", "--exist-ok")
     shown, weights = preflight(*words)
     assert shown.startswith(
-        "error: --exist-ok: runs/exp is a training run's folder, whose results would be overwritten"
+        "error: --exist-ok: runs/exp is the folder of a training run and would be overwritten"
     )
     assert weights.startswith("error: --weights a.pt: ")
 
@@ -421,7 +421,7 @@ def test_val_advises_nothing_that_it_would_refuse(preflight, words, line):
         (["--workers", "-1"], "--workers is -1: it has to be a whole number of at least 0"),
         (["--batch-size", "0"], "--batch-size is 0: it has to be a whole number of at least 1"),
         (["--imgsz", "0"], "--imgsz is 0: it has to be a whole number of at least 1"),
-        (["--imgsz", "70"], "--imgsz 70: has to be a multiple of 32"),
+        (["--imgsz", "70"], "--imgsz 70: must be a multiple of 32"),
         (
             ["--imgsz", "1000000000000"],
             "--imgsz is 1000000000000: it has to be a whole number of at least 1, and at most 65536",

@@ -145,7 +145,7 @@ def test_a_picture_that_ultralytics_gives_up_on_quietly_is_noticed(
     with caplog.at_level(logging.WARNING, logger="yolods"):
         painter.labels([{"cls": np.array([[0.0]]), "bboxes": np.full((1, 3), 0.4)}])  # a column is missing
     painter.close()
-    assert "labels.jpg could not be written" in caplog.text
+    assert "could not write labels.jpg" in caplog.text
     assert not (tmp_path / "labels.jpg").exists(), "an old picture must not pass for this run's"
 
 
