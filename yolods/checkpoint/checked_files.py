@@ -94,6 +94,7 @@ def write_text(path: Path, text: str) -> FileRecord:
 def damage(path: Path, expected: FileRecord) -> str | None:
     """What is wrong with a file, or None. Reads all of it unless its size is already wrong."""
     try:
+        # Unbuffered: each part is read directly, without a second copy in Python's buffer.
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected.size:

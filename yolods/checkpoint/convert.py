@@ -34,6 +34,7 @@ def export(source: Path, target: Path, *, live: bool, fp32: bool) -> str:
         raise UserError(f"--to {target}: ultralytics loads files that end in .pt")
     checkpoint = Checkpoint(find_checkpoint(source))
     model = checkpoint.model
+    # Architecture and names come from the checkpoint: the run's own files may be gone.
     net = build(model["architecture"], tuple(model["names"]))
     try:
         write_pt(target, net, merge_shards(checkpoint, live=live), {"train_args": model["train_args"]}, half=not fp32)

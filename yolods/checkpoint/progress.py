@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from yolods.stability.record import StepRecord
 
 
-# Many fields: one per line of progress.json.
+# Wide: a field per line of progress.json.
 @dataclass(frozen=True)
 class Progress:
     """Everything about a run that is not a tensor.

@@ -1,16 +1,16 @@
-"""Resumable checkpoints of a run: written to a temporary folder, flushed, renamed, then named in
-`latest`.
+"""Resumable checkpoints of a run: written aside, flushed, renamed, then named in `latest`.
 
     checkpoints/
       latest                     name of the newest complete checkpoint
       ended, stopped             where the run finished, or was stopped; neither while it runs
       step00000128/
         rank0.pt, rank1.pt ...   a rank's shards (fp32 masters, optimizer states, moving average),
-        statistics, RNGs progress.json            the run's position in its data, epoch and best
-        fitness model.json               the architecture and the contents of the shards
+                                 running statistics and RNG states
+        progress.json            the run's position in its data, epoch and best fitness
+        model.json               the architecture and the contents of the shards
         manifest.json            size and checksum of each of these
-      .writing/                  being written or removed, or left by a kill; the next save clears
-      it
+      .writing/                  being written or removed, or left by a kill; the next save
+                                 clears it
 
 A save has three parts: `collect` takes a rank's state, `write_rank` writes it to the disk, and
 `publish`, on rank 0 only, turns the ranks' files into the newest checkpoint. Until `latest` names
@@ -80,7 +80,7 @@ Told = tuple[Sequence[Any] | None, str]
 """A rank's message to rank 0: (fields of its FileRecord, name) or (None, reason), as JSON."""
 
 
-# Many methods: saving, loading and noting the end share one folder and one thread.
+# Wide: saving, loading and noting the end share one folder and one thread.
 class CheckpointStore:
     """The checkpoints of one run folder. `save` and `load` are collectives.
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 ENDED, STOPPED = "ended", "stopped"
-"""Files in `checkpoints/`: where a run finished, or was stopped on request. There is neither while
-it runs, nor after a crash."""
+"""Files in `checkpoints/`: where a run finished, or was stopped on request. Neither exists while it
+runs, nor after a crash."""
 OLD = "-old"
 NAME = re.compile(rf"step(\d+)({OLD})?")
 """step00000128; step00000128-old exists only while that step is saved a second time."""
@@ -125,6 +125,7 @@ def search(folder: Path, ranks: Ranks, run: str | None = None) -> FoundCheckpoin
     Args:
         run: identity of the run that wrote it; None: any.
     """
+    # Rank 0 lists the folder for all: on a file server other hosts may see another state of it.
     names, skipped = ranks.from_main(_own(folder, run, *_candidates(folder)) if ranks.is_main else ([], []))
     for name in names:
         faults = faults_of(folder / name, ranks)

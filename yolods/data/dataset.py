@@ -36,7 +36,7 @@ PADDING_GREY = 114
 log = logging.getLogger(__name__)
 
 
-# Many methods: half of them override ultralytics' own by name.
+# Wide: half of its methods override ultralytics' own by name.
 class DetectionSet(YOLODataset):
     """Images and boxes of one split.
 
@@ -188,6 +188,7 @@ class DetectionSet(YOLODataset):
 
         An evaluation set replaces it by a grey image without boxes, so that no image counts twice.
         """
+        # The next image in file order, and not a random one: the sample stays a function of its id.
         for offset in range(self.ni):
             place = (index + offset) % self.ni
             if place in self._excluded:
@@ -227,6 +228,7 @@ class DetectionSet(YOLODataset):
             raise Unreadable(self.im_files[i])
         height, width = image.shape[:2]
         scale = self.imgsz / max(height, width)
+        # Rounded up and limited as in ultralytics' load_image, so that pixels are the same.
         if scale != 1:
             size = tuple(min(math.ceil(side * scale), self.imgsz) for side in (width, height))
             image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)

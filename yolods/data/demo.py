@@ -92,6 +92,7 @@ def _make(folder: Path) -> None:
     from ultralytics.utils import ASSETS
 
     for split, count in COUNTS.items():
+        # RandomState's streams never change, so that every machine draws the same images.
         rng = np.random.RandomState([SEED, list(COUNTS).index(split)])
         backgrounds = [_region(cv2.imread(str(ASSETS / name)), *box) for name, *box in REGIONS[split]]
         images, labels = folder / "images" / split, folder / "labels" / split

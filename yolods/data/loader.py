@@ -140,6 +140,7 @@ class _Reader(Dataset):
 def _loader(dataset: DetectionSet, requests: Any, workers: int, pin_memory: bool) -> DataLoader:
     return DataLoader(
         _Reader(dataset),
+        # An item of `_Reader` is a collated batch, so torch's own batching is off.
         batch_size=None,
         sampler=requests,
         num_workers=workers,
@@ -193,5 +194,6 @@ def _prepare_worker(worker: int) -> None:
     """
     for request in REQUESTS:
         signal.signal(request, signal.SIG_IGN)
+    # Otherwise OpenCV starts a thread per core in every worker.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

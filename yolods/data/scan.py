@@ -235,6 +235,7 @@ def _result(
             f"train: {len(kept)} images but no usable box{_label_place(found[0].file, source)}"
             + (f"; the first problem: {problems[0]}" if problems else "")
         )
+    # ultralytics drops all polygons of a set in which some box has none; so does this.
     all_segments = all(len(item.segments) == len(item.rows) for item in kept)
     labels = [_label(item, all_segments, single_cls, classes) for item in kept]
     if split == "train" and not any(len(label["cls"]) for label in labels):
@@ -279,6 +280,7 @@ def _store(cache: Path, spec: DataSpec, split: str, files: list[str]) -> Path:
 
 def _fingerprint(pool: ThreadPoolExecutor, files: list[str], spec: DataSpec) -> str:
     """A hash of every path, size and time, and of the settings that affect the result."""
+    # Sizes and times instead of contents: a large set is queried in seconds and never read.
     digest = hashlib.blake2b(f"{VERSION} {len(spec.names)} {spec.keypoints}".encode(), digest_size=16)
     for file, stat in zip(files, pool.map(_size_and_time, files, chunksize=64), strict=True):
         digest.update(os.fsencode(file) + b"\0" + stat)
@@ -296,6 +298,7 @@ def _size_and_time(file: str) -> bytes:
 def _save(store: Path, key: str, found: list[CheckedPair]) -> None:
     """Store the result; a full or read-only cache only costs time."""
     segments = [segment for item in found for segment in item.segments]
+    # Flat arrays without pickled objects: they load fast, and `allow_pickle` can stay off.
     meta = {
         "key": key,
         "files": [(item.file, item.label_file, item.shape, len(item.rows), len(item.segments)) for item in found],

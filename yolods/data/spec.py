@@ -238,6 +238,7 @@ def _files_below(top: str) -> Iterator[str]:
     while links:
         start = links.pop(0)
         for folder, below, files in os.walk(start):
+            # Device and inode, because two links may lead to one folder by different paths.
             identity = _identity(folder)
             if identity in seen:
                 below.clear()
@@ -270,6 +271,7 @@ def _read(path: Path, *, root: Path | None, may_download: bool) -> DataSpec:
     faults = Faults()
     names = _names(data, faults)
     root = root or _root(data, file, faults)
+    # ultralytics accepts `validation` as well.
     if "val" not in data and "validation" in data:
         data["val"] = data["validation"]
     download = data.get("download") if isinstance(data.get("download"), str) else None
@@ -277,6 +279,7 @@ def _read(path: Path, *, root: Path | None, may_download: bool) -> DataSpec:
     needs_download = False
     for split in SPLITS:
         splits[split], missing = _split(split, data, root, faults)
+        # Training needs no test images.
         if split == "test" or not missing:
             continue
         if download and may_download:

@@ -156,6 +156,7 @@ class Evaluator:
         telemetry = telemetry or NullTelemetry()
         started = time.perf_counter()
         ids = None if boxes_to is None else image_ids(self._dataset.im_files)
+        # A new one per evaluation: ultralytics' validator accumulates statistics.
         judge = _Judge(self._names, self._hyper, self.save_dir, confusion=plots, ids=ids)
         tally = _Tally()
         telemetry.val_begin(len(self._batches))
@@ -189,6 +190,7 @@ class Evaluator:
             if interrupt.asked() and self._share.alone:
                 tally.stopped = True
                 break
+            # Also for a batch that does not count, because a forward pass may be a collective.
             found = detector.predict(batch["img"] if self._share.first_stage else None)
             if found is not None and batch["real"]:
                 # The only wait for the device per batch. NMS runs on the host: on a device, each of
@@ -313,6 +315,7 @@ class _Judge:
             "plots": confusion,
         }
         self._validator = DetectionValidator(save_dir=save_dir, args=settings)
+        # What the validator's own `__call__` would set up from a model and a loader.
         self._validator.device = torch.device("cpu")
         self._validator.names = self._validator.metrics.names = names
         self._validator.class_map = list(range(1, len(names) + 1))
@@ -346,6 +349,7 @@ class _Judge:
                 self._matrix.process_batch(prediction, target, conf=self._shown_above)
             if self._ids is not None:
                 self._note_boxes(prediction, target)
+        # `pred_to_json` appends to the validator; emptied here, so that each box is counted once.
         tally.boxes, self._validator.jdict = tally.boxes + self._validator.jdict, []
         return found
 
@@ -422,6 +426,7 @@ class PlainDetector:
         """
         self._net = net.to(device).eval()
         self._strides = tuple(self._net.model[-1].stride.tolist())
+        # The raw outputs are needed for the loss; decoding them once, in `predict`, is enough.
         skip_own_decoding(self._net.model[-1])
         # As in ultralytics' AutoBackend, so that convolutions sum in the same order.
         self._inputs = InputFormat(device, torch.float32, channels_last=device.type == "cpu")

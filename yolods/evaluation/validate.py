@@ -216,6 +216,7 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
     Returns:
         the result on rank 0, None elsewhere.
     """
+    # The launcher has checked the arguments, but ranks may be started without it.
     request = ranks.main_first(lambda: check_val_arguments(args))
     hyper = request.hyper
     net = _read(request.weights)
@@ -233,6 +234,7 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
         eval_batch=batch,
     )
     split = open_split(spec, request.split, hyper, options, ranks, augment=False)
+    # After the data are opened, so that a fault in them leaves no empty folder.
     run_dir = ranks.main_first(lambda: _make(args))
     telemetry = (
         RunTelemetry(run_dir, names=dict(enumerate(names)), epochs=1, images_per_epoch=1, batch_size=1)

@@ -52,7 +52,7 @@ class RunningLoss:
         return {name: total / self._samples if self._samples else math.nan for name, total in self._sums.items()}
 
 
-# Many members: a method per event of a run that is shown, and the state of one screen.
+# Wide: a method per event of a run that is shown, and the state of one screen.
 class Console:
     """Writes lines to a stream and to train.log, and on a terminal ultralytics' progress bar.
 
@@ -96,6 +96,7 @@ class Console:
         self._close_bar()
         self._epoch, self._loss, self._last, self._first_batch = epoch, RunningLoss(), None, None
         self._last_line = self._epoch_start = self._clock()
+        # The widths are ultralytics', whose users know these columns.
         header = ("%11s" * len(_TRAIN_TITLES)) % _TRAIN_TITLES
         full_header = header + ("%11s" * 5) % ("Box(P", "R", "mAP50", "mAP50-95)", "images/s")
         if self._epochs_since_header >= _HEADER_EVERY:
@@ -200,6 +201,7 @@ class Console:
 
     def _write(self, text: str) -> None:
         """Write to the screen. A lost connection or closed pipe must not end the run."""
+        # The bar redraws itself below the text at its next update.
         start = CLEAR_LINE if self._bar is not None else ""
         with suppress(OSError, ValueError):
             self._stream.write(f"{start}{text}\n")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from yolods.stability.record import StepRecord
 
 
-# Many methods: one per event of a run.
+# Wide: a method per event of a run.
 class Telemetry:
     """The events of a run; every method of this class does nothing.
 

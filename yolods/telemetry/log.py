@@ -163,6 +163,7 @@ class Log:
         if run_dir is not None:
             self.path = run_dir / ("train.log" if rank == 0 else f"logs/rank{rank}.log")
             self._handlers.append((_File if rank == 0 else _Reluctant)(self.path, level))
+        # The root logger, so that lines of every library arrive here, whatever its name is.
         root = logging.getLogger()
         for handler in self._handlers:
             root.addHandler(handler)

@@ -47,6 +47,7 @@ class Painter:
         self._dir = run_dir
         self._names = dict(names)
         self._on_picture = on_picture
+        # One worker, so that a later picture of the same name is also written later.
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plots")
         self._jobs: list[Future[None]] = []
         with harmless("the font of pictures"):
@@ -64,6 +65,7 @@ class Painter:
             images = _images(batch)
             for kind, boxes in (("labels", _labels(batch)), ("pred", _predicted(predictions))):
                 name = f"val_batch{k}_{kind}.jpg"
+                # A copy for each, because `plot_images` changes the images.
                 self._submit(name, f"val/batch{k}_{kind}", step, images.copy(), boxes, batch["im_file"])
 
     def labels(self, labels: Sequence[Mapping[str, Any]]) -> None:

@@ -57,6 +57,7 @@ class ResultsTable:
         header, rows = _parse(path)
         kept = [cells for cells in rows if 1 <= float(cells[0]) <= start_epoch]
         if header:
+            # The file's own columns: a resume with other parameter groups must not mix two formats.
             self._columns = header
             replace_text(path, "".join(",".join(cells) + "\n" for cells in [header, *kept]))
         else:

@@ -36,7 +36,7 @@ _FINAL_PICTURES = (
 _VAL_BATCHES_SHOWN = 3
 
 
-# Many methods: one per event of a run, as in `Telemetry`.
+# Wide: a method per event of a run, as in `Telemetry`.
 class RunTelemetry(Telemetry):
     """Rank 0's screen, train.log, results.csv, TensorBoard and pictures of one run folder."""
 
@@ -90,6 +90,7 @@ class RunTelemetry(Telemetry):
         earlier: list[Mapping[str, Any]] = []
         with harmless(STABILITY_FILE):
             earlier = self._events.keep(start_step)
+        # Each file by itself: without one of them, the others are still written.
         with harmless("results.csv"):
             self._results = ResultsTable(run_dir / "results.csv", start_epoch)
         steps = steps_per_epoch or max(images_per_epoch // batch_size, 1)

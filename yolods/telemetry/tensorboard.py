@@ -33,7 +33,7 @@ _PR_CLASSES = 20
 """With more classes, only the final evaluation writes PR curves of single classes."""
 
 
-# Many methods: one per event of a run, as in `Telemetry`.
+# Wide: a method per event of a run, as in `Telemetry`.
 class TensorBoardWriter:
     """One event file, written by rank 0."""
 
@@ -204,6 +204,7 @@ class TensorBoardWriter:
         """Add a curve; the arrays (1000,) cover confidences 0 to 1, `labels` counts the boxes."""
         import numpy as np
 
+        # TensorBoard wants counts; ultralytics keeps only the ratios, from which they follow.
         points = np.linspace(0, len(precision) - 1, _PR_POINTS).round().astype(int)
         p, r = precision[points], recall[points]
         found = r * labels

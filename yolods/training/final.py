@@ -76,7 +76,7 @@ class FinalValidation:
         """
         ranks, before = self._engine.ranks, self._judge()
         statistics(self._telemetry, excluded)
-        self._round_statistics()
+        self._round_statistics()  # as `before`, which was loaded from a .pt in fp16
         now = self._judge()
         is_better = ranks.from_main(before is not None and now is not None and _fitness(now) > _fitness(before))
         # Gathering is a collective and slow, so only for weights that are written.

@@ -95,6 +95,7 @@ class Restarts:
             name = next(f" with the same {each.type}" if each else "" for each in same)
             say(f"two starts from {where} failed before the next checkpoint{name}: giving up")
             return status
+        # Without a checkpoint there is nothing to resume, and the run starts over as typed.
         words = self._named()
         if step is not None and not _resumes(words):
             words = ["train", "--resume", *([] if self._tell is None else [str(self._run_dir)]), *self._place()]

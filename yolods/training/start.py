@@ -90,6 +90,8 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
         ranks.main_first(lambda: _refuse_changes(config))  # before the slow scan of labels
     hyper = config.hyper
     seed_everything(hyper.seed, deterministic=hyper.deterministic and ranks.device.type == "cuda")
+    # The order from here on: cheap checks first, so that a mistake costs seconds and not the time
+    # of a scan or of building an engine.
     spec = read_data(config.data, ranks)
     names = class_names(spec, hyper)
     blueprint = blueprint_of(config, names, spec.channels)

@@ -49,6 +49,7 @@ def _check_files(config: RunConfig, faults: Faults, tell: Tell | None) -> None:
         if tell is not None:
             tell(f"version {__version__}: checking {'the model' if model else 'the weights'} before the start")
     if model:
+        # A faulty yaml is replaced by one class, so that the model's faults are reported too.
         names, channels = (("item",), 3) if spec is None else (class_names(spec, config.hyper), spec.channels)
         with faults.caught():
             _check_model(config, names, channels, sound, faults)
