@@ -145,7 +145,7 @@ def test_a_picture_that_ultralytics_gives_up_on_quietly_is_noticed(
     with caplog.at_level(logging.WARNING, logger="yolods"):
         painter.labels([{"cls": np.array([[0.0]]), "bboxes": np.full((1, 3), 0.4)}])  # a column is missing
     painter.close()
-    assert "could not write labels.jpg" in caplog.text
+    assert "labels.jpg could not be written" in caplog.text
     assert not (tmp_path / "labels.jpg").exists(), "an old picture must not pass for this run's"
 
 
@@ -254,7 +254,7 @@ def test_letters_that_no_font_has_are_told_once_with_where_to_put_one(
 ) -> None:
     Painter(tmp_path, {0: "狗", 1: "Größe", 2: "диск"}, lambda *_: None).close()
     (record,) = caplog.records
-    assert "no font on this machine has 狗 of the class names" in record.message
-    assert record.message.endswith(f"as Arial.Unicode.ttf into {no_fonts}")
+    assert "no font on this machine has the letters 狗 of the class names" in record.message
+    assert record.message.endswith(f"as Arial.Unicode.ttf in {no_fonts}")
     Painter(tmp_path, {0: "Größe", 1: "диск"}, lambda *_: None).close()
     assert len(caplog.records) == 1

@@ -32,7 +32,7 @@ def harmless(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        _log.warning("could not write %s: %s", what, reason)
+        _log.warning("%s could not be written: %s", what, reason)
 
 
 class Painter:

@@ -229,7 +229,7 @@ class RunTelemetry(Telemetry):
             write(self._board)
         except Exception as error:
             self._board = None
-            _log.warning("TensorBoard: could not write %s, so curves end here: %s", what, error)
+            _log.warning("TensorBoard: %s could not be written, so curves end here: %s", what, error)
 
     def _last_words(self, metrics: Mapping[str, float] | None, seconds: float) -> list[str]:
         """The last lines of a run: its results and their files."""
