@@ -233,7 +233,7 @@ def _show(text: str) -> None:
     (fs/proc/base.c, for BSD's setproctitle).
     """
     with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
-        # Arg_start, arg_end: 48 and 49 of proc(5).
+        # Fields arg_start and arg_end, 48 and 49 in proc(5).
         start, end = map(int, file.read().rpartition(")")[2].split()[45:47])
     shown = text.encode(errors="surrogateescape")[: end - start - 2]
     ctypes.memmove(start, shown.ljust(end - start - 1, b"\0") + b".", end - start)

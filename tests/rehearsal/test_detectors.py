@@ -17,7 +17,7 @@ HERE = "tests/rehearsal/planted.py"
 
 
 def planted(name: str, within: str = DEVICE, size: int = 1) -> Any:
-    """What a function of planted.py returns on rank 0."""
+    """The result of a function of planted.py on rank 0."""
     return on_ranks(f"tests.rehearsal.planted:{name}", (size,), within=within)[size][0]
 
 

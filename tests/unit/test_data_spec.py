@@ -169,7 +169,7 @@ def test_a_download_that_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path, 
     with pytest.raises(UserError) as caught:
         fetch(read_spec(Path("coco8.yaml")))
     line = str(caught.value)
-    assert "\n" not in line and f"coco8.zip to {tmp_path / 'cache/datasets'}. Environment may be offline; download" in line
+    assert "\n" not in line and f"coco8.zip to {tmp_path / 'cache/datasets'}. Environment may be offline; " in line
 
 
 def test_data_sets_that_ultralytics_has_downloaded_are_found(tmp_path, monkeypatch):

@@ -114,7 +114,7 @@ class Killed(DetectionSet):
 
 def test_a_killed_worker_is_one_line(sets):
     sets["train"].__class__ = Killed
-    with pytest.raises(UserError, match=r"a data loading process died .*try fewer --workers \(now 1 per rank") as caught:
+    with pytest.raises(UserError, match=r"data loading process died .*try fewer --workers \(now 1 per rank") as caught:
         take(sets["train"], 1, workers=1)
     assert "\n" not in str(caught.value)
 
