@@ -1,25 +1,30 @@
-"""Makes of a fork what `python -m MODULE ...` would be if it had been started anew; of a Python that has imported much.
+"""Turns a fork of a Python with many imports into a freshly started `python -m MODULE ...`.
 
-    remember()      in the Python that forks, once it has imported everything: what a fork puts back
-    become(..)      in a fork: ends as the command does, and never returns
-    ForkedPopen     `subprocess.Popen` that forks: Forking in a fork, whose launchers and ranks are forks again, and
-                    tests.forks.Popen in the tests
+    remember()      in the fork server, after its imports: note the state that a fork restores
+    become(..)      in a fork: run the command and exit as it does; never returns
+    ForkedPopen     `subprocess.Popen` that forks: Forking in a fork, whose launchers and ranks are
+                    forks again, and tests.forks.Popen in the tests
 
-A start by exec takes 3 s of CPU for each of two launchers and 5 s for each rank, all of it imports; a fork takes 0.2 s.
+A start by exec takes 3 s of CPU for each of two launchers and 5 s for each rank, all of it for
+imports; a fork takes 0.2 s.
 
-As after exec: streams, descriptors, working directory, environment, session, signals, `preexec_fn`, `sys.argv`,
-`__main__`, the import path with `sitecustomize`; modules of yolods and of DeepSpeed's launcher, which are loaded
-afresh; logging, warnings, hooks, random numbers, what runs at exit. A process with threads is not forked.
+The same as after exec: streams, descriptors, working directory, environment, session, signals,
+`preexec_fn`, `sys.argv`, `__main__`, the import path with `sitecustomize`; modules of yolods and of
+DeepSpeed's launcher, which are loaded again; logging, warnings, hooks, random numbers, exit
+handlers. A process with threads is not forked.
 
-Other than after exec, so that tests which depend on it start the real command:
+Different from exec, so that tests which depend on it start the real command:
 
-- /proc/PID/cmdline has the command's words with spaces between them, and of a long one the beginning.
-- The first second: imports take no time, start no thread and fail for nothing; a signal meets no half-imported module.
-- What libraries read when they are imported is that of the tests: `IMPORT_TIME`. Neither glibc's allocator nor the size
-  of torch's thread pool follows its variables, and what they set at their imports (LD_LIBRARY_PATH, KINETO_LOG_LEVEL
-  and the like) is not set.
-- All ranks order sets of strings alike: they share the seed of the hashes, which real ranks do not.
-- Options of the interpreter other than -u, and what it makes of streams that are closed or broken.
+- /proc/PID/cmdline has the command's words separated by spaces, and only the beginning of a long
+  command.
+- The first second: imports take no time, start no thread and cannot fail, and a signal finds no
+  half-imported module.
+- Libraries have read the variables in `IMPORT_TIME` from the tests' environment. glibc's allocator
+  and the size of torch's thread pool do not follow their variables, and variables that libraries
+  set at import (LD_LIBRARY_PATH, KINETO_LOG_LEVEL and others) are not set.
+- All ranks iterate over sets of strings in the same order: they share the hash seed, unlike real
+  ranks.
+- Options of the interpreter other than -u, and its handling of closed or broken streams.
 """
 
 from __future__ import annotations
@@ -49,16 +54,16 @@ IMPORT_TIME = (
     *("OMP_NUM_THREADS", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "YOLO_OFFLINE", "YOLO_AUTOINSTALL"),
     *("YOLO_CONFIG_DIR", "MPLCONFIGDIR", "LC_ALL", "LANG", "PYTHONWARNINGS", "PYTHONHASHSEED"),
 )
-"""Variables that Python, torch, DeepSpeed and ultralytics read once."""
+"""Variables that Python, torch, DeepSpeed and ultralytics read once, at start or import."""
 ROOM_FOR_WORDS = "." * 3500
-"""A word of the Python that forks: what a fork shows as its command is written over those of its parent."""
+"""An argument of the fork server that reserves space: a fork writes its command over it."""
 AFRESH = ("yolods", "deepspeed.launcher", "sitecustomize")
-"""Modules that a fork loads anew, with all below them."""
+"""Modules that a fork loads again, with their submodules."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """`python [-u] -m module words`."""
+    """The command `python [-u] -m module words`."""
 
     module: str
     words: tuple[str, ...]
@@ -69,7 +74,7 @@ class Command:
 
 
 def command_of(args: Any) -> Command | None:
-    """The command that `subprocess.Popen` was given, where a fork can stand in for it."""
+    """The command for `subprocess.Popen`, if a fork can replace it; else None."""
     if isinstance(args, str | bytes | os.PathLike):
         return None
     python, *words = map(os.fspath, args)
@@ -82,18 +87,18 @@ def command_of(args: Any) -> Command | None:
 
 
 def is_alone() -> bool:
-    """Whether this process has one thread, and may be forked: a lock of another would stay locked for ever."""
+    """Whether this process has one thread, so that no lock of another stays locked in a fork."""
     return len(os.listdir("/proc/self/task")) == 1
 
 
 @dataclass
 class _Remembered:
-    """Of the Python that forks, before it has called anything of what it has imported."""
+    """The state of the fork server after its imports."""
 
     path: list[str]
-    """Without the working directory and PYTHONPATH."""
+    """sys.path without the working directory and PYTHONPATH."""
     filters: list[Any]
-    """Of warnings."""
+    """The filters of warnings."""
     hooks: dict[tuple[Any, str], Any]
     loggers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -102,7 +107,7 @@ _remembered: _Remembered | None = None
 
 
 def remember() -> None:
-    """Note what every fork puts back; in the Python that forks, once it has imported everything."""
+    """Note the state that every fork restores; call it in the fork server after its imports."""
     global _remembered
     beside = {os.getcwd(), *_entries(os.environ)}
     hooks = ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"), (warnings, "showwarning"))
@@ -130,11 +135,11 @@ def _state(logger: logging.Logger) -> dict[str, Any]:
 
 
 class ForkedPopen(subprocess.Popen, ABC):
-    """`subprocess.Popen` for which `python -m MODULE` is a fork; everything else is started by exec."""
+    """`subprocess.Popen` that forks for `python -m MODULE` and uses exec for everything else."""
 
     @abstractmethod
     def _fork(self, command: Command, streams: tuple[int, int, int], **settings: Any) -> int:
-        """The process' id; arguments as of `become`."""
+        """Fork and return the process id; arguments as for `become`."""
 
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: bool, *rest: Any) -> None:
         pass_fds, cwd, env, _, _, shell, *pipes = rest[:12]
@@ -149,13 +154,14 @@ class ForkedPopen(subprocess.Popen, ABC):
 
 
 class Forking(ForkedPopen):
-    """That of a process which was forked itself: its own forks."""
+    """The `ForkedPopen` of a forked process, which forks itself."""
 
     def _fork(self, command: Command, streams: tuple[int, int, int], **settings: Any) -> int:
         assert is_alone(), f"this process has threads, and cannot be forked for {command}"
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # no handler of ours runs in the fork
+        # None of our handlers runs in the fork.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         if not (pid := os.fork()):
             become(command, streams, mask=mask, **settings)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -175,9 +181,9 @@ def become(
     """Run a command in this fork and end it.
 
     Args:
-        streams: descriptors that become standard input, output and error; -1: the one that is there stays.
-        env: the whole environment; None: as it is.
-        mask: signals to hold back.
+        streams: descriptors that become standard input, output and error; -1 keeps the present one.
+        env: the whole environment; None keeps the present one.
+        mask: signals to block.
         prepare: `preexec_fn`.
     """
     code: int | None = 1
@@ -214,17 +220,21 @@ def become(
         for stream in (sys.stdout, sys.stderr):
             with suppress(BaseException):
                 stream.flush()
-        if code is None:  # as Python ends of Ctrl-C
+        if code is None:  # exit by SIGINT, as Python does after Ctrl-C
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
-        os._exit((code or 0) & 255)  # never back into the code of the process that was forked
+        os._exit((code or 0) & 255)  # never return into the parent's code
 
 
 def _show(text: str) -> None:
-    """Make it this process' /proc/PID/cmdline: where the last byte of the words is no zero, Linux takes them for a text
-    that ends at the first zero (fs/proc/base.c, for setproctitle of BSD)."""
+    """Make `text` this process's /proc/PID/cmdline.
+
+    If the last byte of the arguments is not zero, Linux shows a text up to the first zero
+    (fs/proc/base.c, for BSD's setproctitle).
+    """
     with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
-        start, end = map(int, file.read().rpartition(")")[2].split()[45:47])  # arg_start, arg_end: 48 and 49 of proc(5)
+        # Fields arg_start and arg_end, 48 and 49 in proc(5).
+        start, end = map(int, file.read().rpartition(")")[2].split()[45:47])
     shown = text.encode(errors="surrogateescape")[: end - start - 2]
     ctypes.memmove(start, shown.ljust(end - start - 1, b"\0") + b".", end - start)
 
@@ -237,7 +247,7 @@ def _status(leaving: SystemExit) -> int:
 
 
 def _take(streams: Sequence[int]) -> None:
-    """Make descriptors the standard streams, and close all others."""
+    """Make these descriptors the standard streams, and close all others."""
     copies = [-1 if source == -1 else os.dup(source) for source in streams]
     for place, copy in enumerate(copies):
         if copy != -1:
@@ -246,7 +256,7 @@ def _take(streams: Sequence[int]) -> None:
 
 
 def _forget_signals() -> None:
-    """Handlers of Python's end with exec; what is ignored stays so."""
+    """Reset Python's signal handlers, as exec does; ignored signals stay ignored."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
@@ -254,8 +264,8 @@ def _forget_signals() -> None:
 
 
 def _put_back(unbuffered: bool) -> None:
-    """Everything in the interpreter that the processes before this one may have changed."""
-    assert _remembered is not None, "this process was not forked from one that remembers"
+    """Restore everything in the interpreter that parent processes may have changed."""
+    assert _remembered is not None, "this process was not forked from the fork server"
     _put_streams_back(unbuffered)
     for name in [name for name in sys.modules if _is_afresh(name)]:
         del sys.modules[name]
@@ -291,7 +301,7 @@ def _put_streams_back(unbuffered: bool) -> None:
 
 
 def _draw_anew() -> None:
-    """As every process does, whose generators begin with the machine's entropy."""
+    """Seed all generators from the machine's entropy, as in a new process."""
     import numpy
     import torch
 

@@ -1,6 +1,7 @@
-"""What every test stands on: a quiet, offline, single-threaded environment, and no process left behind.
+"""The environment of every test (quiet, offline, single-threaded) and checks that it leaves no
+process behind.
 
-The limits on a test's time are in pyproject.toml.
+pyproject.toml has the time limits of tests.
 """
 
 import ctypes
@@ -25,9 +26,9 @@ from tests import forks
 if TYPE_CHECKING:
     from tests.two_hosts import TwoHosts
 
-# Helpers that Python and torch start once and keep for the life of a process; a test is not at fault for them.
+# Helpers that Python and torch start once and keep for the life of a process.
 KEPT_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "compile_worker")
-# Set by whoever started pytest inside a job of their own; a test must see only what it sets itself.
+# Set if pytest runs inside a distributed job; a test must see only what it sets itself.
 JOB_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "HOSTFILE", "DS_ENV_FILE")
 GRACE_SECONDS = 3.0
 STARTING_FIXTURES = frozenset(("run_process", "two_hosts"))
@@ -37,12 +38,12 @@ SCRATCH = Path(tempfile.mkdtemp(prefix="yolods-tests-"))
 
 
 def gpu_present() -> bool:
-    """Whether the machine shows a CUDA or ROCm device; looks at device nodes, because importing torch takes seconds."""
+    """Whether there are device nodes of a CUDA or ROCm device; importing torch takes seconds."""
     return bool(glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/dxg") or glob.glob("/dev/kfd"))
 
 
 def _prepare_environment() -> None:
-    """Runs on import, before any test module can import torch, deepspeed or ultralytics, which read these once."""
+    """Set the environment before any test module imports torch, deepspeed or ultralytics."""
     for name in JOB_VARIABLES:
         os.environ.pop(name, None)
     os.environ |= {
@@ -52,15 +53,16 @@ def _prepare_environment() -> None:
         "YOLO_AUTOINSTALL": "false",
         "YOLO_CONFIG_DIR": str(SCRATCH / "ultralytics"),
         "YOLODS_CACHE": str(SCRATCH / "cache"),
-        "TESTS_SCRATCH": str(SCRATCH),  # for what one world of ranks works out and others need again
+        "TESTS_SCRATCH": str(SCRATCH),  # for results that several worlds of ranks share
     }
     if not gpu_present():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    # A shell starts a background job with Ctrl-C ignored, which every process that the tests start would inherit.
+    # A shell starts background jobs with SIGINT ignored, and every process of the tests would
+    # inherit this.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform == "linux":
-        # A rank whose launcher died would else be handed to init, where the check below could not see it.
+        # Otherwise init adopts a rank whose launcher died, and the check below cannot see it.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -72,8 +74,7 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks `process` what takes a fixture that starts one. Skips the tests marked `gpu` where torch sees no device;
-    `-ra` lists each with this reason."""
+    """Mark tests whose fixtures start processes, and skip `gpu` tests without a device."""
     for item in items:
         if not STARTING_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker("process")
@@ -90,7 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def free_port() -> Callable[[], int]:
-    """A function that returns a TCP port which nobody listens on, another one each time."""
+    """A function that returns an unused TCP port, a different one each time."""
 
     def pick() -> int:
         with socket.socket() as probe:
@@ -102,7 +103,7 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator["TwoHosts"]:
-    """Two hosts on this machine, joined by a network of their own; made once a run, when a test first asks for them."""
+    """Two hosts on this machine with a network of their own, created once per run."""
     from tests.two_hosts import two_hosts, why_not
 
     if reason := why_not():
@@ -113,10 +114,11 @@ def two_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator["TwoHosts"]:
 
 @pytest.fixture
 def run_process() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that runs a command to its end, or ends it and everything that it started.
+    """A function that runs a command, and kills it with all its processes after a timeout.
 
-    `run_process(argv, timeout=60.0, cwd=None, env=None)`: `env` is laid over the environment of the tests; stdout and
-    stderr come back apart, as text. After `timeout` seconds the test fails and shows what was printed until then.
+    `run_process(argv, timeout=60.0, cwd=None, env=None)`: `env` is added to the tests' environment;
+    stdout and stderr are returned as separate texts. After `timeout` seconds the test fails and
+    shows the output so far.
     """
 
     def run(
@@ -155,12 +157,12 @@ def run_process() -> Callable[..., subprocess.CompletedProcess[str]]:
 def _what_is_left_to_read(process: subprocess.Popen[str]) -> tuple[str, str]:
     try:
         return process.communicate(timeout=GRACE_SECONDS)
-    except subprocess.TimeoutExpired:  # a process that had left the family still holds the pipes
+    except subprocess.TimeoutExpired:  # a process that left the session still holds the pipes
         return "", ""
 
 
 def _end_session(process: subprocess.Popen[str]) -> None:
-    """Kills `process` and its descendants, those too that moved to a process group of their own."""
+    """Kill `process` and its descendants, also those in other process groups."""
     family = [process]
     try:
         family = [*psutil.Process(process.pid).children(recursive=True), process]
@@ -175,11 +177,11 @@ def _end_session(process: subprocess.Popen[str]) -> None:
 
 
 _started: list[str] = []
-"""Pythons that the test at hand has started."""
+"""Python processes that the current test started."""
 
 
 def _note_starts(event: str, words: tuple) -> None:
-    """Hears of everything that this process starts; of libraries' short calls, such as `uname`, nobody need know."""
+    """Note every Python that this process starts; libraries' short calls are allowed."""
     if event == "tests.fork" or (event == "subprocess.Popen" and os.path.basename(str(words[0])).startswith("python")):
         _started.append(str(words[-1] if event == "tests.fork" else words[1]))
 
@@ -189,21 +191,21 @@ sys.addaudithook(_note_starts)
 
 @pytest.fixture(autouse=True)
 def starts_are_marked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fails a test of tests/unit that starts a Python and is not marked `process`: --fast would take it."""
+    """Fail a unit test that starts a Python without the mark `process`, on which --fast relies."""
     _started.clear()
     yield
     unmarked = "tests/unit/" in request.node.nodeid and request.node.get_closest_marker("process") is None
-    assert not (unmarked and _started), f"mark it pytest.mark.process, for it starts {_started[0]}"
+    assert not (unmarked and _started), f"mark it pytest.mark.process, because it starts {_started[0]}"
 
 
 @pytest.fixture(autouse=True)
 def no_process_left_behind() -> Iterator[None]:
-    """Fails a test after which a process runs that did not run before it, and ends that process."""
+    """Fail a test that leaves a process running, and kill that process."""
     before = _running_children()
     yield
     left = _running_children() - before
     if left:
-        gc.collect()  # a data loader ends its workers when it is collected
+        gc.collect()  # a data loader ends its workers at garbage collection
         _, alive = psutil.wait_procs(left, timeout=GRACE_SECONDS)
         named = [f"{child.pid}: {_command(child)}" for child in alive]
         for child in alive:

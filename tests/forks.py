@@ -1,14 +1,16 @@
-"""One Python that has imported torch, DeepSpeed and ultralytics, and forks a process for whatever the tests ask of it.
+"""A fork server for the tests: one Python with torch, DeepSpeed and ultralytics forks for each
+call.
 
-    test process                          one Python for all tests             a process for each call
-    forked("tests.x:f", {..}, ..)  ---->  has imported everything, forks  ---> tests.x.f(**{..}), screen to a file
-                         code      <----  waits for its end, or ends it   <---
+    test process                          one Python for all tests             a process per call
+    forked("tests.x:f", {..}, ..)  ---->  has imported everything, forks  ---> tests.x.f(**{..})
+                         code      <----  waits for its end, or kills it  <---
 
-    Popen([python, "-m", ..])     ---->  forks twice  ---> what the command would be (tests.as_started)
-      a child of the test process <----  its number
+    Popen([python, "-m", ..])     ---->  forks twice  ---> as the command (tests.as_started)
+      a child of the test process <----  its process id
 
-The imports take about seven seconds of CPU, which each process would have to spend for itself. The Python that forks
-never calls anything of what it has imported: every call finds it as fresh as the first.
+The imports take about seven seconds of CPU, which every process would otherwise spend. The fork
+server never calls anything that it has imported, so that every call finds the same fresh state as
+the first.
 """
 
 from __future__ import annotations
@@ -42,22 +44,22 @@ IMPORTED = (
     *("torch.utils.tensorboard", "torch.profiler", "matplotlib.pyplot", "numpy.ma", "PIL.JpegImagePlugin"),
     *("torch._dynamo", "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.original_muon"),
 )
-"""What a rank that trains would import; the last line only as DeepSpeed's engine does."""
+"""The imports of a training rank; those in the last line are DeepSpeed's engine's."""
 START_SECONDS = 120.0
-"""Limit on the imports, which other jobs on the machine can make ten times as slow."""
+"""Time limit of the imports, which other jobs on the machine can slow down tenfold."""
 GRACE_SECONDS = 10.0
-"""How much later than a call's limit the answer may come."""
+"""Time after a call's limit in which the answer must arrive."""
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 @dataclass(frozen=True)
 class _Server:
-    """The Python that forks, as the tests see it."""
+    """The test process's view of the fork server."""
 
     process: subprocess.Popen[bytes]
     channel: socket.socket
     imported: Mapping[str, str]
-    """The environment in which it has imported everything."""
+    """The environment of its imports."""
 
 
 _server: _Server | None = None
@@ -71,17 +73,19 @@ def forked(
     timeout: float,
     env: Mapping[str, str] | None = None,
 ) -> int | None:
-    """Call `module:function` with `arguments` in a new process, of a session of its own, at the repository's root.
+    """Call `module:function` with `arguments` in a new process and session, at the repository's
+    root.
 
     Args:
-        function: its return value becomes the exit status, as of `sys.exit`.
-        arguments: as JSON takes them.
-        screen: file for all that is printed.
-        timeout: seconds, the first call's imports not counted.
-        env: the whole environment; None: that of the tests, with this tree's yolods.
+        function: its return value becomes the exit status, as in `sys.exit`.
+        arguments: values that JSON can represent.
+        screen: file for stdout and stderr.
+        timeout: seconds, without the imports of the first call.
+        env: the whole environment; None: the tests' own, with this tree's yolods.
 
     Returns:
-        exit status, 1 where an exception came through; None when time ran out. All that the call started is dead.
+        the exit status, 1 for an exception; None after a timeout. All processes of the call are
+        dead.
     """
     call = {"function": function, "arguments": arguments, "screen": str(screen), "timeout": timeout}
     call["env"] = dict(environment() if env is None else env)
@@ -89,11 +93,13 @@ def forked(
 
 
 class Popen(ForkedPopen):
-    """`subprocess.Popen` for which `python -m MODULE` is a fork of the Python that forks, as are the processes that
-    this one starts so; tests.as_started says what is other than after exec. It takes `start_new_session`.
+    """`subprocess.Popen` that forks the fork server for `python -m MODULE`, also in the started
+    processes.
+
+    tests.as_started lists the differences from exec. `start_new_session` is required.
 
     Raises:
-        ValueError: a variable is meant for an import, and those are over.
+        ValueError: a variable would have to be set before the imports.
     """
 
     def _fork(self, command: Command, streams: tuple[int, int, int], **settings: Any) -> int:
@@ -111,17 +117,17 @@ class Popen(ForkedPopen):
 
 
 def environment() -> dict[str, str]:
-    """The tests' own, with this tree's yolods, and without GPUs: several ranks would have to share one."""
+    """The tests' environment with this tree's yolods, and without GPUs, which ranks would share."""
     return {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 
 def server_pid() -> int | None:
-    """The Python that forks, where it runs: it outlives the tests."""
+    """The process id of the fork server, if it runs; it outlives a test."""
     return None if _server is None else _server.process.pid
 
 
 def stop() -> None:
-    """End the Python that forks, and whatever it is busy with; not the commands that `Popen` has started."""
+    """Kill the fork server and its current call, but not commands that `Popen` started."""
     global _server
     if _server is not None:
         if _server.process.poll() is None:
@@ -132,7 +138,7 @@ def stop() -> None:
 
 
 def end_family(pid: int) -> None:
-    """SIGKILL for a process and all its descendants, whatever group they are in."""
+    """Kill a process and all its descendants, in any process group."""
     with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
         for member in [*parent.children(recursive=True), parent]:
@@ -141,13 +147,13 @@ def end_family(pid: int) -> None:
 
 
 def _asked(call: Mapping[str, Any], seconds: float, descriptors: Sequence[int] = ()) -> Any:
-    """The answer to a call."""
+    """Send a call to the fork server and return the answer."""
     sys.audit("tests.fork", str(call.get("function") or call["start"]))
     try:
         server = _running()
         _send(server.channel, call, descriptors)
         return _answer(server, seconds)
-    except BaseException:  # pytest-timeout's own limit or Ctrl-C, too: the call may still run
+    except BaseException:  # also pytest-timeout and Ctrl-C: the call may still run
         stop()
         raise
 
@@ -156,7 +162,8 @@ def _running() -> _Server:
     global _server
     if _server is None or _server.process.poll() is not None:
         stop()
-        # A command's parent is a fork that has ended: Linux hands it to the nearest process that asks for orphans.
+        # A command's parent is a fork that has exited. As a subreaper, this process becomes the
+        # parent, so that it can wait for the command.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         ours, theirs = socket.socketpair()
         with theirs:
@@ -180,9 +187,9 @@ def _answer(server: _Server, seconds: float) -> Any:
         return _receive(server.channel)[0]
     except TimeoutError:
         pid = server.process.pid
-        raise AssertionError(f"the Python that forks (pid {pid}) has not answered in {seconds:g} s") from None
+        raise AssertionError(f"the fork server (pid {pid}) has not answered in {seconds:g} s") from None
     except (EOFError, ConnectionError):
-        raise AssertionError(f"the Python that forks ended with {server.process.wait()}") from None
+        raise AssertionError(f"the fork server ended with {server.process.wait()}") from None
 
 
 def _send(channel: socket.socket, message: Any, descriptors: Sequence[int] = ()) -> None:
@@ -192,7 +199,7 @@ def _send(channel: socket.socket, message: Any, descriptors: Sequence[int] = ())
 
 
 def _receive(channel: socket.socket) -> tuple[Any, list[int]]:
-    """A message, and the descriptors that came with it. Nobody sends a second one before it is answered.
+    """A message and its file descriptors. No second message is sent before it is answered.
 
     Raises:
         EOFError: the other end is closed.
@@ -207,7 +214,7 @@ def _receive(channel: socket.socket) -> tuple[Any, list[int]]:
 
 
 def main() -> None:
-    """The Python that forks: import, and then answer call after call until the tests have ended."""
+    """Run the fork server: import, then answer calls until the tests end."""
     from yolods import compat
 
     channel = socket.socket(fileno=os.dup(0))
@@ -218,9 +225,9 @@ def main() -> None:
     compat.stand_in_for_torchvision()
     for module in IMPORTED:
         importlib.import_module(module)
-    # A lock that another thread holds would stay locked in the forks for ever.
-    assert is_alone(), "an import has started a thread: this process cannot be forked"
-    gc.freeze()  # a collection in a fork need not go through a million objects of the imports
+    # A lock that another thread holds would stay locked in the forks forever.
+    assert is_alone(), "an import started a thread, so this process cannot be forked"
+    gc.freeze()  # spares forks from collecting a million objects of the imports
     remember()
     _send(channel, "ready")
     with suppress(EOFError):
@@ -232,8 +239,9 @@ def main() -> None:
 
 
 def _start(call: dict[str, Any], streams: Sequence[int]) -> int:
-    """Fork a command for the tests, and return its number. It is an orphan, which they take in."""
+    """Fork a command and return its process id. It becomes a child of the test process."""
     reading, writing = os.pipe()
+    # Twice: the first fork exits, so that the test process adopts the second one.
     between = os.fork()
     if not between:
         pid = os.fork()
@@ -249,7 +257,7 @@ def _start(call: dict[str, Any], streams: Sequence[int]) -> int:
 
 
 def _serve(call: dict[str, Any], channel: socket.socket) -> int | None:
-    """Fork, and wait until the call is over or may go on no longer."""
+    """Fork, and wait for the call or kill it at its limit."""
     tests, deadline = os.getppid(), time.monotonic() + call["timeout"]
     pid = os.fork()
     if not pid:
@@ -259,7 +267,7 @@ def _serve(call: dict[str, Any], channel: socket.socket) -> int | None:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)  # what it may have left of its session
+                os.killpg(pid, signal.SIGKILL)  # processes that it left in its session
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.01)
     end_family(pid)
@@ -283,7 +291,7 @@ def _be_the_call(call: dict[str, Any]) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # never back into the code of the process that was forked
+        os._exit(code)  # never return into the fork server's code
 
 
 if __name__ == "__main__":

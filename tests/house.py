@@ -1,21 +1,21 @@
-"""The figures of the house: `python tests/house.py [CHECKOUT]` prints them.
+"""Figures of the code's structure: `python tests/house.py [CHECKOUT]` prints them.
 
-tests/unit/test_house.py holds their limits. All is read from the source text by `ast`; nothing of
-yolods is imported. What is counted, and how:
+tests/unit/test_house.py checks their limits. Everything is read from the source text by `ast`;
+nothing of yolods is imported. What is counted, and how:
 
-    function    lines from `def` to its last, docstring counted; one inside another counts in both
-    class       attributes: fields, class variables and what methods set on `self`;
-                methods: every `def`, properties too
-    folder      its .py files, `__init__.py` counted
-    import      lazy ones inside functions count, and those for type checkers;
-                a package that Python imports on the way to a module in it does not
-    twin names  public names that two modules define at their top;
-                loggers, type variables and a command's `main` aside
-    own test    tests/unit/test_<module>.py or test_<room>_<module>.py, which has to import the
-                module, or to name it in the script of a child
+    function    lines from `def` to its last, with docstring; a nested one counts in both
+    class       attributes: fields, class variables and those that methods set on `self`;
+                methods: every `def`, including properties
+    folder      its .py files, including `__init__.py`
+    import      including lazy ones inside functions and those for type checkers;
+                not the parent package that Python imports together with a module
+    twin names  public names that two modules define at module level,
+                except loggers, type variables and a command's `main`
+    own test    tests/unit/test_<module>.py or test_<room>_<module>.py, which must import the
+                module, or name it in the script of a child process
     comments    lines with a comment per 100 lines with code
 
-A class that is wide for a reason says so in a comment beside it: `# Wide: <reason>`.
+A class may exceed the limits with a reason in a comment beside it: `# Wide: <reason>`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.workarounds import is_name, workarounds  # noqa: E402  (it stands beside this script)
+from tests.workarounds import is_name, workarounds  # noqa: E402  (needs the path above)
 
 PACKAGE = "yolods"
 
 FOLDER, P95, LONGEST, ATTRIBUTES, METHODS = 12, 30, 64, 12, 15
-"""The limits: modules in a folder, lines of a function (95th percentile and longest), and of a class."""
+"""The limits: modules per folder, lines per function (95th percentile, maximum), class sizes."""
 
 COMPAT = "yolods.compat"
 
@@ -51,7 +51,7 @@ class Module:
     """One source file."""
 
     name: str
-    """Dotted; a package is called as its folder."""
+    """The dotted name; a package has that of its folder."""
     path: Path
     text: str
     packaged: bool = False
@@ -59,27 +59,27 @@ class Module:
 
     @cached_property
     def tree(self) -> ast.Module:
-        """Its syntax."""
+        """The syntax tree."""
         return ast.parse(self.text)
 
     @cached_property
     def definitions(self) -> list[tuple[str, ast.AST]]:
-        """Its functions and classes with their qualified names."""
+        """The functions and classes with their qualified names."""
         return list(_defined(self.tree, ""))
 
     @cached_property
     def lines(self) -> list[str]:
-        """Its lines, without their ends."""
+        """The lines without line ends."""
         return self.text.splitlines()
 
     def at(self, node: ast.AST) -> str:
-        """Where a node stands."""
+        """The place of a node, as module:line."""
         return f"{self.name}:{node.lineno}"
 
 
 @dataclass(frozen=True, order=True)
 class Import:
-    """One module named by another."""
+    """An import of one module by another."""
 
     source: str
     target: str
@@ -88,13 +88,13 @@ class Import:
 
 @dataclass(frozen=True, order=True)
 class Sized:
-    """A function or class, and how much of it there is."""
+    """A function or class, and its size."""
 
     size: int
     where: str
     name: str
     more: int = 0
-    """Methods of a class, whose size is its attributes."""
+    """Number of methods of a class, whose `size` is the number of attributes."""
 
     def __str__(self) -> str:
         return f"{self.size:4d}  {self.where}  {self.name}"
@@ -102,12 +102,12 @@ class Sized:
 
 @dataclass(frozen=True)
 class Room:
-    """A row of CONTRIBUTING's table."""
+    """A row of the table of rooms in CONTRIBUTING.md."""
 
     names: tuple[str, ...]
-    """Dotted modules and packages."""
+    """Dotted names of modules and packages."""
     allowed: frozenset[str]
-    """The words of its last column."""
+    """The words of the last column, which name the rooms that it may import."""
 
 
 def read_package(root: Path = ROOT) -> dict[str, Module]:
@@ -125,12 +125,12 @@ def read_package(root: Path = ROOT) -> dict[str, Module]:
 
 
 def imports(modules: Mapping[str, Module]) -> list[Import]:
-    """Every import of one module of the package by another, wherever it stands."""
+    """Every import of one module of the package by another, also inside functions."""
     found = set()
     for module in modules.values():
         for name, line in _named(module):
             target = name
-            while target not in modules and "." in target:  # the name of a class or function in the module
+            while target not in modules and "." in target:  # a class or function of the module
                 target = target.rpartition(".")[0]
             if target in modules and target != module.name:
                 found.add(Import(module.name, target, line))
@@ -150,7 +150,7 @@ def _named(module: Module) -> Iterator[tuple[str, int]]:
 
 
 def cycles(arrows: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Groups of names each of which leads to all others of its group."""
+    """Groups of names in which every name leads to all others."""
     follow = defaultdict(set)
     for source, target in arrows:
         follow[source].add(target)
@@ -178,7 +178,7 @@ def _reached(start: str, follow: Mapping[str, set[str]]) -> set[str]:
 
 
 def rooms(page: str) -> list[Room]:
-    """The rows of the table under "The rooms", from the lowest room to the highest."""
+    """The rows of the table in section "The rooms", from the lowest room to the highest."""
     table = page.partition("\n## The rooms\n")[2].partition("\n## ")[0]
     found = []
     for line in table.splitlines():
@@ -191,7 +191,7 @@ def rooms(page: str) -> list[Room]:
 
 
 def room_of(module: str, table: Sequence[Room]) -> tuple[int, str] | None:
-    """The row that a module belongs to, and by which of its names: the longest that fits."""
+    """The row of a module, and the longest name in it that matches the module."""
     fitting = [
         (name, row)
         for row, room in enumerate(table)
@@ -205,21 +205,23 @@ def room_of(module: str, table: Sequence[Room]) -> tuple[int, str] | None:
 
 
 def may_import(table: Sequence[Room], row: int, target: int, name: str) -> bool:
-    """Whether a row's last column allows another room: by its name, or by "all" and "all of the above"."""
+    """Whether a row allows another room, by name or by "all" or "all of the above"."""
     words = table[row].allowed
     short = name.removeprefix(f"{PACKAGE}.").replace(".", "/")
     return short in words or ("all" in words and ("above" not in words or target < row))
 
 
 def homeless(modules: Iterable[str], table: Sequence[Room]) -> list[str]:
-    """Modules that no row of the table covers; the package's own face and its `python -m` aside."""
+    """Modules that no row of the table covers, except the package itself and its __main__."""
     return [name for name in modules if name not in (PACKAGE, f"{PACKAGE}.__main__") and not room_of(name, table)]
 
 
 def arrows(found: Iterable[Import], table: Sequence[Room]) -> Iterator[tuple[Import, str, str, bool, bool]]:
-    """Imports from one room into another: with both rooms, whether the table allows it, and whether it goes upward.
+    """Imports between rooms: the import, both rooms, whether it is allowed, and whether it is
+    upward.
 
-    Upward is to a row further down. `compat` is for all: any room may need a workaround.
+    An upward import is one of a room in a lower row. Every room may import `compat`, since any may
+    need a workaround.
     """
     for each in found:
         source, target = room_of(each.source, table), room_of(each.target, table)
@@ -234,7 +236,7 @@ def forbidden(found: Iterable[Import], table: Sequence[Room]) -> list[str]:
 
 
 def upward(found: Iterable[Import], table: Sequence[Room]) -> list[str]:
-    """Imports of a room that stands further down in the table."""
+    """Imports of a room in a lower row of the table."""
     return [_told(each) for each, _, _, _, up in arrows(found, table) if up]
 
 
@@ -271,12 +273,12 @@ def _defined(tree: ast.AST, above: str) -> Iterator[tuple[str, ast.AST]]:
 
 
 def percentile(sizes: Sequence[int], part: float) -> int:
-    """The value below which that part of all lies."""
+    """The value below which the share `part` of all sizes lies."""
     return sorted(sizes)[min(int(part * len(sizes)), len(sizes) - 1)]
 
 
 def classes(modules: Mapping[str, Module]) -> list[tuple[Sized, str]]:
-    """Every class with the reason for its width, if it gives one, widest first."""
+    """Every class with the reason for its width or "", widest first."""
     found = []
     for module in modules.values():
         for name, node in module.definitions:
@@ -296,7 +298,7 @@ def _attributes(node: ast.ClassDef, methods: Sequence[Function]) -> set[str]:
 
 
 def _reason(module: Module, node: ast.ClassDef) -> str:
-    """What `# Wide:` says on the class' own line, or in the comment right above it and its decorators."""
+    """The reason after `# Wide:` on the line of the class, or in the comment directly above it."""
     first = min([node.lineno, *(each.lineno for each in node.decorator_list)]) - 1
     above = first
     while above and module.lines[above - 1].lstrip().startswith("#"):
@@ -309,7 +311,7 @@ def _reason(module: Module, node: ast.ClassDef) -> str:
 
 
 def too_wide(modules: Mapping[str, Module]) -> list[str]:
-    """Classes over a limit that give no reason."""
+    """Classes over a limit without a reason."""
     return [
         f"{size.where} {size.name}: {size.size} attributes, {size.more} methods"
         for size, reason in classes(modules)
@@ -321,7 +323,7 @@ def too_wide(modules: Mapping[str, Module]) -> list[str]:
 
 
 def twin_names(modules: Mapping[str, Module]) -> dict[str, list[str]]:
-    """Public names that more than one module defines at its top."""
+    """Public names that several modules define at module level."""
     where = defaultdict(set)
     for module in modules.values():
         for name in _top_names(module):
@@ -340,13 +342,16 @@ def _top_names(module: Module) -> Iterator[str]:
 
 
 def _is_usual(value: ast.AST | None) -> bool:
-    """Whether it makes a logger or a type variable, of which every module may have its own."""
+    """Whether this creates a logger or type variable, which every module may have."""
     called = ast.unparse(value.func) if isinstance(value, ast.Call) else ""
     return called.rpartition(".")[2] in ("getLogger", "TypeVar", "ParamSpec")
 
 
 def twin_functions(modules: Mapping[str, Module]) -> list[list[str]]:
-    """Functions whose parameters and code are the same: of two statements and more, or of one name and no method."""
+    """Functions with equal parameters and code.
+
+    Single statements count only for functions of one name, and not for methods.
+    """
     where = defaultdict(list)
     for module in modules.values():
         for name, node in module.definitions:
@@ -376,7 +381,7 @@ def comment_share(modules: Mapping[str, Module]) -> float:
 
 
 def _of_docstrings(module: Module) -> set[int]:
-    """Lines of strings that stand alone: docstrings, and what is said below attributes."""
+    """Lines of docstrings, including those of attributes."""
     found: set[int] = set()
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
@@ -385,7 +390,7 @@ def _of_docstrings(module: Module) -> set[int]:
 
 
 def longest_lines(modules: Mapping[str, Module], count: int) -> list[Sized]:
-    """The longest lines of all, in characters."""
+    """The longest lines, in characters."""
     found = [
         Sized(len(line), f"{module.name}:{number}", "")
         for module in modules.values()
@@ -398,7 +403,7 @@ def longest_lines(modules: Mapping[str, Module], count: int) -> list[Sized]:
 
 
 def without_test(modules: Mapping[str, Module], tests: Path = ROOT / "tests" / "unit") -> list[str]:
-    """Modules with code that have no test file of their own; constants and a package's imports are none."""
+    """Modules with code, and not only constants and imports, that have no own test file."""
     said = (ast.Import, ast.ImportFrom, ast.Expr, ast.Assign, ast.AnnAssign)
     working = [name for name, module in modules.items() if any(not isinstance(each, said) for each in module.tree.body)]
     return [name for name in working if not _has_test(name, tests)]
@@ -412,14 +417,14 @@ def _has_test(name: str, tests: Path) -> bool:
             read = Module(path.stem, path, path.read_text(encoding="utf-8"))
             named = {each for each, _ in _named(read)} | set(
                 re.findall(r"[\w.]+", read.text)
-            )  # in a script's text, too
+            )  # also in the text of a script
             if any(each == name or each.startswith(f"{name}.") for each in named):
                 return True
     return False
 
 
 def _targets(node: ast.AST) -> list[ast.AST]:
-    """What an assignment assigns to, tuples opened; nothing for other nodes."""
+    """The targets of an assignment, with tuples unpacked; empty for other nodes."""
     given = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return [each for target in given for each in (target.elts if isinstance(target, ast.Tuple) else [target])]
 
@@ -428,7 +433,7 @@ def _targets(node: ast.AST) -> list[ast.AST]:
 
 
 def report(root: Path = ROOT) -> str:
-    """All figures, as text."""
+    """All figures as text."""
     modules = read_package(root)
     table = rooms((root / "CONTRIBUTING.md").read_text(encoding="utf-8"))
     found = imports(modules)
@@ -478,7 +483,7 @@ def _part(title: str, rows: Iterable[str], *, counted: bool = True) -> list[str]
 
 
 def _rows(between: Iterable[tuple[Import, str, str, bool, bool]]) -> Iterator[str]:
-    """For each room the rooms that it imports; `!` marks those that the table does not allow."""
+    """The rooms that each room imports; `!` marks those that the table does not allow."""
     found = defaultdict(set)
     for _, source, target, allowed, _ in between:
         found[source].add(f"{'' if allowed else '!'}{target.removeprefix(f'{PACKAGE}.')}")

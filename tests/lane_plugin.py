@@ -1,8 +1,8 @@
-"""pytest's part in tests.lanes: a lane takes file after file from a queue that both share, and tells what happens.
+"""pytest's part of tests.lanes: a lane takes files from a shared queue and reports events.
 
---lane-queue FILE     JSON: the files in order, and how many have been taken from its front and from its back
---lane-end END        from which end this lane takes: "front" or "back"
---lane-events FILE    what has happened so far, a JSON per line
+--lane-queue FILE     JSON: the files in order, and how many were taken from its front and its back
+--lane-end END        the end from which this lane takes files: "front" or "back"
+--lane-events FILE    the events so far, one JSON per line
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """What tests.lanes tells each lane."""
+    """Add the options that tests.lanes passes to each lane."""
     group = parser.getgroup("lanes")
     group.addoption("--lane-queue", type=Path, required=True)
     group.addoption("--lane-end", choices=("front", "back"), required=True)
@@ -27,13 +27,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Put the lane in the place of pytest's own loop."""
+    """Replace pytest's own test loop by the lane."""
     queue, end = config.getoption("--lane-queue"), config.getoption("--lane-end")
     config.pluginmanager.register(Lane(queue, end, config.getoption("--lane-events")))
 
 
 def take(queue: Path, end: str) -> str | None:
-    """The next file at an end of the queue, for this lane alone; None: both ends have met."""
+    """Take the next file from an end of the queue; None if both ends have met."""
     with open(queue, "r+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         state = json.load(file)
@@ -48,7 +48,7 @@ def take(queue: Path, end: str) -> str | None:
 
 
 class Lane:
-    """A run of pytest over what one lane takes."""
+    """A run of pytest over the files that one lane takes."""
 
     def __init__(self, queue: Path, end: str, events: Path) -> None:
         self._queue, self._end = queue, end
@@ -61,7 +61,7 @@ class Lane:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """As pytest's own, but that the order of files is the queue's."""
+        """Run tests as pytest does, but in the queue's order of files."""
         if session.testsfailed:
             raise session.Interrupted(f"{session.testsfailed} errors while tests were collected")
         by_file: dict[str, list[pytest.Item]] = defaultdict(list)
@@ -71,7 +71,7 @@ class Lane:
         if unknown:
             raise pytest.UsageError(f"these files are in no lane: {', '.join(sorted(unknown))}")
         self._tell(collected={file: len(items) for file, items in by_file.items()})
-        # One item ahead: pytest ends the fixtures that the next one does not share.
+        # One item ahead: pytest tears down the fixtures that the next item does not share.
         for item, following in pairwise(chain(self._items(by_file), [None])):
             assert item is not None
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -86,11 +86,11 @@ class Lane:
             yield from by_file.get(file, [])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """A test begins."""
+        """Report that a test begins."""
         self._tell(begun=nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A third of a test has ended; with the last one it has as a whole."""
+        """Collect the reports of setup, call and teardown; after the last one, report the test."""
         self._seconds[report.nodeid] += report.duration
         self._outcomes[report.nodeid].add(report.outcome)
         if report.when == "teardown":

@@ -1,11 +1,14 @@
-"""`./launch.sh test`: the suite in two lanes side by side, two runs of pytest that share a queue of files.
+"""`./launch.sh test`: the suite in two lanes side by side, two runs of pytest that share a queue of
+files.
 
     front    begins with the longest files, whose tests start many processes and wait for them
     back     begins with tests/unit, most of which computes in one process
 
-Where both ends meet the suite has run, so neither lane waits for the other. `--fast` takes the tests of tests/unit that
-are neither `slow` nor start a `process`. Further arguments go to pytest. What a run took is kept in .pytest_cache, and
-the next one says by it how long it will take; the first one, by tests/seconds.json and how quick this machine is.
+The suite is finished when both ends of the queue meet, so neither lane waits for the other.
+`--fast` runs the tests of tests/unit that are neither `slow` nor marked `process`. Further
+arguments are passed to pytest. The times of a run are stored in .pytest_cache, from which the next
+run estimates its duration; the first run estimates it from tests/seconds.json and the speed of this
+machine.
 """
 
 from __future__ import annotations
@@ -32,13 +35,13 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ("tests/unit", "-m", "not slow and not process")
 LIMIT_SECONDS = 40 * 60.0
-"""Until lanes that hang are ended, and the suite has failed."""
+"""Time limit of the suite, after which the lanes are ended and the suite fails."""
 GRACE_SECONDS = 60.0
-"""How long a lane that is asked to end may take: its tests end what they have started."""
+"""Time for a lane to end on request, in which its tests end their processes."""
 TELL_SECONDS = 15.0
-"""Between lines of progress where there is no terminal that could rewrite one."""
+"""Time between lines of progress without a terminal."""
 NEW_FILE_SECONDS = 3.0
-"""Of a file that no record knows."""
+"""Estimate for a file without a record."""
 SLOWEST = 15
 CACHE, REFERENCE = Path(".pytest_cache/lanes.json"), Path("tests/seconds.json")
 REFERENCE_CORES = 2
@@ -47,25 +50,25 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 
 @dataclass(frozen=True)
 class Record:
-    """How long a run took."""
+    """The times of a run."""
 
     files: Mapping[str, float]
-    """Seconds of each file's tests, which ran beside those of the other lane."""
+    """Seconds of each file's tests, while the other lane was running too."""
     seconds: float
-    """From the first line to the last."""
+    """Wall time of the run."""
     loop: float
-    """Seconds that `calibration` took there."""
+    """The result of `calibration` on that machine."""
 
     @classmethod
     def read(cls, file: Path, kind: str) -> Record | None:
-        """None: there is none of this kind."""
+        """Read the record of this kind; None if there is none."""
         try:
             return cls(**json.loads(file.read_text(encoding="utf-8"))[kind])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def keep(self, file: Path, kind: str) -> None:
-        """Beside the other kind's."""
+        """Write the record, and keep that of the other kind."""
         kept: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             kept = json.loads(file.read_text(encoding="utf-8"))
@@ -75,7 +78,7 @@ class Record:
 
 
 def calibration() -> float:
-    """Seconds of a fixed piece of work on one core, the best of three."""
+    """Seconds of a fixed computation on one core, the best of three."""
     best = float("inf")
     for _ in range(3):
         began, data = time.perf_counter(), b"yolods"
@@ -86,7 +89,7 @@ def calibration() -> float:
 
 
 def expected(root: Path, kind: str, loop: float) -> tuple[Record, str]:
-    """What a run will take here, and by what that is known."""
+    """The expected times here, and the text that says where they come from."""
     cores = len(os.sched_getaffinity(0))
     if (last := Record.read(root / CACHE, kind)) is not None:
         return last, "as the last run did here"
@@ -101,8 +104,7 @@ def expected(root: Path, kind: str, loop: float) -> tuple[Record, str]:
 
 
 def files_of(root: Path, kind: str, seconds: Mapping[str, float]) -> list[str]:
-    """The queue: what starts processes first, the longest at its front; then tests/unit, from its back in the order of
-    names, as a single pytest takes them."""
+    """The queue: files outside tests/unit, longest first, then tests/unit in reverse order."""
     folder = root / "tests" / "unit" if kind == "fast" else root / "tests"
     found = sorted(file.relative_to(root).as_posix() for file in folder.rglob("test_*.py"))
     others = [file for file in found if "/unit/" not in file]
@@ -112,16 +114,16 @@ def files_of(root: Path, kind: str, seconds: Mapping[str, float]) -> list[str]:
 
 @dataclass
 class Lane:
-    """A run of pytest."""
+    """A running pytest."""
 
     name: str
     process: subprocess.Popen[bytes]
     events: Path
     log: Path
     read: int = 0
-    """Bytes of the events that have been taken in."""
+    """Number of bytes of the events that were read."""
     at: str = "collecting"
-    """The test that it runs."""
+    """The current test."""
 
     def news(self) -> list[dict[str, Any]]:
         """Events since the last call."""
@@ -134,19 +136,19 @@ class Lane:
 
 @dataclass
 class Progress:
-    """What has run, and what is still to run."""
+    """The finished and the remaining tests."""
 
     record: Record
     began: float = field(default_factory=time.monotonic)
     collected: dict[str, int] = field(default_factory=dict)
-    """Tests of each file."""
+    """Number of tests per file."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of the tests that have ended."""
+    """Seconds of each finished test."""
     outcomes: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
 
     def take_in(self, event: dict[str, Any]) -> None:
-        """An event of a lane."""
+        """Add an event of a lane."""
         if "collected" in event:
             self.collected = event["collected"]
         elif "ended" in event:
@@ -155,14 +157,14 @@ class Progress:
             self.failed += [event["ended"]] if event["outcome"] == "failed" else []
 
     def by_file(self) -> dict[str, float]:
-        """Seconds of the files that have begun."""
+        """Seconds per file, for files that have begun."""
         found: Counter[str] = Counter()
         for test, seconds in self.seconds.items():
             found[test.partition("::")[0]] += seconds
         return dict(found)
 
     def share(self) -> float:
-        """Of all the work, what is done; by the seconds that it took before."""
+        """The finished share of the work, weighted by the recorded seconds."""
         each = {file: max(0.01, self._expected(file)) / count for file, count in self.collected.items()}
         done = Counter(test.partition("::")[0] for test in self.seconds)
         whole = sum(each[file] * count for file, count in self.collected.items())
@@ -172,7 +174,7 @@ class Progress:
         return self.record.files.get(file, NEW_FILE_SECONDS)
 
     def left(self) -> float | None:
-        """Seconds, by the record at first, and more and more by this run; None: there is no telling yet."""
+        """Estimated remaining seconds, from the record and increasingly from this run; or None."""
         gone, share = time.monotonic() - self.began, self.share()
         if share < 0.02:
             return max(0.0, self.record.seconds - gone) if self.record.seconds else None
@@ -181,7 +183,7 @@ class Progress:
         return share * ours + (1 - share) * theirs
 
     def line(self, lanes: Sequence[Lane]) -> str:
-        """For a person."""
+        """The line of progress."""
         left = self.left()
         about = "" if left is None else f", about {span(left)} left"
         bad = f", {len(self.failed)} failed" if self.failed else ""
@@ -191,23 +193,23 @@ class Progress:
 
 
 def span(seconds: float) -> str:
-    """As in "12 min 40 s"."""
+    """A duration such as "12 min 40 s"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 class Screen:
-    """Lines that stay, and one that is rewritten where there is a terminal."""
+    """Prints permanent lines, and on a terminal one line of progress that is rewritten."""
 
     def __init__(self) -> None:
         self._rewrites, self._told = sys.stdout.isatty(), 0.0
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         print(f"\r\033[K{text}" if self._rewrites else text, flush=True)
 
     def progress(self, text: str) -> None:
-        """The latest."""
+        """Show the latest progress."""
         if self._rewrites:
             width = os.get_terminal_size(sys.stdout.fileno()).columns
             print(f"\r\033[K{text[: width - 1]}", end="", flush=True)
@@ -217,7 +219,7 @@ class Screen:
 
 
 class Asked(Exception):
-    """A signal asks the suite to end."""
+    """A signal asked the suite to end."""
 
 
 def _asked(number: int, frame: Any) -> None:
@@ -225,7 +227,7 @@ def _asked(number: int, frame: Any) -> None:
 
 
 def main(words: Sequence[str], root: Path = ROOT) -> int:
-    """Run the suite, or its fast part; 0 where every test that was collected has passed or was skipped."""
+    """Run the suite or its fast part; returns 0 if every collected test passed or was skipped."""
     kind, rest = ("fast", words[1:]) if words[:1] == ["--fast"] else ("whole", words)
     loop = calibration()
     record, why = expected(root, kind, loop)
@@ -235,7 +237,7 @@ def main(words: Sequence[str], root: Path = ROOT) -> int:
     screen.say(f"yolods: {what}, in two lanes; {time_it_takes}{why}")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _asked)
-    # What a lane that died has left behind comes here, and is ended.
+    # Processes that a dead lane leaves become children of this process, which kills them.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     progress = Progress(record)
     with tempfile.TemporaryDirectory(prefix="yolods-lanes-") as folder:
@@ -264,7 +266,7 @@ def _start(folder: Path, root: Path, files: Sequence[str], words: Sequence[str])
     for end in ("front", "back"):
         events, log = folder / f"{end}.events", folder / f"{end}.log"
         events.touch()
-        # A cache of its own would be overwritten by the other lane's.
+        # The lanes would overwrite each other's cache.
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.lane_plugin"]
         command += [f"--lane-queue={queue}", f"--lane-end={end}", f"--lane-events={events}", *words]
         with open(log, "wb") as screen:
@@ -274,7 +276,7 @@ def _start(folder: Path, root: Path, files: Sequence[str], words: Sequence[str])
                 stdin=subprocess.DEVNULL,
                 stdout=screen,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a terminal's Ctrl-C comes here, and is handed on once
+                start_new_session=True,  # Ctrl-C reaches only this process, which passes it on once
                 preexec_fn=_end_with_the_parent,
             )
         lanes.append(Lane(end, process, events, log))
@@ -286,7 +288,7 @@ def _end_with_the_parent() -> None:
 
 
 def _follow(lanes: Sequence[Lane], progress: Progress, screen: Screen) -> bool:
-    """Until both lanes have ended; True where they have taken too long."""
+    """Follow the lanes until both have ended; True if they took too long."""
     while True:
         running = [lane for lane in lanes if lane.process.poll() is None]
         for lane in lanes:
@@ -305,7 +307,7 @@ def _follow(lanes: Sequence[Lane], progress: Progress, screen: Screen) -> bool:
 
 
 def _end(lanes: Sequence[Lane]) -> None:
-    """Of lanes and what they have started, nothing is left."""
+    """End the lanes and all processes that they started."""
     for lane in lanes:
         if lane.process.poll() is None:
             lane.process.send_signal(signal.SIGINT)
@@ -323,7 +325,7 @@ def _end(lanes: Sequence[Lane]) -> None:
 
 
 def _conclude(lanes: Sequence[Lane], progress: Progress, screen: Screen, late: bool) -> int:
-    """Show what failed, what was skipped and what was slow; the exit status."""
+    """Show failed, skipped and slow tests; returns the exit status."""
     reports = [re.sub(r"\x1b\[[\d;]*m", "", lane.log.read_text(encoding="utf-8", errors="replace")) for lane in lanes]
     for lane, report in zip(lanes, reports, strict=True):
         if lane.process.returncode:
@@ -350,12 +352,12 @@ def _conclude(lanes: Sequence[Lane], progress: Progress, screen: Screen, late: b
 
 
 def _broke(lane: Lane) -> bool:
-    """Not by a test that failed."""
+    """Whether pytest ended by another fault than a failed test."""
     return lane.process.returncode not in (0, 1)
 
 
 def _keep_failed(root: Path, progress: Progress) -> None:
-    """For `./launch.sh test --lf`, as a single run of pytest does."""
+    """Store the failed tests for `./launch.sh test --lf`, as pytest's cache does."""
     file = root / ".pytest_cache/v/cache/lastfailed"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(dict.fromkeys(progress.failed, True), indent=2), encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Runs a function of a test module on gloo ranks of this machine's CPU, under a hard limit on its time.
+"""Runs a function of a test module on gloo ranks of this machine's CPU, with a time limit.
 
-test process                     a fork of tests.forks                 ranks
-on_ranks("tests.x:f", (1, 2)) -> has everything imported; forks -----> f(ranks, **arguments) on 1 rank,
-                                                                       then on 2
-                   {1: [..], 2: [..]}  <---------------------------    what f returned, through files
+test process                     a fork of tests.forks             ranks
+on_ranks("tests.x:f", (1, 2)) -> has imported everything; forks -> f(ranks, **arguments) on 1 rank,
+                                                                   then on 2
+                   {1: [..], 2: [..]}  <------------------------   the results of f, in files
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import psutil
 from tests.forks import forked
 
 STACK_SECONDS = 1.0
-"""How long ranks that ran out of time have to write their stacks."""
+"""Time for ranks to write their stacks after a timeout."""
 SHOWN_CHARACTERS = 6000
 
 
@@ -41,19 +41,23 @@ def on_ranks(
     within: str | None = None,
     **arguments: Any,
 ) -> dict[int, list[Any]]:
-    """Call `module:function` as `f(ranks, **arguments)` on every rank of a world of each size, one after the other.
+    """Call `module:function` as `f(ranks, **arguments)` on every rank, for each world size.
 
-    `ranks` is a `yolods.distributed.world.Ranks`. Returns what the ranks returned, in their order, by world size.
+    `ranks` is a `yolods.distributed.world.Ranks`. Returns the ranks' results in order, by world
+    size.
 
     Args:
-        sizes: worlds to make.
-        within: `module:context_manager` that is entered before the ranks join; f then gets what it gives as `within`.
-        timeout: seconds for each world, imports not counted; what one leaves over the next may use.
-        once: `module:function`, called before all ranks are forked, which find what it has cached; starts no thread.
-        arguments: as JSON takes them.
+        sizes: world sizes.
+        within: `module:context_manager` that is entered before the ranks join; f receives its value
+            as `within`.
+        timeout: seconds per world, without imports; the next world may use what one leaves.
+        once: `module:function`, called before the fork, so that all ranks find its cached results;
+            it must not start a thread.
+        arguments: values that JSON can represent.
 
     Raises:
-        AssertionError: a rank failed (with its traceback), or time ran out (with every rank's stack).
+        AssertionError: a rank failed (with its traceback), or time ran out (with every rank's
+            stack).
     """
     with tempfile.TemporaryDirectory(prefix="yolods-ranks-") as name:
         folder = Path(name)
@@ -68,7 +72,7 @@ def on_ranks(
 def _result(folder: Path, size: int, rank: int) -> Any:
     import torch
 
-    return torch.load(folder / f"{size}-{rank}.pt", weights_only=False)  # written by our own ranks a moment ago
+    return torch.load(folder / f"{size}-{rank}.pt", weights_only=False)  # written by our own ranks
 
 
 def run_worlds(
@@ -80,11 +84,11 @@ def run_worlds(
     once: str | None,
     within: str | None,
 ) -> int:
-    """In a process that has everything imported: fork a world of each size; 1 where a rank did not end well."""
+    """In a fork of the fork server: fork a world of each size; returns 1 if a rank failed."""
     called = partial(_call, _found(function), None if within is None else _found(within))
     if once is not None:
         _found(once)()
-        # A lock that another thread holds would stay locked in the ranks for ever.
+        # A lock that another thread holds would stay locked in the ranks forever.
         assert psutil.Process().num_threads() == 1, f"{once} has started a thread: this process cannot be forked"
     deadline = time.monotonic()
     for size in sizes:
@@ -102,7 +106,7 @@ def _found(name: str) -> Any:
 
 
 def _call(called: Any, within: Any, **arguments: Any) -> Any:
-    """On a rank: what the function returned."""
+    """On a rank: call the function within its world."""
     from yolods.distributed.world import join_world, leave
 
     with ExitStack() as stack:
@@ -114,7 +118,7 @@ def _call(called: Any, within: Any, **arguments: Any) -> Any:
 
 
 def _run_world(called: Any, size: int, deadline: float, arguments: Mapping[str, Any], folder: Path) -> str:
-    """Fork `size` ranks and wait for all of them; the account of what went wrong, or nothing."""
+    """Fork `size` ranks and wait for all of them; returns a report of failures, or ""."""
     port = _free_port()
     logs = [folder / f"{size}-{rank}.log" for rank in range(size)]
     alive = {_fork(called, rank, size, port, arguments, folder): rank for rank in range(size)}
@@ -143,7 +147,7 @@ def _run_world(called: Any, size: int, deadline: float, arguments: Mapping[str, 
 
 
 def _reap(alive: dict[int, int]) -> list[int]:
-    """Take the ranks that have ended out of `alive`; returns those that failed."""
+    """Remove the ranks that have exited from `alive`; returns those that failed."""
     failed = []
     for pid in list(alive):
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -159,7 +163,7 @@ def _fork(called: Any, rank: int, size: int, port: int, arguments: Mapping[str, 
         return pid
     code = 1
     try:
-        # Line-buffered by hand: os._exit below leaves no buffer behind it.
+        # Written directly to the log: os._exit below flushes no other buffers.
         log = os.open(folder / f"{size}-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -177,7 +181,7 @@ def _fork(called: Any, rank: int, size: int, port: int, arguments: Mapping[str, 
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # never back into the code of the process that was forked
+        os._exit(code)  # never return into the parent's code
 
 
 def _free_port() -> int:

@@ -1,14 +1,15 @@
-"""Two hosts on one machine: what a cluster of two has, down to the cable, without a second machine.
+"""Two hosts on one machine: namespaces with ssh, host names and cables that can be cut.
 
     switch: a network namespace with a bridge
        |                        |
     alpha, eth0, 10.77.0.1   beta, lan0, 10.77.0.2
 
-Each host has network, mount, process and name of its own, and an sshd that lets the other in without a password. Its
-files are those of this machine until something is mounted over them. As on Debian, each resolves its own name to
-127.0.1.1, and their interfaces have different names.
+Each host has network, mount, process and host-name namespaces of its own, and an sshd that accepts
+the other host without a password. It sees this machine's files unless something is mounted over
+them. As on Debian, each host resolves its own name to 127.0.1.1, and the interfaces have different
+names.
 
-All of it hangs on three processes, and ends with them: no interface, mount or process is left on the machine.
+Everything belongs to three processes and ends with them: no interface, mount or process remains.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from pathlib import Path
 import psutil
 
 START_SECONDS = 20.0
-"""Limit on a host's start, which takes a fraction of a second on an idle machine."""
+"""Time limit for the start of a host, which takes a fraction of a second on an idle machine."""
 COMMAND_SECONDS = 10.0
 NETWORK = "10.77.0."
 TOOLS = {"sshd": "openssh-server", "ssh": "openssh-client", "pdsh": "pdsh", "ip": "iproute2", "unshare": "util-linux"}
-"""Command -> Debian's package of it."""
+"""Command -> its Debian package."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-# PID 1 of a host. bash, because PID 1 has to reap what others leave.
+# PID 1 of a host. It is bash, because PID 1 must reap orphaned processes.
 INIT = """set -e
 mount -t tmpfs tmpfs /run
 mkdir -p /run/sshd
@@ -45,7 +46,7 @@ touch "$1/started"
 while :; do wait || :; sleep 1; done
 """
 
-# ClientAlive: a session whose other end is cut off ends, too.
+# ClientAlive: a session ends after its other end was cut off.
 SSHD = """Port 22
 HostKey {folder}/host_key
 AuthorizedKeysFile {shared}/key.pub
@@ -69,20 +70,20 @@ SSH = """Host alpha beta
 
 @dataclass(frozen=True, kw_only=True)
 class TestHost:
-    """One of the two."""
+    """One of the two hosts."""
 
-    __test__ = False  # pytest takes the name for that of a class of tests
+    __test__ = False  # else pytest collects the class because of its name
 
     name: str
     address: str
     interface: str
     folder: Path
-    """Its own files; `bin` in it is first on the PATH of everything that comes in by ssh."""
+    """Its own files; its `bin` is first on the PATH of ssh sessions."""
     pid: int
-    """Its PID 1, as this machine counts."""
+    """Its PID 1, in this machine's numbering."""
 
     def words(self, words: Sequence[str | Path], cwd: Path = Path("/")) -> list[str]:
-        """The command that runs `words` there, for `run_process` or Popen; it ends with their exit status."""
+        """The command that runs `words` on the host, with their exit status."""
         entered = ["nsenter", "-t", str(self.pid), "-n", "-m", "-u", "-p", "--", "env", f"HOME={self.home}"]
         return [*entered, "sh", "-c", 'cd "$0" && exec "$@"', str(cwd), *map(str, words)]
 
@@ -92,7 +93,7 @@ class TestHost:
         return self.folder / "home"
 
     def run(self, *words: str | Path, env: Mapping[str, str] | None = None) -> str:
-        """What a short command prints there.
+        """The output of a short command on the host.
 
         Raises:
             AssertionError: it failed, or took longer than 10 s.
@@ -100,7 +101,7 @@ class TestHost:
         return _run(self.words(words), env)
 
     def tool(self, name: str, text: str) -> Path:
-        """Put a script on the PATH of what comes in by ssh."""
+        """Put a script on the PATH of ssh sessions."""
         file = self.folder / "bin" / name
         file.write_text(text, encoding="utf-8")
         file.chmod(0o755)
@@ -108,12 +109,12 @@ class TestHost:
 
     @contextmanager
     def covered(self, path: Path, text: str | None = None) -> Iterator[None]:
-        """Until the end of the block a file has another content there, or a folder is an empty one of its own."""
+        """In this context a file has another content on the host, or a folder is empty."""
         if text is None:
             self.run("mount", "-t", "tmpfs", "tmpfs", path)
         else:
             stand_in = self.folder / f"covers-{abs(hash((path, text)))}"
-            stand_in.write_text(text, encoding="utf-8")  # without a right to execute it
+            stand_in.write_text(text, encoding="utf-8")  # not executable
             self.run("mount", "--bind", stand_in, path)
         try:
             yield
@@ -123,27 +124,27 @@ class TestHost:
 
 @dataclass(frozen=True)
 class TwoHosts:
-    """Both, and what joins them."""
+    """Both hosts and the switch between them."""
 
     first: TestHost
     second: TestHost
     switch: int
-    """Process whose network namespace holds the bridge."""
+    """Process whose network namespace contains the bridge."""
     folder: Path
 
     def hostfile(self, slots: int = 1, second: int | None = None) -> Path:
-        """A hostfile of both."""
+        """Write a hostfile of both hosts."""
         file = self.folder / "hostfile"
         lines = [f"{self.first.name} slots={slots}", f"{self.second.name} slots={second or slots}"]
         file.write_text("\n".join([*lines, ""]), encoding="utf-8")
         return file
 
     def cut(self, host: TestHost) -> None:
-        """Pull a host's cable; nobody is told, packets are lost."""
+        """Pull a host's cable: packets are lost without an error."""
         _in_switch(self.switch, "ip", "link", "set", host.name, "down")
 
     def mend(self, host: TestHost) -> None:
-        """Plug it in again."""
+        """Plug the cable in again, and wait until the host answers."""
         _in_switch(self.switch, "ip", "link", "set", host.name, "up")
         deadline = time.monotonic() + COMMAND_SECONDS
         other = self.first if host == self.second else self.second
@@ -154,7 +155,7 @@ class TwoHosts:
 
 
 def why_not() -> str:
-    """Why this machine cannot have two hosts; "": it can."""
+    """Why this machine cannot have two hosts; "" if it can."""
     if os.geteuid() != 0:
         return "two hosts on one machine take root"
     missing = [
@@ -174,10 +175,10 @@ def why_not() -> str:
 
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[TwoHosts]:
-    """Both hosts, until the end of the block.
+    """Both hosts, in this context.
 
     Args:
-        folder: an empty one, for their files.
+        folder: an empty folder for their files.
     """
     _write_keys(folder)
     holders = [_hold(["-n", "sleep", "infinity"], folder / "switch.log")]
@@ -194,12 +195,12 @@ def two_hosts(folder: Path) -> Iterator[TwoHosts]:
             _plug_in(host, switch)
             hosts.append(host)
         both = TwoHosts(hosts[0], hosts[1], switch, folder)
-        both.mend(both.second)  # returns when it is reached
+        both.mend(both.second)  # returns when the host answers
         both.mend(both.first)
         yield both
     finally:
         for holder in holders:
-            holder.kill()  # with it goes its PID 1, and with that every process of the host
+            holder.kill()  # also ends its PID 1, and so every process of the host
             holder.wait()
 
 
@@ -213,16 +214,17 @@ def _write_keys(folder: Path) -> None:
 
 
 def _start_host(name: str, number: int, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a host that no cable leads to. Returns the process that holds it, and its PID 1."""
+    """Start a host without a cable; returns the process of its namespaces, and its PID 1."""
     own, log = folder / name, folder / f"{name}.log"
     others = {1: f"{NETWORK}2 beta", 2: f"{NETWORK}1 alpha"}
     (own / "home").mkdir()
     users = Path("/etc/passwd").read_text(encoding="utf-8").splitlines()
-    root = f"root:x:0:0:root:{own / 'home'}:/bin/bash"  # whose shell reads nobody's start files
+    # An empty home, so that the shell reads no start files of a user.
+    root = f"root:x:0:0:root:{own / 'home'}:/bin/bash"
     texts = {
         "passwd": "\n".join([root, *(user for user in users if not user.startswith("root:")), ""]),
         "hosts": f"127.0.0.1 localhost\n127.0.1.1 {name}\n{others[number]}\n",
-        "shadow": "root:*:19000:0:99999:7:::\n",  # sshd refuses an account that is locked with a "!"
+        "shadow": "root:*:19000:0:99999:7:::\n",  # sshd refuses an account locked with "!"
         "ssh_config": SSH.format(shared=folder),
         "sshd_config": SSHD.format(folder=own, shared=folder, path=PATH),
         "init": INIT,
@@ -241,7 +243,7 @@ def _start_host(name: str, number: int, folder: Path) -> tuple[subprocess.Popen[
 
 
 def _hold(words: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """`unshare` with some words; it dies with this process, however that ends."""
+    """Start `unshare` with these words; the kernel kills it when this process ends."""
     with log.open("wb") as written:
         return subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "unshare", *words],

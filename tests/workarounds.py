@@ -1,13 +1,14 @@
-"""Where yolods changes or opens up a dependency, found in the source text by `ast`.
+"""Finds the places where yolods changes a dependency or uses its private names, by `ast`.
 
 Three things count:
 
-- assigning to an attribute of a dependency's module or class, or of an object that a parameter brings in as `Any` or as
-  a dependency's class, whether by `=`, `del`, `setattr` or `delattr`;
+- assigning to an attribute of a dependency's module or class, or of a parameter with the type `Any`
+or a dependency's class, by `=`, `del`, `setattr` or `delattr`;
 - writing `sys.modules`;
-- using a private name, `_x`, that yolods does not define itself, as an attribute, an import or a string.
+- using a private name, `_x`, that yolods does not define itself, as an attribute, an import or a
+string.
 
-Not found is an object of a dependency that arrives under a type of our own, or as an attribute of one.
+It does not find objects of a dependency that have a type of yolods, or are attributes of one.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from collections.abc import Iterator, Mapping
 PACKAGE = "yolods"
 ALLOWED = (
     "yolods.compat",
-    # These know the insides of DeepSpeed's optimizers: to read and replace parts of them is their one job.
+    # These exist to read and replace parts of DeepSpeed's optimizers.
     "yolods.zero.master_weights",
     "yolods.zero.shards",
     "yolods.zero.gradients",
     "yolods.zero.loss_scale",
 )
-"""Modules in which such places may stand."""
+"""Modules that may contain such places."""
 SETTINGS = "torch.backends."
-"""What torch documents as attributes to assign to."""
+"""Attributes that torch documents for assignment."""
 KERNELS = "torch._foreach_"
 """The kernels of torch's own optimizers, which have no public name."""
 
@@ -68,7 +69,7 @@ class _Text:
         self._foreign: dict[str, str] = {}
         """Local name -> dotted name of what it stands for in a dependency."""
         self._standard: set[str] = set()
-        """Names of the standard library, some of whose documented functions start with an underscore."""
+        """Names of the standard library, which documents some functions with an underscore."""
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
@@ -144,7 +145,7 @@ def is_name(node: ast.AST, *names: str) -> bool:
 
 
 def root_of(node: ast.AST) -> str:
-    """The name that a chain of attributes and items starts with; empty for one that starts with anything else."""
+    """The name at the start of a chain of attributes and items; "" if it starts otherwise."""
     while isinstance(node, ast.Attribute | ast.Subscript):
         node = node.value
     return node.id if isinstance(node, ast.Name) else ""

@@ -1,4 +1,4 @@
-"""What an epoch, a pipeline and a step that went bad report about themselves: plain numbers, already on the host."""
+"""Records of an epoch, a pipeline and a skipped step: plain numbers, already on the host."""
 
 from __future__ import annotations
 
@@ -12,57 +12,61 @@ METRIC_NAMES = ("metrics/precision(B)", "metrics/recall(B)", "metrics/mAP50(B)",
 
 @dataclass(frozen=True, kw_only=True)
 class StabilityEvent:
-    """A step that was not applied, or parameters whose gradients have vanished."""
+    """A step that was not applied, or parameters whose gradients vanished."""
 
     step: int
-    """Optimizer steps tried so far, this one included."""
+    """Optimizer steps so far, skipped ones and this one included."""
     epoch: int
     """Epoch, from 0."""
     position: int
-    """Samples of the stream consumed so far, its own included."""
+    """Samples of the stream consumed so far, this step's included."""
     action: str
-    """`skip`, `rollback`, `stop`, or `report` where the step was applied."""
+    """`skip`, `rollback`, `stop`, or `report` if the step was applied."""
     cause: str
-    """`overflow`, `forward`, `backward`, `gradient_spike`, `loss_spike`, `vanishing`, or `unassigned`: the same of the
-    head's boxes, to which no object has been assigned."""
+    """`overflow`, `forward`, `backward`, `gradient_spike`, `loss_spike`, `vanishing`, or
+    `unassigned`: the box branch of a head has vanishing gradients because no object was assigned to
+    it."""
     loss: float
     """Sum of the loss items; may be inf or nan."""
     grad_norm: float | None
-    """Global norm; may be inf or nan."""
+    """Global gradient norm; may be inf or nan."""
     usual: float | None
-    """Of a spike: what the norm, or the loss, mostly is."""
+    """For a spike: the usual gradient norm or loss."""
     loss_scale: float | None
-    """fp16's scale in this step."""
+    """fp16's loss scale in this step."""
     parameters: tuple[str, ...]
-    """Those whose gradients were not finite, stood out, or vanished."""
+    """Names of those whose gradients were not finite, were outliers, or vanished."""
     culprits: tuple[Mapping[str, Any], ...]
-    """Where it began: phase, name, layer, kind, rank, host, stage, replica, micro_batch, files, single_images."""
+    """Where it began.
+
+    Keys: phase, name, layer, kind, rank, host, stage, replica, micro_batch, files, single_images.
+    """
     remedy: str
-    """What was done, in words."""
+    """What yolods did, as text for the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochStats:
-    """One epoch, after its evaluation where it had one."""
+    """One epoch, after its evaluation if there was one."""
 
     epoch: int
-    """Epoch from 0."""
+    """Epoch, from 0."""
     seconds: float
-    """Wall seconds of training so far, those before a resume included."""
+    """Wall time of the run in seconds so far, over all its starts."""
     train_loss: Mapping[str, float]
     """Mean loss items of the epoch by LOSS_NAMES."""
     val_loss: Mapping[str, float] | None
-    """The same on the validation set, or None where the epoch was not evaluated."""
+    """The same on the validation set; None if the epoch was not evaluated."""
     metrics: Mapping[str, float] | None
-    """Values by METRIC_NAMES, or None where the epoch was not evaluated."""
+    """Values by METRIC_NAMES; None if the epoch was not evaluated."""
     fitness: float | None
-    """ultralytics' fitness of `metrics`, or None where the epoch was not evaluated."""
+    """ultralytics' fitness of `metrics`; None if the epoch was not evaluated."""
     lr: Mapping[str, float]
     """Learning rate at the end of the epoch by `lr/pg0`, `lr/pg1`, ..."""
     images_per_second: float
-    """Training images a second over all ranks in this epoch, evaluation left out."""
+    """Training images per second over all ranks in this epoch, without evaluation."""
     is_best: bool
-    """True where this epoch's fitness is the best so far."""
+    """Whether this epoch's fitness is the best so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +74,17 @@ class StageStats:
     """One stage of a pipeline in the last step of an epoch, as the mean over its replicas."""
 
     stage: int
-    """Which."""
+    """The stage, from 0."""
     forward: float
     """Seconds in forward passes."""
     backward: float
     """Seconds in backward passes."""
     idle: float
-    """Share of the step that it waited, in 0..1."""
+    """Share of the step spent waiting, in [0, 1]."""
     sent: float
-    """Bytes sent to its neighbours a step, activations and gradients."""
+    """Bytes per step sent to its neighbours: activations and gradients."""
     peak: float
-    """Most bytes that it has held: of the device on a GPU, of the process on a CPU."""
+    """Peak memory in bytes: of the device on a GPU, of the process on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +92,8 @@ class PipeStats:
     """A pipeline's last step of an epoch."""
 
     stages: tuple[StageStats, ...]
-    """Every stage."""
+    """All stages, in order."""
     idle: float
-    """Share of all stages' time that was spent waiting."""
+    """Share of all stages' time spent waiting, in [0, 1]."""
     bound: float
-    """The share that 1F1B leaves at these stage times even if sending took no time."""
+    """The idle share of the 1F1B schedule with these stage times, if sending took no time."""

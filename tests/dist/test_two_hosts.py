@@ -115,7 +115,7 @@ def test_a_cable_pulled_in_mid_epoch(two_hosts: TwoHosts, tmp_path: Path) -> Non
     shown = screen.read_text()
     assert "rank 1 on beta (process" in shown
     assert "sent no heartbeat" in shown
-    assert "beta is left out: cannot reach it with ssh" in shown
+    assert "excluding host beta: cannot reach it with ssh" in shown
     assert "restart 1 of 3 from step" in shown
     assert "on 1 rank" in shown
     progress = json.loads((run / "checkpoints" / names_in(run / "checkpoints")[-1] / "progress.json").read_text())

@@ -116,13 +116,13 @@ CHANGES: dict[str, Change] = {
     ),
     "class renamed": Change(
         "says",
-        "names 2 classes (0 colour0, 1 blue), and named 2 classes (0 colour0, 1 colour1)",
+        "names 2 classes (0 colour0, 1 blue) instead of 2 classes (0 colour0, 1 colour1)",
         _names("colour0", "blue"),
     ),
     "classes reordered": Change("refuses", "the same names have other ids", _names("colour1", "colour0")),
-    "images added": Change("says", f"train has {MORE} images, and had {IMAGES}", _add, images=MORE),
-    "images removed": Change("says", f"train has {FEWER} images, and had {IMAGES}", _remove, images=FEWER),
-    "image replaced": Change("says", f"train has {IMAGES} images as before, but other ones", _replace),
+    "images added": Change("says", f"train has {MORE} images instead of {IMAGES}", _add, images=MORE),
+    "images removed": Change("says", f"train has {FEWER} images instead of {IMAGES}", _remove, images=FEWER),
+    "image replaced": Change("says", f"train has {IMAGES} images as before, but different ones", _replace),
     "images reordered": Change("says", f"train has {IMAGES} images as before, but in another order", _reorder),
     "other imgsz": Change("refuses", "--imgsz is 96, but the run in work/runs/base has 64", flags=("--imgsz", "96")),
     "other batch": Change(

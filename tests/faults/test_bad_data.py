@@ -158,9 +158,9 @@ def test_damaged_files_and_lines_are_counted_listed_and_skipped(runs):
     assert "truncated" in problems[1]
     assert problems[2:] == [
         f"{labels}/002.txt:2: 'first' is not a number; line skipped",
-        f"{labels}/003.txt:2: coordinate 1.5 is outside [0, 1] (1% tolerance); labels are in parts of the image size; "
+        f"{labels}/003.txt:2: coordinate 1.5 is outside [0, 1] (1% tolerance); labels are fractions of the image size; "
         "line skipped",
-        f"{labels}/003.txt:3: coordinate 320 is outside [0, 1] (1% tolerance); labels are in parts of the image size; "
+        f"{labels}/003.txt:3: coordinate 320 is outside [0, 1] (1% tolerance); labels are fractions of the image size; "
         "line skipped",
     ]
     assert "Traceback" not in result["out"] + result["err"]
@@ -176,23 +176,23 @@ def test_a_class_id_outside_names(runs):
 
 def test_an_empty_train_set(runs):
     assert errors_of(runs, "empty") == [
-        f"train: 6 images but not one usable box; labels are looked for at {runs.root}/empty/labels/train/000.txt and "
-        "its like"
+        f"train: 6 images but no usable box; labels are expected in files such as "
+        f"{runs.root}/empty/labels/train/000.txt"
     ]
 
 
 def test_a_train_set_of_unusable_labels_shows_the_first(runs):
     labels = runs.root / "wordy" / "labels" / "train"
     assert errors_of(runs, "wordy") == [
-        f"train: 6 images but not one usable box; labels are looked for at {labels}/000.txt and its like; the first "
-        f"problem: {labels}/000.txt:1: 'a' is not a number; line skipped"
+        f"train: 6 images but no usable box; labels are expected in files such as {labels}/000.txt; "
+        f"the first problem: {labels}/000.txt:1: 'a' is not a number; line skipped"
     ]
 
 
 def test_a_split_without_a_sound_image(runs):
     (line,) = errors_of(runs, "blind")
     image = runs.root / "blind" / "images" / "val" / "000.jpg"
-    assert line.startswith(f"val: none of 3 images can be used; the first: {image}: damaged or not an image")
+    assert line.startswith(f"val: none of 3 images can be used; the first problem: {image}: damaged or not an image")
 
 
 def test_a_failed_start_is_no_run_to_resume(runs):
@@ -204,25 +204,25 @@ def test_a_file_that_vanishes_is_reported_replaced_and_counted(runs):
     result, file = runs.results["vanish"], runs.root / "vanish" / "images" / "train" / "004.jpg"
     assert result["code"] == 0, result["out"] + result["err"]
     everything = result["out"] + result["err"]
-    assert everything.count(f"{file} could not be read; another sample took its place") == 1
+    assert everything.count(f"{file} could not be read; replaced by another sample") == 1
     position = json.loads(next((runs.root / "runs" / "vanish" / "checkpoints").glob("*/progress.json")).read_text())
     assert position["replaced"] >= 2  # once an epoch, and what a step took beyond the last
-    assert f"{position['replaced']} samples were replaced: 1 files could not be read any more" in everything
+    assert f"{position['replaced']} samples were replaced: 1 files could no longer be read" in everything
     assert "Traceback" not in everything
 
 
 def test_a_data_set_that_vanishes_ends_the_run(runs):
     folder = runs.root / "vanish-all" / "images" / "train"
     (line,) = errors_of(runs, "vanish-all")
-    assert line == f"none of the 6 images can be read any more; the first is {folder}/000.jpg"
+    assert line == f"none of the 6 images can be read; the first is {folder}/000.jpg"
 
 
 def test_no_disk_space(runs):
     (line,) = errors_of(runs, "disk-left")
     assert re.fullmatch(
         re.escape(str(runs.root / "runs" / "disk-left"))
-        + r": 0\.01 GiB are free, but 4 checkpoints of 0\.6 M parameters x 40 bytes take 0\.09 GiB; free some, or "
-        r"choose another --project",
+        + r": 0\.01 GiB are free, but 4 checkpoints of 0\.6 M parameters x 40 bytes need 0\.09 GiB; free some "
+        r"space, or choose another --project",
         line,
     )
 
@@ -231,8 +231,8 @@ def test_a_disk_that_fills_later(runs):
     result, folder = runs.results["disk-fills"], runs.root / "runs" / "disk-fills"
     everything = result["out"] + result["err"]
     assert result["code"] == 2, everything
-    assert f"{folder}/weights could not be written, the earlier files stay: [Errno 28] No space left" in everything
-    assert "; the earlier checkpoint stays" in everything
+    assert f"{folder}/weights could not be written, the earlier files are kept: [Errno 28] No space left" in everything
+    assert "; the earlier checkpoint is kept" in everything
     assert "Traceback" not in everything
     assert errors_of(runs, "disk-fills") == [
         f"{folder}/weights/best.pt was never written; the log {folder}/train.log says why"
@@ -257,8 +257,8 @@ def test_a_users_model_with_a_larger_stride(runs):
 def test_val_with_another_yaml(runs):
     weights = runs.root / "runs" / "sound" / "weights" / "best.pt"
     assert errors_of(runs, "val-classes") == [
-        f"--weights {weights} knows 2 classes (0 colour0, 1 colour1), but {runs.root}/val-classes/tiny.yaml names "
-        "3 classes (0 colour0, 1 colour1, 2 colour2); evaluate with the yaml that it was trained with"
+        f"--weights {weights} has 2 classes (0 colour0, 1 colour1), but {runs.root}/val-classes/tiny.yaml names "
+        "3 classes (0 colour0, 1 colour1, 2 colour2); use the data yaml of its training"
     ]
 
 
@@ -269,5 +269,5 @@ def test_val_of_a_split_that_is_not_there(runs):
 
 def test_resuming_a_finished_run(runs):
     assert errors_of(runs, "resume-done") == [
-        f"--resume: {runs.root}/runs/sound has finished its 2 epochs; give more by --epochs to go on"
+        f"--resume: {runs.root}/runs/sound has finished its 2 epochs; use a larger --epochs to continue"
     ]

@@ -44,7 +44,7 @@ def preflight(tmp_path, monkeypatch, capfd) -> Callable[..., list[str]]:
 
 
 GOOD = ("train", "--data", "data/tiny.yaml", "--imgsz", "64")
-LOOKING = f"yolods: version {__version__}: looking at "
+LOOKING = f"yolods: version {__version__}: checking "
 """What is said before torch is imported for a check."""
 
 
@@ -97,7 +97,7 @@ def test_what_is_sound_goes_on_to_the_launcher(preflight):
         ([*GOOD, "--hostfile", "hosts"], "--hostfile hosts: no such file"),
         ([*GOOD, "--num_gpus", "two"], "--num_gpus is 'two': it has to be a whole number"),
         (["val", "--weights", "a.pt", "--data", "data/tiny.yaml"], "--weights a.pt: no such file"),
-        (["val", "--data", "data/tiny.yaml"], "--weights is missing: give the .pt to evaluate, for example runs/"),
+        (["val", "--data", "data/tiny.yaml"], "--weights is missing: name the .pt to evaluate, for example runs/"),
     ],
 )
 def test_flags(preflight, words, line):
@@ -136,11 +136,11 @@ def faulty_yaml(text: str) -> Path:
     [
         (
             "val: images/val\nnames: [a, b]\n",
-            ["train: missing; give the folder of its images, as in `train: images/train`"],
+            ["train: missing; name the folder of its images, as in `train: images/train`"],
         ),
         (
             "train: images/train\nnames: [a, b]\n",
-            ["val: missing; give the folder of its images, as in `val: images/val`"],
+            ["val: missing; name the folder of its images, as in `val: images/val`"],
         ),
         ("train: images/train\nval: images/val\n", ["names: missing; list the class names, as in `names: [cat, dog]`"]),
         ("train: no\nval: images/val\nnames: [a]\n", ["train: must be a path or a list of paths, not False"]),
@@ -213,7 +213,7 @@ def test_an_evaluation_does_not_write_over_a_training_run(preflight):
     words = ("val", "--weights", "a.pt", "--data", "data/tiny.yaml", "--name", "exp", "--exist-ok")
     shown, weights = preflight(*words)
     assert shown.startswith(
-        "error: --exist-ok: runs/exp is a training run's folder, whose results would be overwritten"
+        "error: --exist-ok: runs/exp is the folder of a training run and would be overwritten"
     )
     assert weights.startswith("error: --weights a.pt: ")
 
@@ -358,7 +358,7 @@ def test_a_start_that_looks_at_the_model_first_says_so_at_once(preflight, capfd)
         (["train", "--data", "nowhere.yaml"], "error: --data nowhere.yaml: no such file"),
         (
             ["export", "nowhere", "--to", "a.pt"],
-            "error: nowhere: no such folder; give a run's folder, its checkpoints/, ",
+            "error: nowhere: no such folder; name a run's folder, its checkpoints/, ",
         ),
         (["flags"], "error: unknown word 'flags'; the words are train, val, export, demo, launch"),
     ],
@@ -423,7 +423,7 @@ def test_val_advises_nothing_that_it_would_refuse(preflight, words, line):
         (["--workers", "-1"], "--workers is -1: it has to be a whole number of at least 0"),
         (["--batch-size", "0"], "--batch-size is 0: it has to be a whole number of at least 1"),
         (["--imgsz", "0"], "--imgsz is 0: it has to be a whole number of at least 1"),
-        (["--imgsz", "70"], "--imgsz 70: has to be a multiple of 32"),
+        (["--imgsz", "70"], "--imgsz 70: must be a multiple of 32"),
         (
             ["--imgsz", "1000000000000"],
             "--imgsz is 1000000000000: it has to be a whole number of at least 1, and at most 65536",

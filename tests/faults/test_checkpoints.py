@@ -169,7 +169,7 @@ def check_verdict(folder: Path, reports: list[dict[str, Any]], caplog: pytest.Lo
     third, second, choice = reports[0]["lines"]
     assert third.startswith(f"{rank_file(folder / 'step00000003', 1)}: damaged, its checksum is ")
     assert second == f"{rank_file(folder / 'step00000002', 0)}: missing"
-    assert choice == f"the run goes on from {folder / 'step00000001'}, which is whole"
+    assert choice == f"resuming from {folder / 'step00000001'}, which is intact"
     assert reports[1]["lines"] == []
     for report in reports:
         assert report["refused"].startswith("the checkpoint step00000004 could not be written: rank 1 on ")

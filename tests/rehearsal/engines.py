@@ -1,4 +1,4 @@
-"""Engines of every file in ds_configs/ on pretended devices, around a model that is as small as one can be."""
+"""Engines of every file in ds_configs/ on pretended devices, with a minimal model."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from yolods.stability.record import StepRecord
 
 MODEL = Path(__file__).with_name("detector.yaml")
 CUTS = {2: (4,), 4: (2, 4, 8)}
-"""Where each stage but the first begins, by number of stages."""
+"""First layer of each stage but the first, by number of stages."""
 SCALE_POWER = 4
-"""fp16's first loss scale, as a power of 2: no step is skipped."""
+"""fp16's initial loss scale as a power of 2, so low that no step is skipped."""
 BUCKETS, BUCKET = {"reduce_bucket_size", "allgather_bucket_size"}, 10_000
-"""Elements: several buckets for a model that is smaller than one of those that the files ask for."""
+"""Elements per bucket: the model needs several, but is smaller than one of the files' buckets."""
 WARM = 3
-"""Steps after which DeepSpeed's timer, fp16's scale and the optimizer's states are as they will be."""
+"""Steps after which DeepSpeed's timer, fp16's loss scale and the optimizer states are settled."""
 RATE, MOMENTUM = 1e-4, 0.9
 
 
@@ -47,7 +47,7 @@ def stages_of(name: str) -> int:
 
 @contextmanager
 def engine_of(ranks: Ranks, name: str, folder: Path, **hyper: Any) -> Iterator[Engine]:
-    """Build the engine of ds_configs/`name`.json as a run does; taken down again after."""
+    """Build the engine of ds_configs/`name`.json as a run does, and destroy it afterwards."""
     config = _configure(ranks, name, folder, hyper)
     engine = _pipeline(config, ranks) if config.deepspeed.pipeline else _zero(config, ranks)
     engine.training()
@@ -68,7 +68,7 @@ def _configure(ranks: Ranks, name: str, folder: Path, hyper: dict[str, Any]) -> 
     file = folder / f"{name}-{ranks.rank}.json"
     file.write_text(json.dumps(settings), encoding="utf-8")
     if "offload_optimizer" in settings.get("zero_optimization", {}):
-        hyper.setdefault("optimizer", "SGD")  # CPUAdam has to be compiled
+        hyper.setdefault("optimizer", "SGD")  # CPUAdam must be compiled
     batch = MICRO * ranks.size // stages_of(name)
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
@@ -99,12 +99,12 @@ def _pipeline(config: RunConfig, ranks: Ranks) -> Engine:
 
 
 def pinned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As a loader hands it over where there is a GPU."""
+    """The batch in pinned memory, as from a loader with a GPU."""
     return {key: value.pin_memory() for key, value in batch.items()}
 
 
 def take_step(engine: Engine, number: int, micro_batches: int) -> StepRecord:
-    """Take an optimizer step over so many micro-batches of this replica, which nobody has seen before."""
+    """Take an optimizer step over `micro_batches` new micro-batches of this replica."""
     share = engine.share
     first = 100 * number
     mine = [pinned(micro_batch(first + place * share.dp_size + share.dp_rank)) for place in range(micro_batches)]

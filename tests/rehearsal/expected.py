@@ -1,34 +1,35 @@
-"""What the rehearsal has to see of each kind of rank: its waits by file and function, and the device's peak.
+"""The expected results of the rehearsal per kind of rank: waits by file and function, and peak
+memory.
 
-`MANY`: as often as there are tensors, and in DeepSpeed only: what waits in yolods is counted.
+`MANY`: once per tensor. It is used for DeepSpeed only; waits in yolods are counted exactly.
 """
 
 from __future__ import annotations
 
 MANY = None
 Waits = dict[str, int | None]
-"""By `file:function`."""
+"""Number of waits by `file:function`."""
 Rows = dict[str, Waits]
-"""By part of a run."""
+"""Waits by part of a run."""
 
 READ: Waits = {"yolods/stability/controller.py:_read": 1}
-"""The wait of a step: for its numbers."""
+"""The only wait of a step, for its numbers."""
 GROUPS = 3
-"""Of the optimizer's parameters: biases, weights and BatchNorm's."""
+"""Parameter groups of the optimizer: biases, weights and BatchNorm's weights."""
 
 
 def copied(times: int) -> Waits:
-    """All tensors to the host, so many times over."""
+    """Copies of all tensors to the host."""
     return {"yolods/device/host_copy.py:_wait_for": times}
 
 
 def published(times: int) -> Waits:
-    """Masters on the host into the model."""
+    """Copies of host masters into the model."""
     return {"deepspeed/runtime/zero/stage_1_and_2.py:update_lp_params": times * GROUPS}
 
 
 def fetched(times: int | None) -> Waits:
-    """ZeRO-3's small parameters, which stay whole on every rank, after the masters have changed."""
+    """Gathering ZeRO-3's small, unpartitioned parameters after the masters changed."""
     return {"deepspeed/runtime/zero/partition_parameters.py:_allgather_params_coalesced": times}
 
 
@@ -39,7 +40,7 @@ SET_OFFLOADED: Waits = {
     "deepspeed/runtime/zero/partition_parameters.py:_allgather_params_sequential": 2,
     "deepspeed/runtime/zero/partition_parameters.py:_partition_param": 1,
 }
-"""The frozen weight."""
+"""Waits for setting the frozen weight."""
 
 ZERO: Rows = {
     "micro-batch": {},
@@ -47,7 +48,7 @@ ZERO: Rows = {
     "snapshot": copied(1),
     "evaluated batch": copied(1),
     "evaluation": {},
-    "checkpoint": copied(2),  # frozen weights, and all that trains
+    "checkpoint": copied(2),  # frozen weights, and everything trained
     "load": {},
     "roll-back": {},
     "export": copied(3),  # frozen weights, the others, and statistics
@@ -59,7 +60,7 @@ FIRST = ZERO | {
     "checkpoint": copied(1),
     "export": copied(2),
 }
-"""A stage of a pipeline, but the last: nothing of it is frozen, and it judges nothing."""
+"""A stage of a pipeline but the last: it has no frozen weights and computes no metrics."""
 
 OFFLOAD = ZERO | {
     "step": READ | OFFLOADED,
@@ -67,7 +68,7 @@ OFFLOAD = ZERO | {
     "load": published(1),
     "roll-back": published(1),
 }
-"""Rank 0 of ZeRO-2 with its optimizer on the host: DeepSpeed waits for every gradient that it copies there."""
+"""Rank 0 of ZeRO-2 with optimizer offload: DeepSpeed waits for each gradient's copy to the host."""
 
 ZERO3 = ZERO | {
     "micro-batch": REDUCED,
@@ -85,7 +86,7 @@ OFFLOAD3 = ZERO3 | {
     "load": fetched(MANY) | SET_OFFLOADED,
     "roll-back": fetched(MANY),
 }
-"""Rank 0 of ZeRO-3 with optimizer and weights on the host."""
+"""Rank 0 of ZeRO-3 with optimizer and parameter offload."""
 
 PEAKS: dict[str, tuple[int, ...]] = {
     "pipeline2_fp32": (1686528, 3104768),
@@ -106,13 +107,13 @@ PEAKS: dict[str, tuple[int, ...]] = {
     "zero3_fp32": (3554816, 3554816),
     "zero3_offload_fp16": (1163776, 1163776),
 }
-"""Bytes of the device that are claimed at most in a step of four micro-batches, by rank."""
+"""Peak device memory in bytes in a step of four micro-batches, by rank."""
 SLACK = 4096
-"""Bytes that more micro-batches, or a load, may hold more: numbers of each micro-batch are kept for a diagnosis."""
+"""Bytes that more micro-batches, or a load, may add: each micro-batch's numbers are kept."""
 
 
 def rows_of(name: str, rank: int, stages: int) -> Rows:
-    """What a rank of ds_configs/`name`.json is expected to wait for, by part of a run."""
+    """The expected waits of a rank of ds_configs/`name`.json, by part of a run."""
     rows = ZERO if stages == 1 or rank == stages - 1 else FIRST
     if "offload" in name or "zero3" in name:
         on_device, offloaded = (ZERO3, OFFLOAD3) if "zero3" in name else (ZERO, OFFLOAD)
@@ -125,7 +126,7 @@ def rows_of(name: str, rank: int, stages: int) -> Rows:
 
 
 def _gathered(export: Waits) -> Waits:
-    """With masters beside rounded weights, which come by groups of the optimizer."""
+    """The export's waits if masters exist beside rounded weights: one per parameter group."""
     (times,) = export.values()
     assert times is not None
     return copied(times + GROUPS - 1)

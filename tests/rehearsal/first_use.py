@@ -1,11 +1,11 @@
-"""NCCL's rule of the first use, on gloo.
+"""NCCL's blocking first use of a communicator, simulated on gloo.
 
-NCCL makes a communicator when its two ranks first send or receive on it. Whoever comes first waits for the other one
-there and then, on the host, `isend` and `irecv` not excepted; later ones return at once. On gloo none ever waits, so
-that what would hang on GPUs passes on CPUs.
+NCCL creates a communicator when its two ranks first send or receive on it. The first rank then
+blocks on the host until the other one arrives, even in `isend` and `irecv`; later calls return
+immediately. On gloo no call blocks, so that a program that hangs on GPUs passes on CPUs.
 
-Groups that are made with `backend="gloo"` would be gloo's beside NCCL, too, and are left alone. The rule is for sends
-and receives: collectives wait for all ranks on gloo as well.
+Groups created with `backend="gloo"` use gloo beside NCCL as well and are not changed. The rule
+applies to sends and receives only: collectives wait for all ranks on gloo as well.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ import torch
 import torch.distributed as dist
 
 TAG = 999
-"""Of the meetings; the code under test has others."""
+"""Message tag of the meetings; the code under test uses other tags."""
 
 
 class NeverMet(RuntimeError):
-    """A first use of a communicator that the peer did not come to: on NCCL the rank would hang here."""
+    """The peer did not reach a communicator's first use; with NCCL the rank would hang here."""
 
 
 @contextmanager
 def first_use_waits(seconds: float) -> Iterator[list[tuple[int, int]]]:
-    """Within: `isend` and `irecv` of torch.distributed keep to the rule, in groups that are made within.
+    """Make `isend` and `irecv` of torch.distributed block at first use, in groups created in this
+    context.
 
     Args:
         seconds: how long a first use waits before it raises `NeverMet`.
 
     Yields:
-        the meetings so far, as (this rank, peer), of which a communicator has one.
+        the meetings so far, as (this rank, peer), one per communicator.
     """
     rule = _Rule(seconds)
     with ExitStack() as stack:
@@ -71,7 +72,7 @@ class _Rule:
         return call(tensor, peer, group=group, tag=tag)
 
     def _meet(self, peer: int, group: Any) -> None:
-        """Both tell and both hear, as in making a communicator."""
+        """Send and receive on both sides, as NCCL does to create a communicator."""
         told = self._isend(torch.zeros(1), peer, group=group, tag=TAG)
         heard = self._irecv(torch.zeros(1), peer, group=group, tag=TAG)
         try:

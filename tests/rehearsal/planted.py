@@ -1,4 +1,4 @@
-"""Programs with one known fault each, and the same without it: what the detectors have to see. Run on ranks."""
+"""Programs with one known fault each, and without it, for the detectors' tests. Run on ranks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ WAITS: dict[str, Callable[[Tensor], object]] = {
     "event": lambda device: torch.cuda.current_stream().record_event().synchronize(),
     "barrier": lambda device: dist.barrier(),
 }
-"""Each keeps the host waiting, the one with two copies twice."""
+"""Each blocks the host once; the one with two copies, twice."""
 
 NO_WAITS: dict[str, Callable[[Tensor], object]] = {
     "arithmetic": lambda device: (device * 2 + 1).sum(),
@@ -67,7 +67,7 @@ NO_WAITS: dict[str, Callable[[Tensor], object]] = {
     "all-reduce": lambda device: dist.all_reduce(device),
     "gradient": lambda device: (device.clone().requires_grad_() * 2).sum().backward(),
 }
-"""None keeps it waiting."""
+"""None blocks the host."""
 
 
 def waits_of(ranks: Ranks, within: World) -> dict[str, dict[str, int]]:
@@ -83,7 +83,7 @@ def waits_of(ranks: Ranks, within: World) -> dict[str, dict[str, int]]:
 
 
 def mixed_up(ranks: Ranks, within: World) -> dict[str, Record]:
-    """What was seen of operations on tensors of both, and of collectives of the host's."""
+    """The records of operations on host and device tensors, and of host collectives."""
     host, device = torch.ones(3), torch.ones(3, device=CUDA)
     gloo = dist.new_group([0], backend="gloo")
     works: dict[str, Callable[[], object]] = {
@@ -125,7 +125,7 @@ def _counters(record: Record) -> tuple[Any, ...]:
 
 
 def races_of(ranks: Ranks, within: World) -> dict[str, int]:
-    """How many races there are in programs on two streams; of each pair the second is in order."""
+    """The number of races in each program on two streams."""
     found = {}
     for work in (
         *(side_reads_unordered, side_reads_after_wait, side_reads_after_event, side_reads_after_host),
@@ -140,14 +140,14 @@ def races_of(ranks: Ranks, within: World) -> dict[str, int]:
 
 
 def side_reads_unordered() -> None:
-    """A side stream reads what the other is still writing."""
+    """A side stream reads a tensor that the current stream is still writing."""
     value = torch.ones(4, device=CUDA)
     with torch.cuda.stream(torch.cuda.Stream()):
         value.sum()
 
 
 def side_reads_after_wait() -> None:
-    """It waits for the stream."""
+    """The side stream waits for the current stream first."""
     value, side = torch.ones(4, device=CUDA), torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -155,7 +155,7 @@ def side_reads_after_wait() -> None:
 
 
 def side_reads_after_event() -> None:
-    """It waits for an event of the stream."""
+    """The side stream waits for an event of the current stream first."""
     value, side = torch.ones(4, device=CUDA), torch.cuda.Stream()
     torch.cuda.current_stream().record_event().wait(side)
     with torch.cuda.stream(side):
@@ -163,7 +163,7 @@ def side_reads_after_event() -> None:
 
 
 def side_reads_after_host() -> None:
-    """The host has waited before it asks the side stream."""
+    """The host synchronises before it uses the side stream."""
     value = torch.ones(4, device=CUDA)
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
@@ -171,7 +171,7 @@ def side_reads_after_host() -> None:
 
 
 def side_uses_other_half() -> None:
-    """Both write, to different bytes."""
+    """Both streams write, to different bytes."""
     value, side = torch.empty(4, device=CUDA), torch.cuda.Stream()
     value[:2].fill_(1)
     with torch.cuda.stream(side):
@@ -179,26 +179,26 @@ def side_uses_other_half() -> None:
 
 
 def host_reads_too_early() -> None:
-    """The host reads what is still being copied to it."""
+    """The host reads a buffer during a copy to it."""
     torch.ones(4, device=CUDA).to("cpu", non_blocking=True).tolist()
 
 
 def host_reads_in_time() -> None:
-    """It waits first."""
+    """The host waits for the copy before it reads."""
     copy = torch.ones(4, device=CUDA).to("cpu", non_blocking=True)
     torch.cuda.current_stream().synchronize()
     copy.tolist()
 
 
 def host_rewrites_too_early() -> None:
-    """The host writes over what is still being copied from it."""
+    """The host overwrites a buffer during a copy from it."""
     buffer = torch.ones(4).pin_memory()
     buffer.to(CUDA, non_blocking=True)
     buffer.fill_(2)
 
 
 def host_rewrites_in_time() -> None:
-    """It waits first."""
+    """The host waits for the copy before it overwrites the buffer."""
     buffer = torch.ones(4).pin_memory()
     buffer.to(CUDA, non_blocking=True)
     torch.cuda.current_stream().synchronize()
@@ -206,7 +206,7 @@ def host_rewrites_in_time() -> None:
 
 
 def collective_unordered() -> None:
-    """A sum over the ranks is used before it has been waited for."""
+    """The result of an all-reduce is used before its `wait`."""
     value = torch.ones(4, device=CUDA)
     work = dist.all_reduce(value, async_op=True)
     value.mul_(2)
@@ -214,14 +214,14 @@ def collective_unordered() -> None:
 
 
 def collective_in_order() -> None:
-    """It is waited for first."""
+    """The result of an all-reduce is used after its `wait`."""
     value = torch.ones(4, device=CUDA)
     dist.all_reduce(value, async_op=True).wait()
     value.mul_(2)
 
 
 def bytes_of(ranks: Ranks, within: World) -> list[int]:
-    """Claimed bytes before, with one tensor of 4000 bytes, with a view of it alone, and after; and their peak."""
+    """Device bytes before, with a tensor of 4000 bytes, with a view of it, and after; the peak."""
     ledger = within.ledger
     ledger.reset_peak()
     seen = [ledger.now]
@@ -234,7 +234,7 @@ def bytes_of(ranks: Ranks, within: World) -> list[int]:
 
 
 def cast(ranks: Ranks, within: World) -> dict[str, torch.dtype]:
-    """The dtypes of what operations give under autocast of the device in bf16."""
+    """The dtypes of operations' results under bf16 autocast of the device."""
     images, kernel = torch.ones(1, 3, 8, 8, device=CUDA), torch.ones(4, 3, 3, 3, device=CUDA, requires_grad=True)
     low = images.bfloat16()
     with torch.autocast(CUDA, torch.bfloat16):
@@ -251,7 +251,8 @@ def cast(ranks: Ranks, within: World) -> dict[str, torch.dtype]:
             "scattered": torch.zeros(3, device=CUDA).scatter_add(
                 0, torch.zeros(3, dtype=torch.int64, device=CUDA), low.flatten()[:3]
             ),
-            "padded": F.pad(low, (1, 1, 1, 1), mode="replicate"),  # of CPU's list, and not of CUDA's
+            # In autocast's list for CPUs, and not for CUDA.
+            "padded": F.pad(low, (1, 1, 1, 1), mode="replicate"),
         }
         with torch.autocast(CUDA, enabled=False):
             made["switched off"] = F.conv2d(images, kernel)
@@ -261,7 +262,7 @@ def cast(ranks: Ranks, within: World) -> dict[str, torch.dtype]:
 
 
 def faults_in_a_step(ranks: Ranks, within: World) -> dict[str, Record]:
-    """A step of a real engine as it is, and with one fault planted into its loss."""
+    """The records of a real engine's step, without and with one fault planted in its loss."""
     plants: dict[str, Callable[[Tensor], object]] = {
         "nothing": lambda loss: None,
         "item": forgotten_item,
@@ -287,22 +288,22 @@ def _planted(engine: Engine, plant: Callable[[Tensor], object]) -> None:
 
 
 def forgotten_item(items: Tensor) -> None:
-    """Someone wants to print a number."""
+    """A number is read, for example to print it."""
     items[0].item()
 
 
 def forgotten_device(items: Tensor) -> None:
-    """Someone makes a tensor without saying where."""
+    """A tensor is created without a device."""
     items + torch.ones(len(items))
 
 
 def forgotten_collective(items: Tensor) -> None:
-    """Someone adds up over ranks what is on the host."""
+    """A host tensor is reduced over the ranks."""
     dist.all_reduce(torch.ones(len(items)))
 
 
 def waits_taken_out(ranks: Ranks, within: World) -> dict[str, int]:
-    """Races of ZeRO-3's steps as they are, and where no stream waits for another one."""
+    """The races in ZeRO-3's steps, unchanged and without waits between streams."""
     found = {}
     with tempfile.TemporaryDirectory() as folder, engine_of(ranks, "zero3_fp32", Path(folder)) as engine:
         for name, out in (("as it is", ()), ("taken out", ((Stream, "wait_stream"), (Stream, "wait_event")))):
@@ -317,7 +318,7 @@ def waits_taken_out(ranks: Ranks, within: World) -> dict[str, int]:
 
 
 def as_a_script(script: str) -> None:
-    """`python -m tests.rehearsal.pretended SCRIPT 7`, in a process that has everything imported."""
+    """Run `python -m tests.rehearsal.pretended SCRIPT 7` in this process."""
     with patch.object(sys, "argv", ["pretended", script, "7"]):
         main()
 

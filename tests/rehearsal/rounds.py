@@ -1,4 +1,4 @@
-"""What is done with an engine on pretended devices, and what was seen meanwhile. Run on ranks by tests/ranks.py."""
+"""Uses an engine on pretended devices and records what happens. Run on ranks by tests/ranks.py."""
 
 from __future__ import annotations
 
@@ -21,36 +21,38 @@ from yolods.engine.base import Engine
 from yolods.evaluation.evaluator import Evaluator
 
 ACCUMULATIONS = (1, 4)
-"""Micro-batches of the steps that are looked at."""
+"""Micro-batches per observed step."""
 STEADY = (5, 8)
-"""Of a pipeline's: with more than there are stages, forward and backward passes take turns. 8 hold no more than 5."""
+"""The same for a pipeline's steady phase, in which forward and backward passes alternate: with more
+micro-batches than stages, 8 need no more memory than 5."""
 
 
 @dataclass
 class Part:
-    """One thing that was done."""
+    """One part of a run."""
 
     waits: dict[str, int]
-    """By `file:function`."""
+    """Number of waits by `file:function`."""
     told: list[str]
-    """Each wait with its lines."""
+    """Each wait with its call stack."""
     peak: int
-    """Most bytes of the device that were claimed within."""
+    """Peak device memory in bytes."""
     held: int
-    """Bytes that are claimed when it is over."""
+    """Device memory in bytes at the end."""
 
 
 @dataclass
 class Report:
-    """What one rank has seen."""
+    """The records of one rank."""
 
     parts: dict[str, Part] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
-    """Mix-ups, collectives of host tensors and races, over all parts and the building of the engine."""
+    """Device mix-ups, collectives on host tensors and races, also in building the engine."""
 
 
 def whole_round(ranks: Ranks, within: World, name: str, data: str, **hyper: object) -> Report:
-    """Build the engine of ds_configs/`name`.json, train, evaluate, copy, load, roll back and export.
+    """Build the engine of ds_configs/`name`.json, train, evaluate, copy, load, roll back and
+    export.
 
     Args:
         data: data yaml, whose validation images are evaluated.
@@ -65,7 +67,8 @@ def whole_round(ranks: Ranks, within: World, name: str, data: str, **hyper: obje
         rounds.take("snapshot", engine.snapshots.take)
         rounds.take("evaluation", lambda: _evaluate(engine, Path(data), Path(folder)))
         copied = rounds.take("checkpoint", lambda: HostCopy().take(collect(engine)))
-        frozen = ranks.from_main(ranks.to_main(copied["frozen"]))  # as a checkpoint's reader hands them to every rank
+        # Every rank gets the frozen weights of all stages, as from a checkpoint.
+        frozen = ranks.from_main(ranks.to_main(copied["frozen"]))
         whole = {**copied, "frozen": {name: value for part in frozen for name, value in part.items()}}
         rounds.take("load", lambda: engine.load_state(whole))
         rounds.take("roll-back", lambda: engine._load_moving(engine.snapshots.snapshot))
@@ -78,7 +81,7 @@ class _Rounds:
         self._world, self.report = world, Report()
 
     def take(self, name: str, work: Callable[[], object]) -> object:
-        """Do something, and note what was seen since the last time: what came before is the building's."""
+        """Do `work` and record it; "build" records everything before the first call."""
         record, ledger = self._world.record, self._world.ledger
         if name != "build":
             record.waits.clear()
@@ -97,7 +100,7 @@ def _applied(engine: Engine, micro_batches: int) -> None:
 
 
 def _evaluate(engine: Engine, yaml: Path, folder: Path) -> None:
-    """As a run evaluates, with a confidence that no box of an untrained model has."""
+    """Evaluate as a run does, with a confidence that no box of an untrained model reaches."""
     hyper = Hyper(conf=0.9)
     options = SplitOptions(imgsz=SIZE, stride=32, epochs=1, workers=0, local_ranks=1, eval_batch=MICRO)
     split = open_split(read_spec(yaml), "val", hyper, options, engine.ranks, augment=False)

@@ -1,4 +1,4 @@
-"""The pretended device sees what it is there to see, and nothing where there is nothing."""
+"""The pretended device detects every planted fault, and none without one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HERE = "tests/rehearsal/planted.py"
 
 
 def planted(name: str, within: str = DEVICE, size: int = 1) -> Any:
-    """What a function of planted.py returns on rank 0."""
+    """The result of a function of planted.py on rank 0."""
     return on_ranks(f"tests.rehearsal.planted:{name}", (size,), within=within)[size][0]
 
 
@@ -25,7 +25,7 @@ def test_the_host_waits_where_cuda_would_make_it_and_nowhere_else() -> None:
     seen = planted("waits_of")
     counts = {name: sum(places.values()) for name, places in seen.items()}
     assert counts == dict.fromkeys(WAITS, 1) | {"each of two": 2} | dict.fromkeys(NO_WAITS, 0)
-    # What was planted stands in a lambda, and is called by `waits_of`.
+    # The planted code is in lambdas, which `waits_of` calls.
     assert {place for places in seen.values() for place in places} == {f"{HERE}:waits_of"}
 
 

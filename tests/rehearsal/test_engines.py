@@ -1,5 +1,5 @@
-"""Every configuration of ds_configs/ on pretended devices: nothing that CUDA or NCCL would refuse, no race, the waits
-of expected.py and no others, and no more memory of the device than is known.
+"""Every configuration of ds_configs/ on pretended devices: nothing that CUDA or NCCL would refuse,
+no race, the waits of expected.py and no others, and no more memory of the device than is known.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tests.tiny import make_dataset
 
 NAMES = sorted(file.stem for file in CONFIGS.glob("*.json"))
 REPLICAS = 2
-"""Of ZeRO; pipelines have one."""
+"""World sizes for ZeRO; each pipeline has its own."""
 IMAGES, BATCH = 4, 2
-"""Of the evaluation: square ones, so that every rank and batch does the same."""
+"""Number of evaluation images, all square, so that every rank and batch does the same."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def _reports(name: str, images: Path, **hyper: str) -> list[Report]:
 
 
 def _wrong_waits(name: str, rank: int, report: Report) -> list[str]:
-    """A line for each part of a run that waited elsewhere, or more or less often, than it is to."""
+    """One line per part of a run whose waits differ from the expected places or numbers."""
     rows = expected.rows_of(name, rank, stages_of(name))
     batches = IMAGES // BATCH // (1 if stages_of(name) > 1 else REPLICAS)
     wrong = []
@@ -77,7 +77,7 @@ def _wrong_waits(name: str, rank: int, report: Report) -> list[str]:
 
 
 def _sum(once: Waits, each: Waits, times: int) -> Waits:
-    """`once` and `times` x `each`."""
+    """The waits `once` plus `times` x `each`."""
     due = dict(once)
     for place, count in each.items():
         due[place] = MANY if count is MANY else due.get(place, 0) + count * times
@@ -85,8 +85,7 @@ def _sum(once: Waits, each: Waits, times: int) -> Waits:
 
 
 def _check_peaks(name: str, reports: list[Report]) -> None:
-    """Within what rounding of sizes by another allocator would change; more micro-batches and states that are loaded
-    take no more."""
+    """Peaks are as expected; more micro-batches, a load or a roll-back need no more memory."""
     peaks = [report.parts["step of 4"].peak for report in reports]
     assert peaks == pytest.approx(expected.PEAKS[name], rel=0.02)
     if stages_of(name) > 1:

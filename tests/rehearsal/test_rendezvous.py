@@ -1,4 +1,4 @@
-"""Pipelines under NCCL's rule that the first send or receive on a communicator waits for the peer (first_use.py)."""
+"""Pipelines under NCCL's blocking first use of a communicator (first_use.py)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from yolods.distributed.world import Ranks
 from yolods.optim.lr_schedule import Step
 
 CUTS: dict[int, tuple[int | str, ...]] = {2: (13,), 3: (6, 15), 4: (4, 9, 17)}
-"""By stages."""
+"""Cuts by number of stages."""
 SHAPES = [(2, 1), (3, 1), (4, 1), (2, 2), (3, 2), (4, 2)]
-"""Stages and replicas."""
+"""(stages, replicas) of each mesh."""
 PATIENCE = 60.0
-"""Seconds that a first use waits: many, as ranks share two cores."""
+"""Seconds that a first use waits: many, because ranks share two cores."""
 SHORT = 3.0
-"""Where it is to hang: both ends are there from the beginning."""
+"""Seconds for a test that must hang: both ranks are there from the beginning."""
 
 
 def train_and_predict(ranks: Ranks, folder: str) -> dict[str, dict[str, object]]:
-    """On a rank, for every shape of this many ranks: who was met, when the engine was made and until the end."""
+    """On a rank: the peers met in building the engine and until the end, per mesh of this size."""
     return {
         f"{stages} x {replicas}": _one(
             ranks, Case(cuts=CUTS[stages], replicas=replicas, micro_batches=stages + 1), folder
@@ -42,7 +42,7 @@ def train_and_predict(ranks: Ranks, folder: str) -> dict[str, dict[str, object]]
 
 
 def _beside_nccl(ranks: Ranks) -> Ranks:
-    """With a group on gloo, as ranks have that compute on GPUs."""
+    """The ranks with a gloo group, as on GPUs."""
     return replace(ranks, host_group=dist.new_group(backend="gloo"))
 
 
@@ -55,7 +55,8 @@ def _one(ranks: Ranks, case: Case, folder: str) -> dict[str, object]:
         with engine.evaluating():
             for _ in range(2):
                 engine.predict(torch.zeros(1, 3, 64, 64, dtype=torch.uint8) if mesh.first else None)
-        ranks.barrier()  # as adding up an evaluation does: earlier stages are done before later ones have received
+        # As after an evaluation: earlier stages finish before later ones have received.
+        ranks.barrier()
         beside = [
             mesh.rank_at(stage, mesh.replica) for stage in (mesh.stage - 1, mesh.stage + 1) if 0 <= stage < case.stages
         ]
@@ -69,13 +70,14 @@ def test_stages_meet_when_they_are_made_and_never_wait_for_a_first_use_after(siz
     found = on_ranks(call, (size,), timeout=100, once="tests.parity.pipes:draw", folder=str(tmp_path))[size]
     for shape in found[0]:
         for rank, seen in enumerate(each[shape] for each in found):
-            assert sorted(seen["made"]) == sorted(2 * [(rank, peer) for peer in seen["beside"]])  # one a direction
+            # One per direction.
+            assert sorted(seen["made"]) == sorted(2 * [(rank, peer) for peer in seen["beside"]])
             assert seen["end"] == seen["made"]
             assert seen["loss"] == found[0][shape]["loss"] and all(seen["loss"].values())
 
 
 def receive_first(ranks: Ranks, meet: bool) -> str:
-    """On both ranks of a cut: start receiving what the other has yet to send, and send after that."""
+    """On both ranks of a cut: start to receive before the other rank sends, then send."""
     device = torch.device("cpu")
     passed = nullcontext() if meet else mock.patch("yolods.distributed.stage_channels._meet")
     with first_use_waits(SHORT), passed:

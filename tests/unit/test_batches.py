@@ -63,10 +63,10 @@ def test_each_file_that_cannot_be_read_is_named_once_and_every_sample_is_counted
     run = Read([{"replaced": ("b.jpg", "a.jpg", "a.jpg")}, {}, {"replaced": ("a.jpg",)}])
     with caplog.at_level(logging.WARNING):
         read(run, monkeypatch)
-    said = [f"{file} could not be read; another sample took its place" for file in ("/data/a.jpg", "/data/b.jpg")]
+    said = [f"{file} could not be read; replaced by another sample" for file in ("/data/a.jpg", "/data/b.jpg")]
     assert caplog.messages == said
     run.batches.tell_replaced()
-    assert run.said == ["4 samples were replaced: 2 files could not be read any more"]
+    assert run.said == ["4 samples were replaced: 2 files could no longer be read"]
 
 
 def test_nothing_is_told_where_every_file_could_be_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def test_latest_is_tried_first_and_the_copy_put_aside_stands_in_for_it(tmp_path)
     (tmp_path / "latest").write_text("step2\n")
     found = search(tmp_path, ALONE)
     assert found.folder is None
-    assert found.skipped[0] == f"{tmp_path}/latest: names step2-old, so step3 is left out"
+    assert found.skipped[0] == f"{tmp_path}/latest: names step2-old, so step3 is skipped"
     manifests = [f"{tmp_path}/{name}/manifest.json" for name in ("step2-old", "step3", "step1")]
     assert [line.split(":")[0] for line in found.skipped[1:]] == manifests
 
@@ -64,7 +64,7 @@ def test_a_latest_that_names_nothing_is_said_and_the_newest_whole_one_taken(tmp_
     assert found.folder == newest_in(tmp_path) == whole
     assert found.skipped == (
         f"{tmp_path}/latest: names {chr(0) * 40!r}, which is not there",
-        f"{tmp_path}/step7/manifest.json: missing, so nothing here can be verified",
+        f"{tmp_path}/step7/manifest.json: missing, so the checkpoint cannot be verified",
     )
 
 

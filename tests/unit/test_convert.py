@@ -22,8 +22,8 @@ def test_what_an_export_names_as_damaged(tmp_path, caplog):
         (checkpoint.folder / f"rank{rank}.pt").unlink()
     missing = [f"{checkpoint.folder}/rank{rank}.pt: missing" for rank in (1, 3)]
     remedies = {
-        checkpoint.folder: f"this checkpoint is not whole; another may be, give {run / 'checkpoints'} to find it",
-        run: "no whole checkpoint in it; give a run's folder, its checkpoints/, or one checkpoint in it",
+        checkpoint.folder: f"this checkpoint is damaged; use {run / 'checkpoints'} to export the newest intact one",
+        run: "no intact checkpoint in it; name a run's folder, its checkpoints/, or one checkpoint in it",
     }
     for place, remedy in remedies.items():
         with pytest.raises(UserError) as caught:
@@ -39,10 +39,10 @@ def test_a_checkpoint_is_found_by_any_of_its_paths(tmp_path):
     run = tmp_path / "run"
     folder = write_ranks(run / "checkpoints", "whole", 1).folder
     assert find_checkpoint(run) == find_checkpoint(run / "checkpoints") == find_checkpoint(folder) == folder
-    for place, what in ((tmp_path, "no whole checkpoint in it"), (tmp_path / "gone", "no such folder")):
+    for place, what in ((tmp_path, "no intact checkpoint in it"), (tmp_path / "gone", "no such folder")):
         with pytest.raises(UserError) as caught:
             find_checkpoint(place)
-        assert str(caught.value) == (f"{place}: {what}; give a run's folder, its checkpoints/, or one checkpoint in it")
+        assert str(caught.value) == (f"{place}: {what}; name a run's folder, its checkpoints/, or one checkpoint in it")
 
 
 def test_a_run_may_be_named_as_a_checkpoint_is(tmp_path):

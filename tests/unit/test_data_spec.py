@@ -89,7 +89,7 @@ def test_one_line_for_each_mistake(tmp_path, text, part):
 
 
 def test_missing_yaml_and_folder(tmp_path):
-    assert "does not exist; --data wants" in faults(tmp_path / "no.yaml")[0]
+    assert "does not exist; --data takes" in faults(tmp_path / "no.yaml")[0]
     assert "is a folder with 0 yaml files" in faults(tmp_path)[0]
 
 
@@ -136,7 +136,7 @@ def test_download_waits_for_fetch(tmp_path, monkeypatch):
 
 def test_failed_download_is_one_line(tmp_path):
     body = "train: images/train\nval: images/val\nnames: [a]\ndownload: |\n  raise OSError('no route\\nto host')\n"
-    with pytest.raises(UserError, match="download failed: no route; get the images by hand") as caught:
+    with pytest.raises(UserError, match="download failed: no route; download the images into") as caught:
         fetch(read_spec(write(tmp_path / "d.yaml", body)))
     assert "\n" not in str(caught.value)
 
@@ -169,7 +169,7 @@ def test_a_download_that_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path, 
     with pytest.raises(UserError) as caught:
         fetch(read_spec(Path("coco8.yaml")))
     line = str(caught.value)
-    assert "\n" not in line and f"coco8.zip to {tmp_path / 'cache/datasets'}. Environment may be offline; get" in line
+    assert "\n" not in line and f"coco8.zip to {tmp_path / 'cache/datasets'}. Environment may be offline; " in line
 
 
 def test_data_sets_that_ultralytics_has_downloaded_are_found(tmp_path, monkeypatch):
@@ -307,15 +307,15 @@ def test_reading_needs_neither_torch_nor_ultralytics(tmp_path):
     [
         (
             "[no, a]",
-            "names: class 0 is false: YAML takes yes, no, on and off for true and false; put the name in quotes",
+            "names: class 0 is false: YAML reads yes, no, on and off as true and false; put the name in quotes",
         ),
-        ("{0: a, 1: on}", "names: class 1 is true: YAML takes yes, no, on and off"),
-        ("[a, null]", "names: class 1 is empty: a name has to be text, not NoneType; put it in quotes"),
-        ("[2020-01-01]", "a name has to be text, not date; put it in quotes"),
-        ("[[a]]", "a name has to be text, not list; put it in quotes"),
+        ("{0: a, 1: on}", "names: class 1 is true: YAML reads yes, no, on and off"),
+        ("[a, null]", "names: class 1 is empty: a name must be text, not NoneType; put it in quotes"),
+        ("[2020-01-01]", "a name must be text, not date; put it in quotes"),
+        ("[[a]]", "a name must be text, not list; put it in quotes"),
         ("{0: a, 1.9: b}", "names: keys must be class ids 0 to 1, found 1.9"),
         ("{0: a, true: b}", "names: keys must be class ids 0 to 1, found True"),
-        ("{0: a, '0': b}", "names: an id stands twice, once in quotes and once without; keep one"),
+        ("{0: a, '0': b}", "names: an id occurs twice, with and without quotes; keep one"),
         ("{0: a, 0: b}", ":3: not valid yaml: 0 stands in line 3 already; keep one"),
         ("[a]\nnames: [b]", ":4: not valid yaml: names stands in line 3 already; keep one"),
     ],
@@ -336,7 +336,7 @@ def test_numbers_are_names(tmp_path):
 def test_a_name_of_several_lines_does_not_break_the_table_of_results(tmp_path, name):
     make_dataset(tmp_path)
     (line,) = faults(write(tmp_path / "d.yaml", f'train: images/train\nval: images/val\nnames: ["{name}", b]\n'))
-    assert line.endswith("a name has to be one line, without control characters")
+    assert line.endswith("a name must be one line without control characters")
     assert line.isprintable()
 
 

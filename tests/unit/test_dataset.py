@@ -200,7 +200,7 @@ def test_a_vanished_mosaic_partner_is_replaced(tmp_path):
     assert sample["img"].shape == (3, 64, 64)
     assert set(sample["replaced"]) <= set(data.im_files[1:])
     file_of(data, 0).unlink()
-    with pytest.raises(UserError, match="none of the 6 images can be read any more"):
+    with pytest.raises(UserError, match="none of the 6 images can be read"):
         data[0, 0]
 
 

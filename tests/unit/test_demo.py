@@ -60,7 +60,7 @@ def test_a_crash_leaves_nothing_half_made(tmp_path, small, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(demo.cv2, "imencode", fail)
-    with pytest.raises(UserError, match=r"demo data cannot be made in .*: No space left on device; set YOLODS_CACHE"):
+    with pytest.raises(UserError, match=r"cannot create the demo data in .*: No space left on device; set YOLODS"):
         ensure_demo(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

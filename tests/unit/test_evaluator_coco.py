@@ -134,4 +134,4 @@ def test_an_unreadable_image_is_reported_and_counts_as_missed(tmp_path):
     result = evaluator(FakeDetector(split.dataset, evaluator._batches, 2), telemetry=Ear())
     file = tmp_path / "data" / "images" / "val" / "003.jpg"
     assert result.images == 5
-    assert said == [("unreadable", f"{file} could not be read; it counts as an image without boxes", True)]
+    assert said == [("unreadable", f"{file} could not be read and counts as an image without boxes", True)]

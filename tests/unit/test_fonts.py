@@ -87,8 +87,8 @@ def test_letters_that_no_font_has_are_told_once_with_where_to_put_one(
 ) -> None:
     Painter(tmp_path, {0: "狗", 1: "Größe", 2: "диск"}, lambda *_: None).close()
     (record,) = caplog.records
-    assert "no font on this machine has 狗 of the class names" in record.message
-    assert record.message.endswith(f"as Arial.Unicode.ttf into {no_fonts}")
+    assert "no font on this machine has the letters 狗 of the class names" in record.message
+    assert record.message.endswith(f"as Arial.Unicode.ttf in {no_fonts}")
     Painter(tmp_path, {0: "Größe", 1: "диск"}, lambda *_: None).close()
     assert len(caplog.records) == 1
 

@@ -101,7 +101,7 @@ def test_no_readable_image_is_one_line(sets, workers):
         Path(sets["train"].source.place(file)).unlink()
     with pytest.raises(UserError) as caught:
         take(sets["train"], 1, workers=workers)
-    assert str(caught.value).startswith("none of the 7 images can be read any more")
+    assert str(caught.value).startswith("none of the 7 images can be read")
     assert "\n" not in str(caught.value)
 
 
@@ -114,7 +114,7 @@ class Killed(DetectionSet):
 
 def test_a_killed_worker_is_one_line(sets):
     sets["train"].__class__ = Killed
-    with pytest.raises(UserError, match=r"a data loading process died .*try fewer --workers \(now 1 a rank") as caught:
+    with pytest.raises(UserError, match=r"data loading process died .*try fewer --workers \(now 1 per rank") as caught:
         take(sets["train"], 1, workers=1)
     assert "\n" not in str(caught.value)
 

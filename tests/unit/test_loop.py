@@ -132,7 +132,7 @@ def test_a_step_that_ends_the_run_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         loop.fit()
     file = tmp_path / "stability.jsonl"
-    told = f"step 2: the loss is 3; stopped: the steps did not recover ({file} has every event whole)"
+    told = f"step 2: the loss is 3; stopped: the steps did not recover ({file} has the full events)"
     assert str(caught.value) == told
     assert loop.calls[-2:] == ["wait", "close the store"], "what is being written is waited for"
 
@@ -144,7 +144,7 @@ def test_a_request_to_stop_saves_and_says_how_to_go_on() -> None:
         loop.fit()
     *before, how, end, closed = loop.calls[3:]
     assert before == ["step 1", "save 1", "wait", "stop: SIGTERM: stopped after step 1, in epoch 1"]
-    assert how.startswith("stop: to go on: ") and how.endswith("train --resume runs/exp")
+    assert how.startswith("stop: to resume: ") and how.endswith("train --resume runs/exp")
     assert (end, closed) == ("note end 143", "close the store")
 
 
@@ -175,7 +175,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_line() -> None:
     loop = Loop()
     loop.store.fault = OSError("the disk is full")
     loop.fit()
-    assert loop.calls.count("checkpoint: the disk is full; the earlier checkpoint stays") == 2
+    assert loop.calls.count("checkpoint: the disk is full; the earlier checkpoint is kept") == 2
     assert loop.calls[-4:] == END
 
 

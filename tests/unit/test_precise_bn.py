@@ -36,7 +36,7 @@ def test_an_image_that_cannot_be_read_is_said(run: Any, caplog: pytest.LogCaptur
         run.call()
     assert run.given == [("a", 2), ("b", 1), ("c", 0)]
     assert [record.getMessage() for record in caplog.records] == [
-        "gone.jpg could not be read; a grey image takes its place in BatchNorm's statistics"
+        "gone.jpg could not be read; a grey image replaces it in BatchNorm's statistics"
     ]
 
 

@@ -62,6 +62,6 @@ def test_val_takes_the_name_of_a_shipped_yaml(tmp_path, monkeypatch):
     check_val_arguments(_val_parser().parse_args(["--weights", "a.pt", "--data", "coco8.yaml"]))
     with pytest.raises(UserError, match=r"^--data coco9\.yaml: no such file"):
         check_val_arguments(_val_parser().parse_args(["--weights", "a.pt", "--data", "coco9.yaml"]))
-    with pytest.raises(UserError, match=r"^--set mosaic is not used by val, which takes conf, iou, max_det"):
+    with pytest.raises(UserError, match=r"^--set mosaic has no effect on val, which uses conf, iou, max_det"):
         words = ["--weights", "a.pt", "--data", "coco8.yaml", "--set", "mosaic=0.5", "--set", "iou=0.6"]
         check_val_arguments(_val_parser().parse_args(words))

@@ -140,7 +140,7 @@ def test_an_exception_that_comes_twice_from_one_checkpoint_ends_it(
     assert not isinstance(made.again(EXCEPTION), int)
     assert not isinstance(made.again(LOST), int)
     assert made.again(EXCEPTION) == EXCEPTION
-    assert "two starts from step 5 have failed before the next checkpoint: giving up" in capsys.readouterr().err
+    assert "two starts from step 5 failed before the next checkpoint: giving up" in capsys.readouterr().err
 
 
 def fail(run: Path, error: Exception, *, start: str = "s1", rank: int = 0) -> None:
@@ -159,7 +159,7 @@ def test_two_different_exceptions_do_not_end_it_and_the_same_one_does(
     fail(tmp_path, ValueError("a"))
     fail(tmp_path, RuntimeError("Connection closed by peer"), rank=1)
     assert made.again(EXCEPTION) == EXCEPTION
-    said = "two starts from the beginning have failed before the next checkpoint with the same ValueError: giving up"
+    said = "two starts from the beginning failed before the next checkpoint with the same ValueError: giving up"
     assert said in capsys.readouterr().err
     assert not (tmp_path / "logs").exists()
 
@@ -215,8 +215,8 @@ def test_another_start_s_failure_is_not_this_one_s(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (LaunchFlags(num_gpus=2), "the port at which ranks meet was taken meanwhile; they meet at another"),
-        (LaunchFlags(num_gpus=2, master_port=29511), "port 29511, at which ranks meet, is taken; they meet at "),
+        (LaunchFlags(num_gpus=2), "the rendezvous port was taken meanwhile; using another one"),
+        (LaunchFlags(num_gpus=2, master_port=29511), "rendezvous port 29511 is taken; using "),
     ],
     ids=["a free one", "one that was asked for"],
 )
@@ -259,7 +259,7 @@ def test_hosts_that_start_their_own_ranks_cannot_change_the_port_alone(
     made = restarts(tmp_path, flags=flags, run="r1", start="s1")
     fail(tmp_path, OSError(98, "Address already in use"))
     assert made.again(EXCEPTION) == EXCEPTION
-    told = "it cannot be started again: port 29500 of the first host is taken; give every host another --master_port"
+    told = "the run cannot be restarted: port 29500 of the first host is taken; give every host another --master_port"
     assert told in capsys.readouterr().err
 
 
@@ -322,4 +322,4 @@ def test_where_no_number_of_ranks_will_do_it_says_why(
         raise UserError(f"batch 6 != {ranks} x 6")
 
     assert restarts(tmp_path, flags=LaunchFlags(hostfile=hostfile), check=check).again(LOST) == LOST
-    assert capsys.readouterr().err == "yolods: it cannot be started again: batch 6 != 4 x 6\n"
+    assert capsys.readouterr().err == "yolods: the run cannot be restarted: batch 6 != 4 x 6\n"

@@ -88,11 +88,11 @@ def test_what_is_equal_says_nothing(run, tmp_path):
     ("names", "fault", "note"),
     [
         (("cat", "dog", "cow"), "d.yaml names 3 classes (0 cat, 1 dog, 2 cow), but the run in runs/exp has 2 classes "
-         "(0 cat, 1 dog): its class head has another size", ""),
+         "(0 cat, 1 dog): the class head has another size", ""),
         (("cat",), "d.yaml names 1 class (0 cat), but the run in runs/exp has 2 classes (0 cat, 1 dog)", ""),
         (("dog", "cat"), "d.yaml names 2 classes (0 dog, 1 cat), but the run in runs/exp has 2 classes (0 cat, 1 dog): "
          "the same names have other ids", ""),
-        (("cat", "hound"), "", "d.yaml names 2 classes (0 cat, 1 hound), and named 2 classes (0 cat, 1 dog)"),
+        (("cat", "hound"), "", "d.yaml names 2 classes (0 cat, 1 hound) instead of 2 classes (0 cat, 1 dog)"),
     ],
 )  # fmt: skip
 def test_a_resume_compares_class_names_and_their_order(run, tmp_path, names, fault, note):
@@ -104,11 +104,11 @@ def test_a_resume_compares_class_names_and_their_order(run, tmp_path, names, fau
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        ((("a.jpg", 0), ("b.jpg", 1), ("c.jpg", 0)), "train has 3 images, and had 2: the epochs behind count"),
-        ((("a.jpg", 0),), "train has 1 image, and had 2"),
-        ((("a.jpg", 0), ("b.jpg", 0)), "train has 2 images as before, but other ones, or with other boxes"),
-        ((("a.jpg", 0), ("other.jpg", 1234)), "train has 2 images as before, but other ones"),
-        ((("a.jpg", 0), ("gone.jpg", 1)), "train has 2 images as before, but other ones"),
+        ((("a.jpg", 0), ("b.jpg", 1), ("c.jpg", 0)), "train has 3 images instead of 2: the completed epochs count"),
+        ((("a.jpg", 0),), "train has 1 image instead of 2"),
+        ((("a.jpg", 0), ("b.jpg", 0)), "train has 2 images as before, but different ones, or with different boxes"),
+        ((("a.jpg", 0), ("other.jpg", 1234)), "train has 2 images as before, but different ones"),
+        ((("a.jpg", 0), ("gone.jpg", 1)), "train has 2 images as before, but different ones"),
     ],
 )
 def test_a_resume_compares_images_and_boxes(run, tmp_path, images, words):
@@ -129,7 +129,7 @@ def test_images_that_were_renamed_are_told_from_images_that_were_replaced(run, t
     assert "2 images as before, but in another order" in note
     now = samples_in(tmp_path, ("z.jpg", 0), ("b.jpg", 1))
     (note,) = compared(before, whole(run, tmp_path, train=now)).notes
-    assert "under other names: the run goes on exactly" in note
+    assert "under other names: the run continues exactly" in note
 
 
 def test_a_set_that_was_moved_is_the_same_and_one_that_was_copied_is_told(run, tmp_path):
@@ -148,8 +148,8 @@ def test_other_validation_images_begin_the_search_for_the_best_anew(run, tmp_pat
     found = compared(whole(run, tmp_path), whole(run, tmp_path, val=now))
     assert found.judged_on_others
     assert found.notes == (
-        "val has 1 image, and had 2: metrics cannot be compared with those of earlier epochs, so the best is chosen "
-        "anew",
+        "val has 1 image instead of 2: metrics cannot be compared with earlier epochs, so the best epoch is "
+        "reset",
     )
 
 
@@ -176,8 +176,8 @@ def test_settings_that_may_change_are_told_with_both_values(run, tmp_path):
     found = compared(whole(run, tmp_path), whole(other, tmp_path))
     assert found.faults == ()
     assert found.notes == (
-        "the run is for 5 epochs, and was for 3: learning rates follow the new number",
-        "lr0 is 0.02, and was 0.01: the run goes on with 0.02",
+        "the run has 5 epochs instead of 3: learning rates follow the new number",
+        "lr0 is 0.02 instead of 0.01: the run continues with 0.02",
     )
 
 
@@ -185,7 +185,7 @@ def test_what_optimizer_auto_stood_for_stays(run, tmp_path):
     """It goes by the number of steps, so that more epochs or images would exchange AdamW's moments for SGD's."""
     found = compared(whole(run, tmp_path), whole(run, tmp_path, optimizer={**AUTO, "name": "SGD", "lr": 0.01}))
     assert found.notes == (
-        "optimizer=auto would stand for SGD at 0.01 by now, and stood for AdamW at 0.001: the run goes on with AdamW "
+        "optimizer=auto would now choose SGD at 0.01, and chose AdamW at 0.001 before: the run continues with AdamW "
         "at 0.001",
     )
 
@@ -194,7 +194,7 @@ def test_other_versions_are_told(run, tmp_path):
     before = whole(run, tmp_path)
     found = compared(replace(before, versions={**before.versions, "torch": "2.0.0"}), whole(run, tmp_path))
     assert found.faults == () and len(found.notes) == 1
-    assert found.notes[0].startswith(f"torch is {before.versions['torch']}, and was 2.0.0: ")
+    assert found.notes[0].startswith(f"torch is {before.versions['torch']} instead of 2.0.0: ")
 
 
 def test_a_checkpoint_without_the_record_loads_and_says_what_is_not_known(run, tmp_path):
@@ -202,7 +202,7 @@ def test_a_checkpoint_without_the_record_loads_and_says_what_is_not_known(run, t
     model = {"names": list(NAMES), "architecture": layers(), "train_args": json.loads(json.dumps(told))}
     found = compare(read_depends(model), whole(run, tmp_path), RUN, DATA)
     assert found.faults == () and found.images_before is None
-    assert [line[:54] for line in found.notes] == ["runs/exp: its checkpoint is of an older yolods and doe"]
+    assert [line[:54] for line in found.notes] == ["runs/exp: its checkpoint was written by an older yolod"]
     found = compare(read_depends(model), whole(run, tmp_path, names=("dog", "cat")), RUN, DATA)
     assert len(found.faults) == 1
 
@@ -211,10 +211,10 @@ def test_a_model_yaml_that_was_changed_is_named_by_its_layer(run, tmp_path):
     other = layers()
     other["backbone"] = [*other["backbone"][:2], [-1, 1, "Conv", [64, 3, 1]], *other["backbone"][3:]]
     (line,) = compared(whole(run, tmp_path), whole(run, tmp_path, architecture=other)).faults
-    assert "has [-1, 1, 'Conv', [64, 3, 1]] as its backbone's layer 2, but that of the run in runs/exp has" in line
+    assert "has [-1, 1, 'Conv', [64, 3, 1]] as its backbone's layer 2, but the model of the run in runs/exp has" in line
     grey = {**layers(), "channels": 1}
     (line,) = compared(whole(run, tmp_path), whole(run, tmp_path, architecture=grey)).faults
-    assert "has 1 as its channels, but that of the run in runs/exp has 3" in line
+    assert "has 1 as its channels, but the model of the run in runs/exp has 3" in line
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_a_finished_run_is_said_to_be_finished_before_a_process_starts(capsys, m
     assert refusals(capsys, monkeypatch, "--resume", str(left)) == [], "its last evaluation is still to be done"
     _end(left, 8)
     assert refusals(capsys, monkeypatch, "--resume", str(left)) == [
-        "error: --resume: runs/exp has finished its 3 epochs; give more by --epochs to go on"
+        "error: --resume: runs/exp has finished its 3 epochs; use a larger --epochs to continue"
     ]
     assert refusals(capsys, monkeypatch, "--resume", str(left), "--epochs", "4") == []
 
@@ -302,7 +302,7 @@ def _end(left: Path, step: int) -> None:
 def test_a_run_without_a_checkpoint_is_not_started(capsys, monkeypatch, left):
     shutil.rmtree(left / "checkpoints")
     assert refusals(capsys, monkeypatch, "--resume", str(left)) == [
-        "error: runs/exp/checkpoints: no whole checkpoint to resume from; start afresh, without --resume"
+        "error: runs/exp/checkpoints: no intact checkpoint to resume from; start again without --resume"
     ]
 
 

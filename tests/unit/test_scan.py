@@ -79,7 +79,7 @@ def test_polygons_are_kept_where_every_box_has_one(yaml):
         ("0 0.5 nan 0.1 0.1", "'nan' is not a finite number"),
         ("0 0.5 0.5 0.1", "4 numbers; a line is `class x y width height`"),
         ("0 0.5 0.5 0.1 0.1 0.9", "6 numbers; a line is"),
-        ("0.5 0.5 0.5 0.1 0.1", "class id 0.5 is not a whole number"),
+        ("0.5 0.5 0.5 0.1 0.1", "class id 0.5 is not an integer"),
         ("0 320 0.5 0.1 0.1", "coordinate 320 is outside [0, 1] (1% tolerance)"),
         ("0 -0.02 0.5 0.1 0.1", "coordinate -0.02 is outside [0, 1]"),
         ("0 0.5 0.5 0 0.1", "width 0 and height 0.1: both must be above 0"),
@@ -155,11 +155,11 @@ def test_a_foreign_class_is_refused_in_one_line(yaml):
 def test_an_empty_train_set(yaml):
     for i in range(6):
         label(yaml, i).write_text("")
-    with pytest.raises(UserError, match=r"train: 6 images but not one usable box; labels are looked for at .*000.txt"):
+    with pytest.raises(UserError, match=r"6 images but no usable box; labels are expected in files such as .*000.txt"):
         look(yaml)
     for i in range(6):
         damage(image(yaml, i), "text")
-    with pytest.raises(UserError, match=r"train: none of 6 images can be used; the first: .*000.jpg: damaged"):
+    with pytest.raises(UserError, match=r"train: none of 6 images can be used; the first problem: .*000.jpg: damaged"):
         look(yaml)
 
 
@@ -229,7 +229,7 @@ def test_a_damaged_or_unwritable_cache_only_costs_time(yaml, caplog):
     blocked = yaml.parents[1] / "file"
     blocked.write_text("")
     assert scan(read_spec(yaml), "train", cache=blocked, workers=1).summary == first.summary
-    assert "could not be kept" in caplog.text
+    assert "could not store the result" in caplog.text
 
 
 def test_problems_file(yaml, tmp_path):
@@ -245,9 +245,9 @@ def test_problems_file(yaml, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "rows", "problems"),
     [
-        (["0 .1 .1 .5 .1 .5 .6 .1 .6", "0 .3 .35 .4 .5"], 1, ["2: is the box of the polygon in line 1; line skipped"]),
-        (["0 .3 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 1, ["1: is the box of the polygon in line 2; line skipped"]),
-        (["0 .301 .351 .4 .498", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 1, ["1: is the box of the polygon in line 2"]),
+        (["0 .1 .1 .5 .1 .5 .6 .1 .6", "0 .3 .35 .4 .5"], 1, ["2: is the box of the polygon on line 1; line skipped"]),
+        (["0 .3 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 1, ["1: is the box of the polygon on line 2; line skipped"]),
+        (["0 .301 .351 .4 .498", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 1, ["1: is the box of the polygon on line 2"]),
         (["1 .3 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 2, []),
         (["0 .35 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 2, []),
         (["0 .3 .35 .4 .5", "0 .301 .351 .4 .5"], 2, []),
@@ -255,7 +255,7 @@ def test_problems_file(yaml, tmp_path):
         (
             ["0 .3 .35 .4 .5", "0 .8 .8 .2 .2", "0 .7 .7 .9 .7 .9 .9 .7 .9", "0 .1 .1 .5 .1 .5 .6 .1 .6"],
             2,
-            ["1: is the box of the polygon in line 4", "2: is the box of the polygon in line 3"],
+            ["1: is the box of the polygon on line 4", "2: is the box of the polygon on line 3"],
         ),
     ],
 )
@@ -283,9 +283,9 @@ def test_lines_of_a_list_that_are_not_used_are_counted_and_the_first_are_shown(y
     yaml.write_text(yaml.read_text().replace("train: images/train", "train: list.txt"))
     found = look(yaml)
     assert (len(found.labels), found.lines_unused, len(found.problems)) == (4, 4, 4)
-    assert found.summary.endswith(", 4 lines of a list not used, see problems.txt")
+    assert found.summary.endswith(", 4 lines of a list ignored, see problems.txt")
     (line,) = found.warnings
-    assert line.startswith(f"train: 4 lines of its list are not used, the first: {root / 'list.txt'}:5: '\"./images")
+    assert line.startswith(f"train: 4 lines of its list are ignored, the first: {root / 'list.txt'}:5: '\"./images")
     assert "list.txt:7: " in line and "list.txt:8: " not in line and "\n" not in line
     assert look(yaml, "val").warnings == []
 
@@ -294,7 +294,7 @@ def test_a_validation_set_without_a_box_is_said(yaml):
     for i in range(4):
         label(yaml, i, "val").unlink()
     (line,) = look(yaml, "val").warnings
-    assert line.startswith("val: 4 images but not one box: every metric is 0") and "labels/val/000.txt" in line
+    assert line.startswith("val: 4 images but no box: every metric is 0") and "labels/val/000.txt" in line
     assert look(yaml).warnings == []
 
 
@@ -310,10 +310,10 @@ def test_images_that_are_named_twice_or_are_in_both_splits_are_said(yaml):
     alone = len(list((yaml.parent / "images/train").iterdir()))
     assert len(train.labels) == 2 * alone + len(val.labels)
     assert train.warnings == [
-        f"train: {alone} times its sources name an image that they have named already; "
-        "each counts as often as it is named"
+        f"train: its sources name images again {alone} times; "
+        "each image counts as often as it is named"
     ]
     count = len(val.labels)
-    assert in_both(train, val) == f"{count} of {count} val images are train images, too: metrics will flatter the model"
+    assert in_both(train, val) == f"{count} of {count} val images are train images as well: metrics will be too good"
     yaml.write_text("train: images/train\nval: images/val\nnames: [a, b]\n")
     assert in_both(look(yaml), val) == ""

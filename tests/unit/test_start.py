@@ -74,8 +74,8 @@ def test_disk_space(tmp_path, monkeypatch, free, enough):
     with pytest.raises(UserError) as caught:
         start._check_space(tmp_path, 1_000_000, 2)
     assert str(caught.value) == (
-        f"{tmp_path}: 0.11 GiB are free, but 3 checkpoints of 1.0 M parameters x 40 bytes take 0.11 GiB; free some, or "
-        "choose another --project"
+        f"{tmp_path}: 0.11 GiB are free, but 3 checkpoints of 1.0 M parameters x 40 bytes need 0.11 GiB; free "
+        "some space, or choose another --project"
     )
 
 
@@ -150,7 +150,7 @@ def test_a_run_keeps_the_optimizer_that_auto_chose_for_it(tmp_path, caplog):
     assert (footing.choice.name, footing.choice.lr) == ("AdamW", 0.001667)
     assert footing.record["optimizer"] == AUTO
     assert caplog.messages == [
-        "optimizer=auto would stand for SGD at 0.01 by now, and stood for AdamW at 0.001667: the run goes on with "
+        "optimizer=auto would now choose SGD at 0.01, and chose AdamW at 0.001667 before: the run continues with "
         "AdamW at 0.001667"
     ]
 
@@ -168,7 +168,7 @@ SCHEDULE = SimpleNamespace(samples=6, batch=4, accumulation=1)
     [
         (6, 8, []),
         (12, 6, []),
-        (None, 6, ["train has another number of images than it had: the epoch under way begins anew"]),
+        (None, 6, ["the number of train images has changed: the current epoch starts over"]),
     ],
 )
 def test_a_run_stands_in_its_epoch_whatever_the_number_of_images(images_before, position, said, caplog):

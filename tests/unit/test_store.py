@@ -50,7 +50,7 @@ def test_another_run_s_checkpoint_is_not_loaded_and_is_named(tmp_path, caplog):
     of_run(tmp_path, "other").save(Engine(), Progress(run="other", step=6))
     assert of_run(tmp_path, "mine").load(Engine()) == Progress(run="mine", step=2)
     assert f"{tmp_path / 'step00000006'}: written by another run (other), not by mine" in caplog.text
-    with pytest.raises(UserError, match=r"no whole checkpoint to resume from(?s:.*)written by another run \(mine\)"):
+    with pytest.raises(UserError, match=r"no intact checkpoint to resume from(?s:.*)written by another run \(mine\)"):
         of_run(tmp_path, "third").load(Engine())
     assert names_in(tmp_path, "mine") == ["step00000002"]
     assert newest_in(tmp_path) == tmp_path / "step00000006", "for an export any will do"
@@ -240,7 +240,7 @@ def test_a_host_with_a_disk_of_its_own_is_told_of(tmp_path):
         Elsewhere(tmp_path, ALONE, keep=2, model=MODEL).save(Engine(), Progress(step=1))
     assert str(caught.value) == (
         f"the checkpoint step00000001 could not be written: rank0.pt of rank 0 on node7 is not in rank 0's "
-        f"{tmp_path}/.writing/step00000001: every host has to share the run's folder"
+        f"{tmp_path}/.writing/step00000001: all hosts must share the run's folder"
     )
 
 
@@ -261,7 +261,7 @@ def test_without_any_checkpoint_there_is_one_line(tmp_path, latest):
         (tmp_path / "latest").write_text(latest)
     with pytest.raises(UserError) as caught:
         store_in(tmp_path).load(Engine())
-    assert str(caught.value) == f"{tmp_path}: no whole checkpoint to resume from; start afresh, without --resume"
+    assert str(caught.value) == f"{tmp_path}: no intact checkpoint to resume from; start again without --resume"
 
 
 def test_without_a_whole_checkpoint_all_damage_is_listed(tmp_path):
@@ -278,11 +278,11 @@ def test_without_a_whole_checkpoint_all_damage_is_listed(tmp_path):
     with pytest.raises(UserError) as caught:
         store_in(tmp_path).load(Engine())
     assert str(caught.value).splitlines() == [
-        f"{tmp_path}: no whole checkpoint to resume from; start afresh, without --resume",
+        f"{tmp_path}: no intact checkpoint to resume from; start again without --resume",
         f"{tmp_path}/latest: names 'step00000003', which is not there",
         f"{second}/model.json: too long, {size + 2} of {size} bytes",
         f"{second}/progress.json: cut short, 3 of {whole} bytes",
-        f"{first}/manifest.json: missing, so nothing here can be verified",
+        f"{first}/manifest.json: missing, so the checkpoint cannot be verified",
     ]
 
 
@@ -336,9 +336,9 @@ def test_what_latest_does_not_name(tmp_path, caplog, latest):
     if latest is not None:
         (tmp_path / "latest").write_text(latest)
     step = store_in(tmp_path).load(Engine()).step
-    expected = (2, "missing") if latest is None else (1, "names step00000001, so step00000002 is left out")
+    expected = (2, "missing") if latest is None else (1, "names step00000001, so step00000002 is skipped")
     assert (step, caplog.messages[0]) == (expected[0], f"{tmp_path}/latest: {expected[1]}")
-    assert caplog.messages[1:] == [f"the run goes on from {tmp_path}/step0000000{step}, which is whole"]
+    assert caplog.messages[1:] == [f"resuming from {tmp_path}/step0000000{step}, which is intact"]
 
 
 def test_every_byte_of_a_manifest_counts(tmp_path):

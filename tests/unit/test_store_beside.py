@@ -101,7 +101,7 @@ def test_a_failure_is_told_once_by_whatever_comes_next(
         store.save(Engine(), Progress(step=5))
     assert caplog.messages == [
         "the checkpoint step00000005 could not be written: rank 0 on here: [Errno 28] No space left on device; "
-        "the earlier checkpoint stays"
+        "the earlier checkpoint is kept"
     ]
 
 
@@ -157,7 +157,7 @@ def test_a_run_that_breaks_does_not_wait_for_what_cannot_come(
         store.save(Engine(), Progress(step=1))
         raise ZeroDivisionError
     assert caplog.messages == [
-        "a checkpoint is still being written after 0 s; it is waited for no longer; the earlier checkpoint stays"
+        "a checkpoint is still being written after 0 s; no longer waiting for it; the earlier checkpoint is kept"
     ]
 
 

@@ -305,8 +305,8 @@ def test_trained_weights_can_be_had_in_fp32(runs, name):
 def test_nothing_to_export(runs):
     result = runs.results["demo of nothing"]
     assert result["code"] == 2
-    remedy = "give a run's folder, its checkpoints/, or one checkpoint in it"
-    assert result["err"] == f"error: {runs.root}/runs: no whole checkpoint in it; {remedy}\n"
+    remedy = "name a run's folder, its checkpoints/, or one checkpoint in it"
+    assert result["err"] == f"error: {runs.root}/runs: no intact checkpoint in it; {remedy}\n"
 
 
 def test_val_of_another_split_and_its_boxes(runs):
@@ -333,7 +333,7 @@ def test_nothing_is_written_but_the_runs(runs):
 def test_best_pt_has_the_weights_of_last_pt_and_statistics_of_its_own(runs):
     """Under --noval the last epoch alone is judged."""
     screen = runs.screen("cosine")
-    kept = "best.pt has these" in screen
+    kept = "used in best.pt" in screen
     assert kept or "best.pt keeps those of training" in screen
     best, last = (runs.model("cosine", name).state_dict() for name in ("best.pt", "last.pt"))
     differing = {key for key in last if not torch.equal(best[key], last[key])}
@@ -352,7 +352,7 @@ def test_a_validation_set_without_a_box_is_said_and_no_epoch_is_called_best(runs
     screen, log = runs.screen("bare"), (runs.folder("bare") / "train.log").read_text()
     said = runs.results["bare"]["out"] + runs.results["bare"]["err"]
     for text in (said, log):
-        assert text.count("val: 2 images but not one box: every metric is 0") == 1
+        assert text.count("val: 2 images but no box: every metric is 0") == 1
     assert not [line for line in screen.splitlines() if line.endswith("  best")]
     assert (runs.folder("bare") / "weights" / "best.pt").is_file()
 

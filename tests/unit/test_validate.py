@@ -57,18 +57,18 @@ def test_weights_of_the_same_classes_are_judged_without_a_word():
 
 def test_another_number_of_classes_is_refused_with_both_lists():
     (line,) = refused("--weights", weights_of("colour0", "colour1", "more"), *TINY)
-    assert "w.pt knows 3 classes (0 colour0, 1 colour1, 2 more), but " in line
+    assert "w.pt has 3 classes (0 colour0, 1 colour1, 2 more), but " in line
     assert "names 2 classes (0 colour0, 1 colour1)" in line
 
 
 def test_the_same_names_under_other_ids_are_refused_with_both_lists():
     (line,) = refused("--weights", weights_of("colour1", "colour0"), *TINY)
-    assert "knows 2 classes (0 colour1, 1 colour0), but " in line and "the same names have other ids" in line
+    assert "has 2 classes (0 colour1, 1 colour0), but " in line and "the same names have other ids" in line
 
 
 def test_other_names_are_told_with_both_lists():
     (note,) = request("--weights", weights_of("cat", "dog"), *TINY).notes
-    assert "knows 2 classes (0 cat, 1 dog), but " in note and "names 2 classes (0 colour0, 1 colour1)" in note
+    assert "has 2 classes (0 cat, 1 dog), but " in note and "names 2 classes (0 colour0, 1 colour1)" in note
 
 
 def test_without_data_the_yaml_that_the_weights_remember_is_taken():
@@ -80,8 +80,8 @@ def test_without_data_the_yaml_that_the_weights_remember_is_taken():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (None, "--data is missing, and w.pt does not name the data that it was trained with; give it"),
-        ("/gone/x.yaml", "--data is missing, and /gone/x.yaml, with which w.pt was trained, is not here; give it"),
+        (None, "--data is missing, and w.pt does not name its training data; add --data"),
+        ("/gone/x.yaml", "--data is missing, and /gone/x.yaml, the training data of w.pt, is not here; add --data"),
     ],
 )
 def test_without_data_that_is_there_it_is_asked_for(data, words):
@@ -97,7 +97,7 @@ def test_a_split_that_is_not_there_is_said_with_the_other_faults_before_a_proces
     assert cli.main(["launch", "val", "--weights", weights, "--data", "demo", "--split", "test"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "error: --split test: the demo data has no test images; use train or val"
-    assert len(lines) == 2 and "knows 2 classes" in lines[1] and "demo names 3 classes" in lines[1]
+    assert len(lines) == 2 and "has 2 classes" in lines[1] and "demo names 3 classes" in lines[1]
     (line,) = refused("--weights", weights, *TINY, "--split", "test")
     assert line.endswith("data/tiny.yaml names no test images; add `test: FOLDER`")
 
@@ -126,5 +126,5 @@ def test_a_json_that_an_evaluation_does_not_use_is_said(tmp_path):
     (tmp_path / "ds.json").write_text("{}")
     asked = request("--weights", weights_of("colour0", "colour1"), *TINY, "--deepspeed_config", "ds.json")
     assert asked.notes == (
-        "--deepspeed_config ds.json is not used: an evaluation computes in fp32, each rank with the whole model",
+        "--deepspeed_config ds.json has no effect: evaluation runs in fp32, with the complete model on each rank",
     )

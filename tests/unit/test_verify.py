@@ -40,10 +40,10 @@ def test_an_image_without_a_label_file_is_a_background(tmp_path):
     ("line", "reason"),
     [
         ("1 0.5 0.5 0.25", "4 numbers; a line is `class x y width height`, or a class and three or more x y pairs"),
-        ("1.5 0.5 0.5 0.25 0.5", "class id 1.5 is not a whole number"),
+        ("1.5 0.5 0.5 0.25 0.5", "class id 1.5 is not an integer"),
         (
             "1 0.5 1.02 0.25 0.5",
-            "coordinate 1.02 is outside [0, 1] (1% tolerance); labels are in parts of the image size",
+            "coordinate 1.02 is outside [0, 1] (1% tolerance); labels are fractions of the image size",
         ),
         ("1 0.5 0.5 0 0.5", "width 0 and height 0.5: both must be above 0"),
         ("1 0.5 x 0.25 0.5", "'x' is not a number"),
@@ -74,7 +74,7 @@ def test_polygons_are_kept_only_where_every_box_has_one(tmp_path):
 
 def test_the_box_of_a_polygon_is_left_out(tmp_path):
     found = pair(tmp_path, "2 0.3 0.4 0.4 0.4\n2 0.1 0.2 0.5 0.2 0.5 0.6\n1 0.3 0.4 0.4 0.4\n")
-    assert told(found) == [":1: is the box of the polygon in line 2; line skipped"]
+    assert told(found) == [":1: is the box of the polygon on line 2; line skipped"]
     assert found.lines == [2, 3]  # that of another class is another object
 
 

@@ -91,4 +91,4 @@ def test_a_full_disk_is_reported_and_ends_no_run(
     monkeypatch.setattr(module, "write_pt", fail)
     run.writer.write_epoch({"of": 1}, 1, None, best_fitness=None, is_best=True)
     assert run.files() == {"last.pt": "{'of': 0}", "best.pt": "{'of': 0}"}
-    assert run.said == [f"{run.folder} could not be written, the earlier files stay: {error}"]
+    assert run.said == [f"{run.folder} could not be written, the earlier files are kept: {error}"]

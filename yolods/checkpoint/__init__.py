@@ -1,1 +1,1 @@
-"""Sharded checkpoints that a run goes on from, and their way to plain .pt files."""
+"""Sharded checkpoints to resume from, and their export to plain .pt files."""

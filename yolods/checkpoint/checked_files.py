@@ -1,8 +1,10 @@
-"""Files that are on the disk once they are said to be: hashed while they are written, flushed, compared when read.
+"""Files with checksums: hashed while they are written, flushed to the disk, and compared when read.
 
-The checksum is CRC-32. What it has to find is damage, not forgery (a checkpoint is a pickle, which a forger would need
-no collision for): it finds every flipped bit and every burst of up to 32, and misses other damage once in 4 billion.
-It costs half of what SHA-256 or BLAKE2 do (benchmarks/checkpoint_faults.md): states are gigabytes, and a run waits.
+The checksum is CRC-32. It must find damage, not forgery: a checkpoint is a pickle, so a forger
+needs no collision. It finds every flipped bit and every burst of up to 32 bits, and misses other
+damage once in 4 billion. It costs half as much as SHA-256 or BLAKE2
+(benchmarks/checkpoint_faults.md), which matters because states are gigabytes and the run waits for
+them.
 """
 
 from __future__ import annotations
@@ -16,30 +18,30 @@ from pathlib import Path
 from yolods.system.files import write_all
 
 READ_BYTES = 1 << 22
-"""Read at once: large enough that the checksum releases the interpreter for most of its time."""
+"""Bytes per read: large enough that zlib releases the GIL for most of the time."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file has to be."""
+    """The expected size and checksum of a file."""
 
     size: int
-    """Bytes."""
+    """Size in bytes."""
     crc32: str
     """Eight hexadecimal digits."""
 
 
 class HashingFile:
-    """What `torch.save` and others write to, front to back; knows the checksum without reading anything again."""
+    """A file for `torch.save` and others, written front to back, with a running checksum."""
 
     def __init__(self, handle: int) -> None:
         """
         Args:
-            handle: an open file, which stays its opener's to close.
+            handle: an open file descriptor; the caller closes it.
         """
         self._handle, self._size, self._crc = handle, 0, 0
         self.fault: OSError | None = None
-        """Why a write failed; torch turns it into a RuntimeError about positions in the file."""
+        """Why a write failed: torch replaces it by a RuntimeError about positions in the file."""
 
     def write(self, data: bytes | memoryview) -> int:
         """Write all of `data`."""
@@ -55,26 +57,26 @@ class HashingFile:
         return count
 
     def flush(self) -> None:
-        """Nothing is held back; `torch.save` asks for it."""
+        """Do nothing, since writes are not buffered; `torch.save` calls it."""
 
     @property
     def record(self) -> FileRecord:
-        """Of what was written so far."""
+        """Size and checksum of everything written so far."""
         return FileRecord(self._size, f"{self._crc:08x}")
 
 
 def write_file(path: Path, write: Callable[[HashingFile], object]) -> FileRecord:
-    """Let `write` fill a file, and flush it to the disk.
+    """Create a file with the content that `write` writes, and flush it to the disk.
 
     Raises:
-        OSError: the file is not whole; something of it may be there.
+        OSError: the file is incomplete; a part of it may exist.
     """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         file = HashingFile(handle)
         try:
             write(file)
-        except RuntimeError:
+        except RuntimeError:  # raised by torch; the OSError says what happened
             if file.fault is not None:
                 raise file.fault from None
             raise
@@ -85,13 +87,14 @@ def write_file(path: Path, write: Callable[[HashingFile], object]) -> FileRecord
 
 
 def write_text(path: Path, text: str) -> FileRecord:
-    """A file of a line or a few, flushed to the disk."""
+    """Write a short text file and flush it to the disk."""
     return write_file(path, lambda file: file.write(text.encode()))
 
 
 def damage(path: Path, expected: FileRecord) -> str | None:
-    """What is wrong with a file, or None. Reads all of it, unless its size tells already."""
+    """What is wrong with a file, or None. Reads all of it unless its size is already wrong."""
     try:
+        # Unbuffered: each part is read directly, without a second copy in Python's buffer.
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected.size:

@@ -1,4 +1,4 @@
-"""From a run's sharded checkpoint to one plain .pt, in a single process and without building an engine."""
+"""Export of a sharded checkpoint to one plain .pt, in a single process and without an engine."""
 
 from __future__ import annotations
 
@@ -21,40 +21,42 @@ def export(source: Path, target: Path, *, live: bool, fp32: bool) -> str:
 
     Args:
         source: a run's folder, its `checkpoints/`, or one checkpoint in it.
-        live: the weights that were being trained, instead of their moving average.
-        fp32: keep 32 bits instead of ultralytics' 16.
+        live: export the trained weights instead of their moving average.
+        fp32: write fp32 instead of fp16 as in ultralytics' files.
 
     Returns:
-        a line that says what was written.
+        a line for the user about what was written.
 
     Raises:
-        UserError: no whole checkpoint there, or the target cannot be written.
+        UserError: there is no intact checkpoint, or the target cannot be written.
     """
     if target.suffix != ".pt":
         raise UserError(f"--to {target}: ultralytics loads files that end in .pt")
     checkpoint = Checkpoint(find_checkpoint(source))
     model = checkpoint.model
+    # Architecture and names come from the checkpoint: the run's own files may be gone.
     net = build(model["architecture"], tuple(model["names"]))
     try:
         write_pt(target, net, merge_shards(checkpoint, live=live), {"train_args": model["train_args"]}, half=not fp32)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"--to {target}: cannot be written: {error}") from None
+        raise UserError(f"--to {target}: cannot write: {error}") from None
     which = "trained weights" if live else "moving average"
     return f"{target}: {which} of {checkpoint.folder}, after step {checkpoint.progress['step']}"
 
 
 def find_checkpoint(source: Path) -> Path:
-    """The checkpoint that a path names: it, or the newest whole one in it. Damaged ones are named in the log.
+    """The checkpoint at a path, or the newest intact one in it; damaged ones are logged.
 
     Raises:
-        UserError: there is none, or the one that was asked for is damaged.
+        UserError: there is none, or the named one is damaged.
     """
-    remedy = "give a run's folder, its checkpoints/, or one checkpoint in it"
+    remedy = "name a run's folder, its checkpoints/, or one checkpoint in it"
     if not source.exists():
         raise UserError(f"{source}: no such folder; {remedy}")
+    # A run may be named like a checkpoint, but then it has a folder `checkpoints`.
     if NAME.fullmatch(source.resolve().name) and not (source / "checkpoints").is_dir():
         if faults := faults_of(source, single_process()):
-            what = f"{source}: this checkpoint is not whole; another may be, give {source.parent} to find it"
+            what = f"{source}: this checkpoint is damaged; use {source.parent} to export the newest intact one"
             raise UserError("\n".join([what, *faults]))
         return source
     skipped: list[str] = []
@@ -65,7 +67,7 @@ def find_checkpoint(source: Path) -> Path:
             for line in skipped:
                 log.warning("%s", line)
             return found.folder
-    raise UserError("\n".join([f"{source}: no whole checkpoint in it; {remedy}", *skipped]))
+    raise UserError("\n".join([f"{source}: no intact checkpoint in it; {remedy}", *skipped]))
 
 
 def merge_shards(checkpoint: Checkpoint, *, live: bool) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""What the files of a checkpoint are called. Needs only the standard library, so that a launcher can look at them."""
+"""The names of a checkpoint's files. Needs no imports, so that a launcher can read them."""
 
 LATEST = "latest"
-"""In `checkpoints/`: the name of the newest whole checkpoint."""
+"""The file in `checkpoints/` that contains the name of the newest complete checkpoint."""
 PROGRESS = "progress.json"
-"""Where the run stood."""
+"""The run's progress at the checkpoint."""
 MODEL = "model.json"
-"""The architecture, what the shards are made of, and what the checkpoint depends on."""
+"""The architecture, the contents of the shards, and the record of `resume_check`."""

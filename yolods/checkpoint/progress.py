@@ -1,4 +1,4 @@
-"""Where a run stands between two optimizer steps: a frozen record, and pure functions from one to the next."""
+"""A run's progress between two optimizer steps: a frozen record and pure functions to the next."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ if TYPE_CHECKING:
     from yolods.stability.record import StepRecord
 
 
-# Wide: a field for each line of progress.json.
+# Wide: a field per line of progress.json.
 @dataclass(frozen=True)
 class Progress:
-    """Everything about a run that is not a tensor. Its fields are those of a checkpoint's progress.json, hence so many:
-    none can be renamed, or older checkpoints would not load."""
+    """Everything about a run that is not a tensor.
+
+    The fields are the keys of progress.json: renaming one would break older checkpoints.
+    """
 
     run: str = ""
     """The run's identity."""
     position: int = 0
-    """Samples of the stream consumed."""
+    """Samples of the stream consumed so far, over all ranks."""
     step: int = 0
-    """Optimizer steps tried."""
+    """Optimizer steps, skipped ones included."""
     micro_batches: int = 0
-    """Micro-batches a replica has consumed."""
+    """Micro-batches consumed per replica."""
     epochs_done: int = 0
     """Epochs evaluated and written to results.csv."""
     loss_sums: tuple[float, ...] = ()
-    """Loss items summed over the steps of the unfinished epoch, weighted with their micro-batches."""
+    """Loss items summed over the steps of the current epoch, weighted by their micro-batches."""
     loss_weight: int = 0
     """Micro-batches in `loss_sums`."""
     lr: tuple[float, ...] = ()
@@ -37,21 +39,21 @@ class Progress:
     best_fitness: float | None = None
     """Fitness of weights/best.pt."""
     best_epoch: int = 0
-    """Epoch (from 0) from which patience counts: the first that was as good as weights/best.pt is."""
+    """Epoch (from 0) from which patience counts: the first that was as good as best.pt."""
     seconds: float = 0.0
     """Wall time of the run so far, over all its starts."""
     skipped: int = 0
-    """Steps that were not applied."""
+    """Number of steps that were not applied."""
     replaced: int = 0
     """Samples replaced because their file could not be read."""
     rollbacks: int = 0
-    """Times that the run went back to a snapshot."""
+    """Number of returns to a snapshot."""
     image_faults: tuple[tuple[str, int], ...] = ()
-    """Identities of images (once, their files) found not to be finite, and how often; see `overflow.quarantine`."""
+    """Identities of images that were not finite (old checkpoints: their files), with counts."""
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Progress:
-        """Read progress.json back: JSON knows lists only."""
+        """Read progress.json; its lists become tuples."""
         faults = tuple((file, count) for file, count in record.get("image_faults", ()))
         lists = {key: tuple(record.get(key, ())) for key in ("loss_sums", "lr")}
         return cls(**{**record, **lists, "image_faults": faults})
@@ -59,11 +61,12 @@ class Progress:
     def after_step(
         self, record: StepRecord, *, samples: int, batches: int, lr: tuple[float, ...], seconds: float
     ) -> Progress:
-        """Where the run stands after one more step.
+        """The progress after one more step.
 
         Args:
-            record: of the step. The loss of a skipped one may be inf or nan, and is left out of the epoch's.
-            samples: in the step, over all ranks.
+            record: the step's. The loss of a skipped step may be inf or nan, so the epoch's mean
+                omits it.
+            samples: number in the step, over all ranks.
             batches: micro-batches per replica in the step.
             lr: the step's learning rates, by parameter group.
             seconds: wall time of the run so far.
@@ -87,37 +90,46 @@ class Progress:
 
     @property
     def mean_loss(self) -> dict[str, float]:
-        """Of the unfinished epoch, by LOSS_NAMES."""
+        """Mean loss items of the current epoch, by LOSS_NAMES."""
         means = [total / max(self.loss_weight, 1) for total in self.loss_sums]
         return dict(zip(LOSS_NAMES, means, strict=True))
 
     def is_best(self, fitness: float) -> bool:
-        """Whether an epoch is better than all before it. As long as none is better than 0, each is."""
+        """Whether this fitness is the highest so far; while the best is 0, every one is."""
         return not self.best_fitness or fitness > self.best_fitness
 
     def is_as_good(self, fitness: float) -> bool:
-        """Whether an epoch is to be best.pt: of those that are equally good it is the last, as in ultralytics."""
+        """Whether the epoch becomes best.pt: the last of equally good ones, as in ultralytics."""
         return self.is_best(fitness) or fitness == self.best_fitness
 
     def after_evaluation(self, fitness: float) -> Progress:
-        """Where the run stands once the epoch that comes after `epochs_done` has been judged."""
+        """The progress after epoch `epochs_done` (from 0) was evaluated."""
         if not self.is_best(fitness):
             return self
         return replace(self, best_fitness=fitness, best_epoch=self.epochs_done)
 
     def after_epoch(self) -> Progress:
-        """Where the run stands once one more epoch is done; the next one's losses begin anew."""
+        """The progress after one more epoch, with the loss sums reset."""
         return replace(self, epochs_done=self.epochs_done + 1, loss_sums=(), loss_weight=0)
 
     def among(self, images: int, before: int | None) -> Progress:
-        """The same place in a run whose train set has another number of images, and had `before` (None: nobody knows):
-        epochs behind count, and the one under way begins anew."""
+        """The progress on a train set of another size: completed epochs count, the current one
+        starts over.
+
+        Args:
+            images: number of images now.
+            before: number of images at the checkpoint; None if unknown.
+        """
         behind = max(self.position // before if before else 0, self.epochs_done)
-        if behind > self.epochs_done:  # what is summed up is of an epoch that is still to be evaluated
+        if behind > self.epochs_done:  # the sums belong to an epoch not yet evaluated
             return replace(self, position=behind * images)
         return replace(self, position=behind * images, loss_sums=(), loss_weight=0)
 
     def fits(self, images: int, step: int) -> bool:
-        """Whether the position is in the epoch that it should be in, of a set of so many images: within it, or in the
-        step of so many images that has ended it."""
+        """Whether the position lies in the current epoch, or in the step that ended it.
+
+        Args:
+            images: number of images in the train set.
+            step: images per optimizer step.
+        """
         return 0 <= self.position - self.epochs_done * images < images + step

@@ -1,4 +1,4 @@
-"""Reading a checkpoint under whichever layout it was written, as whole named tensors."""
+"""Reads a checkpoint of any layout as complete named tensors."""
 
 from __future__ import annotations
 
@@ -17,34 +17,38 @@ from yolods.zero.shards import join_shards
 
 
 def rank_file(folder: Path, rank: int) -> Path:
-    """What a rank wrote."""
+    """The file that a rank wrote."""
     return folder / f"rank{rank}.pt"
 
 
 def load_rank(folder: Path, rank: int) -> dict[str, Any]:
-    """What a rank wrote, on the CPU, mapped from the file as it is read.
+    """The state that a rank wrote, on the CPU, memory-mapped from its file.
 
-    RNG states are tuples of numpy arrays, which `weights_only` refuses; the file is one that a run wrote itself.
+    `weights_only` is off because it refuses the numpy arrays in RNG states; a run wrote the file
+    itself, so unpickling it is safe.
     """
     return torch.load(rank_file(folder, rank), map_location="cpu", weights_only=False, mmap=True)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on the disk; `verify` tells which are."""
+    """A complete checkpoint on the disk, as `verify` found it."""
 
     folder: Path
-    """checkpoints/stepNNNNNNNN."""
+    """checkpoints/stepNNNNNNNN of the run."""
 
     @cached_property
     def progress(self) -> dict[str, Any]:
-        """progress.json."""
+        """The content of progress.json."""
         return json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
 
     @cached_property
     def model(self) -> dict[str, Any]:
-        """model.json: architecture, names, train_args, depends; `kind`; `stages`: groups and statistics of each;
-        `places`."""
+        """The content of model.json.
+
+        Its keys: architecture, names, train_args, depends; `kind` of the shards; `stages`, the
+        parameter groups and statistics of each; `places`, (stage, replica) per rank.
+        """
         return json.loads((self.folder / MODEL).read_text(encoding="utf-8"))
 
     @cached_property
@@ -53,7 +57,7 @@ class Checkpoint:
         return [load_rank(self.folder, rank) for rank in range(count)]
 
     def _of_stage(self, stage: int) -> list[dict[str, Any]]:
-        """What the replicas of a stage wrote, in the order of replicas."""
+        """The states of a stage's ranks, in the order of replicas."""
         places = [(replica, rank) for rank, (at, replica) in enumerate(self.model["places"]) if at == stage]
         return [self._ranks[rank] for _, rank in sorted(places)]
 
@@ -69,19 +73,19 @@ class Checkpoint:
         return self._whole(lambda state: state["masters"])
 
     def average(self) -> dict[str, Tensor]:
-        """Their moving average, fp32."""
+        """The moving average of the weights, fp32."""
         return self._whole(lambda state: state["ema"]["shards"])
 
     def moment(self, key: str) -> dict[str, Tensor]:
-        """One of the optimizer's tensors for every parameter."""
+        """One kind of the optimizer's state, such as `exp_avg`, for every parameter."""
         return self._whole(lambda state: [each[key] for each in state["optimizer"]])
 
     def moments(self) -> dict[str, Any]:
-        """The optimizer's state of one shard: tells which keys are tensors of its shape, and the numbers."""
+        """The optimizer state of the first shard, from which the keys and the numbers are read."""
         return self._ranks[0]["optimizer"][0] if self._ranks[0]["optimizer"] else {}
 
     def statistics(self, *, average: bool) -> dict[str, Tensor]:
-        """Running statistics, as the mean over the replicas: the live ones, or their moving average."""
+        """BatchNorm's running statistics or their moving average, as the mean over the replicas."""
         found: dict[str, Tensor] = {}
         for stage, part in enumerate(self.model["stages"]):
             replicas = [state["ema"]["buffers"] if average else state["statistics"] for state in self._of_stage(stage)]
@@ -104,5 +108,5 @@ class Checkpoint:
         return found
 
     def shared(self) -> Mapping[str, Any]:
-        """What all ranks agree on: the loss scale, DeepSpeed's counters, updates of the average."""
+        """The state that is equal on all ranks: loss scale, DeepSpeed's counters, EMA updates."""
         return self._ranks[0]

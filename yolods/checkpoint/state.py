@@ -1,4 +1,4 @@
-"""A rank's state: collected, and cut for another layout."""
+"""A rank's state: collected from an engine, or cut from a checkpoint of another layout."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from yolods.errors import UserError
 from yolods.zero.shards import cut_shards, misfits
 
 UNCHANGED = ("snapshot", "frozen", "rng")
-"""Parts of a state that nobody writes into once they are made: a new snapshot is another object."""
+"""Parts of a state that are never written in place, so a save need not copy them."""
 
 
 def collect(engine: Engine) -> dict[str, Any]:
-    """All that this rank has to write. A collective.
+    """Everything that this rank writes to a checkpoint. A collective.
 
-    The tensors are the engine's own: whoever writes them while training goes on has to copy them first.
+    The tensors are the engine's own: copy them before training continues.
     """
     return {**engine.state(), "rng": rng_state()}
 
@@ -40,10 +40,12 @@ def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
         return cut_shards(engine.masters.kind, mine["groups"], whole, sizes, engine.share.dp_rank, engine.share.dp_size)
 
     def statistics(whole: dict[str, Tensor]) -> list[Tensor]:
-        # Their shapes are those of their layers' weights, which are compared.
+        # Only names need a check: the shapes follow from the layers' weights, which are compared.
         _refuse_misfits(checkpoint, [f"{name} is missing" for name in mine["statistics"] if name not in whole])
         return [whole[name] for name in mine["statistics"]]
 
+    # An optimizer's state has tensors of the weight's shape, which are cut like weights, and
+    # numbers such as `step`, which are the same for every parameter.
     example = checkpoint.moments()
     numbers = {key: value for key, value in example.items() if not isinstance(value, Tensor) or value.ndim == 0}
     states: list[dict[str, Any]] = [dict(numbers) for _ in sizes]
@@ -74,7 +76,7 @@ def _refuse_misfits(checkpoint: Checkpoint, lines: list[str]) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """Where every generator of this process stands."""
+    """The states of all random generators of this process."""
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
@@ -84,7 +86,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Take over what `rng_state` gave."""
+    """Restore what `rng_state` returned."""
     torch.set_rng_state(state["torch"].clone())
     if state["cuda"] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"].clone())

@@ -1,21 +1,25 @@
-"""Resumable checkpoints of a run: written beside, flushed, renamed; `latest` names only what is whole.
+"""Resumable checkpoints of a run: written aside, flushed, renamed, then named in `latest`.
 
     checkpoints/
-      latest                     name of the newest whole checkpoint
-      ended, stopped             where the run has come to its end, or was stopped; neither while it goes on
+      latest                     name of the newest complete checkpoint
+      ended, stopped             where the run finished, or was stopped; neither while it runs
       step00000128/
-        rank0.pt, rank1.pt ...   a rank's shards (fp32 masters, optimizer states, moving average), statistics, RNGs
-        progress.json            where the run stood
-        model.json               the architecture, and what the shards are made of
+        rank0.pt, rank1.pt ...   a rank's shards (fp32 masters, optimizer states, moving average),
+                                 running statistics and RNG states
+        progress.json            the run's position in its data, epoch and best fitness
+        model.json               the architecture and the contents of the shards
         manifest.json            size and checksum of each of these
-      .writing/                  one being written or removed, or left over from a kill; the next save clears it
+      .writing/                  being written or removed, or left by a kill; the next save
+                                 clears it
 
-A save is three parts: `collect` takes a rank's state, `write_rank` puts it on the disk, and `publish`, by rank 0 alone,
-makes of what the ranks wrote the newest checkpoint. Until `latest` names it, a run goes on from the one before. With a
-copy of the state, all after the first part is done by a thread of every rank while the next steps are taken.
+A save has three parts: `collect` takes a rank's state, `write_rank` writes it to the disk, and
+`publish`, on rank 0 only, turns the ranks' files into the newest checkpoint. Until `latest` names
+it, a run resumes from the previous one. With a copy of the state, a thread of every rank does all
+but the first part while training continues.
 
-A rank writes what it owns, under the names of parameters and not of DeepSpeed's buffers: so a checkpoint can be read
-under any layout, and weights are not stored a second time in the precision they compute in.
+A rank writes what it owns, under the names of parameters and not of DeepSpeed's buffers. So a
+checkpoint can be read under any layout, and weights are not stored a second time in the precision
+of the computation.
 """
 
 from __future__ import annotations
@@ -64,24 +68,25 @@ log = logging.getLogger(__name__)
 
 WRITING = ".writing"
 LIMIT_SECONDS = 1800.0
-"""Longest wait for a checkpoint to be written, or for another rank's part of it: as torch's for a collective."""
+"""Longest wait for a checkpoint, or another rank's part: torch's limit for a collective."""
 STOP_SECONDS = 60.0
-"""The same where a run is stopped by Ctrl-C or a user's mistake, perhaps on one rank alone."""
+"""The same after Ctrl-C or a user error, which may have ended only one rank."""
 GONE_SECONDS = 2.0
-"""The same after a failure: where that is a rank that is gone, its part will not come."""
+"""The same after a failure: a lost rank never delivers its part."""
 NOTICED_SECONDS = 1.0
-"""Waits up to here are not worth a line."""
+"""Longest wait that is not logged."""
 
 Told = tuple[Sequence[Any] | None, str]
-"""What a rank tells rank 0 of its file, as JSON gives it back: the fields of a FileRecord, or None; and who, or why."""
+"""A rank's message to rank 0: (fields of its FileRecord, name) or (None, reason), as JSON."""
 
 
 # Wide: saving, loading and noting the end share one folder and one thread.
 class CheckpointStore:
     """The checkpoints of one run folder. `save` and `load` are collectives.
 
-    With a store, checkpoints are written beside the training: `save` only copies this rank's state to the host, and a
-    thread of every rank writes it. Leaving the store as a context waits for the one that is being written.
+    With a `kv_store`, checkpoints are written in the background: `save` only copies this rank's
+    state to the host, and a thread of every rank writes it. Leaving the context waits for the last
+    one.
     """
 
     def __init__(
@@ -98,28 +103,32 @@ class CheckpointStore:
     ) -> None:
         """
         Args:
-            folder: `checkpoints/` of the run.
-            keep: how many of the newest to leave.
-            model: `architecture`, `names` and `train_args`, for an export without the run; `depends`, for a resume.
-            keep_best: whether to leave the one of the best epoch as well.
-            kv_store: over which the ranks' threads talk; None: a save is done when it returns.
-            run: the run's identity; checkpoints of another are not loaded.
-            start: of the command that has started it.
+            folder: the run's `checkpoints/`.
+            keep: number of newest checkpoints to keep.
+            model: `architecture`, `names` and `train_args`, for an export without the run;
+                `depends`, for a resume. The caller may add keys until the first save.
+            keep_best: whether to keep the one of the best epoch as well.
+            kv_store: connects the ranks' threads; None: `save` returns when the checkpoint is
+                complete.
+            run: the run's identity; checkpoints of other runs are not loaded.
+            start: the identity of the command that started the run.
         """
         self._folder, self._ranks, self._model = folder, ranks, model
         self._run, self._start = run, start
         self._keep, self._keep_best = keep, keep_best
+        # A connection of its own: a call that waits would block other threads on the same one.
         self._kv_store = kv_store.clone() if kv_store is not None else None
         self._copy, self._background, self._saves = HostCopy(leave=UNCHANGED), Background(), 0
 
     def save(self, engine: Engine, progress: Progress) -> None:
-        """Write a checkpoint, or begin to; the earlier ones stay whole until it is.
+        """Write a checkpoint, or begin to in the background; earlier ones stay intact meanwhile.
 
-        With a store it waits for the one before, if that is still being written.
+        In the background it first waits for the previous one, if that is still being written.
 
         Raises:
-            OSError: on every rank, if any rank could not write; `latest` still names the earlier one. With a store it
-                is about the one before, and this one has been begun, unless it is a TimeoutError.
+            OSError: on every rank, if any rank could not write; `latest` still names the earlier
+                one. In the background it refers to the previous checkpoint, and this one has begun,
+                unless it is a TimeoutError.
         """
         model = {**self._model, **engine.layout()}
         if self._kv_store is None:
@@ -129,15 +138,15 @@ class CheckpointStore:
         self._saves += 1
         self._join(LIMIT_SECONDS)
         fault = self._background.take_fault()
-        # One set of buffers: a second one would let a disk that is too slow fall behind further, and no more.
+        # One set of buffers: a second one would only let a slow disk fall further behind.
         state = self._copy.take(collect(engine))
         talk = StoreCollectives(self._kv_store, self._ranks, "checkpoint", self._saves, LIMIT_SECONDS)
         self._background.start(lambda: self._write_all(talk, state, progress, model), "checkpoint")
-        if fault is not None:
+        if fault is not None:  # raised last, so that a failed save does not prevent this one
             raise fault
 
     def check(self) -> None:
-        """Raise what the last save failed with, if it has ended and this was not told yet. Local; does not wait.
+        """Raise the exception of the last save, once, if it has finished. Local; does not wait.
 
         Raises:
             OSError: as `save` does.
@@ -148,23 +157,28 @@ class CheckpointStore:
     def wait(self, seconds: float = LIMIT_SECONDS) -> None:
         """Wait until the last checkpoint is on the disk. Local.
 
-        The other ranks hear of it from rank 0, which may leave once they have: after the next collective.
+        The other ranks learn from rank 0 that it is complete, so rank 0 may exit only after the
+        next collective.
 
         Raises:
-            OSError: it is not, and why; a TimeoutError if it is still being written.
+            OSError: why it is not; a TimeoutError if it is still being written.
         """
         self._join(seconds)
         self.check()
 
     def note_end(self, progress: Progress, status: int = 0) -> None:
-        """Rank 0: the run ends after this step with such an exit status: it was stopped on request, or (0) has nothing
-        left to do, its last evaluation included."""
+        """Rank 0: note that the run ends after this step, for the launcher and a later --resume.
+
+        Args:
+            status: exit status: 0 if the run is finished, its final validation included; otherwise
+                that of a request to stop.
+        """
         end = End(self._run, self._start, progress.step, status)
         with suppress(OSError):
             write_text(self._folder / (STOPPED if status else ENDED), json.dumps(asdict(end)))
 
     def note_start(self) -> None:
-        """Rank 0: the run goes on."""
+        """Rank 0: remove the note of an end, because the run continues."""
         for name in (ENDED, STOPPED):
             with suppress(OSError):
                 (self._folder / name).unlink(missing_ok=True)
@@ -177,10 +191,10 @@ class CheckpointStore:
             self.wait(_patience(kind))
         except OSError as error:
             if self._ranks.is_main:
-                log.warning("%s; the earlier checkpoint stays", error)
+                log.warning("%s; the earlier checkpoint is kept", error)
 
     def _join(self, seconds: float) -> None:
-        """Wait for what is being written, and say so if that takes a while."""
+        """Wait for the checkpoint being written, and log it if that takes a while."""
         began = time.monotonic()
         if self._background.join(min(NOTICED_SECONDS, seconds)):
             return
@@ -190,18 +204,19 @@ class CheckpointStore:
             done = self._background.join(seconds - NOTICED_SECONDS)
         if not done:
             waited = time.monotonic() - began
-            raise TimeoutError(f"a checkpoint is still being written after {waited:.0f} s; it is waited for no longer")
+            raise TimeoutError(f"a checkpoint is still being written after {waited:.0f} s; no longer waiting for it")
 
     def _write_all(
         self, talk: Ranks | StoreCollectives, state: Mapping[str, Any], progress: Progress, model: Mapping[str, Any]
     ) -> None:
-        """From the ranks' states to the newest checkpoint. A collective by way of `talk`.
+        """Turn the ranks' states into the newest checkpoint. A collective over `talk`.
 
         Raises:
             OSError: as `save` does.
         """
         main = self._ranks.is_main
         writing = self._folder / WRITING / f"step{progress.step:08d}"
+        # Faults travel as values: a rank that raised here would leave the others waiting.
         try:
             fault = talk.from_main(_make_room(writing) if main else None)
             if fault is None:
@@ -213,15 +228,15 @@ class CheckpointStore:
             raise OSError(f"the checkpoint {writing.name} could not be written: {fault}")
 
     def _write(self, writing: Path, state: Mapping[str, Any]) -> Told:
-        """Write this rank's file; gives what it has to be, or None and why not."""
+        """Write this rank's file; returns its record, or None and the reason."""
         who = self._ranks.name
         try:
             return astuple(write_rank(writing, self._ranks.rank, state)), who
-        except (OSError, RuntimeError) as error:  # torch has RuntimeErrors of its own for what it cannot store
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeErrors of its own
             return None, f"{who}: {' '.join(str(error).split())}"
 
     def _publish(self, writing: Path, told: Sequence[Told], progress: Progress, model: Mapping[str, Any]) -> str | None:
-        """Rank 0: publish what the ranks wrote, or clear it away and return why."""
+        """Rank 0: publish the ranks' files, or remove them and return the reason."""
         fault = next((who for record, who in told if record is None), None)
         try:
             fault = fault or _not_here(writing, told)
@@ -231,34 +246,37 @@ class CheckpointStore:
                 self._prune(writing.name)
         except OSError as error:
             fault = str(error)
-        shutil.rmtree(self._folder / WRITING, ignore_errors=True)  # after a full disk its bytes are needed
+        shutil.rmtree(self._folder / WRITING, ignore_errors=True)  # also frees a full disk
         return fault
 
     def _prune(self, newest: str) -> None:
-        """Remove what need not be kept, in one rename each: a kill leaves no half of a checkpoint under its name."""
+        """Remove old checkpoints, by one rename each, so that a kill leaves no half of one."""
         for name in set(names_in(self._folder)) - self._kept(newest):
             with suppress(OSError):
                 os.replace(self._folder / name, self._folder / WRITING / name)
 
     def _kept(self, newest: str) -> set[str]:
-        """The last K, and the best. Those past the newest are of a course that the run has left: they go first."""
+        """The newest `keep` checkpoints and the best.
+
+        Checkpoints of later steps are from before the run was set back; they are removed first.
+        """
         step = step_of(newest)[0]
         names = [name for name in names_in(self._folder) if name == newest or step_of(name)[0] != step]
         course = [name for name in names if step_of(name)[0] <= step]
         kept = {*[*(name for name in names if name not in course), *course][-self._keep :]}
         if self._keep_best:
-            # Saves within the next epoch know the same best epoch: the first of them is the one at its end.
+            # Saves during the next epoch know the same best epoch; the first is the one at its end.
             best = {name: epoch for name in course if (epoch := _best_epoch(self._folder / name)) is not None}
             kept |= {*sorted(best, key=lambda name: (-best[name], step_of(name)))[:1]}
         return kept
 
     def find(self) -> Checkpoint:
-        """The newest whole checkpoint of this run. A collective.
+        """The newest intact checkpoint of this run. A collective.
 
-        What is damaged, or another run's, is left out and named in the log.
+        Damaged ones and those of other runs are skipped and logged.
 
         Raises:
-            UserError: there is none, with a line for each damage.
+            UserError: there is none; one line per damage.
         """
         found = search(self._folder, self._ranks, self._run)
         if found.folder is None:
@@ -266,40 +284,44 @@ class CheckpointStore:
         if self._ranks.is_main and found.skipped:
             for line in found.skipped:
                 log.warning("%s", line)
-            log.warning("the run goes on from %s, which is whole", found.folder)
+            log.warning("resuming from %s, which is intact", found.folder)
         return Checkpoint(found.folder)
 
     def load(self, engine: Engine, checkpoint: Checkpoint | None = None) -> Progress:
-        """Bring `engine` to a checkpoint: bit for bit under the layout that wrote it, and under another with the same
-        weights, optimizer states and average, and running statistics averaged over the replicas.
+        """Load a checkpoint into `engine`.
+
+        The result is bit for bit the same under the layout that wrote it. Under another layout,
+        weights, optimizer states and moving average are the same, and running statistics are
+        averaged over the replicas.
 
         Args:
-            checkpoint: what `find` returned; None: what it finds.
+            checkpoint: the result of `find`; None: call it.
 
         Raises:
-            UserError: there is none, or it is of another model.
+            UserError: there is none, or it belongs to another model.
         """
         checkpoint = checkpoint or self.find()
         layout = engine.layout()
+        # Through JSON, so that tuples compare equal to the lists in the file.
         if all(checkpoint.model[key] == json.loads(json.dumps(value)) for key, value in layout.items()):
             state = load_rank(checkpoint.folder, self._ranks.rank)
             engine.load_state({**state, "frozen": checkpoint.frozen()})
             set_rng_state(state["rng"])
         else:
-            log.info("%s was written under another layout; its shards are cut anew", checkpoint.folder)
+            log.info("%s was written under another layout; its shards are redistributed", checkpoint.folder)
             engine.load_state(recut(checkpoint, engine))
         return Progress.from_json(checkpoint.progress)
 
 
 def _patience(kind: type[BaseException] | None) -> float:
-    """Seconds that a run which ends, with an exception or without, waits for its last checkpoint."""
+    """Seconds to wait for the last checkpoint of a run that ends with this exception or None."""
     if kind is None:
         return LIMIT_SECONDS
     return STOP_SECONDS if issubclass(kind, UserError | KeyboardInterrupt) else GONE_SECONDS
 
 
 def _make_room(writing: Path) -> str | None:
-    """Rank 0: an empty folder to write to, or what is wrong; leftovers of a kill go."""
+    """Rank 0: make an empty folder to write to, without leftovers of a kill; a fault or None."""
     shutil.rmtree(writing.parent, ignore_errors=True)
     try:
         writing.mkdir(parents=True, exist_ok=True)
@@ -309,12 +331,12 @@ def _make_room(writing: Path) -> str | None:
 
 
 def write_rank(folder: Path, rank: int, state: Mapping[str, Any]) -> FileRecord:
-    """Put a rank's state on the disk. Needs no other rank.
+    """Write a rank's state to the disk. Local.
 
     Raises:
         OSError, RuntimeError: it could not be written.
     """
-    # Rank 0 has made the folder; a host that has cached its absence sees it only now.
+    # Rank 0 has made the folder, but another host may have cached its absence.
     os.makedirs(folder, exist_ok=True)
     return write_file(rank_file(folder, rank), lambda file: torch.save(dict(state), file))
 
@@ -322,12 +344,14 @@ def write_rank(folder: Path, rank: int, state: Mapping[str, Any]) -> FileRecord:
 def publish(
     writing: Path, folder: Path, files: Mapping[str, FileRecord], progress: Progress, model: Mapping[str, Any]
 ) -> None:
-    """Make what the ranks wrote to `writing` the newest checkpoint in `folder`.
+    """Turn the ranks' files in `writing` into the newest checkpoint in `folder`.
 
-    Each line is on the disk before the next begins: `latest` cannot name what a power cut would take away.
+    Every line reaches the disk before the next one begins, so that `latest` never names a
+    checkpoint that a power cut could destroy.
 
     Raises:
-        OSError: `latest` still names a whole checkpoint, the earlier one or at the very end this one.
+        OSError: `latest` still names a complete checkpoint: the earlier one, or in the last line
+            this one.
     """
     about = {
         PROGRESS: write_text(writing / PROGRESS, json.dumps(asdict(progress), indent=2)),
@@ -336,36 +360,36 @@ def publish(
     write_text(writing / MANIFEST, render_manifest({**files, **about}))
     sync_folder(writing)
     target = folder / writing.name
-    if target.exists():  # a run that was set back saves a step again
+    if target.exists():  # a run that was set back saves this step again
         _put_aside(target, writing.parent)
     os.replace(writing, target)
     sync_folder(folder)
-    sync_folder(folder.parent)  # the first save has made `folder`
+    sync_folder(folder.parent)  # the first save created `folder`
     replace_text(folder / LATEST, writing.name)
 
 
 def _put_aside(checkpoint: Path, rubbish: Path) -> None:
-    """Give a checkpoint another name, under which it loads until a new one has taken its place."""
+    """Rename a checkpoint; under this name it can be loaded until a new one replaces it."""
     old = checkpoint.with_name(checkpoint.name + OLD)
-    if old.exists():  # of a save that was killed after this one had taken its place
+    if old.exists():  # left by a save that was killed after its rename
         os.replace(old, rubbish / old.name)
-        shutil.rmtree(rubbish / old.name, ignore_errors=True)  # the one put aside next will go there too
+        shutil.rmtree(rubbish / old.name, ignore_errors=True)  # its name is needed again
     os.replace(checkpoint, old)
     sync_folder(checkpoint.parent)
 
 
 def _not_here(writing: Path, told: Sequence[Told]) -> str | None:
-    """Which rank's file is not in rank 0's folder: it went to another disk under the same path."""
+    """A fault if a rank's file is missing in rank 0's folder: it was written to another disk."""
     for rank, (record, who) in enumerate(told):
         file = rank_file(writing, rank)
         if record is not None and not (file.is_file() and file.stat().st_size == FileRecord(*record).size):
-            return f"{file.name} of {who} is not in rank 0's {file.parent}: every host has to share the run's folder"
+            return f"{file.name} of {who} is not in rank 0's {file.parent}: all hosts must share the run's folder"
     return None
 
 
 def _best_epoch(folder: Path) -> int | None:
-    """The epoch (from 0) after which a checkpoint was written, if none before it had been better; else None."""
-    with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is not worth keeping
+    """The epoch (from 0) that ended at this checkpoint, if it was the best so far; else None."""
+    with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one need not be kept
         progress = Checkpoint(folder).progress
         if progress["best_fitness"] is not None and progress["epochs_done"] == progress["best_epoch"] + 1:
             return progress["best_epoch"]

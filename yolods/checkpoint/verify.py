@@ -1,9 +1,11 @@
-"""Which checkpoint to load: the newest of which every byte is what was written. All ranks reach one verdict.
+"""Finds the checkpoint to load: the newest one that is intact to the byte. All ranks reach the same
+result.
 
-A checkpoint's manifest.json has the size and checksum of each of its files, and a checksum of itself. A folder without
-one is left out by name, as after any other damage: it may be a checkpoint that lost a file, and nothing else
-could tell. `latest` is where a search begins, so a run may be set back by hand; where it is lost or names nothing, or
-something damaged, the others follow, newest first.
+A checkpoint's manifest.json contains the size and checksum of each of its files, and a checksum of
+itself. A folder without a manifest is skipped and logged like any other damage: the checkpoint may
+have lost files, and nothing else could tell. A search begins with the checkpoint that `latest`
+names, so that a user can set a run back by hand; if `latest` is missing, or names nothing or a
+damaged checkpoint, the others follow, newest first.
 """
 
 from __future__ import annotations
@@ -26,51 +28,51 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 ENDED, STOPPED = "ended", "stopped"
-"""The file in `checkpoints/` that says where a run has come to its end, or was stopped on request; neither is there
-while it goes on, or if it was cut short."""
+"""Files in `checkpoints/`: where a run finished, or was stopped on request. Neither exists while it
+runs, nor after a crash."""
 OLD = "-old"
 NAME = re.compile(rf"step(\d+)({OLD})?")
-"""step00000128; step00000128-old is on the disk for the moment in which that step is saved a second time."""
+"""step00000128; step00000128-old exists only while that step is saved a second time."""
 
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """What a search came to."""
+    """The result of a search."""
 
     folder: Path | None
-    """The newest whole checkpoint."""
+    """The newest intact checkpoint, or None."""
     skipped: tuple[str, ...]
-    """A line for each damage that was passed on the way: the file, and what is wrong with it."""
+    """One line per damage found on the way: the file and what is wrong with it."""
 
 
 def render_manifest(files: Mapping[str, FileRecord]) -> str:
-    """The text of manifest.json. One list of files has one text, so any change of a manifest shows."""
+    """The text of manifest.json. It is a function of the records, so that any change shows."""
     content = {name: asdict(record) for name, record in sorted(files.items())}
     return json.dumps({"files": content, "crc32": f"{zlib.crc32(json.dumps(content).encode()):08x}"}, indent=1)
 
 
 def step_of(name: str) -> tuple[int, bool]:
-    """Orders names of checkpoints: the step, and whether it is the last that was saved of that step."""
+    """The sort key of a checkpoint's name: its step, and whether it is not an `-old` one."""
     step, old = NAME.fullmatch(name).groups()
     return int(step), old is None
 
 
 @dataclass(frozen=True)
 class End:
-    """Where and how a run has ended; the text of `ended` or `stopped`."""
+    """Where and how a run ended; the content of `ended` or `stopped`."""
 
     run: str
-    """Which run."""
+    """The run's identity."""
     start: str
-    """Which command has brought it there."""
+    """The identity of the command that ended it."""
     step: int
-    """After which optimizer step."""
+    """The last optimizer step."""
     status: int
     """Exit status: 0, or that of a request to stop."""
 
 
 def end_of(folder: Path) -> End | None:
-    """How the run in `folder` (`checkpoints/`) has ended; None: it has not."""
+    """How the run in `folder` (`checkpoints/`) ended; None if it did not."""
     for name in (ENDED, STOPPED):
         with suppress(OSError, ValueError, TypeError, RecursionError):
             return End(**json.loads((folder / name).read_text(encoding="utf-8")))
@@ -78,10 +80,10 @@ def end_of(folder: Path) -> End | None:
 
 
 def names_in(folder: Path, run: str | None = None) -> list[str]:
-    """What looks like a checkpoint in `checkpoints/`, oldest first; nothing that is being written.
+    """The names of checkpoints in `checkpoints/`, oldest first, without those being written.
 
     Args:
-        run: identity; those that another run has written are left out. None: none are.
+        run: the run's identity, to omit checkpoints of other runs; None: all.
     """
     try:
         names = [each.name for each in folder.iterdir() if NAME.fullmatch(each.name)]
@@ -91,7 +93,7 @@ def names_in(folder: Path, run: str | None = None) -> list[str]:
 
 
 def run_of(checkpoint: Path) -> str | None:
-    """The identity of the run that has written a checkpoint; None: it cannot be read."""
+    """The identity of the run that wrote a checkpoint; None if it cannot be read."""
     try:
         return str(json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")).get("run", ""))
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -99,18 +101,18 @@ def run_of(checkpoint: Path) -> str | None:
 
 
 def nothing_in(folder: Path) -> str:
-    """The line about `checkpoints/` without a whole checkpoint."""
-    return f"{folder}: no whole checkpoint to resume from; start afresh, without --resume"
+    """The message about a `checkpoints/` without an intact checkpoint."""
+    return f"{folder}: no intact checkpoint to resume from; start again without --resume"
 
 
 def newest_in(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a run's `checkpoints/`, or None. In one process."""
+    """The newest intact checkpoint in a run's `checkpoints/`, or None. Local."""
     return search(folder, single_process()).folder
 
 
 def single_process() -> Ranks:
-    """The ranks of a process that is no part of a run."""
-    import torch  # here, for a launcher asks this file how a run has ended, and does without
+    """The `Ranks` of a process that is not part of a run."""
+    import torch  # here, because the launcher uses this file and must not wait for torch
 
     from yolods.distributed.world import Ranks
 
@@ -118,11 +120,12 @@ def single_process() -> Ranks:
 
 
 def search(folder: Path, ranks: Ranks, run: str | None = None) -> FoundCheckpoint:
-    """Find the newest whole checkpoint in `checkpoints/`. A collective; the same on every rank.
+    """Find the newest intact checkpoint in `checkpoints/`. A collective; the same on every rank.
 
     Args:
-        run: identity of the run that has written it; None: any.
+        run: identity of the run that wrote it; None: any.
     """
+    # Rank 0 lists the folder for all: on a file server other hosts may see another state of it.
     names, skipped = ranks.from_main(_own(folder, run, *_candidates(folder)) if ranks.is_main else ([], []))
     for name in names:
         faults = faults_of(folder / name, ranks)
@@ -133,7 +136,7 @@ def search(folder: Path, ranks: Ranks, run: str | None = None) -> FoundCheckpoin
 
 
 def _own(folder: Path, run: str | None, names: list[str], skipped: list[str]) -> tuple[list[str], list[str]]:
-    """Candidates without those of other runs; each of these is named among what is skipped."""
+    """The candidates without those of other runs, which are added to `skipped`."""
     own = set(names_in(folder, run))
     lines = [
         f"{folder / name}: written by another run ({run_of(folder / name) or 'without a name'}), not by {run or 'this'}"
@@ -144,7 +147,7 @@ def _own(folder: Path, run: str | None, names: list[str], skipped: list[str]) ->
 
 
 def _candidates(folder: Path) -> tuple[list[str], list[str]]:
-    """Names in the order in which to try them, and what is wrong with `latest`."""
+    """The names in the order to try them, and lines about what is wrong with `latest`."""
     names = names_in(folder)[::-1]
     latest = folder / LATEST
     if not names:
@@ -156,18 +159,18 @@ def _candidates(folder: Path) -> tuple[list[str], list[str]]:
     except OSError as error:
         return names, [f"{latest}: cannot be read: {error.strerror or error}"]
     if named not in names and named + OLD in names:
-        named += OLD  # a kill came between its being put aside and the new one's taking its place
+        named += OLD  # the save was killed between its two renames
     if named not in names:
         return names, [f"{latest}: names {named[:40]!r}, which is not there"]
-    # Written but not named yet when the run was killed, or left behind by a run that was set back.
-    newer = [f"{latest}: names {named}, so {names[0]} is left out"] if named != names[0] else []
+    # Later ones: the run was killed before it updated `latest`, or a user set it back.
+    newer = [f"{latest}: names {named}, so {names[0]} is skipped"] if named != names[0] else []
     return [named, *(name for name in names if name != named)], newer
 
 
 def faults_of(folder: Path, ranks: Ranks) -> list[str]:
-    """Lines about every damage in a checkpoint; none if it is whole. A collective; the same on every rank.
+    """One line per damage in a checkpoint. A collective; the same on every rank.
 
-    Each rank reads a share of the files, its own among them where the layout is the one that wrote them.
+    Each rank reads a share of the files: its own, if the layout is unchanged.
     """
     files, fault, host = ranks.from_main((*_read_manifest(folder), ranks.host) if ranks.is_main else None)
     if fault is not None:
@@ -179,23 +182,23 @@ def faults_of(folder: Path, ranks: Ranks) -> list[str]:
 
 
 def _share(names: list[str], ranks: Ranks) -> list[str]:
-    """rank<r>.pt goes to rank r, modulo their number; small files to rank 0."""
+    """This rank's files: rank<r>.pt goes to rank r modulo the world size, small files to rank 0."""
     numbers = {name: int(digits.group(1)) if (digits := re.fullmatch(r"rank(\d+)\.pt", name)) else 0 for name in names}
     return [name for name, number in numbers.items() if number % ranks.size == ranks.rank]
 
 
 def _read_manifest(folder: Path) -> tuple[dict[str, FileRecord], str | None]:
-    """Files by name, or what is wrong with the manifest."""
+    """The records by file name, or what is wrong with the manifest."""
     try:
         text = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
-        return {}, "missing, so nothing here can be verified"
+        return {}, "missing, so the checkpoint cannot be verified"
     except OSError as error:
         return {}, f"cannot be read: {error.strerror or error}"
     try:
         files = {name: FileRecord(**record) for name, record in json.loads(text)["files"].items()}
         if render_manifest(files).encode() == text:
             return files, None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # a flipped bit makes any JSON of it
-        pass
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        pass  # a flipped bit may yield any JSON
     return {}, f"damaged, its {len(text)} bytes are not what was written"

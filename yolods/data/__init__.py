@@ -1,1 +1,1 @@
-"""Data sets: read a data yaml, check its files, stream augmented samples keyed by (seed, epoch, index)."""
+"""Data sets: data yamls, checks of their files, and samples keyed by (seed, epoch, index)."""

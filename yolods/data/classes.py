@@ -1,4 +1,4 @@
-"""The classes that are trained; whether two lists of names mean the same ones, and how they are shown side by side."""
+"""The trained classes: their names, and the comparison of two lists of names."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
     from yolods.data.spec import DataSpec
 
 SHOWN = 10
-"""Most names of a list in a message."""
+"""Maximum number of names per list in a message."""
 
 Difference = Literal["", "count", "order", "names"]
-"""`count`: a head for the one does not fit the other. `order`: a name of both has another id. `names`: no name has
-moved, but some ids are called otherwise: another spelling, or another class."""
+"""`count`: a class head for one does not fit the other. `order`: a name in both has another id.
+`names`: no name has moved, but some ids have another name: another spelling, or another class."""
 
 
 def class_names(spec: DataSpec, hyper: Hyper) -> tuple[str, ...]:
-    """Names of the classes that are trained."""
+    """The names of the trained classes, in the order of their ids."""
     return ("item",) if hyper.single_cls else spec.names
 
 
 def difference(one: Sequence[str], other: Sequence[str]) -> Difference:
-    """How two lists of class names differ, the gravest first."""
+    """The most serious difference between two lists of class names; "" if they are equal."""
     if len(one) != len(other):
         return "count"
     if list(one) == list(other):
@@ -32,7 +32,7 @@ def difference(one: Sequence[str], other: Sequence[str]) -> Difference:
 
 
 def both(one: Sequence[str], other: Sequence[str]) -> tuple[str, str]:
-    """The two lists for a message: whole where they are short, else what differs first."""
+    """The two lists for a message: complete if they are short, otherwise the first differences."""
     if max(len(one), len(other)) <= SHOWN:
         return _listed(dict(enumerate(one)), len(one)), _listed(dict(enumerate(other)), len(other))
     apart = [place for place in range(max(len(one), len(other))) if one[place : place + 1] != other[place : place + 1]]
@@ -42,7 +42,7 @@ def both(one: Sequence[str], other: Sequence[str]) -> tuple[str, str]:
 
 
 def _listed(names: dict[int, str], count: int) -> str:
-    """ "3 classes (0 cat, 1 dog, 2 cow)"; of more than are shown the first of those that matter."""
+    """A list for a message, such as "3 classes (0 cat, 1 dog, 2 cow)", with up to SHOWN names."""
     shown = [f"{place} {name}" for place, name in names.items()][:SHOWN]
     more = ["..."] if len(shown) < count else []
     return f"{count} class{'es' * (count != 1)} ({', '.join(shown + more)})"

@@ -1,8 +1,10 @@
-"""ultralytics' data set and augmentation, with samples that are a pure function of (seed, epoch, index).
+"""ultralytics' data set and augmentation, with samples that are a pure function of (seed, epoch,
+index).
 
-Differs from YOLODataset in four ways: it is fed with a finished `Scan` and never writes a file; random numbers are
-keyed by the sample, so ranks, workers and restarts do not matter; mosaic partners come from the whole set instead of
-from what a process happened to load last; and a file that vanishes is replaced and reported.
+It differs from YOLODataset in four ways. It receives a finished `Scan` and never writes a file.
+Random numbers are keyed by the sample, so that ranks, workers and restarts do not change them.
+Mosaic partners come from the whole set, and not from the images that a process happened to load
+last. A file that disappears is replaced and reported.
 """
 
 import copy
@@ -28,21 +30,22 @@ from yolods.data.scan import Scan
 from yolods.data.source import Unreadable
 from yolods.errors import UserError
 
-EVAL_PAD = 0.5  # of a stride, as in ultralytics' validation
+EVAL_PAD = 0.5  # in strides, as in ultralytics' validation
 PADDING_GREY = 114
 
 log = logging.getLogger(__name__)
 
 
-# Wide: half of the methods are ultralytics' own, which it overrides by name.
+# Wide: half of its methods override ultralytics' own by name.
 class DetectionSet(YOLODataset):
     """Images and boxes of one split.
 
-    With `augment`, items are addressed by `SampleId` (epoch, index) and are augmented squares; without, by a plain
-    index and are letterboxed to the shape of their group of `eval_batch`. An item is a dictionary: img (3, h, w) uint8
-    RGB, cls (n, 1) and bboxes (n, 4) float32 normalised xywh, batch_idx (n), im_file, ori_shape, resized_shape,
-    ratio_pad, sources (all images that went into it), replaced (images that could not be read) and, for evaluation,
-    index. Images are named by their identities in `source`, in `im_files` as well.
+    With `augment`, items are augmented squares, addressed by a `SampleId` (epoch, index). Without
+    it, they are addressed by an index and letterboxed to the shape of their group of `eval_batch`.
+    An item is a dictionary: img (3, h, w) uint8 RGB, cls (n, 1) and bboxes (n, 4) float32
+    normalised xywh, batch_idx (n), im_file, ori_shape, resized_shape, ratio_pad, sources (all
+    images that are part of it), replaced (images that could not be read) and, for evaluation,
+    index. Images are named by their identities in `source`, also in `im_files`.
     """
 
     def __init__(
@@ -59,11 +62,20 @@ class DetectionSet(YOLODataset):
         cache_ram: bool = False,
         cache_bytes: int | None = None,
     ) -> None:
-        """`data` is spec.as_ultralytics(), `hyp` ultralytics' get_cfg() with epochs, close_mosaic and the augmentation.
-
-        `eval_batch` neighbours in aspect ratio share one padded shape, as the images of a batch do in ultralytics.
-        `cache_bytes` bounds the decoded images that each process keeps (None: default_cache_bytes(1)); `cache_ram`
-        loads all of them now, if they fit. Neither changes a sample.
+        """
+        Args:
+            scan: the checked images and boxes of the split.
+            data: the result of spec.as_ultralytics().
+            hyp: ultralytics' get_cfg() with epochs, close_mosaic and the augmentation.
+            imgsz: long side in pixels.
+            augment: whether samples are augmented.
+            seed: the run's seed.
+            stride: the model's largest stride in pixels.
+            eval_batch: so many neighbours in aspect ratio share one padded shape, as a batch does
+                in ultralytics.
+            cache_ram: load all images now, if they fit; changes no sample.
+            cache_bytes: bytes of decoded images that each process may keep, None for
+                default_cache_bytes(1); changes no sample.
         """
         self.seed, self.eval_batch = seed, eval_batch
         self.cache_bytes = default_cache_bytes(1) if cache_bytes is None else cache_bytes
@@ -75,8 +87,10 @@ class DetectionSet(YOLODataset):
         self._sources: list[str] = []
         self._excluded: set[int] = set()
         self._further = random.Random()
-        """Seeds the generators that transforms have for themselves."""
+        """Seeds the generators that transforms own."""
         self._closed: Compose | None = None
+        # ultralytics' trainer rebuilds the transforms for the last epochs; here the sample's epoch
+        # decides, because workers may already prepare the next one.
         self._close_epoch = hyp.epochs - hyp.close_mosaic if augment and hyp.close_mosaic else None
         super().__init__(
             img_path=[],
@@ -95,19 +109,19 @@ class DetectionSet(YOLODataset):
             self._load_all()
 
     def get_img_files(self, img_path: list[str]) -> list[str]:
-        """Identities of the scanned images, instead of a walk through folders and a test of the disk's speed."""
+        """The scanned images' identities; ultralytics would search folders and time the disk."""
         return [label["im_file"] for label in self._scanned]
 
     def get_labels(self) -> list[dict[str, Any]]:
-        """The scanned labels, instead of a scan that writes a cache beside them and repairs images in place."""
+        """The scanned labels; ultralytics' own scan would write a cache and repair images."""
         labels, self._scanned = self._scanned, []
         return labels
 
     def set_rectangle(self) -> None:
         """Sort by aspect ratio and give the images of a batch one shape, as ultralytics does.
 
-        Its own looks through the whole set for each batch (8.4.190 data/base.py:429), which grows with the square of
-        the set.
+        ultralytics' own method searches the whole set for each batch (8.4.190 data/base.py:429), so
+        its time grows with the square of the set.
         """
         sides = np.array([label.pop("shape") for label in self.labels])  # (ni, 2) height and width
         ratios = sides[:, 0] / sides[:, 1]
@@ -117,14 +131,16 @@ class DetectionSet(YOLODataset):
         first = np.arange(0, self.ni, self.batch_size)
         flattest = ratios[order[first]]
         tallest = ratios[order[np.minimum(first + self.batch_size, self.ni) - 1]]
-        # Of the square, as far as a batch is all flat or all tall.
+        # A batch's share of the square's height and width: below 1 only if all of its images are
+        # flat, or all are tall.
         shares = np.stack((np.minimum(tallest, 1), 1 / np.maximum(flattest, 1)), axis=1)
         self.batch_shapes = np.ceil(shares * self.imgsz / self.stride + self.pad).astype(int) * self.stride
         self.batch = np.arange(self.ni) // self.batch_size
 
     def build_transforms(self, hyp: SimpleNamespace) -> Compose:
-        """ultralytics' pipeline, and beside it the one for the last `close_mosaic` epochs."""
-        self.cache = "ram"  # what makes Mosaic draw partners from the whole set, not from its buffer of recent images
+        """ultralytics' pipeline; also builds the one for the last `close_mosaic` epochs."""
+        # With "ram", Mosaic draws partners from the whole set, not from a buffer of recent images.
+        self.cache = "ram"
         opened = self._keyed(self._build(copy.copy(hyp)))
         if self._close_epoch is not None:
             closed = copy.copy(hyp)
@@ -145,11 +161,13 @@ class DetectionSet(YOLODataset):
     def __getitem__(self, item: SampleId | tuple[int, int] | int) -> dict[str, Any]:
         """The sample at (epoch, index) of an augmented set, or at an index of a plain one.
 
-        Raises UserError if no image of the set can be read any more.
+        Raises:
+            UserError: no image of the set can be read.
         """
         epoch, index = item if self.augment else (0, item)
         closed = self._close_epoch is not None and epoch >= self._close_epoch
         self._replaced, self._sources = [], []
+        # Albumentations draws from generators of its own, which `keyed_generators` does not reach.
         self._further.seed(keyed_seed("albumentations", self.seed, epoch, index))
         with keyed_generators("sample", self.seed, epoch, index):
             transforms = self._closed if closed else self.transforms
@@ -161,15 +179,16 @@ class DetectionSet(YOLODataset):
         return sample
 
     def exclude(self, images: Iterable[str]) -> None:
-        """Leave images out from now on: the next one takes the place of each. Workers that run already do not know."""
+        """Replace these images by the next ones from now on. Running workers do not see it."""
         excluded = frozenset(images)
         self._excluded = {place for place, identity in enumerate(self.im_files) if identity in excluded}
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
-        """The image and boxes at `index`; where it is barred or cannot be read, of the next one.
+        """The image and boxes at `index`, or of the next one if it is excluded or unreadable.
 
-        An evaluation set gives a grey image without boxes in its place, so that no image is counted twice.
+        An evaluation set replaces it by a grey image without boxes, so that no image counts twice.
         """
+        # The next image in file order, and not a random one: the sample stays a function of its id.
         for offset in range(self.ni):
             place = (index + offset) % self.ni
             if place in self._excluded:
@@ -184,15 +203,16 @@ class DetectionSet(YOLODataset):
                     return self._blank(place)
         left = self.ni - len(self._excluded)
         raise UserError(
-            f"none of the {left} images can be read any more; the first is {self.source.place(self.im_files[0])}"
+            f"none of the {left} images can be read; the first is {self.source.place(self.im_files[0])}"
             if left
-            else f"all {self.ni} images have been left out, because their values were not finite; see stability.jsonl"
+            else f"all {self.ni} images are excluded, because their values were not finite; see stability.jsonl"
         )
 
     def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> tuple:
-        """Image `i` scaled so that its long side is `imgsz`: ((h, w, c) uint8 BGR, original (h, w), scaled (h, w)).
+        """Image `i` scaled to a long side of `imgsz`: (uint8 BGR (h, w, c), original (h, w), scaled
+        (h, w)).
 
-        The array is the caller's own: augmentation writes into it.
+        The array is a copy, because augmentation writes into it.
         """
         if i not in self._decoded:
             decoded = self._decode(i)
@@ -208,6 +228,7 @@ class DetectionSet(YOLODataset):
             raise Unreadable(self.im_files[i])
         height, width = image.shape[:2]
         scale = self.imgsz / max(height, width)
+        # Rounded up and limited as in ultralytics' load_image, so that pixels are the same.
         if scale != 1:
             size = tuple(min(math.ceil(side * scale), self.imgsz) for side in (width, height))
             image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
@@ -215,7 +236,7 @@ class DetectionSet(YOLODataset):
         return image, (height, width)
 
     def _keep(self, i: int, decoded: tuple[np.ndarray, tuple[int, int]]) -> None:
-        """Nothing is ever put out again: under random access no choice of what to drop would find more."""
+        """Cache an image. None is evicted, which under random access would not pay."""
         self._decoded[i] = decoded
         self._decoded_bytes += decoded[0].nbytes
 
@@ -234,9 +255,10 @@ class DetectionSet(YOLODataset):
         try:
             return self._decode(i)
         except Unreadable:
-            return None  # met again, replaced and reported when its turn comes
+            return None  # replaced and reported when a sample needs it
 
     def _blank(self, index: int) -> dict[str, Any]:
+        """A grey image without boxes, in the shape of its batch."""
         shape = tuple(int(side) for side in self.batch_shapes[self.batch[index]])
         label = copy.deepcopy(self.labels[index])
         label.update(
@@ -253,9 +275,10 @@ class DetectionSet(YOLODataset):
 
     @staticmethod
     def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
-        """Stack samples: img (b, 3, h, w) uint8, cls (N, 1), bboxes (N, 4), batch_idx (N), tuples for the rest.
+        """Stack samples: img (b, 3, h, w) uint8, cls (N, 1), bboxes (N, 4), batch_idx (N), tuples
+        for the rest.
 
-        `replaced` is one list for the whole batch.
+        `replaced` becomes one list for the whole batch.
         """
         stacked = YOLODataset.collate_fn(batch)
         stacked["replaced"] = [file for files in stacked["replaced"] for file in files]
@@ -263,13 +286,14 @@ class DetectionSet(YOLODataset):
 
 
 class _KeyedAlbumentations:
-    """An albumentations pipeline with a generator of its own (1.4.21 and later), seeded by the sample.
+    """An albumentations pipeline (1.4.21 and later own a generator) that is seeded for each sample.
 
-    It has no `set_random_seed` of its own: ultralytics looks for one, and would seed the pipeline once a process.
+    This class must not have a `set_random_seed`: ultralytics looks for one, and would seed the
+    pipeline once per process.
     """
 
     def __init__(self, transform: Any, seeds: random.Random) -> None:
-        """`seeds` is seeded anew for every sample."""
+        """`seeds` is seeded for every sample before it is called."""
         self._transform, self._seeds = transform, seeds
 
     def __call__(self, **targets: Any) -> dict[str, Any]:
@@ -278,16 +302,16 @@ class _KeyedAlbumentations:
 
 
 def available_memory() -> int:
-    """Bytes of memory free for this process: the machine's, or less where its control group says so."""
+    """Free bytes of memory for this process: the machine's, or less if its cgroup limits it."""
     free = psutil.virtual_memory().available
     try:
         group = Path("/sys/fs/cgroup")
         used = int((group / "memory.current").read_text())
         return max(min(free, int((group / "memory.max").read_text()) - used), 0)
-    except (OSError, ValueError):  # no control group, or "max"
+    except (OSError, ValueError):  # no cgroup v2, or no limit: "max"
         return free
 
 
 def default_cache_bytes(processes: int) -> int:
-    """Bytes of decoded images that each of `processes` loading processes on a machine may keep."""
+    """Bytes of decoded images that each of `processes` loader processes of a host may keep."""
     return min(available_memory() // (8 * max(processes, 1)), 2 << 30)

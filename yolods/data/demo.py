@@ -1,7 +1,8 @@
-"""Make the demo data set on first use: textured objects placed on crops of the two photographs that ultralytics ships.
+"""The demo data set, made on first use: drawn objects on crops of ultralytics' two photographs.
 
-Three classes (cone, ball, sign) vary in size, turn, colour, light, sharpness and by what hides a part of them.
-Training and validation take their backgrounds from parts of the photographs that do not touch.
+The objects of the three classes (cone, ball, sign) vary in size, rotation, colour, light, sharpness
+and occlusion. The backgrounds of training and validation come from disjoint parts of the
+photographs.
 """
 
 import os
@@ -15,15 +16,15 @@ import numpy as np
 
 from yolods.errors import UserError
 
-DEMO_VERSION = "demo-v1"  # a change of anything drawn here needs a new one: an old folder is used as it is
+DEMO_VERSION = "demo-v1"  # change it with any drawing: an existing folder is used as it is
 NAMES = ("cone", "ball", "sign")
 COUNTS = {"train": 192, "val": 64}
 SIDE = 320  # pixels of a finished image
-CANVAS = 192  # pixels an object is drawn at, before it is turned and scaled
+CANVAS = 192  # side in pixels of an object's drawing, before rotation and scaling
 SIZES = (60, 150)  # pixels of an object's long side in a finished image
 SEED = 20
 
-# (photograph, x0, y0, x1, y1) in parts of its size. A gap of 2% keeps the crops of the splits apart.
+# (photograph, x0, y0, x1, y1) as fractions of its size. A gap of 2% separates the splits.
 REGIONS = {
     "train": (("bus.jpg", 0.0, 0.0, 1.0, 0.66), ("zidane.jpg", 0.0, 0.0, 0.62, 1.0)),
     "val": (("bus.jpg", 0.0, 0.68, 1.0, 1.0), ("zidane.jpg", 0.64, 0.0, 1.0, 1.0)),
@@ -38,15 +39,19 @@ drawn. Labels are in YOLO format: class, centre x, centre y, width, height in pa
 
 
 def ensure_demo(cache: Path) -> Path:
-    """Path of the demo's data yaml below `cache`; makes the data set (a few seconds) if it is not there whole.
+    """The demo's data yaml below `cache`; makes the data set in a few seconds if it is incomplete.
 
-    Several processes may call this at once. Raises UserError if the folder cannot be written.
+    Several processes may call this at once.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
     folder = cache / DEMO_VERSION
     if _whole(folder):
         return folder / "demo.yaml"
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        # Built in a folder of its own and renamed, so that no process sees a part of it.
         making = Path(tempfile.mkdtemp(prefix=f"{DEMO_VERSION}.", dir=cache))
         try:
             _make(making)
@@ -56,8 +61,8 @@ def ensure_demo(cache: Path) -> Path:
             shutil.rmtree(making, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"the demo data cannot be made in {cache}: {error.strerror or error}; "
-            "set YOLODS_CACHE to a folder that can be written, with 20 MB free"
+            f"cannot create the demo data in {cache}: {error.strerror or error}; "
+            "set YOLODS_CACHE to a writable folder with 20 MB free"
         ) from error
     return folder / "demo.yaml"
 
@@ -78,8 +83,8 @@ def _put(making: Path, folder: Path) -> None:
         os.rename(making, folder)
     except OSError:
         if _whole(folder):
-            return  # another process was quicker
-        shutil.rmtree(folder)  # files were lost from it
+            return  # another process was faster
+        shutil.rmtree(folder)  # incomplete: some files are missing
         os.rename(making, folder)
 
 
@@ -87,6 +92,7 @@ def _make(folder: Path) -> None:
     from ultralytics.utils import ASSETS
 
     for split, count in COUNTS.items():
+        # RandomState's streams never change, so that every machine draws the same images.
         rng = np.random.RandomState([SEED, list(COUNTS).index(split)])
         backgrounds = [_region(cv2.imread(str(ASSETS / name)), *box) for name, *box in REGIONS[split]]
         images, labels = folder / "images" / split, folder / "labels" / split
@@ -111,7 +117,7 @@ def _region(photo: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> np
 
 
 def _scene(rng: np.random.RandomState, photo: np.ndarray) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """One image (SIDE, SIDE, 3) uint8 BGR and its rows (class, normalised xywh)."""
+    """An image (SIDE, SIDE, 3) uint8 BGR and its rows (class, normalised xywh)."""
     image = _background(rng, photo)
     boxes: list[tuple[int, np.ndarray]] = []
     for _ in range(rng.randint(2, 6)):
@@ -129,7 +135,7 @@ def _scene(rng: np.random.RandomState, photo: np.ndarray) -> tuple[np.ndarray, l
 
 
 def _background(rng: np.random.RandomState, photo: np.ndarray) -> np.ndarray:
-    """A random crop, perhaps mirrored, with its own light."""
+    """A random crop, mirrored half of the time, with random brightness and colour."""
     height, width = photo.shape[:2]
     side = int(min(height, width) * rng.uniform(0.5, 1.0))
     x, y = rng.randint(width - side + 1), rng.randint(height - side + 1)
@@ -141,7 +147,7 @@ def _background(rng: np.random.RandomState, photo: np.ndarray) -> np.ndarray:
 def _place(
     rng: np.random.RandomState, image: np.ndarray, patch: np.ndarray, alpha: np.ndarray, others: list[np.ndarray]
 ) -> np.ndarray | None:
-    """Blend an object into the image where it hides little of the others; its corners in pixels, or None."""
+    """Blend an object into the image where it hides little of others; its corners, or None."""
     height, width = alpha.shape
     for _ in range(10):
         x, y = rng.randint(SIDE - width + 1), rng.randint(SIDE - height + 1)
@@ -165,7 +171,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _hide_part(rng: np.random.RandomState, alpha: np.ndarray) -> None:
-    """Let a bar of the background stand before the object; the edges of its box stay visible."""
+    """Hide a bar of the object behind the background; the edges of its box stay visible."""
     across = alpha if rng.rand() < 0.5 else alpha.T
     size = across.shape[0]
     start = int(size * rng.uniform(0.2, 0.6))
@@ -173,7 +179,7 @@ def _hide_part(rng: np.random.RandomState, alpha: np.ndarray) -> None:
 
 
 def _shaped(rng: np.random.RandomState, patch: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Light, turn and scale a drawn object, and cut it to its extent: (h, w, 3) and (h, w) float32, alpha in [0, 1]."""
+    """Light, rotate, scale and crop an object: (h, w, 3) and (h, w) float32, alpha in [0, 1]."""
     slope = np.linspace(-1, 1, CANVAS, dtype=np.float32)
     light = rng.uniform(0.75, 1.15) + rng.uniform(-0.2, 0.2) * slope[None] + rng.uniform(-0.2, 0.2) * slope[:, None]
     grain = cv2.resize(rng.randn(24, 24).astype(np.float32), (CANVAS, CANVAS)) * 12
@@ -185,6 +191,7 @@ def _shaped(rng: np.random.RandomState, patch: np.ndarray, alpha: np.ndarray) ->
     turn[:, 2] += centre * 1.5 - turn[:, :2] @ (centre, centre)
     turn *= scale
     size = int(np.ceil(CANVAS * 1.5 * scale)) + 2
+    # Multiply by alpha before filtering, so that the black background does not bleed in.
     premultiplied = cv2.GaussianBlur(np.dstack((patch * alpha[..., None], alpha)), (0, 0), 0.5 / scale)
     warped = cv2.warpAffine(premultiplied, turn, (size, size), flags=cv2.INTER_LINEAR)
     alpha = warped[..., 3]
@@ -199,13 +206,13 @@ def _blank() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _colour(rng: np.random.RandomState, hue: float, spread: float) -> tuple[float, float, float]:
-    """A strong BGR colour near a hue (0 to 180, as OpenCV counts)."""
+    """A saturated BGR colour near a hue (0 to 180, OpenCV's scale)."""
     hsv = np.uint8([[[(hue + rng.uniform(-spread, spread)) % 180, rng.randint(170, 256), rng.randint(170, 256)]]])
     return tuple(float(v) for v in cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0])
 
 
 def _cone(rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """A traffic cone: orange, with two pale bands, on a dark foot."""
+    """A traffic cone: orange with two pale bands and a dark base."""
     patch, alpha = _blank()
     body = np.array([[88, 12], [104, 12], [144, 168], [48, 168]], np.int32)
     foot = np.array([[28, 164], [164, 164], [172, 184], [20, 184]], np.int32)

@@ -1,8 +1,9 @@
-"""What tells one set of images from another: how many there are, their order, contents and names, in a few words.
+"""A fingerprint of a set of images: their number, and checksums of contents, order, names and
+times.
 
-A run's samples are a function of (seed, epoch, place in the set), so a checkpoint means something only beside the set
-that it was made with. The record is four checksums, whatever the size of the set, and no image is read for it: an image
-counts as what its file's size, its shape and its boxes say.
+A run's samples are a function of (seed, epoch, index in the set), so a checkpoint is meaningful
+only together with its set. The fingerprint has four checksums for a set of any size, and no image
+is read for it: the size of its file, its shape and its boxes identify an image.
 """
 
 from __future__ import annotations
@@ -18,34 +19,35 @@ if TYPE_CHECKING:
     from yolods.data.source import Source
 
 READERS = 8
-"""Threads that ask for files' sizes: on a file server each answer takes a while."""
+"""Threads that query file sizes: a file server takes a while per query."""
 
 Change = Literal["", "count", "content", "order", "names", "times"]
-"""How one set differs from another, the gravest first. `content`: other files or other boxes; `order`: the same ones,
-sorted otherwise; `names`: the same ones in the same order; `times`: files written anew, as by copying."""
+"""How one set differs from another, the most serious first. `content`: other files or other boxes;
+`order`: the same ones in another order; `names`: the same ones in the same order under other names;
+`times`: files were rewritten, as by copying."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The images of a split with their boxes."""
+    """The fingerprint of a split's images and boxes."""
 
     count: int
-    """Images."""
+    """Number of images."""
     content: str
-    """Checksum of all images and boxes, whatever their order and names."""
+    """Checksum of all images and boxes, independent of their order and names."""
     order: str
-    """Of the same in their order."""
+    """Checksum of the same in their order."""
     names: str
-    """Of their identities, in their order: of files their names below the data set's folder."""
+    """Checksum of their identities in order; a file's is its path below the data set's folder."""
     times: str
-    """Of when each was last written, whatever their order and names."""
+    """Checksum of their modification times, independent of order and names."""
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """The entry in model.json."""
         return asdict(self)
 
     def change_from(self, before: Samples) -> Change:
-        """What is the gravest difference from another record of this split."""
+        """The most serious difference from an earlier fingerprint of this split; "" if none."""
         for key in ("count", "content", "order", "names", "times"):
             if getattr(self, key) != getattr(before, key):
                 return key
@@ -53,11 +55,11 @@ class Samples:
 
 
 def samples_of(labels: Iterable[Mapping[str, Any]], source: Source) -> Samples:
-    """The record of a split.
+    """The fingerprint of a split.
 
     Args:
-        labels: as `Scan.labels`: im_file, shape, cls, bboxes.
-        source: where the images are; their identities are their names.
+        labels: as in `Scan.labels`: im_file, shape, cls, bboxes.
+        source: the source of the images, which knows their sizes and times.
     """
     order, names, content, times = blake2b(digest_size=16), blake2b(digest_size=16), 0, 0
     labels = list(labels)
@@ -68,6 +70,7 @@ def samples_of(labels: Iterable[Mapping[str, Any]], source: Source) -> Samples:
             image = blake2b(f"{size} {tuple(map(int, label['shape']))} ".encode() + boxes, digest_size=16)
             order.update(image.digest())
             names.update(os.fsencode(label["im_file"]) + b"\0")
+            # Sums, unlike the running hashes above, do not depend on the order of the images.
             content += _number(image.digest())
             times += _number(blake2b(image.digest() + str(time).encode(), digest_size=16).digest())
     return Samples(len(labels), _digits(content), order.hexdigest(), names.hexdigest(), _digits(times))
@@ -78,5 +81,5 @@ def _number(digest: bytes) -> int:
 
 
 def _digits(total: int) -> str:
-    """A sum does not depend on the order of what is added."""
+    """32 digits of a sum of digests, which does not depend on their order."""
     return f"{total % 2**128:032x}"

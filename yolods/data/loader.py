@@ -1,6 +1,7 @@
-"""Bring samples to a rank: the endless train stream and the evaluation batches, through worker processes or without.
+"""Loads a rank's batches, of the endless train stream or an evaluation, with or without worker
+processes.
 
-What comes out depends on the requests alone, never on the number of workers.
+The batches depend only on the requests, never on the number of workers.
 """
 
 import math
@@ -29,12 +30,12 @@ Collated = dict[str, Any]
 
 @dataclass(frozen=True)
 class EvalBatch:
-    """Images of one shape that go through the model together on one rank."""
+    """Images of one shape that share a forward pass on one rank."""
 
     indices: tuple[int, ...]
-    """Places in the data set."""
+    """Indices in the data set."""
     real: int
-    """How many of them, from the first on, are to be counted; the others only keep the ranks in step."""
+    """Number of images, from the first on, that count; the others keep the ranks in step."""
 
 
 def train_loader(
@@ -48,11 +49,15 @@ def train_loader(
     workers: int,
     pin_memory: bool = False,
 ) -> Iterator[Collated]:
-    """This rank's micro-batches from `first_position` of the stream on, in order and without end.
+    """This rank's micro-batches from `first_position` of the stream on, in order and without an
+    end.
 
-    Each is what DetectionSet.collate_fn gives: img (micro, 3, imgsz, imgsz) uint8 on the CPU. The workers live as long
-    as the iterator; its close() ends them. Raises ValueError unless micro * ranks == stream.batch, UserError when a
-    worker dies or no image can be read any more.
+    Each is a result of DetectionSet.collate_fn: img (micro, 3, imgsz, imgsz) uint8 on the CPU. The
+    workers live as long as the iterator; its close() ends them.
+
+    Raises:
+        ValueError: micro * dp_size is not stream.batch.
+        UserError: a worker died, or no image can be read.
     """
     if micro * dp_size != stream.batch:
         raise ValueError(f"batch {stream.batch} != micro {micro} x ranks {dp_size} = {micro * dp_size}")
@@ -63,10 +68,12 @@ def train_loader(
 
 
 def eval_batches(dataset: DetectionSet, *, dp_rank: int, dp_size: int, forward_batch: int) -> list[EvalBatch]:
-    """This rank's share of an evaluation: as many batches on every rank, each image counted exactly once.
+    """This rank's share of an evaluation: equally many batches per rank; each image counts exactly
+    once.
 
-    Images that share a padded shape (groups of the set's `eval_batch`) are split into batches of at most
-    `forward_batch`, which are dealt out in turn. A rank that would get one fewer repeats a single image with real = 0.
+    Images that share a padded shape (groups of the set's `eval_batch`) are split into batches of at
+    most `forward_batch`, which are assigned to the ranks in turn. A rank that would get one fewer
+    repeats a single image with real = 0, because a forward pass may be a collective.
     """
     pieces = []
     for start in range(0, len(dataset), dataset.eval_batch):
@@ -80,7 +87,7 @@ def eval_batches(dataset: DetectionSet, *, dp_rank: int, dp_size: int, forward_b
 def eval_loader(
     dataset: DetectionSet, batches: Sequence[EvalBatch], *, workers: int, pin_memory: bool = False
 ) -> Iterator[Collated]:
-    """The evaluation batches in order, each with `index` (tuple) and `real` (int) beside the collated samples."""
+    """The evaluation batches in order: collated samples, with `index` (tuple) and `real` (int)."""
     requests = [batch.indices for batch in batches]
     loader = _loader(dataset, requests, min(workers, len(requests)), pin_memory)
     for batch, collated in zip(batches, _deliver(loader), strict=True):
@@ -89,9 +96,10 @@ def eval_loader(
 
 
 def scaled_size(seed: int, step: int, imgsz: int, multi_scale: float, stride: int) -> int:
-    """Side in pixels for this step under `multi_scale`: a multiple of `stride`, the same on every rank.
+    """Side in pixels for this step under `multi_scale`: a multiple of `stride`, equal on all ranks.
 
-    Drawn as ultralytics draws it, evenly from imgsz * (1 - multi_scale) to imgsz * (1 + multi_scale).
+    It is drawn as in ultralytics, uniformly from imgsz * (1 - multi_scale) to imgsz * (1 +
+    multi_scale).
     """
     if multi_scale <= 0:
         return imgsz
@@ -100,7 +108,7 @@ def scaled_size(seed: int, step: int, imgsz: int, multi_scale: float, stride: in
 
 
 class _Requests:
-    """Endless lists of sample ids: `micro` from `first` on, then again `batch` positions further."""
+    """Endless lists of sample ids: `micro` ids from `first` on, then `batch` positions further."""
 
     def __init__(self, stream: Stream, first: int, batch: int, micro: int) -> None:
         self.stream, self.first, self.batch, self.micro = stream, first, batch, micro
@@ -113,9 +121,10 @@ class _Requests:
 
 
 class _Reader(Dataset):
-    """A data set whose items are whole collated batches.
+    """A data set whose items are collated batches.
 
-    Then a worker can hand a user's fault back as a value; as an exception it would arrive wrapped in its traceback.
+    This way a worker can return a UserError's text as a value; torch would wrap an exception in its
+    traceback.
     """
 
     def __init__(self, dataset: DetectionSet) -> None:
@@ -131,13 +140,15 @@ class _Reader(Dataset):
 def _loader(dataset: DetectionSet, requests: Any, workers: int, pin_memory: bool) -> DataLoader:
     return DataLoader(
         _Reader(dataset),
+        # An item of `_Reader` is a collated batch, so torch's own batching is off.
         batch_size=None,
         sampler=requests,
         num_workers=workers,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
         worker_init_fn=_prepare_worker,
-        generator=torch.Generator(),  # else every start of workers draws from the generator that a run resumes
+        # Otherwise each start of workers draws from the global generator, which a resume restores.
+        generator=torch.Generator(),
         prefetch_factor=4 if workers else None,
     )
 
@@ -158,15 +169,15 @@ def _deliver(loader: DataLoader) -> Iterator[Collated]:
                 raise OwnError(batch)
             yield batch
     finally:
-        end_workers(batches)
+        end_workers(batches)  # also when the consumer closes this generator
 
 
 def _death(report: str, workers: int) -> str:
     shared = Path("/dev/shm")
     room = f", {shutil.disk_usage(shared).free >> 20} MiB of shared memory are free" if shared.is_dir() else ""
     return (
-        f"a data loading process died ({report.splitlines()[0]}); mostly memory ran out: try fewer --workers "
-        f"(now {workers} a rank{room})"
+        f"a data loading process died ({report.splitlines()[0]}); the usual cause is too little memory: try fewer "
+        f"--workers (now {workers} per rank{room})"
     )
 
 
@@ -175,11 +186,14 @@ def _unchanged(batch: Collated | str) -> Collated | str:
 
 
 def _prepare_worker(worker: int) -> None:
-    """One thread a worker, and requests to stop are for the main process: it ends the workers in good order.
+    """Use one thread per worker, and ignore requests to stop, because the main process ends the
+    workers.
 
-    They reach workers as well: by the terminal, and from DeepSpeed's launcher, which tells all that a rank has started.
+    Workers receive these signals too: from the terminal, and from DeepSpeed's launcher, which
+    signals all processes that a rank has started.
     """
     for request in REQUESTS:
         signal.signal(request, signal.SIG_IGN)
+    # Otherwise OpenCV starts a thread per core in every worker.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,7 +1,8 @@
-"""Which sample stands where in the endless training stream, and which random numbers it draws: pure functions.
+"""The endless training stream: pure functions from positions to samples and their random seeds.
 
-Position g of the stream is in epoch g // n and shows image permutation(seed, epoch, n)[g % n]. Batch k holds the
-positions [k * batch, (k + 1) * batch), of which rank r of R takes the r-th of R equal slices:
+Position g of the stream is in epoch g // n and shows image permutation(seed, epoch, n)[g % n].
+Batch k consists of the positions [k * batch, (k + 1) * batch); data-parallel rank r of R takes the
+r-th of R equal slices:
 
     position   0 1 2 3 4 | 5 6 7 8 9 | 10 ...      n = 5: a batch may cross into the next epoch
     batch      0 0 0 0 1   1 1 1 2 2   2           batch = 4
@@ -24,37 +25,39 @@ class SampleId(NamedTuple):
     """Address of one augmented training sample."""
 
     epoch: int
-    """Epoch, from 0; decides the augmentation together with the seed and the index."""
+    """Epoch, from 0; it determines the augmentation together with the seed and the index."""
     index: int
-    """Place of the image in the data set."""
+    """Index of the image in the data set."""
 
 
 def keyed_seed(*key: int | str) -> int:
-    """64-bit seed that depends on every part of `key`; the same in every process and on every platform."""
+    """A 64-bit seed that depends on every part of `key` and is equal on every platform."""
     text = ":".join(str(part) for part in key)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def _legacy_seed(seed: int) -> list[int]:
-    """A 64-bit seed as the two words that numpy's RandomState takes."""
+    """A 64-bit seed as two 32-bit words for numpy's RandomState."""
     return [seed & 0xFFFFFFFF, seed >> 32]
 
 
 def seed_generators(*key: int | str) -> None:
-    """Seed the global generators of Python, numpy and torch's CPU, each from a word of its own before `key`.
+    """Seed the global generators of Python, numpy and torch's CPU, each with a prefix of its own.
 
-    All three are Mersenne twisters, and equal seeds give equal streams: Python and numpy had one seed once, and in
-    every mosaic the hue gain, drawn by numpy, followed from the first partner, drawn by Python. Each single
-    distribution was right, so only the dependence between two draws shows such a fault.
+    All three are Mersenne twisters, so equal seeds give equal streams. Python and numpy once shared
+    a seed, and in every mosaic the hue gain, drawn by numpy, followed from the first partner, drawn
+    by Python. Each single distribution was right; only the dependence between two draws shows such
+    a fault.
     """
     random.seed(keyed_seed("python", *key))
     np.random.seed(_legacy_seed(keyed_seed("numpy", *key)))
-    torch.default_generator.manual_seed(keyed_seed("torch", *key) >> 1)  # torch takes seeds below 2^63
+    # torch's seeds are below 2^63.
+    torch.default_generator.manual_seed(keyed_seed("torch", *key) >> 1)
 
 
 @contextmanager
 def keyed_generators(*key: int | str) -> Iterator[None]:
-    """Within: the global generators are seeded by `key`. Afterwards they are what they were."""
+    """Seed the global generators by `key` in this context, and restore them afterwards."""
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     seed_generators(*key)
     try:
@@ -67,9 +70,10 @@ def keyed_generators(*key: int | str) -> Iterator[None]:
 
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """Order in which an epoch shows the n images: read-only int64 array (n,).
+    """The order in which an epoch shows the n images: read-only int64 array (n,).
 
-    RandomState because numpy promises its streams never change, so that a run resumes alike under a later numpy.
+    It uses RandomState, whose streams numpy promises never to change, so that a run resumes
+    identically under a later numpy.
     """
     order = np.random.RandomState(_legacy_seed(keyed_seed("order", seed, epoch))).permutation(n)
     order.flags.writeable = False
@@ -85,14 +89,14 @@ class Stream:
     seed: int
     """Seed of the run."""
     batch: int
-    """Images a forward pass takes over all data-parallel ranks."""
+    """Images per forward pass over all data-parallel ranks."""
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.batch < 1:
             raise ValueError(f"a stream needs images and a batch: n {self.n}, batch {self.batch}")
 
     def sample_ids(self, first_position: int, count: int) -> list[SampleId]:
-        """The `count` samples from `first_position` on."""
+        """The ids of `count` samples from `first_position` on."""
         ids = []
         for position in range(first_position, first_position + count):
             epoch, place = divmod(position, self.n)
@@ -100,7 +104,11 @@ class Stream:
         return ids
 
     def batch_ids(self, k: int, dp_rank: int = 0, dp_size: int = 1) -> list[SampleId]:
-        """Rank `dp_rank`'s share of batch k: batch / ranks samples. Raises ValueError if the batch does not divide."""
+        """The batch / dp_size samples of batch k for `dp_rank`.
+
+        Raises:
+            ValueError: the batch is not divisible by dp_size.
+        """
         if self.batch % dp_size:
             raise ValueError(f"batch {self.batch} does not divide by {dp_size} ranks")
         micro = self.batch // dp_size

@@ -1,6 +1,8 @@
-"""Look at every image and label file of a split before training: keep what is sound, list what is not, change nothing.
+"""Checks every image and label file of a split before training: keeps intact ones, lists faulty
+ones, changes none.
 
-The result is kept in our own cache folder and used again while no file's size or time has changed.
+The result is stored in yolods' cache folder and used again as long as no file's size or time
+changes.
 """
 
 import hashlib
@@ -25,45 +27,48 @@ from yolods.data.verify import CheckedPair, Problem, check_pair
 from yolods.errors import UserError
 from yolods.system.files import replace_file
 
-VERSION = 2  # of the cached format and of the rules in verify.py: a change of either makes old caches void
+VERSION = 2
+"""Version of the cache's format and of the rules in verify.py; a new one voids old caches."""
 
 LINES_SHOWN = 3
-"""Lines of a list that a warning shows."""
+"""Maximum number of a list's lines in a warning."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """The sound images of a split with their boxes, and what was left out."""
+    """The intact images of a split with their boxes, and what was skipped."""
 
     split: str
     """'train', 'val' or 'test'."""
     labels: list[dict[str, Any]]
-    """ultralytics' label dictionaries, one per image: im_file (its identity in `source`), shape (height, width), cls
-    (n, 1) and bboxes (n, 4) float32 (normalised centre x, centre y, width, height), segments (list of (k, 2)
-    float32)."""
+    """ultralytics' label dictionaries, one per image.
+
+    Keys: im_file (its identity in `source`), shape (height, width), cls (n, 1) and bboxes (n, 4)
+    float32 (normalised centre x, centre y, width, height), segments (list of (k, 2) float32).
+    """
     problems: tuple[Problem, ...]
-    """Everything that was skipped: lines of lists, then the rest in the order of the files."""
+    """Everything that was skipped: lines of .txt lists, then the rest in the order of the files."""
     images_skipped: int
-    """Images left out."""
+    """Number of skipped images."""
     lines_skipped: int
-    """Label lines left out of images that were kept."""
+    """Number of skipped label lines in kept images."""
     source: Source
-    """Where the images are read."""
+    """The source that reads the images."""
     lines_unused: int = 0
-    """Lines of .txt lists that name no image file."""
+    """Number of lines in .txt lists that name no image file."""
     named_again: int = 0
-    """How often the sources name an image again that they have named already."""
+    """How often the sources name an image that they have already named."""
 
     @property
     def boxes(self) -> int:
-        """Boxes of all kept images."""
+        """Number of boxes in all kept images."""
         return sum(len(label["cls"]) for label in self.labels)
 
     @property
     def backgrounds(self) -> int:
-        """Kept images without a box."""
+        """Number of kept images without a box."""
         return sum(len(label["cls"]) == 0 for label in self.labels)
 
     @property
@@ -72,26 +77,26 @@ class Scan:
         line = f"{len(self.labels)} images, {self.boxes} boxes, {self.backgrounds} backgrounds"
         if self.problems:
             line += f"; {self.images_skipped} images and {self.lines_skipped} label lines skipped"
-            line += f", {self.lines_unused} lines of a list not used" if self.lines_unused else ""
+            line += f", {self.lines_unused} lines of a list ignored" if self.lines_unused else ""
             line += ", see problems.txt"
         return line
 
     @property
     def warnings(self) -> list[str]:
-        """Lines about what a user will not have meant."""
+        """Lines about what the user probably did not intend."""
         found = []
         if self.named_again:
             found.append(
-                f"{self.split}: {self.named_again} times its sources name an image that they have named already; "
-                "each counts as often as it is named"
+                f"{self.split}: its sources name images again {self.named_again} times; "
+                "each image counts as often as it is named"
             )
         if self.lines_unused:
             first = "; ".join(str(problem) for problem in self.problems[: min(self.lines_unused, LINES_SHOWN)])
-            found.append(f"{self.split}: {self.lines_unused} lines of its list are not used, the first: {first}")
+            found.append(f"{self.split}: {self.lines_unused} lines of its list are ignored, the first: {first}")
         if self.split != "train" and not self.boxes:
             found.append(
-                f"{self.split}: {len(self.labels)} images but not one box: every metric is 0, and no model is better "
-                f"than another{_label_place(self.source.place(self.labels[0]['im_file']), self.source)}"
+                f"{self.split}: {len(self.labels)} images but no box: every metric is 0 for every model"
+                f"{_label_place(self.source.place(self.labels[0]['im_file']), self.source)}"
             )
         return found
 
@@ -107,12 +112,23 @@ def scan(
     progress: bool = False,
     fraction: float = 1.0,
 ) -> Scan:
-    """Check a split's files, or load the result of the last check from the folder `cache` if no file has changed since.
+    """Check a split's files, or load the last result if no file has changed.
 
-    `fraction` in (0, 1) takes that part of the sorted images, a whole number above 1 takes that many. `classes` keeps
-    only the boxes of these ids, `single_cls` makes every id 0. Damaged images and label lines are skipped and listed.
-    Raises UserError for a class id outside the names, for a split without a sound image, and for training images that
-    have no box at all.
+    Damaged images and label lines are skipped and listed.
+
+    Args:
+        spec: the data yaml.
+        split: 'train', 'val' or 'test'.
+        cache: folder of stored results.
+        single_cls: make every class id 0.
+        classes: keep only the boxes of these ids; None keeps all.
+        workers: number of threads that check files.
+        progress: show a bar.
+        fraction: in (0, 1], the share of the sorted images to use; above 1, their number.
+
+    Raises:
+        UserError: a class id is outside the names, no image is intact, or no training image has a
+            box.
     """
     check_classes(spec.names, spec.yaml, classes)
     paths, named_again, passed_over = spec.sources(split), 0, []
@@ -126,10 +142,10 @@ def scan(
         files = _first(images, fraction)
         source, found = _files(files, spec, split, cache, workers, progress)
         passed_over = [
-            Problem(str(file), line, f"{text[:100]!r} is not the name of an image file; line not used")
+            Problem(str(file), line, f"{text[:100]!r} is not the name of an image file; line ignored")
             for file, line, text in unused_lines(paths)
         ]
-    if not single_cls:
+    if not single_cls:  # with a single class, ids do not matter
         _refuse_foreign_classes(found, spec)
     result = _result(split, found, source, single_cls, classes, passed_over)
     return replace(result, named_again=named_again)
@@ -138,7 +154,7 @@ def scan(
 def _files(
     files: list[str], spec: DataSpec, split: str, cache: Path, workers: int, progress: bool
 ) -> tuple[ImageFiles, list[CheckedPair]]:
-    """Check image files and their labels, or load what was found the last time."""
+    """Check image files and their labels, or load the last result."""
     label_files = img2label_paths(files)
     store = _store(cache, spec, split, files)
     with ThreadPoolExecutor(max(workers, 1)) as pool:
@@ -161,18 +177,18 @@ def _files(
 
 
 def in_both(train: Scan, val: Scan) -> str:
-    """The line about images that are trained on and judged by; "": there are none."""
+    """The warning about images that are in both splits; "" if there are none."""
     trained = {place_of(train.source.place(label["im_file"])) for label in train.labels}
     count = sum(place_of(val.source.place(label["im_file"])) in trained for label in val.labels)
     if not count:
         return ""
     return (
-        f"{count} of {len(val.labels)} {val.split} images are {train.split} images, too: metrics will flatter the model"
+        f"{count} of {len(val.labels)} {val.split} images are {train.split} images as well: metrics will be too good"
     )
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
-    """Write one line a problem: `file:line: text`."""
+    """Write one line per problem: `file:line: text`."""
     path.write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8", errors="backslashreplace")
 
 
@@ -182,7 +198,7 @@ def _first(samples: list[Any], fraction: float) -> list[Any]:
 
 
 def _refuse_foreign_classes(found: list[CheckedPair], spec: DataSpec) -> None:
-    """A class id that names does not know means a wrong yaml: going on would teach a wrong set of classes."""
+    """Refuse class ids outside the names: the yaml is wrong, and so would be the classes."""
     nc = len(spec.names)
     ids: Counter[int] = Counter()
     first: tuple[str, int, int] | None = None
@@ -213,12 +229,13 @@ def _result(
     kept = [item for item in found if item.shape is not None]
     problems = [problem for item in found for problem in item.problems]
     if not kept:
-        raise UserError(f"{split}: none of {len(found)} images can be used; the first: {problems[0]}")
+        raise UserError(f"{split}: none of {len(found)} images can be used; the first problem: {problems[0]}")
     if split == "train" and not any(len(item.rows) for item in kept):
         raise UserError(
-            f"train: {len(kept)} images but not one usable box{_label_place(found[0].file, source)}"
+            f"train: {len(kept)} images but no usable box{_label_place(found[0].file, source)}"
             + (f"; the first problem: {problems[0]}" if problems else "")
         )
+    # ultralytics drops all polygons of a set in which some box has none; so does this.
     all_segments = all(len(item.segments) == len(item.rows) for item in kept)
     labels = [_label(item, all_segments, single_cls, classes) for item in kept]
     if split == "train" and not any(len(label["cls"]) for label in labels):
@@ -235,10 +252,10 @@ def _result(
 
 
 def _label_place(image: str, source: Source) -> str:
-    """The end of a line about missing labels: where those of an image file are looked for."""
+    """The end of a message about missing labels: where an image's label file is expected."""
     if not isinstance(source, ImageFiles):
         return ""
-    return f"; labels are looked for at {img2label_paths([image])[0]} and its like"
+    return f"; labels are expected in files such as {img2label_paths([image])[0]}"
 
 
 def _label(item: CheckedPair, with_segments: bool, single_cls: bool, classes: Sequence[int] | None) -> dict[str, Any]:
@@ -262,7 +279,8 @@ def _store(cache: Path, spec: DataSpec, split: str, files: list[str]) -> Path:
 
 
 def _fingerprint(pool: ThreadPoolExecutor, files: list[str], spec: DataSpec) -> str:
-    """Hash of every path, size and time, and of what else decides the result."""
+    """A hash of every path, size and time, and of the settings that affect the result."""
+    # Sizes and times instead of contents: a large set is queried in seconds and never read.
     digest = hashlib.blake2b(f"{VERSION} {len(spec.names)} {spec.keypoints}".encode(), digest_size=16)
     for file, stat in zip(files, pool.map(_size_and_time, files, chunksize=64), strict=True):
         digest.update(os.fsencode(file) + b"\0" + stat)
@@ -278,8 +296,9 @@ def _size_and_time(file: str) -> bytes:
 
 
 def _save(store: Path, key: str, found: list[CheckedPair]) -> None:
-    """Keep the result; a full or read-only cache costs only time."""
+    """Store the result; a full or read-only cache only costs time."""
     segments = [segment for item in found for segment in item.segments]
+    # Flat arrays without pickled objects: they load fast, and `allow_pickle` can stay off.
     meta = {
         "key": key,
         "files": [(item.file, item.label_file, item.shape, len(item.rows), len(item.segments)) for item in found],
@@ -297,7 +316,7 @@ def _save(store: Path, key: str, found: list[CheckedPair]) -> None:
         store.parent.mkdir(parents=True, exist_ok=True)
         replace_file(store, lambda stream: np.savez(stream, **arrays), shared=True)
     except OSError as error:
-        log.warning("the result of checking the data could not be kept in %s: %s", store.parent, error)
+        log.warning("could not store the result of the data check in %s: %s", store.parent, error)
 
 
 def _load(store: Path, key: str) -> list[CheckedPair] | None:
@@ -309,7 +328,7 @@ def _load(store: Path, key: str) -> list[CheckedPair] | None:
             rows, lines = data["rows"], data["lines"].tolist()
             segments = np.split(data["points"], np.cumsum(data["sizes"])[:-1]) if len(data["sizes"]) else []
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # absent, cut short by a crash, or of another format: checking again is always right
+        return None  # missing, truncated by a crash, or of another format: check again
     found, row, segment = [], 0, 0
     for (file, label_file, shape, n, k), problems, skipped in zip(
         meta["files"], meta["problems"], meta["skipped"], strict=True

@@ -1,8 +1,10 @@
-"""Where the images of a split come from: an interface of three questions about a sample, and the answers for files.
+"""The source of a split's images: an interface of three methods, and its implementation for image
+files.
 
-A sample is known by its identity, a string that says which one of its source it is, wherever the source lies. Batches
-name samples by it (under ultralytics' key `im_file`), and so do quarantine, predictions and the record of a data set in
-a checkpoint; `place` turns it into what a person would look for.
+A sample has an identity, a string that is unique in its source and does not depend on where the
+source is stored. Batches (under ultralytics' key `im_file`), the quarantine, predictions and a
+checkpoint's fingerprint of the data set name samples by it; `place` turns it into what a user would
+look for.
 
 Nothing heavy is imported at the top, because `spec` needs `SOURCES` before any process starts.
 """
@@ -25,45 +27,43 @@ if TYPE_CHECKING:
 
 
 class Unreadable(Exception):
-    """An image that was sound when it was checked and cannot be read now."""
+    """An image that was intact when it was checked and cannot be read now."""
 
 
 class Source(Protocol):
-    """Samples of one split. Loader processes have copies of it."""
+    """The samples of one split. Loader processes have copies of it."""
 
     def read(self, identity: str) -> np.ndarray:
         """The decoded image, (h, w, channels) uint8, colours as BGR; the caller may write into it.
 
         Raises:
-            Unreadable: it cannot be read any more.
+            Unreadable: it can no longer be read.
         """
 
     def place(self, identity: str) -> str:
-        """What messages call the sample: the file, and the place in it where it has several."""
+        """The sample's name in messages: the file, and the place in a file with several samples."""
 
     def fingerprint(self, identity: str) -> tuple[int, int]:
-        """Bytes of the sample and when they were last written (ns): what tells it from another without reading it.
-        (-1, -1) where it is gone."""
+        """The sample's size in bytes and modification time in ns; (-1, -1) if it is gone."""
 
 
 Opener = Callable[[tuple[Path, ...], Any], "tuple[Source, list[CheckedPair]]"]
-"""Takes what a data yaml names for a split, and the yaml's `DataSpec`; gives their source, and a `CheckedPair` with its
-`id` per sample, in the same order on every rank."""
+"""Takes the paths that a data yaml names for a split, and the yaml's `DataSpec`; returns their
+source and one `CheckedPair` with its `id` per sample, in the same order on every rank."""
 
 SOURCES: dict[str, str] = {}
-"""Endings of files that a data yaml may name beside folders, images and .txt lists, each with its `Opener` as
-`module:function`."""
+"""Suffixes of further files that a data yaml may name, with their `Opener` as `module:function`."""
 
 
 def opener_of(paths: Sequence[Path]) -> Opener | None:
-    """What opens everything that a yaml names for a split; None: image files, which `scan` checks one by one.
+    """The opener for the paths that a yaml names for a split; None: image files, checked by `scan`.
 
     Raises:
-        UserError: they are of several kinds.
+        UserError: the paths are of several kinds.
     """
     kinds = {path.suffix: SOURCES.get(path.suffix) for path in paths}
     if len({*kinds.values()}) > 1:
-        raise UserError(f"{', '.join(map(str, paths))}: of several kinds; a split has one kind of source")
+        raise UserError(f"{', '.join(map(str, paths))}: a split must have one kind of source")
     named = next(iter(kinds.values()), None)
     if named is None:
         return None
@@ -72,30 +72,32 @@ def opener_of(paths: Sequence[Path]) -> Opener | None:
 
 
 _DOTS = re.compile(r"(^|/)\.{0,2}(/|$)")
-"""In a path: a part that names no file."""
+"""Matches a path with an empty part, `.` or `..`."""
 
 
 class ImageFiles:
-    """A `Source` of one file per image, known by its path below the data set's folder: of a set that was moved they are
-    the same samples."""
+    """A `Source` of one file per image.
+
+    An identity is a path below the data set's folder, so that a set may be moved.
+    """
 
     def __init__(self, files: Sequence[str], root: Path, channels: int) -> None:
         """
         Args:
-            files: may name one several times.
+            files: image files; one may occur several times.
             root: the data set's folder.
-            channels: of the images: 1 grey, 3 colour; others as the file has them.
+            channels: 1 for grey, 3 for colour; other numbers: as the file has them.
         """
         self._channels = channels
         self._files: dict[str, str] = {}
         top = os.path.join(os.path.abspath(root), "")
         self.ids = [self._add(file, _below(file, top)) for file in files]
-        """One per file, in their order."""
+        """The identities, one per file in the same order."""
 
     def _add(self, file: str, below: str) -> str:
         """Note a file and return its identity."""
         known = self._files.setdefault(below, file)
-        # Beyond a link `..` leads elsewhere, so two paths that read alike may be of two files.
+        # `..` after a link leads elsewhere, so two paths with the same text may name two files.
         identity = below if known == file or os.path.realpath(known) == os.path.realpath(file) else file
         self._files.setdefault(identity, file)
         return identity
@@ -116,26 +118,26 @@ class ImageFiles:
         return image[..., None] if image.ndim == 2 else image
 
     def place(self, identity: str) -> str:
-        """The file, as the yaml has it."""
+        """The file, as the yaml spells it."""
         return self._files[identity]
 
     def fingerprint(self, identity: str) -> tuple[int, int]:
         """See `Source.fingerprint`."""
         try:
             stat = os.stat(self._files[identity])
-        except OSError:  # gone since the scan; a loader will say so
+        except OSError:  # removed since the scan; the loader reports it
             return -1, -1
         return stat.st_size, stat.st_mtime_ns
 
 
 def _below(file: str, top: str) -> str:
-    """`os.path.relpath`, ten times as fast for what is written plainly: of a large set every file is asked for."""
+    """`os.path.relpath`, but ten times as fast for plain paths: a large set has many files."""
     rest = file[len(top) :]
     return os.path.relpath(file, top) if not file.startswith(top) or _DOTS.search(rest) else rest
 
 
 def by_identity(named: Mapping[str, int], ids: Sequence[str], source: Source) -> dict[str, int]:
-    """What is noted of samples, by their identities; where it was noted by their places, as checkpoints once did."""
+    """Counts by identity. Old checkpoints have them by place; these are converted."""
     if not named:
         return {}
     places = {source.place(identity): identity for identity in ids}

@@ -1,6 +1,7 @@
-"""Read a data yaml: where the images of each split are and what the classes are called, with every fault at once.
+"""Reads a data yaml: the images of each split and the names of the classes. All faults are reported
+together.
 
-Needs only the standard library and yaml, so that it can run before any process is started.
+Needs only the standard library and yaml, so that it can run before any process starts.
 """
 
 import os
@@ -29,9 +30,9 @@ class DataSpec:
     """A data yaml with its paths resolved."""
 
     yaml: Path
-    """The file it was read from."""
+    """The yaml file."""
     root: Path
-    """The folder that relative paths in the yaml start from."""
+    """The folder to which paths in the yaml are relative."""
     train: tuple[Path, ...]
     """Folders, image files or .txt lists of the training images."""
     val: tuple[Path, ...]
@@ -39,19 +40,19 @@ class DataSpec:
     test: tuple[Path, ...]
     """The same for the optional test split; may be empty."""
     names: tuple[str, ...]
-    """Class names; a class id is the place in this tuple."""
+    """Class names; a class id is an index into this tuple."""
     channels: int = 3
     """Image channels: 3 colour, 1 grey, other numbers for multi-band images."""
     download: str | None = None
-    """URL or script that the yaml names to get the images, if any."""
+    """URL or script in the yaml that downloads the images, if any."""
     needs_download: bool = False
-    """The images are not there and `download` says how to get them: call `fetch`."""
+    """Whether images are missing and `download` can get them; call `fetch` then."""
     keypoints: tuple[int, int] | None = None
-    """(points, numbers a point) when the labels are pose labels, whose key points a detector ignores."""
+    """(points, numbers per point) of pose labels, whose key points a detector ignores."""
 
     @property
     def warnings(self) -> list[str]:
-        """Lines about what a user will not have meant."""
+        """Lines about what the user probably did not intend."""
         twice = [f"{name} ({count} times)" for name, count in Counter(self.names).items() if count > 1]
         return [f"{self.yaml}: several classes have the same name: {', '.join(twice[:5])}"] if twice else []
 
@@ -63,9 +64,15 @@ class DataSpec:
 def read_spec(path: Path) -> DataSpec:
     """Read and check a data yaml.
 
-    `path` is a yaml file, or the name of one that ultralytics ships ("coco8.yaml"). Sources keep the user's spelling,
-    links in it included, because that decides where labels are. Raises UserError with one line a
-    fault. Images that are missing are no fault while the yaml says how to get them: `needs_download` is set then.
+    Sources keep the user's spelling, symbolic links included, because it determines where labels
+    are. Missing images are no fault if the yaml says how to download them: `needs_download` is set
+    then.
+
+    Args:
+        path: a yaml file, or the name of one that ultralytics ships ("coco8.yaml").
+
+    Raises:
+        UserError: one line per fault.
     """
     return _read(Path(path), root=None, may_download=True)
 
@@ -73,13 +80,16 @@ def read_spec(path: Path) -> DataSpec:
 def fetch(spec: DataSpec) -> DataSpec:
     """Download the images as the yaml's `download:` says, and read the yaml again.
 
-    This is the one place in the project that reaches for the network. Raises UserError if the download fails.
+    This is the only place in the project that uses the network.
+
+    Raises:
+        UserError: the download failed.
     """
     from ultralytics.data.utils import check_det_dataset
 
     from yolods.compat import downloads_to, use_local_font
 
-    use_local_font()  # check_det_dataset ends by fetching a font that is not there
+    use_local_font()  # else check_det_dataset downloads a missing font at its end
     store = stores()[0]
     try:
         with downloads_to(store):
@@ -87,7 +97,7 @@ def fetch(spec: DataSpec) -> DataSpec:
     except Exception as error:  # a yaml's script may raise anything
         line = next(iter(str(error).strip().splitlines()), type(error).__name__).strip("❌ .")
         raise UserError(
-            f"{spec.yaml}: download failed: {line}; get the images by hand into {store}, or try again"
+            f"{spec.yaml}: download failed: {line}; download the images into {store} yourself, or try again"
         ) from error
     return _read(spec.yaml, root=Path(data["path"]), may_download=False)
 
@@ -108,15 +118,15 @@ def as_ultralytics(spec: DataSpec, *, single_cls: bool = False) -> dict[str, Any
 
 
 def check_classes(names: Sequence[str], where: object, classes: Iterable[int] | None) -> None:
-    """Refuse ids, among those that boxes are to be kept of, that no class has.
+    """Refuse ids in `classes` that no class has.
 
     Args:
-        names: of the classes, in the order of their ids.
-        where: what names them, for the message.
-        classes: the ids; None: all.
+        names: class names in the order of their ids.
+        where: the source of the names, for the message.
+        classes: ids of the classes to keep; None: all.
 
     Raises:
-        UserError: there are such.
+        UserError: there is such an id.
     """
     if foreign := [each for each in classes or () if each >= len(names)]:
         raise UserError(
@@ -126,16 +136,17 @@ def check_classes(names: Sequence[str], where: object, classes: Iterable[int] | 
 
 
 def places(spec: DataSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Where everything of a data set lies: (files and folders, .txt lists), each once.
+    """All paths of a data set: (files and folders, .txt lists), without duplicates.
 
-    Folders of labels are those of ultralytics' rule: the last `images` of a folder's path is `labels`.
+    Folders of labels follow ultralytics' rule: `labels` replaces the last `images` in a folder's
+    path.
     """
     trees, lists = _places(spec, SPLITS)
     return tuple(dict.fromkeys((str(spec.yaml), *trees))), lists
 
 
 def spare_places(spec: DataSpec) -> frozenset[str]:
-    """Those of `places` that no training reads: of the test split alone."""
+    """Those of `places` that only the test split uses, so that no training reads them."""
     needed = {str(spec.yaml), *(place for group in _places(spec, ("train", "val")) for place in group)}
     return frozenset(place for group in places(spec) for place in group if place not in needed)
 
@@ -154,7 +165,7 @@ def _last_replaced(parts: tuple[str, ...]) -> list[str]:
 
 
 def unused_lines(sources: tuple[Path, ...]) -> list[tuple[Path, int, str]]:
-    """Lines of .txt lists that name no image file and are passed over: list, line from 1, text."""
+    """Lines of .txt lists that name no image file: (list, line from 1, text). They are ignored."""
     lists = [source for source in sources if not source.is_dir() and not _is_image(str(source))]
     return [
         (source, number, line.strip())
@@ -165,16 +176,20 @@ def unused_lines(sources: tuple[Path, ...]) -> list[tuple[Path, int, str]]:
 
 
 def list_images(sources: tuple[Path, ...]) -> list[str]:
-    """Sorted image files below folders, in .txt lists (one path a line, "./" means beside the list) and given singly.
+    """Sorted image files of all sources: folders, .txt lists and single files.
 
-    A file that is named several times is there as often, as in ultralytics: that is how some show rare images more
-    often. Files named in a list need not exist. Raises UserError when a source is missing or no image is found.
+    A list has one path per line; "./" refers to the list's folder, and the files need not exist. A
+    file that is named several times is returned as often, as in ultralytics, because some users
+    show rare images more often in this way.
+
+    Raises:
+        UserError: a source is missing, or there is no image.
     """
     return find_images(sources)[0]
 
 
 def find_images(sources: tuple[Path, ...]) -> tuple[list[str], int]:
-    """What `list_images` gives, and how often the sources name one of these files again."""
+    """The result of `list_images`, and how often the sources name a file again."""
     files: list[str] = []
     for source in sources:
         if not source.exists():
@@ -186,7 +201,7 @@ def find_images(sources: tuple[Path, ...]) -> tuple[list[str], int]:
 
 
 def place_of(file: str) -> tuple[str, str]:
-    """What is the same for two spellings of one file: its real folder and its name there."""
+    """A key that is equal for two spellings of one file: its real folder and its name there."""
     folder, name = os.path.split(file)
     return _real(folder), name
 
@@ -212,16 +227,18 @@ def _lines(source: Path) -> list[str]:
 
 
 def _files_below(top: str) -> Iterator[str]:
-    """Files in a folder and those below it, but hidden ones. Each real folder is looked into once.
+    """Files in a folder and below it, without hidden ones. Each real folder is searched once.
 
-    Links to folders are followed after the folders themselves, so that files have their own names where they have one;
-    never to a folder that the link stands in, at whatever height: there everything would be met again, and more.
+    Links to folders are followed after the folders themselves, so that files appear under their
+    real paths if these are below `top`. A link to one of its own parent folders is not followed,
+    because it would lead to all files again, and to more.
     """
     seen: set[tuple[int, int]] = set()
     links = [top]
     while links:
         start = links.pop(0)
         for folder, below, files in os.walk(start):
+            # Device and inode, because two links may lead to one folder by different paths.
             identity = _identity(folder)
             if identity in seen:
                 below.clear()
@@ -239,7 +256,7 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _above(link: str) -> bool:
-    """Whether a link leads to a folder that it stands in."""
+    """Whether a link leads to one of its own parent folders."""
     target = os.path.realpath(link)
     return os.path.commonpath((target, os.path.realpath(os.path.dirname(link)))) == target
 
@@ -254,6 +271,7 @@ def _read(path: Path, *, root: Path | None, may_download: bool) -> DataSpec:
     faults = Faults()
     names = _names(data, faults)
     root = root or _root(data, file, faults)
+    # ultralytics accepts `validation` as well.
     if "val" not in data and "validation" in data:
         data["val"] = data["validation"]
     download = data.get("download") if isinstance(data.get("download"), str) else None
@@ -261,6 +279,7 @@ def _read(path: Path, *, root: Path | None, may_download: bool) -> DataSpec:
     needs_download = False
     for split in SPLITS:
         splits[split], missing = _split(split, data, root, faults)
+        # Training needs no test images.
         if split == "test" or not missing:
             continue
         if download and may_download:
@@ -292,10 +311,10 @@ def _find_yaml(path: Path) -> Path:
         found = sorted((*path.glob("*.yaml"), *path.glob("*.yml")))
         if len(found) == 1:
             return found[0].absolute()
-        raise UserError(f"{path} is a folder with {len(found)} yaml files; --data wants one yaml file")
+        raise UserError(f"{path} is a folder with {len(found)} yaml files; name one of them with --data")
     if found := shipped_yaml(path):
         return found
-    raise UserError(f"data yaml {path} does not exist; --data wants a yaml with train, val and names, or the word demo")
+    raise UserError(f"data yaml {path} does not exist; --data takes a yaml with train, val and names, or the word demo")
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -337,14 +356,14 @@ def _names(data: dict[str, Any], faults: Faults) -> tuple[str, ...]:
 
 
 def _name_fault(name: Any) -> str:
-    """Why it is no class name, with the remedy; "": it is one. A number is, in its digits."""
+    """Why this is not a class name, with the remedy; "" if it is one. Numbers are allowed."""
     if isinstance(name, bool):
-        return "YAML takes yes, no, on and off for true and false; put the name in quotes"
+        return "YAML reads yes, no, on and off as true and false; put the name in quotes"
     if not isinstance(name, str | int | float):
-        return f"a name has to be text, not {type(name).__name__}; put it in quotes"
-    # Tables and file names hold these names.
+        return f"a name must be text, not {type(name).__name__}; put it in quotes"
+    # Tables and file names contain these names.
     if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in str(name)):
-        return "a name has to be one line, without control characters"
+        return "a name must be one line without control characters"
     return ""
 
 
@@ -355,7 +374,7 @@ def _from_mapping(names: dict[Any, Any], faults: Faults) -> list[Any]:
         return []
     numbered = {int(key): name for key, name in names.items()}
     if len(numbered) < len(names):
-        faults.add("names: an id stands twice, once in quotes and once without; keep one")
+        faults.add("names: an id occurs twice, with and without quotes; keep one")
         return []
     expected = range(len(names))
     if sorted(numbered) != list(expected):
@@ -370,14 +389,17 @@ def _from_mapping(names: dict[Any, Any], faults: Faults) -> list[Any]:
 
 
 def _root(data: dict[str, Any], file: Path, faults: Faults) -> Path:
-    """`path:` as it is or below the yaml or below ultralytics' data sets, whichever exists; else the yaml's folder."""
+    """The folder of `path:`: as it is, below the yaml's folder, or below ultralytics' data sets.
+
+    The first one that exists is used. Without `path:` it is the yaml's folder.
+    """
     value = data.get("path")
     if value is None or value == "":
         return file.parent
     if not isinstance(value, str):
         faults.add(f"path: must be a folder name, not {type(value).__name__}")
         return file.parent
-    path = Path(os.path.expanduser(value))  # a ~ that leads nowhere is left as it is
+    path = Path(os.path.expanduser(value))  # an unknown ~user stays as it is
     choices = [path, file.parent / path, *(store / path for store in stores())]
     return next((choice for choice in choices if choice.exists()), choices[1]).absolute()
 
@@ -387,7 +409,7 @@ def _split(split: str, data: dict[str, Any], root: Path, faults: Faults) -> tupl
     value = data.get(split)
     if value is None or value == "" or value == []:
         if split != "test":
-            faults.add(f"{split}: missing; give the folder of its images, as in `{split}: images/{split}`")
+            faults.add(f"{split}: missing; name the folder of its images, as in `{split}: images/{split}`")
         return (), []
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
@@ -397,7 +419,8 @@ def _split(split: str, data: dict[str, Any], root: Path, faults: Faults) -> tupl
     for entry in entries:
         path = _spelled(root / entry)
         if not path.exists() and entry.startswith("../"):
-            path = _spelled(root / entry[3:])  # yamls written for yolov5 name folders beside the repository
+            # yamls written for yolov5 name folders beside its repository.
+            path = _spelled(root / entry[3:])
         paths.append(path)
         if not path.exists():
             missing.append(f"{split}: {path} does not exist ({entry!r} below {root})")
@@ -407,9 +430,10 @@ def _split(split: str, data: dict[str, Any], root: Path, faults: Faults) -> tupl
 
 
 def _spelled(path: Path) -> Path:
-    """An absolute path as its user spells it, without `..` where that leads to the same folder.
+    """The absolute path in the user's spelling, without `..` unless it follows a link.
 
-    Links stay: labels are looked for beside the images as they are named, not beside the files that links lead to.
+    Links are kept, because labels are expected beside the images as they are named, and not beside
+    the files that links lead to.
     """
     kept: list[str] = []
     for part in path.absolute().parts:

@@ -1,4 +1,4 @@
-"""The two data sets of a run: read, scanned once by rank 0, and opened on every rank."""
+"""The data sets of a run: read, scanned by rank 0, and opened on every rank."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ class Split:
     """One split on this rank."""
 
     scan: Scan
-    """Labels and what was left out."""
+    """The labels, and what was skipped."""
     dataset: DetectionSet
-    """Its images."""
+    """The images."""
 
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How a split is to be opened."""
+    """Settings for `open_split`."""
 
     imgsz: int
     """Long side in pixels."""
     stride: int
-    """Largest stride of the model."""
+    """Largest stride of the model in pixels."""
     epochs: int
-    """Epochs of the run, which decide when mosaic closes."""
+    """Epochs of the run, which determine when mosaic ends."""
     workers: int
-    """Loader processes a rank."""
+    """Loader processes per rank."""
     local_ranks: int
-    """Ranks on this host, which share its memory."""
+    """Number of ranks on this host, which share its memory."""
     eval_batch: int = DEFAULT_BATCH
-    """Images per batch of an evaluation, over all ranks: they share one padded shape."""
+    """Images per evaluation batch over all ranks; they share one padded shape."""
 
 
 def read_data(path: Path, ranks: Ranks) -> DataSpec:
-    """Read the data yaml; rank 0 makes the demo or downloads first where that is asked for. A collective.
+    """Read the data yaml, after rank 0 made the demo or downloaded images. A collective.
 
     Raises:
         UserError: on every rank, with every fault of the yaml.
@@ -70,7 +70,7 @@ def read_data(path: Path, ranks: Ranks) -> DataSpec:
         if path != DEMO_PATH:
             spec = read_spec(path)
             if spec.needs_download:
-                log.info("%s: its images are not on this machine; they are downloaded to %s", spec.yaml, stores()[0])
+                log.info("%s: its images are not on this machine; downloading them to %s", spec.yaml, stores()[0])
                 fetch(spec)
             return path
         return ensure_demo(cache_dir())
@@ -101,6 +101,7 @@ def open_split(
             fraction=hyper.fraction if augment else 1.0,
         )
 
+    # Rank 0 stores the result in the cache; the other ranks of its host only load it.
     ranks.main_first(lambda: look(True) and None)
     found = look(False)
     for line in found.warnings if ranks.is_main else ():
@@ -112,7 +113,11 @@ def unaugmented(train: Split, most: int, spec: DataSpec, hyper: Hyper, options: 
     """Images of the train split as an evaluation sees them.
 
     Args:
-        most: how many; fewer than there are are drawn by the seed.
+        train: the train split.
+        most: maximum number of images; fewer than all are drawn with the run's seed.
+        spec: the data yaml.
+        hyper: hyper-parameters.
+        options: settings as for `open_split`.
     """
     labels = train.scan.labels
     if most < len(labels):
@@ -138,8 +143,10 @@ def _dataset(found: Scan, spec: DataSpec, hyper: Hyper, options: SplitOptions, *
 
 
 def note_problems(run_dir: Path, scans: tuple[Scan, ...]) -> list[str]:
-    """Write what was skipped into the run folder; returns the lines for the screen: one a split, and one
-    where a split has images of the first."""
+    """Write problems.txt into the run folder; returns the lines for the screen.
+
+    There is one line per split, and one more for each split that shares images with the first.
+    """
     problems = [problem for each in scans for problem in each.problems]
     if problems:
         write_problems(run_dir / PROBLEMS_FILE, problems)
@@ -148,23 +155,25 @@ def note_problems(run_dir: Path, scans: tuple[Scan, ...]) -> list[str]:
 
 
 def most_boxes(limit: int, *splits: Split) -> int:
-    """Boxes per image that are kept: ultralytics raises its default to what the data holds; another limit stays."""
+    """Maximum boxes per image: the default rises to the data's maximum, as in ultralytics."""
     if limit != Hyper.max_det:
         return limit
     return max(limit, *(len(label["cls"]) for split in splits for label in split.scan.labels))
 
 
 def namespace(hyper: Hyper, **further: Any) -> Any:
-    """ultralytics' settings with our hyper-parameters in them."""
+    """ultralytics' settings with this run's hyper-parameters."""
     from ultralytics.cfg import get_cfg
 
     return get_cfg(overrides={**hyper.as_ultralytics(), **further})
 
 
 def class_weights(found: Scan, nc: int, power: float) -> torch.Tensor | None:
-    """(nc,) fp32 weights of the class loss: inverse frequency to the `cls_pw`, mean 1; ultralytics detect/train.py.
+    """(nc,) fp32 weights of the class loss, as in ultralytics' detect/train.py; None if `power` is
+    0.
 
-    Classes without a box get the mean weight of the others.
+    A weight is the inverse frequency of a class to the power of `cls_pw`; the mean is 1. Classes
+    without a box get the mean weight of the others.
 
     Raises:
         UserError: cls_pw is not 0 and there is no box to count.

@@ -1,4 +1,4 @@
-"""The rules for one image and its label file: what is sound, and the reason where something is not."""
+"""The checks of one image and its label file."""
 
 import math
 import os
@@ -13,17 +13,18 @@ from yolods.compat import image_opener
 
 TOLERANCE = 0.01  # coordinates may pass 0 and 1 by this much, as in ultralytics
 MIN_SIDE = 10  # pixels
-SAME_OBJECT = 0.9  # overlap from which a box is that of a polygon: as much as rounding to pixels leaves of a small one
+SAME_OBJECT = 0.9
+"""Minimum IoU of a box and a polygon of one object: rounding to pixels may reduce it to this."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with one file."""
+    """One fault of a file."""
 
     file: str
     """Image or label file."""
     line: int | None
-    """Line in a label file, from 1; None where the whole file is meant."""
+    """Line in a label file, from 1; None for the whole file."""
     text: str
     """What is wrong."""
 
@@ -33,36 +34,37 @@ class Problem:
 
 @dataclass
 class CheckedPair:
-    """What one image and its label hold."""
+    """The result of checking an image and its label file."""
 
     file: str
-    """Image file, or what messages call the image."""
+    """Image file, or the image's name in messages."""
     shape: tuple[int, int] | None = None
-    """(height, width) in pixels; None for an image that is to be skipped."""
+    """(height, width) in pixels; None for a skipped image."""
     rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))
-    """(n, 5) float32: class, centre x, centre y, width, height in parts of the image."""
+    """(n, 5) float32: class, normalised centre x, centre y, width, height."""
     segments: list[np.ndarray] = field(default_factory=list)
-    """A (k, 2) float32 polygon for every row, or none at all."""
+    """One (k, 2) float32 polygon for every row, or an empty list."""
     lines: list[int] = field(default_factory=list)
-    """Line of the label file that each row stands in, from 1."""
+    """The line of the label file for each row, from 1."""
     label_file: str = ""
-    """Label file, whether it exists or not; "" where there is none for an image."""
+    """Label file, whether it exists or not; "" if the source has no label files."""
     problems: list[Problem] = field(default_factory=list)
     """What was skipped, and why."""
     lines_skipped: int = 0
-    """Label lines among the problems."""
+    """Number of skipped label lines."""
     id: str = ""
     """Identity of the image in its source; see `source`."""
 
 
 class _Bad(Exception):
-    """Reason why a label line or an image is skipped."""
+    """The reason for which a label line or an image is skipped."""
 
 
 def check_pair(image: str, label_file: str, keypoints: tuple[int, int] | None) -> CheckedPair:
-    """Check an image and the label file beside it; without a label file the image is a background.
+    """Check an image and its label file; without a label file the image is a background.
 
-    `keypoints` is (points, numbers a point) of pose labels, whose numbers after the box are ignored. Raises nothing.
+    `keypoints` is (points, numbers per point) of pose labels, whose numbers after the box are
+    ignored. Faults are returned, never raised.
     """
     found = CheckedPair(image, label_file=label_file)
     try:
@@ -83,7 +85,11 @@ def check_pair(image: str, label_file: str, keypoints: tuple[int, int] | None) -
 
 
 def _image_shape(file: str) -> tuple[int, int]:
-    """(height, width) as it will be loaded, in pixels. Raises _Bad for what is damaged, cut short or too small."""
+    """(height, width) in pixels as the image will be loaded.
+
+    Raises:
+        _Bad: it is damaged, truncated or too small.
+    """
     try:
         opened = image_opener(file)
         with opened(file) as image:
@@ -97,7 +103,7 @@ def _image_shape(file: str) -> tuple[int, int]:
         raise _Bad("file does not exist") from None
     except UnidentifiedImageError:
         raise _Bad("damaged or not an image") from None
-    except Exception as error:  # decoders raise anything: SyntaxError, struct.error, OverflowError, ...
+    except Exception as error:  # decoders raise SyntaxError, struct.error, OverflowError, ...
         raise _Bad(f"damaged or not an image ({type(error).__name__}: {error})") from error
     if min(height, width) < MIN_SIDE:
         raise _Bad(f"{width}x{height} pixels: less than {MIN_SIDE} on a side")
@@ -105,10 +111,11 @@ def _image_shape(file: str) -> tuple[int, int]:
 
 
 def _ends_well(file: str, kind: str) -> bool:
-    """True if `verify` or the end of the file already shows that nothing is cut off; False asks for a full decode.
+    """Whether `verify` or the end of the file shows that the image is complete; else decode it
+    fully.
 
-    PNG's `verify` reads every chunk. A JPEG that ends in its end marker is whole; some are whole without it, having
-    something appended.
+    PNG's `verify` reads every chunk. A JPEG with an end marker at its end is complete; some
+    complete ones lack it there because data follows.
     """
     if kind == "png":
         return True
@@ -143,13 +150,13 @@ def _read_rows(found: CheckedPair, text: str, keypoints: tuple[int, int] | None)
     _leave_out_boxes_of_polygons(found, polygons)
     found.segments = [polygon for polygon in polygons if polygon is not None]
     if len(found.segments) != len(found.rows):
-        found.segments = []  # augmentation needs a polygon for every box or none
+        found.segments = []  # augmentation needs polygons for all boxes or for none
 
 
 def _leave_out_boxes_of_polygons(found: CheckedPair, polygons: list[np.ndarray | None]) -> None:
-    """A box and a polygon of one class that enclose the same are one object: the polygon, which says more, stays.
+    """Remove boxes that duplicate a polygon of the same class; the polygon has more information.
 
-    `polygons` has an entry for each row, None for a box; entries that are left out go from it as well.
+    `polygons` has an entry for each row, None for a box; it is changed together with the rows.
     """
     boxes = [place for place, polygon in enumerate(polygons) if polygon is None]
     others = [place for place, polygon in enumerate(polygons) if polygon is not None]
@@ -158,12 +165,14 @@ def _leave_out_boxes_of_polygons(found: CheckedPair, polygons: list[np.ndarray |
     overlap = _overlap(found.rows[boxes, 1:], found.rows[others, 1:])
     overlap[found.rows[boxes, :1] != found.rows[others, 0]] = 0
     gone = []
+    # The best pair first, and each box and polygon in one pair only, so that two objects which lie
+    # on each other both remain.
     while overlap.max() >= SAME_OBJECT:
         box, polygon = np.unravel_index(overlap.argmax(), overlap.shape)
         overlap[box], overlap[:, polygon] = 0, 0
         gone.append((boxes[box], others[polygon]))
     for box, polygon in sorted(gone):
-        text = f"is the box of the polygon in line {found.lines[polygon]}; line skipped"
+        text = f"is the box of the polygon on line {found.lines[polygon]}; line skipped"
         found.problems.append(Problem(found.label_file, found.lines[box], text))
     found.lines_skipped += len(gone)
     for box in sorted((box for box, _ in gone), reverse=True):
@@ -172,7 +181,7 @@ def _leave_out_boxes_of_polygons(found: CheckedPair, polygons: list[np.ndarray |
 
 
 def _overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (n, 4) and (m, 4), centre and size: (n, m)."""
+    """IoU (n, m) of boxes (n, 4) and (m, 4), given by centre and size."""
     low = np.maximum((one[:, :2] - one[:, 2:] / 2)[:, None], (other[:, :2] - other[:, 2:] / 2)[None])
     high = np.minimum((one[:, :2] + one[:, 2:] / 2)[:, None], (other[:, :2] + other[:, 2:] / 2)[None])
     shared = np.clip(high - low, 0, None).prod(-1)
@@ -180,7 +189,7 @@ def _overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _parse(words: list[str], keypoints: tuple[int, int] | None) -> tuple[list[float], np.ndarray | None]:
-    """A label line as (class, centre x, centre y, width, height) and its polygon (k, 2) if it has one."""
+    """A line as [class, centre x, centre y, width, height], and its polygon (k, 2) or None."""
     values = [_number(word) for word in words]
     if keypoints and len(values) == 5 + keypoints[0] * keypoints[1]:
         values = values[:5]
@@ -188,10 +197,10 @@ def _parse(words: list[str], keypoints: tuple[int, int] | None) -> tuple[list[fl
     if len(values) != 5 and not polygon:
         raise _Bad(f"{len(values)} numbers; a line is `class x y width height`, or a class and three or more x y pairs")
     if values[0] % 1:
-        raise _Bad(f"class id {values[0]:g} is not a whole number")
+        raise _Bad(f"class id {values[0]:g} is not an integer")
     for value in values[1:]:
         if not -TOLERANCE <= value <= 1 + TOLERANCE:
-            raise _Bad(f"coordinate {value:g} is outside [0, 1] (1% tolerance); labels are in parts of the image size")
+            raise _Bad(f"coordinate {value:g} is outside [0, 1] (1% tolerance); labels are fractions of the image size")
     segment = None
     if polygon:
         segment = np.array(values[1:], np.float32).reshape(-1, 2)

@@ -1,1 +1,1 @@
-"""Sharded P, R and mAP, and `yolods val`."""
+"""Precision, recall and mAP over all ranks, and `yolods val`."""

@@ -1,7 +1,9 @@
-"""Detection metrics over all ranks: every rank judges its share of the images, rank 0 adds up.
+"""Detection metrics over all ranks: every rank matches its share of the images, rank 0 combines the
+results.
 
-Matching and averaging are ultralytics' own (DetectionValidator, DetMetrics, ConfusionMatrix); what is ours is that any
-layout evaluates, that uneven sets are counted exactly once, and that the result does not depend on the rank count.
+Matching and averaging are ultralytics' own (DetectionValidator, DetMetrics, ConfusionMatrix). This
+module makes them work under every layout, counts each image of uneven shares exactly once, and
+gives a result that does not depend on the world size.
 """
 
 from __future__ import annotations
@@ -40,61 +42,65 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PICTURES = 3
-"""Batches that are drawn."""
+"""Number of batches that are drawn."""
 
 SHOWN_CONFIDENCE = 0.25
-"""Confidence above which predictions count in the confusion matrix where none is given: what users look at. ultralytics
-8.4.190 takes the metrics' 0.001, at which guesses outnumber what was found; `process_batch` itself has 0.25."""
+"""Default confidence above which predictions count in the confusion matrix: what users look at.
+ultralytics 8.4.190 uses the metrics' 0.001, at which guesses outnumber detections; the default of
+`process_batch` is 0.25."""
 
 UNLIMITED_SECONDS = 1e9
-"""ultralytics gives up on NMS after a time limit and drops what is left of a batch; a metric must not depend on it."""
+"""Time limit of NMS, after which ultralytics drops the rest of a batch: never."""
 
 
 class Detector(Protocol):
-    """What can be evaluated."""
+    """A model that `Evaluator` can evaluate."""
 
     def predict(self, images: Tensor | None) -> tuple[Tensor, dict[str, Any]] | None:
-        """uint8 (N, 3, H, W) -> boxes and scores (N, 4 + nc, A) fp32, and raw fp32 outputs; None where others judge."""
+        """Boxes and scores (N, 4 + nc, A) fp32, and raw fp32 outputs, of uint8 images (N, 3, H, W).
+
+        None on ranks that do not get the outputs: all stages of a pipeline but the last.
+        """
 
     def score(self, raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
-        """(4,) `DetectionLoss.sums` of raw outputs."""
+        """`DetectionLoss.sums` (4,) of the raw outputs."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What rank 0 learns from an evaluation."""
+    """The result of an evaluation, on rank 0."""
 
     metrics: dict[str, float]
-    """precision, recall, mAP50, mAP50-95 under ultralytics' column names."""
+    """Precision, recall, mAP50 and mAP50-95 under ultralytics' column names."""
     fitness: float
-    """What the best model is chosen by."""
+    """ultralytics' fitness, by which the best model is chosen."""
     loss: dict[str, float]
-    """Mean over the set's batches of each batch's loss items, as ultralytics' trainer writes it."""
+    """Loss items as the mean over the set's batches, as in ultralytics' trainer."""
     details: DetMetrics
-    """Per class values and curves."""
+    """Values per class, and curves."""
     images: int
-    """Images counted."""
+    """Number of images."""
     seconds: float
-    """Wall time."""
+    """Wall time in seconds."""
 
 
 @dataclass
 class _Tally:
-    """What one rank has gathered so far."""
+    """The results of one rank so far."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     boxes: list[dict[str, Any]] = field(default_factory=list)
     confusion: np.ndarray | None = None
     losses: list[tuple[int, np.ndarray]] = field(default_factory=list)
-    """First image and loss sums of each piece of a batch."""
+    """Index of the first image and loss sums, for each piece of a batch."""
     replaced: list[str] = field(default_factory=list)
     shown: list[list[dict[str, Tensor]]] = field(default_factory=list)
     stopped: bool = False
-    """Whether this rank was asked to stop, and left images out."""
+    """Whether this rank was asked to stop and skipped images."""
 
 
 class Evaluator:
-    """Evaluates detectors on one split; made once a run. Calling it is a collective."""
+    """Evaluates detectors on one split; created once per run. Calling it is a collective."""
 
     def __init__(
         self,
@@ -110,11 +116,12 @@ class Evaluator:
     ) -> None:
         """
         Args:
-            dataset: built for evaluation, with the batch that padded shapes and losses go by.
-            share: which part of the images this rank works on, and whether it needs them or judges.
+            dataset: without augmentation; its `eval_batch` determines padded shapes and losses.
+            share: this rank's part of the images, and whether it reads images or gets outputs.
             hyper: namespace with conf, iou, max_det, agnostic_nms, single_cls.
-            forward_batch: most images per forward pass on a rank: a batch is cut into pieces of as many.
-            save_dir: where plots go.
+            forward_batch: maximum images per forward pass on a rank; batches are split into such
+                pieces.
+            save_dir: folder for plots.
         """
         self._dataset, self._names, self._hyper, self._ranks = dataset, dict(enumerate(names)), hyper, ranks
         self._workers, self.save_dir = workers, save_dir
@@ -135,19 +142,21 @@ class Evaluator:
 
         Args:
             plots: draw curves and the confusion matrix into `save_dir`.
-            pictures: hand images with boxes to telemetry.
-            final: show every class.
-            boxes_to: write all boxes there as COCO's results JSON.
+            pictures: give images with boxes to telemetry.
+            final: show a line per class.
+            boxes_to: file for all boxes as COCO's results JSON.
 
         Returns:
             the result on rank 0, None elsewhere.
 
         Raises:
-            Stopped: on every rank: one was asked to stop. Where ranks need each other for a pass, they go on.
+            Stopped: on every rank: one was asked to stop. Ranks that need each other in a forward
+                pass complete all passes first.
         """
         telemetry = telemetry or NullTelemetry()
         started = time.perf_counter()
         ids = None if boxes_to is None else image_ids(self._dataset.im_files)
+        # A new one per evaluation: ultralytics' validator accumulates statistics.
         judge = _Judge(self._names, self._hyper, self.save_dir, confusion=plots, ids=ids)
         tally = _Tally()
         telemetry.val_begin(len(self._batches))
@@ -155,6 +164,7 @@ class Evaluator:
         mark("adding up the evaluation")
         tally.confusion = judge.confusion
         tallies = self._ranks.to_main(tally)
+        # All ranks raise if one stopped; otherwise the others would wait in the next collective.
         if self._ranks.from_main(any(each.stopped for each in tallies)):
             raise interrupt.Stopped()
         if not self._ranks.is_main:
@@ -165,13 +175,13 @@ class Evaluator:
             telemetry.val_end(result.details, result.images, final=final)
         place = self._dataset.source.place
         for file in sorted(place(image) for image in {image for each in tallies for image in each.replaced}):
-            telemetry.event("unreadable", f"{file} could not be read; it counts as an image without boxes", warn=True)
+            telemetry.event("unreadable", f"{file} could not be read and counts as an image without boxes", warn=True)
         return result
 
     def _go_through(
         self, detector: Detector, judge: _Judge, tally: _Tally, telemetry: Telemetry, *, pictures: bool
     ) -> list[dict[str, Any]]:
-        """Predict and judge this rank's batches into `tally`; returns rank 0's first ones, for pictures."""
+        """Predict and match this rank's batches into `tally`; returns rank 0's first ones."""
         first: list[dict[str, Any]] = []
         reads = self._share.first_stage or self._share.last_stage
         loaded = load(self._dataset, self._batches, self._ranks, reads=reads, workers=self._workers)
@@ -180,10 +190,11 @@ class Evaluator:
             if interrupt.asked() and self._share.alone:
                 tally.stopped = True
                 break
+            # Also for a batch that does not count, because a forward pass may be a collective.
             found = detector.predict(batch["img"] if self._share.first_stage else None)
             if found is not None and batch["real"]:
-                # The one wait of a batch. Boxes are suppressed on the host: on a device each of up to nine steps per
-                # image would wait for the sizes of the one before.
+                # The only wait for the device per batch. NMS runs on the host: on a device, each of
+                # its up to nine operations per image would wait for the sizes of the previous one.
                 boxes, sums = on_host(found[0], detector.score(found[1], batch))
                 tally.losses.append((batch["index"][0], sums.numpy()))
                 shown = judge.judge(boxes, batch, tally)
@@ -198,7 +209,7 @@ class Evaluator:
 
     @staticmethod
     def _show(telemetry: Telemetry, batches: list[dict[str, Any]], tallies: list[_Tally]) -> None:
-        """Rank 0's first batches with what was found in them, by whichever rank of its replica judged them."""
+        """Show rank 0's first batches with predictions, which may come from a later stage."""
         shown = next((tally.shown for tally in tallies if tally.shown), [])
         for number, (batch, found) in enumerate(zip(batches, shown, strict=False)):
             telemetry.val_images(batch, found, number)
@@ -206,7 +217,7 @@ class Evaluator:
     def _add_up(
         self, judge: _Judge, tallies: list[_Tally], *, plots: bool, boxes_to: Path | None, seconds: float
     ) -> Evaluation:
-        # By image, not by rank: ties in confidence are then broken alike for every number of ranks.
+        # In the order of images, so that ties in confidence do not depend on the world size.
         records = sorted((record for tally in tallies for record in tally.records), key=lambda record: record["index"])
         details = judge.metrics(records, plots)
         if plots:
@@ -224,21 +235,22 @@ class Evaluator:
         )
 
     def _mean_loss(self, tallies: list[_Tally]) -> np.ndarray:
-        """(3,) loss items of each batch, whoever scored its pieces, averaged over the batches."""
+        """Loss items (3,) as the mean over batches, whose pieces may come from several ranks."""
         batches = np.zeros((math.ceil(len(self._dataset) / self._dataset.eval_batch), len(LOSS_NAMES) + 1))
-        # By image, not by rank: sums are then rounded alike for every number of ranks.
+        # In the order of images, so that sums are rounded equally for every world size.
         for first, sums in sorted((piece for tally in tallies for piece in tally.losses), key=lambda piece: piece[0]):
             batches[first // self._dataset.eval_batch] += sums
         return (batches[:, :-1] / np.maximum(batches[:, -1:], 1)).mean(0)
 
 
 def image_ids(images: Sequence[str]) -> dict[str, int | str]:
-    """What predictions.json calls each image: as ultralytics its name without ending, a number where it is one.
+    """Image ids for predictions.json: as in ultralytics the file name without suffix, as an int if
+    it is one.
 
-    Images that would share an id are called by their path, ending included, below the folder that all images are in.
+    Images that would share an id get their path with suffix, below the common folder of all images.
 
     Args:
-        images: their identities.
+        images: the images' identities.
     """
     stems = {each: int(stem) if (stem := Path(each).stem).isnumeric() else stem for each in images}
     levels = zip(*(Path(each).parts[:-1] for each in images), strict=False)
@@ -252,7 +264,7 @@ def image_ids(images: Sequence[str]) -> dict[str, int | str]:
 def load(
     dataset: DetectionSet, batches: Sequence[EvalBatch], ranks: Ranks, *, reads: bool, workers: int
 ) -> Iterator[dict[str, Any]]:
-    """This rank's batches of an evaluation; where it `reads` none, as many without images, just to keep step."""
+    """This rank's batches of an evaluation; without `reads`, as many batches without images."""
     if not reads:
         return iter([{"img": None, "real": batch.real} for batch in batches])
     pinned = ranks.device.type == "cuda"
@@ -260,9 +272,9 @@ def load(
 
 
 def log_user_errors(batches: Iterator[dict[str, Any]], ranks: Ranks) -> Iterator[dict[str, Any]]:
-    """Pass a loader's batches on, and say on the spot what ends it on this rank alone.
+    """Pass on a loader's batches, and log a UserError on ranks other than 0 immediately.
 
-    What every rank raises is shown once, by rank 0 (cli.py); of a fault elsewhere it would know nothing.
+    Rank 0 shows errors that all ranks raise (cli.py), but does not learn of one on another rank.
     """
     try:
         yield from batches
@@ -272,22 +284,22 @@ def log_user_errors(batches: Iterator[dict[str, Any]], ranks: Ranks) -> Iterator
         raise
     finally:
         if hasattr(batches, "close"):
-            batches.close()  # now, not when the collector comes round: it ends the loader's processes
+            batches.close()  # ends the loader's processes now, not at garbage collection
 
 
 class _Judge:
-    """ultralytics' DetectionValidator, asked image by image; its own loop and its own ranks are not used."""
+    """ultralytics' DetectionValidator, called per image; its own loop and ranks are not used."""
 
     def __init__(
         self, names: dict[int, str], hyper: Any, save_dir: Path, *, confusion: bool, ids: dict[str, int | str] | None
     ) -> None:
         """
         Args:
-            names: by class id.
-            hyper: as `Evaluator` takes it.
-            save_dir: where plots go.
+            names: class names by id.
+            hyper: as for `Evaluator`.
+            save_dir: folder for plots.
             confusion: count a confusion matrix.
-            ids: keep all boxes, under these ids of the images.
+            ids: keep all boxes under these image ids; None keeps none.
         """
         from ultralytics.models.yolo.detect import DetectionValidator
         from ultralytics.utils.metrics import ConfusionMatrix
@@ -303,6 +315,7 @@ class _Judge:
             "plots": confusion,
         }
         self._validator = DetectionValidator(save_dir=save_dir, args=settings)
+        # What the validator's own `__call__` would set up from a model and a loader.
         self._validator.device = torch.device("cpu")
         self._validator.names = self._validator.metrics.names = names
         self._validator.class_map = list(range(1, len(names) + 1))
@@ -312,7 +325,7 @@ class _Judge:
         self._matrix = ConfusionMatrix(names=names) if confusion else None
 
     def judge(self, decoded: Tensor, batch: dict[str, Any], tally: _Tally) -> list[dict[str, Tensor]]:
-        """Suppress, match and note the real images of a batch; returns their boxes.
+        """Apply NMS to the real images of a batch, and match and record them; returns their boxes.
 
         Args:
             decoded: (N, 4 + nc, A) fp32 on the host.
@@ -336,11 +349,12 @@ class _Judge:
                 self._matrix.process_batch(prediction, target, conf=self._shown_above)
             if self._ids is not None:
                 self._note_boxes(prediction, target)
+        # `pred_to_json` appends to the validator; emptied here, so that each box is counted once.
         tally.boxes, self._validator.jdict = tally.boxes + self._validator.jdict, []
         return found
 
     def _note_boxes(self, prediction: dict[str, Tensor], target: dict[str, Any]) -> None:
-        """Keep an image's boxes as ultralytics writes them, under an id that no other image has."""
+        """Keep an image's boxes in ultralytics' format, under an id that no other image has."""
         known = len(self._validator.jdict)
         self._validator.pred_to_json(_in_image(prediction, target), target)
         for box in self._validator.jdict[known:]:
@@ -371,7 +385,7 @@ class _Judge:
         return None if self._matrix is None else self._matrix.matrix
 
     def metrics(self, records: list[dict[str, Any]], plots: bool) -> DetMetrics:
-        """Average precision over all ranks' records."""
+        """Average precision from the records of all ranks."""
         details = self._validator.metrics
         details.clear_stats()
         for record in records:
@@ -380,7 +394,7 @@ class _Judge:
         return details
 
     def plot_confusion(self, matrix: np.ndarray) -> None:
-        """Draw the sum of all ranks' matrices, plain and normalised."""
+        """Draw the sum of all ranks' matrices, as counts and normalised."""
         assert self._matrix is not None
         self._matrix.matrix = matrix
         for normalize in (True, False):
@@ -388,10 +402,11 @@ class _Judge:
 
 
 def _in_image(prediction: dict[str, Tensor], target: dict[str, Any]) -> dict[str, Tensor]:
-    """Boxes in pixels of the original image, exactly those that were matched.
+    """The boxes that were matched, in pixels of the original image.
 
-    ultralytics clips what it writes to the image's border, but matches what was predicted: on BCCD, whose cells touch
-    the border, COCOeval gave the clipped boxes 0.022 more mAP50-95 than the table.
+    They are not clipped. ultralytics clips the boxes that it writes to the image's border, but
+    matches them as predicted: on BCCD, whose cells touch the border, COCOeval gave the clipped
+    boxes 0.022 more mAP50-95 than the table.
     """
     from ultralytics.utils.ops import scale_boxes, xywh2xyxy, xyxy2xywh
 
@@ -401,18 +416,19 @@ def _in_image(prediction: dict[str, Tensor], target: dict[str, Any]) -> dict[str
 
 
 class PlainDetector:
-    """An ultralytics model as loaded from a .pt, whole on this rank."""
+    """An ultralytics model from a .pt, complete on this rank."""
 
     def __init__(self, net: Any, hyper: Any, device: torch.device) -> None:
         """
         Args:
             net: fp32 DetectionModel, fused or not.
-            hyper: gains of the loss.
+            hyper: the gains of the loss.
         """
         self._net = net.to(device).eval()
         self._strides = tuple(self._net.model[-1].stride.tolist())
+        # The raw outputs are needed for the loss; decoding them once, in `predict`, is enough.
         skip_own_decoding(self._net.model[-1])
-        # As ultralytics' AutoBackend has it: convolutions then add up in the same order.
+        # As in ultralytics' AutoBackend, so that convolutions sum in the same order.
         self._inputs = InputFormat(device, torch.float32, channels_last=device.type == "cpu")
         self._loss = DetectionLoss(self._net.model[-1], device, hyper)
 

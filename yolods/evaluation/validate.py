@@ -1,4 +1,4 @@
-"""`yolods val`: judge a saved model as the training run would, on any number of ranks."""
+"""`yolods val`: evaluates a saved model as the training run does, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -45,42 +45,42 @@ PREDICTIONS_FILE = "predictions.json"
 
 @dataclass(frozen=True)
 class ValRequest:
-    """What is to be evaluated, and on what."""
+    """The checked arguments of `yolods val`."""
 
     weights: Path
-    """The .pt."""
+    """The .pt file to evaluate."""
     data: Path
     """The data yaml, or Path("demo")."""
     split: str
-    """Of the data."""
+    """Split of the data."""
     hyper: Hyper
-    """Settings of the evaluation."""
+    """Hyper-parameters of the evaluation."""
     notes: tuple[str, ...] = ()
-    """Lines worth showing at the start."""
+    """Lines to show at the start."""
 
 
 def check_val_arguments(args: argparse.Namespace) -> ValRequest:
-    """Everything that can be known wrong before a process starts.
+    """Check the arguments, the data yaml and the weights before any process starts.
 
     Raises:
-        UserError: a line a fault.
+        UserError: one line per fault.
     """
     faults = Faults()
-    for fault in getattr(args, "faults", ()):  # of the words themselves
+    for fault in getattr(args, "faults", ()):  # found by the parser
         faults.add(fault)
     _check_numbers(args, faults)
     notes = _check_json(args, faults)
     folder = _folder(args, faults)
     if args.exist_ok and (folder / CONFIG_FILE).exists():
         faults.add(
-            f"--exist-ok: {folder} is a training run's folder, whose results would be overwritten; choose "
+            f"--exist-ok: {folder} is the folder of a training run and would be overwritten; choose "
             "another --name"
         )
     read = read_hyper(None, args.set or [], faults)
     hyper = read.hyper
     for key, where in read.commanded.items():
         if key in RULES and key not in EVALUATION:
-            faults.add(f"{where} is not used by val, which takes {', '.join(EVALUATION)}; leave it out")
+            faults.add(f"{where} has no effect on val, which uses {', '.join(EVALUATION)}; omit it")
     split = args.split or "val"
     net = _weights(args, faults)
     data = _data(args, net, faults)
@@ -99,13 +99,13 @@ def _check_numbers(args: argparse.Namespace, faults: Faults) -> None:
         if (value := getattr(args, key)) is not None:
             good, _ = check(NUMBERS[key], value, WRITTEN[key], faults)
             if good and key == "imgsz" and value % 32:
-                faults.add(f"--imgsz {value}: has to be a multiple of 32")
+                faults.add(f"--imgsz {value}: must be a multiple of 32")
 
 
 def _weights(args: argparse.Namespace, faults: Faults) -> DetectionModel | None:
-    """The model to evaluate; None and a fault where there is none."""
+    """The model to evaluate; None, with a fault, if there is none."""
     if args.weights is None:
-        faults.add("--weights is missing: give the .pt to evaluate, for example runs/exp/weights/best.pt")
+        faults.add("--weights is missing: name the .pt to evaluate, for example runs/exp/weights/best.pt")
     elif not Path(args.weights).is_file():
         faults.add(f"--weights {args.weights}: no such file")
     else:
@@ -115,10 +115,10 @@ def _weights(args: argparse.Namespace, faults: Faults) -> DetectionModel | None:
 
 
 def _data(args: argparse.Namespace, net: DetectionModel | None, faults: Faults) -> Path | None:
-    """The data yaml: as given, or what the weights remember; None and a fault where there is none."""
+    """The data yaml, from --data or the weights; None, with a fault, if there is none."""
     if args.data is None and net is None:
         if args.weights is None:
-            faults.add("--data is missing: give a data yaml, or --data demo for the embedded data set")
+            faults.add("--data is missing: name a data yaml, or use --data demo for the embedded data set")
         return None
     if args.data is None:
         with faults.caught():
@@ -131,7 +131,7 @@ def _data(args: argparse.Namespace, net: DetectionModel | None, faults: Faults) 
 
 
 def _names(data: Path, split: str, hyper: Hyper, faults: Faults) -> tuple[Sequence[str], str] | None:
-    """Class names of the data, and what they stand in; None and faults where the data cannot be read."""
+    """Class names of the data and their source; None, with faults, if the data cannot be read."""
     with faults.caught():
         if data == Path(DEMO):
             names, where = NAMES, DEMO
@@ -148,21 +148,21 @@ def _names(data: Path, split: str, hyper: Hyper, faults: Faults) -> tuple[Sequen
 
 
 def _check_json(args: argparse.Namespace, faults: Faults) -> tuple[str, ...]:
-    """Of a DeepSpeed JSON, which is read for its faults alone, the line that says so."""
+    """Read the DeepSpeed JSON for its faults only; returns the line that says so."""
     if args.deepspeed_config is None:
         return ()
     before, where = len(faults), f"--deepspeed_config {args.deepspeed_config}"
     found = find_json(args.deepspeed_config, faults)
     if len(faults) == before:
         read_json(found, where, faults)
-    return (f"{where} is not used: an evaluation computes in fp32, each rank with the whole model",)
+    return (f"{where} has no effect: evaluation runs in fp32, with the complete model on each rank",)
 
 
 def _read(weights: Path) -> DetectionModel:
     """The model in a .pt; fp32, on the CPU.
 
     Raises:
-        UserError: it is none, or not one that is evaluated here.
+        UserError: there is no model, or it is not a YOLOv5u detector.
     """
     net = read_pt(weights)
     if not has_plain_head(net):
@@ -172,45 +172,51 @@ def _read(weights: Path) -> DetectionModel:
 
 
 def _stored_data(net: DetectionModel, weights: Path) -> Path:
-    """The data yaml that a model was trained with, which its .pt remembers."""
+    """The data yaml that a model was trained with, as stored in its .pt."""
     stored = getattr(net, "args", {}).get("data")
     if not isinstance(stored, str):
-        raise UserError(f"--data is missing, and {weights} does not name the data that it was trained with; give it")
+        raise UserError(f"--data is missing, and {weights} does not name its training data; add --data")
     if stored != DEMO and not (Path(stored).is_file() or shipped_yaml(Path(stored))):
-        raise UserError(f"--data is missing, and {stored}, with which {weights} was trained, is not here; give it")
+        raise UserError(f"--data is missing, and {stored}, the training data of {weights}, is not here; add --data")
     return Path(stored)
 
 
 def _compare_names(
     net: DetectionModel, weights: Path, names: Sequence[str], data: str, faults: Faults
 ) -> tuple[str, ...]:
-    """Hold the classes that a model knows beside those of the data: results go by ids, and are shown under names.
+    """Compare the classes of a model with those of the data: results follow ids and are shown with
+    names.
 
     Args:
-        faults: takes a line where they are not the same in number, or names of both have other ids.
+        faults: receives a line if the number of classes differs, or a name in both has another id.
 
     Returns:
-        a line where ids are called otherwise.
+        a line if ids have other names.
     """
     known = net.names if isinstance(net.names, Mapping) else dict(enumerate(net.names))
     had = [str(known.get(place, place)) for place in range(net.model[-1].nc)]
     what = difference(had, names)
     knows, has = both(had, names)
-    beside = f"--weights {weights} knows {knows}, but {data} names {has}"
+    beside = f"--weights {weights} has {knows}, but {data} names {has}"
     if what == "count":
-        faults.add(f"{beside}; evaluate with the yaml that it was trained with")
+        faults.add(f"{beside}; use the data yaml of its training")
     elif what == "order":
         faults.add(
-            f"{beside}: the same names have other ids, so that one class would be judged as another; give the names, "
-            "and the labels, in the order of the weights"
+            f"{beside}: the same names have other ids, so that classes would be confused; put the names and the "
+            "labels into the order of the weights"
         )
     elif what == "names":
-        return (f"{beside}: results go by ids, and are shown under the data's names",)
+        return (f"{beside}: results follow ids and are shown with the data's names",)
     return ()
 
 
 def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
-    """Evaluate `args.weights` on a split of `args.data`; the result on rank 0. A collective."""
+    """Evaluate `args.weights` on a split of `args.data`. A collective.
+
+    Returns:
+        the result on rank 0, None elsewhere.
+    """
+    # The launcher has checked the arguments, but ranks may be started without it.
     request = ranks.main_first(lambda: check_val_arguments(args))
     hyper = request.hyper
     net = _read(request.weights)
@@ -228,6 +234,7 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
         eval_batch=batch,
     )
     split = open_split(spec, request.split, hyper, options, ranks, augment=False)
+    # After the data are opened, so that a fault in them leaves no empty folder.
     run_dir = ranks.main_first(lambda: _make(args))
     telemetry = (
         RunTelemetry(run_dir, names=dict(enumerate(names)), epochs=1, images_per_epoch=1, batch_size=1)
@@ -249,7 +256,7 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
         )
         PHASES.started()
         result = evaluator(
-            PlainDetector(net.fuse(verbose=False), hyper, ranks.device),  # as `yolo val` does
+            PlainDetector(net.fuse(verbose=False), hyper, ranks.device),  # fused as in `yolo val`
             plots=hyper.plots,
             pictures=hyper.plots,
             final=True,
@@ -265,20 +272,20 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
 
 
 def _folder(args: argparse.Namespace, faults: Faults) -> Path:
-    """The folder asked for."""
+    """The folder for the results."""
     project, name, _ = read_folder(args, faults, default="val")
     return project / name
 
 
 def _make(args: argparse.Namespace) -> Path:
-    """A folder of this evaluation's own, or the one asked for by --exist-ok."""
+    """Create a new folder, or use the existing one with --exist-ok."""
     folder = _folder(args, Faults())
     with writable(folder):
         return make_folder(folder, bool(args.exist_ok))
 
 
 def _numbers(result: Evaluation, names: Sequence[str]) -> dict[str, Any]:
-    """What an evaluation came to, over all classes and for each that has boxes."""
+    """The content of metrics.json: results over all classes, and for each class with boxes."""
     details = result.details
     classes = {
         names[index]: {
@@ -298,7 +305,7 @@ def _numbers(result: Evaluation, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _write_metrics(path: Path, content: Mapping[str, Any]) -> None:
-    """A full disk costs a warning: the numbers are on the screen."""
+    """Write metrics.json; a full disk only costs a warning, since the screen shows the numbers."""
     try:
         path.write_text(json.dumps(content, indent=2), encoding="utf-8")
     except OSError as error:

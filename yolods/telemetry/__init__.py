@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: the names that other rooms use."""
+"""A run's screen, logs and result files: the names that other rooms use."""
 
 from yolods.telemetry.events import STABILITY_FILE
 from yolods.telemetry.interface import NullTelemetry, Telemetry

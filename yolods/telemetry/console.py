@@ -1,4 +1,4 @@
-"""The screen of rank 0: ultralytics' header, bar and line per epoch; plain lines where there is no terminal."""
+"""The screen of rank 0: ultralytics' header, bar and line per epoch, or plain lines."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _log = logging.getLogger("yolods.console")
 _TRAIN_TITLES = ("Epoch", "GPU_mem", *LOSS_NAMES, "Instances", "Size")
 _VAL_HEADER = ("%22s" + "%11s" * 6) % ("Class", "Images", "Instances", "Box(P", "R", "mAP50", "mAP50-95)")
 _HEADER_EVERY = 20
-"""Epochs between two headers where there is no terminal."""
+"""Epochs between two headers without a terminal."""
 
 
 def gpu_memory() -> str:
-    """Memory this process has reserved on its accelerator, in GiB as ultralytics shows it: `4.21G`; `0G` on a CPU."""
+    """GiB of GPU memory that torch has reserved, in ultralytics' format `4.21G`; `0G` on a CPU."""
     import torch
 
     reserved = torch.cuda.memory_reserved() if torch.cuda.is_available() and torch.cuda.is_initialized() else 0
@@ -33,14 +33,14 @@ def gpu_memory() -> str:
 
 
 class RunningLoss:
-    """Mean loss items of the epoch so far, weighted by samples; skipped steps are left out."""
+    """Mean loss items of the epoch so far, weighted by samples, without skipped steps."""
 
     def __init__(self) -> None:
         self._sums = dict.fromkeys(LOSS_NAMES, 0.0)
         self._samples = 0
 
     def add(self, record: StepRecord) -> None:
-        """Take one step in."""
+        """Add one step."""
         if record.skipped:
             return
         self._samples += record.samples
@@ -48,15 +48,16 @@ class RunningLoss:
             self._sums[name] += record.loss[name] * record.samples
 
     def mean(self) -> dict[str, float]:
-        """By LOSS_NAMES; nan before the first step that counts."""
+        """The mean by LOSS_NAMES; nan before the first step that counts."""
         return {name: total / self._samples if self._samples else math.nan for name, total in self._sums.items()}
 
 
-# Wide: a method for each moment of a run that is shown, and the state of one screen.
+# Wide: a method per event of a run that is shown, and the state of one screen.
 class Console:
-    """Writes to a stream, and the same lines to train.log; on a terminal with ultralytics' progress bar.
+    """Writes lines to a stream and to train.log, and on a terminal ultralytics' progress bar.
 
-    Elsewhere (a file, a job scheduler) there is one line an epoch, and in a long epoch one every `heartbeat` seconds.
+    Without a terminal (a file, a job scheduler) there is one line per epoch, and in a long epoch
+    another one every `heartbeat` seconds.
     """
 
     def __init__(
@@ -86,15 +87,16 @@ class Console:
         self._epochs_since_header = _HEADER_EVERY
 
     def say(self, text: str) -> None:
-        """Show lines of text at once, and log them."""
+        """Show lines of text immediately, and log them."""
         self._write(text)
         self._record(text)
 
     def epoch_begin(self, epoch: int) -> None:
-        """Show the header (on a terminal each time) and an empty bar."""
+        """Show the header, and on a terminal an empty bar."""
         self._close_bar()
         self._epoch, self._loss, self._last, self._first_batch = epoch, RunningLoss(), None, None
         self._last_line = self._epoch_start = self._clock()
+        # The widths are ultralytics', whose users know these columns.
         header = ("%11s" * len(_TRAIN_TITLES)) % _TRAIN_TITLES
         full_header = header + ("%11s" * 5) % ("Box(P", "R", "mAP50", "mAP50-95)", "images/s")
         if self._epochs_since_header >= _HEADER_EVERY:
@@ -108,11 +110,12 @@ class Console:
             self._bar = self._new_bar(f"{f'{epoch + 1}/{self.epochs}':>11}", self.batches)
 
     def step(self, record: StepRecord) -> None:
-        """Move the bar to the step's position, or say that the run is alive."""
+        """Move the bar to the step's position; without a bar, show a line now and then."""
         self._loss.add(record)
         self._last = record
         done = min(math.ceil((record.position - self._epoch * self.images_per_epoch) / self.batch_size), self.batches)
-        if self._first_batch is None:  # after a resume in mid-epoch, time per batch must not count what came before
+        # After a resume within an epoch, the time per batch must not count earlier batches.
+        if self._first_batch is None:
             self._first_batch = max(done - max(math.ceil(record.samples / self.batch_size), 1), 0)
         if self._bar is not None:
             self._bar.desc = self._train_cells()
@@ -122,7 +125,7 @@ class Console:
             self.say(self._alive(done))
 
     def epoch_end(self, stats: EpochStats) -> None:
-        """Show (on a terminal: only log) the line of the epoch: training, metrics, rate."""
+        """Log the epoch's line (training, metrics, rate), and show it if there is no terminal."""
         self._close_bar()
         metrics = stats.metrics or {}
         cells = "".join(f"{_number(metrics.get(name, math.nan)):>11}" for name in METRIC_NAMES)
@@ -134,7 +137,7 @@ class Console:
             self._write(line)
 
     def val_begin(self, batches: int, what: str = "validation") -> None:
-        """Show the validation header, or the name of another pass, with an empty bar of `batches`."""
+        """Start a bar of `batches` with the validation header or the name of another pass."""
         self._close_bar()
         if self._terminal:
             self._bar = self._new_bar(_VAL_HEADER if what == "validation" else f"{what:>22}", batches)
@@ -151,9 +154,10 @@ class Console:
             self.say(f"{self._val_what:>11} batch {self._val_done}/{self._val_batches}")
 
     def val_end(self, rows: Sequence[tuple[str, int, int, Sequence[float]]], *, final: bool) -> None:
-        """Show a table of (class, images, instances, (P, R, mAP50, mAP50-95)); `final` false: a terminal sees row 0.
+        """Show the rows (class, images, instances, (P, R, mAP50, mAP50-95)) of an evaluation.
 
-        Without a terminal the epoch's own line has these numbers, so only a final table is shown.
+        If it is not `final`, a terminal shows only row 0, and without a terminal the epoch's line
+        already contains its numbers.
         """
         had_header = self._bar is not None
         self._close_bar()
@@ -165,11 +169,11 @@ class Console:
             self._write(lines[0])
 
     def close(self) -> None:
-        """End a bar that is still open, so that what follows starts on its own line."""
+        """Close an open bar, so that the next text starts on its own line."""
         self._close_bar()
 
     def _train_cells(self, loss: Mapping[str, float] | None = None) -> str:
-        """ultralytics' seven columns: epoch, memory, three losses, instances and size of the last batch."""
+        """ultralytics' seven columns: epoch, memory, three losses, instances and image size."""
         mean = self._loss.mean() if loss is None else loss
         instances, imgsz = (self._last.instances, self._last.imgsz) if self._last else (0, 0)
         numbers = (*(mean[name] for name in LOSS_NAMES), instances, imgsz)
@@ -196,7 +200,8 @@ class Console:
                 bar.close()
 
     def _write(self, text: str) -> None:
-        """A screen that is gone (a dropped connection, a closed pipe) must not end the run: train.log goes on."""
+        """Write to the screen. A lost connection or closed pipe must not end the run."""
+        # The bar redraws itself below the text at its next update.
         start = CLEAR_LINE if self._bar is not None else ""
         with suppress(OSError, ValueError):
             self._stream.write(f"{start}{text}\n")

@@ -1,4 +1,4 @@
-"""stability.jsonl: every step that was not applied, whole, one JSON object a line."""
+"""stability.jsonl: every step that was not applied, with one JSON object per line."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ STABILITY_FILE = "stability.jsonl"
 
 
 class EventFile:
-    """Appends; each line is on the disk before the next step begins, so that a killed run has told of its last."""
+    """Appends events, each before the next step, so that a killed run has its last one."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def keep(self, step: int) -> list[dict[str, Any]]:
-        """Drop what an earlier start wrote of later steps than `step`: they are taken again. Returns what stays.
+        """Remove events of steps after `step`, which the run repeats; returns the remaining events.
 
         Raises:
             OSError: the file cannot be read or written.
@@ -38,10 +38,10 @@ class EventFile:
         return [json.loads(line) for line in kept]
 
     def append(self, event: StabilityEvent) -> None:
-        """Write an event; the file is made with the first one.
+        """Write an event; the first one creates the file.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         with self._file.open("a", encoding="utf-8") as file:
             told = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **asdict(event)}
@@ -49,7 +49,7 @@ class EventFile:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; of one that a kill cut short, none that is kept."""
+    """The step of a line; inf for a line that a kill truncated, so that it is removed."""
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
@@ -57,7 +57,7 @@ def _step_of(line: str) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no inf and no nan: they become their names."""
+    """Replace inf and nan, which JSON lacks, by their names."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

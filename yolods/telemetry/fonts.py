@@ -1,4 +1,4 @@
-"""Fonts that can write the class names of a run into its pictures."""
+"""Chooses fonts for the class names in a run's pictures."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ _log = logging.getLogger("yolods.plots")
 
 
 def use_fonts_for(text: str) -> None:
-    """Have ultralytics and matplotlib write `text` with fonts of this machine; letters that none has are told once.
+    """Make ultralytics and matplotlib write `text` with local fonts; warn once about letters that
+    no font has.
 
-    A font that the user has put into a folder of ultralytics' settings as Arial.Unicode.ttf comes first, DejaVu Sans
-    (Latin, Greek, Cyrillic and Arabic) where it is enough, and then whichever font has the most of the letters.
+    A font that the user has put into a folder of ultralytics' settings as Arial.Unicode.ttf comes
+    first, then DejaVu Sans (Latin, Greek, Cyrillic and Arabic), then any other font with more of
+    the letters.
     """
     import matplotlib
     from matplotlib import font_manager
@@ -36,8 +38,8 @@ def use_fonts_for(text: str) -> None:
     if missing:
         shown = "".join(map(chr, sorted(missing)[:10])) + ("..." if len(missing) > 10 else "")
         _log.warning(
-            "no font on this machine has %s of the class names, so they are boxes in pictures; put a font that has "
-            "them as %s into %s",
+            "no font on this machine has the letters %s of the class names, so pictures show boxes; save a font that "
+            "has them as %s in %s",
             shown,
             UNICODE_FONT,
             ultralytics_folders()[-1],
@@ -53,10 +55,10 @@ def _candidates(plain: Path) -> Iterator[Path]:
 
 
 def _letters_of(font: Path) -> set[int]:
-    """Code points that a font has; none where it cannot be read."""
+    """The code points of a font; empty if it cannot be read."""
     from matplotlib.ft2font import FT2Font
 
     try:
         return {*FT2Font(str(font)).get_charmap()}
-    except (OSError, RuntimeError, ValueError):  # bitmap fonts of emoji, files that are gone
+    except (OSError, RuntimeError, ValueError):  # bitmap fonts of emoji, deleted files
         return set()

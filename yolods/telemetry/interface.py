@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind: one method a moment of the run; other ranks hold a writer that does nothing."""
+"""The interface of telemetry: one method per event of a run. Only rank 0 writes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from yolods.stability.record import StepRecord
 
 
-# Wide: a method for each moment of a run that somebody may want to hear of.
+# Wide: a method per event of a run.
 class Telemetry:
-    """The moments of a run. Here each does nothing: this is the interface, and what ranks that do not write use.
+    """The events of a run; every method of this class does nothing.
 
-    No method raises for a reason of its own (a full disk, a plot that fails): that is one warning. None synchronises
-    with the device, except those that are given tensors.
+    No method raises because of a fault of its own, such as a full disk or a failed plot; it logs
+    one warning. No method synchronises with the device, except those that receive tensors.
     """
 
     def start(
@@ -29,62 +29,66 @@ class Telemetry:
         notes: Sequence[str] = (),
         hyper: Mapping[str, Any] | None = None,
     ) -> None:
-        """Before the first step: the resolved configuration, the model as markdown (`model_table`), lines to show.
+        """The run is about to take its first step.
 
-        `hyper` is what TensorBoard's HParams tab compares runs by; without it, all of `config`.
+        Args:
+            config: the resolved configuration.
+            model_summary: the model as markdown; see `model_table`.
+            notes: lines to show.
+            hyper: values by which TensorBoard's HParams tab compares runs; None: all of `config`.
         """
 
     def labels(self, labels: Sequence[Mapping[str, Any]]) -> None:
-        """The training set's labels, as YOLODataset.labels holds them: `cls` (n, 1), `bboxes` (n, 4) xywh in [0, 1]."""
+        """The labels as in YOLODataset.labels: `cls` (n, 1), `bboxes` (n, 4) xywh in [0, 1]."""
 
     def wants_train_images(self, k: int) -> bool:
-        """Whether train_images(batch, k) would draw; asking spares a caller from holding on to a batch."""
+        """Whether train_images(batch, k) would draw, so that callers need not pass every batch."""
         return False
 
     def train_images(self, batch: Batch, k: int) -> None:
-        """Micro-batch `k` of the run (from 0), augmented. Drawn for the first three, and three from mosaic's end on."""
+        """Draw micro-batch `k` (from 0) if it is one of the first three, or after mosaic ends."""
 
     def epoch_begin(self, epoch: int) -> None:
-        """Epoch `epoch` (from 0) starts, or goes on after a resume."""
+        """Epoch `epoch` (from 0) starts, or continues after a resume."""
 
     def step(self, record: StepRecord) -> None:
-        """A training step has ended."""
+        """A training step is finished."""
 
     def val_begin(self, batches: int, what: str = "validation") -> None:
-        """An evaluation of `batches` batches on this rank starts, or another pass of as many, under its name."""
+        """An evaluation, or the pass named `what`, of `batches` batches on this rank starts."""
 
     def val_progress(self, batches: int = 1) -> None:
-        """`batches` more have been evaluated."""
+        """`batches` more batches are evaluated."""
 
     def val_images(self, batch: Batch, predictions: Sequence[Prediction], k: int) -> None:
-        """Validation batch `k` (from 0) with its predictions. Drawn for the first three; later calls overwrite."""
+        """Draw validation batch `k` (from 0) with predictions if it is one of the first three."""
 
     def val_end(self, metrics: DetMetrics, images: int, *, final: bool = False) -> None:
-        """The evaluation of `images` images is over and `metrics` processed; `final` shows every class."""
+        """The evaluation of `images` images is finished; `final` shows all classes."""
 
     def evaluated(self, values: Mapping[str, float]) -> None:
-        """What an evaluation of its own, of no epoch, came to: metrics and losses by the names of their curves."""
+        """The result of an evaluation outside training: values by the names of their curves."""
 
     def stability(self, event: StabilityEvent) -> None:
-        """A step was not applied, or gradients have vanished."""
+        """A step was not applied, or gradients vanished."""
 
     def pipeline(self, stats: PipeStats) -> None:
-        """What the stages of a pipeline took in the last step of the epoch that is about to end."""
+        """The times and memory of a pipeline's stages in the last step of an epoch."""
 
     def ranks(self, seconds: Mapping[int, float]) -> None:
-        """Seconds a step that each rank last took without waiting for the others; empty: not known yet."""
+        """Seconds per step of each rank, without waiting for others; empty if not known yet."""
 
     def epoch_end(self, stats: EpochStats) -> None:
-        """An epoch is over, its evaluation included."""
+        """An epoch is finished, its evaluation included."""
 
     def event(self, kind: str, text: str, *, warn: bool = False) -> None:
-        """Something worth a line: `kind` is one word (`resume`, `overflow`, `early_stop`), `text` the line."""
+        """Another event: `kind` is one word, such as `early_stop`, and `text` the log line."""
 
     def finish(self, metrics: Mapping[str, float] | None, seconds: float) -> None:
-        """The run ended as it should: final metrics of best.pt by METRIC_NAMES, wall seconds of the run."""
+        """The run finished: metrics of best.pt by METRIC_NAMES, and its wall time in seconds."""
 
     def close(self) -> None:
-        """The run is over, however it ended; may be called twice."""
+        """The run ended in any way; may be called twice."""
 
     def __enter__(self) -> Telemetry:
         return self
@@ -94,4 +98,4 @@ class Telemetry:
 
 
 class NullTelemetry(Telemetry):
-    """For the ranks that write nothing."""
+    """The telemetry of ranks that write nothing."""

@@ -1,15 +1,16 @@
-"""Where log lines go: all of them into the run's train.log, to the screen only ours and what warns.
+"""Log routing: all lines go to the run's train.log; the screen gets yolods' lines and warnings.
 
     python logging of        rank 0: train.log   rank 0: screen    rank r: logs/rank<r>.log, screen
-    yolods                   INFO and up         INFO and up       WARNING and up, as `[rank r host] ...`
+    yolods                   INFO and up         INFO and up       WARNING and up, `[rank r host]`
     DeepSpeed, ultralytics   INFO and up         WARNING and up    WARNING and up
-    torch                    WARNING and up      torch shows them  torch shows them (in the file, too)
-    py.warnings              all                 none              none (in the file, too)
+    torch                    WARNING and up      torch shows them  torch shows them; file as well
+    py.warnings              all                 none              none; file as well
 
-A rank's own file appears with a line of ours or with an error; warnings of libraries alone make none.
+A rank's own file is created by a line of yolods or an error, and not by warnings of libraries
+alone.
 
-A library that prints, or writes to file descriptor 2 from C++, is not caught: replacing `print` costs more than it
-hides.
+Output of libraries that print, or write to file descriptor 2 from C++, is not captured: replacing
+`print` has more costs than benefits.
 """
 
 from __future__ import annotations
@@ -24,19 +25,21 @@ from typing import TextIO
 
 CLEAR_LINE = "\r\033[K"
 HELD_RECORDS = 100
-"""Warnings that a rank other than 0 remembers, in case that there will be a file for them."""
+"""Number of warnings that a rank other than 0 keeps until its file is created."""
 FILE_ONLY = "yolods_file_only"
-"""Name of the attribute (`extra={FILE_ONLY: True}`) of a record that the screen has already seen."""
+"""The attribute (`extra={FILE_ONLY: True}`) of a record that the screen has already shown."""
 
 _CHATTY = ("DeepSpeed", "ultralytics")
 _FILE_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
 def quiet_dependencies(level: int = logging.INFO) -> None:
-    """Take DeepSpeed's and ultralytics' own screen handlers away and let their records travel to ours.
+    """Remove the screen handlers of DeepSpeed and ultralytics, and let their records propagate to
+    yolods' handlers.
 
-    Works before and after they are imported, and again at any time. Where a library sets its logger up after this call,
-    its first record to pass puts that right; its INFO lines until then follow the library's own level.
+    It works before and after their import, and may be called again. If a library sets up its logger
+    after this call, the first record that passes corrects this; until then its INFO lines follow
+    the library's own level.
     """
     for name in _CHATTY:
         logger = logging.getLogger(name)
@@ -54,7 +57,7 @@ def _adopt(logger: logging.Logger, level: int) -> None:
 
 
 class _Adopt(logging.Filter):
-    """Lets every record pass; its use is that a logger asks its filters before it looks for handlers."""
+    """Lets every record pass, and adopts its logger: filters run before handlers are looked up."""
 
     def __init__(self, level: int) -> None:
         super().__init__()
@@ -68,7 +71,7 @@ class _Adopt(logging.Filter):
 
 
 class _Screen(logging.StreamHandler):
-    """Prints on whatever sys.stdout is at that moment, without smearing over a progress bar."""
+    """Prints to the current sys.stdout, and first clears the line of a progress bar."""
 
     def __init__(self, prefix: str, own_level: int) -> None:
         logging.Handler.__init__(self)
@@ -95,11 +98,11 @@ class _Screen(logging.StreamHandler):
         return f"{CLEAR_LINE}{text}" if self.stream.isatty() else text
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """A screen that is gone must not end a run; the file has the line."""
+        """Ignore a lost screen, which must not end a run; the file has the line."""
 
 
 class _File(logging.FileHandler):
-    """Appends to a file that appears, with its folder, at the first record; a full disk is reported once."""
+    """Appends to a file that the first record creates with its folder; reports a fault once."""
 
     def __init__(self, path: Path, level: int) -> None:
         super().__init__(path, encoding="utf-8", errors="replace", delay=True)
@@ -118,8 +121,10 @@ class _File(logging.FileHandler):
 
 
 class _Reluctant(_File):
-    """A file that appears only with something of ours, or an error: what a library warns of waits until then, and is
-    dropped where nothing follows."""
+    """A file that only a line of yolods or an error creates.
+
+    Warnings of libraries wait until then, and are dropped if nothing follows.
+    """
 
     def __init__(self, path: Path, level: int) -> None:
         super().__init__(path, level)
@@ -137,9 +142,9 @@ class _Reluctant(_File):
 
 
 def _torch_loggers() -> list[logging.Logger]:
-    """torch's loggers that show their records themselves and let none travel to the root (torch 2.13: about 50).
+    """torch's loggers that have own handlers and do not propagate (about 50 in torch 2.13).
 
-    `torch.__trace` is left out: torch takes a handler there for a wish to trace every compilation.
+    `torch.__trace` is excluded, because torch traces every compilation if it has a handler.
     """
     known = logging.getLogger().manager.loggerDict.values()
     found = [one for one in known if isinstance(one, logging.Logger) and one.name.split(".")[0] == "torch"]
@@ -147,7 +152,7 @@ def _torch_loggers() -> list[logging.Logger]:
 
 
 class Log:
-    """The handlers of one run; close() takes them away again."""
+    """The log handlers of one run; close() removes them."""
 
     def __init__(self, run_dir: Path | None, rank: int, host: str) -> None:
         level = logging.INFO if rank == 0 else logging.WARNING
@@ -158,6 +163,7 @@ class Log:
         if run_dir is not None:
             self.path = run_dir / ("train.log" if rank == 0 else f"logs/rank{rank}.log")
             self._handlers.append((_File if rank == 0 else _Reluctant)(self.path, level))
+        # The root logger, so that lines of every library arrive here, whatever its name is.
         root = logging.getLogger()
         for handler in self._handlers:
             root.addHandler(handler)
@@ -170,7 +176,7 @@ class Log:
         logging.captureWarnings(True)
 
     def close(self) -> None:
-        """Take the handlers away and close the file; a second call does nothing."""
+        """Remove the handlers and close the file; a second call does nothing."""
         if not self._handlers:
             return
         for handler in self._handlers:
@@ -190,9 +196,14 @@ class Log:
 
 
 def open_log(run_dir: Path | None, rank: int = 0, host: str | None = None) -> Log:
-    """Route this process's log lines as the table at the top of this module says.
+    """Route this process's log lines as in the table at the top of this module.
 
-    `run_dir` None: screen only. Later lines are appended to a log that is there already (a resumed run). Call it after
-    `import deepspeed` where its INFO lines are wanted from the first one on; before works too, see quiet_dependencies.
+    A log that exists (a resumed run) is appended to. Call this after `import deepspeed` if all of
+    its INFO lines are wanted; before works too, see quiet_dependencies.
+
+    Args:
+        run_dir: the run's folder; None: screen only.
+        rank: this process's rank.
+        host: name of this host; None: look it up.
     """
     return Log(run_dir, rank, host or socket.gethostname().split(".")[0])

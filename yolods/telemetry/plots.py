@@ -1,4 +1,4 @@
-"""The pictures of a run, drawn by ultralytics; one that fails costs a warning, never the training."""
+"""The pictures of a run, drawn by ultralytics; a failure costs a warning, never the training."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from yolods.telemetry.fonts import use_fonts_for
 _log = logging.getLogger("yolods.plots")
 
 MAX_IMAGES = 16
-"""ultralytics' `plot_images` shows this many of a batch."""
+"""Number of images of a batch that ultralytics' `plot_images` shows."""
 _MIN_CONFIDENCE = 0.25
-"""ultralytics' `plot_images` draws predictions above this."""
+"""Confidence above which ultralytics' `plot_images` draws predictions."""
 
 Batch = Mapping[str, Any]
-"""A collated batch: `img` (B, 3, H, W) uint8 or float in [0, 1], `cls` (N, 1), `bboxes` (N, 4) xywh in [0, 1],
-`batch_idx` (N,), `im_file` B paths; tensors on any device."""
+"""A collated batch: `img` (B, 3, H, W) uint8 or float in [0, 1], `cls` (N, 1), `bboxes` (N, 4) xywh
+in [0, 1], `batch_idx` (N,), `im_file` B paths; tensors on any device."""
 Prediction = Mapping[str, Any]
-"""One image's boxes after NMS: `bboxes` (n, 4) xyxy in pixels of the network's input, `conf` (n,), `cls` (n,)."""
+"""One image's boxes after NMS: `bboxes` (n, 4) xyxy in input pixels, `conf` (n,), `cls` (n,)."""
 
 
 @contextmanager
 def harmless(what: str) -> Iterator[None]:
-    """Turn any failure inside into one warning line that names `what`."""
+    """Turn any exception in this context into one warning that names `what`."""
     try:
         yield
     except Exception as error:
@@ -36,37 +36,43 @@ def harmless(what: str) -> Iterator[None]:
 
 
 class Painter:
-    """Draws grids of images in a thread of its own, in order, while training goes on.
+    """Draws grids of images in a thread, in order, while training continues.
 
-    Pictures made with pyplot (labels, results) are drawn by the caller's thread: pyplot's state is one for the process.
+    The caller's thread draws pictures that use pyplot (labels, results), because pyplot's state is
+    global.
     """
 
     def __init__(self, run_dir: Path, names: Mapping[int, str], on_picture: Callable[[str, Path, int], None]) -> None:
-        """`on_picture(tag, file, step)` is called, in that thread, for each picture that has been written."""
+        """`on_picture(tag, file, step)` is called in that thread for each written picture."""
         self._dir = run_dir
         self._names = dict(names)
         self._on_picture = on_picture
+        # One worker, so that a later picture of the same name is also written later.
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plots")
         self._jobs: list[Future[None]] = []
         with harmless("the font of pictures"):
             use_fonts_for(" ".join(self._names.values()))
 
     def train_images(self, batch: Batch, k: int, step: int) -> None:
-        """train_batch<k>.jpg: the first images of the batch with their labels."""
+        """Draw train_batch<k>.jpg: the first images of the batch with their labels."""
         name = f"train_batch{k}.jpg"
         with harmless(name):
             self._submit(name, f"train/batch{k}", step, _images(batch), _labels(batch), batch["im_file"])
 
     def val_images(self, batch: Batch, predictions: Sequence[Prediction], k: int, step: int) -> None:
-        """val_batch<k>_labels.jpg and val_batch<k>_pred.jpg: the same images with labels and with predictions."""
+        """Draw val_batch<k>_labels.jpg and val_batch<k>_pred.jpg: labels and predictions."""
         with harmless(f"val_batch{k}_labels.jpg and _pred.jpg"):
             images = _images(batch)
             for kind, boxes in (("labels", _labels(batch)), ("pred", _predicted(predictions))):
                 name = f"val_batch{k}_{kind}.jpg"
+                # A copy for each, because `plot_images` changes the images.
                 self._submit(name, f"val/batch{k}_{kind}", step, images.copy(), boxes, batch["im_file"])
 
     def labels(self, labels: Sequence[Mapping[str, Any]]) -> None:
-        """labels.jpg: instances a class, and where and how large the boxes are. `labels` as in a YOLODataset."""
+        """Draw labels.jpg: instances per class, and places and sizes of the boxes.
+
+        `labels` are as in YOLODataset.labels.
+        """
         with harmless("labels.jpg"):
             import numpy as np
             from ultralytics.utils.plotting import plot_labels
@@ -78,25 +84,25 @@ class Painter:
             self._redraw("labels.jpg", lambda: plot_labels(boxes, classes, names=self._names, save_dir=self._dir))
 
     def results(self) -> None:
-        """results.png, from results.csv."""
+        """Draw results.png from results.csv."""
         with harmless("results.png"):
             from ultralytics.utils.plotting import plot_results
 
             self._redraw("results.png", lambda: plot_results(file=self._dir / "results.csv"))
 
     def join(self) -> None:
-        """Wait until every picture asked for has been written or has failed."""
+        """Wait until every requested picture is written or has failed."""
         jobs, self._jobs = self._jobs, []
         for job in jobs:
             job.result()
 
     def close(self) -> None:
-        """Wait as join() does, and end the thread."""
+        """Wait for all pictures and end the thread."""
         self.join()
         self._pool.shutdown()
 
     def _redraw(self, name: str, draw: Callable[[], None]) -> None:
-        """Draw a picture afresh. ultralytics logs some failures and goes on, so the file tells whether it worked."""
+        """Draw a picture, and raise if there is no file: ultralytics only logs some failures."""
         file = self._dir / name
         file.unlink(missing_ok=True)
         draw()
@@ -119,14 +125,14 @@ class Painter:
 
 
 def _images(batch: Batch) -> Any:
-    """A copy, since plot_images scales in place, of the images shown: (b, 3, H, W) float32 in [0, 255]."""
+    """A copy, because plot_images scales in place: (b, 3, H, W) float32 in [0, 255]."""
     images = batch["img"][:MAX_IMAGES].detach()
     scale = 255.0 if images.is_floating_point() else 1.0
     return images.float().cpu().contiguous().numpy() * scale
 
 
 def _labels(batch: Batch) -> dict[str, Any]:
-    """A copy of the labels of the images shown, as numpy arrays."""
+    """A copy of the shown images' labels, as numpy arrays."""
     index = batch["batch_idx"].detach().cpu().reshape(-1)
     shown = index < MAX_IMAGES
     values = {key: batch[key].detach().cpu()[shown].float().numpy() for key in ("cls", "bboxes")}
@@ -134,14 +140,14 @@ def _labels(batch: Batch) -> dict[str, Any]:
 
 
 def _predicted(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """The confident predictions of the images shown, in one set of numpy arrays, boxes as xywh in pixels."""
+    """Confident predictions of the shown images as numpy arrays, boxes as xywh in pixels."""
     import torch
     from ultralytics.utils.ops import xyxy2xywh
 
     rows = [torch.zeros(0, 7)]
     for index, one in enumerate(predictions[:MAX_IMAGES]):
         boxes, conf, cls = (one[key].detach().float().cpu() for key in ("bboxes", "conf", "cls"))
-        # Pillow refuses a box that is inside out (or nan), and with it the whole picture.
+        # Pillow raises for an inverted or nan box, which would cost the whole picture.
         keep = (conf > _MIN_CONFIDENCE) & (boxes[:, 2] >= boxes[:, 0]) & (boxes[:, 3] >= boxes[:, 1])
         image = torch.full((int(keep.sum()), 1), float(index))
         rows.append(torch.cat([image, xyxy2xywh(boxes[keep]), conf[keep, None], cls[keep, None]], dim=1))

@@ -1,4 +1,4 @@
-"""results.csv: one row an epoch, in ultralytics' columns, order and number format, so that its readers just work."""
+"""results.csv: one row per epoch, in the format of ultralytics, so that its readers work."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from yolods.system.files import replace_text
 
 
 def columns(lr_names: Sequence[str]) -> list[str]:
-    """Column names of results.csv for the given learning-rate columns (`lr/pg0`, ...)."""
+    """The column names of results.csv with these learning-rate columns (`lr/pg0`, ...)."""
     train = [f"train/{name}" for name in LOSS_NAMES]
     val = [f"val/{name}" for name in LOSS_NAMES]
     return ["epoch", "time", *train, *METRIC_NAMES, *val, *lr_names]
 
 
 def row(stats: EpochStats) -> dict[str, float]:
-    """The values of one row by column; what an epoch without evaluation lacks is nan.
+    """The values of a row by column; nan for those that an epoch without evaluation lacks.
 
-    Losses and metrics are rounded to 5 decimals first, because ultralytics rounds there and then prints %.6g.
+    Losses and metrics are first rounded to 5 decimals, because ultralytics does so before it prints
+    %.6g.
     """
     values: dict[str, float] = {"epoch": stats.epoch + 1, "time": stats.seconds}
     values |= {f"train/{name}": round(float(stats.train_loss[name]), 5) for name in LOSS_NAMES}
@@ -40,8 +41,11 @@ class ResultsTable:
     def __init__(self, path: Path, start_epoch: int = 0) -> None:
         """Take over `path` for a run whose next epoch is `start_epoch` (from 0).
 
-        Rows of that epoch and later ones, left by a run that got further than its last checkpoint, are dropped; with
-        `start_epoch` 0 the whole file is. Raises OSError where the file cannot be written.
+        Rows of that epoch and later ones, from a run that got further than its last checkpoint, are
+        removed; with `start_epoch` 0 the file is.
+
+        Raises:
+            OSError: the file cannot be written.
         """
         self.path = path
         self._columns: list[str] | None = None
@@ -53,13 +57,18 @@ class ResultsTable:
         header, rows = _parse(path)
         kept = [cells for cells in rows if 1 <= float(cells[0]) <= start_epoch]
         if header:
+            # The file's own columns: a resume with other parameter groups must not mix two formats.
             self._columns = header
             replace_text(path, "".join(",".join(cells) + "\n" for cells in [header, *kept]))
         else:
             path.unlink()
 
     def append(self, stats: EpochStats) -> None:
-        """Add the row of an epoch in one write, so that a kill leaves a whole row or none. Raises OSError."""
+        """Add an epoch's row in one write, so that a kill leaves a complete row or none.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         values = row(stats)
         head = ""
         if self._columns is None:
@@ -71,13 +80,13 @@ class ResultsTable:
 
 
 def read_results(path: Path) -> dict[str, list[float]]:
-    """The file by column, whole rows only: the last line of a killed run may be cut short."""
+    """The columns of the file, from complete rows: a kill may truncate the last line."""
     header, rows = _parse(path)
     return {name: [float(cells[i]) for cells in rows] for i, name in enumerate(header)}
 
 
 def _parse(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and whole, numeric rows. A last line without its newline is not whole, however its cells look."""
+    """The header and the complete numeric rows. A last line without a newline is incomplete."""
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
     if not lines or lines[0][:1] != ["epoch"]:

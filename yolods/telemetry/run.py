@@ -1,4 +1,4 @@
-"""What a run shows and leaves behind, from the screen to TensorBoard."""
+"""Telemetry of rank 0: the screen, the logs and the files of a run."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _FINAL_PICTURES = (
 _VAL_BATCHES_SHOWN = 3
 
 
-# Wide: a method for each moment of a run, as `Telemetry` has them.
+# Wide: a method per event of a run, as in `Telemetry`.
 class RunTelemetry(Telemetry):
-    """For rank 0: the screen, train.log, results.csv, TensorBoard and the pictures of one run folder."""
+    """Rank 0's screen, train.log, results.csv, TensorBoard and pictures of one run folder."""
 
     def __init__(
         self,
@@ -55,12 +55,23 @@ class RunTelemetry(Telemetry):
         plots: bool = True,
         stream: TextIO | None = None,
     ) -> None:
-        """Open what the run writes in `run_dir`, which is made where it is missing.
+        """Open the files of the run, and remove rows and curve points after `start_step`.
 
-        `batch_size` is the images of one forward pass over all ranks (the bar's unit), `steps_per_epoch` the optimizer
-        steps where accumulation makes them fewer, `close_mosaic_batch` the number of the first micro-batch without
-        mosaic. A resumed run gives the epoch (from 0) and the number of steps it starts from; later rows and curve
-        points are dropped. Raises OSError where `run_dir` cannot be made.
+        Args:
+            run_dir: the run's folder; created if it is missing.
+            names: class names by id.
+            epochs: number of epochs.
+            images_per_epoch: number of training images.
+            batch_size: images per forward pass over all ranks, the unit of the bar.
+            steps_per_epoch: optimizer steps per epoch; None: one per forward pass.
+            close_mosaic_batch: number of the first micro-batch without mosaic; None: there is none.
+            start_epoch: epoch (from 0) that a resumed run starts from.
+            start_step: number of steps that a resumed run starts from.
+            plots: draw pictures.
+            stream: the screen; None: sys.stdout.
+
+        Raises:
+            OSError: `run_dir` cannot be created.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir = run_dir
@@ -79,6 +90,7 @@ class RunTelemetry(Telemetry):
         earlier: list[Mapping[str, Any]] = []
         with harmless(STABILITY_FILE):
             earlier = self._events.keep(start_step)
+        # Each file by itself: without one of them, the others are still written.
         with harmless("results.csv"):
             self._results = ResultsTable(run_dir / "results.csv", start_epoch)
         steps = steps_per_epoch or max(images_per_epoch // batch_size, 1)
@@ -93,7 +105,7 @@ class RunTelemetry(Telemetry):
         notes: Sequence[str] = (),
         hyper: Mapping[str, Any] | None = None,
     ) -> None:
-        quiet_dependencies()  # by now all of them are imported
+        quiet_dependencies()  # again: all of them are imported by now
         for note in notes:
             self._console.say(note)
         compared = config if hyper is None else hyper
@@ -119,7 +131,8 @@ class RunTelemetry(Telemetry):
 
     def step(self, record: StepRecord) -> None:
         if self._first_step:
-            # What two layouts, or a run and its resumption, are compared by; TensorBoard has every later step.
+            # Full precision, to compare two layouts, or a run with its resume; TensorBoard has the
+            # later steps.
             self._first_step = False
             losses = ", ".join(f"{name} {value:.8g}" for name, value in record.loss.items())
             _log.info("step %d: %s, grad_norm %s", record.step, losses, record.grad_norm, extra={FILE_ONLY: True})
@@ -145,11 +158,12 @@ class RunTelemetry(Telemetry):
         self._on_board("the metrics", lambda board: board.evaluated(values))
 
     def stability(self, event: StabilityEvent) -> None:
-        from yolods.stability.event import sentence  # here, for it imports torch, which the launcher does without
+        # Imported here because it imports torch, which the launcher avoids.
+        from yolods.stability.event import sentence
 
-        if event.cause == "unassigned":  # a fact about the data, and no trouble
+        if event.cause == "unassigned":  # a fact about the data, not a problem
             self._console.say(f"step {event.step}: {sentence(event)}")
-        elif event.action != "stop":  # which the error says that ends the run
+        elif event.action != "stop":  # the error that ends the run reports it
             _log.warning("step %d: %s", event.step, sentence(event))
         with harmless(f"the event of step {event.step} in {STABILITY_FILE}"):
             self._events.append(event)
@@ -201,14 +215,14 @@ class RunTelemetry(Telemetry):
         self._board = None
 
     def _show_picture(self, tag: str, file: Path, step: int) -> None:
-        """Called by the painter's thread, too: the event file's writer has a queue before it."""
+        """Add a picture to TensorBoard; thread-safe, because the event writer has a queue."""
         board = self._board
         if board is not None and file.is_file():
             with harmless(f"{file.name} in TensorBoard"):
                 board.picture(tag, file, step)
 
     def _on_board(self, what: str, write: Callable[[TensorBoardWriter], None]) -> None:
-        """Let the board write. A full disk would fail at every step, so the first failure ends it."""
+        """Write to TensorBoard. The first failure ends it: a full disk would fail at every step."""
         if self._board is None:
             return
         try:
@@ -218,7 +232,7 @@ class RunTelemetry(Telemetry):
             _log.warning("TensorBoard: %s could not be written, so curves end here: %s", what, error)
 
     def _last_words(self, metrics: Mapping[str, float] | None, seconds: float) -> list[str]:
-        """What came out and where to look."""
+        """The last lines of a run: its results and their files."""
         lines = [f"\nTraining took {seconds / 3600:.3f} hours."]
         if metrics:
             score, strict = metrics["metrics/mAP50(B)"], metrics["metrics/mAP50-95(B)"]
@@ -234,7 +248,7 @@ class RunTelemetry(Telemetry):
 
 
 def tensorboard() -> str:
-    """TensorBoard's command as a shell finds it from here: the one beside this Python, whose folder is on few PATHs."""
+    """TensorBoard's command for a shell: the path beside this Python, which is on few PATHs."""
     command = Path(sys.executable).with_name("tensorboard")
     if not command.is_file():
         return "tensorboard"
@@ -242,18 +256,18 @@ def tensorboard() -> str:
 
 
 def pipe_line(stats: PipeStats) -> str:
-    """A pipeline's epoch in one line: ms a step, idle share and its bound, MiB sent and held by stage."""
+    """A pipeline's line: ms per step, idle share and bound, MiB sent and peak by stage."""
     busy = " ".join(f"{1e3 * (stage.forward + stage.backward):.0f}" for stage in stats.stages)
     sent = " ".join(f"{stage.sent / 2**20:.1f}" for stage in stats.stages)
     peak = " ".join(f"{stage.peak / 2**20:.0f}" for stage in stats.stages)
     return (
-        f"{'':>11}stages: busy {busy} ms a step, idle {stats.idle:.0%} (1F1B leaves {stats.bound:.0%}), "
+        f"{'':>11}stages: busy {busy} ms per step, idle {stats.idle:.0%} (1F1B bound {stats.bound:.0%}), "
         f"sent {sent} MiB, peak {peak} MiB"
     )
 
 
 def class_rows(metrics: DetMetrics, images: int) -> list[tuple[str, int, int, list[float]]]:
-    """Rows of ultralytics' table, `all` first: name, images, instances, (P, R, mAP50, mAP50-95)."""
+    """Rows of ultralytics' table, `all` first: (name, images, instances, (P, R, mAPs))."""
     rows = [("all", images, int(metrics.nt_per_class.sum()), list(metrics.mean_results()))]
     for row, index in enumerate(metrics.ap_class_index):
         counts = int(metrics.nt_per_image[index]), int(metrics.nt_per_class[index])

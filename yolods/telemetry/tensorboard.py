@@ -1,8 +1,9 @@
-"""TensorBoard: curves, pictures, PR curves, the model's table and the hyper-parameters, in the run's own folder.
+"""TensorBoard: curves, pictures, PR curves, the model's table and the hyper-parameters, in the
+run's folder.
 
-Every curve has the optimizer step as its x axis, those of the validation as well. One axis is what makes it possible,
-on a resume, to hide all that was written past the checkpoint (`purge_step` compares every tag with one number), and
-lets a validation loss be laid over the training loss.
+The x axis of every curve is the optimizer step, for validation as well. A single axis makes it
+possible to hide, on a resume, everything written after the checkpoint (`purge_step` compares all
+tags with one number), and to lay a validation loss over the training loss.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
     from yolods.stability.record import StepRecord
 
 _POINTS_AN_EPOCH = 50
-"""Points of a curve of step values an epoch: TensorBoard shows about 1000 in all, and each costs disk."""
+"""Points per epoch of a per-step curve: TensorBoard shows only about 1000 in all."""
 _PR_POINTS = 127
-"""The most that TensorBoard's PR summary holds."""
+"""Maximum number of points in TensorBoard's PR summary."""
 _PR_CLASSES = 20
-"""With more classes than this, PR curves of single classes are written for the final evaluation only."""
+"""With more classes, only the final evaluation writes PR curves of single classes."""
 
 
-# Wide: a method for each moment of a run, as `Telemetry` has them.
+# Wide: a method per event of a run, as in `Telemetry`.
 class TensorBoardWriter:
     """One event file, written by rank 0."""
 
@@ -44,15 +45,20 @@ class TensorBoardWriter:
         start_step: int = 0,
         events: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Open an event file in `run_dir`; points past `start_step`, from a run that went on, are hidden by readers.
+        """Open an event file in `run_dir`, which makes readers hide earlier points after
+        `start_step`.
 
         Args:
-            events: of stability.jsonl, that the run has behind it: their counts go on.
+            run_dir: the run's folder.
+            steps_per_epoch: optimizer steps per epoch.
+            start_step: number of steps that a resumed run starts from.
+            events: earlier events of stability.jsonl, which the counts include.
         """
         from torch.utils.tensorboard import SummaryWriter
 
         leave_failures_to_the_next_write()
-        # Also on a first start: readers take the first such mark in a folder for its beginning, the next for a restart.
+        # Also on a first start: readers take the first such mark in a folder as its beginning, and
+        # every further one as a restart.
         self._writer = SummaryWriter(str(run_dir), purge_step=start_step + 1, flush_secs=20)
         self._every = max(steps_per_epoch // _POINTS_AN_EPOCH, 1)
         self._pending: list[StepRecord] = []
@@ -65,20 +71,21 @@ class TensorBoardWriter:
 
         self._writer.add_text("config", f"```json\n{json.dumps(config, indent=2, default=str)}\n```", self.step_number)
         self._writer.add_text("model", model_summary, self.step_number)
-        # `add_hparams` would open a second run in a sub-folder; its three summaries do as well in this one.
+        # `add_hparams` would write to a sub-folder, which TensorBoard shows as a second run; so its
+        # three summaries are written here.
         experiment, session, _ = hparams(_flat(hyper), dict.fromkeys(_BEST.values(), 0.0))
         for summary in (experiment, session):
             self._writer.file_writer.add_summary(summary, self.step_number)
 
     def step(self, record: StepRecord) -> None:
-        """Take one step in; every few of them become one point of each curve, their mean."""
+        """Add one step; the mean of every few steps becomes one point of each curve."""
         self._pending.append(record)
         self.step_number = record.step
         if len(self._pending) >= self._every:
             self._write_pending()
 
     def stability(self, event: StabilityEvent) -> None:
-        """Count an event: by what was done, by cause, and by the layer where it began."""
+        """Count an event by action, by cause and by the layer where it began."""
         from yolods.stability.event import sentence
 
         self.text("events/stability", sentence(event))
@@ -87,7 +94,7 @@ class TensorBoardWriter:
         self._scalars({tag: float(self._counted[tag]) for tag in tags})
 
     def pipeline(self, stats: PipeStats) -> None:
-        """One point of each curve of the pipeline."""
+        """Add one point to each curve of the pipeline."""
         values = {"pipeline/idle": stats.idle, "pipeline/idle_bound": stats.bound}
         for stage in stats.stages:
             where = f"stage{stage.stage}"
@@ -100,7 +107,7 @@ class TensorBoardWriter:
             self._writer.add_scalar(tag, value, self.step_number)
 
     def ranks(self, seconds: Mapping[int, float]) -> None:
-        """One point of each curve of the ranks."""
+        """Add one point to each curve of the ranks."""
         usual = median(seconds.values())
         values = {f"ranks/seconds_rank{rank}": own for rank, own in seconds.items()}
         values["ranks/slowest_to_median"] = max(seconds.values()) / max(usual, 1e-9)
@@ -108,7 +115,7 @@ class TensorBoardWriter:
             self._writer.add_scalar(tag, value, self.step_number)
 
     def epoch_end(self, stats: EpochStats) -> None:
-        """Write what an epoch knows: validation losses, metrics, rate, and the epoch's number."""
+        """Write an epoch's validation losses, metrics, rate and number."""
         self._write_pending()
         values = {f"val/{name}": value for name, value in (stats.val_loss or {}).items()}
         values |= stats.metrics or {}
@@ -119,12 +126,12 @@ class TensorBoardWriter:
         self._writer.flush()
 
     def evaluated(self, values: Mapping[str, float]) -> None:
-        """One point of each curve, of an evaluation outside a run."""
+        """Add one point to each curve, for an evaluation outside a run."""
         self._scalars(values)
         self._writer.flush()
 
     def picture(self, tag: str, file: Path, step: int | None = None) -> None:
-        """Show a .jpg or .png as it is: its bytes go into the event file without being decoded."""
+        """Add a .jpg or .png; its bytes are written to the event file without being decoded."""
         from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -135,10 +142,11 @@ class TensorBoardWriter:
         self._writer.file_writer.add_summary(summary, self.step_number if step is None else step)
 
     def pr_curves(self, metrics: DetMetrics, *, final: bool) -> None:
-        """Write precision and recall at IoU 0.5 over the confidence threshold: the mean of the classes, and each class.
+        """Write precision and recall at IoU 0.5 over the confidence threshold, as class mean and
+        per class.
 
-        `metrics` has been processed. Thresholds are confidences, so that hovering over a point says which `conf` gives
-        it; the interpolated curve over recall is in BoxPR_curve.png.
+        `metrics` must be processed. Thresholds are confidences, so that hovering over a point shows
+        the `conf` that gives it; BoxPR_curve.png has the interpolated curve over recall.
         """
         box, classes = metrics.box, list(metrics.ap_class_index)
         if not classes:
@@ -154,7 +162,7 @@ class TensorBoardWriter:
         self._writer.add_text(tag, text, self.step_number)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
-        """Write the final metrics beside the hyper-parameters, and the end of the session."""
+        """Write the final metrics of the HParams tab, and the end of its session."""
         from torch.utils.tensorboard.summary import hparams
 
         self._write_pending()
@@ -163,7 +171,7 @@ class TensorBoardWriter:
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what is pending and close the file."""
+        """Write pending steps and close the file."""
         self._write_pending()
         self._writer.close()
 
@@ -179,7 +187,7 @@ class TensorBoardWriter:
         self._layer_norms(steps[-1])
 
     def _layer_norms(self, record: StepRecord) -> None:
-        """How the gradient norms of all parameters lie, by orders of magnitude."""
+        """Add a histogram of all parameters' gradient norms, by orders of magnitude."""
         import numpy as np
 
         norms = np.array(() if record.reading is None else record.reading.norms)
@@ -193,9 +201,10 @@ class TensorBoardWriter:
                 self._writer.add_scalar(tag, value, self.step_number)
 
     def _pr_curve(self, tag: str, precision: Any, recall: Any, labels: int) -> None:
-        """Arrays of shape (1000,) over confidence 0 to 1; `labels` boxes exist."""
+        """Add a curve; the arrays (1000,) cover confidences 0 to 1, `labels` counts the boxes."""
         import numpy as np
 
+        # TensorBoard wants counts; ultralytics keeps only the ratios, from which they follow.
         points = np.linspace(0, len(precision) - 1, _PR_POINTS).round().astype(int)
         p, r = precision[points], recall[points]
         found = r * labels
@@ -209,7 +218,7 @@ _BEST = {f"metrics/{name}(B)": f"metrics/best_{name}" for name in ("precision", 
 
 
 def _tags_of(event: Mapping[str, Any]) -> list[str]:
-    """The counts that an event adds to."""
+    """The tags of the counts that an event increments."""
     layers = sorted({each["layer"] for each in event["culprits"]})
     return [
         f"stability/{event['action']}",
@@ -224,7 +233,7 @@ def _mean(series: list[float | None]) -> float | None:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Nested mappings with dotted keys; what TensorBoard's table cannot hold becomes its text."""
+    """Flatten nested mappings with dotted keys; values of other types become text."""
     flat: dict[str, bool | int | float | str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -235,10 +244,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int |
 
 
 def model_table(model: nn.Module) -> str:
-    """The layers of an ultralytics DetectionModel as a markdown table, as its summary lists them, with the total.
+    """The layers of an ultralytics DetectionModel as a markdown table, like its summary, with the
+    total.
 
-    Reads the attributes that ultralytics set when it built the layers (index, source, parameters, type), so that it is
-    right even where ZeRO-3 has taken the parameters away.
+    It reads the attributes that ultralytics sets when it builds the layers (index, source,
+    parameters, type), so that it is right even after ZeRO-3 has partitioned the parameters.
     """
     lines = ["| layer | from | parameters | module |", "| ---: | ---: | ---: | --- |"]
     layers = list(model.model)

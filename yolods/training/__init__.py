@@ -1,1 +1,1 @@
-"""Parts of a run's loop: its batches and pace, the .pt files, which epoch is the best, and the last validation."""
+"""The training loop and its parts: batches, pace, .pt files, model selection, final validation."""

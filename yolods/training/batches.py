@@ -1,4 +1,4 @@
-"""The micro-batches that a replica trains on, from wherever the run stands in the stream."""
+"""The micro-batches that a replica trains on, read from the run's position in the stream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainBatches:
-    """Reads a replica's share of the stream, shows telemetry what passes, and notes files that cannot be read."""
+    """Reads a replica's share of the stream, and counts files that cannot be read."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class TrainBatches:
         Args:
             dataset: the train set, with augmentation.
             share: this rank's part of the stream, and whether it reads images at all.
-            stride: pixels of which the sides of images are multiples.
+            stride: pixels; the sides of images are multiples of it.
         """
         self._config, self.dataset, self._schedule = config, dataset, schedule
         self._ranks, self._share, self._telemetry, self._stride = ranks, share, telemetry, stride
@@ -45,18 +45,19 @@ class TrainBatches:
         self._replaced = 0
 
     def place(self, image: str) -> str:
-        """What messages call an image that is known by its identity."""
+        """The name that messages use for the image with this identity."""
         return self.dataset.source.place(image)
 
     def exclude(self, images: Iterable[str]) -> None:
-        """Leave images out of what is read from now on. Batches that are being read still have them."""
+        """Stop reading these images. Batches under way in the loader still contain them."""
         self.dataset.exclude(images)
 
     def read(self, progress: Progress) -> Iterator[dict[str, Any]]:
-        """Micro-batches from where the run stands, without an end; none on a rank that reads no images.
+        """Endless micro-batches from the run's position; none on a rank that reads no images.
 
         Close the iterator to end the loader's processes.
         """
+        # In a pipeline only the first stage reads images; the engine sends the labels to the last.
         if not self._share.first_stage:
             return
         stream = Stream(self._schedule.samples, self._config.seed, self._schedule.batch)
@@ -77,24 +78,28 @@ class TrainBatches:
             yield batch
 
     def size(self, step: int) -> int | None:
-        """Side in pixels that the images of the step after `step` others are scaled to; None: they stay as they are."""
+        """Side in pixels to scale the images of step `step` (from 0) to; None keeps their size.
+
+        It depends on the seed and the step alone, so that ranks agree without communicating and a
+        resumed run draws the same sizes.
+        """
         hyper = self._config.hyper
         if not hyper.multi_scale:
             return None
         return scaled_size(hyper.seed, step, self._config.imgsz, hyper.multi_scale, self._stride)
 
     def tell_replaced(self) -> None:
-        """Say how many samples of this start were not those that the stream asked for, over all ranks: a collective."""
+        """Report how many samples were replaced since this start, over all ranks. A collective."""
         told = self._ranks.to_main((self._replaced, self._unreadable))
         if count := sum(samples for samples, _ in told):
             files = set().union(*(names for _, names in told))
             self._telemetry.event(
-                "unreadable", f"{count} samples were replaced: {len(files)} files could not be read any more", warn=True
+                "unreadable", f"{count} samples were replaced: {len(files)} files could no longer be read", warn=True
             )
 
     def _note_replaced(self, images: Iterable[str]) -> None:
         images = tuple(images)
         self._replaced += len(images)
         for file in sorted(map(self.place, set(images) - self._unreadable)):
-            log.warning("%s could not be read; another sample took its place", file)
+            log.warning("%s could not be read; replaced by another sample", file)
         self._unreadable |= set(images)

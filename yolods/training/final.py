@@ -1,4 +1,4 @@
-"""The end of a run: best.pt judged once more as anyone would load it, first with better statistics where those help."""
+"""The end of a run: better BatchNorm statistics for best.pt, and its final evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from yolods.training.weight_files import WeightsWriter
 
 
 class FinalValidation:
-    """Judges best.pt with every plot. Calling it is a collective, and leaves the engine with best.pt's weights."""
+    """Evaluates best.pt with every plot. A call is a collective and loads best.pt."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class FinalValidation:
     ) -> None:
         """
         Args:
-            statistics: takes those of best.pt anew; None where they stay as they are.
+            statistics: recomputes the BatchNorm statistics of best.pt; None keeps them.
             plots: draw curves, the confusion matrix and pictures.
         """
         self.evaluator = evaluator
@@ -43,19 +43,20 @@ class FinalValidation:
         """The result on rank 0; None elsewhere.
 
         Args:
-            excluded: train images that are left out.
+            excluded: train images to leave out.
 
         Raises:
             UserError: on every rank: best.pt was never written.
             Stopped: on every rank: one was asked to stop.
         """
         best = self._writer.best
+        # Rank 0's answer counts: on another host a cached directory may not show the file yet.
         if not self._engine.ranks.from_main(best.is_file()):
             raise UserError(f"{best} was never written; the log {self._writer.folder.parent / 'train.log'} says why")
         self._load()
         if self._statistics is not None:
             self._restate(self._statistics, progress, excluded)
-            self._load()
+            self._load()  # once more: best.pt may have kept the statistics of training
         self._telemetry.event("validate", f"\nValidating {best}...")
         return self.evaluator(
             self._engine, plots=self._plots, pictures=self._plots, final=True, telemetry=self._telemetry
@@ -66,17 +67,20 @@ class FinalValidation:
         self._engine.deepspeed.eval()
 
     def _restate(self, statistics: TrainStatistics, progress: Progress, excluded: Iterable[str]) -> None:
-        """Write best.pt with BatchNorm's statistics taken anew, where the val images say that it is better so.
+        """Write best.pt with recomputed BatchNorm statistics if they raise its fitness on the val
+        images.
 
-        Both are judged as best.pt holds them, in fp16: what an epoch came to was judged in fp32, before it was written.
-        Epochs of a run that goes on still compete by that: `progress` stays as it is.
+        Both versions are evaluated in fp16, as best.pt stores them. The fitness of an epoch was
+        measured in fp32, before the weights were written, and the epochs of a resumed run still
+        compete by it, so `progress` stays as it is.
         """
         ranks, before = self._engine.ranks, self._judge()
         statistics(self._telemetry, excluded)
-        self._round_statistics()
+        self._round_statistics()  # as `before`, which was loaded from a .pt in fp16
         now = self._judge()
         is_better = ranks.from_main(before is not None and now is not None and _fitness(now) > _fitness(before))
-        weights = self._engine.full_weights() if is_better else None  # gathered only where they are wanted
+        # Gathering is a collective and slow, so only for weights that are written.
+        weights = self._engine.full_weights() if is_better else None
         if before is not None and now is not None:  # on rank 0
             told = (
                 f"BatchNorm's statistics over {statistics.images} train images without augmentation: mAP50-95 "
@@ -85,7 +89,7 @@ class FinalValidation:
             try:
                 if weights is not None:
                     self._writer.replace_best(weights, progress.best_epoch, now, _fitness(now))
-                told += "best.pt has these" if is_better else "best.pt keeps those of training"
+                told += "used in best.pt" if is_better else "best.pt keeps those of training"
                 self._telemetry.event("statistics", told)
             except (OSError, RuntimeError) as error:
                 told += f"but {self._writer.best} could not be written: {error}"
@@ -96,7 +100,7 @@ class FinalValidation:
         return self.evaluator(self._engine, telemetry=self._telemetry)
 
     def _round_statistics(self) -> None:
-        """What a .pt makes of statistics: fp16, with its largest number in the place of an infinity."""
+        """Round the statistics as a .pt does: to fp16, with infinities at its largest number."""
         for buffer in self._engine.statistics():
             buffer.copy_(torch.nan_to_num(buffer.half()))
 

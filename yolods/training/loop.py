@@ -49,9 +49,9 @@ class Run:
     ) -> None:
         """
         Args:
-            selection: judges every epoch, and writes its weights.
-            final: judges the best of them at the end.
-            progress: where to go on; `Progress()` for a new run.
+            selection: evaluates every epoch and writes its weights.
+            final: evaluates the best epoch's weights at the end.
+            progress: where to continue; `Progress()` for a new run.
         """
         self.config, self.engine, self.schedule, self.batches = config, engine, schedule, batches
         self.selection, self.final, self.store = selection, final, store
@@ -63,7 +63,8 @@ class Run:
         """Train from `progress` to the last epoch, or until patience runs out.
 
         Raises:
-            Stopped: by Ctrl-C or SIGTERM, or because a launcher is gone; a checkpoint has been written.
+            Stopped: by Ctrl-C or SIGTERM, or because a launcher is gone; a checkpoint is written.
+            UserError: the overflow policy ended the run, or best.pt was never written.
         """
         self.engine.training()
         if self.engine.ranks.is_main:
@@ -74,7 +75,8 @@ class Run:
                 self.telemetry.epoch_begin(
                     min(self.schedule.epoch_at(self.progress.position), self.progress.epochs_done)
                 )
-                self._close_epochs()  # of a run that was stopped between an epoch's last step and its evaluation
+                # A run may have been stopped between an epoch's last step and its evaluation.
+                self._close_epochs()
                 while self._goes_on:
                     self._pass()
                 self._finish()
@@ -87,7 +89,11 @@ class Run:
         return self.progress.position < self.schedule.total_samples and not self.selection.exhausted
 
     def _pass(self) -> None:
-        """Train from here on, over as many epochs as may come, until images are left out that the loader still has."""
+        """Train with one loader until the run ends or an image is newly excluded.
+
+        A loader lives across epochs, since starting its processes takes seconds. Its processes hold
+        copies of the dataset, so a newly excluded image takes effect only in the next loader.
+        """
         excluded = self._quarantine.excluded
         self.batches.exclude(excluded)
         with closing(self.batches.read(self.progress)) as batches:
@@ -95,24 +101,26 @@ class Run:
                 self._step(batches)
 
     def _step(self, batches: Iterator[dict[str, Any]]) -> None:
-        """Take one optimizer step, and do what is due after it."""
+        """Take one optimizer step and do everything that is due after it."""
         record = self._train(batches)
-        with slowly("the screen"):  # which a person may hold
+        with slowly("the screen"):  # a user may hold it with Ctrl-S
             self.telemetry.step(record)
         if record.skipped or record.verdict.vanished:
             self._answer(record)
         self._hear(self.store.check)
         for line in self.watchdog.news():
             self.telemetry.event("straggler", line, warn=True)
+        # All ranks agreed on `stop` within the step, so all of them raise after the same one.
         if record.stop:
             raise interrupt.Stopped()
+        # The end of an epoch saves by itself, after its evaluation.
         if self._epoch_ended:
             self._close_epochs()
         elif is_due(self.config.deepspeed.own.checkpoint.every_steps, self.progress.step):
             self._save()
 
     def _train(self, batches: Iterator[dict[str, Any]]) -> StepRecord:
-        """Have the engine take a step from where the run stands, and move on by it."""
+        """Take one step from the run's position and advance `progress`."""
         mark("between steps", step=self.progress.step + 1)
         began, before = time.perf_counter(), self.progress
         step, size = self.schedule.step_at(before.position), self.batches.size(before.step)
@@ -133,17 +141,17 @@ class Run:
         )
 
     def _answer(self, record: StepRecord) -> None:
-        """Tell of a step that was not applied; leave bad images out, and stop where the guard says so."""
+        """Report a step that was not applied, quarantine its images, and end the run if it must."""
         before, after = self._quarantine, self._quarantine.after(record.culprits)
         self.progress = replace(self.progress, image_faults=after.faults)
         event = event_of(record, sorted(after.excluded - before.excluded), self.batches.place)
         self.telemetry.stability(event)
         if record.verdict.action == "stop":
-            self._hear(self.store.wait)
+            self._hear(self.store.wait)  # the message names the checkpoint that this may publish
             folder = self.config.run_dir
-            resume = "; --resume goes on from the last checkpoint" if newest_in(folder / "checkpoints") else ""
+            resume = "; --resume continues from the last checkpoint" if newest_in(folder / "checkpoints") else ""
             raise UserError(
-                f"step {event.step}: {sentence(event)} ({folder / STABILITY_FILE} has every event whole{resume})"
+                f"step {event.step}: {sentence(event)} ({folder / STABILITY_FILE} has the full events{resume})"
             )
 
     @property
@@ -152,11 +160,11 @@ class Run:
 
     @property
     def _epoch_ended(self) -> bool:
-        """Whether an epoch's samples have been seen that is still to be evaluated."""
+        """Whether the run has seen all samples of an epoch that it has not evaluated yet."""
         return self.schedule.epochs_behind(self.progress.position) > self.progress.epochs_done
 
     def _close_epochs(self) -> None:
-        """Close the epoch that the last step ended; of a set that is smaller than a step, each of the epochs."""
+        """Close the epoch that the last step ended, or several if a step exceeds the set."""
         if not self._epoch_ended:
             return
         rate, losses = self._pace.rate(), self.progress.mean_loss
@@ -168,8 +176,10 @@ class Run:
         self._pace.begin_epoch()
 
     def _close_epoch(self, rate: float, losses: dict[str, float]) -> None:
-        """Evaluate, write weights, results and a checkpoint, and decide whether to go on."""
+        """Evaluate, write weights, results and a checkpoint, and decide whether to continue."""
         epoch = self.progress.epochs_done
+        # The results come before the checkpoint: a run that resumes from it must find the epoch's
+        # row in results.csv. A kill in between repeats the epoch's end, which replaces the row.
         self.progress, evaluation, is_best = self.selection(self.progress)
         with slowly("an epoch's results"):
             self.telemetry.epoch_end(
@@ -194,8 +204,9 @@ class Run:
             self.telemetry.epoch_begin(self.progress.epochs_done)
 
     def _finish(self) -> None:
-        """Judge best.pt once more as anyone would load it, with every plot."""
-        self._saved = self.progress.step  # from here on the engine holds best.pt's weights, which are not to be saved
+        """Evaluate best.pt as a user would load it, with every plot."""
+        # From here on the engine holds best.pt's weights; a checkpoint must not contain them.
+        self._saved = self.progress.step
         evaluation = self.final(self.progress, self._quarantine.excluded)
         self._hear(self.store.wait)
         self.batches.tell_replaced()
@@ -205,12 +216,12 @@ class Run:
             self.telemetry.finish(evaluation.metrics if evaluation else None, self._pace.seconds)
 
     def _put_down(self, stopped: interrupt.Stopped) -> None:
-        """Save what there is, on request; all ranks have agreed to stop."""
+        """Save a checkpoint and report the stop, on which all ranks have agreed."""
         if self.progress.step > self._saved:
             self._save()
         self._hear(self.store.wait)
         ranks, done = self.engine.ranks, self.progress.epochs_done
-        # Of several hosts' launchers one may be gone, which the ranks of the others do not know.
+        # If one host lost its launcher, only its own ranks know; the exit status must be the same.
         stopped.lost = ranks.from_main(any(ranks.to_main(stopped.lost)))
         name = {signal.SIGINT: "Ctrl-C"}.get(stopped.signal, stopped.signal.name)
         if stopped.lost:
@@ -218,7 +229,8 @@ class Run:
         epoch = min(self.schedule.epoch_at(self.progress.position), done)
         where = f"in epoch {epoch + 1}" if done < self.config.epochs else "after the last epoch"
         self.telemetry.event("stop", f"{name}: stopped after step {self.progress.step}, {where}")
-        self.telemetry.event("stop", f"to go on: {launch_command('train', '--resume', str(self.config.run_dir))}")
+        self.telemetry.event("stop", f"to resume: {launch_command('train', '--resume', str(self.config.run_dir))}")
+        # Nobody asked for a stop if a launcher is gone; without this note the run is restarted.
         if ranks.is_main and not stopped.lost:
             self.store.note_end(self.progress, stopped.status)
         ranks.barrier()
@@ -230,15 +242,18 @@ class Run:
             self._saved = self.progress.step
 
     def _hear(self, ask: Callable[[], None]) -> bool:
-        """Ask something of the store; False, and a warning, if a checkpoint could not be written."""
+        """Call `ask`, which uses the store; warn and return False if it could not write.
+
+        A full disk does not end a run: the earlier checkpoint is intact, and a later save may work.
+        """
         try:
             ask()
         except OSError as error:
-            self.telemetry.event("checkpoint", f"{error}; the earlier checkpoint stays", warn=True)
+            self.telemetry.event("checkpoint", f"{error}; the earlier checkpoint is kept", warn=True)
             return False
         return True
 
 
 def is_due(every: int, count: int) -> bool:
-    """Whether something that is done every so many times is due after `count` of them; 0: it never is."""
+    """Whether something with period `every` is due after `count` times; period 0: never."""
     return every > 0 and count % every == 0

@@ -1,4 +1,4 @@
-"""How long a run has taken and how fast it is."""
+"""The wall time of a run and its speed in images per second."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 
 class Pace:
-    """Wall time of a run over all its starts, and training images per second in the epoch under way."""
+    """Wall time of a run over all its starts, and images per second in the current epoch."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.perf_counter) -> None:
         """
         Args:
-            seconds: that the run had taken before this start.
-            clock: seconds from anywhere on.
+            seconds: wall time of the run before this start.
+            clock: monotonic seconds, from any origin.
         """
         self._clock = clock
         self._began = clock() - seconds
@@ -21,17 +21,17 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """Of the run so far."""
+        """Wall time of the run so far."""
         return self._clock() - self._began
 
     def count(self, samples: int) -> None:
-        """A step over so many images has been taken."""
+        """Count a step over `samples` images."""
         self._samples += samples
 
     def rate(self) -> float:
-        """Images per second since the epoch began."""
+        """Images per second of this epoch's training."""
         return self._samples / (self._clock() - self._epoch_began)
 
     def begin_epoch(self) -> None:
-        """Count anew: evaluation and saving are over."""
+        """Reset the rate; call it after evaluation and saving, which must not count as training."""
         self._epoch_began, self._samples = self._clock(), 0

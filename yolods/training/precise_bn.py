@@ -1,5 +1,4 @@
-"""The last thing a run tries: best.pt with BatchNorm's statistics taken anew over train images
-(`model.bn_statistics`)."""
+"""Recomputes BatchNorm's statistics over train images (`model.bn_statistics`)."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainStatistics:
-    """Takes a model's statistics over part of the train set. Calling it is a collective."""
+    """Recomputes a model's statistics over part of the train set. Calling it is a collective."""
 
     def __init__(
         self, dataset: DetectionSet, ranks: Ranks, engine: Engine, *, forward_batch: int, workers: int
@@ -28,8 +27,8 @@ class TrainStatistics:
         """
         Args:
             dataset: the images, without augmentation.
-            engine: whose model is to be given the statistics.
-            forward_batch: most images per forward pass on a rank.
+            engine: its model receives the statistics.
+            forward_batch: maximum images per forward pass on a rank.
             workers: loader processes per rank.
         """
         share = engine.share
@@ -38,13 +37,14 @@ class TrainStatistics:
         self._batches = eval_batches(dataset, dp_rank=share.dp_rank, dp_size=share.dp_size, forward_batch=forward_batch)
 
     def __call__(self, telemetry: Telemetry, excluded: Iterable[str] = ()) -> None:
-        """Put the statistics of the images into the engine's model, which is in evaluation mode.
+        """Write the statistics of the images into the engine's model, which is in evaluation mode.
 
         Args:
-            excluded: images whose place others take.
+            excluded: images that are replaced by others.
 
         Raises:
-            Stopped: on every rank: one was asked to stop. Where ranks need each other for a pass, they go on.
+            Stopped: on every rank: one was asked to stop. Ranks that need each other in a forward
+                pass (ZeRO-3, pipelines) complete all passes first.
         """
         self._dataset.exclude(excluded)
         telemetry.val_begin(len(self._batches), "statistics")
@@ -53,15 +53,16 @@ class TrainStatistics:
             raise interrupt.Stopped()
 
     def _passes(self, telemetry: Telemetry) -> Iterator[tuple[Any, int]]:
-        """Images of each batch, None on ranks that read none, and how many of them count."""
+        """Pairs of a batch's images, None on ranks that read none, and how many of them count."""
         reads = self._engine.share.first_stage
         loaded = load(self._dataset, self._batches, self._ranks, reads=reads, workers=self._workers)
         for number, batch in enumerate(loaded):
             mark("statistics", number)
+            # A rank that leaves early blocks the others if a forward pass is a collective.
             if interrupt.asked() and self._engine.share.alone:
                 return
             for image in batch.get("replaced", ()):
                 file = self._dataset.source.place(image)
-                log.warning("%s could not be read; a grey image takes its place in BatchNorm's statistics", file)
+                log.warning("%s could not be read; a grey image replaces it in BatchNorm's statistics", file)
             yield batch["img"], batch["real"]
             telemetry.val_progress()

@@ -1,4 +1,4 @@
-"""What a run runs on, and how it was started: told on the screen, in train.log, config.json and TensorBoard."""
+"""The command, versions and devices of a run, for the screen and its files."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from yolods.system.versions import versions
 
 @dataclass(frozen=True)
 class Provenance:
-    """Facts about a start. They decide nothing."""
+    """Facts about a start, for the record only: nothing depends on them."""
 
     command: str
-    """As typed, ready to be pasted into a shell."""
+    """The command as typed, quoted for a shell."""
     folder: str
-    """Where it was typed."""
+    """The working directory of the command."""
     versions: Mapping[str, str]
-    """Of yolods, python and what they stand on."""
+    """Versions of yolods, Python and their dependencies."""
     devices: tuple[tuple[str, str, int], ...]
-    """(host, name of the device, ranks on such a device there), in the order of the ranks."""
+    """(host, device name, number of ranks on such devices there), in the order of the ranks."""
 
     def lines(self) -> list[str]:
-        """For the screen."""
+        """The lines for the screen."""
         named = ", ".join(
             f"{'Python' if name == 'python' else name} {number}" for name, number in self.versions.items()
         )
@@ -38,16 +38,17 @@ class Provenance:
         return [named, f"Ranks on {places}", f"Command: {self.command}"]
 
     def as_dict(self) -> dict[str, Any]:
-        """For config.json."""
+        """The entry for config.json."""
         return asdict(self)
 
 
 def provenance(ranks: Ranks) -> Provenance:
-    """Gather what ranks know of their hosts; whole on rank 0. A collective."""
+    """Gather hosts and devices of all ranks; complete on rank 0 only. A collective."""
     counts: dict[tuple[str, str], int] = {}
     for place in ranks.to_main((ranks.host, _device_name(ranks))):
         counts[place] = counts.get(place, 0) + 1
     return Provenance(
+        # The launcher passes on what the user typed; it adds flags to the ranks' own arguments.
         command=os.environ.get(COMMAND) or _typed(),
         folder=os.getcwd(),
         versions=_built(),
@@ -60,11 +61,11 @@ def _typed() -> str:
 
 
 def _built() -> dict[str, str]:
-    """Versions, with the build of torch and what it drives."""
+    """The versions, with torch's build, CUDA and the driver."""
     import torch
 
     found = versions()
-    found["torch"] = torch.__version__  # which names the build, too: +cpu, +cu130
+    found["torch"] = torch.__version__  # this one names the build as well: +cpu, +cu130
     if torch.version.cuda and torch.cuda.is_available():
         found["CUDA"] = torch.version.cuda
         found["driver"] = _driver()
@@ -72,7 +73,7 @@ def _built() -> dict[str, str]:
 
 
 def _driver() -> str:
-    """The NVIDIA driver's version, as the kernel module tells it."""
+    """The NVIDIA driver's version, from its kernel module."""
     try:
         return Path("/sys/module/nvidia/version").read_text(encoding="utf-8").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""What to start after a run has died: from which checkpoint, on which of its hosts, and on how many ranks."""
+"""Restarts of a failed run: chooses the checkpoint, the hosts and the world size of each start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from yolods.system.humanize import plural
 from yolods.watchdog.failures import Failure, read_failures
 
 EXCEPTION = 1
-"""Exit status of a rank that has shown a traceback."""
+"""Exit status of a rank that printed a traceback."""
 
 
 class Restarts:
@@ -42,24 +42,27 @@ class Restarts:
         Args:
             words: `train` and its flags, as typed.
             run_dir: where the run writes.
-            gpus: of this machine.
-            check: reads words for so many ranks; raises UserError where they cannot be run.
-            run: the run's identity: no other's checkpoints are gone on with.
-            start: of this command: no other's end is this one's.
-            tell: where a rank of this host says which run it is, if another host's launcher has claimed the folder.
+            gpus: number of GPUs of this machine.
+            check: builds the configuration of words for a world size; raises UserError if they
+                cannot run.
+            run: the run's identity: checkpoints of other runs are not resumed.
+            start: the identity of this command: an end that another command noted does not count.
+            tell: file in which a rank of this host writes which run it belongs to, if another
+                host's launcher has claimed the folder.
         """
         self._words, self._flags, self._gpus = list(words), flags, gpus
-        self._run_dir = run_dir.absolute()  # by which its ranks are found, whatever folder they stand in
+        # Ranks on other hosts are found by this path, whatever their working directory is.
+        self._run_dir = run_dir.absolute()
         self._check, self._run, self._start_id, self._tell = check, run, start, tell
         self._failed: dict[int | None, set[Failure | None]] = defaultdict(set)
-        """What starts have failed with, by the checkpoint that they came from; None: with what, is not known."""
+        """Failures of earlier starts by the step that they resumed from; None: unknown."""
 
     def first(self) -> Start:
         """The run as typed."""
         return self._start(self._named(), self._flags, "")
 
     def _named(self) -> list[str]:
-        """What was typed, with the run's folder in it and whose that is."""
+        """The typed words, with the run's folder and the identity of this command."""
         return [*self._words, *self._place()]
 
     def _place(self) -> list[str]:
@@ -68,26 +71,31 @@ class Restarts:
         return ["--run-dir", str(self._run_dir), *(["--start-id", self._start_id] if self._start_id else [])]
 
     def again(self, status: int) -> Start | int:
-        """From the newest checkpoint, on the hosts that are left. A number: nothing, and with what to end; because the
-        run is over, because it cannot be started, or because it is no use: an exception that has come twice after the
-        same checkpoint comes a third time. Not so a port that was taken: the next start has another one.
+        """The next start, from the newest checkpoint on the remaining hosts; or an exit status.
+
+        It is a status if the run is over, cannot be started, or would fail again: an exception that
+        occurred twice after the same checkpoint is expected a third time. A port that was taken
+        does not count as such, since the next start uses another one.
 
         Args:
-            status: with which the last start has ended.
+            status: exit status of the last start.
         """
+        # In this order: the ranks' message names the run, without which nothing else can be read.
         self._listen()
         if (over := self._over()) is not None:
             return over
         step = newest_step(self._run_dir, self._run)
         where = "the beginning" if step is None else f"step {step}"
+        # With `_tell`, the launcher that claimed the folder reads the failures.
         failures = (
             read_failures(self._run_dir, self._start_id) if self._tell is None else set()
-        )  # else another host reads them
+        )
         taken = any(failure.port_taken for failure in failures)
         if not taken and (same := self._known(step, status, failures)):
             name = next(f" with the same {each.type}" if each else "" for each in same)
-            say(f"two starts from {where} have failed before the next checkpoint{name}: giving up")
+            say(f"two starts from {where} failed before the next checkpoint{name}: giving up")
             return status
+        # Without a checkpoint there is nothing to resume, and the run starts over as typed.
         words = self._named()
         if step is not None and not _resumes(words):
             words = ["train", "--resume", *([] if self._tell is None else [str(self._run_dir)]), *self._place()]
@@ -97,12 +105,13 @@ class Restarts:
             flags, ranks = self._layout(words)
             return self._start(words, flags, f"from {where} on {plural(ranks, 'rank')}")
         except UserError as error:
-            say(f"it cannot be started again: {error}")
+            say(f"the run cannot be restarted: {error}")
             return status
 
     def _known(self, step: int | None, status: int, failures: set[Failure]) -> set[Failure | None]:
-        """What a start has failed with that another one from the same checkpoint had failed with."""
-        # Which of several ranks the launcher has looked at first decides its status: the others were lost by then.
+        """Failures of this start that an earlier start from the same checkpoint also had."""
+        # The status alone does not decide: it is that of the rank which the launcher polled first,
+        # and this may be a rank that only ended because another one had failed.
         if status != EXCEPTION and all(failure.of_another for failure in failures):
             return set()
         found: set[Failure | None] = {*failures} or {None}
@@ -111,16 +120,17 @@ class Restarts:
         return same
 
     def _listen(self) -> None:
-        """Hear from the ranks which run it is."""
+        """Read which run this is from the file that a rank wrote."""
         if self._tell is not None and self._tell.is_file():
             folder, self._run, self._start_id = json.loads(self._tell.read_text(encoding="utf-8"))
             self._run_dir = Path(folder)
 
     def _over(self) -> int | None:
-        """The status of a run that this command has brought to its end, or that was stopped on request, at its newest
-        checkpoint; None: neither.
+        """The exit status of the run if this command finished it, or stopped it on request, at its
+        newest checkpoint; else None.
 
-        The launcher's own status may be another one: it was killed beside the ranks, or several hosts gave several.
+        The launcher's own status may differ: it may have been killed with the ranks, or hosts may
+        report different ones.
         """
         from yolods.checkpoint.verify import end_of
 
@@ -129,24 +139,25 @@ class Restarts:
         return end.status if mine and end.step == newest_step(self._run_dir, self._run) else None
 
     def _layout(self, words: Sequence[str]) -> tuple[LaunchFlags, int]:
-        """The hosts that answer, and of their slots as many as the configuration can be run on."""
+        """Flags and world size for the hosts that answer, with as many slots as can be used."""
         hosts = hosts_of(self._flags, gpus=self._gpus)
-        # Under the other launchers hosts need not let anybody in, and are looked after by the scheduler.
+        # The other launchers need no ssh between hosts, and a scheduler takes care of failed ones.
         far = not self._flags.no_ssh and self._flags.launcher == "pdsh" and not all(host.is_local for host in hosts)
         left = _answering(hosts, self._run_dir, self._flags.ssh_port) if far else hosts
         if not left:
-            raise UserError("no host of it answers")
+            raise UserError("none of its hosts answers")
         slots = [(host.name, slot) for host in left for slot in host.chosen]
         fault: UserError | None = None
         for count in range(len(slots), 0, -1):
             try:
                 self._check(words, count)
             except UserError as error:
-                fault = fault or error  # what is said is why not on all that are left
+                fault = fault or error  # report why the largest world size does not work
                 continue
             if count == sum(len(host.chosen) for host in hosts):
                 return self._flags, count
-            assert far, "only where hosts are gone are there fewer ranks"
+            assert far, "there are fewer ranks only if hosts are gone"
+            # The user's --master_addr is the first host's; another first host has its own.
             address = self._flags.master_addr if left[0] == hosts[0] else None
             chosen = _include(slots[:count])
             return replace(self._flags, include=chosen, exclude="", num_gpus=None, master_addr=address), count
@@ -159,8 +170,10 @@ class Restarts:
 
 
 def newest_step(run_dir: Path, run: str) -> int | None:
-    """The optimizer step of the run's newest checkpoint, as names go; None: there is none. Whether it is whole, the
-    ranks find out, and take an earlier one if not."""
+    """The optimizer step of the run's newest checkpoint by name, or None.
+
+    The ranks verify the checkpoint later and fall back to an earlier one if it is damaged.
+    """
     from yolods.checkpoint.verify import names_in, step_of
 
     names = names_in(run_dir / "checkpoints", run)
@@ -168,7 +181,7 @@ def newest_step(run_dir: Path, run: str) -> int | None:
 
 
 def _with_another_port(flags: LaunchFlags, hosts: Sequence[Host]) -> LaunchFlags:
-    """Flags with which ranks meet at another port.
+    """Flags with another rendezvous port.
 
     Raises:
         UserError: a start on every host cannot change its port alone.
@@ -179,30 +192,30 @@ def _with_another_port(flags: LaunchFlags, hosts: Sequence[Host]) -> LaunchFlags
             f"port {port or DEFAULT_PORT} of the first host is taken; give every host another --master_port"
         )
     if port is None:
-        say("the port at which ranks meet was taken meanwhile; they meet at another")
+        say("the rendezvous port was taken meanwhile; using another one")
         return flags  # a local start takes a free one each time
-    while (other := free_port()) == port:  # it may have come free meanwhile, but another was promised
+    while (other := free_port()) == port:  # it may be free again, but the message promises another
         pass
-    say(f"port {port}, at which ranks meet, is taken; they meet at {other}")
+    say(f"rendezvous port {port} is taken; using {other}")
     return replace(flags, master_port=other)
 
 
 def _answering(hosts: Sequence[Host], run_dir: Path, port: int | None) -> list[Host]:
-    """Those that answer, and on which nothing is left of the run."""
+    """The hosts that answer, after processes that the run left on them are ended."""
     from yolods.hosts.probe import ProbeRequest
     from yolods.hosts.remote import Caller, ask, clear
 
     answers = ask(hosts, ProbeRequest(), Caller(Path.cwd(), sys.executable, {}, port), local=False)
     for answer in answers:
         if answer.report is None:
-            say(f"{answer.host.name} is left out: {answer.problem}")
+            say(f"excluding host {answer.host.name}: {answer.problem}")
     left = [answer.host for answer in answers if answer.report is not None]
     clear(left, run_dir, port)
     return left
 
 
 def _include(slots: Sequence[tuple[str, int]]) -> str:
-    """DeepSpeed's filter for these slots."""
+    """The value of DeepSpeed's --include for these slots: host:slot,slot@host:slot."""
     names = dict.fromkeys(name for name, _ in slots)
     return "@".join(f"{name}:{','.join(str(slot) for host, slot in slots if host == name)}" for name in names)
 

@@ -75,20 +75,23 @@ from yolods.watchdog.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 BYTES_A_PARAMETER = 40
-"""On disk: masters, two moments and the moving average, these once more in the snapshot, and copies in .pt files."""
+"""Bytes per parameter on disk: masters, two moments and the moving average, all of them a second
+time in the snapshot, and the .pt files."""
 
 
 def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog: Watchdog) -> Run:
     """Build everything that a training run needs. A collective.
 
     Raises:
-        UserError: on every rank: data, model, weights, disk space or checkpoint are not as they have to be.
+        UserError: on every rank: a fault in data, model, weights, disk space or checkpoint.
     """
     config = _share_cores(config, ranks.local_size)
     if config.resume:
-        ranks.main_first(lambda: _refuse_changes(config))  # before labels are scanned, which takes long
+        ranks.main_first(lambda: _refuse_changes(config))  # before the slow scan of labels
     hyper = config.hyper
     seed_everything(hyper.seed, deterministic=hyper.deterministic and ranks.device.type == "cuda")
+    # The order from here on: cheap checks first, so that a mistake costs seconds and not the time
+    # of a scan or of building an engine.
     spec = read_data(config.data, ranks)
     names = class_names(spec, hyper)
     blueprint = blueprint_of(config, names, spec.channels)
@@ -109,7 +112,8 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     checkpoint = store.find() if config.resume else None
     footing = ranks.main_first(lambda: _footing(config, blueprint, choice, (train, val), checkpoint))
     model[RECORD], choice = footing.record, footing.choice
-    # Only now: a folder with this file is a run, and --resume takes the newest.
+    # Only now, after the last check: a folder that contains this file is a run, and --resume
+    # without a folder takes the newest run.
     origin = provenance(ranks)
     ranks.main_first(lambda: _write_config(config, origin))
     schedule = plan_schedule(config, choice, len(train.dataset))
@@ -117,6 +121,7 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     engine, notes = _make_engine(blueprint, config, choice, ranks, weights)
     progress = Progress(run=config.run)
     if checkpoint is not None:
+        # After the engine exists, because `load` copies into its tensors.
         progress = _placed(store.load(engine, checkpoint), footing.comparison, schedule)
         faults = by_identity(dict(progress.image_faults), train.dataset.im_files, train.dataset.source)
         progress = replace(progress, image_faults=tuple(sorted(faults.items())))
@@ -136,7 +141,7 @@ def _split_options(config: RunConfig, stride: int, ranks: Ranks) -> SplitOptions
     """How the run reads images.
 
     Args:
-        stride: pixels of which the sides of images are multiples.
+        stride: pixels; the sides of images are multiples of it.
     """
     return SplitOptions(
         imgsz=config.imgsz,
@@ -149,10 +154,11 @@ def _split_options(config: RunConfig, stride: int, ranks: Ranks) -> SplitOptions
 
 
 def _open_store(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, model: dict[str, Any]) -> CheckpointStore:
-    """Where checkpoints are written.
+    """The store of the run's checkpoints.
 
     Args:
-        model: what each of them says of its model; read as it is at the first save.
+        model: the content of each model.json. It is read at a save, so the caller may still add to
+            it.
     """
     policy = config.deepspeed.own.checkpoint
     return CheckpointStore(
@@ -177,6 +183,7 @@ def _open_evaluator(
         replace(config.hyper, max_det=most_boxes(config.hyper.max_det, train, val)),
         ranks,
         share=engine.share,
+        # Twice the micro-batch, as in ultralytics: without gradients it takes less memory.
         forward_batch=2 * config.deepspeed.micro_batch,
         workers=config.workers,
         save_dir=config.run_dir,
@@ -186,7 +193,7 @@ def _open_evaluator(
 def _open_statistics(
     config: RunConfig, spec: DataSpec, train: Split, options: SplitOptions, engine: Engine, ranks: Ranks
 ) -> TrainStatistics | None:
-    """What takes BatchNorm's statistics anew; None where that is not asked for."""
+    """The object that recomputes BatchNorm's statistics; None without `precise_bn`."""
     if not config.hyper.precise_bn:
         return None
     images = unaugmented(train, config.hyper.precise_bn, spec, config.hyper, options)
@@ -202,14 +209,14 @@ def _refuse_changes(config: RunConfig) -> None:
 
 @dataclass(frozen=True)
 class _Footing:
-    """What a run stands on."""
+    """The facts that a run's checkpoints depend on, compared with those of the checkpoint."""
 
     record: dict[str, Any]
-    """What its checkpoints depend on, for them to keep."""
+    """The record to store in this run's checkpoints."""
     choice: OptimizerChoice
-    """The optimizer; of a run that goes on, the one that it has."""
+    """The optimizer; a resumed run keeps the one that it has."""
     comparison: Comparison
-    """With what the checkpoint depends on."""
+    """The differences from the checkpoint's record; none for a new run."""
 
 
 def _footing(
@@ -219,13 +226,13 @@ def _footing(
     splits: tuple[Split, Split],
     checkpoint: Checkpoint | None,
 ) -> _Footing:
-    """Rank 0: note what the run depends on, and tell what of it has changed since the checkpoint.
+    """Rank 0: collect what the run depends on and log what has changed since the checkpoint.
 
     Args:
-        choice: the optimizer that a new run would have.
+        choice: the optimizer that a new run would use.
 
     Raises:
-        UserError: a line for each change under which the run cannot go on; or it is over.
+        UserError: one line per change that prevents a resume, or the run is finished.
     """
     train, val = (samples_of(split.scan.labels, split.scan.source) for split in splits)
     now = depends_on(
@@ -247,16 +254,18 @@ def _footing(
     faults.raise_if_any()
     for line in comparison.notes:
         log.warning("%s", line)
+    # `auto` chooses by the number of steps; after a change of epochs or images it could switch the
+    # optimizer, whose moments would then be missing.
     if config.hyper.optimizer == "auto" and before.optimizer:
         now, choice = replace(now, optimizer=before.optimizer), OptimizerChoice(**before.optimizer)
     return _Footing(now.record(), choice, comparison)
 
 
 def _placed(progress: Progress, comparison: Comparison, schedule: Schedule) -> Progress:
-    """Where a run stands in what it goes on with, which may be other images than it had."""
+    """The position of a resumed run in its train set, whose images may have changed."""
     images, before = schedule.samples, comparison.images_before
     if before is None and not progress.fits(images, schedule.batch * schedule.accumulation):
-        log.warning("train has another number of images than it had: the epoch under way begins anew")
+        log.warning("the number of train images has changed: the current epoch starts over")
         progress = progress.among(images, None)
     elif before not in (None, images):
         progress = progress.among(images, before)
@@ -268,13 +277,14 @@ def _placed(progress: Progress, comparison: Comparison, schedule: Schedule) -> P
 def _make_engine(
     blueprint: Blueprint, config: RunConfig, choice: OptimizerChoice, ranks: Ranks, class_weights: Tensor | None
 ) -> tuple[Engine, list[str]]:
-    """The engine that the JSON asks for, and lines about it."""
+    """The engine that the JSON configures, and lines about it for the log."""
     if config.deepspeed.pipeline is not None:
         plan = plan_stages(blueprint, config, ranks)
         engine, note = build_stage(blueprint, plan, config, choice, ranks, class_weights)
         return engine, [*plan.lines, *([note] if note else [])]
     weights = None if config.resume else config.weights
     if weights is not None:
+        # Rank 0 reads the file first, so that a damaged one is reported once.
         ranks.main_first(lambda: read_pt(weights) and None)
     net, note = blueprint.whole(weights, by_name=config.hyper.cls_remap)
     engine = build_engine(net, config, choice, ranks, class_weights)
@@ -283,14 +293,14 @@ def _make_engine(
 
 
 def _share_cores(config: RunConfig, local_ranks: int) -> RunConfig:
-    """Fewer loader processes where ranks have fewer cores, and a line that says so."""
+    """Limit the loader processes to a rank's share of the cores, and note it for the log."""
     share = max(cores() // local_ranks, 1)
     if config.workers <= share:
         return config
     note = (
         f"--workers {config.workers}: a rank starts {share}, its share of this host's cores ({cores()} / {local_ranks})"
     )
-    # A run that goes on has the line already.
+    # The configuration of a resumed run already contains such a line.
     notes = tuple(one for one in config.notes if not one.startswith("--workers "))
     return replace(config, workers=share, notes=(*notes, note))
 
@@ -301,9 +311,13 @@ def cores() -> int:
 
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:
-    """Seed every generator alike on all ranks: weights start equal, and samples carry seeds of their own."""
+    """Seed every generator identically on all ranks, so that weights start equal.
+
+    Samples have seeds of their own and do not depend on this.
+    """
     seed_generators("run", seed)
-    torch.cuda.manual_seed_all(keyed_seed("cuda", seed) >> 1)  # noted until a GPU is first used; nothing without one
+    # torch keeps this seed until a GPU is first used, and ignores it without one.
+    torch.cuda.manual_seed_all(keyed_seed("cuda", seed) >> 1)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -311,7 +325,7 @@ def seed_everything(seed: int, *, deterministic: bool) -> None:
 
 
 def _prepare_folder(config: RunConfig, parameters: int) -> None:
-    """Make the run folder, and see that it can hold what the run will write."""
+    """Create the run folder, and check that its disk has room for what the run writes."""
     with writable(config.run_dir):
         (config.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         policy = config.deepspeed.own.checkpoint
@@ -319,27 +333,28 @@ def _prepare_folder(config: RunConfig, parameters: int) -> None:
 
 
 def _write_config(config: RunConfig, origin: Provenance) -> None:
-    """Note everything that decides the run, and what it runs on."""
+    """Write config.json: everything that determines the run, and the versions and devices."""
     with writable(config.run_dir):
         replace_text(config.run_dir / CONFIG_FILE, json.dumps(_as_dict(config, origin), indent=2))
 
 
 def _check_space(folder: Path, parameters: int, keep: int) -> None:
+    # One more than is kept: a new checkpoint is complete before an old one is removed.
     needed = parameters * BYTES_A_PARAMETER * (keep + 1)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
             f"{folder}: {free / 2**30:.2f} GiB are free, but {keep + 1} checkpoints of {parameters / 1e6:.1f} M "
-            f"parameters x {BYTES_A_PARAMETER} bytes take {needed / 2**30:.2f} GiB; free some, or choose another "
-            "--project"
+            f"parameters x {BYTES_A_PARAMETER} bytes need {needed / 2**30:.2f} GiB; free some space, or choose "
+            "another --project"
         )
 
 
 def _small_set(schedule: Schedule, ranks: int) -> list[str]:
-    """A line about a train set that is smaller than a batch, which ultralytics makes smaller then.
+    """A line about a train set that is smaller than a batch; ultralytics then shrinks the batch.
 
     Args:
-        ranks: that a batch is dealt to.
+        ranks: number of data-parallel ranks that share a batch.
     """
     samples, accumulation = schedule.samples, schedule.accumulation
     batch = max(samples - samples % ranks, ranks)
@@ -348,7 +363,7 @@ def _small_set(schedule: Schedule, ranks: int) -> list[str]:
     steps = math.ceil(schedule.total_samples / (schedule.batch * accumulation))
     return [
         f"{samples} train images are fewer than a batch of {schedule.batch}, so a batch spans epochs, and "
-        f"{schedule.epochs} epochs are about {steps} steps; for as many as ultralytics takes: --batch-size {batch} "
+        f"{schedule.epochs} epochs are about {steps} steps; for ultralytics' number use --batch-size {batch} "
         f"--set nbs={batch * accumulation}"
     ]
 
@@ -386,7 +401,7 @@ def _announce(
     progress: Progress,
     about: list[str],
 ) -> None:
-    """Say what is about to happen. Rank 0 alone."""
+    """Log what the run is about to do. Rank 0 only."""
     ds = config.deepspeed
     offload = " with offload" if ds.offload_optimizer or ds.offload_param else ""
     grid = f"{ds.pipeline.stages} stages x {ds.dp_size} replicas, " if ds.pipeline else ""
@@ -425,20 +440,20 @@ def _facts(config: RunConfig, ranks: Ranks, blueprint: Blueprint, train: Split) 
 
 
 def _unwatched(config: RunConfig, ranks: Ranks, environ: Mapping[str, str]) -> str | None:
-    """Of ranks on GPUs that nothing ends where one of them is lost."""
+    """A warning if nothing would end the ranks on GPUs after one of them is lost."""
     watched = config.deepspeed.own.watchdog.enabled or compat.torch_ends_lost_ranks(environ)
     if watched or ranks.size == 1 or ranks.device.type != "cuda":
         return None
     return (
-        'The watchdog is off ("yolods": {"watchdog": {"enabled": false}}): ranks wait for ever for one that is lost; '
-        "TORCH_NCCL_ASYNC_ERROR_HANDLING=3 has torch end them"
+        'The watchdog is off ("yolods": {"watchdog": {"enabled": false}}): ranks wait forever for a lost one; '
+        "with TORCH_NCCL_ASYNC_ERROR_HANDLING=3 torch ends them"
     )
 
 
 def _without_polygons(config: RunConfig, train: Split) -> str | None:
     if not config.hyper.copy_paste or any(len(label["segments"]) for label in train.scan.labels):
         return None
-    return f"copy_paste {config.hyper.copy_paste:g} is not used: not every box of the train set has a polygon"
+    return f"copy_paste {config.hyper.copy_paste:g} has no effect: not every box of the train set has a polygon"
 
 
 def _as_dict(config: RunConfig, origin: Provenance) -> dict[str, Any]:
@@ -446,7 +461,7 @@ def _as_dict(config: RunConfig, origin: Provenance) -> dict[str, Any]:
 
 
 def _layout_of(config: RunConfig, ranks: Ranks, schedule: Schedule) -> dict[str, Any]:
-    """What tells runs apart besides their hyper-parameters, for TensorBoard's HParams."""
+    """What distinguishes runs in addition to hyper-parameters, for TensorBoard's HParams."""
     ds = config.deepspeed
     return {
         "model": config.model,

@@ -1,4 +1,4 @@
-"""The .pt files of a run: weights/last.pt, best.pt and epochN.pt, which `ultralytics.YOLO()` loads."""
+"""The .pt files of a run, which `ultralytics.YOLO()` loads: last.pt, best.pt, epochN.pt."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from yolods.telemetry import Telemetry
 
 
 class WeightsWriter:
-    """Writes what rank 0 has gathered. What cannot be written leaves the earlier file whole, and ends no run."""
+    """Writes the weights on rank 0. A failed write keeps the earlier file and the run continues."""
 
     def __init__(self, config: RunConfig, blueprint: Blueprint, telemetry: Telemetry) -> None:
         """
         Args:
-            blueprint: of the model.
-            telemetry: hears of a disk that is full.
+            blueprint: the model.
+            telemetry: receives warnings, such as of a full disk.
         """
         self.blueprint = blueprint
         self.folder = config.run_dir / "weights"
@@ -40,13 +40,14 @@ class WeightsWriter:
         best_fitness: float | None,
         is_best: bool,
     ) -> None:
-        """Write last.pt, best.pt where it is, and epochN.pt where one is asked for.
+        """Write last.pt, best.pt if `is_best`, and epochN.pt if `save_period` is due.
 
         Args:
             weights: the moving average as a state_dict, fp32 on the CPU.
             epoch: from 0.
-            evaluation: of these weights; None: they were not judged.
-            best_fitness: of the run so far, this epoch included.
+            evaluation: the result of these weights; None if they were not evaluated.
+            best_fitness: the best of the run so far, this epoch included.
+            is_best: whether these weights become best.pt.
         """
         last = self.folder / "last.pt"
         try:
@@ -58,20 +59,20 @@ class WeightsWriter:
                     replace_copy(last, self.folder / f"epoch{epoch + 1}.pt")
         except (OSError, RuntimeError) as error:
             self._telemetry.event(
-                "weights", f"{self.folder} could not be written, the earlier files stay: {error}", warn=True
+                "weights", f"{self.folder} could not be written, the earlier files are kept: {error}", warn=True
             )
 
     def replace_best(self, weights: Mapping[str, Tensor], epoch: int, evaluation: Evaluation, fitness: float) -> None:
-        """Put other weights in the place of best.pt.
+        """Replace best.pt by other weights.
 
         Raises:
-            OSError, RuntimeError: they could not be written; the earlier file is left whole.
+            OSError, RuntimeError: they could not be written; the earlier file is intact.
         """
         with slowly("writing weights"):
             write_pt(self.best, self.blueprint.skeleton, weights, self._facts(epoch, evaluation, fitness))
 
     def _facts(self, epoch: int, evaluation: Evaluation | None, best_fitness: float | None) -> dict[str, Any]:
-        """What a .pt says of itself, under ultralytics' names."""
+        """The metadata of a .pt, under ultralytics' names."""
         return {
             "epoch": epoch,
             "best_fitness": best_fitness,
@@ -81,7 +82,7 @@ class WeightsWriter:
 
 
 def train_args(config: RunConfig) -> dict[str, Any]:
-    """What a .pt remembers of its training, under ultralytics' names."""
+    """The training arguments that a .pt contains, under ultralytics' names."""
     return {
         **config.hyper.as_ultralytics(),
         "task": "detect",

@@ -1,4 +1,4 @@
-"""Everything that can be known wrong of a training run before a process starts, all of it in one go."""
+"""Checks of a training run before any process starts; all faults are reported together."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ Tell = Callable[[str], object]
 
 
 def check_train(args: argparse.Namespace, world_size: int, device: str, tell: Tell | None = None) -> RunConfig:
-    """The run that was asked for. torch is imported only where the model or its weights have to be looked at.
+    """The configuration of the requested run. Imports torch only if the model or the weights need a
+    check.
 
     Args:
-        args: what `train` parsed, with the faults of its words.
-        world_size: ranks in all.
+        args: the parsed flags of `train`, with the faults found in them.
+        world_size: number of ranks.
         device: "cpu" or "cuda".
-        tell: called with a line before torch is imported, which takes a while.
+        tell: called with a line for the user before the import of torch, which takes seconds.
 
     Raises:
-        UserError: every fault of flags, JSON, data, model and weights, a line each.
+        UserError: all faults of flags, JSON, data, model and weights, one per line.
     """
     return build_run_config(args, world_size=world_size, device=device, check_files=partial(_check_files, tell=tell))
 
 
 def _check_files(config: RunConfig, faults: Faults, tell: Tell | None) -> None:
+    # With faults in flags or JSON, defaults replace the refused values; a check of the model
+    # against them would report faults that the user does not have.
     sound = not faults
     if config.resume:
         check_before_start(config, faults)
@@ -44,8 +47,9 @@ def _check_files(config: RunConfig, faults: Faults, tell: Tell | None) -> None:
 
         quiet_dependencies(logging.WARNING)
         if tell is not None:
-            tell(f"version {__version__}: looking at {'the model' if model else 'the weights'} before the start")
+            tell(f"version {__version__}: checking {'the model' if model else 'the weights'} before the start")
     if model:
+        # A faulty yaml is replaced by one class, so that the model's faults are reported too.
         names, channels = (("item",), 3) if spec is None else (class_names(spec, config.hyper), spec.channels)
         with faults.caught():
             _check_model(config, names, channels, sound, faults)
@@ -54,7 +58,7 @@ def _check_files(config: RunConfig, faults: Faults, tell: Tell | None) -> None:
 
 
 def _read_data(config: RunConfig, faults: Faults) -> DataSpec | None:
-    """What the data yaml says; None for the demo, and for a yaml that has faults."""
+    """The content of the data yaml; None for the demo, and for a yaml with faults."""
     if config.is_demo:
         if config.hyper.classes is not None:
             from yolods.data.demo import NAMES  # imports OpenCV
@@ -62,7 +66,7 @@ def _read_data(config: RunConfig, faults: Faults) -> DataSpec | None:
             with faults.caught():
                 check_classes(NAMES, config.data, config.hyper.classes)
         return None
-    if not (config.resume or config.data.is_file()):  # said of the flag
+    if not (config.resume or config.data.is_file()):  # reported with the flag
         return None
     with faults.caught():
         spec = read_spec(config.data)
@@ -72,10 +76,12 @@ def _read_data(config: RunConfig, faults: Faults) -> DataSpec | None:
 
 
 def _model_matters(config: RunConfig, sound: bool, faults: Faults) -> bool:
-    """Whether what was asked for can be wrong for a model: one of the user's own, frozen layers, stages.
+    """Whether the model needs a check: a yaml of the user, frozen layers or pipeline stages can be
+    wrong.
 
     Args:
-        sound: whether sizes, batch and layout are those that were asked for, and not defaults in their place.
+        sound: whether sizes, batch and layout are the user's, and not defaults that replace faulty
+            values.
     """
     with faults.caught():
         own = parse_name(config.model).yaml is not None
@@ -97,7 +103,7 @@ def _check_model(config: RunConfig, names: tuple[str, ...], channels: int, sound
 
 
 def _weights_matter(config: RunConfig) -> bool:
-    """Whether there are weights to read; that a file is not there is said of the flag."""
+    """Whether there are weights to read; a missing file is reported with the flag."""
     return not config.resume and config.weights is not None and config.weights.is_file()
 
 

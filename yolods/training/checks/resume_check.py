@@ -1,7 +1,9 @@
-"""What a checkpoint depends on, beside what the run that would go on from it has: refused, told, or equal.
+"""Compares what a checkpoint depends on with the run that would resume it: a difference is refused
+or reported.
 
-Every checkpoint carries such a record in its model.json. A launcher compares what it can know before it starts a
-process, and rank 0 all of it before anything is built. Needs neither torch nor ultralytics.
+Every checkpoint contains such a record in its model.json. The launcher compares what it can read
+before it starts a process; rank 0 compares all of it before anything is built. Needs neither torch
+nor ultralytics.
 """
 
 from __future__ import annotations
@@ -27,17 +29,17 @@ from yolods.system.humanize import plural
 from yolods.system.versions import versions
 
 SETTLED = ("seed", "optimizer", "freeze", "single_cls", "classes", "fraction")
-"""Hyper-parameters that decide what a checkpoint's state means, or for which sample a position in the stream stands."""
+"""Hyper-parameters that give meaning to a checkpoint's state or position; they must not change."""
 _TOLD = {
-    "batch": "a batch has {} images, and had {}: those of a step stay",
-    "epochs": "the run is for {} epochs, and was for {}: learning rates follow the new number",
+    "batch": "a batch has {} images instead of {}: the images per step do not change",
+    "epochs": "the run has {} epochs instead of {}: learning rates follow the new number",
 }
 _ABOUT: Mapping[Change, str] = {
-    "content": "but other ones, or with other boxes: the run goes on in its epoch with those that are there",
-    "order": "but in another order: what is left of the epoch under way may show some of them twice and others not at "
-    "all, and from the next epoch on each is shown once",
-    "names": "and in the same order, but under other names: the run goes on exactly",
-    "times": "of the same sizes and with the same boxes, but written anew: if only copied, the run goes on exactly",
+    "content": "but different ones, or with different boxes: the run continues its epoch with the present ones",
+    "order": "but in another order: the rest of the current epoch may show some of them twice and others not at "
+    "all; from the next epoch on, each is shown once",
+    "names": "and in the same order, but under other names: the run continues exactly",
+    "times": "of the same sizes and with the same boxes, but rewritten: if only copied, the run continues exactly",
 }
 RECORD = "depends"
 """The record's key in model.json."""
@@ -47,29 +49,30 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Depends:
-    """What a checkpoint depends on. What is None or empty is not known: by an older yolods, or not yet."""
+    """What a checkpoint depends on. None or empty: unknown to an older yolods, or not read yet."""
 
     names: tuple[str, ...] | None = None
     """Class names in the order of their ids."""
     architecture: Facts | None = None
-    """The model's layers, class count and channels, as it is built from."""
+    """The model's layers, class count and channels, from which it is built."""
     settings: Facts = field(default_factory=dict)
-    """model, imgsz, epochs, batch (images a forward pass) and step (images an optimizer step)."""
+    """model, imgsz, epochs, batch (images per forward pass), step (images per optimizer step)."""
     hyper: Facts = field(default_factory=dict)
     """Every hyper-parameter."""
     optimizer: Facts = field(default_factory=dict)
-    """The optimizer that trains, also where `auto` chose it: name, lr, momentum, warmup_bias_lr, arguments."""
+    """The optimizer, also if `auto` chose it: name, lr, momentum, warmup_bias_lr, arguments."""
     train: Samples | None = None
     """The training images."""
     val: Samples | None = None
     """The validation images."""
     versions: Facts = field(default_factory=dict)
-    """Of what computes."""
+    """Versions of the packages that compute."""
 
     def record(self) -> dict[str, Any]:
-        """For model.json, which has the names and the architecture already."""
+        """The entry in model.json, which already has the names and the architecture."""
         kept = {key: dict(getattr(self, key)) for key in ("settings", "hyper", "optimizer", "versions")}
         splits = {key: None if value is None else value.as_dict() for key, value in self._splits.items()}
+        # Through JSON, so that tuples are lists, as in a record that was read from a file.
         return json.loads(json.dumps({**kept, **splits}))
 
     @property
@@ -78,29 +81,29 @@ class Depends:
 
     @property
     def is_whole(self) -> bool:
-        """Whether a yolods that keeps such records wrote it."""
+        """Whether the record is complete; older versions of yolods wrote none."""
         return bool(self.versions)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out."""
+    """The differences between a checkpoint and the run that resumes it."""
 
     faults: tuple[str, ...] = ()
-    """A line for each difference under which going on would be wrong."""
+    """One line per difference that prevents a resume."""
     notes: tuple[str, ...] = ()
-    """A line for each other difference."""
+    """One line per other difference."""
     images_before: int | None = None
-    """Training images that the checkpoint's position counts by; None: it does not say."""
+    """Number of training images that the checkpoint's position refers to; None if unknown."""
     judged_on_others: bool = False
     """Whether the best fitness was measured on other validation images."""
 
 
 def depends_on(config: RunConfig, **known: Any) -> Depends:
-    """What a run's checkpoints depend on, as far as its configuration says.
+    """What a run's checkpoints depend on, as far as its configuration tells.
 
     Args:
-        known: further fields of `Depends`.
+        known: other fields of `Depends`.
     """
     settings = {
         "model": config.model,
@@ -113,10 +116,11 @@ def depends_on(config: RunConfig, **known: Any) -> Depends:
 
 
 def read_depends(model: Facts) -> Depends:
-    """The record in a checkpoint's model.json; of an older yolods, what else the file says.
+    """The record in a checkpoint's model.json; without one (an older yolods), what `train_args`
+    tells.
 
     Args:
-        model: the file's content.
+        model: the content of model.json.
     """
     record = model.get(RECORD)
     basic = Depends(names=tuple(model["names"]), architecture=dict(model["architecture"]))
@@ -130,11 +134,11 @@ def read_depends(model: Facts) -> Depends:
 
 
 def compare(before: Depends, now: Depends, run: Path, data: Path) -> Comparison:
-    """Hold a run beside the checkpoint that it is to go on from.
+    """Compare a run with the checkpoint that it resumes.
 
     Args:
-        before: of the checkpoint.
-        now: of the run; what is not known yet is not compared.
+        before: the checkpoint's record.
+        now: the run's; fields that are not known yet are not compared.
         run: the run's folder, for messages.
         data: the data yaml, for messages.
     """
@@ -144,31 +148,33 @@ def compare(before: Depends, now: Depends, run: Path, data: Path) -> Comparison:
     _compare_settings(before, now, run, faults, notes)
     if not before.is_whole:
         notes.add(
-            f"{run}: its checkpoint is of an older yolods and does not say by which images, optimizer and versions it "
-            "was made: whether they are the same is not known"
+            f"{run}: its checkpoint was written by an older yolods and does not record the images, optimizer and "
+            "versions: changes of these cannot be detected"
         )
     _compare_train(before, now, notes)
     judged_on_others = _compare_val(before, now, notes)
     for package, number in now.versions.items():
         if (had := before.versions.get(package, number)) != number:
-            notes.add(f"{package} is {number}, and was {had}: the run goes on, but not bit for bit as it would have")
+            notes.add(f"{package} is {number} instead of {had}: the run continues, but not bit for bit")
     images_before = None if before.train is None else before.train.count
     return Comparison(tuple(faults), tuple(notes), images_before, judged_on_others)
 
 
 def check_before_start(config: RunConfig, faults: Faults) -> None:
-    """Refuse a resume that ranks would refuse, by what lies beside the newest checkpoint.
+    """Refuse in the launcher what ranks would refuse at a resume, using the newest checkpoint's
+    JSON files.
 
     Args:
-        config: of the run to go on with.
-        faults: takes a line for each thing that has changed and under which the run cannot go on; or that it is over.
+        config: the run to resume.
+        faults: receives one line per change that prevents a resume, or the line that the run is
+            finished.
     """
     folder = config.run_dir / "checkpoints"
     if not names_in(folder, config.run):
         faults.add(nothing_in(folder))
         return
     left = _left_in(folder, config.run)
-    if left is None:  # ranks look for another one
+    if left is None:  # damaged: ranks search for an earlier one, with checksums
         return
     before, progress = left
     if is_over(config, progress["step"], progress["epochs_done"]):
@@ -178,7 +184,7 @@ def check_before_start(config: RunConfig, faults: Faults) -> None:
 
 
 def _known(config: RunConfig) -> Facts:
-    """Names and layers, as far as files tell them that can be read; where one cannot, that is said elsewhere."""
+    """Class names and layers, if the files can be read; an unreadable one is reported elsewhere."""
     if config.is_demo:
         return {}
     with suppress(UserError):
@@ -189,19 +195,19 @@ def _known(config: RunConfig) -> Facts:
 
 
 def is_over(config: RunConfig, step: int, epochs_done: int) -> bool:
-    """Whether the run has nothing left to do after a step, its last words included."""
+    """Whether the run has nothing left to do after this step, its final validation included."""
     end = end_of(config.run_dir / "checkpoints")
     over = end is not None and (end.run, end.step, end.status) == (config.run, step, 0)
     return over and epochs_done >= config.epochs
 
 
 def finished(config: RunConfig) -> str:
-    """The line about a run that is over."""
-    return f"--resume: {config.run_dir} has finished its {config.epochs} epochs; give more by --epochs to go on"
+    """The message about a finished run."""
+    return f"--resume: {config.run_dir} has finished its {config.epochs} epochs; use a larger --epochs to continue"
 
 
 def _left_in(folder: Path, run: str) -> tuple[Depends, Facts] | None:
-    """What the newest checkpoint depends on, and its progress; None where it is damaged, or another run's."""
+    """Record and progress of the newest checkpoint; None if it is damaged or another run's."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         newest = folder / (folder / LATEST).read_text(encoding="utf-8").strip()
         model, progress = (parse_json((newest / name).read_bytes()) for name in (MODEL, PROGRESS))
@@ -215,13 +221,13 @@ def _compare_names(before: Depends, now: Depends, run: Path, data: Path, faults:
         return
     what = difference(before.names, now.names)
     had, has = both(before.names, now.names)
-    remedy = f"put the names back, or start another run from these weights: --weights {run}/weights/last.pt"
+    remedy = f"restore the names, or start a new run from these weights: --weights {run}/weights/last.pt"
     if what == "count":
-        faults.add(f"{data} names {has}, but the run in {run} has {had}: its class head has another size; {remedy}")
+        faults.add(f"{data} names {has}, but the run in {run} has {had}: the class head has another size; {remedy}")
     elif what == "order":
         faults.add(f"{data} names {has}, but the run in {run} has {had}: the same names have other ids; {remedy}")
     elif what == "names":
-        notes.add(f"{data} names {has}, and named {had}: the run goes on under the new names; ids and labels count")
+        notes.add(f"{data} names {has} instead of {had}: the run continues with the new names; only ids matter")
 
 
 def _compare_models(before: Depends, now: Depends, run: Path, faults: Faults) -> None:
@@ -232,15 +238,18 @@ def _compare_models(before: Depends, now: Depends, run: Path, faults: Faults) ->
             return
         where, was, is_now = apart
         faults.add(
-            f"the model {has} has {shown(is_now)} as its {where}, but that of the run in {run} has {shown(was)}; "
-            f"put it back, or start another run from these weights: --weights {run}/weights/last.pt"
+            f"the model {has} has {shown(is_now)} as its {where}, but the model of the run in {run} has {shown(was)}; "
+            f"restore it, or start a new run from these weights: --weights {run}/weights/last.pt"
         )
     elif had is not None and had != has:
         faults.add(_edited("model", has, had, run))
 
 
 def _first_difference(had: Any, has: Any, where: str = "") -> tuple[str, Any, Any] | None:
-    """The first place in which two architectures differ; how many classes they have is told by their names."""
+    """The first place where two architectures differ: (place, before, now), or None.
+
+    The number of classes is ignored, because the comparison of class names reports it.
+    """
     if isinstance(had, Mapping) and isinstance(has, Mapping):
         for key in dict.fromkeys([*had, *has]):
             if key not in ("nc", "names") and (apart := _first_difference(had.get(key), has.get(key), str(key))):
@@ -256,7 +265,7 @@ def _first_difference(had: Any, has: Any, where: str = "") -> tuple[str, Any, An
 
 
 def _compare_settings(before: Depends, now: Depends, run: Path, faults: Faults, notes: Faults) -> None:
-    for key, what in (("imgsz", "imgsz"), ("step", "images a step")):
+    for key, what in (("imgsz", "imgsz"), ("step", "images per step")):
         if before.settings.get(key, now.settings.get(key)) != now.settings.get(key):
             faults.add(_edited(what, now.settings[key], before.settings[key], run))
     for key, what in _TOLD.items():
@@ -268,7 +277,7 @@ def _compare_settings(before: Depends, now: Depends, run: Path, faults: Faults, 
         if key in SETTLED:
             faults.add(_edited(key, has, had, run))
         else:
-            notes.add(f"{key} is {shown(has)}, and was {shown(had)}: the run goes on with {shown(has)}")
+            notes.add(f"{key} is {shown(has)} instead of {shown(had)}: the run continues with {shown(has)}")
     _compare_optimizers(before, now, notes)
 
 
@@ -278,42 +287,42 @@ def _compare_optimizers(before: Depends, now: Depends, notes: Faults) -> None:
         return
     if now.hyper["optimizer"] == "auto" and had != has:
         one, other = (f"{each['name']} at {each['lr']:g}" for each in (has, had))
-        notes.add(f"optimizer=auto would stand for {one} by now, and stood for {other}: the run goes on with {other}")
+        notes.add(f"optimizer=auto would now choose {one}, and chose {other} before: the run continues with {other}")
     elif had["arguments"] != has["arguments"]:
         one, other = (shown(each["arguments"]) for each in (has, had))
-        notes.add(f"{has['name']} has the arguments {one}, and had {other}: the run goes on with the new ones")
+        notes.add(f"{has['name']} has the arguments {one} instead of {other}: the run continues with the new ones")
 
 
 def _edited(what: str, has: Any, had: Any, run: Path) -> str:
     return (
-        f"{what} is {shown(has)}, but the checkpoint of the run in {run} was made with {shown(had)}; put that back to "
-        "go on with the run, or start another"
+        f"{what} is {shown(has)}, but the checkpoint of the run in {run} was made with {shown(had)}; restore that to "
+        "continue the run, or start a new one"
     )
 
 
 def _compare_train(before: Depends, now: Depends, notes: Faults) -> None:
-    """Tell of other training images."""
+    """Note changes of the training images."""
     if before.train is None or now.train is None or not (what := now.train.change_from(before.train)):
         return
     had, has = before.train.count, now.train.count
     if what == "count":
         notes.add(
-            f"train has {plural(has, 'image')}, and had {had}: the epochs behind count as they are, the one under way "
-            f"begins anew, and from here on an epoch is {plural(has, 'image')}"
+            f"train has {plural(has, 'image')} instead of {had}: the completed epochs count, the current one "
+            f"starts over, and from here on an epoch has {plural(has, 'image')}"
         )
     else:
         notes.add(f"train has {plural(has, 'image')} as before, {_ABOUT[what]}")
 
 
 def _compare_val(before: Depends, now: Depends, notes: Faults) -> bool:
-    """Tell of other validation images; whether metrics can no longer be compared."""
+    """Note changes of the validation images; True if metrics can no longer be compared."""
     if before.val is None or now.val is None or not (what := now.val.change_from(before.val)):
         return False
     if what not in ("count", "content"):
         return False
     had, has = before.val.count, now.val.count
-    which = f"has {plural(has, 'image')}, and had {had}"
+    which = f"has {plural(has, 'image')} instead of {had}"
     if what == "content":
-        which = f"has {plural(has, 'image')} as before, but other ones"
-    notes.add(f"val {which}: metrics cannot be compared with those of earlier epochs, so the best is chosen anew")
+        which = f"has {plural(has, 'image')} as before, but different ones"
+    notes.add(f"val {which}: metrics cannot be compared with earlier epochs, so the best epoch is reset")
     return True
