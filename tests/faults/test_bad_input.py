@@ -212,9 +212,7 @@ def test_an_evaluation_does_not_write_over_a_training_run(preflight):
     Path("a.pt").touch()
     words = ("val", "--weights", "a.pt", "--data", "data/tiny.yaml", "--name", "exp", "--exist-ok")
     shown, weights = preflight(*words)
-    assert shown.startswith(
-        "error: --exist-ok: runs/exp is the folder of a training run and would be overwritten"
-    )
+    assert shown.startswith("error: --exist-ok: runs/exp is the folder of a training run and would be overwritten")
     assert weights.startswith("error: --weights a.pt: ")
 
 

@@ -80,8 +80,7 @@ def test_better_statistics_are_written_and_the_file_is_read_again() -> None:
     assert run.written == [(3, 0.600001, 0.6)]
     assert run.excluded == ["a.jpg"]
     assert run.said[0] == (
-        "BatchNorm's statistics over 7 train images without augmentation: mAP50-95 0.50000 -> 0.60000, "
-        "used in best.pt"
+        "BatchNorm's statistics over 7 train images without augmentation: mAP50-95 0.50000 -> 0.60000, used in best.pt"
     )
 
 

@@ -148,8 +148,7 @@ def test_other_validation_images_begin_the_search_for_the_best_anew(run, tmp_pat
     found = compared(whole(run, tmp_path), whole(run, tmp_path, val=now))
     assert found.judged_on_others
     assert found.notes == (
-        "val has 1 image instead of 2: metrics cannot be compared with earlier epochs, so the best epoch is "
-        "reset",
+        "val has 1 image instead of 2: metrics cannot be compared with earlier epochs, so the best epoch is reset",
     )
 
 

@@ -310,8 +310,7 @@ def test_images_that_are_named_twice_or_are_in_both_splits_are_said(yaml):
     alone = len(list((yaml.parent / "images/train").iterdir()))
     assert len(train.labels) == 2 * alone + len(val.labels)
     assert train.warnings == [
-        f"train: its sources name images again {alone} times; "
-        "each image counts as often as it is named"
+        f"train: its sources name images again {alone} times; each image counts as often as it is named"
     ]
     count = len(val.labels)
     assert in_both(train, val) == f"{count} of {count} val images are train images as well: metrics will be too good"

@@ -182,9 +182,7 @@ def in_both(train: Scan, val: Scan) -> str:
     count = sum(place_of(val.source.place(label["im_file"])) in trained for label in val.labels)
     if not count:
         return ""
-    return (
-        f"{count} of {len(val.labels)} {val.split} images are {train.split} images as well: metrics will be too good"
-    )
+    return f"{count} of {len(val.labels)} {val.split} images are {train.split} images as well: metrics will be too good"
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:

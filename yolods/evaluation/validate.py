@@ -73,8 +73,7 @@ def check_val_arguments(args: argparse.Namespace) -> ValRequest:
     folder = _folder(args, faults)
     if args.exist_ok and (folder / CONFIG_FILE).exists():
         faults.add(
-            f"--exist-ok: {folder} is the folder of a training run and would be overwritten; choose "
-            "another --name"
+            f"--exist-ok: {folder} is the folder of a training run and would be overwritten; choose another --name"
         )
     read = read_hyper(None, args.set or [], faults)
     hyper = read.hyper

@@ -87,9 +87,7 @@ class Restarts:
         step = newest_step(self._run_dir, self._run)
         where = "the beginning" if step is None else f"step {step}"
         # With `_tell`, the launcher that claimed the folder reads the failures.
-        failures = (
-            read_failures(self._run_dir, self._start_id) if self._tell is None else set()
-        )
+        failures = read_failures(self._run_dir, self._start_id) if self._tell is None else set()
         taken = any(failure.port_taken for failure in failures)
         if not taken and (same := self._known(step, status, failures)):
             name = next(f" with the same {each.type}" if each else "" for each in same)
