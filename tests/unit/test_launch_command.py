@@ -285,7 +285,7 @@ def test_hostfile_by_variable():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--num_gpus", "two"], "--num_gpus is 'two': it has to be a whole number"),
+        (["--num_gpus", "two"], "--num_gpus is 'two': it must be a whole number"),
         (["--hostfile"], "--hostfile: expected one argument"),
         (["--launcher", "rsh"], "--launcher: invalid choice: 'rsh'"),
     ],
@@ -387,5 +387,5 @@ def test_flags_for_other_hosts_that_a_local_start_does_not_use_are_said(flags, u
 
 @pytest.mark.parametrize("flag", ["--hostfile", "--include", "--num_gpus", "--master_addr"])
 def test_an_empty_flag_of_the_launcher_is_not_taken_for_this_machine_or_for_all_hosts(flag):
-    with pytest.raises(UserError, match=f"^{flag} is empty: is a variable of the shell not set"):
+    with pytest.raises(UserError, match=f"^{flag} is empty: is a shell variable unset"):
         split_words(["train", flag, "", "--data", "x"])
