@@ -242,7 +242,7 @@ def test_a_disk_that_fills_later(runs):
 def test_a_folder_that_cannot_be_written(runs):
     (line,) = errors_of(runs, "folder")
     place = runs.root / "sound" / "tiny.yaml" / "runs"
-    assert line == f"{place}/folder cannot be written: Not a directory; choose another place by --project"
+    assert line == f"cannot write to {place}/folder: Not a directory; choose another folder with --project"
 
 
 def test_weights_whose_pickle_is_cut_short(runs):

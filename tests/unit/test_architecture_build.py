@@ -92,13 +92,13 @@ def test_channels_reach_the_first_convolution():
             "--model yolov5k: unknown model (did you mean 'yolov5x'?); use yolov5n, s, m, l, x (with 6 for four "
             "levels), yolov5[depth,width], or a model yaml",
         ),
-        ("yolov5[0,1]", "--model yolov5[0,1]: depth 0 and width 1 have to lie in (0, 16]"),
-        ("yolov5[1,99]", "--model yolov5[1,99]: depth 1 and width 99 have to lie in (0, 16]"),
+        ("yolov5[0,1]", "--model yolov5[0,1]: depth 0 and width 1 must be in (0, 16]"),
+        ("yolov5[1,99]", "--model yolov5[1,99]: depth 1 and width 99 must be in (0, 16]"),
         (
             "mine.yaml",
-            "--model mine.yaml: no such file, and not a size of the zoo (yolov5n.yaml .. yolov5x6.yaml)",
+            "--model mine.yaml: no such file, and not a model of ultralytics (yolov5n.yaml .. yolov5x6.yaml)",
         ),
-        ("best.pt", "--model best.pt: give weights by --weights best.pt; --model names an architecture"),
+        ("best.pt", "--model best.pt: use --weights best.pt for weights; --model names an architecture"),
     ],
 )
 def test_bad_names(name, line):
@@ -202,18 +202,18 @@ def test_a_fault_of_a_model_yaml_names_its_layer_and_is_not_pythons_words(tmp_pa
 @pytest.mark.parametrize(
     ("before", "after", "line"),
     [
-        ("Conv, [64, 3, 2]], [", "Conv, [x, 3, 2]], [", "0 (Conv): its c2 is 'x': it has to be a whole number of at"),
-        ("Conv, [64, 3, 2]], [", "Conv, [64, 0, 2]], [", "0 (Conv): its k is 0: it has to be a whole number of at"),
-        ("Conv, [64, 3, 2]], [", "Conv, [64, 3, -2]], [", "0 (Conv): its s is -2: it has to be a whole number of at"),
+        ("Conv, [64, 3, 2]], [", "Conv, [x, 3, 2]], [", "0 (Conv): its c2 is 'x': it must be a whole number of at"),
+        ("Conv, [64, 3, 2]], [", "Conv, [64, 0, 2]], [", "0 (Conv): its k is 0: it must be a whole number of at"),
+        ("Conv, [64, 3, 2]], [", "Conv, [64, 3, -2]], [", "0 (Conv): its s is -2: it must be a whole number of at"),
         (
             "Conv, [64, 3, 2]], [",
             "Conv, [64, 3, 2, x]], [",
-            "0 (Conv): its p is 'x': it has to be a whole number of at",
+            "0 (Conv): its p is 'x': it must be a whole number of at",
         ),
         ("Conv, [64, 3, 2]], [", "Conv, []], [", "0 (Conv) lacks c2: its arguments are [c2, k, s, p, g, d, act]"),
-        ("[[1], 1, Detect", "[1, 1, C3, [64, 1]], [[2], 1, Detect", "2 (C3): its shortcut is 1: it has to be true or"),
+        ("[[1], 1, Detect", "[1, 1, C3, [64, 1]], [[2], 1, Detect", "2 (C3): its shortcut is 1: it must be true or"),
         ("[[1], 1, Detect", "[1, 1, nn.Upsample, [None, 2, x]], [[2], 1, Detect", "2 (nn.Upsample): its mode is 'x'"),
-        ("[[1], 1, Detect", "[[0, 1], 1, Concat, [9]], [[2], 1, Detect", "2 (Concat): its dimension is 9: it has to"),
+        ("[[1], 1, Detect", "[[0, 1], 1, Concat, [9]], [[2], 1, Detect", "2 (Concat): its dimension is 9: it must"),
         ("Detect, [nc]", "Detect, []", "2 (Detect) lacks nc: its arguments are [nc]"),
         ("Detect, [nc]", "Detect, [nc, 16]", "2 (Detect) has 2 arguments, but takes 1: [nc]"),
         ("Conv, [64, 3, 2]], [", "Conv, [64, 3, 2, 1, 5]], [", "0 (Conv [64, 3, 2, 1, 5]): ValueError: in_channels"),

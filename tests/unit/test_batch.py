@@ -50,17 +50,17 @@ def test_what_is_open_follows_from_the_rest(block, batch_size, expected):
 @pytest.mark.parametrize(
     ("block", "batch_size", "fault"),
     [
-        ({}, 18, "--batch-size 18 cannot be dealt to 4 ranks: 18 / 4 = 4.50; use 16 or 20"),
-        ({}, 3, "--batch-size 3 cannot be dealt to 4 ranks: 3 / 4 = 0.75; use 4"),
-        ({MICRO: 2}, 16, f"ds: {MICRO} 2 x 4 ranks = 8, but --batch-size says 16; "),
-        ({TRAIN: 50}, None, f"ds: {TRAIN} 50 / (4 ranks) = 12.50 is not whole; use 48 or 52"),
-        ({TRAIN: 50, ACCUMULATION: 2}, None, f"ds: {TRAIN} 50 / ({ACCUMULATION} 2 x 4 ranks) = 6.25 is not whole"),
+        ({}, 18, "--batch-size 18 cannot be divided evenly among 4 ranks: 18 / 4 = 4.50; use 16 or 20"),
+        ({}, 3, "--batch-size 3 cannot be divided evenly among 4 ranks: 3 / 4 = 0.75; use 4"),
+        ({MICRO: 2}, 16, f"ds: {MICRO} 2 x 4 ranks = 8, but --batch-size is 16; "),
+        ({TRAIN: 50}, None, f"ds: {TRAIN} 50 / (4 ranks) = 12.50 is not an integer; use 48 or 52"),
+        ({TRAIN: 50, ACCUMULATION: 2}, None, f"ds: {TRAIN} 50 / ({ACCUMULATION} 2 x 4 ranks) = 6.25 is not an integer"),
         (
             {TRAIN: 50, MICRO: 4, ACCUMULATION: 3},
             None,
             f"ds: {TRAIN} 50 != {MICRO} 4 x {ACCUMULATION} 3 x 4 ranks = 48",
         ),
-        ({TRAIN: 64, ACCUMULATION: 2}, 16, f"ds: {TRAIN} 64 / {ACCUMULATION} 2 = 32 images a forward pass, but "),
+        ({TRAIN: 64, ACCUMULATION: 2}, 16, f"ds: {TRAIN} 64 / {ACCUMULATION} 2 = 32 images per forward pass, but "),
     ],
 )
 def test_what_does_not_multiply_out_is_told_with_the_arithmetic(block, batch_size, fault):
@@ -76,7 +76,7 @@ BEFORE = BatchPlan(micro=4, accumulation=4, accumulation_auto=True, dp_size=4)
 def test_a_run_that_is_resumed_on_other_ranks_keeps_its_images_per_step(ranks, expected):
     made, faults = plan({}, ranks=ranks, before=BEFORE)
     if expected is None:  # 16 images a pass do not reach 32 ranks
-        assert faults and "cannot be dealt to 32 ranks" in faults[0]
+        assert faults and "cannot be divided evenly among 32 ranks" in faults[0]
     else:
         assert not faults and (made.micro, made.accumulation) == expected
         assert made.train_batch == BEFORE.train_batch

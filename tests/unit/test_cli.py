@@ -177,8 +177,8 @@ def doctor(monkeypatch):
         ('{"foo": 1}', 'ds.json: unknown key "foo"'),
         ('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 1}}', "the CPU backend has no fp16"),
         ('{"pipeline": {"stages": 4}}', '"pipeline".stages 4 does not divide 2 ranks'),
-        ('{"train_batch_size": 3}', "train_batch_size 3 / (2 ranks) = 1.50 is not whole"),
-        ('{"zero_optimization": {"offload_optimizer": "cpu"}}', "it has to be an object"),
+        ('{"train_batch_size": 3}', "train_batch_size 3 / (2 ranks) = 1.50 is not an integer"),
+        ('{"zero_optimization": {"offload_optimizer": "cpu"}}', "it must be an object"),
     ],
 )
 def test_doctor_does_not_pass_a_json_that_train_refuses(tmp_path, monkeypatch, doctor, text, told):
@@ -189,7 +189,7 @@ def test_doctor_does_not_pass_a_json_that_train_refuses(tmp_path, monkeypatch, d
 
 
 def test_doctor_leaves_the_batch_to_the_start(tmp_path, monkeypatch, doctor):
-    """16 images, the default of --batch-size, cannot be dealt to 5 ranks; others can."""
+    """16 images, the default of --batch-size, cannot be divided evenly among 5 ranks; others can."""
     monkeypatch.chdir(tmp_path)
     Path("ds.json").write_text('{"gradient_accumulation_steps": 2, "zero_optimization": {"offload_optimizer": null}}')
     assert doctor("--num_gpus", "5", "--deepspeed_config", "ds.json")[0] == 0

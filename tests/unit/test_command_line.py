@@ -34,19 +34,22 @@ def test_sound_words_have_no_fault():
     ("words", "expected"),
     [
         ("--epochs", ["--epochs: expected one argument"]),
-        ("--epochs many --imgsz 6.5", ["--epochs is 'many'", "--imgsz is '6.5': it has to be a whole number"]),
-        ("--multi-scale wide", ["--multi-scale is 'wide': it has to be a number"]),
+        ("--epochs many --imgsz 6.5", ["--epochs is 'many'", "--imgsz is '6.5': it must be a whole number"]),
+        ("--multi-scale wide", ["--multi-scale is 'wide': it must be a number"]),
         ("--xyzzy 3 4 --epochs 2", ["unknown flag --xyzzy"]),
         (
             "--mosaic 1 --mosaik 1",
             ["--mosaic: a hyper-parameter", "--mosaik: unknown (did you mean the hyper"],
         ),
-        ("--pose 1", ["--pose: not taken: it belongs to pose estimation"]),
+        ("--pose 1", ["--pose: not supported: it is for pose estimation"]),
         ("--optimizer", ["--optimizer: expected one argument"]),
-        ("x.yaml", ["'x.yaml' belongs to no flag"]),
-        ("data=x.yaml lr0=1 what=2", ["data=x.yaml: flags are written with dashes", "lr0=1: a hyper", "what=2: flags"]),
-        ("--amp --adam", ["--amp is not taken: precision is in", "--adam is not taken: use --optimizer Adam"]),
-        ("--nproc_per_node 4 --fp16", ["--nproc_per_node: ranks per host are", "--fp16: precision is in"]),
+        ("x.yaml", ["unexpected 'x.yaml'"]),
+        ("data=x.yaml lr0=1 what=2", ["data=x.yaml: write flags with dashes", "lr0=1: a hyper", "what=2: write flags"]),
+        (
+            "--amp --adam",
+            ["--amp is not supported: set the precision in", "--adam is not supported: use --optimizer Adam"],
+        ),
+        ("--nproc_per_node 4 --fp16", ["--nproc_per_node: use --num_gpus of", "--fp16: set the precision in"]),
         ("-x 3", ["unknown flag -x"]),
     ],
 )
@@ -91,10 +94,10 @@ def test_words_that_are_refused_as_a_whole_leave_every_flag_at_its_default():
 @pytest.mark.parametrize(
     ("word", "line"),
     [
-        ("resume=True", "resume=True: flags are written with dashes here: --resume"),
-        ("exist_ok=true", "exist_ok=true: flags are written with dashes here: --exist-ok"),
-        ("exist_ok=False", "exist_ok=False: leave --exist-ok out"),
-        ("device=0", "device=0: --device is not taken: the launcher picks devices"),
+        ("resume=True", "resume=True: write flags with dashes: --resume"),
+        ("exist_ok=true", "exist_ok=true: write flags with dashes: --exist-ok"),
+        ("exist_ok=False", "exist_ok=False: omit --exist-ok"),
+        ("device=0", "device=0: --device is not supported: choose devices with the launcher's"),
     ],
 )
 def test_advice_about_an_assignment_is_not_refused_in_its_turn(word, line):
@@ -111,7 +114,7 @@ def test_a_flag_that_is_like_none_gets_no_hint(flag):
 def test_an_empty_value_is_no_choice_and_is_said_to_be_empty(words):
     found = parser().read([*words, "--imgsz", "64"])
     (line,) = found.faults
-    assert line == f"{words[0].rstrip('=')} is empty: is a variable of the shell not set?"
+    assert line == f"{words[0].rstrip('=')} is empty: is a shell variable unset?"
     assert (found.data, found.hyp, found.epochs, found.imgsz) == (None, None, None, 64)
 
 

@@ -118,7 +118,7 @@ def test_every_hyper_flag_is_a_hyper_parameter():
 
 @pytest.mark.parametrize("flag", ["--device", "--adam", "--rect", "--evolve", "--label-smoothing", "--amp"])
 def test_flags_that_are_not_taken_say_why(flag):
-    with pytest.raises(UserError, match=f"^{flag} is not taken: .{{15}}"):
+    with pytest.raises(UserError, match=f"^{flag} is not supported: .{{15}}"):
         parse("--data", "demo", flag, "1")
 
 
@@ -151,7 +151,7 @@ def test_the_jsons_optimizer_is_in_the_hyper_parameters():
     Path("hyp.yaml").write_text("lr0: 0.1\n")
     config = build("--data", "demo", "--deepspeed_config", file, "--hyp", "hyp.yaml")
     assert (config.hyper.optimizer, config.hyper.lr0, config.hyper.momentum) == ("SGD", 0.3, 0.5)
-    assert config.notes == ("lr0 is 0.3 from ds.json; hyp.yaml line 1: lr0 says 0.1",)
+    assert config.notes == ("lr0 is 0.3 from ds.json, which overrides 0.1 from hyp.yaml line 1: lr0",)
 
 
 def test_every_source_says_its_faults_at_once():
@@ -160,35 +160,38 @@ def test_every_source_says_its_faults_at_once():
     words = f"--data no.yaml --hyp hyp.yaml --deepspeed_config {file} --set lr0=9 --batch-size 6 --imgsz 100 --name a/b"
     assert faults_of(*words.split(), "--weights", "no.pt") == [
         "hyp.yaml line 1: mosaik is not a hyper-parameter (did you mean 'mosaic'?); docs/configuration.md lists them",
-        "--set lr0 is 9: it has to be a number in (0, 1]",
-        "--hyp hyp.yaml: epochs is 0: it has to be a whole number of at least 1",
+        "--set lr0 is 9: it must be a number in (0, 1]",
+        "--hyp hyp.yaml: epochs is 0: it must be a whole number of at least 1",
         "ds.json: \"yolods\": unknown key 'x'; known: clipping, overflow, checkpoint, watchdog",
         'ds.json: "fp16" with ZeRO stage 0 divides gradients by a loss scale that was never applied; '
         'set "zero_optimization": {"stage": 1}',
         'ds.json: "fp16": the CPU backend has no fp16; use bf16 or fp32',
-        "ds.json: train_micro_batch_size_per_gpu 4 x 2 ranks = 8, but --batch-size says 6; give --batch-size 8, "
-        'leave it out, or set train_micro_batch_size_per_gpu to "auto"',
+        "ds.json: train_micro_batch_size_per_gpu 4 x 2 ranks = 8, but --batch-size is 6; use --batch-size 8, "
+        'omit it, or set train_micro_batch_size_per_gpu to "auto"',
         "--data no.yaml: no such file",
         "--weights no.pt: no such file (weights are never downloaded; fetch the file first)",
-        "--model is missing: the name of --weights no.pt does not tell the architecture; say it",
+        "--model is required: the name of --weights no.pt does not determine the architecture",
         "--imgsz 100: yolov5s needs a multiple of 32; use 96 or 128",
-        "--name 'a/b': it has to be a folder's name; folders above it go into --project",
+        "--name 'a/b': it must be a single folder name; use --project for the path",
     ]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "--data is missing: give a data yaml, or --data demo for the embedded data set"),
-        ("--data .", "--data .: this is a folder, give the yaml in it"),
+        ("", "--data is required: a data yaml, or --data demo for the embedded data set"),
+        ("--data .", "--data .: this is a folder; name the yaml in it"),
         ("--data demo --imgsz 16", "--imgsz 16: yolov5s needs a multiple of 32; use 32"),
-        ("--data demo --imgsz 0", "--imgsz is 0: it has to be a whole number of at least 1"),
+        ("--data demo --imgsz 0", "--imgsz is 0: it must be a whole number of at least 1"),
         ("--data demo --imgsz 672 --model yolov5x6", "--imgsz 672: yolov5x6 needs a multiple of 64; use 640 or 704"),
         ("--data demo --imgsz 672 --model yolov5[2.0,2.0]-p6", "needs a multiple of 64; use 640 or 704"),
-        ("--data demo --project d.yaml", "--project d.yaml: this is a file; give a folder"),
-        ("--data demo --workers -1", "--workers is -1: it has to be a whole number of at least 0"),
-        ("--data demo --batch-size 3", "--batch-size 3 cannot be dealt to 2 ranks: 3 / 2 = 1.50; use 2 or 4"),
-        ("--data demo --weights d.yaml --set pretrained=x.pt --model yolov5n", "weights are given twice"),
+        ("--data demo --project d.yaml", "--project d.yaml: this is a file; name a folder"),
+        ("--data demo --workers -1", "--workers is -1: it must be a whole number of at least 0"),
+        (
+            "--data demo --batch-size 3",
+            "--batch-size 3 cannot be divided evenly among 2 ranks: 3 / 2 = 1.50; use 2 or 4",
+        ),
+        ("--data demo --weights d.yaml --set pretrained=x.pt --model yolov5n", "weights are set twice"),
     ],
 )
 def test_one_mistake_one_line(words, message):
@@ -317,8 +320,8 @@ def test_resume_permits_what_the_run_has_already():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--epochs 2", "--epochs 2: the run in runs/exp is for 100; only more can be asked for"),
-        ("--imgsz 320", "--imgsz is 320, but the run in runs/exp has 640; leave it out to go on with that run"),
+        ("--epochs 2", "--epochs 2: the run in runs/exp has 100 epochs; the number can only be raised"),
+        ("--imgsz 320", "--imgsz is 320, but the run in runs/exp has 640; omit it to continue that run"),
         ("--batch-size 8", "--batch-size is 8, but the run in runs/exp has 16"),
         ("--model yolov5x", "--model is 'yolov5x', but the run in runs/exp has 'yolov5s'"),
         ("--name other", "--name is 'other', but the run in runs/exp has 'exp'"),
@@ -326,8 +329,8 @@ def test_resume_permits_what_the_run_has_already():
         ("--weights w.pt", "but the run in runs/exp has empty"),
         ("--seed 1", "--seed is 1, but the run in runs/exp has 0"),
         ("--set lr0=0.5", "--set lr0 is 0.5, but the run in runs/exp has 0.01"),
-        ("--deepspeed_config other.json", 'other.json: 16 images a step, but the run has 64; write "auto"'),
-        ("--deepspeed_config lion.json", "names SGD, but the run trains with auto"),
+        ("--deepspeed_config other.json", 'other.json: 16 images per step, but the run has 64; write "auto"'),
+        ("--deepspeed_config lion.json", "the optimizer is SGD, but the run uses auto"),
     ],
 )
 def test_resume_refuses_what_would_make_it_another_run(words, message):
@@ -373,9 +376,9 @@ def test_a_run_that_went_on_under_another_layout_keeps_its_images_a_step_when_it
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"lr": 0.5}, 'other.json: "optimizer" gives lr0 0.5, but the run has 0.01; write "auto"'),
-        ({"lr": "auto", "momentum": 0.5}, 'other.json: "optimizer" gives momentum 0.5, but the run has 0.937'),
-        ({"weight_decay": 0.1}, 'other.json: "optimizer" gives weight_decay 0.1, but the run has 0.0005'),
+        ({"lr": 0.5}, 'other.json: "optimizer" sets lr0 to 0.5, but the run has 0.01; write "auto"'),
+        ({"lr": "auto", "momentum": 0.5}, 'other.json: "optimizer" sets momentum to 0.5, but the run has 0.937'),
+        ({"weight_decay": 0.1}, 'other.json: "optimizer" sets weight_decay to 0.1, but the run has 0.0005'),
         ({"lr": "auto"}, None),
     ],
 )
@@ -392,13 +395,13 @@ def test_resume_refuses_another_learning_rate_in_the_json(params, message):
 
 def test_resume_names_ranks_that_the_batch_cannot_be_dealt_to():
     saved()
-    assert "--batch-size 16 of the run cannot be dealt to 3 ranks" in faults_of("--resume", ranks=3)[0]
+    assert "--batch-size 16 of the run cannot be divided evenly among 3 ranks" in faults_of("--resume", ranks=3)[0]
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ((), "--resume: no run under runs (a run has a config.json); name its folder: --resume DIR"),
+        ((), "--resume: no run in runs (a run contains config.json); name its folder: --resume DIR"),
         (("here",), "--resume here: not a run's folder, it has no config.json"),
         (("runs/none",), "--resume runs/none: no such folder"),
     ],
@@ -503,7 +506,7 @@ def test_an_args_yaml_says_what_no_flag_says():
     config = build("--hyp", "args.yaml")
     assert (config.data, config.model, config.weights) == (Path("d.yaml").absolute(), "yolov5n6.yaml", None)
     assert (config.epochs, config.batch_size, config.imgsz, config.name) == (7, 4, 128, "exp")
-    told = [note.split(", which is not used")[0] for note in config.notes]
+    told = [note.split(", which has no effect")[0] for note in config.notes]
     assert told == [
         "args.yaml line 8: device is 'cpu'",
         "args.yaml line 9: name is 'train3'",
@@ -528,19 +531,19 @@ def test_a_pt_that_an_args_yaml_names_as_its_model_is_where_weights_come_from():
     [
         (
             ("--epochs", "9" * 23),
-            "--epochs is 99999999999999999999999: it has to be a whole number of at least 1, and at",
+            "--epochs is 99999999999999999999999: it must be a whole number of at least 1, and at",
         ),
         (
             ("--imgsz", "1000000000000"),
-            "--imgsz is 1000000000000: it has to be a whole number of at least 1, and at most",
+            "--imgsz is 1000000000000: it must be a whole number of at least 1, and at most",
         ),
         (
             ("--workers", "3000000000"),
-            "--workers is 3000000000: it has to be a whole number of at least 0, and at most",
+            "--workers is 3000000000: it must be a whole number of at least 0, and at most",
         ),
         (
             ("--set", "nbs=1.0e+300"),
-            "--set nbs is 1e+300: it has to be a whole number of at least 1, and at most 2147483647",
+            "--set nbs is 1e+300: it must be a whole number of at least 1, and at most 2147483647",
         ),
     ],
 )
@@ -552,7 +555,7 @@ def test_numbers_that_nothing_can_count_to_are_refused(words, message):
 def test_numbers_of_a_json_that_nothing_can_count_to_are_refused():
     file = write_json({"train_batch_size": 1e300, "zero_optimization": {"stage": 3, "sub_group_size": 1e12}})
     (fault,) = faults_of("--data", "demo", "--deepspeed_config", file)
-    assert '"train_batch_size" is 1e+300: it has to be a whole number of at least 1, and at most 2147483647' in fault
+    assert '"train_batch_size" is 1e+300: it must be a whole number of at least 1, and at most 2147483647' in fault
 
 
 def test_weights_that_are_not_read_are_said_and_have_to_be_there():
@@ -560,13 +563,13 @@ def test_weights_that_are_not_read_are_said_and_have_to_be_there():
     (fault,) = faults_of(*words)
     assert fault.startswith("--weights yolov5nu.pt: no such file")
     Path("yolov5nu.pt").touch()
-    assert build(*words).notes == ("--weights yolov5nu.pt is not read: pretrained is false",)
+    assert build(*words).notes == ("--weights yolov5nu.pt is ignored: pretrained is false",)
     assert build(*words[:4]).notes == ()
 
 
 def test_values_that_count_for_nothing_are_among_the_notes_that_the_start_shows():
     (note,) = build("--data", "demo", "--set", "lr0=0.02").notes
-    assert note.startswith("--set lr0 is 0.02, which is not used: optimizer=auto chooses")
+    assert note.startswith("--set lr0 is 0.02, which has no effect: optimizer=auto chooses")
     assert build("--data", "demo", "--set", "lr0=0.02", "--optimizer", "SGD").notes == ()
     file = write_json({"optimizer": {"type": "SGD", "params": {"lr": "auto"}}})
     assert build("--data", "demo", "--set", "lr0=0.02", "--deepspeed_config", file).notes == ()
@@ -603,7 +606,7 @@ def test_batches_of_which_batchnorm_has_no_variance_are_refused_and_no_others(wo
         torch.nn.BatchNorm2d(1)(torch.rand(shape))
         refused = []
     except ValueError:
-        refused = ["of which BatchNorm has no variance"]
+        refused = ["which has no variance for BatchNorm"]
     try:
         config, found = build("--data", "demo", *words.split()), []
     except UserError as error:
@@ -627,7 +630,7 @@ def test_a_hyp_file_does_not_make_another_run_of_the_one_that_is_gone_on_with():
     assert len(faults) == 2 and "--data is " in faults[0] and "--model is 'yolov5s'" in faults[1]
     Path("args.yaml").write_text("data: d.yaml\nmodel: yolov5n\nname: train3\n")
     resumed = build("--resume", "runs/exp", "--hyp", "args.yaml")
-    assert resumed.notes == ("args.yaml line 3: name is 'train3', which is not used: use --name",)
+    assert resumed.notes == ("args.yaml line 3: name is 'train3', which has no effect: use --name",)
     assert dict(resumed.given) == {"resume": "runs/exp", "hyp": "args.yaml"}
 
 
@@ -670,7 +673,7 @@ def test_a_config_json_that_is_no_text_is_one_line_and_no_traceback():
 @pytest.mark.parametrize("flag", ["--name", "--project"])
 def test_a_folder_whose_name_no_table_can_write_is_refused_before_a_start(flag):
     (line,) = faults_of("--data", "demo", flag, os.fsdecode(b"r\xff"))
-    assert line == f"{flag} 'r\\udcff': its bytes are no UTF-8 text; give another name"
+    assert line == f"{flag} 'r\\udcff': not valid UTF-8; use another name"
 
 
 @pytest.mark.parametrize("words", [("--resume", ""), ("--resume=",)])
@@ -681,7 +684,7 @@ def test_an_empty_resume_is_refused_and_no_run_is_begun_in_its_place(words):
 
 def test_an_empty_project_does_not_put_runs_where_one_stands():
     assert faults_of("--data", "demo", "--project", "") == [
-        "--project is empty: give a folder, or leave the flag out for runs/"
+        "--project is empty: name a folder, or omit the flag to use runs/"
     ]
 
 
@@ -698,16 +701,16 @@ def test_a_start_that_came_to_nothing_does_not_hide_the_run_that_is_meant():
     resumed = build("--resume")
     assert resumed.run_dir == real.run_dir
     (note,) = (note for note in resumed.notes if note.startswith("--resume"))
-    assert note.endswith("passed over, newer but without a checkpoint: runs/exp3, runs/exp2")
+    assert note.endswith("skipped newer runs without a checkpoint: runs/exp3, runs/exp2")
     assert not [note for note in build("--resume", "runs/exp").notes if note.startswith("--resume")]
 
 
 def test_flags_of_a_folder_that_a_resumed_run_does_not_take_are_not_passed_over_in_silence():
     run = with_checkpoint(saved())
     (line,) = faults_of("--resume", "runs/exp", "--project", "other")
-    assert line.startswith("--project is 'other', but the run in runs/exp has 'runs'; leave it out")
+    assert line.startswith("--project is 'other', but the run in runs/exp has 'runs'; omit it")
     assert build("--resume", "runs/exp", "--project", "runs").run_dir == run.run_dir
-    assert any(note.startswith("--exist-ok is not used") for note in build("--resume", "--exist-ok").notes)
+    assert any(note.startswith("--exist-ok is ignored") for note in build("--resume", "--exist-ok").notes)
 
 
 def test_a_name_that_begins_several_ready_configurations_offers_those():

@@ -316,8 +316,8 @@ def test_reading_needs_neither_torch_nor_ultralytics(tmp_path):
         ("{0: a, 1.9: b}", "names: keys must be class ids 0 to 1, found 1.9"),
         ("{0: a, true: b}", "names: keys must be class ids 0 to 1, found True"),
         ("{0: a, '0': b}", "names: an id occurs twice, with and without quotes; keep one"),
-        ("{0: a, 0: b}", ":3: not valid yaml: 0 stands in line 3 already; keep one"),
-        ("[a]\nnames: [b]", ":4: not valid yaml: names stands in line 3 already; keep one"),
+        ("{0: a, 0: b}", ":3: not valid yaml: 0 is already on line 3; keep one"),
+        ("[a]\nnames: [b]", ":4: not valid yaml: names is already on line 3; keep one"),
     ],
 )
 def test_a_name_that_yaml_takes_for_something_else_does_not_become_a_class(tmp_path, names, part):

@@ -93,25 +93,30 @@ def test_batch_sizes(asked, expected):
             {"train_micro_batch_size_per_gpu": 4},
             16,
             2,
-            "ds.json: train_micro_batch_size_per_gpu 4 x 2 ranks = 8, but --batch-size says 16; give --batch-size 8, "
-            'leave it out, or set train_micro_batch_size_per_gpu to "auto"',
+            "ds.json: train_micro_batch_size_per_gpu 4 x 2 ranks = 8, but --batch-size is 16; use --batch-size 8, "
+            'omit it, or set train_micro_batch_size_per_gpu to "auto"',
         ),
-        ({}, 16, 3, "--batch-size 16 cannot be dealt to 3 ranks: 16 / 3 = 5.33; use 15 or 18"),
-        ({}, None, 3, "the default --batch-size 16 cannot be dealt to 3 ranks: 16 / 3 = 5.33; use 15 or 18"),
-        ({}, 1, 4, "--batch-size 1 cannot be dealt to 4 ranks: 1 / 4 = 0.25; use 4"),
+        ({}, 16, 3, "--batch-size 16 cannot be divided evenly among 3 ranks: 16 / 3 = 5.33; use 15 or 18"),
+        (
+            {},
+            None,
+            3,
+            "the default --batch-size 16 cannot be divided evenly among 3 ranks: 16 / 3 = 5.33; use 15 or 18",
+        ),
+        ({}, 1, 4, "--batch-size 1 cannot be divided evenly among 4 ranks: 1 / 4 = 0.25; use 4"),
         (
             {"train_batch_size": 50, "gradient_accumulation_steps": 4},
             None,
             2,
-            "ds.json: train_batch_size 50 / (gradient_accumulation_steps 4 x 2 ranks) = 6.25 is not whole; "
+            "ds.json: train_batch_size 50 / (gradient_accumulation_steps 4 x 2 ranks) = 6.25 is not an integer; "
             "use 48 or 56",
         ),
         (
             {"train_batch_size": 64, "gradient_accumulation_steps": 2},
             16,
             2,
-            "ds.json: train_batch_size 64 / gradient_accumulation_steps 2 = 32 images a forward pass, but "
-            '--batch-size says 16; set one of them to "auto"',
+            "ds.json: train_batch_size 64 / gradient_accumulation_steps 2 = 32 images per forward pass, but "
+            '--batch-size is 16; set one of them to "auto"',
         ),
         (
             {"train_batch_size": 40},
@@ -131,36 +136,39 @@ def test_batch_sizes_that_do_not_multiply_out(raw, batch, ranks, message):
     [
         ({"zero_optimisation": {}}, "unknown key \"zero_optimisation\" (did you mean 'zero_optimization'?)"),
         ({"zero_optimization": {"stag": 1}}, '"zero_optimization": unknown key "stag" (did you mean \'stage\'?)'),
-        ({"zero_optimization": {"stage": 4}}, '"zero_optimization".stage is 4: it has to be a whole number in [0, 3]'),
-        ({"zero_optimization": True}, 'is true: it has to be an object {...}; write {"stage": 1}'),
-        ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, "mics_shard_size: DeepSpeed 0.19 has removed it"),
-        ({"bf16": {"enabled": "yes"}}, "\"bf16\".enabled is 'yes': it has to be true or false"),
-        ({"bf16": True}, '"bf16" is true: it has to be an object {...}'),
-        ({"gradient_clipping": -1}, '"gradient_clipping" is -1: it has to be a number of at least 0'),
-        ({"train_batch_size": 0}, '"train_batch_size" is 0: it has to be a whole number of at least 1'),
-        ({"optimizer": "auto"}, "\"optimizer\" is 'auto': it has to be an object {...}"),
-        ({"elasticity": {}}, '"elasticity": DeepSpeed 0.19 has removed it'),
-        ({"amp": {"enabled": True}}, '"amp": DeepSpeed 0.19 has removed it; remove it here too, and use bf16'),
-        ({"scheduler": {"type": "WarmupLR"}}, '"scheduler" is refused: the schedule is ultralytics\': lr0, lrf'),
-        ({"gradient_allreduce_op": "sum"}, '"gradient_allreduce_op" is refused: gradients are averaged'),
+        ({"zero_optimization": {"stage": 4}}, '"zero_optimization".stage is 4: it must be a whole number in [0, 3]'),
+        ({"zero_optimization": True}, 'is true: it must be an object {...}; write {"stage": 1}'),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, "mics_shard_size: removed in DeepSpeed 0.19"),
+        ({"bf16": {"enabled": "yes"}}, "\"bf16\".enabled is 'yes': it must be true or false"),
+        ({"bf16": True}, '"bf16" is true: it must be an object {...}'),
+        ({"gradient_clipping": -1}, '"gradient_clipping" is -1: it must be a number of at least 0'),
+        ({"train_batch_size": 0}, '"train_batch_size" is 0: it must be a whole number of at least 1'),
+        ({"optimizer": "auto"}, "\"optimizer\" is 'auto': it must be an object {...}"),
+        ({"elasticity": {}}, '"elasticity": removed in DeepSpeed 0.19'),
+        ({"amp": {"enabled": True}}, '"amp": removed in DeepSpeed 0.19; remove it, and use bf16'),
+        ({"scheduler": {"type": "WarmupLR"}}, '"scheduler" is not supported: the schedule is ultralytics\': lr0, lrf'),
+        ({"gradient_allreduce_op": "sum"}, '"gradient_allreduce_op" is not supported: gradients are averaged'),
         (
             {"pipeline": {"stages": 2}, "zero_optimization": {"stage": 2}},
-            '"pipeline" with ZeRO stage 2: a stage reduces its gradients once a step',
+            '"pipeline" with ZeRO stage 2: a stage reduces its gradients once per step',
         ),
         (
             {"zero_optimization": {"stage": 1, "parameter_alignment": True}},
-            "parameter_alignment is refused: checkpoints do not know its padding",
+            "parameter_alignment is not supported: checkpoints cannot represent its padding",
         ),
-        ({"pipeline": {"stages": 3}}, '"pipeline".stages 3 does not divide 2 ranks: 2 / 3 = 0.67; 2 ranks take 1, 2'),
-        ({"pipeline": {"stages": 2, "partition": [3, 9]}}, '"pipeline".partition has 2 cuts, which make 3 stages'),
+        (
+            {"pipeline": {"stages": 3}},
+            '"pipeline".stages 3 does not divide 2 ranks: 2 / 3 = 0.67; 2 ranks support 1, 2',
+        ),
+        ({"pipeline": {"stages": 2, "partition": [3, 9]}}, '"pipeline".partition has 2 cuts and therefore 3 stages'),
         ({"pipeline": {"stage": 2}}, "\"pipeline\": unknown key 'stage' (did you mean 'stages'?)"),
-        ({"yolods": {"checkpoint": {"keep": 0}}}, '"yolods".checkpoint.keep is 0: it has to be a whole number of at '),
+        ({"yolods": {"checkpoint": {"keep": 0}}}, '"yolods".checkpoint.keep is 0: it must be a whole number of at '),
         (
             {"yolods": {"checkpoint": {"keep_best": 1}}},
-            '"yolods".checkpoint.keep_best is 1: it has to be true or false',
+            '"yolods".checkpoint.keep_best is 1: it must be true or false',
         ),
         ({"yolods": {"checkpoin": {}}}, "\"yolods\": unknown key 'checkpoin' (did you mean 'checkpoint'?)"),
-        ({"yolods": {"checkpoint": 3}}, '"yolods".checkpoint is 3: it has to be an object of settings'),
+        ({"yolods": {"checkpoint": 3}}, '"yolods".checkpoint is 3: it must be an object of settings'),
     ],
 )
 def test_wrong_keys_and_types(raw, message):
@@ -190,19 +198,19 @@ def autocast(dtype: str) -> dict[str, Any]:
         (
             {"yolods": {"overflow": {"handling": "stock"}, "clipping": {"policy": "zscore"}}},
             "cpu",
-            '"clipping": {"policy": "zscore"} with "overflow": {"handling": "stock"}: DeepSpeed clips by',
+            '"clipping": {"policy": "zscore"} with "overflow": {"handling": "stock"}: DeepSpeed supports only clipping',
         ),
         (
             {"gradient_clipping": 1.0, "yolods": {"clipping": {"policy": "none"}}},
             "cpu",
-            '"gradient_clipping" 1 with "clipping": {"policy": "none"}, which does not go by the global norm',
+            '"gradient_clipping" 1 with "clipping": {"policy": "none"} has no effect: this policy',
         ),
         (
             {"fp16": {"enabled": True, "min_loss_scale": 1024}, "yolods": {"overflow": {"max_loss_scale": 16}}} | ZERO1,
             "cuda",
             '"overflow".max_loss_scale 16 is below "fp16".min_loss_scale 1024',
         ),
-        (autocast("float32"), "cuda", "\"torch_autocast\".dtype is 'float32': it has to be bfloat16 or float16"),
+        (autocast("float32"), "cuda", "\"torch_autocast\".dtype is 'float32': it must be bfloat16 or float16"),
         ({"torch_autocast": {"enabled": True}}, "cuda", '"torch_autocast".dtype is missing'),
         (FP16_ON | BF16_ON | ZERO1, "cuda", '"fp16" and "bf16" are enabled together; keep one'),
         (BF16_ON | autocast("bfloat16"), "cuda", '"bf16" and "torch_autocast" are enabled together; keep one'),
@@ -210,30 +218,30 @@ def autocast(dtype: str) -> dict[str, Any]:
         (
             {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}},
             "cuda",
-            '"bf16".bf16_master_weights_and_grads is refused: the EMA is kept from fp32 master weights',
+            '"bf16".bf16_master_weights_and_grads is not supported: the EMA needs fp32 master weights',
         ),
         (
             {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
             "cuda",
-            '"offload_optimizer" needs ZeRO stage 1, 2 or 3, and the stage is 0',
+            '"offload_optimizer" needs ZeRO stage 1, 2 or 3, but the stage is 0',
         ),
         (
             {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
             "cuda",
-            '"offload_param" needs ZeRO stage 3, and the stage is 2',
+            '"offload_param" needs ZeRO stage 3, but the stage is 2',
         ),
         ({"zero_optimization": {"stage": 0, "cpu_offload": True}}, "cuda", '"offload_optimizer" needs ZeRO stage 1'),
         (
             {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
             "cuda",
-            "offload_optimizer.device nvme is refused",
+            "offload_optimizer.device nvme is not supported",
         ),
         (
             {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
             "cuda",
             '"offload_optimizer".ratio 0.5 needs ZeRO stage 3',
         ),
-        ({"zero_optimization": {"stage": 2, "zenflow": {}}}, "cuda", '"zero_optimization".zenflow is refused'),
+        ({"zero_optimization": {"stage": 2, "zenflow": {}}}, "cuda", '"zero_optimization".zenflow is not supported'),
     ],
 )
 def test_refused_combinations(raw, device, message):
@@ -316,15 +324,15 @@ def test_offload_does_not_insist_on_a_compiled_optimizer():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{\n "a": 1,\n}\n', "; a comma stands before the closing bracket"),
-        ('{"a": [1, 2, ]}', "; a comma stands before the closing bracket"),
+        ('{\n "a": 1,\n}\n', "; trailing comma before the closing bracket"),
+        ('{"a": [1, 2, ]}', "; trailing comma before the closing bracket"),
         ('{"fp16": {}', "line 1 column 12: expecting ',' delimiter: `{\"fp16\": {}`"),
         ("# comment\n{}", "line 1 column 1: expecting value: `# comment`; JSON has no comments"),
-        ("{'a': 1}", "JSON wants \" and not '"),
-        ('{"fp16": {}, "fp16": {}}', 'key "fp16" stands twice in one block; keep one'),
-        ('{"zero_optimization": {"stage": 1, "stage": 2}}', 'key "stage" stands twice in one block; keep one'),
-        ('{"gradient_clipping": NaN}', "NaN is not JSON; give a finite number"),
-        ("[1]", "it has to hold one object {...}"),
+        ("{'a': 1}", "JSON strings need \", not '"),
+        ('{"fp16": {}, "fp16": {}}', 'duplicate key "fp16" in one block; keep one'),
+        ('{"zero_optimization": {"stage": 1, "stage": 2}}', 'duplicate key "stage" in one block; keep one'),
+        ('{"gradient_clipping": NaN}', "NaN is not JSON; use a finite number"),
+        ("[1]", "it must contain one object {...}"),
         ("", "line 1 column 1: expecting value: ``"),
     ],
 )
@@ -377,7 +385,7 @@ def test_auto_in_the_json_optimizer_is_filled_from_hyper_parameters():
 def test_the_json_optimizer_against_the_command_line_is_a_fault():
     _, _, faults, _ = merged({"optimizer": {"type": "SGD", "params": {"lr": 0.5}}}, ("lr0=0.02", "optimizer=SGD"))
     assert faults == [
-        'ds.json: "optimizer" gives lr0 0.5, but --set lr0 says 0.02; remove one of them, or write "auto" in the JSON'
+        'ds.json: "optimizer" sets lr0 to 0.5, but --set lr0 is 0.02; remove one of them, or write "auto" in the JSON'
     ]
 
 
@@ -386,7 +394,7 @@ def test_the_json_optimizer_against_a_hyp_file_is_noted(tmp_path):
         {"optimizer": {"type": "SGD", "params": {"lr": 0.5}}}, filed="lr0: 0.1\n", tmp_path=tmp_path
     )
     assert faults == [] and hyper.lr0 == 0.5
-    assert notes == ("lr0 is 0.5 from ds.json; hyp.yaml line 1: lr0 says 0.1",)
+    assert notes == ("lr0 is 0.5 from ds.json, which overrides 0.1 from hyp.yaml line 1: lr0",)
 
 
 @pytest.mark.parametrize(
@@ -400,15 +408,15 @@ def test_deepspeeds_adam_is_adamw_unless_told_otherwise(mode, name):
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ({"type": "Adan"}, "type 'Adan' is not trained with here (did you mean 'Adam'?); use one of SGD, Adam"),
+        ({"type": "Adan"}, "type 'Adan' is not supported (did you mean 'Adam'?); use one of SGD, Adam"),
         ({"type": "OneBitAdam"}, "type 'OneBitAdam' is not supported, because it compresses gradients itself"),
-        ({}, "type '' is not trained with here; use one of SGD, Adam"),
+        ({}, "type '' is not supported; use one of SGD, Adam"),
         ({"type": "SGD", "parms": {}}, '"optimizer": unknown key "parms" (did you mean \'params\'?)'),
         ({"type": "SGD", "params": {"betas": [0.9, 0.9]}}, '"optimizer".params: SGD has no "betas"'),
-        ({"type": "SGD", "params": {"lr": 7}}, '"optimizer".params.lr is 7: it has to be a number in (0, 1]'),
-        ({"type": "Adam", "params": {"betas": [0.9]}}, "it has to be a pair [beta1, beta2] of numbers in [0, 1)"),
+        ({"type": "SGD", "params": {"lr": 7}}, '"optimizer".params.lr is 7: it must be a number in (0, 1]'),
+        ({"type": "Adam", "params": {"betas": [0.9]}}, "it must be a pair [beta1, beta2] of numbers in [0, 1)"),
         ({"type": "Adam", "params": {"max_grad_norm": 1}}, 'use "gradient_clipping": 1'),
-        ({"type": "Adam", "params": [1]}, '"optimizer".params is [1]: it has to be an object'),
+        ({"type": "Adam", "params": [1]}, '"optimizer".params is [1]: it must be an object'),
     ],
 )
 def test_wrong_optimizer_blocks(block, message):

@@ -71,23 +71,23 @@ STATIC = [
     (
         {"pipeline": {"stages": 3}},
         4,
-        'ds.json: "pipeline".stages 3 does not divide 4 ranks: 4 / 3 = 1.33; 4 ranks take 1, 2, 4 stages',
+        'ds.json: "pipeline".stages 3 does not divide 4 ranks: 4 / 3 = 1.33; 4 ranks support 1, 2, 4 stages',
     ),
     (
         {"pipeline": {"stages": 4}},
         2,
-        'ds.json: "pipeline".stages 4 does not divide 2 ranks: 2 / 4 = 0.50; 2 ranks take 1, 2 stages',
+        'ds.json: "pipeline".stages 4 does not divide 2 ranks: 2 / 4 = 0.50; 2 ranks support 1, 2 stages',
     ),
     (
         {"pipeline": {"stages": 2}, **ZERO2},
         2,
-        'ds.json: "pipeline" with ZeRO stage 2: a stage reduces its gradients once a step, after all micro-batches, '
+        'ds.json: "pipeline" with ZeRO stage 2: a stage reduces its gradients once per step, after all micro-batches, '
         'and keeps its weights; set "zero_optimization": {"stage": 1} or 0',
     ),
     (
         {"pipeline": {"stages": 2}, **ZERO3},
         2,
-        'ds.json: "pipeline" with ZeRO stage 3: a stage reduces its gradients once a step, after all micro-batches, '
+        'ds.json: "pipeline" with ZeRO stage 3: a stage reduces its gradients once per step, after all micro-batches, '
         'and keeps its weights; set "zero_optimization": {"stage": 1} or 0',
     ),
     (
@@ -96,27 +96,27 @@ STATIC = [
             "zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}},
         },
         2,
-        'ds.json: "pipeline" with "offload_optimizer" is refused: each stage\'s states are its own already',
+        'ds.json: "pipeline" with "offload_optimizer" is not supported: each stage already holds only its own states',
     ),
     (
         {"pipeline": {"stages": 4, "partition": [6, 13]}},
         4,
-        'ds.json: "pipeline".partition has 2 cuts, which make 3 stages, and stages is 4',
+        'ds.json: "pipeline".partition has 2 cuts and therefore 3 stages, but stages is 4',
     ),
     (
         {"pipeline": {"stages": 2, "partition": "balance"}},
         2,
-        "ds.json: \"pipeline\".partition is 'balance': it has to be one of balanced, flops, activations, parameters, ",
+        "ds.json: \"pipeline\".partition is 'balance': it must be one of balanced, flops, activations, parameters, ",
     ),
     (
         {"pipeline": {"stages": 2, "partition": [0]}},
         2,
-        'ds.json: "pipeline".partition is [0]: it has to be one of balanced, flops, activations, parameters, uniform, ',
+        'ds.json: "pipeline".partition is [0]: it must be one of balanced, flops, activations, parameters, uniform, ',
     ),
     (
         {"pipeline": {"stages": 0}},
         2,
-        'ds.json: "pipeline".stages is 0: it has to be a whole number of at least 1',
+        'ds.json: "pipeline".stages is 0: it must be a whole number of at least 1',
     ),
     (
         {"pipeline": {"stages": 2, "stagess": 2}},
@@ -126,22 +126,22 @@ STATIC = [
     (
         {"pipeline": {"stages": 2, "activation_checkpoint_interval": -1}},
         2,
-        'ds.json: "pipeline".activation_checkpoint_interval is -1: it has to be a whole number of at least 0',
+        'ds.json: "pipeline".activation_checkpoint_interval is -1: it must be a whole number of at least 0',
     ),
     (
         {"pipeline": {"stages": 2, "use_reentrant": True}},
         2,
-        'ds.json: "pipeline".use_reentrant is true: it has to be false (several tensors cross a cut, which reentrant ',
+        'ds.json: "pipeline".use_reentrant is true: it must be false (several tensors cross a cut, which reentrant ',
     ),
     (
         {"pipeline": {"stages": 2, "memory_gib": 0}},
         2,
-        'ds.json: "pipeline".memory_gib is 0: it has to be a number above 0',
+        'ds.json: "pipeline".memory_gib is 0: it must be a number above 0',
     ),
     (
         {"pipeline": [2]},
         2,
-        'ds.json: "pipeline" is [2]: it has to be an object {...}',
+        'ds.json: "pipeline" is [2]: it must be an object {...}',
     ),
 ]
 IDS = [line.partition('"pipeline"')[2][:40] for *_, line in STATIC]
@@ -172,7 +172,7 @@ def test_the_same_before_any_process_is_started(tmp_path, monkeypatch, capfd, co
 def test_all_faults_are_said_at_once(tmp_path):
     content = {"pipeline": {"stages": 3, "partition": [4], "wrong": 1}, **ZERO3}
     shown = faults_of(configured, tmp_path, content, 4)
-    said = ("unknown key 'wrong'", "1 cuts, which make 2 stages", "ZeRO stage 3", "does not divide 4 ranks")
+    said = ("unknown key 'wrong'", "1 cuts and therefore 2 stages", "ZeRO stage 3", "does not divide 4 ranks")
     assert len(shown) == len(said)
     assert all(any(part in line for line in shown) for part in said)
 
@@ -247,7 +247,7 @@ def test_stages_and_replicas(tmp_path):
 def test_a_batch_is_dealt_to_replicas_not_to_ranks(tmp_path):
     assert configured(tmp_path, {"pipeline": {"stages": 4}}, 4, "--batch-size", "7").deepspeed.micro_batch == 7
     (shown,) = faults_of(configured, tmp_path, {"pipeline": {"stages": 2}}, 4, "--batch-size", "7")
-    assert shown == "--batch-size 7 cannot be dealt to 2 ranks: 7 / 2 = 3.50; use 6 or 8"
+    assert shown == "--batch-size 7 cannot be divided evenly among 2 ranks: 7 / 2 = 3.50; use 6 or 8"
 
 
 def test_what_deepspeed_is_told_for_a_stage(tmp_path):

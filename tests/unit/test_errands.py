@@ -241,7 +241,7 @@ def test_a_clipping_policy_is_one_class(walked: dict[str, Any]) -> None:
     assert found["share"] == pytest.approx(SHARE, rel=1e-6)
     assert {"steps": 1} in found["state"].values()
     assert found["settings"] == {**found["settings"], "policy": "shrink", "share": SHARE}
-    assert "clipping.share is 2: it has to be a number in (0, 1]" in found["refused"]
+    assert "clipping.share is 2: it must be a number in (0, 1]" in found["refused"]
 
 
 def test_a_name_or_a_setting_of_two_policies_is_refused_at_once() -> None:

@@ -65,7 +65,9 @@ def test_a_copy_of_default_yaml_passes_as_a_hyp_file(tmp_path, default_yaml):
     assert faults == []
     assert result.hyper == Hyper()
     assert result.flags == {"epochs": 100, "batch_size": 16, "imgsz": 640, "workers": 8}
-    assert result.notes == ("hyp.yaml line 2: amp is true, which is not used: precision is in the DeepSpeed JSON",)
+    assert result.notes == (
+        "hyp.yaml line 2: amp is true, which has no effect: set the precision in the DeepSpeed JSON",
+    )
 
 
 def test_an_args_yaml_passes_as_a_hyp_file_and_what_is_the_flags_to_say_is_said(tmp_path, default_yaml):
@@ -161,17 +163,20 @@ def test_every_value_of_every_key_is_taken_or_refused_by_name(tmp_path, name):
 @pytest.mark.parametrize(
     ("sets", "line"),
     [
-        (("lr0=0.5",), "--set lr0 is 0.5, which is not used: optimizer=auto chooses the optimizer, its learning rate"),
-        (("momentum=0.5",), "--set momentum is 0.5, which is not used up to 10,000 steps: optimizer=auto"),
-        (("momentum=0.5", "warmup_epochs=0"), "--set momentum is 0.5, which is not used: optimizer=auto"),
+        (
+            ("lr0=0.5",),
+            "--set lr0 is 0.5, which has no effect: optimizer=auto chooses the optimizer, its learning rate",
+        ),
+        (("momentum=0.5",), "--set momentum is 0.5, which has no effect in runs of up to 10,000 steps: optimizer=auto"),
+        (("momentum=0.5", "warmup_epochs=0"), "--set momentum is 0.5, which has no effect: optimizer=auto"),
         (
             ("warmup_momentum=0.5",),
-            "--set warmup_momentum is 0.5, which is not used up to 10,000 steps: optimizer=auto",
+            "--set warmup_momentum is 0.5, which has no effect in runs of up to 10,000 steps: optimizer=auto",
         ),
-        (("warmup_bias_lr=0",), "--set warmup_bias_lr is 0.0, which is not used: optimizer=auto"),
+        (("warmup_bias_lr=0",), "--set warmup_bias_lr is 0.0, which has no effect: optimizer=auto"),
         (("lr0=0.5", "optimizer=SGD"), None),
         (("optimizer=auto",), None),
-        (("lr0=0.01",), "--set lr0 is 0.01, which is not used: optimizer=auto"),
+        (("lr0=0.01",), "--set lr0 is 0.01, which has no effect: optimizer=auto"),
         (("lr0=0.01", "optimizer=SGD"), None),
         (("warmup_momentum=0.5", "optimizer=AdamW"), "only SGD and RMSprop have a momentum that is warmed up"),
         (("warmup_momentum=0.5", "optimizer=RMSprop"), None),
@@ -192,7 +197,7 @@ def test_a_value_that_counts_for_nothing_is_said(tmp_path, sets, line):
 def test_a_value_of_the_hyp_file_that_counts_for_nothing_is_said_with_its_line(tmp_path):
     result, _ = read(tmp_path, "mosaic: 0.5\nlr0: 0.02\n")
     (line,) = unused(result, result.hyper)
-    assert line.startswith("hyp.yaml line 2: lr0 is 0.02, which is not used: optimizer=auto chooses")
+    assert line.startswith("hyp.yaml line 2: lr0 is 0.02, which has no effect: optimizer=auto chooses")
 
 
 def test_a_default_in_a_hyp_file_is_no_value_that_someone_will_miss(tmp_path):
@@ -245,30 +250,30 @@ def test_exponents_without_a_dot_are_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mosaic: 1.5", "hyp.yaml line 1: mosaic is 1.5: it has to be a number in [0, 1]"),
-        ("\nlrf: 0", "hyp.yaml line 2: lrf is 0: it has to be a number in (0, 1]"),
-        ("momentum: 1", "hyp.yaml line 1: momentum is 1: it has to be a number in [0, 1)"),
-        ("nbs: 0", "hyp.yaml line 1: nbs is 0: it has to be a whole number of at least 1"),
-        ("nbs: 6.5", "hyp.yaml line 1: nbs is 6.5: it has to be a whole number of at least 1"),
-        ("cos_lr: 1", "hyp.yaml line 1: cos_lr is 1: it has to be true or false"),
-        ("lr0: true", "hyp.yaml line 1: lr0 is true: it has to be a number in (0, 1]"),
-        ("lr0: .nan", "hyp.yaml line 1: lr0 is nan: it has to be a number in (0, 1]"),
-        ("box: .inf", "hyp.yaml line 1: box is inf: it has to be a number of at least 0"),
-        ("lr0:", "hyp.yaml line 1: lr0 is empty: it has to be a number in (0, 1]"),
-        ("optimizer: Lamb", "optimizer is 'Lamb': DeepSpeed has it only as a kernel of its own, which is compiled"),
-        ("optimizer: Sofia", "optimizer is 'Sofia': it has to be one of auto, SGD, Adam, AdamW"),
-        ("optimizer: MuSGD", "optimizer is 'MuSGD': it works on whole weight matrices, of which ranks of ZeRO"),
-        ("cache: disk", "cache is 'disk': that writes .npy files beside the images"),
-        ("scale: [1, 2, 3]", "scale is [1, 2, 3]: it has to be a number in [0, 1], or a pair [smallest, largest]"),
-        ("fraction: 0", "fraction is 0: it has to be a number in (0, 1], or a whole number of at least 1"),
-        ("freeze: -1", "freeze is -1: it has to be a whole number of at least 0, or a list of layer numbers"),
+        ("mosaic: 1.5", "hyp.yaml line 1: mosaic is 1.5: it must be a number in [0, 1]"),
+        ("\nlrf: 0", "hyp.yaml line 2: lrf is 0: it must be a number in (0, 1]"),
+        ("momentum: 1", "hyp.yaml line 1: momentum is 1: it must be a number in [0, 1)"),
+        ("nbs: 0", "hyp.yaml line 1: nbs is 0: it must be a whole number of at least 1"),
+        ("nbs: 6.5", "hyp.yaml line 1: nbs is 6.5: it must be a whole number of at least 1"),
+        ("cos_lr: 1", "hyp.yaml line 1: cos_lr is 1: it must be true or false"),
+        ("lr0: true", "hyp.yaml line 1: lr0 is true: it must be a number in (0, 1]"),
+        ("lr0: .nan", "hyp.yaml line 1: lr0 is nan: it must be a number in (0, 1]"),
+        ("box: .inf", "hyp.yaml line 1: box is inf: it must be a number of at least 0"),
+        ("lr0:", "hyp.yaml line 1: lr0 is empty: it must be a number in (0, 1]"),
+        ("optimizer: Lamb", "optimizer is 'Lamb': DeepSpeed has it only as a kernel that must be compiled"),
+        ("optimizer: Sofia", "optimizer is 'Sofia': it must be one of auto, SGD, Adam, AdamW"),
+        ("optimizer: MuSGD", "optimizer is 'MuSGD': it needs whole weight matrices, but ranks under ZeRO"),
+        ("cache: disk", "cache is 'disk', which would write .npy files beside the images"),
+        ("scale: [1, 2, 3]", "scale is [1, 2, 3]: it must be a number in [0, 1], or a pair [smallest, largest]"),
+        ("fraction: 0", "fraction is 0: it must be a number in (0, 1], or a whole number of at least 1"),
+        ("freeze: -1", "freeze is -1: it must be a whole number of at least 0, or a list of layer numbers"),
         ("mosaik: 1", "mosaik is not a hyper-parameter (did you mean 'mosaic'?); docs/configuration.md lists them"),
-        ("pose: 1.0", "pose is not taken: it belongs to pose estimation"),
-        ("anchor_t: 4", "anchor_t is not taken: YOLOv5 here is YOLOv5u, which has no anchors"),
+        ("pose: 1.0", "pose is not supported: it is for pose estimation"),
+        ("anchor_t: 4", "anchor_t is not supported: YOLOv5 here is YOLOv5u, which has no anchors"),
         ("weights: x.pt", "weights is not a hyper-parameter: use --weights"),
-        ("lr0: 0.1\nlr0: 0.2", "hyp.yaml line 2: lr0 stands in line 1 already; keep one"),
+        ("lr0: 0.1\nlr0: 0.2", "hyp.yaml line 2: lr0 is already on line 1; keep one"),
         ("lr0: [", "line 2: not valid yaml: "),
-        ("- lr0", "it has to hold lines of `key: value`"),
+        ("- lr0", "it must contain `key: value` lines"),
     ],
 )
 def test_one_line_for_each_mistake_in_a_file(tmp_path, text, message):
@@ -288,7 +293,7 @@ def test_a_missing_file(tmp_path):
 def test_every_yolov5_name_has_its_reason(tmp_path):
     result, faults = read(tmp_path, "".join(f"{name}: 1\n" for name in YOLOV5))
     assert len(faults) == len(YOLOV5)
-    assert all(" is not taken: " in fault for fault in faults)
+    assert all(" is not supported: " in fault for fault in faults)
     assert result.hyper == Hyper()
 
 
@@ -296,7 +301,7 @@ def test_gains_of_an_original_yolov5_file_are_not_taken_unseen(tmp_path):
     """There box is 0.05 by default; here that would all but switch the loss off."""
     result, faults = read(tmp_path, "box: 0.05\ncls_pw: 1.0\nobj: 1.0\n")
     assert result.hyper == Hyper()
-    assert sum("this is a file of the original yolov5 (it has obj)" in fault for fault in faults) == 2
+    assert sum("this file belongs to the original yolov5 (it contains obj)" in fault for fault in faults) == 2
 
 
 @pytest.mark.parametrize(
@@ -304,10 +309,10 @@ def test_gains_of_an_original_yolov5_file_are_not_taken_unseen(tmp_path):
     [
         ("lr0", "--set lr0: write it as --set key=value, for example --set lr0=0.01"),
         ("=1", "--set =1: write it as --set key=value, for example --set lr0=0.01"),
-        ("lr0=[", "--set lr0=[: the value cannot be read; lists are written as [1, 2]"),
-        ("lr0=2", "--set lr0 is 2: it has to be a number in (0, 1]"),
+        ("lr0=[", "--set lr0=[: cannot parse the value; write lists as [1, 2]"),
+        ("lr0=2", "--set lr0 is 2: it must be a number in (0, 1]"),
         ("epochs=3", "--set epochs is not a hyper-parameter: use --epochs"),
-        ("amp=false", "--set amp is not taken"),
+        ("amp=false", "--set amp is not supported"),
         ("data=x.yaml", "--set data is not a hyper-parameter: use --data"),
         ("device=0", "--set device is not a hyper-parameter: use the launcher's --num_gpus"),
     ],
@@ -326,7 +331,7 @@ def test_an_optimizer_gets_the_same_reason_on_the_command_line_as_in_the_json(na
 
 def test_a_key_that_the_command_line_gives_twice_has_to_agree(tmp_path):
     _, faults = read(tmp_path, sets=("seed=1",), flags=(Given("seed", 2, "--seed"),))
-    assert faults == ["seed is given twice: 1 by --set seed and 2 by --seed; keep one"]
+    assert faults == ["seed is set twice: to 1 by --set seed and to 2 by --seed; keep one"]
     _, faults = read(tmp_path, sets=("seed=1",), flags=(Given("seed", 1, "--seed"),))
     assert faults == []
 

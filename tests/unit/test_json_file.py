@@ -22,11 +22,11 @@ def test_an_object_is_read_with_a_byte_order_mark_or_without(tmp_path):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ('{\n"a": 1,\n}', "line 3 column 1: expecting property name enclosed in double quotes: `}`; a comma stands"),
-        ("{'a': 1}", "`{'a': 1}`; JSON wants \" and not '"),
+        ('{\n"a": 1,\n}', "line 3 column 1: expecting property name enclosed in double quotes: `}`; trailing comma"),
+        ("{'a': 1}", "`{'a': 1}`; JSON strings need \", not '"),
         ('{\n// why\n"a": 1}', "`// why`; JSON has no comments"),
-        ('{"a": NaN}', "NaN is not JSON; give a finite number"),
-        ("[1]", "it has to hold one object {...}"),
+        ('{"a": NaN}', "NaN is not JSON; use a finite number"),
+        ("[1]", "it must contain one object {...}"),
         ("", "line 1 column 1: expecting value: ``"),
         ("[" * 100_000, "it is nested too deeply"),
         (b"\xff", "cannot be read"),
@@ -41,7 +41,7 @@ def test_what_is_none_is_told_with_its_place_and_the_usual_reason(tmp_path, text
 def test_a_key_that_stands_twice_is_told_and_the_last_one_counts(tmp_path):
     assert read(tmp_path, '{"a": 1, "b": {"c": 1, "c": 2}}') == (
         {"a": 1, "b": {"c": 2}},
-        ['ds: key "c" stands twice in one block; keep one'],
+        ['ds: duplicate key "c" in one block; keep one'],
     )
 
 

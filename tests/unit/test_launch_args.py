@@ -38,7 +38,7 @@ def test_hostfile_by_variable():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--num_gpus", "two"], "--num_gpus is 'two': it has to be a whole number"),
+        (["--num_gpus", "two"], "--num_gpus is 'two': it must be a whole number"),
         (["--hostfile"], "--hostfile: expected one argument"),
         (["--launcher", "rsh"], "--launcher: invalid choice: 'rsh'"),
     ],
@@ -58,5 +58,5 @@ def test_all_mistakes_in_the_launchers_flags_are_told_at_once():
 
 @pytest.mark.parametrize("flag", ["--hostfile", "--include", "--num_gpus", "--master_addr"])
 def test_an_empty_flag_of_the_launcher_is_not_taken_for_this_machine_or_for_all_hosts(flag):
-    with pytest.raises(UserError, match=f"^{flag} is empty: is a variable of the shell not set"):
+    with pytest.raises(UserError, match=f"^{flag} is empty: is a shell variable unset"):
         split_words(["train", flag, "", "--data", "x"])

@@ -50,11 +50,15 @@ CASES = [
         {"stage": 2, "sound": {"gradient_predivide_factor": 2.0} | zero(reduce_scatter=False)},
         '"gradient_predivide_factor" 2 with ZeRO stage 2 needs',
     ),
-    ({"sound": zero(legacy_stage1=True)}, {"sound": zero(legacy_stage1=False)}, "has no such stage"),
+    (
+        {"sound": zero(legacy_stage1=True)},
+        {"sound": zero(legacy_stage1=False)},
+        "legacy_stage1: removed in DeepSpeed 0.19",
+    ),
     (
         {"sound": {"data_types": {"param_dtype": "half"}}},
         {"sound": {"data_types": {"param_dtype": "half"}}, "precision": "fp16"},
-        "param_dtype is fp16, but the parameters are fp32",
+        "make the parameters fp32; remove it, or enable",
     ),
     (
         {"sound": {"data_types": {"buffer_dtype": "bf16"}}},
@@ -64,7 +68,7 @@ CASES = [
     (
         {"stage": 0, "precision": "bf16", "sound": {"data_types": {"grad_accum_dtype": "fp32"}}},
         {"stage": 1, "precision": "bf16", "sound": {"data_types": {"grad_accum_dtype": "fp32"}}},
-        "with ZeRO stage 0 gradients have the type of the parameters, bf16",
+        "with ZeRO stage 0, gradients have the parameters' data type, bf16",
     ),
     (
         {"precision": "bf16", "sound": {"data_types": {"grad_accum_dtype": "fp16"}}},
@@ -94,7 +98,7 @@ CASES = [
     (
         {"stage": 3, "sound": zero(zero_quantized_nontrainable_weights=True)},
         {"stage": 2, "sound": zero(zero_quantized_nontrainable_weights=True)},
-        "would be rounded to 8 bits",
+        "to 8 bits in every saved model",
     ),
     (
         {"offload": OFFLOADED, "sound": zero(offload_optimizer={"super_offload": True})},
@@ -104,7 +108,7 @@ CASES = [
     (
         {"stage": 3, "offload": OFFLOADED, "optimizer": "SGD", "sound": zero(offload_optimizer={"ratio": 0.5})},
         {"stage": 3, "offload": OFFLOADED, "optimizer": "AdamW", "sound": zero(offload_optimizer={"ratio": 0.5})},
-        "needs DeepSpeed's CPUAdam on a GPU, and it is SGD",
+        "needs DeepSpeed's CPUAdam on a GPU, but the optimizer is SGD",
     ),
     (
         {"offload": OFFLOADED, "arguments": {"amsgrad": True}},

@@ -35,10 +35,10 @@ def test_the_block_turns_it_on_under_every_zero_stage(stage, block, segments):
     [
         (
             {"cpu_checkpointing": True},
-            "cpu_checkpointing is true: it has to be false: what crosses into",
+            "cpu_checkpointing is true: it must be false: tensors that enter",
         ),
-        ({"partition_activations": True}, "partition_activations is true: it has to be false: there is no"),
-        ({"number_checkpoints": 0}, "number_checkpoints is 0: it has to be a whole number of at least 1, or empty"),
+        ({"partition_activations": True}, "partition_activations is true: it must be false: there is no"),
+        ({"number_checkpoints": 0}, "number_checkpoints is 0: it must be a whole number of at least 1, or empty"),
         ({"numbers_checkpoints": 3}, "unknown key 'numbers_checkpoints' (did you mean 'number_checkpoints'?)"),
     ],
 )

@@ -102,8 +102,8 @@ def test_a_fault_names_the_place_the_value_and_the_rule():
     assert check(whole(1), COUNTABLE + 1, "--epochs", faults) == (False, None)
     assert check(whole(1), 7, "--epochs", faults) == (True, 7)
     assert list(faults) == [
-        "hyp.yaml line 3: epochs is 'many': it has to be a whole number of at least 1",
-        f"--epochs is {COUNTABLE + 1}: it has to be a whole number of at least 1, and at most {COUNTABLE}",
+        "hyp.yaml line 3: epochs is 'many': it must be a whole number of at least 1",
+        f"--epochs is {COUNTABLE + 1}: it must be a whole number of at least 1, and at most {COUNTABLE}",
     ]
 
 
@@ -135,7 +135,7 @@ def test_a_block_is_filled_and_what_is_wrong_in_it_keeps_its_default():
     assert read_block(Outer, {"name": 3, "inner": {"siz": 4}}, "block", faults) == Outer()
     assert read_block(Outer, [1], "block", faults) == Outer()
     assert list(faults) == [
-        "block.name is 3: it has to be text",
+        "block.name is 3: it must be text",
         "block.inner: unknown key 'siz' (did you mean 'size'?); known: size",
-        "block is [1]: it has to be an object of settings, {...}",
+        "block is [1]: it must be an object of settings, {...}",
     ]

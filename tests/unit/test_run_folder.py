@@ -99,7 +99,7 @@ def test_of_two_starts_with_exist_ok_at_once_one_is_refused(there: bool) -> None
         finished(Path("runs/exp"))
     taken, refused = sorted(at_once(2, "--exist-ok"), key=lambda each: isinstance(each, str))
     assert taken[0] == "runs/exp"
-    assert refused.startswith("runs/exp: a run goes on there (process ")
+    assert refused.startswith("runs/exp: another run is using this folder (process ")
     assert len(refused.splitlines()) == 1
     assert Path("runs/exp/earlier").exists() == there
     assert not Path("runs/exp/earlier2").exists()
@@ -128,7 +128,7 @@ def test_what_was_put_aside_is_a_run_that_can_be_resumed() -> None:
         claim.take(build("--exist-ok"))
     again = build("--resume", "runs/exp/earlier/weights/best.pt")
     assert again.run_dir == Path("runs/exp/earlier")
-    with pytest.raises(UserError, match=r"not a run's folder|no run under|no such folder"):
+    with pytest.raises(UserError, match=r"not a run's folder|no run in|no such folder"):
         build("--resume", "runs/exp")
 
 
@@ -144,7 +144,7 @@ def test_a_folder_of_its_user_s_alone_is_used_as_it_is() -> None:
 def test_weights_out_of_the_folder_that_exist_ok_empties_are_refused_before_anything_is_moved() -> None:
     finished(Path("runs/exp"))
     words = ("--weights", "runs/exp/weights/best.pt", "--model", "yolov5n")
-    with pytest.raises(UserError, match=r"^--weights .*best\.pt: --exist-ok puts aside what is in runs/exp; copy the "):
+    with pytest.raises(UserError, match=r"^--weights .*best\.pt: --exist-ok moves the contents of runs/exp; copy the "):
         build(*words, "--exist-ok")
     assert build(*words).run_dir == Path("runs/exp2")
 
@@ -154,7 +154,10 @@ def test_a_run_that_goes_on_is_left_alone(words: tuple[str, ...]) -> None:
     with Claim() as first:
         first.take(build())
         finished(Path("runs/exp"))
-        with Claim() as second, pytest.raises(UserError, match=rf"a run goes on there \(process {os.getpid()} on "):
+        with (
+            Claim() as second,
+            pytest.raises(UserError, match=rf"another run is using this folder \(process {os.getpid()} on "),
+        ):
             second.take(build(*words))
         assert (Path("runs/exp") / "weights/best.pt").exists()
     assert not Path("runs/exp", LOCK).exists()
@@ -171,7 +174,7 @@ def test_as_long_as_a_rank_of_it_lives_a_run_goes_on() -> None:
     rank.join(config)
     launcher.__exit__()
     assert config.run_dir.is_dir()
-    with Claim() as other, pytest.raises(UserError, match="a run goes on there"):
+    with Claim() as other, pytest.raises(UserError, match="another run is using this folder"):
         other.take(build("--exist-ok"))
     rank.__exit__()
     with Claim() as other:
@@ -237,7 +240,7 @@ def test_a_place_that_cannot_be_written_is_one_line(words: tuple[str, ...]) -> N
     Path("file").write_text("")
     with (
         Claim() as claim,
-        pytest.raises(UserError, match=r"^.* cannot be written: .*; choose another place by --project$"),
+        pytest.raises(UserError, match=r"^cannot write to .*: .*; choose another folder with --project$"),
     ):
         claim.take(build(*words))
 

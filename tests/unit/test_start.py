@@ -83,7 +83,7 @@ def test_disk_space(tmp_path, monkeypatch, free, enough):
 def test_a_folder_that_cannot_be_written(error, reason):
     with pytest.raises(UserError) as caught, start.writable(Path("runs/exp")):
         raise error
-    assert str(caught.value) == f"runs/exp cannot be written: {reason}; choose another place by --project"
+    assert str(caught.value) == f"cannot write to runs/exp: {reason}; choose another folder with --project"
 
 
 @pytest.mark.parametrize("seed", [0, 7])

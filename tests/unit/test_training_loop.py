@@ -360,7 +360,7 @@ def test_a_validation_set_without_a_box_is_said_and_no_epoch_is_called_best(runs
 def test_what_is_given_and_not_used_and_what_is_frozen_is_said_once(runs):
     log = (runs.folder("bare") / "train.log").read_text()
     for text in (runs.screen("bare"), log):
-        assert text.count("--set lr0 is 0.5, which is not used: optimizer=auto chooses") == 1
+        assert text.count("--set lr0 is 0.5, which has no effect: optimizer=auto chooses") == 1
         assert (
             len(re.findall(r"freeze model\.0: 3 of \d+ weight tensors are not trained, in 1 of \d+ layers", text)) == 1
         )

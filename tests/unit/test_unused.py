@@ -32,7 +32,7 @@ def lines(hyper: Hyper, *, commanded: str = "", filed: str = "") -> tuple[str, .
 )
 def test_a_value_that_another_one_overrules_is_told_once(key, settings, why):
     (line,) = lines(replace(Hyper(), **settings), commanded=key)
-    assert line.startswith(f"--set {key} is ") and "which is not used: " in line and why in line
+    assert line.startswith(f"--set {key} is ") and "which has no effect: " in line and why in line
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def test_a_default_says_something_where_it_was_typed_and_nothing_in_a_file():
     assert len(lines(hyper, commanded="lr0")) == 1
     assert lines(hyper, filed="lr0") == ()
     assert lines(replace(hyper, lr0=0.5), filed="lr0") == (
-        f"hyp: lr0 is 0.5, which is not used: {lines(hyper, commanded='lr0')[0].partition('is not used: ')[2]}",
+        f"hyp: lr0 is 0.5, which has no effect: {lines(hyper, commanded='lr0')[0].partition('has no effect: ')[2]}",
     )
 
 
 def test_momentum_counts_again_in_long_runs():
     (line,) = lines(Hyper(), commanded="momentum")
-    assert "is not used up to 10,000 steps" in line
+    assert "has no effect in runs of up to 10,000 steps" in line

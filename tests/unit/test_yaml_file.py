@@ -52,13 +52,13 @@ def test_a_value_that_yaml_cannot_make_is_one_line_in_every_file_and_no_tracebac
 
 
 def test_the_reason_names_the_value_and_its_line():
-    with pytest.raises(NotYaml, match=r"^'2020-13-45' is not a possible timestamp; quote it") as caught:
+    with pytest.raises(NotYaml, match=r"^'2020-13-45' is not a valid timestamp; quote it") as caught:
         parse_yaml("a: 1\nb:\n  - [2020-13-45]\n")
     assert caught.value.line == 3
 
 
 def test_a_key_that_stands_twice_is_refused_at_every_depth():
-    with pytest.raises(NotYaml, match=r"^0 stands in line 2 already; keep one$") as caught:
+    with pytest.raises(NotYaml, match=r"^0 is already on line 2; keep one$") as caught:
         parse_yaml("names:\n  0: a\n  0: b\n")
     assert caught.value.line == 3
     merged = parse_yaml("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\n")

@@ -1,7 +1,8 @@
 """Clipping policies: each is one class in `policies`, with its name, its settings and its formula.
 
-Configuration takes names and settings from here before any process starts, so numpy is imported only where a policy
-computes. `policy` says what a policy is; `policies` has them all.
+The configuration reads names and settings from here before any process starts. To keep that fast,
+numpy is imported only inside the methods that compute. `policy` has the base class, `policies` all
+policies.
 """
 
 from yolods.clipping import policies

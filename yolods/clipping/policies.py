@@ -1,6 +1,7 @@
-"""How far gradients are cut back: six policies, each a few lines on one step's norms.
+"""Six clipping policies, each a few lines on the gradient norms of one step.
 
-Another policy is another class here, under `@policy("its name")`; its fields made by `setting` are its keys in a JSON.
+To add a policy, write a class here under `@policy("its name")`; its fields made by `setting` are
+its keys in a JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from yolods.parsing.rules import real, setting, whole
 EPSILON = 1e-6
 """Added to a norm before dividing by it, as torch.nn.utils.clip_grad_norm_ does."""
 WARMUP = 25
-"""Norms that a policy with a memory sees before it goes by them; until then it is `global_norm`. ZClip's figure."""
+"""Norms that a policy with a history collects before it uses them; until then it clips as
+`global_norm`. ZClip's value."""
 
 
 def _factor(norm: float, limit: float) -> float:
@@ -24,9 +26,11 @@ def _factor(norm: float, limit: float) -> float:
 
 @policy("global_norm")
 class GlobalNorm(Policy):
-    """All gradients by one factor, so that their global norm is at most max_norm: min(1, max_norm / (norm + 1e-6)).
+    """Scales all gradients by min(1, max_norm / (norm + 1e-6)): the global norm is max_norm at
+    most.
 
-    Source: Pascanu et al. 2013, https://arxiv.org/abs/1211.5063; the formula is torch.nn.utils.clip_grad_norm_'s.
+    Source: Pascanu et al. 2013, https://arxiv.org/abs/1211.5063; the formula is
+    torch.nn.utils.clip_grad_norm_'s.
     """
 
     def clip(self, measured: Norms) -> ClipFactors:
@@ -35,10 +39,12 @@ class GlobalNorm(Policy):
 
 @policy("adaptive")
 class Adaptive(Policy):
-    """Each weight's gradient to at most `ratio` times the weight's own norm; biases and BatchNorm by the global norm.
+    """Limits the gradient norm of each weight to `ratio` times the weight's own norm; biases and
+    BatchNorm are clipped by the global norm.
 
-    factor = min(1, ratio x max(|w|, 1e-3) / |g|), a layer at a time. Source: Brock et al. 2021 (AGC),
-    https://arxiv.org/abs/2102.06171, which takes the norms by unit. A bias that starts at 0 would stay there.
+    factor = min(1, ratio x max(|w|, 1e-3) / |g|), per layer. Source: Brock et al. 2021 (AGC),
+    https://arxiv.org/abs/2102.06171, which uses norms per unit. Biases are excluded because one
+    that starts at 0 would hardly move.
     """
 
     reads_weights = True
@@ -52,6 +58,7 @@ class Adaptive(Policy):
 
         assert measured.weights is not None
         allowed = self.ratio * np.maximum(measured.weights, self.floor)
+        # The smallest positive float instead of 0 keeps a gradient of zeros from dividing by 0.
         own = np.minimum(1.0, allowed / np.maximum(measured.norms, np.finfo(float).tiny))
         common = _factor(measured.norm, self.max_norm)
         return ClipFactors(factors=np.where([_is_weight(name) for name in measured.names], own, common))
@@ -62,12 +69,13 @@ def _is_weight(name: str) -> bool:
 
 
 class Remembering(Policy):
-    """A limit learned from the norms of earlier steps; until there are enough of them, `global_norm`."""
+    """Base of policies that learn a limit; as `global_norm` until `WARMUP` norms are known."""
 
     def clip(self, measured: Norms) -> ClipFactors:
         norm, learned = measured.norm, self._seen() >= WARMUP
         factor = _factor(norm, self._limit(norm) if learned else self.max_norm)
-        # What max_norm has cut would teach it that every norm is max_norm.
+        # During warm-up remember the norm before clipping: norms cut to max_norm would teach the
+        # policy that every norm is max_norm.
         self._remember(norm, norm * factor if learned else norm)
         return ClipFactors(factor)
 
@@ -83,15 +91,16 @@ class Remembering(Policy):
 
 @policy("percentile")
 class Percentile(Remembering):
-    """To the p-th percentile of the norms of the last `window` steps.
+    """Clips to the p-th percentile of the norms of the last `window` steps.
 
-    Source: Seetharaman et al. 2020 (AutoClip), https://arxiv.org/abs/2007.14469, with all steps for a window.
+    Source: Seetharaman et al. 2020 (AutoClip), https://arxiv.org/abs/2007.14469, whose window is
+    all steps.
     """
 
     percentile: float = setting(10.0, real(0, 100, above=True))
-    """Of the norms remembered, the one that is clipped to."""
+    """Percentile of the remembered norms that is the limit."""
     window: int = setting(1000, whole(25))
-    """Norms remembered."""
+    """Number of norms to remember."""
 
     _norms: list[float] = field(default_factory=list, init=False)
 
@@ -101,7 +110,7 @@ class Percentile(Remembering):
     def _limit(self, norm: float) -> float:
         import numpy as np
 
-        # AutoClip counts the present norm among the history.
+        # AutoClip includes the current norm in the history.
         return float(np.percentile([*self._norms, norm], self.percentile))
 
     def _remember(self, norm: float, after: float) -> None:
@@ -116,16 +125,17 @@ class Percentile(Remembering):
 
 @policy("zscore")
 class ZScore(Remembering):
-    """Only norms that stand out: with z = (norm - mean) / deviation above `threshold`, to mean + threshold^2 / z x
-    deviation. Mean and variance are moving averages with `decay`, of the norms after clipping.
+    """Clips only outliers: if z = (norm - mean) / deviation is above `threshold`, to mean +
+    threshold^2 / z x deviation. Mean and variance are moving averages, with `decay`, of the norms
+    after clipping.
 
     Source: Kumar et al. 2025 (ZClip), https://arxiv.org/abs/2504.02507, reciprocal clipping.
     """
 
     threshold: float = setting(2.5, real(0, above=True))
-    """Deviations from the mean at which a norm stands out."""
+    """Standard deviations above the mean at which a norm is an outlier."""
     decay: float = setting(0.97, real(0, 1, above=True, below=True))
-    """Of the moving mean and variance."""
+    """Decay of the moving mean and variance per step."""
 
     _count: int = field(default=0, init=False)
     _mean: float = field(default=0.0, init=False)
@@ -137,11 +147,13 @@ class ZScore(Remembering):
     def _limit(self, norm: float) -> float:
         deviation = math.sqrt(self._variance)
         z = (norm - self._mean) / (deviation + EPSILON)
+        # Otherwise a limit just above the norm: the factor is then exactly 1.
         return self._mean + self.threshold**2 / z * deviation if z > self.threshold else norm + EPSILON
 
     def _remember(self, norm: float, after: float) -> None:
         self._count += 1
-        # A plain mean while there are few, so that the first norms do not weigh too much.
+        # A plain mean while there are few norms; with the full decay the first ones would weigh too
+        # much.
         decay = min(self.decay, 1 - 1 / self._count)
         self._variance = decay * self._variance + (1 - decay) * (after - self._mean) ** 2 * (self._count > 1)
         self._mean = decay * self._mean + (1 - decay) * after
@@ -156,7 +168,7 @@ class ZScore(Remembering):
 
 @policy("value")
 class Value(Policy):
-    """Every element to [-limit, limit], as torch.nn.utils.clip_grad_value_."""
+    """Clips every element to [-limit, limit], as torch.nn.utils.clip_grad_value_ does."""
 
     uses_max_norm = False
 
@@ -169,7 +181,7 @@ class Value(Policy):
 
 @policy("none")
 class Unclipped(Policy):
-    """No clipping."""
+    """Does not clip."""
 
     uses_max_norm = False
 

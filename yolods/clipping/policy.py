@@ -1,4 +1,4 @@
-"""What a clipping policy is: a name, settings with rules, and what it makes of one step's gradient norms."""
+"""The base of clipping policies: a name, settings with rules, a function of gradient norms."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Norms(Protocol):
-    """What a policy may know of one step: plain numbers, the same on every rank."""
+    """The measurements of one step that a policy may use: plain numbers, the same on every rank."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Trained parameters of the whole model, in its order."""
+        """Names of the trained parameters of the whole model, in its order."""
 
     @property
     def norm(self) -> float:
@@ -30,22 +30,23 @@ class Norms(Protocol):
 
     @property
     def weights(self) -> np.ndarray | None:
-        """(parameters,) float64: L2 norm of each parameter's fp32 master; None unless the policy `reads_weights`."""
+        """(parameters,) float64: L2 norm of each parameter's fp32 master weight; None unless the
+        policy `reads_weights`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipFactors:
-    """What a policy does to one step's gradients."""
+    """How a policy changes the gradients of one step."""
 
     factor: float = 1.0
-    """Multiplies every gradient; in (0, 1]."""
+    """Factor for every gradient; in (0, 1]."""
     factors: np.ndarray | None = None
-    """(parameters,) float64: one factor per parameter; `factor` then counts for nothing."""
+    """(parameters,) float64: one factor per parameter, in place of `factor`."""
     limit: float | None = None
     """Largest magnitude of an element."""
 
     def norm_after(self, measured: Norms) -> float:
-        """Global norm of what the optimizer gets; an upper bound where elements are limited."""
+        """Global norm of the clipped gradients; an upper bound if `limit` is set."""
         if self.factors is None:
             return measured.norm * self.factor
         import numpy as np
@@ -55,45 +56,49 @@ class ClipFactors:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Policy:
-    """Base of all policies. What one remembers goes into `state`, and so survives a resume under any layout."""
+    """Base of all policies. `state` is in checkpoints, and survives a resume under any layout."""
 
     name: ClassVar[str]
-    """What a JSON calls it; given by `policy`."""
+    """Its name in a JSON; set by `policy`."""
     reads_weights: ClassVar[bool] = False
     """Whether it needs the norms of the weights, which costs a pass over them."""
     uses_max_norm: ClassVar[bool] = True
-    """Whether `max_norm` means anything to it; a JSON that gives one to a policy without is refused."""
+    """Whether it uses `max_norm`; if not, a "gradient_clipping" in the JSON is a fault."""
 
     max_norm: float
     """Largest global norm, 0 for none; the JSON's `gradient_clipping`."""
 
     def clip(self, measured: Norms) -> ClipFactors:
-        """What to do with finite gradients. Called for every step that is applied, and for no other."""
+        """How to clip finite gradients. Called for every step that is applied and for no skipped
+        step, so that the history has only norms of applied steps."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
-        """What it remembers from step to step: plain numbers, the same on every rank."""
+        """The history to save: plain numbers, the same on every rank."""
         return {}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore the result of `state`."""
 
 
 POLICIES: dict[str, type[Policy]] = {}
-"""By the name that a JSON gives them; `policy` adds to it."""
+"""Name in a JSON -> the policy; filled by `policy`."""
 
 _Kind = TypeVar("_Kind", bound=type[Policy])
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
 def policy(name: str) -> Callable[[_Kind], _Kind]:
-    """Make a class the policy of this name. Its fields with rules become the policy's settings in a JSON.
+    """Register a class as a policy; its fields with rules become settings in a JSON.
 
     Raises:
-        ValueError: the name, or one of the settings, is another policy's; the keys of all policies share one block.
+        ValueError: another policy has the name or one of the settings; all policies share one block
+            of keys.
     """
 
     def register(kind: _Kind) -> _Kind:
+        # kw_only: fields with and without defaults may mix. eq=False: a policy has a history, so it
+        # is compared by identity.
         made = dataclasses.dataclass(kw_only=True, eq=False)(kind)
         made.name = name
         taken = {"policy", *(key for other in POLICIES.values() for key in settings_of(other))}
@@ -106,16 +111,17 @@ def policy(name: str) -> Callable[[_Kind], _Kind]:
 
 
 def settings_of(kind: type[Policy]) -> dict[str, tuple[Any, Rule]]:
-    """Each setting of a policy: its key -> its default and its rule."""
+    """The settings of a policy: key -> (default, rule)."""
     fields = dataclasses.fields(kind)
     return {each.name: (each.default, each.metadata["rule"]) for each in fields if "rule" in each.metadata}
 
 
 def build_policy(name: str, settings: Mapping[str, Any], max_norm: float) -> Policy:
-    """The policy of this name.
+    """Build the policy of this name.
 
     Args:
-        settings: values by key; those of other policies are passed over, and those left out have their defaults.
+        settings: values by key; settings of other policies are ignored, and missing ones have their
+            defaults.
         max_norm: largest global norm, 0 for none.
     """
     kind = POLICIES[name]

@@ -1,15 +1,16 @@
-"""What a run is told: flags, hyper-parameters and the DeepSpeed JSON. Needs only the standard library and yaml.
+"""Configuration: flags, hyper-parameters and the DeepSpeed JSON. Needs only the standard library
+and yaml.
 
-deepspeed/   the DeepSpeed JSON: its keys and blocks, what DeepSpeed would fail of, batch sizes, all of it resolved
-hyper/       hyper-parameters; what is not supported, and what is given and has no effect
-optimizers/  an entry for each optimizer, those that are refused, and the JSON's block
-names/       what the name of a model, a data set or a ready JSON stands for
-flags        of `train` and `val`
-run          everything that decides a run, as one frozen object (config.json)
-build        from what was typed to a `RunConfig`
-resume       going on with a run
-run_folder   whose a run's folder is
-image_size   what an image size has to be
+deepspeed/   the DeepSpeed JSON: its keys and blocks, batch sizes, faults, the resolved run
+hyper/       hyper-parameters; messages about those not supported or without effect
+optimizers/  one entry per optimizer, the unsupported ones, the JSON's "optimizer" block
+names/       resolves the name of a model, a data set or a JSON of ds_configs/
+flags        command-line flags of `train` and `val`
+run          the whole configuration of a run as one frozen object (config.json)
+build        builds a `RunConfig` from the command line
+resume       finds the run to resume and checks that it is still the same run
+run_folder   claims, locks and clears a run's folder
+image_size   checks the image size against model and batch
 """
 
 from yolods.config.build import build_run_config

@@ -1,4 +1,4 @@
-"""From what was typed to a RunConfig: every fault is found before anything is started, and all are said at once."""
+"""Builds a RunConfig from the command line; reports all faults at once, before anything starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from yolods.errors import Faults, UserError
 from yolods.parsing.rules import check
 
 WRITTEN = {"epochs": "--epochs", "imgsz": "--imgsz", "batch_size": "--batch-size", "workers": "--workers"}
-"""How the flags of `NUMBERS` are written."""
+"""Keys of `NUMBERS` -> their flags."""
 
 
 def build_run_config(
@@ -37,32 +37,34 @@ def build_run_config(
     """Read flags, hyp file and DeepSpeed JSON.
 
     Args:
-        args: what `add_train_arguments` parsed.
-        world_size: ranks in all; of a pipeline, replicas x stages.
+        args: the result of parsing the flags of `add_train_arguments`.
+        world_size: number of all ranks; for a pipeline, replicas x stages.
         device: "cpu" or "cuda".
-        environ: environment variables; DS_ACCELERATOR has to agree with `device`.
-        check_files: adds what is wrong with the files that the run is made of, so that it is said beside the flags'
-            faults; where there are such, the configuration that it is given has defaults in their place.
+        environ: environment variables; DS_ACCELERATOR must agree with `device`.
+        check_files: adds the faults of data, model and weights files, so that they are reported
+            together with those of the flags. The configuration that it gets has defaults in place
+            of faulty flags.
 
     Raises:
-        UserError: every fault, a line each.
+        UserError: one line per fault.
     """
     faults = Faults()
-    for fault in getattr(args, "faults", ()):  # of the words themselves
+    for fault in getattr(args, "faults", ()):  # found while parsing the command line
         faults.add(fault)
     _check_accelerator(device, environ or {}, faults)
+    # A UserError that ends the block joins the faults found so far, so that none of them is lost.
     made = None
     with faults.caught():
         made = (_fresh if getattr(args, "resume", None) is None else _resumed)(args, world_size, device, faults)
     if made is not None and check_files is not None:
         check_files(made, faults)
     faults.raise_if_any()
-    assert made is not None  # without a run there is a fault
+    assert made is not None  # it is None only after a fault, and then the line above raises
     return made
 
 
 def _fresh(args: argparse.Namespace, world_size: int, device: str, faults: Faults) -> RunConfig:
-    """A new run; only to be used where `faults` stayed empty."""
+    """The configuration of a new run; use it only if `faults` stays empty."""
     read = read_hyper(_path(args, "hyp"), args.set or [], faults, hyper_flags(args))
     numbers, sources = _numbers(args, read, faults)
     config = read_deepspeed(
@@ -83,9 +85,10 @@ def _fresh(args: argparse.Namespace, world_size: int, device: str, faults: Fault
     imgsz = numbers.get("imgsz", RunConfig.imgsz)
     _check_sizes(imgsz, sources.get("imgsz", "--imgsz"), model, hyper, config, faults)
     project, name, exist_ok = read_folder(args, faults)
+    # --exist-ok moves the folder's old contents before the weights are read.
     if exist_ok and weights is not None and weights.parent == (project / name / "weights").absolute():
         faults.add(
-            f"--weights {weights}: --exist-ok puts aside what is in {project / name}; copy the file to another folder, "
+            f"--weights {weights}: --exist-ok moves the contents of {project / name}; copy the file to another folder, "
             "or choose another --name"
         )
     return RunConfig(
@@ -110,7 +113,7 @@ def _fresh(args: argparse.Namespace, world_size: int, device: str, faults: Fault
 
 
 def default_workers(device: str) -> int:
-    """Loader processes a rank: ultralytics' 8, and none on a CPU, where they would take cores from the training."""
+    """Loader processes per rank: ultralytics' 8; 0 on a CPU, which has no cores to spare."""
     return RunConfig.workers if device == "cuda" else 0
 
 
@@ -126,14 +129,15 @@ def _path(args: argparse.Namespace, flag: str) -> Path | None:
 
 
 def _layout(args: argparse.Namespace, faults: Faults) -> Path | None:
-    """The DeepSpeed JSON that was named."""
+    """The path of the DeepSpeed JSON that the user named."""
     named, before = getattr(args, "deepspeed_config", None), len(faults)
     found = None if named is None else find_json(named, faults)
-    return found if len(faults) == before else None  # the default keeps the remaining checks going
+    # After a fault, continue with the default, to find the remaining faults.
+    return found if len(faults) == before else None
 
 
 def _chosen(args: argparse.Namespace) -> Path | None:
-    """The run's folder, where the launcher has chosen it; as a person would write it from here."""
+    """The run's folder if the launcher chose it, relative to the working directory; else None."""
     folder = _path(args, "run_dir")
     if folder is None or not folder.is_relative_to(Path.cwd()):
         return folder
@@ -141,7 +145,7 @@ def _chosen(args: argparse.Namespace) -> Path | None:
 
 
 def _start(args: argparse.Namespace) -> str:
-    """The identity that the launcher has given to this start; "": there is no launcher of ours."""
+    """The identity that our launcher gave to this start; "" without our launcher."""
     return getattr(args, "start_id", None) or ""
 
 
@@ -152,9 +156,12 @@ def _as_typed(args: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
 
 
 def _numbers(args: argparse.Namespace, read: HyperRead, faults: Faults) -> tuple[dict[str, int], dict[str, str]]:
-    """epochs, imgsz, batch_size, workers that were given, and by what; a flag wins over the hyp file."""
+    """The given values of epochs, imgsz, batch_size and workers, and their sources; a flag
+    overrides the hyp file."""
     numbers: dict[str, int] = {}
     sources: dict[str, str] = {}
+    # The hyp file's numbers have not been checked yet, and argparse checks only that a flag is an
+    # integer.
     for key, rule in NUMBERS.items():
         value, source = getattr(args, key, None), WRITTEN[key]
         if value is None and key in read.flags:
@@ -168,7 +175,8 @@ def _numbers(args: argparse.Namespace, read: HyperRead, faults: Faults) -> tuple
 
 
 def _with_file(args: argparse.Namespace, read: HyperRead) -> argparse.Namespace:
-    """The flags, with data and model of the hyp file where they were not given; there a .pt is a model, too."""
+    """The flags, with data and model from the hyp file where not given. As in ultralytics, its
+    model may be a .pt."""
     merged = argparse.Namespace(**vars(args))
     if args.data is None and "data" in read.flags:
         merged.data = str(read.flags["data"])
@@ -180,7 +188,7 @@ def _with_file(args: argparse.Namespace, read: HyperRead) -> argparse.Namespace:
 
 def _data(args: argparse.Namespace, faults: Faults) -> Path:
     if args.data is None:
-        faults.add("--data is missing: give a data yaml, or --data demo for the embedded data set")
+        faults.add("--data is required: a data yaml, or --data demo for the embedded data set")
         return Path(DEMO)
     if args.data == DEMO:
         return Path(DEMO)
@@ -189,7 +197,7 @@ def _data(args: argparse.Namespace, faults: Faults) -> Path:
         return shipped
     if not path.is_file():
         faults.add(
-            f"--data {args.data}: {'this is a folder, give the yaml in it' if path.is_dir() else 'no such file'}"
+            f"--data {args.data}: {'this is a folder; name the yaml in it' if path.is_dir() else 'no such file'}"
         )
     return path.absolute()
 
@@ -198,7 +206,7 @@ def _weights(args: argparse.Namespace, hyper: Hyper, faults: Faults) -> Path | N
     given = getattr(args, "weights", None)
     if isinstance(hyper.pretrained, str):
         if given is not None and given != hyper.pretrained:
-            faults.add(f"weights are given twice: --weights {given} and pretrained {hyper.pretrained}; keep one")
+            faults.add(f"weights are set twice: --weights {given} and pretrained {hyper.pretrained}; keep one")
         given = given or hyper.pretrained
     if given in (None, ""):
         return None
@@ -208,13 +216,13 @@ def _weights(args: argparse.Namespace, hyper: Hyper, faults: Faults) -> Path | N
 
 
 def _unread(asked: argparse.Namespace, hyper: Hyper) -> tuple[str, ...]:
-    """A line where weights are named that no one reads."""
+    """A line if the user named weights that are ignored."""
     given = getattr(asked, "weights", None)
-    return (f"--weights {given} is not read: pretrained is false",) if given and hyper.pretrained is False else ()
+    return (f"--weights {given} is ignored: pretrained is false",) if given and hyper.pretrained is False else ()
 
 
 def _model(args: argparse.Namespace, weights: Path | None, faults: Faults) -> str:
-    """The architecture: as given, or by the weights' file name, or the default."""
+    """The architecture: from --model, or from the weights' file name, or the default."""
     if args.model is not None:
         if args.model.endswith((".yaml", ".yml")) and Path(args.model).is_file():
             return str(Path(args.model).absolute())
@@ -223,12 +231,16 @@ def _model(args: argparse.Namespace, weights: Path | None, faults: Faults) -> st
         return DEFAULT_MODEL
     if found := name_of_weights(weights):
         return found
-    faults.add(f"--model is missing: the name of --weights {weights.name} does not tell the architecture; say it")
+    faults.add(f"--model is required: the name of --weights {weights.name} does not determine the architecture")
     return DEFAULT_MODEL
 
 
 def _check_sizes(imgsz: int, source: str, model: str, hyper: Hyper, config: DeepSpeedConfig, faults: Faults) -> None:
-    """What a name tells of its model; of a user's yaml only that its size has to be a multiple of 32 at least."""
+    """Check the image size against the model's stride and the batch.
+
+    A user's yaml is not built here, so only a multiple of 32 is checked; its strides are checked
+    when it is built.
+    """
     try:
         name = parse_name(model)
     except UserError as error:
@@ -244,32 +256,33 @@ def _check_sizes(imgsz: int, source: str, model: str, hyper: Hyper, config: Deep
 
 
 def read_folder(args: argparse.Namespace, faults: Faults, *, default: str = "exp") -> tuple[Path, str, bool]:
-    """--project, --name (`default` where there is none) and --exist-ok, each with its faults."""
+    """--project, --name (`default` if not given) and --exist-ok; faults are added for each."""
     name = default if args.name is None else args.name
     if name in ("", ".", "..") or "/" in name:
-        faults.add(f"--name {name!r}: it has to be a folder's name; folders above it go into --project")
+        faults.add(f"--name {name!r}: it must be a single folder name; use --project for the path")
     project = Path("runs" if args.project is None else args.project)
     for flag, value in (("--name", name), ("--project", str(project))):
         if fault := _not_utf8(value):
             faults.add(f"{flag} {fault}")
     if args.project == "":
-        faults.add("--project is empty: give a folder, or leave the flag out for runs/")
+        faults.add("--project is empty: name a folder, or omit the flag to use runs/")
     elif project.exists() and not project.is_dir():
-        faults.add(f"--project {project}: this is a file; give a folder")
+        faults.add(f"--project {project}: this is a file; name a folder")
     return project, name, bool(args.exist_ok)
 
 
 def _not_utf8(name: str) -> str:
-    """What is wrong with a folder's name that TensorBoard, a table or another host cannot write; "": nothing."""
+    """A fault for a folder's name that is not UTF-8, which TensorBoard, results.csv or another host
+    cannot write; else ""."""
     try:
         name.encode()
     except UnicodeEncodeError:
-        return f"{name!r}: its bytes are no UTF-8 text; give another name"
+        return f"{name!r}: not valid UTF-8; use another name"
     return ""
 
 
 def _resumed(args: argparse.Namespace, world_size: int, device: str, faults: Faults) -> RunConfig | None:
-    """The saved configuration, with more epochs and other workers where flags ask for them."""
+    """The saved configuration of a run, with epochs, workers and layout from the flags if given."""
     project = Path(args.project or "runs")
     run_dir = _chosen(args) or find_run(args.resume, project, CONFIG_FILE, faults)
     if run_dir is None:
@@ -281,7 +294,7 @@ def _resumed(args: argparse.Namespace, world_size: int, device: str, faults: Fau
         return None
     said = passed_over(run_dir, project, CONFIG_FILE) if args.resume is True else ()
     if args.exist_ok:
-        said = (*said, f"--exist-ok is not used: --resume goes on in {run_dir}, and puts nothing aside")
+        said = (*said, f"--exist-ok is ignored: --resume continues in {run_dir} and moves nothing")
     saved = RunConfig.from_json(content, run_dir)
     read = read_hyper(_path(args, "hyp"), args.set or [], faults, hyper_flags(args))
     numbers, _ = _numbers(args, read, faults)
@@ -290,6 +303,8 @@ def _resumed(args: argparse.Namespace, world_size: int, device: str, faults: Fau
     config = saved.deepspeed
     if layout is not None or world_size != config.world_size or device != saved.device:
         config = relaid(saved, layout, world_size, device, faults)
+    # Notes about the old JSON are replaced by those of the new one; the other notes of the run
+    # stay.
     kept = (note for note in saved.notes if note not in saved.deepspeed.notes)
     return replace(
         saved,

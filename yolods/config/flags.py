@@ -1,4 +1,4 @@
-"""Command-line flags of `train` and `val`. A flag that was not given is None, so that it differs from its default."""
+"""Command-line flags of `train` and `val`. A flag that was not given is None."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ HYPER_FLAGS: dict[str, str] = {
     "val": "--noval",
     "plots": "--noplots",
 }
-"""Hyper-parameters that have a flag of their own (yolov5's, where it has one)."""
+"""Hyper-parameters with a flag of their own -> the flag (yolov5's, if it has one)."""
 
 _REFUSED_FLAGS = {
-    "--device": "the launcher picks devices: --num_gpus, --include or --hostfile, or CUDA_VISIBLE_DEVICES",
+    "--device": "choose devices with the launcher's --num_gpus, --include or --hostfile, or CUDA_VISIBLE_DEVICES",
     "--adam": "use --optimizer Adam",
     "--rect": "every batch has the same shape on every rank; evaluation is rectangular anyway",
     "--quad": "every batch has the same shape on every rank",
     "--nosave": "best.pt, last.pt and the checkpoints are always written",
     "--noautoanchor": "YOLOv5 here is YOLOv5u, which has no anchors",
-    "--evolve": "hyper-parameter search is not in this version",
-    "--image-weights": "use --set cls_pw=0.5, which weighs rare classes",
+    "--evolve": "yolods has no hyper-parameter search",
+    "--image-weights": "use --set cls_pw=0.5, which weights rare classes higher",
     "--label-smoothing": "YOLOv5u's class targets are soft already, from task alignment",
-    "--amp": "precision is in the DeepSpeed JSON: --deepspeed_config zero1_bf16",
+    "--amp": "set the precision in the DeepSpeed JSON: --deepspeed_config zero1_bf16",
 }
 
 
 class _Refuse(argparse.Action):
-    """A flag that yolov5 or ultralytics users may type, answered with what to do."""
+    """Refuses a flag that yolov5 or ultralytics users may type, and says what to do instead."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         flag = option_string or self.option_strings[0]
@@ -53,61 +53,67 @@ class _Refuse(argparse.Action):
 
 
 def _given_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of every distributed subcommand; the launcher adds --local_rank to what a user typed."""
+    """Add the flags of distributed subcommands. DeepSpeed's launcher adds the hidden
+    --local_rank."""
     parser.add_argument(
         "--deepspeed_config",
         "--deepspeed-config",
         metavar="JSON",
-        help="everything distributed: a file, or the name of a ready one, such as zero2_bf16",
+        help="DeepSpeed JSON: a file, or the name of one in ds_configs/, such as zero2_bf16",
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--data", metavar="YAML", help="data yaml, or demo")
     parser.add_argument("--weights", metavar="PT", help="ultralytics .pt")
     parser.add_argument("--imgsz", "--img", "--img-size", type=int, metavar="PX", help="image size (default 640)")
-    parser.add_argument("--batch-size", "--batch", type=int, metavar="N", help="images over all ranks (default 16)")
-    parser.add_argument("--workers", type=int, metavar="N", help="loader processes a rank (default 8; 0 on a CPU)")
-    parser.add_argument("--project", metavar="DIR", help="folder of runs (default runs)")
-    parser.add_argument("--name", help="the run's folder in it (default exp)")
-    parser.add_argument("--exist-ok", action="store_const", const=True, help="write into a folder that exists")
     parser.add_argument(
-        "--set", action="append", metavar="KEY=VALUE", help="a hyper-parameter; repeat it (docs/configuration.md)"
+        "--batch-size", "--batch", type=int, metavar="N", help="images per forward pass over all ranks (default 16)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="loader processes per rank (default 8; 0 on a CPU)")
+    parser.add_argument("--project", metavar="DIR", help="folder for runs (default runs)")
+    parser.add_argument("--name", help="name of the run's folder (default exp)")
+    parser.add_argument("--exist-ok", action="store_const", const=True, help="write into an existing folder")
+    parser.add_argument(
+        "--set", action="append", metavar="KEY=VALUE", help="one hyper-parameter; repeatable (docs/configuration.md)"
     )
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `train`; `build_run_config` reads what comes out.
+    """Add the flags of `train`; `build_run_config` reads the parsed result.
 
-    A flag of yolov5's train.py that is not taken raises UserError, with the remedy, while it is parsed.
+    Parsing a flag of yolov5's train.py that is not supported raises UserError with the remedy.
     """
     _given_flags(parser)
     parser.add_argument("--model", "--cfg", metavar="NAME", help="yolov5n..x, yolov5n6..x6, yolov5[d,w] or a yaml")
     parser.add_argument("--epochs", type=int, metavar="N", help="default 100")
     parser.add_argument("--hyp", metavar="YAML", help="hyper-parameters")
-    # What the launcher tells its ranks: the folder that it has claimed, and whose it is; and what they tell it.
+    # Messages between launcher and ranks: the folder that the launcher claimed, the identity of the
+    # start, and the file by which ranks report back.
     parser.add_argument("--run-dir", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument("--start-id", metavar="ID", help=argparse.SUPPRESS)
     parser.add_argument("--tell", metavar="FILE", help=argparse.SUPPRESS)
-    parser.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="go on with a run (default: the newest)")
+    parser.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="resume a run (default: the newest)")
     hyper = parser.add_argument_group("hyper-parameters with a flag of their own")
     hyper.add_argument("--seed", type=int, metavar="N")
-    hyper.add_argument("--freeze", nargs="+", metavar="LAYER", help="N: the first N layers; several: those layers")
+    hyper.add_argument("--freeze", nargs="+", metavar="LAYER", help="freeze the first N layers, or the listed ones")
     hyper.add_argument("--cache", nargs="?", const="ram", metavar="ram", help="keep decoded images in memory")
     hyper.add_argument("--cos-lr", action="store_const", const=True, help="cosine decay of the learning rate")
     hyper.add_argument("--optimizer", metavar="NAME", help=", ".join(("auto", *OPTIMIZERS)))
-    hyper.add_argument("--patience", type=int, metavar="N", help="epochs without improvement")
+    hyper.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without improvement")
     hyper.add_argument("--save-period", type=int, metavar="N", help="keep a model every N epochs")
-    hyper.add_argument("--single-cls", action="store_const", const=True, help="all classes count as one")
+    hyper.add_argument("--single-cls", action="store_const", const=True, help="treat all classes as one")
     hyper.add_argument("--multi-scale", nargs="?", const=0.5, type=float, metavar="SHARE", help="vary the image size")
-    hyper.add_argument("--sync-bn", action="store_const", const=True, help="BatchNorm over all ranks")
-    hyper.add_argument("--close-mosaic", type=int, metavar="N", help="last epochs without mosaic")
+    hyper.add_argument("--sync-bn", action="store_const", const=True, help="synchronise BatchNorm over all ranks")
+    hyper.add_argument("--close-mosaic", type=int, metavar="N", help="no mosaic in the last N epochs")
     hyper.add_argument("--noval", dest="val", action="store_const", const=False, help="no evaluation after each epoch")
     hyper.add_argument("--noplots", dest="plots", action="store_const", const=False, help="no pictures")
+    # Registered, so that argparse also consumes their values, which would be unexpected words
+    # otherwise.
     for flag in _REFUSED_FLAGS:
         parser.add_argument(flag, nargs="*", action=_Refuse, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def add_val_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of `val`. Hyper-parameters of evaluation (conf, iou, max_det, ...) are given by --set."""
+    """Add the flags of `val`. --set sets its hyper-parameters (conf, iou, max_det, ...)."""
     _given_flags(parser)
     parser.add_argument("--save-json", action="store_true", help="write predictions.json in COCO's results format")
     parser.add_argument("--split", choices=("train", "val", "test"), help="split to evaluate (default val)")
@@ -115,42 +121,42 @@ def add_val_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 EVALUATION = ("conf", "iou", "max_det", "agnostic_nms", "single_cls", "classes", "plots", "box", "cls", "dfl")
-"""Hyper-parameters that an evaluation goes by; the last three weigh its losses."""
+"""Hyper-parameters that an evaluation uses; the last three weight its losses."""
 
 _FOREIGN = {
-    "deepspeed": "every run is DeepSpeed's, so the flag is not needed; --deepspeed_config JSON says how",
-    "deepspeed_mpi": "choose what starts the ranks by --launcher openmpi, which `{launcher}` takes",
+    "deepspeed": "not needed: every run uses DeepSpeed; configure it with --deepspeed_config JSON",
+    "deepspeed_mpi": "use --launcher openmpi of `{launcher}`",
     "conf_thres": "write --set conf=VALUE",
     "iou_thres": "write --set iou=VALUE",
-    "task": "only detection is trained here; what is evaluated is said by `val --split`",
-    "half": "precision is in the DeepSpeed JSON: --deepspeed_config zero1_bf16",
+    "task": "yolods trains detectors only; `val --split` selects what to evaluate",
+    "half": "set the precision in the DeepSpeed JSON: --deepspeed_config zero1_bf16",
     "img_weights": _REFUSED_FLAGS["--image-weights"],
-    "nproc_per_node": "ranks per host are said by --num_gpus, which `{launcher}` takes",
-    "nnodes": "hosts are named by --hostfile, which `{launcher}` takes",
+    "nproc_per_node": "use --num_gpus of `{launcher}` for the ranks per host",
+    "nnodes": "use --hostfile of `{launcher}`",
     **dict.fromkeys(
         ("num_nodes", "min_elastic_nodes", "max_elastic_nodes"),
-        "hosts are named by --hostfile and chosen by --include, which `{launcher}` takes",
+        "use --hostfile and --include of `{launcher}`",
     ),
-    "elastic_training": "a run goes on with the hosts that are left: --max_restarts, which `{launcher}` takes",
+    "elastic_training": "`{launcher}` restarts a run on the remaining hosts; see --max_restarts",
     **dict.fromkeys(
-        ("bind_cores_to_rank", "bind_core_list"), "ranks share the cores of their host; OMP_NUM_THREADS says otherwise"
+        ("bind_cores_to_rank", "bind_core_list"), "ranks share the cores of their host; OMP_NUM_THREADS overrides this"
     ),
     "enable_each_rank_log": "not needed: the logs of all ranks are in the run's folder",
-    **dict.fromkeys(("module", "no_python", "no_local_rank"), "not needed: `{launcher}` starts ranks by itself"),
-    "autotuning": "not taken: start from a ready JSON, such as --deepspeed_config zero2_bf16",
-    "gpus": "ranks per host are said by --num_gpus, which `{launcher}` takes",
+    **dict.fromkeys(("module", "no_python", "no_local_rank"), "not needed: `{launcher}` starts the ranks itself"),
+    "autotuning": "not supported: start from a JSON of ds_configs/, such as --deepspeed_config zero2_bf16",
+    "gpus": "use --num_gpus of `{launcher}` for the ranks per host",
     "lr": "write --set lr0=VALUE",
     "learning_rate": "write --set lr0=VALUE",
-    "fp16": "precision is in the DeepSpeed JSON: --deepspeed_config zero1_fp16",
-    "bf16": "precision is in the DeepSpeed JSON: --deepspeed_config zero1_bf16",
-    "zero_stage": "ZeRO's stage is in the DeepSpeed JSON: --deepspeed_config zero2_bf16",
+    "fp16": "set the precision in the DeepSpeed JSON: --deepspeed_config zero1_fp16",
+    "bf16": "set the precision in the DeepSpeed JSON: --deepspeed_config zero1_bf16",
+    "zero_stage": "set the ZeRO stage in the DeepSpeed JSON: --deepspeed_config zero2_bf16",
 }
-"""What else users of ultralytics, yolov5, DeepSpeed and torchrun may type, and what to write here. `foreign` fills in
-`{launcher}`."""
+"""Other flags that users of ultralytics, yolov5, DeepSpeed and torchrun may type -> what to write
+instead. `foreign` fills in `{launcher}`."""
 
 
 def foreign(name: str) -> str | None:
-    """What to write in place of a flag that is none here; None where nothing is known of it.
+    """What to write instead of an unknown flag; None if there is no advice.
 
     Args:
         name: with underscores, without dashes.
@@ -163,26 +169,26 @@ def foreign(name: str) -> str | None:
     if name in FLAGS:
         return f"write {FLAGS[name]}"
     if name in REFUSED or name in YOLOV5:
-        return f"not taken: {REFUSED[name][1] if name in REFUSED else YOLOV5[name]}"
+        return f"not supported: {REFUSED[name][1] if name in REFUSED else YOLOV5[name]}"
     close = nearest(name, RULES, cutoff=0.8)
     return f"unknown{close.replace('did you mean', 'did you mean the hyper-parameter')}" if close else None
 
 
-_OF_TRAINING = "of training; val does not take it"
+_OF_TRAINING = "a flag of train, not of val"
 _ANYWHERE = ("conf_thres", "iou_thres", "deepspeed_mpi", "nproc_per_node", "nnodes", "num_nodes", "gpus", "module")
-"""Names of `_FOREIGN` whose remedy holds for `val` as well."""
+"""Names of `_FOREIGN` whose remedy is valid for `val` as well."""
 
 
 def foreign_to_val(name: str) -> str | None:
-    """The same of a flag that `val` does not have: nothing is advised that it would refuse."""
+    """As `foreign`, for a flag that `val` does not have; advises only what `val` accepts."""
     if name in ("model", "cfg"):
         return "the model is in the .pt; write --weights PT"
     if name in _ANYWHERE:
         return _FOREIGN[name].format(launcher=launch_command())
     if name == "task":
-        return "only detection is evaluated here; --split says on what"
+        return "yolods evaluates detectors only; --split selects the images"
     if name in ("half", "fp16", "bf16", "amp"):
-        return "not taken: an evaluation computes in fp32"
+        return "not supported: an evaluation runs in fp32"
     if name in EVALUATION:
         return f"a hyper-parameter; write --set {name}=VALUE"
     train, val = FlagNames(add_train_arguments), FlagNames(add_val_arguments)
@@ -193,7 +199,7 @@ def foreign_to_val(name: str) -> str | None:
     if name in known or name in FLAGS or name in RULES or name in _FOREIGN:
         return _OF_TRAINING
     if name in REFUSED or name in YOLOV5:
-        return "not taken by val"
+        return "not supported by val"
     close = nearest(name, EVALUATION, cutoff=0.8)
     return f"unknown{close.replace('did you mean', 'did you mean the hyper-parameter')}" if close else None
 
@@ -209,6 +215,7 @@ def hyper_flags(args: argparse.Namespace) -> list[Given]:
 
 
 def _freeze(words: Sequence[str]) -> Any:
-    """As in yolov5: one number is how many layers from the first, several are the layers themselves."""
+    """Parse --freeze as yolov5 does: one number means that many first layers, several are the
+    layers themselves."""
     layers = [int(word) if word.isdigit() else word for word in words]
     return layers[0] if len(layers) == 1 and isinstance(layers[0], int) else layers

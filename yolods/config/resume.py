@@ -1,4 +1,4 @@
-"""Going on with a run: which one is meant, and that nothing which decides it has changed."""
+"""Finds the run to resume, and refuses flags that would make it a different run."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from yolods.parsing.rules import shown
 
 
 def find_run(asked: str | bool, project: Path, config_file: str, faults: Faults) -> Path | None:
-    """The folder of the run to go on with.
+    """The folder of the run to resume.
 
     Args:
-        asked: True: the newest run under `project` that has a checkpoint, or the newest where none has; else a run's
-            folder, or anything in it (weights/last.pt).
+        asked: True for the newest run in `project` that has a checkpoint, or the newest run if none
+            has; else a run's folder, or a file in it (weights/last.pt).
 
     Returns:
-        the folder, which holds `config_file`; None and a fault where there is none.
+        the folder, which contains `config_file`; None, and a fault added, if there is none.
     """
     if asked is True:
         found = _runs(project, config_file)
         if not found:
-            faults.add(f"--resume: no run under {project} (a run has a {config_file}); name its folder: --resume DIR")
+            faults.add(f"--resume: no run in {project} (a run contains {config_file}); name its folder: --resume DIR")
             return None
         return next((folder for folder in found if _has_checkpoint(folder)), found[0])
     if asked == "":
         faults.add(
-            "--resume is empty: name the run's folder (is a variable of the shell not set?), or write --resume alone "
+            "--resume is empty: name the run's folder (is a shell variable unset?), or use --resume without a value "
             "for the newest run"
         )
         return None
     path = Path(str(asked))
+    # The path itself, or a file at most two levels below the run's folder, such as weights/last.pt.
     for folder in (path, *list(path.parents)[:2]):
         if (folder / config_file).is_file():
             return folder
@@ -52,7 +53,7 @@ def find_run(asked: str | bool, project: Path, config_file: str, faults: Faults)
 
 
 def passed_over(run_dir: Path, project: Path, config_file: str) -> tuple[str, ...]:
-    """A line where the newest run with a checkpoint is not the newest: which others a bare --resume passes over."""
+    """A line with the newer runs that --resume skips because they have no checkpoint."""
     found = _runs(project, config_file)
     places = [folder.resolve() for folder in found]
     known = run_dir.resolve() in places and _has_checkpoint(run_dir)
@@ -61,11 +62,11 @@ def passed_over(run_dir: Path, project: Path, config_file: str) -> tuple[str, ..
         return ()
     names = ", ".join(str(folder) for folder in newer[:8])
     more = f" and {len(newer) - 8} others" if len(newer) > 8 else ""
-    return (f"--resume goes on with {run_dir}; passed over, newer but without a checkpoint: {names}{more}",)
+    return (f"--resume continues {run_dir}; skipped newer runs without a checkpoint: {names}{more}",)
 
 
 def _runs(project: Path, config_file: str) -> list[Path]:
-    """Folders of runs, the newest first."""
+    """Folders of runs, newest first."""
     found = sorted(project.glob(f"*/{config_file}"), key=lambda file: file.stat().st_mtime, reverse=True)
     return [file.parent for file in found]
 
@@ -81,23 +82,26 @@ def check_unchanged(
     numbers: Mapping[str, int],
     faults: Faults,
 ) -> None:
-    """Refuse flags that would make it another run; more epochs, other workers and another layout are permitted."""
+    """Refuse flags that would make it a different run; more epochs, other workers and another
+    layout are permitted."""
     run = saved.run_dir
     asked = _asked(saved, args, read, numbers)
     for flag, (now, before) in asked.items():
         if now != before:
             faults.add(
-                f"{flag} is {shown(now)}, but the run in {run} has {shown(before)}; leave it out to go on with "
-                "that run, or leave --resume out to start another"
+                f"{flag} is {shown(now)}, but the run in {run} has {shown(before)}; omit it to continue "
+                "that run, or omit --resume to start a new one"
             )
     if numbers.get("epochs", saved.epochs) < saved.epochs:
-        faults.add(f"--epochs {numbers['epochs']}: the run in {run} is for {saved.epochs}; only more can be asked for")
+        faults.add(
+            f"--epochs {numbers['epochs']}: the run in {run} has {saved.epochs} epochs; the number can only be raised"
+        )
 
 
 def _asked(
     saved: RunConfig, args: argparse.Namespace, read: HyperRead, numbers: Mapping[str, int]
 ) -> dict[str, tuple[Any, Any]]:
-    """Each flag that was given -> its value now, and the run's."""
+    """Each flag that was given -> its value, and the saved run's."""
     asked: dict[str, tuple[Any, Any]] = {}
     for key, flag in (("data", "--data"), ("weights", "--weights")):
         value, before = getattr(args, key, None), getattr(saved, key)
@@ -109,12 +113,16 @@ def _asked(
         asked["--model"] = (args.model, saved.model)
     if args.name is not None and args.name != saved.run_dir.name:
         asked["--name"] = (args.name, saved.name)
-    parents = (saved.run_dir.absolute().parent.resolve(), saved.run_dir.resolve().parent)  # a link's, its target's
+    # If the run's folder is a symbolic link, --project may name the folder of the link or of its
+    # target.
+    parents = (saved.run_dir.absolute().parent.resolve(), saved.run_dir.resolve().parent)
     if args.project is not None and Path(args.project).resolve() not in parents:
         asked["--project"] = (args.project, str(saved.run_dir.parent))
     for key, flag in (("imgsz", "--imgsz"), ("batch_size", "--batch-size")):
         if key in numbers:
             asked[flag] = (numbers[key], getattr(saved, key))
+    # The JSON's optimizer overrode these keys of the hyp file, so the file may keep its values on a
+    # resume.
     by_json = ("optimizer", "lr0", "momentum", "weight_decay") if saved.deepspeed.optimizer else ()
     for key, where in {**read.filed, **read.commanded}.items():
         if hasattr(saved.hyper, key) and not (key in by_json and key not in read.commanded):
@@ -123,7 +131,8 @@ def _asked(
 
 
 def relaid(saved: RunConfig, path: Path | None, world_size: int, device: str, faults: Faults) -> DeepSpeedConfig:
-    """The run's step and optimizer under another JSON, on other ranks or another device."""
+    """The resolved JSON for a resume under another JSON, world size or device, with the run's step
+    and optimizer."""
     where = "--resume" if path is None else f"--deepspeed_config {path}"
     raw = saved.deepspeed.raw if path is None else read_json(path, where, faults)
     config = resolve(
@@ -139,7 +148,7 @@ def relaid(saved: RunConfig, path: Path | None, world_size: int, device: str, fa
     )
     if config.train_batch != saved.deepspeed.train_batch:
         faults.add(
-            f"{where}: {config.train_batch} images a step, but the run has {saved.deepspeed.train_batch}; "
+            f"{where}: {config.train_batch} images per step, but the run has {saved.deepspeed.train_batch}; "
             'write "auto" for the batch keys'
         )
     _check_optimizer(saved, config, where, faults)
@@ -147,13 +156,15 @@ def relaid(saved: RunConfig, path: Path | None, world_size: int, device: str, fa
 
 
 def _check_optimizer(saved: RunConfig, config: DeepSpeedConfig, where: str, faults: Faults) -> None:
-    """Refuse an optimizer in the JSON that is not the run's: its values would not be taken."""
+    """Refuse an optimizer in the JSON unlike the run's: a resume would ignore its values."""
     if config.optimizer is None:
         return
     if config.optimizer.name != saved.hyper.optimizer:
-        faults.add(f"{where}: names {config.optimizer.name}, but the run trains with {saved.hyper.optimizer}")
+        faults.add(f"{where}: the optimizer is {config.optimizer.name}, but the run uses {saved.hyper.optimizer}")
         return
     asked, _ = merge_optimizer(HyperRead(saved.hyper, {}, {}, {}), config.optimizer, where, faults)
     for key in ("lr0", "momentum", "weight_decay"):
         if (now := getattr(asked, key)) != (before := getattr(saved.hyper, key)):
-            faults.add(f'{where}: "optimizer" gives {key} {shown(now)}, but the run has {shown(before)}; write "auto"')
+            faults.add(
+                f'{where}: "optimizer" sets {key} to {shown(now)}, but the run has {shown(before)}; write "auto"'
+            )

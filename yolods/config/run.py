@@ -1,4 +1,4 @@
-"""A run's whole configuration: flags, hyper-parameters and the DeepSpeed JSON as one frozen object (config.json)."""
+"""The whole configuration of a run as one frozen object, stored as config.json."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from yolods.parsing.json_file import parse_json
 from yolods.parsing.rules import Rule, check, flag, one_of, optional, text, whole
 
 CONFIG_FILE = "config.json"
-"""The resolved configuration's name in a run's folder."""
+"""File of the resolved configuration in a run's folder."""
 
 DEMO = "demo"
-"""--data demo: the embedded data set."""
+"""Value of --data for the embedded data set."""
 
 DEFAULT_MODEL = "yolov5s"
 
 NUMBERS: Mapping[str, Rule] = MappingProxyType(
     {"epochs": whole(1), "imgsz": whole(1, most=2**16), "batch_size": whole(1), "workers": whole(0)}
 )
-"""What the numbers of a run may be, whoever gives them."""
+"""Rules for the numbers of a run, whether from flags, hyp file or config.json."""
 
 _SAVED: Mapping[str, Rule] = MappingProxyType(
     {
@@ -42,10 +42,10 @@ _SAVED: Mapping[str, Rule] = MappingProxyType(
         **dict.fromkeys(("weights", "deepspeed_path"), optional(text())),
     }
 )
-"""What config.json may hold outside its blocks."""
+"""Rules for the keys of config.json outside its blocks."""
 
 
-# Wide: a field for each flag of a run, and a block for what belongs together.
+# Wide: one field for each flag of a run, and one for each block.
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides a run. Paths are absolute, except that of the run's folder."""
@@ -53,7 +53,7 @@ class RunConfig:
     data: Path
     """The data yaml, or Path("demo")."""
     model: str
-    """An architecture: a name of the zoo, yolov5[depth,width], or a yaml's path."""
+    """The architecture: a name such as yolov5s, yolov5[depth,width], or a yaml's path."""
     weights: Path | None
     """An ultralytics .pt to start from; None: random weights."""
     epochs: int = 100
@@ -61,40 +61,40 @@ class RunConfig:
     imgsz: int = 640
     """Image size in pixels; a multiple of the model's largest stride."""
     workers: int = 8
-    """Loader processes a rank; fewer are started where the host has fewer cores."""
+    """Loader processes per rank; fewer start on a host with fewer cores."""
     project: Path = Path("runs")
-    """Folder of runs."""
+    """Folder for runs."""
     name: str = "exp"
-    """The name asked for; `run_dir` has a number behind it where that folder existed."""
+    """The requested name; `run_dir` appends a number if that folder existed."""
     exist_ok: bool = False
-    """Whether a folder that exists is written into."""
+    """Whether the run may write into an existing folder."""
     resume: Path | None = None
-    """The run's folder that this one goes on with; None: a new run."""
+    """Folder of the run being resumed; None: a new run."""
     hyper: Hyper
     """Hyper-parameters, with the JSON's optimizer merged in."""
     deepspeed: DeepSpeedConfig
-    """Everything distributed."""
+    """The resolved DeepSpeed JSON."""
     device: str
     """cpu or cuda."""
     run_dir: Path
-    """Folder the run writes into; not made yet."""
+    """Folder the run writes into; it may not exist yet."""
     given: tuple[tuple[str, Any], ...] = ()
-    """Flags as they were typed, for the record."""
+    """Flags as typed, for the record."""
     notes: tuple[str, ...] = ()
-    """Lines worth showing at the start: where one source won over another."""
+    """Lines to show at the start: settings without effect, and values that override others."""
     run: str = ""
-    """The run's identity, which it keeps over all its starts; "": it has none yet (`run_folder` gives it)."""
+    """The run's identity over all its starts; "": none yet (`run_folder` assigns it)."""
     start: str = ""
-    """The identity of the command that has started it, restarts by the launcher included."""
+    """The identity of the command that started it; the launcher's restarts keep it."""
 
     @property
     def batch_size(self) -> int:
-        """Images a forward pass over all ranks."""
+        """Images per forward pass over all ranks."""
         return self.deepspeed.batches.batch
 
     @property
     def eval_batch(self) -> int:
-        """Images per batch of an evaluation, over all ranks: twice the batch, as ultralytics' trainer has it."""
+        """Images per batch of an evaluation over all ranks: twice the batch, as in ultralytics."""
         return 2 * self.batch_size
 
     @property
@@ -104,17 +104,18 @@ class RunConfig:
 
     @property
     def weight_decay(self) -> float:
-        """What decaying weights are given: a number in the JSON as it stands; else ultralytics' decay x batch x
-        accumulation / nbs (engine/trainer.py)."""
+        """Decay of the weights that decay: a number in the JSON unchanged, else ultralytics' decay
+        x batch x accumulation / nbs (engine/trainer.py)."""
         optimizer, decay = self.deepspeed.optimizer, self.hyper.weight_decay
         if optimizer is not None and optimizer.fixes_decay:
             return decay
         return decay * self.deepspeed.train_batch / self.hyper.nbs
 
     def for_initialize(self) -> dict[str, Any]:
-        """The one dictionary that `deepspeed.initialize` is given; a fresh copy.
+        """The dictionary for `deepspeed.initialize`; a fresh copy.
 
-        It names no optimizer: yolods builds it in every case, so that DeepSpeed compiles nothing that torch has.
+        It has no "optimizer": yolods always builds the optimizer itself, because DeepSpeed would
+        compile a kernel of its own for one that torch has.
         """
         settings = self.deepspeed.for_initialize()
         settings.pop("optimizer", None)
@@ -122,16 +123,16 @@ class RunConfig:
 
     @property
     def monitor_folders(self) -> dict[str, str]:
-        """Environment variables by which services that DeepSpeed reports to find the run's folder."""
+        """Environment variables that make DeepSpeed's services write into the run's folder."""
         return folder_variables(self.run_dir, self.deepspeed.for_initialize())
 
     @property
     def is_demo(self) -> bool:
-        """Whether the embedded data set is trained on."""
+        """Whether the run trains on the embedded data set."""
         return self.data == Path(DEMO)
 
     def to_json(self) -> str:
-        """The text of config.json: everything resolved, so that `from_json` gives the same run again."""
+        """The text of config.json, fully resolved: `from_json` returns the same run."""
         config = self.deepspeed
         return json.dumps(
             {
@@ -162,16 +163,19 @@ class RunConfig:
 
     @classmethod
     def from_json(cls, content: str | bytes, run_dir: Path) -> RunConfig:
-        """Read config.json back; `resume` is set to `run_dir`, the folder that it was found in.
+        """Read config.json; `resume` of the result is `run_dir`, the folder that contains the file.
 
         Raises:
-            UserError: not such a file, or one whose values are no longer permitted.
+            UserError: the file is not a run's configuration, or has values that are no longer
+                permitted.
         """
         where = run_dir / CONFIG_FILE
         try:
             saved = parse_json(content)
             faults = Faults()
             kept = [Given(key, value, f"hyper.{key}") for key, value in saved["hyper"].items()]
+            # Old values pass the same rules as new ones: people edit the file, and rules change
+            # with versions.
             hyper = read_hyper(None, [], faults, [*_of_before(saved["hyper"]), *kept]).hyper
             saved |= _checked(saved, faults)
             faults.raise_if_any(f"{where} cannot be used any more:")
@@ -210,7 +214,7 @@ class RunConfig:
 
 
 def _checked(saved: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
-    """The settings of config.json in their own types: people edit it."""
+    """The settings of config.json in their own types; checked, because people edit the file."""
     found = {}
     for key, rule in _SAVED.items():
         good, value = check(rule, saved[key], key, faults)
@@ -221,33 +225,37 @@ def _checked(saved: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
 
 
 def _batches_of(saved: Mapping[str, Any]) -> BatchPlan | None:
-    """The batch sizes that config.json holds resolved: of a run that went on under another layout, its flags alone do
-    not give them again. None where somebody has changed the one and not the other."""
+    """The batch sizes in config.json; None if edited so that they no longer multiply out.
+
+    After a resume under another layout, the flags alone would not give the same batch sizes.
+    """
     settings, batch = saved["deepspeed"], saved["batch_size"]
     micro, steps = settings[MICRO], settings[ACCUMULATION]
     if batch % micro:
         return None
+    # `auto` only matters for warm-up, which `plan_batches` decides again from the JSON.
     plan = BatchPlan(micro=micro, accumulation=steps, accumulation_auto=True, dp_size=batch // micro)
     return plan if plan.train_batch == settings[TRAIN] else None
 
 
 def next_run_dir(project: Path, name: str, exist_ok: bool = False) -> Path:
-    """The folder that a new run would get: project/name, or where that exists name2, name3 and so on. Nothing is made:
-    until the run claims it (`run_folder`), others may.
+    """The folder that a new run would get: project/name, or if that exists name2, name3 and so on.
+
+    The folder is not created: until the run claims it (`run_folder`), another start may take it.
 
     Args:
-        exist_ok: whether project/name is taken even if it exists.
+        exist_ok: whether to return project/name even if it exists.
     """
     return next(folder for folder in numbered(project / name) if exist_ok or not os.path.lexists(folder))
 
 
 def numbered(folder: Path) -> Iterator[Path]:
-    """exp, exp2, exp3 and so on."""
+    """The folder's name without and with a number: exp, exp2, exp3 and so on."""
     yield folder
     for number in itertools.count(2):
         yield folder.with_name(f"{folder.name}{number}")
 
 
 def _of_before(saved: Mapping[str, Any]) -> list[Given]:
-    """Hyper-parameters that a run of before they were there goes on without."""
+    """Hyper-parameters that did not exist when the run started; it continues without them."""
     return [] if "precise_bn" in saved else [Given("precise_bn", 0, "hyper.precise_bn")]

@@ -1,12 +1,13 @@
-"""A run's folder is one run's: claimed by one start, held while it goes on, cleared of what an earlier run has left.
+"""Gives each run a folder of its own: claims it, locks it, moves an earlier run's files away.
 
-    a new run      makes its folder; where the name is taken, that of the next number
-    --exist-ok     takes the folder that is there, and puts aside what an earlier run has left in it
+    a new run      creates its folder, with a number in the name if the name is taken
+    --exist-ok     takes the existing folder and moves an earlier run's files to a subfolder
     --resume       takes the run's folder as it is
 
-Of several processes that make one folder, mkdir lets one through, on a network's file system as well. While a run goes
-on, its launcher and its rank 0 share a lock on a file in the folder; a start has to have that lock for itself alone,
-so it is refused as long as either lives. Whatever way a process ends, the kernel lets go of its lock.
+If several processes create one folder, mkdir succeeds for only one of them, on network file systems
+as well. While a run is active, its launcher and its rank 0 share a lock on a file in the folder. A
+start needs that lock exclusively, so it is refused while either process lives. The kernel releases
+the lock however a process ends.
 """
 
 from __future__ import annotations
@@ -27,31 +28,33 @@ from yolods.errors import UserError
 from yolods.system.files import partial_name
 
 LOCK = ".lock"
-"""The file whose lock a run holds while it goes on; its text says which process has claimed the folder, and when."""
+"""The file that an active run holds locked; its text names the process and the time."""
 EARLIER_FOLDER = "earlier"
-"""Where --exist-ok puts aside what was there: the first time earlier/, then earlier2/ and so on."""
+"""Subfolder to which --exist-ok moves an earlier run's files: earlier/, earlier2/ and so on."""
 OUTPUTS = (
     *(CONFIG_FILE, "checkpoints", "weights", "logs", "train.log", "results.csv*", "results.png", "problems.txt"),
     *(partial_name(name) for name in (CONFIG_FILE, "results.csv", "stability.jsonl")),
     *("stability.jsonl", "events.out.tfevents.*", "labels.jpg", "train_batch*.jpg"),
     *("val_batch*.jpg", "Box*_curve.png", "confusion_matrix*.png", "predictions.json", "metrics.json", "deepspeed"),
 )
-"""All that a run writes into its folder, first of all what makes it one that can be resumed."""
+"""Patterns of all that a run writes into its folder. CONFIG_FILE comes first: without it the folder
+can no longer be resumed, even if moving the rest fails."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What file systems without locks answer; there two starts with --exist-ok, or --resume, are not kept apart."""
+"""Errors of file systems without locks. Two starts with --exist-ok, or --resume, are not kept apart
+there."""
 
 
 class Claim:
-    """This process' hold on the folder of a run, from `take` or `join` to the end of the context."""
+    """This process' lock on a run's folder, from `take` or `join` to the end of the context."""
 
     def __init__(self) -> None:
         self.put_aside: Path | None = None
-        """Where that is now which an earlier run had left in the folder."""
+        """Folder to which an earlier run's files were moved; None: there were none."""
         self._handle: int | None = None
         self._taken: Path | None = None
-        """The folder, where it is this process that has claimed it."""
+        """The folder, if this process claimed it with `take`."""
         self._made: list[Path] = []
-        """The folders that it has made for that, innermost first."""
+        """The folders that this process created for the claim, innermost first."""
 
     def __enter__(self) -> Claim:
         return self
@@ -67,10 +70,10 @@ class Claim:
         """Claim a folder for the run.
 
         Returns:
-            the configuration with the folder that it got, and with identities where it had none.
+            the configuration with the claimed folder, and with identities if it had none.
 
         Raises:
-            UserError: another run goes on there, or the folder cannot be written.
+            UserError: another run is using the folder, or the folder cannot be written.
         """
         start = config.start or uuid.uuid4().hex
         with writable(config.run_dir):
@@ -81,30 +84,33 @@ class Claim:
                 self.put_aside = _put_aside(config.run_dir)
             elif not config.exist_ok:
                 config = replace(config, run_dir=self._new(config.project, config.name))
+            # Exclusive until here, to refuse a second start; shared from now on, so that rank 0 can
+            # join.
             self._share(config.run_dir)
         return replace(config, start=start, run=config.run if config.resume else start)
 
     def join(self, config: RunConfig) -> RunConfig:
-        """Share in what the launcher has claimed for this run.
+        """Share the lock on the folder that the launcher claimed for this run.
 
         Raises:
-            UserError: as `take`.
+            UserError: as for `take`.
         """
         with writable(config.run_dir):
-            config.run_dir.mkdir(parents=True, exist_ok=True)  # a person may have removed it between two starts
+            # A user may have removed the folder between two starts.
+            config.run_dir.mkdir(parents=True, exist_ok=True)
             self._handle = _open(config.run_dir)
             self._share(config.run_dir)
         return config
 
     def _new(self, project: Path, name: str) -> Path:
-        """The first folder of that name and a number that nobody has."""
+        """Create the first folder of that name, with a number if needed, that nobody has taken."""
         for folder in numbered(project / name):
             if self._make(folder):
                 return folder
         raise AssertionError("numbers do not end")
 
     def _make(self, folder: Path) -> bool:
-        """Make a folder and lock it; False where another process was first."""
+        """Create a folder and lock it; False if another process was first."""
         missing = [folder.parent, *folder.parent.parents]
         missing = [each for each in missing if not each.exists()]
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -112,14 +118,18 @@ class Claim:
             folder.mkdir()
         except FileExistsError:
             return False
-        with suppress(_Taken):  # by a start with --exist-ok, which came upon it between these two calls
+        # A start with --exist-ok may find and lock the new folder between mkdir and the lock; it
+        # then counts as taken.
+        with suppress(_Taken):
             self._own(folder)
             self._made = [folder, *missing]
         return bool(self._made)
 
     def _own(self, folder: Path) -> None:
-        """Lock a folder for this process alone."""
+        """Lock a folder exclusively."""
         self._handle = _open(folder)
+        # A run that ends unlinks its lock file (`_tidy`). A lock on the unlinked file excludes
+        # nobody: open it again.
         while not self._lock(folder, fcntl.LOCK_EX):
             os.close(self._handle)
             self._handle = _open(folder)
@@ -129,14 +139,14 @@ class Claim:
         os.pwrite(self._handle, text.encode(), 0)
 
     def _share(self, folder: Path) -> None:
-        """Let those in who belong to this run."""
+        """Downgrade to a shared lock, which the other processes of this run can hold, too."""
         self._lock(folder, fcntl.LOCK_SH)
 
     def _lock(self, folder: Path, how: int) -> bool:
-        """Whether the file is still in the folder, of which this process has the lock now.
+        """Lock the open file; returns whether it is still in the folder.
 
         Raises:
-            _Taken: another run has it.
+            _Taken: another run holds the lock.
         """
         assert self._handle is not None
         try:
@@ -150,15 +160,17 @@ class Claim:
             os.close(self._handle)
             self._handle = None
             raise _Taken(
-                f"{folder}: a run goes on there ({holder}); wait for its end, or choose another --name "
-                f"(if that process is no more: rm {folder / LOCK})"
+                f"{folder}: another run is using this folder ({holder}); wait until it ends, or choose another --name "
+                f"(if that process no longer exists: rm {folder / LOCK})"
             ) from None
-        return os.fstat(self._handle).st_nlink > 0  # else a run has just come to its end
+        return os.fstat(self._handle).st_nlink > 0  # 0: a run that just ended has unlinked the file
 
     def _tidy(self, folder: Path) -> None:
-        """Take the lock's file away, and of a start that has come to nothing the folder: its name is for the next."""
+        """Remove the lock file, and an empty folder of a failed start, which frees its name."""
         with suppress(OSError, _Taken):
-            self._lock(folder, fcntl.LOCK_EX)  # a rank may have outlived its launcher
+            # A rank may outlive its launcher; its shared lock makes this raise, and the lock file
+            # stays.
+            self._lock(folder, fcntl.LOCK_EX)
             (folder / LOCK).unlink()
             if self._made and {each.name for each in folder.iterdir()} <= {"weights"}:
                 with suppress(FileNotFoundError):
@@ -168,17 +180,17 @@ class Claim:
 
 
 class _Taken(UserError):
-    """Another run goes on in the folder."""
+    """Another run is using the folder."""
 
 
 def make_folder(wanted: Path, exist_ok: bool = False) -> Path:
-    """Make a folder that no other process makes at the same moment: `wanted`, or where that is taken the next number's.
+    """Create `wanted`, or if it exists the name with the next free number, atomically.
 
     Args:
-        exist_ok: whether `wanted` is given back even if it was there.
+        exist_ok: whether to return `wanted` even if it exists.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be created.
     """
     wanted.parent.mkdir(parents=True, exist_ok=True)
     for folder in numbered(wanted):
@@ -194,23 +206,23 @@ def make_folder(wanted: Path, exist_ok: bool = False) -> Path:
 
 @contextmanager
 def writable(folder: Path) -> Iterator[None]:
-    """Say what is wrong with a folder in one line."""
+    """Turn an OSError in the block into a UserError of one line that names the folder."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written: {error.strerror or error}; choose another place by --project"
+            f"cannot write to {folder}: {error.strerror or error}; choose another folder with --project"
         ) from None
 
 
 def outputs_in(folder: Path) -> list[Path]:
-    """What a run has left in a folder; not what a person has put there, nor folders without content."""
+    """Files that a run wrote into a folder; without a user's own files and empty folders."""
     found = [path for pattern in OUTPUTS for path in sorted(folder.glob(pattern))]
     return [path for path in found if not path.is_dir() or any(path.iterdir())]
 
 
 def _put_aside(folder: Path) -> Path | None:
-    """Move what an earlier run has left in `folder` to a folder below it; None: there was nothing."""
+    """Move an earlier run's files to a subfolder, which is returned; None: there were none."""
     left = outputs_in(folder)
     if not left:
         return None
@@ -221,7 +233,7 @@ def _put_aside(folder: Path) -> Path | None:
 
 
 def _holder(handle: int) -> str:
-    """Who has the lock, as it says so itself: a moment after it has taken it."""
+    """The text of the lock file, for up to 1 s: the holder writes it just after locking."""
     for _ in range(20):
         if text := os.pread(handle, 200, 0).decode(errors="replace").strip():
             return text

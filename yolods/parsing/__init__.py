@@ -1,1 +1,1 @@
-"""Files and words as users write them, read so that every fault is told with its place."""
+"""Reads command lines, JSON and YAML as users write them; every fault names its place."""

@@ -1,4 +1,4 @@
-"""Reads the words of a command line: every fault of it at once, each with what the word would be called here."""
+"""Parses a command line: finds all faults, and translates flags of other trainers."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from yolods.system.streams import show
 
 
 class RefusedFlag(UserError):
-    """A flag that users of other trainers may type, answered with what to do."""
+    """A flag of other trainers that is not supported; the message says what to do instead."""
 
     def __init__(self, flag: str, remedy: str) -> None:
-        super().__init__(f"{flag} is not taken: {remedy}")
+        super().__init__(f"{flag} is not supported: {remedy}")
         self.flag = flag
 
 
 class FlagNames:
-    """Stands where functions add arguments to a parser, and notes what the flags are called."""
+    """Records the names of flags; functions that add arguments take it for a parser."""
 
     def __init__(self, *additions: Callable[[Any], None]) -> None:
         """
         Args:
-            additions: functions that add arguments to the parser that they are given.
+            additions: functions that add arguments to their parser.
         """
         self.names: list[str] = []
-        """Every spelling with its dashes, in the order in which they were added."""
+        """Every spelling with its dashes, in the order of the calls."""
         for add in additions:
             add(self)
 
     def add_argument(self, *names: str, **_: Any) -> None:
-        """As a parser's."""
+        """As `ArgumentParser.add_argument`; only the names matter."""
         self.names += names
 
     def add_argument_group(self, *_: Any, **__: Any) -> FlagNames:
-        """As a parser's; the names of a group count as all others."""
+        """As `ArgumentParser.add_argument_group`; names in a group are recorded with the others."""
         return self
 
 
 class FlagParser(argparse.ArgumentParser):
-    """argparse that collects faults instead of leaving at the first, and takes `-` and `_` in a flag for the same."""
+    """argparse that collects all faults, and treats `-` and `_` in flags as equal."""
 
     def __init__(
         self,
@@ -54,32 +54,37 @@ class FlagParser(argparse.ArgumentParser):
     ) -> None:
         """
         Args:
-            foreign: of a flag's name with underscores and without dashes, what to write instead of it; None where
-                nothing is known of it.
+            foreign: maps an unknown flag's name, with underscores and without dashes, to what to
+                write instead; None: no advice.
         """
+        # No abbreviations: a prefix of a flag would silently mean that flag.
         super().__init__(prog=prog, description=description, allow_abbrev=False, exit_on_error=False, add_help=add_help)
         self._foreign = foreign
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        """argparse's own way out, which would print a usage and leave."""
+        """Raise, where argparse would print a usage and exit."""
         raise argparse.ArgumentError(None, message)
 
     def print_help(self, file: Any = None) -> None:
-        """Raises UserError where it does not reach the screen."""
+        """Print the help; raises UserError if it cannot be written to the screen."""
         show(self.format_help().rstrip())
 
     def read(self, words: Sequence[str]) -> argparse.Namespace:
-        """What the words say; `faults` in it holds a line for each fault. Flags with a fault count as not given."""
+        """Parse the words; the result has `faults`, one line each. Faulty flags count as not
+        given."""
         found, rest, faults = self.read_known(words)
         found.faults = (*faults, *self._unknown(rest))
         return found
 
     def read_known(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
-        """What the words say, those of them that are none here, and a line for each fault of the others."""
+        """Parse the words; returns the values, the words that are no known flag, and one line per
+        fault of the rest."""
         left, faults = [self._spelt(word) for word in words], list[str]()
         while (place := self._empty_at(left)) is not None:
-            faults.append(f"{left[place].partition('=')[0]} is empty: is a variable of the shell not set?")
+            faults.append(f"{left[place].partition('=')[0]} is empty: is a shell variable unset?")
             left = _without(left, place)
+        # argparse stops at the first fault. Note it, remove its words and parse again, to find the
+        # next one.
         while True:
             try:
                 found, rest = self.parse_known_args(left)
@@ -89,7 +94,8 @@ class FlagParser(argparse.ArgumentParser):
                 left = _without(left, _place(left, [refused.flag]))
             except argparse.ArgumentError as fault:
                 place = _place(left, (fault.argument_name or "").split("/"))
-                if place is None:  # of all words together, as where a positional one is missing
+                # The fault belongs to no single word, such as a missing positional argument.
+                if place is None:
                     found, rest = self._nothing_given(), []
                     faults.append(f"{self.prog}: {fault.message}")
                     break
@@ -98,10 +104,10 @@ class FlagParser(argparse.ArgumentParser):
         return found, rest, faults
 
     def take(self, words: Sequence[str]) -> argparse.Namespace:
-        """The same for words whose faults are the only ones that there can be.
+        """As `read`, for a command without other checks whose faults could be reported together.
 
         Raises:
-            UserError: there are faults.
+            UserError: all faults, one line each.
         """
         found = self.read(words)
         if found.faults:
@@ -109,7 +115,7 @@ class FlagParser(argparse.ArgumentParser):
         return found
 
     def _empty_at(self, words: Sequence[str]) -> int | None:
-        """Where a flag stands whose value is empty, which is no choice of a file, a host or a number."""
+        """The place of a flag with an empty value, which names no file, host or number."""
         for place, word in enumerate(words):
             flag, equals, value = word.partition("=")
             action = self._option_string_actions.get(flag)
@@ -120,23 +126,25 @@ class FlagParser(argparse.ArgumentParser):
         return None
 
     def _nothing_given(self) -> argparse.Namespace:
-        """Every flag's default."""
+        """The defaults of all flags."""
         flags = (action for action in self._actions if argparse.SUPPRESS not in (action.dest, action.default))
         return argparse.Namespace(**{action.dest: action.default for action in flags})
 
     def _spelt(self, word: str) -> str:
-        """`--exist_ok` as `--exist-ok`, where only the latter is known; `-help` as `--help`."""
+        """The word in its known spelling: `--exist-ok` for `--exist_ok`, `--help` for `-help`."""
         if word == "-help":
             return "--help"
         name, equals, value = word.partition("=")
         known = self._option_string_actions
         if not name.startswith("--") or name in known:
             return word
+        # The known spelling is kept, because argparse matches it exactly: --deepspeed_config has an
+        # underscore.
         spellings = {option.replace("_", "-"): option for option in known}
         return spellings.get(name.replace("_", "-"), name) + equals + value
 
     def _unknown(self, rest: Sequence[str]) -> list[str]:
-        """A line for each word that no flag takes; values behind an unknown flag are passed over."""
+        """One line for each word that belongs to no flag; values after an unknown flag get none."""
         lines, behind_a_flag = [], False
         for word in rest:
             if word.startswith("-"):
@@ -145,7 +153,7 @@ class FlagParser(argparse.ArgumentParser):
             elif "=" in word:
                 lines.append(self._about_assignment(word))
             elif not behind_a_flag:
-                lines.append(f"'{word}' belongs to no flag; flags are written --name VALUE ({self.prog} --help)")
+                lines.append(f"unexpected '{word}'; write flags as --name VALUE ({self.prog} --help)")
         return lines
 
     def _about_flag(self, flag: str) -> str:
@@ -161,18 +169,19 @@ class FlagParser(argparse.ArgumentParser):
         if flag in self._option_string_actions:
             return f"{word}: {self._refusal(flag) or self._with_dashes(flag, value)}"
         remedy = self._foreign(name.replace("-", "_"))
-        return f"{word}: {remedy or 'flags are written --name VALUE here'}"
+        return f"{word}: {remedy or 'write flags as --name VALUE'}"
 
     def _with_dashes(self, flag: str, value: str) -> str:
-        """How `name=value` is written; what is on or off here is a flag without a value, or none."""
+        """How to write ultralytics' `name=value`; a switch is a flag without a value, or no
+        flag."""
         if self._option_string_actions[flag].nargs in (0, "?") and value.lower() in ("true", "false"):
             if value.lower() == "false":
-                return f"leave {flag} out"
+                return f"omit {flag}"
             value = ""
-        return f"flags are written with dashes here: {flag} {value}".rstrip()
+        return f"write flags with dashes: {flag} {value}".rstrip()
 
     def _refusal(self, flag: str) -> str | None:
-        """Why a flag that is known is not taken; None: it is."""
+        """Why a known flag is not supported; None: it is supported."""
         if self._option_string_actions[flag].dest != argparse.SUPPRESS:
             return None
         try:
@@ -183,20 +192,20 @@ class FlagParser(argparse.ArgumentParser):
 
 
 _MAY_BE_EMPTY = ("weights", "project", "name", "launcher_args", argparse.SUPPRESS)
-"""`--weights ''` is yolov5's way to start from nothing; the next two have a line of their own."""
+"""`--weights ''` means random weights, as in yolov5; project and name have own messages."""
 _WRONG_VALUE = re.compile(r"invalid (int|float) value: (.*)")
 _KINDS = {"int": "a whole number", "float": "a number"}
 
 
 def _told(message: str) -> str:
-    """argparse's account of a fault, in the words in which values are refused elsewhere."""
+    """argparse's message, with wrong values in the words of `rules.check`."""
     if match := _WRONG_VALUE.fullmatch(message):
-        return f" is {match[2]}: it has to be {_KINDS[match[1]]}"
+        return f" is {match[2]}: it must be {_KINDS[match[1]]}"
     return f": {message}"
 
 
 def _place(words: Sequence[str], flags: Sequence[str]) -> int | None:
-    """Where one of the flags stands; a short one may have its value behind it in one word, as in -x3."""
+    """The place of the first of the flags; a short flag may include its value, as in -x3."""
     flags = [flag for flag in flags if flag]
     for place, word in enumerate(words):
         if word.partition("=")[0] in flags or (word[:1] == "-" != word[1:2] and word[:2] in flags):
@@ -205,7 +214,7 @@ def _place(words: Sequence[str], flags: Sequence[str]) -> int | None:
 
 
 def _without(words: list[str], place: int | None) -> list[str]:
-    """The words but for the flag at `place` and its value."""
+    """The words without the flag at `place` and its value."""
     assert place is not None
     end = place + 1
     alone = "=" not in words[place] and (words[place].startswith("--") or len(words[place]) == 2)

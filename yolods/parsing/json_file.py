@@ -1,4 +1,4 @@
-"""A JSON file as users write it: where it breaks, shown with its line; keys that stand twice."""
+"""Reads a user's JSON file: shows the line of a syntax error, and finds duplicate keys."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from yolods.errors import Faults
 
 
 def parse_json(text: str | bytes, **hooks: Any) -> Any:
-    """`json.loads`, which gives up on deep nesting with an error of its own.
+    """`json.loads`, but deep nesting, a RecursionError there, is a ValueError, too.
 
     Raises:
-        ValueError: it cannot be read, for whatever reason.
+        ValueError: the text cannot be read.
     """
     try:
         return json.loads(text, **hooks)
@@ -25,10 +25,10 @@ def read_json(path: Path, where: str, faults: Faults) -> dict[str, Any] | None:
     """Read a JSON object.
 
     Args:
-        where: what to call it in messages, for example "--deepspeed_config ds.json".
+        where: its name in messages, for example "--deepspeed_config ds.json".
 
     Returns:
-        the object, or None where it could not be read; faults say why.
+        the object; None, and a fault added, if it cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -38,6 +38,7 @@ def read_json(path: Path, where: str, faults: Faults) -> dict[str, Any] | None:
     except (OSError, UnicodeDecodeError) as error:
         faults.add(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}")
         return None
+    # json.loads lets the last of equal keys win silently, so collect them here.
     twice: list[str] = []
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -57,19 +58,19 @@ def read_json(path: Path, where: str, faults: Faults) -> dict[str, Any] | None:
         faults.add(f"{where}: {error}")
         return None
     for key in twice:
-        faults.add(f'{where}: key "{key}" stands twice in one block; keep one')
+        faults.add(f'{where}: duplicate key "{key}" in one block; keep one')
     if not isinstance(loaded, dict):
-        faults.add(f"{where}: it has to hold one object {{...}}")
+        faults.add(f"{where}: it must contain one object {{...}}")
         return None
     return loaded
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON; give a finite number")
+    raise ValueError(f"{name} is not JSON; use a finite number")
 
 
 def _syntax(text: str, error: json.JSONDecodeError) -> str:
-    """Line, column, what was expected, the line itself, and the usual reasons."""
+    """A message with line, column, json's reason, the text, and a hint at the usual mistakes."""
     lines = text.splitlines() or [""]
     line = lines[min(error.lineno, len(lines)) - 1].strip()
     if line.startswith(("#", "//", "/*")):
@@ -78,9 +79,9 @@ def _syntax(text: str, error: json.JSONDecodeError) -> str:
         "}",
         "]",
     ):
-        hint = "; a comma stands before the closing bracket"
+        hint = "; trailing comma before the closing bracket"
     elif "'" in line:
-        hint = "; JSON wants \" and not '"
+        hint = "; JSON strings need \", not '"
     else:
         hint = ""
     message = error.msg[:1].lower() + error.msg[1:]

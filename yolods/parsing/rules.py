@@ -1,4 +1,4 @@
-"""What a single setting may be: its type, its range, and the sentence that says so when it is not."""
+"""Rules for single settings: the type, the range, and the message when a value is not permitted."""
 
 from __future__ import annotations
 
@@ -13,38 +13,39 @@ from yolods.errors import Faults, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What is permitted for one setting."""
+    """The permitted values of one setting."""
 
     permitted: str
-    """Completes the sentence "it has to be ..."."""
+    """Completes the sentence "it must be ..."."""
     parse: Callable[[Any], Any]
-    """Gives the value in the setting's own type, or raises ValueError where it is not permitted."""
+    """Returns the value in the setting's own type; raises ValueError if it is not permitted."""
 
 
 Reader = Callable[[Any, str, Faults], Any]
-"""Reads a block within another: what was found, its name in messages, and what takes the faults."""
+"""Reads a nested block, from its value, its name in messages, and the faults to add to."""
 
 COUNTABLE, ADDRESSABLE = 2**31 - 1, 2**63 - 1
-"""Largest numbers of what is counted one by one, and of bytes or elements, that the libraries below can hold."""
+"""Largest count (steps, images, ranks), and largest number of bytes or elements, that the libraries
+can represent."""
 
 
 class _TooLarge(ValueError):
-    """A number of the right kind, beyond what can be held."""
+    """A number of the right type that is too large to represent."""
 
     def __init__(self, most: int) -> None:
         super().__init__(f"at most {most}")
 
 
 def setting(default: Any, rule: Rule) -> Any:
-    """A dataclass field that knows its rule."""
+    """A dataclass field with a default and a rule."""
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 
 def real(low: float = -math.inf, high: float = math.inf, *, above: bool = False, below: bool = False) -> Rule:
-    """A number between two ends. `above` leaves out the lower end, `below` the upper one."""
+    """A finite number in an interval. `above` excludes the lower end, `below` the upper end."""
 
     def parse(value: Any) -> float:
-        # YAML 1.1 reads 1e-3 as text, because it wants a dot in a number; users mean the number.
+        # YAML 1.1 requires a dot in a number and reads 1e-3 as text; users mean the number.
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError
         number = float(value)
@@ -66,9 +67,9 @@ def _interval(low: float, high: float, above: bool, below: bool) -> str:
 
 
 def whole(low: int = 0, high: int | None = None, *, most: int = COUNTABLE) -> Rule:
-    """An integer of at least `low`, and at most `high` where that is given. 3.0 counts as 3.
+    """An integer of at least `low`, and at most `high` if given. 3.0 counts as 3.
 
-    `most` bounds what has no `high`; it is said to those alone who go beyond it.
+    `most` is the limit without `high`; the message mentions it only for numbers above it.
     """
 
     def parse(value: Any) -> int:
@@ -84,7 +85,7 @@ def whole(low: int = 0, high: int | None = None, *, most: int = COUNTABLE) -> Ru
 
 
 def flag() -> Rule:
-    """True or false, and nothing that merely looks like it."""
+    """True or false; 0, 1 and "yes" are not permitted."""
 
     def parse(value: Any) -> bool:
         if not isinstance(value, bool):
@@ -95,10 +96,10 @@ def flag() -> Rule:
 
 
 def only_false(permitted: str) -> Rule:
-    """False alone.
+    """Only false.
 
     Args:
-        permitted: `false` and the reason, for the sentence "it has to be ...".
+        permitted: `false` and the reason, for the sentence "it must be ...".
     """
 
     def parse(value: Any) -> bool:
@@ -121,7 +122,7 @@ def text() -> Rule:
 
 
 def one_of(*choices: str) -> Rule:
-    """One of several names, in upper or lower case; the value becomes the spelling given here."""
+    """One of several names, ignoring case; the value becomes the spelling in `choices`."""
 
     def parse(value: Any) -> str:
         by_lower = {choice.lower(): choice for choice in choices}
@@ -133,7 +134,7 @@ def one_of(*choices: str) -> Rule:
 
 
 def optional(rule: Rule) -> Rule:
-    """The same, or nothing (YAML's empty value, JSON's null)."""
+    """`rule`, or nothing (YAML's empty value, JSON's null)."""
 
     def parse(value: Any) -> Any:
         return None if value is None else rule.parse(value)
@@ -142,7 +143,7 @@ def optional(rule: Rule) -> Rule:
 
 
 def either(*rules: Rule) -> Rule:
-    """What any of the rules permits; the first one that does gives the value its type."""
+    """Any of the rules; the first that permits the value determines its type."""
 
     def parse(value: Any) -> Any:
         for rule in rules:
@@ -156,7 +157,8 @@ def either(*rules: Rule) -> Rule:
 
 
 def items(rule: Rule, *, count: int | None = None, what: str) -> Rule:
-    """A list (of exactly `count` items, where that is given) in which every item keeps to `rule`; becomes a tuple."""
+    """A non-empty list (of exactly `count` items, if given) of values that `rule` permits; becomes
+    a tuple."""
 
     def parse(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple) or not value or (count is not None and len(value) != count):
@@ -167,7 +169,7 @@ def items(rule: Rule, *, count: int | None = None, what: str) -> Rule:
 
 
 def single(rule: Rule) -> Rule:
-    """A single value that stands for a list of one; becomes a tuple."""
+    """A single value that means a list of one; becomes a tuple."""
     return Rule(rule.permitted, lambda value: (rule.parse(value),))
 
 
@@ -175,21 +177,21 @@ def check(rule: Rule, value: Any, where: str, faults: Faults) -> tuple[bool, Any
     """Apply a rule to a value that a user gave.
 
     Args:
-        where: source and key, as the user finds it, for example "hyp.yaml line 3: lr0".
+        where: source and key, as shown to the user, for example "hyp.yaml line 3: lr0".
 
     Returns:
-        whether it is permitted, and the value in the setting's own type; a fault is added where it is not.
+        (True, the value in the setting's own type), or (False, None) and a fault added.
     """
     try:
         return True, rule.parse(value)
     except (ValueError, OverflowError) as error:
         limit = f", and {error}" if isinstance(error, _TooLarge) else ""
-        faults.add(f"{where} is {shown(value)}: it has to be {rule.permitted}{limit}")
+        faults.add(f"{where} is {shown(value)}: it must be {rule.permitted}{limit}")
         return False, None
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a message: short, with JSON's and YAML's spelling of true, false and nothing."""
+    """A value for a message: at most 60 characters, JSON's booleans, "empty" for None."""
     if value is None or isinstance(value, bool):
         return {None: "empty", True: "true", False: "false"}[value]
     words = repr(value)
@@ -200,15 +202,17 @@ def read_block(kind: type, block: Any, where: str, faults: Faults) -> Any:
     """Fill a dataclass from a mapping that a user wrote.
 
     Args:
-        kind: the frozen dataclass to make; every field has a default, and carries a rule or is such a dataclass itself.
-            One with a classmethod `read`, of this function's last three arguments, is made by that.
-        block: what was found there.
+        kind: the frozen dataclass to make; every field has a default, and has a rule or is such a
+            dataclass itself. A class with a classmethod `read(block, where, faults)` is made by
+            that.
+        block: the value found there.
         where: the block's name in messages, for example 'ds.json: "yolods"'.
 
     Returns:
-        an instance of `kind`; what was wrong in the block has its default there, and a fault was added.
+        an instance of `kind`; a faulty setting has its default, and a fault is added.
     """
     fields = dataclasses.fields(kind)
+    # A field without a rule is a nested dataclass, whose class is its default factory.
     known = {field.name: field.metadata.get("rule") or _reader(field.default_factory) for field in fields}
     return kind(**read_settings(known, block, where, faults))
 
@@ -221,17 +225,18 @@ def read_settings(known: Mapping[str, Rule | Reader], block: Any, where: str, fa
     """Check a mapping that a user wrote.
 
     Args:
-        known: each setting's rule, or the reader of a block within this one.
-        block: what was found there; null and "auto" stand for a missing key.
+        known: each setting's rule, or the reader of a nested block.
+        block: the value found there; null and "auto" mean a missing key.
         where: as for `read_block`.
 
     Returns:
-        the values that are permitted, by key; a fault was added for each of the others.
+        the permitted values by key; a fault is added for each other one.
     """
     if not isinstance(block, Mapping):
-        faults.add(f"{where} is {shown(block)}: it has to be an object of settings, {{...}}")
+        faults.add(f"{where} is {shown(block)}: it must be an object of settings, {{...}}")
         return {}
     values: dict[str, Any] = {}
+    # null and "auto" are skipped before the rules, which would otherwise all have to permit them.
     for key, value in block.items():
         if key not in known:
             faults.add(f"{where}: unknown key '{key}'{nearest(key, known)}; known: {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""YAML as users write it: whatever it cannot be read for is one error, which knows its line."""
+"""Reads a user's YAML; everything that is wrong with it is a NotYaml with its line."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import yaml
 
 
 class NotYaml(ValueError):
-    """A text that cannot be read. `str()` is the reason, on one line."""
+    """The text is not valid YAML. `str()` is the reason, on one line."""
 
     def __init__(self, reason: str, line: int | None = None) -> None:
         super().__init__(" ".join(reason.split()))
         self.line = line
-        """Where, from 1; None: that is not known."""
+        """Line number, from 1; None: unknown."""
 
 
 class Entry(NamedTuple):
-    """A key of the outermost mapping."""
+    """A key of the outermost mapping with its value."""
 
     key: str
     value: Any
     line: int
-    """Where the key stands, from 1."""
+    """Line number of the key, from 1."""
 
 
 def parse_yaml(text: str) -> Any:
     """Read one document, as `yaml.safe_load` does.
 
     Raises:
-        NotYaml: it cannot be read, or a key stands twice in one mapping.
+        NotYaml: the text is not valid YAML, or a mapping has a key twice.
     """
     with _refusals():
         loader = _Strict(text)
@@ -40,13 +40,13 @@ def parse_yaml(text: str) -> Any:
 
 
 def parse_entries(text: str) -> list[Entry] | None:
-    """Read a document of `key: value` lines; a key that stands twice is there twice.
+    """Read a document of `key: value` lines; a duplicate key has two entries.
 
     Returns:
-        the lines in their order; None: it is another kind of document.
+        the entries in the file's order; None: the document is not a mapping.
 
     Raises:
-        NotYaml: it cannot be read.
+        NotYaml: the text is not valid YAML.
     """
     with _refusals():
         loader = _Loader(text)
@@ -59,31 +59,33 @@ def parse_entries(text: str) -> list[Entry] | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML raises a dozen kinds of errors for values that look like a date or a number and are none."""
+    """Turns PyYAML's errors into NotYaml. PyYAML raises a dozen kinds of errors, such as plain
+    ValueErrors, for values that look like a date or a number but are not valid ones."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (NotYaml, yaml.YAMLError, RecursionError):
+        except (NotYaml, yaml.YAMLError, RecursionError):  # `_refusals` handles these
             raise
         except Exception:
             kind = node.tag.rpartition(":")[2]
             written = f"{str(node.value)[:40]!r} is " if isinstance(node, yaml.ScalarNode) else ""
-            raise NotYaml(f"{written}not a possible {kind}; quote it where it is text", _line(node)) from None
+            raise NotYaml(f"{written}not a valid {kind}; quote it if it is text", _line(node)) from None
 
 
 class _Strict(_Loader):
-    """PyYAML lets the last of equal keys win."""
+    """Refuses duplicate keys, of which PyYAML would silently take the last."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[Any, int] = {}
         for key, _ in node.value:
+            # `<<` merges another mapping and may occur several times.
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
             value = self.construct_object(key)
             if value in lines:
-                raise NotYaml(f"{key.value} stands in line {lines[value]} already; keep one", _line(key))
+                raise NotYaml(f"{key.value} is already on line {lines[value]}; keep one", _line(key))
             lines[value] = _line(key)
         return node
 
@@ -102,7 +104,7 @@ def _refusals() -> Iterator[None]:
 
 def _word(key: yaml.Node) -> str:
     if not isinstance(key, yaml.ScalarNode):
-        raise NotYaml("a key has to be a word", _line(key))
+        raise NotYaml("a key must be a word", _line(key))
     return key.value
 
 

@@ -1,1 +1,1 @@
-"""A DeepSpeed JSON: its keys, its blocks, what DeepSpeed would fail of, and all of it resolved."""
+"""The DeepSpeed JSON: its keys and blocks, its faults, and the resolved configuration."""

@@ -1,4 +1,7 @@
-"""Batch arithmetic: images a micro-batch, micro-batches a step, images a step. Pure functions of integers."""
+"""Batch arithmetic: images per micro-batch, micro-batches per step, images per step.
+
+Pure functions of integers.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from typing import Any
 from yolods.errors import Faults
 
 DEFAULT_BATCH = 16
-"""Images a forward pass over all ranks where nothing says otherwise (ultralytics' `batch`)."""
+"""Default of --batch-size: images per forward pass over all ranks (ultralytics' `batch`)."""
 
 TRAIN = "train_batch_size"
 MICRO = "train_micro_batch_size_per_gpu"
 ACCUMULATION = "gradient_accumulation_steps"
 BATCH_KEYS = (TRAIN, MICRO, ACCUMULATION)
-"""DeepSpeed's keys for images a step, images a rank and forward pass, and forward passes a step."""
+"""DeepSpeed's keys: images per step, images per rank and forward pass, forward passes per step."""
 
 
 @dataclass(frozen=True)
@@ -22,22 +25,22 @@ class BatchPlan:
     """Batch sizes that multiply out: train_batch = micro x accumulation x ranks."""
 
     micro: int
-    """Images a rank sees in one forward pass."""
+    """Images per rank and forward pass."""
     accumulation: int
-    """Forward passes an optimizer step, once warm-up is over."""
+    """Forward passes per optimizer step, once warm-up is over."""
     accumulation_auto: bool
-    """Whether accumulation follows from nbs; warm-up then raises it from 1, as ultralytics does."""
+    """Whether accumulation follows from nbs; warm-up then raises it from 1, as in ultralytics."""
     dp_size: int
     """Data-parallel ranks."""
 
     @property
     def batch(self) -> int:
-        """Images a forward pass over all ranks: --batch-size."""
+        """Images per forward pass over all ranks: --batch-size."""
         return self.micro * self.dp_size
 
     @property
     def train_batch(self) -> int:
-        """Images an optimizer step."""
+        """Images per optimizer step."""
         return self.batch * self.accumulation
 
 
@@ -52,22 +55,23 @@ def plan_batches(
     faults: Faults,
     before: BatchPlan | None = None,
 ) -> BatchPlan:
-    """Work out what the JSON leaves open. "auto" and a missing key are the same: both are left open.
+    """Compute the batch keys that the JSON leaves open. "auto" means the same as a missing key.
 
-    Any two of DeepSpeed's three keys determine the third. Otherwise the flag gives images a forward pass, and
-    accumulation follows from nbs: max(round(nbs / batch), 1). train_batch_size alone, without the flag, is one forward
-    pass a step, as in DeepSpeed.
+    Any two of DeepSpeed's three keys determine the third. Otherwise the flag gives the images per
+    forward pass, and accumulation follows from nbs: max(round(nbs / batch), 1). train_batch_size
+    alone, without the flag, means one forward pass per step, as in DeepSpeed.
 
     Args:
         block: the JSON's top level; its batch keys are positive integers, "auto" or missing.
-        batch_size: images a forward pass over all ranks; None: not given.
-        said_by: what gave batch_size, for messages: "--batch-size" or a line of a hyp file.
+        batch_size: images per forward pass over all ranks; None: not given.
+        said_by: the source of batch_size, for messages: "--batch-size" or a line of a hyp file.
         where: the JSON's name in messages.
-        before: the plan of the run that is gone on with. Images a step stay; so do images a micro-batch, where they
-            divide those (then losses are the same, and memory), and else images a forward pass.
+        before: the plan of the run being resumed. Its images per step stay the same. Its images per
+            micro-batch stay if they divide the images per step, which keeps losses and memory the
+            same; otherwise its images per forward pass stay.
 
     Returns:
-        the plan; where there was a fault it holds numbers that do not break the rest of the checks.
+        the plan; after a fault, numbers that do not break the remaining checks.
     """
     train, micro, steps = (None if block.get(key) in (None, "auto") else block[key] for key in BATCH_KEYS)
     known = len(faults)
@@ -77,13 +81,17 @@ def plan_batches(
         micro = _micro(train, steps, batch_size, said_by, dp_size, where, faults)
     elif batch_size is not None and micro * dp_size != batch_size:
         faults.add(
-            f"{where}: {MICRO} {micro} x {_ranks(dp_size)} = {micro * dp_size}, but {said_by} says {batch_size}; "
-            f'give {said_by} {micro * dp_size}, leave it out, or set {MICRO} to "auto"'
+            f"{where}: {MICRO} {micro} x {_ranks(dp_size)} = {micro * dp_size}, but {said_by} is {batch_size}; "
+            f'use {said_by} {micro * dp_size}, omit it, or set {MICRO} to "auto"'
         )
     auto = steps is None and train is None
     if len(faults) > known:
+        # The numbers contradict each other: comparing them further would only add faults that
+        # follow from the first.
         return BatchPlan(micro=micro or 1, accumulation=steps or 1, accumulation_auto=auto, dp_size=dp_size)
     if auto and before is not None:
+        # Not from nbs: a resumed run keeps its images per step, so that its schedule and optimizer
+        # state still fit.
         steps = max(before.train_batch // (micro * dp_size), 1)
     elif auto:
         steps = max(round(nbs / (micro * dp_size)), 1)
@@ -98,21 +106,23 @@ def plan_batches(
 
 
 def _carried_over(before: BatchPlan, micro: int, dp_size: int, nbs: int) -> int:
-    """Images a forward pass over other ranks than before."""
+    """Images per forward pass when the world size changes on resume."""
     batch = micro * dp_size
-    # The optimizer that "auto" stands for is chosen by the larger of nbs and this batch.
+    # optimizer=auto is resolved from a number of steps that depends on max(nbs, batch). A batch
+    # above both nbs and the old batch could resolve to another optimizer, so the old batch stays in
+    # that case.
     return batch if before.train_batch % batch == 0 and batch <= max(before.batch, nbs) else before.batch
 
 
 def _micro(
     train: int | None, steps: int | None, batch: int | None, said_by: str, dp_size: int, where: str, faults: Faults
 ) -> int:
-    """Images a rank and forward pass, where the JSON does not say it."""
+    """Images per rank and forward pass, where the JSON does not set them."""
     if batch is not None:
         if steps is not None and train is not None and batch * steps != train:
             faults.add(
-                f"{where}: {TRAIN} {train} / {ACCUMULATION} {steps} = {train / steps:g} images a forward pass, but "
-                f'{said_by} says {batch}; set one of them to "auto"'
+                f"{where}: {TRAIN} {train} / {ACCUMULATION} {steps} = {train / steps:g} images per forward pass, but "
+                f'{said_by} is {batch}; set one of them to "auto"'
             )
         return _share(batch, dp_size, said_by, faults)
     if train is None:
@@ -121,7 +131,7 @@ def _micro(
     if train % dealt:
         by_steps = f"{ACCUMULATION} {steps} x " if steps else ""
         faults.add(
-            f"{where}: {TRAIN} {train} / ({by_steps}{_ranks(dp_size)}) = {train / dealt:.2f} is not whole; "
+            f"{where}: {TRAIN} {train} / ({by_steps}{_ranks(dp_size)}) = {train / dealt:.2f} is not an integer; "
             f"{_neighbours(train, dealt)}"
         )
     return max(train // dealt, 1)
@@ -131,7 +141,7 @@ def _share(batch: int, dp_size: int, said_by: str, faults: Faults) -> int:
     if batch % dp_size:
         words = said_by if str(batch) in said_by else f"{said_by} {batch}"
         faults.add(
-            f"{words} cannot be dealt to {dp_size} ranks: {batch} / {dp_size} = {batch / dp_size:.2f}; "
+            f"{words} cannot be divided evenly among {dp_size} ranks: {batch} / {dp_size} = {batch / dp_size:.2f}; "
             f"{_neighbours(batch, dp_size)}"
         )
     return max(batch // dp_size, 1)

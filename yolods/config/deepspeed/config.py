@@ -1,6 +1,7 @@
-"""A DeepSpeed JSON, read and resolved: every key checked, batch sizes worked out, wrong combinations refused.
+"""Reads a DeepSpeed JSON: checks keys and combinations, and computes batch sizes.
 
-What DeepSpeed itself would get wrong without a word (see `_check_precision`) is refused here by name.
+Settings that DeepSpeed accepts and silently computes wrongly (see `_check_precision`) are refused
+by name.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from yolods.errors import Faults
 from yolods.parsing.json_file import read_json
 
 MAX_NORM = 10.0
-"""Gradient norm at which gradients are clipped where the JSON does not say; ultralytics clips at 10."""
+"""Default of "gradient_clipping": the global gradient norm at which ultralytics clips, too."""
 
 DEFAULT_JSON: dict[str, Any] = {
     "train_batch_size": "auto",
@@ -37,69 +38,69 @@ DEFAULT_JSON: dict[str, Any] = {
     "gradient_clipping": MAX_NORM,
     "zero_optimization": {"stage": 1, "reduce_bucket_size": 50000000, "allgather_bucket_size": 50000000},
 }
-"""What runs without --deepspeed_config: the same as ds_configs/zero1_fp32.json."""
+"""The configuration without --deepspeed_config: the same as ds_configs/zero1_fp32.json."""
 
 _DTYPES = {
     **dict.fromkeys(("bf16", "bfloat16", "torch.bfloat16"), "bf16"),
     **dict.fromkeys(("fp16", "float16", "half", "torch.float16"), "fp16"),
 }
 OURS = ("yolods", "pipeline", "optimizer", "activation_checkpointing")
-"""Blocks that yolods sees to itself."""
+"""Blocks that yolods implements itself; DeepSpeed never sees them."""
 _NO_CPU_FP16 = "the CPU backend has no fp16; use bf16 or fp32"
 
 
-# Wide: a field for each thing that DeepSpeed's JSON decides.
+# Wide: one field for each setting that DeepSpeed's JSON decides.
 @dataclass(frozen=True, kw_only=True)
 class DeepSpeedConfig:
-    """A run's DeepSpeed configuration; nothing in it is left open."""
+    """A run's DeepSpeed configuration, fully resolved."""
 
     path: Path | None
-    """Where the JSON was read; None: the built-in default."""
+    """The JSON's path; None: the built-in default."""
     text: str
-    """The JSON as it was given, one canonical line."""
+    """The JSON as given, on one canonical line. A string keeps the frozen object immutable."""
     resolved: str
-    """JSON for `deepspeed.initialize`, one canonical line: see `for_initialize`."""
+    """JSON for `deepspeed.initialize`, on one canonical line; see `for_initialize`."""
     zero_stage: int
     """0 to 3."""
     precision: str
-    """Type of the parameters that compute: fp32, bf16 or fp16. Master weights and BatchNorm are fp32 in each."""
+    """Data type of the parameters in the forward pass: fp32, bf16 or fp16. Master weights and
+    BatchNorm are always fp32."""
     autocast: str | None
     """bf16 or fp16: torch.autocast over fp32 parameters; None: off."""
     fp16: Fp16Config
-    """The "fp16" block, whose loss scale fp16 autocast goes by as well."""
+    """The "fp16" block; fp16 autocast uses its loss scale settings as well."""
     offload_optimizer: bool
-    """Whether optimizer states and master weights live in host memory."""
+    """Whether optimizer states and master weights are kept in host memory."""
     offload_param: bool
-    """Whether parameters live in host memory."""
+    """Whether parameters are kept in host memory."""
     batches: BatchPlan
     """Batch sizes."""
     gradient_clipping: float
     """Largest gradient norm; 0: no clipping."""
     optimizer: JsonOptimizer | None
-    """The optimizer that the JSON names; None: the hyper-parameters say it."""
+    """The optimizer that the JSON names; None: the hyper-parameters decide."""
     own: YolodsConfig
     """The "yolods" block."""
     pipeline: PipelineConfig | None
     """The "pipeline" block; None: every rank holds the whole model's layers."""
     recompute: RecomputeConfig | None
-    """The "activation_checkpointing" block; None: all activations are kept, or the "pipeline" block says it."""
+    """The "activation_checkpointing" block; None: off, unless the "pipeline" block decides."""
     notes: tuple[str, ...]
-    """What the JSON asks for without effect, or at a cost, a line for each reason."""
+    """One line per reason for settings of the JSON that have no effect or a cost."""
 
     @property
     def raw(self) -> dict[str, Any]:
-        """The JSON as it was given; a fresh copy, to be changed at will. For records and for a resume alone: whoever
-        computes reads the typed fields."""
+        """The JSON as given; a fresh copy, for records and a resume only."""
         return json.loads(self.text)
 
     @property
     def micro_batch(self) -> int:
-        """Images a rank sees in one forward pass."""
+        """Images per rank and forward pass."""
         return self.batches.micro
 
     @property
     def accumulation(self) -> int:
-        """Forward passes an optimizer step, once warm-up is over."""
+        """Forward passes per optimizer step, once warm-up is over."""
         return self.batches.accumulation
 
     @property
@@ -109,7 +110,7 @@ class DeepSpeedConfig:
 
     @property
     def train_batch(self) -> int:
-        """Images an optimizer step."""
+        """Images per optimizer step."""
         return self.batches.train_batch
 
     @property
@@ -119,19 +120,20 @@ class DeepSpeedConfig:
 
     @property
     def world_size(self) -> int:
-        """Ranks in all: replicas x stages."""
+        """Number of all ranks: replicas x stages."""
         return self.dp_size * (self.pipeline.stages if self.pipeline else 1)
 
     def for_initialize(self, accumulation: int | None = None) -> dict[str, Any]:
         """The dictionary for `deepspeed.initialize`; a fresh copy.
 
-        The blocks that yolods sees to itself are taken out and batch keys are numbers.
+        Without the blocks in `OURS`, and with numbers for the batch keys.
 
         Args:
-            accumulation: forward passes a step to start with; `self.accumulation` by default.
+            accumulation: forward passes per step at the start; `self.accumulation` by default.
         """
         resolved = json.loads(self.resolved)
         if accumulation is not None:
+            # DeepSpeed asserts that the three batch keys multiply out, so both change together.
             resolved[ACCUMULATION] = accumulation
             resolved[TRAIN] = self.batches.batch * accumulation
         return resolved
@@ -150,17 +152,19 @@ def read_deepspeed(
     """Read and resolve a DeepSpeed JSON.
 
     Args:
-        path: the file; None takes `DEFAULT_JSON`.
-        batch_size: images a forward pass over all ranks; None: not given, so the JSON or the default says it.
-        world_size: ranks in all; of a pipeline, replicas x stages.
+        path: the file; None: use `DEFAULT_JSON`.
+        batch_size: images per forward pass over all ranks; None: not given, the JSON or the default
+            decides.
+        world_size: number of all ranks; for a pipeline, replicas x stages.
         device: "cpu" or "cuda".
-        faults: takes everything that is wrong; the result is only to be used where it stayed empty.
-        hyper: gives nbs for accumulation, and what the JSON's optimizer leaves "auto".
-        said_by: what gave batch_size, for messages.
+        faults: collects everything that is wrong; use the result only if it stays empty.
+        hyper: gives nbs for accumulation, and the values that the JSON's optimizer leaves "auto".
+        said_by: the source of batch_size, for messages.
     """
     where = "the default DeepSpeed configuration" if path is None else f"--deepspeed_config {path}"
     raw = DEFAULT_JSON if path is None else read_json(path, where, faults)
-    # A file that cannot be read has its fault already; the default keeps the remaining checks going.
+    # An unreadable file has already added its fault. Continue with the default, so that the user
+    # sees the faults of the other flags in the same start.
     raw, batch_size = (raw, batch_size) if raw is not None else (DEFAULT_JSON, batch_size or DEFAULT_BATCH)
     return resolve(
         raw,
@@ -186,7 +190,7 @@ def resolve(
     said_by: str = "--batch-size",
     before: BatchPlan | None = None,
 ) -> DeepSpeedConfig:
-    """The same as `read_deepspeed` for a JSON that has been read; `path` names it in messages, `before` is as for
+    """As `read_deepspeed`, for a parsed JSON; `path` names it in messages, `before` is as for
     `plan_batches`."""
     hyper = hyper or Hyper()
     where = "DeepSpeed configuration" if path is None else path.name
@@ -239,7 +243,7 @@ def resolve(
 
 @dataclass(frozen=True)
 class _Blocks:
-    """What the blocks of a JSON say, before it is known how many images a step has."""
+    """The settings of a JSON's blocks; the batch plan comes later, as it needs the replicas."""
 
     precision: str
     autocast: str | None
@@ -254,10 +258,10 @@ class _Blocks:
 
 
 def _read_blocks(sound: Mapping[str, Any], hyper: Hyper, device: str, where: str, faults: Faults) -> _Blocks:
-    """Read each block, and refuse what they say together.
+    """Read each block and refuse combinations that contradict each other.
 
     Args:
-        sound: of `check_keys`.
+        sound: the result of `check_keys`.
     """
     precision, autocast = _precision(sound, where, faults)
     fp16 = read_fp16(sound.get("fp16", {}))
@@ -286,21 +290,21 @@ def _read_blocks(sound: Mapping[str, Any], hyper: Hyper, device: str, where: str
 
 
 def _value(block: Mapping[str, Any], key: str, default: Any) -> Any:
-    """A key's value; a missing one and "auto" are the default, as in DeepSpeed."""
+    """A key's value; the default for a missing key and for "auto", as in DeepSpeed."""
     value = block.get(key, default)
     return default if value is None or value == "auto" else value
 
 
 def _precision(sound: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, str | None]:
-    """Parameter type and autocast type; more than one of the three switches is a fault."""
+    """Data types of parameters and autocast; more than one of the three switches is a fault."""
     if "bf16" in sound and "bfloat16" in sound:
         faults.add(f'{where}: "bf16" and "bfloat16" are the same block; keep "bf16"')
     blocks = {"fp16": sound.get("fp16", {}), "bf16": sound.get("bf16", sound.get("bfloat16", {}))}
     on = [name for name, block in blocks.items() if _value(block, "enabled", False)]
-    for name, block in blocks.items():  # DeepSpeed reads them of a block that is off, too
+    for name, block in blocks.items():  # DeepSpeed reads these keys even in a disabled block
         for key in (f"{name}_master_weights_and_grads", "bf16_optimizer_states"):
             if _value(block, key, False):
-                faults.add(f'{where}: "{name}".{key} is refused: the EMA is kept from fp32 master weights')
+                faults.add(f'{where}: "{name}".{key} is not supported: the EMA needs fp32 master weights')
     casting = sound.get("torch_autocast", {})
     autocast = None
     if _value(casting, "enabled", False):
@@ -309,29 +313,30 @@ def _precision(sound: Mapping[str, Any], where: str, faults: Faults) -> tuple[st
         autocast = _DTYPES.get(dtype.lower())
         if autocast is None:
             given = f"is {dtype!r}" if "dtype" in casting else "is missing"
-            faults.add(f'{where}: "torch_autocast".dtype {given}: it has to be bfloat16 or float16')
+            faults.add(f'{where}: "torch_autocast".dtype {given}: it must be bfloat16 or float16')
     if len(on) > 1:
         names = " and ".join(f'"{name}"' for name in on)
-        faults.add(f"{where}: {names} are enabled together; keep one: each decides the type that layers compute in")
+        faults.add(f"{where}: {names} are enabled together; keep one: each sets the data type of the computation")
     return (on[0] if on and on[0] != "torch_autocast" else "fp32"), autocast
 
 
 def _check_precision(
     precision: str, autocast: str | None, zero_stage: int, own: YolodsConfig, device: str, where: str, faults: Faults
 ) -> None:
-    """Refuse what DeepSpeed 0.19.8 computes wrongly (measured), and what the device cannot do."""
+    """Refuse what DeepSpeed 0.19.8 computes wrongly (measured) or the device lacks."""
     if precision == "fp16" and zero_stage == 0:
-        # Its fp16 optimizers divide gradients by a loss scale that backward applies for ZeRO optimizers only.
+        # DeepSpeed's fp16 optimizers divide gradients by the loss scale, but backward multiplies
+        # the loss by it only for ZeRO optimizers.
         faults.add(
             f'{where}: "fp16" with ZeRO stage 0 divides gradients by a loss scale that was never applied; '
             'set "zero_optimization": {"stage": 1}'
         )
     if autocast == "fp16" and own.overflow.handling == "stock":
-        # What it clips still carries GradScaler's scale, a norm of 0.189 was seen as 12395, and after the first
-        # overflow ZeRO 1 to 3 skip every step.
+        # DeepSpeed clips gradients that still carry GradScaler's scale: it saw a norm of 0.189 as
+        # 12395. After the first overflow, ZeRO 1 to 3 skip every step.
         faults.add(
             f'{where}: "torch_autocast" in float16 with "overflow": {{"handling": "stock"}}: DeepSpeed clips gradients '
-            'that are still scaled, and never steps again after an overflow; leave "handling" at "own"'
+            'that are still scaled, and skips every step after an overflow; keep "handling": "own"'
         )
     if device == "cpu" and precision == "fp16":
         faults.add(f'{where}: "fp16": {_NO_CPU_FP16}')
@@ -340,35 +345,36 @@ def _check_precision(
 
 
 def _check_stability(sound: Mapping[str, Any], own: YolodsConfig, fp16: Fp16Config, where: str, faults: Faults) -> None:
-    """Settings of the "yolods" block that contradict others."""
+    """Refuse settings of the "yolods" block that contradict others."""
     policy, clipping = own.clipping.policy, _value(sound, "gradient_clipping", None)
     if own.overflow.handling == "stock" and policy != "global_norm":
         faults.add(
             f'{where}: "clipping": {{"policy": "{policy}"}} with "overflow": {{"handling": "stock"}}: DeepSpeed '
-            "clips by the global norm and knows no other policy"
+            "supports only clipping by the global norm"
         )
     if clipping and not POLICIES[policy].uses_max_norm:
         faults.add(
-            f'{where}: "gradient_clipping" {clipping:g} with "clipping": {{"policy": "{policy}"}}, which does not go '
-            "by the global norm; leave one of them out"
+            f'{where}: "gradient_clipping" {clipping:g} with "clipping": {{"policy": "{policy}"}} has no effect: '
+            "this policy does not use the global norm; remove one of them"
         )
     ceiling, floor = own.overflow.max_loss_scale, float(fp16.min_loss_scale)
     if ceiling < floor:
         faults.add(
-            f'{where}: "overflow".max_loss_scale {ceiling:g} is below "fp16".min_loss_scale {floor:g}; exchange them'
+            f'{where}: "overflow".max_loss_scale {ceiling:g} is below "fp16".min_loss_scale {floor:g}; swap them'
         )
 
 
 def precheck_deepspeed(named: str | Path, *, world_size: int, device: str, faults: Faults) -> bool:
-    """Look for what `read_deepspeed` would find fault with whatever the other flags of a start are.
+    """Find the faults of a JSON that do not depend on the other flags of a start.
 
     Args:
-        named: a path, or the name of a ready file.
-        world_size: ranks in all.
+        named: a path, or the name of a file in ds_configs/.
+        world_size: number of all ranks.
         device: "cpu" or "cuda".
 
     Returns:
-        whether it keeps anything in host memory, for which DeepSpeed compiles an optimizer where there are GPUs.
+        whether the JSON offloads anything to host memory; on GPUs DeepSpeed compiles an optimizer
+        for that.
     """
     known = len(faults)
     path = find_json(named, faults)
@@ -376,7 +382,9 @@ def precheck_deepspeed(named: str | Path, *, world_size: int, device: str, fault
     raw = read_json(path, where, faults) if len(faults) == known else None
     if raw is None:
         return False
-    # A batch that the JSON leaves open is for --batch-size to say: one that can be dealt to these ranks.
+    # --batch-size, unknown here, sets a batch that the JSON leaves open. Assume one image per rank,
+    # which always divides evenly, so that the default of 16 does not cause a fault that the real
+    # start would not have.
     is_open = all(raw.get(key) in (None, "auto") for key in (TRAIN, MICRO))
     batch = world_size if is_open else None
     config = resolve(raw, path=path, batch_size=batch, world_size=world_size, device=device, faults=faults)
@@ -384,13 +392,13 @@ def precheck_deepspeed(named: str | Path, *, world_size: int, device: str, fault
 
 
 def _offload(zero: Mapping[str, Any], target: str, where: str, faults: Faults) -> bool:
-    """Whether `target` ("optimizer" or "param") is kept in host memory, by DeepSpeed's present key or its old one."""
+    """Whether "optimizer" or "param" is kept in host memory, by DeepSpeed's current or old key."""
     device = _value(zero.get(f"offload_{target}", {}), "device", "none")
     old = "cpu_offload" if target == "optimizer" else "cpu_offload_param"
     if device == "nvme":
         faults.add(
-            f'{where}: "zero_optimization".offload_{target}.device nvme is refused: the EMA reads every master weight '
-            "after every step; use cpu"
+            f'{where}: "zero_optimization".offload_{target}.device nvme is not supported: the EMA reads every '
+            "master weight after every step; use cpu"
         )
     return device != "none" or bool(_value(zero, old, False))
 
@@ -398,30 +406,36 @@ def _offload(zero: Mapping[str, Any], target: str, where: str, faults: Faults) -
 def _check_zero(
     zero: Mapping[str, Any], zero_stage: int, offload: Mapping[str, bool], where: str, faults: Faults
 ) -> None:
-    """What each ZeRO stage cannot do."""
+    """Refuse settings of zero_optimization that the stage or yolods does not support."""
     if offload["optimizer"] and zero_stage == 0:
-        faults.add(f'{where}: "offload_optimizer" needs ZeRO stage 1, 2 or 3, and the stage is 0')
+        faults.add(f'{where}: "offload_optimizer" needs ZeRO stage 1, 2 or 3, but the stage is 0')
     if offload["param"] and zero_stage < 3:
-        faults.add(f'{where}: "offload_param" needs ZeRO stage 3, and the stage is {zero_stage}')
+        faults.add(f'{where}: "offload_param" needs ZeRO stage 3, but the stage is {zero_stage}')
     ratio = _value(zero.get("offload_optimizer", {}), "ratio", 1.0)
     if offload["optimizer"] and ratio < 1 and zero_stage < 3:
-        faults.add(f'{where}: "offload_optimizer".ratio {ratio:g} needs ZeRO stage 3, and the stage is {zero_stage}')
+        faults.add(f'{where}: "offload_optimizer".ratio {ratio:g} needs ZeRO stage 3, but the stage is {zero_stage}')
     if zero.get("zenflow") is not None:
-        faults.add(f'{where}: "zero_optimization".zenflow is refused: its delayed updates and the EMA clash')
+        faults.add(f'{where}: "zero_optimization".zenflow is not supported: its delayed updates conflict with the EMA')
     if _value(zero, "parameter_alignment", False):
-        faults.add(f'{where}: "zero_optimization".parameter_alignment is refused: checkpoints do not know its padding')
+        faults.add(
+            f'{where}: "zero_optimization".parameter_alignment is not supported: checkpoints cannot represent its '
+            "padding"
+        )
     if not _value(zero, "compute_grad_norm", True):
-        faults.add(f'{where}: "zero_optimization".compute_grad_norm false is refused: the norm is clipped by and shown')
+        faults.add(
+            f'{where}: "zero_optimization".compute_grad_norm false is not supported: clipping and the curves need the '
+            "norm"
+        )
 
 
 def _resolved(
     sound: Mapping[str, Any], batches: BatchPlan, clipping: float, optimizer: JsonOptimizer | None, offload: bool
 ) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets: our blocks and what has no effect out, numbers in, and defaults where
-    DeepSpeed's would not do."""
+    """The JSON for `deepspeed.initialize`: without our blocks and keys that have no effect, with
+    numbers for the batch keys, and with our defaults where DeepSpeed's do not work."""
     resolved = {key: value for key, value in sound.items() if key not in (*OURS, *OFF, *UNUSED)}
     if not (sound.get("comms_logger") or {}).get("enabled"):
-        resolved.pop("comms_logger", None)  # its presence alone turns it on
+        resolved.pop("comms_logger", None)  # DeepSpeed turns it on if the block merely exists
     resolved |= {
         TRAIN: batches.train_batch,
         MICRO: batches.micro,
@@ -430,16 +444,19 @@ def _resolved(
         "timers": resolved_timers(sound),
     }
     if _value(sound, "steps_per_print", None) is None:
-        # DeepSpeed divides by it, so that null would not do; this number of steps is never reached.
+        # DeepSpeed divides by this number, so null would raise; no run reaches this many steps.
         resolved["steps_per_print"] = 10**12
-    # DeepSpeed counts only its own and apex' optimizers as tested; torch's are what ultralytics trains with.
+    # DeepSpeed counts only its own and apex' optimizers as tested, and yolods uses torch's, as
+    # ultralytics does.
     resolved["zero_allow_untested_optimizer"] = True
     if "pipeline" in sound:
-        # Hooks and buckets of DeepSpeed's own backward pass; a stage's is ours, and reduces once a step.
+        # Both belong to the hooks and buckets of DeepSpeed's backward pass. A pipeline stage runs
+        # our own backward pass, which reduces gradients once per step.
         zero = {key: value for key, value in resolved.get("zero_optimization", {}).items() if key != "overlap_comm"}
         resolved["zero_optimization"] = {**zero, "contiguous_gradients": False, "overlap_comm": False}
     if offload:
-        # Without it DeepSpeed insists on its CPUAdam, which is compiled for minutes on the first start.
+        # By default DeepSpeed requires its CPUAdam here, which takes minutes to compile on the
+        # first start.
         resolved.setdefault("zero_force_ds_cpu_optimizer", False)
     if optimizer is not None:
         params = {key: list(value) if isinstance(value, tuple) else value for key, value in optimizer.params.items()}

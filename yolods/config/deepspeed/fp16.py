@@ -1,4 +1,4 @@
-"""The "fp16" block of a DeepSpeed JSON, typed: how the loss scale moves, that of float16 autocast as well."""
+"""The "fp16" block of a DeepSpeed JSON, typed: the loss scale of fp16 and of fp16 autocast."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Fp16Config:
-    """DeepSpeed's own keys with DeepSpeed's own defaults (deepspeed/runtime/precision_config.py, 0.19.8)."""
+    """DeepSpeed 0.19.8's keys and defaults (deepspeed/runtime/precision_config.py)."""
 
     enabled: bool = False
-    """Whether parameters that compute are fp16."""
+    """Whether the forward pass uses fp16 parameters."""
     loss_scale: float = 0.0
-    """A scale that never moves; 0: it moves by the keys below."""
+    """A constant scale; 0: the scale changes by the keys below."""
     initial_scale_power: int = 16
-    """The scale starts at 2 to this power."""
+    """The initial scale is 2 to this power."""
     loss_scale_window: int = 1000
     """Steps without overflow before the scale doubles."""
     hysteresis: int = 2
     """Overflows before the scale halves."""
     consecutive_hysteresis: bool = False
-    """Whether every good step restores the hysteresis, not only a doubling."""
+    """Whether every step without overflow restores the hysteresis, not only a doubling."""
     min_loss_scale: int = 1
     """The scale does not fall below this."""
 
@@ -31,7 +31,7 @@ def read_fp16(block: Mapping[str, Any]) -> Fp16Config:
     """The block with its defaults filled in.
 
     Args:
-        block: as `schema.check_keys` returns it: checked, without null and "auto". Empty where the JSON has none.
+        block: from `keys.check_keys`: checked, without null and "auto". Empty if the JSON has none.
     """
     known = {field.name for field in fields(Fp16Config)}
     return Fp16Config(**{key: value for key, value in block.items() if key in known})

@@ -1,7 +1,8 @@
-"""DeepSpeed 0.19.8's own keys: what stands where in its JSON, and which of its features this trainer refuses.
+"""DeepSpeed 0.19.8's keys with their rules, and the features that yolods does not support.
 
-DeepSpeed ignores an unknown key at the top level and in many blocks, so that a misspelt one silently has no effect; in
-the others it ends the ranks. `limits` knows what keys cannot be combined, `unused` which have no effect here.
+DeepSpeed ignores an unknown key at the top level and in many blocks, so a misspelt key silently has
+no effect; in the other blocks it ends the ranks. `limits` refuses keys that cannot be combined,
+`unused_keys` reports those without effect.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ ON_BY_DEFAULT = (
     *("compute_grad_norm", "load_from_fp32_weights", "ignore_unused_parameters", "memory_efficient_linear"),
     "override_module_apply",
 )
-"""Switches of zero_optimization that are on where nothing says otherwise; the others are off."""
+"""Switches of zero_optimization that are on by default; the others are off by default."""
 _FLAGS = """elastic_checkpoint
     gather_16bit_weights_on_model_save stage3_gather_16bit_weights_on_model_save
     stage3_gather_fp16_weights_on_model_save use_all_reduce_for_fetch_params stage3_use_all_reduce_for_fetch_params
@@ -234,9 +235,9 @@ TOP: dict[str, Rule | Mapping[str, Any]] = {
     **{name: flag() for name in _TOP_FLAGS.split()},
     **{name: _BLOCK for name in _TOP_BLOCKS.split()},
 }
-"""Every top-level key: a rule, or the rules of a block."""
+"""Every top-level key -> its rule, or the rules of its block."""
 
-_REMOVED = "DeepSpeed 0.19 has removed it; remove it here too"
+_REMOVED = "removed in DeepSpeed 0.19; remove it"
 REMOVED: dict[str, str] = {
     "nebula": _REMOVED,
     "compression_training": _REMOVED,
@@ -245,56 +246,58 @@ REMOVED: dict[str, str] = {
     "sparse_gradients": _REMOVED,
     "eigenvalue": _REMOVED,
     "sparse_attention": _REMOVED,
-    "elasticity": f'{_REMOVED}; batch keys that are "auto" follow the number of ranks by themselves',
+    "elasticity": f'{_REMOVED}; "auto" batch keys adapt to the world size',
     "graph_harvesting": _REMOVED,
     "curriculum_learning": _REMOVED,
     "progressive_layer_drop": _REMOVED,
 }
-"""Top-level keys that DeepSpeed once had, and what to do."""
+"""Top-level keys of earlier DeepSpeed versions -> what to do. Faults, because DeepSpeed 0.19
+ignores them silently."""
 
 REMOVED_ZERO = ("mics_shard_size", "mics_hierarchical_params_gather", "zeropp_loco_param")
-"""The same within zero_optimization."""
+"""Keys of zero_optimization in earlier DeepSpeed versions."""
 
 
 def _asked(block: Any) -> bool:
-    """Whether a block asks for anything: all but an empty one, and one that is switched off."""
+    """Whether a block turns its feature on: it is neither empty nor has "enabled": false."""
     return bool(block) and block.get("enabled") is not False
 
 
 FEATURES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "scheduler": (
         bool,
-        "the schedule is ultralytics': lr0, lrf, cos_lr and warmup_epochs; remove it and write, for WarmupLR and its "
-        "kin, --set lr0=(warmup_max_lr) --set warmup_epochs=(warmup_num_steps, in epochs) --set lrf=(last rate / lr0), "
-        "with --cos-lr for a cosine",
+        "the schedule is ultralytics': lr0, lrf, cos_lr and warmup_epochs; remove it; for WarmupLR and similar "
+        "schedules use --set lr0=(warmup_max_lr) --set warmup_epochs=(warmup_num_steps, in epochs) "
+        "--set lrf=(last rate / lr0), with --cos-lr for a cosine",
     ),
     "gradient_allreduce_op": (
         lambda value: value == "sum",
-        "gradients are averaged over ranks, so that lr0 means what ultralytics means by it; remove it",
+        "gradients are averaged over ranks, so that lr0 has ultralytics' meaning; remove it",
     ),
     "sequence_parallel_size": (lambda value: value != 1, "a detector has no sequence to split"),
-    "tensor_parallel": (_asked, "tensor parallelism is for transformers; convolutions are not split by it"),
+    "tensor_parallel": (_asked, "tensor parallelism is for transformers and does not split convolutions"),
     "expert_parallel": (_asked, "a detector has no experts"),
-    "hybrid_engine": (_asked, "it generates text"),
-    "data_efficiency": (_asked, "samples come from our own sampler, which knows no curriculum"),
-    "autotuning": (_asked, "it starts runs of its own; it is not in this version"),
-    "weight_quantization": (_asked, "quantised weights are not in this version"),
-    "compile": (lambda block: bool(block.get("deepcompile")), "DeepCompile has not been tried here"),
-    "datastates_ckpt": (lambda block: block is not None and block is not False, "checkpoints are written by yolods"),
+    "hybrid_engine": (_asked, "it is for text generation"),
+    "data_efficiency": (_asked, "yolods' sampler has no curriculum"),
+    "autotuning": (_asked, "it starts runs of its own, which yolods does not support"),
+    "weight_quantization": (_asked, "yolods does not quantise weights"),
+    "compile": (lambda block: bool(block.get("deepcompile")), "DeepCompile has not been tested"),
+    "datastates_ckpt": (lambda block: block is not None and block is not False, "yolods writes the checkpoints"),
     "managed_gradient_accumulation": (
         lambda value: value is False,
-        "the accumulation of a step rises during warm-up, and yolods tells DeepSpeed where it ends; remove it",
+        "accumulation rises during warm-up, and yolods tells DeepSpeed where a step ends; remove it",
     ),
 }
-"""Features of DeepSpeed that a run refuses: name -> (whether this value turns it on, why not)."""
+"""Unsupported features of DeepSpeed: key -> (whether a value turns it on, the reason)."""
 
 
 def check_keys(raw: Mapping[str, Any], where: str, faults: Faults) -> dict[str, Any]:
     """Check every key and type of a DeepSpeed JSON.
 
     Returns:
-        what is sound in it, with numbers in their own types (5e8 as an integer). Faults are left out, so that later
-        checks need not look at types again; so are "auto" and null, which stand for what a missing key does.
+        the keys with permitted values, with numbers in the key's own type (5e8 as an integer).
+        Faulty keys are left out, so that later checks need not test types again; so are "auto" and
+        null, which mean a missing key.
     """
     sound: dict[str, Any] = {}
     for key, value in raw.items():
@@ -304,17 +307,19 @@ def check_keys(raw: Mapping[str, Any], where: str, faults: Faults) -> dict[str, 
             faults.add(f'{where}: unknown key "{key}"{nearest(key, TOP)}')
         else:
             _check(sound, key, value, TOP[key], f'{where}: "{key}"', faults)
+    # Only checked values: `turned_on` may assume the type that the key's rule permits.
     for key, (turned_on, reason) in FEATURES.items():
         if key in sound and turned_on(sound[key]):
-            faults.add(f'{where}: "{key}" is refused: {reason}')
+            faults.add(f'{where}: "{key}" is not supported: {reason}')
     return sound
 
 
 def _check(
     sound: dict[str, Any], key: str, value: Any, rule: Rule | Mapping[str, Any], where: str, faults: Faults
 ) -> None:
-    """Put `value` into `sound` if it keeps to `rule`, else add a fault."""
-    # Files written for other trainers leave both in many places, also where DeepSpeed itself takes neither.
+    """Put `value` into `sound` if `rule` permits it, else add a fault."""
+    # Files for other trainers, such as Hugging Face's, contain null and "auto" in many places, even
+    # where DeepSpeed itself accepts neither.
     if value is None or (value == "auto" and isinstance(rule, Rule) and rule is not _BLOCK):
         return
     if isinstance(rule, Rule):
@@ -322,7 +327,7 @@ def _check(
         sound |= {key: parsed} if good and parsed is not None else {}
     elif not isinstance(value, Mapping):
         hint = f'; write {{"stage": {int(value)}}}' if key == "zero_optimization" and isinstance(value, bool) else ""
-        faults.add(f"{where} is {shown(value)}: it has to be an object {{...}}{hint}")
+        faults.add(f"{where} is {shown(value)}: it must be an object {{...}}{hint}")
     else:
         block: dict[str, Any] = {}
         for name, inner in value.items():

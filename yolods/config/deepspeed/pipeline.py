@@ -1,4 +1,4 @@
-"""The "pipeline" block of a DeepSpeed JSON: how many stages, and where they are cut."""
+"""The "pipeline" block of a DeepSpeed JSON: the number of stages, and where the model is cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolods.parsing.rules import either, items, one_of, only_false, optional, re
 PARTITIONS = ("balanced", "flops", "activations", "parameters", "uniform")
 _CUTS = items(
     either(whole(1), text()),
-    what='a list of cuts: 13 is before layer 13, "4.1" before the second part of layer 4',
+    what='a list of cuts: 13 is before layer 13, "4.1" before the second node of layer 4',
 )
 
 
@@ -21,21 +21,21 @@ class PipelineConfig:
     """Everything under "pipeline"."""
 
     stages: int = setting(1, whole(1))
-    """Parts that the model is cut into; the ranks divide by it, and what is left are replicas."""
+    """Number of stages; it must divide the world size. World size / stages is the replicas."""
     partition: str | tuple[int | str, ...] = setting("balanced", either(one_of(*PARTITIONS), _CUTS))
-    """Where it is cut: the rule, or the cuts themselves."""
+    """Where the model is cut: the name of a rule, or the cuts themselves."""
     activation_checkpoint_interval: int = setting(0, whole(0))
-    """Nodes a segment whose activations are computed again in the backward pass; 0: all activations are kept."""
+    """Nodes per segment that the backward pass recomputes; 0: all activations are kept."""
     memory_gib: float | None = setting(None, optional(real(0, above=True)))
-    """Memory of a rank that `balanced` has to keep to, in GiB; None: the device's own on a GPU, unlimited on a CPU."""
+    """Limit per rank for `balanced`, in GiB; None: the GPU's memory, unlimited on a CPU."""
     use_reentrant: bool = setting(
-        False, only_false("false (several tensors cross a cut, which reentrant checkpointing cannot carry)")
+        False, only_false("false (several tensors cross a cut, which reentrant checkpointing does not support)")
     )
-    """DeepSpeed's key; only false works for a graph with skips."""
+    """DeepSpeed's key; only false works for a model with skip connections."""
 
 
 def read_pipeline(block: Mapping[str, Any] | None, where: str, faults: Faults) -> PipelineConfig | None:
-    """Read the block; None where there is none.
+    """Read the block; None if there is none.
 
     Args:
         where: the file's name in messages.
@@ -45,34 +45,38 @@ def read_pipeline(block: Mapping[str, Any] | None, where: str, faults: Faults) -
     config = read_block(PipelineConfig, block, f'{where}: "pipeline"', faults)
     if isinstance(config.partition, tuple) and len(config.partition) != config.stages - 1:
         faults.add(
-            f'{where}: "pipeline".partition has {len(config.partition)} cuts, which make {len(config.partition) + 1} '
-            f"stages, and stages is {config.stages}"
+            f'{where}: "pipeline".partition has {len(config.partition)} cuts and therefore {len(config.partition) + 1} '
+            f"stages, but stages is {config.stages}"
         )
     return config
 
 
 def replicas(config: PipelineConfig | None, world_size: int, where: str, faults: Faults) -> int:
-    """Data-parallel ranks: all of them without a pipeline, else ranks / stages."""
+    """Number of data-parallel ranks: world size / stages, or the world size without a pipeline."""
     stages = config.stages if config else 1
     if world_size % stages:
         fitting = ", ".join(str(count) for count in range(1, world_size + 1) if world_size % count == 0)
         faults.add(
             f'{where}: "pipeline".stages {stages} does not divide {world_size} ranks: {world_size} / {stages} = '
-            f"{world_size / stages:.2f}; {world_size} ranks take {fitting} stages"
+            f"{world_size / stages:.2f}; {world_size} ranks support {fitting} stages"
         )
+    # At least 1, so that the checks after a fault do not divide by 0.
     return max(world_size // stages, 1)
 
 
 def check_pipeline_zero(
     config: PipelineConfig | None, zero_stage: int, offload: Mapping[str, bool], where: str, faults: Faults
 ) -> None:
-    """Refuse what a pipeline cannot be combined with."""
+    """Refuse ZeRO settings that cannot be combined with a pipeline."""
     if config is None:
         return
     if zero_stage > 1:
         faults.add(
-            f'{where}: "pipeline" with ZeRO stage {zero_stage}: a stage reduces its gradients once a step, after all '
+            f'{where}: "pipeline" with ZeRO stage {zero_stage}: a stage reduces its gradients once per step, after all '
             'micro-batches, and keeps its weights; set "zero_optimization": {"stage": 1} or 0'
         )
     for target in (name for name, on in offload.items() if on):
-        faults.add(f'{where}: "pipeline" with "offload_{target}" is refused: each stage\'s states are its own already')
+        faults.add(
+            f'{where}: "pipeline" with "offload_{target}" is not supported: each stage already holds only its own '
+            "states"
+        )

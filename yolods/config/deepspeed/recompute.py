@@ -1,4 +1,4 @@
-"""The "activation_checkpointing" block of a DeepSpeed JSON: a ZeRO run computes activations twice to keep fewer."""
+"""The "activation_checkpointing" block of a DeepSpeed JSON: recomputation in a ZeRO run."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ def _off(reason: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class RecomputeConfig:
-    """Everything under "activation_checkpointing". The block's presence turns recomputing on."""
+    """Everything under "activation_checkpointing". The block's presence turns recomputation on."""
 
     number_checkpoints: int | None = setting(None, optional(whole(1)))
-    """Segments of the model; only what crosses into each is kept. None: about the square root of its nodes."""
-    partition_activations: bool = _off("there is no model-parallel group to divide activations over")
-    contiguous_memory_optimization: bool = _off("activations of a detector have many sizes, which no one buffer fits")
-    cpu_checkpointing: bool = _off("what crosses into a segment stays on the device; choose fewer checkpoints instead")
-    synchronize_checkpoint_boundary: bool = _off("it makes the host wait at every segment, and nothing needs that")
+    """Segments of the model; only the tensors that enter a segment are kept. None: about the square
+    root of the number of nodes."""
+    partition_activations: bool = _off("there is no model-parallel group to divide activations among")
+    contiguous_memory_optimization: bool = _off("activations of a detector differ in size and do not fit one buffer")
+    cpu_checkpointing: bool = _off("tensors that enter a segment stay on the device; choose fewer checkpoints instead")
+    synchronize_checkpoint_boundary: bool = _off("it only makes the host wait at every segment")
     profile: bool = _off('use "flops_profiler" or "wall_clock_breakdown"')
-    use_reentrant: bool = _off("several tensors cross into a segment, which reentrant checkpointing cannot carry")
+    use_reentrant: bool = _off("several tensors enter a segment, which reentrant checkpointing does not support")
 
 
 def read_recompute(
     block: Mapping[str, Any] | None, *, pipelined: bool, where: str, faults: Faults
 ) -> RecomputeConfig | None:
-    """Read the block; None where there is none.
+    """Read the block; None if there is none.
 
     Args:
-        pipelined: the JSON has a "pipeline" block, whose own key divides each stage.
+        pipelined: whether the JSON has a "pipeline" block, which has a key of its own for
+            recomputation.
         where: the file's name in messages.
     """
     if block is None:

@@ -1,8 +1,9 @@
-"""DeepSpeed's throughput timer: off unless the JSON asks for it, since on a GPU it makes the host wait.
+"""DeepSpeed's throughput timer: off by default, because it makes the host wait for a GPU.
 
-Source: deepspeed/utils/timer.py, `ThroughputTimer` (0.19.8). It is on by default, and from the third step on it waits
-for the device before and after every micro-batch, so that the host cannot run ahead. What it prints comes every
-`steps_per_print` steps, and telemetry shows images per second without it.
+Source: deepspeed/utils/timer.py, `ThroughputTimer` (0.19.8). DeepSpeed turns it on by default. From
+the third step on it waits for the device before and after every micro-batch, so the host cannot
+queue work ahead. It prints every `steps_per_print` steps; telemetry shows images per second without
+it.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ from yolods.config.deepspeed.limits import JsonSettings
 
 
 def resolved_timers(sound: Mapping[str, Any]) -> dict[str, Any]:
-    """The "timers" block for DeepSpeed: as it was given, and off where nothing was."""
+    """The "timers" block for DeepSpeed: as given, or off if there is none."""
     return sound["timers"] if _given(sound) else {"throughput": {"enabled": False}}
 
 
 def timer_costs(settings: JsonSettings, where: str) -> tuple[str, ...]:
-    """A line where the timer was asked for and slows a GPU down.
+    """A line if the JSON turns the timer on where it slows down a GPU.
 
     Args:
         where: the JSON's name in the line.
     """
     given = _given(settings.sound)
-    # DeepSpeed's defaults of both keys are true.
+    # Both keys default to true in DeepSpeed.
     waits = bool(given) and given.get("enabled") is not False and given.get("synchronized") is not False
     if not waits or settings.device == "cpu" or settings.pipelined:
         return ()
     return (
-        f'{where}: "timers".throughput: the host waits for the GPU before and after every micro-batch, and steps get '
-        'slower; "synchronized": false measures without it, less exactly',
+        f'{where}: "timers".throughput: the host waits for the GPU before and after every micro-batch, which slows '
+        'steps down; "synchronized": false avoids the wait and is less precise',
     )
 
 

@@ -1,4 +1,4 @@
-"""Keys of a DeepSpeed JSON that are taken and have no effect here: each is said once, with the reason."""
+"""Reports keys of a DeepSpeed JSON that have no effect, each once, with the reason."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from yolods.config.deepspeed.limits import JsonSettings
 _OWN_FILES = 'yolods writes its own checkpoints and models; see "yolods".checkpoint'
 UNUSED: dict[str, str] = {
     "checkpoint": _OWN_FILES,
-    "aio": "it is for states on NVMe, which are not kept there",
-    "compile": "models are not compiled here",
-    "dataloader_drop_last": "yolods has its own loader; every step of a run is whole, over the epochs' borders",
+    "aio": "it is for states on NVMe, which yolods does not support",
+    "compile": "yolods does not compile models",
+    "dataloader_drop_last": "yolods has its own loader; every step is full, across epochs",
     "use_data_before_expert_parallelism": "a detector has no experts",
-    "disable_allgather": "DeepSpeed 0.19 itself no longer reads it",
+    "disable_allgather": "DeepSpeed 0.19 no longer reads it",
     "allgather_size": 'DeepSpeed reads "zero_optimization".allgather_bucket_size instead',
     "vocabulary_size": "a detector has no vocabulary",
     "seq_parallel_communication_data_type": "a detector has no sequence to split",
-    "log_level": "train.log takes DeepSpeed's lines from INFO on, and the screen its warnings",
+    "log_level": "train.log shows DeepSpeed's messages from INFO up, the screen its warnings",
 }
-"""Top-level keys; DeepSpeed is not given them."""
+"""Top-level keys that are not passed to DeepSpeed -> the reason."""
 
 OFF: tuple[str, ...] = (
     *("scheduler", "tensor_parallel", "expert_parallel", "hybrid_engine", "data_efficiency", "autotuning"),
     *("weight_quantization", "datastates_ckpt", "managed_gradient_accumulation", "sequence_parallel_size"),
 )
-"""Features that are refused where they are on; where they are off, DeepSpeed is not given them either."""
+"""Features that are faults when on (`keys.FEATURES`). When off, their keys are not passed to
+DeepSpeed either."""
 
 _STAGED: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "overlap_comm"), (1, 2, 3)),
@@ -39,7 +40,7 @@ _STAGED: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("zero_quantized_weights", "zero_quantized_gradients"), (3,)),
     **dict.fromkeys(("zero_quantized_nontrainable_weights", "log_trace_cache_warnings", "enable_sanity_checks"), (3,)),
 }
-"""Keys of zero_optimization without their prefix "stage3_" -> stages that read them."""
+"""Keys of zero_optimization without the prefix "stage3_" -> the stages that read them."""
 _FOR_FILES = (
     *("load_from_fp32_weights", "elastic_checkpoint", "pipeline_loading_checkpoint"),
     *("gather_16bit_weights_on_model_save", "gather_fp16_weights_on_model_save"),
@@ -52,15 +53,16 @@ _NOTHING: dict[str, Any] = {
     "zero_hpz_partition_size": 1,
     "module_granularity_threshold": 0,
 }
-"""Values that ask for nothing, where that is not false."""
+"""Key -> the value that changes nothing, where that is not false."""
 
 
 def unused_keys(settings: JsonSettings, where: str) -> tuple[str, ...]:
-    """What a user has asked for that changes nothing, a line for each reason.
+    """One line per reason for the keys that a user set and that change nothing.
 
     Args:
         where: the JSON's name in the lines.
     """
+    # One line per reason, not per key: a JSON made for ZeRO-3 may contain ten such keys.
     told: dict[str, list[str]] = {}
     for key, reason in _found(settings):
         told.setdefault(reason, []).append(key)
@@ -68,13 +70,13 @@ def unused_keys(settings: JsonSettings, where: str) -> tuple[str, ...]:
 
 
 def _found(settings: JsonSettings) -> list[tuple[str, str]]:
-    """Names and reasons."""
+    """The keys without effect, each with its reason."""
     sound, found = settings.sound, []
     for key, reason in UNUSED.items():
         if sound.get(key) not in (None, False, {}):
             found.append((f'"{key}"', reason))
     if sound.get("zero_allow_untested_optimizer") is False:
-        found.append(('"zero_allow_untested_optimizer" false', "torch's optimizers are what yolods trains with"))
+        found.append(('"zero_allow_untested_optimizer" false', "yolods uses torch's optimizers"))
     found += [(f'"zero_optimization".{key}', reason) for key, reason in _zero(settings)]
     found += _precision(settings)
     for block, key in (
@@ -108,7 +110,7 @@ def _zero(settings: JsonSettings) -> list[tuple[str, str]]:
         elif stages is not None and settings.zero_stage not in stages:
             read_by = " and ".join(", ".join(map(str, stages)).rsplit(", ", 1))
             found.append(
-                (key, f"ZeRO stage {read_by} read{'s' * (len(stages) == 1)} it, and the stage is {settings.zero_stage}")
+                (key, f"only ZeRO stage {read_by} read{'s' * (len(stages) == 1)} it, not {settings.zero_stage}")
             )
         elif settings.pipelined and name in ("overlap_comm", "contiguous_gradients") and value:
             found.append((key, "a pipeline's stage reduces its gradients once, after all micro-batches"))
@@ -116,20 +118,20 @@ def _zero(settings: JsonSettings) -> list[tuple[str, str]]:
         block = settings.zero.get(target) or {}
         for key in block:
             if key in _FOR_NVME and _asks(key, block[key]):
-                found.append((f"{target}.{key}", "it is for states on NVMe, which are not kept there"))
+                found.append((f"{target}.{key}", "it is for states on NVMe, which yolods does not support"))
             elif key == "cpuadam_cores_perc":
                 found.append((f"{target}.{key}", "it belongs to super_offload"))
     return found
 
 
 def _asks(name: str, value: Any) -> bool:
-    """Whether a value asks for anything: not if it repeats what a missing key does, or is empty."""
+    """Whether a value changes anything: it is not empty and not the default."""
     nothing = _NOTHING.get(name, False)
     return value is not None and value != {} and (value is not nothing if isinstance(value, bool) else value != nothing)
 
 
 def _precision(settings: JsonSettings) -> list[tuple[str, str]]:
-    """Of the blocks that say types."""
+    """Keys without effect in the blocks about data types."""
     sound, found = settings.sound, []
     if settings.gradients != settings.precision and settings.zero_stage == 2:
         found.append(
@@ -138,7 +140,7 @@ def _precision(settings: JsonSettings) -> list[tuple[str, str]]:
     if "keep_in_fp32_modules" in (sound.get("data_types") or {}):
         found.append(('"data_types".keep_in_fp32_modules', "all buffers of a detector stay fp32"))
     if (sound.get("fp16") or {}).get("auto_cast"):
-        found.append(('"fp16".auto_cast', "images reach the model in its own type already"))
+        found.append(('"fp16".auto_cast', "images already have the model's data type"))
     bf16 = sound.get("bf16") or sound.get("bfloat16") or {}
     if bf16.get("immediate_grad_update") and (settings.zero_stage, settings.gradients, settings.precision) != (
         1,
@@ -147,5 +149,5 @@ def _precision(settings: JsonSettings) -> list[tuple[str, str]]:
     ):
         found.append(('"bf16".immediate_grad_update', "it belongs to ZeRO stage 1 with gradients in fp32"))
     if bf16.get("check_grad_overflow") is False and not settings.stock:
-        found.append(('"bf16".check_grad_overflow false', 'every step is judged; see "yolods".overflow'))
+        found.append(('"bf16".check_grad_overflow false', 'every step is checked; see "yolods".overflow'))
     return found

@@ -1,7 +1,8 @@
-"""The "yolods" block of a DeepSpeed JSON: settings that DeepSpeed has no word for.
+"""The "yolods" block of a DeepSpeed JSON: settings that DeepSpeed has no key for.
 
-A new group of settings is one frozen dataclass, whose fields carry their rules, and one field of `YolodsConfig`. Those
-of the clipping policies stand with the policies, in `yolods.clipping`.
+To add a group of settings, write a frozen dataclass whose fields carry their rules, and add a field
+to `YolodsConfig`. The settings of clipping policies are declared with the policies, in
+`yolods.clipping`.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ class CheckpointPolicy:
     """When a resumable checkpoint is written, and how many are kept."""
 
     every_epochs: int = setting(1, whole(0))
-    """Epochs from one checkpoint to the next; 0: none at the end of an epoch but the last."""
+    """Epochs between checkpoints; 0: only at the end of the last epoch."""
     every_steps: int = setting(0, whole(0))
-    """Optimizer steps from one checkpoint to the next within an epoch; 0: none within an epoch."""
+    """Optimizer steps between checkpoints within an epoch; 0: none within an epoch."""
     keep: int = setting(2, whole(1))
-    """How many of the newest checkpoints stay on disk."""
+    """Number of newest checkpoints to keep on disk."""
     keep_best: bool = setting(True, flag())
-    """Whether the checkpoint of the best epoch stays beside them."""
+    """Whether the checkpoint of the best epoch is kept, too."""
     asynchronous: bool = setting(True, flag())
-    """Whether training goes on while a checkpoint is written, from a copy in host memory."""
+    """Whether training continues while a checkpoint is written from a copy in host memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClippingConfig:
-    """How gradients are cut back. Names and settings are those that the classes in `yolods.clipping` declare."""
+    """How gradients are clipped; names and settings come from the classes in `yolods.clipping`."""
 
     policy: str = "global_norm"
-    """Which of `POLICIES`."""
+    """A name in `POLICIES`."""
     given: tuple[tuple[str, Any], ...] = ()
-    """Settings that the block gives, by key; a policy passes over those of the others."""
+    """The block's settings, by key; a policy ignores those of the others."""
 
     @classmethod
     def read(cls, block: Any, where: str, faults: Faults) -> ClippingConfig:
-        """Read the block; see `values.read_block`."""
+        """Read the block; see `rules.read_block`."""
         rules = {key: rule for kind in POLICIES.values() for key, (_, rule) in settings_of(kind).items()}
         values = read_settings({"policy": one_of(*POLICIES), **rules}, block, where, faults)
         policy = values.pop("policy", cls.policy)
@@ -54,54 +55,56 @@ class ClippingConfig:
         return {"policy": self.policy, **defaults, **dict(self.given)}
 
 
-# Wide: a field for each key of the JSON's "overflow" block.
+# Wide: one field for each key of the JSON's "overflow" block.
 @dataclass(frozen=True, kw_only=True)
 class OverflowConfig:
-    """What happens when gradients or losses go bad; docs/stability.md tells it as a story."""
+    """Handling of non-finite or spiking gradients and losses; see docs/stability.md."""
 
     handling: str = setting("own", one_of("own", "stock"))
-    """`stock`: DeepSpeed's own clipping, loss scale and skipping, faults included, for comparison."""
+    """`stock`: DeepSpeed's own clipping, loss scale and skipping, faults included, to compare."""
     attribution: str = setting("armed", one_of("off", "armed", "always"))
-    """Who is named: `armed` runs a bad step a second time with probes; `always` has them on in every step."""
+    """How the origin of a bad step is found: `armed` repeats the step with probes; `always` has
+    probes in every step."""
     max_loss_scale: float = setting(2.0**24, real(1))
-    """fp16's ceiling; the floor is DeepSpeed's `min_loss_scale`."""
+    """Upper limit of fp16's loss scale; the lower limit is DeepSpeed's `min_loss_scale`."""
     spike_ratio: float = setting(20.0, real(1, above=True))
-    """A gradient norm this many times its usual one is a spike, and the step is skipped; see `spike_z`, too."""
+    """A gradient norm this many times the usual one is a spike, and the step is skipped; `spike_z`
+    must agree."""
     loss_spike_ratio: float = setting(5.0, real(1, above=True))
     """The same for the loss."""
     spike_z: float = setting(6.0, real(0, above=True))
-    """Standard deviations (of the logarithm) that a spike has to stand out by as well."""
+    """A spike must also be this many standard deviations (of the logarithm) above the mean."""
     warmup_steps: int = setting(20, whole(2))
-    """Steps that are looked at before anything counts as a spike."""
+    """Steps to observe before anything counts as a spike."""
     vanishing: float = setting(1e-10, real(0))
-    """A parameter whose gradient norm stays below this for `vanishing_steps` is reported; 0: none is."""
+    """A parameter is reported if its gradient norm stays below for `vanishing_steps`; 0: never."""
     vanishing_steps: int = setting(500, whole(1))
     """See `vanishing`."""
     patience: int = setting(5, whole(1))
-    """Bad steps in a row after which the run goes back to its last snapshot; overflows that a smaller loss scale can
-    mend do not count."""
+    """Consecutive bad steps after which the run returns to its last snapshot; overflows that a
+    smaller loss scale can fix do not count."""
     snapshot_steps: int = setting(100, whole(0))
-    """Steps from one snapshot in memory to the next; 0: none is taken, and `patience` ends the run."""
+    """Steps between snapshots in memory; 0: no snapshots, and `patience` ends the run."""
     max_rollbacks: int = setting(3, whole(0))
-    """Roll-backs, with fewer than `snapshot_steps` good steps between them, after which the run stops."""
+    """The run stops after so many roll-backs less than `snapshot_steps` good steps apart."""
     quarantine: int = setting(2, whole(0))
-    """Times that an image may be found not to be finite before it is left out for good; 0: it never is."""
+    """An image that caused non-finite values this many times is excluded for good; 0: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchdogConfig:
-    """When a rank counts as lost, and when as stuck; docs/recovery.md tells it as a story."""
+    """When a rank counts as lost, and when as stuck; described in docs/recovery.md."""
 
     enabled: bool = setting(True, flag())
     """Whether ranks watch each other."""
     silence_seconds: float = setting(7.0, real(3))
-    """Without a sign of life for so long, a rank is lost and the run ends."""
+    """A rank that sends no heartbeat for this long is lost, and the run ends."""
     stall_seconds: float = setting(7.0, real(2))
-    """A rank that stays in one phase for so long, and ten times as long as it ever did, is named."""
+    """A rank in one phase for this long, and ten times its longest so far, is named as stuck."""
     grace_seconds: float = setting(60.0, real(0))
-    """And the run ends after so much longer."""
+    """Time from naming a stuck rank to ending the run."""
     slow_seconds: float = setting(1800.0, real(10))
-    """What phases may take that are new, or known to be slow: compiling, scanning a data set, drawing."""
+    """Limit for new phases and slow ones: compiling, scanning a data set, drawing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +112,16 @@ class YolodsConfig:
     """Everything under "yolods"."""
 
     clipping: ClippingConfig = field(default_factory=ClippingConfig)
-    """How gradients are cut back."""
+    """How gradients are clipped."""
     overflow: OverflowConfig = field(default_factory=OverflowConfig)
-    """What happens when numbers go bad."""
+    """What happens when numbers are not finite or spike."""
     checkpoint: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     """When checkpoints are written, and how many are kept."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     """When a rank counts as lost or stuck."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The block with every default written out, as JSON takes it."""
+        """The block with every default written out, ready for JSON."""
         return {**asdict(self), "clipping": self.clipping.as_dict()}
 
 

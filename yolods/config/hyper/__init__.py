@@ -1,1 +1,1 @@
-"""Hyper-parameters, and what is said of settings that are not supported or not used."""
+"""Hyper-parameters, and messages about settings that are not supported or have no effect."""

@@ -1,8 +1,9 @@
-"""Settings that users bring from ultralytics and yolov5 and that this trainer does not take, each with the reason.
+"""Settings of ultralytics and yolov5 that are not supported, each with the reason.
 
-ultralytics names carry ultralytics' default: who merely repeats it asks for nothing and is let through. So a copy of
-its default.yaml, and the args.yaml that it leaves in a run, pass as a hyp file. `ALWAYS` is refused whatever its value,
-but for what `NOT_USED` says of a file.
+ultralytics' settings come with its default: repeating the default changes nothing and is accepted.
+So a copy of its default.yaml, and the args.yaml that it writes into a run, can serve as a hyp file.
+A setting with `ALWAYS` is refused at any value, except for the keys that `NOT_USED` accepts in a
+file.
 """
 
 from __future__ import annotations
@@ -10,39 +11,39 @@ from __future__ import annotations
 from typing import Any
 
 ALWAYS = object()
-"""Stands where no value of a key can be honoured, ultralytics' default included."""
+"""Marks a key that is not supported at any value, not even ultralytics' default."""
 
-_SEGMENT = "it belongs to segmentation; this trains detectors"
-_CLASSIFY = "it belongs to classification; this trains detectors"
-_POSE = "it belongs to pose estimation; this trains detectors"
-_OBB = "it belongs to oriented boxes; this trains detectors with upright ones"
-_DEPTH = "it belongs to depth estimation; this trains detectors"
-_PREDICT = "it belongs to prediction; use YOLO('best.pt').predict(...) on the finished model"
-_EXPORT = "it belongs to export; use YOLO('best.pt').export(...) on the finished model"
+_SEGMENT = "it is for segmentation; yolods trains detectors only"
+_CLASSIFY = "it is for classification; yolods trains detectors only"
+_POSE = "it is for pose estimation; yolods trains detectors only"
+_OBB = "it is for oriented boxes; yolods trains detectors with upright boxes only"
+_DEPTH = "it is for depth estimation; yolods trains detectors only"
+_PREDICT = "it is for prediction; use YOLO('best.pt').predict(...) on the finished model"
+_EXPORT = "it is for export; use YOLO('best.pt').export(...) on the finished model"
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "task": ("detect", "only detection is trained here"),
-    "mode": ("train", "the subcommand says what to do: yolods train, val, export"),
-    "time": (None, "training ends after --epochs or by patience; a limit in hours would end runs on different steps"),
+    "task": ("detect", "yolods trains detectors only"),
+    "mode": ("train", "the subcommand is the mode: yolods train, val, export"),
+    "time": (None, "training ends after --epochs or by patience; a limit in hours would end runs at different steps"),
     "save": (True, "best.pt, last.pt and the checkpoints are always written"),
-    "verbose": (True, "the screen is kept short and train.log holds everything"),
+    "verbose": (True, "the screen is kept short and train.log has everything"),
     "rect": (False, "rectangular training batches differ in shape from rank to rank; evaluation is rectangular anyway"),
-    "amp": (ALWAYS, "precision is in the DeepSpeed JSON: bf16, fp16 or torch_autocast (ds_configs/ has each of them)"),
+    "amp": (ALWAYS, "set the precision in the DeepSpeed JSON: bf16, fp16 or torch_autocast (ds_configs/ has each)"),
     "profile": (False, "it times ONNX and TensorRT exports; the DeepSpeed JSON has flops_profiler"),
-    "compile": (False, "torch.compile together with ZeRO's hooks has not been tried here"),
+    "compile": (False, "torch.compile has not been tested with ZeRO's hooks"),
     "overlap_mask": (True, _SEGMENT),
     "mask_ratio": (4, _SEGMENT),
     "dropout": (0.0, _CLASSIFY),
     "split": ("val", "training evaluates on val; `yolods val` has --split"),
     "save_json": (False, "use YOLO('best.pt').val(save_json=True) on the finished model"),
-    "quantize": (None, "precision is in the DeepSpeed JSON; quantisation-aware training is not in this version"),
+    "quantize": (None, "set the precision in the DeepSpeed JSON; there is no quantisation-aware training"),
     "dnn": (False, _PREDICT),
     "nms": (None, _EXPORT),
     "source": (None, _PREDICT),
     "vid_stride": (1, _PREDICT),
     "stream_buffer": (False, _PREDICT),
     "visualize": (False, _PREDICT),
-    "augment": (False, "test-time augmentation belongs to prediction; training augments by hsv_h, mosaic and so on"),
+    "augment": (False, "test-time augmentation is for prediction; hsv_h, mosaic and others control training's"),
     "retina_masks": (False, _SEGMENT),
     "embed": (None, _PREDICT),
     "show": (False, _PREDICT),
@@ -60,8 +61,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "simplify": (True, _EXPORT),
     "opset": (None, _EXPORT),
     "workspace": (None, _EXPORT),
-    "distill_model": (None, "distillation is not in this version"),
-    "dis": (6.0, "it weighs distillation, which is not in this version"),
+    "distill_model": (None, "yolods has no distillation"),
+    "dis": (6.0, "it weights distillation, which yolods does not have"),
     "pose": (12.0, _POSE),
     "kobj": (1.0, _POSE),
     "rle": (1.0, _POSE),
@@ -71,10 +72,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "dlam": (1.0, _DEPTH),
     "auto_augment": ("randaugment", _CLASSIFY),
     "erasing": (0.4, _CLASSIFY),
-    "cfg": (None, "give the file by --hyp"),
-    "tracker": ("tracktrack.yaml", "it belongs to tracking; use YOLO('best.pt').track(...) on the finished model"),
+    "cfg": (None, "use --hyp for the file"),
+    "tracker": ("tracktrack.yaml", "it is for tracking; use YOLO('best.pt').track(...) on the finished model"),
 }
-"""ultralytics' remaining settings: name -> its default there, and why it is not taken."""
+"""ultralytics' other settings: name -> (its default there, the reason)."""
 
 EARLIER: dict[str, tuple[Any, ...]] = {
     "boxes": (True,),
@@ -94,18 +95,20 @@ EARLIER: dict[str, tuple[Any, ...]] = {
     "v5loader": (False,),
     "workspace": (4,),
 }
-"""Defaults of earlier versions of ultralytics, which their args.yaml repeats; some names it has dropped since."""
+"""Further defaults that are accepted, from the args.yaml of earlier versions of ultralytics; it has
+dropped some of the names since."""
 
 NOT_USED = {
-    "amp": "precision is in the DeepSpeed JSON",
+    "amp": "set the precision in the DeepSpeed JSON",
     "project": "use --project",
     "name": "use --name",
     "exist_ok": "use --exist-ok",
     "save_dir": "use --project and --name",
     "resume": "use --resume",
-    "device": "the launcher picks devices: --num_gpus, --include or --hostfile, or CUDA_VISIBLE_DEVICES",
+    "device": "choose devices with the launcher's --num_gpus, --include or --hostfile, or CUDA_VISIBLE_DEVICES",
 }
-"""What a hyp file may hold (an args.yaml does) without its being used, and what to do instead; the run says so."""
+"""Keys that a hyp file may contain without effect, as an args.yaml does -> what to use instead. The
+run reports them."""
 
 _NO_ANCHORS = "YOLOv5 here is YOLOv5u, which has no anchors"
 _NO_OBJECTNESS = "YOLOv5 here is YOLOv5u, which has no objectness"
@@ -116,20 +119,21 @@ YOLOV5: dict[str, str] = {
     "iou_t": _NO_ANCHORS,
     "obj": _NO_OBJECTNESS,
     "obj_pw": _NO_OBJECTNESS,
-    "fl_gamma": "YOLOv5u's loss is not focal: it weighs classes by task alignment",
+    "fl_gamma": "YOLOv5u's loss is not focal: it weights classes by task alignment",
     "label_smoothing": "YOLOv5u's class targets are soft already, from task alignment",
-    "image_weights": "samples are a pure function of seed, epoch and index; cls_pw weighs rare classes",
-    "evolve": "hyper-parameter search is not in this version",
+    "image_weights": "samples are a pure function of seed, epoch and index; use cls_pw to weight rare classes higher",
+    "evolve": "yolods has no hyper-parameter search",
     "quad": "every batch has the same shape on every rank",
     "noautoanchor": _NO_ANCHORS,
     "adam": "write optimizer=Adam",
     "sync-bn": "write sync_bn",
-    "hyp": "give the file by --hyp",
+    "hyp": "use --hyp for the file",
 }
-"""Names from the original yolov5's train.py and hyp files, and why they are not taken."""
+"""Names from the original yolov5's train.py and hyp files -> the reason or the remedy."""
 
 YOLOV5_GAINS = ("box", "cls", "cls_pw")
-"""Names that both know with different meanings, so that a yolov5 file must not set them unseen."""
+"""Names with different meanings in yolov5 and YOLOv5u, so that a yolov5 file must not set them
+silently."""
 
 FLAGS = {
     "data": "--data",
@@ -147,7 +151,7 @@ FLAGS = {
     "deepspeed_config": "--deepspeed_config",
     "device": "the launcher's --num_gpus, --include or --hostfile, or CUDA_VISIBLE_DEVICES",
 }
-"""Settings that flags have, and the flag."""
+"""Settings that are flags and not hyper-parameters -> the flag."""
 
 FLAGS_IN_FILE = {
     "data": "data",
@@ -157,4 +161,4 @@ FLAGS_IN_FILE = {
     "batch": "batch_size",
     "workers": "workers",
 }
-"""Those of them that a hyp file may hold too; the flag wins. File's key -> name among the flags."""
+"""Those that a hyp file may set: key in the file -> name of the flag. The flag wins."""

@@ -1,4 +1,4 @@
-"""Hyper-parameters that were given and will not be used, because another one decides: each is said once."""
+"""Reports, once each, hyper-parameters that have no effect because another setting decides."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ _WARMED = " and ".join(name for name, entry in OPTIMIZERS.items() if entry.warms
 
 
 class _Unused(NamedTuple):
-    """A case in which some values count for nothing."""
+    """A case in which some hyper-parameters have no effect."""
 
     keys: tuple[str, ...]
     holds: Callable[[Hyper], bool]
     why: str
-    verdict: str = "is not used"
+    verdict: str = "has no effect"
 
 
+# The order matters: `unused` reports the first case that holds for a key, so that a stronger reason
+# comes first.
 _CASES = (
     _Unused(("lr0", "warmup_bias_lr"), lambda hyper: hyper.optimizer == "auto", _AUTO),
     _Unused(("momentum",), lambda hyper: hyper.optimizer == "auto" and hyper.warmup_epochs == 0, _AUTO),
@@ -34,11 +36,13 @@ _CASES = (
     _Unused(
         ("warmup_momentum", "warmup_bias_lr"), lambda hyper: hyper.warmup_epochs == 0, "warmup_epochs is 0: no warm-up"
     ),
+    # auto takes AdamW up to 10,000 steps and SGD, whose momentum is warmed up, beyond. The number
+    # of steps is unknown before the data set is read.
     _Unused(
         ("momentum", "warmup_momentum"),
         lambda hyper: hyper.optimizer == "auto",
         _AUTO,
-        "is not used up to 10,000 steps",
+        "has no effect in runs of up to 10,000 steps",
     ),
     _Unused(("patience",), lambda hyper: not hyper.val, "without evaluations (val is false) there is no best epoch"),
     _Unused(
@@ -51,13 +55,14 @@ _CASES = (
 
 
 def unused(read: HyperRead, hyper: Hyper) -> tuple[str, ...]:
-    """A line for each value that a user gave and that counts for nothing.
+    """One line for each value that a user set and that has no effect.
 
-    A default in a hyp file says nothing, as copies of ultralytics' default.yaml hold them all; one that was typed does.
+    A default value in a hyp file is not reported, because a copy of ultralytics' default.yaml
+    contains every default. A default value on the command line is.
 
     Args:
-        read: where each was given.
-        hyper: the values that the run has.
+        read: where each value was given.
+        hyper: the values of the run.
     """
     given = {**read.filed, **read.commanded}
     lines = {}

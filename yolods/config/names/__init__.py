@@ -1,1 +1,1 @@
-"""What a name stands for where no path is given: a model, a data set, a DeepSpeed configuration."""
+"""Resolves names that are not paths: of a model, a data set, a DeepSpeed configuration."""

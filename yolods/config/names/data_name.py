@@ -1,4 +1,4 @@
-"""Where data yamls and images are looked for that are not named by a path: what ultralytics ships and keeps."""
+"""Where to find data yamls and images that have no path: the files and folders of ultralytics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from yolods.system.folders import cache_dir, ultralytics_folders
 
 
 def shipped_yaml(name: Path) -> Path | None:
-    """The data yaml of this name that ultralytics ships ("coco8.yaml" or "coco8"), found without importing it."""
+    """The data yaml of this name in ultralytics' package ("coco8.yaml" or "coco8").
+
+    Found without importing ultralytics, which takes seconds.
+    """
     package = importlib.util.find_spec("ultralytics")
     if not (package and package.origin and name.parent == Path(".")):
         return None
@@ -19,12 +22,13 @@ def shipped_yaml(name: Path) -> Path | None:
 
 
 def stores() -> list[Path]:
-    """Folders of data sets, first the one that a download goes to.
+    """Folders of data sets; downloads go to the first.
 
-    These are the `datasets_dir` of a user's ultralytics settings, and `datasets` in our cache.
+    These are `datasets_dir` of the user's ultralytics settings, and `datasets` in our cache.
     """
     own = cache_dir()
-    # Our own process' settings lie in the cache, and name a folder beside the checkout that nobody has chosen.
+    # yolods runs ultralytics with settings of its own, in the cache. Their datasets_dir is
+    # ultralytics' guess, a folder beside the checkout, which no user has chosen.
     theirs = [folder for folder in ultralytics_folders() if not folder.is_relative_to(own)]
     found = [_datasets_dir(folder / "settings.json") for folder in theirs]
     return [*dict.fromkeys(folder for folder in found if folder is not None), own / "datasets"]

@@ -1,4 +1,4 @@
-"""The grammar of model names: which model a word, the name of a weights file, or a yaml stands for."""
+"""The grammar of model names: the model that a name, a weights file's name or a yaml means."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ _LARGEST = 16
 
 @dataclass(frozen=True)
 class ModelName:
-    """What a model name says, before anything is built."""
+    """A parsed model name, before anything is built."""
 
     text: str
     """The name as the user wrote it."""
     p6: bool
-    """Whether the model has a fourth level (stride 64); of a user's yaml it is not known before it is built."""
+    """Whether the model has a fourth level (stride 64). False for a user's yaml, whose levels are
+    known only when it is built."""
     scale: tuple[float, float, int] | None
-    """depth multiple, width multiple, largest channel count; None: one of the yaml's own sizes."""
+    """Depth multiple, width multiple, largest channel count; None: one of the yaml's own sizes."""
     size: str | None
-    """One of n, s, m, l, x, where the name is of the zoo."""
+    """One of n, s, m, l, x for a model of ultralytics; else None."""
     yaml: Path | None
     """The user's own model yaml."""
 
     @property
     def stride(self) -> int:
-        """Largest stride in pixels, which the image size has to be a multiple of; of a user's yaml at least this."""
+        """Largest stride in pixels; the image size must be a multiple of it. A user's yaml may have
+        a larger one."""
         return 64 if self.p6 else 32
 
 
 def parse_name(text: str) -> ModelName:
-    """Read `yolov5n`..`yolov5x`, `yolov5n6`..`yolov5x6`, `yolov5[depth,width]`, `yolov5[depth,width]6` or a yaml path.
+    """Read `yolov5n`..`yolov5x`, `yolov5n6`..`yolov5x6`, `yolov5[depth,width]`,
+    `yolov5[depth,width]6` or a yaml path.
 
     Raises:
         UserError: the name is none of these, or its yaml does not exist.
@@ -46,10 +49,12 @@ def parse_name(text: str) -> ModelName:
         return found
     if text.endswith((".yaml", ".yml")):
         if not Path(text).is_file():
-            raise UserError(f"--model {text}: no such file, and not a size of the zoo (yolov5n.yaml .. yolov5x6.yaml)")
+            raise UserError(
+                f"--model {text}: no such file, and not a model of ultralytics (yolov5n.yaml .. yolov5x6.yaml)"
+            )
         return ModelName(text, False, None, None, Path(text))
     if text.endswith(".pt"):
-        raise UserError(f"--model {text}: give weights by --weights {text}; --model names an architecture")
+        raise UserError(f"--model {text}: use --weights {text} for weights; --model names an architecture")
     known = [f"yolov5{size}{six}" for size in MODEL_SIZES for six in ("", "6")]
     raise UserError(
         f"--model {text}: unknown model{nearest(text, known)}; "
@@ -58,10 +63,11 @@ def parse_name(text: str) -> ModelName:
 
 
 def name_of_weights(file: Path) -> str | None:
-    """The model that a weights file is called after, as `--model` takes it; what follows a dash may be anything.
+    """The `--model` in a weights file's name; anything may follow a dash.
 
     `yolov5nu.pt` is a yolov5n, `yolov5n-p6.pt` and `yolov5n6-coco.pt` are a yolov5n6.
     """
+    # The longest part that is a name wins: "yolov5n-p6-coco" is a yolov5n-p6, not a yolov5n.
     words = file.stem.split("-")
     for end in range(len(words), 0, -1):
         plain = "-".join(words[:end])
@@ -71,12 +77,12 @@ def name_of_weights(file: Path) -> str | None:
 
 
 def _built_in(plain: str, text: str) -> ModelName | None:
-    """A name of the zoo, or one that gives depth and width; `text` is the whole of what was written."""
+    """Parse a name of ultralytics or `yolov5[depth,width]`; `text` is the name as written."""
     if match := _ZOO.match(plain):
         return ModelName(text, bool(match["p6"]), None, match["size"], None)
     if match := _CUSTOM.match(plain):
         depth, width = float(match["depth"]), float(match["width"])
         if not (0 < depth <= _LARGEST and 0 < width <= _LARGEST):
-            raise UserError(f"--model {text}: depth {depth:g} and width {width:g} have to lie in (0, {_LARGEST}]")
+            raise UserError(f"--model {text}: depth {depth:g} and width {width:g} must be in (0, {_LARGEST}]")
         return ModelName(text, bool(match["p6"]), (depth, width, 1024), None, None)
     return None

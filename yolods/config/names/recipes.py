@@ -1,4 +1,4 @@
-"""The DeepSpeed configurations that come with yolods, by name."""
+"""Finds the DeepSpeed configurations that come with yolods by name."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from yolods.errors import Faults, nearest
 
 
 def find_json(named: str | Path, faults: Faults) -> Path:
-    """The file of a `--deepspeed_config`: a path, or the name of one in ds_configs/, with its suffix or without.
+    """The file of `--deepspeed_config`: a path, or a name in ds_configs/ (.json optional).
 
-    A file that exists wins. Of a name that is neither a fault says which there are.
+    An existing file wins. If the name is neither, a fault lists the names in ds_configs/.
     """
     path, stem = Path(named), Path(named).name.removesuffix(".json")
     ready = {file.stem: file for file in sorted(_folder().glob("*.json"))}
     is_name = path.parent == Path(".")
-    if is_name and stem in ready and not path.is_file():  # a folder of that name may be a run's
+    if is_name and stem in ready and not path.is_file():  # a folder of that name may be a run
         return ready[stem]
     if path.exists() or not ready:
         return path
@@ -28,13 +28,13 @@ def find_json(named: str | Path, faults: Faults) -> Path:
 
 
 def _folder() -> Path:
-    """ds_configs/, which an installation has inside the package, and a checkout beside it."""
+    """ds_configs/: inside the package when installed from a wheel, beside it in a checkout."""
     package = Path(str(files("yolods")))
     inside = package / "ds_configs"
     return inside if inside.is_dir() else package.parent / "ds_configs"
 
 
 def _nearest(stem: str, ready: Collection[str]) -> str:
-    """A question after the names that begin so, or else after the one that is closest; "" where nothing is close."""
+    """A question with the names that begin with `stem`, else with the closest; "" if none is."""
     begun = [f"'{name}'" for name in ready if name.startswith(stem)]
     return f" (did you mean {' or '.join(begun)}?)" if begun else nearest(stem, ready)

@@ -1,1 +1,1 @@
-"""Optimizers: those that yolods trains with, those that it refuses, and the JSON's block."""
+"""Optimizers: supported ones, unsupported ones with reasons, the JSON's "optimizer" block."""

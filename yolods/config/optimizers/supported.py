@@ -1,9 +1,10 @@
-"""Optimizers that are trained with: one entry each, which configuration checks by and a run builds from.
+"""The supported optimizers: one entry each, to check the configuration and build from.
 
-Another optimizer is another entry of `OPTIMIZERS`, and its class where torch does not have it. What follows from an
-entry: the names and arguments that flags and JSON take, the groups' arguments, whether a momentum is warmed up, the
-kernel on the host. Nothing is declared about its state: tensors of a weight's shape are cut and joined with the weights
-in checkpoints, and tensors of no dimension, such as `step`, are the same for all.
+To add an optimizer, add an entry to `OPTIMIZERS`, and write its class if torch lacks it. An entry
+decides the names and arguments in flags and JSON, the arguments of parameter groups, whether
+momentum is warmed up, and the kernel for host memory. It declares nothing about optimizer state:
+checkpoints cut and join state tensors of a weight's shape together with the weights, and scalar
+tensors, such as `step`, are the same on all ranks.
 """
 
 from __future__ import annotations
@@ -21,38 +22,40 @@ WEIGHT_DECAY = real(0, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class HostKernel:
-    """A kernel that steps optimizer states in host memory beside a GPU."""
+    """A CPU kernel that steps a GPU's optimizer states in host memory."""
 
     made_by: str
     """Its class, as `module:class`."""
     takes: tuple[str, ...]
-    """Arguments that it knows."""
+    """Arguments that it supports."""
     arguments: Mapping[str, Any]
-    """Further ones that make it this optimizer."""
+    """Fixed arguments that select this optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SupportedOptimizer:
-    """What has to be known of an optimizer."""
+    """One optimizer: its class, its arguments, and where it can run."""
 
     made_by: str
-    """Its class, as `module:class`; imported when a run builds it. It has to step flat pieces of weights as it would
-    step the whole ones, because these are what ranks hold under ZeRO."""
+    """Its class, as `module:class`; imported when a run builds it. It must be element-wise: under
+    ZeRO, ranks hold flat slices of weights, and stepping a slice must give the same as stepping the
+    whole weight."""
     params: Mapping[str, Rule]
-    """What a JSON may give under "params"."""
+    """The keys that a JSON may contain under "params"."""
     arguments: Callable[[float], dict[str, Any]]
-    """Makes the arguments that the hyper-parameter `momentum` becomes, for a run that says no more. One named
-    `momentum` is warmed up, as in ultralytics; the first of `betas` is not."""
+    """Converts the hyper-parameter `momentum` into default arguments. An argument named `momentum`
+    is warmed up, as in ultralytics; the first of `betas` is not."""
     json_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments that are different where a JSON names the optimizer and leaves them out: DeepSpeed's defaults."""
+    """DeepSpeed's defaults, where they differ, for a JSON that names the optimizer without these
+    arguments."""
     groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Further arguments of a group of parameters, by its name: weight, bn, bias."""
+    """Extra arguments of a parameter group, by its name: weight, bn, bias."""
     on_host: HostKernel | None = None
-    """Steps it where states of a GPU are in host memory; None: torch does."""
+    """Kernel for a GPU's states in host memory; None: torch steps them."""
 
     @property
     def warms_momentum(self) -> bool:
-        """Whether it has a momentum that is warmed up."""
+        """Whether its momentum is warmed up."""
         return "momentum" in self.arguments(0.9)
 
     @property
@@ -66,7 +69,7 @@ def _momentum(value: float) -> dict[str, Any]:
 
 
 def _nesterov(value: float) -> dict[str, Any]:
-    # torch refuses Nesterov's without a momentum, where both are the same.
+    # torch refuses nesterov with momentum 0, although it would change nothing there.
     return {"momentum": value, "nesterov": value > 0}
 
 
@@ -75,7 +78,7 @@ def _betas(value: float) -> dict[str, Any]:
 
 
 DEEPSPEED_ADAM = dict.fromkeys(("torch_adam", "adam_w_mode", "bias_correction", "fp32_optimizer_states"), flag())
-"""Switches of DeepSpeed's Adam, which torch's has not."""
+"""Switches of DeepSpeed's Adam that torch's Adam lacks."""
 _EVERY: dict[str, Rule] = {
     "lr": LR,
     "weight_decay": WEIGHT_DECAY,
@@ -129,4 +132,4 @@ OPTIMIZERS: dict[str, SupportedOptimizer] = {
         arguments=_momentum,
     ),
 }
-"""By the name that flags and JSON give them, in upper or lower case."""
+"""Name in flags and JSON, whose case is ignored -> the optimizer."""
