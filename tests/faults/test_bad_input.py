@@ -361,7 +361,7 @@ def test_a_start_that_looks_at_the_model_first_says_so_at_once(preflight, capfd)
             ["export", "nowhere", "--to", "a.pt"],
             "error: nowhere: no such folder; name a run's folder, its checkpoints/, ",
         ),
-        (["flags"], "error: unknown word 'flags'; the words are train, val, export, demo, launch"),
+        (["flags"], "error: unknown command 'flags'; the commands are train, val, export, demo, launch"),
     ],
 )
 def test_as_typed_in_a_shell(run_process, tmp_path, words, line):
