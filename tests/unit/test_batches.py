@@ -32,7 +32,7 @@ class Read:
         )
         ranks = Ranks(0, 1, 0, "here", torch.device("cpu"))
         source = SimpleNamespace(place=lambda image: f"/data/{image}")
-        dataset = SimpleNamespace(bar=self.excluded.extend, source=source)
+        dataset = SimpleNamespace(exclude=self.excluded.extend, source=source)
         self.batches = TrainBatches(config, dataset, schedule, ranks, share or Share(1, 2), telemetry, stride=32)
 
     def load(self, dataset: Any, stream: Any, **asked: Any) -> Any:
@@ -48,7 +48,7 @@ def read(run: Read, monkeypatch: pytest.MonkeyPatch, **where: int) -> list[dict[
 def test_they_begin_where_the_run_stands_and_are_shown_by_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Read([{"img": 0}, {"img": 1}, {"img": 2}])
     assert read(run, monkeypatch, position=20, micro_batches=5) == run.given
-    assert (run.asked["first_position"], run.asked["rank"], run.asked["ranks"]) == (20, 1, 2)
+    assert (run.asked["first_position"], run.asked["dp_rank"], run.asked["dp_size"]) == (20, 1, 2)
     assert run.drawn == [6]
 
 

@@ -13,7 +13,7 @@ import pytest
 from yolods.config import RunConfig, add_train_arguments, build_run_config
 
 PACKAGE = Path(__file__).parents[2] / "yolods"
-OUTSIDE = [file for file in sorted(PACKAGE.rglob("*.py")) if file.parent.name != "config"]
+OUTSIDE = [file for file in sorted(PACKAGE.rglob("*.py")) if "config" not in file.relative_to(PACKAGE).parts]
 
 
 @pytest.mark.parametrize("file", OUTSIDE, ids=lambda file: str(file.relative_to(PACKAGE)))

@@ -9,12 +9,12 @@ from yolods.errors import Faults
 
 SOUND = {
     "sound": {},
-    "stage": 1,
+    "zero_stage": 1,
     "precision": "fp32",
     "autocast": None,
     "offload": {"optimizer": False, "param": False},
     "pipelined": False,
-    "ranks": 4,
+    "world_size": 4,
     "device": "cuda",
     "stock": False,
     "optimizer": "AdamW",
@@ -35,7 +35,7 @@ def faults_of(changes: dict) -> list[str]:
 
 def test_a_plain_layout_has_no_fault():
     for stage in range(4):
-        assert faults_of({"stage": stage}) == []
+        assert faults_of({"zero_stage": stage}) == []
 
 
 CASES = [
@@ -44,10 +44,14 @@ CASES = [
         {"sound": zero(stage3_prefetch_bucket_size=2)},
         "are the same setting; keep stage3_prefetch_bucket_size",
     ),
-    ({"stage": 3, "sound": {"prescale_gradients": True}}, {"sound": {"prescale_gradients": True}}, "with ZeRO stage 3"),
     (
-        {"stage": 2, "sound": {"gradient_predivide_factor": 2.0}},
-        {"stage": 2, "sound": {"gradient_predivide_factor": 2.0} | zero(reduce_scatter=False)},
+        {"zero_stage": 3, "sound": {"prescale_gradients": True}},
+        {"sound": {"prescale_gradients": True}},
+        "with ZeRO stage 3",
+    ),
+    (
+        {"zero_stage": 2, "sound": {"gradient_predivide_factor": 2.0}},
+        {"zero_stage": 2, "sound": {"gradient_predivide_factor": 2.0} | zero(reduce_scatter=False)},
         '"gradient_predivide_factor" 2 with ZeRO stage 2 needs',
     ),
     (
@@ -66,8 +70,8 @@ CASES = [
         "running statistics, which stay fp32",
     ),
     (
-        {"stage": 0, "precision": "bf16", "sound": {"data_types": {"grad_accum_dtype": "fp32"}}},
-        {"stage": 1, "precision": "bf16", "sound": {"data_types": {"grad_accum_dtype": "fp32"}}},
+        {"zero_stage": 0, "precision": "bf16", "sound": {"data_types": {"grad_accum_dtype": "fp32"}}},
+        {"zero_stage": 1, "precision": "bf16", "sound": {"data_types": {"grad_accum_dtype": "fp32"}}},
         "with ZeRO stage 0, gradients have the parameters' data type, bf16",
     ),
     (
@@ -76,28 +80,28 @@ CASES = [
         'needs the loss scale that comes with "fp16"',
     ),
     (
-        {"stage": 3, "sound": zero(zero_hpz_partition_size=3)},
-        {"stage": 3, "sound": zero(zero_hpz_partition_size=2)},
+        {"zero_stage": 3, "sound": zero(zero_hpz_partition_size=3)},
+        {"zero_stage": 3, "sound": zero(zero_hpz_partition_size=2)},
         "zero_hpz_partition_size 3 does not divide 4 ranks: 4 / 3 = 1.33",
     ),
     (
-        {"stage": 3, "sound": zero(module_granularity_threshold=5)},
-        {"stage": 2, "sound": zero(module_granularity_threshold=5)},
+        {"zero_stage": 3, "sound": zero(module_granularity_threshold=5)},
+        {"zero_stage": 2, "sound": zero(module_granularity_threshold=5)},
         "loses the shapes",
     ),
     (
-        {"stage": 3, "device": "cpu", "sound": zero(zero_quantized_weights=True)},
-        {"stage": 3, "sound": zero(zero_quantized_weights=True)},
+        {"zero_stage": 3, "device": "cpu", "sound": zero(zero_quantized_weights=True)},
+        {"zero_stage": 3, "sound": zero(zero_quantized_weights=True)},
         "has no kernel for a CPU",
     ),
     (
-        {"stage": 3, "autocast": "bf16", "sound": zero(zero_quantized_weights=True)},
-        {"stage": 3, "precision": "bf16", "sound": zero(zero_quantized_weights=True)},
+        {"zero_stage": 3, "autocast": "bf16", "sound": zero(zero_quantized_weights=True)},
+        {"zero_stage": 3, "precision": "bf16", "sound": zero(zero_quantized_weights=True)},
         'together with "torch_autocast"',
     ),
     (
-        {"stage": 3, "sound": zero(zero_quantized_nontrainable_weights=True)},
-        {"stage": 2, "sound": zero(zero_quantized_nontrainable_weights=True)},
+        {"zero_stage": 3, "sound": zero(zero_quantized_nontrainable_weights=True)},
+        {"zero_stage": 2, "sound": zero(zero_quantized_nontrainable_weights=True)},
         "to 8 bits in every saved model",
     ),
     (
@@ -106,8 +110,8 @@ CASES = [
         "unseen by the EMA",
     ),
     (
-        {"stage": 3, "offload": OFFLOADED, "optimizer": "SGD", "sound": zero(offload_optimizer={"ratio": 0.5})},
-        {"stage": 3, "offload": OFFLOADED, "optimizer": "AdamW", "sound": zero(offload_optimizer={"ratio": 0.5})},
+        {"zero_stage": 3, "offload": OFFLOADED, "optimizer": "SGD", "sound": zero(offload_optimizer={"ratio": 0.5})},
+        {"zero_stage": 3, "offload": OFFLOADED, "optimizer": "AdamW", "sound": zero(offload_optimizer={"ratio": 0.5})},
         "needs DeepSpeed's CPUAdam on a GPU, but the optimizer is SGD",
     ),
     (

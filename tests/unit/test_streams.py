@@ -11,7 +11,7 @@ import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
-OPEN = "import os, sys\nfrom yolods import streams\nstreams.open_all()\n"
+OPEN = "import os, sys\nfrom yolods.system import streams\nstreams.open_all()\n"
 
 
 def shell(run_process: Run, script: str, redirections: str, **env: str) -> subprocess.CompletedProcess[str]:

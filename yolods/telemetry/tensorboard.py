@@ -190,7 +190,7 @@ class TensorBoardWriter:
         """Add a histogram of all parameters' gradient norms, by orders of magnitude."""
         import numpy as np
 
-        norms = np.array(() if record.reading is None else record.reading.norms)
+        norms = np.array(() if record.grad_stats is None else record.grad_stats.norms)
         norms = norms[np.isfinite(norms) & (norms > 0)]
         if norms.size:
             self._writer.add_histogram("stability/log10_gradient_norm_by_parameter", np.log10(norms), record.step)

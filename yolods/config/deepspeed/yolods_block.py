@@ -39,7 +39,7 @@ class ClippingConfig:
     policy: str = "global_norm"
     """A name in `POLICIES`."""
     given: tuple[tuple[str, Any], ...] = ()
-    """The block's settings, by key; a policy ignores those of the others."""
+    """The settings that differ from their defaults, by key; a policy ignores those of the others."""
 
     @classmethod
     def read(cls, block: Any, where: str, faults: Faults) -> ClippingConfig:
@@ -47,12 +47,16 @@ class ClippingConfig:
         rules = {key: rule for kind in POLICIES.values() for key, (_, rule) in settings_of(kind).items()}
         values = read_settings({"policy": one_of(*POLICIES), **rules}, block, where, faults)
         policy = values.pop("policy", cls.policy)
-        return cls(policy=policy, given=tuple(values.items()))
+        defaults = cls._defaults()
+        return cls(policy=policy, given=tuple((key, value) for key, value in values.items() if value != defaults[key]))
 
     def as_dict(self) -> dict[str, Any]:
         """The block with every policy's settings written out."""
-        defaults = {key: default for kind in POLICIES.values() for key, (default, _) in settings_of(kind).items()}
-        return {"policy": self.policy, **defaults, **dict(self.given)}
+        return {"policy": self.policy, **self._defaults(), **dict(self.given)}
+
+    @staticmethod
+    def _defaults() -> dict[str, Any]:
+        return {key: default for kind in POLICIES.values() for key, (default, _) in settings_of(kind).items()}
 
 
 # Wide: one field for each key of the JSON's "overflow" block.
