@@ -250,6 +250,7 @@ def _unwatched(config: Path, folder: Path) -> Path:
     """A copy of a DeepSpeed JSON without the watchdog, which would end ranks that a busy machine does not let run."""
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.setdefault("yolods", {})["watchdog"] = {"enabled": False}
+    folder.mkdir(parents=True, exist_ok=True)
     copy = folder / config.name
     copy.write_text(json.dumps(settings), encoding="utf-8")
     return copy

@@ -8,12 +8,19 @@ import shutil
 import numpy as np
 import pytest
 
-from yolods.data.fingerprint import samples_of
+from yolods.data.fingerprint import Samples, samples_of
+from yolods.data.source import ImageFiles
 
 
-def label(file, box: float = 0.5) -> dict:
+def record(files, folder, boxes=()) -> Samples:
+    """Of a split with these files, each with one box."""
+    source = ImageFiles([str(file) for file in files], folder, 3)
+    return samples_of([label(each, *boxes[place : place + 1]) for place, each in enumerate(source.ids)], source)
+
+
+def label(identity: str, box: float = 0.5) -> dict:
     boxes = np.array([[box, 0.5, 0.1, 0.1]], np.float32)
-    return {"im_file": str(file), "shape": (20, 40), "cls": np.zeros((1, 1), np.float32), "bboxes": boxes}
+    return {"im_file": identity, "shape": (20, 40), "cls": np.zeros((1, 1), np.float32), "bboxes": boxes}
 
 
 @pytest.fixture
@@ -31,30 +38,29 @@ def files(folder):
 
 
 def test_the_gravest_change_is_told(folder):
-    before = samples_of(map(label, files(folder)), folder)
-    assert samples_of(map(label, files(folder)), folder).change_from(before) == ""
-    assert samples_of(map(label, files(folder)[:2]), folder).change_from(before) == "count"
-    assert samples_of(map(label, files(folder)[::-1]), folder).change_from(before) == "order"
-    boxes = [label(file, 0.4 if number else 0.5) for number, file in enumerate(files(folder))]
-    assert samples_of(boxes, folder).change_from(before) == "content"
+    before = record(files(folder), folder)
+    assert record(files(folder), folder).change_from(before) == ""
+    assert record(files(folder)[:2], folder).change_from(before) == "count"
+    assert record(files(folder)[::-1], folder).change_from(before) == "order"
+    assert record(files(folder), folder, (0.5, 0.4, 0.4)).change_from(before) == "content"
     os.utime(folder / "0.jpg", ns=(10**18 + 1, 10**18 + 1))
-    assert samples_of(map(label, files(folder)), folder).change_from(before) == "times"
+    assert record(files(folder), folder).change_from(before) == "times"
     (folder / "2.jpg").rename(folder / "3.jpg")
-    assert samples_of(map(label, files(folder)), folder).change_from(before) == "names"
+    assert record(files(folder), folder).change_from(before) == "names"
     (folder / "0.jpg").write_bytes(b"longer than before")
-    assert samples_of(map(label, files(folder)), folder).change_from(before) == "content"
+    assert record(files(folder), folder).change_from(before) == "content"
 
 
 def test_a_set_that_was_moved_is_the_same(folder, tmp_path):
-    before = samples_of(map(label, files(folder)), folder)
+    before = record(files(folder), folder)
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)  # with its times
-    assert samples_of(map(label, files(moved)), moved).change_from(before) == ""
+    assert record(files(moved), moved).change_from(before) == ""
 
 
 def test_a_file_that_is_gone_is_other_content(folder):
-    labels = list(map(label, files(folder)))
-    before = samples_of(labels, folder)
+    listed = files(folder)
+    before = record(listed, folder)
     (folder / "1.jpg").unlink()
-    assert samples_of(labels, folder).change_from(before) == "content"
+    assert record(listed, folder).change_from(before) == "content"
     assert before.as_dict()["count"] == 3

@@ -67,10 +67,10 @@ def test_a_place_in_the_run_is_given_to_a_copy() -> None:
 
 
 class Errand(StockStability):
-    """The toy: `settle` has one more line than the real one."""
+    """The toy: `after_step` has one more line than the real one."""
 
-    def settle(self, record: StepRecord) -> StepRecord:
-        record = super().settle(record)
+    def after_step(self, record: StepRecord) -> StepRecord:
+        record = super().after_step(record)
         record.scalars["toy/boxes_twice"] = 2.0 * record.instances
         return record
 

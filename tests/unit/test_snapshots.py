@@ -14,48 +14,48 @@ class Model:
     def __init__(self) -> None:
         self.statistic, self.weight = torch.zeros(2), torch.zeros(3)
 
-    def recovery(self, *, every: int = 2, restores: bool = True) -> Snapshots:
+    def snapshots(self, *, every: int = 2, restores: bool = True) -> Snapshots:
         return Snapshots(lambda: [self.statistic], lambda: {"weight": self.weight}, every=every, restores=restores)
 
 
 @pytest.mark.parametrize(("restores", "after"), [(True, 1.0), (False, float("nan"))])
 def test_statistics_go_back_to_where_the_step_began(restores, after):
     model = Model()
-    recovery = model.snapshots(restores=restores)
+    snapshots = model.snapshots(restores=restores)
     model.statistic.fill_(1.0)
-    recovery.keep_statistics()
+    snapshots.keep_statistics()
     model.statistic.fill_(float("nan"))
-    recovery.restore_statistics()
+    snapshots.restore_statistics()
     torch.testing.assert_close(model.statistic, torch.full((2,), after), equal_nan=True)
 
 
 def test_a_snapshot_is_taken_every_so_many_steps_and_is_a_copy():
     model = Model()
-    recovery = model.snapshots(every=2)
+    snapshots = model.snapshots(every=2)
     seen = []
     for step in range(5):
         model.weight.fill_(step)
-        recovery.remember()
-        seen.append(recovery.snapshot["weight"][0].item())
+        snapshots.remember()
+        seen.append(snapshots.snapshot["weight"][0].item())
     assert seen == [0, 0, 2, 2, 4]
 
 
 @pytest.mark.parametrize("settings", [{"every": 0}, {"restores": False}])
 def test_without_roll_backs_nothing_is_kept(settings):
-    recovery = Model().snapshots(**settings)
-    recovery.remember()
-    assert not recovery.takes_snapshots and recovery.snapshot is None
+    snapshots = Model().snapshots(**settings)
+    snapshots.remember()
+    assert not snapshots.takes_snapshots and snapshots.snapshot is None
 
 
 def test_a_resumed_run_goes_back_to_the_same_snapshot_at_the_same_step():
     model, other = Model(), Model()
-    recovery, resumed = model.snapshots(every=3), other.snapshots(every=3)
+    snapshots, resumed = model.snapshots(every=3), other.snapshots(every=3)
     model.weight.fill_(7)
-    recovery.remember()
-    state = recovery.state()
+    snapshots.remember()
+    state = snapshots.state()
     resumed.load(state)
     state["snapshot"]["weight"].fill_(8)  # as a file that a later save writes over
-    for each in (recovery, resumed):
+    for each in (snapshots, resumed):
         each.remember()
         each.remember()
     assert resumed.snapshot["weight"].tolist() == [7] * 3
@@ -66,7 +66,7 @@ def test_a_resumed_run_goes_back_to_the_same_snapshot_at_the_same_step():
 
 def test_a_state_of_another_layout_makes_the_loaded_weights_the_snapshot():
     model = Model()
-    recovery = model.snapshots()
+    snapshots = model.snapshots()
     model.weight.fill_(4)
-    recovery.load({})
-    assert recovery.snapshot["weight"].tolist() == [4] * 3
+    snapshots.load({})
+    assert snapshots.snapshot["weight"].tolist() == [4] * 3

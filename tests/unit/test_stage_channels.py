@@ -44,7 +44,7 @@ def met(monkeypatch) -> list[str]:
         said = lambda what: lambda: found.append(f"{what} {peer} in {group}")  # noqa: E731
         return SimpleNamespace(peer=peer, group=group, tag=tag, greet=said("greet"), await_greeting=said("await"))
 
-    monkeypatch.setattr(stage_channels, "Link", link)
+    monkeypatch.setattr(stage_channels, "P2PChannel", link)
     return found
 
 
