@@ -44,7 +44,7 @@ def test_a_module_that_is_none_is_named_with_the_nearest():
     ("row", "line"),
     [
         (["Conv", []], "(Conv) lacks c2: its arguments are [c2, k, s, p, g, d, act]"),
-        (["C3", [16, True, 1, 0.5, 7]], "(C3) has 5 arguments, and takes 4: [c2, shortcut, g, e]"),
+        (["C3", [16, True, 1, 0.5, 7]], "(C3) has 5 arguments, but takes 4: [c2, shortcut, g, e]"),
         (["Conv", [16, 0]], "(Conv): its k is 0: "),
         (["Conv", [16, 3, "x"]], "(Conv): its s is 'x': "),
         (["C3", [16, 1]], "(C3): its shortcut is 1: "),

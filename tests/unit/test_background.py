@@ -30,7 +30,7 @@ def test_work_that_goes_on_is_waited_for_no_longer_than_said_and_has_no_second_b
     try:
         assert not background.join(0.01)
         assert background.take_fault() is None
-        with pytest.raises(AssertionError, match="one piece"):
+        with pytest.raises(AssertionError, match="one task at a time"):
             background.start(lambda: None, "second")
     finally:
         end.set()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from yolods.config.deepspeed.config import DeepSpeedConfig, resolve
+from yolods.distributed.world import Share
 from yolods.engine.build_stability import build_stability
 from yolods.errors import Faults
 from yolods.stability.controller import Stability, StockStability
@@ -43,7 +44,7 @@ def engine() -> SimpleNamespace:
 
 
 def built(made: SimpleNamespace, config: DeepSpeedConfig) -> Stability | StockStability:
-    return build_stability(made, masters_of(made.optimizer), config, Alone(), SimpleNamespace(index=0, count=1))
+    return build_stability(made, masters_of(made.optimizer), config, Alone(), Share(0, 1))
 
 
 def test_stock_handling_leaves_the_engine_as_it_is():

@@ -42,17 +42,17 @@ def folder_faults(**given: object) -> list[str]:
 @pytest.mark.parametrize(("name", "fine"), [("exp2", True), ("a/b", False), ("..", False), ("", False), ("é", True)])
 def test_a_run_is_named_by_one_folder(name, fine):
     assert folder_faults(name=name) == (
-        [] if fine else [f"--name {name!r}: it has to be a folder's name; folders above it go into --project"]
+        [] if fine else [f"--name {name!r}: it must be a single folder name; use --project for the path"]
     )
 
 
 def test_a_project_is_a_folder_with_a_name_that_can_be_written():
     Path("taken").touch()
-    assert folder_faults(project="taken") == ["--project taken: this is a file; give a folder"]
-    assert folder_faults(project="") == ["--project is empty: give a folder, or leave the flag out for runs/"]
+    assert folder_faults(project="taken") == ["--project taken: this is a file; name a folder"]
+    assert folder_faults(project="") == ["--project is empty: name a folder, or omit the flag to use runs/"]
     assert folder_faults(project="new/one") == []
     (line,) = folder_faults(name="\udce9")
-    assert line.startswith("--name '\\udce9': its bytes are no UTF-8 text")
+    assert line.startswith("--name '\\udce9': not valid UTF-8; use another name")
 
 
 def test_weights_that_would_be_put_aside_with_their_folder_are_refused():
@@ -61,7 +61,7 @@ def test_weights_that_would_be_put_aside_with_their_folder_are_refused():
     weights.touch()
     words = ("--data", "demo", "--model", "yolov5n", "--weights", str(weights))
     (line,) = faults_of(*words, "--exist-ok")
-    assert line.startswith(f"--weights {weights.absolute()}: --exist-ok puts aside what is in runs/exp")
+    assert line.startswith(f"--weights {weights.absolute()}: --exist-ok moves the contents of runs/exp; copy the file")
     assert build(*words).weights == weights.absolute()
 
 
@@ -76,7 +76,7 @@ def test_a_flag_wins_over_the_hyp_file_and_a_fault_names_who_gave_the_number():
     Path("h.yaml").write_text("epochs: 0\nimgsz: 96\n")
     assert build("--data", "demo", "--hyp", "h.yaml", "--epochs", "3").epochs == 3
     (line,) = faults_of("--data", "demo", "--hyp", "h.yaml")
-    assert line.startswith("--hyp h.yaml: epochs is 0: it has to be a whole number of at least 1")
+    assert line.startswith("--hyp h.yaml: epochs is 0: it must be a whole number of at least 1")
 
 
 def test_files_are_checked_beside_the_flags_and_all_is_said_at_once():

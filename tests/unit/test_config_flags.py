@@ -60,7 +60,7 @@ def test_a_flag_of_yolov5_is_refused_with_what_to_do_whatever_stands_behind_it(a
     parser = argparse.ArgumentParser()
     add(parser)
     for words in ([flag], [flag, "0", "1"]):
-        with pytest.raises(RefusedFlag, match=f"^{flag} is not taken: .{{20}}"):
+        with pytest.raises(RefusedFlag, match=f"^{flag} is not supported: .{{20}}"):
             parser.parse_args(words)
 
 
@@ -68,12 +68,16 @@ def test_a_flag_of_yolov5_is_refused_with_what_to_do_whatever_stands_behind_it(a
     ("name", "for_train", "for_val"),
     [
         ("conf_thres", "write --set conf=VALUE", "write --set conf=VALUE"),
-        ("half", "precision is in the DeepSpeed JSON: --deepspeed_config zero1_bf16", "an evaluation computes in fp32"),
-        ("optimizer", "write --optimizer or --set optimizer=VALUE", "of training; val does not take it"),
+        (
+            "half",
+            "set the precision in the DeepSpeed JSON: --deepspeed_config zero1_bf16",
+            "an evaluation runs in fp32",
+        ),
+        ("optimizer", "write --optimizer or --set optimizer=VALUE", "a flag of train, not of val"),
         ("iou", "write --set iou=VALUE", "write --set iou=VALUE"),
-        ("epochs", "write --epochs", "of training; val does not take it"),
-        ("cfg", "not taken: give the file by --hyp", "the model is in the .pt; write --weights PT"),
-        ("save_json", "not taken: use YOLO(", "write --save-json"),
+        ("epochs", "write --epochs", "a flag of train, not of val"),
+        ("cfg", "not supported: use --hyp for the file", "the model is in the .pt; write --weights PT"),
+        ("save_json", "not supported: use YOLO(", "write --save-json"),
         ("imgsz", "write --imgsz", "write --imgsz"),
         ("agnostic_mns", "did you mean the hyper-parameter", "did you mean the hyper-parameter 'agnostic_nms'"),
         ("xyzzy", None, None),

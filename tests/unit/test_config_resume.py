@@ -36,7 +36,7 @@ def test_the_newest_run_with_a_checkpoint_is_meant_and_the_newest_where_none_has
     middle = run_in(tmp_path, "middle", 5, checkpoint=True)
     assert find_run(True, tmp_path, FILE, Faults()) == middle
     assert passed_over(middle, tmp_path, FILE) == (
-        f"--resume goes on with {middle}; passed over, newer but without a checkpoint: {newest}",
+        f"--resume continues {middle}; skipped newer runs without a checkpoint: {newest}",
     )
     assert passed_over(newest, tmp_path, FILE) == ()
 
@@ -109,8 +109,8 @@ def test_a_project_may_be_named_by_a_link(tmp_path):
 @pytest.mark.parametrize(
     ("optimizer", "line"),
     [
-        ({"type": "AdamW"}, "--deepspeed_config {}: names AdamW, but the run trains with SGD"),
-        ({"type": "SGD", "params": {"lr": 0.3}}, '--deepspeed_config {}: "optimizer" gives lr0 0.3, but the run has'),
+        ({"type": "AdamW"}, "--deepspeed_config {}: the optimizer is AdamW, but the run uses SGD"),
+        ({"type": "SGD", "params": {"lr": 0.3}}, '--deepspeed_config {}: "optimizer" sets lr0 to 0.3, but the run has'),
     ],
 )
 def test_another_json_may_lay_it_out_anew_and_not_change_its_optimizer(tmp_path, optimizer, line):
@@ -130,4 +130,4 @@ def test_a_json_that_makes_other_steps_is_refused_with_both_sizes(tmp_path):
     steps = run.deepspeed.train_batch
     file.write_text(f'{{"train_batch_size": {2 * steps}}}')
     relaid(run, file, 2, "cpu", faults)
-    assert f'{2 * steps} images a step, but the run has {steps}; write "auto" for the batch keys' in "\n".join(faults)
+    assert f'{2 * steps} images per step, but the run has {steps}; write "auto" for the batch keys' in "\n".join(faults)

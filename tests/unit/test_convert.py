@@ -83,5 +83,5 @@ def test_a_target_that_cannot_be_written_is_a_line(tmp_path, monkeypatch):
     write_ranks(tmp_path, "whole", 1)
     monkeypatch.setattr(convert, "build", lambda *_: None)
     monkeypatch.setattr(convert, "write_pt", full)
-    with pytest.raises(UserError, match=r"^--to .*best\.pt: cannot be written: .*No space left on device$"):
+    with pytest.raises(UserError, match=r"^--to .*best\.pt: cannot write: .*No space left on device$"):
         export(tmp_path, tmp_path / "best.pt", live=False, fp32=False)

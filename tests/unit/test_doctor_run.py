@@ -259,7 +259,11 @@ def asked(monkeypatch) -> list:
 
 
 def test_hosts_that_cannot_be_asked_are_not(asked):
-    with pytest.raises(UserError, match=r"^doctor asks hosts through ssh, and --no_ssh says there is none"):
+    with pytest.raises(
+        UserError,
+        match=r"^doctor asks the hosts through ssh, which --no_ssh excludes; run it on each host without --hostfile "
+        "and --no_ssh$",
+    ):
         run_doctor(FAR, LaunchFlags(no_ssh=True))
     assert asked == []
 

@@ -66,7 +66,9 @@ def test_a_state_of_other_frozen_layers_is_refused_and_changes_nothing():
     before = second.full_weights()
     state = host_copy(first.state())
     state["frozen"]["0.weight"] = state["frozen"]["0.weight"][:2]
-    with pytest.raises(UserError, match=r"^the state is of another model, or of other frozen layers: 0\.weight is "):
+    with pytest.raises(
+        UserError, match=r"^the state belongs to another model, or to other frozen layers: 0\.weight is "
+    ):
         second.load_state(state)
     assert same(second.full_weights(), before)
 

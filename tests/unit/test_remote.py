@@ -92,7 +92,7 @@ def test_a_far_host_changes_to_the_folder_and_sets_the_variables_first(tmp_path,
         f"cd '{tmp_path}/my runs' || exit 91; test -x /env/bin/python || exit 92; exec env 'A=1 2' /env/bin/python - "
     )
     assert line.startswith(start)
-    assert answer.problem.startswith(f"it has no folder {tmp_path}/my runs; make it there")
+    assert answer.problem.startswith(f"it has no folder {tmp_path}/my runs; create it there")
 
 
 def test_ranks_of_this_run_alone_are_cleared_away(tmp_path, monkeypatch):

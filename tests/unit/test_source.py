@@ -81,5 +81,5 @@ def test_an_ending_says_what_opens_a_split(monkeypatch):
     monkeypatch.setitem(SOURCES, ".films", "os.path:join")
     assert opener_of([Path("a.films"), Path("b.films")]) is os.path.join
     assert opener_of([Path("images"), Path("list.txt")]) is None
-    with pytest.raises(UserError, match="of several kinds"):
+    with pytest.raises(UserError, match="a split must have one kind of source"):
         opener_of([Path("a.films"), Path("images")])

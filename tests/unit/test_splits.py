@@ -94,4 +94,4 @@ def test_problems_are_written_for_both_splits_and_a_line_told_for_each(tmp_path,
     assert note_problems(tmp_path, tuple(scans))[1].endswith("1 label lines skipped, see problems.txt")
     assert (tmp_path / "problems.txt").read_text() == "a.txt:3: not five numbers\n"
     shared = note_problems(tmp_path, (scans[0], replace(scans[0], split="val")))
-    assert shared[-1].startswith("6 of 6 val images are train images, too")
+    assert shared[-1].startswith("6 of 6 val images are train images as well: metrics will be too good")

@@ -28,7 +28,7 @@ def test_keys_of_one_reason_share_a_line():
     (line,) = told(zero(1, stage3_max_reuse_distance=5, sub_group_size=1000))
     assert line == (
         'ds.json: no effect: "zero_optimization".stage3_max_reuse_distance, "zero_optimization".sub_group_size '
-        "(ZeRO stage 3 reads it, and the stage is 1)"
+        "(only ZeRO stage 3 reads it, not 1)"
     )
 
 
@@ -69,7 +69,7 @@ def test_one_is_a_size_and_not_an_on():
 def test_a_block_that_is_off_or_empty_is_not_told():
     assert told({"aio": {}, "compile": False, "checkpoint": None}) == ()
     (line,) = told({"aio": {"block_size": 1}})
-    assert line == 'ds.json: no effect: "aio" (it is for states on NVMe, which are not kept there)'
+    assert line == 'ds.json: no effect: "aio" (it is for states on NVMe, which yolods does not support)'
 
 
 def test_a_pipeline_reduces_once_whatever_is_asked_of_overlap():

@@ -60,7 +60,7 @@ def test_a_store_that_is_silent_means_that_rank_0_is_lost(watchdog: Watchdog):
     verdict = heard(watchdog, 15.6)
     assert verdict is not None and (verdict.rank, verdict.ends) == (0, True)
     assert verdict.text == (
-        f"rank 0 on worker-0 (process {os.getpid()}), through which ranks keep in touch, has not answered for 7 s; "
+        f"rank 0 on worker-0 (process {os.getpid()}), which relays the heartbeats, has not answered for 7 s; "
         "it was in step 4, forward 0"
     )
 
@@ -68,7 +68,7 @@ def test_a_store_that_is_silent_means_that_rank_0_is_lost(watchdog: Watchdog):
 def test_a_store_that_refuses_is_given_the_time_that_an_orderly_end_takes(watchdog: Watchdog):
     assert heard(watchdog, UNREACHABLE_SECONDS - 0.1, refused=True) is None
     verdict = heard(watchdog, UNREACHABLE_SECONDS + 0.1)
-    assert verdict is not None and verdict.text == "rank 0, through which ranks keep in touch, is gone"
+    assert verdict is not None and verdict.text == "rank 0, which relays the heartbeats, is gone"
 
 
 def test_what_rank_0_has_found_is_believed(watchdog: Watchdog):
@@ -86,7 +86,7 @@ def test_without_its_launcher_a_rank_stops_as_on_request_and_ends_where_that_tak
         assert heard(watchdog, 5.0) is None and heard(watchdog, 5.0 + ALONE_SECONDS) is None
     assert asked == [True] and caplog.messages == ["the launcher of rank 1 on worker-1 is gone; stopping"]
     verdict = heard(watchdog, 5.1 + ALONE_SECONDS)
-    assert verdict == Alarm(1, True, "the launcher of rank 1 on worker-1 is gone, and it does not stop")
+    assert verdict == Alarm(1, True, "the launcher of rank 1 on worker-1 is gone, and the rank does not stop")
 
 
 def test_a_warning_is_said_by_rank_0_and_ends_nothing(watchdog: Watchdog, monkeypatch, caplog):
@@ -153,7 +153,7 @@ def test_the_launcher_is_gone_once_another_is_the_parent(monkeypatch):
     assert launcher.gone() is None
     assert _Launcher(os.getppid() + 1, None).gone() == f"the launcher of {{}} (process {os.getppid() + 1}) is gone"
     monkeypatch.setattr(module, "_parent", lambda pid: 1)
-    assert _Launcher(os.getppid(), 77).gone() == "what has started the launcher of {} (process 77) is gone"
+    assert _Launcher(os.getppid(), 77).gone() == "the process that started the launcher of {} (process 77) is gone"
     monkeypatch.setattr(module, "_parent", lambda pid: None)
     assert _Launcher(os.getppid(), 77).gone() is None, "it cannot be told"
     assert _Launcher.mine() is None, "pytest was started by something else"

@@ -54,7 +54,8 @@ def run_doctor(
     """
     if flags.no_ssh:
         raise UserError(
-            "doctor asks the hosts through ssh, which --no_ssh excludes; run it on each host without both flags"
+            "doctor asks the hosts through ssh, which --no_ssh excludes; "
+            "run it on each host without --hostfile and --no_ssh"
         )
     found = faults if faults is not None else Faults()
     local = all(host.is_local for host in hosts)
