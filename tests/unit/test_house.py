@@ -36,11 +36,6 @@ IMPORTS = imports(MODULES)
 TABLE = rooms((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
 
 
-def not_yet(work: str) -> pytest.MarkDecorator:
-    """A rule that does not hold yet, and the work that mends it; passing ends the mark."""
-    return pytest.mark.xfail(strict=True, reason=work)
-
-
 def package(**texts: str) -> dict[str, Module]:
     """Modules of a made-up package; `a__b` is yolods.a.b."""
     names = {name: f"yolods.{name.replace('__', '.')}" for name in texts}
@@ -88,7 +83,6 @@ def test_no_function_is_written_twice():
     assert twin_functions(MODULES) == []
 
 
-@not_yet("unit tests for the modules that `python tests/house.py` lists")
 def test_every_module_has_a_test_file_of_its_own():
     assert without_test(MODULES) == []
 
