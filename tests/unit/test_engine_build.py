@@ -131,9 +131,8 @@ def test_a_recomputed_detector_is_asked_for_by_segments(given):
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_stage_has_the_mesh_and_the_last_one_the_loss(given, monkeypatch, stage):
     made: dict[str, Any] = {}
-    monkeypatch.setattr(
-        module, "PipelineEngine", lambda *given: made.update(zip(("parts", "mesh", "cut", "to"), given, strict=False))
-    )
+    names = ("parts", "mesh", "cut", "to")
+    monkeypatch.setattr(module, "PipelineEngine", lambda *told: made.update(zip(names, told, strict=True)))
     graph = build_graph(architecture(parse_name("yolov5[0.1,0.1]"), 2, 3))
     first, last = ((0, 5), (5, len(graph.nodes)))[stage]
     mesh = SimpleNamespace(
