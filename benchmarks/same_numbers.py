@@ -37,7 +37,7 @@ from tests.tiny import make_dataset
 IMAGES, STEP, EPOCHS = 8, 4, 3
 """Two steps per epoch, six in all."""
 LIMIT_SECONDS = 600.0
-TIMED = ("time", "images_per_second", "seconds", "data_share", "memory", "idle", "ranks/", "events/")
+TIMED = ("time", "images_per_second", "seconds", "data_share", "memory", "peak_mib", "idle", "ranks/", "events/")
 """Parts of the names of what a clock or the machine makes."""
 
 Numbers = dict[str, Any]
