@@ -59,6 +59,7 @@ class LooseDeepSpeed:
         self.global_steps += 1
         if not self.skips:
             self.optimizer.step()
+        self.skips = False  # a decision is of one step
         self.optimizer.zero_grad()
 
     def set_gradient_accumulation_boundary(self, last: bool) -> None:

@@ -91,6 +91,7 @@ def test_a_bad_step_is_skipped_and_only_an_overflow_moves_the_scale(bad, loss, s
     assert (record.verdict.action, record.verdict.cause, record.norm_after) == ("skip", cause, None)
     assert decision_of(controller) == Decision(skip=True)
     assert controller.after_step(record).next_scale == after
+    assert controller.state()["scale"].get("good_steps", 0) == 0, "nor does it count as a good one"
     assert controller.named(record.verdict.suspects)[0] == "a"
 
 

@@ -99,8 +99,9 @@ def test_rank_0_alone_hands_over_the_model_in_fp32_and_a_copy():
     state = engine()
     weights = state.full_weights()
     assert list(sorted(weights)) == sorted(state.net.state_dict())
-    weights["1.weight"].fill_(7.0)
-    assert not (state.net[1].weight == 7.0).any()
+    for name in ("0.weight", "1.weight", "2.running_mean"):
+        weights[name].fill_(7.0)
+        assert not (state.net.state_dict()[name] == 7.0).any()
 
     class Second(Ranks):
         """Rank 1 of two, that meets nobody."""

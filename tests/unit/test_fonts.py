@@ -75,7 +75,7 @@ def test_chinese_names_are_written_with_a_font_of_the_system(
 
     from yolods.compat import local_font
 
-    listed = [SimpleNamespace(fname=str(file)) for file in (no_fonts / "gone.ttf", chinese_font)]
+    listed = [SimpleNamespace(fname=str(file)) for file in (chinese_font.with_name("a-gone.ttf"), chinese_font)]
     monkeypatch.setattr(font_manager, "fontManager", SimpleNamespace(ttflist=listed, addfont=lambda path: None))
     use_fonts_for("猫")
     assert local_font("Arial.Unicode.ttf") == chinese_font

@@ -70,6 +70,15 @@ def test_one_image_of_one_cell_is_refused_where_batchnorm_would_be():
     net(torch.rand(2, 3, 32, 32))
 
 
+def test_a_users_yaml_with_smaller_strides_has_more_cells_than_its_image_size_says(tmp_path):
+    shallow = FOUR_LEVELS.replace("  - [-1, 1, Conv, [64, 3, 2]]\n" * 2 + "head", "head").replace(
+        "[2, 3, 4, 5]", "[2, 3]"
+    )
+    (tmp_path / "shallow.yaml").write_text(shallow)
+    found = blueprint_of(config(str(tmp_path / "shallow.yaml"), imgsz=32, micro=1), ("a",), 3)
+    assert found.strides.tolist() == [8, 16]
+
+
 @pytest.mark.parametrize(
     ("freeze", "part"),
     [
