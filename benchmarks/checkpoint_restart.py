@@ -89,7 +89,7 @@ class _Wait:
 
 
 def _rank(process: subprocess.Popen[str], number: int) -> psutil.Process:
-    return next(rank for rank in ranks_of(process) if rank.environ()["RANK"] == str(number))
+    return ranks_of(process)[number]
 
 
 def _newest(run: Path) -> int:
