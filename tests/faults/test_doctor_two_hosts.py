@@ -82,7 +82,7 @@ def test_what_is_planted_is_found(two_hosts: TwoHosts, doctor: Callable, data: P
     code, lines = doctor(hostfile, *words)
     faults = [line for line in lines if line.startswith("fault: ")]
     expected = [
-        f"fault: beta: deepspeed 0.1.2, but alpha has {VERSION}; install {VERSION} there",
+        f"fault: beta: deepspeed 0.1.2, but alpha has {VERSION}; install it there: pip install deepspeed=={VERSION}",
         f"fault: alpha: port {PORT} is not usable: Address already in use; end what listens there, or use another",
         f"fault: beta: a build that was killed 2 hours ago left {extensions}/cpu_adam/lock",
         f"fault: beta: {data.parent / 'images' / 'train'} has 0 files, 0 B, but on alpha 3 files",
