@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.trainer_trace import Noted, State, Trace
+from yolods.clipping.policy import ClipFactors, Norms
 from yolods.distributed.world import Ranks
 
 READ = ("img", "cls", "bboxes", "batch_idx")
@@ -96,12 +97,14 @@ def _round_alike(run: Any) -> None:
     for group in optimizer.param_groups:
         group["fused"] = False
 
-    def factor(norm: float, limit: float) -> float:
+    policy = engine.stability._policy
+
+    def clip(measured: Norms) -> ClipFactors:
         norms = _torch_norms(engine)
         total = torch.linalg.vector_norm(torch.stack([norms[name] for name in order if name in norms]))
-        return float(torch.clamp(limit / (total + 1e-6), max=1.0))
+        return ClipFactors(float(torch.clamp(policy.max_norm / (total + 1e-6), max=1.0)))
 
-    engine.stability._policy._to = factor
+    policy.clip = clip
 
 
 def _torch_norms(engine: Any) -> dict[str, Tensor]:
