@@ -88,6 +88,23 @@ def test_a_set_smaller_than_a_step_closes_each_of_its_epochs() -> None:
     ]
 
 
+def test_a_run_resumes_between_epochs_that_one_step_ended() -> None:
+    """It ended in a traceback once: the losses were gone with the first of these epochs."""
+    whole = Loop(samples=3, batch=8, epochs=4).fit()
+    between = next(each for each in whole.store.saved if each.epochs_done == 1)
+    resumed = Loop(samples=3, batch=8, epochs=4, progress=between).fit()
+    assert [each.train_loss for each in resumed.telemetry.epochs] == [
+        each.train_loss for each in whole.telemetry.epochs[1:]
+    ]
+    assert "judge epoch 1" not in resumed.calls and "judge epoch 2" in resumed.calls
+
+
+def test_losses_that_an_earlier_checkpoint_lacks_are_unknown_and_not_0() -> None:
+    before = Progress(position=8, step=1, micro_batches=1, epochs_done=1)
+    loop = Loop(samples=3, batch=8, epochs=4, progress=before).fit()
+    assert all(math.isnan(loss) for loss in loop.telemetry.epochs[0].train_loss.values())
+
+
 def test_a_run_that_was_stopped_before_an_evaluation_begins_with_it() -> None:
     before = Progress(position=8, step=2, micro_batches=2, loss_sums=(1.0, 1.0, 1.0), loss_weight=1)
     loop = Loop(progress=before).fit()

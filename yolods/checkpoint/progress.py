@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -90,8 +91,9 @@ class Progress:
 
     @property
     def mean_loss(self) -> dict[str, float]:
-        """Mean loss items of the current epoch, by LOSS_NAMES."""
-        means = [total / max(self.loss_weight, 1) for total in self.loss_sums]
+        """Mean loss items of the current epoch, by LOSS_NAMES; nan before its first step."""
+        sums = self.loss_sums or (math.nan,) * len(LOSS_NAMES)
+        means = [total / max(self.loss_weight, 1) for total in sums]
         return dict(zip(LOSS_NAMES, means, strict=True))
 
     def is_best(self, fitness: float) -> bool:
@@ -108,9 +110,19 @@ class Progress:
             return self
         return replace(self, best_fitness=fitness, best_epoch=self.epochs_done)
 
-    def after_epoch(self) -> Progress:
-        """The progress after one more epoch, with the loss sums reset."""
-        return replace(self, epochs_done=self.epochs_done + 1, loss_sums=(), loss_weight=0)
+    def after_epoch(self, behind: int = 0) -> Progress:
+        """The progress after one more epoch.
+
+        A step that is larger than the train set ends several epochs, and its losses belong to each
+        of them. The sums are reset after the last one, so that a resume in between still has them.
+
+        Args:
+            behind: number of epochs whose samples the run has seen.
+        """
+        done = self.epochs_done + 1
+        if done < behind:
+            return replace(self, epochs_done=done)
+        return replace(self, epochs_done=done, loss_sums=(), loss_weight=0)
 
     def among(self, images: int, before: int | None) -> Progress:
         """The progress on a train set of another size: completed epochs count, the current one

@@ -58,7 +58,7 @@ class StepRecord:
     data_seconds: float = 0.0
     """Set by the engine: seconds that this rank waited for data."""
     replaced: tuple[str, ...] = ()
-    """Set by the engine: files that could not be read and were replaced by other samples."""
+    """Set by the engine: identities of images that could not be read and were replaced by others."""
 
     step: int = 0
     """Set by the loop: optimizer steps so far, including this one (1 after the first)."""

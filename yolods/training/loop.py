@@ -195,7 +195,7 @@ class Run:
                     is_best=is_best,
                 )
             )
-        self.progress = self.progress.after_epoch()
+        self.progress = self.progress.after_epoch(self.schedule.epochs_behind(self.progress.position))
         self.selection.lose_patience(self.progress)
         ends = self.progress.epochs_done == self.config.epochs or self.selection.exhausted
         if ends or is_due(self.config.deepspeed.own.checkpoint.every_epochs, self.progress.epochs_done):
