@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks import bf16_products
 from benchmarks import quality_report as report
 from benchmarks.cases import ROOT, Case
+from tests.as_started import is_alone
 from yolods import compat
 
 IMPORTED = (
@@ -102,8 +103,7 @@ def import_all() -> None:
         importlib.import_module(module)
     if not bf16_products.has_instructions():
         bf16_products.use_fp32_products()
-    task = Path("/proc/self/task")
-    if task.is_dir() and len(list(task.iterdir())) > 1:
+    if not is_alone():
         raise RuntimeError("an import has started a thread: this process cannot be forked")
 
 
@@ -182,6 +182,7 @@ def _train(plan: Plan, job: Job, benchmark: int) -> None:
 
     size = str(job.case.ranks)
     world = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    write_unwatched(ROOT / "ds_configs" / job.case.config, plan.folder(job))
     words = yolods_words(plan, job)
     ranks = [
         forked(lambda: _train_yolods(words), screen, RANK=str(rank), LOCAL_RANK=str(rank), **world)
@@ -239,21 +240,18 @@ def yolods_words(plan: Plan, job: Job) -> list[str]:
     assert job.case.config is not None
     words = ["train", "--data", str(job.data), "--model", str(plan.model), "--epochs", str(plan.epochs)]
     words += ["--batch-size", str(plan.batch), "--imgsz", str(plan.imgsz), "--workers", "0", "--seed", str(job.seed)]
-    words += ["--deepspeed_config", str(_unwatched(ROOT / "ds_configs" / job.case.config, plan.folder(job)))]
+    words += ["--deepspeed_config", str(plan.folder(job) / job.case.config)]
     words += ["--run-dir", str(plan.folder(job) / TRAIN)]
     for key, value in plan.hyper.items():
         words += ["--set", f"{key}={json.dumps(value)}"]
     return words
 
 
-def _unwatched(config: Path, folder: Path) -> Path:
-    """A copy of a DeepSpeed JSON without the watchdog, which would end ranks that a busy machine does not let run."""
+def write_unwatched(config: Path, folder: Path) -> None:
+    """Copy a DeepSpeed JSON and turn the watchdog off, which would end ranks that a busy machine does not let run."""
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.setdefault("yolods", {})["watchdog"] = {"enabled": False}
-    folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / config.name
-    copy.write_text(json.dumps(settings), encoding="utf-8")
-    return copy
+    (folder / config.name).write_text(json.dumps(settings), encoding="utf-8")
 
 
 def _train_ultralytics(plan: Plan, job: Job) -> None:

@@ -129,8 +129,8 @@ def tensors(checkpoints: Path) -> Iterator[tuple[str, str]]:
         # The random generators' states are pickled as tuples; the file is one that was written just now.
         state = torch.load(file, map_location="cpu", weights_only=False)
         for place, tensor in leaves(state):
-            whole = tensor.detach().contiguous().flatten().view(torch.uint8) if tensor.numel() else tensor
-            yield f"{file.stem} {place}", hashlib.sha256(bytes(whole.numpy().tobytes())).hexdigest()[:16]
+            whole = tensor.detach().contiguous().flatten().view(torch.uint8).numpy() if tensor.numel() else b""
+            yield f"{file.stem} {place}", hashlib.sha256(whole).hexdigest()[:16]
 
 
 def leaves(value: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:

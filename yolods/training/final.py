@@ -13,7 +13,7 @@ from yolods.evaluation.evaluator import Evaluation, Evaluator
 from yolods.model.weights import read_pt
 from yolods.telemetry import Telemetry
 from yolods.training.precise_bn import TrainStatistics
-from yolods.training.selection import FITNESS_DIGITS
+from yolods.training.selection import rounded_fitness
 from yolods.training.weight_files import WeightsWriter
 
 
@@ -78,17 +78,19 @@ class FinalValidation:
         statistics(self._telemetry, excluded)
         self._round_statistics()  # as `before`, which was loaded from a .pt in fp16
         now = self._judge()
-        is_better = ranks.from_main(before is not None and now is not None and _fitness(now) > _fitness(before))
+        is_better = ranks.from_main(
+            before is not None and now is not None and rounded_fitness(now) > rounded_fitness(before)
+        )
         # Gathering is a collective and slow, so only for weights that are written.
         weights = self._engine.full_weights() if is_better else None
         if before is not None and now is not None:  # on rank 0
             told = (
                 f"BatchNorm's statistics over {statistics.images} train images without augmentation: mAP50-95 "
-                f"{_fitness(before):.5f} -> {_fitness(now):.5f}, "
+                f"{rounded_fitness(before):.5f} -> {rounded_fitness(now):.5f}, "
             )
             try:
                 if weights is not None:
-                    self._writer.replace_best(weights, progress.best_epoch, now, _fitness(now))
+                    self._writer.replace_best(weights, progress.best_epoch, now, rounded_fitness(now))
                 told += "used in best.pt" if is_better else "best.pt keeps those of training"
                 self._telemetry.event("statistics", told)
             except (OSError, RuntimeError) as error:
@@ -103,7 +105,3 @@ class FinalValidation:
         """Round the statistics as a .pt does: to fp16, with infinities at its largest number."""
         for buffer in self._engine.statistics():
             buffer.copy_(torch.nan_to_num(buffer.half()))
-
-
-def _fitness(evaluation: Evaluation) -> float:
-    return round(evaluation.fitness, FITNESS_DIGITS)

@@ -19,6 +19,11 @@ FITNESS_DIGITS = 5
 """Decimals of fitness in comparisons: ultralytics' validator gives its trainer no more."""
 
 
+def rounded_fitness(evaluation: Evaluation) -> float:
+    """The fitness by which evaluations are compared."""
+    return round(evaluation.fitness, FITNESS_DIGITS)
+
+
 class Judged(NamedTuple):
     """The result of an epoch."""
 
@@ -69,7 +74,7 @@ class ModelSelection:
     def _evaluate(self, pictures: bool) -> tuple[Evaluation | None, float]:
         """The evaluation (on rank 0) and the rounded fitness (on every rank)."""
         evaluation = self.evaluator(self._engine, pictures=pictures, telemetry=self._telemetry)
-        fitness = round(evaluation.fitness, FITNESS_DIGITS) if evaluation else None
+        fitness = rounded_fitness(evaluation) if evaluation else None
         return evaluation, self._engine.ranks.from_main(fitness)
 
     def lose_patience(self, progress: Progress) -> None:
