@@ -417,6 +417,33 @@ def leave_norm_and_scale_to_us(engine: Any, scale: Any) -> None:
         engine.optimizer.loss_scaler = scale
 
 
+def keep_lone_gradients_apart(engine: Any) -> None:
+    """Let DeepSpeed reduce a bucket of one gradient whose memory format is not the plain one.
+
+    Seen with deepspeed 0.19.8: it flattens a bucket, reduces it, and copies the result back into
+    the gradients (runtime/engine.py, `allreduce_and_copy`, and zero/stage_1_and_2.py). The flat
+    form of a single gradient is a view of it. That of a 1x1 convolution may have the strides of
+    channels-last, and torch refuses a copy between two views of one memory with different strides.
+    GPUs and CPUs with bf16 instructions compute such gradients.
+
+    Args:
+        engine: the result of `deepspeed.initialize`.
+    """
+    for owner in (engine, engine.optimizer):
+        if hasattr(owner, "flatten"):
+            owner.flatten = _apart(owner.flatten)
+
+
+def _apart(flatten: Callable[[Sequence[Tensor]], Tensor]) -> Callable[[Sequence[Tensor]], Tensor]:
+    def flat(tensors: Sequence[Tensor]) -> Tensor:
+        joined = flatten(tensors)
+        if len(tensors) == 1 and joined.view(tensors[0].shape).stride() != tensors[0].stride():
+            return joined.clone()
+        return joined
+
+    return flat
+
+
 def lend(launcher: Any, subprocess: Any, signal: Any) -> None:
     """Give one of DeepSpeed's launchers other modules for processes and signals.
 

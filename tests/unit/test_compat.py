@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from yolods import compat
 from yolods.errors import UserError
@@ -333,6 +335,36 @@ def test_deepspeed_still_clips_and_scales_under_the_names_that_are_replaced():
     for file in ("stage_1_and_2.py", "stage3.py"):
         text = (folder / "zero" / file).read_text(encoding="utf-8")
         assert "self.torch_autocast_gradscaler.update()" in text and "self.loss_scaler" in text
+
+
+def pointwise_gradient():
+    """A gradient (4, 3, 1, 1) in channels-last, as a GPU computes it; it counts as contiguous all the same."""
+    gradient = torch.arange(12.0).reshape(4, 3, 1, 1).as_strided((4, 3, 1, 1), (3, 1, 3, 3))
+    assert gradient.is_contiguous()
+    return gradient
+
+
+@pytest.mark.parametrize("place", ["engine", "optimizer"])
+def test_a_bucket_of_one_gradient_is_reduced_whatever_its_strides(place):
+    owner = SimpleNamespace(flatten=_flatten_dense_tensors)
+    engine = owner if place == "engine" else SimpleNamespace(optimizer=owner)
+    engine.__dict__.setdefault("optimizer", SimpleNamespace())
+    compat.keep_lone_gradients_apart(engine)
+    plain, other = torch.ones(2, 2), pointwise_gradient()
+    (back,) = _unflatten_dense_tensors(owner.flatten([other]) * 2, [other])
+    assert back.flatten().tolist() == [2.0 * number for number in range(12)]
+    other.copy_(_unflatten_dense_tensors(owner.flatten([other]), [other])[0])
+    assert other.flatten().tolist() == list(range(12))
+    assert owner.flatten([plain]).data_ptr() == plain.data_ptr()  # where it does no harm nothing is copied
+    assert owner.flatten([plain, other]).tolist() == [1.0] * 4 + list(range(12))
+
+
+def test_torch_still_refuses_to_copy_a_lone_gradient_onto_itself():
+    """Once this fails, `keep_lone_gradients_apart` may go."""
+    gradient = pointwise_gradient()
+    (synced,) = _unflatten_dense_tensors(_flatten_dense_tensors([gradient]), [gradient])
+    with pytest.raises(RuntimeError, match="single memory location"):
+        gradient.copy_(synced)
 
 
 def test_a_launcher_starts_processes_and_sets_handlers_through_what_it_is_lent():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from yolods.compat import skip_own_decoding
+from yolods.compat import keep_lone_gradients_apart, skip_own_decoding
 from yolods.distributed.mesh import Mesh
 from yolods.distributed.world import Ranks, Share
 from yolods.engine.base import Parts
@@ -149,6 +149,7 @@ def _parts(
         mpu=mesh,
         dist_init_required=False,
     )
+    keep_lone_gradients_apart(engine)
     masters = masters_of(engine.optimizer)
     statistics = [buffer for buffer in engine.module.buffers() if buffer.is_floating_point()]
     return Parts(
