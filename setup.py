@@ -1,4 +1,5 @@
-"""Package metadata: what yolods is called, and the range of each dependency that it is written for."""
+"""Package metadata: what yolods is called, and the range of each dependency that it is written
+for."""
 
 import re
 import shutil
@@ -8,17 +9,22 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
-CONFIGURATIONS = [f"ds_configs/{file.name}" for file in sorted((HERE / "ds_configs").glob("*.json"))]
+CONFIGURATIONS = [
+    f"ds_configs/{file.name}" for file in sorted((HERE / "ds_configs").glob("*.json"))
+]
 
 
 class BuildPackage(build_py):
-    """Copies ds_configs/ into the package: a checkout has it beside the package, an installation inside."""
+    """Copies ds_configs/ into the package: a checkout has it beside the package, an installation
+    inside."""
 
     def run(self) -> None:
-        """Build below `build_lib`; nothing is copied for an editable install, which uses the checkout itself."""
+        """Build below `build_lib`; nothing is copied for an editable install, which uses the
+        checkout itself."""
         package = Path(self.build_lib, "yolods")
         if not self.editable_mode:
-            # An earlier build of the same checkout may have left modules there that have gone since.
+            # An earlier build of the same checkout may have left modules there that have gone
+            # since.
             shutil.rmtree(package, ignore_errors=True)
         super().run()
         if not self.editable_mode:
@@ -32,7 +38,9 @@ class BuildPackage(build_py):
 
 
 # Read as text: importing yolods would need its dependencies, which an isolated build does not have.
-VERSION = re.search(r'^__version__ = "([^"]+)"', (HERE / "yolods" / "__init__.py").read_text(encoding="utf-8"), re.M)[1]
+VERSION = re.search(
+    r'^__version__ = "([^"]+)"', (HERE / "yolods" / "__init__.py").read_text(encoding="utf-8"), re.M
+)[1]
 
 setup(
     name="yolods",
@@ -44,9 +52,9 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["yolods", "yolods.*"]),
-    # Named although "." is the default: only then does an editable install put this folder itself on the import path.
-    # The import hook that setuptools installs otherwise loses to a plain folder called "yolods" in the working
-    # directory, which is what a clone looks like from its parent.
+    # Named although "." is the default: only then does an editable install put this folder itself
+    # on the import path. The import hook that setuptools installs otherwise loses to a plain folder
+    # called "yolods" in the working directory, which is what a clone looks like from its parent.
     package_dir={"": "."},
     cmdclass={"build_py": BuildPackage},
     install_requires=[

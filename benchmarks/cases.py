@@ -29,7 +29,8 @@ class Case:
     ranks: int = 1
     """Ranks, each with cores of its own."""
     launched: bool = True
-    """Through yolods' launcher, which sets glibc's allocator for ranks on a CPU; else `python -m yolods`."""
+    """Through yolods' launcher, which sets glibc's allocator for ranks on a CPU; else
+    `python -m yolods`."""
     copies: int = 1
     """Independent runs at once, each on cores of its own."""
 
@@ -48,7 +49,12 @@ CASES = {
         Case("autocast", "yolods zero0_bf16_autocast", "zero0_bf16_autocast.json"),
         Case("bf16", "yolods zero1_bf16", "zero1_bf16.json"),
         Case("two-ranks", "yolods zero1_fp32, 2 ranks", "zero1_fp32.json", ranks=2),
-        Case("two-runs", "yolods zero1_fp32, 2 independent runs at once (each)", "zero1_fp32.json", copies=2),
+        Case(
+            "two-runs",
+            "yolods zero1_fp32, 2 independent runs at once (each)",
+            "zero1_fp32.json",
+            copies=2,
+        ),
     )
 }
 
@@ -99,10 +105,12 @@ def hyper(kind: str, seed: int, *, map_epochs: int = 0) -> dict[str, Any]:
         map_epochs: epochs of a run of kind map.
     """
     if kind == "map":
-        # So few epochs need a step for every batch, and a last stretch without mosaic as a full run has it.
+        # So few epochs need a step for every batch, and a last stretch without mosaic as a full run
+        # has it.
         return {"seed": seed, "nbs": 16, "close_mosaic": max(map_epochs // 4, 1), "plots": False}
-    # Mosaic stays on, as it is for most of a full run. Warm-up ends with the epoch that is not measured: after it a
-    # step accumulates as many batches as in a full run. A profile has no such epoch.
+    # Mosaic stays on, as it is for most of a full run. Warm-up ends with the epoch that is not
+    # measured: after it a step accumulates as many batches as in a full run. A profile has no such
+    # epoch.
     return {
         "seed": seed,
         "close_mosaic": 0,
@@ -138,9 +146,28 @@ def command(
             "name": name,
             **hyper,
         }
-        return [sys.executable, str(HERE / "drive_ultralytics.py"), json.dumps(overrides)], variables
-    words = ["train", "--data", str(settings.data), "--model", settings.model, "--epochs", str(epochs)]
-    words += ["--batch-size", str(settings.batch * case.ranks), "--imgsz", str(imgsz), "--workers", "0"]
+        return [
+            sys.executable,
+            str(HERE / "drive_ultralytics.py"),
+            json.dumps(overrides),
+        ], variables
+    words = [
+        "train",
+        "--data",
+        str(settings.data),
+        "--model",
+        settings.model,
+        "--epochs",
+        str(epochs),
+    ]
+    words += [
+        "--batch-size",
+        str(settings.batch * case.ranks),
+        "--imgsz",
+        str(imgsz),
+        "--workers",
+        "0",
+    ]
     words += ["--deepspeed_config", str(ROOT / "ds_configs" / case.config)]
     words += ["--project", str(settings.work / "runs"), "--name", name]
     for key, value in hyper.items():

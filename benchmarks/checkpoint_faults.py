@@ -1,8 +1,10 @@
-"""Kills, power cuts, damage and full disks for checkpoints: does one that is verified load, and is the damage named?
+"""Kills, power cuts, damage and full disks for checkpoints: does one that is verified load, and \
+is the damage named?
 
     python benchmarks/checkpoint_faults.py --record benchmarks/checkpoint_faults.md
 
-The trials are those of tests/faults/checkpoints.py, of which tests/faults/test_checkpoints.py plays a part.
+The trials are those of tests/faults/checkpoints.py, of which tests/faults/test_checkpoints.py plays
+a part.
 """
 
 from __future__ import annotations
@@ -46,16 +48,24 @@ POWER_CUTS = 3
 HASHED_BYTES = 1 << 28
 
 METHOD = f"""\
-- A store with four checkpoints (random trials: three or four), of an engine of 20,000 numbers, in one process. A save
-  that is to die runs in a forked child, where each call of `os` counts that is one of {", ".join(COUNTED)}.
-- *before*, *half*, *after*: SIGKILL before the n-th call, after half of what it was to write, after it. *power cut*:
-  SIGKILL after it, and some or all of what was not flushed is taken away: contents of files, names in folders.
-- *truncated*, *flipped bit*, *missing*: done to one file, at a random place; in most trials the next one or two
+- A store with four checkpoints (random trials: three or four), of an engine of 20,000 numbers, in \
+one process. A save
+  that is to die runs in a forked child, where each call of `os` counts that is one of \
+{", ".join(COUNTED)}.
+- *before*, *half*, *after*: SIGKILL before the n-th call, after half of what it was to write, \
+after it. *power cut*:
+  SIGKILL after it, and some or all of what was not flushed is taken away: contents of files, \
+names in folders.
+- *truncated*, *flipped bit*, *missing*: done to one file, at a random place; in most trials the \
+next one or two
   checkpoints are damaged as well, in any of their files.
-- *full disk*: a tmpfs of {DISK_BYTES >> 20} MiB that is filled but for less than a checkpoint. *read-only*: the same,
+- *full disk*: a tmpfs of {DISK_BYTES >> 20} MiB that is filled but for less than a checkpoint. \
+*read-only*: the same,
   mounted read-only, with leftovers of a kill or without.
-- Right is a trial if the newest undamaged checkpoint that `latest` allows for is loaded with the weights that it was
-  saved with, every damaged file passed on the way is named in a line of its own, a save that failed says so in one
+- Right is a trial if the newest undamaged checkpoint that `latest` allows for is loaded with the \
+weights that it was
+  saved with, every damaged file passed on the way is named in a line of its own, a save that \
+failed says so in one
   line with the reason, and the next save works, loads without a word and leaves no leftovers."""
 
 
@@ -63,10 +73,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Try what the command line says. Returns the exit status: 1 if anything was wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    made.add_argument("--trials", type=int, default=200, metavar="N", help="random ones (default 200)")
+    made.add_argument(
+        "--trials", type=int, default=200, metavar="N", help="random ones (default 200)"
+    )
     made.add_argument("--record", type=Path, metavar="MD", help="write the result to this file")
     options = made.parse_args(words)
-    began, date, about = time.monotonic(), datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), describe([0])
+    began, date, about = (
+        time.monotonic(),
+        datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        describe([0]),
+    )
     speeds = [_speed(name, work) for name, work in _checksums().items()]
     calls = calls_of_a_save()
     rows: list[str] = []
@@ -85,7 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             *(f"    {shlex.join(['python', 'benchmarks/checkpoint_faults.py', *words])}", ""),
             *about,
             *("", METHOD, "", f"A save makes {calls} calls: points at which it can be killed.", ""),
-            *("| what happens | trials | right | among them |", "| --- | ---: | ---: | --- |", *rows),
+            *(
+                "| what happens | trials | right | among them |",
+                "| --- | ---: | ---: | --- |",
+                *rows,
+            ),
             *("", f"{len(wrong)} faults. {time.monotonic() - began:.0f} s."),
             *(f"- {each}" for each in wrong),
             *("", f"Checksums of {HASHED_BYTES >> 20} MiB on one core: {', '.join(speeds)}."),
@@ -101,11 +121,17 @@ def _matrix(calls: int, trials: int) -> Iterator[tuple[str, Iterable[Outcome]]]:
     """Names of rows, and what is tried for each."""
     for mode in MODES:
         rounds = POWER_CUTS if mode == "power cut" else 1  # what it takes is drawn
-        yield f"a save ends, {mode}: at each call", (killed(each % calls, mode, each) for each in range(rounds * calls))
+        yield (
+            f"a save ends, {mode}: at each call",
+            (killed(each % calls, mode, each) for each in range(rounds * calls)),
+        )
     for mode in ("before", "power cut"):
         # Only renames tell it from another, and they come last.
         last = range(calls // 2, calls)
-        yield f"the same step is saved again, {mode}", (killed(each, mode, each, again=True) for each in last)
+        yield (
+            f"the same step is saved again, {mode}",
+            (killed(each, mode, each, again=True) for each in last),
+        )
     for how in DAMAGES:
         for file in FILES:
             yield f"{file} {how}", (damaged(how, seed, file) for seed in range(HARMS))

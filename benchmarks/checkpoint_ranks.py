@@ -1,4 +1,5 @@
-"""What each rank of `checkpoint.py` does: intervals of steps, with a checkpoint at the beginning of most of them.
+"""What each rank of `checkpoint.py` does: intervals of steps, with a checkpoint at the beginning of
+most of them.
 
 Started by `tests.ranks.on_ranks`. A checkpoint is of a real engine, and is written by a real store.
 """
@@ -49,7 +50,14 @@ class Watched(CheckpointStore):
 
 
 def measure(
-    ranks: Ranks, folder: str, model: str, imgsz: int, images: int, steps: int, rounds: int, stage: int
+    ranks: Ranks,
+    folder: str,
+    model: str,
+    imgsz: int,
+    images: int,
+    steps: int,
+    rounds: int,
+    stage: int,
 ) -> dict[str, Any]:
     """On a rank: `Seen`, as a dictionary.
 
@@ -62,9 +70,19 @@ def measure(
     engine = _engine(ranks, Path(folder), model, imgsz, images, stage)
     batch = _batch(images, imgsz, ranks.rank)
     kv_store = open_store(ranks)
-    about = {"architecture": architecture(parse_name(model), len(NAMES), 3), "names": list(NAMES), "train_args": {}}
+    about = {
+        "architecture": architecture(parse_name(model), len(NAMES), 3),
+        "names": list(NAMES),
+        "train_args": {},
+    }
     stores = {
-        way: Watched(Path(folder, way), ranks, keep=2, model=about, kv_store=kv_store if way == BESIDE else None)
+        way: Watched(
+            Path(folder, way),
+            ranks,
+            keep=2,
+            model=about,
+            kv_store=kv_store if way == BESIDE else None,
+        )
         for way in (WAITING, BESIDE)
     }
     taken = 0
@@ -93,8 +111,11 @@ def measure(
     return Seen(size, intervals).as_dict()
 
 
-def _interval(ranks: Ranks, way: str, store: Watched | None, engine: Engine, steps: int, step: Any) -> Interval:
-    """A checkpoint, if the way has one, and then steps; what is still being written at the end is waited for apart."""
+def _interval(
+    ranks: Ranks, way: str, store: Watched | None, engine: Engine, steps: int, step: Any
+) -> Interval:
+    """A checkpoint, if the way has one, and then steps; what is still being written at the end is
+    waited for apart."""
     ranks.barrier()
     began = time.perf_counter()
     if way != NONE:
@@ -116,16 +137,32 @@ def _engine(ranks: Ranks, folder: Path, model: str, imgsz: int, images: int, sta
     """As a run builds it."""
     file = folder / f"ds{ranks.rank}.json"
     file.write_text(
-        json.dumps({"train_micro_batch_size_per_gpu": images, "zero_optimization": {"stage": stage}}), encoding="utf-8"
+        json.dumps(
+            {"train_micro_batch_size_per_gpu": images, "zero_optimization": {"stage": stage}}
+        ),
+        encoding="utf-8",
     )
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
-    words = ["--data", "demo", "--model", model, "--imgsz", str(imgsz), "--deepspeed_config", str(file)]
+    words = [
+        "--data",
+        "demo",
+        "--model",
+        model,
+        "--imgsz",
+        str(imgsz),
+        "--deepspeed_config",
+        str(file),
+    ]
     words += ["--set", "optimizer=AdamW"]
-    config = build_run_config(parser.parse_args(words), world_size=ranks.size, device="cpu", environ={})
+    config = build_run_config(
+        parser.parse_args(words), world_size=ranks.size, device="cpu", environ={}
+    )
     torch.manual_seed(config.seed)
     net = build(architecture(parse_name(model), len(NAMES), 3), NAMES)
-    choice = choose_optimizer(config.hyper, samples=1000, batch=config.batch_size, epochs=1, nc=len(NAMES))
+    choice = choose_optimizer(
+        config.hyper, samples=1000, batch=config.batch_size, epochs=1, nc=len(NAMES)
+    )
     engine = build_engine(net, config, choice, ranks)
     engine.training()
     return engine
@@ -139,5 +176,7 @@ def _batch(images: int, imgsz: int, seed: int) -> dict[str, Tensor]:
         "img": (F.interpolate(coarse, size=(imgsz, imgsz), mode="bilinear") * 255).to(torch.uint8),
         "batch_idx": torch.arange(images).repeat_interleave(BOXES).float(),
         "cls": torch.randint(0, len(NAMES), (images * BOXES, 1), generator=generator).float(),
-        "bboxes": torch.cat((size / 2 + (1 - size) * torch.rand(images * BOXES, 2, generator=generator), size), 1),
+        "bboxes": torch.cat(
+            (size / 2 + (1 - size) * torch.rand(images * BOXES, 2, generator=generator), size), 1
+        ),
     }

@@ -28,7 +28,8 @@ class Interval:
     worked: float
     """Seconds of a core that the writing took, in whichever thread."""
     seconds: float
-    """Of all of it, from one barrier to another; what is still being written then is not counted."""
+    """Of all of it, from one barrier to another; what is still being written then is not
+    counted."""
     left: float
     """Seconds from the last step to the end of the writing."""
 
@@ -83,8 +84,9 @@ class Case:
         return self._worst(way, "worked")
 
     def stall(self, way: str) -> list[float]:
-        """Round by round, what the steps are kept waiting at most, on the rank that waits longest: by the save, and
-        where a thread writes on the core that the steps are taken on, by what it needs of it.
+        """Round by round, what the steps are kept waiting at most, on the rank that waits longest:
+        by the save, and where a thread writes on the core that the steps are taken on, by what it
+        needs of it.
         """
         if way == WAITING or self.spare:
             return self.held(way)
@@ -96,7 +98,8 @@ class Case:
         return [seconds - plain for seconds, plain in pairs]
 
     def unfinished(self) -> int:
-        """Intervals that ended before their checkpoint was written, so that the next one began late."""
+        """Intervals that ended before their checkpoint was written, so that the next one began
+        late."""
         return sum(left > self.step for left in self._worst(BESIDE, "left"))
 
     def share(self, seconds: Sequence[float]) -> float:
@@ -111,21 +114,26 @@ class Case:
     def _worst(self, way: str, what: str) -> list[float]:
         """Round by round, the largest over the ranks."""
         rounds = zip(*(each.intervals for each in self.seen), strict=True)
-        return [max(getattr(one, what) for row in ranks for one in row if one.way == way) for ranks in rounds]
+        return [
+            max(getattr(one, what) for row in ranks for one in row if one.way == way)
+            for ranks in rounds
+        ]
 
 
 def table(cases: Sequence[Case]) -> list[str]:
     """One row a model and way."""
     rows = [
-        "| model | ranks | MiB a rank | step, s | checkpoint | held, ms | writing, ms of a core | longer, ms "
-        f"| stall, of {EVERY} steps | longer, of {EVERY} steps |",
+        "| model | ranks | MiB a rank | step, s | checkpoint | held, ms | writing, ms of a core | "
+        f"longer, ms | stall, of {EVERY} steps | longer, of {EVERY} steps |",
         "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for case in cases:
         size = max(each.size for each in case.seen)
         about = f"{case.model} | {case.ranks} | {size:.0f} | {case.step:.3f}"
         for way in (WAITING, BESIDE):
-            times = " | ".join(_milliseconds(of(way)) for of in (case.held, case.worked, case.longer))
+            times = " | ".join(
+                _milliseconds(of(way)) for of in (case.held, case.worked, case.longer)
+            )
             shares = " | ".join(f"{case.share(of(way)):.2%}" for of in (case.stall, case.longer))
             rows.append(f"| {about} | {way} | {times} | {shares} |")
     return rows
@@ -141,10 +149,14 @@ def doubts(cases: Sequence[Case]) -> list[str]:
     for case in cases:
         name = f"{case.model}, {case.ranks} rank{'s' * (case.ranks > 1)}"
         lines.append(
-            f"- {name}: intervals of {case.steps} steps without a checkpoint lie {1000 * case.noise():.0f} ms apart"
+            f"- {name}: intervals of {case.steps} steps without a checkpoint lie "
+            f"{1000 * case.noise():.0f} ms apart"
         )
         if late := case.unfinished():
-            lines.append(f"- {name}: {late} intervals were too short for their checkpoint to be written in them")
+            lines.append(
+                f"- {name}: {late} intervals were too short for their checkpoint to be written in "
+                "them"
+            )
     return lines
 
 
@@ -152,5 +164,7 @@ def misses(cases: Sequence[Case]) -> list[str]:
     """Where an asynchronous checkpoint stalls a run for longer than it may."""
     shares = [(case, case.share(case.stall(BESIDE))) for case in cases]
     return [
-        f"{case.model}, {case.ranks} ranks: {share:.2%} of {EVERY} steps" for case, share in shares if share > TARGET
+        f"{case.model}, {case.ranks} ranks: {share:.2%} of {EVERY} steps"
+        for case, share in shares
+        if share > TARGET
     ]

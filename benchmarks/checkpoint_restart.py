@@ -1,4 +1,5 @@
-"""A run of two ranks that loses one: how long it takes until it is trained again, from the newest checkpoint."""
+"""A run of two ranks that loses one: how long it takes until it is trained again, from the newest
+checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +22,19 @@ from tests.tiny import make_dataset
 
 LIMIT = 300.0
 """Seconds that each part may take."""
-SETTINGS = ("--model", "yolov5n", "--imgsz", "64", "--batch-size", "4", "--workers", "0", "--epochs", "50", "--noplots")
+SETTINGS = (
+    "--model",
+    "yolov5n",
+    "--imgsz",
+    "64",
+    "--batch-size",
+    "4",
+    "--workers",
+    "0",
+    "--epochs",
+    "50",
+    "--noplots",
+)
 FIRST_STEP = re.compile(r"^(\S+ \S+) \w+ +yolods\.telemetry: step \d+: ", re.MULTILINE)
 """Of train.log; once a start."""
 RESUMED = re.compile(r"^(\S+ \S+) .*Resuming after step \d+", re.MULTILINE)
@@ -43,7 +56,9 @@ class Restart:
     """Until a step was taken."""
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in zip(NAMES, astuple(self), strict=True))
+        return ", ".join(
+            f"{name} {seconds:.1f} s" for name, seconds in zip(NAMES, astuple(self), strict=True)
+        )
 
 
 def restart(folder: Path) -> Restart:
@@ -55,7 +70,17 @@ def restart(folder: Path) -> Restart:
     data = make_dataset(folder / "data", train=64, val=4)
     content = {"zero_optimization": {"stage": 2}, "yolods": {"checkpoint": {"every_steps": 5}}}
     (folder / "ds.json").write_text(json.dumps(content), encoding="utf-8")
-    words = [sys.executable, "-m", "yolods", "launch", "train", "--num_gpus", "2", "--max-restarts", "1"]
+    words = [
+        sys.executable,
+        "-m",
+        "yolods",
+        "launch",
+        "train",
+        "--num_gpus",
+        "2",
+        "--max-restarts",
+        "1",
+    ]
     words += ["--data", str(data), *SETTINGS, "--deepspeed_config", "ds.json"]
     run, screen = folder / "runs" / "exp", folder / "screen"
     with screen.open("w+") as sink, started(words, folder, sink) as process:
@@ -64,7 +89,9 @@ def restart(folder: Path) -> Restart:
         killed = time.time()
         _rank(process, 1).send_signal(signal.SIGKILL)
         named, ended = (
-            wait.until(lambda text=text: text in screen.read_text(encoding="utf-8"), f"line with {text!r}")
+            wait.until(
+                lambda text=text: text in screen.read_text(encoding="utf-8"), f"line with {text!r}"
+            )
             for text in ("ended without a message", "restart 1 of 1")
         )
         wait.until(lambda: len(_times(run, FIRST_STEP)) > 1, "a step after the restart")
@@ -95,7 +122,9 @@ def _rank(process: subprocess.Popen[str], number: int) -> psutil.Process:
 def _newest(run: Path) -> int:
     """The step of the newest checkpoint; 0 without one."""
     try:
-        return int((run / "checkpoints" / "latest").read_text(encoding="utf-8").removeprefix("step"))
+        return int(
+            (run / "checkpoints" / "latest").read_text(encoding="utf-8").removeprefix("step")
+        )
     except (OSError, ValueError):
         return 0
 

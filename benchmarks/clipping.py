@@ -2,10 +2,11 @@
 
     python benchmarks/clipping.py --record benchmarks/clipping.md
 
-Bytes, kernels and waits are counted on the meta device and take seconds; times are those of this machine, on a GPU if
-it has one. One line a part while it goes on, then tables, which `--record` writes together with the machine, the
-versions and the command. Exit status 1 if a target is missed. Needs 10 GB and, on a core of its own, ten minutes.
-"""
+Bytes, kernels and waits are counted on the meta device and take seconds; times are those of this
+machine, on a GPU if it has one. One line a part while it goes on, then tables, which `--record`
+writes together with the machine, the versions and the command. Exit status 1 if a target is missed.
+Needs 10 GB and, on a core of its own, ten minutes.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from yolods.launch.command import ALLOCATOR
 SIZES = ("yolov5x", "yolov5[1.33,4]")
 """The largest of the zoo, and the same depth at 3.2 times the width: 0.995e9 parameters."""
 ENVIRONMENT = {**ALLOCATOR, "KINETO_LOG_LEVEL": "5"}
-"""As the launcher starts ranks on a CPU: glibc keeps what is freed, as a GPU's allocator does. And a quiet profiler."""
+"""As the launcher starts ranks on a CPU: glibc keeps what is freed, as a GPU's allocator does. And
+a quiet profiler."""
 QUICK_SIZES, QUICK_ROUNDS = ("yolov5n",), 2
 
 
@@ -36,15 +38,32 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     made.add_argument(
-        "--sizes", nargs="+", metavar="NAME", help=f"models whose gradients to take (default {' '.join(SIZES)})"
+        "--sizes",
+        nargs="+",
+        metavar="NAME",
+        help=f"models whose gradients to take (default {' '.join(SIZES)})",
     )
     made.add_argument(
-        "--dtype", nargs="+", choices=DTYPES, default=["fp16", "fp32"], help="of the gradients (default fp16 fp32)"
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        default=["fp16", "fp32"],
+        help="of the gradients (default fp16 fp32)",
     )
-    made.add_argument("--rounds", type=int, metavar="N", help="that count of each way; 0: count, time nothing (5)")
+    made.add_argument(
+        "--rounds", type=int, metavar="N", help="that count of each way; 0: count, time nothing (5)"
+    )
     made.add_argument("--threads", type=int, default=1, metavar="N", help="on a CPU (default 1)")
-    made.add_argument("--device", choices=("cpu", "cuda"), help="where to take times (default: a GPU if there is one)")
-    made.add_argument("--quick", action="store_true", help=f"{QUICK_SIZES[0]} and {QUICK_ROUNDS} rounds by default")
+    made.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="where to take times (default: a GPU if there is one)",
+    )
+    made.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{QUICK_SIZES[0]} and {QUICK_ROUNDS} rounds by default",
+    )
     made.add_argument("--record", type=Path, metavar="MD", help="write everything to this file")
     return made
 
@@ -54,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(words)
     sizes = options.sizes or (QUICK_SIZES if options.quick else SIZES)
-    rounds = options.rounds if options.rounds is not None else (QUICK_ROUNDS if options.quick else 5)
+    rounds = (
+        options.rounds if options.rounds is not None else (QUICK_ROUNDS if options.quick else 5)
+    )
     if rounds < 0 or options.threads < 1:
         parser().error("--rounds has to be at least 0 and --threads at least 1")
     if options.record is not None and not options.record.parent.is_dir():
@@ -69,7 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(options.threads)
-    began, machine = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), describe([*range(options.threads)])
+    began, machine = (
+        datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        describe([*range(options.threads)]),
+    )
     try:
         cases = [case(size, dtype, rounds, device) for size in sizes for dtype in options.dtype]
     except UserError as error:

@@ -1,9 +1,10 @@
 """What a function moves, launches and waits for on a GPU, counted without one.
 
-The very functions that run are called on tensors of the meta device, which have a shape and a dtype and no memory. A
-mode in torch's dispatcher sees every operator with its tensors; another one sees numbers that are made into tensors
-there, which never reach the dispatcher. Nothing is computed: where the host asks for a value it is told 0 (nothing has
-overflown), and what it copies to itself is full of ones.
+The very functions that run are called on tensors of the meta device, which have a shape and a dtype
+and no memory. A mode in torch's dispatcher sees every operator with its tensors; another one sees
+numbers that are made into tensors there, which never reach the dispatcher. Nothing is computed:
+where the host asks for a value it is told 0 (nothing has overflown), and what it copies to itself
+is full of ones.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ DEVICE = torch.device("meta")
 """Stands for a GPU."""
 CHUNK, BLOCKS, TENSORS = 65536, 320, 110
 """Of a launch of torch's foreach kernels: elements a block, blocks and tensors. Source: torch 2.13,
-ATen/native/cuda/MultiTensorApply.cuh, built for CUDA 12; for CUDA 13 there are 2240 blocks and 770 tensors."""
+ATen/native/cuda/MultiTensorApply.cuh, built for CUDA 12; for CUDA 13 there are 2240 blocks and 770
+tensors."""
 
 aten = torch.ops.aten
 _ANSWER = aten._local_scalar_dense.default
@@ -35,7 +37,8 @@ _EMPTY = (
     *(aten.new_empty.default, aten.new_empty_strided.default),
 )
 _INSIDE: dict[Any, Callable[..., Tensor]] = {
-    # One operator to the dispatcher, two with a whole tensor between them to the device: ATen/native/TensorCompare.cpp.
+    # One operator to the dispatcher, two with a whole tensor between them to the device:
+    # ATen/native/TensorCompare.cpp.
     aten.isinf.default: lambda values: values.abs() == float("inf"),
 }
 
@@ -48,7 +51,11 @@ class Counter(TorchDispatchMode):
         self.tally = Tally()
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = dict(kwargs or {})
         if func in _INSIDE:
@@ -70,7 +77,14 @@ class Counter(TorchDispatchMode):
             self._note(func, args, named, given, result)
         return result
 
-    def _note(self, func: Any, args: Sequence[Any], named: dict[str, Any], given: list[Tensor], result: Any) -> None:
+    def _note(
+        self,
+        func: Any,
+        args: Sequence[Any],
+        named: dict[str, Any],
+        given: list[Tensor],
+        result: Any,
+    ) -> None:
         schema = func._schema
         values = [*args, *(named.get(argument.name) for argument in schema.arguments[len(args) :])]
         changed = _tensors(
@@ -81,13 +95,21 @@ class Counter(TorchDispatchMode):
             ]
         )
         told = result if isinstance(result, tuple) and len(schema.returns) > 1 else (result,)
-        fresh = _tensors([each for each, kind in zip(told, schema.returns, strict=False) if kind.alias_info is None])
+        fresh = _tensors(
+            [
+                each
+                for each, kind in zip(told, schema.returns, strict=False)
+                if kind.alias_info is None
+            ]
+        )
         if func in _WRITE_ONLY:
             given = [each for each in given if all(each is not other for other in changed)]
         self._launched(func, _launches(func, args), given, [*changed, *fresh])
         self.tally.made += sum(map(_size, fresh))
 
-    def _launched(self, func: Any, launches: int, read: list[Tensor], written: list[Tensor]) -> None:
+    def _launched(
+        self, func: Any, launches: int, read: list[Tensor], written: list[Tensor]
+    ) -> None:
         tally, name = self.tally, str(func)
         tally.read += sum(map(_size, read))
         tally.written += sum(map(_size, written))
@@ -104,10 +126,17 @@ class _Constants(TorchFunctionMode):
         self._tally = tally
 
     def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = dict(kwargs or {})
-        if func in (torch.tensor, torch.as_tensor) and torch.device(named.get("device") or "cpu") == DEVICE:
+        if (
+            func in (torch.tensor, torch.as_tensor)
+            and torch.device(named.get("device") or "cpu") == DEVICE
+        ):
             self._tally.sent += 1
         return func(*args, **named)
 
@@ -122,21 +151,26 @@ def counted(function: Callable[[], object]) -> Tally:
 
 @contextmanager
 def lone_rank(tally: Tally | None = None) -> Iterator[None]:
-    """Within: the all-reduces of torch and of DeepSpeed do nothing, as with one rank, and are counted."""
+    """Within: the all-reduces of torch and of DeepSpeed do nothing, as with one rank, and are
+    counted."""
     import deepspeed
 
     def all_reduce(*arguments: object, **named: object) -> None:
         if tally is not None:
             tally.collectives += 1
 
-    ours, stock = (mock.patch.object(where, "all_reduce", all_reduce) for where in (torch.distributed, deepspeed.comm))
+    ours, stock = (
+        mock.patch.object(where, "all_reduce", all_reduce)
+        for where in (torch.distributed, deepspeed.comm)
+    )
     with ours, stock:
         yield
 
 
 @contextmanager
 def _foreach_everywhere() -> Iterator[None]:
-    """Within: `clip_grad_norm_` takes its foreach way on `DEVICE` as on a GPU, of which it asks by name."""
+    """Within: `clip_grad_norm_` takes its foreach way on `DEVICE` as on a GPU, of which it asks by
+    name."""
     module = "torch.nn.utils.clip_grad._device_has_foreach_support"
     with mock.patch(module, lambda device: True):
         yield
@@ -168,8 +202,11 @@ def _launches(func: Any, args: Sequence[Any]) -> int:
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    """Tensors on `DEVICE`, each once: what an operator reads twice comes from a cache the second time."""
-    leaves = [each for each in tree_leaves(values) if isinstance(each, Tensor) and each.device == DEVICE]
+    """Tensors on `DEVICE`, each once: what an operator reads twice comes from a cache the second
+    time."""
+    leaves = [
+        each for each in tree_leaves(values) if isinstance(each, Tensor) and each.device == DEVICE
+    ]
     return list({id(each): each for each in leaves}.values())
 
 

@@ -77,7 +77,8 @@ class Sample:
     """One part of one step."""
 
     seconds: float
-    """On a GPU by its own clock; on one core of a CPU those that the process had it, on several by the wall clock."""
+    """On a GPU by its own clock; on one core of a CPU those that the process had it, on several by
+    the wall clock."""
     busy: float
     """Share of its cores that the process had in that time."""
 
@@ -90,12 +91,13 @@ class Part:
     samples: tuple[Sample, ...] = ()
     """Round by round."""
     allocated: int | None = None
-    """Bytes that it allocated where it was timed, what operators allocate within themselves included; None: not
-    measured."""
+    """Bytes that it allocated where it was timed, what operators allocate within themselves
+    included; None: not measured."""
 
     @property
     def moved(self) -> int | None:
-        """Bytes read and written where it was timed: what operators have for themselves they write and read."""
+        """Bytes read and written where it was timed: what operators have for themselves they write
+        and read."""
         if self.allocated is None:
             return None
         return self.tally.moved + 2 * max(0, self.allocated - self.tally.made)
@@ -161,7 +163,10 @@ class Case:
     @property
     def title(self) -> str:
         """Model, dtype and size."""
-        return f"{self.model}, {self.dtype}: {self.parameters / 1e6:.1f} M parameters in {self.tensors} tensors"
+        return (
+            f"{self.model}, {self.dtype}: {self.parameters / 1e6:.1f} M parameters in "
+            f"{self.tensors} tensors"
+        )
 
 
 @dataclass(frozen=True)
@@ -186,9 +191,19 @@ def _verdicts(case: Case, stage: str) -> list[Verdict]:
     reads = case.reads(ours.measuring)
     found = [
         Verdict(
-            where, f"measuring moves at most {READS} x the gradients on a GPU", stage, f"{reads:.3f}", reads <= READS
+            where,
+            f"measuring moves at most {READS} x the gradients on a GPU",
+            stage,
+            f"{reads:.3f}",
+            reads <= READS,
         ),
-        Verdict(where, f"host syncs in both parts on a GPU: {SYNCS}", stage, f"{ours.syncs}", ours.syncs == SYNCS),
+        Verdict(
+            where,
+            f"host syncs in both parts on a GPU: {SYNCS}",
+            stage,
+            f"{ours.syncs}",
+            ours.syncs == SYNCS,
+        ),
     ]
     if not ours.measuring.samples:
         return found
@@ -214,36 +229,64 @@ def misses(cases: Sequence[Case]) -> list[Verdict]:
 def doubts(cases: Sequence[Case]) -> list[str]:
     """What makes figures doubtful."""
     found = []
-    parts = [part for case in cases for row in case.rows for part in (row.measuring, row.applying) if part is not None]
+    parts = [
+        part
+        for case in cases
+        for row in case.rows
+        for part in (row.measuring, row.applying)
+        if part is not None
+    ]
     # Of less than a millisecond the two clocks do not tell the same.
-    shares = sorted(sample.busy for part in parts for sample in part.samples if sample.seconds > 1e-3)
+    shares = sorted(
+        sample.busy for part in parts for sample in part.samples if sample.seconds > 1e-3
+    )
     if shares and shares[0] < BUSY:
         below = sum(share < BUSY for share in shares)
         found.append(
-            f"While {below} of {len(shares)} times were taken this process had less than {BUSY:.0%} of its core (the "
-            f"least {shares[0]:.0%}): something else ran, which lengthens them by what it takes of caches and memory."
+            f"While {below} of {len(shares)} times were taken this process had less than "
+            f"{BUSY:.0%} of its core (the least {shares[0]:.0%}): something else ran, which "
+            "lengthens them by what it takes of caches and memory."
         )
     for case in cases:
         norms = [row.norm for row in case.rows if row.norm is not None and row.name.what != TORCH]
         if norms and max(norms) - min(norms) > TOLERANCE * max(norms):
-            found.append(f"{case.title}: the ways disagree on the norm, from {min(norms)} to {max(norms)}.")
+            found.append(
+                f"{case.title}: the ways disagree on the norm, from {min(norms)} to {max(norms)}."
+            )
     return found
 
 
 def count_table(case: Case) -> list[str]:
     """What every way moves, launches and waits for."""
-    heads = ["way", "measuring: bytes a parameter", "gradients moved", "operators", "kernels", "syncs", "all-reduces"]
+    heads = [
+        "way",
+        "measuring: bytes a parameter",
+        "gradients moved",
+        "operators",
+        "kernels",
+        "syncs",
+        "all-reduces",
+    ]
     heads += ["applying: bytes a parameter", "operators", "kernels", "syncs"]
     rows = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
     for row in case.rows:
         one = row.measuring.tally
-        cells = [str(row.name), f"{one.moved / case.parameters:.2f}", f"{case.reads(row.measuring):.2f}"]
+        cells = [
+            str(row.name),
+            f"{one.moved / case.parameters:.2f}",
+            f"{case.reads(row.measuring):.2f}",
+        ]
         cells += [f"{one.operators}", f"{one.launches}", _syncs(one), f"{one.collectives}"]
         if row.applying is None:
             cells += [""] * 4
         else:
             two = row.applying.tally
-            cells += [f"{two.moved / case.parameters:.2f}", f"{two.operators}", f"{two.launches}", _syncs(two)]
+            cells += [
+                f"{two.moved / case.parameters:.2f}",
+                f"{two.operators}",
+                f"{two.launches}",
+                _syncs(two),
+            ]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 
@@ -254,7 +297,15 @@ def _syncs(tally: Tally) -> str:
 
 def time_table(case: Case) -> list[str]:
     """How long every way took."""
-    heads = ["way", "measuring, ms", "x torch.sum", "allocates", "moves", "applying, ms", "both, ms"]
+    heads = [
+        "way",
+        "measuring, ms",
+        "x torch.sum",
+        "allocates",
+        "moves",
+        "applying, ms",
+        "both, ms",
+    ]
     heads += ["measuring: stock / ours", "both: stock / ours"]
     rows = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
     for row in case.rows:
@@ -269,7 +320,10 @@ def time_table(case: Case) -> list[str]:
         ]
         if row.name.what in (OURS, FUSED):
             stock = case.row(STOCK, row.name.stage)
-            cells += [case.faster(row, stock, both=False).text(2), case.faster(row, stock, both=True).text(2)]
+            cells += [
+                case.faster(row, stock, both=False).text(2),
+                case.faster(row, stock, both=True).text(2),
+            ]
         else:
             cells += ["", ""]
         rows.append(f"| {' | '.join(cells)} |")
@@ -282,12 +336,17 @@ def _ms(seconds: Sequence[float]) -> str:
 
 def verdict_table(cases: Sequence[Case]) -> list[str]:
     """Every target, and whether it is met."""
-    rows = [f"| gradients | target | {ZERO12} | | {ZERO3} | |", "| --- | --- | ---: | --- | ---: | --- |"]
+    rows = [
+        f"| gradients | target | {ZERO12} | | {ZERO3} | |",
+        "| --- | --- | ---: | --- | ---: | --- |",
+    ]
     for case in cases:
         found = {(each.target, each.stage): each for each in verdicts(case)}
         for target in dict.fromkeys(target for target, _ in found):
             pair = [found[target, stage] for stage in (ZERO12, ZERO3)]
-            cells = [cell for each in pair for cell in (each.found, "met" if each.met else "**missed**")]
+            cells = [
+                cell for each in pair for cell in (each.found, "met" if each.met else "**missed**")
+            ]
             rows.append(f"| {pair[0].case} | {target} | {' | '.join(cells)} |")
     return rows
 

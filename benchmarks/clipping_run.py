@@ -35,14 +35,17 @@ and are unscaled; in the others they are clipped, to a norm of {LIMIT:g}.
   round by round. With one thread on a CPU they are the seconds that the process had its core, else of the wall clock.
   What is allocated above the tensors that operators return, they have for themselves; it is written and read on top of
   what is counted. A CPU's norm makes an fp32 copy of a tensor of fewer bits first, which no GPU does; ours multiplies
-  such tensors there without one (`stability.gradients`)."""
+  such tensors there without one (`stability.gradients`)."""  # noqa: E501
 
 
 def place(device: torch.device, threads: int) -> str:
     """Where times are taken, in words."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    return f"the CPU, with {threads} thread{'s' if threads > 1 else ''}; on a GPU they are not measured"
+    return (
+        f"the CPU, with {threads} thread{'s' if threads > 1 else ''}; on a GPU they are not "
+        "measured"
+    )
 
 
 def case(model: str, dtype: str, rounds: int, device: torch.device) -> Case:
@@ -69,14 +72,19 @@ def case(model: str, dtype: str, rounds: int, device: torch.device) -> Case:
     return Case(model, dtype, held.parameters, tensors, KINDS[dtype].itemsize, tuple(rows))
 
 
-def count(groups: Sequence[Sequence[tuple[str, torch.Size]]], dtype: torch.dtype) -> list[tuple[Tally, Tally | None]]:
+def count(
+    groups: Sequence[Sequence[tuple[str, torch.Size]]], dtype: torch.dtype
+) -> list[tuple[Tally, Tally | None]]:
     """What every way does in measuring and in applying."""
     with on_device(DEVICE):
         held = Held(groups, dtype, DEVICE)
         compared = ways(held)
         held.hold_gradients()
         held.hold_masters()
-        return [(counted(way.measure), counted(way.apply) if way.applies_to else None) for way in compared]
+        return [
+            (counted(way.measure), counted(way.apply) if way.applies_to else None)
+            for way in compared
+        ]
 
 
 class Timed:
@@ -100,7 +108,8 @@ class Timed:
         self._held.drop_gradients()
         gc.collect()
         later = [way for way in self._ways if way.applies_to == "masters"]
-        # Anew for every round: a thousandth of a thousandth and so on ends in numbers that take a CPU longer.
+        # Anew for every round: a thousandth of a thousandth and so on ends in numbers that take a
+        # CPU longer.
         self._alternate("applying", later, self._apply, before=self._held.hold_masters)
         self._held.drop_masters()
         gc.collect()
@@ -112,7 +121,8 @@ class Timed:
         take: Callable[[Way, bool], None],
         before: Callable[[], None] = lambda: None,
     ) -> None:
-        """Every way once a round, each round beginning with another one; a round that does not count comes first."""
+        """Every way once a round, each round beginning with another one; a round that does not
+        count comes first."""
         for number in range(-1, self._rounds):
             before()
             began = time.perf_counter()
@@ -120,7 +130,10 @@ class Timed:
             for way in [*compared[shift:], *compared[:shift]]:
                 take(way, number >= 0)
             seconds = time.perf_counter() - began
-            print(f"{self._title}: {what}, round {number + 1} of {self._rounds}, {seconds:.1f} s", flush=True)
+            print(
+                f"{self._title}: {what}, round {number + 1} of {self._rounds}, {seconds:.1f} s",
+                flush=True,
+            )
 
     def _measure(self, way: Way, counts: bool) -> None:
         samples = [clock(way.measure, self._held.device)]
@@ -138,8 +151,8 @@ class Timed:
 def clock(function: Callable[[], object], device: torch.device) -> Sample:
     """How long a function takes, on a GPU until all that it started there is done.
 
-    With one thread on a CPU nothing overlaps, and the seconds that the process had its core leave out those that the
-    core was another's.
+    With one thread on a CPU nothing overlaps, and the seconds that the process had its core leave
+    out those that the core was another's.
     """
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -1,10 +1,11 @@
-"""The gradients of a model as ZeRO leaves them on one rank, and the ways of handling them that `clipping.py` compares.
+"""The gradients of a model as ZeRO leaves them on one rank, and the ways of handling them that
+`clipping.py` compares.
 
-Nothing is re-written here. Stock is DeepSpeed's own two optimizers with an `__init__` that sets only what the part of
-their `step` between the reduction and the inner optimizer reads; that part calls a handful of methods, which are called
-here in its order. Ours is `Stability.before_step` and then the same methods, once an adapter of `stability.gradients`
-has put its own in their place, as in a run. See stage_1_and_2.py and stage3.py in deepspeed/runtime/zero, `step`,
-0.19.8.
+Nothing is re-written here. Stock is DeepSpeed's own two optimizers with an `__init__` that sets
+only what the part of their `step` between the reduction and the inner optimizer reads; that part
+calls a handful of methods, which are called here in its order. Ours is `Stability.before_step` and
+then the same methods, once an adapter of `stability.gradients` has put its own in their place, as
+in a run. See stage_1_and_2.py and stage3.py in deepspeed/runtime/zero, `step`, 0.19.8.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.clipping_report import DTYPES, FUSED, OURS, ROOFLINE, STOCK, TORCH, ZERO3, ZERO12, Name
+from benchmarks.clipping_report import (
+    DTYPES,
+    FUSED,
+    OURS,
+    ROOFLINE,
+    STOCK,
+    TORCH,
+    ZERO3,
+    ZERO12,
+    Name,
+)
 from yolods.config.deepspeed.yolods_block import YolodsConfig
 from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.graph.graph import meta_model
@@ -32,7 +43,8 @@ from yolods.zero.shards import spans
 KINDS = dict(zip(DTYPES, (torch.float16, torch.bfloat16, torch.float32), strict=True))
 """What the names of dtypes mean."""
 LIMIT = 1.0
-"""Largest global norm: what is left to do is unscaling in fp16, and clipping where there is no scale."""
+"""Largest global norm: what is left to do is unscaling in fp16, and clipping where there is no
+scale."""
 UNREACHED = 1e6
 """And for torch's function, which would otherwise clip the gradients that are measured next."""
 SCALE = 1024.0
@@ -47,16 +59,20 @@ Groups = Sequence[Sequence[tuple[str, torch.Size]]]
 
 @cache
 def groups_of(model: str) -> tuple[tuple[tuple[str, torch.Size], ...], ...]:
-    """Names and shapes of the trained parameters of a model for 80 classes, in the optimizer's groups."""
+    """Names and shapes of the trained parameters of a model for 80 classes, in the optimizer's
+    groups."""
     net = meta_model(architecture(parse_name(model), 80, 3))
     freeze(net, None)
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     groups = parameter_groups(net, 0.0)
-    return tuple(tuple((names[id(each)], each.shape) for each in group["params"]) for group in groups)
+    return tuple(
+        tuple((names[id(each)], each.shape) for each in group["params"]) for group in groups
+    )
 
 
 class Held:
-    """Reduced gradients of one rank alone, laid end to end; their fp32 copies, on which an optimizer steps."""
+    """Reduced gradients of one rank alone, laid end to end; their fp32 copies, on which an
+    optimizer steps."""
 
     def __init__(self, groups: Groups, dtype: torch.dtype, device: torch.device) -> None:
         self.groups, self.dtype, self.device = groups, dtype, device
@@ -104,7 +120,9 @@ def _fill(flat: Tensor) -> None:
     if flat.is_meta:
         return
     generator = torch.Generator(flat.device).manual_seed(0)
-    drawn = torch.empty(min(BLOCK, flat.numel()), device=flat.device).normal_(0, DEVIATION, generator=generator)
+    drawn = torch.empty(min(BLOCK, flat.numel()), device=flat.device).normal_(
+        0, DEVIATION, generator=generator
+    )
     for part in flat.split(BLOCK):
         part.copy_(drawn[: part.numel()])
 
@@ -142,7 +160,8 @@ class Roofline(Way):
 
 
 class ClipGradNorm(Way):
-    """torch's function in its own two halves, on the gradients in their own dtype; nothing is checked or unscaled."""
+    """torch's function in its own two halves, on the gradients in their own dtype; nothing is
+    checked or unscaled."""
 
     applies_to = "gradients"
 
@@ -153,7 +172,9 @@ class ClipGradNorm(Way):
 
     def apply(self) -> None:
         """See `Way`."""
-        parameters: Any = [SimpleNamespace(grad=each) for group in self.held.gradients for each in group]
+        parameters: Any = [
+            SimpleNamespace(grad=each) for group in self.held.gradients for each in group
+        ]
         torch.nn.utils.clip_grads_with_norm_(parameters, UNREACHED, self._total, foreach=True)
 
     def norm(self) -> float:
@@ -214,7 +235,9 @@ class Ours(Stock):
         kind = "pieces" if name.stage == ZERO3 else "flat"
         sizes = [sum(counts) for counts in held.counts]
         adapter = Zero3Gradients if name.stage == ZERO3 else PartitionedGradients
-        gradients = adapter(self._optimizer, spans(kind, held.groups, sizes, 0, 1), lambda: held.owners)
+        gradients = adapter(
+            self._optimizer, spans(kind, held.groups, sizes, 0, 1), lambda: held.owners
+        )
         scale = LossScale(ScaleRules(static=held.scale)) if held.dtype == torch.float16 else None
         if scale is not None:
             self._optimizer.loss_scaler = scale
@@ -233,7 +256,9 @@ class Ours(Stock):
 
     def measure(self) -> None:
         """See `Way`."""
-        self._record = self._stability.after_step(self._stability.before_step(self._sums, 1, can_return=True))
+        self._record = self._stability.after_step(
+            self._stability.before_step(self._sums, 1, can_return=True)
+        )
         super().measure()
 
     def norm(self) -> float | None:
@@ -272,7 +297,9 @@ def on_device(device: torch.device) -> Iterator[None]:
             return str(device)
 
     modules = (deepspeed.runtime.zero.stage_1_and_2, deepspeed.runtime.zero.stage3)
-    first, second = (mock.patch.object(module, "get_accelerator", Accelerator) for module in modules)
+    first, second = (
+        mock.patch.object(module, "get_accelerator", Accelerator) for module in modules
+    )
     with first, second:
         yield
 

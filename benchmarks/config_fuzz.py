@@ -1,4 +1,5 @@
-"""Random configurations: does the check before a start foresee everything, and do those that pass it take a step?
+"""Random configurations: does the check before a start foresee everything, and do those that pass \
+it take a step?
 
     python benchmarks/config_fuzz.py --record benchmarks/config_fuzz.md
     python benchmarks/config_fuzz.py --count 300 --starts 10
@@ -28,11 +29,15 @@ from tests.configs import checked, draw, step
 from tests.forks import stop
 
 METHOD = """\
-- A configuration is drawn from its number: a DeepSpeed JSON of one to nine keys, an optimizer block in 40 of 100, flags
-  and hyper-parameters, with right values, and in two of five with wrong ones and misspelt keys among them.
-- *refused*: the check before a start says what is wrong, by a line per fault. *passed*: it would start on CPU ranks.
+- A configuration is drawn from its number: a DeepSpeed JSON of one to nine keys, an optimizer \
+block in 40 of 100, flags
+  and hyper-parameters, with right values, and in two of five with wrong ones and misspelt keys \
+among them.
+- *refused*: the check before a start says what is wrong, by a line per fault. *passed*: it would \
+start on CPU ranks.
 - *tracebacks*: the check raises what it did not foresee.
-- *started*: of those that passed, evenly spread, one epoch of YOLOv5 [0.33, 0.1] on eight images of 64 px, evaluation
+- *started*: of those that passed, evenly spread, one epoch of YOLOv5 [0.33, 0.1] on eight images \
+of 64 px, evaluation
   and checkpoints included, on one rank, or on two for pipelines and a tenth of the others.
 - *died*: the status of a started one was not 0."""
 
@@ -41,9 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw, check and start. Returns the exit status: 1 if anything was wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    made.add_argument("--count", type=int, default=2000, metavar="N", help="configurations (default 2000)")
-    made.add_argument("--starts", type=int, default=200, metavar="N", help="started of those that pass (default 200)")
-    made.add_argument("--first", type=int, default=0, metavar="N", help="number of the first one (default 0)")
+    made.add_argument(
+        "--count", type=int, default=2000, metavar="N", help="configurations (default 2000)"
+    )
+    made.add_argument(
+        "--starts",
+        type=int,
+        default=200,
+        metavar="N",
+        help="started of those that pass (default 200)",
+    )
+    made.add_argument(
+        "--first", type=int, default=0, metavar="N", help="number of the first one (default 0)"
+    )
     made.add_argument("--record", type=Path, metavar="MD", help="write the result to this file")
     options = made.parse_args(words)
     began, date = time.monotonic(), datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
@@ -52,7 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         tracebacks, chosen = len(wrong), spread(passed, options.starts)
         wrong += start_all(chosen, Path(name))
     stop()
-    numbers = (options.count, options.count - len(passed) - tracebacks, len(passed), tracebacks, len(chosen))
+    numbers = (
+        options.count,
+        options.count - len(passed) - tracebacks,
+        len(passed),
+        tracebacks,
+        len(chosen),
+    )
     lines = [
         *("# Random configurations", "", METHOD, ""),
         "| drawn | refused | passed | tracebacks | started | died |",
@@ -77,7 +98,10 @@ def check_all(numbers: range, folder: Path) -> tuple[list[int], list[str]]:
             if checked(draw(number), folder) is None:
                 passed.append(number)
         except Exception:
-            wrong.append(f"{number}: {json.dumps(draw(number).raw)}: {traceback.format_exc(limit=-1).splitlines()[-1]}")
+            wrong.append(
+                f"{number}: {json.dumps(draw(number).raw)}: "
+                f"{traceback.format_exc(limit=-1).splitlines()[-1]}"
+            )
     return passed, wrong
 
 
@@ -96,7 +120,10 @@ def start_all(numbers: Sequence[int], folder: Path) -> list[str]:
         drawn = draw(number)
         last = step(drawn, folder)
         if last is not None:
-            wrong.append(f"{number}: {json.dumps(drawn.raw)} {shlex.join(drawn.words)}: {last.splitlines()[-1]}")
+            wrong.append(
+                f"{number}: {json.dumps(drawn.raw)} {shlex.join(drawn.words)}: "
+                f"{last.splitlines()[-1]}"
+            )
             print(wrong[-1], flush=True)
     return wrong
 

@@ -1,4 +1,5 @@
-"""A copy of the data for the runs to use: ultralytics writes caches beside labels and repairs images in place."""
+"""A copy of the data for the runs to use: ultralytics writes caches beside labels and repairs
+images in place."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def copy_of(data: str, work: Path) -> tuple[Path, int]:
                 _copy(Path(label), root / "labels" / split / f"{name}.txt")
     content = {"train": "images/train", "val": "images/val", "names": dict(enumerate(spec.names))}
     file = root / "data.yaml"
-    file.write_text(yaml.safe_dump({**content, "channels": spec.channels}, sort_keys=False), encoding="utf-8")
+    file.write_text(
+        yaml.safe_dump({**content, "channels": spec.channels}, sort_keys=False), encoding="utf-8"
+    )
     return file, counts["train"]
 
 

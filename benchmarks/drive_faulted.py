@@ -1,7 +1,8 @@
-"""Runs yolods' own training, and makes a step of it go bad every so often: the ranks of benchmarks/faulted.py.
+"""Runs yolods' own training, and makes a step of it go bad every so often: the ranks of
+benchmarks/faulted.py.
 
-Usage: drive_faulted.py [launch] train --data ...; FAULT_EVERY in the environment says how many steps lie between two
-faults, 0 for none.
+Usage: drive_faulted.py [launch] train --data ...; FAULT_EVERY in the environment says how many
+steps lie between two faults, 0 for none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Runs ultralytics' own trainer as it is, with callbacks that note when things happen.
 
-Usage: drive_ultralytics.py OVERRIDES, the overrides of DetectionTrainer as JSON. The task comes in the environment.
+Usage: drive_ultralytics.py OVERRIDES, the overrides of DetectionTrainer as JSON. The task comes in
+the environment.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def attend(trainer: Any, watch: Watch) -> None:
     def start(_: Any) -> None:
         import torch
 
-        # Choosing its device, ultralytics 8.4.190 takes one thread fewer than the machine has cores, 8 at most.
+        # Choosing its device, ultralytics 8.4.190 takes one thread fewer than the machine has
+        # cores, 8 at most.
         torch.set_num_threads(watch.task.threads)
         if watch.task.kind == "profile":
             time_parts(trainer, watch)
@@ -46,7 +48,9 @@ def attend(trainer: Any, watch: Watch) -> None:
     trainer.add_callback("on_train_start", start)
     trainer.add_callback("on_train_epoch_start", lambda _: watch.epoch_began())
     trainer.add_callback("on_train_batch_end", batch_ended)
-    trainer.add_callback("on_train_epoch_end", lambda _: watch.epoch_ended(len(trainer.train_loader.dataset)))
+    trainer.add_callback(
+        "on_train_epoch_end", lambda _: watch.epoch_ended(len(trainer.train_loader.dataset))
+    )
 
 
 class _Counter:

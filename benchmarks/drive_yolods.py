@@ -1,6 +1,8 @@
-"""Runs yolods by its own command line, with its launcher or without, and notes when things happen in each rank.
+"""Runs yolods by its own command line, with its launcher or without, and notes when things happen
+in each rank.
 
-Usage: drive_yolods.py [launch] train --data ... (the words of `python -m yolods`). The task comes in the environment.
+Usage: drive_yolods.py [launch] train --data ... (the words of `python -m yolods`). The task comes
+in the environment.
 """
 
 from __future__ import annotations
@@ -95,7 +97,9 @@ def time_parts(run: Any, watch: Watch) -> None:
 
     run.batches.read = timed_read
     inputs = engine.inputs
-    engine.inputs = SimpleNamespace(device=inputs.device, images=stopwatch.wrapped(inputs.images, "input"))
+    engine.inputs = SimpleNamespace(
+        device=inputs.device, images=stopwatch.wrapped(inputs.images, "input")
+    )
     engine._loss = stopwatch.wrapped(engine._loss, "loss")
     for owner, method, part in (
         (engine.deepspeed, "forward", "forward"),

@@ -3,9 +3,9 @@
     python benchmarks/faulted.py --data ../shared/data/bccd/bccd.yaml --record benchmarks/faulted.md
     python benchmarks/faulted.py --data ... --record benchmarks/faulted.md --seeds 1 2 --runs clean faults
 
-One line a run while it goes on, then a table. Runs that are not repeated keep their rows in the record. Nothing outside
-the record and a temporary folder is written.
-"""
+One line a run while it goes on, then a table. Runs that are not repeated keep their rows in the
+record. Nothing outside the record and a temporary folder is written.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ The same recipe each time, and for runs that are compared the same seed. With fa
 next fault of a tape, the same for all seeds, is put in. It is drawn from
 (convolution x rank x micro-batch x kind): inf or nan in one element of a layer's output, of its gradient, of
 a parameter's gradient or of an image, or a gradient 1e7 times too large. *stock* is DeepSpeed's own handling
-(`"overflow": {"handling": "stock"}`) on the same tape; it skips what it sees and restores nothing."""
+(`"overflow": {"handling": "stock"}`) on the same tape; it skips what it sees and restores nothing."""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -64,30 +64,71 @@ class Result:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says. Returns the exit status: 1 if the run with faults fell behind."""
+    """Train as the command line says. Returns the exit status: 1 if the run with faults fell
+    behind."""
     words = list(sys.argv[1:] if argv is None else argv)
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     made.add_argument("--data", default="demo", metavar="YAML", help="data yaml, or demo (default)")
-    made.add_argument("--model", default="yolov5n", metavar="NAME", help="of the zoo (default yolov5n)")
-    made.add_argument("--imgsz", type=int, default=320, metavar="PX", help="image size (default 320)")
-    made.add_argument("--epochs", type=int, default=10, metavar="N", help="of each run (default 10)")
-    made.add_argument("--batch-size", type=int, default=4, metavar="N", help="images a step, all ranks (default 4)")
+    made.add_argument(
+        "--model", default="yolov5n", metavar="NAME", help="of the zoo (default yolov5n)"
+    )
+    made.add_argument(
+        "--imgsz", type=int, default=320, metavar="PX", help="image size (default 320)"
+    )
+    made.add_argument(
+        "--epochs", type=int, default=10, metavar="N", help="of each run (default 10)"
+    )
+    made.add_argument(
+        "--batch-size",
+        type=int,
+        default=4,
+        metavar="N",
+        help="images a step, all ranks (default 4)",
+    )
     made.add_argument("--ranks", type=int, default=2, metavar="N", help="gloo ranks (default 2)")
-    made.add_argument("--every", type=int, default=50, metavar="N", help="steps from fault to fault (default 50)")
-    made.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="of all runs (default 0)")
-    made.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="of each seed (default: all)")
-    made.add_argument("--deepspeed_config", type=Path, default=HERE.parent / "ds_configs" / "zero2_fp32.json")
-    made.add_argument("--limit", type=float, default=0.03, metavar="X", help="largest loss of mAP50 (default 0.03)")
-    made.add_argument("--record", type=Path, metavar="MD", help="write the result to this file, among what is in it")
+    made.add_argument(
+        "--every", type=int, default=50, metavar="N", help="steps from fault to fault (default 50)"
+    )
+    made.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="of all runs (default 0)"
+    )
+    made.add_argument(
+        "--runs", nargs="+", choices=RUNS, default=RUNS, help="of each seed (default: all)"
+    )
+    made.add_argument(
+        "--deepspeed_config", type=Path, default=HERE.parent / "ds_configs" / "zero2_fp32.json"
+    )
+    made.add_argument(
+        "--limit",
+        type=float,
+        default=0.03,
+        metavar="X",
+        help="largest loss of mAP50 (default 0.03)",
+    )
+    made.add_argument(
+        "--record",
+        type=Path,
+        metavar="MD",
+        help="write the result to this file, among what is in it",
+    )
     options = made.parse_args(words)
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    before = options.record.read_text(encoding="utf-8") if options.record and options.record.exists() else ""
-    section = [f"{RUN}{date}", "", f"    {shlex.join(['python', 'benchmarks/faulted.py', *words])}", ""]
+    before = (
+        options.record.read_text(encoding="utf-8")
+        if options.record and options.record.exists()
+        else ""
+    )
+    section = [
+        f"{RUN}{date}",
+        "",
+        f"    {shlex.join(['python', 'benchmarks/faulted.py', *words])}",
+        "",
+    ]
     section += [
         *describe(sorted(os.sched_getaffinity(0))),
-        f"- {options.model} at {options.imgsz} px, {Path(options.data).name}, {options.epochs} epochs, "
-        f"{options.batch_size} images a step on {options.ranks} ranks, {options.deepspeed_config.name}, "
-        f"a fault every {options.every} steps",
+        f"- {options.model} at {options.imgsz} px, {Path(options.data).name}, {options.epochs} "
+        f"epochs, {options.batch_size} images a step on {options.ranks} ranks, "
+        f"{options.deepspeed_config.name}, a fault every {options.every} steps",
     ]
     text, rows = "", []
     work = Path(tempfile.mkdtemp(prefix="yolods-faulted-"))
@@ -113,7 +154,9 @@ def _runs(options: argparse.Namespace, work: Path) -> Iterator[Result]:
         if "faults" in options.runs:
             yield _train(FAULTS, options, work, seed=seed, every=options.every)
         if "stock" in options.runs:
-            yield _train(f"{FAULTS}, stock", options, work, seed=seed, every=options.every, handling="stock")
+            yield _train(
+                f"{FAULTS}, stock", options, work, seed=seed, every=options.every, handling="stock"
+            )
 
 
 def merged(before: str, rows: Sequence[Sequence[str]], run: str, limit: float) -> str:
@@ -147,19 +190,44 @@ def _verdict(apart: dict[str, float], limit: float) -> list[str]:
         f"mAP50 with faults less that of the clean run: {told}; mean {mean:+.3f} of {len(apart)}.",
         "",
         f"- At most {limit:g} below the clean run (mean): {'met' if mean >= -limit else 'missed'}.",
-        f"- At most {limit:g} from it in either direction (mean): {'met' if abs(mean) <= limit else 'missed'}.",
+        (
+            f"- At most {limit:g} from it in either direction (mean): "
+            f"{'met' if abs(mean) <= limit else 'missed'}."
+        ),
     ]
 
 
 def _train(
-    name: str, options: argparse.Namespace, work: Path, *, seed: int = 0, every: int = 0, handling: str = "own"
+    name: str,
+    options: argparse.Namespace,
+    work: Path,
+    *,
+    seed: int = 0,
+    every: int = 0,
+    handling: str = "own",
 ) -> Result:
     settings = json.loads(options.deepspeed_config.read_text(encoding="utf-8"))
     settings["yolods"] = {**settings.get("yolods", {}), "overflow": {"handling": handling}}
     file = work / f"{name.replace(' ', '-').replace(',', '')}-{seed}.json"
     file.write_text(json.dumps(settings), encoding="utf-8")
-    words = ["launch", "train", "--data", str(options.data), "--model", options.model, "--imgsz", str(options.imgsz)]
-    words += ["--epochs", str(options.epochs), "--batch-size", str(options.batch_size), "--workers", "0"]
+    words = [
+        "launch",
+        "train",
+        "--data",
+        str(options.data),
+        "--model",
+        options.model,
+        "--imgsz",
+        str(options.imgsz),
+    ]
+    words += [
+        "--epochs",
+        str(options.epochs),
+        "--batch-size",
+        str(options.batch_size),
+        "--workers",
+        "0",
+    ]
     words += ["--deepspeed_config", str(file), "--project", str(work), "--name", file.stem]
     words += [
         "--set",
@@ -175,7 +243,12 @@ def _train(
     with (work / f"{file.stem}.log").open("w+", encoding="utf-8", errors="replace") as log:
         code = subprocess.run(
             [sys.executable, str(HERE / "drive_faulted.py"), *words],
-            env={**os.environ, EVERY: str(every), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)},
+            env={
+                **os.environ,
+                EVERY: str(every),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(HERE.parent),
+            },
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -198,15 +271,27 @@ def _read(name: str, folder: Path, seconds: float, last_words: Sequence[str]) ->
     rows = []
     if (folder / "results.csv").is_file():
         with (folder / "results.csv").open(encoding="utf-8") as file:
-            rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)]
-    best = max((float(row["metrics/mAP50(B)"]), float(row["metrics/mAP50-95(B)"])) for row in rows) if rows else None
+            rows = [
+                {key.strip(): value for key, value in row.items()} for row in csv.DictReader(file)
+            ]
+    best = (
+        max((float(row["metrics/mAP50(B)"]), float(row["metrics/mAP50-95(B)"])) for row in rows)
+        if rows
+        else None
+    )
     events: Counter[str] = Counter()
     if (folder / "stability.jsonl").is_file():
         for line in (folder / "stability.jsonl").read_text(encoding="utf-8").splitlines():
             event = json.loads(line)
             events[f"{event['cause']} -> {event['action']}"] += 1
     return Result(
-        name, best[0] if best else None, best[1] if best else None, len(rows), events, seconds, " / ".join(last_words)
+        name,
+        best[0] if best else None,
+        best[1] if best else None,
+        len(rows),
+        events,
+        seconds,
+        " / ".join(last_words),
     )
 
 

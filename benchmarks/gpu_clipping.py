@@ -1,4 +1,5 @@
-"""clipping.md's table on the device, with absolute times and the share of the memory's bandwidth that they reach."""
+"""clipping.md's table on the device, with absolute times and the share of the memory's bandwidth
+that they reach."""
 
 from __future__ import annotations
 
@@ -35,11 +36,14 @@ def clipping(job: Job) -> None:
                 for row in found.rows:
                     if row.name.what == OURS:
                         item.expect(row.syncs <= 1, f"{row.name}: the host waits {row.syncs} times")
-                    item.expect(_agrees(row, found), f"{row.name}: its norm is not that of the others")
+                    item.expect(
+                        _agrees(row, found), f"{row.name}: its norm is not that of the others"
+                    )
 
 
 def copy_bandwidth(place: torch.device, size: int) -> float:
-    """Bytes a second, read and written, at which a tensor is copied on the device: the fastest of five times."""
+    """Bytes a second, read and written, at which a tensor is copied on the device: the fastest of
+    five times."""
     source = torch.ones(size, dtype=torch.uint8, device=place)
     target = torch.empty_like(source)
     target.copy_(source)
@@ -47,7 +51,8 @@ def copy_bandwidth(place: torch.device, size: int) -> float:
 
 
 def times(row: Row, bandwidth: float) -> dict[str, float]:
-    """Milliseconds of both parts, and what measuring moves over what the memory could have moved in that time."""
+    """Milliseconds of both parts, and what measuring moves over what the memory could have moved in
+    that time."""
     seconds = statistics.median(row.seconds(both=False))
     told = {
         "measuring, ms": 1e3 * seconds,
@@ -60,4 +65,6 @@ def times(row: Row, bandwidth: float) -> dict[str, float]:
 
 def _agrees(row: Row, found: Case) -> bool:
     norms = [each.norm for each in found.rows if each.norm is not None]
-    return row.norm is None or abs(row.norm - statistics.median(norms)) <= 1e-2 * statistics.median(norms)
+    return row.norm is None or abs(row.norm - statistics.median(norms)) <= 1e-2 * statistics.median(
+        norms
+    )

@@ -1,4 +1,5 @@
-"""Runs the parts of a GPU session one after the other, each in a process of its own under a limit of its own.
+"""Runs the parts of a GPU session one after the other, each in a process of its own under a limit
+of its own.
 
     part process (benchmarks.gpu_part)        here
     notes each item, a JSON line -----------> reads them when the process has ended or was ended
@@ -72,10 +73,13 @@ def plan(parts: Sequence[Part]) -> list[str]:
 
 
 def conduct(parts: Sequence[Part], session: Session) -> dict[str, Any]:
-    """Run all parts; the results as they stand are written after each. Ctrl-C or SIGTERM ends the part under way."""
+    """Run all parts; the results as they stand are written after each. Ctrl-C or SIGTERM ends the
+    part under way."""
     results: dict[str, Any] = {**session.about, "pretended": session.pretend, "parts": []}
     for part in parts:
-        results["parts"].append({"name": part.name, "title": part.title, "limit": part.seconds, "status": "not run"})
+        results["parts"].append(
+            {"name": part.name, "title": part.title, "limit": part.seconds, "status": "not run"}
+        )
     _write(results, session.out)
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -83,7 +87,10 @@ def conduct(parts: Sequence[Part], session: Session) -> dict[str, Any]:
             print(f"part {part.name}: at most {part.seconds:.0f} s ...", flush=True)
             entry.update(_carry_out(part, session))
             _write(results, session.out)
-            print(f"  {entry['status']}, {len(entry['items'])} items, {entry['seconds']:.1f} s", flush=True)
+            print(
+                f"  {entry['status']}, {len(entry['items'])} items, {entry['seconds']:.1f} s",
+                flush=True,
+            )
             if entry["status"] == "interrupted":
                 break
     finally:
@@ -95,9 +102,20 @@ def _carry_out(part: Part, session: Session) -> dict[str, Any]:
     screen, notes = session.out / f"{part.name}.log", session.work / f"{part.name}.jsonl"
     notes.unlink(missing_ok=True)
     limit = PRETENDED_LIMIT if session.pretend else part.seconds
-    words = [sys.executable, "-m", session.runner, part.function, "--notes", str(notes), "--seconds", str(limit)]
+    words = [
+        sys.executable,
+        "-m",
+        session.runner,
+        part.function,
+        "--notes",
+        str(notes),
+        "--seconds",
+        str(limit),
+    ]
     words += ["--work", str(session.work / part.name)]
-    words += ["--pretend"] * session.pretend + ([] if session.data is None else ["--data", str(session.data)])
+    words += ["--pretend"] * session.pretend + (
+        [] if session.data is None else ["--data", str(session.data)]
+    )
     began, cpu = time.monotonic(), _cpu_seconds()
     with screen.open("wb") as sink:
         process = subprocess.Popen(
@@ -121,7 +139,9 @@ def _carry_out(part: Part, session: Session) -> dict[str, Any]:
     entry = {"status": _status(code, items), "seconds": time.monotonic() - began, "items": items}
     entry["cpu_seconds"] = _cpu_seconds() - cpu
     if entry["status"] not in ("done", "skipped"):
-        entry["screen"] = screen.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+        entry["screen"] = screen.read_text(encoding="utf-8", errors="replace").splitlines()[
+            -TAIL_LINES:
+        ]
     return entry
 
 
@@ -132,7 +152,8 @@ def _cpu_seconds() -> float:
 
 
 def _environment(pretend: bool) -> dict[str, str]:
-    """This process' own, with this checkout first on the path, and without a GPU where one is pretended."""
+    """This process' own, with this checkout first on the path, and without a GPU where one is
+    pretended."""
     search = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     found = {**os.environ, "PYTHONPATH": os.pathsep.join(search), "PYTHONUNBUFFERED": "1"}
     hidden = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
@@ -162,7 +183,8 @@ def read_notes(file: Path) -> list[dict[str, Any]]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process with all that it started, sessions of their own included; nothing where all has ended."""
+    """End a process with all that it started, sessions of their own included; nothing where all has
+    ended."""
     members = []
     with suppress(psutil.NoSuchProcess):
         members = psutil.Process(process.pid).children(recursive=True)
@@ -176,7 +198,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def _write(results: dict[str, Any], out: Path) -> None:
     """Whole or not at all: what ends this process may come at any time."""
-    for name, text in (("results.json", json.dumps(results, indent=1)), ("results.md", page(results))):
+    for name, text in (
+        ("results.json", json.dumps(results, indent=1)),
+        ("results.md", page(results)),
+    ):
         partial = out / f".{name}.part"
         partial.write_text(text, encoding="utf-8")
         partial.replace(out / name)

@@ -1,4 +1,5 @@
-"""The device that a part works on, a GPU or a CPU that pretends to be one; and the waits of the host for it."""
+"""The device that a part works on, a GPU or a CPU that pretends to be one; and the waits of the
+host for it."""
 
 from __future__ import annotations
 
@@ -27,10 +28,12 @@ class Device:
 
     @contextmanager
     def waits(self) -> Iterator[Counter[str]]:
-        """Within, every wait of the host is counted by `file:line` and those of its callers. See `places`.
+        """Within, every wait of the host is counted by `file:line` and those of its callers. See
+        `places`.
 
-        Torch warns of a call that waits where it is asked to (torch.cuda.set_sync_debug_mode), in the thread that
-        called: waits in autograd's thread have the frames of that thread, which may be none.
+        Torch warns of a call that waits where it is asked to (torch.cuda.set_sync_debug_mode), in
+        the thread that called: waits in autograd's thread have the frames of that thread, which may
+        be none.
         """
         found: Counter[str] = Counter()
 
@@ -78,7 +81,9 @@ def device(job: Job) -> Iterator[Device]:
     """
     if not job.pretend:
         if not torch.cuda.is_available():
-            raise RuntimeError(f"torch {torch.__version__} sees no GPU; --pretend rehearses on a CPU")
+            raise RuntimeError(
+                f"torch {torch.__version__} sees no GPU; --pretend rehearses on a CPU"
+            )
         yield Device()
         return
     try:

@@ -1,4 +1,5 @@
-"""Engines of every file in ds_configs/ that one GPU can run: steps, the host's waits, checkpoints, evaluation."""
+"""Engines of every file in ds_configs/ that one GPU can run: steps, the host's waits, checkpoints,
+evaluation."""
 
 from __future__ import annotations
 
@@ -21,13 +22,15 @@ from yolods.distributed.world import Ranks, join_world, leave
 from yolods.stability.record import StepRecord
 
 SCALE_POWER = 4
-"""fp16's first loss scale, as a power of 2: a step that is skipped shows neither norm nor clipping."""
+"""fp16's first loss scale, as a power of 2: a step that is skipped shows neither norm nor
+clipping."""
 OVERFLOW_POWER = 20
 """And one at which a gradient of any step overflows."""
 OVERFLOWING = ("zero1_fp16", "zero3_fp16")
 """Configurations that are given it."""
 WARM = 3
-"""Steps before the one whose waits are counted, in which allocators, libraries and DeepSpeed's timer settle."""
+"""Steps before the one whose waits are counted, in which allocators, libraries and DeepSpeed's
+timer settle."""
 TINY = ROOT / "tests" / "rehearsal" / "detector.yaml"
 """The rehearsal's model, where it is there."""
 WAITS = 1
@@ -46,7 +49,8 @@ def single_rank_configs(*, offload: bool) -> list[str]:
 
 
 def engines(job: Job) -> None:
-    """Every configuration that keeps its optimizer on the device; fp16 also at a scale that overflows."""
+    """Every configuration that keeps its optimizer on the device; fp16 also at a scale that
+    overflows."""
     _all(job, single_rank_configs(offload=False), OVERFLOWING)
 
 
@@ -57,7 +61,9 @@ def offloaded(job: Job) -> None:
             from deepspeed.ops.op_builder import CPUAdamBuilder
 
             CPUAdamBuilder().load(verbose=False)
-        item.facts["builder"] = "not asked for: the rehearsal steps with SGD" if job.pretend else "loaded"
+        item.facts["builder"] = (
+            "not asked for: the rehearsal steps with SGD" if job.pretend else "loaded"
+        )
     _all(job, single_rank_configs(offload=True), **({"optimizer": "SGD"} if job.pretend else {}))
 
 
@@ -76,7 +82,8 @@ def _all(job: Job, names: Sequence[str], overflowing: Sequence[str] = (), **hype
 
 
 def applied(name: str, work: Path, power: int = SCALE_POWER) -> Path:
-    """A copy of ds_configs/`name`.json with this first loss scale; under the default no fp16 step is skipped for it.
+    """A copy of ds_configs/`name`.json with this first loss scale; under the default no fp16 step
+    is skipped for it.
 
     An overflow lowers it at once, where DeepSpeed by itself waits for a second one.
     """
@@ -89,15 +96,22 @@ def applied(name: str, work: Path, power: int = SCALE_POWER) -> Path:
 
 
 def step(small: Small, number: int) -> StepRecord:
-    """Take optimizer step `number`, as `Small.step` does, over batches in pinned memory, as loaders hand them over."""
+    """Take optimizer step `number`, as `Small.step` does, over batches in pinned memory, as loaders
+    hand them over."""
     first = number * ACCUMULATION
     batches = [pinned(micro_batch(first + place)) for place in range(ACCUMULATION)]
-    return small.engine.train_step(small.schedule.step_at(first * small.schedule.batch), iter(batches))
+    return small.engine.train_step(
+        small.schedule.step_at(first * small.schedule.batch), iter(batches)
+    )
 
 
 def pinned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """In pinned memory, where there is a device to send it to."""
-    return {key: value.pin_memory() for key, value in batch.items()} if torch.cuda.is_available() else batch
+    return (
+        {key: value.pin_memory() for key, value in batch.items()}
+        if torch.cuda.is_available()
+        else batch
+    )
 
 
 def look(item: Item, ranks: Ranks, on: Device, file: Path, **hyper: Any) -> None:
@@ -119,17 +133,27 @@ def _steps(item: Item, small: Small, on: Device, stage: int) -> None:
     item.facts["by line"] = dict(waits.most_common())
     item.expect(all(map(math.isfinite, item.facts["losses"])), "a loss is not finite")
     item.expect(not any(each.skipped for each in results), "a step was skipped")
-    if stage < 3 and not small.config.deepspeed.offload_optimizer:  # DeepSpeed has waits of its own there, told by line
-        item.expect(sum(waits.values()) <= WAITS, f"{sum(waits.values())} waits in a step, {WAITS} expected")
+    if (
+        stage < 3 and not small.config.deepspeed.offload_optimizer
+    ):  # DeepSpeed has waits of its own there, told by line
+        item.expect(
+            sum(waits.values()) <= WAITS, f"{sum(waits.values())} waits in a step, {WAITS} expected"
+        )
 
 
 def _overflows(item: Item, ranks: Ranks, file: Path, **hyper: Any) -> None:
-    """A step whose gradients overflow moves no weight and lowers the scale; where the scale fits, steps are applied."""
+    """A step whose gradients overflow moves no weight and lowers the scale; where the scale fits,
+    steps are applied."""
     with small_engine(ranks, file, **hyper) as small:
         before = [each.clone() for each in small.engine.masters.shards()]
         result = step(small, 0)
-        same = all(torch.equal(*pair) for pair in zip(before, small.engine.masters.shards(), strict=True))
-        item.facts |= {"skipped for": result.verdict.cause, "scale": [result.loss_scale, result.next_scale]}
+        same = all(
+            torch.equal(*pair) for pair in zip(before, small.engine.masters.shards(), strict=True)
+        )
+        item.facts |= {
+            "skipped for": result.verdict.cause,
+            "scale": [result.loss_scale, result.next_scale],
+        }
         item.expect(result.skipped and same, "an overflow was not skipped, or moved a weight")
         item.expect(result.next_scale < result.loss_scale, "the scale has not fallen")
         tries = range(1, 2 * OVERFLOW_POWER)
@@ -139,7 +163,8 @@ def _overflows(item: Item, ranks: Ranks, file: Path, **hyper: Any) -> None:
 
 
 def _restores(item: Item, small: Small, on: Device) -> None:
-    """A state that was copied comes back to the last bit, and the step after it is the same step."""
+    """A state that was copied comes back to the last bit, and the step after it is the same
+    step."""
     engine = small.engine
     copier, state = HostCopy(), collect(engine)
     copier.take(state)
@@ -160,10 +185,15 @@ def _restores(item: Item, small: Small, on: Device) -> None:
     for name, waits in (("checkpoint copy", copying), ("load", loading), ("roll-back", rolling)):
         item.facts[f"waits: {name}"] = _brief(waits)
     item.facts["restored to the last bit"] = same
-    item.facts["step after it repeats"] = first.loss == again.loss and first.grad_norm == again.grad_norm
+    item.facts["step after it repeats"] = (
+        first.loss == again.loss and first.grad_norm == again.grad_norm
+    )
     item.expect(same, "the restored state is another")
     item.expect(back, "a roll-back leaves another state than the snapshot's")
-    item.expect(not any(each.is_cuda for each in _tensors(kept)), "a checkpoint's copy is still on the device")
+    item.expect(
+        not any(each.is_cuda for each in _tensors(kept)),
+        "a checkpoint's copy is still on the device",
+    )
 
 
 def _evaluates(item: Item, small: Small, on: Device) -> None:
@@ -177,17 +207,25 @@ def _evaluates(item: Item, small: Small, on: Device) -> None:
         weights = engine.full_weights()
     item.facts["waits: evaluation of a batch, without NMS"] = _brief(waits)
     item.facts["waits: export"] = _brief(exporting)
-    item.expect(bool(boxes.isfinite().all()) and all(map(math.isfinite, scored)), "an evaluation is not finite")
+    item.expect(
+        bool(boxes.isfinite().all()) and all(map(math.isfinite, scored)),
+        "an evaluation is not finite",
+    )
     item.expect(boxes.shape[1] == 4 + len(NAMES), f"boxes have {boxes.shape[1]} rows")
     item.expect(
-        weights is not None and not any(each.is_cuda for each in weights.values()), "an export is on the device"
+        weights is not None and not any(each.is_cuda for each in weights.values()),
+        "an export is on the device",
     )
 
 
 def _brief(waits: Counter[str], most: int = 4) -> str:
     """How many, and the places that have most of them."""
-    shown = "; ".join(f"{count} x {place.split(' < ')[0]}" for place, count in waits.most_common(most))
-    return f"{sum(waits.values())}" + (f" ({shown}{'; ..' if len(waits) > most else ''})" if waits else "")
+    shown = "; ".join(
+        f"{count} x {place.split(' < ')[0]}" for place, count in waits.most_common(most)
+    )
+    return f"{sum(waits.values())}" + (
+        f" ({shown}{'; ..' if len(waits) > most else ''})" if waits else ""
+    )
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:

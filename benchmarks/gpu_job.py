@@ -58,7 +58,8 @@ class Job:
 
     @contextmanager
     def item(self, name: str) -> Iterator[Item]:
-        """Within: look at one thing. It is noted at the end, whatever happens; a fault in it is a note as well."""
+        """Within: look at one thing. It is noted at the end, whatever happens; a fault in it is a
+        note as well."""
         item, began = Item(name), time.monotonic()
         entry: dict[str, Any] = {"name": name}
         try:

@@ -1,4 +1,5 @@
-"""What a GPU session runs on: the card, the versions, and how fast the card is at its two plainest tasks."""
+"""What a GPU session runs on: the card, the versions, and how fast the card is at its two plainest
+tasks."""
 
 from __future__ import annotations
 
@@ -28,11 +29,19 @@ def machine(job: Job) -> None:
                 item.facts[name] = "not installed"
         from deepspeed.accelerator import get_accelerator
 
-        item.facts |= {"CUDA of torch": torch.version.cuda, "DeepSpeed's accelerator": get_accelerator().device_name()}
-        item.facts |= {"CPU cores": len(os.sched_getaffinity(0)), "nvcc": shutil.which("nvcc") or "none"}
+        item.facts |= {
+            "CUDA of torch": torch.version.cuda,
+            "DeepSpeed's accelerator": get_accelerator().device_name(),
+        }
+        item.facts |= {
+            "CPU cores": len(os.sched_getaffinity(0)),
+            "nvcc": shutil.which("nvcc") or "none",
+        }
         import torchvision
 
-        item.facts["torchvision's NMS"] = "a stand-in" if "standin" in torchvision.__version__ else "its own"
+        item.facts["torchvision's NMS"] = (
+            "a stand-in" if "standin" in torchvision.__version__ else "its own"
+        )
     with job.item("card") as item:
         _card(item, job.pretend)
 
@@ -41,10 +50,19 @@ def _card(item: Item, pretend: bool) -> None:
     place = torch.device("cpu" if pretend else "cuda")
     if not pretend:
         found = torch.cuda.get_device_properties(0)
-        item.facts |= {"name": found.name, "memory, GiB": found.total_memory / 2**30, "GPUs": torch.cuda.device_count()}
-        item.facts |= {"capability": f"{found.major}.{found.minor}", "cuDNN": torch.backends.cudnn.version()}
+        item.facts |= {
+            "name": found.name,
+            "memory, GiB": found.total_memory / 2**30,
+            "GPUs": torch.cuda.device_count(),
+        }
+        item.facts |= {
+            "capability": f"{found.major}.{found.minor}",
+            "cuDNN": torch.backends.cudnn.version(),
+        }
         item.facts["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
-    item.facts["copies, GB/s read and written"] = copy_bandwidth(place, 2**24 if pretend else 2**30) / 1e9
+    item.facts["copies, GB/s read and written"] = (
+        copy_bandwidth(place, 2**24 if pretend else 2**30) / 1e9
+    )
     item.facts["bf16 product, TFLOP/s"] = _matrix_speed(place, 64 if pretend else SIDE) / 1e12
 
 

@@ -1,6 +1,8 @@
-"""Prints what a GPU session needs and this Python lacks, as pip takes it: `gpu_missing.py constraints.txt`.
+"""Prints what a GPU session needs and this Python lacks, as pip takes it: `gpu_missing.py
+constraints.txt`.
 
-A package of the image stays as it is, whatever its version: it goes with the image's torch, which is never named.
+A package of the image stays as it is, whatever its version: it goes with the image's torch, which
+is never named.
 """
 
 from __future__ import annotations
@@ -57,8 +59,13 @@ NEEDED = {
 
 
 def missing(constraints: str) -> list[str]:
-    """Requirements for the modules that cannot be found, with the versions that the constraints name."""
-    pins = dict(line.split(";")[0].split("==") for line in constraints.splitlines() if "==" in line.split(";")[0])
+    """Requirements for the modules that cannot be found, with the versions that the constraints
+    name."""
+    pins = dict(
+        line.split(";")[0].split("==")
+        for line in constraints.splitlines()
+        if "==" in line.split(";")[0]
+    )
     pins = {name.strip().lower(): version.strip() for name, version in pins.items()}
     found = []
     for module, package in NEEDED.items():

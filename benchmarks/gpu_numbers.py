@@ -1,4 +1,5 @@
-"""What the device computes beside a CPU in fp64 or fp32: squares, BatchNorm, the loss, a step's gradient."""
+"""What the device computes beside a CPU in fp64 or fp32: squares, BatchNorm, the loss, a step's
+gradient."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ ROUNDING = {torch.float16: 2**-10, torch.bfloat16: 2**-7, torch.float32: 1e-5}
 STEPS = ("zero1_fp32", "zero0_bf16_autocast", "zero1_bf16", "zero1_fp16")
 """Configurations whose gradient is compared with a CPU's in fp32."""
 COSINES = {"zero1_fp32": 0.99, "zero0_bf16_autocast": 0.9, "zero1_bf16": 0.9, "zero1_fp16": 0.95}
-"""The least that the gradient's cosine may be: targets are assigned discretely, and rounding flips some of them."""
+"""The least that the gradient's cosine may be: targets are assigned discretely, and rounding flips
+some of them."""
 
 
 def numbers(job: Job) -> None:
@@ -40,15 +42,25 @@ def numbers(job: Job) -> None:
     with device(job) as on:
         place = torch.device(on.name)
         for dtype in DTYPES:
-            _look(job, f"squares, {dtype}", lambda item, kind=dtype: _squares(item, place, kind, job.pretend))
+            _look(
+                job,
+                f"squares, {dtype}",
+                lambda item, kind=dtype: _squares(item, place, kind, job.pretend),
+            )
         for dtype in DTYPES[:2]:
-            _look(job, f"BatchNormFloat32, {dtype}", lambda item, kind=dtype: _batch_norm(item, place, kind))
+            _look(
+                job,
+                f"BatchNormFloat32, {dtype}",
+                lambda item, kind=dtype: _batch_norm(item, place, kind),
+            )
         _look(job, "loss", lambda item: _loss(item, place))
         ranks = join_world()
         for name in STEPS[:1] if job.pretend else STEPS:
 
             def step(item: Item, name: str = name) -> None:
-                with small_engine(ranks, applied(name, job.work), weights=weights, optimizer="SGD") as small:
+                with small_engine(
+                    ranks, applied(name, job.work), weights=weights, optimizer="SGD"
+                ) as small:
                     result = small.step(keep_gradients=True)
                     _compare(item, name, sum(result.loss.values()), small.gradients, plain)
 
@@ -62,7 +74,8 @@ def _look(job: Job, name: str, work: Callable[[Item], None]) -> None:
 
 
 def _squares(item: Item, place: torch.device, dtype: torch.dtype, small: bool) -> None:
-    """One large tensor, one of numbers near fp16's end, one of a single number, one of tiny ones; then inf and nan."""
+    """One large tensor, one of numbers near fp16's end, one of a single number, one of tiny ones;
+    then inf and nan."""
     from yolods.zero.gradients import squares
 
     torch.manual_seed(0)
@@ -73,7 +86,9 @@ def _squares(item: Item, place: torch.device, dtype: torch.dtype, small: bool) -
     order = torch.arange(len(parts)).to(place)
     got = squares(on_device, order, len(parts)).cpu().double()
     item.facts["relative error"] = ((got - want).abs() / want).tolist()
-    item.expect(max(item.facts["relative error"]) < SQUARES_APART, f"further than {SQUARES_APART} from fp64")
+    item.expect(
+        max(item.facts["relative error"]) < SQUARES_APART, f"further than {SQUARES_APART} from fp64"
+    )
     on_device[1][0], on_device[2][0] = float("inf"), float("nan")
     odd = squares(on_device, order, len(parts)).cpu()
     item.facts["with an inf and a nan"] = [str(value) for value in odd.tolist()]
@@ -82,7 +97,8 @@ def _squares(item: Item, place: torch.device, dtype: torch.dtype, small: bool) -
 
 
 def _batch_norm(item: Item, place: torch.device, dtype: torch.dtype) -> None:
-    """Forward, backward and statistics beside torch's own BatchNorm in fp32 on a CPU, from the same rounded input."""
+    """Forward, backward and statistics beside torch's own BatchNorm in fp32 on a CPU, from the same
+    rounded input."""
     from yolods.model.layers import BatchNormFloat32
 
     plain = torch.nn.BatchNorm2d(32)
@@ -105,9 +121,16 @@ def _batch_norm(item: Item, place: torch.device, dtype: torch.dtype) -> None:
     }
     item.facts |= apart
     item.facts["statistics are"] = str(ours.running_var.dtype)
-    item.expect(apart["output"] < ROUNDING[dtype], "the output is further off than a rounding of it")
-    item.expect(apart["gradient"] < 4 * ROUNDING[dtype], "the gradient is further off than a few roundings")
-    item.expect(max(apart["running mean"], apart["running variance"]) < 1e-4, "the statistics are not fp32's")
+    item.expect(
+        apart["output"] < ROUNDING[dtype], "the output is further off than a rounding of it"
+    )
+    item.expect(
+        apart["gradient"] < 4 * ROUNDING[dtype], "the gradient is further off than a few roundings"
+    )
+    item.expect(
+        max(apart["running mean"], apart["running variance"]) < 1e-4,
+        "the statistics are not fp32's",
+    )
 
 
 def _loss(item: Item, place: torch.device) -> None:
@@ -139,19 +162,26 @@ def _mapped(raw: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str
 
 
 def _plain_gradient(weights: dict[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
-    """Loss and fp32 gradient of ultralytics' own model on the CPU, over the micro-batches of the first step."""
+    """Loss and fp32 gradient of ultralytics' own model on the CPU, over the micro-batches of the
+    first step."""
     net = plain_model(weights)
     losses = []
     for number in range(ACCUMULATION):
         loss, items = plain_loss(net, micro_batch(number))
         loss.backward()
         losses.append(sum(items))
-    named = [(name, each.grad.clone()) for name, each in net.named_parameters() if each.grad is not None]
+    named = [
+        (name, each.grad.clone()) for name, each in net.named_parameters() if each.grad is not None
+    ]
     return sum(losses) / len(losses), dict(named)
 
 
 def _compare(
-    item: Item, name: str, loss: float, mine: dict[str, Tensor], plain: tuple[float, dict[str, Tensor]]
+    item: Item,
+    name: str,
+    loss: float,
+    mine: dict[str, Tensor],
+    plain: tuple[float, dict[str, Tensor]],
 ) -> None:
     wanted = plain[1]
     one = torch.cat([mine[key].cpu().double().flatten() for key in wanted])

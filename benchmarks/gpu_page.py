@@ -6,23 +6,35 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 PRETENDED = (
-    "**Not measured on a GPU.** This was a rehearsal on a CPU with tiny sizes: it shows that the script runs through, "
-    "and no number in it says anything about a card."
+    "**Not measured on a GPU.** This was a rehearsal on a CPU with tiny sizes: it shows that the "
+    "script runs through, and no number in it says anything about a card."
 )
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """All results as Markdown: what is wrong comes first, then a table of the parts, then each part."""
-    lines = [f"# {results.get('title', 'GPU session')}, {results.get('began', '')}".rstrip(", "), ""]
+    """All results as Markdown: what is wrong comes first, then a table of the parts, then each
+    part."""
+    lines = [
+        f"# {results.get('title', 'GPU session')}, {results.get('began', '')}".rstrip(", "),
+        "",
+    ]
     if results["pretended"]:
         lines += [PRETENDED, ""]
     lines += [f"    {results['command']}", ""] if "command" in results else []
     lines += [f"- {line}" for line in results.get("machine", ())]
     lines += ["", "## What is not as it should be", "", *_faults(results), ""]
-    lines += ["| part | looks at | at most, s | took, s | of CPUs, s | |", "| --- | --- | ---: | ---: | ---: | --- |"]
+    lines += [
+        "| part | looks at | at most, s | took, s | of CPUs, s | |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
     for part in results["parts"]:
-        took, cpu = (f"{part[key]:.1f}" if key in part else "" for key in ("seconds", "cpu_seconds"))
-        lines.append(f"| {part['name']} | {part['title']} | {part['limit']:.0f} | {took} | {cpu} | {part['status']} |")
+        took, cpu = (
+            f"{part[key]:.1f}" if key in part else "" for key in ("seconds", "cpu_seconds")
+        )
+        lines.append(
+            f"| {part['name']} | {part['title']} | {part['limit']:.0f} | {took} | {cpu} | "
+            f"{part['status']} |"
+        )
     for part in results["parts"]:
         lines += ["", *_part(part)]
     return "\n".join(lines).rstrip() + "\n"

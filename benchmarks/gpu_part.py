@@ -1,6 +1,8 @@
-"""Carries out one part of a GPU session: `python -m benchmarks.gpu_part MODULE:FUNCTION --notes FILE ...`.
+"""Carries out one part of a GPU session: `python -m benchmarks.gpu_part MODULE:FUNCTION --notes \
+FILE ...`.
 
-Started by `gpu_conductor.py`. Exit status 0 once the part has looked at everything, whatever it found.
+Started by `gpu_conductor.py`. Exit status 0 once the part has looked at everything, whatever it
+found.
 """
 
 from __future__ import annotations

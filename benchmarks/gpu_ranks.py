@@ -37,7 +37,8 @@ def one_device(job: Job) -> None:
 
 
 def meet(*, backend: str, share: bool, pretend: bool, work: Path) -> dict[str, Any]:
-    """On a rank: each collective once, on tensors of the device; how many milliseconds the second of two took."""
+    """On a rank: each collective once, on tensors of the device; how many milliseconds the second
+    of two took."""
     import torch
     import torch.distributed as dist
 
@@ -97,10 +98,14 @@ def _milliseconds(call: Callable[[], object], place: Any) -> list[float]:
 
 
 def nccl(job: Job) -> None:
-    """NCCL's first use on two GPUs: how long ranks take to meet, and what they reach then (256 MiB)."""
+    """NCCL's first use on two GPUs: how long ranks take to meet, and what they reach then (256
+    MiB)."""
     with job.item("gloo on CPUs" if job.pretend else "NCCL") as item:
         item.facts |= _same(
-            item, world(job, "benchmarks.gpu_ranks:meet", 2, job.left, backend=_backend(job), share=False)
+            item,
+            world(
+                job, "benchmarks.gpu_ranks:meet", 2, job.left, backend=_backend(job), share=False
+            ),
         )
 
 
@@ -109,7 +114,8 @@ def _backend(job: Job) -> str:
 
 
 def zero(job: Job) -> None:
-    """A step of each configuration on two ranks, beside ultralytics' own model on a CPU with the batches of both."""
+    """A step of each configuration on two ranks, beside ultralytics' own model on a CPU with the
+    batches of both."""
     for name in ZERO[:2] if job.pretend else ZERO:
         with job.item(name) as item:
             found = world(job, "benchmarks.gpu_ranks:take_zero_step", 2, job.left, name=name)
@@ -119,13 +125,21 @@ def zero(job: Job) -> None:
 
 
 def take_zero_step(*, name: str, pretend: bool, work: Path) -> dict[str, Any]:
-    """On a rank: one step, and how far its gradient is from the plain model's; then the waits of another."""
+    """On a rank: one step, and how far its gradient is from the plain model's; then the waits of
+    another."""
     import torch
 
     prepare()
     from benchmarks.gpu_device import Device, Pretended
     from benchmarks.gpu_engines import applied
-    from tests.parity.small import ACCUMULATION, micro_batch, plain_loss, plain_model, seasoned_weights, small_engine
+    from tests.parity.small import (
+        ACCUMULATION,
+        micro_batch,
+        plain_loss,
+        plain_model,
+        seasoned_weights,
+        small_engine,
+    )
     from yolods.distributed.world import join_world, leave
 
     ranks, weights = join_world(), seasoned_weights()
@@ -166,13 +180,18 @@ def _same(item: Item, found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def pipeline(job: Job) -> None:
     """Two stages: the waits of a step on each, and a run of two epochs."""
     with job.item("a step of pipeline2_fp32") as item:
-        found = world(job, "benchmarks.gpu_ranks:take_pipeline_step", 2, job.left / 2 if job.pretend else 40)
+        found = world(
+            job, "benchmarks.gpu_ranks:take_pipeline_step", 2, job.left / 2 if job.pretend else 40
+        )
         if any("skipped" in each for each in found):
             raise Skip(found[0]["skipped"])
         for stage, each in enumerate(found):
             item.facts[f"stage {stage}"] = each
             item.expect("failed" not in each, each.get("failed", ""))
-            item.expect(each.get("waits", 0) <= 1, f"stage {stage}: {each.get('waits')} waits in a step, 1 expected")
+            item.expect(
+                each.get("waits", 0) <= 1,
+                f"stage {stage}: {each.get('waits')} waits in a step, 1 expected",
+            )
     with job.item("a run under pipeline2_fp32") as item:
         told = _two_ranks("pipeline2_fp32", "pipeline", job, epochs=1 if job.pretend else 2)
         with Run("pipeline", job.work, told) as run:
@@ -227,12 +246,15 @@ def _kill(item: Item, run: Run, seconds: float) -> None:
     item.facts["exit status"] = status
     said = run.screen.read_bytes()[length:].decode("utf-8", "replace").splitlines()
     item.facts["what was said"] = [line for line in said if "rank 1" in line][:3]
-    item.expect(status not in (None, 0) and gone < SILENCE, f"exit status {status} after {gone:.0f} s")
+    item.expect(
+        status not in (None, 0) and gone < SILENCE, f"exit status {status} after {gone:.0f} s"
+    )
     item.expect(bool(item.facts["what was said"]), f"nobody names rank 1: {' / '.join(said[-4:])}")
 
 
 def _rank(launcher: int, rank: int) -> psutil.Process:
-    """The process of a rank below a launcher, by its environment; children of it have the same, so the eldest."""
+    """The process of a rank below a launcher, by its environment; children of it have the same, so
+    the eldest."""
     found = []
     for process in psutil.Process(launcher).children(recursive=True):
         with suppress(psutil.Error):
@@ -244,6 +266,15 @@ def _rank(launcher: int, rank: int) -> psutil.Process:
 
 
 def _two_ranks(config: str, name: str, job: Job, *, epochs: int) -> list[str]:
-    told = words("demo", config, job.work, name, job, imgsz=64 if job.pretend else 320, batch=32, epochs=epochs)
+    told = words(
+        "demo",
+        config,
+        job.work,
+        name,
+        job,
+        imgsz=64 if job.pretend else 320,
+        batch=32,
+        epochs=epochs,
+    )
     told[told.index("--num_gpus") + 1] = "2"
     return told

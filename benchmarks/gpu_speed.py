@@ -1,11 +1,15 @@
-"""Images a second of yolov5n, s and x at 640 pixels beside ultralytics' own trainer, in turns; and peak memory.
+"""Images a second of yolov5n, s and x at 640 pixels beside ultralytics' own trainer, in turns; and
+peak memory.
 
-Both trainers are given the same batches, which lie in pinned memory: loaders are not measured, on any machine alike.
+Both trainers are given the same batches, which lie in pinned memory: loaders are not measured, on
+any machine alike.
 
     ultralytics' own loop          the loader that it asks for batches (`Turns`)
-    next(batch)  ----------------> a batch; after a round of them, ours take their rounds before it gets the next
+    next(batch)  ----------------> a batch; after a round of them, ours take their rounds before it
+                                   gets the next
 
-So the loop, its accumulation, its scaler and its moving average are ultralytics' own, and nothing of it is re-written.
+So the loop, its accumulation, its scaler and its moving average are ultralytics' own, and nothing
+of it is re-written.
 """
 
 from __future__ import annotations
@@ -22,7 +26,9 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from ultralytics.engine import trainer as theirs  # before ranks are joined: it reads RANK when it is imported
+from ultralytics.engine import (
+    trainer as theirs,
+)  # before ranks are joined: it reads RANK when it is imported
 from ultralytics.models.yolo.detect import DetectionTrainer
 
 from benchmarks.gpu_engines import applied
@@ -78,17 +84,22 @@ def speed(job: Job) -> None:
     ranks = join_world()
     data = make_dataset(job.work / "data", train=8, val=2, nc=len(NAMES), size=64)
     for model, images in sizes.models:
-        with job.item(f"{model}, {sizes.imgsz} pixels, batches of {images}") as item, ExitStack() as stack:
+        with (
+            job.item(f"{model}, {sizes.imgsz} pixels, batches of {images}") as item,
+            ExitStack() as stack,
+        ):
             batch = _batch(images, sizes.imgsz, pinned=not job.pretend)
             rivals = []
             for name in OURS[:2] if job.pretend else OURS:
                 file = applied(name, job.work)
-                rivals.append(stack.enter_context(_rival(name, file, model, images, sizes.imgsz, ranks)))
+                rivals.append(
+                    stack.enter_context(_rival(name, file, model, images, sizes.imgsz, ranks))
+                )
             turns = Turns(batch, rivals, sizes, place)
             _take(turns, model, data, job.work / "ultralytics", place)
             _tell(item, turns, images, sizes)
-            item.facts["peak memory predicted, GiB (plan.stages, 16 bytes a parameter)"] = _predicted(
-                model, images, sizes
+            item.facts["peak memory predicted, GiB (plan.stages, 16 bytes a parameter)"] = (
+                _predicted(model, images, sizes)
             )
     leave()
 
@@ -112,7 +123,9 @@ class Rival:
 
 
 @contextmanager
-def _rival(name: str, file: Path, model: str, images: int, imgsz: int, ranks: Ranks) -> Iterator[Rival]:
+def _rival(
+    name: str, file: Path, model: str, images: int, imgsz: int, ranks: Ranks
+) -> Iterator[Rival]:
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
     words = ["--data", "demo", "--model", model, "--imgsz", str(imgsz), "--batch-size", str(images)]
@@ -131,7 +144,9 @@ def _rival(name: str, file: Path, model: str, images: int, imgsz: int, ranks: Ra
     torch.manual_seed(0)
     before = _allocated()
     net = build(architecture(parse_name(model), len(NAMES), 3), NAMES)
-    choice = choose_optimizer(config.hyper, samples=48, batch=images, epochs=1, nc=len(NAMES), given=None)
+    choice = choose_optimizer(
+        config.hyper, samples=48, batch=images, epochs=1, nc=len(NAMES), given=None
+    )
     engine = build_engine(net, config, choice, ranks)
     engine.training()
     try:
@@ -143,7 +158,9 @@ def _rival(name: str, file: Path, model: str, images: int, imgsz: int, ranks: Ra
 class Turns:
     """What ultralytics' loop iterates over in the place of its loader: see the module's picture."""
 
-    def __init__(self, batch: Batch, rivals: list[Rival], sizes: Sizes, place: torch.device) -> None:
+    def __init__(
+        self, batch: Batch, rivals: list[Rival], sizes: Sizes, place: torch.device
+    ) -> None:
         self.batch, self.rivals, self._sizes, self._place = batch, rivals, sizes, place
         self.theirs: list[float] = []
         """Seconds of each of its rounds."""
@@ -201,9 +218,27 @@ def _take(turns: Turns, model: str, data: Path, folder: Path, place: torch.devic
             return loader
 
     images, imgsz = turns.batch["img"].shape[0], turns.batch["img"].shape[-1]
-    settings = {"model": f"{model}.yaml", "data": str(data), "imgsz": imgsz, "batch": images, "nbs": images}
-    settings |= {"epochs": 1, "warmup_epochs": 0, "optimizer": "SGD", "lr0": RATE, "workers": 0, "plots": False}
-    settings |= {"save": False, "val": False, "project": str(folder), "device": "cpu" if place.type == "cpu" else 0}
+    settings = {
+        "model": f"{model}.yaml",
+        "data": str(data),
+        "imgsz": imgsz,
+        "batch": images,
+        "nbs": images,
+    }
+    settings |= {
+        "epochs": 1,
+        "warmup_epochs": 0,
+        "optimizer": "SGD",
+        "lr0": RATE,
+        "workers": 0,
+        "plots": False,
+    }
+    settings |= {
+        "save": False,
+        "val": False,
+        "project": str(folder),
+        "device": "cpu" if place.type == "cpu" else 0,
+    }
     # Whether this card's fp16 can be trusted ultralytics finds out with a model that it downloads.
     with mock.patch.object(theirs, "check_amp", lambda model: place.type == "cuda"):
         threads = torch.get_num_threads()
@@ -238,10 +273,14 @@ def _batch(images: int, imgsz: int, *, pinned: bool) -> Batch:
     boxes = images * BOXES
     size = 0.05 + 0.3 * torch.rand(boxes, 2, generator=generator)
     batch = {
-        "img": torch.randint(0, 256, (images, 3, imgsz, imgsz), dtype=torch.uint8, generator=generator),
+        "img": torch.randint(
+            0, 256, (images, 3, imgsz, imgsz), dtype=torch.uint8, generator=generator
+        ),
         "batch_idx": torch.arange(images).repeat_interleave(BOXES).float(),
         "cls": torch.randint(0, len(NAMES), (boxes, 1), generator=generator).float(),
-        "bboxes": torch.cat((size / 2 + (1 - size) * torch.rand(boxes, 2, generator=generator), size), 1),
+        "bboxes": torch.cat(
+            (size / 2 + (1 - size) * torch.rand(boxes, 2, generator=generator), size), 1
+        ),
     }
     return {key: value.pin_memory() for key, value in batch.items()} if pinned else batch
 

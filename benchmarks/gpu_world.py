@@ -1,4 +1,5 @@
-"""Several ranks of one part, each a process: `world()` starts them, and this module's `main` is what each one runs."""
+"""Several ranks of one part, each a process: `world()` starts them, and this module's `main` is
+what each one runs."""
 
 from __future__ import annotations
 
@@ -20,11 +21,14 @@ TAIL = 400
 """Characters of a failed rank's screen that are told."""
 
 
-def world(job: Job, function: str, size: int, seconds: float, **arguments: Any) -> list[dict[str, Any]]:
-    """Call `module:function(pretend=.., work=.., **arguments)` on every rank; what each returned, a mapping.
+def world(
+    job: Job, function: str, size: int, seconds: float, **arguments: Any
+) -> list[dict[str, Any]]:
+    """Call `module:function(pretend=.., work=.., **arguments)` on every rank; what each returned, a
+    mapping.
 
-    Rank and size are in the environment, as launchers set them. Of a rank that failed, or was not over in time, there
-    is `failed`: the end of its screen.
+    Rank and size are in the environment, as launchers set them. Of a rank that failed, or was not
+    over in time, there is `failed`: the end of its screen.
 
     Args:
         seconds: the most for all of them.
@@ -47,10 +51,19 @@ def world(job: Job, function: str, size: int, seconds: float, **arguments: Any) 
                 "LOCAL_WORLD_SIZE": size,
                 "MASTER_PORT": port,
             }
-            environ = {name: str(value) for name, value in variables.items()} | {"MASTER_ADDR": "127.0.0.1"}
+            environ = {name: str(value) for name, value in variables.items()} | {
+                "MASTER_ADDR": "127.0.0.1"
+            }
             screen = stack.enter_context((folder / f"{rank}.screen").open("wb"))
             (folder / f"{rank}.json").unlink(missing_ok=True)
-            words = [sys.executable, "-m", "benchmarks.gpu_world", function, call, str(folder / f"{rank}.json")]
+            words = [
+                sys.executable,
+                "-m",
+                "benchmarks.gpu_world",
+                function,
+                call,
+                str(folder / f"{rank}.json"),
+            ]
             process = subprocess.Popen(
                 words,
                 cwd=ROOT,
@@ -86,7 +99,9 @@ def main() -> None:
     function, call, out = sys.argv[1:]
     module, name = function.split(":")
     arguments = json.loads(call)
-    result = getattr(importlib.import_module(module), name)(**{**arguments, "work": Path(arguments["work"])})
+    result = getattr(importlib.import_module(module), name)(
+        **{**arguments, "work": Path(arguments["work"])}
+    )
     partial = Path(f"{out}.part")
     partial.write_text(json.dumps(result, default=str), encoding="utf-8")
     partial.replace(out)

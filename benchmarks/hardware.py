@@ -31,7 +31,8 @@ def describe(cores: list[int]) -> list[str]:
         f"- memory: {_memory():.0f} GiB, transparent huge pages: {_huge_pages()}",
         f"- system: {platform.system()} {platform.release()}, {' '.join(platform.libc_ver())}, "
         f"load {os.getloadavg()[0]:.2f} when it began",
-        f"- Python {platform.python_version()}, {', '.join(_versions())}, yolods {__version__}{clone}",
+        f"- Python {platform.python_version()}, {', '.join(_versions())}, yolods "
+        f"{__version__}{clone}",
     ]
 
 
@@ -77,7 +78,9 @@ def commit() -> str:
     folder = Path(__file__).resolve().parent
     try:
         words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            words, cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()

@@ -23,7 +23,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from benchmarks.loss_batches import CPU, KINDS, Apart, Theirs, compare, draw, head_of, labels, ours, outputs, plain
+from benchmarks.loss_batches import (
+    CPU,
+    KINDS,
+    Apart,
+    Theirs,
+    compare,
+    draw,
+    head_of,
+    labels,
+    ours,
+    outputs,
+    plain,
+)
 from benchmarks.loss_memory import LiveBytes
 from benchmarks.report import Spread
 from yolods import compat
@@ -57,7 +69,7 @@ METHOD = f"""\
 - **Time**: CPU seconds of forward and backward pass, both losses by turns on the same 16 images, {CLASSES} classes,
   fp32; medians, and the ratio round by round. Above 1: ours is faster. Not measured on a GPU.
 - Targets: on the host every bit is equal; by the device's code gradients and items within {CLOSE:g}; at most
-  {SHARE[100]:g} x ultralytics' bytes at 100 boxes; the median ratio of times at least 1."""
+  {SHARE[100]:g} x ultralytics' bytes at 100 boxes; the median ratio of times at least 1."""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,10 @@ class Times:
 def numbers(count: int) -> list[Compared]:
     """Both losses on the first `count` random batches."""
     samples = (draw(seed) for seed in range(count))
-    return [Compared(each.kind, each.most, compare(each), compare(each, exact=False)) for each in samples]
+    return [
+        Compared(each.kind, each.most, compare(each), compare(each, exact=False))
+        for each in samples
+    ]
 
 
 def peaks(boxes: int, *, images: int = 4, pixels: int = 640) -> Peaks:
@@ -111,15 +126,25 @@ def peaks(boxes: int, *, images: int = 4, pixels: int = 640) -> Peaks:
         boxes,
         (_their_assignment(other, predictions, batch), _our_assignment(predictions, batch)),
         (
-            _peak(lambda: _pass(lambda: other(predictions, batch).sum(), predictions), predictions, batch),
-            _peak(lambda: _pass(lambda: mine(predictions, batch, 1)[0], predictions), predictions, batch),
+            _peak(
+                lambda: _pass(lambda: other(predictions, batch).sum(), predictions),
+                predictions,
+                batch,
+            ),
+            _peak(
+                lambda: _pass(lambda: mine(predictions, batch, 1)[0], predictions),
+                predictions,
+                batch,
+            ),
         ),
     )
 
 
 def _their_assignment(loss: Theirs, predictions: dict[str, Any], batch: dict[str, Tensor]) -> float:
     given: list[Any] = []
-    with loss.criterion.assigner.register_forward_pre_hook(lambda _, arguments: given.extend(arguments)):
+    with loss.criterion.assigner.register_forward_pre_hook(
+        lambda _, arguments: given.extend(arguments)
+    ):
         loss(predictions, batch)
     return _peak(lambda: loss.criterion.assigner(*given), given)
 
@@ -128,11 +153,19 @@ def _our_assignment(predictions: dict[str, Any], batch: dict[str, Tensor]) -> fl
     head = head_of(CLASSES)
     shapes = tuple(tuple(level.shape[2:]) for level in predictions["feats"])
     anchors = anchors_of(shapes, tuple(head.stride.tolist()), CPU)
-    probabilities = predictions["scores"].detach().permute(0, 2, 1).reshape(-1, CLASSES).contiguous().sigmoid()
+    probabilities = (
+        predictions["scores"].detach().permute(0, 2, 1).reshape(-1, CLASSES).contiguous().sigmoid()
+    )
     boxes = ours(head)._boxes(predictions["boxes"], anchors)
 
     def run() -> None:
-        assign(probabilities, boxes, anchors, targets_of(batch, anchors, 16.0, CLASSES, CPU), exact=False)
+        assign(
+            probabilities,
+            boxes,
+            anchors,
+            targets_of(batch, anchors, 16.0, CLASSES, CPU),
+            exact=False,
+        )
 
     return _peak(run, probabilities, boxes, batch, anchors.points, anchors.strides)
 
@@ -170,21 +203,36 @@ def _seconds(loss: Callable[[], Tensor], predictions: dict[str, Any]) -> float:
     return time.process_time() - began
 
 
-def misses(compared: Sequence[Compared], memory: Sequence[Peaks], speed: Sequence[Times]) -> list[str]:
+def misses(
+    compared: Sequence[Compared], memory: Sequence[Peaks], speed: Sequence[Times]
+) -> list[str]:
     """What is not as it has to be; empty where all is well."""
-    found = [f"a {each.kind} batch: {each.host.worst:.1e} apart" for each in compared if each.host.worst]
-    found += [f"a {each.kind} batch: {each.device.worst:.1e}" for each in compared if each.device.worst > CLOSE]
+    found = [
+        f"a {each.kind} batch: {each.host.worst:.1e} apart" for each in compared if each.host.worst
+    ]
+    found += [
+        f"a {each.kind} batch: {each.device.worst:.1e}"
+        for each in compared
+        if each.device.worst > CLOSE
+    ]
     for each in memory:
         for name, (other, mine) in (("assignment", each.assignment), ("loss", each.loss)):
             if mine > SHARE.get(each.boxes, 1) * other:
                 found.append(f"{name} with {each.boxes} boxes: {mine:.1f} of {other:.1f} MiB")
-    return found + [f"{each.pixels} pixels, {each.boxes} boxes: slower" for each in speed if each.ratio.median < 1]
+    return found + [
+        f"{each.pixels} pixels, {each.boxes} boxes: slower"
+        for each in speed
+        if each.ratio.median < 1
+    ]
 
 
 def numbers_table(compared: Sequence[Compared]) -> list[str]:
     """A line for every kind of batch."""
     lines = [
-        "| boxes | batches | most an image | host: bits equal | device: gradients' bits equal | device: items apart |",
+        (
+            "| boxes | batches | most an image | host: bits equal | device: gradients' bits equal "
+            "| device: items apart |"
+        ),
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for kind in dict.fromkeys(KINDS):
@@ -200,10 +248,18 @@ def numbers_table(compared: Sequence[Compared]) -> list[str]:
 
 def memory_table(memory: Sequence[Peaks]) -> list[str]:
     """A line for every number of boxes."""
-    lines = ["| boxes an image | assignment: ultralytics, ours, MiB | share | loss: ultralytics, ours, MiB | share |"]
+    lines = [
+        (
+            "| boxes an image | assignment: ultralytics, ours, MiB | share | loss: ultralytics, "
+            "ours, MiB | share |"
+        )
+    ]
     lines.append("| ---: " * 5 + "|")
     for each in memory:
-        cells = [f"{other:.1f}, {mine:.1f} | {mine / other:.2f}" for other, mine in (each.assignment, each.loss)]
+        cells = [
+            f"{other:.1f}, {mine:.1f} | {mine / other:.2f}"
+            for other, mine in (each.assignment, each.loss)
+        ]
         lines.append(f"| {each.boxes} | {' | '.join(cells)} |")
     return lines
 
@@ -219,9 +275,16 @@ def speed_table(speed: Sequence[Times]) -> list[str]:
 
 def main() -> int:
     """Print the tables, and write them where `--record` says; 1 if a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--record", type=Path, help="a markdown file to write")
-    parser.add_argument("--batches", type=int, default=BATCHES, help="random batches to compare (default: %(default)s)")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        default=BATCHES,
+        help="random batches to compare (default: %(default)s)",
+    )
     options = parser.parse_args()
     compat.prepare()  # before ultralytics is imported
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without this DeepSpeed looks for a device
@@ -236,12 +299,39 @@ def main() -> int:
     speed = [times(pixels, boxes, rounds) for pixels, rounds in SPEEDS for boxes in SPEED_BOXES]
     print("\n".join(speed_table(speed)), flush=True)
     missed = misses(compared, memory, speed)
-    verdict = "Targets missed:\n" + "\n".join(f"- {each}" for each in missed) if missed else "All targets are met."
+    verdict = (
+        "Targets missed:\n" + "\n".join(f"- {each}" for each in missed)
+        if missed
+        else "All targets are met."
+    )
     print(verdict)
     if options.record:
-        command = f"`python benchmarks/loss.py --record {options.record}`, {datetime.now(timezone.utc):%Y-%m-%d}."
-        text = ["# The detection loss beside ultralytics'", "", command, "", *facts, "", METHOD, "", verdict, ""]
-        text += ["## Numbers", "", *numbers_table(compared), "", "## Memory", "", *memory_table(memory), ""]
+        command = (
+            f"`python benchmarks/loss.py --record {options.record}`, "
+            f"{datetime.now(timezone.utc):%Y-%m-%d}."
+        )
+        text = [
+            "# The detection loss beside ultralytics'",
+            "",
+            command,
+            "",
+            *facts,
+            "",
+            METHOD,
+            "",
+            verdict,
+            "",
+        ]
+        text += [
+            "## Numbers",
+            "",
+            *numbers_table(compared),
+            "",
+            "## Memory",
+            "",
+            *memory_table(memory),
+            "",
+        ]
         text += ["## Time", "", *speed_table(speed)]
         options.record.write_text("\n".join(text) + "\n", encoding="utf-8")
     return 1 if missed else 0

@@ -16,7 +16,17 @@ GAINS = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
 CPU = torch.device("cpu")
 STRIDES = (8.0, 16.0, 32.0)
 SIDES = (64, 96, 160, 224, 320)
-KINDS = ("mixed", "mixed", "small", "points", "outside", "duplicates", "whole image", "crowd", "none")
+KINDS = (
+    "mixed",
+    "mixed",
+    "small",
+    "points",
+    "outside",
+    "duplicates",
+    "whole image",
+    "crowd",
+    "none",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +65,11 @@ def outputs(
     bins: int = 16,
     strides: tuple[float, ...] = STRIDES,
 ) -> dict[str, Any]:
-    """Raw head outputs of images of `shape` pixels: distances of a few cells, scores around a low prior."""
-    feats = [torch.zeros(images, 1, shape[0] // int(each), shape[1] // int(each)) for each in strides]
+    """Raw head outputs of images of `shape` pixels: distances of a few cells, scores around a low
+    prior."""
+    feats = [
+        torch.zeros(images, 1, shape[0] // int(each), shape[1] // int(each)) for each in strides
+    ]
     anchors = sum(level[0, 0].numel() for level in feats)
     peak = torch.arange(bins).repeat(4).view(1, -1, 1)
     boxes = torch.randn(images, 4 * bins, anchors) * spread - (peak - 3).abs() * 0.3
@@ -69,7 +82,8 @@ def outputs(
 
 
 def labels(counts: list[int], classes: int, area: Callable[[int], Tensor]) -> dict[str, Tensor]:
-    """Labels with so many boxes in each image; `area` gives (n, 4) normalised centre x, y, width, height."""
+    """Labels with so many boxes in each image; `area` gives (n, 4) normalised centre x, y, width,
+    height."""
     total = sum(counts)
     return {
         "batch_idx": torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).float(),
@@ -79,7 +93,8 @@ def labels(counts: list[int], classes: int, area: Callable[[int], Tensor]) -> di
 
 
 def plain(count: int) -> Tensor:
-    """Boxes as data sets have them: sides from a hundredth to two thirds of the image, small ones the more frequent."""
+    """Boxes as data sets have them: sides from a hundredth to two thirds of the image, small ones
+    the more frequent."""
     return torch.cat((torch.rand(count, 2), torch.exp(torch.rand(count, 2) * -4.2) * 0.66), 1)
 
 
@@ -147,13 +162,17 @@ _AREAS = {
 
 
 class Theirs:
-    """ultralytics' loss for a Detect layer: raw outputs and labels to its (3,) items, with a graph."""
+    """ultralytics' loss for a Detect layer: raw outputs and labels to its (3,) items, with a
+    graph."""
 
     def __init__(self, head: Any, weights: Tensor | None = None) -> None:
         from ultralytics.utils.loss import v8DetectionLoss
 
         model = SimpleNamespace(
-            model=[head], args=GAINS, class_weights=weights, parameters=lambda: iter([torch.zeros(1)])
+            model=[head],
+            args=GAINS,
+            class_weights=weights,
+            parameters=lambda: iter([torch.zeros(1)]),
         )
         self.criterion = v8DetectionLoss(model)
 
@@ -169,8 +188,8 @@ def ours(head: Any, weights: Tensor | None = None, exact: bool | None = None) ->
 
 @dataclass(frozen=True)
 class Apart:
-    """How far two losses are from each other on one batch: largest difference over largest value, 0 where all bits
-    are equal."""
+    """How far two losses are from each other on one batch: largest difference over largest value, 0
+    where all bits are equal."""
 
     items: float
     """Of box, cls, dfl."""

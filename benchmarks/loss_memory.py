@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within: what operations allocate and let go of. Exact and the same every time; what a kernel allocates for
-    itself is not seen, nor is what there was before."""
+    """Within: what operations allocate and let go of. Exact and the same every time; what a kernel
+    allocates for itself is not seen, nor is what there was before."""
 
     def __init__(self) -> None:
         super().__init__()

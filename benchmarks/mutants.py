@@ -2,9 +2,9 @@
 
     python benchmarks/mutants.py --record benchmarks/mutants.md
 
-Each fault is a text that stands once in `yolods/` and what takes its place. The tests that should notice run on a copy
-of the tree that has the fault, and stop at the first failure; they ran on the copy without faults before. Nothing is
-written outside the record and a temporary folder.
+Each fault is a text that stands once in `yolods/` and what takes its place. The tests that should
+notice run on a copy of the tree that has the fault, and stop at the first failure; they ran on the
+copy without faults before. Nothing is written outside the record and a temporary folder.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ MUTANTS = (
     Mutant(
         "a parameter's pieces are put together out of place",
         "whole[name] = torch.cat([shard[start : start + piece] for shard in shards])[:count]",
-        "whole[name] = torch.cat([shard[start : start + piece] for shard in reversed(shards)])[:count]",
+        "whole[name] = torch.cat([shard[start : start + piece] for shard in "
+        "reversed(shards)])[:count]",
         ("test_shards.py",),
     ),
     Mutant(
@@ -298,7 +299,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     made.add_argument("--only", metavar="TEXT", help="faults whose name has this text")
-    made.add_argument("--list", action="store_true", help="name the faults and their tests, and end")
+    made.add_argument(
+        "--list", action="store_true", help="name the faults and their tests, and end"
+    )
     made.add_argument("--record", type=Path, metavar="MD", help="write the table there")
     return made
 
@@ -319,7 +322,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             began = time.monotonic()
             found = verdict(tree, mutant) if mutant.tests in sound else "its tests fail without it"
             rows.append((mutant, found))
-            print(f"{number}/{len(chosen)} {mutant.name}: {found} ({time.monotonic() - began:.0f} s)", flush=True)
+            print(
+                f"{number}/{len(chosen)} {mutant.name}: {found} ({time.monotonic() - began:.0f} s)",
+                flush=True,
+            )
     if options.record is not None:
         options.record.write_text(page(rows, words), encoding="utf-8")
     missed = sum(not found.startswith("noticed") for _, found in rows)
@@ -348,13 +354,21 @@ def soundness(tree: Path, chosen: Sequence[Mutant]) -> set[tuple[str, ...]]:
         status, _ = run_tests(tree, tests)
         if status == 0:
             passed.add(tests)
-        print(f"without a fault: {' '.join(tests)}: {'passed' if status == 0 else f'status {status}'}", flush=True)
+        print(
+            f"without a fault: {' '.join(tests)}: "
+            f"{'passed' if status == 0 else f'status {status}'}",
+            flush=True,
+        )
     return passed
 
 
 def verdict(tree: Path, mutant: Mutant) -> str:
     """Whether the fault was noticed, and by which test."""
-    files = [file for file in sorted((tree / "yolods").rglob("*.py")) if mutant.before in file.read_text("utf-8")]
+    files = [
+        file
+        for file in sorted((tree / "yolods").rglob("*.py"))
+        if mutant.before in file.read_text("utf-8")
+    ]
     if len(files) != 1 or files[0].read_text("utf-8").count(mutant.before) != 1:
         return f"its text stands in {len(files)} files, or not once"
     original = files[0].read_text("utf-8")
@@ -367,17 +381,35 @@ def verdict(tree: Path, mutant: Mutant) -> str:
         return f"noticed: its tests did not end in {LIMIT_SECONDS:.0f} s"
     if status != 1:
         return "not noticed" if status == 0 else f"pytest ended with {status}"
-    failed = next((line for line in printed.splitlines() if line.startswith(("FAILED", "ERROR"))), "a test")
+    failed = next(
+        (line for line in printed.splitlines() if line.startswith(("FAILED", "ERROR"))), "a test"
+    )
     return f"noticed by {failed.split()[1].rpartition('::')[2] if ' ' in failed else failed}"
 
 
 def run_tests(tree: Path, tests: Sequence[str]) -> tuple[int | None, str]:
     """pytest's exit status and what it printed; None: it did not end in time."""
-    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments(tree, tests)]
+    command = [
+        sys.executable,
+        "-B",
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *arguments(tree, tests),
+    ]
     environ = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     try:
         ended = subprocess.run(
-            command, cwd=tree, env=environ, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+            command,
+            cwd=tree,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return None, ""
@@ -395,7 +427,11 @@ def arguments(tree: Path, tests: Sequence[str]) -> list[str]:
         if not word.endswith(".py"):
             found.append(word)
             continue
-        files = [file for file in (tree / "tests").rglob(Path(word).name) if str(file).endswith(f"/{word}")]
+        files = [
+            file
+            for file in (tree / "tests").rglob(Path(word).name)
+            if str(file).endswith(f"/{word}")
+        ]
         if not files:
             raise ValueError(f"{word} is no test file")
         found += [str(file.relative_to(tree)) for file in files]
@@ -406,7 +442,16 @@ def page(rows: Sequence[tuple[Mutant, str]], words: Sequence[str]) -> str:
     """The record."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     command = shlex.join(["python", "benchmarks/mutants.py", *words])
-    head = ["# Faults put in on purpose", "", f"Run of {now}:", "", f"    {command}", "", *describe([0]), ""]
+    head = [
+        "# Faults put in on purpose",
+        "",
+        f"Run of {now}:",
+        "",
+        f"    {command}",
+        "",
+        *describe([0]),
+        "",
+    ]
     table = ["| fault | tests | verdict |", "| --- | --- | --- |"]
     table += [f"| {mutant.name} | {' '.join(mutant.tests)} | {found} |" for mutant, found in rows]
     return "\n".join([*head, *table]) + "\n"

@@ -1,7 +1,8 @@
-"""What both drivers note about a training run, and the clocks they note it with: the same ones for either trainer.
+"""What both drivers note about a training run, and the clocks they note it with: the same ones for
+either trainer.
 
-A driver runs a trainer as it is, calls a `Watch` at the same moments, and stops when the watch says that it has seen
-enough. What was seen goes into one JSON file, which `throughput.py` reads.
+A driver runs a trainer as it is, calls a `Watch` at the same moments, and stops when the watch says
+that it has seen enough. What was seen goes into one JSON file, which `throughput.py` reads.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Task:
     started: float
     """time.time() just before the process was started."""
     kind: str
-    """rate: time the epochs and stop; profile: take a few steps apart and stop; map: train to the end."""
+    """rate: time the epochs and stop; profile: take a few steps apart and stop; map: train to the
+    end."""
     epochs: int
     """Epochs of the run."""
     threads: int
@@ -58,13 +60,15 @@ class Seen:
     first_step: float | None = None
     """Seconds from the start of the process to the end of the first optimizer step."""
     epochs: list[dict[str, float]] = field(default_factory=list)
-    """For each epoch `seconds` and `cpu_seconds` from its start to the end of its last step, and `images`."""
+    """For each epoch `seconds` and `cpu_seconds` from its start to the end of its last step, and
+    `images`."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Final metrics of best.pt, where the run was trained to its end."""
     split: dict[str, float] = field(default_factory=dict)
     """Milliseconds an image by part of a step, and `total`."""
     operators: list[dict[str, Any]] = field(default_factory=list)
-    """The most expensive operators: `name`, `calls` a step, `ms` an image, `share` of all operators."""
+    """The most expensive operators: `name`, `calls` a step, `ms` an image, `share` of all
+    operators."""
 
     @classmethod
     def read(cls, path: Path) -> Seen:
@@ -135,7 +139,8 @@ class Stopwatch:
         setattr(owner, attribute, self.wrapped(getattr(owner, attribute), name))
 
     def timed(self, items: Iterator[Any], name: str) -> Iterator[Any]:
-        """The same items; the time that it takes to get each counts for `name`. Closing it closes `items`."""
+        """The same items; the time that it takes to get each counts for `name`. Closing it closes
+        `items`."""
         try:
             while True:
                 with self.part(name):
@@ -150,7 +155,8 @@ class Stopwatch:
 
 
 class Watch:
-    """Follows one run. The driver calls `epoch_began`, `step_ended` and `epoch_ended` where they happen."""
+    """Follows one run. The driver calls `epoch_began`, `step_ended` and `epoch_ended` where they
+    happen."""
 
     def __init__(self, task: Task, rank: int = 0) -> None:
         self.task, self.seen, self.stopwatch = task, Seen(), Stopwatch()
@@ -168,7 +174,8 @@ class Watch:
         self._trace(True)
 
     def step_ended(self, images: int) -> None:
-        """An optimizer step over `images` images of all ranks is done. Ends the process when a profile is complete."""
+        """An optimizer step over `images` images of all ranks is done. Ends the process when a
+        profile is complete."""
         if self.seen.first_step is None:
             self.seen.first_step = time.time() - self.task.started
         self._steps += 1
@@ -177,7 +184,8 @@ class Watch:
             self._profile(images)
 
     def epoch_ended(self, images: int | None = None) -> None:
-        """After an epoch's last step, before it is evaluated. Ends the process after the last where that is the task.
+        """After an epoch's last step, before it is evaluated. Ends the process after the last where
+        that is the task.
 
         Args:
             images: how many it had; those of its steps by default.
@@ -241,7 +249,9 @@ def _start_tracer() -> Any:
 
 
 def _operators(tracer: Any, steps: int, images: int) -> list[dict[str, Any]]:
-    events = sorted(tracer.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)
+    events = sorted(
+        tracer.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True
+    )
     total = sum(event.self_cpu_time_total for event in events)
     return [
         {

@@ -1,4 +1,5 @@
-"""Starts that come at once, and starts that fail where an earlier run has been: is a run ever taken for another?
+"""Starts that come at once, and starts that fail where an earlier run has been: is a run ever \
+taken for another?
 
     python benchmarks/one_run.py --record benchmarks/one_run.md
 
@@ -25,13 +26,20 @@ from tests.faults.one_run import KINDS, PLACES, Case, cases, fail, finished, pai
 from tests.tiny import make_dataset
 
 METHOD = """\
-- yolov5[0.1,0.1] at 64 px on 8 images, 2 epochs of 2 steps, one rank, started by `yolods launch train`.
-- *At once*: two commands in the same moment in a new folder, in turn with one `--name` and with the default name. Right
-  is a pair that ended with 0 twice, in two folders, each with one header and a row an epoch in results.csv, one
-  config.json, two checkpoints under its own identity, `ended` with 0 under that identity, and its own weights.
-- *Failed*: a start that fails in a fresh folder, with `--exist-ok` in a finished run's, and as `--resume` of that run
-  with more epochs. Right is one whose status is not 0; after which no file of the earlier run's lies where a new one
-  would (`--exist-ok`), all of them lie in `earlier/` unharmed, or, where it was refused with 2, all is as it was; and
+- yolov5[0.1,0.1] at 64 px on 8 images, 2 epochs of 2 steps, one rank, started by `yolods launch \
+train`.
+- *At once*: two commands in the same moment in a new folder, in turn with one `--name` and with \
+the default name. Right
+  is a pair that ended with 0 twice, in two folders, each with one header and a row an epoch in \
+results.csv, one
+  config.json, two checkpoints under its own identity, `ended` with 0 under that identity, and its \
+own weights.
+- *Failed*: a start that fails in a fresh folder, with `--exist-ok` in a finished run's, and as \
+`--resume` of that run
+  with more epochs. Right is one whose status is not 0; after which no file of the earlier run's \
+lies where a new one
+  would (`--exist-ok`), all of them lie in `earlier/` unharmed, or, where it was refused with 2, \
+all is as it was; and
   in which no `ended` says 0 of this start."""
 
 
@@ -39,8 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Play what the command line says. Returns the exit status: 1 if anything was wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    made.add_argument("--pairs", type=int, default=20, metavar="N", help="starts at once (default 20 pairs)")
-    made.add_argument("--places", nargs="*", choices=PLACES, default=list(PLACES), help="of starts that fail")
+    made.add_argument(
+        "--pairs", type=int, default=20, metavar="N", help="starts at once (default 20 pairs)"
+    )
+    made.add_argument(
+        "--places", nargs="*", choices=PLACES, default=list(PLACES), help="of starts that fail"
+    )
     made.add_argument("--record", type=Path, metavar="MD", help="write the result to this file")
     options = made.parse_args(words)
     began, date = time.monotonic(), datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
@@ -61,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             named = ["--name", "same"] if number % 2 == 0 else []
             found, screen = pair(folder / "pair", data, named)
             pairs.append(", ".join(found) or "right")
-            print(f"pair {number + 1}, {shlex.join(named) or 'the default name'}: {pairs[-1]}", flush=True)
+            print(
+                f"pair {number + 1}, {shlex.join(named) or 'the default name'}: {pairs[-1]}",
+                flush=True,
+            )
             faults += bool(found)
             if found:
                 print(screen[-6000:], flush=True)
@@ -80,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if faults else 0
 
 
-def report(words: Sequence[str], date: str, pairs: Sequence[str], failed: dict[Case, str]) -> list[str]:
+def report(
+    words: Sequence[str], date: str, pairs: Sequence[str], failed: dict[Case, str]
+) -> list[str]:
     """The record's lines, but for the last."""
     right = sum(each == "right" for each in pairs)
     lines = [

@@ -1,10 +1,11 @@
-"""Whether a split detector computes what the whole one does: every cut, beside plain ultralytics at equal weights.
+"""Whether a split detector computes what the whole one does: every cut, beside plain ultralytics at
+equal weights.
 
     python benchmarks/parity_pipeline.py --record benchmarks/parity_pipeline.md
 
-Each case builds the engine that a run builds, takes an optimizer step through `train_step` on gloo ranks of this
-machine's CPU, and compares losses, the gradients right before the optimizer's step, and running statistics.
-tests/parity/test_pipeline.py runs a part of it.
+Each case builds the engine that a run builds, takes an optimizer step through `train_step` on gloo
+ranks of this machine's CPU, and compares losses, the gradients right before the optimizer's step,
+and running statistics. tests/parity/test_pipeline.py runs a part of it.
 """
 
 from __future__ import annotations
@@ -40,14 +41,19 @@ SECONDS_A_CASE = 30
 RANDOM_SPLITS = 24
 
 METHOD = f"""\
-- 64-pixel images (yolov5n6: 128), micro-batches of 2, SGD, weights of yolov5n after forty steps (yolov5n6: initial).
-- *loss*: largest relative distance of the three loss items, |ours - plain| / |plain|; *gradient*: the same of every
-  parameter's gradient, by norms in fp64; *statistic*: of BatchNorm's running means and variances after the step.
-- Limits: loss and statistics {LIMITS[0]:g}, gradients {LIMITS[1]:g}. In bf16 {ROUNDED_LIMITS[0]:g} and \
-{ROUNDED_LIMITS[1]:g}, against a plain model whose
-  weights are rounded likewise. The clipped step, the global norm, boxes counted and BatchNorm's count of batches are
+- 64-pixel images (yolov5n6: 128), micro-batches of 2, SGD, weights of yolov5n after forty steps \
+(yolov5n6: initial).
+- *loss*: largest relative distance of the three loss items, |ours - plain| / |plain|; *gradient*: \
+the same of every
+  parameter's gradient, by norms in fp64; *statistic*: of BatchNorm's running means and variances \
+after the step.
+- Limits: loss and statistics {LIMITS[0]:g}, gradients {LIMITS[1]:g}. In bf16 \
+{ROUNDED_LIMITS[0]:g} and {ROUNDED_LIMITS[1]:g}, against a plain model whose
+  weights are rounded likewise. The clipped step, the global norm, boxes counted and BatchNorm's \
+count of batches are
   held to the plain model's too.
-- *exact*: without channels-last images and matrix products for 1x1 convolutions, which round differently from plain
+- *exact*: without channels-last images and matrix products for 1x1 convolutions, which round \
+differently from plain
   ultralytics whether the model is split or not."""
 
 
@@ -72,25 +78,44 @@ def groups() -> list[Group]:
         Group(f"{cuts}, recomputing segments of 3", tuple(_layer_cuts(N, **again))),
         Group(f"{cuts}, m = 1", tuple(_layer_cuts(N, micro_batches=1))),
         Group(f"{cuts}, m = 4, exact", tuple(_layer_cuts(N, micro_batches=4, **EXACT))),
-        Group(f"{cuts}, m = 4, segments of 3, exact", tuple(_layer_cuts(N, micro_batches=4, **again, **EXACT))),
+        Group(
+            f"{cuts}, m = 4, segments of 3, exact",
+            tuple(_layer_cuts(N, micro_batches=4, **again, **EXACT)),
+        ),
         Group(f"{cuts}, ZeRO-1", tuple(_layer_cuts(N, zero=1))),
-        Group(f"{cuts}, bf16, ZeRO-1, exact", tuple(_layer_cuts(N, precision="bf16", zero=1, **EXACT))),
-        Group(f"{cuts}, autocast to bf16, exact", tuple(_layer_cuts(N, precision="autocast", **EXACT))),
-        Group(f"{cuts}, images of 64, 96 and 128 pixels in turn", tuple(_layer_cuts(N, sizes=(64, 96, 128)))),
+        Group(
+            f"{cuts}, bf16, ZeRO-1, exact", tuple(_layer_cuts(N, precision="bf16", zero=1, **EXACT))
+        ),
+        Group(
+            f"{cuts}, autocast to bf16, exact", tuple(_layer_cuts(N, precision="autocast", **EXACT))
+        ),
+        Group(
+            f"{cuts}, images of 64, 96 and 128 pixels in turn",
+            tuple(_layer_cuts(N, sizes=(64, 96, 128))),
+        ),
         Group("yolov5n, every cut inside a layer", tuple(_inner_cuts())),
         Group(
             "yolov5n, every cut inside a layer, recomputing every node",
             tuple(replace(case, recompute=1) for case in _inner_cuts()),
         ),
-        Group("yolov5n6, every cut between layers, exact", tuple(_layer_cuts(N6, sizes=(128,), **EXACT))),
+        Group(
+            "yolov5n6, every cut between layers, exact",
+            tuple(_layer_cuts(N6, sizes=(128,), **EXACT)),
+        ),
         Group(
             "yolov5n6, every cut between layers, segments of 3, exact",
             tuple(_layer_cuts(N6, sizes=(128,), **again, **EXACT)),
         ),
         Group("yolov5n, 4 stages at random nodes", tuple(_random_splits())),
-        Group("yolov5n, 4 stages at random nodes, segments of 3", tuple(replace(c, **again) for c in _random_splits())),
+        Group(
+            "yolov5n, 4 stages at random nodes, segments of 3",
+            tuple(replace(c, **again) for c in _random_splits()),
+        ),
         Group(f"{grids}, exact", tuple(_layer_cuts(N, replicas=2, **EXACT))),
-        Group(f"{grids}, BatchNorm over both, exact", tuple(_layer_cuts(N, replicas=2, sync_bn=True, **EXACT))),
+        Group(
+            f"{grids}, BatchNorm over both, exact",
+            tuple(_layer_cuts(N, replicas=2, sync_bn=True, **EXACT)),
+        ),
         Group(
             f"{grids} side by side, ZeRO-1, recomputing every node, exact",
             tuple(_layer_cuts(N, replicas=2, zero=1, recompute=1, slots=2, **EXACT)),
@@ -119,20 +144,26 @@ def _random_splits() -> Iterator[Case]:
     names, rng = _nodes(), random.Random(0)
     for _ in range(RANDOM_SPLITS):
         cuts = tuple(names[place] for place in sorted(rng.sample(range(len(names)), 3)))
-        if all(_trains(names, start, stop) for start, stop in zip(cuts, (*cuts[1:], None), strict=True)):
+        if all(
+            _trains(names, start, stop) for start, stop in zip(cuts, (*cuts[1:], None), strict=True)
+        ):
             yield Case(cuts=cuts)
 
 
 def _trains(names: Sequence[str], start: str, stop: str | None) -> bool:
     end = len(names) if stop is None else names.index(stop)
-    return any(name not in ("11", "12", "15", "16", "19", "22") for name in names[names.index(start) : end])
+    return any(
+        name not in ("11", "12", "15", "16", "19", "22") for name in names[names.index(start) : end]
+    )
 
 
 def measure(ranks: Any, cases: list[dict[str, Any]], folder: str) -> list[list[Report]]:
     """On a rank: every case."""
     found = []
     for case in map(case_of, cases):
-        found.append(split_step(ranks, case, weights_for(ranks, case.model, Path(folder)), Path(folder)))
+        found.append(
+            split_step(ranks, case, weights_for(ranks, case.model, Path(folder)), Path(folder))
+        )
     return found
 
 
@@ -155,9 +186,13 @@ def run(group: Group, folder: Path) -> Outcome:
     size = group.cases[0].ranks
     cases = [asdict(case) for case in group.cases]
     limit = 60.0 + SECONDS_A_CASE * len(cases)
-    by_rank = on_ranks("benchmarks.parity_pipeline:measure", (size,), timeout=limit, cases=cases, folder=str(folder))[
-        size
-    ]
+    by_rank = on_ranks(
+        "benchmarks.parity_pipeline:measure",
+        (size,),
+        timeout=limit,
+        cases=cases,
+        folder=str(folder),
+    )[size]
     largest = {"loss": (0.0, ""), "gradient": (0.0, ""), "statistic": (0.0, "")}
     faults = []
     for number, case in enumerate(group.cases):
@@ -182,8 +217,8 @@ def lines_of(outcomes: Sequence[Outcome]) -> Iterator[str]:
         where = gradient[1] if gradient[0] else "-"
         verdict = "yes" if not each.faults else f"no: {len(each.faults)}"
         yield (
-            f"| {each.group.name} | {len(each.group.cases)} | {loss[0]:.1e} | {gradient[0]:.1e} | {where} "
-            f"| {statistic[0]:.1e} | {verdict} | {each.seconds:.0f} |"
+            f"| {each.group.name} | {len(each.group.cases)} | {loss[0]:.1e} | {gradient[0]:.1e} | "
+            f"{where} | {statistic[0]:.1e} | {verdict} | {each.seconds:.0f} |"
         )
     for fault in (fault for each in outcomes for fault in each.faults):
         yield f"- beyond its limit: {fault}"
@@ -191,7 +226,9 @@ def lines_of(outcomes: Sequence[Outcome]) -> Iterator[str]:
 
 def main() -> int:
     """Run all groups, or those whose name holds a word; 1 where anything is beyond its limit."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--only", default="", metavar="WORD", help="groups whose name holds it")
     args = parser.parse_args()

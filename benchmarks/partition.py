@@ -2,8 +2,8 @@
 
     python benchmarks/partition.py --record benchmarks/partition.md
 
-Arithmetic on the meta device: no training, no accelerator, no processes; a minute on one core. DeepSpeed's methods are
-its own functions applied to whole layers, as its PipelineModule does.
+Arithmetic on the meta device: no training, no accelerator, no processes; a minute on one core.
+DeepSpeed's methods are its own functions applied to whole layers, as its PipelineModule does.
 """
 
 from __future__ import annotations
@@ -30,22 +30,33 @@ from yolods.plan.stage_costs import Terms
 CASES = (("yolov5x", 640), ("yolov5x6", 1280), ("yolov5[2.0,2.0]6", 1280))
 STAGES = (2, 4, 8)
 TARGETS = {4: 1.05, 8: 1.15}
-"""Largest cost of a stage over the mean, by number of stages; cost is what the policy was told to weigh."""
+"""Largest cost of a stage over the mean, by number of stages; cost is what the policy was told to
+weigh."""
 MACHINE = Machine()
 BALANCED, LINKED, FLOPS = "balanced, FLOPs alone", "balanced, FLOPs and link", "flops"
 
 METHOD = f"""\
-- *FLOPs*: the largest stage's FLOPs over the mean of all stages. *ms*: the same of its time, which is forward and
+- *FLOPs*: the largest stage's FLOPs over the mean of all stages. *ms*: the same of its time, \
+which is forward and
   backward of one image at {MACHINE.flops / 1e12:g} TFLOP/s and what crosses its ends, both ways, at
-  {MACHINE.link / 1e9:g} GB/s; *slowest ms* is that time itself. Worked out, not measured on a device.
-- *peak MiB*: of the fullest stage, with micro-batches of one image, 4 x stages micro-batches a step, 2-byte activations
-  and 16 bytes of model states a parameter. *across MiB*: what one image sends over all cuts, forward.
-- *balanced* and *flops* are ours, on nodes: C3 by bottlenecks, Detect by the convolutions of its levels. *{FLOPS}*
-  weighs FLOPs and nothing else. *{BALANCED}* is `balanced` told that crossing takes no time, and is held to
-  the target in the column FLOPs; *{LINKED}* is `balanced` as it is by default, held to it in the column ms.
-- *DeepSpeed* rows are `deepspeed.runtime.utils.partition_uniform` and `partition_balanced` on whole layers, as its
-  PipelineModule calls them. *best type* is the one with the most even FLOPs of all `type:regex` methods: a regex
-  selects a subset of the layer types, and all subsets are tried. *partition_balanced on FLOPs* is no method of
+  {MACHINE.link / 1e9:g} GB/s; *slowest ms* is that time itself. Worked out, not measured on a \
+device.
+- *peak MiB*: of the fullest stage, with micro-batches of one image, 4 x stages micro-batches a \
+step, 2-byte activations
+  and 16 bytes of model states a parameter. *across MiB*: what one image sends over all cuts, \
+forward.
+- *balanced* and *flops* are ours, on nodes: C3 by bottlenecks, Detect by the convolutions of its \
+levels. *{FLOPS}*
+  weighs FLOPs and nothing else. *{BALANCED}* is `balanced` told that crossing takes no time, and \
+is held to
+  the target in the column FLOPs; *{LINKED}* is `balanced` as it is by default, held to it in the \
+column ms.
+- *DeepSpeed* rows are `deepspeed.runtime.utils.partition_uniform` and `partition_balanced` on \
+whole layers, as its
+  PipelineModule calls them. *best type* is the one with the most even FLOPs of all `type:regex` \
+methods: a regex
+  selects a subset of the layer types, and all subsets are tried. *partition_balanced on FLOPs* is \
+no method of
   DeepSpeed's; it shows its algorithm with better weights."""
 
 
@@ -111,7 +122,10 @@ def deepspeeds(costs: Cost, stages: int, *, types: bool = True) -> list[Line]:
         return line(method, Partition(tuple(int(bound) for bound in bounds[1:-1]), count), costs)
 
     lines = [
-        judged("DeepSpeed parameters", partition_balanced([node.parameters for node in costs.nodes], stages)),
+        judged(
+            "DeepSpeed parameters",
+            partition_balanced([node.parameters for node in costs.nodes], stages),
+        ),
         judged("DeepSpeed uniform", partition_uniform(count, stages)),
     ]
     if types:
@@ -125,7 +139,8 @@ def deepspeeds(costs: Cost, stages: int, *, types: bool = True) -> list[Line]:
 
 
 def _types(costs: Cost) -> Iterator[tuple[tuple[str, ...], list[int]]]:
-    """Every set of layer types that a regex can select, with the 0/1 weights that DeepSpeed makes of it."""
+    """Every set of layer types that a regex can select, with the 0/1 weights that DeepSpeed makes
+    of it."""
     kinds = costs.graph.kinds
     names = sorted(set(kinds))
     for size in range(1, len(names) + 1):
@@ -147,12 +162,20 @@ def _section(name: str, imgsz: int) -> tuple[list[str], list[str]]:
     for stages in STAGES:
         lines = [*ours(fine, stages), *deepspeeds(whole, stages)]
         text += ["", f"### {name} at {imgsz}, {stages} stages", ""]
-        text += ["| method | FLOPs | ms | slowest ms | peak MiB | across MiB | stages begin at |", "| - " * 7 + "|"]
+        text += [
+            "| method | FLOPs | ms | slowest ms | peak MiB | across MiB | stages begin at |",
+            "| - " * 7 + "|",
+        ]
         for done in lines:
-            figures = f"{done.imbalance:.3f} | {done.unevenness:.3f} | {done.slowest * 1e3:.2f} | {done.peak / MIB:.0f}"
+            figures = (
+                f"{done.imbalance:.3f} | {done.unevenness:.3f} | {done.slowest * 1e3:.2f} | "
+                f"{done.peak / MIB:.0f}"
+            )
             method, begins = done.method.replace("|", ", "), ", ".join(done.begins)
             text.append(f"| {method} | {figures} | {done.across / MIB:.1f} | {begins} |")
-        missed += [f"{name} at {imgsz}, {stages} stages: {fault}" for fault in misses(lines, stages)]
+        missed += [
+            f"{name} at {imgsz}, {stages} stages: {fault}" for fault in misses(lines, stages)
+        ]
     return text, missed
 
 
@@ -160,7 +183,10 @@ def misses(lines: Sequence[Line], stages: int) -> list[str]:
     """What our `balanced` does not reach; empty where all is well."""
     by_method = {done.method: done for done in lines}
     found = []
-    for method, share in ((BALANCED, by_method[BALANCED].imbalance), (LINKED, by_method[LINKED].unevenness)):
+    for method, share in (
+        (BALANCED, by_method[BALANCED].imbalance),
+        (LINKED, by_method[LINKED].unevenness),
+    ):
         if share > TARGETS.get(stages, math.inf):
             found.append(f"{method}: max / mean {share:.3f} > {TARGETS[stages]}")
     for method in (BALANCED, LINKED):
@@ -171,10 +197,14 @@ def misses(lines: Sequence[Line], stages: int) -> list[str]:
 
 def main() -> int:
     """Print the tables, and write them where `--record` says; 1 if a target is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--record", type=Path, help="a markdown file to write")
     options = parser.parse_args()
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is run; without this DeepSpeed looks for a device
+    os.environ.setdefault(
+        "DS_ACCELERATOR", "cpu"
+    )  # nothing is run; without this DeepSpeed looks for a device
     from benchmarks.hardware import describe
 
     text, missed = [], []
@@ -182,13 +212,28 @@ def main() -> int:
         more, faults = _section(name, imgsz)
         print("\n".join(more), flush=True)
         text, missed = text + more, missed + faults
-    targets = ", ".join(f"max / mean <= {limit} at {stages} stages" for stages, limit in TARGETS.items())
+    targets = ", ".join(
+        f"max / mean <= {limit} at {stages} stages" for stages, limit in TARGETS.items()
+    )
     verdict = "missed:\n" + "\n".join(missed) if missed else "met by all."
     verdict = f"Targets ({targets}; peak no higher than that of the cut by FLOPs alone): {verdict}"
     print(f"\n{verdict}")
     if options.record:
-        command = f"`python benchmarks/partition.py --record {options.record}`, {datetime.now(timezone.utc):%Y-%m-%d}."
-        head = ["# Cutting detectors into pipeline stages", "", command, "", *describe([0]), "", METHOD, "", verdict]
+        command = (
+            f"`python benchmarks/partition.py --record {options.record}`, "
+            f"{datetime.now(timezone.utc):%Y-%m-%d}."
+        )
+        head = [
+            "# Cutting detectors into pipeline stages",
+            "",
+            command,
+            "",
+            *describe([0]),
+            "",
+            METHOD,
+            "",
+            verdict,
+        ]
         options.record.write_text("\n".join([*head, *text]) + "\n", encoding="utf-8")
     return 1 if missed else 0
 

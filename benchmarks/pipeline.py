@@ -1,9 +1,11 @@
-"""A detector in two stages on two cores: a step beside its 1F1B bound, and beside DeepSpeed's way of going back.
+"""A detector in two stages on two cores: a step beside its 1F1B bound, and beside DeepSpeed's way \
+of going back.
 
     python benchmarks/pipeline.py --record benchmarks/pipeline.md
 
-One line a step while it goes on; then tables, which `--record` writes together with the machine, the versions and the
-command. Exit status 1 if a target is missed. Needs two cores that nothing else uses, and about ten minutes.
+One line a step while it goes on; then tables, which `--record` writes together with the machine,
+the versions and the command. Exit status 1 if a target is missed. Needs two cores that nothing else
+uses, and about ten minutes.
 """
 
 from __future__ import annotations
@@ -25,7 +27,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.hardware import describe
-from benchmarks.pipeline_report import BOXES, DEEPSPEED, MARK, OURS, STOCK, WAYS, Results, Seen, Task, tables
+from benchmarks.pipeline_report import (
+    BOXES,
+    DEEPSPEED,
+    MARK,
+    OURS,
+    STOCK,
+    WAYS,
+    Results,
+    Seen,
+    Task,
+    tables,
+)
 from benchmarks.throughput import available
 from yolods.launch.command import ALLOCATOR, free_port
 
@@ -37,24 +50,37 @@ POLL = 0.5
 """Seconds between looks at the ranks, which share their cores with this process."""
 
 METHOD = f"""\
-Two ranks, a core and a thread each, as the launcher starts them (its settings for glibc's allocator included). The cut
-is the one that makes the stages most even by rank 0's profile of every node, taken just before. Learning rates are 0:
-every step starts from the same weights, and the ways have to agree on its loss. Ways take turns, each round begins with
+Two ranks, a core and a thread each, as the launcher starts them (its settings for glibc's \
+allocator included). The cut
+is the one that makes the stages most even by rank 0's profile of every node, taken just before. \
+Learning rates are 0:
+every step starts from the same weights, and the ways have to agree on its loss. Ways take turns, \
+each round begins with
 another one, and a step of each that is not counted comes first.
 
-- *{OURS}* is the engine that trains. *{STOCK}* is the same engine, going back through the first stage once
-  for each tensor that crossed the cut, as DeepSpeed does (runtime/pipe/engine.py, `_exec_backward_pass`).
-  *{DEEPSPEED}* is DeepSpeed's own, on the same layers, optimizer and micro-batches. It sends contiguous
-  tensors only, so values are channels-first between its stages, and channels-last within as in ours.
-- *step*: the whole optimizer step, with clipping, optimizer and moving average (DeepSpeed's has none). *1F1B*: of it,
+- *{OURS}* is the engine that trains. *{STOCK}* is the same engine, going back through the first \
+stage once
+  for each tensor that crossed the cut, as DeepSpeed does (runtime/pipe/engine.py, \
+`_exec_backward_pass`).
+  *{DEEPSPEED}* is DeepSpeed's own, on the same layers, optimizer and micro-batches. It sends \
+contiguous
+  tensors only, so values are channels-first between its stages, and channels-last within as in \
+ours.
+- *step*: the whole optimizer step, with clipping, optimizer and moving average (DeepSpeed's has \
+none). *1F1B*: of it,
   the part from the first forward pass to the end of the last backward pass.
-- *bound*: `yolods.plan.one_f_one_b.simulate` on the mean forward and backward pass of each stage in that step, with
-  no time for sending. *bound / step* and *bound / 1F1B* fall when stages wait longer than 1F1B makes them, and by all
+- *bound*: `yolods.plan.one_f_one_b.simulate` on the mean forward and backward pass of each stage \
+in that step, with
+  no time for sending. *bound / step* and *bound / 1F1B* fall when stages wait longer than 1F1B \
+makes them, and by all
   that happens around the passes.
-- *own passes*: the same bound with every pass as long as it was, over 1F1B. Less than 1 is what the engine loses; a
+- *own passes*: the same bound with every pass as long as it was, over 1F1B. Less than 1 is what \
+the engine loses; a
   difference to *bound / 1F1B* comes from passes that differ.
-- *F, B*: a micro-batch's forward and backward pass on the stages 0 / 1, with {BOXES} objects an image in the loss.
-- *around*: CPU time a micro-batch that the stages 0 / 1 take outside of their passes, gloo's threads included.
+- *F, B*: a micro-batch's forward and backward pass on the stages 0 / 1, with {BOXES} objects an \
+image in the loss.
+- *around*: CPU time a micro-batch that the stages 0 / 1 take outside of their passes, gloo's \
+threads included.
 - *core busy*: CPU time over wall time of the passes, the least of all rounds and stages."""
 
 
@@ -91,9 +117,13 @@ class Ranks:
             RuntimeError: a rank failed or hung; with the end of what it printed.
         """
         until = time.monotonic() + LIMIT
-        while None in (states := [process.poll() for process in self._processes]) and not any(states):
+        while None in (states := [process.poll() for process in self._processes]) and not any(
+            states
+        ):
             if time.monotonic() > until:
-                raise RuntimeError(f"the ranks were not done after {LIMIT:.0f} s; {self._end_of(0)}")
+                raise RuntimeError(
+                    f"the ranks were not done after {LIMIT:.0f} s; {self._end_of(0)}"
+                )
             time.sleep(POLL)
             self._tell()
         self._tell()
@@ -125,15 +155,38 @@ class Ranks:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    made.add_argument("--model", default="yolov5s", metavar="NAME", help="of the zoo (default yolov5s)")
-    made.add_argument("--imgsz", type=int, default=320, metavar="PX", help="image size (default 320)")
-    made.add_argument("--images", type=int, default=2, metavar="N", help="images a micro-batch (default 2)")
     made.add_argument(
-        "--micro-batches", type=int, nargs="+", default=[8, 16], metavar="M", help="of a step (default 8 16)"
+        "--model", default="yolov5s", metavar="NAME", help="of the zoo (default yolov5s)"
     )
-    made.add_argument("--rounds", type=int, default=7, metavar="N", help="steps that count of each way (default 7)")
-    made.add_argument("--cut", metavar="NODE", help="what stage 1 begins with (default: the fastest, by a profile)")
-    made.add_argument("--no-deepspeed", action="store_true", help="leave DeepSpeed's own engine out")
+    made.add_argument(
+        "--imgsz", type=int, default=320, metavar="PX", help="image size (default 320)"
+    )
+    made.add_argument(
+        "--images", type=int, default=2, metavar="N", help="images a micro-batch (default 2)"
+    )
+    made.add_argument(
+        "--micro-batches",
+        type=int,
+        nargs="+",
+        default=[8, 16],
+        metavar="M",
+        help="of a step (default 8 16)",
+    )
+    made.add_argument(
+        "--rounds",
+        type=int,
+        default=7,
+        metavar="N",
+        help="steps that count of each way (default 7)",
+    )
+    made.add_argument(
+        "--cut",
+        metavar="NODE",
+        help="what stage 1 begins with (default: the fastest, by a profile)",
+    )
+    made.add_argument(
+        "--no-deepspeed", action="store_true", help="leave DeepSpeed's own engine out"
+    )
     made.add_argument("--cores", metavar="A,B", help="cores to use (default: the first two)")
     made.add_argument("--record", type=Path, metavar="MD", help="write everything to this file")
     return made
@@ -143,14 +196,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure as the command line says. Returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(words)
-    cores = [int(part) for part in options.cores.split(",")] if options.cores else available()[:STAGES]
+    cores = (
+        [int(part) for part in options.cores.split(",")] if options.cores else available()[:STAGES]
+    )
     if len(cores) != STAGES:
         parser().error(f"{STAGES} stages need {STAGES} cores, and there are {len(cores)}")
     if min(options.rounds, options.images, *options.micro_batches) < 1:
         parser().error("--rounds, --images and --micro-batches have to be at least 1")
     if options.record is not None and not options.record.parent.is_dir():
         parser().error(f"--record {options.record}: there is no folder {options.record.parent}")
-    # Ranks live in sessions of their own: whoever ends this process ends them only if it leaves their context.
+    # Ranks live in sessions of their own: whoever ends this process ends them only if it leaves
+    # their context.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     began, machine = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), describe(cores)
     try:
@@ -162,10 +218,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     command = shlex.join(["python", "benchmarks/pipeline.py", *words])
     workload = (
-        f"- workload: {options.model} at {options.imgsz} px, {options.images} images a micro-batch, fp32, "
-        f"{STAGES} stages, one thread each, {options.rounds} rounds; medians (min..max)"
+        f"- workload: {options.model} at {options.imgsz} px, {options.images} images a "
+        f"micro-batch, fp32, {STAGES} stages, one thread each, {options.rounds} rounds; medians "
+        "(min..max)"
     )
-    head = [f"# A pipeline's step, {began}", "", f"    {command}", "", *machine, workload, "", METHOD, ""]
+    head = [
+        f"# A pipeline's step, {began}",
+        "",
+        f"    {command}",
+        "",
+        *machine,
+        workload,
+        "",
+        METHOD,
+        "",
+    ]
     found = tables(results)
     print("\n" + "\n".join(found))
     if options.record is not None:

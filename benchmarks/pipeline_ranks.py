@@ -1,9 +1,11 @@
-"""What each rank of `pipeline.py` does: the same stage under our engine and under DeepSpeed's, and timed steps of both.
+"""What each rank of `pipeline.py` does: the same stage under our engine and under DeepSpeed's, and
+timed steps of both.
 
     pipeline.py   --- Task, in the environment --->   one process a stage, on a core of its own
                   <-- Seen, in a file -------------   rank 0
 
-Learning rates are 0, so every step of every way starts from the same weights and has to give the same loss.
+Learning rates are 0, so every step of every way starts from the same weights and has to give the
+same loss.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ CONFIG = Path(__file__).resolve().parent.parent / "ds_configs" / "pipeline2_fp32
 
 
 class Meter(StageTimer):
-    """The engine's own clock, which also adds up CPU time: of the passes, and of all the process does meanwhile."""
+    """The engine's own clock, which also adds up CPU time: of the passes, and of all the process
+    does meanwhile."""
 
     cpu = process = 0.0
 
@@ -75,11 +78,14 @@ class Meter(StageTimer):
             yield
         self.cpu += time.thread_time() - began
 
-    def sample(self, way: str, number: int, step: float, *, loss: float, norm: float = 0.0) -> Sample:
+    def sample(
+        self, way: str, number: int, step: float, *, loss: float, norm: float = 0.0
+    ) -> Sample:
         """The step that has ended."""
         times = self.times(0)
         forwards, backwards = (
-            tuple(end - begin for begin, end in self._spans[kind]) for kind in ("forward", "backward")
+            tuple(end - begin for begin, end in self._spans[kind])
+            for kind in ("forward", "backward")
         )
         return Sample(
             way=way,
@@ -98,7 +104,8 @@ class Meter(StageTimer):
 
 
 class Ours(PipelineEngine):
-    """Our engine; with `stock` on, its backward pass is DeepSpeed's: one walk for each tensor that crossed the cut."""
+    """Our engine; with `stock` on, its backward pass is DeepSpeed's: one walk for each tensor that
+    crossed the cut."""
 
     stock = False
 
@@ -112,7 +119,9 @@ class Ours(PipelineEngine):
             for place, (tensor, gradient) in enumerate(zip(flight.sent, gradients, strict=True)):
                 tensor.backward(gradient, retain_graph=place < last)
         if self._channels.to_before is not None:
-            self._channels.to_before.send([flight.received[name].grad for name in self._cut.before], ("B", size))
+            self._channels.to_before.send(
+                [flight.received[name].grad for name in self._cut.before], ("B", size)
+            )
         return None
 
 
@@ -127,12 +136,18 @@ class Carried(nn.Module):
         self.before, self.after = live(graph, first), live(graph, last)
 
     def forward(self, inputs: Tensor | tuple[Tensor, ...]) -> Any:
-        """From what crosses the cut before to what crosses the one after; raw predictions at the end."""
+        """From what crosses the cut before to what crosses the one after; raw predictions at the
+        end."""
         given = inputs if isinstance(inputs, tuple) else (inputs,)
-        # DeepSpeed sends contiguous tensors only: channels-first between stages, and channels-last within.
+        # DeepSpeed sends contiguous tensors only: channels-first between stages, and channels-last
+        # within.
         given = [value.contiguous(memory_format=torch.channels_last) for value in given]
         outputs = self.stage(dict(zip(self.before, given, strict=True)))
-        return outputs[OUT] if self.after == (OUT,) else tuple(outputs[name].contiguous() for name in self.after)
+        return (
+            outputs[OUT]
+            if self.after == (OUT,)
+            else tuple(outputs[name].contiguous() for name in self.after)
+        )
 
 
 class Bench:
@@ -141,14 +156,18 @@ class Bench:
     def __init__(self, task: Task, ranks: Ranks) -> None:
         self.task, self.ranks = task, ranks
         self.config = configure(task, ranks.size)
-        self.blueprint = Blueprint(architecture(parse_name(task.model), len(NAMES), 3), NAMES, self.config.seed)
+        self.blueprint = Blueprint(
+            architecture(parse_name(task.model), len(NAMES), 3), NAMES, self.config.seed
+        )
         self.choice = OptimizerChoice("AdamW", 0.0, 0.9, 0.0)
         self.plan = plan(task, self.blueprint, ranks)
         self.ours, _ = build_stage(self.blueprint, self.plan, self.config, self.choice, ranks, None)
         self.ours.__class__ = Ours
         self.ours._clock = Meter(ranks.device)
         self.ours.training()
-        self.step = replace(plan_schedule(self.config, self.choice, 64).step_at(0), lr=(0.0, 0.0, 0.0))
+        self.step = replace(
+            plan_schedule(self.config, self.choice, 64).step_at(0), lr=(0.0, 0.0, 0.0)
+        )
         self.deepspeed = DeepSpeeds(self) if DEEPSPEED in task.ways else None
 
     def take(self, way: str, micro_batches: int, number: int) -> Sample:
@@ -180,7 +199,9 @@ class DeepSpeeds:
         self._images, self._items = bench.task.images, 0.0
         spans = pairwise(bench.plan.partition.bounds)
         layers = [LayerSpec(Carried, bench.plan.graph, *span, blueprint) for span in spans]
-        module = PipelineModule(layers, num_stages=len(layers), loss_fn=self._loss, partition_method="uniform")
+        module = PipelineModule(
+            layers, num_stages=len(layers), loss_fn=self._loss, partition_method="uniform"
+        )
         settings = bench.config.deepspeed.for_initialize(accumulation=1)
         groups = parameter_groups(module, 0.0)
         optimizer = build_optimizer(bench.choice, groups, device)
@@ -221,7 +242,10 @@ class DeepSpeeds:
         self._items = 0.0
         # Only the first stage reads images, but DeepSpeed gives both ends the same stream.
         first = engine.is_first_stage()
-        pairs = ((self._inputs.images(batch["img"]) if first else batch["img"], batch) for batch in batches)
+        pairs = (
+            (self._inputs.images(batch["img"]) if first else batch["img"], batch)
+            for batch in batches
+        )
         began = time.perf_counter()
         self._meter.start()
         engine.train_batch(pairs)
@@ -241,9 +265,22 @@ def configure(task: Task, stages: int) -> RunConfig:
     """A run's configuration, as the command line gives it."""
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
-    flags = {"data": "demo", "model": task.model, "imgsz": task.imgsz, "batch-size": task.images, "epochs": 10}
+    flags = {
+        "data": "demo",
+        "model": task.model,
+        "imgsz": task.imgsz,
+        "batch-size": task.images,
+        "epochs": 10,
+    }
     words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
-    words += ["--deepspeed_config", str(CONFIG), "--set", "warmup_epochs=0", "--set", f"nbs={task.images}"]
+    words += [
+        "--deepspeed_config",
+        str(CONFIG),
+        "--set",
+        "warmup_epochs=0",
+        "--set",
+        f"nbs={task.images}",
+    ]
     return build_run_config(parser.parse_args(words), world_size=stages, device="cpu", environ={})
 
 
@@ -254,7 +291,8 @@ def plan(task: Task, blueprint: Blueprint, ranks: Ranks) -> StagePlan:
         micro_batch=task.images,
         micro_batches=max(task.micro_batches),
         seconds=ranks.main_first(lambda: profile(task, blueprint, ranks)),
-        memory_limit=2.0**40,  # none that counts: without a limit memory is a second aim beside time
+        memory_limit=2.0
+        ** 40,  # none that counts: without a limit memory is a second aim beside time
     )
     costs = cost(graph, task.imgsz, 4)
     found = partition(costs, ranks.size, "balanced" if task.cut is None else [task.cut], terms)
@@ -269,15 +307,20 @@ def profile(task: Task, blueprint: Blueprint, ranks: Ranks) -> tuple[float, ...]
 
 
 def micro_batch(number: int, task: Task) -> dict[str, Tensor]:
-    """The micro-batch of this number, the same on every rank: uint8 noise and `BOXES` boxes an image."""
+    """The micro-batch of this number, the same on every rank: uint8 noise and `BOXES` boxes an
+    image."""
     generator = torch.Generator().manual_seed(number)
     count = task.images * BOXES
     size = 0.1 + 0.3 * torch.rand(count, 2, generator=generator)
     return {
-        "img": torch.randint(0, 256, (task.images, 3, task.imgsz, task.imgsz), generator=generator, dtype=torch.uint8),
+        "img": torch.randint(
+            0, 256, (task.images, 3, task.imgsz, task.imgsz), generator=generator, dtype=torch.uint8
+        ),
         "batch_idx": torch.arange(task.images).repeat_interleave(BOXES).float(),
         "cls": torch.randint(0, len(NAMES), (count, 1), generator=generator).float(),
-        "bboxes": torch.cat((size / 2 + (1 - size) * torch.rand(count, 2, generator=generator), size), 1),
+        "bboxes": torch.cat(
+            (size / 2 + (1 - size) * torch.rand(count, 2, generator=generator), size), 1
+        ),
     }
 
 
@@ -291,7 +334,9 @@ def take_all(bench: Bench) -> list[Sample]:
                 sample = bench.take(way, count, number)
                 if bench.ranks.is_main:
                     label = "warm-up" if number < 0 else f"round {number + 1}/{task.rounds}"
-                    print(f"{MARK}m = {count}, {label}: {way}: {sample.step:.2f} s a step", flush=True)
+                    print(
+                        f"{MARK}m = {count}, {label}: {way}: {sample.step:.2f} s a step", flush=True
+                    )
                 samples += [sample] if number >= 0 else []
     return samples
 

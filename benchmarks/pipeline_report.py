@@ -1,4 +1,5 @@
-"""What `pipeline.py` asks of its ranks, what they hand back, and the arithmetic and text on it; no torch in here."""
+"""What `pipeline.py` asks of its ranks, what they hand back, and the arithmetic and text on it; no
+torch in here."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class Task:
     ways: tuple[str, ...]
     """Of `WAYS`."""
     cut: str | None
-    """What stage 1 begins with, as in a JSON's "partition"; None: the fastest cut by a profile of this machine."""
+    """What stage 1 begins with, as in a JSON's "partition"; None: the fastest cut by a profile of
+    this machine."""
     cores: tuple[int, ...]
     """A core for each rank."""
 
@@ -54,7 +56,12 @@ class Task:
     def from_environment(cls) -> Task:
         """The task in this process's environment."""
         found = json.loads(os.environ[VARIABLE])
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in found.items()
+            }
+        )
 
     def environment(self) -> dict[str, str]:
         """The variable that hands this task to a rank."""
@@ -116,7 +123,11 @@ class Seen:
     def read(cls, path: Path) -> Seen:
         """What the ranks wrote."""
         found = json.loads(path.read_text(encoding="utf-8"))
-        return cls(found["stages"], found["crossing"], [[Sample(**each) for each in rank] for rank in found["samples"]])
+        return cls(
+            found["stages"],
+            found["crossing"],
+            [[Sample(**each) for each in rank] for rank in found["samples"]],
+        )
 
 
 @dataclass(frozen=True)
@@ -143,13 +154,17 @@ class Pair:
         """Seconds that 1F1B takes with passes as long as they were on average."""
         stages = (self.first, self.last)
         return simulate(
-            [stage.forward for stage in stages], [stage.backward for stage in stages], self.first.micro_batches
+            [stage.forward for stage in stages],
+            [stage.backward for stage in stages],
+            self.first.micro_batches,
         ).makespan
 
     @property
     def replayed(self) -> float:
         """Seconds that it takes with every pass as long as it was."""
-        return replay([self.first.forwards, self.last.forwards], [self.first.backwards, self.last.backwards])
+        return replay(
+            [self.first.forwards, self.last.forwards], [self.first.backwards, self.last.backwards]
+        )
 
 
 def replay(forwards: Sequence[Sequence[float]], backwards: Sequence[Sequence[float]]) -> float:
@@ -184,7 +199,11 @@ class Results:
 
     def of(self, way: str, count: int) -> list[Pair]:
         """A way's steps of `count` micro-batches, round by round."""
-        found = (pair for pair in self.pairs if (pair.first.way, pair.first.micro_batches) == (way, count))
+        found = (
+            pair
+            for pair in self.pairs
+            if (pair.first.way, pair.first.micro_batches) == (way, count)
+        )
         return sorted(found, key=lambda pair: pair.first.round)
 
     def shares(self, way: str, count: int) -> Spread:
@@ -203,7 +222,9 @@ class Results:
             if (share := self.shares(OURS, count).median) < BOUND_SHARE:
                 found.append(f"m = {count}: {share:.1%} of the bound < {BOUND_SHARE:.0%}")
             if (saved := self.saved(STOCK, count).median) < SAVED:
-                found.append(f"m = {count}: {saved:.1%} faster than the stock backward < {SAVED:.0%}")
+                found.append(
+                    f"m = {count}: {saved:.1%} faster than the stock backward < {SAVED:.0%}"
+                )
         return found
 
     def doubts(self) -> list[str]:
@@ -211,14 +232,21 @@ class Results:
         found = []
         if (busy := min(_busy(pair) for pair in self.pairs)) < BUSY:
             found.append(
-                f"A stage had only {busy:.0%} of its core in a step: something else was running, so measure again."
+                f"A stage had only {busy:.0%} of its core in a step: something else was running, "
+                "so measure again."
             )
         for count in self.counts:
             last = [pair.last for pair in self.pairs if pair.first.micro_batches == count]
-            for what, values in (("loss", [one.loss for one in last]), ("gradient", [one.norm for one in last])):
+            for what, values in (
+                ("loss", [one.loss for one in last]),
+                ("gradient", [one.norm for one in last]),
+            ):
                 told = [value for value in values if value]  # DeepSpeed does not tell the norm
                 if max(told) - min(told) > TOLERANCE * max(told):
-                    found.append(f"m = {count}: the ways disagree on the {what}, from {min(told)} to {max(told)}.")
+                    found.append(
+                        f"m = {count}: the ways disagree on the {what}, from {min(told)} to "
+                        f"{max(told)}."
+                    )
         return found
 
 
@@ -228,7 +256,16 @@ def _busy(pair: Pair) -> float:
 
 def step_table(results: Results) -> list[str]:
     """A row for each way and number of micro-batches."""
-    heads = ["m", "way", "step, s", "1F1B, s", "bound, s", "bound / step", "bound / 1F1B", "own passes"]
+    heads = [
+        "m",
+        "way",
+        "step, s",
+        "1F1B, s",
+        "bound, s",
+        "bound / step",
+        "bound / 1F1B",
+        "own passes",
+    ]
     heads += ["F, ms", "B, ms", "around, ms", "core busy"]
     rows = [f"| {' | '.join(heads)} |", f"| ---: | --- |{' ---: |' * (len(heads) - 2)}"]
     for count in results.counts:
@@ -262,7 +299,10 @@ def _sides(pairs: list[Pair]) -> tuple[list[Sample], list[Sample]]:
 
 def saved_table(results: Results) -> list[str]:
     """How much of the others' time ours saves."""
-    rows = ["| m | beside | step: time saved, round by round | times as fast |", "| ---: | --- | ---: | ---: |"]
+    rows = [
+        "| m | beside | step: time saved, round by round | times as fast |",
+        "| ---: | --- | ---: | ---: |",
+    ]
     for count in results.counts:
         for way in WAYS[1:]:
             if results.of(way, count):
@@ -277,8 +317,8 @@ def tables(results: Results) -> list[str]:
     verdict = "missed:" if missed else "met."
     crossing = len(results.seen.crossing)
     return [
-        f"Targets (bound / step at least {BOUND_SHARE:.0%}, and a step at least {SAVED:.0%} shorter than with the "
-        f"stock backward): {verdict}",
+        f"Targets (bound / step at least {BOUND_SHARE:.0%}, and a step at least {SAVED:.0%} "
+        f"shorter than with the stock backward): {verdict}",
         *(f"- {line}" for line in missed),
         "",
         *step_table(results),

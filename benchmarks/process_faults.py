@@ -2,8 +2,9 @@
 
     python benchmarks/process_faults.py --at-once 3 --record benchmarks/process_faults.md
 
-The cases are those of tests/faults/processes.py, of which tests/faults/test_processes.py plays a few.
-"""
+The cases are those of tests/faults/processes.py, of which tests/faults/test_processes.py plays a
+few.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -52,16 +53,20 @@ METHOD = f"""\
 - *again*: seconds from the fault to the end of the run, its restart and what was left of the training included.
 - Right is a case if it was named within 10 s, the run was restarted once (a launcher lost in the last evaluation: or
   came to its end without) and ended with 0, no process outlived the command, and the fp32 weights and running
-  statistics at the end are, bit for bit, those of the undisturbed run."""
+  statistics at the end are, bit for bit, those of the undisturbed run."""  # noqa: E501
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Play what the command line says. Returns the exit status: 1 if anything was wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    made.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: all")
+    made.add_argument(
+        "--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: all"
+    )
     made.add_argument("--whats", nargs="+", choices=WHATS, default=list(WHATS), help="default: all")
-    made.add_argument("--at-once", type=int, default=1, metavar="N", help="layouts side by side (default 1)")
+    made.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="layouts side by side (default 1)"
+    )
     made.add_argument("--record", type=Path, metavar="MD", help="write the result to this file")
     options = made.parse_args(words)
     if options.at_once < 1:
@@ -97,7 +102,8 @@ def play_all(layout: str, whats: Collection[str], data: Path, folder: Path, reco
 
 
 class Record:
-    """What came of the cases that have been played, written anew with each; streams may add to it side by side."""
+    """What came of the cases that have been played, written anew with each; streams may add to it
+    side by side."""
 
     def __init__(self, file: Path | None, words: Sequence[str]) -> None:
         """
@@ -107,7 +113,10 @@ class Record:
         self.faults: list[str] = []
         """Cases that were not handled rightly, and what was wrong."""
         self._file, self._words, self._about = file, words, describe([0, 1])
-        self._date, self._began = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), time.monotonic()
+        self._date, self._began = (
+            datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            time.monotonic(),
+        )
         self._rows: dict[Case, str] = {}
         self._lock = threading.Lock()
 
@@ -129,8 +138,16 @@ class Record:
             *(f"    {shlex.join(['python', 'benchmarks/process_faults.py', *self._words])}", ""),
             *self._about,
             *("", METHOD, ""),
-            *("| what | layout | moment | named | again | |", "| --- | --- | --- | ---: | ---: | --- |"),
-            *(self._rows[case] for layout in LAYOUTS for case in self._rows if case.layout == layout),
+            *(
+                "| what | layout | moment | named | again | |",
+                "| --- | --- | --- | ---: | ---: | --- |",
+            ),
+            *(
+                self._rows[case]
+                for layout in LAYOUTS
+                for case in self._rows
+                if case.layout == layout
+            ),
             *("", f"{count} of {len(cases())} cases, {len(self.faults)} wrong. {seconds:.0f} s."),
         ]
 
@@ -139,7 +156,9 @@ def row(case: Case, played: Played, found: Sequence[str]) -> str:
     """A case as a line of the table."""
     named = "-" if played.seconds is None else f"{played.seconds:.1f}"
     result = ", ".join(found) or "right"
-    return f"| {case.what} | {case.layout} | {case.moment} | {named} | {played.again:.0f} | {result} |"
+    return (
+        f"| {case.what} | {case.layout} | {case.moment} | {named} | {played.again:.0f} | {result} |"
+    )
 
 
 if __name__ == "__main__":

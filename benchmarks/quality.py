@@ -1,11 +1,13 @@
-"""Detectors by yolods' layouts and by ultralytics' own trainer, over many seeds, judged by one evaluator.
+"""Detectors by yolods' layouts and by ultralytics' own trainer, over many seeds, judged by one \
+evaluator.
 
     python benchmarks/quality.py --record benchmarks/quality.md
 
-One line per run that has ended, with the time that is left. Results are appended to --work/results.jsonl: the same
-command goes on where it was stopped, Ctrl-C included. A record has the results of its runs beside it (.jsonl), and an
-empty --work goes on from those: all 160 runs take hours. `--record FILE --report-only` writes the record from what is
-there. `--help` lists what can be chosen.
+One line per run that has ended, with the time that is left. Results are appended to
+--work/results.jsonl: the same command goes on where it was stopped, Ctrl-C included. A record has
+the results of its runs beside it (.jsonl), and an empty --work goes on from those: all 160 runs
+take hours. `--record FILE --report-only` writes the record from what is there. `--help` lists what
+can be chosen.
 """
 
 from __future__ import annotations
@@ -32,7 +34,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import quality_report as report
 from benchmarks.cases import REFERENCE, ROOT, Case, hyper
 from benchmarks.hardware import commit, describe
-from benchmarks.quality_run import RESULT, SCREEN, Job, Plan, copy_and_scan, forked, import_all, lead
+from benchmarks.quality_run import (
+    RESULT,
+    SCREEN,
+    Job,
+    Plan,
+    copy_and_scan,
+    forked,
+    import_all,
+    lead,
+)
 from yolods.errors import UserError
 from yolods.launch.command import ALLOCATOR
 from yolods.model.architecture.build import architecture, parse_name
@@ -42,12 +53,15 @@ CASES = {
     for case in (
         Case(REFERENCE, "ultralytics DetectionTrainer, fp32"),
         Case("zero1_fp32", "yolods zero1_fp32, 1 rank", "zero1_fp32.json"),
-        Case("zero2_bf16_autocast", "yolods zero2_bf16_autocast, 1 rank", "zero2_bf16_autocast.json"),
+        Case(
+            "zero2_bf16_autocast", "yolods zero2_bf16_autocast, 1 rank", "zero2_bf16_autocast.json"
+        ),
         Case("zero2_fp32", "yolods zero2_fp32, 2 ranks", "zero2_fp32.json", ranks=2),
         Case("pipeline2_fp32", "yolods pipeline2_fp32, 2 stages", "pipeline2_fp32.json", ranks=2),
     )
 }
-"""Those on one rank first: then cores are idle once per seed at most, before the first that needs two."""
+"""Those on one rank first: then cores are idle once per seed at most, before the first that needs
+two."""
 
 BCCD = Path("shared/data/bccd/bccd.yaml")
 """The blood cells, in any of the folders that this clone lies in."""
@@ -71,30 +85,63 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     made.add_argument(
-        "--data", action="append", metavar="NAME=YAML", help="a set; repeat it (default: demo, and bccd where it is)"
+        "--data",
+        action="append",
+        metavar="NAME=YAML",
+        help="a set; repeat it (default: demo, and bccd where it is)",
     )
-    made.add_argument("--seeds", type=int, default=16, metavar="N", help="seeds 0 to N-1 (default 16)")
-    made.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="what to train (default: all)")
+    made.add_argument(
+        "--seeds", type=int, default=16, metavar="N", help="seeds 0 to N-1 (default 16)"
+    )
+    made.add_argument(
+        "--cases",
+        nargs="+",
+        choices=CASES,
+        default=list(CASES),
+        help="what to train (default: all)",
+    )
     made.add_argument("--epochs", type=int, default=12, metavar="N", help="of a run (default 12)")
-    made.add_argument("--imgsz", type=int, default=160, metavar="PX", help="image size (default 160)")
-    made.add_argument("--batch-size", type=int, default=16, metavar="N", help="images of a step (default 16)")
-    made.add_argument("--model", default="yolov5n", metavar="NAME", help="or yolov5[depth,width] (default yolov5n)")
-    made.add_argument("--cores", type=int, metavar="N", help="ranks at once (default: as many as there are cores)")
-    made.add_argument("--work", type=Path, default=Path("runs/quality"), metavar="DIR", help="default runs/quality")
+    made.add_argument(
+        "--imgsz", type=int, default=160, metavar="PX", help="image size (default 160)"
+    )
+    made.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="images of a step (default 16)"
+    )
+    made.add_argument(
+        "--model",
+        default="yolov5n",
+        metavar="NAME",
+        help="or yolov5[depth,width] (default yolov5n)",
+    )
+    made.add_argument(
+        "--cores", type=int, metavar="N", help="ranks at once (default: as many as there are cores)"
+    )
+    made.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/quality"),
+        metavar="DIR",
+        help="default runs/quality",
+    )
     made.add_argument("--record", type=Path, metavar="MD", help="write the table there")
-    made.add_argument("--report-only", action="store_true", help="train nothing, show what there is")
+    made.add_argument(
+        "--report-only", action="store_true", help="train nothing, show what there is"
+    )
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, and return the exit status: 1 where runs failed, 2 for a mistake of the user's, 130 after Ctrl-C."""
+    """Run, and return the exit status: 1 where runs failed, 2 for a mistake of the user's, 130
+    after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(words)
     if options.record is not None and not options.record.parent.is_dir():
         parser().error(f"--record {options.record}: there is no folder {options.record.parent}")
     for name in ("seeds", "epochs", "batch_size"):
         if getattr(options, name) < 1:
-            parser().error(f"--{name.replace('_', '-')} {getattr(options, name)}: has to be at least 1")
+            parser().error(
+                f"--{name.replace('_', '-')} {getattr(options, name)}: has to be at least 1"
+            )
     if any(os.environ.get(name) != value for name, value in VARIABLES.items()):
         os.execve(sys.executable, [sys.executable, __file__, *words], {**os.environ, **VARIABLES})
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -122,15 +169,25 @@ def measure(options: argparse.Namespace) -> int:
         return 0
     shutil.rmtree(work / "running", ignore_errors=True)
     model = model_file(options.model, work)
-    plan = Plan(work, model, options.imgsz, options.batch_size, options.epochs, results.settings["hyper"])
+    plan = Plan(
+        work, model, options.imgsz, options.batch_size, options.epochs, results.settings["hyper"]
+    )
     import_all()
     sets = copies(options.data, work)
     cores = options.cores or len(os.sched_getaffinity(0))
     cases = [CASES[key] for key in CASES if key in options.cases]
     for case in [case for case in cases if case.ranks > cores]:
-        print(f"{case.key} is left out: it needs {case.ranks} cores, and there are {cores}", flush=True)
+        print(
+            f"{case.key} is left out: it needs {case.ranks} cores, and there are {cores}",
+            flush=True,
+        )
         cases.remove(case)
-    jobs = [Job(case, name, sets[name], seed) for seed in range(options.seeds) for case in cases for name in sets]
+    jobs = [
+        Job(case, name, sets[name], seed)
+        for seed in range(options.seeds)
+        for case in cases
+        for name in sets
+    ]
     todo = [job for job in jobs if (job.case.key, job.set, job.seed) not in results.done]
     print(f"{len(todo)} of {len(jobs)} runs are to be made, on {cores} cores", flush=True)
     return 1 if Pool(plan, results, todo, cores).work() else 0
@@ -150,7 +207,9 @@ def model_file(name: str, work: Path) -> Path:
     Raises:
         UserError: there is no such model.
     """
-    layers = architecture(parse_name(name), nc=80, channels=3)  # both trainers take the number of classes from the data
+    layers = architecture(
+        parse_name(name), nc=80, channels=3
+    )  # both trainers take the number of classes from the data
     file = work / "model.yaml"
     file.write_text(yaml.safe_dump(layers, sort_keys=False), encoding="utf-8")
     return file
@@ -181,10 +240,16 @@ def copies(given: list[str] | None, work: Path) -> dict[str, Path]:
         if found := [str(folder / BCCD) for folder in ROOT.parents if (folder / BCCD).is_file()]:
             wanted = {"bccd": found[0], **wanted}
         else:
-            print(f"bccd is left out: no folder above {ROOT} holds {BCCD}; --data bccd=YAML --data demo=demo takes it")
+            print(
+                f"bccd is left out: no folder above {ROOT} holds {BCCD}; --data bccd=YAML --data "
+                "demo=demo takes it"
+            )
     for name, file in wanted.items():
         if file != "demo" and not Path(file).is_file():
-            raise UserError(f"--data {name}={file}: no such file; write NAME=YAML, or demo=demo for the embedded set")
+            raise UserError(
+                f"--data {name}={file}: no such file; write NAME=YAML, or demo=demo for the "
+                "embedded set"
+            )
     screen, made = work / "data.log", {}
     for name, file in wanted.items():
         (work / "data").mkdir(exist_ok=True)
@@ -210,10 +275,17 @@ class Results:
         self._file, self.settings, self._commit = file, settings, commit()
         self.lines = read_results(file)
         for line in self.lines:
-            other = {key: line["settings"].get(key) for key in settings if line["settings"].get(key) != settings[key]}
+            other = {
+                key: line["settings"].get(key)
+                for key in settings
+                if line["settings"].get(key) != settings[key]
+            }
             if other:
                 own = {key: settings[key] for key in other}
-                raise UserError(f"{file} holds runs with {other}, and these would have {own}; choose another --work")
+                raise UserError(
+                    f"{file} holds runs with {other}, and these would have {own}; choose another "
+                    "--work"
+                )
 
     @property
     def done(self) -> set[tuple[str, str, int]]:
@@ -234,7 +306,8 @@ class Results:
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
-    """All whole lines; one that the machine's end has cut off is left out, and removed from the file.
+    """All whole lines; one that the machine's end has cut off is left out, and removed from the
+    file.
 
     Raises:
         UserError: a line that is not the last is no result.
@@ -255,7 +328,8 @@ def read_results(file: Path) -> list[dict[str, Any]]:
 
 
 def next_job(todo: Sequence[Job], free: int) -> int | None:
-    """Place of the first job that fits into the free cores, among those of the first one's seed; None: wait.
+    """Place of the first job that fits into the free cores, among those of the first one's seed;
+    None: wait.
 
     Seeds are finished one after the other, so that what is there at any time is balanced.
     """
@@ -345,7 +419,9 @@ def write_record(options: argparse.Namespace, words: Sequence[str]) -> None:
     print("\n" + "\n".join(tables))
     if options.record is not None:
         cores = list(range(options.cores or len(os.sched_getaffinity(0))))
-        head = report.head(lines, shlex.join(["python", "benchmarks/quality.py", *words]), describe(cores))
+        head = report.head(
+            lines, shlex.join(["python", "benchmarks/quality.py", *words]), describe(cores)
+        )
         options.record.write_text("\n".join([*head, *tables]) + "\n", encoding="utf-8")
         shutil.copy(options.work / RESULTS, options.record.with_suffix(".jsonl"))
 

@@ -1,6 +1,8 @@
-"""From results of single runs to means, deviations, differences with intervals, and verdicts: arithmetic and text.
+"""From results of single runs to means, deviations, differences with intervals, and verdicts:
+arithmetic and text.
 
-A result is a line of results.jsonl: `case`, `set`, `seed`, the metrics, `seconds`, `cpu seconds`, `commit`, `settings`.
+A result is a line of results.jsonl: `case`, `set`, `seed`, the metrics, `seconds`, `cpu seconds`,
+`commit`, `settings`.
 """
 
 from __future__ import annotations
@@ -22,24 +24,36 @@ LAST = "last.pt's "
 """Before a metric that is last.pt's; without it, it is best.pt's."""
 
 METHOD = """\
-Every trainer starts from random weights that it draws itself, with the same seed, hyper-parameters and images; a step
-sees {batch} images in every case, over all ranks: two ranks normalise over half of them each. ultralytics'
-DetectionTrainer is used as it is. Different from its defaults, in all cases: {hyper}. Neither trainer evaluates before
-its last epoch, so that ultralytics' best.pt is its last.pt. yolods' best.pt has the weights of its last.pt, and
-BatchNorm's statistics taken anew over train images (`precise_bn`, on by default, docs/training.md) where that is better
+Every trainer starts from random weights that it draws itself, with the same seed, \
+hyper-parameters and images; a step
+sees {batch} images in every case, over all ranks: two ranks normalise over half of them each. \
+ultralytics'
+DetectionTrainer is used as it is. Different from its defaults, in all cases: {hyper}. Neither \
+trainer evaluates before
+its last epoch, so that ultralytics' best.pt is its last.pt. yolods' best.pt has the weights of \
+its last.pt, and
+BatchNorm's statistics taken anew over train images (`precise_bn`, on by default, \
+docs/training.md) where that is better
 on the validation images; ultralytics has nothing like it.
 
-best.pt and last.pt (fp16, the moving average) of every run are judged by ultralytics' own DetectionValidator, on the
-set's validation images. Tables of best.pt compare what a user takes away, those of last.pt the training alone. Where a
-CPU has no bf16 instructions, bf16 convolutions are computed in fp32 from the same bf16 values and rounded once, as the
+best.pt and last.pt (fp16, the moving average) of every run are judged by ultralytics' own \
+DetectionValidator, on the
+set's validation images. Tables of best.pt compare what a user takes away, those of last.pt the \
+training alone. Where a
+CPU has no bf16 instructions, bf16 convolutions are computed in fp32 from the same bf16 values and \
+rounded once, as the
 instructions do (`benchmarks/bf16_products.py`).
 
 - *+-*: standard deviation over seeds.
-- *difference*: from the mean of ultralytics, over the seeds that both have; in brackets its 95% interval.
-- *SE*: standard error of the difference of two independent means (Welch); *t*: the difference over it. The trainers
-  draw from streams of their own, so that the same seed makes no pair of them; *paired SE*, from the differences seed by
+- *difference*: from the mean of ultralytics, over the seeds that both have; in brackets its 95% \
+interval.
+- *SE*: standard error of the difference of two independent means (Welch); *t*: the difference \
+over it. The trainers
+  draw from streams of their own, so that the same seed makes no pair of them; *paired SE*, from \
+the differences seed by
   seed, is about the same where that is so.
-- *all layouts*: seed by seed the mean over yolods' layouts, which counts as one observation: layouts share a seed's
+- *all layouts*: seed by seed the mean over yolods' layouts, which counts as one observation: \
+layouts share a seed's
   weights and samples, so that they are not independent of each other."""
 
 
@@ -104,7 +118,8 @@ def averaged(differences: Sequence[Difference]) -> Difference:
 
 
 def t_quantile(share: float, freedom: float) -> float:
-    """Student's t, by its expansion around the normal distribution: 0.005 off at 4 degrees of freedom, less above."""
+    """Student's t, by its expansion around the normal distribution: 0.005 off at 4 degrees of
+    freedom, less above."""
     if not freedom > 0:
         return math.nan
     z = NormalDist().inv_cdf(share)
@@ -118,12 +133,15 @@ def t_quantile(share: float, freedom: float) -> float:
 
 
 def by_seed(lines: Sequence[Line], case: str, name: str, metric: str) -> dict[int, float]:
-    """Seed -> a metric, of one case on one set. Runs that note nothing of last.pt have no other best.pt."""
+    """Seed -> a metric, of one case on one set. Runs that note nothing of last.pt have no other
+    best.pt."""
     mine = [line for line in lines if (line["case"], line["set"]) == (case, name)]
     return {line["seed"]: line.get(metric, line[metric.removeprefix(LAST)]) for line in mine}
 
 
-def pooled(lines: Sequence[Line], layouts: Sequence[str], name: str, metric: str) -> dict[int, float]:
+def pooled(
+    lines: Sequence[Line], layouts: Sequence[str], name: str, metric: str
+) -> dict[int, float]:
     """Seed -> mean of a metric over layouts, of the seeds that all of them have."""
     samples = [by_seed(lines, case, name, metric) for case in layouts]
     seeds = set.intersection(*map(set, samples)) if samples else set()
@@ -144,15 +162,30 @@ def tables(lines: Sequence[Line], titles: Mapping[str, str], reference: str) -> 
     for name in sets:
         for metric in (*SHOWN[:2], f"{LAST}{JUDGED}"):
             title = metric if metric.startswith(LAST) else f"best.pt's {metric}"
-            text += [f"## {name}: {title}", "", *_table(lines, titles, reference, layouts, name, metric), ""]
+            text += [
+                f"## {name}: {title}",
+                "",
+                *_table(lines, titles, reference, layouts, name, metric),
+                "",
+            ]
         text += [f"## {name}: means", "", *_means(lines, titles, name), ""]
     for file, metric in (("best.pt", JUDGED), ("last.pt", f"{LAST}{JUDGED}")):
-        text += [f"## Verdicts on {file}", "", *verdicts(lines, titles, reference, layouts, sets, metric), ""]
+        text += [
+            f"## Verdicts on {file}",
+            "",
+            *verdicts(lines, titles, reference, layouts, sets, metric),
+            "",
+        ]
     return text[:-1]
 
 
 def _table(
-    lines: Sequence[Line], titles: Mapping[str, str], reference: str, layouts: Sequence[str], name: str, metric: str
+    lines: Sequence[Line],
+    titles: Mapping[str, str],
+    reference: str,
+    layouts: Sequence[str],
+    name: str,
+    metric: str,
 ) -> list[str]:
     rows = [
         "| case | seeds | mean | +- | difference (95%) | SE | paired SE | t |",
@@ -192,9 +225,13 @@ def _means(lines: Sequence[Line], titles: Mapping[str, str], name: str) -> list[
         mine = [line for line in lines if (line["case"], line["set"]) == (case, name)]
         if mine:
             values = [statistics.mean(line[metric] for line in mine) for metric in SHOWN]
-            values += [statistics.mean(line["train losses"][key] for line in mine) for key in losses]
+            values += [
+                statistics.mean(line["train losses"][key] for line in mine) for key in losses
+            ]
             cells = [f"{value:.4f}" for value in values]
-            cells.append(f"{statistics.mean(line['cpu seconds'] + line['judging cpu seconds'] for line in mine):.0f}")
+            cells.append(
+                f"{statistics.mean(line['cpu seconds'] + line['judging cpu seconds'] for line in mine):.0f}"  # noqa: E501
+            )
             rows.append(f"| {title} | {' | '.join(cells)} |")
     return rows
 
@@ -218,7 +255,8 @@ def verdicts(
                 continue
             held = apart.mean >= -apart.error
             text.append(
-                f"- {name}, {titles[case]}: {_said(apart)}, {_within(held, ' by more than one standard error')}"
+                f"- {name}, {titles[case]}: {_said(apart)}, "
+                f"{_within(held, ' by more than one standard error')}"
             )
         apart = difference(pooled(lines, layouts, name, metric), theirs)
         if apart is not None and not math.isnan(apart.error):
@@ -228,12 +266,17 @@ def verdicts(
         apart = averaged(whole)
         low, high = apart.interval
         held = _within(apart.mean >= 0, "")
-        text.append(f"- all layouts, mean over sets: {_said(apart)}, 95% {low:+.4f} to {high:+.4f}, {held}")
+        text.append(
+            f"- all layouts, mean over sets: {_said(apart)}, 95% {low:+.4f} to {high:+.4f}, {held}"
+        )
     return text
 
 
 def _said(apart: Difference) -> str:
-    return f"{JUDGED} {apart.mean:+.4f} from ultralytics' over {apart.seeds} seeds, SE {apart.error:.4f}"
+    return (
+        f"{JUDGED} {apart.mean:+.4f} from ultralytics' over {apart.seeds} seeds, SE "
+        f"{apart.error:.4f}"
+    )
 
 
 def _within(held: bool, how: str) -> str:
@@ -256,9 +299,10 @@ def head(lines: Sequence[Line], command: str, machine: Sequence[str]) -> list[st
         f"    {command}",
         "",
         *machine,
-        f"- {len(lines)} runs, ended from {min(ended)} to {max(ended)}, {cpu / 3600:.1f} CPU hours, by {commits}",
-        f"- workload: {settings['model']} from random weights at {settings['imgsz']} px, {settings['epochs']} epochs, "
-        f"{settings['batch']} images per step, one thread per rank",
+        f"- {len(lines)} runs, ended from {min(ended)} to {max(ended)}, {cpu / 3600:.1f} CPU "
+        f"hours, by {commits}",
+        f"- workload: {settings['model']} from random weights at {settings['imgsz']} px, "
+        f"{settings['epochs']} epochs, {settings['batch']} images per step, one thread per rank",
         "",
         METHOD.format(batch=settings["batch"], hyper=changed),
         "",
@@ -268,10 +312,15 @@ def head(lines: Sequence[Line], command: str, machine: Sequence[str]) -> list[st
 def one_line(line: Line) -> str:
     """A run that has ended, on the screen."""
     cpu = line["cpu seconds"] + line["judging cpu seconds"]
-    return f"mAP50 {line['mAP50']:.3f}, mAP50-95 {line['mAP50-95']:.3f}; {cpu:.0f} CPU s in {line['seconds']:.0f} s"
+    return (
+        f"mAP50 {line['mAP50']:.3f}, mAP50-95 {line['mAP50-95']:.3f}; {cpu:.0f} CPU s in "
+        f"{line['seconds']:.0f} s"
+    )
 
 
-def time_left(lines: Sequence[Line], wanted: Sequence[tuple[str, str]], ranks: Mapping[str, int], cores: int) -> str:
+def time_left(
+    lines: Sequence[Line], wanted: Sequence[tuple[str, str]], ranks: Mapping[str, int], cores: int
+) -> str:
     """About how long runs take that are still to be made, from those that were.
 
     Args:
@@ -281,8 +330,14 @@ def time_left(lines: Sequence[Line], wanted: Sequence[tuple[str, str]], ranks: M
     """
     taken: dict[tuple[str, str], list[float]] = {}
     for line in lines:
-        taken.setdefault((line["case"], line["set"]), []).append(line["seconds"] * ranks[line["case"]])
+        taken.setdefault((line["case"], line["set"]), []).append(
+            line["seconds"] * ranks[line["case"]]
+        )
     anyone = statistics.mean(value for values in taken.values() for value in values)
     seconds = sum(statistics.mean(taken.get(key, [anyone])) for key in wanted) / cores
     minutes = math.ceil(seconds / 60)
-    return f"about {minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"about {minutes} min"
+    return (
+        f"about {minutes // 60} h {minutes % 60:02} min"
+        if minutes >= 60
+        else f"about {minutes} min"
+    )

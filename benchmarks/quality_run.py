@@ -1,7 +1,9 @@
-"""One run of the quality benchmark, in a fork of a Python that has everything imported: train, and judge last.pt.
+"""One run of the quality benchmark, in a fork of a Python that has everything imported: train, and
+judge last.pt.
 
 benchmark                 leader, in a session of its own              ranks
-start(..)  -- forks -->   forks the ranks, waits, judges last.pt  -->  ultralytics' trainer, or yolods' command line
+start(..)  -- forks -->   forks the ranks, waits, judges last.pt  -->  ultralytics' trainer, or
+                                                                       yolods' command line
            <- result --   as JSON
 """
 
@@ -29,7 +31,11 @@ from tests.as_started import is_alone
 from yolods import compat
 
 IMPORTED = (
-    *("deepspeed", "deepspeed.runtime.superoffload.superoffload_stage3", "torch.distributed.nn.functional"),
+    *(
+        "deepspeed",
+        "deepspeed.runtime.superoffload.superoffload_stage3",
+        "torch.distributed.nn.functional",
+    ),
     *("ultralytics.models.yolo.detect", "ultralytics.nn.tasks", "ultralytics.utils.loss"),
     *("torch._dynamo", "torch._inductor.compile_fx", "yolods.training.start"),
 )
@@ -65,7 +71,8 @@ class Plan:
     epochs: int
     """Epochs of a run."""
     hyper: dict[str, Any]
-    """Hyper-parameters that differ from ultralytics' defaults, for both trainers; the seed comes besides."""
+    """Hyper-parameters that differ from ultralytics' defaults, for both trainers; the seed comes
+    besides."""
 
     def folder(self, job: Job) -> Path:
         """Everything that a run writes, until it has ended."""
@@ -92,7 +99,8 @@ def import_all() -> None:
     """Import what the runs need, with yolods' workarounds in place.
 
     Raises:
-        RuntimeError: an import has started a thread, whose locks would stay locked in the forks for ever.
+        RuntimeError: an import has started a thread, whose locks would stay locked in the forks for
+            ever.
     """
     from yolods.cli import _prepare_libraries
 
@@ -107,7 +115,9 @@ def import_all() -> None:
         raise RuntimeError("an import has started a thread: this process cannot be forked")
 
 
-def forked(function: Callable[[], None], screen: Path, *, session: bool = False, **variables: str) -> int:
+def forked(
+    function: Callable[[], None], screen: Path, *, session: bool = False, **variables: str
+) -> int:
     """Call a function in a fork, whose exit status is 1 where it raises; returns its pid.
 
     Args:
@@ -143,7 +153,8 @@ def forked(function: Callable[[], None], screen: Path, *, session: bool = False,
 
 
 def lead(plan: Plan, job: Job, benchmark: int) -> None:
-    """Start a run's ranks, wait for them, judge what they leave, keep it, and write `RESULT` into the run's folder.
+    """Start a run's ranks, wait for them, judge what they leave, keep it, and write `RESULT` into
+    the run's folder.
 
     Args:
         benchmark: pid of the process that asked for it; the run ends with it.
@@ -157,7 +168,10 @@ def lead(plan: Plan, job: Job, benchmark: int) -> None:
     found = {}
     for prefix, file in ((report.LAST, last), ("", best)):
         _wait([forked(partial(_judge, plan, job, file, judged), folder / SCREEN)], benchmark)
-        found |= {f"{prefix}{name}": value for name, value in json.loads(judged.read_text(encoding="utf-8")).items()}
+        found |= {
+            f"{prefix}{name}": value
+            for name, value in json.loads(judged.read_text(encoding="utf-8")).items()
+        }
     result = {
         **found,
         "train losses": _train_losses(folder / TRAIN / "results.csv"),
@@ -181,7 +195,12 @@ def _train(plan: Plan, job: Job, benchmark: int) -> None:
     from yolods.launch.command import free_port
 
     size = str(job.case.ranks)
-    world = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    world = {
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     write_unwatched(ROOT / "ds_configs" / job.case.config, plan.folder(job))
     words = yolods_words(plan, job)
     ranks = [
@@ -238,8 +257,25 @@ def ultralytics_overrides(plan: Plan, job: Job) -> dict[str, Any]:
 def yolods_words(plan: Plan, job: Job) -> list[str]:
     """The command line that yolods is given on every rank."""
     assert job.case.config is not None
-    words = ["train", "--data", str(job.data), "--model", str(plan.model), "--epochs", str(plan.epochs)]
-    words += ["--batch-size", str(plan.batch), "--imgsz", str(plan.imgsz), "--workers", "0", "--seed", str(job.seed)]
+    words = [
+        "train",
+        "--data",
+        str(job.data),
+        "--model",
+        str(plan.model),
+        "--epochs",
+        str(plan.epochs),
+    ]
+    words += [
+        "--batch-size",
+        str(plan.batch),
+        "--imgsz",
+        str(plan.imgsz),
+        "--workers",
+        "0",
+        "--seed",
+        str(job.seed),
+    ]
     words += ["--deepspeed_config", str(plan.folder(job) / job.case.config)]
     words += ["--run-dir", str(plan.folder(job) / TRAIN)]
     for key, value in plan.hyper.items():
@@ -248,7 +284,8 @@ def yolods_words(plan: Plan, job: Job) -> list[str]:
 
 
 def write_unwatched(config: Path, folder: Path) -> None:
-    """Copy a DeepSpeed JSON and turn the watchdog off, which would end ranks that a busy machine does not let run."""
+    """Copy a DeepSpeed JSON and turn the watchdog off, which would end ranks that a busy machine
+    does not let run."""
     settings = json.loads(config.read_text(encoding="utf-8"))
     settings.setdefault("yolods", {})["watchdog"] = {"enabled": False}
     (folder / config.name).write_text(json.dumps(settings), encoding="utf-8")
@@ -264,7 +301,8 @@ def _train_ultralytics(plan: Plan, job: Job) -> None:
 
 
 def _one_thread() -> None:
-    # Choosing its device, ultralytics 8.4.190 takes one thread fewer than the machine has cores, 8 at most.
+    # Choosing its device, ultralytics 8.4.190 takes one thread fewer than the machine has cores, 8
+    # at most.
     import torch
 
     torch.set_num_threads(1)
@@ -283,7 +321,8 @@ def _judge(plan: Plan, job: Job, weights: Path, to: Path) -> None:
 
     from yolods.evaluation.evaluator import UNLIMITED_SECONDS
 
-    # Else a batch whose NMS takes longer loses the rest of its boxes, and a busy machine would lower the result.
+    # Else a batch whose NMS takes longer loses the rest of its boxes, and a busy machine would
+    # lower the result.
     nms.non_max_suppression = partial(nms.non_max_suppression, max_time_img=UNLIMITED_SECONDS)
     settings = {
         "model": str(weights),
@@ -300,14 +339,18 @@ def _judge(plan: Plan, job: Job, weights: Path, to: Path) -> None:
     validator = DetectionValidator(args=settings)
     validator.add_callback("on_val_start", lambda _: _one_thread())
     found = validator(model=str(weights))
-    to.write_text(json.dumps({name: float(found[key]) for name, key in METRICS.items()}), encoding="utf-8")
+    to.write_text(
+        json.dumps({name: float(found[key]) for name, key in METRICS.items()}), encoding="utf-8"
+    )
 
 
 def _train_losses(results: Path) -> dict[str, float]:
     """The last epoch's, of the results.csv that both trainers write."""
     with results.open(encoding="utf-8") as lines:
         *_, last = csv.DictReader(lines, skipinitialspace=True)
-    return {key.strip(): float(value) for key, value in last.items() if key.strip().startswith("train/")}
+    return {
+        key.strip(): float(value) for key, value in last.items() if key.strip().startswith("train/")
+    }
 
 
 def copy_and_scan(data: str, work: Path, out: Path) -> None:

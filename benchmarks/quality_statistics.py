@@ -6,7 +6,7 @@ Once as it was left, and once with the statistics of its train set: the mean of 
 the training images, without augmentation and without a step. Weights stay as they are. At a momentum of 0.03 running
 statistics remember about 33 batches, so after a few hundred they still hold images with mosaic. Results are appended to
 --work/statistics.jsonl: the same command goes on where it was stopped.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -30,8 +30,16 @@ BATCH = 16
 def main() -> int:
     """Judge what has not been judged, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--work", type=Path, default=Path("runs/quality"), metavar="DIR", help="default runs/quality")
-    parser.add_argument("--imgsz", type=int, default=160, metavar="PX", help="of the runs (default 160)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/quality"),
+        metavar="DIR",
+        help="default runs/quality",
+    )
+    parser.add_argument(
+        "--imgsz", type=int, default=160, metavar="PX", help="of the runs (default 160)"
+    )
     parser.add_argument("--record", type=Path, metavar="MD", help="write the table there")
     options = parser.parse_args()
     file = options.work / "statistics.jsonl"
@@ -93,7 +101,8 @@ def judge_twice(path: Path, data: Path, imgsz: int) -> dict[str, float]:
 
 
 def restate(net: Any, data: Path, imgsz: int) -> None:
-    """Give every BatchNorm the plain mean of its batch statistics over one pass of the training images."""
+    """Give every BatchNorm the plain mean of its batch statistics over one pass of the training
+    images."""
     import torch
     from ultralytics.cfg import get_cfg
     from ultralytics.data.build import build_yolo_dataset
@@ -101,9 +110,13 @@ def restate(net: Any, data: Path, imgsz: int) -> None:
 
     spec = check_det_dataset(str(data))
     settings = get_cfg(overrides={"imgsz": imgsz, "task": "detect", "data": str(data)})
-    images = build_yolo_dataset(settings, spec["train"], BATCH, spec, mode="val", rect=False, stride=32)
+    images = build_yolo_dataset(
+        settings, spec["train"], BATCH, spec, mode="val", rect=False, stride=32
+    )
     torch.manual_seed(0)
-    loader = torch.utils.data.DataLoader(images, BATCH, shuffle=True, collate_fn=images.collate_fn, drop_last=True)
+    loader = torch.utils.data.DataLoader(
+        images, BATCH, shuffle=True, collate_fn=images.collate_fn, drop_last=True
+    )
     norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -122,9 +135,25 @@ def judge(path: Path, data: Path, imgsz: int, folder: str) -> float:
     """mAP50-95 by ultralytics' own validator."""
     from ultralytics.models.yolo.detect import DetectionValidator
 
-    quiet = {"plots": False, "verbose": False, "workers": 0, "project": folder, "name": "val", "exist_ok": True}
-    settings = {"model": str(path), "data": str(data), "imgsz": imgsz, "batch": BATCH, "device": "cpu", **quiet}
-    return round(float(DetectionValidator(args=settings)(model=str(path))["metrics/mAP50-95(B)"]), 4)
+    quiet = {
+        "plots": False,
+        "verbose": False,
+        "workers": 0,
+        "project": folder,
+        "name": "val",
+        "exist_ok": True,
+    }
+    settings = {
+        "model": str(path),
+        "data": str(data),
+        "imgsz": imgsz,
+        "batch": BATCH,
+        "device": "cpu",
+        **quiet,
+    }
+    return round(
+        float(DetectionValidator(args=settings)(model=str(path))["metrics/mAP50-95(B)"]), 4
+    )
 
 
 def render(done: list[dict[str, Any]]) -> list[str]:

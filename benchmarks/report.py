@@ -10,7 +10,8 @@ from benchmarks.cases import CASES, PAIRED, REFERENCE
 from benchmarks.observer import Seen
 
 BUSY = 0.97
-"""Share of its cores that a run has to get; below, something else was running and the figure is not to be trusted."""
+"""Share of its cores that a run has to get; below, something else was running and the figure is not
+to be trusted."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ def result(key: str, number: int, runs: Sequence[Seen], threads: int) -> Result:
         rates.append(sum(epoch["images"] for epoch in counted) / seconds)
         busy.append(sum(epoch["cpu_seconds"] for epoch in counted) / seconds / threads)
         first.append(seen.first_step)
-    return Result(key, number, statistics.mean(rates), statistics.mean(first), statistics.mean(busy))
+    return Result(
+        key, number, statistics.mean(rates), statistics.mean(first), statistics.mean(busy)
+    )
 
 
 def ratios(results: Sequence[Result], key: str) -> list[float]:
@@ -78,28 +81,37 @@ def ratios(results: Sequence[Result], key: str) -> list[float]:
 
 
 def scaling(results: Sequence[Result], baseline: str) -> list[float]:
-    """Round by round, the rate of two ranks over twice the rate of `baseline` (one rank alone, or one of two runs)."""
+    """Round by round, the rate of two ranks over twice the rate of `baseline` (one rank alone, or
+    one of two runs)."""
     rates = {(one.key, one.round): one.rate for one in results}
     rounds = sorted({one.round for one in results})
-    wanted = [number for number in rounds if ("two-ranks", number) in rates and (baseline, number) in rates]
+    wanted = [
+        number
+        for number in rounds
+        if ("two-ranks", number) in rates and (baseline, number) in rates
+    ]
     return [rates["two-ranks", number] / (2 * rates[baseline, number]) for number in wanted]
 
 
 def rate_table(results: Sequence[Result]) -> list[str]:
     """One row a case, as markdown."""
     rows = [
-        "| case | images/s, median (min..max) | x ultralytics, pair by pair | first step after, s | core busy |",
+        "| case | images/s, median (min..max) | x ultralytics, pair by pair | first step after, s "
+        "| core busy |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for key, case in CASES.items():
         mine = [one for one in results if one.key == key]
         if not mine:
             continue
-        compared = Spread.of(found).text(3) if (found := ratios(results, key)) and key in PAIRED else ""
+        compared = (
+            Spread.of(found).text(3) if (found := ratios(results, key)) and key in PAIRED else ""
+        )
         busy = min(one.busy for one in mine)
         rows.append(
             f"| {case.title} | {Spread.of(one.rate for one in mine).text(2)} | {compared} | "
-            f"{Spread.of(one.first_step for one in mine).text(1)} | {busy:.0%}{' (!)' if disturbed(mine) else ''} |"
+            f"{Spread.of(one.first_step for one in mine).text(1)} | "
+            f"{busy:.0%}{' (!)' if disturbed(mine) else ''} |"
         )
     return rows
 
@@ -119,7 +131,17 @@ def scaling_lines(results: Sequence[Result]) -> list[str]:
 
 def split_table(splits: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Milliseconds an image by part of a step, a column a case."""
-    parts = ["data", "input", "forward", "loss", "backward", "optimizer and communication", "EMA", "telemetry", "rest"]
+    parts = [
+        "data",
+        "input",
+        "forward",
+        "loss",
+        "backward",
+        "optimizer and communication",
+        "EMA",
+        "telemetry",
+        "rest",
+    ]
     named = {key: CASES[key].title for key in splits}
     rows = [f"| ms an image | {' | '.join(named.values())} |", f"| --- |{' ---: |' * len(named)}"]
     for part in [*parts, "total"]:
@@ -135,19 +157,26 @@ def operator_table(operators: Sequence[Mapping[str, float]]) -> list[str]:
     """The most expensive operators of a case."""
     rows = ["| operator | calls a step | ms an image | share |", "| --- | ---: | ---: | ---: |"]
     return rows + [
-        f"| `{one['name']}` | {one['calls']:.0f} | {one['ms']:.2f} | {one['share']:.1%} |" for one in operators
+        f"| `{one['name']}` | {one['calls']:.0f} | {one['ms']:.2f} | {one['share']:.1%} |"
+        for one in operators
     ]
 
 
 def map_table(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
     """mAP of every seed by case, and each mean beside the spread of ultralytics' seeds."""
-    rows = ["| case | mAP50 by seed | mean | mAP50-95 by seed | mean |", "| --- | --- | ---: | --- | ---: |"]
+    rows = [
+        "| case | mAP50 by seed | mean | mAP50-95 by seed | mean |",
+        "| --- | --- | ---: | --- | ---: |",
+    ]
     names = ("metrics/mAP50(B)", "metrics/mAP50-95(B)")
     for key, runs in scores.items():
         cells = []
         for name in names:
             values = [run[name] for run in runs]
-            cells += [" ".join(f"{value:.3f}" for value in values), f"{statistics.mean(values):.3f}"]
+            cells += [
+                " ".join(f"{value:.3f}" for value in values),
+                f"{statistics.mean(values):.3f}",
+            ]
         rows.append(f"| {CASES[key].title} | {' | '.join(cells)} |")
     if REFERENCE not in scores:
         return rows
@@ -164,7 +193,8 @@ def map_table(scores: Mapping[str, Sequence[Mapping[str, float]]]) -> list[str]:
 
 
 def disturbed(results: Sequence[Result]) -> list[Result]:
-    """Runs that did not get their core to themselves. Ranks that wait for each other cannot be told from those."""
+    """Runs that did not get their core to themselves. Ranks that wait for each other cannot be told
+    from those."""
     return [one for one in results if one.busy < BUSY and CASES[one.key].ranks == 1]
 
 
@@ -174,6 +204,6 @@ def doubts(results: Sequence[Result]) -> list[str]:
         return []
     worst = min(one.busy for one in found)
     return [
-        f"- {len(found)} of {len(results)} runs had less than {BUSY:.0%} of their core (least: {worst:.0%}): "
-        "the machine was doing something else, so measure again."
+        f"- {len(found)} of {len(results)} runs had less than {BUSY:.0%} of their core (least: "
+        f"{worst:.0%}): the machine was doing something else, so measure again."
     ]

@@ -3,7 +3,7 @@
     python benchmarks/resume_matrix.py --record benchmarks/resume_matrix.md
 
 The changes are those of tests/faults/resumes.py, of which tests/faults/test_resumes.py plays a few.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -20,7 +20,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.hardware import describe
 from tests import forks
-from tests.faults.resumes import CHANGES, EPOCHS, FEWER, IMAGES, LAYOUTS, LEFT_AT, MORE, STEP, Played, play, wrong
+from tests.faults.resumes import (
+    CHANGES,
+    EPOCHS,
+    FEWER,
+    IMAGES,
+    LAYOUTS,
+    LEFT_AT,
+    MORE,
+    STEP,
+    Played,
+    play,
+    wrong,
+)
 
 METHOD = f"""\
 - yolov5[0.1,0.1] at 64 px on {IMAGES} images, {EPOCHS} epochs, {STEP} images a step, two ranks, fp32. The run is left
@@ -31,15 +43,19 @@ METHOD = f"""\
 - *says*: a line tells of the change, the run ends with 0, results.csv has {EPOCHS} epochs, as many samples were taken
   as {EPOCHS} epochs of the images that there are have, and no loss jumps.
 - *exact*: the fp32 weights and running statistics at the end are, bit for bit, those of a run that was not left.
-- A cell is "ok" if all of that held, and says otherwise what did not."""
+- A cell is "ok" if all of that held, and says otherwise what did not."""  # noqa: E501
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Play what the command line says. Returns the exit status: 1 if anything was wrong."""
     words = list(sys.argv[1:] if argv is None else argv)
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    made.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: all")
-    made.add_argument("--changes", nargs="+", choices=CHANGES, default=list(CHANGES), help="default: all")
+    made.add_argument(
+        "--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: all"
+    )
+    made.add_argument(
+        "--changes", nargs="+", choices=CHANGES, default=list(CHANGES), help="default: all"
+    )
     made.add_argument("--record", type=Path, metavar="MD", help="write the result to this file")
     options = made.parse_args(words)
     found: dict[str, dict[str, str]] = {}
@@ -56,13 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _judged(played: dict[str, Played]) -> dict[str, str]:
     whole = played.pop("undisturbed")
-    return {name: "; ".join(wrong(CHANGES[name], each, whole)) or "ok" for name, each in played.items()}
+    return {
+        name: "; ".join(wrong(CHANGES[name], each, whole)) or "ok" for name, each in played.items()
+    }
 
 
 def _render(found: dict[str, dict[str, str]], words: Sequence[str]) -> str:
     changes = next(iter(found.values()))
     rows = [
-        f"| {change} | {CHANGES[change].outcome} | {' | '.join(row[change] for row in found.values())} |"
+        (
+            f"| {change} | {CHANGES[change].outcome} | "
+            f"{' | '.join(row[change] for row in found.values())} |"
+        )
         for change in changes
     ]
     count = sum(cell == "ok" for row in found.values() for cell in row.values())
@@ -71,8 +92,18 @@ def _render(found: dict[str, dict[str, str]], words: Sequence[str]) -> str:
         *(f"    {shlex.join(['python', 'benchmarks/resume_matrix.py', *words])}", ""),
         *describe([0, 1]),
         *("", METHOD, ""),
-        *(f"| changed | expected | {' | '.join(found)} |", f"|{' --- |' * (len(found) + 2)}", *rows),
-        *("", f"{count} of {len(found) * len(changes)} cases came out as [recovery.md](../docs/recovery.md) has it."),
+        *(
+            f"| changed | expected | {' | '.join(found)} |",
+            f"|{' --- |' * (len(found) + 2)}",
+            *rows,
+        ),
+        *(
+            "",
+            (
+                f"{count} of {len(found) * len(changes)} cases came out as "
+                "[recovery.md](../docs/recovery.md) has it."
+            ),
+        ),
     ]
     return "\n".join(lines) + "\n"
 

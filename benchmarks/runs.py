@@ -1,4 +1,5 @@
-"""Starts runs on cores of their own, ends them with everything they started, and reads what their drivers saw."""
+"""Starts runs on cores of their own, ends them with everything they started, and reads what their
+drivers saw."""
 
 from __future__ import annotations
 
@@ -18,7 +19,15 @@ LIMIT = 3600.0
 
 
 def carry_out(
-    case: Case, settings: Settings, cores: list[int], *, kind: str, epochs: int, name: str, imgsz: int, seed: int = 0
+    case: Case,
+    settings: Settings,
+    cores: list[int],
+    *,
+    kind: str,
+    epochs: int,
+    name: str,
+    imgsz: int,
+    seed: int = 0,
 ) -> list[Seen]:
     """Run a case, as many copies at once as it asks for.
 
@@ -37,10 +46,14 @@ def carry_out(
         for copy in range(case.copies):
             label = f"{name}-{copy}" if case.copies > 1 else name
             out, log = settings.work / f"{label}.json", settings.work / f"{label}.log"
-            words, variables = command(case, settings, epochs=epochs, imgsz=imgsz, hyper=chosen, name=label)
+            words, variables = command(
+                case, settings, epochs=epochs, imgsz=imgsz, hyper=chosen, name=label
+            )
             task = Task(str(out), time.time(), kind, epochs, settings.threads)
             place = cores[copy * each : (copy + 1) * each]
-            process = stack.enter_context(_Process(words, {**variables, **task.environment()}, place, log))
+            process = stack.enter_context(
+                _Process(words, {**variables, **task.environment()}, place, log)
+            )
             started.append((process, out, log))
         for process, out, log in started:
             status = process.wait()
@@ -53,7 +66,9 @@ def carry_out(
 class _Process:
     """A process in a session of its own; leaving the context ends it and its children."""
 
-    def __init__(self, words: list[str], variables: dict[str, str], cores: list[int], log: Path) -> None:
+    def __init__(
+        self, words: list[str], variables: dict[str, str], cores: list[int], log: Path
+    ) -> None:
         def place() -> None:
             if hasattr(os, "sched_setaffinity"):
                 os.sched_setaffinity(0, cores)

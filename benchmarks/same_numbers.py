@@ -1,11 +1,14 @@
-"""Losses, norms and weights of every configuration after six steps, in one tree and in another, bit for bit.
+"""Losses, norms and weights of every configuration after six steps, in one tree and in another, \
+bit for bit.
 
-    python benchmarks/same_numbers.py --out before.json                       # in the earlier checkout
-    python benchmarks/same_numbers.py --out after.json --against before.json --record benchmarks/same_numbers.md
+    python benchmarks/same_numbers.py --out before.json  # in the earlier checkout
+    python benchmarks/same_numbers.py --out after.json --against before.json \
+        --record benchmarks/same_numbers.md
 
-Every file of ds_configs is trained with on two ranks, or as many as it has stages, by `yolods launch train` as a user
-would start it. Compared are the scalars of TensorBoard that no clock makes, results.csv without its times, and every
-tensor of every rank's checkpoint: masters, optimizer states, the moving average and running statistics.
+Every file of ds_configs is trained with on two ranks, or as many as it has stages, by `yolods
+launch train` as a user would start it. Compared are the scalars of TensorBoard that no clock makes,
+results.csv without its times, and every tensor of every rank's checkpoint: masters, optimizer
+states, the moving average and running statistics.
 """
 
 from __future__ import annotations
@@ -37,7 +40,17 @@ from tests.tiny import make_dataset
 IMAGES, STEP, EPOCHS = 8, 4, 3
 """Two steps per epoch, six in all."""
 LIMIT_SECONDS = 600.0
-TIMED = ("time", "images_per_second", "seconds", "data_share", "memory", "peak_mib", "idle", "ranks/", "events/")
+TIMED = (
+    "time",
+    "images_per_second",
+    "seconds",
+    "data_share",
+    "memory",
+    "peak_mib",
+    "idle",
+    "ranks/",
+    "events/",
+)
 """Parts of the names of what a clock or the machine makes."""
 
 Numbers = dict[str, Any]
@@ -47,10 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train with every configuration; returns 1 where a number is another one, or a run failed."""
     words = list(sys.argv[1:] if argv is None else argv)
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    made.add_argument("--out", type=Path, required=True, metavar="JSON", help="write the numbers there")
-    made.add_argument("--against", type=Path, metavar="JSON", help="numbers of another checkout to compare with")
-    made.add_argument("--configs", nargs="+", metavar="NAME", help="files of ds_configs without .json (default: all)")
-    made.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at once (default 1)")
+    made.add_argument(
+        "--out", type=Path, required=True, metavar="JSON", help="write the numbers there"
+    )
+    made.add_argument(
+        "--against", type=Path, metavar="JSON", help="numbers of another checkout to compare with"
+    )
+    made.add_argument(
+        "--configs",
+        nargs="+",
+        metavar="NAME",
+        help="files of ds_configs without .json (default: all)",
+    )
+    made.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="runs at once (default 1)"
+    )
     made.add_argument("--record", type=Path, metavar="MD", help="write the comparison there")
     options = made.parse_args(words)
     names = options.configs or sorted(file.stem for file in (ROOT / "ds_configs").glob("*.json"))
@@ -61,14 +85,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         work = Path(made_folder)
         data = make_dataset(work / "data", train=IMAGES, val=4)
-        for name, numbers in zip(names, pool.map(lambda name: numbers_of(name, data, work / name), names), strict=True):
+        for name, numbers in zip(
+            names, pool.map(lambda name: numbers_of(name, data, work / name), names), strict=True
+        ):
             found[name] = numbers
             print(f"{name}: {numbers.get('failed') or digest(numbers)}", flush=True)
-    options.out.write_text(json.dumps({"commit": commit(), "numbers": found}, indent=1), encoding="utf-8")
+    options.out.write_text(
+        json.dumps({"commit": commit(), "numbers": found}, indent=1), encoding="utf-8"
+    )
     rows = {name: numbers.get("failed", "ran") for name, numbers in found.items()}
     if options.against is not None:
         before = json.loads(options.against.read_text(encoding="utf-8"))
-        rows = {name: difference(before["numbers"].get(name, {}), numbers) for name, numbers in found.items()}
+        rows = {
+            name: difference(before["numbers"].get(name, {}), numbers)
+            for name, numbers in found.items()
+        }
         for name, row in rows.items():
             print(f"{name}: {row}")
         if options.record is not None:
@@ -82,14 +113,44 @@ def numbers_of(name: str, data: Path, folder: Path) -> Numbers:
     config = ROOT / "ds_configs" / f"{name}.json"
     stages = json.loads(config.read_text(encoding="utf-8")).get("pipeline", {}).get("stages", 1)
     words = [sys.executable, "-m", "yolods", "launch", "train", "--num_gpus", str(max(stages, 2))]
-    words += ["--deepspeed_config", str(config), "--data", str(data), "--model", "yolov5[0.1,0.1]", "--imgsz", "64"]
-    words += ["--batch-size", str(STEP), "--epochs", str(EPOCHS), "--workers", "0", "--noplots", "--set", f"nbs={STEP}"]
+    words += [
+        "--deepspeed_config",
+        str(config),
+        "--data",
+        str(data),
+        "--model",
+        "yolov5[0.1,0.1]",
+        "--imgsz",
+        "64",
+    ]
+    words += [
+        "--batch-size",
+        str(STEP),
+        "--epochs",
+        str(EPOCHS),
+        "--workers",
+        "0",
+        "--noplots",
+        "--set",
+        f"nbs={STEP}",
+    ]
     words += ["--project", str(folder), "--name", "run"]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
     environ |= {"CUDA_VISIBLE_DEVICES": ""}
     try:
         ended = subprocess.run(
-            words, env=environ, cwd=folder.parent, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
+            words,
+            env=environ,
+            cwd=folder.parent,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return {"failed": f"did not end in {LIMIT_SECONDS:.0f} s"}
@@ -97,7 +158,11 @@ def numbers_of(name: str, data: Path, folder: Path) -> Numbers:
         last = (ended.stderr or ended.stdout).strip().splitlines()[-1:]
         return {"failed": f"status {ended.returncode}: {' '.join(last)}"}
     run = folder / "run"
-    return {**dict(scalars(run)), **dict(rows_of(run / "results.csv")), **dict(tensors(run / "checkpoints"))}
+    return {
+        **dict(scalars(run)),
+        **dict(rows_of(run / "results.csv")),
+        **dict(tensors(run / "checkpoints")),
+    }
 
 
 def scalars(run: Path) -> Iterator[tuple[str, str]]:
@@ -126,10 +191,15 @@ def tensors(checkpoints: Path) -> Iterator[tuple[str, str]]:
     """A checksum of every tensor of the newest checkpoint, by rank and place."""
     newest = checkpoints / (checkpoints / "latest").read_text(encoding="utf-8").strip()
     for file in sorted(newest.glob("rank*.pt")):
-        # The random generators' states are pickled as tuples; the file is one that was written just now.
+        # The random generators' states are pickled as tuples; the file is one that was written just
+        # now.
         state = torch.load(file, map_location="cpu", weights_only=False)
         for place, tensor in leaves(state):
-            whole = tensor.detach().contiguous().flatten().view(torch.uint8).numpy() if tensor.numel() else b""
+            whole = (
+                tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
+                if tensor.numel()
+                else b""
+            )
             yield f"{file.stem} {place}", hashlib.sha256(whole).hexdigest()[:16]
 
 
@@ -155,7 +225,10 @@ def difference(before: Numbers, after: Numbers) -> str:
     """What is not the same, in a line."""
     if "failed" in before or "failed" in after:
         same = before.get("failed") == after.get("failed")
-        return f"{'the same refusal' if same else 'failed'}: {after.get('failed') or before.get('failed')}"
+        return (
+            f"{'the same refusal' if same else 'failed'}: "
+            f"{after.get('failed') or before.get('failed')}"
+        )
     other = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if not other:
         return f"the same, {len(after)} numbers"
@@ -166,8 +239,17 @@ def page(rows: dict[str, str], before: str, words: Sequence[str]) -> str:
     """The record."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     head = ["# The same numbers as before", "", f"Run of {now}, against {before}:", ""]
-    head += [f"    {shlex.join(['python', 'benchmarks/same_numbers.py', *words])}", "", *describe([0, 1]), ""]
-    table = ["| configuration | compared |", "| --- | --- |", *(f"| {name} | {row} |" for name, row in rows.items())]
+    head += [
+        f"    {shlex.join(['python', 'benchmarks/same_numbers.py', *words])}",
+        "",
+        *describe([0, 1]),
+        "",
+    ]
+    table = [
+        "| configuration | compared |",
+        "| --- | --- |",
+        *(f"| {name} | {row} |" for name, row in rows.items()),
+    ]
     return "\n".join([*head, *table]) + "\n"
 
 

@@ -1,12 +1,14 @@
-"""Are our samples distributed as ultralytics' are? Their marginals, and how every two of their quantities depend.
+"""Are our samples distributed as ultralytics' are? Their marginals, and how every two of their \
+quantities depend.
 
     python benchmarks/samples.py --record benchmarks/samples.md
 
-Both trainers' own loaders walk through one set of small images, at mosaic 0, 0.5 and 1, on 1 and 2 ranks, with 0 and 2
-workers each, at the run's beginning, late in it, and after the mosaic has been closed. An entry that differs by more
-than chance explains has to be a deliberate difference, which is named. A control, in which Python's and numpy's
-generators are one stream, has to be seen. Exit status 1 where an entry differs without a name, or the control is not
-seen. Ten minutes on a core of its own; needs no accelerator.
+Both trainers' own loaders walk through one set of small images, at mosaic 0, 0.5 and 1, on 1 and 2
+ranks, with 0 and 2 workers each, at the run's beginning, late in it, and after the mosaic has been
+closed. An entry that differs by more than chance explains has to be a deliberate difference, which
+is named. A control, in which Python's and numpy's generators are one stream, has to be seen. Exit
+status 1 where an entry differs without a name, or the control is not seen. Ten minutes on a core of
+its own; needs no accelerator.
 """
 
 from __future__ import annotations
@@ -33,7 +35,13 @@ FEWEST = 1000
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    made.add_argument("--samples", type=int, default=5000, metavar="N", help="per condition and phase (default 5000)")
+    made.add_argument(
+        "--samples",
+        type=int,
+        default=5000,
+        metavar="N",
+        help="per condition and phase (default 5000)",
+    )
     made.add_argument(
         "--mosaic",
         nargs="+",
@@ -43,9 +51,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="P",
         help="probabilities (default all)",
     )
-    made.add_argument("--control", action="store_true", help="take the control for yolods, to see what is reported")
     made.add_argument(
-        "--work", type=Path, metavar="DIR", help="keep what was drawn there, and draw no part of it twice"
+        "--control",
+        action="store_true",
+        help="take the control for yolods, to see what is reported",
+    )
+    made.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="keep what was drawn there, and draw no part of it twice",
     )
     made.add_argument("--record", type=Path, metavar="MD", help="write everything to this file")
     return made
@@ -56,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(words)
     if options.samples < FEWEST or options.samples % 4:
-        parser().error(f"--samples {options.samples}: has to be a multiple of 4, and at least {FEWEST}")
+        parser().error(
+            f"--samples {options.samples}: has to be a multiple of 4, and at least {FEWEST}"
+        )
     if options.record is not None and not options.record.parent.is_dir():
         parser().error(f"--record {options.record}: there is no folder {options.record.parent}")
     from yolods import compat
@@ -81,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         control = Condition(*CONTROL)
         sides = {
-            condition: (shown("ultralytics", condition), shown("control" if options.control else "yolods", condition))
+            condition: (
+                shown("ultralytics", condition),
+                shown("control" if options.control else "yolods", condition),
+            )
             for condition in conditions
         }
         found = compared(sides)

@@ -1,7 +1,8 @@
-"""Whether two runs' samples are of one distribution: their marginals, and the dependence of every two quantities.
+"""Whether two runs' samples are of one distribution: their marginals, and the dependence of every
+two quantities.
 
-Beside the quantities of one sample stand those of its neighbours, so that dependence between samples is an entry of the
-same matrix. Standard errors are the bootstrap's.
+Beside the quantities of one sample stand those of its neighbours, so that dependence between
+samples is an entry of the same matrix. Standard errors are the bootstrap's.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ MEASURES = {
     "rank-spread": ("rank", "spread"),
     "spread-rank": ("spread", "rank"),
 }
-"""What is correlated. A spread is the distance of a rank from the middle, which sees dependence that does not rise or
-fall: of ranks that lie on a circle, or of a variance that follows another quantity."""
+"""What is correlated. A spread is the distance of a rank from the middle, which sees dependence
+that does not rise or fall: of ranks that lie on a circle, or of a variance that follows another
+quantity."""
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 CONFIDENCE = 0.999
 """Of the whole comparison: chance has one in 1,000 to make any entry differ."""
@@ -64,9 +66,11 @@ class Difference:
 
 
 def table(ranks: Sequence[Shown], phase: str) -> np.ndarray:
-    """(n, 4, len(QUANTITIES)): each sample of a phase, then its neighbours; NaN where there is none.
+    """(n, 4, len(QUANTITIES)): each sample of a phase, then its neighbours; NaN where there is
+    none.
 
-    Places count what a rank was shown of an epoch. Other ranks' samples are those of the same number in the phase.
+    Places count what a rank was shown of an epoch. Other ranks' samples are those of the same
+    number in the phase.
     """
     shown = [_placed(rank, phase) for rank in ranks]
     rows = sum(len(epoch) for epoch, _ in shown)
@@ -97,7 +101,8 @@ def _placed(rank: Shown, phase: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ages(ranks: Sequence[Shown], phase: str) -> np.ndarray:
-    """For each mosaic partner of a phase, how many samples ago its rank was last shown it as a sample of its own.
+    """For each mosaic partner of a phase, how many samples ago its rank was last shown it as a
+    sample of its own.
 
     0 is the sample itself, infinity an image that the rank has not been shown yet.
     """
@@ -108,7 +113,9 @@ def ages(ranks: Sequence[Shown], phase: str) -> np.ndarray:
         for now, index in enumerate(rank.drawn[:, COLUMN["index"]]):
             seen[index] = now
             if wanted[now]:
-                found += [now - seen.get(one, -np.inf) for one in partners[now] if not np.isnan(one)]
+                found += [
+                    now - seen.get(one, -np.inf) for one in partners[now] if not np.isnan(one)
+                ]
     return np.array(found)
 
 
@@ -117,12 +124,19 @@ def correlations(made: np.ndarray) -> Estimate:
     neighbours = [k for k in range(len(NEIGHBOURS)) if np.isfinite(made[:, k]).any()]
     flat = made[:, neighbours].reshape(len(made), -1)
     forms = {"value": _value, "rank": _rank, "spread": _spread}
-    kinds = {kind: np.column_stack([_standard(form(column)) for column in flat.T]) for kind, form in forms.items()}
+    kinds = {
+        kind: np.column_stack([_standard(form(column)) for column in flat.T])
+        for kind, form in forms.items()
+    }
     count, names, values, errors = len(QUANTITIES), [], [], []
     for measure, (left, right) in MEASURES.items():
         found, error = correlate(kinds[left][:, :count], kinds[right])
         wanted = np.isfinite(found)
-        wanted[:, :count] &= np.triu(np.ones((count, count), bool), 1) if left == right else ~np.eye(count, dtype=bool)
+        wanted[:, :count] &= (
+            np.triu(np.ones((count, count), bool), 1)
+            if left == right
+            else ~np.eye(count, dtype=bool)
+        )
         for a, b in zip(*np.nonzero(wanted), strict=True):
             other = QUANTITIES[b % count] + NEIGHBOURS[neighbours[b // count]]
             names.append(f"{measure}: {QUANTITIES[a]} x {other}")
@@ -132,10 +146,11 @@ def correlations(made: np.ndarray) -> Estimate:
 
 
 def correlate(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Correlation of each column with each, over the rows that have both, and its standard error by the bootstrap.
+    """Correlation of each column with each, over the rows that have both, and its standard error by
+    the bootstrap.
 
-    The error is what many resamples come to: the mean square of what each row adds to the correlation, over n
-    (the infinitesimal jackknife). Columns are near mean 0 and variance 1.
+    The error is what many resamples come to: the mean square of what each row adds to the
+    correlation, over n (the infinitesimal jackknife). Columns are near mean 0 and variance 1.
 
     Args:
         left: (n, a), NaN where a row has nothing.
@@ -176,8 +191,8 @@ def correlate(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def marginals(theirs: np.ndarray, ours: np.ndarray) -> tuple[Estimate, Estimate]:
     """Mean, deviation and quantiles of every quantity, on both sides; in units of its deviation.
 
-    A quantile is compared by the share of samples at or below it, it being that of both sides together. Errors are
-    what many resamples come to, as in `correlate`.
+    A quantile is compared by the share of samples at or below it, it being that of both sides
+    together. Errors are what many resamples come to, as in `correlate`.
 
     Args:
         theirs, ours: what `table` gives.
@@ -189,10 +204,15 @@ def marginals(theirs: np.ndarray, ours: np.ndarray) -> tuple[Estimate, Estimate]
         sides = [side[np.isfinite(side[:, 0, column]), 0, column] for side in (theirs, ours)]
         if min(map(len, sides)) < FEWEST or known.std() == 0:
             continue
-        names += [f"{name}: {quantity}" for name in ("mean", "deviation", *(f"quantile {level:g}" for level in LEVELS))]
+        names += [
+            f"{name}: {quantity}"
+            for name in ("mean", "deviation", *(f"quantile {level:g}" for level in LEVELS))
+        ]
         bounds = np.quantile(known, LEVELS)
         for rows, values in zip(found, sides, strict=True):
-            rows += _marginals((values - known.mean()) / known.std(), (bounds - known.mean()) / known.std())
+            rows += _marginals(
+                (values - known.mean()) / known.std(), (bounds - known.mean()) / known.std()
+            )
     return tuple(Estimate(tuple(names), *np.array(rows).T) for rows in found)
 
 
@@ -215,12 +235,15 @@ def differences(where: str, theirs: Estimate, ours: Estimate) -> list[Difference
         if (place := there.get(name)) is not None:
             scale = np.hypot(max(error, SMALLEST_ERROR), max(theirs.errors[place], SMALLEST_ERROR))
             other = theirs.values[place]
-            found.append(Difference(where, name, float(other), float(value), float((value - other) / scale)))
+            found.append(
+                Difference(where, name, float(other), float(value), float((value - other) / scale))
+            )
     return found
 
 
 def pooled(where: str, parts: Sequence[Sequence[Difference]]) -> Iterator[Difference]:
-    """Each entry over all conditions that have it, weighted by its precision: chance leaves less of it there.
+    """Each entry over all conditions that have it, weighted by its precision: chance leaves less of
+    it there.
 
     Runs of different conditions have different seeds, so that they are independent.
     """
@@ -229,10 +252,16 @@ def pooled(where: str, parts: Sequence[Sequence[Difference]]) -> Iterator[Differ
         by_entry.setdefault(one.entry, []).append(one)
     for entry, ones in by_entry.items():
         if len(ones) > 1:
-            precision = np.array([(one.z / one.apart) ** 2 if one.apart else 1 / SMALLEST_ERROR**2 for one in ones])
+            precision = np.array(
+                [(one.z / one.apart) ** 2 if one.apart else 1 / SMALLEST_ERROR**2 for one in ones]
+            )
             share = precision / precision.sum()
-            theirs, ours = (float(share @ [getattr(one, side) for one in ones]) for side in ("theirs", "ours"))
-            yield Difference(where, entry, theirs, ours, (ours - theirs) * float(np.sqrt(precision.sum())))
+            theirs, ours = (
+                float(share @ [getattr(one, side) for one in ones]) for side in ("theirs", "ours")
+            )
+            yield Difference(
+                where, entry, theirs, ours, (ours - theirs) * float(np.sqrt(precision.sum()))
+            )
 
 
 def limit(entries: int) -> float:
@@ -241,7 +270,8 @@ def limit(entries: int) -> float:
 
 
 def summary(values: np.ndarray) -> Mapping[str, float]:
-    """Of the ages of partners: shares of the sample itself, of what the rank was not shown; quantiles of others."""
+    """Of the ages of partners: shares of the sample itself, of what the rank was not shown;
+    quantiles of others."""
     seen = values[np.isfinite(values)]
     return {
         "the sample itself": float((values == 0).mean()),
@@ -255,7 +285,8 @@ def _value(column: np.ndarray) -> np.ndarray:
 
 
 def _rank(column: np.ndarray) -> np.ndarray:
-    """Shares of the samples below, ties in their middle; NaN for what has two values only: its ranks say no more."""
+    """Shares of the samples below, ties in their middle; NaN for what has two values only: its
+    ranks say no more."""
     has = np.isfinite(column)
     values, places, counts = np.unique(column[has], return_inverse=True, return_counts=True)
     made = np.full(len(column), np.nan)

@@ -1,4 +1,5 @@
-"""The comparison of all runs' samples, and what it says: which entries differ, and which of them are meant to."""
+"""The comparison of all runs' samples, and what it says: which entries differ, and which of them
+are meant to."""
 
 from __future__ import annotations
 
@@ -28,18 +29,22 @@ DELIBERATE: tuple[tuple[str, str, str, str], ...] = (
     (
         "partners",
         r"mosaic (0\.5|1)\b",
-        r"[^:]*: (distance of partners$|(partner|distance of partners).* x (partner|distance of partners))",
-        "mosaic partners come from the whole set, where ultralytics takes them from the images that a worker loaded "
-        "last. There the partners of neighbouring samples are of one buffer, which holds the sample itself, and they "
-        "repeat more often: more of them lie near it. The table below has its size.",
+        (
+            r"[^:]*: (distance of partners$|(partner|distance of partners).* x (partner|distance "
+            r"of partners))"
+        ),
+        "mosaic partners come from the whole set, where ultralytics takes them from the images "
+        "that a worker loaded last. There the partners of neighbouring samples are of one buffer, "
+        "which holds the sample itself, and they repeat more often: more of them lie near it. The "
+        "table below has its size.",
     ),
     (
         "orders",
         r"(mosaic .*, ranks 2, workers 2, (first|closed)|.*pooled)$",
         r"[^:]*: place in the epoch x place in the epoch in the next epoch$",
-        "every epoch has an order of its own. A rank of ultralytics' with workers reads ahead into the next epoch "
-        "before it is told of it: the run's second epoch, and the second after the mosaic was closed, are shown in the "
-        "order of the one before.",
+        "every epoch has an order of its own. A rank of ultralytics' with workers reads ahead into "
+        "the next epoch before it is told of it: the run's second epoch, and the second after the "
+        "mosaic was closed, are shown in the order of the one before.",
     ),
 )
 """Name, where and which entry (regular expressions that match from the beginning), reason."""
@@ -51,7 +56,9 @@ class Comparison:
 
     parts: dict[str, list[Difference]] = field(default_factory=dict)
     """By condition and phase, or by what was pooled."""
-    partners: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = field(default_factory=dict)
+    partners: dict[str, tuple[Mapping[str, float], Mapping[str, float]]] = field(
+        default_factory=dict
+    )
     """`summary` of ultralytics' and of ours, by condition and phase."""
     samples: int = 0
     """Per condition and phase."""
@@ -69,7 +76,8 @@ class Comparison:
 
 
 def compared(sides: Mapping[Condition, tuple[Sequence[Shown], Sequence[Shown]]]) -> Comparison:
-    """Every condition's runs, ultralytics' and ours, phase by phase; then pooled over conditions, if there are some."""
+    """Every condition's runs, ultralytics' and ours, phase by phase; then pooled over conditions,
+    if there are some."""
     found, pools = Comparison(), {}
     for condition, runs in sides.items():
         for phase in PHASES:
@@ -100,7 +108,11 @@ def judged(found: Comparison, control: Comparison) -> tuple[list[str], int]:
     """The record's text, and the exit status."""
     apart, seen = found.apart(), control.apart()
     unnamed = [one for one in apart if named(one) is None]
-    verdict = f"{len(unnamed)} entries differ without a name" if unnamed else "no entry differs but for deliberate ones"
+    verdict = (
+        f"{len(unnamed)} entries differ without a name"
+        if unnamed
+        else "no entry differs but for deliberate ones"
+    )
     text = [
         f"**{verdict[0].upper()}{verdict[1:]}; the control is {'seen' if seen else 'NOT SEEN'}.**",
         "",
@@ -143,7 +155,7 @@ def _method(found: Comparison) -> list[str]:
   which sees what neither rises nor falls. Beside it mean, deviation and five quantiles of each quantity.
 - {entries} entries. One differs where its two sides lie {found.limit:.2f} standard errors apart: {CONFIDENCE:.1%}
   confidence that chance has none do so. Errors are the bootstrap's, in the closed form that many resamples come to.
-- *Pooled* entries are means over conditions, by their precision: they see what is small and everywhere.""".splitlines()
+- *Pooled* entries are means over conditions, by their precision: they see what is small and everywhere.""".splitlines()  # noqa: E501
 
 
 def _entries(apart: Sequence[Difference]) -> list[str]:
@@ -160,8 +172,8 @@ def _entries(apart: Sequence[Difference]) -> list[str]:
     for (entry, name), ones in by_entry.items():
         most = ones[0]
         rows.append(
-            f"| {entry} | {len(ones)} | {most.where} | {most.theirs:.3f} | {most.ours:.3f} | {most.z:+.1f} | "
-            f"{name or '**none**'} |"
+            f"| {entry} | {len(ones)} | {most.where} | {most.theirs:.3f} | {most.ours:.3f} | "
+            f"{most.z:+.1f} | {name or '**none**'} |"
         )
     return rows
 
@@ -172,14 +184,20 @@ def _partners(found: Comparison) -> list[str]:
         for name, side in zip(("ultralytics", "yolods"), sides, strict=True):
             if not rows:
                 rows = [f"| | {' | '.join(side)} |", f"| --- |{' ---: |' * len(side)}"]
-            figures = (f"{value:.0f}" if key.startswith("quantile") else f"{value:.1%}" for key, value in side.items())
+            figures = (
+                f"{value:.0f}" if key.startswith("quantile") else f"{value:.1%}"
+                for key, value in side.items()
+            )
             rows.append(f"| {name}, {where} | {' | '.join(figures)} |")
     return rows
 
 
 def _conditions(found: Comparison) -> list[str]:
     rows = [
-        "| part | entries | largest difference, standard errors | deviation of all | differ | not named |",
+        (
+            "| part | entries | largest difference, standard errors | deviation of all | differ | "
+            "not named |"
+        ),
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     bound = found.limit

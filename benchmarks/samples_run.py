@@ -1,7 +1,9 @@
-"""What the samples of a run are made of: each trainer's own loader walks through a set, and all that is drawn is noted.
+"""What the samples of a run are made of: each trainer's own loader walks through a set, and all
+that is drawn is noted.
 
-The loaders are the real ones: ultralytics' from its DetectionTrainer, ours from `train_loader`, each in a process a
-rank, with its workers. What transforms draw is noted where ultralytics' classes draw it, the same for both.
+The loaders are the real ones: ultralytics' from its DetectionTrainer, ours from `train_loader`,
+each in a process a rank, with its workers. What transforms draw is noted where ultralytics' classes
+draw it, the same for both.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ DRAWN = (
     *("mosaic", "centre x", "centre y", "scale", "translation x", "translation y"),
     *("partner 1", "partner 2", "partner 3", "distance of partners", "boxes", "brightness"),
 )
-"""What is noted of a sample: places of images in the set; gains, scale and translation as they are drawn; the centre
-in pixels of the mosaic; the mean of |partner - index|; boxes left, and the mean of the finished image."""
+"""What is noted of a sample: places of images in the set; gains, scale and translation as they are
+drawn; the centre in pixels of the mosaic; the mean of |partner - index|; boxes left, and the mean
+of the finished image."""
 COLUMN = {name: number for number, name in enumerate(DRAWN)}
 PHASES = {"first": (0, 1), "late": (298, 299), "closed": (300, 301)}
 """Epochs that are looked at, of a run of 302 that closes its mosaic for the last 2."""
@@ -65,7 +68,8 @@ class Condition:
 
     @property
     def seed(self) -> int:
-        """Of the run, another one for each condition: ours draws the same for any ranks and workers."""
+        """Of the run, another one for each condition: ours draws the same for any ranks and
+        workers."""
         return int(self.mosaic * 2) * 4 + (self.ranks - 1) * 2 + (self.workers > 0)
 
     def __str__(self) -> str:
@@ -83,20 +87,28 @@ class Shown:
 
 
 def make_set(root: Path, images: int) -> Path:
-    """Write that many images of any brightness, a third of them not square, of up to 5 boxes each; returns the yaml."""
+    """Write that many images of any brightness, a third of them not square, of up to 5 boxes each;
+    returns the yaml."""
     folders = [root / kind / split for kind in ("images", "labels") for split in ("train", "val")]
     for folder in folders:
         folder.mkdir(parents=True)
     rng = np.random.RandomState(0)
     for number in range(images):
         height, width = (IMGSZ * 3 // 4 if number % 3 == 2 else IMGSZ), IMGSZ
-        image = rng.normal(rng.randint(40, 200), 12, (height, width, 3)).clip(0, 255).astype(np.uint8)
+        image = (
+            rng.normal(rng.randint(40, 200), 12, (height, width, 3)).clip(0, 255).astype(np.uint8)
+        )
         rows = []
         for _ in range(rng.randint(6)):
             w, h = rng.randint(8, 28, 2)
             x, y = rng.randint(width - w), rng.randint(height - h)
-            cv2.rectangle(image, (x, y), (x + w - 1, y + h - 1), tuple(map(int, rng.randint(0, 256, 3))), -1)
-            rows.append(f"0 {(x + w / 2) / width:.6f} {(y + h / 2) / height:.6f} {w / width:.6f} {h / height:.6f}\n")
+            cv2.rectangle(
+                image, (x, y), (x + w - 1, y + h - 1), tuple(map(int, rng.randint(0, 256, 3))), -1
+            )
+            rows.append(
+                f"0 {(x + w / 2) / width:.6f} {(y + h / 2) / height:.6f} {w / width:.6f} "
+                f"{h / height:.6f}\n"
+            )
         name = f"{number:06}"
         cv2.imwrite(str(folders[0] / f"{name}.jpg"), image)
         (folders[2] / f"{name}.txt").write_text("".join(rows), encoding="utf-8")
@@ -107,7 +119,8 @@ def make_set(root: Path, images: int) -> Path:
 
 
 def run(side: str, yaml: Path, condition: Condition, folder: Path) -> list[Shown]:
-    """What each rank was shown in the epochs of PHASES; `folder` keeps it, and is read where it has it already.
+    """What each rank was shown in the epochs of PHASES; `folder` keeps it, and is read where it has
+    it already.
 
     Args:
         side: one of SIDES.
@@ -119,7 +132,8 @@ def run(side: str, yaml: Path, condition: Condition, folder: Path) -> list[Shown
     if not all(file.exists() for file in files):
         context = multiprocessing.get_context("fork")  # torch and ultralytics are imported already
         processes = [
-            context.Process(target=_rank, args=(side, yaml, condition, rank, file)) for rank, file in enumerate(files)
+            context.Process(target=_rank, args=(side, yaml, condition, rank, file))
+            for rank, file in enumerate(files)
         ]
         for process in processes:
             process.start()
@@ -149,7 +163,8 @@ def _as_they_are() -> Iterator[None]:
 
 @contextmanager
 def alike() -> Iterator[None]:
-    """Within: a sample's generators of Python and numpy are seeded from the same two words, so that they are one."""
+    """Within: a sample's generators of Python and numpy are seeded from the same two words, so that
+    they are one."""
 
     @contextmanager
     def seeded(*key: int | str) -> Iterator[None]:
@@ -174,7 +189,10 @@ Walk = Iterator[tuple[int, np.ndarray]]
 def _yolods(yaml: Path, condition: Condition, rank: int) -> Walk:
     dataset = our_set(yaml, condition)
     stream = Stream(len(dataset), condition.seed, BATCH)
-    for first, last in ((0, 1), (298, 301)):  # a sample depends on its epoch and on nothing before it
+    for first, last in (
+        (0, 1),
+        (298, 301),
+    ):  # a sample depends on its epoch and on nothing before it
         batches = train_loader(
             dataset,
             stream,
@@ -214,7 +232,9 @@ def _ultralytics(yaml: Path, condition: Condition, rank: int) -> Walk:
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=condition.ranks)
     init_seeds(condition.seed + 1 + build.RANK)
     trainer = _Trainer(_settings(yaml, condition), as_ultralytics(read_spec(yaml)))
-    loader = trainer.get_dataloader(trainer.data["train"], BATCH // condition.ranks, rank=build.RANK)
+    loader = trainer.get_dataloader(
+        trainer.data["train"], BATCH // condition.ranks, rank=build.RANK
+    )
     trainer.train_loader = loader
     for epoch in (epoch for epochs in PHASES.values() for epoch in epochs):
         if not alone:
@@ -279,7 +299,8 @@ class _Notes:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Within: every sample of either pipeline carries what was drawn for it under `drawn`, and is what it was."""
+    """Within: every sample of either pipeline carries what was drawn for it under `drawn`, and is
+    what it was."""
     notes = _Notes()
 
     def sample(make: Callable) -> Callable:
@@ -298,7 +319,10 @@ def watched() -> Iterator[None]:
             np.random.set_state(state)
             done = apply(hsv, labels, params)
             if np.random.get_state()[2] != after:
-                raise RuntimeError("RandomHSV no longer draws its three gains, and nothing else, by numpy's uniform")
+                raise RuntimeError(
+                    "RandomHSV no longer draws its three gains, and nothing else, by numpy's "
+                    "uniform"
+                )
             for name, gain in zip(("hue", "saturation", "value"), drawn, strict=True):
                 notes[name] = gain
             return done
@@ -308,7 +332,9 @@ def watched() -> Iterator[None]:
     def flip(draw: Callable) -> Callable:
         def noted(flip: Any, labels: Any) -> dict[str, Any]:
             drawn = draw(flip, labels)
-            notes["flip up-down" if flip.direction == "vertical" else "flip left-right"] = drawn["flip"]
+            notes["flip up-down" if flip.direction == "vertical" else "flip left-right"] = drawn[
+                "flip"
+            ]
             return drawn
 
         return noted
@@ -317,7 +343,9 @@ def watched() -> Iterator[None]:
         def noted(mosaic: Any, labels: Any) -> dict[str, Any]:
             drawn = draw(mosaic, labels)
             notes["mosaic"] = 1.0
-            notes["centre x"], notes["centre y"] = (drawn["layout"][0][side] for side in ("x2a", "y2a"))
+            notes["centre x"], notes["centre y"] = (
+                drawn["layout"][0][side] for side in ("x2a", "y2a")
+            )
             return drawn
 
         return noted
@@ -336,7 +364,9 @@ def watched() -> Iterator[None]:
             drawn = draw(perspective, labels)
             notes["scale"] = drawn["scale"]
             for axis, (name, side) in enumerate((("translation x", 1), ("translation y", 0))):
-                moved = drawn["M"][axis, 2] + drawn["scale"] * drawn["orig_shape"][side] / 2  # without turn and shear
+                moved = (
+                    drawn["M"][axis, 2] + drawn["scale"] * drawn["orig_shape"][side] / 2
+                )  # without turn and shear
                 notes[name] = moved / drawn["size"][axis] - 0.5
             return drawn
 

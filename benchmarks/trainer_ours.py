@@ -1,4 +1,5 @@
-"""yolods' own run, with notes of every optimizer step: what each rank of `trainer_parity.py` does."""
+"""yolods' own run, with notes of every optimizer step: what each rank of `trainer_parity.py`
+does."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def train(
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
     config = ranks.main_first(
-        lambda: build_run_config(parser.parse_args(words), world_size=ranks.size, device="cpu", environ={})
+        lambda: build_run_config(
+            parser.parse_args(words), world_size=ranks.size, device="cpu", environ={}
+        )
     )
     kv_store = open_store(ranks)
     with Watchdog(kv_store, ranks, config.deepspeed.own.watchdog, config.run_dir) as watchdog:
@@ -65,7 +68,9 @@ def begin(run: Any, weights: State) -> None:
     engine = run.engine
     engine.adopt(weights)
     average = engine.ema.state_dict()
-    engine.ema.load_state_dict({**average, "shards": engine.masters.shards(), "buffers": engine.statistics()})
+    engine.ema.load_state_dict(
+        {**average, "shards": engine.masters.shards(), "buffers": engine.statistics()}
+    )
 
 
 def _keep_statistics_apart(run: Any) -> None:
@@ -89,7 +94,8 @@ def _take_back_last_step(run: Any) -> None:
 
 
 def _round_alike(run: Any) -> None:
-    """The optimizer's plain loop, and the factor of clipping from the norm that torch works out in fp32."""
+    """The optimizer's plain loop, and the factor of clipping from the norm that torch works out in
+    fp32."""
     engine = run.engine
     optimizer = engine.masters.inner
     order = [name for name, _ in run.selection.writer.blueprint.meta.named_parameters()]
@@ -101,14 +107,17 @@ def _round_alike(run: Any) -> None:
 
     def clip(measured: Norms) -> ClipFactors:
         norms = _torch_norms(engine)
-        total = torch.linalg.vector_norm(torch.stack([norms[name] for name in order if name in norms]))
+        total = torch.linalg.vector_norm(
+            torch.stack([norms[name] for name in order if name in norms])
+        )
         return ClipFactors(float(torch.clamp(policy.max_norm / (total + 1e-6), max=1.0)))
 
     policy.clip = clip
 
 
 def _torch_norms(engine: Any) -> dict[str, Tensor]:
-    """Norms of all parameters' gradients, as `torch.nn.utils.clip_grad_norm_` takes them. A collective."""
+    """Norms of all parameters' gradients, as `torch.nn.utils.clip_grad_norm_` takes them. A
+    collective."""
     from deepspeed.utils import safe_get_full_grad
 
     named = [(name, each) for name, each in engine.net.named_parameters() if each.requires_grad]
@@ -119,17 +128,27 @@ def _torch_norms(engine: Any) -> dict[str, Tensor]:
     return {name: norm for each in gathered for name, norm in each.items()}
 
 
-SWITCHES = {"statistics": _keep_statistics_apart, "last step": _take_back_last_step, "rounding": _round_alike}
+SWITCHES = {
+    "statistics": _keep_statistics_apart,
+    "last step": _take_back_last_step,
+    "rounding": _round_alike,
+}
 """What yolods does otherwise than ultralytics, and how it is switched off."""
 
 
 class Watch:
     """Looks at a run; nothing that it computes is changed."""
 
-    def __init__(self, run: Any, handed: list[dict[str, Any]] | None, marks: list[int] | None) -> None:
+    def __init__(
+        self, run: Any, handed: list[dict[str, Any]] | None, marks: list[int] | None
+    ) -> None:
         self._run, self._engine, self._marks = run, run.engine, marks
         self.trace = Trace(start=self._halves()[0] or {})
-        self._step, self._judge, self._load = run.engine.train_step, run.selection.evaluator, run.batches.read
+        self._step, self._judge, self._load = (
+            run.engine.train_step,
+            run.selection.evaluator,
+            run.batches.read,
+        )
         self._handed, self._images = handed, 0
         run.engine.train_step, run.batches.read = self.train_step, self.batches
         run.selection.evaluator = run.final.evaluator = self.judge
@@ -173,9 +192,16 @@ class Watch:
         weights, statistics = self._halves()
         with self._engine.ema.exchange():
             average, averaged = self._halves()
-        own = {"statistics": statistics, "average": average, "weights": weights, "average statistics": averaged}
+        own = {
+            "statistics": statistics,
+            "average": average,
+            "weights": weights,
+            "average statistics": averaged,
+        }
         buffers = self._engine.net.named_buffers()
-        own["own statistics"] = {name: each.clone() for name, each in buffers if each.is_floating_point()}
+        own["own statistics"] = {
+            name: each.clone() for name, each in buffers if each.is_floating_point()
+        }
         return {key: value for key, value in own.items() if value is not None}
 
     def _halves(self) -> tuple[State | None, State | None]:
@@ -183,7 +209,9 @@ class Watch:
         whole = self._engine.full_weights()
         if whole is None:
             return None, None
-        floats = {name: each.contiguous() for name, each in whole.items() if each.is_floating_point()}
+        floats = {
+            name: each.contiguous() for name, each in whole.items() if each.is_floating_point()
+        }
         counted = {name for name in floats if name.endswith(("running_mean", "running_var"))}
         weights = {name: each for name, each in floats.items() if name not in counted}
         return weights, {name: floats[name] for name in floats if name in counted}

@@ -1,10 +1,11 @@
-"""Trainer against trainer: ultralytics' own `DetectionTrainer` and yolods' own run, from the same weights on the same
-batches, compared optimizer step by optimizer step.
+"""Trainer against trainer: ultralytics' own `DetectionTrainer` and yolods' own run, from the same
+weights on the same batches, compared optimizer step by optimizer step.
 
     python benchmarks/trainer_parity.py --record benchmarks/trainer_parity.md
 
-Batches of the one are handed to the other, through warm-up, the ramp of accumulation, ends of epochs and the closing of
-mosaic, to the last evaluation and the files that are left. tests/parity/test_trainer.py runs a short form of it.
+Batches of the one are handed to the other, through warm-up, the ramp of accumulation, ends of
+epochs and the closing of mosaic, to the last evaluation and the files that are left.
+tests/parity/test_trainer.py runs a short form of it.
 """
 
 from __future__ import annotations
@@ -54,14 +55,17 @@ class Case:
     hyper: Mapping[str, Any] = field(default_factory=dict)
     """Hyper-parameters that differ from `HYPER`."""
     switched: tuple[str, ...] = ("rounding", "last step")
-    """What is switched off of yolods' deliberate differences in the run that rounds as ultralytics does."""
+    """What is switched off of yolods' deliberate differences in the run that rounds as ultralytics
+    does."""
 
     @property
     def name(self) -> str:
         """In the record."""
         ranks = LAYOUTS[self.layout]
         place = f"{self.layout.removesuffix('_fp32')}, {ranks} rank{'s' * (ranks > 1)}"
-        settings = ", ".join(f"{key}={value}" for key, value in self.hyper.items() if key != "epochs")
+        settings = ", ".join(
+            f"{key}={value}" for key, value in self.hyper.items() if key != "epochs"
+        )
         return f"{place}: {settings}; {self.stream} batches"
 
     @property
@@ -71,7 +75,8 @@ class Case:
 
 
 HYPER = {"epochs": 38, "nbs": 16, "warmup_epochs": 3, "close_mosaic": 10, "val": False, "seed": 3}
-"""Six batches an epoch, warm-up over 18 of them, in which accumulation rises from 1 to 4; 60 steps and a few more."""
+"""Six batches an epoch, warm-up over 18 of them, in which accumulation rises from 1 to 4; 60 steps
+and a few more."""
 SGD = {"optimizer": "SGD"}
 ADAMW = {"optimizer": "AdamW", "lr0": 0.001, "nbs": 8, "epochs": 21}
 AUTO = {"optimizer": "auto", "cos_lr": True, "warmup_epochs": 0, "nbs": 8, "epochs": 21}
@@ -97,7 +102,11 @@ class Lab:
         self._call("benchmarks.trainer_parity:make_start", {"file": str(self._start)})
 
     def theirs(
-        self, hyper: Mapping[str, Any], way: str = "plain", batches: str = "", marks: Sequence[int] | None = MARKS
+        self,
+        hyper: Mapping[str, Any],
+        way: str = "plain",
+        batches: str = "",
+        marks: Sequence[int] | None = MARKS,
     ) -> Any:
         """The trace of ultralytics' trainer.
 
@@ -106,18 +115,31 @@ class Lab:
             batches: what `keep` has returned; empty: its own.
         """
         settings = {
-            **{"data": str(self.data), "model": "yolov5n.yaml", "pretrained": False, "imgsz": PIXELS, "batch": BATCH},
+            **{
+                "data": str(self.data),
+                "model": "yolov5n.yaml",
+                "pretrained": False,
+                "imgsz": PIXELS,
+                "batch": BATCH,
+            },
             **{"device": "cpu", "amp": False, "plots": False, "start": str(self._start)},
             **{"project": str(self.folder / "runs"), **hyper},
         }
-        call = {"settings": json.dumps(settings), "way": way, "batches": batches, "marks": marks and list(marks)}
+        call = {
+            "settings": json.dumps(settings),
+            "way": way,
+            "batches": batches,
+            "marks": marks and list(marks),
+        }
         key = json.dumps(["theirs", call], sort_keys=True)
         if key not in self._done:
             import torch
 
             out = self.folder / f"{len(self._done)}.trace"
             self._call("benchmarks.trainer_theirs:train", {**call, "out": str(out)})
-            self._done[key] = torch.load(out, weights_only=False)  # written by our own process a moment ago
+            self._done[key] = torch.load(
+                out, weights_only=False
+            )  # written by our own process a moment ago
         return self._done[key]
 
     def ours(
@@ -134,9 +156,19 @@ class Lab:
             switched: names of `trainer_ours.SWITCHES`.
         """
         # best.pt is compared as training left it.
-        given = {**hyper, "precise_bn": 0, **({"channels_last": False} if "rounding" in switched else {})}
+        given = {
+            **hyper,
+            "precise_bn": 0,
+            **({"channels_last": False} if "rounding" in switched else {}),
+        }
         flags = {
-            **{"data": self.data, "model": "yolov5n", "imgsz": PIXELS, "batch-size": BATCH, "workers": 0},
+            **{
+                "data": self.data,
+                "model": "yolov5n",
+                "imgsz": PIXELS,
+                "batch-size": BATCH,
+                "workers": 0,
+            },
             **{"epochs": given.pop("epochs"), "deepspeed_config": CONFIGS / f"{layout}.json"},
             **{"project": self.folder / "runs"},
         }
@@ -147,7 +179,9 @@ class Lab:
         key = json.dumps(["ours", call], sort_keys=True)
         if key not in self._done:
             size = LAYOUTS[layout]
-            self._done[key] = on_ranks("benchmarks.trainer_ours:train", (size,), timeout=LIMIT, **call)[size]
+            self._done[key] = on_ranks(
+                "benchmarks.trainer_ours:train", (size,), timeout=LIMIT, **call
+            )[size]
         return self._done[key]
 
     def keep(self, trace: Any) -> str:
@@ -162,7 +196,9 @@ class Lab:
     def _call(self, function: str, arguments: dict[str, Any]) -> None:
         screen = self.folder / "screen"
         code = forked(function, arguments, screen=screen, timeout=LIMIT)
-        assert code == 0, f"{function} ended with {code}:\n{screen.read_text('utf-8', 'replace')[-6000:]}"
+        assert code == 0, (
+            f"{function} ended with {code}:\n{screen.read_text('utf-8', 'replace')[-6000:]}"
+        )
 
 
 def make_start(file: str) -> None:
@@ -190,7 +226,9 @@ class Compared:
     """And as it comes."""
 
 
-def compare(lab: Lab, case: Case, marks: Sequence[int] | None = MARKS, *, quick: bool = False) -> Compared:
+def compare(
+    lab: Lab, case: Case, marks: Sequence[int] | None = MARKS, *, quick: bool = False
+) -> Compared:
     """Carry a case out.
 
     Args:
@@ -216,9 +254,9 @@ def compare(lab: Lab, case: Case, marks: Sequence[int] | None = MARKS, *, quick:
 def faults_of(compared: Compared) -> list[str]:
     """What keeps a case from being as it has to be; empty where all is well.
 
-    Schedules are equal at every step; after the first all that is compared; and later nothing is further apart than it
-    is between two runs of ultralytics' trainer that round differently. A loss or a norm of one step scatters, so of
-    those it is the mean over the steps that counts.
+    Schedules are equal at every step; after the first all that is compared; and later nothing is
+    further apart than it is between two runs of ultralytics' trainer that round differently. A loss
+    or a norm of one step scatters, so of those it is the mean over the steps that counts.
     """
     from benchmarks.trainer_trace import EXACT, apart, differences, first_fault
 
@@ -229,20 +267,32 @@ def faults_of(compared: Compared) -> list[str]:
             faults.append(f"{name}: {len(trace.steps)} steps, ultralytics {len(first.steps)}")
         faults.append(first_fault(trace, first, AT_ONCE, (*EXACT, "lr", "momentum", "decay")))
         if trace.closed != first.closed:
-            faults.append(f"{name}: mosaic closed in epoch {trace.closed}, ultralytics {first.closed}")
+            faults.append(
+                f"{name}: mosaic closed in epoch {trace.closed}, ultralytics {first.closed}"
+            )
     steps = range(min(len(first.steps), len(alike.steps)))
-    found, noise = ([differences(trace, first, step) for step in steps] for trace in (alike, second))
+    found, noise = (
+        [differences(trace, first, step) for step in steps] for trace in (alike, second)
+    )
     for step, (mine, theirs) in enumerate(zip(found, noise, strict=True)):
         for key, value in mine.items():
             if value > AT_ONCE and (step == 0 or (key not in SCATTERED and value > theirs[key])):
-                faults.append(f"step {step + 1}: {key} is apart by {value:.1e}, two ultralytics by {theirs[key]:.1e}")
+                faults.append(
+                    f"step {step + 1}: {key} is apart by {value:.1e}, two ultralytics by "
+                    f"{theirs[key]:.1e}"
+                )
     for key in SCATTERED:
         mine, theirs = (sum(each[key] for each in row) / len(row) for row in (found, noise))
         if mine > max(SCATTER * theirs, AT_ONCE):
-            faults.append(f"{key}: apart by {mine:.1e} in the mean of all steps, two ultralytics by {theirs:.1e}")
+            faults.append(
+                f"{key}: apart by {mine:.1e} in the mean of all steps, two ultralytics by "
+                f"{theirs:.1e}"
+            )
     faults += _faults_of_second_rank(compared)
     left = {"judged": (alike.judged, first.judged, second.judged)}
-    left |= {name: (alike.files[name], state, second.files[name]) for name, state in first.files.items()}
+    left |= {
+        name: (alike.files[name], state, second.files[name]) for name, state in first.files.items()
+    }
     for name, (mine, theirs, other) in left.items():
         if compared.case.halves and "statistics" not in compared.case.switched:
             mine, theirs, other = (_parameters(each) for each in (mine, theirs, other))
@@ -262,8 +312,12 @@ def _faults_of_second_rank(compared: Compared) -> list[str]:
     for step, (mine, theirs, other) in enumerate(pairs, 1):
         if theirs.states:
             own, expected = mine.states["own statistics"], theirs.states["statistics 1"]
-            if (value := apart(own, expected)) > max(apart(other.states["statistics 1"], expected), AT_ONCE):
-                faults.append(f"step {step}: statistics of the second rank are apart by {value:.1e}")
+            if (value := apart(own, expected)) > max(
+                apart(other.states["statistics 1"], expected), AT_ONCE
+            ):
+                faults.append(
+                    f"step {step}: statistics of the second rank are apart by {value:.1e}"
+                )
     return faults
 
 
@@ -299,13 +353,17 @@ def section(compared: Compared, seconds: float) -> list[str]:
     faults = faults_of(compared)
     marked = [step for step, each in enumerate(first.steps) if each.states]
     equal = all(differences(alike, first, step)[key] == 0 for step in marked for key in STATES)
-    files = ", ".join(f"{name} by {apart(alike.files[name], first.files[name]):.1e}" for name in sorted(first.files))
+    files = ", ".join(
+        f"{name} by {apart(alike.files[name], first.files[name]):.1e}"
+        for name in sorted(first.files)
+    )
     return [
         f"### {compared.case.name}",
         "",
-        f"{len(first.steps)} steps ({len(compared.shipped[0].steps)} as shipped), mosaic closed in epoch "
-        f"{first.closed + 1}; switched off: {', '.join(compared.case.switched)}. Weights, averages and statistics are "
-        f"{'equal bit for bit' if equal else 'not equal bit for bit'} where rounding is alike; files left: {files}. "
+        f"{len(first.steps)} steps ({len(compared.shipped[0].steps)} as shipped), mosaic closed in "
+        f"epoch {first.closed + 1}; switched off: {', '.join(compared.case.switched)}. Weights, "
+        f"averages and statistics are {'equal bit for bit' if equal else 'not equal bit for bit'} "
+        f"where rounding is alike; files left: {files}. "
         f"{'All as it has to be' if not faults else f'{len(faults)} FAULTS'} ({seconds:.0f} s).",
         "",
         *table(compared),
@@ -326,17 +384,20 @@ def deliberate(folder: Path, lab: Lab) -> list[str]:
     halves = lab.theirs(hyper, "halves", batches)
     averaged = lab.ours("zero2_fp32", hyper, batches, ("rounding", "last step"))[0]
     muon = lab.theirs({**hyper, "optimizer": "MuSGD"}, "plain", batches)
-    statistics = [{n: e for n, e in trace.judged.items() if "running_" in n} for trace in (averaged, halves)]
+    statistics = [
+        {n: e for n, e in trace.judged.items() if "running_" in n} for trace in (averaged, halves)
+    ]
     loss = [sum(sum(step.items) for step in trace.steps[-10:]) / 10 for trace in (theirs, muon)]
     rows = [
         "| difference | measured |",
         "| --- | --- |",
-        f"| the last step is completed | {len(completed.steps)} steps instead of {len(theirs.steps)}; the average that "
-        f"is judged moves by {apart(_parameters(completed.judged), _parameters(theirs.judged)):.1e} of itself |",
-        f"| statistics are averaged over ranks | {apart(*statistics):.1e} between the statistics that are judged on "
-        "two ranks and the first rank's; the weights are equal |",
-        f"| SGD in the place of MuSGD | mean loss of the last ten steps {loss[0]:.3f}, with MuSGD at the same rates "
-        f"{loss[1]:.3f} |",
+        f"| the last step is completed | {len(completed.steps)} steps instead of "
+        f"{len(theirs.steps)}; the average that is judged moves by "
+        f"{apart(_parameters(completed.judged), _parameters(theirs.judged)):.1e} of itself |",
+        f"| statistics are averaged over ranks | {apart(*statistics):.1e} between the statistics "
+        "that are judged on two ranks and the first rank's; the weights are equal |",
+        f"| SGD in the place of MuSGD | mean loss of the last ten steps {loss[0]:.3f}, with MuSGD "
+        f"at the same rates {loss[1]:.3f} |",
     ]
     for images, epochs in ((22, 8), (3, 16)):
         rows.append(_counted(folder, images, epochs))
@@ -351,9 +412,10 @@ def _counted(folder: Path, images: int, epochs: int) -> str:
     seen = [sum(step.images for step in trace.steps) for trace in (theirs, ours)]
     last = [trace.steps[-1].images for trace in (theirs, ours)]
     return (
-        f"| batches cross epochs, and none is short: {images} images in batches of {BATCH}, {epochs} epochs, nbs "
-        f"{HYPER['nbs']} | {len(ours.steps)} steps over {seen[1]} images, ultralytics {len(theirs.steps)} over "
-        f"{seen[0]}; the last step has {last[1]} and {last[0]} |"
+        f"| batches cross epochs, and none is short: {images} images in batches of {BATCH}, "
+        f"{epochs} epochs, nbs {HYPER['nbs']} | {len(ours.steps)} steps over {seen[1]} images, "
+        f"ultralytics {len(theirs.steps)} over {seen[0]}; the last step has {last[1]} and "
+        f"{last[0]} |"
     )
 
 
@@ -378,12 +440,14 @@ moving average follows the first, as there.
 - Limits: after the first step {AT_ONCE:g} for everything. Later nothing may be further apart than the two runs of
   ultralytics; of losses and norms, which scatter from step to step, that is the mean over all steps, within a factor
   of {SCATTER:g}.
-"""
+"""  # noqa: E501
 
 
 def main() -> int:
     """Run all cases, or those whose name holds a word; 1 where anything is not as it has to be."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--record", type=Path, metavar="FILE", help="write the result there")
     parser.add_argument("--only", default="", metavar="WORD", help="cases whose name holds it")
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """ultralytics' own `DetectionTrainer`, its loop and all, with notes of every optimizer step.
 
-It is subclassed to look on and to hand batches in. What it computes is changed in the `Way` alone: another rounding, or
-the two halves of a batch as two ranks of its DDP would take them.
+It is subclassed to look on and to hand batches in. What it computes is changed in the `Way` alone:
+another rounding, or the two halves of a batch as two ranks of its DDP would take them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from benchmarks.trainer_trace import Noted, State, Trace
 
 WAYS = ("plain", "channels-last", "two threads", "halves", "halves, channels-last")
-"""`plain`: as it is. `channels-last`, `two threads`: the same sums in another order. `halves`: see `Halves`."""
+"""`plain`: as it is. `channels-last`, `two threads`: the same sums in another order. `halves`: see
+`Halves`."""
 READ = ("img", "cls", "bboxes", "batch_idx")
 """Of a batch."""
 
 
-def train(settings: str, out: str, way: str = "plain", batches: str = "", marks: list[int] | None = None) -> None:
+def train(
+    settings: str, out: str, way: str = "plain", batches: str = "", marks: list[int] | None = None
+) -> None:
     """Train to the end and write the `Trace` to a file; called in a process of its own.
 
     Args:
-        settings: overrides of `DetectionTrainer` as JSON; `start` among them is a .pt whose weights it begins with.
+        settings: overrides of `DetectionTrainer` as JSON; `start` among them is a .pt whose weights
+            it begins with.
         out: file to write.
         way: one of `WAYS`.
         batches: file of a list of batches that are handed in; empty: it loads its own.
@@ -46,7 +50,11 @@ class Watched(DetectionTrainer):
     """The trainer, looked at."""
 
     def __init__(
-        self, overrides: dict[str, Any], way: str, handed: list[dict[str, Any]] | None, marks: list[int] | None
+        self,
+        overrides: dict[str, Any],
+        way: str,
+        handed: list[dict[str, Any]] | None,
+        marks: list[int] | None,
     ) -> None:
         self.trace, self.way, self.handed, self.marks = Trace(), way, handed, marks
         self._begin = overrides.pop("start")
@@ -55,7 +63,9 @@ class Watched(DetectionTrainer):
         super().__init__(overrides=overrides)
         self.add_callback("on_train_start", Watched._start)
         self.add_callback("on_train_batch_end", Watched._batch_ended)
-        self.add_callback("on_train_epoch_end", lambda _: self.trace.per_epoch.append(len(self.train_loader)))
+        self.add_callback(
+            "on_train_epoch_end", lambda _: self.trace.per_epoch.append(len(self.train_loader))
+        )
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> nn.Module:
         """Its model, with the weights that both trainers begin with."""
@@ -64,13 +74,16 @@ class Watched(DetectionTrainer):
         self.trace.start = parameters_of(model)
         return model
 
-    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+    def get_dataloader(
+        self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train"
+    ) -> Any:
         """Its loader; of training, with other batches or a note of its own."""
         loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
         return Loader(loader, self.handed, self.trace.batches) if mode == "train" else loader
 
     def _start(self) -> None:
-        # Choosing its device, ultralytics 8.4.190 takes one thread fewer than the machine has cores.
+        # Choosing its device, ultralytics 8.4.190 takes one thread fewer than the machine has
+        # cores.
         torch.set_num_threads(2 if self.way == "two threads" else 1)
         if "channels-last" in self.way:
             self.model.to(memory_format=torch.channels_last)
@@ -126,7 +139,9 @@ class Watched(DetectionTrainer):
             "statistics": statistics_of(self.model),
             "average statistics": statistics_of(self.ema.ema),
         }
-        return states | ({"statistics 1": statistics_of(self.halves.other)} if "halves" in self.way else {})
+        return states | (
+            {"statistics 1": statistics_of(self.halves.other)} if "halves" in self.way else {}
+        )
 
     def _close_dataloader_mosaic(self) -> None:
         self.trace.closed = self.epoch
@@ -140,14 +155,19 @@ class Watched(DetectionTrainer):
     def note_files(self) -> None:
         """What the run has left."""
         for file in (self.best, self.last):
-            model = torch.load(file, weights_only=False)["ema"] or torch.load(file, weights_only=False)["model"]
+            model = (
+                torch.load(file, weights_only=False)["ema"]
+                or torch.load(file, weights_only=False)["model"]
+            )
             self.trace.files[file.name] = floats_of(model.state_dict())
 
 
 class Loader:
     """A trainer's loader, of which the batches are noted, or replaced."""
 
-    def __init__(self, real: Any, handed: list[dict[str, Any]] | None, noted: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, real: Any, handed: list[dict[str, Any]] | None, noted: list[dict[str, Any]]
+    ) -> None:
         self._real, self._noted = real, noted
         self._handed = None if handed is None else iter(handed)
 
@@ -170,9 +190,10 @@ class Loader:
 class Halves:
     """A model on two ranks of ultralytics' DDP, in one process.
 
-    Each half of a batch passes through a copy with running statistics of its own, over the same parameters. ultralytics
-    multiplies a rank's loss by the number of ranks and DDP averages gradients, which is the sum of both losses. Its
-    moving average follows the first rank, whose statistics it evaluates with and saves.
+    Each half of a batch passes through a copy with running statistics of its own, over the same
+    parameters. ultralytics multiplies a rank's loss by the number of ranks and DDP averages
+    gradients, which is the sum of both losses. Its moving average follows the first rank, whose
+    statistics it evaluates with and saves.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -218,4 +239,6 @@ def statistics_of(model: nn.Module) -> State:
 
 def floats_of(state: State) -> State:
     """The floating tensors of a state_dict, fp32."""
-    return {name: each.float().contiguous() for name, each in state.items() if each.is_floating_point()}
+    return {
+        name: each.float().contiguous() for name, each in state.items() if each.is_floating_point()
+    }

@@ -1,4 +1,5 @@
-"""What two trainers are compared by: a note of every optimizer step, and how far two rows of notes are apart."""
+"""What two trainers are compared by: a note of every optimizer step, and how far two rows of notes
+are apart."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ State = dict[str, Tensor]
 """Tensors by name."""
 
 STATES = ("weights", "average", "statistics", "average statistics")
-"""Parameters, their moving average, BatchNorm's running statistics, and the moving average of those."""
+"""Parameters, their moving average, BatchNorm's running statistics, and the moving average of
+those."""
 EXACT = ("batches", "images", "epoch", "updates")
 """Whole numbers, which are equal or wrong."""
 NUMBERS = ("lr", "momentum", "decay", "items", "norm")
@@ -29,7 +31,8 @@ class Noted:
     images: int
     """In them."""
     epoch: int
-    """From 0, of the last batch; of a step that completes a run's last batches the epoch after the last."""
+    """From 0, of the last batch; of a step that completes a run's last batches the epoch after the
+    last."""
     lr: tuple[float, ...]
     """Learning rates of the groups: decayed weights, BatchNorm weights, biases."""
     decay: tuple[float, ...]
@@ -67,7 +70,8 @@ class Trace:
 
 
 def apart(mine: State, other: State, start: State | None = None) -> float:
-    """|mine - other| / |other| over all tensors of the same names, in fp64; of how far they have moved from `start`.
+    """|mine - other| / |other| over all tensors of the same names, in fp64; of how far they have
+    moved from `start`.
 
     0 where nothing differs, and inf where only `mine` has moved.
     """
@@ -75,7 +79,9 @@ def apart(mine: State, other: State, start: State | None = None) -> float:
     if mine is other:
         return 0.0
     difference = _norm(mine[name].double() - value.double() for name, value in other.items())
-    whole = _norm(value.double() - (start[name].double() if start else 0) for name, value in other.items())
+    whole = _norm(
+        value.double() - (start[name].double() if start else 0) for name, value in other.items()
+    )
     return 0.0 if difference == 0 else difference / whole if whole else math.inf
 
 

@@ -51,7 +51,13 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 IMPORT_TIME = (
-    *("OMP_NUM_THREADS", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "YOLO_OFFLINE", "YOLO_AUTOINSTALL"),
+    *(
+        "OMP_NUM_THREADS",
+        "DS_ACCELERATOR",
+        "CUDA_VISIBLE_DEVICES",
+        "YOLO_OFFLINE",
+        "YOLO_AUTOINSTALL",
+    ),
     *("YOLO_CONFIG_DIR", "MPLCONFIGDIR", "LC_ALL", "LANG", "PYTHONWARNINGS", "PYTHONHASHSEED"),
 )
 """Variables that Python, torch, DeepSpeed and ultralytics read once, at start or import."""
@@ -70,7 +76,9 @@ class Command:
     unbuffered: bool
 
     def __str__(self) -> str:
-        return " ".join([sys.executable, *(["-u"] if self.unbuffered else []), "-m", self.module, *self.words])
+        return " ".join(
+            [sys.executable, *(["-u"] if self.unbuffered else []), "-m", self.module, *self.words]
+        )
 
 
 def command_of(args: Any) -> Command | None:
@@ -81,7 +89,11 @@ def command_of(args: Any) -> Command | None:
     options = []
     while words and words[0] in ("-u", "-B"):
         options.append(words.pop(0))
-    if os.path.abspath(python) != os.path.abspath(sys.executable) or len(words) < 2 or words[0] != "-m":
+    if (
+        os.path.abspath(python) != os.path.abspath(sys.executable)
+        or len(words) < 2
+        or words[0] != "-m"
+    ):
         return None
     return Command(words[1], tuple(words[2:]), "-u" in options)
 
@@ -110,7 +122,12 @@ def remember() -> None:
     """Note the state that every fork restores; call it in the fork server after its imports."""
     global _remembered
     beside = {os.getcwd(), *_entries(os.environ)}
-    hooks = ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook"), (warnings, "showwarning"))
+    hooks = (
+        (sys, "excepthook"),
+        (sys, "unraisablehook"),
+        (threading, "excepthook"),
+        (warnings, "showwarning"),
+    )
     _remembered = _Remembered(
         [entry for entry in sys.path if entry and os.path.abspath(entry) not in beside],
         list(warnings.filters),
@@ -131,7 +148,12 @@ def _loggers() -> list[logging.Logger]:
 
 def _state(logger: logging.Logger) -> dict[str, Any]:
     lists = {"handlers": list(logger.handlers), "filters": list(logger.filters)}
-    return {**lists, "level": logger.level, "propagate": logger.propagate, "disabled": logger.disabled}
+    return {
+        **lists,
+        "level": logger.level,
+        "propagate": logger.propagate,
+        "disabled": logger.disabled,
+    }
 
 
 class ForkedPopen(subprocess.Popen, ABC):
@@ -141,7 +163,9 @@ class ForkedPopen(subprocess.Popen, ABC):
     def _fork(self, command: Command, streams: tuple[int, int, int], **settings: Any) -> int:
         """Fork and return the process id; arguments as for `become`."""
 
-    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, close_fds: bool, *rest: Any) -> None:
+    def _execute_child(
+        self, args: Any, executable: Any, preexec_fn: Any, close_fds: bool, *rest: Any
+    ) -> None:
         pass_fds, cwd, env, _, _, shell, *pipes = rest[:12]
         command = None if shell or executable or pass_fds or not close_fds else command_of(args)
         if command is None:
@@ -193,7 +217,9 @@ def become(
             os.chdir(cwd)
         if env is not None:
             os.environ.clear()
-            os.environ.update({os.fsdecode(name): os.fsdecode(value) for name, value in env.items()})
+            os.environ.update(
+                {os.fsdecode(name): os.fsdecode(value) for name, value in env.items()}
+            )
         if new_session:
             os.setsid()
         _forget_signals()
@@ -260,7 +286,9 @@ def _forget_signals() -> None:
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(
+                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            )
 
 
 def _put_back(unbuffered: bool) -> None:
@@ -277,7 +305,9 @@ def _put_back(unbuffered: bool) -> None:
     for (module, name), hook in _remembered.hooks.items():
         setattr(module, name, hook)
     for logger in _loggers():
-        for name, value in _remembered.loggers.get(logger.name, _state(logging.Logger("fresh"))).items():
+        for name, value in _remembered.loggers.get(
+            logger.name, _state(logging.Logger("fresh"))
+        ).items():
             setattr(logger, name, list(value) if isinstance(value, list) else value)
     logging.disable(logging.NOTSET)
     logging.root.manager._clear_cache()

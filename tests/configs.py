@@ -1,4 +1,5 @@
-"""Random configurations out of the documented keys, with right values and wrong ones, and a step with each.
+"""Random configurations out of the documented keys, with right values and wrong ones, and a step
+with each.
 
     draw(number)            ->  Drawn: a DeepSpeed JSON, flags and hyper-parameters, ranks
     checked(drawn, folder)  ->  None where the check before a start lets it pass, else what it says
@@ -72,7 +73,7 @@ KEYS: dict[str, Pool] = {
     **_each(
         """managed_gradient_accumulation dump_state disable_python_gc disable_allgather prescale_gradients
         zero_allow_untested_optimizer zero_force_ds_cpu_optimizer wall_clock_breakdown memory_breakdown
-        use_data_before_expert_parallelism dataloader_drop_last""",
+        use_data_before_expert_parallelism dataloader_drop_last""",  # noqa: E501
         _FLAG,
     ),
     **_each(
@@ -86,47 +87,80 @@ KEYS: dict[str, Pool] = {
         zero_optimization.zero_quantized_weights zero_optimization.zero_quantized_gradients
         zero_optimization.zero_quantized_nontrainable_weights zero_optimization.memory_efficient_linear
         zero_optimization.override_module_apply zero_optimization.log_trace_cache_warnings
-        zero_optimization.enable_sanity_checks zero_optimization.compute_grad_norm""",
+        zero_optimization.enable_sanity_checks zero_optimization.compute_grad_norm""",  # noqa: E501
         _FLAG,
     ),
     **_each(
         """zero_optimization.reduce_bucket_size zero_optimization.allgather_bucket_size zero_optimization.sub_group_size
         zero_optimization.prefetch_bucket_size zero_optimization.stage3_prefetch_bucket_size
         zero_optimization.stage3_param_persistence_threshold zero_optimization.stage3_model_persistence_threshold
-        zero_optimization.stage3_max_live_parameters zero_optimization.stage3_max_reuse_distance""",
+        zero_optimization.stage3_max_live_parameters zero_optimization.stage3_max_reuse_distance""",  # noqa: E501
         _SIZE,
     ),
     "zero_optimization.stage3_module_granularity_threshold": (0, 1000),
     "zero_optimization.zero_hpz_partition_size": _COUNT,
     "zero_optimization.leaf_module": ({"classes": ["C3"]}, {"names": ["model.2"]}),
     "zero_optimization.offload_optimizer": (
-        *({"device": "cpu"}, {"device": "none"}, {"device": "cpu", "pin_memory": False, "pipeline_read": True}),
-        *({"device": "nvme", "nvme_path": "/x"}, {"device": "cpu", "ratio": 0.5}, {"device": "cpu", "fast_init": True}),
+        *(
+            {"device": "cpu"},
+            {"device": "none"},
+            {"device": "cpu", "pin_memory": False, "pipeline_read": True},
+        ),
+        *(
+            {"device": "nvme", "nvme_path": "/x"},
+            {"device": "cpu", "ratio": 0.5},
+            {"device": "cpu", "fast_init": True},
+        ),
     ),
-    "zero_optimization.offload_param": ({"device": "cpu"}, {"device": "none"}, {"device": "cpu", "max_in_cpu": 10}),
+    "zero_optimization.offload_param": (
+        {"device": "cpu"},
+        {"device": "none"},
+        {"device": "cpu", "max_in_cpu": 10},
+    ),
     "bf16.enabled": _FLAG,
     "bf16.immediate_grad_update": _FLAG,
     "bf16.check_grad_overflow": _FLAG,
     "bf16.bf16_master_weights_and_grads": _FLAG,
     "fp16": ({"enabled": False}, {"enabled": True}, {"enabled": "auto", "loss_scale": 0}),
     "torch_autocast": (
-        *({"enabled": True, "dtype": "bfloat16"}, {"enabled": True, "dtype": "torch.bfloat16"}, {"enabled": True}),
+        *(
+            {"enabled": True, "dtype": "bfloat16"},
+            {"enabled": True, "dtype": "torch.bfloat16"},
+            {"enabled": True},
+        ),
         {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": ["torch.nn.Conv2d"]},
     ),
     "data_types.grad_accum_dtype": ("fp32", "bf16", "fp16"),
     "data_types.param_dtype": ("fp32", "bf16"),
     "data_types.buffer_dtype": ("fp32", "bf16"),
     "data_types.keep_in_fp32_modules": (["bn"], "auto"),
-    "comms_logger": ({"enabled": True}, {"enabled": False}, {"enabled": True, "verbose": True, "prof_ops": ["all"]}),
+    "comms_logger": (
+        {"enabled": True},
+        {"enabled": False},
+        {"enabled": True, "verbose": True, "prof_ops": ["all"]},
+    ),
     "tensorboard": ({"enabled": True}, {"enabled": True, "job_name": "mine"}),
-    "csv_monitor": ({"enabled": True}, {"enabled": True, "output_path": "elsewhere", "job_name": "mine"}),
+    "csv_monitor": (
+        {"enabled": True},
+        {"enabled": True, "output_path": "elsewhere", "job_name": "mine"},
+    ),
     "wandb": ({"enabled": True}, {"enabled": False, "project": "mine"}),
     "comet": ({"enabled": True}, {"enabled": False}),
-    "flops_profiler": ({"enabled": True, "profile_step": 1}, {"enabled": True, "detailed": False, "top_modules": 3}),
+    "flops_profiler": (
+        {"enabled": True, "profile_step": 1},
+        {"enabled": True, "detailed": False, "top_modules": 3},
+    ),
     "activation_checkpointing": ({"number_checkpoints": 3}, {"partition_activations": True}, {}),
-    "checkpoint": ({"tag_validation": "Warn"}, {"load_universal": True}, {"writer": {"type": "fast"}}),
+    "checkpoint": (
+        {"tag_validation": "Warn"},
+        {"load_universal": True},
+        {"writer": {"type": "fast"}},
+    ),
     "aio": ({"block_size": 1048576}, {"use_gds": True}),
-    "timers": ({"throughput": {"enabled": True, "synchronized": False}}, {"throughput": {"enabled": False}}),
+    "timers": (
+        {"throughput": {"enabled": True, "synchronized": False}},
+        {"throughput": {"enabled": False}},
+    ),
     "compile": ({"deepcompile": True}, {"deepcompile": False}, {"debug_log": True}),
     "hybrid_engine": ({"enabled": False}, {"enabled": True}),
     "data_efficiency": ({"enabled": False},),
@@ -161,7 +195,7 @@ OPTIMIZERS = (
 PARAMS: dict[str, Pool] = {
     **_each(
         """amsgrad capturable centered differentiable foreach fused maximize nesterov decoupled_weight_decay torch_adam
-        adam_w_mode bias_correction fp32_optimizer_states""",
+        adam_w_mode bias_correction fp32_optimizer_states""",  # noqa: E501
         _FLAG,
     ),
     "lr": (0.001, 0.01, "auto"),
@@ -192,7 +226,10 @@ FLAGS: dict[str, Pool] = {
 HYPER: dict[str, Pool] = {
     **_each("lr0 lrf", ("0.01", "0.5", "1e-3", "0", "x")),
     **_each("momentum warmup_momentum", ("0.9", "0", "1")),
-    **_each("weight_decay warmup_bias_lr mosaic mixup flipud fliplr hsv_h translate", ("0", "0.1", "1", "2")),
+    **_each(
+        "weight_decay warmup_bias_lr mosaic mixup flipud fliplr hsv_h translate",
+        ("0", "0.1", "1", "2"),
+    ),
     **_each("box cls dfl", ("0", "1.5", "-1")),
     **_each("warmup_epochs degrees shear", ("0", "3", "-1", "[1]")),
     **_each("val plots deterministic channels_last cos_lr", ("true", "false", "maybe")),
@@ -222,11 +259,18 @@ def draw(number: int) -> Drawn:
     share = luck.choice((0.0, 0.0, 0.0, 0.05, 0.3))  # of wrong values
     raw: dict[str, Any] = {"zero_optimization": {"stage": luck.choice((0, 1, 2, 3, 3))}}
     for path in luck.sample(list(KEYS), luck.choice((1, 1, 2, 2, 3, 5, 8))):
-        _put(raw, _misspelt(path, luck) if luck.random() < share / 2 else path, _value(KEYS[path], luck, share))
+        _put(
+            raw,
+            _misspelt(path, luck) if luck.random() < share / 2 else path,
+            _value(KEYS[path], luck, share),
+        )
     if luck.random() < 0.4:
         names = luck.sample(list(PARAMS), luck.choice((0, 1, 1, 2, 3)))
         params = {name: _value(PARAMS[name], luck, share) for name in names}
-        raw["optimizer"] = {"type": luck.choice(OPTIMIZERS[: None if share else 8]), "params": params}
+        raw["optimizer"] = {
+            "type": luck.choice(OPTIMIZERS[: None if share else 8]),
+            "params": params,
+        }
     words: list[str] = []
     for flag in luck.sample(list(FLAGS), luck.choice((0, 0, 0, 1, 2))):
         words += [flag, *([word] if (word := luck.choice(FLAGS[flag])) is not None else [])]
@@ -255,13 +299,22 @@ def _put(raw: dict[str, Any], path: str, value: Any) -> None:
 
 
 def command(drawn: Drawn, folder: Path) -> list[str]:
-    """The words after `yolods` for a run of one epoch in `folder`, which gets its JSON and its data set."""
+    """The words after `yolods` for a run of one epoch in `folder`, which gets its JSON and its data
+    set."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "data" / "tiny.yaml").is_file():
         shutil.rmtree(folder / "data", ignore_errors=True)
         make_dataset(folder / "data", train=8, val=2)
     (folder / "ds.json").write_text(json.dumps(drawn.raw), encoding="utf-8")
-    words = ["train", "--data", str(folder / "data" / "tiny.yaml"), "--model", "yolov5[0.33,0.1]", "--epochs", "1"]
+    words = [
+        "train",
+        "--data",
+        str(folder / "data" / "tiny.yaml"),
+        "--model",
+        "yolov5[0.33,0.1]",
+        "--epochs",
+        "1",
+    ]
     words += ["--imgsz", "64"] if "--imgsz" not in drawn.words else []
     words += ["--workers", "0", "--noplots", "--deepspeed_config", str(folder / "ds.json")]
     return [*words, "--project", str(folder / "runs"), "--exist-ok", *drawn.words]
@@ -285,13 +338,19 @@ def checked(drawn: Drawn, folder: Path) -> str | None:
 
 
 def step(drawn: Drawn, folder: Path, *, timeout: float = 120.0) -> str | None:
-    """Start it for its one epoch on forked ranks; None where it ended well, else the last that was on its screen."""
+    """Start it for its one epoch on forked ranks; None where it ended well, else the last that was
+    on its screen."""
     shutil.rmtree(folder / "runs", ignore_errors=True)
     call = {"words": command(drawn, folder), "size": drawn.ranks}
-    code = forked("tests.configs:run_ranks", call, screen=folder / "screen", timeout=timeout, env=_quiet())
+    code = forked(
+        "tests.configs:run_ranks", call, screen=folder / "screen", timeout=timeout, env=_quiet()
+    )
     if code == 0:
         return None
-    return f"status {code}: " + (folder / "screen").read_text(encoding="utf-8", errors="replace")[-3000:]
+    return (
+        f"status {code}: "
+        + (folder / "screen").read_text(encoding="utf-8", errors="replace")[-3000:]
+    )
 
 
 def _quiet() -> dict[str, str]:
@@ -299,7 +358,8 @@ def _quiet() -> dict[str, str]:
 
 
 def run_ranks(words: list[str], size: int) -> int:
-    """In a process that has everything imported: fork the ranks of a world; the status of the first that failed."""
+    """In a process that has everything imported: fork the ranks of a world; the status of the first
+    that failed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -308,7 +368,9 @@ def run_ranks(words: list[str], size: int) -> int:
         pid, status = os.waitpid(-1, 0)
         alive.discard(pid)
         if status:
-            return os.waitstatus_to_exitcode(status) % 256  # the session, and with it the other ranks, is killed
+            return (
+                os.waitstatus_to_exitcode(status) % 256
+            )  # the session, and with it the other ranks, is killed
     return 0
 
 
@@ -319,7 +381,12 @@ def _rank(words: list[str], rank: int, size: int, port: int) -> int:
     code = 1
     try:
         os.environ |= {
-            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)},
+            **{
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(size),
+                "LOCAL_WORLD_SIZE": str(size),
+            },
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
         }
         from yolods.cli import main

@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 # Helpers that Python and torch start once and keep for the life of a process.
 KEPT_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "compile_worker")
 # Set if pytest runs inside a distributed job; a test must see only what it sets itself.
-JOB_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "HOSTFILE", "DS_ENV_FILE")
+JOB_VARIABLES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "HOSTFILE",
+    "DS_ENV_FILE",
+)
 GRACE_SECONDS = 3.0
 STARTING_FIXTURES = frozenset(("run_process", "two_hosts"))
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -84,7 +92,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason=f"needs a CUDA device, and torch {torch.__version__} sees none here")
+        skip = pytest.mark.skip(
+            reason=f"needs a CUDA device, and torch {torch.__version__} sees none here"
+        )
         for item in marked:
             item.add_marker(skip)
 
@@ -145,7 +155,9 @@ def run_process() -> Callable[..., subprocess.CompletedProcess[str]]:
         except subprocess.TimeoutExpired:
             _end_session(process)
             stdout, stderr = _what_is_left_to_read(process)
-            pytest.fail(f"still running after {timeout:g} s: {words}\n{stdout[-3000:]}\n{stderr[-3000:]}")
+            pytest.fail(
+                f"still running after {timeout:g} s: {words}\n{stdout[-3000:]}\n{stderr[-3000:]}"
+            )
         except BaseException:  # pytest-timeout's own limit, or Ctrl-C
             _end_session(process)
             raise
@@ -182,7 +194,9 @@ _started: list[str] = []
 
 def _note_starts(event: str, words: tuple) -> None:
     """Note every Python that this process starts; libraries' short calls are allowed."""
-    if event == "tests.fork" or (event == "subprocess.Popen" and os.path.basename(str(words[0])).startswith("python")):
+    if event == "tests.fork" or (
+        event == "subprocess.Popen" and os.path.basename(str(words[0])).startswith("python")
+    ):
         _started.append(str(words[-1] if event == "tests.fork" else words[1]))
 
 
@@ -194,8 +208,12 @@ def starts_are_marked(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a unit test that starts a Python without the mark `process`, on which --fast relies."""
     _started.clear()
     yield
-    unmarked = "tests/unit/" in request.node.nodeid and request.node.get_closest_marker("process") is None
-    assert not (unmarked and _started), f"mark it pytest.mark.process, because it starts {_started[0]}"
+    unmarked = (
+        "tests/unit/" in request.node.nodeid and request.node.get_closest_marker("process") is None
+    )
+    assert not (unmarked and _started), (
+        f"mark it pytest.mark.process, because it starts {_started[0]}"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +236,8 @@ def _running_children() -> set[psutil.Process]:
     return {
         child
         for child in psutil.Process().children(recursive=True)
-        if child.pid != forks.server_pid() and not any(helper in _command(child) for helper in KEPT_HELPERS)
+        if child.pid != forks.server_pid()
+        and not any(helper in _command(child) for helper in KEPT_HELPERS)
     }
 
 

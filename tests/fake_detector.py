@@ -1,4 +1,5 @@
-"""Evaluation in tests: a split opened for it, an evaluator for it, and a detector that errs in known ways."""
+"""Evaluation in tests: a split opened for it, an evaluator for it, and a detector that errs in
+known ways."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,19 +19,29 @@ HYPER = Hyper()
 
 
 def open_val(yaml: Path, imgsz: int = 64, eval_batch: int = 16) -> Split:
-    options = SplitOptions(imgsz=imgsz, stride=32, epochs=1, workers=0, local_ranks=1, eval_batch=eval_batch)
+    options = SplitOptions(
+        imgsz=imgsz, stride=32, epochs=1, workers=0, local_ranks=1, eval_batch=eval_batch
+    )
     return open_split(read_spec(yaml), "val", HYPER, options, ALONE, augment=False)
 
 
 def evaluator_of(
-    split: Split, names: Sequence[str], out: Path, ranks: Ranks = ALONE, hyper: Hyper = HYPER, forward_batch: int = 16
+    split: Split,
+    names: Sequence[str],
+    out: Path,
+    ranks: Ranks = ALONE,
+    hyper: Hyper = HYPER,
+    forward_batch: int = 16,
 ) -> Evaluator:
     share = Share(ranks.rank, ranks.size)
-    return Evaluator(split.dataset, names, hyper, ranks, share=share, forward_batch=forward_batch, save_dir=out)
+    return Evaluator(
+        split.dataset, names, hyper, ranks, share=share, forward_batch=forward_batch, save_dir=out
+    )
 
 
 class FakeDetector:
-    """A detector that reads the labels and errs: boxes are moved, missed, made up and taken for another class."""
+    """A detector that reads the labels and errs: boxes are moved, missed, made up and taken for
+    another class."""
 
     def __init__(self, dataset, share, nc: int) -> None:
         self._dataset, self._share, self._nc = dataset, iter(share), nc
@@ -49,7 +60,8 @@ class FakeDetector:
         sample = self._dataset[index]
         rows = []
         for box, (cls,) in zip(sample["bboxes"].numpy(), sample["cls"].numpy(), strict=True):
-            # Of two boxes on one object COCO takes the surer, ultralytics the better one; NMS leaves few such pairs.
+            # Of two boxes on one object COCO takes the surer, ultralytics the better one; NMS
+            # leaves few such pairs.
             for _ in range(random.choice([0, 2, *[1] * 14])):
                 x, y, w, h = box * (width, height, width, height)
                 moved = (x + w * random.randn() * 0.06, y + h * random.randn() * 0.06)
@@ -70,7 +82,8 @@ class FakeDetector:
 
 
 def inside(sample: dict, x: float, y: float, w: float, h: float) -> tuple[float, ...]:
-    """A box cut off at the borders of the picture, as the JSON has it while ultralytics counts it whole."""
+    """A box cut off at the borders of the picture, as the JSON has it while ultralytics counts it
+    whole."""
     (gain, _), (left, top) = sample["ratio_pad"]
     height, width = (side * gain for side in sample["ori_shape"])
     x1, x2 = np.clip((x - w / 2, x + w / 2), left, left + width)

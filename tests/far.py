@@ -1,4 +1,5 @@
-"""Tensors that claim to lie on a GPU, for code that copies from one: they note each copy to the host, and each wait."""
+"""Tensors that claim to lie on a GPU, for code that copies from one: they note each copy to the
+host, and each wait."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ class Far(torch.Tensor):
     def is_cuda(self) -> bool:  # type: ignore[override]
         return True
 
-    def to(self, *where: Any, non_blocking: bool = False, copy: bool = False, **rest: Any) -> torch.Tensor:
+    def to(
+        self, *where: Any, non_blocking: bool = False, copy: bool = False, **rest: Any
+    ) -> torch.Tensor:
         assert where == ("cpu",), where
         Far._note(non_blocking)
         return self.as_subclass(torch.Tensor).clone()

@@ -35,13 +35,36 @@ from typing import Any
 
 import psutil
 
-from tests.as_started import IMPORT_TIME, ROOM_FOR_WORDS, Command, ForkedPopen, become, is_alone, remember
+from tests.as_started import (
+    IMPORT_TIME,
+    ROOM_FOR_WORDS,
+    Command,
+    ForkedPopen,
+    become,
+    is_alone,
+    remember,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = (
-    *("deepspeed", "deepspeed.runtime.superoffload.superoffload_stage3", "torch.distributed.nn.functional"),
-    *("ultralytics.nn.tasks", "ultralytics.utils.loss", "ultralytics.engine.trainer", "ultralytics.models.yolo.detect"),
-    *("torch.utils.tensorboard", "torch.profiler", "matplotlib.pyplot", "numpy.ma", "PIL.JpegImagePlugin"),
+    *(
+        "deepspeed",
+        "deepspeed.runtime.superoffload.superoffload_stage3",
+        "torch.distributed.nn.functional",
+    ),
+    *(
+        "ultralytics.nn.tasks",
+        "ultralytics.utils.loss",
+        "ultralytics.engine.trainer",
+        "ultralytics.models.yolo.detect",
+    ),
+    *(
+        "torch.utils.tensorboard",
+        "torch.profiler",
+        "matplotlib.pyplot",
+        "numpy.ma",
+        "PIL.JpegImagePlugin",
+    ),
     *("torch._dynamo", "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.original_muon"),
 )
 """The imports of a training rank; those in the last line are DeepSpeed's engine's."""
@@ -105,20 +128,33 @@ class Popen(ForkedPopen):
     def _fork(self, command: Command, streams: tuple[int, int, int], **settings: Any) -> int:
         if settings["prepare"] or not settings["new_session"]:
             raise ValueError("a command is forked in a session of its own, and without preexec_fn")
-        env, imported = dict(os.environ if settings["env"] is None else settings["env"]), environment()
+        env, imported = (
+            dict(os.environ if settings["env"] is None else settings["env"]),
+            environment(),
+        )
         for name in IMPORT_TIME:
             if env.get(name) != imported.get(name):
                 raise ValueError(
-                    f"{name}={env.get(name)} needs a start by exec: at the imports it was {imported.get(name)}"
+                    f"{name}={env.get(name)} needs a start by exec: at the imports it was "
+                    f"{imported.get(name)}"
                 )
-        call = {"start": asdict(command), "cwd": os.fspath(settings["cwd"] or os.getcwd()), "env": env}
+        call = {
+            "start": asdict(command),
+            "cwd": os.fspath(settings["cwd"] or os.getcwd()),
+            "env": env,
+        }
         given = [place if stream == -1 else stream for place, stream in enumerate(streams)]
         return _asked(call, GRACE_SECONDS, given)
 
 
 def environment() -> dict[str, str]:
     """The tests' environment with this tree's yolods, and without GPUs, which ranks would share."""
-    return {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 def server_pid() -> int | None:
@@ -187,7 +223,9 @@ def _answer(server: _Server, seconds: float) -> Any:
         return _receive(server.channel)[0]
     except TimeoutError:
         pid = server.process.pid
-        raise AssertionError(f"the fork server (pid {pid}) has not answered in {seconds:g} s") from None
+        raise AssertionError(
+            f"the fork server (pid {pid}) has not answered in {seconds:g} s"
+        ) from None
     except (EOFError, ConnectionError):
         raise AssertionError(f"the fork server ended with {server.process.wait()}") from None
 
@@ -246,7 +284,13 @@ def _start(call: dict[str, Any], streams: Sequence[int]) -> int:
     if not between:
         pid = os.fork()
         if not pid:
-            become(Command(**call["start"]), streams, cwd=call["cwd"], env=call["env"], new_session=True)
+            become(
+                Command(**call["start"]),
+                streams,
+                cwd=call["cwd"],
+                env=call["env"],
+                new_session=True,
+            )
         os.write(writing, str(pid).encode())
         os._exit(0)
     os.waitpid(between, 0)

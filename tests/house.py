@@ -144,7 +144,9 @@ def _named(module: Module) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            above = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             start = ".".join([*above, *filter(None, [node.module])])
             yield from ((f"{start}.{alias.name}", node.lineno) for alias in node.names)
 
@@ -186,7 +188,9 @@ def rooms(page: str) -> list[Room]:
         names = re.findall(r"`([\w/.]+?)(?:/|\.py)`", cells[0]) if line.startswith("|") else []
         if names:
             words = frozenset(re.findall(r"[a-z_]+(?:/[a-z_]+)*", cells[-1].lower()))
-            found.append(Room(tuple(f"{PACKAGE}.{name.replace('/', '.')}" for name in names), words))
+            found.append(
+                Room(tuple(f"{PACKAGE}.{name.replace('/', '.')}" for name in names), words)
+            )
     return found
 
 
@@ -213,10 +217,16 @@ def may_import(table: Sequence[Room], row: int, target: int, name: str) -> bool:
 
 def homeless(modules: Iterable[str], table: Sequence[Room]) -> list[str]:
     """Modules that no row of the table covers, except the package itself and its __main__."""
-    return [name for name in modules if name not in (PACKAGE, f"{PACKAGE}.__main__") and not room_of(name, table)]
+    return [
+        name
+        for name in modules
+        if name not in (PACKAGE, f"{PACKAGE}.__main__") and not room_of(name, table)
+    ]
 
 
-def arrows(found: Iterable[Import], table: Sequence[Room]) -> Iterator[tuple[Import, str, str, bool, bool]]:
+def arrows(
+    found: Iterable[Import], table: Sequence[Room]
+) -> Iterator[tuple[Import, str, str, bool, bool]]:
     """Imports between rooms: the import, both rooms, whether it is allowed, and whether it is
     upward.
 
@@ -246,7 +256,10 @@ def _told(found: Import) -> str:
 
 def folders(modules: Mapping[str, Module]) -> Counter[str]:
     """Modules per folder."""
-    return Counter(module.name if module.packaged else module.name.rpartition(".")[0] for module in modules.values())
+    return Counter(
+        module.name if module.packaged else module.name.rpartition(".")[0]
+        for module in modules.values()
+    )
 
 
 # Functions and classes
@@ -290,9 +303,15 @@ def classes(modules: Mapping[str, Module]) -> list[tuple[Sized, str]]:
 
 
 def _attributes(node: ast.ClassDef, methods: Sequence[Function]) -> set[str]:
-    found = {target.id for each in node.body for target in _targets(each) if isinstance(target, ast.Name)}
+    found = {
+        target.id for each in node.body for target in _targets(each) if isinstance(target, ast.Name)
+    }
     for each in (each for method in methods for each in ast.walk(method)):
-        if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store) and is_name(each.value, "self"):
+        if (
+            isinstance(each, ast.Attribute)
+            and isinstance(each.ctx, ast.Store)
+            and is_name(each.value, "self")
+        ):
             found.add(each.attr)
     return found
 
@@ -360,7 +379,9 @@ def twin_functions(modules: Mapping[str, Module]) -> list[list[str]]:
                 called = "" if len(body) > 1 else name
                 code = "\n".join(map(ast.unparse, body))
                 where[called, ast.unparse(node.args), code].append(f"{module.at(node)} {name}")
-    return sorted(found for (called, _, _), found in where.items() if len(found) > 1 and "." not in called)
+    return sorted(
+        found for (called, _, _), found in where.items() if len(found) > 1 and "." not in called
+    )
 
 
 # Text
@@ -369,7 +390,14 @@ def twin_functions(modules: Mapping[str, Module]) -> list[list[str]]:
 def comment_share(modules: Mapping[str, Module]) -> float:
     """Lines with a comment per 100 lines with code."""
     comments, code = 0, 0
-    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    skipped = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }
     for module in modules.values():
         held: set[int] = set()
         for token in tokenize.generate_tokens(io.StringIO(module.text).readline):
@@ -384,7 +412,11 @@ def _of_docstrings(module: Module) -> set[int]:
     """Lines of docstrings, including those of attributes."""
     found: set[int] = set()
     for node in ast.walk(module.tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             found.update(range(node.lineno, node.end_lineno + 1))
     return found
 
@@ -405,7 +437,11 @@ def longest_lines(modules: Mapping[str, Module], count: int) -> list[Sized]:
 def without_test(modules: Mapping[str, Module], tests: Path = ROOT / "tests" / "unit") -> list[str]:
     """Modules with code, and not only constants and imports, that have no own test file."""
     said = (ast.Import, ast.ImportFrom, ast.Expr, ast.Assign, ast.AnnAssign)
-    working = [name for name, module in modules.items() if any(not isinstance(each, said) for each in module.tree.body)]
+    working = [
+        name
+        for name, module in modules.items()
+        if any(not isinstance(each, said) for each in module.tree.body)
+    ]
     return [name for name in working if not _has_test(name, tests)]
 
 
@@ -425,8 +461,18 @@ def _has_test(name: str, tests: Path) -> bool:
 
 def _targets(node: ast.AST) -> list[ast.AST]:
     """The targets of an assignment, with tuples unpacked; empty for other nodes."""
-    given = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return [each for target in given for each in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    given = (
+        node.targets
+        if isinstance(node, ast.Assign)
+        else [node.target]
+        if isinstance(node, ast.AnnAssign)
+        else []
+    )
+    return [
+        each
+        for target in given
+        for each in (target.elts if isinstance(target, ast.Tuple) else [target])
+    ]
 
 
 # The page
@@ -441,23 +487,40 @@ def report(root: Path = ROOT) -> str:
     sizes = functions(modules)
     lengths = [each.size for each in sizes]
     middling = [each for each in sizes if P95 < each.size <= LONGEST]
-    wide = [(size, why) for size, why in classes(modules) if size.size > ATTRIBUTES or size.more > METHODS]
+    wide = [
+        (size, why)
+        for size, why in classes(modules)
+        if size.size > ATTRIBUTES or size.more > METHODS
+    ]
     twins, counts = twin_names(modules), folders(modules)
     crowded = [f"{count:4d}  {name}" for name, count in counts.most_common() if count > FOLDER]
     return "\n".join(
         [
-            f"modules {len(modules)}, lines {sum(len(module.lines) for module in modules.values())}",
-            *_part("import cycles of modules", map(" ".join, cycles((each.source, each.target) for each in found))),
-            *_part("import cycles of rooms", map(" ".join, cycles((source, to) for _, source, to, _, _ in between))),
+            f"modules {len(modules)}, lines "
+            f"{sum(len(module.lines) for module in modules.values())}",
+            *_part(
+                "import cycles of modules",
+                map(" ".join, cycles((each.source, each.target) for each in found)),
+            ),
+            *_part(
+                "import cycles of rooms",
+                map(" ".join, cycles((source, to) for _, source, to, _, _ in between)),
+            ),
             *_part("modules in no row of the table", homeless(modules, table)),
             *_part("imports that the table does not allow", forbidden(found, table)),
             *_part("imports that go upward in the table", upward(found, table)),
             *_part("what each room imports", _rows(between)),
-            *_part("modules per folder", (f"{count:4d}  {name}" for name, count in counts.most_common())),
+            *_part(
+                "modules per folder",
+                (f"{count:4d}  {name}" for name, count in counts.most_common()),
+            ),
             *_part(f"folders over {FOLDER}", crowded),
-            f"functions {len(sizes)}: median {percentile(lengths, 0.5)}, p95 {percentile(lengths, 0.95)}, "
-            f"max {lengths[0]} lines",
-            *_part(f"functions over {LONGEST} lines", (str(each) for each in sizes if each.size > LONGEST)),
+            f"functions {len(sizes)}: median {percentile(lengths, 0.5)}, p95 "
+            f"{percentile(lengths, 0.95)}, max {lengths[0]} lines",
+            *_part(
+                f"functions over {LONGEST} lines",
+                (str(each) for each in sizes if each.size > LONGEST),
+            ),
             *_part(
                 f"functions of {P95 + 1} to {LONGEST} lines, the 20 longest of {len(middling)}",
                 map(str, middling[:20]),
@@ -465,14 +528,23 @@ def report(root: Path = ROOT) -> str:
             ),
             *_part(
                 f"classes over {ATTRIBUTES} attributes or {METHODS} methods",
-                (f"{each.size:4d} {each.more:3d}  {each.where}  {each.name}  {why}".rstrip() for each, why in wide),
+                (
+                    f"{each.size:4d} {each.more:3d}  {each.where}  {each.name}  {why}".rstrip()
+                    for each, why in wide
+                ),
             ),
             *_part("twin names", (f"{name}: {', '.join(where)}" for name, where in twins.items())),
             *_part("functions with the same code", map(", ".join, twin_functions(modules))),
             f"comment lines {comment_share(modules):.1f} per 100 lines of code",
             *_part("longest lines", map(str, longest_lines(modules, 5)), counted=False),
-            *_part("modules without a test file of their own", without_test(modules, root / "tests" / "unit")),
-            *_part("workarounds outside compat", workarounds({name: module.tree for name, module in modules.items()})),
+            *_part(
+                "modules without a test file of their own",
+                without_test(modules, root / "tests" / "unit"),
+            ),
+            *_part(
+                "workarounds outside compat",
+                workarounds({name: module.tree for name, module in modules.items()}),
+            ),
         ]
     )
 

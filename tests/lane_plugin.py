@@ -96,4 +96,8 @@ class Lane:
         if report.when == "teardown":
             outcomes = self._outcomes.pop(report.nodeid)
             outcome = next(each for each in ("failed", "skipped", "passed") if each in outcomes)
-            self._tell(ended=report.nodeid, outcome=outcome, seconds=round(self._seconds.pop(report.nodeid), 3))
+            self._tell(
+                ended=report.nodeid,
+                outcome=outcome,
+                seconds=round(self._seconds.pop(report.nodeid), 3),
+            )

@@ -72,7 +72,11 @@ class Record:
         kept: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             kept = json.loads(file.read_text(encoding="utf-8"))
-        kept[kind] = {"files": dict(sorted(self.files.items())), "seconds": round(self.seconds), "loop": self.loop}
+        kept[kind] = {
+            "files": dict(sorted(self.files.items())),
+            "seconds": round(self.seconds),
+            "loop": self.loop,
+        }
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(kept, indent=1), encoding="utf-8")
 
@@ -97,7 +101,8 @@ def expected(root: Path, kind: str, loop: float) -> tuple[Record, str]:
         factor = loop / reference.loop * max(1.0, REFERENCE_CORES / cores)
         files = {file: seconds * factor for file, seconds in reference.files.items()}
         why = (
-            f"estimated by a run on two cores elsewhere, and by this machine's {cores} at {1 / factor:.2g} x its speed"
+            f"estimated by a run on two cores elsewhere, and by this machine's {cores} at "
+            f"{1 / factor:.2g} x its speed"
         )
         return Record(files, reference.seconds * factor, loop), why
     return Record({}, 0.0, loop), "nobody knows how long: no run has been recorded"
@@ -165,10 +170,16 @@ class Progress:
 
     def share(self) -> float:
         """The finished share of the work, weighted by the recorded seconds."""
-        each = {file: max(0.01, self._expected(file)) / count for file, count in self.collected.items()}
+        each = {
+            file: max(0.01, self._expected(file)) / count for file, count in self.collected.items()
+        }
         done = Counter(test.partition("::")[0] for test in self.seconds)
         whole = sum(each[file] * count for file, count in self.collected.items())
-        return sum(each.get(file, 0.0) * count for file, count in done.items()) / whole if whole else 0.0
+        return (
+            sum(each.get(file, 0.0) * count for file, count in done.items()) / whole
+            if whole
+            else 0.0
+        )
 
     def _expected(self, file: str) -> float:
         return self.record.files.get(file, NEW_FILE_SECONDS)
@@ -188,8 +199,13 @@ class Progress:
         about = "" if left is None else f", about {span(left)} left"
         bad = f", {len(self.failed)} failed" if self.failed else ""
         counts = f"{len(self.seconds)} of {sum(self.collected.values()) or '?'} tests{bad}"
-        places = "  ".join(f"{lane.name}: {lane.at.removeprefix('tests/').partition('::')[0]}" for lane in lanes)
-        return f"{self.share():4.0%}  {span(time.monotonic() - self.began)} gone{about}  {counts}  {places}"
+        places = "  ".join(
+            f"{lane.name}: {lane.at.removeprefix('tests/').partition('::')[0]}" for lane in lanes
+        )
+        return (
+            f"{self.share():4.0%}  {span(time.monotonic() - self.began)} gone{about}  {counts}  "
+            f"{places}"
+        )
 
 
 def span(seconds: float) -> str:
@@ -242,7 +258,10 @@ def main(words: Sequence[str], root: Path = ROOT) -> int:
     progress = Progress(record)
     with tempfile.TemporaryDirectory(prefix="yolods-lanes-") as folder:
         lanes = _start(
-            Path(folder), root, files_of(root, kind, record.files), [*(FAST if kind == "fast" else ()), *rest]
+            Path(folder),
+            root,
+            files_of(root, kind, record.files),
+            [*(FAST if kind == "fast" else ()), *rest],
         )
         try:
             late = _follow(lanes, progress, screen)
@@ -267,7 +286,16 @@ def _start(folder: Path, root: Path, files: Sequence[str], words: Sequence[str])
         events, log = folder / f"{end}.events", folder / f"{end}.log"
         events.touch()
         # The lanes would overwrite each other's cache.
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.lane_plugin"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "tests.lane_plugin",
+        ]
         command += [f"--lane-queue={queue}", f"--lane-end={end}", f"--lane-events={events}", *words]
         with open(log, "wb") as screen:
             process = subprocess.Popen(
@@ -326,7 +354,10 @@ def _end(lanes: Sequence[Lane]) -> None:
 
 def _conclude(lanes: Sequence[Lane], progress: Progress, screen: Screen, late: bool) -> int:
     """Show failed, skipped and slow tests; returns the exit status."""
-    reports = [re.sub(r"\x1b\[[\d;]*m", "", lane.log.read_text(encoding="utf-8", errors="replace")) for lane in lanes]
+    reports = [
+        re.sub(r"\x1b\[[\d;]*m", "", lane.log.read_text(encoding="utf-8", errors="replace"))
+        for lane in lanes
+    ]
     for lane, report in zip(lanes, reports, strict=True):
         if lane.process.returncode:
             begin = re.search(r"^=+ (ERRORS|FAILURES) =+$", report, re.M)
@@ -342,11 +373,15 @@ def _conclude(lanes: Sequence[Lane], progress: Progress, screen: Screen, late: b
     ended, missing = "", sum(progress.collected.values()) - len(progress.seconds)
     if late:
         ended = f"; it took more than {span(LIMIT_SECONDS)} and was ended"
-    elif broken := [f"{lane.name} ended with status {lane.process.returncode}" for lane in lanes if _broke(lane)]:
+    elif broken := [
+        f"{lane.name} ended with status {lane.process.returncode}" for lane in lanes if _broke(lane)
+    ]:
         ended = f"; {', '.join(broken)}"
     if missing or not progress.collected:
         ended += f"; {missing or 'all'} tests were not run"
-    counts = ", ".join(f"{progress.outcomes[each]} {each}" for each in ("passed", "failed", "skipped"))
+    counts = ", ".join(
+        f"{progress.outcomes[each]} {each}" for each in ("passed", "failed", "skipped")
+    )
     screen.say(f"yolods: {counts} in {span(time.monotonic() - progress.began)}{ended}")
     return 1 if ended or any(lane.process.returncode for lane in lanes) else 0
 

@@ -110,7 +110,10 @@ class Loop:
         """Epochs that are taken."""
         self.telemetry, self.store = telemetry(self.calls), Store(self.calls)
         config = SimpleNamespace(
-            epochs=epochs, imgsz=64, run_dir=folder, deepspeed=SimpleNamespace(own=own or YolodsConfig())
+            epochs=epochs,
+            imgsz=64,
+            run_dir=folder,
+            deepspeed=SimpleNamespace(own=own or YolodsConfig()),
         )
         self.run = Run(
             config,
@@ -127,7 +130,11 @@ class Loop:
 
     def _engine(self) -> SimpleNamespace:
         return SimpleNamespace(
-            ranks=ALONE, training=lambda: None, train_step=self._train_step, report=lambda: None, evaluating=nullcontext
+            ranks=ALONE,
+            training=lambda: None,
+            train_step=self._train_step,
+            report=lambda: None,
+            evaluating=nullcontext,
         )
 
     def _train_step(self, step: Step, batches: Any, size: int | None, *, stop: bool) -> StepRecord:
@@ -145,7 +152,9 @@ class Loop:
 
         return SimpleNamespace(
             place=lambda image: f"/data/{image}",
-            exclude=lambda images: self.calls.append(f"exclude {sorted(images)}") if images else None,
+            exclude=lambda images: (
+                self.calls.append(f"exclude {sorted(images)}") if images else None
+            ),
             read=noted,
             size=lambda step: None,
             tell_replaced=lambda: None,

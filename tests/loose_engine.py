@@ -1,4 +1,5 @@
-"""The parts of an engine without DeepSpeed: a small net, plain masters, and stand-ins that note what they are asked."""
+"""The parts of an engine without DeepSpeed: a small net, plain masters, and stand-ins that note
+what they are asked."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from yolods.zero.master_weights import PlainMasters
 
 CPU = torch.device("cpu")
 KINDS = {"1.weight": "weight", "2.weight": "bn", "2.bias": "bias"}
-"""What is trained of `small_net`, and the parameter group of each. Other nets have weights alone."""
+"""What is trained of `small_net`, and the parameter group of each. Other nets have weights
+alone."""
 
 
 def small_net(seed: int = 0) -> nn.Module:
@@ -32,11 +34,15 @@ def small_net(seed: int = 0) -> nn.Module:
 
 
 class LooseDeepSpeed:
-    """A DeepSpeedEngine for fp32 on one rank: the optimizer steps the weights themselves. `told` is what was asked."""
+    """A DeepSpeedEngine for fp32 on one rank: the optimizer steps the weights themselves. `told` is
+    what was asked."""
 
     def __init__(self, net: nn.Module, *, momentum: float = 0.9) -> None:
         trained = {name: each for name, each in net.named_parameters() if each.requires_grad}
-        groups = [{"params": [each], "param_group": KINDS.get(name, "weight")} for name, each in trained.items()]
+        groups = [
+            {"params": [each], "param_group": KINDS.get(name, "weight")}
+            for name, each in trained.items()
+        ]
         self.module = net
         self.optimizer = torch.optim.SGD(groups, lr=0.1, momentum=momentum)
         self.told: list[Any] = []
@@ -52,7 +58,8 @@ class LooseDeepSpeed:
         loss.backward()
 
     def step(self) -> None:
-        """As DeepSpeed's, called after every micro-batch; it acts where the last one was the boundary."""
+        """As DeepSpeed's, called after every micro-batch; it acts where the last one was the
+        boundary."""
         self.told.append("step")
         if not self._last:
             return
@@ -88,10 +95,15 @@ class LooseStability:
     def scaled(self, loss: torch.Tensor) -> torch.Tensor:
         return loss * self.scale
 
-    def before_step(self, sums: torch.Tensor, micro_batches: int, *, can_return: bool) -> StepRecord:
+    def before_step(
+        self, sums: torch.Tensor, micro_batches: int, *, can_return: bool
+    ) -> StepRecord:
         self.seen.append((sums.tolist(), micro_batches, can_return))
         self.deepspeed.skips = not self.verdict.applied
-        loss = {name: value / micro_batches for name, value in zip(LOSS_NAMES, sums.tolist(), strict=False)}
+        loss = {
+            name: value / micro_batches
+            for name, value in zip(LOSS_NAMES, sums.tolist(), strict=False)
+        }
         return StepRecord(loss=loss, instances=0, verdict=self.verdict)
 
     def after_step(self, record: StepRecord) -> StepRecord:
@@ -140,7 +152,9 @@ def parts_of(
     )
 
 
-def square_loss(prediction: torch.Tensor, batch: dict[str, Any], images: int) -> tuple[torch.Tensor, torch.Tensor]:
+def square_loss(
+    prediction: torch.Tensor, batch: dict[str, Any], images: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A DetectionLoss: so large as ultralytics makes it, the mean times the images."""
     value = (prediction - batch["wanted"]).square().mean()
     return value * images, torch.stack([value.detach(), value.detach() * 2, value.detach() * 0])

@@ -61,11 +61,19 @@ def on_ranks(
     """
     with tempfile.TemporaryDirectory(prefix="yolods-ranks-") as name:
         folder = Path(name)
-        call = {"function": function, "sizes": list(sizes), "timeout": timeout, "arguments": arguments, "folder": name}
+        call = {
+            "function": function,
+            "sizes": list(sizes),
+            "timeout": timeout,
+            "arguments": arguments,
+            "folder": name,
+        }
         call |= {"once": once, "within": within}
         screen, limit = folder / "screen", len(sizes) * timeout + 2 * STACK_SECONDS
         code = forked("tests.ranks:run_worlds", call, screen=screen, timeout=limit)
-        assert code == 0, f"{function} failed on ranks ({code}):\n{screen.read_text('utf-8', 'replace')}"
+        assert code == 0, (
+            f"{function} failed on ranks ({code}):\n{screen.read_text('utf-8', 'replace')}"
+        )
         return {size: [_result(folder, size, rank) for rank in range(size)] for size in sizes}
 
 
@@ -89,7 +97,9 @@ def run_worlds(
     if once is not None:
         _found(once)()
         # A lock that another thread holds would stay locked in the ranks forever.
-        assert psutil.Process().num_threads() == 1, f"{once} has started a thread: this process cannot be forked"
+        assert psutil.Process().num_threads() == 1, (
+            f"{once} has started a thread: this process cannot be forked"
+        )
     deadline = time.monotonic()
     for size in sizes:
         deadline += timeout
@@ -117,7 +127,9 @@ def _call(called: Any, within: Any, **arguments: Any) -> Any:
     return result
 
 
-def _run_world(called: Any, size: int, deadline: float, arguments: Mapping[str, Any], folder: Path) -> str:
+def _run_world(
+    called: Any, size: int, deadline: float, arguments: Mapping[str, Any], folder: Path
+) -> str:
     """Fork `size` ranks and wait for all of them; returns a report of failures, or ""."""
     port = _free_port()
     logs = [folder / f"{size}-{rank}.log" for rank in range(size)]
@@ -157,7 +169,9 @@ def _reap(alive: dict[int, int]) -> list[int]:
     return failed
 
 
-def _fork(called: Any, rank: int, size: int, port: int, arguments: Mapping[str, Any], folder: Path) -> int:
+def _fork(
+    called: Any, rank: int, size: int, port: int, arguments: Mapping[str, Any], folder: Path
+) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -169,7 +183,12 @@ def _fork(called: Any, rank: int, size: int, port: int, arguments: Mapping[str, 
         os.dup2(log, 2)
         faulthandler.register(signal.SIGUSR1, file=log, all_threads=True)
         os.environ |= {
-            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)},
+            **{
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(size),
+                "LOCAL_WORLD_SIZE": str(size),
+            },
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
         }
         import torch
@@ -191,4 +210,8 @@ def _free_port() -> int:
 
 
 def _tail(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")[-SHOWN_CHARACTERS:] if log.exists() else "(no output)"
+    return (
+        log.read_text(encoding="utf-8", errors="replace")[-SHOWN_CHARACTERS:]
+        if log.exists()
+        else "(no output)"
+    )

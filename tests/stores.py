@@ -1,4 +1,5 @@
-"""A stand-in for an engine, with which a CheckpointStore can be tried in milliseconds and without DeepSpeed."""
+"""A stand-in for an engine, with which a CheckpointStore can be tried in milliseconds and without
+DeepSpeed."""
 
 from __future__ import annotations
 
@@ -31,7 +32,11 @@ class Engine:
     """What a store asks of an engine: one rank's shards of `weights`, cut as `kind` says."""
 
     def __init__(
-        self, kind: str = "whole", rank: int = 0, ranks: int = 1, weights: Mapping[str, Tensor] = WEIGHTS
+        self,
+        kind: str = "whole",
+        rank: int = 0,
+        ranks: int = 1,
+        weights: Mapping[str, Tensor] = WEIGHTS,
     ) -> None:
         """
         Args:
@@ -50,14 +55,23 @@ class Engine:
 
     def describe(self) -> dict[str, Any]:
         """What this rank's shards are made of."""
-        return {"groups": [[list(entry) for entry in group] for group in GROUPS], "statistics": ["bn.mean"]}
+        return {
+            "groups": [[list(entry) for entry in group] for group in GROUPS],
+            "statistics": ["bn.mean"],
+        }
 
     def state(self) -> dict[str, Any]:
         """All that a rank saves."""
         return {
             "masters": self.held,
-            "optimizer": [{"step": torch.tensor(5.0), "exp_avg": shard * 10} for shard in self.held],
-            "ema": {"updates": 5, "shards": [shard + 0.5 for shard in self.held], "buffers": [self._statistic(0.5)]},
+            "optimizer": [
+                {"step": torch.tensor(5.0), "exp_avg": shard * 10} for shard in self.held
+            ],
+            "ema": {
+                "updates": 5,
+                "shards": [shard + 0.5 for shard in self.held],
+                "buffers": [self._statistic(0.5)],
+            },
             "statistics": [self._statistic(0.0)],
             "frozen": {"dfl.weight": torch.ones(1)},
             "stability": {"scale": {"cur_scale": 128.0}},
@@ -73,13 +87,19 @@ class Engine:
 
 
 def write_ranks(folder: Path, kind: str, count: int, progress: Progress = FIRST) -> Checkpoint:
-    """What `count` ranks would write of step 1 into `folder`, each its own file; whole, and named by `latest`."""
+    """What `count` ranks would write of step 1 into `folder`, each its own file; whole, and named
+    by `latest`."""
     step = folder / "step00000001"
     step.mkdir(parents=True)
     engines = [Engine(kind, rank, count) for rank in range(count)]
-    files = {f"rank{rank}.pt": write_rank(step, rank, {**each.state(), "rng": {}}) for rank, each in enumerate(engines)}
+    files = {
+        f"rank{rank}.pt": write_rank(step, rank, {**each.state(), "rng": {}})
+        for rank, each in enumerate(engines)
+    }
     files["progress.json"] = write_text(step / "progress.json", json.dumps(asdict(progress)))
-    files["model.json"] = write_text(step / "model.json", json.dumps({**MODEL, **engines[0].layout()}))
+    files["model.json"] = write_text(
+        step / "model.json", json.dumps({**MODEL, **engines[0].layout()})
+    )
     write_text(step / "manifest.json", render_manifest(files))
     (folder / "latest").write_text(step.name)
     return Checkpoint(step)

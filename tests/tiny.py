@@ -8,11 +8,13 @@ import numpy as np
 COLOURS = ((40, 40, 220), (40, 200, 40), (220, 80, 40), (30, 200, 220))
 
 
-def make_dataset(root: Path, train: int = 6, val: int = 4, nc: int = 2, size: int = 64, suffix: str = "jpg") -> Path:
+def make_dataset(
+    root: Path, train: int = 6, val: int = 4, nc: int = 2, size: int = 64, suffix: str = "jpg"
+) -> Path:
     """Write images and YOLO labels below `root`, and return the data yaml beside them.
 
-    Images are square and `size` pixels, except every third, which is three quarters as high. Image i holds
-    1 + i % 3 rectangles, whose class is their colour; no two images are alike.
+    Images are square and `size` pixels, except every third, which is three quarters as high. Image
+    i holds 1 + i % 3 rectangles, whose class is their colour; no two images are alike.
     """
     for offset, (split, count) in enumerate((("train", train), ("val", val))):
         images, labels = root / "images" / split, root / "labels" / split

@@ -30,7 +30,13 @@ START_SECONDS = 20.0
 """Time limit for the start of a host, which takes a fraction of a second on an idle machine."""
 COMMAND_SECONDS = 10.0
 NETWORK = "10.77.0."
-TOOLS = {"sshd": "openssh-server", "ssh": "openssh-client", "pdsh": "pdsh", "ip": "iproute2", "unshare": "util-linux"}
+TOOLS = {
+    "sshd": "openssh-server",
+    "ssh": "openssh-client",
+    "pdsh": "pdsh",
+    "ip": "iproute2",
+    "unshare": "util-linux",
+}
 """Command -> its Debian package."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -84,7 +90,18 @@ class TestHost:
 
     def words(self, words: Sequence[str | Path], cwd: Path = Path("/")) -> list[str]:
         """The command that runs `words` on the host, with their exit status."""
-        entered = ["nsenter", "-t", str(self.pid), "-n", "-m", "-u", "-p", "--", "env", f"HOME={self.home}"]
+        entered = [
+            "nsenter",
+            "-t",
+            str(self.pid),
+            "-n",
+            "-m",
+            "-u",
+            "-p",
+            "--",
+            "env",
+            f"HOME={self.home}",
+        ]
         return [*entered, "sh", "-c", 'cd "$0" && exec "$@"', str(cwd), *map(str, words)]
 
     @property
@@ -149,9 +166,16 @@ class TwoHosts:
         deadline = time.monotonic() + COMMAND_SECONDS
         other = self.first if host == self.second else self.second
         while time.monotonic() < deadline:
-            if subprocess.run(other.words(["ssh", "-o", "ConnectTimeout=1", host.name, "true"])).returncode == 0:
+            if (
+                subprocess.run(
+                    other.words(["ssh", "-o", "ConnectTimeout=1", host.name, "true"])
+                ).returncode
+                == 0
+            ):
                 return
-        raise AssertionError(f"{host.name} is not reached {COMMAND_SECONDS:g} s after its cable was mended")
+        raise AssertionError(
+            f"{host.name} is not reached {COMMAND_SECONDS:g} s after its cable was mended"
+        )
 
 
 def why_not() -> str:
@@ -159,18 +183,42 @@ def why_not() -> str:
     if os.geteuid() != 0:
         return "two hosts on one machine take root"
     missing = [
-        package for tool, package in TOOLS.items() if not shutil.which(tool, path=f"{os.environ['PATH']}:{PATH}")
+        package
+        for tool, package in TOOLS.items()
+        if not shutil.which(tool, path=f"{os.environ['PATH']}:{PATH}")
     ]
     if missing:
-        return f"two hosts on one machine take {', '.join(missing)}: apt-get install {' '.join(missing)}"
-    tried = "mount -t tmpfs tmpfs /run && ip link add tried type bridge && ip link add t1 type veth peer name t2"
+        return (
+            f"two hosts on one machine take {', '.join(missing)}: apt-get install "
+            f"{' '.join(missing)}"
+        )
+    tried = (
+        "mount -t tmpfs tmpfs /run && ip link add tried type bridge && ip link add t1 type veth "
+        "peer name t2"
+    )
     done = subprocess.run(
-        ["unshare", "-n", "-m", "-u", "-p", "-f", "--kill-child", "--mount-proc", "sh", "-c", tried],
+        [
+            "unshare",
+            "-n",
+            "-m",
+            "-u",
+            "-p",
+            "-f",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+            "-c",
+            tried,
+        ],
         capture_output=True,
         text=True,
         timeout=COMMAND_SECONDS,
     )
-    return "" if done.returncode == 0 else f"this machine does not allow namespaces: {done.stderr.strip()[-200:]}"
+    return (
+        ""
+        if done.returncode == 0
+        else f"this machine does not allow namespaces: {done.stderr.strip()[-200:]}"
+    )
 
 
 @contextmanager
@@ -191,7 +239,13 @@ def two_hosts(folder: Path) -> Iterator[TwoHosts]:
         for number, (name, interface) in enumerate((("alpha", "eth0"), ("beta", "lan0")), 1):
             holder, pid = _start_host(name, number, folder)
             holders.append(holder)
-            host = TestHost(name=name, address=f"{NETWORK}{number}", interface=interface, folder=folder / name, pid=pid)
+            host = TestHost(
+                name=name,
+                address=f"{NETWORK}{number}",
+                interface=interface,
+                folder=folder / name,
+                pid=pid,
+            )
             _plug_in(host, switch)
             hosts.append(host)
         both = TwoHosts(hosts[0], hosts[1], switch, folder)
@@ -274,7 +328,9 @@ def _in_switch(switch: int, *words: str) -> None:
 def _wait_until(true: Callable[[], bool], holder: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not true():
-        assert holder.poll() is None and time.monotonic() < deadline, f"no host came up: {log.read_text()}"
+        assert holder.poll() is None and time.monotonic() < deadline, (
+            f"no host came up: {log.read_text()}"
+        )
         time.sleep(0.02)
 
 

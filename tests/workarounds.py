@@ -79,7 +79,11 @@ class _Text:
                 for alias in node.names:
                     self._learn(alias.asname or alias.name, f"{node.module}.{alias.name}")
         for node in ast.walk(tree):  # `for module in (one, other): module.name = ...`
-            if isinstance(node, ast.For) and isinstance(node.target, ast.Name) and isinstance(node.iter, ast.Tuple):
+            if (
+                isinstance(node, ast.For)
+                and isinstance(node.target, ast.Name)
+                and isinstance(node.iter, ast.Tuple)
+            ):
                 for each in node.iter.elts:
                     if root_of(each) in self._foreign:
                         self._foreign[node.target.id] = self._foreign[root_of(each)]
@@ -94,13 +98,26 @@ class _Text:
     def places(self) -> Iterator[tuple[int, str]]:
         """Line and description of each."""
         for node in ast.walk(self._tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] != PACKAGE:
-                yield from ((node.lineno, f"imports {each.name}") for each in node.names if _is_private(each.name))
+            if (
+                isinstance(node, ast.ImportFrom)
+                and (node.module or "").partition(".")[0] != PACKAGE
+            ):
+                yield from (
+                    (node.lineno, f"imports {each.name}")
+                    for each in node.names
+                    if _is_private(each.name)
+                )
             elif isinstance(node, ast.Attribute):
                 yield from self._of_attribute(node)
-            elif isinstance(node, ast.Subscript) and _is_written(node) and ast.unparse(node.value) == "sys.modules":
+            elif (
+                isinstance(node, ast.Subscript)
+                and _is_written(node)
+                and ast.unparse(node.value) == "sys.modules"
+            ):
                 yield node.lineno, "writes sys.modules"
-            elif isinstance(node, ast.Call) and is_name(node.func, "setattr", "delattr", "getattr", "hasattr"):
+            elif isinstance(node, ast.Call) and is_name(
+                node.func, "setattr", "delattr", "getattr", "hasattr"
+            ):
                 yield from self._of_call(node)
             elif isinstance(node, Function):
                 yield from self._of_parameters(node)
@@ -115,13 +132,21 @@ class _Text:
         if writes and not whole.startswith(SETTINGS):
             yield node.lineno, f"assigns to {text}"
         elif _is_private(node.attr) and not whole.startswith(KERNELS):
-            ours = is_name(node.value, "self", "cls") or text.startswith("super()._") or node.attr in self._own
+            ours = (
+                is_name(node.value, "self", "cls")
+                or text.startswith("super()._")
+                or node.attr in self._own
+            )
             if root in self._foreign or not ours:
                 yield node.lineno, f"uses {text}"
 
     def _of_call(self, call: ast.Call) -> Iterator[tuple[int, str]]:
         target, name = call.args[:2]
-        private = isinstance(name, ast.Constant) and _is_private(str(name.value)) and name.value not in self._own
+        private = (
+            isinstance(name, ast.Constant)
+            and _is_private(str(name.value))
+            and name.value not in self._own
+        )
         if private or (_writes(call) and root_of(target) in self._foreign):
             yield call.lineno, f"calls {ast.unparse(call)}"
 
@@ -136,7 +161,9 @@ class _Text:
                 yield node.lineno, f"calls {ast.unparse(node)}"
 
     def _may_be_foreign(self, annotation: ast.AST | None) -> bool:
-        return annotation is not None and (is_name(annotation, "Any") or root_of(annotation) in self._foreign)
+        return annotation is not None and (
+            is_name(annotation, "Any") or root_of(annotation) in self._foreign
+        )
 
 
 def is_name(node: ast.AST, *names: str) -> bool:

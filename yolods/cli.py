@@ -39,10 +39,21 @@ USAGE = """usage: yolods COMMAND [flags]
   doctor    find problems on every host before a run starts: yolods doctor --hostfile hosts
   launch    start a command through DeepSpeed's launcher: yolods launch train --data x.yaml --hostfile hosts
 
-yolods COMMAND --help lists the flags of a command."""
+yolods COMMAND --help lists the flags of a command."""  # noqa: E501
 
 DEMO_FLAGS = (
-    *("--data", "demo", "--model", "yolov5n", "--imgsz", "224", "--batch-size", "16", "--epochs", "16"),
+    *(
+        "--data",
+        "demo",
+        "--model",
+        "yolov5n",
+        "--imgsz",
+        "224",
+        "--batch-size",
+        "16",
+        "--epochs",
+        "16",
+    ),
     *("--name", "demo", "--set", "nbs=32", "--set", "close_mosaic=4"),
 )
 """Flags of `./launch.sh` without a command; chosen to finish in minutes on two cores."""
@@ -67,7 +78,10 @@ ELSEWHERE = {
 """Commands of ultralytics that yolods lacks, and the calls that do the same with a finished
 model."""
 
-_DOCTOR = "Find problems on this machine or on every host before a run starts. Exit status 2: the run would fail."
+_DOCTOR = (
+    "Find problems on this machine or on every host before a run starts. Exit status 2: the run "
+    "would fail."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,11 +138,23 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("-V", "--version", "version"):
         streams.show(__version__)
         return 0
-    known = {"train": _train, "val": _val, "export": _export, "demo": _demo, "launch": _launch, "doctor": _doctor}
+    known = {
+        "train": _train,
+        "val": _val,
+        "export": _export,
+        "demo": _demo,
+        "launch": _launch,
+        "doctor": _doctor,
+    }
     if words[0] in ELSEWHERE:
-        raise UserError(f"yolods has no '{words[0]}'; use ultralytics on best.pt: {ELSEWHERE[words[0]]}")
+        raise UserError(
+            f"yolods has no '{words[0]}'; use ultralytics on best.pt: {ELSEWHERE[words[0]]}"
+        )
     if words[0] not in known:
-        raise UserError(f"unknown command '{words[0]}'{nearest(words[0], known)}; the commands are {', '.join(known)}")
+        raise UserError(
+            f"unknown command '{words[0]}'{nearest(words[0], known)}; the commands are "
+            f"{', '.join(known)}"
+        )
     _check_surroundings(ranks=words[0] in RANK_WORDS)
     return known[words[0]](words[1:])
 
@@ -151,7 +177,9 @@ def _stand_somewhere() -> None:
     try:
         os.getcwd()
     except OSError as error:
-        raise OwnError(f"the current folder no longer exists ({error.strerror}); cd to an existing one") from None
+        raise OwnError(
+            f"the current folder no longer exists ({error.strerror}); cd to an existing one"
+        ) from None
 
 
 def _check_surroundings(*, ranks: bool) -> None:
@@ -176,7 +204,11 @@ def _check_surroundings(*, ranks: bool) -> None:
 def _train_parser(*, for_help: bool = False) -> FlagParser:
     from yolods.config import add_train_arguments, foreign
 
-    parser = FlagParser(prog="yolods train", description="Train a YOLOv5 detector.", foreign=partial(_foreign, foreign))
+    parser = FlagParser(
+        prog="yolods train",
+        description="Train a YOLOv5 detector.",
+        foreign=partial(_foreign, foreign),
+    )
     add_train_arguments(parser)
     if for_help:
         _show_launch_arguments(parser)
@@ -187,7 +219,9 @@ def _val_parser(*, for_help: bool = False) -> FlagParser:
     from yolods.config import add_val_arguments, foreign_to_val
 
     parser = FlagParser(
-        prog="yolods val", description="Evaluate a saved model.", foreign=partial(_foreign, foreign_to_val)
+        prog="yolods val",
+        description="Evaluate a saved model.",
+        foreign=partial(_foreign, foreign_to_val),
     )
     add_val_arguments(parser)
     if for_help:
@@ -214,15 +248,25 @@ def _foreign(words_own: Callable[[str], str | None], name: str) -> str | None:
     if told := words_own(name):
         return told
     close = nearest(f"--{name}", known, cutoff=0.8)
-    return f"unknown{close.replace('did you mean', 'did you mean the launcher flag')}" if close else None
+    return (
+        f"unknown{close.replace('did you mean', 'did you mean the launcher flag')}"
+        if close
+        else None
+    )
 
 
 def _export_parser() -> FlagParser:
     parser = FlagParser(prog="yolods export", description="Convert a checkpoint into a plain .pt.")
-    parser.add_argument("run", metavar="RUN", help="a run's folder, its checkpoints/, or one checkpoint in it")
+    parser.add_argument(
+        "run", metavar="RUN", help="a run's folder, its checkpoints/, or one checkpoint in it"
+    )
     parser.add_argument("--to", metavar="PT", required=True, help="the file to write")
-    parser.add_argument("--live", action="store_true", help="export the trained weights, not their moving average")
-    parser.add_argument("--fp32", action="store_true", help="write fp32; ultralytics' files have fp16")
+    parser.add_argument(
+        "--live", action="store_true", help="export the trained weights, not their moving average"
+    )
+    parser.add_argument(
+        "--fp32", action="store_true", help="write fp32; ultralytics' files have fp16"
+    )
     return parser
 
 
@@ -232,7 +276,12 @@ def _doctor_parser() -> FlagParser:
     parser = FlagParser(prog="yolods doctor", description=_DOCTOR)
     add_launch_arguments(parser)
     parser.add_argument("--data", metavar="YAML", help="compare this yaml's data between the hosts")
-    parser.add_argument("--deepspeed_config", metavar="JSON", type=Path, help="check what this configuration compiles")
+    parser.add_argument(
+        "--deepspeed_config",
+        metavar="JSON",
+        type=Path,
+        help="check what this configuration compiles",
+    )
     return parser
 
 
@@ -296,11 +345,19 @@ def _tell_lost(variables: Sequence[str]) -> None:
     from yolods.launch.supervisor import say
 
     if variables:
-        say(f"ignoring {', '.join(variables)} in the environment: launch starts and numbers the ranks itself")
+        say(
+            f"ignoring {', '.join(variables)} in the environment: launch starts and numbers the "
+            "ranks itself"
+        )
 
 
 def _launch_train(
-    words: list[str], flags: LaunchFlags, ranks: int | None, gpus: int, lost: Sequence[str], faults: Faults
+    words: list[str],
+    flags: LaunchFlags,
+    ranks: int | None,
+    gpus: int,
+    lost: Sequence[str],
+    faults: Faults,
 ) -> int:
     """Start the launcher, and restart it after failures.
 
@@ -313,7 +370,9 @@ def _launch_train(
     from yolods.training.checks.preflight import check_train
     from yolods.training.restart import Restarts
 
-    def check(words: Sequence[str], ranks: int, tell: Callable[[str], object] | None = None) -> RunConfig:
+    def check(
+        words: Sequence[str], ranks: int, tell: Callable[[str], object] | None = None
+    ) -> RunConfig:
         return check_train(_train_parser().read(words[1:]), ranks, "cuda" if gpus else "cpu", tell)
 
     with faults.caught():  # before a folder is claimed: a start that is refused must not leave one
@@ -332,7 +391,14 @@ def _launch_train(
             config, tell = claim.take(config), None
             _say_put_aside(config, claim)
         starts = Restarts(
-            words, flags, config.run_dir, gpus=gpus, check=check, run=config.run, start=config.start, tell=tell
+            words,
+            flags,
+            config.run_dir,
+            gpus=gpus,
+            check=check,
+            run=config.run,
+            start=config.start,
+            tell=tell,
         )
         first = starts.first()
         _tell_lost(lost)
@@ -358,7 +424,10 @@ def _say_put_aside(config: RunConfig, claim: Claim) -> None:
     from yolods.launch.supervisor import say
 
     if claim.put_aside is not None:
-        say(f"--exist-ok: moved the files of an earlier run in {config.run_dir} to {claim.put_aside}")
+        say(
+            f"--exist-ok: moved the files of an earlier run in {config.run_dir} to "
+            f"{claim.put_aside}"
+        )
 
 
 def _say_start(what: str, flags: LaunchFlags, gpus: int) -> None:
@@ -372,7 +441,10 @@ def _say_start(what: str, flags: LaunchFlags, gpus: int) -> None:
         say(f"{', '.join(unused)}: no effect, because no other host takes part")
     ranks = plural(sum(len(host.chosen) for host in hosts), "rank")
     where = f"{', '.join(host.name for host in hosts[:8])}{' ...' if len(hosts) > 8 else ''}"
-    say(f"version {__version__}: starting {what} on {ranks} ({where}); importing the libraries takes a while")
+    say(
+        f"version {__version__}: starting {what} on {ranks} ({where}); importing the libraries "
+        "takes a while"
+    )
 
 
 def _say_alone(what: str) -> None:
@@ -382,7 +454,10 @@ def _say_alone(what: str) -> None:
     if not read_launched_rank(os.environ).launched:
         from yolods.launch.supervisor import say
 
-        say(f"version {__version__}: starting {what} in this process; importing the libraries takes a while")
+        say(
+            f"version {__version__}: starting {what} in this process; importing the libraries "
+            "takes a while"
+        )
 
 
 def _doctor(words: list[str]) -> int:
@@ -405,12 +480,17 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
     builds, fetched = False, ()
     if args.deepspeed_config is not None:
         ranks, device = sum(len(host.chosen) for host in hosts), "cuda" if _count_gpus() else "cpu"
-        builds = precheck_deepspeed(args.deepspeed_config, world_size=ranks, device=device, faults=faults)
+        builds = precheck_deepspeed(
+            args.deepspeed_config, world_size=ranks, device=device, faults=faults
+        )
     if args.data not in (None, DEMO):
         try:
             spec = read_spec(Path(args.data))
             if spec.needs_download:
-                fetched = (f"{spec.yaml}: some of its images are missing; a start would download them first",)
+                fetched = (
+                    f"{spec.yaml}: some of its images are missing; a start would download them "
+                    "first",
+                )
             else:
                 (trees, lists), spare = places(spec), spare_places(spec)
         except UserError as error:
@@ -439,7 +519,10 @@ def _count_gpus() -> int:
 def _train(words: list[str]) -> int:
     from yolods.distributed.rank_env import read_launched_rank
 
-    args, place = _train_parser(for_help=bool(HELP & set(words))).read(words), read_launched_rank(os.environ)
+    args, place = (
+        _train_parser(for_help=bool(HELP & set(words))).read(words),
+        read_launched_rank(os.environ),
+    )
     # Report errors before the slow imports. Among launched ranks, rank 0 checks everything beyond
     # the flags once the ranks have met.
     if args.faults or not place.launched:
@@ -472,7 +555,9 @@ def _train_rank(args: argparse.Namespace, claim: Claim) -> int:
             config = ranks.main_first(lambda: _claimed(args, claim, ranks))
             if args.start_id and args.start_id != config.start:
                 # If two runs chose the same free port, this rank may have joined the other run.
-                raise RuntimeError("these are ranks of another run: both had taken the same port to meet at")
+                raise RuntimeError(
+                    "these are ranks of another run: both had taken the same port to meet at"
+                )
             kv_store = open_store(ranks)
         # In a start on every host, the launchers of the other hosts read the claimed folder from
         # here.
@@ -488,7 +573,10 @@ def _train_rank(args: argparse.Namespace, claim: Claim) -> int:
             with run.telemetry:
                 run.fit()
     if ranks.is_main and (reason := streams.lost()):
-        print(f"warning: cannot write to the screen: {reason}; train.log has every line", file=sys.stderr)
+        print(
+            f"warning: cannot write to the screen: {reason}; train.log has every line",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -496,7 +584,9 @@ def _claimed(args: argparse.Namespace, claim: Claim, ranks: Ranks) -> RunConfig:
     """On rank 0: the configuration, in the folder that the launcher or this process claimed."""
     from yolods.config import build_run_config
 
-    config = build_run_config(args, world_size=ranks.size, device=ranks.device.type, environ=os.environ)
+    config = build_run_config(
+        args, world_size=ranks.size, device=ranks.device.type, environ=os.environ
+    )
     if args.run_dir:
         return claim.join(config)
     config = claim.take(config)

@@ -52,7 +52,10 @@ def prepare() -> None:
     _unless_set("TORCH_CPP_LOG_LEVEL", "ERROR")
     for variable in ("YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
         folder = Path(os.environ[variable])
-        remedy = f"set {'YOLODS_CACHE' if folder.is_relative_to(cache) else variable} to a writable folder"
+        remedy = (
+            f"set {'YOLODS_CACHE' if folder.is_relative_to(cache) else variable} to a writable "
+            "folder"
+        )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -158,7 +161,9 @@ def leave_lost_ranks_to_the_watchdog(environ: MutableMapping[str, str]) -> None:
 
 def torch_ends_lost_ranks(environ: Mapping[str, str]) -> bool:
     """Whether torch's NCCL backend ends ranks that lost another one, at the user's request."""
-    asked = environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", environ.get("NCCL_ASYNC_ERROR_HANDLING", "0"))
+    asked = environ.get(
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING", environ.get("NCCL_ASYNC_ERROR_HANDLING", "0")
+    )
     return asked != "0"
 
 
@@ -169,7 +174,9 @@ def take_gpus_by_name(environ: Mapping[str, str]) -> None:
     variable to numbers, and ZeRO-1 calls it. Without pynvml it asks torch. Call this after
     DeepSpeed has chosen its accelerator.
     """
-    if not all(part.isdigit() for part in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part):
+    if not all(
+        part.isdigit() for part in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part
+    ):
         from deepspeed.accelerator import cuda_accelerator
 
         cuda_accelerator.pynvml = None
@@ -370,7 +377,9 @@ def import_muon_uncompiled() -> None:
     import torch
 
     kept = torch.compile
-    torch.compile = lambda function=None, **_: function if function is not None else (lambda inner: inner)
+    torch.compile = lambda function=None, **_: (
+        function if function is not None else (lambda inner: inner)
+    )
     try:
         import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     except ImportError:  # another version of DeepSpeed has it elsewhere, or not at all

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 LOSS_NAMES = ("box_loss", "cls_loss", "dfl_loss")
-METRIC_NAMES = ("metrics/precision(B)", "metrics/recall(B)", "metrics/mAP50(B)", "metrics/mAP50-95(B)")
+METRIC_NAMES = (
+    "metrics/precision(B)",
+    "metrics/recall(B)",
+    "metrics/mAP50(B)",
+    "metrics/mAP50-95(B)",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

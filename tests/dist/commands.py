@@ -1,4 +1,5 @@
-"""Starting yolods as a person does: a command in a folder of its own, with everything it starts ended in time."""
+"""Starting yolods as a person does: a command in a folder of its own, with everything it starts
+ended in time."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def yolods(word: str) -> list[str]:
 
 
 def front_door(word: str) -> list[str]:
-    """launch.sh itself where these tests run in the environment that it made; else what it would start."""
+    """launch.sh itself where these tests run in the environment that it made; else what it would
+    start."""
     if Path(sys.prefix) == ROOT / ".venv":
         return ["bash", str(ROOT / "launch.sh"), word]
     return yolods(word)
@@ -34,7 +36,11 @@ def front_door(word: str) -> list[str]:
 
 @contextmanager
 def started(
-    words: list[str], cwd: Path, screen: IO[str], *, popen: type[subprocess.Popen] = subprocess.Popen
+    words: list[str],
+    cwd: Path,
+    screen: IO[str],
+    *,
+    popen: type[subprocess.Popen] = subprocess.Popen,
 ) -> Iterator[subprocess.Popen[str]]:
     """A command that runs; whatever of it still does at the end is killed.
 
@@ -57,7 +63,9 @@ def started(
         kill(process)
 
 
-def wait_for(true: Callable[[], bool], seconds: float, process: subprocess.Popen, screen: Path) -> None:
+def wait_for(
+    true: Callable[[], bool], seconds: float, process: subprocess.Popen, screen: Path
+) -> None:
     """Until a command that runs has come to a point.
 
     Raises:
@@ -83,7 +91,8 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The ranks that a start on this machine consists of, in their order: the children of the host's launcher."""
+    """The ranks that a start on this machine consists of, in their order: the children of the
+    host's launcher."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.Error):

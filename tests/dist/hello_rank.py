@@ -1,4 +1,5 @@
-"""A rank that meets the others, says where it is, and leaves: what a launcher may start instead of a training run."""
+"""A rank that meets the others, says where it is, and leaves: what a launcher may start instead of
+a training run."""
 
 import json
 import os
@@ -17,7 +18,12 @@ def main() -> None:
     met = torch.ones(1)
     dist.all_reduce(met)
     names = ("GLOO_SOCKET_IFNAME", "YOLODS_SAID")
-    said = {"rank": ranks.rank, "host": ranks.host, "met": int(met), **{name: os.environ.get(name) for name in names}}
+    said = {
+        "rank": ranks.rank,
+        "host": ranks.host,
+        "met": int(met),
+        **{name: os.environ.get(name) for name in names},
+    }
     leave()
     print(f"\n{json.dumps(said)}\n", end="", flush=True)
 

@@ -1,4 +1,5 @@
-"""From launch.sh to a finished run and back through `val`: what a person types, and what they see and find."""
+"""From launch.sh to a finished run and back through `val`: what a person types, and what they see
+and find."""
 
 from __future__ import annotations
 
@@ -26,13 +27,26 @@ GENTLE = ("--set", "optimizer=SGD", "--set", "lr0=0.0001")
 NAMES = ("colour0", "colour1")
 LEFT = (
     *("weights/best.pt", "weights/last.pt", "checkpoints/latest", "checkpoints/step*/rank0.pt"),
-    *("checkpoints/step*/rank1.pt", "checkpoints/step*/progress.json", "results.csv", "results.png"),
+    *(
+        "checkpoints/step*/rank1.pt",
+        "checkpoints/step*/progress.json",
+        "results.csv",
+        "results.png",
+    ),
     *("BoxPR_curve.png", "BoxF1_curve.png", "BoxP_curve.png", "BoxR_curve.png"),
     *("confusion_matrix.png", "confusion_matrix_normalized.png", "labels.jpg", "train_batch0.jpg"),
-    *("val_batch0_labels.jpg", "val_batch0_pred.jpg", "events.out.tfevents.*", "config.json", "train.log"),
+    *(
+        "val_batch0_labels.jpg",
+        "val_batch0_pred.jpg",
+        "events.out.tfevents.*",
+        "config.json",
+        "train.log",
+    ),
 )
 """What a run leaves, docs/outputs.md."""
-CHATTER = re.compile(r"deepspeed|\[(info|warning|error)\]|warn|traceback|\[rank|\[gloo|\[w\d|\[c10d", re.IGNORECASE)
+CHATTER = re.compile(
+    r"deepspeed|\[(info|warning|error)\]|warn|traceback|\[rank|\[gloo|\[w\d|\[c10d", re.IGNORECASE
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +76,9 @@ def _teach(path: Path) -> None:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.1  # the statistics have to arrive within 50 steps
     steps = 50
-    optimizer = torch.optim.AdamW([each for name, each in net.named_parameters() if ".dfl" not in name], 0.003)
+    optimizer = torch.optim.AdamW(
+        [each for name, each in net.named_parameters() if ".dfl" not in name], 0.003
+    )
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.003 * (1 - step / steps)
         optimizer.zero_grad()
@@ -77,9 +93,12 @@ def _rectangles(seed: int, images: int = 8) -> dict[str, torch.Tensor]:
     from tests.tiny import _draw
 
     drawn = [
-        _draw(np.random.RandomState([7, seed, image]), 3 * image + image % 2, len(NAMES), 64) for image in range(images)
+        _draw(np.random.RandomState([7, seed, image]), 3 * image + image % 2, len(NAMES), 64)
+        for image in range(images)
     ]
-    rows = [[image, *map(float, row.split())] for image, (_, texts) in enumerate(drawn) for row in texts]
+    rows = [
+        [image, *map(float, row.split())] for image, (_, texts) in enumerate(drawn) for row in texts
+    ]
     table = torch.tensor(rows)
     pixels = np.stack([image[..., ::-1].transpose(2, 0, 1) for image, _ in drawn])
     return {
@@ -90,20 +109,37 @@ def _rectangles(seed: int, images: int = 8) -> dict[str, torch.Tensor]:
     }
 
 
-def _run(words: list[str], folder: Path, popen: type[subprocess.Popen] = subprocess.Popen) -> tuple[int, str]:
+def _run(
+    words: list[str], folder: Path, popen: type[subprocess.Popen] = subprocess.Popen
+) -> tuple[int, str]:
     """Exit status, and everything that came to the screen."""
-    with open(folder / "screen", "w+") as screen, started(words, folder, screen, popen=popen) as process:
+    with (
+        open(folder / "screen", "w+") as screen,
+        started(words, folder, screen, popen=popen) as process,
+    ):
         code = process.wait(PATIENCE_SECONDS)
         screen.seek(0)
         return code, screen.read()
 
 
 def _flags(data: Path, weights: Path) -> list[str]:
-    return ["--data", str(data), "--weights", str(weights), *SMALL, "--epochs", "1", "--set", "nbs=4"]
+    return [
+        "--data",
+        str(data),
+        "--weights",
+        str(weights),
+        *SMALL,
+        "--epochs",
+        "1",
+        "--set",
+        "nbs=4",
+    ]
 
 
 @pytest.fixture(scope="module")
-def trained(data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path]:
+def trained(
+    data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, str, Path]:
     """A training run of one epoch: exit status, screen, and the folder it was typed in."""
     folder = tmp_path_factory.mktemp("typed")
     code, screen = _run([*front_door("train"), *_flags(data, weights), *GENTLE], folder)
@@ -114,12 +150,16 @@ def test_a_run_ends_well_and_leaves_everything(trained: tuple[int, str, Path]) -
     code, screen, folder = trained
     assert code == 0, screen
     run = folder / "runs" / "exp"
-    assert [name for name in LEFT if not [each for each in run.glob(name) if each.stat().st_size]] == []
+    assert [
+        name for name in LEFT if not [each for each in run.glob(name) if each.stat().st_size]
+    ] == []
     # Nothing of it, and nothing else, lies where the command was typed.
     assert {each.name for each in folder.iterdir()} == {"runs", "screen"}
 
 
-def test_the_screen_shows_the_run_and_nothing_of_its_machinery(trained: tuple[int, str, Path]) -> None:
+def test_the_screen_shows_the_run_and_nothing_of_its_machinery(
+    trained: tuple[int, str, Path],
+) -> None:
     _, screen, _ = trained
     (versions,) = [line for line in screen.splitlines() if CHATTER.search(line)]
     assert versions.startswith("yolods ") and ", deepspeed 0." in versions
@@ -140,7 +180,18 @@ def test_val_shows_what_the_run_showed_last(
 ) -> None:
     _, screen, folder = trained
     best = folder / "runs" / "exp" / "weights" / "best.pt"
-    words = ["--weights", str(best), "--data", str(data), "--imgsz", "64", "--workers", "0", "--set", "plots=False"]
+    words = [
+        "--weights",
+        str(best),
+        "--data",
+        str(data),
+        "--imgsz",
+        "64",
+        "--workers",
+        "0",
+        "--set",
+        "plots=False",
+    ]
     code, shown = _run([*yolods("val"), *words, "--num_gpus", str(ranks)], tmp_path, forks.Popen)
     assert code == 0, shown
     mine, last = _all_classes(shown), _all_classes(screen)
@@ -157,25 +208,43 @@ def _leaves_its_numbers(folder: Path, row: list[str]) -> None:
 
     left = json.loads((folder / "metrics.json").read_text())
     assert f"{left['metrics']['metrics/mAP50-95(B)']:.3g}" == f"{float(row[-1]):.3g}"
-    assert (left["split"], str(left["images"])) == ("val", row[0]) and set(left["classes"]) == set(NAMES)
+    assert (left["split"], str(left["images"])) == ("val", row[0]) and set(left["classes"]) == set(
+        NAMES
+    )
     events = EventAccumulator(str(folder))
     events.Reload()
-    for tag, value in {**left["metrics"], **{f"val/{name}": loss for name, loss in left["loss"].items()}}.items():
+    for tag, value in {
+        **left["metrics"],
+        **{f"val/{name}": loss for name, loss in left["loss"].items()},
+    }.items():
         (point,) = events.Scalars(tag)
         assert point.value == pytest.approx(value, rel=1e-6)
 
 
 def test_deepspeeds_own_launcher_starts_a_run(data: Path, weights: Path, tmp_path: Path) -> None:
-    """`deepspeed --module yolods train`, with the launcher's own --local_rank and without any preflight of ours."""
+    """`deepspeed --module yolods train`, with the launcher's own --local_rank and without any
+    preflight of ours."""
     launcher = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
     assert launcher, "the environment of these tests has no deepspeed command"
     flags = [*_flags(data, weights), "--noplots", "--deepspeed_config", str(_zero3(tmp_path))]
-    words = [launcher, "--num_gpus", "2", "--master_port", str(free_port()), "--module", "yolods", "train", *flags]
+    words = [
+        launcher,
+        "--num_gpus",
+        "2",
+        "--master_port",
+        str(free_port()),
+        "--module",
+        "yolods",
+        "train",
+        *flags,
+    ]
     code, screen = _run(words, tmp_path)
     assert code == 0, screen
     run = tmp_path / "runs" / "exp"
     assert "2 ranks on cpu, ZeRO-3" in screen
-    assert (run / "weights" / "best.pt").stat().st_size and len((run / "results.csv").read_text().splitlines()) == 2
+    assert (run / "weights" / "best.pt").stat().st_size and len(
+        (run / "results.csv").read_text().splitlines()
+    ) == 2
 
 
 def _zero3(folder: Path) -> Path:

@@ -1,4 +1,5 @@
-"""What a rank of a pipeline holds: the weights of its own stage and no others, and states as planned.
+"""What a rank of a pipeline holds: the weights of its own stage and no others, and states as
+planned.
 
 The model is yolov5[2.0,2.0], 321 M parameters, in four stages: built for real, not trained.
 """
@@ -30,17 +31,21 @@ pytestmark = pytest.mark.slow
 MODEL, PARAMETERS, STAGES = "yolov5[2.0,2.0]", 321e6, 4
 MIB = 2**20
 DRAWN = 100 * MIB
-"""Most that the model on paper takes: the graph's objects, and pages of the libraries read for the first time."""
+"""Most that the model on paper takes: the graph's objects, and pages of the libraries read for the
+first time."""
 FILLING = 128 * MIB
-"""Most that stays or is taken for a moment: with it the random numbers for the largest convolution."""
+"""Most that stays or is taken for a moment: with it the random numbers for the largest
+convolution."""
 SPARE = 64 * MIB
-"""Most that stays beside a stage's weights: BatchNorm's statistics, and what the allocator keeps."""
+"""Most that stays beside a stage's weights: BatchNorm's statistics, and what the allocator
+keeps."""
 
 Sizes = dict[str, int]
 
 
 def build_big_stage(ranks: Ranks, folder: str) -> Sizes:
-    """On a rank: bytes of resident memory before, with the plan, at the most and with the stage; and of its weights."""
+    """On a rank: bytes of resident memory before, with the plan, at the most and with the stage;
+    and of its weights."""
     from yolods.config import add_train_arguments, build_run_config
     from yolods.engine.build_pipeline import build_stage, plan_stages
     from yolods.model.architecture.build import architecture, parse_name
@@ -49,15 +54,27 @@ def build_big_stage(ranks: Ranks, folder: str) -> Sizes:
 
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
-    words = ["--data", "demo", "--model", MODEL, "--deepspeed_config", str(Path(folder) / "four.json")]
+    words = [
+        "--data",
+        "demo",
+        "--model",
+        MODEL,
+        "--deepspeed_config",
+        str(Path(folder) / "four.json"),
+    ]
     config = build_run_config(parser.parse_args(words), world_size=ranks.size, device="cpu")
     choice = choose_optimizer(config.hyper, samples=100, batch=config.batch_size, epochs=1, nc=3)
     before = _resident()
-    blueprint = Blueprint(architecture(parse_name(MODEL), 80, 3), tuple(map(str, range(80))), seed=0)
+    blueprint = Blueprint(
+        architecture(parse_name(MODEL), 80, 3), tuple(map(str, range(80))), seed=0
+    )
     plan = plan_stages(blueprint, config, ranks)
     gc.collect()
     drawn = _resident()
-    with _peak() as peak, mock.patch("yolods.engine.build_pipeline.build_pipeline", lambda stage, *rest: stage):
+    with (
+        _peak() as peak,
+        mock.patch("yolods.engine.build_pipeline.build_pipeline", lambda stage, *rest: stage),
+    ):
         stage, _ = build_stage(blueprint, plan, config, choice, ranks, None)
     gc.collect()
     weights = list(stage.parameters())
@@ -90,7 +107,9 @@ def _peak() -> Iterator[list[int]]:
 def big_stages(tmp_path_factory: pytest.TempPathFactory) -> list[Sizes]:
     folder = tmp_path_factory.mktemp("layouts")
     (folder / "four.json").write_text(json.dumps({"pipeline": {"stages": STAGES}}))
-    found = on_ranks("tests.dist.test_layouts:build_big_stage", (STAGES,), timeout=100, folder=str(folder))[STAGES]
+    found = on_ranks(
+        "tests.dist.test_layouts:build_big_stage", (STAGES,), timeout=100, folder=str(folder)
+    )[STAGES]
     for sizes in found:
         print({key: round(value / MIB) for key, value in sizes.items()})
     return found
@@ -108,7 +127,9 @@ def test_a_rank_holds_its_stage_and_little_else(big_stages: list[Sizes]) -> None
         assert sizes["drawn"] - sizes["before"] < DRAWN
         assert sizes["after"] - sizes["drawn"] < sizes["stage"] + SPARE
         assert sizes["peak"] - sizes["drawn"] < sizes["stage"] + FILLING
-        assert sizes["after"] - sizes["drawn"] > 0.95 * sizes["stage"], "the stage was not there to be measured"
+        assert sizes["after"] - sizes["drawn"] > 0.95 * sizes["stage"], (
+            "the stage was not there to be measured"
+        )
         assert sizes["peak"] - sizes["before"] < sizes["model"], "a whole model would have passed"
 
 
@@ -123,7 +144,8 @@ COUNTED = [
 
 
 def count_states(ranks: Ranks, folder: str) -> dict[str, float]:
-    """On a rank: bytes of model states a parameter of its stage, when all backward passes are done."""
+    """On a rank: bytes of model states a parameter of its stage, when all backward passes are
+    done."""
     return {case.label: _count(ranks, case, Path(folder)) for case in COUNTED}
 
 
@@ -135,8 +157,15 @@ def _count(ranks: Ranks, case: Case, folder: Path) -> float:
 
         def count_and_reduce() -> None:
             gc.collect()
-            other = [*before, *engine.ema.state_dict()["shards"], *engine.ema.mean_buffers, *engine.net.buffers()]
-            apart = _storages([*other, *kept_in(engine.snapshots.snapshot), *engine.snapshots.statistics_before])
+            other = [
+                *before,
+                *engine.ema.state_dict()["shards"],
+                *engine.ema.mean_buffers,
+                *engine.net.buffers(),
+            ]
+            apart = _storages(
+                [*other, *kept_in(engine.snapshots.snapshot), *engine.snapshots.statistics_before]
+            )
             found = _storages(each for each in _alive() if each.dtype != torch.uint8)
             counted.append(sum(size for place, size in found.items() if place not in apart))
             reduce()
@@ -144,7 +173,9 @@ def _count(ranks: Ranks, case: Case, folder: Path) -> float:
         engine.deepspeed.allreduce_gradients = count_and_reduce
         step = Step(0, case.micro_batches, 0, (RATE, RATE, RATE), MOMENTUM)
         for _ in range(2):  # Adam has its moments from the end of the first step on
-            mine = [batch_of(case, place, engine.mesh.replica) for place in range(case.micro_batches)]
+            mine = [
+                batch_of(case, place, engine.mesh.replica) for place in range(case.micro_batches)
+            ]
             engine.train_step(step, iter(mine))
         return counted[1] / sum(parameter.numel() for parameter in engine.net.parameters())
 
@@ -156,7 +187,9 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("case", COUNTED, ids=lambda case: case.label.replace(" ", "-"))
-def test_states_are_those_that_the_plan_counts_on(counted: list[dict[str, float]], case: Case) -> None:
+def test_states_are_those_that_the_plan_counts_on(
+    counted: list[dict[str, float]], case: Case
+) -> None:
     planned = state_bytes(case.precision, case.zero, case.replicas)
     for rank in counted:
         assert rank[case.label] == pytest.approx(planned, rel=0.03)

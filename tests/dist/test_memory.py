@@ -1,7 +1,8 @@
-"""Bytes of model states that a rank holds, counted from real tensors, against the formulas of the ZeRO paper.
+"""Bytes of model states that a rank holds, counted from real tensors, against the formulas of the
+ZeRO paper.
 
-P parameters on N ranks, bf16 with Adam: weights and gradients of 2 bytes each, and 12 bytes of fp32 master and two
-moments (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1, K = 12):
+P parameters on N ranks, bf16 with Adam: weights and gradients of 2 bytes each, and 12 bytes of fp32
+master and two moments (Rajbhandari et al. 2020, arXiv:1910.02054, figure 1, K = 12):
 
     stage                     0        1               2               3
     bytes a rank              16 P     4 P + 12 P/N    2 P + 14 P/N    16 P/N
@@ -28,7 +29,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(220)]
 
 STAGES, SIZES = (0, 1, 2, 3), (2, 4)
 BUCKET = 20_000
-"""Elements of a communication buffer: 1% of the 2.5 M parameters, so that buffers pass for what they are."""
+"""Elements of a communication buffer: 1% of the 2.5 M parameters, so that buffers pass for what
+they are."""
 STEPS = 2
 
 ZERO: dict[int, dict[str, Any]] = {
@@ -52,13 +54,16 @@ def paper(stage: int, ranks: int) -> float:
 
 
 def measure(ranks: Ranks, folder: str) -> dict[int, Counted]:
-    """On a rank: bytes a parameter under each stage, at the fullest moment between a backward pass and the step."""
+    """On a rank: bytes a parameter under each stage, at the fullest moment between a backward pass
+    and the step."""
     return {stage: _count(ranks, Path(folder) / f"zero{stage}.json") for stage in STAGES}
 
 
 def _count(ranks: Ranks, file: Path) -> Counted:
     gc.collect()
-    before = _alive()  # held until the end, so that none of their addresses is given to another tensor
+    before = (
+        _alive()
+    )  # held until the end, so that none of their addresses is given to another tensor
     with small_engine(ranks, file, optimizer="AdamW", lr0=0.001) as small:
         moments: list[Counted] = []
         take_step = small.engine.deepspeed.step
@@ -75,17 +80,26 @@ def _count(ranks: Ranks, file: Path) -> Counted:
 
 
 def _sort(small: Small, before: list[Tensor]) -> Counted:
-    """Bytes a parameter of every tensor that the engine has brought to life; apart from them the moving average, and
-    the snapshot that a run goes back to, which is in host memory where the states are on a GPU.
+    """Bytes a parameter of every tensor that the engine has brought to life; apart from them the
+    moving average, and the snapshot that a run goes back to, which is in host memory where the
+    states are on a GPU.
 
-    Not counted as model states: the running statistics, which every layout holds whole and ZeRO does not speak of, and
-    uint8, which are the images. There are no activations between a backward pass and the step.
+    Not counted as model states: the running statistics, which every layout holds whole and ZeRO
+    does not speak of, and uint8, which are the images. There are no activations between a backward
+    pass and the step.
     """
     gc.collect()
     engine = small.engine
     average = _storages(engine.ema.state_dict()["shards"])
     snapshot = _storages(kept_in(engine.snapshots.snapshot))
-    other = _storages([*before, *engine.ema.mean_buffers, *engine.net.buffers(), *engine.snapshots.statistics_before])
+    other = _storages(
+        [
+            *before,
+            *engine.ema.mean_buffers,
+            *engine.net.buffers(),
+            *engine.snapshots.statistics_before,
+        ]
+    )
     alive = _storages(each for each in _alive() if each.dtype != torch.uint8)
     apart = average.keys() | snapshot.keys() | other.keys()
     parameters = sum(getattr(each, "ds_numel", each.numel()) for each in engine.net.parameters())
@@ -101,7 +115,13 @@ def kept_in(state: Any) -> list[Tensor]:
     """Every tensor in nested dictionaries and lists."""
     if isinstance(state, Tensor):
         return [state]
-    members = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    members = (
+        state.values()
+        if isinstance(state, dict)
+        else state
+        if isinstance(state, list | tuple)
+        else ()
+    )
     return [tensor for each in members for tensor in kept_in(each)]
 
 
@@ -113,7 +133,11 @@ def _alive() -> list[Tensor]:
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Bytes by address; what several tensors share counts once, and whole."""
-    kept = [each.untyped_storage() for each in tensors if each.layout is torch.strided and each.device.type != "meta"]
+    kept = [
+        each.untyped_storage()
+        for each in tensors
+        if each.layout is torch.strided and each.device.type != "meta"
+    ]
     return {storage.data_ptr(): storage.nbytes() for storage in kept if storage.nbytes()}
 
 
@@ -149,8 +173,8 @@ def test_the_moving_average_is_a_shard_of_four_bytes(
 def test_the_snapshot_is_a_copy_of_this_ranks_shards_and_no_more(
     measured: dict[int, list[dict[int, Counted]]], stage: int, size: int
 ) -> None:
-    """fp32 masters and the average, 8 bytes; without ZeRO, DeepSpeed has made the two moments before the first step,
-    when the snapshot is taken, and it has them, too: 16."""
+    """fp32 masters and the average, 8 bytes; without ZeRO, DeepSpeed has made the two moments
+    before the first step, when the snapshot is taken, and it has them, too: 16."""
     for rank in measured[size]:
         whole = rank[stage]["snapshot"] * (1 if stage == 0 else size)
         assert whole == pytest.approx(16 if stage == 0 else 8, rel=0.03)

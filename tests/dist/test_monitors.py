@@ -25,7 +25,10 @@ EVERY = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("monitors")
-    assert step(Drawn(EVERY, ("--epochs", "2", "--batch-size", "4", "--set", "nbs=4"), 2), folder) is None
+    assert (
+        step(Drawn(EVERY, ("--epochs", "2", "--batch-size", "4", "--set", "nbs=4"), 2), folder)
+        is None
+    )
     return folder
 
 
@@ -40,7 +43,10 @@ def test_they_write_into_the_runs_folder_alone(folder: Path) -> None:
 
 
 def test_what_they_say_is_in_the_log_and_not_between_the_lines_of_the_epochs(folder: Path) -> None:
-    log, screen = (folder / "runs" / "exp" / "train.log").read_text("utf-8"), (folder / "screen").read_text("utf-8")
+    log, screen = (
+        (folder / "runs" / "exp" / "train.log").read_text("utf-8"),
+        (folder / "screen").read_text("utf-8"),
+    )
     for words in ("time (ms) | ", "CPU Virtual Memory", "Comm. Op"):
         assert words in log and words not in screen
     first, second = log.split("Comm. Op")[1:]  # a table per epoch
@@ -51,7 +57,12 @@ def test_what_they_say_is_in_the_log_and_not_between_the_lines_of_the_epochs(fol
 
 def test_what_has_no_effect_is_said_once_on_the_screen_and_in_the_log(folder: Path) -> None:
     for name in ("runs/exp/train.log", "screen"):
-        said = [line for line in (folder / name).read_text("utf-8").splitlines() if "no effect" in line]
+        said = [
+            line for line in (folder / name).read_text("utf-8").splitlines() if "no effect" in line
+        ]
         assert len(said) == 2
         assert '"checkpoint" (yolods writes its own checkpoints' in said[0]
-        assert '"tensorboard".output_path, "csv_monitor".output_path, "flops_profiler".output_file' in said[1]
+        assert (
+            '"tensorboard".output_path, "csv_monitor".output_path, "flops_profiler".output_file'
+            in said[1]
+        )

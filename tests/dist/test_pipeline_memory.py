@@ -1,7 +1,9 @@
-"""What the stages of a pipeline hold at the fullest moment of a step does not depend on how many micro-batches it has.
+"""What the stages of a pipeline hold at the fullest moment of a step does not depend on how many
+micro-batches it has.
 
-Stage s of P has P - s micro-batches in flight (1F1B) and no more, and what was sent of them is let go with them. Every
-allocation of a rank is counted, by torch's own profiler: what autograd keeps, what is on its way, and all kernels' own.
+Stage s of P has P - s micro-batches in flight (1F1B) and no more, and what was sent of them is let
+go with them. Every allocation of a rank is counted, by torch's own profiler: what autograd keeps,
+what is on its way, and all kernels' own.
 """
 
 from __future__ import annotations
@@ -24,16 +26,18 @@ from yolods.optim.lr_schedule import Step
 pytestmark = pytest.mark.slow
 
 CASE = Case(cuts=(4, 9, 17), blocks={"yolods": {"overflow": {"attribution": "off"}}})
-"""Four stages. Of a step that may be run again, the first one would also keep the images, in host memory."""
+"""Four stages. Of a step that may be run again, the first one would also keep the images, in host
+memory."""
 COUNTS = (4, 8, 32)
 """Micro-batches a step."""
 LOSSES = 4 * max(COUNTS)
-"""Bytes: the last stage keeps the loss of every micro-batch, one fp32 number, for what names the culprits."""
+"""Bytes: the last stage keeps the loss of every micro-batch, one fp32 number, for what names the
+culprits."""
 
 
 def measure(ranks: Ranks, folder: str) -> dict[str, list[int]]:
-    """On a rank: bytes at the peak of a step, above those at its beginning, for each of `COUNTS`; and for the first two
-    of them where what is sent is held to the end of the step."""
+    """On a rank: bytes at the peak of a step, above those at its beginning, for each of `COUNTS`;
+    and for the first two of them where what is sent is held to the end of the step."""
     with split_engine(ranks, CASE, Path(folder)) as engine:
         _peak(engine, COUNTS[0])  # headers and states are made once
         freed = [_peak(engine, count) for count in COUNTS]
@@ -42,12 +46,15 @@ def measure(ranks: Ranks, folder: str) -> dict[str, list[int]]:
 
 
 def _peak(engine: PipelineEngine, count: int) -> int:
-    # A step of as many micro-batches as stages does no forward after its first backward, which would make these.
+    # A step of as many micro-batches as stages does no forward after its first backward, which
+    # would make these.
     for parameter in engine.net.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     step = Step(0, count, 0, (1e-3, 1e-3, 1e-3), 0.9)
     batches = [micro_batch(0) for _ in range(count)]
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         engine.train_step(step, iter(batches))
     held = peak = 0
     for size in _allocations(profile):
@@ -58,7 +65,9 @@ def _peak(engine: PipelineEngine, count: int) -> int:
 
 def _allocations(profile: Any) -> Iterator[int]:
     """Bytes of every allocation, and of every release below 0, in their order."""
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     return (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
 
 
@@ -78,12 +87,16 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[in
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_a_step_of_32_micro_batches_holds_what_one_of_4_does(measured: list[dict[str, list[int]]], stage: int) -> None:
+def test_a_step_of_32_micro_batches_holds_what_one_of_4_does(
+    measured: list[dict[str, list[int]]], stage: int
+) -> None:
     peaks = measured[stage]["freed"]
     assert max(peaks) - min(peaks) <= LOSSES
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_what_is_held_to_the_end_of_the_step_would_show(measured: list[dict[str, list[int]]], stage: int) -> None:
+def test_what_is_held_to_the_end_of_the_step_would_show(
+    measured: list[dict[str, list[int]]], stage: int
+) -> None:
     peaks = measured[stage]["hoarded"]
     assert peaks[1] - peaks[0] > 100 * LOSSES

@@ -1,4 +1,5 @@
-"""The tests' own `on_ranks`: a rank that fails or hangs costs neither the other tests nor the reason."""
+"""The tests' own `on_ranks`: a rank that fails or hangs costs neither the other tests nor the
+reason."""
 
 from __future__ import annotations
 

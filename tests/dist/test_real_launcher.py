@@ -1,4 +1,5 @@
-"""What ranks find in their environment under DeepSpeed's real launcher, and what comes of it. Nothing is trained."""
+"""What ranks find in their environment under DeepSpeed's real launcher, and what comes of it.
+Nothing is trained."""
 
 from __future__ import annotations
 
@@ -25,9 +26,18 @@ from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
 from yolods.plan.stage_plan import StagePlan
 
-DUMP = "import json, os, sys\njson.dump(dict(os.environ), open(f'{sys.argv[1]}/{os.environ[\"RANK\"]}.json', 'w'))\n"
+DUMP = (
+    "import json, os, sys\n"
+    "json.dump(dict(os.environ), open(f'{sys.argv[1]}/{os.environ[\"RANK\"]}.json', 'w'))\n"
+)
 LEFT_OVER = {
-    **{"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "gone"},
+    **{
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "gone",
+    },
     **{"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
     "TORCHELASTIC_USE_AGENT_STORE": "True",
 }
@@ -48,17 +58,26 @@ def launch(folder: str, world: dict[str, list[int]], node: int, gpus: bool) -> N
     script = Path(folder) / "dump.py"
     script.write_text(DUMP)
     told = base64.urlsafe_b64encode(json.dumps(world).encode()).decode()
-    place = [f"--world_info={told}", f"--node_rank={node}", "--master_addr=10.0.0.1", "--master_port=29500"]
+    place = [
+        f"--world_info={told}",
+        f"--node_rank={node}",
+        "--master_addr=10.0.0.1",
+        "--master_port=29500",
+    ]
     sys.argv = ["launch", *place, "--no_local_rank", "--log_level=error", str(script), folder]
     theirs.main()
 
 
-def environments(folder: Path, world: dict[str, list[int]], *, gpus: bool = False, **more: str) -> list[dict[str, str]]:
+def environments(
+    folder: Path, world: dict[str, list[int]], *, gpus: bool = False, **more: str
+) -> list[dict[str, str]]:
     """Of all ranks, in their order; each host's launcher runs here."""
     for node in range(len(world)):
         call = {"folder": str(folder), "world": world, "node": node, "gpus": gpus}
         screen, env = folder / "screen", {**environment(), **more}
-        code = forked("tests.dist.test_real_launcher:launch", call, screen=screen, timeout=60, env=env)
+        code = forked(
+            "tests.dist.test_real_launcher:launch", call, screen=screen, timeout=60, env=env
+        )
         assert code == 0, screen.read_text()
     count = sum(map(len, world.values()))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
@@ -66,11 +85,15 @@ def environments(folder: Path, world: dict[str, list[int]], *, gpus: bool = Fals
 
 @pytest.fixture(scope="module")
 def two_hosts_of_eight(tmp_path_factory: pytest.TempPathFactory) -> list[Ranks]:
-    """The ranks of two hosts with eight slots each, by what the launcher has set; the shell was not clean."""
+    """The ranks of two hosts with eight slots each, by what the launcher has set; the shell was not
+    clean."""
     slots = list(range(8))
     found = environments(tmp_path_factory.mktemp("ranks"), {"a": slots, "b": slots}, **LEFT_OVER)
     seats = [read_launched_rank(environ) for environ in found]
-    return [Ranks(s.rank, s.size, s.local, "ab"[s.rank // 8], torch.device("cpu"), s.local_size or 0) for s in seats]
+    return [
+        Ranks(s.rank, s.size, s.local, "ab"[s.rank // 8], torch.device("cpu"), s.local_size or 0)
+        for s in seats
+    ]
 
 
 def test_a_rank_knows_how_many_ranks_its_host_has(two_hosts_of_eight: list[Ranks]) -> None:
@@ -80,16 +103,21 @@ def test_a_rank_knows_how_many_ranks_its_host_has(two_hosts_of_eight: list[Ranks
 
 
 @pytest.mark.parametrize(
-    ("model", "imgsz", "order"), [("yolov5l", 64, "replicas"), ("yolov5n", 640, "stages")], ids=["weights", "images"]
+    ("model", "imgsz", "order"),
+    [("yolov5l", 64, "replicas"), ("yolov5n", 640, "stages")],
+    ids=["weights", "images"],
 )
 def test_heavy_traffic_stays_inside_a_host(
     tmp_path: Path, two_hosts_of_eight: list[Ranks], model: str, imgsz: int, order: str
 ) -> None:
-    """A large model on small images moves gradients, a small one on large images what crosses the cuts."""
+    """A large model on small images moves gradients, a small one on large images what crosses the
+    cuts."""
     plan, config = _planned(tmp_path, model, imgsz)
     assert {order_of(plan, config, rank) for rank in two_hosts_of_eight} == {order}
     host = [rank.host for rank in two_hosts_of_eight]
-    at = [[host[rank_at(stage, replica, 4, 4, order)] for replica in range(4)] for stage in range(4)]
+    at = [
+        [host[rank_at(stage, replica, 4, 4, order)] for replica in range(4)] for stage in range(4)
+    ]
     if order == "replicas":
         assert all(len(set(replicas)) == 1 for replicas in at)
     else:
@@ -107,7 +135,9 @@ def _planned(folder: Path, model: str, imgsz: int) -> tuple[StagePlan, RunConfig
     return plan_stages(blueprint, config, Ranks(0, 1, 0, "a", torch.device("cpu"))), config
 
 
-def test_ranks_see_the_gpus_that_were_named_though_the_launcher_writes_numbers(tmp_path: Path) -> None:
+def test_ranks_see_the_gpus_that_were_named_though_the_launcher_writes_numbers(
+    tmp_path: Path,
+) -> None:
     names = "GPU-a,GPU-b,GPU-c"
     found = environments(tmp_path, {"localhost": [0, 2]}, gpus=True, **{NAMED: names})
     assert {environ["CUDA_VISIBLE_DEVICES"] for environ in found} == {"0,2"}

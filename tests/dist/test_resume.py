@@ -1,6 +1,8 @@
-"""A run killed in the middle of epoch 2 and resumed ends, bit for bit, as one that was never killed.
+"""A run killed in the middle of epoch 2 and resumed ends, bit for bit, as one that was never
+killed.
 
-Through the real command on two ranks, in fp32. The kill is SIGKILL for every process of the run at once.
+Through the real command on two ranks, in fp32. The kill is SIGKILL for every process of the run at
+once.
 """
 
 from __future__ import annotations
@@ -45,14 +47,28 @@ def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _train(data: Path, folder: Path, *, every_steps: int) -> list[str]:
     """The command of a new run, whose results go to `folder`/runs/exp."""
-    content = {"zero_optimization": {"stage": 2}, "yolods": {"checkpoint": {"every_steps": every_steps}}}
+    content = {
+        "zero_optimization": {"stage": 2},
+        "yolods": {"checkpoint": {"every_steps": every_steps}},
+    }
     (folder / "ds.json").write_text(json.dumps(content))
-    return [*yolods("train"), "--data", str(data), *SMALL, *SETTINGS, "--deepspeed_config", "ds.json"]
+    return [
+        *yolods("train"),
+        "--data",
+        str(data),
+        *SMALL,
+        *SETTINGS,
+        "--deepspeed_config",
+        "ds.json",
+    ]
 
 
 def _finish(words: list[str], folder: Path) -> None:
     """Run a command to its end, which has to be a good one."""
-    with open(folder / "screen", "w+") as screen, started(words, folder, screen, popen=forks.Popen) as process:
+    with (
+        open(folder / "screen", "w+") as screen,
+        started(words, folder, screen, popen=forks.Popen) as process,
+    ):
         code = process.wait(PATIENCE_SECONDS)
         screen.seek(0)
         assert code == 0, screen.read()
@@ -60,7 +76,10 @@ def _finish(words: list[str], folder: Path) -> None:
 
 def _kill_when(reached: Callable[[], bool], words: list[str], folder: Path) -> None:
     """Start a command and kill it some work after `reached`."""
-    with open(folder / "screen", "w+") as screen, started(words, folder, screen, popen=forks.Popen) as process:
+    with (
+        open(folder / "screen", "w+") as screen,
+        started(words, folder, screen, popen=forks.Popen) as process,
+    ):
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not reached():
             screen.seek(0)
@@ -92,7 +111,9 @@ def _newest(run: Path) -> dict[str, Any]:
         return {"position": 0, "epochs_done": 0}
 
 
-@pytest.mark.parametrize("every_steps", [0, EVERY_STEPS], ids=["from an epoch's end", "from within the epoch"])
+@pytest.mark.parametrize(
+    "every_steps", [0, EVERY_STEPS], ids=["from an epoch's end", "from within the epoch"]
+)
 def test_a_killed_and_resumed_run_ends_as_one_that_was_not(
     uninterrupted: Path, data: Path, tmp_path: Path, every_steps: int
 ) -> None:
@@ -108,7 +129,9 @@ def test_a_killed_and_resumed_run_ends_as_one_that_was_not(
     assert len(_rows(run)) == 1
     left = _newest(run)
     assert left["epochs_done"] == 1
-    assert left["position"] == IMAGES if every_steps == 0 else IMAGES < left["position"] < 2 * IMAGES
+    assert (
+        left["position"] == IMAGES if every_steps == 0 else IMAGES < left["position"] < 2 * IMAGES
+    )
 
     _finish([*yolods("train"), "--resume", str(run)], tmp_path)
     assert "Resuming" in (tmp_path / "screen").read_text()
@@ -116,17 +139,23 @@ def test_a_killed_and_resumed_run_ends_as_one_that_was_not(
 
 
 def _differing_runs(mine: Path, other: Path) -> list[str]:
-    """Everything in which two finished runs differ, but times of day, durations, identities and where they lie."""
+    """Everything in which two finished runs differ, but times of day, durations, identities and
+    where they lie."""
     found = []
     ours, theirs = _newest(mine), _newest(other)
     for key in sorted((ours.keys() | theirs.keys()) - {"seconds", "folder", "run"}):
         found += _differing(ours.get(key), theirs.get(key), f"progress.{key}")
     for rank in range(2):
-        states = [torch.load(each["folder"] / f"rank{rank}.pt", weights_only=False) for each in (ours, theirs)]
+        states = [
+            torch.load(each["folder"] / f"rank{rank}.pt", weights_only=False)
+            for each in (ours, theirs)
+        ]
         assert {"masters", "optimizer", "ema", "statistics"} <= states[0].keys()
         found += _differing(*states, f"rank{rank}")
     for name in ("last", "best"):
-        files = [torch.load(run / "weights" / f"{name}.pt", weights_only=False) for run in (mine, other)]
+        files = [
+            torch.load(run / "weights" / f"{name}.pt", weights_only=False) for run in (mine, other)
+        ]
         found += _differing(*({**file["model"].state_dict()} for file in files), f"{name}.pt")
     rows = [[{**row, "time": ""} for row in _rows(run)] for run in (mine, other)]
     assert [row["epoch"] for row in rows[0]] == [str(epoch + 1) for epoch in range(EPOCHS)]
@@ -140,7 +169,9 @@ def _differing(mine: Any, other: Any, where: str) -> list[str]:
     if isinstance(mine, dict):
         if mine.keys() != other.keys():
             return [f"{where}: {sorted(map(str, mine.keys() ^ other.keys()))}"]
-        return [each for key in mine for each in _differing(mine[key], other[key], f"{where}.{key}")]
+        return [
+            each for key in mine for each in _differing(mine[key], other[key], f"{where}.{key}")
+        ]
     if isinstance(mine, list | tuple):
         if len(mine) != len(other):
             return [f"{where}: {len(mine)} and {len(other)}"]
@@ -150,7 +181,11 @@ def _differing(mine: Any, other: Any, where: str) -> list[str]:
             for each in _differing(*pair, f"{where}[{place}]")
         ]
     if isinstance(mine, Tensor):
-        return [] if mine.dtype == other.dtype and torch.equal(mine, other) else [f"{where}: {_apart(mine, other)}"]
+        return (
+            []
+            if mine.dtype == other.dtype and torch.equal(mine, other)
+            else [f"{where}: {_apart(mine, other)}"]
+        )
     if isinstance(mine, np.ndarray):
         return [] if np.array_equal(mine, other) else [where]
     return [] if mine == other else [f"{where}: {mine} and {other}"]

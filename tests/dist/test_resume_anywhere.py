@@ -1,10 +1,12 @@
-"""One epoch that is handed from layout to layout: no loss changes by it, and no image is lost or seen twice.
+"""One epoch that is handed from layout to layout: no loss changes by it, and no image is lost or
+seen twice.
 
     ranks    2         2         2                 1         2         4
     layout   ZeRO-2 -> ZeRO-3 -> pipeline 2 x 1 -> ZeRO-1 -> ZeRO-1 -> ZeRO-1
 
-Each leg resumes the run as a user would, takes a step or two, saves in the middle of the epoch, and takes the next step
-without saving it. The leg after it repeats that step from the checkpoint: its loss has to be the same.
+Each leg resumes the run as a user would, takes a step or two, saves in the middle of the epoch, and
+takes the next step without saving it. The leg after it repeats that step from the checkpoint: its
+loss has to be the same.
 """
 
 from __future__ import annotations
@@ -30,9 +32,29 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(235)]
 IMAGES, STEP, MICRO, SEED = 64, 8, 2, 3
 RUN = "runs/tour"
 WORDS = (
-    *("--data", "data/tiny.yaml", "--model", "yolov5[0.1,0.1]", "--imgsz", "64", "--epochs", "2", "--workers", "0"),
+    *(
+        "--data",
+        "data/tiny.yaml",
+        "--model",
+        "yolov5[0.1,0.1]",
+        "--imgsz",
+        "64",
+        "--epochs",
+        "2",
+        "--workers",
+        "0",
+    ),
     *("--seed", str(SEED), "--noplots", "--project", "runs", "--name", "tour"),
-    *("--set", f"nbs={STEP}", "--set", "warmup_epochs=0", "--set", "lr0=0.01", "--set", "ema_tau=10"),
+    *(
+        "--set",
+        f"nbs={STEP}",
+        "--set",
+        "warmup_epochs=0",
+        "--set",
+        "lr0=0.01",
+        "--set",
+        "ema_tau=10",
+    ),
 )
 LIMIT_SECONDS = 45.0
 
@@ -61,8 +83,8 @@ LEGS = (
 TAKEN = IMAGES // STEP
 """Steps of the epoch."""
 WORLDS = ((2, 1), (2, 4))
-"""Sizes of worlds whose ranks one Python forks, one after the other. What has had a pipeline is of no use for ZeRO: in
-deepspeed 0.19.8 `initialize` goes on asking for the pipeline's groups."""
+"""Sizes of worlds whose ranks one Python forks, one after the other. What has had a pipeline is of
+no use for ZeRO: in deepspeed 0.19.8 `initialize` goes on asking for the pipeline's groups."""
 
 Report = dict[str, Any]
 
@@ -91,7 +113,9 @@ def _travel(ranks: Ranks, leg: Leg) -> Report:
     args = parser.parse_args([*words, "--deepspeed_config", layout])
     config = ranks.main_first(lambda: build_run_config(args, world_size=ranks.size, device="cpu"))
     kv_store = open_store(ranks)
-    run = start_run(config, ranks, kv_store, Watchdog(kv_store, ranks, config.deepspeed.own.watchdog, None))
+    run = start_run(
+        config, ranks, kv_store, Watchdog(kv_store, ranks, config.deepspeed.own.watchdog, None)
+    )
     report: Report = {"losses": [], "read": [], "first": run.progress.step}
     take_step = run.engine.train_step
     last = leg.steps + 1 if leg.steps else TAKEN - run.progress.step
@@ -123,7 +147,9 @@ def _write_layout(leg: Leg) -> str:
         "zero_optimization": {"stage": leg.stage},
         "yolods": {"checkpoint": {"every_steps": 1}},
     }
-    file.write_text(json.dumps(content | ({"pipeline": {"stages": leg.stages}} if leg.stages > 1 else {})))
+    file.write_text(
+        json.dumps(content | ({"pipeline": {"stages": leg.stages}} if leg.stages > 1 else {}))
+    )
     return str(file)
 
 
@@ -146,14 +172,18 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> list[list[Report]]:
             names = names[names.index(todo[0].ranks) :]
             legs.append(todo.pop(0))
         told = {"folder": str(folder), "legs": legs}
-        found = on_ranks("tests.dist.test_resume_anywhere:travel", sizes, timeout=LIMIT_SECONDS, **told)
+        found = on_ranks(
+            "tests.dist.test_resume_anywhere:travel", sizes, timeout=LIMIT_SECONDS, **told
+        )
         for size in sizes:
             reports += [list(each) for each in zip(*found[size], strict=True)]
     assert not todo and len(reports) == len(LEGS)
     return reports
 
 
-def test_the_loss_of_the_first_step_is_that_of_the_run_that_went_on(tour: list[list[Report]]) -> None:
+def test_the_loss_of_the_first_step_is_that_of_the_run_that_went_on(
+    tour: list[list[Report]],
+) -> None:
     for (before, after), (one, other) in zip(pairwise(LEGS), pairwise(tour), strict=True):
         assert other[0]["first"] == one[0]["first"] + before.steps, "it resumes from another step"
         assert all(rank["losses"] == other[0]["losses"] for rank in other), "ranks disagree"
@@ -162,12 +192,16 @@ def test_the_loss_of_the_first_step_is_that_of_the_run_that_went_on(tour: list[l
             assert loss > 0
             apart = abs(resumed[item] - loss) / loss
             print(f"{before.name} -> {after.name}: {item} {loss:.6f}, {apart:.1e} apart")
-            assert apart < 1e-5, f"{before.name} -> {after.name}: {item} is {resumed[item]}, and was {loss}"
+            assert apart < 1e-5, (
+                f"{before.name} -> {after.name}: {item} is {resumed[item]}, and was {loss}"
+            )
     moved = [one[0]["losses"][0]["cls_loss"] for one in tour]
     assert len(set(moved)) == len(moved), "steps change nothing, so that equal losses say nothing"
 
 
-def test_an_epoch_over_all_of_them_has_every_image_once_and_in_its_place(tour: list[list[Report]]) -> None:
+def test_an_epoch_over_all_of_them_has_every_image_once_and_in_its_place(
+    tour: list[list[Report]],
+) -> None:
     tape: list[str] = []
     for leg, ranks in zip(LEGS, tour, strict=True):
         for number in range(leg.steps or TAKEN - ranks[0]["first"]):
@@ -181,4 +215,9 @@ def _in_order(shares: list[list[str]]) -> list[str]:
     """The samples of a step as the stream has them: of every micro-batch each replica's in turn."""
     reading = [share for share in shares if share]  # later stages of a pipeline read none
     micro_batches = len(reading[0]) // MICRO
-    return [file for k in range(micro_batches) for share in reading for file in share[MICRO * k : MICRO * (k + 1)]]
+    return [
+        file
+        for k in range(micro_batches)
+        for share in reading
+        for file in share[MICRO * k : MICRO * (k + 1)]
+    ]

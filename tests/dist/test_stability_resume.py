@@ -1,7 +1,9 @@
-"""A run that is saved in the middle of trouble and goes on in new processes ends with the bits of one that was not.
+"""A run that is saved in the middle of trouble and goes on in new processes ends with the bits of
+one that was not.
 
-A tape of faults: overflows spread over the hysteresis, bad steps in a row up to a roll-back, more after it. The run
-saves after several of them; every save is then taken up by a new world of ranks and played to the end.
+A tape of faults: overflows spread over the hysteresis, bad steps in a row up to a roll-back, more
+after it. The run saves after several of them; every save is then taken up by a new world of ranks
+and played to the end.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ STEPS = 13
 FORWARD, OVERFLOW = "activation", "parameter gradient"
 FAULTS = {3: OVERFLOW, 5: OVERFLOW, 7: FORWARD, 8: FORWARD, 9: FORWARD, 12: OVERFLOW}
 """By step. With a patience of 3 the ninth leads back."""
-SAVES = {4: "within the hysteresis", 8: "between skips and the roll-back", 10: "after the roll-back"}
+SAVES = {
+    4: "within the hysteresis",
+    8: "between skips and the roll-back",
+    10: "after the roll-back",
+}
 """After so many steps."""
 OVERFLOW_RULES = {"patience": 3, "snapshot_steps": 4, "warmup_steps": 50, "quarantine": 0}
 
@@ -34,18 +40,28 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def play_from(ranks: Ranks, layout: str, folder: str, firsts: list[int]) -> list[dict[str, Any]]:
-    """On a rank: the run from each of `firsts` steps on, with what it held in the end and did on the way."""
+    """On a rank: the run from each of `firsts` steps on, with what it held in the end and did on
+    the way."""
     return [_play(ranks, layout, Path(folder), first) for first in firsts]
 
 
 def _play(ranks: Ranks, layout: str, folder: Path, first: int) -> dict[str, Any]:
     blocks: dict[str, Any] = {"yolods": {"overflow": OVERFLOW_RULES}}
     if layout.endswith("fp16"):
-        blocks["fp16"] = {"enabled": True, "initial_scale_power": 6, "hysteresis": 3, "loss_scale_window": 4}
+        blocks["fp16"] = {
+            "enabled": True,
+            "initial_scale_power": 6,
+            "hysteresis": 3,
+            "loss_scale_window": 4,
+        }
     with engine_of(ranks, layout, folder, blocks) as engine:
-        store = CheckpointStore(folder / "checkpoints", ranks, keep=99, model={"architecture": MODEL})
+        store = CheckpointStore(
+            folder / "checkpoints", ranks, keep=99, model={"architecture": MODEL}
+        )
         if first:
-            ranks.main_first(lambda: (folder / "checkpoints" / LATEST).write_text(f"step{first:08d}"))
+            ranks.main_first(
+                lambda: (folder / "checkpoints" / LATEST).write_text(f"step{first:08d}")
+            )
             assert store.load(engine).step == first
         injector = Injector(engine)
         module = ranks.from_main(convolutions(engine)[3])
@@ -56,7 +72,8 @@ def _play(ranks: Ranks, layout: str, folder: Path, first: int) -> dict[str, Any]
             result = step_on(engine, injector, fault, number)
             actions.append(result.verdict.action)
             scales.append(result.next_scale)
-            # A run that went on saves again where the first one did: a save decides what may be gone back to.
+            # A run that went on saves again where the first one did: a save decides what may be
+            # gone back to.
             if number + 1 in SAVES:
                 store.save(engine, Progress(step=number + 1))
         injector.close()
@@ -87,14 +104,20 @@ def _feed(found: Any, value: Any) -> None:
 
 
 @pytest.mark.parametrize("layout", ["zero2_fp16", "pipeline"])
-def test_a_save_in_the_middle_of_trouble_is_taken_up_bit_for_bit(layout: str, tmp_path: Path) -> None:
+def test_a_save_in_the_middle_of_trouble_is_taken_up_bit_for_bit(
+    layout: str, tmp_path: Path
+) -> None:
     def play(firsts: list[int]) -> list[list[dict[str, Any]]]:
         told = {"layout": layout, "folder": str(tmp_path), "firsts": firsts}
         return on_ranks("tests.dist.test_stability_resume:play_from", (2,), timeout=100, **told)[2]
 
     whole = [rank[0] for rank in play([0])]
-    assert whole[0]["actions"][8] == "rollback", "the tape has not led back, so that it shows nothing about it"
-    assert [place for place, action in enumerate(whole[0]["actions"], 1) if action != "apply"] == sorted(FAULTS)
+    assert whole[0]["actions"][8] == "rollback", (
+        "the tape has not led back, so that it shows nothing about it"
+    )
+    assert [
+        place for place, action in enumerate(whole[0]["actions"], 1) if action != "apply"
+    ] == sorted(FAULTS)
     if layout.endswith("fp16"):
         assert len(set(whole[0]["scales"])) > 1, "the loss scale has not moved"
     resumed = play(sorted(SAVES))

@@ -27,7 +27,9 @@ def state_of(rank: int) -> dict[str, torch.Tensor]:
     """A module's, with everything that one may have in it."""
     generator = torch.Generator().manual_seed(rank)
     return {
-        f"{rank}.weight": torch.rand(4, 3, 2, 2, generator=generator).contiguous(memory_format=torch.channels_last),
+        f"{rank}.weight": torch.rand(4, 3, 2, 2, generator=generator).contiguous(
+            memory_format=torch.channels_last
+        ),
         f"{rank}.columns": torch.rand(5, 6, generator=generator)[:, ::2],
         f"{rank}.half": torch.rand(7, generator=generator).bfloat16(),
         f"{rank}.empty": torch.zeros(0, 3),
@@ -41,19 +43,28 @@ def gather(ranks: Ranks) -> dict[str, torch.Tensor] | None:
     if not ranks.is_main:
         send_state(state_of(ranks.rank), 0, group)
         return None
-    return {name: tensor for peer in range(1, ranks.size) for name, tensor in receive_state(peer, group).items()}
+    return {
+        name: tensor
+        for peer in range(1, ranks.size)
+        for name, tensor in receive_state(peer, group).items()
+    }
 
 
 def collect(ranks: Ranks, folder: str) -> dict[str, Any]:
-    """On a rank: the whole model's weights, this stage's own, and the collectives by which objects went meanwhile."""
+    """On a rank: the whole model's weights, this stage's own, and the collectives by which objects
+    went meanwhile."""
     called: list[str] = []
 
     def noting(name: str) -> Any:
         call = getattr(dist, name)
-        return mock.patch.object(dist, name, lambda *args, **others: (called.append(name), call(*args, **others))[1])
+        return mock.patch.object(
+            dist, name, lambda *args, **others: (called.append(name), call(*args, **others))[1]
+        )
 
     with split_engine(ranks, CASE, Path(folder)) as engine:
-        objects = [noting(name) for name in ("gather_object", "all_gather_object", "broadcast_object_list")]
+        objects = [
+            noting(name) for name in ("gather_object", "all_gather_object", "broadcast_object_list")
+        ]
         with objects[0], objects[1], objects[2]:
             whole = engine.full_weights()
         return {"whole": whole, "own": engine.net.state_dict(), "called": called}
@@ -73,5 +84,7 @@ def test_rank_0_has_the_whole_model_and_no_collective_of_all_ranks_has_carried_i
     whole, *others = (rank["whole"] for rank in found)
     assert others == [None] * 3
     assert whole.keys() == plain_model().state_dict().keys()
-    assert all(torch.equal(whole[name], tensor) for rank in found for name, tensor in rank["own"].items())
+    assert all(
+        torch.equal(whole[name], tensor) for rank in found for name, tensor in rank["own"].items()
+    )
     assert [rank["called"] for rank in found] == [[]] * 4

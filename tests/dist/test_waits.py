@@ -1,4 +1,5 @@
-"""The time that a rank waits for another is marked as that wherever it waits, and what it works itself is not."""
+"""The time that a rank waits for another is marked as that wherever it waits, and what it works
+itself is not."""
 
 from __future__ import annotations
 
@@ -54,11 +55,15 @@ def call(ranks: Ranks, name: str) -> None:
     tensor, whole = torch.ones(4), torch.empty(4 * ranks.size)
     calls: dict[str, Any] = {
         "barrier": ranks.barrier,
-        "from_main": lambda: (ranks.to_main(None) and None) or (ranks.from_main(1) and ranks.barrier()),
+        "from_main": lambda: (
+            (ranks.to_main(None) and None) or (ranks.from_main(1) and ranks.barrier())
+        ),
         "average": lambda: ranks.average_([tensor]),
         "all_gather": lambda: dist.all_gather_into_tensor(whole, tensor),
         "later": lambda: dist.all_reduce(tensor, async_op=True).wait(),
-        "receipt": lambda: dist.irecv(tensor, 1).wait() if ranks.rank == 0 else dist.isend(tensor, 0).wait(),
+        "receipt": lambda: (
+            dist.irecv(tensor, 1).wait() if ranks.rank == 0 else dist.isend(tensor, 0).wait()
+        ),
     }
     calls[name]()
 
@@ -106,5 +111,7 @@ def batches(ranks: Ranks) -> Iterator[dict[str, Any]]:
 
 def test_whatever_deepspeed_waits_in() -> None:
     """Under ZeRO-3 in forward passes, else in backward passes or the step."""
-    waited, _ = on_ranks("tests.dist.test_waits:measure_steps", [2], timeout=150, names=["zero2_fp32", "zero3_fp32"])[2]
+    waited, _ = on_ranks(
+        "tests.dist.test_waits:measure_steps", [2], timeout=150, names=["zero2_fp32", "zero3_fp32"]
+    )[2]
     assert all(seconds > 0.6 * LATE for seconds in waited.values()), waited

@@ -1,4 +1,5 @@
-"""A wheel of this tree, installed where the tree cannot be imported: what it holds, and that it trains."""
+"""A wheel of this tree, installed where the tree cannot be imported: what it holds, and that it
+trains."""
 
 from __future__ import annotations
 
@@ -44,19 +45,34 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     left = sources / "build" / "lib" / GONE
     left.parent.mkdir(parents=True)
     left.touch()
-    _done([*PIP, "wheel", "--no-index", "--no-deps", "--no-build-isolation", "-w", str(folder), str(sources)])
+    _done(
+        [
+            *PIP,
+            "wheel",
+            "--no-index",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            str(folder),
+            str(sources),
+        ]
+    )
     (built,) = folder.glob("*.whl")
     return built
 
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new environment with the wheel in it, which borrows the packages of the tests' own, but not its yolods."""
+    """A new environment with the wheel in it, which borrows the packages of the tests' own, but not
+    its yolods."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=True)
     python = str(folder / "bin" / "python")
-    _done([*PIP, "--python", python, "install", "--no-index", "--no-deps", "--no-compile", str(wheel)])
-    # A folder that a .pth file names is on the path, but .pth files in it, such as an editable install's, are not read.
+    _done(
+        [*PIP, "--python", python, "install", "--no-index", "--no-deps", "--no-compile", str(wheel)]
+    )
+    # A folder that a .pth file names is on the path, but .pth files in it, such as an editable
+    # install's, are not read.
     borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (_packages(folder) / "borrowed.pth").write_text("\n".join(sorted(borrowed)), encoding="utf-8")
     return folder
@@ -91,19 +107,46 @@ def test_the_wheel_holds_the_package_and_what_it_reads_and_nothing_else(wheel: P
     assert "yolods = yolods.__main__:run" in entry
 
 
-def test_an_installation_has_nothing_of_the_checkout(environment: Path, run_process: Run, tmp_path: Path) -> None:
+def test_an_installation_has_nothing_of_the_checkout(
+    environment: Path, run_process: Run, tmp_path: Path
+) -> None:
     program = "import yolods; print(yolods.__file__)"
-    result = run_process([environment / "bin" / "python", "-c", program], cwd=tmp_path, env=_variables(environment))
-    assert result.stdout.strip() == str(_packages(environment) / "yolods" / "__init__.py"), result.stderr
+    result = run_process(
+        [environment / "bin" / "python", "-c", program], cwd=tmp_path, env=_variables(environment)
+    )
+    assert result.stdout.strip() == str(_packages(environment) / "yolods" / "__init__.py"), (
+        result.stderr
+    )
     result = run_process(["yolods", "--help"], cwd=tmp_path, env=_variables(environment))
     assert (result.returncode, result.stderr) == (0, "")
     assert "yolods launch train" in result.stdout and "launch.sh" not in result.stdout
 
 
-def test_an_installation_trains_through_the_launcher(environment: Path, run_process: Run, tmp_path: Path) -> None:
-    words = ["--data", "demo", *SMALL, "--epochs", "1", "--deepspeed_config", "zero1_fp32", "--noplots"]
+def test_an_installation_trains_through_the_launcher(
+    environment: Path, run_process: Run, tmp_path: Path
+) -> None:
+    words = [
+        "--data",
+        "demo",
+        *SMALL,
+        "--epochs",
+        "1",
+        "--deepspeed_config",
+        "zero1_fp32",
+        "--noplots",
+    ]
     short = [part for value in ("fraction=8", "nbs=4", "precise_bn=0") for part in ("--set", value)]
-    command = ["yolods", "launch", "train", "--num_gpus", "1", "--max_restarts", "0", *words, *short]
+    command = [
+        "yolods",
+        "launch",
+        "train",
+        "--num_gpus",
+        "1",
+        "--max_restarts",
+        "0",
+        *words,
+        *short,
+    ]
     result = run_process(command, cwd=tmp_path, env=_variables(environment), timeout=180)
     assert result.returncode == 0, result.stdout + result.stderr
     run = tmp_path / "runs" / "exp"

@@ -1,8 +1,10 @@
-"""What can happen to checkpoints, done to them on purpose: kills and power cuts while one is written, damage, no disk.
+"""What can happen to checkpoints, done to them on purpose: kills and power cuts while one is
+written, damage, no disk.
 
-Saves that are to die run in a forked child, in which every call that changes the disk is counted, and the n-th is the
-last. A kill leaves what was written. A power cut takes away as well what was not flushed: contents of files, names in
-folders. Small and read-only disks are tmpfs in a mount namespace of the child's own, so nothing stays mounted.
+Saves that are to die run in a forked child, in which every call that changes the disk is counted,
+and the n-th is the last. A kill leaves what was written. A power cut takes away as well what was
+not flushed: contents of files, names in folders. Small and read-only disks are tmpfs in a mount
+namespace of the child's own, so nothing stays mounted.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from yolods.distributed.store import open_store
 COUNTED = ("open", "write", "fsync", "close", "replace", "mkdir", "unlink", "rmdir")
 """Calls of `os` that a save and what it clears away consist of."""
 MODES = ("before", "half", "after", "power cut")
-"""When the n-th call is the last: before it, with half of what it was to write, after it, and with the lights out."""
+"""When the n-th call is the last: before it, with half of what it was to write, after it, and with
+the lights out."""
 FILES = ("rank0.pt", PROGRESS, MODEL_FILE, MANIFEST, LATEST)
 DAMAGES = ("truncated", "flipped bit", "missing")
 KINDS = ("kill", "power cut", *DAMAGES, "full disk", "read-only")
@@ -42,7 +45,8 @@ NUMBERS = 20_000
 """Of the checkpoint's largest tensor: some pages of a small disk."""
 DISK_BYTES = 4 << 20
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-"""Where trials are quick. What a power cut takes is worked out here and does not hang on the disk."""
+"""Where trials are quick. What a power cut takes is worked out here and does not hang on the
+disk."""
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 MS_RDONLY, MS_REMOUNT, MS_REC, MS_PRIVATE = 1, 32, 0x4000, 0x40000
 
@@ -82,7 +86,9 @@ def store_in(folder: Path, *, beside: bool = False) -> CheckpointStore:
         beside: as one that trains while a thread writes.
     """
     kv_store = open_store(ALONE) if beside else None
-    return CheckpointStore(folder, ALONE, keep=KEEP, keep_best=False, model=MODEL, kv_store=kv_store)
+    return CheckpointStore(
+        folder, ALONE, keep=KEEP, keep_best=False, model=MODEL, kv_store=kv_store
+    )
 
 
 def save(folder: Path, step: int, *, beside: bool = False) -> None:
@@ -111,7 +117,8 @@ class LastCall:
         self._unflushed: set[Path] = set()
         """Files that have content which is not on the disk."""
         self._names: list[tuple[Path, Path | None, bytes | None]] = []
-        """Names not on the disk, in order: the name, where it came from by a rename, what it named before."""
+        """Names not on the disk, in order: the name, where it came from by a rename, what it named
+        before."""
 
     def arm(self) -> None:
         """From here on."""
@@ -156,7 +163,9 @@ class LastCall:
         elif name == "fsync":
             path = self._paths[given[0]]
             self._unflushed.discard(path)
-            self._names = [entry for entry in self._names if not (path.is_dir() and entry[0].parent == path)]
+            self._names = [
+                entry for entry in self._names if not (path.is_dir() and entry[0].parent == path)
+            ]
         elif name == "replace":
             source, target = map(Path, given)
 
@@ -164,7 +173,9 @@ class LastCall:
                 return target / path.relative_to(source) if path.is_relative_to(source) else path
 
             self._unflushed = {moved(path) for path in self._unflushed}
-            self._names = [(moved(path), origin, old) for path, origin, old in self._names if path != source]
+            self._names = [
+                (moved(path), origin, old) for path, origin, old in self._names if path != source
+            ]
             self._names.append((target, source, note))
 
     def _cut(self) -> None:
@@ -176,7 +187,9 @@ class LastCall:
             if not os.path.lexists(path) or self._rng.random() >= share:
                 continue
             if path.is_dir():
-                if origin.exists():  # its new owner's rename was flushed, and so was this one before it
+                if (
+                    origin.exists()
+                ):  # its new owner's rename was flushed, and so was this one before it
                     continue
                 origin.parent.mkdir(parents=True, exist_ok=True)
                 self._real["replace"](path, origin)
@@ -187,7 +200,8 @@ class LastCall:
 
 
 def in_child(work: Callable[[], Any]) -> tuple[Any, int]:
-    """Do `work` in a forked process: what it returned, as JSON gives it back, and the signal that ended it, or 0.
+    """Do `work` in a forked process: what it returned, as JSON gives it back, and the signal that
+    ended it, or 0.
 
     Raises:
         AssertionError: it raised; with its traceback.
@@ -215,8 +229,11 @@ def in_child(work: Callable[[], Any]) -> tuple[Any, int]:
     return answer["result"], max(-ended, 0)
 
 
-def dying_save(folder: Path, step: int, number: int, mode: str, seed: int, *, beside: bool = False) -> int:
-    """Save in a child that ends at its call `number`; gives how many calls it made, or -1 where it was killed."""
+def dying_save(
+    folder: Path, step: int, number: int, mode: str, seed: int, *, beside: bool = False
+) -> int:
+    """Save in a child that ends at its call `number`; gives how many calls it made, or -1 where it
+    was killed."""
 
     def work() -> int:
         last = LastCall(number, mode, random.Random(seed))
@@ -230,7 +247,8 @@ def dying_save(folder: Path, step: int, number: int, mode: str, seed: int, *, be
 
 
 def calls_of_a_save() -> int:
-    """How many calls of `os` a save makes that is not the first and has an old checkpoint to remove."""
+    """How many calls of `os` a save makes that is not the first and has an old checkpoint to
+    remove."""
     with folder_with(KEEP) as folder:
         return dying_save(folder, KEEP + 1, 1 << 30, "before", 0)
 
@@ -258,7 +276,8 @@ def damage(path: Path, how: str, rng: random.Random) -> str:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Callable[[bool], None]]:
-    """In a child: a disk of DISK_BYTES at `folder`; gives a function that makes it read-only, or writable again.
+    """In a child: a disk of DISK_BYTES at `folder`; gives a function that makes it read-only, or
+    writable again.
 
     Raises:
         NoDiskHere: this machine does not permit it.
@@ -274,7 +293,9 @@ def small_disk(folder: Path) -> Iterator[Callable[[bool], None]]:
     mount(None, Path("/"), MS_REC | MS_PRIVATE, None)
     folder.mkdir(parents=True, exist_ok=True)
     mount(b"tmpfs", folder, 0, f"size={DISK_BYTES}".encode())
-    yield lambda yes: mount(None, folder, MS_REMOUNT | (MS_RDONLY if yes else 0), f"size={DISK_BYTES}".encode())
+    yield lambda yes: mount(
+        None, folder, MS_REMOUNT | (MS_RDONLY if yes else 0), f"size={DISK_BYTES}".encode()
+    )
 
 
 def fill(folder: Path, room: int) -> Path:
@@ -299,7 +320,8 @@ def folder_with(count: int) -> Iterator[Path]:
 
 
 def load(folder: Path) -> tuple[int, list[str], list[str]]:
-    """The step that is loaded, what the log says about it, and what is wrong with what was loaded."""
+    """The step that is loaded, what the log says about it, and what is wrong with what was
+    loaded."""
     lines: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: lines.append(record.getMessage())
@@ -329,7 +351,11 @@ def check(folder: Path, allowed: set[int], named: list[str]) -> list[str]:
         return [f"nothing was loaded: {error!r}"]
     if step not in allowed:
         wrong.append(f"step {step} was loaded instead of {sorted(allowed)}")
-    wrong += [f"{name} is not named in {lines}" for name in named if not any(f"{name}: " in line for line in lines)]
+    wrong += [
+        f"{name} is not named in {lines}"
+        for name in named
+        if not any(f"{name}: " in line for line in lines)
+    ]
     wrong += [f"more than a line: {line!r}" for line in lines if "\n" in line]
     return wrong + check_next(folder)
 
@@ -340,7 +366,8 @@ def check_next(folder: Path) -> list[str]:
     step, lines, wrong = load(folder)
     if step != 1000 or lines:
         wrong.append(f"the save after that gave step {step}, with {lines}")
-    # A file that replaces another is beside it for a moment; the next one of its name goes over a leftover.
+    # A file that replaces another is beside it for a moment; the next one of its name goes over a
+    # leftover.
     left = [each.name for each in folder.iterdir() if each.name.startswith(".")]
     return wrong + ([f"left behind: {left}"] if left else [])
 
@@ -355,7 +382,8 @@ def killed(
     again: bool = False,
     beside: bool = False,
 ) -> Outcome:
-    """A save that dies at a call, on top of `count` checkpoints; then, maybe, damage to the newest of them.
+    """A save that dies at a call, on top of `count` checkpoints; then, maybe, damage to the newest
+    of them.
 
     Args:
         again: it is of the last step, which was saved already.
@@ -365,7 +393,10 @@ def killed(
     kind = mode if mode == "power cut" else "kill"
     with folder_with(count) as folder:
         calls = dying_save(folder, count if again else count + 1, number, mode, seed, beside=beside)
-        what, named = f"{mode} at call {number}" if calls < 0 else f"no kill, {calls} calls only", []
+        what, named = (
+            f"{mode} at call {number}" if calls < 0 else f"no kill, {calls} calls only",
+            [],
+        )
         newest = int((folder / LATEST).read_text().removeprefix("step"))
         allowed = {newest}
         wrong = [] if newest in (count, count + 1) else [f"latest names step {newest}"]
@@ -373,17 +404,23 @@ def killed(
             where = folder / f"step{newest:08d}" / rng.choice(FILES[:-1])
             what += f", then {damage(where, harm, rng)}"
             # One that is whole, and that `latest` did not name yet, comes to its right.
-            named, allowed = [str(where)], {max({step_of(name)[0] for name in names_in(folder)} - {newest})}
+            named, allowed = (
+                [str(where)],
+                {max({step_of(name)[0] for name in names_in(folder)} - {newest})},
+            )
         return Outcome(kind, what, tuple(wrong + check(folder, allowed, named)))
 
 
 def damaged(how: str, seed: int, file: str | None = None) -> Outcome:
-    """One to three of the newest checkpoints are damaged, each in one file; `latest` too, at times or if asked for."""
+    """One to three of the newest checkpoints are damaged, each in one file; `latest` too, at times
+    or if asked for."""
     rng = random.Random(seed)
     with folder_with(KEEP) as folder:
         harmed = rng.randrange(1, KEEP) if file != LATEST else 0
         places = [
-            folder / f"step{KEEP - place:08d}" / (file if file and not place else rng.choice(FILES[:-1]))
+            folder
+            / f"step{KEEP - place:08d}"
+            / (file if file and not place else rng.choice(FILES[:-1]))
             for place in range(harmed)
         ]
         allowed = {KEEP - harmed}
@@ -391,13 +428,16 @@ def damaged(how: str, seed: int, file: str | None = None) -> Outcome:
         if file == LATEST or rng.random() < 0.25:
             places.append(folder / LATEST)
             named.append(str(folder / LATEST))
-            allowed = allowed if harmed else set(range(1, KEEP + 1))  # a flipped bit can name another that is there
+            allowed = (
+                allowed if harmed else set(range(1, KEEP + 1))
+            )  # a flipped bit can name another that is there
         what = ", ".join(f"{place.parent.name}/{damage(place, how, rng)}" for place in places)
         return Outcome(how, what, tuple(check(folder, allowed, named)))
 
 
 def on_a_small_disk(kind: str, seed: int, *, beside: bool = False) -> Outcome:
-    """A save to a disk that is full after some pages, or that has become read-only; `beside` as for `killed`.
+    """A save to a disk that is full after some pages, or that has become read-only; `beside` as for
+    `killed`.
 
     Raises:
         NoDiskHere: this machine does not let a test mount one.
@@ -409,13 +449,18 @@ def on_a_small_disk(kind: str, seed: int, *, beside: bool = False) -> Outcome:
     return Outcome(kind, what, (*wrong, *([f"ended by signal {ended}"] if ended else [])))
 
 
-def _on_a_small_disk(kind: str, rng: random.Random, disk: Path, beside: bool) -> tuple[str, list[str]]:
+def _on_a_small_disk(
+    kind: str, rng: random.Random, disk: Path, beside: bool
+) -> tuple[str, list[str]]:
     with small_disk(disk) as read_only:
         folder = disk / "checkpoints"
         count = rng.randrange(1, KEEP + 1)
         for step in range(1, count + 1):
             save(folder, step)
-        size = sum(4096 * -(-file.stat().st_size // 4096) for file in (folder / f"step{count:08d}").iterdir())
+        size = sum(
+            4096 * -(-file.stat().st_size // 4096)
+            for file in (folder / f"step{count:08d}").iterdir()
+        )
         room = rng.randrange(size)
         if kind == "full disk":
             filler, what, reason = fill(disk, room), f"{room} bytes free", "No space left on device"
@@ -426,7 +471,9 @@ def _on_a_small_disk(kind: str, rng: random.Random, disk: Path, beside: bool) ->
             filler, what, reason = None, f"read-only after {count} saves", "Read-only file system"
         wrong = _refused(folder, count + 1, reason, beside)
         step, lines, more = load(folder)
-        wrong += more + ([f"step {step} was loaded, with {lines}"] if (step, lines) != (count, []) else [])
+        wrong += more + (
+            [f"step {step} was loaded, with {lines}"] if (step, lines) != (count, []) else []
+        )
         if filler:
             filler.unlink()
         else:
@@ -440,7 +487,10 @@ def _refused(folder: Path, step: int, reason: str, beside: bool) -> list[str]:
         save(folder, step, beside=beside)
     except OSError as error:
         said = str(error)
-        whole = said.startswith(f"the checkpoint step{step:08d} could not be written: ") and reason in said
+        whole = (
+            said.startswith(f"the checkpoint step{step:08d} could not be written: ")
+            and reason in said
+        )
         return [] if whole and "\n" not in said else [f"it says {said!r}"]
     return ["the save does not say that it failed"]
 
@@ -462,4 +512,6 @@ def trial(seed: int, calls: int) -> Outcome:
         return on_a_small_disk(kind, rng.randrange(1 << 30))
     mode = kind if kind == "power cut" else rng.choice(MODES[:-1])
     harm = rng.choice((None, *DAMAGES))
-    return killed(rng.randrange(calls), mode, rng.randrange(1 << 30), rng.choice((KEEP - 1, KEEP)), harm)
+    return killed(
+        rng.randrange(calls), mode, rng.randrange(1 << 30), rng.choice((KEEP - 1, KEEP)), harm
+    )

@@ -1,4 +1,5 @@
-"""Runs many commands one after the other in one process (tests.forks), each with its screen kept apart."""
+"""Runs many commands one after the other in one process (tests.forks), each with its screen kept
+apart."""
 
 import json
 import os
@@ -31,14 +32,17 @@ def once_training_begins(action: Callable[[], None]) -> mock._patch:
 
 
 def before_the_run(text: str | None) -> mock._patch:
-    """The disturbance of a case: "vanish FILE", "vanish-all FOLDER", "disk-left BYTES", "evaluation-fails" or none."""
+    """The disturbance of a case: "vanish FILE", "vanish-all FOLDER", "disk-left BYTES",
+    "evaluation-fails" or none."""
     word, _, what = (text or "").partition(" ")
     if word == "vanish":
         return once_training_begins(lambda: Path(what).unlink())
     if word == "vanish-all":
         return once_training_begins(lambda: shutil.rmtree(what))
     if word == "disk-left":
-        return mock.patch("yolods.training.start.shutil.disk_usage", lambda _: SimpleNamespace(free=int(what)))
+        return mock.patch(
+            "yolods.training.start.shutil.disk_usage", lambda _: SimpleNamespace(free=int(what))
+        )
     if word == "disk-fills":
         full = mock.Mock(side_effect=OSError(28, "No space left on device"))
         return once_training_begins(lambda: mock.patch("torch.save", full).start())
@@ -63,7 +67,8 @@ def screen_into(folder: Path) -> Iterator[None]:
 
 
 def run(case: dict, folder: Path) -> dict:
-    """One case: exit status (1 where an exception came through, as from Python itself) and both streams."""
+    """One case: exit status (1 where an exception came through, as from Python itself) and both
+    streams."""
     started = time.perf_counter()
     with screen_into(folder), mock.patch.dict(os.environ, case.get("env") or {}):
         try:
@@ -79,10 +84,12 @@ def run(case: dict, folder: Path) -> dict:
 
 
 def results_of(*rows: list[dict], folder: Path, timeout: float) -> dict[str, dict]:
-    """Run rows of cases side by side, the cases of each in order; what `run` found, by the cases' names.
+    """Run rows of cases side by side, the cases of each in order; what `run` found, by the cases'
+    names.
 
     Args:
-        rows: cases are dictionaries of name, words, env and before. What a row needs of another is not there in time.
+        rows: cases are dictionaries of name, words, env and before. What a row needs of another is
+            not there in time.
         folder: for files of our own.
         timeout: seconds for all.
 
@@ -93,7 +100,10 @@ def results_of(*rows: list[dict], folder: Path, timeout: float) -> dict[str, dic
     call = {"rows": rows, "folder": str(folder)}
     code = forked("tests.faults.in_process:run_all", call, screen=screen, timeout=timeout)
     assert code == 0, f"the cases ended with {code}:\n{screen.read_text(errors='replace')[-3000:]}"
-    found = [json.loads((folder / f"row{place}" / "results.json").read_text()) for place in range(len(rows))]
+    found = [
+        json.loads((folder / f"row{place}" / "results.json").read_text())
+        for place in range(len(rows))
+    ]
     return {name: result for row in found for name, result in row.items()}
 
 

@@ -1,4 +1,5 @@
-"""The real command as a user starts it in a folder, and with a fault planted in a rank where a test asks for one."""
+"""The real command as a user starts it in a folder, and with a fault planted in a rank where a test
+asks for one."""
 
 from __future__ import annotations
 
@@ -12,10 +13,13 @@ from pathlib import Path
 from tests.forks import ROOT, environment
 
 popen: type[subprocess.Popen] = subprocess.Popen
-"""What starts commands: exec as benchmarks use them, a fork (tests.forks.Popen) under the fixture `forked_launches`."""
+"""What starts commands: exec as benchmarks use them, a fork (tests.forks.Popen) under the fixture
+`forked_launches`."""
 
 
-def launched(words: Sequence[str], folder: Path, hurt: Mapping[str, object] | None = None) -> subprocess.Popen[str]:
+def launched(
+    words: Sequence[str], folder: Path, hurt: Mapping[str, object] | None = None
+) -> subprocess.Popen[str]:
     """Start `yolods launch train`, and do not wait for it.
 
     Args:

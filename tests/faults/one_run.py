@@ -1,4 +1,5 @@
-"""Starts that come at once, and starts that fail where an earlier run has been, through the real command.
+"""Starts that come at once, and starts that fail where an earlier run has been, through the real
+command.
 
 The suite plays a few of them (test_one_run.py), `benchmarks/one_run.py` all.
 """
@@ -22,7 +23,18 @@ from yolods.config.run_folder import EARLIER_FOLDER, LOCK, outputs_in
 
 LIMIT = 400.0
 """Seconds for a command with its restarts, on a busy machine."""
-SMALL = ("--model", "yolov5[0.1,0.1]", "--imgsz", "64", "--batch-size", "4", "--workers", "0", "--epochs", "2")
+SMALL = (
+    "--model",
+    "yolov5[0.1,0.1]",
+    "--imgsz",
+    "64",
+    "--batch-size",
+    "4",
+    "--workers",
+    "0",
+    "--epochs",
+    "2",
+)
 QUICK = (*SMALL, "--noplots", "--set", "nbs=4", "--num_gpus", "1")
 """Flags of a run of 2 epochs of 2 steps on 8 images, on one rank."""
 PLACES = ("a fresh folder", "--exist-ok", "--resume")
@@ -36,7 +48,9 @@ class Ended:
     screen: str
 
 
-def command(folder: Path, data: Path, words: Sequence[str], hurt: dict[str, object] | None = None) -> subprocess.Popen:
+def command(
+    folder: Path, data: Path, words: Sequence[str], hurt: dict[str, object] | None = None
+) -> subprocess.Popen:
     """Start `yolods launch train` in `folder`, and do not wait for it."""
     given = [] if "--resume" in words else ["--data", str(data), *SMALL]
     plan = None if hurt is None else {"rank": 0, "times": 1, "flag": "", **hurt}
@@ -55,7 +69,8 @@ def ended(process: subprocess.Popen) -> Ended:
 
 
 def pair(folder: Path, data: Path, words: Sequence[str]) -> tuple[list[str], str]:
-    """Start two runs in the same moment; what is wrong with what they have left, and what both showed."""
+    """Start two runs in the same moment; what is wrong with what they have left, and what both
+    showed."""
     folder.mkdir(parents=True)
     both = [ended(process) for process in [command(folder, data, words) for _ in range(2)]]
     found = [f"status {each.status}" for each in both if each.status != 0]
@@ -63,7 +78,10 @@ def pair(folder: Path, data: Path, words: Sequence[str]) -> tuple[list[str], str
     found += [] if len(runs) == 2 else [f"{len(runs)} folders: {[run.name for run in runs]}"]
     for run in runs:
         found += mixed(run)
-    if not found and len({json.loads((run / "config.json").read_text())["run"] for run in runs}) != 2:
+    if (
+        not found
+        and len({json.loads((run / "config.json").read_text())["run"] for run in runs}) != 2
+    ):
         found.append("both runs have one identity")
     return found, "\n".join(each.screen for each in both)
 
@@ -78,13 +96,21 @@ def mixed(run: Path, epochs: int = 2) -> list[str]:
     checkpoints, end = run / "checkpoints", end_of(run / "checkpoints")
     steps = names_in(checkpoints)
     found += [] if len(steps) == epochs else [f"{run.name} has the checkpoints {steps}"]
-    found += [f"{run.name}/{step} is of another run" for step in steps if run_of(checkpoints / step) != identity]
+    found += [
+        f"{run.name}/{step} is of another run"
+        for step in steps
+        if run_of(checkpoints / step) != identity
+    ]
     if end is None or (end.run, end.status) != (identity, 0):
         found.append(f"{run.name} ended as {end}")
     if not all((run / "weights" / name).exists() for name in ("best.pt", "last.pt")):
         found.append(f"{run.name} has no weights")
     known = {path.name for path in outputs_in(run)} | {LOCK, EARLIER_FOLDER}
-    found += [f"{run.name}/{path.name} would not be put aside" for path in run.iterdir() if path.name not in known]
+    found += [
+        f"{run.name}/{path.name} would not be put aside"
+        for path in run.iterdir()
+        if path.name not in known
+    ]
     return found
 
 
@@ -110,7 +136,9 @@ KINDS = (
     Kind("an exception in a checkpoint", hurt=_hurt("exception", "a checkpoint"), restarts=3),
     Kind("the host's launcher killed", hurt=_hurt("launcher", "forward")),
     Kind("SIGTERM in the first step", hurt=_hurt("SIGTERM", "forward")),
-    Kind("a port that is taken", ("--num_gpus", "2", "--master_port", "PORT")),  # a single rank needs none
+    Kind(
+        "a port that is taken", ("--num_gpus", "2", "--master_port", "PORT")
+    ),  # a single rank needs none
     Kind("weights that are none", ("--weights", "none.pt")),
     Kind("no such data", ("--data", "nowhere.yaml")),
 )
@@ -154,10 +182,15 @@ def fail(case: Case, data: Path, before: Path, folder: Path) -> tuple[list[str],
     if case.place != PLACES[0]:
         shutil.copytree(before / "runs", folder / "runs")
     old = contents(run)
-    refused = {"optimizer": {"type": "SGD", "params": {"lr": 0.01, "nesterov": True, "dampening": 0.5}}}
+    refused = {
+        "optimizer": {"type": "SGD", "params": {"lr": 0.01, "nesterov": True, "dampening": 0.5}}
+    }
     (folder / "refused.json").write_text(json.dumps(refused))
     (folder / "none.pt").write_text("no weights")
-    words = {"--exist-ok": ["--exist-ok"], "--resume": ["--resume", "runs/exp", "--epochs", "4"]}.get(case.place, [])
+    words = {
+        "--exist-ok": ["--exist-ok"],
+        "--resume": ["--resume", "runs/exp", "--epochs", "4"],
+    }.get(case.place, [])
     with ExitStack() as stack:
         # Both kinds of address: ranks would meet at the other one.
         server = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -170,7 +203,9 @@ def fail(case: Case, data: Path, before: Path, folder: Path) -> tuple[list[str],
     end = end_of(run / "checkpoints")
     if case.place == "--resume":
         # What it had reached stays reached, and is not said of this start.
-        newest = f"checkpoints/{old['checkpoints/latest'][1].decode()}/"  # earlier ones go as new ones come
+        newest = (  # earlier ones go as new ones come
+            f"checkpoints/{old['checkpoints/latest'][1].decode()}/"
+        )
         lost = [name for name in old if name.startswith(newest) and name not in new]
         found += [f"lost: {name}" for name in lost[:3]]
         if end is not None and end.status == 0 and end.start != end.run:
@@ -181,7 +216,11 @@ def fail(case: Case, data: Path, before: Path, folder: Path) -> tuple[list[str],
             for name, each in new.items()
             if name.startswith(f"{EARLIER_FOLDER}/")
         }
-        found += [f"{name} is not put aside as it was" for name, each in old.items() if aside.get(name) != each][:3]
+        found += [
+            f"{name} is not put aside as it was"
+            for name, each in old.items()
+            if aside.get(name) != each
+        ][:3]
         here = {each for name, each in new.items() if not name.startswith(f"{EARLIER_FOLDER}/")}
         found += [f"{name} is the earlier run's" for name, each in old.items() if each in here][:3]
         if end is not None and end.status == 0:
@@ -192,6 +231,7 @@ def fail(case: Case, data: Path, before: Path, folder: Path) -> tuple[list[str],
 
 
 def contents(run: Path) -> dict[str, tuple[int, bytes]]:
-    """The files in a run's folder: which each is (two runs of one seed write the same bytes), and what is in it."""
+    """The files in a run's folder: which each is (two runs of one seed write the same bytes), and
+    what is in it."""
     files = [path for path in sorted(run.rglob("*")) if path.is_file()]
     return {str(path.relative_to(run)): (path.stat().st_ino, path.read_bytes()) for path in files}

@@ -1,6 +1,8 @@
-"""A run that something happens to, through the real command: what was said and when, what was left, what came out.
+"""A run that something happens to, through the real command: what was said and when, what was left,
+what came out.
 
-The suite plays a sample of the cases (test_processes.py), `benchmarks/process_faults.py` all of them.
+The suite plays a sample of the cases (test_processes.py), `benchmarks/process_faults.py` all of
+them.
 """
 
 from __future__ import annotations
@@ -33,7 +35,15 @@ LAYOUTS = {
     "zero3": {"zero_optimization": {"stage": 3}},
     "pipeline": {"pipeline": {"stages": 2}},
 }
-WHATS = ("SIGKILL", "SIGSTOP", "exit", "exception", "stuck in loading", "stuck before a collective", "launcher")
+WHATS = (
+    "SIGKILL",
+    "SIGSTOP",
+    "exit",
+    "exception",
+    "stuck in loading",
+    "stuck before a collective",
+    "launcher",
+)
 MOMENTS = ("step", "evaluation", "checkpoint")
 
 
@@ -46,10 +56,13 @@ class Case:
     moment: str
 
     def plan(self, flag: Path) -> dict[str, object]:
-        """For `hurt/sitecustomize.py`. In the middle of epoch 2, so that each phase has been seen before."""
-        phase, times = {"step": ("forward", 9), "evaluation": ("evaluation", 4), "checkpoint": ("a checkpoint", 3)}[
-            self.moment
-        ]
+        """For `hurt/sitecustomize.py`. In the middle of epoch 2, so that each phase has been seen
+        before."""
+        phase, times = {
+            "step": ("forward", 9),
+            "evaluation": ("evaluation", 4),
+            "checkpoint": ("a checkpoint", 3),
+        }[self.moment]
         what = "stuck" if self.what.startswith("stuck") else self.what
         if self.moment == "step" and self.what == "stuck in loading":
             phase = "data"
@@ -61,9 +74,12 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """All of them. Stuck in loading and stuck before a collective are two places in a step, and one elsewhere."""
+    """All of them. Stuck in loading and stuck before a collective are two places in a step, and one
+    elsewhere."""
     every = [Case(*each) for each in itertools.product(WHATS, LAYOUTS, MOMENTS)]
-    return [case for case in every if case.moment == "step" or case.what != "stuck before a collective"]
+    return [
+        case for case in every if case.moment == "step" or case.what != "stuck before a collective"
+    ]
 
 
 @dataclass(frozen=True)
@@ -102,12 +118,33 @@ def play(case: Case | None, layout: str, data: Path, folder: Path) -> Played:
         "watchdog": {"silence_seconds": SILENCE, "grace_seconds": GRACE},
     }
     (folder / "ds.json").write_text(json.dumps({**LAYOUTS[layout], "yolods": own}))
-    words = ["--data", str(data), "--model", "yolov5[0.33,0.1]", "--imgsz", "64", "--batch-size", "4"]
-    words += ["--workers", "0", "--epochs", str(EPOCHS), "--noplots", "--set", "nbs=4", "--deepspeed_config", "ds.json"]
+    words = [
+        "--data",
+        str(data),
+        "--model",
+        "yolov5[0.33,0.1]",
+        "--imgsz",
+        "64",
+        "--batch-size",
+        "4",
+    ]
+    words += [
+        "--workers",
+        "0",
+        "--epochs",
+        str(EPOCHS),
+        "--noplots",
+        "--set",
+        "nbs=4",
+        "--deepspeed_config",
+        "ds.json",
+    ]
     flag = folder / "hurt"
     process = launched(words, folder, None if case is None else case.plan(flag))
     screen: list[tuple[float, str]] = []
-    reader = threading.Thread(target=lambda: screen.extend((time.time(), line) for line in process.stdout or ()))
+    reader = threading.Thread(
+        target=lambda: screen.extend((time.time(), line) for line in process.stdout or ())
+    )
     reader.start()
     family: set[psutil.Process] = set()
     deadline = time.monotonic() + LIMIT
@@ -116,7 +153,9 @@ def play(case: Case | None, layout: str, data: Path, folder: Path) -> Played:
             with suppress(psutil.NoSuchProcess):
                 family |= set(psutil.Process(process.pid).children(recursive=True))
             time.sleep(0.2)
-        left = [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+        left = [
+            each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
+        ]
         named = tuple(" ".join(each.cmdline()) for each in left)
     finally:
         _end(process, family)
@@ -128,7 +167,16 @@ def play(case: Case | None, layout: str, data: Path, folder: Path) -> Played:
     text = "".join(line for _, line in screen)
     status = process.returncode if process.returncode is not None else -1
     line = hit[1] if hit else ""
-    return Played(status, seconds, ended - began, line, text.count("; restart "), named, text, folder / "runs/exp")
+    return Played(
+        status,
+        seconds,
+        ended - began,
+        line,
+        text.count("; restart "),
+        named,
+        text,
+        folder / "runs/exp",
+    )
 
 
 def _names(line: str, case: Case) -> bool:
@@ -137,7 +185,8 @@ def _names(line: str, case: Case) -> bool:
     if case.what == "launcher":
         return "the launcher of rank" in line and "is gone" in line
     return f"rank {rank} on " in line and any(
-        words in line for words in ("without a message", "no heartbeat", "has been in", "failed in", "is gone")
+        words in line
+        for words in ("without a message", "no heartbeat", "has been in", "failed in", "is gone")
     )
 
 

@@ -1,10 +1,12 @@
-"""Runs that are gone on with after something has changed: what each change is, and what has to come of it.
+"""Runs that are gone on with after something has changed: what each change is, and what has to come
+of it.
 
     pristine/   data and a run that was left in the middle of its second epoch, of each layout
-    work/       a copy of them, in which one thing is changed, and which is gone on with by `train --resume`
+    work/       a copy of them, in which one thing is changed, and which is gone on with by
+                `train --resume`
 
-Every resume is asked of the launcher's check first, which starts nothing, and then of two ranks, as plain `deepspeed`
-would: both have to refuse alike, or go on.
+Every resume is asked of the launcher's check first, which starts nothing, and then of two ranks, as
+plain `deepspeed` would: both have to refuse alike, or go on.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from tests.tiny import make_dataset
 from yolods.distributed.world import Ranks
 
 IMAGES, MORE, FEWER, EPOCHS, STEP, LEFT_AT = 12, 18, 6, 3, 4, 5
-"""Training images, and after some were added or removed; epochs; images a step; after which step the run was left."""
+"""Training images, and after some were added or removed; epochs; images a step; after which step
+the run was left."""
 LAYOUTS: dict[str, dict[str, Any]] = {
     "ZeRO-1": {"zero_optimization": {"stage": 1}},
     "ZeRO-3": {"zero_optimization": {"stage": 3}},
@@ -35,8 +38,27 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 RUN = "work/runs/base"
 WORDS = (
-    *("--data", "work/data/tiny.yaml", "--model", "yolov5[0.1,0.1]", "--imgsz", "64", "--batch-size", str(STEP)),
-    *("--epochs", str(EPOCHS), "--workers", "0", "--noplots", "--project", "work/runs", "--name", "base"),
+    *(
+        "--data",
+        "work/data/tiny.yaml",
+        "--model",
+        "yolov5[0.1,0.1]",
+        "--imgsz",
+        "64",
+        "--batch-size",
+        str(STEP),
+    ),
+    *(
+        "--epochs",
+        str(EPOCHS),
+        "--workers",
+        "0",
+        "--noplots",
+        "--project",
+        "work/runs",
+        "--name",
+        "base",
+    ),
     *("--set", f"nbs={STEP}", "--set", "ema_tau=10", "--deepspeed_config", "layout.json"),
 )
 LIMIT_SECONDS = 300.0
@@ -74,12 +96,17 @@ def _reorder(data: Path) -> None:
 
 def _copy(data: Path, source: int, target: int) -> None:
     """Image and label out of a larger set beside the data."""
-    for one, other in zip(_files(data.parent.parent / "larger", source), _files(data, target), strict=True):
+    for one, other in zip(
+        _files(data.parent.parent / "larger", source), _files(data, target), strict=True
+    ):
         shutil.copyfile(one, other)
 
 
 def _files(data: Path, number: int) -> tuple[Path, Path]:
-    return data / "images" / "train" / f"{number:03}.jpg", data / "labels" / "train" / f"{number:03}.txt"
+    return (
+        data / "images" / "train" / f"{number:03}.jpg",
+        data / "labels" / "train" / f"{number:03}.txt",
+    )
 
 
 def _nothing(data: Path) -> None:
@@ -91,8 +118,9 @@ class Change:
     """What is other when the run is gone on with."""
 
     outcome: Outcome
-    """exact: it ends as if it had not been left. says: it ends well, and a line tells of the change. refuses: status 2
-    and a line with both values, before the start and on ranks, and nothing in the folder is touched."""
+    """exact: it ends as if it had not been left. says: it ends well, and a line tells of the
+    change. refuses: status 2 and a line with both values, before the start and on ranks, and
+    nothing in the folder is touched."""
     line: str
     """What the line has in it."""
     apply: Callable[[Path], None] = _nothing
@@ -112,28 +140,46 @@ CHANGES: dict[str, Change] = {
         _names("colour0", "colour1", "new"),
     ),
     "class removed": Change(
-        "refuses", "names 1 class (0 colour0), but the run in work/runs/base has 2 classes", _names("colour0")
+        "refuses",
+        "names 1 class (0 colour0), but the run in work/runs/base has 2 classes",
+        _names("colour0"),
     ),
     "class renamed": Change(
         "says",
         "names 2 classes (0 colour0, 1 blue) instead of 2 classes (0 colour0, 1 colour1)",
         _names("colour0", "blue"),
     ),
-    "classes reordered": Change("refuses", "the same names have other ids", _names("colour1", "colour0")),
-    "images added": Change("says", f"train has {MORE} images instead of {IMAGES}", _add, images=MORE),
-    "images removed": Change("says", f"train has {FEWER} images instead of {IMAGES}", _remove, images=FEWER),
-    "image replaced": Change("says", f"train has {IMAGES} images as before, but different ones", _replace),
-    "images reordered": Change("says", f"train has {IMAGES} images as before, but in another order", _reorder),
-    "other imgsz": Change("refuses", "--imgsz is 96, but the run in work/runs/base has 64", flags=("--imgsz", "96")),
+    "classes reordered": Change(
+        "refuses", "the same names have other ids", _names("colour1", "colour0")
+    ),
+    "images added": Change(
+        "says", f"train has {MORE} images instead of {IMAGES}", _add, images=MORE
+    ),
+    "images removed": Change(
+        "says", f"train has {FEWER} images instead of {IMAGES}", _remove, images=FEWER
+    ),
+    "image replaced": Change(
+        "says", f"train has {IMAGES} images as before, but different ones", _replace
+    ),
+    "images reordered": Change(
+        "says", f"train has {IMAGES} images as before, but in another order", _reorder
+    ),
+    "other imgsz": Change(
+        "refuses", "--imgsz is 96, but the run in work/runs/base has 64", flags=("--imgsz", "96")
+    ),
     "other batch": Change(
-        "refuses", "--batch-size is 8, but the run in work/runs/base has 4", flags=("--batch-size", "8")
+        "refuses",
+        "--batch-size is 8, but the run in work/runs/base has 4",
+        flags=("--batch-size", "8"),
     ),
     "other model": Change(
         "refuses",
         "--model is 'yolov5n', but the run in work/runs/base has 'yolov5[0.1,0.1]'",
         flags=("--model", "yolov5n"),
     ),
-    "other seed": Change("refuses", "--seed is 1, but the run in work/runs/base has 0", flags=("--seed", "1")),
+    "other seed": Change(
+        "refuses", "--seed is 1, but the run in work/runs/base has 0", flags=("--seed", "1")
+    ),
 }
 
 
@@ -160,10 +206,13 @@ class Played:
 
 
 def play(layout: str, names: tuple[str, ...], folder: Path) -> dict[str, Played]:
-    """Make the run of a layout in `folder`, whole ("undisturbed") and left, and go on with it after each change."""
+    """Make the run of a layout in `folder`, whole ("undisturbed") and left, and go on with it after
+    each change."""
     for place, train in (("pristine/data", IMAGES), ("larger", MORE)):
         make_dataset(folder / place, train=train, val=4)
-    (folder / "layout.json").write_text(json.dumps({**LAYOUTS[layout], "yolods": {"checkpoint": {"every_steps": 1}}}))
+    (folder / "layout.json").write_text(
+        json.dumps({**LAYOUTS[layout], "yolods": {"checkpoint": {"every_steps": 1}}})
+    )
     told = {"folder": str(folder), "names": list(names)}
     return on_ranks("tests.faults.resumes:go_on", (2,), timeout=LIMIT_SECONDS, **told)[2][0]
 
@@ -172,7 +221,10 @@ def wrong(change: Change, played: Played, whole: Played) -> list[str]:
     """Everything that should have been otherwise."""
     found = []
     if change.outcome == "refuses":
-        for where, lines in (("the launcher", played.asked), ("rank 0", tuple(played.shown.splitlines()))):
+        for where, lines in (
+            ("the launcher", played.asked),
+            ("rank 0", tuple(played.shown.splitlines())),
+        ):
             said = [line for line in lines if change.line in line]
             found += [] if len(said) == 1 and len(lines) == 1 else [f"{where} said {lines}"]
         found += [f"status {played.status}"] if played.status != 2 else []
@@ -181,8 +233,16 @@ def wrong(change: Change, played: Played, whole: Played) -> list[str]:
     if played.status:
         return [*found, f"status {played.status}: {played.shown}"]
     found += [f"not said: {change.line}"] if change.line not in played.shown else []
-    found += [f"rows {played.epochs}"] if played.epochs != tuple(str(n + 1) for n in range(EPOCHS)) else []
-    found += [f"{played.progress['epochs_done']} epochs"] if played.progress["epochs_done"] != EPOCHS else []
+    found += (
+        [f"rows {played.epochs}"]
+        if played.epochs != tuple(str(n + 1) for n in range(EPOCHS))
+        else []
+    )
+    found += (
+        [f"{played.progress['epochs_done']} epochs"]
+        if played.progress["epochs_done"] != EPOCHS
+        else []
+    )
     if not EPOCHS * change.images <= played.progress["position"] < EPOCHS * change.images + STEP:
         found.append(f"{played.progress['position']} samples in {EPOCHS} epochs of {change.images}")
     if not all(math.isfinite(loss) and loss < 3 * max(whole.losses) for loss in played.losses):
@@ -190,7 +250,9 @@ def wrong(change: Change, played: Played, whole: Played) -> list[str]:
     if change.outcome == "exact" or change.line.startswith("names"):
         import torch
 
-        found += [key for key, value in whole.state.items() if not torch.equal(value, played.state[key])][:3]
+        found += [
+            key for key, value in whole.state.items() if not torch.equal(value, played.state[key])
+        ][:3]
     return found
 
 
@@ -263,7 +325,9 @@ def _play(ranks: Ranks, change: Change) -> Played | None:
     with open(Path(RUN, "train.log"), encoding="utf-8") as file:
         file.seek(log)
         shown = said.getvalue() if status else said.getvalue() + file.read()
-    played = _seen(RUN, asked, status, shown, touched=_content() != before) if ranks.is_main else None
+    played = (
+        _seen(RUN, asked, status, shown, touched=_content() != before) if ranks.is_main else None
+    )
     ranks.barrier()  # before the next change
     return played
 
@@ -300,8 +364,16 @@ def _asked(words: list[str]) -> tuple[str, ...]:
 
 def _content() -> dict[str, tuple[int, int]]:
     """Sizes and times of what decides how a run is gone on with."""
-    files = [Path(RUN, "config.json"), Path(RUN, "results.csv"), *Path(RUN, "checkpoints").rglob("*")]
-    return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()}
+    files = [
+        Path(RUN, "config.json"),
+        Path(RUN, "results.csv"),
+        *Path(RUN, "checkpoints").rglob("*"),
+    ]
+    return {
+        str(file): (file.stat().st_size, file.stat().st_mtime_ns)
+        for file in files
+        if file.is_file()
+    }
 
 
 def _newest(run: str) -> tuple[dict[str, Any], dict[str, Any]]:

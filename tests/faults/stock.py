@@ -1,13 +1,15 @@
-"""Two sides of every fault of stock DeepSpeed: DeepSpeed as it comes, on a network small enough for plain torch to be
-run beside it, and the engines that a run builds, on a narrow detector.
+"""Two sides of every fault of stock DeepSpeed: DeepSpeed as it comes, on a network small enough for
+plain torch to be run beside it, and the engines that a run builds, on a narrow detector.
 
 Stock(..)            `deepspeed.initialize` and nothing of ours
 own_engine(..)       an engine of ours in the same layout
-Reached(..)          norm of the gradients that the inner optimizer is handed, after all unscaling and clipping
+Reached(..)          norm of the gradients that the inner optimizer is handed, after all unscaling
+                     and clipping
 true_norms(..)       plain torch: norms of a step of `Stock`
 plain_norm(..)       plain ultralytics: norm of a step of `take`
 
-A layout is a kind and a ZeRO stage: `zero2` on all ranks, `pipeline1` with a stage of the model on each of two ranks.
+A layout is a kind and a ZeRO stage: `zero2` on all ranks, `pipeline1` with a stage of the model on
+each of two ranks.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ FAR = 1e8
 """A target whose loss is finite, and whose gradient is beyond fp16 (65504) at any loss scale."""
 
 MODEL, CUT = "yolov5[0.1,0.05]", "10"
-"""Of our engines: a detector of 0.05 the width without repeated layers, and where a pipeline's second stage begins."""
+"""Of our engines: a detector of 0.05 the width without repeated layers, and where a pipeline's
+second stage begins."""
 MICRO_BATCHES = 2
 """Of a step of our engines, on each replica."""
 EARLY = "model.3.conv"
@@ -62,8 +65,8 @@ EARLY = "model.3.conv"
 def mended(number: int, what: str) -> str:
     """What an assertion on a stock number says when it fails."""
     return (
-        f"stock DeepSpeed shows fault {number} no more ({what}): it is mended, or works in another way than 0.19.8. "
-        "See which of our replacements is still needed, and docs/stability.md"
+        f"stock DeepSpeed shows fault {number} no more ({what}): it is mended, or works in another "
+        "way than 0.19.8. See which of our replacements is still needed, and docs/stability.md"
     )
 
 
@@ -112,16 +115,24 @@ class Reached:
         """
         Args:
             inner: torch's optimizer, however deep DeepSpeed has put it.
-            over_ranks: ranks hold different parts of the gradient; otherwise each one the same whole.
+            over_ranks: ranks hold different parts of the gradient; otherwise each one the same
+                whole.
         """
         self._squares, self._over_ranks = 0.0, over_ranks
         inner.register_step_pre_hook(self._note)
 
     def _note(self, inner: torch.optim.Optimizer, *_: Any) -> None:
-        given = [each.grad for group in inner.param_groups for each in group["params"] if each.grad is not None]
+        given = [
+            each.grad
+            for group in inner.param_groups
+            for each in group["params"]
+            if each.grad is not None
+        ]
         scale = getattr(inner, "grad_scale", None)  # a fused kernel divides by it as it steps
         divisor = 1.0 if scale is None else float(scale)
-        self._squares += sum(float((gradient.double() / divisor).square().sum()) for gradient in given)
+        self._squares += sum(
+            float((gradient.double() / divisor).square().sum()) for gradient in given
+        )
 
     def take(self) -> float:
         """Norm of everything since the last call; 0 where nothing was stepped. A collective."""
@@ -184,12 +195,18 @@ class Stock:
         self.replica = 0 if self.piped else ranks.rank
         net: nn.Module = network()
         if self.piped:
-            net = PipelineModule(list(net), num_stages=ranks.size, loss_fn=loss_of, partition_method="uniform")
+            net = PipelineModule(
+                list(net), num_stages=ranks.size, loss_fn=loss_of, partition_method="uniform"
+            )
         settings = {
             "train_micro_batch_size_per_gpu": IMAGES,
             "gradient_accumulation_steps": 1,
             "steps_per_print": 10**12,
-            "zero_optimization": {"stage": stage, "reduce_bucket_size": 10**6, "allgather_bucket_size": 10**6},
+            "zero_optimization": {
+                "stage": stage,
+                "reduce_bucket_size": 10**6,
+                "allgather_bucket_size": 10**6,
+            },
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             **blocks,
@@ -259,7 +276,8 @@ def plain_network(dtype: torch.dtype) -> nn.Sequential:
 
 
 def true_norms(dtype: torch.dtype, replicas: int) -> list[float]:
-    """Norm of the mean gradient over the replicas, in plain fp32: of each half of the network's layers."""
+    """Norm of the mean gradient over the replicas, in plain fp32: of each half of the network's
+    layers."""
     net = plain_network(dtype)
     for replica in range(replicas):
         images, targets = sample(replica)
@@ -313,7 +331,9 @@ def take(engine: Engine, rate: float = 0.0, *, same: bool = False) -> StepRecord
         same: every micro-batch of every replica is the first one.
     """
     share = engine.share
-    numbers = [0 if same else place * share.dp_size + share.dp_rank for place in range(MICRO_BATCHES)]
+    numbers = [
+        0 if same else place * share.dp_size + share.dp_rank for place in range(MICRO_BATCHES)
+    ]
     step = Step(0, MICRO_BATCHES, 0, (rate, rate, rate), 0.9)
     return engine.train_step(step, iter([micro_batch(number) for number in numbers]))
 
@@ -347,10 +367,15 @@ class _Spoiled:
 
 @contextmanager
 def bad_gradient(engine: Engine) -> Iterator[None]:
-    """Within: the gradient of an early layer is infinite on the first replica, and the loss is as ever."""
+    """Within: the gradient of an early layer is infinite on the first replica, and the loss is as
+    ever."""
     module = dict(engine.net.named_modules()).get(EARLY)
     here = module is not None and engine.share.dp_rank == 0
-    hook = module.weight.register_hook(lambda gradient: gradient.abs() + float("inf")) if here else None
+    hook = (
+        module.weight.register_hook(lambda gradient: gradient.abs() + float("inf"))
+        if here
+        else None
+    )
     try:
         yield
     finally:
@@ -383,9 +408,11 @@ def plain_detector(weights: dict[str, Tensor], dtype: torch.dtype = torch.float3
 
 @lru_cache
 def plain_norm(dtype: torch.dtype, replicas: int, scale: float = 1.0) -> float:
-    """Norm of a step of `take`, by ultralytics' convention: losses times images add up over micro-batches and replicas.
+    """Norm of a step of `take`, by ultralytics' convention: losses times images add up over
+    micro-batches and replicas.
 
-    At random weights the gradient in fp16 is 4% larger than in fp32; so this one is of the type's own arithmetic.
+    At random weights the gradient in fp16 is 4% larger than in fp32; so this one is of the type's
+    own arithmetic.
 
     Args:
         scale: what losses are multiplied by and gradients divided.

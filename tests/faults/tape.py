@@ -1,8 +1,10 @@
-"""Faults on purpose: numbers made bad at a chosen layer, rank and micro-batch of a real engine's step.
+"""Faults on purpose: numbers made bad at a chosen layer, rank and micro-batch of a real engine's
+step.
 
 draw(..)        a tape of faults, the same for a seed
 Injector        puts a fault into an engine's next step
-play(..)        on every rank: a tape from one end to the other, and what the engine made of each fault
+play(..)        on every rank: a tape from one end to the other, and what the engine made of each
+                fault
 faults_in(..)   what is wrong with that
 """
 
@@ -43,7 +45,8 @@ BLOCKS: dict[str, Any] = {
 """Of every layout's JSON."""
 SPIKE = 1e7
 SILENT = ("model.24.cv2.1.", "model.24.cv2.2.")
-"""Boxes of the larger strides, of which images of 64 pixels mostly hold none: ten million times no gradient is none."""
+"""Boxes of the larger strides, of which images of 64 pixels mostly hold none: ten million times no
+gradient is none."""
 CUT = "10"
 """Where the pipeline's second stage begins."""
 
@@ -114,7 +117,9 @@ class Injector:
         self._micro_batches = MICRO_BATCHES
         self._stack = ExitStack()
         for name, module in engine.net.named_modules():
-            if isinstance(module, nn.Conv2d) and any(each.requires_grad for each in module.parameters()):
+            if isinstance(module, nn.Conv2d) and any(
+                each.requires_grad for each in module.parameters()
+            ):
                 self._stack.callback(_first(module, partial(self._on_output, name)).remove)
                 hook = module.weight.register_hook(partial(self._on_parameter, name))
                 self._stack.callback(hook.remove)
@@ -159,7 +164,9 @@ class Injector:
             and fault.rank % self._engine.share.dp_size == self._engine.share.dp_rank
         )
 
-    def _on_output(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+    def _on_output(
+        self, name: str, module: nn.Module, inputs: Any, output: Tensor
+    ) -> Tensor | None:
         micro_batch = self._backward if self._recomputed else self._forward
         if self._due("activation", name, micro_batch):
             poison = torch.zeros_like(output)
@@ -192,7 +199,9 @@ def _first(module: nn.Module, hook: Any) -> Any:
 
 
 @contextmanager
-def engine_of(ranks: Ranks, layout: str, folder: Path, blocks: dict[str, Any] | None = None) -> Iterator[Engine]:
+def engine_of(
+    ranks: Ranks, layout: str, folder: Path, blocks: dict[str, Any] | None = None
+) -> Iterator[Engine]:
     """A real engine of a layout on the tape's model.
 
     Args:
@@ -208,7 +217,13 @@ def engine_of(ranks: Ranks, layout: str, folder: Path, blocks: dict[str, Any] | 
         blocks = {key: block for key, block in BLOCKS.items() if half or key != "fp16"}
     with ExitStack() as stack:
         if layout.startswith("pipeline"):
-            shape = {"cuts": (CUT,), "replicas": ranks.size // 2, "zero": 1, "model": MODEL, "optimizer": "AdamW"}
+            shape = {
+                "cuts": (CUT,),
+                "replicas": ranks.size // 2,
+                "zero": 1,
+                "model": MODEL,
+                "optimizer": "AdamW",
+            }
             shape["recompute"] = 3 if layout.endswith("_recompute") else 0
             case = Case(**shape, precision="fp16" if half else "fp32", blocks=blocks)
             engine = stack.enter_context(split_engine(ranks, case, folder))
@@ -232,16 +247,21 @@ def play(
     every: int = 3,
     attribution: str = "armed",
 ) -> dict[str, Any]:
-    """Play a tape of `count` faults, a clean step after each `every`, and `clean` clean steps at the end.
+    """Play a tape of `count` faults, a clean step after each `every`, and `clean` clean steps at
+    the end.
 
     Returns:
-        on each rank: `told`, what became of each fault; `alarms`, clean steps that were not applied.
+        on each rank: `told`, what became of each fault; `alarms`, clean steps that were not
+        applied.
     """
     told, alarms, number = [], 0, 0
     blocks, kinds = None, KINDS
     if attribution != "armed":
-        blocks = {"yolods": {"overflow": {**BLOCKS["yolods"]["overflow"], "attribution": attribution}}}
-        # A parameter's hooks run in the order in which they were set: a probe that was first sees nothing bad.
+        blocks = {
+            "yolods": {"overflow": {**BLOCKS["yolods"]["overflow"], "attribution": attribution}}
+        }
+        # A parameter's hooks run in the order in which they were set: a probe that was first sees
+        # nothing bad.
         kinds = tuple(kind for kind in KINDS if kind != "parameter gradient")
     with engine_of(ranks, layout, Path(folder), blocks) as engine:
         injector = Injector(engine)
@@ -285,7 +305,9 @@ def _batches(number: int, replica: int) -> list[dict[str, Any]]:
     for place in range(MICRO_BATCHES):
         key = (number * MICRO_BATCHES + place) * 8 + replica
         batch: dict[str, Any] = dict(micro_batch(key))
-        found.append({**batch, "im_file": tuple(f"image-{key}-{i}.jpg" for i in range(len(batch["img"])))})
+        found.append(
+            {**batch, "im_file": tuple(f"image-{key}-{i}.jpg" for i in range(len(batch["img"])))}
+        )
     return found
 
 
@@ -308,24 +330,39 @@ def _suffer(engine: Engine, injector: Injector, fault: Fault, number: int) -> di
 
 def _suffers(engine: Engine, fault: Fault) -> bool:
     """Whether it was this rank that the fault was put into."""
-    here = engine.share.first_stage if fault.kind == "image" else fault.module in dict(engine.net.named_modules())
+    here = (
+        engine.share.first_stage
+        if fault.kind == "image"
+        else fault.module in dict(engine.net.named_modules())
+    )
     return here and fault.rank % engine.share.dp_size == engine.share.dp_rank
 
 
 def _held(engine: Engine) -> list[Tensor]:
     """Weights, moments, statistics and averages of this rank."""
     state = engine._moving()
-    moments = [value for each in state["optimizer"] for value in each.values() if isinstance(value, Tensor)]
+    moments = [
+        value for each in state["optimizer"] for value in each.values() if isinstance(value, Tensor)
+    ]
     ema = state["ema"]
     return [
         each.detach().clone()
-        for each in (*state["masters"], *moments, *state["statistics"], *ema["shards"], *ema["buffers"])
+        for each in (
+            *state["masters"],
+            *moments,
+            *state["statistics"],
+            *ema["shards"],
+            *ema["buffers"],
+        )
     ]
 
 
 def faults_in(reports: Sequence[dict[str, Any]], layout: str) -> list[str]:
     """What is wrong with what all ranks told of a tape."""
-    wrong = [f"{report['alarms']} false alarms in {report['clean']} clean steps" for report in reports[:1]]
+    wrong = [
+        f"{report['alarms']} false alarms in {report['clean']} clean steps"
+        for report in reports[:1]
+    ]
     wrong = wrong if reports[0]["alarms"] else []
     for place, told in enumerate(zip(*(report["told"] for report in reports), strict=True)):
         fault = told[0]["fault"]
@@ -333,7 +370,10 @@ def faults_in(reports: Sequence[dict[str, Any]], layout: str) -> list[str]:
         if any(each["action"] == "apply" for each in told):
             wrong.append(f"{where}: the update was applied")
             continue
-        if not all(each["unmoved"] and each["finite"] for each in told) and told[0]["action"] != "rollback":
+        if (
+            not all(each["unmoved"] and each["finite"] for each in told)
+            and told[0]["action"] != "rollback"
+        ):
             wrong.append(f"{where}: something moved, or is not finite")
         if len({(each["action"], each["cause"]) for each in told}) > 1:
             wrong.append(f"{where}: ranks disagree: {[each['action'] for each in told]}")
@@ -354,7 +394,11 @@ def _misnamed(fault: dict[str, Any], told: Sequence[dict[str, Any]], layout: str
     if fault["kind"] == "image":
         layer = "input"
         files = found["files"]
-        if not (found["single_images"] and len(files) == 1 and files[0].endswith(f"-{fault['image']}.jpg")):
+        if not (
+            found["single_images"]
+            and len(files) == 1
+            and files[0].endswith(f"-{fault['image']}.jpg")
+        ):
             return f"names {files}"
     named = (
         found["layer"],
@@ -363,7 +407,11 @@ def _misnamed(fault: dict[str, Any], told: Sequence[dict[str, Any]], layout: str
         not kinds.isdisjoint({found["kind"], *found["kind"].split(", ")}),
     )
     expected = (layer, rank, fault["micro_batch"], True)
-    return None if named == expected else f"names {named}, not {expected} ({found['name']} {found['phase']})"
+    return (
+        None
+        if named == expected
+        else f"names {named}, not {expected} ({found['name']} {found['phase']})"
+    )
 
 
 def summary(reports: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -1,6 +1,8 @@
-"""Mistakes that show when the data is read, or later: real runs, one after the other in one process.
+"""Mistakes that show when the data is read, or later: real runs, one after the other in one
+process.
 
-Each gets its clear line, exit status 2 and no traceback; what can be skipped is; users' files stay as they are.
+Each gets its clear line, exit status 2 and no traceback; what can be skipped is; users' files stay
+as they are.
 """
 
 import json
@@ -22,7 +24,10 @@ PARAMETERS = 0.6e6
 
 def lines_of(text: str) -> list[str]:
     """What a screen shows in the end: a bar that was wiped away is not on it."""
-    lines = (re.sub(r"\x1b\[[0-9;]*[mK]", "", line.rsplit("\r", 1)[-1]).rstrip() for line in text.splitlines())
+    lines = (
+        re.sub(r"\x1b\[[0-9;]*[mK]", "", line.rsplit("\r", 1)[-1]).rstrip()
+        for line in text.splitlines()
+    )
     return [line for line in lines if line and not line.startswith("checking ")]
 
 
@@ -42,7 +47,8 @@ def every_label(folder: Path, text: str) -> None:
 
 
 def truncated(run: SimpleNamespace) -> Path:
-    """A real checkpoint that a copy was cut short of its end; the directory of the archive is rewritten."""
+    """A real checkpoint that a copy was cut short of its end; the directory of the archive is
+    rewritten."""
     path = run.root / "short.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("best/data.pkl", b"\x80\x02}q\x00X\x05\x00\x00\x00model")
@@ -56,24 +62,44 @@ def runs(tmp_path_factory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("faults")
     here = SimpleNamespace(root=root, data={}, cases=[])
 
-    def case(name: str, *words: str, change=None, before: str | None = None, word: str = "train", **options) -> None:
+    def case(
+        name: str,
+        *words: str,
+        change=None,
+        before: str | None = None,
+        word: str = "train",
+        **options,
+    ) -> None:
         folder = root / name
         make_dataset(folder, **{"train": 6, "val": 3, **options})
         if change:
             change(folder)
         here.data[name] = state_of(folder)
         flags = [*TINY] if word == "train" else []
-        place = ["--data", str(folder / "tiny.yaml"), "--project", str(root / "runs"), "--name", name]
+        place = [
+            "--data",
+            str(folder / "tiny.yaml"),
+            "--project",
+            str(root / "runs"),
+            "--name",
+            name,
+        ]
         here.cases.append({"name": name, "words": [word, *place, *flags, *words], "before": before})
 
     case("sound")
     case("damage", change=damage, train=8)
     case(
-        "foreign", change=lambda folder: (folder / "labels/train/001.txt").write_text("0 .5 .5 .2 .2\n7 .5 .5 .1 .1\n")
+        "foreign",
+        change=lambda folder: (folder / "labels/train/001.txt").write_text(
+            "0 .5 .5 .2 .2\n7 .5 .5 .1 .1\n"
+        ),
     )
     case("empty", change=lambda folder: every_label(folder, ""))
     case("wordy", change=lambda folder: every_label(folder, "a b c d e\n"))
-    case("blind", change=lambda folder: [file.write_bytes(b"") for file in (folder / "images/val").iterdir()])
+    case(
+        "blind",
+        change=lambda folder: [file.write_bytes(b"") for file in (folder / "images/val").iterdir()],
+    )
     case("vanish", "--set", "mosaic=0", before=f"vanish {root / 'vanish/images/train/004.jpg'}")
     case("vanish-all", before=f"vanish-all {root / 'vanish-all/images/train'}")
     case("disk-left", before=f"disk-left {int(PARAMETERS * 24)}")
@@ -81,7 +107,9 @@ def runs(tmp_path_factory) -> SimpleNamespace:
     case("folder", "--project", str(root / "sound" / "tiny.yaml" / "runs"))
     case("cut", "--weights", str(truncated(here)))
     case("stride", change=lambda folder: (folder / "own.yaml").write_text(FOUR_LEVELS))
-    here.cases[-1]["words"][here.cases[-1]["words"].index("--model") + 1] = str(root / "stride" / "own.yaml")
+    here.cases[-1]["words"][here.cases[-1]["words"].index("--model") + 1] = str(
+        root / "stride" / "own.yaml"
+    )
     weights = str(root / "runs" / "sound" / "weights" / "best.pt")
     case("val-classes", "--weights", weights, word="val", nc=3)
     case("val-split", "--weights", weights, "--split", "test", word="val")
@@ -93,7 +121,11 @@ def runs(tmp_path_factory) -> SimpleNamespace:
 
 def _rows(cases: list[dict]) -> list[list[dict]]:
     """Those that take up what `sound` has left after it, the others beside them."""
-    first = [case for case in cases if case["name"] in ("sound", "val-classes", "val-split", "resume-done", "folder")]
+    first = [
+        case
+        for case in cases
+        if case["name"] in ("sound", "val-classes", "val-split", "resume-done", "folder")
+    ]
     return [first, [case for case in cases if case not in first]]
 
 
@@ -109,7 +141,11 @@ head:
 
 
 def state_of(folder: Path) -> dict[str, tuple[bytes, int]]:
-    return {str(file): (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*") if file.is_file()}
+    return {
+        str(file): (file.read_bytes(), file.stat().st_mtime_ns)
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
 
 
 def errors_of(runs, name: str) -> list[str]:
@@ -124,7 +160,8 @@ def errors_of(runs, name: str) -> list[str]:
 
 
 def said_after_the_start(err: str) -> list[str]:
-    """The lines but for the one that says that a process starts, which comes only where nothing was wrong before."""
+    """The lines but for the one that says that a process starts, which comes only where nothing was
+    wrong before."""
     return [line for line in lines_of(err) if not line.startswith("yolods: version ")]
 
 
@@ -141,16 +178,18 @@ def test_no_run_changes_a_file_of_the_user(runs):
     for name, before in runs.data.items():
         gone = {file for file in before if not Path(file).exists()}
         assert len(gone) == {"vanish": 1, "vanish-all": 6}.get(name, 0)
-        assert {f: v for f, v in before.items() if f not in gone} == state_of(runs.root / name), name
+        assert {f: v for f, v in before.items() if f not in gone} == state_of(runs.root / name), (
+            name
+        )
 
 
 def test_damaged_files_and_lines_are_counted_listed_and_skipped(runs):
     result, folder = runs.results["damage"], runs.root / "damage"
     assert result["code"] == 0, result["out"] + result["err"]
     assert (
-        "train: 6 images, 10 boxes, 0 backgrounds; 2 images and 3 label lines skipped, see problems.txt\n"
-        in result["out"]
-    )
+        "train: 6 images, 10 boxes, 0 backgrounds; 2 images and 3 label lines skipped, see "
+        "problems.txt\n"
+    ) in result["out"]
     problems = (runs.root / "runs" / "damage" / "problems.txt").read_text().splitlines()
     labels = folder / "labels" / "train"
     assert problems[0] == f"{folder}/images/train/000.jpg: damaged or not an image; image skipped"
@@ -158,10 +197,10 @@ def test_damaged_files_and_lines_are_counted_listed_and_skipped(runs):
     assert "truncated" in problems[1]
     assert problems[2:] == [
         f"{labels}/002.txt:2: 'first' is not a number; line skipped",
-        f"{labels}/003.txt:2: coordinate 1.5 is outside [0, 1] (1% tolerance); labels are fractions of the image size; "
-        "line skipped",
-        f"{labels}/003.txt:3: coordinate 320 is outside [0, 1] (1% tolerance); labels are fractions of the image size; "
-        "line skipped",
+        f"{labels}/003.txt:2: coordinate 1.5 is outside [0, 1] (1% tolerance); labels are "
+        "fractions of the image size; line skipped",
+        f"{labels}/003.txt:3: coordinate 320 is outside [0, 1] (1% tolerance); labels are "
+        "fractions of the image size; line skipped",
     ]
     assert "Traceback" not in result["out"] + result["err"]
 
@@ -169,8 +208,8 @@ def test_damaged_files_and_lines_are_counted_listed_and_skipped(runs):
 def test_a_class_id_outside_names(runs):
     folder = runs.root / "foreign"
     assert errors_of(runs, "foreign") == [
-        f"{folder}/labels/train/001.txt:2: class id 7 is outside the 2 names of {folder}/tiny.yaml (ids 0 to 1); "
-        "correct names or the labels"
+        f"{folder}/labels/train/001.txt:2: class id 7 is outside the 2 names of {folder}/tiny.yaml "
+        "(ids 0 to 1); correct names or the labels"
     ]
 
 
@@ -184,15 +223,18 @@ def test_an_empty_train_set(runs):
 def test_a_train_set_of_unusable_labels_shows_the_first(runs):
     labels = runs.root / "wordy" / "labels" / "train"
     assert errors_of(runs, "wordy") == [
-        f"train: 6 images but no usable box; labels are expected in files such as {labels}/000.txt; "
-        f"the first problem: {labels}/000.txt:1: 'a' is not a number; line skipped"
+        "train: 6 images but no usable box; labels are expected in files such as "
+        f"{labels}/000.txt; the first problem: {labels}/000.txt:1: 'a' is not a number; line "
+        "skipped"
     ]
 
 
 def test_a_split_without_a_sound_image(runs):
     (line,) = errors_of(runs, "blind")
     image = runs.root / "blind" / "images" / "val" / "000.jpg"
-    assert line.startswith(f"val: none of 3 images can be used; the first problem: {image}: damaged or not an image")
+    assert line.startswith(
+        f"val: none of 3 images can be used; the first problem: {image}: damaged or not an image"
+    )
 
 
 def test_a_failed_start_is_no_run_to_resume(runs):
@@ -205,9 +247,14 @@ def test_a_file_that_vanishes_is_reported_replaced_and_counted(runs):
     assert result["code"] == 0, result["out"] + result["err"]
     everything = result["out"] + result["err"]
     assert everything.count(f"{file} could not be read; replaced by another sample") == 1
-    position = json.loads(next((runs.root / "runs" / "vanish" / "checkpoints").glob("*/progress.json")).read_text())
+    position = json.loads(
+        next((runs.root / "runs" / "vanish" / "checkpoints").glob("*/progress.json")).read_text()
+    )
     assert position["replaced"] >= 2  # once an epoch, and what a step took beyond the last
-    assert f"{position['replaced']} samples were replaced: 1 files could no longer be read" in everything
+    assert (
+        f"{position['replaced']} samples were replaced: 1 files could no longer be read"
+        in everything
+    )
     assert "Traceback" not in everything
 
 
@@ -221,8 +268,8 @@ def test_no_disk_space(runs):
     (line,) = errors_of(runs, "disk-left")
     assert re.fullmatch(
         re.escape(str(runs.root / "runs" / "disk-left"))
-        + r": 0\.01 GiB are free, but 4 checkpoints of 0\.6 M parameters x 40 bytes need 0\.09 GiB; free some "
-        r"space, or choose another --project",
+        + r": 0\.01 GiB are free, but 4 checkpoints of 0\.6 M parameters x 40 bytes need 0\.09 "
+        "GiB; free some space, or choose another --project",
         line,
     )
 
@@ -231,7 +278,10 @@ def test_a_disk_that_fills_later(runs):
     result, folder = runs.results["disk-fills"], runs.root / "runs" / "disk-fills"
     everything = result["out"] + result["err"]
     assert result["code"] == 2, everything
-    assert f"{folder}/weights could not be written, the earlier files are kept: [Errno 28] No space left" in everything
+    assert (
+        f"{folder}/weights could not be written, the earlier files are kept: [Errno 28] No space "
+        "left"
+    ) in everything
     assert "; the earlier checkpoint is kept" in everything
     assert "Traceback" not in everything
     assert errors_of(runs, "disk-fills") == [
@@ -242,32 +292,43 @@ def test_a_disk_that_fills_later(runs):
 def test_a_folder_that_cannot_be_written(runs):
     (line,) = errors_of(runs, "folder")
     place = runs.root / "sound" / "tiny.yaml" / "runs"
-    assert line == f"cannot write to {place}/folder: Not a directory; choose another folder with --project"
+    assert (
+        line
+        == f"cannot write to {place}/folder: Not a directory; choose another folder with --project"
+    )
 
 
 def test_weights_whose_pickle_is_cut_short(runs):
     (line,) = errors_of(runs, "cut")
-    assert line.startswith(f"--weights {runs.root}/short.pt: not a loadable ultralytics checkpoint: ")
+    assert line.startswith(
+        f"--weights {runs.root}/short.pt: not a loadable ultralytics checkpoint: "
+    )
 
 
 def test_a_users_model_with_a_larger_stride(runs):
-    assert errors_of(runs, "stride") == ["--imgsz 64: this model needs a multiple of 128; use 128 or 256"]
+    assert errors_of(runs, "stride") == [
+        "--imgsz 64: this model needs a multiple of 128; use 128 or 256"
+    ]
 
 
 def test_val_with_another_yaml(runs):
     weights = runs.root / "runs" / "sound" / "weights" / "best.pt"
     assert errors_of(runs, "val-classes") == [
-        f"--weights {weights} has 2 classes (0 colour0, 1 colour1), but {runs.root}/val-classes/tiny.yaml names "
-        "3 classes (0 colour0, 1 colour1, 2 colour2); use the data yaml of its training"
+        f"--weights {weights} has 2 classes (0 colour0, 1 colour1), but "
+        f"{runs.root}/val-classes/tiny.yaml names 3 classes (0 colour0, 1 colour1, 2 colour2); use "
+        "the data yaml of its training"
     ]
 
 
 def test_val_of_a_split_that_is_not_there(runs):
     yaml = runs.root / "val-split" / "tiny.yaml"
-    assert errors_of(runs, "val-split") == [f"--split test: {yaml} names no test images; add `test: FOLDER`"]
+    assert errors_of(runs, "val-split") == [
+        f"--split test: {yaml} names no test images; add `test: FOLDER`"
+    ]
 
 
 def test_resuming_a_finished_run(runs):
     assert errors_of(runs, "resume-done") == [
-        f"--resume: {runs.root}/runs/sound has finished its 2 epochs; use a larger --epochs to continue"
+        f"--resume: {runs.root}/runs/sound has finished its 2 epochs; use a larger --epochs to "
+        "continue"
     ]

@@ -1,4 +1,5 @@
-"""Mistakes that one process can see are shown before any other is started: a line each, exit status 2, no traceback."""
+"""Mistakes that one process can see are shown before any other is started: a line each, exit status
+2, no traceback."""
 
 import json
 import pickle
@@ -19,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def preflight(tmp_path, monkeypatch, capfd) -> Callable[..., list[str]]:
-    """Runs `yolods launch WORDS` in a folder with a data set, and returns its lines; starting anything is a failure."""
+    """Runs `yolods launch WORDS` in a folder with a data set, and returns its lines; starting
+    anything is a failure."""
 
     def refuse(*_, **__):
         raise AssertionError("a process was started")
@@ -64,43 +66,70 @@ def test_what_is_sound_goes_on_to_the_launcher(preflight):
             ["trian", "--data", "x.yaml"],
             "unknown command 'trian' (did you mean 'train'?); the commands are train, val, ",
         ),
-        ([*GOOD, "--epoch", "3"], "unknown flag --epoch (did you mean '--epochs'?); yolods train --help lists them"),
-        ([*GOOD, "--weigths", "a.pt"], "unknown flag --weigths (did you mean '--weights'?); yolods train --help"),
+        (
+            [*GOOD, "--epoch", "3"],
+            "unknown flag --epoch (did you mean '--epochs'?); yolods train --help lists them",
+        ),
+        (
+            [*GOOD, "--weigths", "a.pt"],
+            "unknown flag --weigths (did you mean '--weights'?); yolods train --help",
+        ),
         ([*GOOD, "--epochs", "many"], "--epochs is 'many': it must be a whole number"),
         ([*GOOD, "--lr0", "0.1"], "--lr0: a hyper-parameter; write --set lr0=VALUE"),
         (
             [*GOOD, "--deepspeed"],
             "--deepspeed: not needed: every run uses DeepSpeed; ",
         ),
-        ([*GOOD, "--hostfil", "h"], "--hostfil: unknown (did you mean the launcher flag '--hostfile'?)"),
+        (
+            [*GOOD, "--hostfil", "h"],
+            "--hostfil: unknown (did you mean the launcher flag '--hostfile'?)",
+        ),
         ([*GOOD, "epochs=3"], "epochs=3: write flags with dashes: --epochs 3"),
         ([*GOOD, "mosaic=0.5"], "mosaic=0.5: a hyper-parameter; write --set mosaic=VALUE"),
-        (["predict"], "yolods has no 'predict'; use ultralytics on best.pt: YOLO('best.pt').predict(...)"),
+        (
+            ["predict"],
+            "yolods has no 'predict'; use ultralytics on best.pt: YOLO('best.pt').predict(...)",
+        ),
         ([*GOOD, "--epochs", "0"], "--epochs is 0: it must be a whole number of at least 1"),
         (
             [*GOOD, "--batch-size", "7"],
             "--batch-size 7 cannot be divided evenly among 2 ranks: 7 / 2 = 3.50; use 6 or 8",
         ),
         ([*GOOD, "--imgsz", "100"], "--imgsz 100: yolov5s needs a multiple of 32; use 96 or 128"),
-        ([*GOOD, "--model", "yolov5k"], "--model yolov5k: unknown model (did you mean 'yolov5x'?); use yolov5n, s, "),
+        (
+            [*GOOD, "--model", "yolov5k"],
+            "--model yolov5k: unknown model (did you mean 'yolov5x'?); use yolov5n, s, ",
+        ),
         (
             [*GOOD, "--weights", "yolov5n.pt"],
             "--weights yolov5n.pt: no such file (weights are never downloaded; fetch ",
         ),
         ([*GOOD, "--resume", "runs/exp"], "--resume runs/exp: no such folder"),
         ([*GOOD, "--resume", "data"], "--resume data: not a run's folder, it has no config.json"),
-        ([*GOOD, "--resume"], "--resume: no run in runs (a run contains config.json); name its folder: --resume DIR"),
-        ([*GOOD, "--project", "data/tiny.yaml"], "--project data/tiny.yaml: this is a file; name a folder"),
+        (
+            [*GOOD, "--resume"],
+            "--resume: no run in runs (a run contains config.json); name its folder: --resume DIR",
+        ),
+        (
+            [*GOOD, "--project", "data/tiny.yaml"],
+            "--project data/tiny.yaml: this is a file; name a folder",
+        ),
         ([*GOOD, "--hyp", "none.yaml"], "--hyp none.yaml: "),
         (
             [*GOOD, "--set", "lr=0.1"],
             "--set lr is not a hyper-parameter (did you mean 'lrf'?); docs/configuration.md lists ",
         ),
-        ([*GOOD, "--device", "0"], "--device is not supported: choose devices with the launcher's "),
+        (
+            [*GOOD, "--device", "0"],
+            "--device is not supported: choose devices with the launcher's ",
+        ),
         ([*GOOD, "--hostfile", "hosts"], "--hostfile hosts: no such file"),
         ([*GOOD, "--num_gpus", "two"], "--num_gpus is 'two': it must be a whole number"),
         (["val", "--weights", "a.pt", "--data", "data/tiny.yaml"], "--weights a.pt: no such file"),
-        (["val", "--data", "data/tiny.yaml"], "--weights is missing: name the .pt to evaluate, for example runs/"),
+        (
+            ["val", "--data", "data/tiny.yaml"],
+            "--weights is missing: name the .pt to evaluate, for example runs/",
+        ),
     ],
 )
 def test_flags(preflight, words, line):
@@ -109,14 +138,26 @@ def test_flags(preflight, words, line):
 
 
 def test_faults_of_flags_and_of_what_they_say_are_shown_together(preflight):
-    words = ("train", "--data", "nowhere.yaml", "--epoch", "3", "--conf-thres", "0.1", "--imgsz", "big")
+    words = (
+        "train",
+        "--data",
+        "nowhere.yaml",
+        "--epoch",
+        "3",
+        "--conf-thres",
+        "0.1",
+        "--imgsz",
+        "big",
+    )
     lines = preflight(*words, "--device", "0", "--batch-size", "7")
     assert [line.split(":")[1].split()[0] for line in lines] == [
         *("--imgsz", "--device", "unknown", "--conf-thres", "--batch-size", "--data"),
     ]
 
 
-@pytest.mark.parametrize("flag", ["--exist_ok", "--exist-ok", "--cos_lr", "--save_period=1", "--close_mosaic=2"])
+@pytest.mark.parametrize(
+    "flag", ["--exist_ok", "--exist-ok", "--cos_lr", "--save_period=1", "--close_mosaic=2"]
+)
 def test_a_flag_may_be_written_with_either_kind_of_dash(preflight, flag):
     with pytest.raises(AssertionError, match="a process was started"):
         preflight(*GOOD, flag)
@@ -125,7 +166,10 @@ def test_a_flag_may_be_written_with_either_kind_of_dash(preflight, flag):
 @pytest.mark.parametrize("words", [["train", "--hostfile", "h"], ["train", "--max-restarts", "2"]])
 def test_a_flag_of_the_launcher_says_whose_it_is(capsys, words):
     assert cli.main([*words, "--data", "demo"]) == 2
-    assert f"{words[1]}: a flag of the launcher; use it with `yolods launch`" in capsys.readouterr().err
+    assert (
+        f"{words[1]}: a flag of the launcher; use it with `yolods launch`"
+        in capsys.readouterr().err
+    )
 
 
 def faulty_yaml(text: str) -> Path:
@@ -145,12 +189,24 @@ def faulty_yaml(text: str) -> Path:
             "train: images/train\nnames: [a, b]\n",
             ["val: missing; name the folder of its images, as in `val: images/val`"],
         ),
-        ("train: images/train\nval: images/val\n", ["names: missing; list the class names, as in `names: [cat, dog]`"]),
-        ("train: no\nval: images/val\nnames: [a]\n", ["train: must be a path or a list of paths, not False"]),
-        ("train: gone\nval: images/val\nnames: [a]\n", ["train: {data}/gone does not exist ('gone' below {data})"]),
+        (
+            "train: images/train\nval: images/val\n",
+            ["names: missing; list the class names, as in `names: [cat, dog]`"],
+        ),
+        (
+            "train: no\nval: images/val\nnames: [a]\n",
+            ["train: must be a path or a list of paths, not False"],
+        ),
+        (
+            "train: gone\nval: images/val\nnames: [a]\n",
+            ["train: {data}/gone does not exist ('gone' below {data})"],
+        ),
         (
             "train: labels/train\nval: images/val\nnames: [a]\n",
-            ["train: no images in {data}/labels/train; known types: avif bmp dng heic heif jp2 jpeg jpg mpo png tif "],
+            [
+                "train: no images in {data}/labels/train; known types: avif bmp dng heic heif jp2 "
+                "jpeg jpg mpo png tif "
+            ],
         ),
         (
             "train: gone\nval: images/val\nnames: [a]\nnc: 3\n",
@@ -179,27 +235,49 @@ def test_a_data_yaml_that_is_no_yaml(preflight):
 @pytest.mark.parametrize(
     ("text", "words", "line"),
     [
-        ('{"bf16": {"enabled": true}', (), "--deepspeed_config ds.json: line 1 column 27: expecting "),
-        ('{"train_batch_size": 64,}', (), "--deepspeed_config ds.json: line 1 column 25: expecting "),
-        ('{"zero_optimisation": {"stage": 1}}', (), 'ds.json: unknown key "zero_optimisation" (did you mean '),
-        ('{"zero_optimization": {"stage": 7}}', (), 'ds.json: "zero_optimization".stage is 7: it must be a whole '),
-        ('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 1}}', (), 'ds.json: "fp16": the CPU backend has '),
         (
-            '{"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 4}',
+            '{"bf16": {"enabled": true}',
             (),
-            "ds.json: train_batch_size 64 != train_micro_batch_size_per_gpu 4 x gradient_accumulation_steps 4 x 2 "
-            'ranks = 32; set one of them to "auto"',
+            "--deepspeed_config ds.json: line 1 column 27: expecting ",
+        ),
+        (
+            '{"train_batch_size": 64,}',
+            (),
+            "--deepspeed_config ds.json: line 1 column 25: expecting ",
+        ),
+        (
+            '{"zero_optimisation": {"stage": 1}}',
+            (),
+            'ds.json: unknown key "zero_optimisation" (did you mean ',
+        ),
+        (
+            '{"zero_optimization": {"stage": 7}}',
+            (),
+            'ds.json: "zero_optimization".stage is 7: it must be a whole ',
+        ),
+        (
+            '{"fp16": {"enabled": true}, "zero_optimization": {"stage": 1}}',
+            (),
+            'ds.json: "fp16": the CPU backend has ',
+        ),
+        (
+            '{"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4, '
+            '"gradient_accumulation_steps": 4}',
+            (),
+            "ds.json: train_batch_size 64 != train_micro_batch_size_per_gpu 4 x "
+            'gradient_accumulation_steps 4 x 2 ranks = 32; set one of them to "auto"',
         ),
         (
             '{"train_micro_batch_size_per_gpu": 4}',
             ("--batch-size", "16"),
-            "ds.json: train_micro_batch_size_per_gpu 4 x 2 ranks = 8, but --batch-size is 16; use --batch-size 8, "
-            'omit it, or set train_micro_batch_size_per_gpu to "auto"',
+            "ds.json: train_micro_batch_size_per_gpu 4 x 2 ranks = 8, but --batch-size is 16; use "
+            '--batch-size 8, omit it, or set train_micro_batch_size_per_gpu to "auto"',
         ),
         (
             '{"optimizer": {"type": "Adam", "params": {"lr": 0.1}}}',
             ("--set", "lr0=0.2"),
-            'ds.json: "optimizer" sets lr0 to 0.1, but --set lr0 is 0.2; remove one of them, or write "auto" in ',
+            'ds.json: "optimizer" sets lr0 to 0.1, but --set lr0 is 0.2; remove one of them, or '
+            'write "auto" in ',
         ),
     ],
 )
@@ -215,7 +293,9 @@ def test_an_evaluation_does_not_write_over_a_training_run(preflight):
     Path("a.pt").touch()
     words = ("val", "--weights", "a.pt", "--data", "data/tiny.yaml", "--name", "exp", "--exist-ok")
     shown, weights = preflight(*words)
-    assert shown.startswith("error: --exist-ok: runs/exp is the folder of a training run and would be overwritten")
+    assert shown.startswith(
+        "error: --exist-ok: runs/exp is the folder of a training run and would be overwritten"
+    )
     assert weights.startswith("error: --weights a.pt: ")
 
 
@@ -225,9 +305,10 @@ def test_an_original_yolov5_checkpoint(preflight):
         archive.writestr("yolov5n/data.pkl", pickled)
     (shown,) = preflight(*GOOD, "--weights", "yolov5n.pt")
     assert shown == (
-        f"error: --weights {Path('yolov5n.pt').absolute()}: an original anchor-based yolov5 checkpoint. YOLOv5 here is "
-        "ultralytics' anchor-free YOLOv5u: its head differs and these weights do not fit. Use a YOLOv5u file (for "
-        "example yolov5nu.pt), or train from scratch without --weights"
+        f"error: --weights {Path('yolov5n.pt').absolute()}: an original anchor-based yolov5 "
+        "checkpoint. YOLOv5 here is ultralytics' anchor-free YOLOv5u: its head differs and these "
+        "weights do not fit. Use a YOLOv5u file (for example yolov5nu.pt), or train from scratch "
+        "without --weights"
     )
 
 
@@ -236,12 +317,14 @@ def test_weights_that_are_no_checkpoint(preflight, content):
     Path("notes.pt").write_bytes(content)
     (shown,) = preflight(*GOOD, "--model", "yolov5n", "--weights", "notes.pt")
     assert shown == (
-        f"error: --weights {Path('notes.pt').absolute()}: not a loadable ultralytics checkpoint: it is damaged, cut "
-        "short or another kind of file"
+        f"error: --weights {Path('notes.pt').absolute()}: not a loadable ultralytics checkpoint: "
+        "it is damaged, cut short or another kind of file"
     )
 
 
-@pytest.mark.parametrize("content", [torch.nn.Linear(2, 2), [1], {"a.weight": torch.zeros(1)}, {"model": None}, None])
+@pytest.mark.parametrize(
+    "content", [torch.nn.Linear(2, 2), [1], {"a.weight": torch.zeros(1)}, {"model": None}, None]
+)
 def test_weights_that_hold_no_detector_start_no_process(preflight, content):
     """`val` has always read the whole file before a start."""
     if content is None:
@@ -250,7 +333,10 @@ def test_weights_that_hold_no_detector_start_no_process(preflight, content):
         torch.save(content, "notes.pt")
     (shown,) = preflight(*GOOD, "--model", "yolov5n", "--weights", "notes.pt")
     assert shown.startswith(f"error: --weights {Path('notes.pt').absolute()}: ")
-    assert "not a loadable ultralytics checkpoint" in shown or "not an ultralytics detection model" in shown
+    assert (
+        "not a loadable ultralytics checkpoint" in shown
+        or "not an ultralytics detection model" in shown
+    )
 
 
 @pytest.mark.parametrize(
@@ -302,7 +388,9 @@ def test_all_faults_are_shown_at_once(preflight):
         "--weights gone.pt",
         "--imgsz 70",
     ]
-    found = {start: [line for line in shown if line.startswith(f"error: {start}")] for start in starts}
+    found = {
+        start: [line for line in shown if line.startswith(f"error: {start}")] for start in starts
+    }
     assert all(len(lines) == 1 for lines in found.values()), found
     assert len(shown) == len(starts)
 
@@ -311,8 +399,24 @@ def test_faults_of_data_model_and_weights_stand_beside_those_of_flags(preflight)
     Path("bad.yaml").write_text("train: nowhere\nval: nowhere\nnames: 5\n")
     Path("own.yaml").write_text("backbone: [[-1, 1, Conv]]\nhead: [[[9], 1, Detect, [nc]]]\n")
     Path("none.pt").write_text("no weights")
-    shown = preflight("train", "--data", "bad.yaml", "--epochs", "0", "--model", "own.yaml", "--weights", "none.pt")
-    for part in ("--epochs is 0", "/bad.yaml: names", "/own.yaml: layer 0", "/own.yaml: layer 1", "/none.pt: "):
+    shown = preflight(
+        "train",
+        "--data",
+        "bad.yaml",
+        "--epochs",
+        "0",
+        "--model",
+        "own.yaml",
+        "--weights",
+        "none.pt",
+    )
+    for part in (
+        "--epochs is 0",
+        "/bad.yaml: names",
+        "/own.yaml: layer 0",
+        "/own.yaml: layer 1",
+        "/none.pt: ",
+    ):
         assert [line for line in shown if part in line], (part, shown)
     (frozen, epochs) = sorted(
         preflight(*GOOD, "--epochs", "0", "--freeze", "typo"), key=lambda line: "--epochs" in line
@@ -323,7 +427,9 @@ def test_faults_of_data_model_and_weights_stand_beside_those_of_flags(preflight)
 def test_faults_of_data_and_weights_stand_beside_those_of_vals_flags(preflight):
     Path("bad.yaml").write_text("val: nowhere\nnames: 5\n")
     Path("none.pt").write_text("no weights")
-    shown = preflight("val", "--data", "bad.yaml", "--weights", "none.pt", "--imgsz", "70", "--set", "iou=2")
+    shown = preflight(
+        "val", "--data", "bad.yaml", "--weights", "none.pt", "--imgsz", "70", "--set", "iou=2"
+    )
     for part in ("--imgsz 70", "--set iou", "bad.yaml: names", "--weights none.pt"):
         assert [line for line in shown if part in line], (part, shown)
 
@@ -333,14 +439,31 @@ def test_faults_of_data_and_weights_stand_beside_those_of_vals_flags(preflight):
     [
         ({"stages": 2, "memory_gib": 0.01}, 2, "pipeline: the smallest peak with 2 stages is "),
         ({"stages": 64}, 64, "pipeline: 64 stages, but there are 56 nodes to divide among them"),
-        ({"stages": 32, "partition": "uniform"}, 32, "divides whole layers, but 32 stages > 25 layers"),
-        ({"stages": 3, "partition": [11, 13]}, 3, "stage 1 (11..12) has nothing to train: it has no weights"),
+        (
+            {"stages": 32, "partition": "uniform"},
+            32,
+            "divides whole layers, but 32 stages > 25 layers",
+        ),
+        (
+            {"stages": 3, "partition": [11, 13]},
+            3,
+            "stage 1 (11..12) has nothing to train: it has no weights",
+        ),
     ],
     ids=["memory", "nodes", "layers", "a stage without weights"],
 )
 def test_stages_that_cannot_be_made_start_no_process(preflight, block, ranks, part):
     Path("ds.json").write_text(json.dumps({"pipeline": block}))
-    words = ("--batch-size", "4", "--model", "yolov5n", "--num_gpus", str(ranks), "--deepspeed_config", "ds.json")
+    words = (
+        "--batch-size",
+        "4",
+        "--model",
+        "yolov5n",
+        "--num_gpus",
+        str(ranks),
+        "--deepspeed_config",
+        "ds.json",
+    )
     shown = preflight(*GOOD, *words)
     assert part in shown[-1] and all(line.startswith("error: pipeline: ") for line in shown)
 
@@ -361,11 +484,16 @@ def test_a_start_that_looks_at_the_model_first_says_so_at_once(preflight, capfd)
             ["export", "nowhere", "--to", "a.pt"],
             "error: nowhere: no such folder; name a run's folder, its checkpoints/, ",
         ),
-        (["flags"], "error: unknown command 'flags'; the commands are train, val, export, demo, launch"),
+        (
+            ["flags"],
+            "error: unknown command 'flags'; the commands are train, val, export, demo, launch",
+        ),
     ],
 )
 def test_as_typed_in_a_shell(run_process, tmp_path, words, line):
-    done = run_process([sys.executable, "-m", "yolods", *words], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    done = run_process(
+        [sys.executable, "-m", "yolods", *words], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(line) and done.stderr.count("\n") == 1
@@ -373,15 +501,21 @@ def test_as_typed_in_a_shell(run_process, tmp_path, words, line):
 
 def test_a_cache_that_cannot_be_made(run_process, tmp_path):
     (tmp_path / "file").touch()
-    variables = {"YOLODS_CACHE": str(tmp_path / "file" / "cache"), "YOLO_CONFIG_DIR": str(tmp_path / "file" / "cache")}
+    variables = {
+        "YOLODS_CACHE": str(tmp_path / "file" / "cache"),
+        "YOLO_CONFIG_DIR": str(tmp_path / "file" / "cache"),
+    }
     done = run_process([sys.executable, "-m", "yolods", "version"], cwd=ROOT, env=variables)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"error: cannot create {tmp_path / 'file' / 'cache'}: Not a directory; set YOLODS_CACHE to a writable folder\n"
+        f"error: cannot create {tmp_path / 'file' / 'cache'}: Not a directory; set YOLODS_CACHE to "
+        "a writable folder\n"
     )
 
 
-@pytest.mark.parametrize("start", [("--num_gpus", "x"), ("--hostfile", "nope"), ("--num_gpus", "99999999999")])
+@pytest.mark.parametrize(
+    "start", [("--num_gpus", "x"), ("--hostfile", "nope"), ("--num_gpus", "99999999999")]
+)
 def test_mistakes_in_the_launchers_flags_stand_beside_those_of_the_word(preflight, start):
     lines = preflight("train", "--data", "nowhere.yaml", "--epoch", "3", *start)
     told = ["unknown", "--data"]
@@ -414,7 +548,9 @@ def test_what_depends_on_the_number_of_ranks_is_not_told_where_that_is_not_known
     ],
 )
 def test_val_advises_nothing_that_it_would_refuse(preflight, words, line):
-    shown, weights = sorted(preflight("val", "--weights", "a.pt", *words), key=lambda each: "--weights a.pt" in each)
+    shown, weights = sorted(
+        preflight("val", "--weights", "a.pt", *words), key=lambda each: "--weights a.pt" in each
+    )
     assert shown.startswith(f"error: {line}") and weights == "error: --weights a.pt: no such file"
 
 
@@ -431,10 +567,15 @@ def test_val_advises_nothing_that_it_would_refuse(preflight, words, line):
         ),
         (["--name", "a/b"], "--name 'a/b': it must be a single folder name"),
         (["--name", ".."], "--name '..': it must be a single folder name"),
-        (["--project", "data/tiny.yaml"], "--project data/tiny.yaml: this is a file; name a folder"),
+        (
+            ["--project", "data/tiny.yaml"],
+            "--project data/tiny.yaml: this is a file; name a folder",
+        ),
         (["--deepspeed_config", "nope.json"], "--deepspeed_config nope.json: no such file"),
     ],
 )
 def test_val_refuses_what_train_refuses(preflight, words, line):
-    shown, weights = sorted(preflight("val", "--weights", "a.pt", *words), key=lambda each: "--weights a.pt" in each)
+    shown, weights = sorted(
+        preflight("val", "--weights", "a.pt", *words), key=lambda each: "--weights a.pt" in each
+    )
     assert shown.startswith(f"error: {line}") and weights == "error: --weights a.pt: no such file"

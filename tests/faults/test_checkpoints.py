@@ -1,7 +1,8 @@
 """Whatever happens to checkpoints, one that is verified loads, and what was damaged is named.
 
 A part of the matrix: a kill at every point of a save, every way to die, is tried by
-`python benchmarks/checkpoint_faults.py`, with 200 random trials, and recorded in benchmarks/checkpoint_faults.md.
+`python benchmarks/checkpoint_faults.py`, with 200 random trials, and recorded in
+benchmarks/checkpoint_faults.md.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def test_kills_and_power_cuts_over_a_whole_save(calls, beside):
 
 def test_a_step_that_is_saved_again(calls):
     """The earlier one is put aside first, and may be all that there is."""
-    outcomes = [killed(each, MODES[each % len(MODES)], seed=each, again=True) for each in range(100, calls, 3)]
+    outcomes = [
+        killed(each, MODES[each % len(MODES)], seed=each, again=True)
+        for each in range(100, calls, 3)
+    ]
     assert wrong(outcomes) == []
 
 
@@ -91,18 +95,23 @@ def test_random_trials(calls):
         except NoDiskHere as error:
             skipped.add(str(error))
     assert wrong(outcomes) == []
-    assert {each.kind for each in outcomes} == ({*KINDS} if not skipped else {*KINDS} - {"full disk", "read-only"})
+    assert {each.kind for each in outcomes} == (
+        {*KINDS} if not skipped else {*KINDS} - {"full disk", "read-only"}
+    )
 
 
 @pytest.mark.parametrize("left_out", ["contents", "names", "checksums"])
 def test_these_trials_would_find_a_store_that_is_careless(monkeypatch, left_out):
-    """Without flushing contents, or names, a power cut does harm; without checksums, a flipped bit."""
+    """Without flushing contents, or names, a power cut does harm; without checksums, a flipped
+    bit."""
     if left_out == "names":
         monkeypatch.setattr(yolods.system.files, "sync_folder", lambda folder: None)
         monkeypatch.setattr(store, "sync_folder", lambda folder: None)
     elif left_out == "contents":
         monkeypatch.setattr(checked_files.os, "fsync", lambda handle: None)
-        monkeypatch.setattr(checkpoints, "COUNTED", tuple(name for name in checkpoints.COUNTED if name != "fsync"))
+        monkeypatch.setattr(
+            checkpoints, "COUNTED", tuple(name for name in checkpoints.COUNTED if name != "fsync")
+        )
     else:
         monkeypatch.setattr(checked_files.zlib, "crc32", lambda data, start=0: 0)
         assert wrong([damaged("flipped bit", seed, "rank0.pt") for seed in range(3)])
@@ -114,7 +123,10 @@ def test_these_trials_would_find_a_store_that_is_careless(monkeypatch, left_out)
 def save_and_damage(ranks: Ranks, folders: list[str]) -> list[dict[str, Any]]:
     """On one of two ranks: the same twice, the second time with saves by threads."""
     kv_store = open_store(ranks)
-    told = [_save_and_damage(ranks, Path(folder), each) for folder, each in zip(folders, (None, kv_store), strict=True)]
+    told = [
+        _save_and_damage(ranks, Path(folder), each)
+        for folder, each in zip(folders, (None, kv_store), strict=True)
+    ]
     ranks.barrier()  # the store goes with rank 0
     return told
 
@@ -136,7 +148,11 @@ def _save_and_damage(ranks: Ranks, place: Path, kv_store: KeyValueStore | None) 
     engine = Engine("flat", ranks.rank, ranks.size)
     step = kept.load(engine).step
     store.log.removeHandler(handler)
-    report: dict[str, Any] = {"step": step, "lines": lines, "mine": engine.loaded["masters"][0].tolist()}
+    report: dict[str, Any] = {
+        "step": step,
+        "lines": lines,
+        "mine": engine.loaded["masters"][0].tolist(),
+    }
     flush = checked_files.os.fsync
     if ranks.rank == 1:
 
@@ -156,13 +172,17 @@ def _save_and_damage(ranks: Ranks, place: Path, kv_store: KeyValueStore | None) 
 def test_ranks_reach_one_verdict(tmp_path, caplog):
     """Also a single process, which reads what two ranks wrote."""
     folders = [tmp_path / "waited for", tmp_path / "beside"]
-    told = on_ranks("tests.faults.test_checkpoints:save_and_damage", (2,), folders=[*map(str, folders)])[2]
+    told = on_ranks(
+        "tests.faults.test_checkpoints:save_and_damage", (2,), folders=[*map(str, folders)]
+    )[2]
     for folder, *reports in zip(folders, *told, strict=True):
         caplog.clear()
         check_verdict(folder, reports, caplog)
 
 
-def check_verdict(folder: Path, reports: list[dict[str, Any]], caplog: pytest.LogCaptureFixture) -> None:
+def check_verdict(
+    folder: Path, reports: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
     """What two ranks have come to, and what one process makes of it."""
     assert [report["step"] for report in reports] == [1, 1]
     assert [report["mine"] for report in reports] == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
@@ -172,7 +192,9 @@ def check_verdict(folder: Path, reports: list[dict[str, Any]], caplog: pytest.Lo
     assert choice == f"resuming from {folder / 'step00000001'}, which is intact"
     assert reports[1]["lines"] == []
     for report in reports:
-        assert report["refused"].startswith("the checkpoint step00000004 could not be written: rank 1 on ")
+        assert report["refused"].startswith(
+            "the checkpoint step00000004 could not be written: rank 1 on "
+        )
         assert report["refused"].endswith(": [Errno 28] No space left on device")
         assert report["left"] == ["latest", "step00000001", "step00000002", "step00000003"]
     whole = Engine()

@@ -1,4 +1,5 @@
-"""`yolods doctor` on two hosts that differ, through real ssh: typed on the first, with the hostfile and no more."""
+"""`yolods doctor` on two hosts that differ, through real ssh: typed on the first, with the hostfile
+and no more."""
 
 from __future__ import annotations
 
@@ -22,7 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PORT = 29500
 """DeepSpeed's own: each host has all ports for itself."""
 VERSION = metadata.version("deepspeed")
-LISTEN = "import socket, time; s = socket.create_server(('', 29500)); print('listens', flush=True); time.sleep(100)"
+LISTEN = (
+    "import socket, time; s = socket.create_server(('', 29500)); print('listens', flush=True); "
+    "time.sleep(100)"
+)
 TWO_GPUS = "#!/bin/sh\nprintf '0, 80000, 81559\\n1, 80000, 81559\\n'\n"
 
 
@@ -36,7 +40,12 @@ def doctor(two_hosts: TwoHosts, run_process: Callable) -> Callable[..., tuple[in
     """Runs it with some flags. Returns its exit status and its lines."""
 
     def run(hostfile: Path, *words: object) -> tuple[int, list[str]]:
-        python = ["env", f"PYTHONPATH={ROOT}", f"TORCH_EXTENSIONS_DIR={hostfile.parent / 'extensions'}", sys.executable]
+        python = [
+            "env",
+            f"PYTHONPATH={ROOT}",
+            f"TORCH_EXTENSIONS_DIR={hostfile.parent / 'extensions'}",
+            sys.executable,
+        ]
         command = [*python, "-m", "yolods", "doctor", "--hostfile", hostfile, *words]
         done = run_process(two_hosts.first.words(command, ROOT), timeout=90)
         assert "Traceback" not in done.stderr, done.stderr
@@ -63,8 +72,11 @@ def test_a_healthy_set_up(two_hosts: TwoHosts, doctor: Callable, data: Path) -> 
     assert "eth0" in shown and "lan0" in shown and "!" not in shown
 
 
-def test_what_is_planted_is_found(two_hosts: TwoHosts, doctor: Callable, data: Path, planted: ExitStack) -> None:
-    """Faults that do not hide each other, all at once. Each host has two GPUs, as a stand-in for nvidia-smi says."""
+def test_what_is_planted_is_found(
+    two_hosts: TwoHosts, doctor: Callable, data: Path, planted: ExitStack
+) -> None:
+    """Faults that do not hide each other, all at once. Each host has two GPUs, as a stand-in for
+    nvidia-smi says."""
     first, second = two_hosts.first, two_hosts.second
     for host in (first, second):
         planted.callback(host.tool("nvidia-smi", TWO_GPUS).unlink)
@@ -74,7 +86,11 @@ def test_what_is_planted_is_found(two_hosts: TwoHosts, doctor: Callable, data: P
     extensions = hostfile.parent / "extensions"
     extensions.mkdir(exist_ok=True)
     planted.enter_context(second.covered(extensions))
-    second.run("sh", "-c", f"mkdir {extensions}/cpu_adam; touch -d '2 hours ago' {extensions}/cpu_adam/lock")
+    second.run(
+        "sh",
+        "-c",
+        f"mkdir {extensions}/cpu_adam; touch -d '2 hours ago' {extensions}/cpu_adam/lock",
+    )
     planted.enter_context(second.covered(data.parent / "images" / "train"))
     for ninja in _ninjas():
         planted.enter_context(second.covered(ninja, ""))
@@ -82,20 +98,26 @@ def test_what_is_planted_is_found(two_hosts: TwoHosts, doctor: Callable, data: P
     code, lines = doctor(hostfile, *words)
     faults = [line for line in lines if line.startswith("fault: ")]
     expected = [
-        f"fault: beta: deepspeed 0.1.2, but alpha has {VERSION}; install it there: pip install deepspeed=={VERSION}",
-        f"fault: alpha: port {PORT} is not usable: Address already in use; end what listens there, or use another",
+        f"fault: beta: deepspeed 0.1.2, but alpha has {VERSION}; install it there: pip install "
+        f"deepspeed=={VERSION}",
+        f"fault: alpha: port {PORT} is not usable: Address already in use; end what listens there, "
+        "or use another",
         f"fault: beta: a build that was killed 2 hours ago left {extensions}/cpu_adam/lock",
         f"fault: beta: {data.parent / 'images' / 'train'} has 0 files, 0 B, but on alpha 3 files",
         "fault: beta: slots=4, but it has 2 GPUs; write slots=2 in the hostfile",
         "fault: beta: no ninja, but the configuration needs DeepSpeed's CPUAdam compiled; ",
     ]
     shown = "\n".join(lines)
-    assert [start for start in expected if not any(line.startswith(start) for line in faults)] == [], shown
+    assert [
+        start for start in expected if not any(line.startswith(start) for line in faults)
+    ] == [], shown
     assert code == 2 and lines[-1].startswith("This run would fail"), shown
     assert not any("ninja" in line for line in faults if "alpha:" in line), shown
 
 
-def test_a_cable_that_is_out_and_slots_without_gpus(two_hosts: TwoHosts, doctor: Callable, planted: ExitStack) -> None:
+def test_a_cable_that_is_out_and_slots_without_gpus(
+    two_hosts: TwoHosts, doctor: Callable, planted: ExitStack
+) -> None:
     planted.callback(two_hosts.mend, two_hosts.second)
     two_hosts.cut(two_hosts.second)
     cores = len(os.sched_getaffinity(0))
@@ -105,14 +127,19 @@ def test_a_cable_that_is_out_and_slots_without_gpus(two_hosts: TwoHosts, doctor:
     shown = "\n".join(lines)
     assert code == 2, shown
     assert any(
-        line.startswith("fault: beta: cannot reach it with ssh: ssh: connect to host beta port 22: ") for line in lines
+        line.startswith(
+            "fault: beta: cannot reach it with ssh: ssh: connect to host beta port 22: "
+        )
+        for line in lines
     ), shown
     slots = f"fault: alpha: {cores + 1} ranks on {cores} CPU cores take turns; write slots={cores}"
     assert slots in lines, shown
 
 
 def _take_port(host: TestHost, planted: ExitStack) -> None:
-    listener = subprocess.Popen(host.words([sys.executable, "-c", LISTEN]), stdout=subprocess.PIPE, text=True)
+    listener = subprocess.Popen(
+        host.words([sys.executable, "-c", LISTEN]), stdout=subprocess.PIPE, text=True
+    )
     planted.callback(listener.wait)
     planted.callback(host.run, "pkill", "-f", "listens")
     assert listener.stdout.readline() == "listens\n"
@@ -126,4 +153,6 @@ def _change_version(host: TestHost, planted: ExitStack) -> None:
 
 def _ninjas() -> list[Path]:
     folders = [Path(sys.executable).parent, *map(Path, ("/usr/local/bin", "/usr/bin", "/bin"))]
-    return list({(folder / "ninja").resolve(): None for folder in folders if (folder / "ninja").exists()})
+    return list(
+        {(folder / "ninja").resolve(): None for folder in folders if (folder / "ninja").exists()}
+    )

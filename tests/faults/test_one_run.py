@@ -9,7 +9,11 @@ import pytest
 from tests.faults.one_run import KINDS, PLACES, Case, cases, fail, finished, pair
 from tests.tiny import make_dataset
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("forked_launches")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("forked_launches"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +29,8 @@ def test_two_starts_at_once_are_two_runs(data: Path, tmp_path: Path) -> None:
 def test_a_run_that_fails_in_a_finished_run_s_folder_fails_and_leaves_no_result_of_that_run(
     data: Path, tmp_path: Path
 ) -> None:
-    """Its rank is killed in its first step, so it is started again, from the beginning and with none of the other's."""
+    """Its rank is killed in its first step, so it is started again, from the beginning and with
+    none of the other's."""
     killed = next(kind for kind in KINDS if kind.name == "SIGKILL in the first step")
     before = finished(tmp_path / "before", data)
     found, result = fail(Case(killed, "--exist-ok"), data, before, tmp_path / "failed")

@@ -1,4 +1,5 @@
-"""A few of the cases of processes.py: one for each layout, of each moment. All: benchmarks/process_faults.py."""
+"""A few of the cases of processes.py: one for each layout, of each moment. All:
+benchmarks/process_faults.py."""
 
 from __future__ import annotations
 
@@ -9,7 +10,11 @@ import pytest
 from tests.faults.processes import IMAGES, VAL_IMAGES, WHATS, Case, cases, play, wrong
 from tests.tiny import make_dataset
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("forked_launches")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("forked_launches"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +31,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=lambda case: f"{case.what}, {case.layout}, {case.moment}",
 )
-def test_it_is_named_in_time_and_the_run_goes_on_as_if_nothing_had_been(data: Path, tmp_path: Path, case: Case) -> None:
+def test_it_is_named_in_time_and_the_run_goes_on_as_if_nothing_had_been(
+    data: Path, tmp_path: Path, case: Case
+) -> None:
     whole = play(None, case.layout, data, tmp_path / "whole")
     assert whole.status == 0, whole.screen
     played = play(case, case.layout, data, tmp_path / "hurt")
     assert wrong(case, played, whole) == [], played.screen
-    # A rank that is stuck, or that survives, leaves its stacks; those whose launcher is gone stop in good order.
+    # A rank that is stuck, or that survives, leaves its stacks; those whose launcher is gone stop
+    # in good order.
     assert bool(list((played.run / "logs").glob("stacks-rank*.txt"))) == (case.what != "launcher")
 
 

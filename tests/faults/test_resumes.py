@@ -1,4 +1,5 @@
-"""A few of the changes of resumes.py, under ZeRO-1. All of them, under every layout: benchmarks/resume_matrix.py."""
+"""A few of the changes of resumes.py, under ZeRO-1. All of them, under every layout:
+benchmarks/resume_matrix.py."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ from tests.faults.resumes import CHANGES, Played, play, wrong
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
-SAMPLE = ("nothing", "class added", "class renamed", "images added", "images removed", "images reordered", "other seed")
+SAMPLE = (
+    "nothing",
+    "class added",
+    "class renamed",
+    "images added",
+    "images removed",
+    "images reordered",
+    "other seed",
+)
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +26,9 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Played]:
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_a_resume_after_a_change_goes_on_says_so_or_refuses(played: dict[str, Played], name: str) -> None:
+def test_a_resume_after_a_change_goes_on_says_so_or_refuses(
+    played: dict[str, Played], name: str
+) -> None:
     assert wrong(CHANGES[name], played[name], played["undisturbed"]) == []
 
 
@@ -25,4 +36,6 @@ def test_the_matrix_has_every_change() -> None:
     """What a checkpoint depends on, one way and the other."""
     outcomes = {name: change.outcome for name, change in CHANGES.items()}
     assert list(outcomes.values()).count("refuses") == 7 and outcomes["nothing"] == "exact"
-    assert {"class", "images", "image", "classes", "other", "nothing"} == {name.split()[0] for name in outcomes}
+    assert {"class", "images", "image", "classes", "other", "nothing"} == {
+        name.split()[0] for name in outcomes
+    }

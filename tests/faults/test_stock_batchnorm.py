@@ -1,5 +1,5 @@
-"""BatchNorm's running statistics under stock DeepSpeed 0.19.8, and ours: in low precision (fault 5), and after a step
-that was skipped (6).
+"""BatchNorm's running statistics under stock DeepSpeed 0.19.8, and ours: in low precision (fault
+5), and after a step that was skipped (6).
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ from yolods.engine.base import Engine
 pytestmark = pytest.mark.slow
 
 GAPS = {"fp16": 0.006, "bf16": 0.05}
-"""How far running statistics are from a batch's at the start, relative: as far as they are in the middle of a run. The
-0.03 of it that a batch moves them is less than half the distance of two numbers of the type."""
+"""How far running statistics are from a batch's at the start, relative: as far as they are in the
+middle of a run. The 0.03 of it that a batch moves them is less than half the distance of two
+numbers of the type."""
 MOMENTUM = 0.03
 FIRST = "model.0"
 """The layer of our detector that sees the images themselves."""
@@ -72,7 +73,8 @@ def _forward_error(ranks: Ranks, precision: str, layout: str) -> str | None:
 
 
 def _astray(before: list[Tensor], after: list[Tensor], batch: list[Tensor]) -> list[float]:
-    """How far from right running statistics have moved over a step's equal batches, beside the right movement."""
+    """How far from right running statistics have moved over a step's equal batches, beside the
+    right movement."""
     found = []
     for old, new, target in zip(before, after, batch, strict=True):
         way = (1 - (1 - MOMENTUM) ** MICRO_BATCHES) * (target.double() - old.double())
@@ -113,8 +115,18 @@ def _stock_skips(ranks: Ranks, layout: str) -> Report:
         last = engine.evaluate()
         _copy(engine, kept)
         return {
-            **{"bad": bad, "skipped": skipped, "skipped in all": engine.engine.skipped_steps, "losses": losses},
-            **{"finite": finite, "first": first, "last": last, "with those of before": engine.evaluate()},
+            **{
+                "bad": bad,
+                "skipped": skipped,
+                "skipped in all": engine.engine.skipped_steps,
+                "losses": losses,
+            },
+            **{
+                "finite": finite,
+                "first": first,
+                "last": last,
+                "with those of before": engine.evaluate(),
+            },
             "sums": _sums(kept),
         }
 
@@ -163,7 +175,9 @@ def _own_skips(engine: Engine) -> Report:
     before = [each.clone() for each in engine.statistics()]
     with bad_image(engine):
         bad = take(engine, 1e-3)
-    unmoved = all(torch.equal(old, new) for old, new in zip(before, engine.statistics(), strict=True))
+    unmoved = all(
+        torch.equal(old, new) for old, new in zip(before, engine.statistics(), strict=True)
+    )
     good, batch, loss, plain = take(engine, 1e-3), micro_batch(7), None, None
     apart = _sums(engine.statistics())
     with engine.evaluating():
@@ -176,7 +190,11 @@ def _own_skips(engine: Engine) -> Report:
             plain = plain_evaluation(weights, batch)
         sums = {"apart": apart, "averaged": _sums(engine.statistics())}
     return {
-        **{"verdict": (bad.verdict.action, bad.verdict.cause), "unmoved": unmoved, "buffers": len(before)},
+        **{
+            "verdict": (bad.verdict.action, bad.verdict.cause),
+            "unmoved": unmoved,
+            "buffers": len(before),
+        },
         **{"good": (good.verdict.action, sum(good.loss.values())), "loss": loss, "plain": plain},
         "sums": sums,
     }
@@ -185,7 +203,9 @@ def _own_skips(engine: Engine) -> Report:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     folder = str(tmp_path_factory.mktemp("batchnorm"))
-    return on_ranks("tests.faults.test_stock_batchnorm:measure", (2,), timeout=110, folder=folder)[2]
+    return on_ranks("tests.faults.test_stock_batchnorm:measure", (2,), timeout=110, folder=folder)[
+        2
+    ]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -193,11 +213,17 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
 def test_5_stock_batchnorm_raises_on_a_cpu_or_keeps_rounded_statistics(
     measured: Measured, precision: str, layout: str
 ) -> None:
-    """Only parameters are cast, which torch refuses; with buffers cast as well, a batch's share is lost in rounding."""
+    """Only parameters are cast, which torch refuses; with buffers cast as well, a batch's share is
+    lost in rounding."""
     for rank in measured:
-        raised, found = rank["raised"][precision, layout]["raised"], rank["stock"][precision, layout]
+        raised, found = (
+            rank["raised"][precision, layout]["raised"],
+            rank["stock"][precision, layout],
+        )
         if raised is None:
-            assert layout == "pipeline1" and rank is measured[1] and not found["astray"], "a layer was not found"
+            assert layout == "pipeline1" and rank is measured[1] and not found["astray"], (
+                "a layer was not found"
+            )
             continue
         assert "expected scalar type" in raised, mended(5, f"a forward pass raised {raised!r}")
         assert found["types"] == {DTYPES[precision]}, mended(5, f"{found}")
@@ -206,7 +232,9 @@ def test_5_stock_batchnorm_raises_on_a_cpu_or_keeps_rounded_statistics(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("precision", GAPS)
-def test_5_our_batchnorm_keeps_statistics_in_fp32(measured: Measured, precision: str, layout: str) -> None:
+def test_5_our_batchnorm_keeps_statistics_in_fp32(
+    measured: Measured, precision: str, layout: str
+) -> None:
     reports = [rank["own"][precision, layout] for rank in measured]
     for report in reports:
         assert report["applied"]
@@ -219,19 +247,28 @@ def test_5_our_batchnorm_keeps_statistics_in_fp32(measured: Measured, precision:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_6_stock_keeps_the_statistics_of_a_skipped_step(measured: Measured, layout: str) -> None:
-    """The training loss recovers, for it goes by the batch's own statistics; the evaluation is nan for good."""
+    """The training loss recovers, for it goes by the batch's own statistics; the evaluation is nan
+    for good."""
     found = measured[0]["stock skips"]["fp16", layout]
     assert math.isfinite(found["first"]) and math.isnan(found["bad"]) and found["skipped"] == 1
-    assert all(map(math.isfinite, found["losses"])) and found["skipped in all"] == 1, "the training has not recovered"
+    assert all(map(math.isfinite, found["losses"])) and found["skipped in all"] == 1, (
+        "the training has not recovered"
+    )
     assert not found["finite"] and math.isnan(found["last"]), mended(6, f"{found}")
-    assert found["with those of before"] == pytest.approx(found["first"], rel=0.05), "something else is wrong as well"
+    assert found["with those of before"] == pytest.approx(found["first"], rel=0.05), (
+        "something else is wrong as well"
+    )
 
 
 @pytest.mark.parametrize("layout", [each for each in LAYOUTS if each != "pipeline1"])
-def test_6_statistics_of_stock_ranks_stay_apart_and_ours_are_averaged(measured: Measured, layout: str) -> None:
+def test_6_statistics_of_stock_ranks_stay_apart_and_ours_are_averaged(
+    measured: Measured, layout: str
+) -> None:
     """So that every rank judges, and saves, another model."""
     first, second = (rank["stock skips"]["fp16", layout]["sums"] for rank in measured)
-    assert all(one != two for one, two in zip(first, second, strict=True)), mended(6, f"{first}, {second}")
+    assert all(one != two for one, two in zip(first, second, strict=True)), mended(
+        6, f"{first}, {second}"
+    )
     first, second = (rank["own"]["fp16", layout]["sums"] for rank in measured)
     assert first["apart"] != second["apart"], "there was nothing to average"
     assert first["averaged"] == second["averaged"]

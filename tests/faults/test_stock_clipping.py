@@ -1,5 +1,5 @@
-"""What stock DeepSpeed 0.19.8 clips by, and ours: the norm of a pipeline's first stage alone (fault 3), and gradients
-that a GradScaler has still scaled (4).
+"""What stock DeepSpeed 0.19.8 clips by, and ours: the norm of a pipeline's first stage alone (fault
+3), and gradients that a GradScaler has still scaled (4).
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ SCALER = 2.0**16
 NEAR = 0.02
 """A small network under fp16 autocast beside the same in fp32, relative."""
 FAR_FROM_TRAINED = 0.1
-"""The detector under fp16 autocast beside fp32, at random weights, where rounding counts for more."""
+"""The detector under fp16 autocast beside fp32, at random weights, where rounding counts for
+more."""
 AUTOCAST = {"torch_autocast": {"enabled": True, "dtype": "float16"}}
 POWER = 6
-"""Of our first loss scale: as high as the detector bears, for each step on the way down from 65536 is an overflow."""
+"""Of our first loss scale: as high as the detector bears, for each step on the way down from 65536
+is an overflow."""
 OWN_AUTOCAST = AUTOCAST | {
     "fp16": {"enabled": False, "initial_scale_power": POWER, "hysteresis": 1},
     "yolods": {"overflow": {"attribution": "off"}},
@@ -61,7 +63,9 @@ def measure(ranks: Ranks, folder: str) -> dict[str, dict[str, Report]]:
     allow_fp16()
     return found | {
         "autocast": {layout: _autocast(ranks, layout) for layout in ZERO},
-        "own autocast": {layout: _own_autocast(ranks, layout, Path(folder)) for layout in ("zero0", *ZERO)},
+        "own autocast": {
+            layout: _own_autocast(ranks, layout, Path(folder)) for layout in ("zero0", *ZERO)
+        },
     }
 
 
@@ -116,7 +120,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
 
 
 def test_3_stock_clips_a_pipeline_by_its_first_stage(measured: Measured) -> None:
-    """In fp32 without ZeRO: it counts the gradients where the model-parallel rank is 0, which is the stage.
+    """In fp32 without ZeRO: it counts the gradients where the model-parallel rank is 0, which is
+    the stage.
 
     So more is left than the largest norm, by the whole norm over the first stage's.
     """
@@ -127,11 +132,15 @@ def test_3_stock_clips_a_pipeline_by_its_first_stage(measured: Measured) -> None
     )
     assert found["reached"] == pytest.approx(TIGHT * whole / first, rel=1e-4), mended(3, f"{found}")
     partitioned = told(measured, "stock", "pipeline1")
-    assert partitioned["reached"] == pytest.approx(TIGHT, rel=1e-4), "the network is at fault, and not the norm"
+    assert partitioned["reached"] == pytest.approx(TIGHT, rel=1e-4), (
+        "the network is at fault, and not the norm"
+    )
 
 
 @pytest.mark.parametrize("layout", PIPELINES)
-def test_3_our_pipeline_is_clipped_by_the_norm_of_all_stages(measured: Measured, layout: str) -> None:
+def test_3_our_pipeline_is_clipped_by_the_norm_of_all_stages(
+    measured: Measured, layout: str
+) -> None:
     mine = told(measured, "own", layout)
     assert mine["true"] > 2 * MAX_NORM, "the step was not clipped"
     assert mine["told"] == pytest.approx(mine["true"], rel=1e-4)
@@ -141,8 +150,8 @@ def test_3_our_pipeline_is_clipped_by_the_norm_of_all_stages(measured: Measured,
 
 @pytest.mark.parametrize("layout", ZERO)
 def test_4_stock_clips_gradients_that_are_still_scaled(measured: Measured, layout: str) -> None:
-    """Under `torch_autocast` in fp16. A gradient that is below the largest norm is cut to it, scale and all, and then
-    divided by the scale: next to nothing is left."""
+    """Under `torch_autocast` in fp16. A gradient that is below the largest norm is cut to it, scale
+    and all, and then divided by the scale: next to nothing is left."""
     found = told(measured, "autocast", layout)
     assert found["true"] < LOOSE, "the gradient has to be one that needs no clipping"
     assert found["told"] == pytest.approx(SCALER * found["true"], rel=NEAR), mended(4, f"{found}")
@@ -150,8 +159,11 @@ def test_4_stock_clips_gradients_that_are_still_scaled(measured: Measured, layou
 
 
 @pytest.mark.parametrize("layout", ("zero0", *ZERO))
-def test_4_ours_clips_what_has_been_unscaled_and_goes_on_after_an_overflow(measured: Measured, layout: str) -> None:
-    """Stock ZeRO never comes to its GradScaler's `update` after an overflow, and skips every later step."""
+def test_4_ours_clips_what_has_been_unscaled_and_goes_on_after_an_overflow(
+    measured: Measured, layout: str
+) -> None:
+    """Stock ZeRO never comes to its GradScaler's `update` after an overflow, and skips every later
+    step."""
     mine = told(measured, "own autocast", layout)
     assert mine["scales"] == (2.0**POWER, 2.0 ** (POWER - 1)), "it has to fall at the overflow"
     assert mine["told"] == pytest.approx(mine["true"], rel=FAR_FROM_TRAINED)
@@ -163,6 +175,8 @@ def test_4_ours_clips_what_has_been_unscaled_and_goes_on_after_an_overflow(measu
 
 def test_4_stock_handling_of_fp16_autocast_is_refused_by_name(tmp_path: Path) -> None:
     stage = {"zero_optimization": {"stage": 1}, "gradient_clipping": LOOSE}
-    (fault,) = refusals(tmp_path, AUTOCAST | stage | {"yolods": {"overflow": {"handling": "stock"}}})
+    (fault,) = refusals(
+        tmp_path, AUTOCAST | stage | {"yolods": {"overflow": {"handling": "stock"}}}
+    )
     assert "clips gradients that are still scaled" in fault
     assert not refusals(tmp_path, AUTOCAST | stage)

@@ -1,7 +1,7 @@
 """A part of the tape of faults: each is named rightly, and nothing of it remains.
 
-The whole one, 1,000 faults and 10,000 clean steps, is played by `python benchmarks/fault_tape.py` and recorded in
-benchmarks/fault_tape.md.
+The whole one, 1,000 faults and 10,000 clean steps, is played by `python benchmarks/fault_tape.py`
+and recorded in benchmarks/fault_tape.md.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ HALF = 5
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
-@pytest.mark.parametrize("layout", ["zero0", "zero1_syncbn", "zero3", "pipeline", "zero2_fp16", "pipeline_fp16"])
+@pytest.mark.parametrize(
+    "layout", ["zero0", "zero1_syncbn", "zero3", "pipeline", "zero2_fp16", "pipeline_fp16"]
+)
 def test_faults_are_named_and_leave_nothing_behind(layout: str, tmp_path: Path) -> None:
     count = HALF if layout.endswith("fp16") else FAULTS
     reports = on_ranks(
@@ -36,6 +38,12 @@ def test_faults_are_named_and_leave_nothing_behind(layout: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("layout", ["zero2", "pipeline_recompute"])
 def test_probes_that_are_always_on_need_no_second_run(layout: str, tmp_path: Path) -> None:
-    told = {"layout": layout, "count": HALF, "seed": 0, "folder": str(tmp_path), "attribution": "always"}
+    told = {
+        "layout": layout,
+        "count": HALF,
+        "seed": 0,
+        "folder": str(tmp_path),
+        "attribution": "always",
+    }
     reports = on_ranks("tests.faults.tape:play", (2,), timeout=180, **told)[2]
     assert not faults_in(reports, layout)

@@ -1,6 +1,8 @@
-"""What needs a real GPU, in about three minutes: parts of benchmarks/gpu.py, each held to finding nothing wrong.
+"""What needs a real GPU, in about three minutes: parts of benchmarks/gpu.py, each held to finding
+nothing wrong.
 
-Skipped, with the reason, without one. `benchmarks/gpu.py --pretend` rehearses the same parts on a CPU.
+Skipped, with the reason, without one. `benchmarks/gpu.py --pretend` rehearses the same parts on a
+CPU.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ Take = Callable[..., dict[str, dict[str, Any]]]
 
 @pytest.fixture
 def take(tmp_path: Path, run_process: Callable[..., Any]) -> Take:
-    """A function that runs a part of a script and returns its items by name, nothing of which may be wrong."""
+    """A function that runs a part of a script and returns its items by name, nothing of which may
+    be wrong."""
 
-    def taken(part: str, *, script: str = "gpu.py", timeout: float = 120.0) -> dict[str, dict[str, Any]]:
+    def taken(
+        part: str, *, script: str = "gpu.py", timeout: float = 120.0
+    ) -> dict[str, dict[str, Any]]:
         words = [sys.executable, ROOT / "benchmarks" / script, "--only", part, "--out", tmp_path]
         done = run_process(words, timeout=timeout, cwd=ROOT)
         results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
@@ -40,7 +45,9 @@ def test_every_engine_steps_restores_rolls_back_and_evaluates(take: Take) -> Non
     items = take("engines")
     overflows = {f"{name} at a scale that overflows" for name in OVERFLOWING}
     assert items.keys() == {*single_rank_configs(offload=False), *overflows}
-    assert all(len(items[name]["facts"]["norms"]) == 4 for name in single_rank_configs(offload=False))
+    assert all(
+        len(items[name]["facts"]["norms"]) == 4 for name in single_rank_configs(offload=False)
+    )
 
 
 def test_the_device_computes_what_a_cpu_computes(take: Take) -> None:

@@ -1,4 +1,5 @@
-"""One optimizer step of a split model, through the engine that a run builds, beside the whole model's (whole.py).
+"""One optimizer step of a split model, through the engine that a run builds, beside the whole
+model's (whole.py).
 
 split_engine(..)   this rank's stage of a `Case` (splits.py)
 split_step(..)     on every rank of a mesh: how far its own stage is from the plain model
@@ -35,7 +36,8 @@ from yolods.plan.partition import partition, table
 from yolods.plan.stage_plan import StagePlan
 
 RATE, MOMENTUM, MAX_NORM = 100.0, 0.9, 10.0
-"""A step so large that the weights' own rounding vanishes beside it; the next one starts from the old weights again."""
+"""A step so large that the weights' own rounding vanishes beside it; the next one starts from the
+old weights again."""
 SHAPES = ((2, 3, 64, 64), (1, 3, 96, 64), (5, 3, 64, 128), (2, 3, 64, 64))
 """Of batches that are evaluated."""
 
@@ -53,7 +55,9 @@ def split_engine(ranks: Ranks, case: Case, folder: Path) -> Iterator[PipelineEng
     blueprint, costs = _drawn(case.model, case.sizes[0])
     found = partition(costs, case.stages, case.cuts)
     plan = StagePlan(costs.graph, found, table(found, costs), measured=False)
-    choice = choose_optimizer(config.hyper, samples=1000, batch=config.batch_size, epochs=config.epochs, nc=len(NAMES))
+    choice = choose_optimizer(
+        config.hyper, samples=1000, batch=config.batch_size, epochs=config.epochs, nc=len(NAMES)
+    )
     engine, _ = build_stage(blueprint, plan, config, choice, ranks, None)
     engine.training()
     try:
@@ -71,7 +75,8 @@ def draw() -> None:
 
 @lru_cache
 def _drawn(model: str, size: int) -> tuple[Blueprint, Cost]:
-    """What every split of a model starts from: to work it out for each would take longer than the step."""
+    """What every split of a model starts from: to work it out for each would take longer than the
+    step."""
     blueprint = Blueprint(architecture(parse_name(model), len(NAMES), 3), NAMES, seed=0)
     return blueprint, cost(build_graph(blueprint.meta), size)
 
@@ -80,14 +85,30 @@ def _configure(case: Case, file: Path) -> RunConfig:
     file.write_text(case.as_json(), encoding="utf-8")
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
-    words = ["--data", "demo", "--model", case.model, "--imgsz", str(case.sizes[0]), "--epochs", "10"]
+    words = [
+        "--data",
+        "demo",
+        "--model",
+        case.model,
+        "--imgsz",
+        str(case.sizes[0]),
+        "--epochs",
+        "10",
+    ]
     words += ["--deepspeed_config", str(file), "--set", f"optimizer={case.optimizer}"]
-    words += ["--set", f"channels_last={str(case.channels_last).lower()}", "--set", "weight_decay=0"]
+    words += [
+        "--set",
+        f"channels_last={str(case.channels_last).lower()}",
+        "--set",
+        "weight_decay=0",
+    ]
     words += ["--set", f"sync_bn={str(case.sync_bn).lower()}"]
     words += [] if case.freeze is None else ["--freeze", str(case.freeze)]
     # A CPU has no fp16 for users; for tests it is only slow.
     device = "cuda" if case.precision == "fp16" else "cpu"
-    return build_run_config(parser.parse_args(words), world_size=case.ranks, device=device, environ={})
+    return build_run_config(
+        parser.parse_args(words), world_size=case.ranks, device=device, environ={}
+    )
 
 
 def split_step(ranks: Ranks, case: Case, weights: dict[str, Tensor], folder: Path) -> list[Report]:
@@ -96,8 +117,11 @@ def split_step(ranks: Ranks, case: Case, weights: dict[str, Tensor], folder: Pat
         return [_one_step(engine, case, size, weights) for size in case.sizes]
 
 
-def split_prediction(ranks: Ranks, case: Case, weights: dict[str, Tensor], folder: Path) -> tuple[list[float], Report]:
-    """Evaluate images of several shapes: how far boxes and scores are from the plain model's, where they are judged.
+def split_prediction(
+    ranks: Ranks, case: Case, weights: dict[str, Tensor], folder: Path
+) -> tuple[list[float], Report]:
+    """Evaluate images of several shapes: how far boxes and scores are from the plain model's, where
+    they are judged.
 
     And the report of a training step after that, which has to find the stages as they were.
     """
@@ -106,7 +130,9 @@ def split_prediction(ranks: Ranks, case: Case, weights: dict[str, Tensor], folde
         engine.adopt(weights)
         engine.deepspeed.eval()
         for number, shape in enumerate(SHAPES):
-            images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
+            images = torch.randint(
+                0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(number)
+            )
             found = engine.predict(images if engine.mesh.first else None)
             assert (found is not None) == engine.mesh.last
             if found is not None:
@@ -128,17 +154,25 @@ def _one_step(engine: PipelineEngine, case: Case, size: int, weights: dict[str, 
     # Nesterov's first step; only the first is compared, and no other optimizer's.
     clipped = (1 + MOMENTUM) * RATE * min(1.0, MAX_NORM / plain["norm"])
     statistics = floating_buffers(engine.net)
-    counts = {int(value) for name, value in engine.net.named_buffers() if name.endswith("num_batches_tracked")}
+    counts = {
+        int(value)
+        for name, value in engine.net.named_buffers()
+        if name.endswith("num_batches_tracked")
+    }
     return {
         "loss": distance(torch.tensor(list(result.loss.values())), plain["items"]),
         "norm": (result.grad_norm, plain["norm"]),
         "instances": (result.instances, plain["instances"]),
-        "gradients": {name: distance(value, plain["gradients"][name]) for name, value in gradients.items()},
+        "gradients": {
+            name: distance(value, plain["gradients"][name]) for name, value in gradients.items()
+        },
         "moved": {
-            name: _step_apart(after[name], weights[name], -clipped * plain["gradients"][name]) for name in gradients
+            name: _step_apart(after[name], weights[name], -clipped * plain["gradients"][name])
+            for name in gradients
         },
         "statistics": {
-            name: distance(value, plain["statistics"][engine.mesh.replica][name]) for name, value in statistics.items()
+            name: distance(value, plain["statistics"][engine.mesh.replica][name])
+            for name, value in statistics.items()
         },
         "counted": counts,
         "silent": [name for name in gradients if not plain["gradients"][name].any()],
@@ -146,8 +180,11 @@ def _one_step(engine: PipelineEngine, case: Case, size: int, weights: dict[str, 
 
 
 def _step_apart(after: Tensor, before: Tensor, step: Tensor) -> float:
-    """How far a weight is from where a step should have brought it, beside the step; fp32's rounding is left out."""
-    apart = float((after.double() - before.double() - step.double()).norm()) - 1e-6 * float(before.double().norm())
+    """How far a weight is from where a step should have brought it, beside the step; fp32's
+    rounding is left out."""
+    apart = float((after.double() - before.double() - step.double()).norm()) - 1e-6 * float(
+        before.double().norm()
+    )
     if apart <= 0:
         return 0.0
     return apart / float(step.double().norm()) if step.any() else float("inf")
@@ -155,7 +192,8 @@ def _step_apart(after: Tensor, before: Tensor, step: Tensor) -> float:
 
 @contextmanager
 def kept_gradients(engine: PipelineEngine, scale: float) -> Iterator[dict[str, Tensor]]:
-    """Within: this stage's gradients right before the optimizer's step: whole, fp32, unscaled, unclipped."""
+    """Within: this stage's gradients right before the optimizer's step: whole, fp32, unscaled,
+    unclipped."""
     from deepspeed.utils import safe_get_full_grad
 
     kept: dict[str, Tensor] = {}
@@ -184,7 +222,8 @@ def apart(reports: list[list[Report]], place: int, what: str) -> dict[str, float
 
 
 def faults_of(case: Case, place: int, reports: list[list[Report]]) -> list[str]:
-    """What all ranks' reports of the step at `place` show to be wrong; nothing where the split model is right."""
+    """What all ranks' reports of the step at `place` show to be wrong; nothing where the split
+    model is right."""
     loss, gradient = LIMITS if case.precision == "fp32" else ROUNDED_LIMITS
     faults = []
     gradients, statistics = apart(reports, place, "gradients"), apart(reports, place, "statistics")
@@ -195,7 +234,11 @@ def faults_of(case: Case, place: int, reports: list[list[Report]]) -> list[str]:
     ):
         if found.keys() != names:
             faults.append(f"no {what} of {sorted(names ^ found.keys())}")
-        faults += [f"{what} of {name} is {value:.2e} apart" for name, value in found.items() if not value < limit]
+        faults += [
+            f"{what} of {name} is {value:.2e} apart"
+            for name, value in found.items()
+            if not value < limit
+        ]
     if place == 0 and case.optimizer == "SGD":  # later steps carry momentum
         faults += _faults_of_step(case, apart(reports, place, "moved"))
     counts = {case.micro_batches * (place + 1)} | (set() if case.freeze is None else {0})
@@ -206,13 +249,26 @@ def faults_of(case: Case, place: int, reports: list[list[Report]]) -> list[str]:
         if not abs(mine - plain) < gradient * plain:
             faults.append(f"rank {number}: the norm is {mine}, not {plain}")
         if report["instances"][0] != report["instances"][1]:
-            faults.append(f"rank {number}: {report['instances'][0]} boxes, not {report['instances'][1]}")
-        # BatchNorm that computes in fp32 whatever the weights are, and that of several replicas, count no batches.
-        if case.precision in ("fp32", "autocast") and not case.sync_bn and report["counted"] - counts:
+            faults.append(
+                f"rank {number}: {report['instances'][0]} boxes, not {report['instances'][1]}"
+            )
+        # BatchNorm that computes in fp32 whatever the weights are, and that of several replicas,
+        # count no batches.
+        if (
+            case.precision in ("fp32", "autocast")
+            and not case.sync_bn
+            and report["counted"] - counts
+        ):
             faults.append(f"rank {number}: BatchNorm counted {report['counted']} micro-batches")
     return faults
 
 
 def _faults_of_step(case: Case, moved: dict[str, float]) -> list[str]:
-    limit = 2 * (LIMITS if case.precision == "fp32" else ROUNDED_LIMITS)[1]  # the gradient's, and the norm's
-    return [f"the step of {name} is {value:.2e} apart" for name, value in moved.items() if not value < limit]
+    limit = (
+        2 * (LIMITS if case.precision == "fp32" else ROUNDED_LIMITS)[1]
+    )  # the gradient's, and the norm's
+    return [
+        f"the step of {name} is {value:.2e} apart"
+        for name, value in moved.items()
+        if not value < limit
+    ]

@@ -1,5 +1,5 @@
-"""What the parity tests compare on: YOLOv5n on 64-pixel images, through the real configuration, and beside it the same
-weights in a plain ultralytics model.
+"""What the parity tests compare on: YOLOv5n on 64-pixel images, through the real configuration, and
+beside it the same weights in a plain ultralytics model.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ Batch = dict[str, Tensor]
 
 
 def micro_batch(number: int, images: int = MICRO) -> Batch:
-    """The micro-batch of this number, the same everywhere: smooth random images and one to three boxes in each.
+    """The micro-batch of this number, the same everywhere: smooth random images and one to three
+    boxes in each.
 
-    Images of pure noise would leave the deep layers almost nothing to tell pixels apart by, and BatchNorm, which here
-    sees eight values a channel, would divide rounding errors by that.
+    Images of pure noise would leave the deep layers almost nothing to tell pixels apart by, and
+    BatchNorm, which here sees eight values a channel, would divide rounding errors by that.
     """
     generator = torch.Generator().manual_seed(number)
     coarse = torch.rand(images, 3, 16, 16, generator=generator)
@@ -53,7 +54,9 @@ def micro_batch(number: int, images: int = MICRO) -> Batch:
     }
 
 
-def configure(json_file: str | Path, ranks: int, *, model: str = "yolov5n", **hyper: Any) -> RunConfig:
+def configure(
+    json_file: str | Path, ranks: int, *, model: str = "yolov5n", **hyper: Any
+) -> RunConfig:
     """A run's configuration as the command line gives it, without warm-up.
 
     Args:
@@ -72,25 +75,33 @@ def configure(json_file: str | Path, ranks: int, *, model: str = "yolov5n", **hy
     # A CPU has no fp16 for users; for tests it is only slow.
     device = "cuda" if "fp16" in file.stem or torch.cuda.is_available() else "cpu"
     return build_run_config(
-        parser.parse_args([*words, "--deepspeed_config", str(file)]), world_size=ranks, device=device, environ={}
+        parser.parse_args([*words, "--deepspeed_config", str(file)]),
+        world_size=ranks,
+        device=device,
+        environ={},
     )
 
 
 class Small:
     """A real engine on the small model, with its schedule and configuration."""
 
-    def __init__(self, engine: ZeroEngine, config: RunConfig, schedule: Schedule, layers: dict[str, Any]) -> None:
+    def __init__(
+        self, engine: ZeroEngine, config: RunConfig, schedule: Schedule, layers: dict[str, Any]
+    ) -> None:
         self.engine, self.config, self.schedule, self.layers = engine, config, schedule, layers
         self.gradients: dict[str, Tensor] = {}
         """Of the last step that kept them: whole, fp32, before clipping."""
 
     def step(self, number: int = 0, *, keep_gradients: bool = False) -> StepRecord:
-        """Take optimizer step `number` on this rank's share of its micro-batches, through the real `train_step`."""
+        """Take optimizer step `number` on this rank's share of its micro-batches, through the real
+        `train_step`."""
         ranks = self.engine.ranks
         first = number * ACCUMULATION
         step = self.schedule.step_at(first * self.schedule.batch)
         assert step == Step(first, ACCUMULATION, step.epoch, step.lr, step.momentum)
-        mine = [micro_batch((first + place) * ranks.size + ranks.rank) for place in range(ACCUMULATION)]
+        mine = [
+            micro_batch((first + place) * ranks.size + ranks.rank) for place in range(ACCUMULATION)
+        ]
         with self._kept_gradients() if keep_gradients else nullcontext():
             return self.engine.train_step(step, iter(mine))
 
@@ -104,8 +115,14 @@ class Small:
 
         def keep_and_step() -> None:
             if engine.is_gradient_accumulation_boundary():
-                named = [(name, each) for name, each in self.engine.net.named_parameters() if each.requires_grad]
-                self.gradients = {name: safe_get_full_grad(each).detach().float().clone() for name, each in named}
+                named = [
+                    (name, each)
+                    for name, each in self.engine.net.named_parameters()
+                    if each.requires_grad
+                ]
+                self.gradients = {
+                    name: safe_get_full_grad(each).detach().float().clone() for name, each in named
+                }
             take_step()
 
         engine.step = keep_and_step
@@ -144,12 +161,18 @@ def small_engine(
 def _choice(config: RunConfig) -> OptimizerChoice:
     given = config.deepspeed.optimizer.params if config.deepspeed.optimizer else None
     return choose_optimizer(
-        config.hyper, samples=SAMPLES, batch=config.batch_size, epochs=config.epochs, nc=len(NAMES), given=given
+        config.hyper,
+        samples=SAMPLES,
+        batch=config.batch_size,
+        epochs=config.epochs,
+        nc=len(NAMES),
+        given=given,
     )
 
 
 def plain_model(weights: dict[str, Tensor] | None = None, model: str = "yolov5n") -> Any:
-    """ultralytics' own model of ultralytics' own yaml, built from the same seed; nothing of yolods in it."""
+    """ultralytics' own model of ultralytics' own yaml, built from the same seed; nothing of yolods
+    in it."""
     from ultralytics.cfg import get_cfg
     from ultralytics.nn.tasks import DetectionModel
 
@@ -164,7 +187,8 @@ def plain_model(weights: dict[str, Tensor] | None = None, model: str = "yolov5n"
 
 
 def plain_loss(net: Any, batch: Batch) -> tuple[Tensor, list[float]]:
-    """What ultralytics' trainer backpropagates for a micro-batch, and the loss items that it shows."""
+    """What ultralytics' trainer backpropagates for a micro-batch, and the loss items that it
+    shows."""
     loss, items = net.loss({**batch, "img": batch["img"].float() / 255})
     return loss.sum(), [float(value) for value in items.values()]
 
@@ -173,8 +197,9 @@ def plain_loss(net: Any, batch: Batch) -> tuple[Tensor, list[float]]:
 def seasoned_weights() -> dict[str, Tensor]:
     """The weights of `plain_model` after forty steps: what a comparison between roundings needs.
 
-    At random weights the gradient is too ill-conditioned: fp32 in another order of summation moves it by 3e-4, and
-    torch's own bf16 autocast of the plain model leaves a cosine of 0.5. Here 0.98 and more is left, by the kind of CPU.
+    At random weights the gradient is too ill-conditioned: fp32 in another order of summation moves
+    it by 3e-4, and torch's own bf16 autocast of the plain model leaves a cosine of 0.5. Here 0.98
+    and more is left, by the kind of CPU.
 
     In tests they come from the file that the fixture `seasoned` has made.
     """
@@ -194,7 +219,9 @@ def _seasoned_file() -> Path | None:
 
 
 def _season(net: Any) -> dict[str, Tensor]:
-    optimizer = torch.optim.SGD([each for each in net.parameters() if each.requires_grad], 0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(
+        [each for each in net.parameters() if each.requires_grad], 0.05, momentum=0.9
+    )
     for number in range(40):
         optimizer.param_groups[0]["lr"] = 0.05 * (1 - number / 40)
         optimizer.zero_grad()
@@ -206,7 +233,8 @@ def _season(net: Any) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def plain_statistics(ranks: int, weights: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Running statistics after a step: those of `ranks` plain models, each fed its share, averaged."""
+    """Running statistics after a step: those of `ranks` plain models, each fed its share,
+    averaged."""
     nets = [plain_model(weights) for _ in range(ranks)]
     for number in range(ACCUMULATION * ranks):
         nets[number % ranks](micro_batch(number)["img"].float() / 255)

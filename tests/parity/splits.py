@@ -79,10 +79,20 @@ class Case:
     def label(self) -> str:
         """For people."""
         default = Case(cuts=())
-        changed = {key: value for key, value in asdict(self).items() if value != getattr(default, key)}
+        changed = {
+            key: value for key, value in asdict(self).items() if value != getattr(default, key)
+        }
         cuts = ",".join(map(str, self.cuts))
-        rest = [f"{key}={value}" for key, value in changed.items() if key not in ("cuts", "sizes", "empty")]
-        rest += [f"{key}={'/'.join(map(str, changed[key]))}" for key in ("sizes", "empty") if key in changed]
+        rest = [
+            f"{key}={value}"
+            for key, value in changed.items()
+            if key not in ("cuts", "sizes", "empty")
+        ]
+        rest += [
+            f"{key}={'/'.join(map(str, changed[key]))}"
+            for key in ("sizes", "empty")
+            if key in changed
+        ]
         return " ".join([f"cut {cuts}", *rest])
 
     def as_json(self) -> str:
@@ -96,7 +106,11 @@ class Case:
             {
                 "train_micro_batch_size_per_gpu": MICRO,
                 "gradient_accumulation_steps": self.micro_batches,
-                "zero_optimization": {"stage": self.zero, "reduce_bucket_size": 10**7, "allgather_bucket_size": 10**7},
+                "zero_optimization": {
+                    "stage": self.zero,
+                    "reduce_bucket_size": 10**7,
+                    "allgather_bucket_size": 10**7,
+                },
                 "pipeline": pipeline,
                 **PRECISIONS[self.precision],
                 **self.blocks,
@@ -106,15 +120,24 @@ class Case:
 
 def case_of(fields: dict[str, Any]) -> Case:
     """From JSON, where tuples have become lists."""
-    return Case(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+    return Case(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    )
 
 
 def batch_of(case: Case, place: int, replica: int) -> dict[str, Tensor]:
-    """Micro-batch `place` of a replica; its images are those of 64 pixels, stretched where the model needs more."""
+    """Micro-batch `place` of a replica; its images are those of 64 pixels, stretched where the
+    model needs more."""
     batch = micro_batch(FIRST + place * case.replicas + replica)
     side = case.sizes[0]
     if side != SIZE:
-        batch["img"] = F.interpolate(batch["img"].float(), size=(side, side), mode="bilinear").to(torch.uint8)
+        batch["img"] = F.interpolate(batch["img"].float(), size=(side, side), mode="bilinear").to(
+            torch.uint8
+        )
     if place in case.empty:
-        batch |= {"batch_idx": torch.zeros(0), "cls": torch.zeros(0, 1), "bboxes": torch.zeros(0, 4)}
+        batch |= {
+            "batch_idx": torch.zeros(0),
+            "cls": torch.zeros(0, 1),
+            "bboxes": torch.zeros(0, 4),
+        }
     return batch

@@ -1,4 +1,5 @@
-"""Clipping under every ZeRO stage: the step that the weights take is the plain model's, cut by the formula itself.
+"""Clipping under every ZeRO stage: the step that the weights take is the plain model's, cut by the
+formula itself.
 
 The pipeline's clipped step is held to the same in test_pipeline.py.
 """
@@ -14,7 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.parity.small import ACCUMULATION, CONFIGS, micro_batch, plain_loss, plain_model, small_engine
+from tests.parity.small import (
+    ACCUMULATION,
+    CONFIGS,
+    micro_batch,
+    plain_loss,
+    plain_model,
+    small_engine,
+)
 from tests.ranks import on_ranks
 from yolods.distributed.world import Ranks
 from yolods.optim.lr_schedule import Step
@@ -33,7 +41,9 @@ def measure(ranks: Ranks) -> dict[tuple[str, int], dict[str, float]]:
     """On a rank: how far each policy's step is from the formula, under each stage."""
     start, gradients = _plain_gradients(ranks.size)
     return {
-        (policy, stage): _compare(ranks, policy, stage, start, gradients) for policy in POLICIES for stage in STAGES
+        (policy, stage): _compare(ranks, policy, stage, start, gradients)
+        for policy in POLICIES
+        for stage in STAGES
     }
 
 
@@ -45,7 +55,9 @@ def _plain_gradients(ranks: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return start, {name: each.grad for name, each in net.named_parameters() if each.requires_grad}
 
 
-def _clipped(policy: str, weights: dict[str, Tensor], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+def _clipped(
+    policy: str, weights: dict[str, Tensor], gradients: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """The formulas of docs/stability.md, on whole tensors."""
     if policy == "value":
         return {name: gradient.clamp(-LIMIT, LIMIT) for name, gradient in gradients.items()}
@@ -63,16 +75,22 @@ def _clipped(policy: str, weights: dict[str, Tensor], gradients: dict[str, Tenso
 def _compare(
     ranks: Ranks, policy: str, stage: int, start: dict[str, Tensor], gradients: dict[str, Tensor]
 ) -> dict[str, float]:
-    settings: dict[str, Any] = json.loads((CONFIGS / f"zero{stage}_fp32.json").read_text(encoding="utf-8"))
+    settings: dict[str, Any] = json.loads(
+        (CONFIGS / f"zero{stage}_fp32.json").read_text(encoding="utf-8")
+    )
     if policy == "value":
         del settings["gradient_clipping"]
     settings["yolods"] = {"clipping": {"policy": policy, "ratio": RATIO, "limit": LIMIT}}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ds.json"
         file.write_text(json.dumps(settings), encoding="utf-8")
-        with small_engine(ranks, file, optimizer="SGD", weight_decay=0, channels_last=False) as small:
+        with small_engine(
+            ranks, file, optimizer="SGD", weight_decay=0, channels_last=False
+        ) as small:
             mine = [micro_batch(place * ranks.size + ranks.rank) for place in range(ACCUMULATION)]
-            result = small.engine.train_step(Step(0, ACCUMULATION, 0, (RATE, RATE, RATE), MOMENTUM), iter(mine))
+            result = small.engine.train_step(
+                Step(0, ACCUMULATION, 0, (RATE, RATE, RATE), MOMENTUM), iter(mine)
+            )
             end = small.engine.full_weights()
     if end is None:  # on the other rank
         return {}
@@ -84,7 +102,11 @@ def _compare(
     cut = float(size / torch.cat([value.flatten() for value in gradients.values()]).double().norm())
     assert result.grad_norm is not None
     assert result.norm_after is not None
-    return {"apart": float(apart.norm() / size), "cut": cut, "told": result.norm_after / float(size)}
+    return {
+        "apart": float(apart.norm() / size),
+        "cut": cut,
+        "told": result.norm_after / float(size),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +116,9 @@ def measured() -> dict[tuple[str, int], dict[str, float]]:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_step_is_the_formulas(measured: dict[tuple[str, int], dict[str, float]], policy: str, stage: int) -> None:
+def test_the_step_is_the_formulas(
+    measured: dict[tuple[str, int], dict[str, float]], policy: str, stage: int
+) -> None:
     found = measured[policy, stage]
     assert found["cut"] < 0.9, "nothing was clipped, so that it shows nothing about clipping"
     assert found["apart"] < 1e-5

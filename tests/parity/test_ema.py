@@ -1,4 +1,5 @@
-"""The sharded moving average: against ultralytics' ModelEMA, in exchange with the weights, in checkpoints and exports.
+"""The sharded moving average: against ultralytics' ModelEMA, in exchange with the weights, in
+checkpoints and exports.
 
 All of it on two ranks, for every place where DeepSpeed keeps fp32 masters.
 """
@@ -36,12 +37,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(220)]
 
 BF16 = {"bf16": {"enabled": True}}
 QUICK_START = {"stage3_max_reuse_distance": 0}
-"""Spares a search through all modules for each, which takes a second before the second micro-batch."""
+"""Spares a search through all modules for each, which takes a second before the second
+micro-batch."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "zero0": {"zero_optimization": {"stage": 0}},
     "zero1-frozen": {"zero_optimization": {"stage": 1}},
     "zero2": {"zero_optimization": {"stage": 2, "round_robin_gradients": True}},
-    "zero3": {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, **QUICK_START}},
+    "zero3": {
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, **QUICK_START}
+    },
     "zero3-frozen": {"zero_optimization": {"stage": 3, "sub_group_size": 100_000, **QUICK_START}},
     "zero0-bf16": {"zero_optimization": {"stage": 0}, **BF16},
     "zero1-bf16-fp32-gradients": {
@@ -51,7 +55,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "zero2-bf16": {"zero_optimization": {"stage": 2, "round_robin_gradients": True}, **BF16},
 }
-"""DeepSpeed JSON by name: every class of `yolods.zero.master_weights`, and what changes a shard's layout."""
+"""DeepSpeed JSON by name: every class of `yolods.zero.master_weights`, and what changes a shard's
+layout."""
 RESUMED = ("zero0", "zero2", "zero3", "zero1-bf16-fp32-gradients")
 
 STEPS = 3
@@ -64,7 +69,8 @@ Report = dict[str, Any]
 
 
 def measure(ranks: Ranks, folder: str, names: list[str]) -> dict[str, Report]:
-    """On a rank: these variants; each has its JSON, and leaves its checkpoints, in a folder of its name."""
+    """On a rank: these variants; each has its JSON, and leaves its checkpoints, in a folder of its
+    name."""
     return {name: _measure(ranks, name, Path(folder) / name) for name in names}
 
 
@@ -100,7 +106,8 @@ def _store(small: Small, folder: Path) -> CheckpointStore:
 
 
 def _follow(small: Small) -> Report | None:
-    """Train, and let ultralytics' ModelEMA watch the same weights on rank 0; how far the averages are apart."""
+    """Train, and let ultralytics' ModelEMA watch the same weights on rank 0; how far the averages
+    are apart."""
     from ultralytics.utils.torch_utils import ModelEMA
 
     engine = small.engine
@@ -121,7 +128,9 @@ def _follow(small: Small) -> Report | None:
     state = theirs.ema.state_dict()
     return {
         "names": (set(mine), set(state)),
-        "apart": distances({name: mine[name] for name in floating}, {name: state[name] for name in floating}),
+        "apart": distances(
+            {name: mine[name] for name in floating}, {name: state[name] for name in floating}
+        ),
         "from the weights": len(_differing(mine, weights)),
     }
 
@@ -172,7 +181,8 @@ def _predict(small: Small) -> Tensor:
 
 
 def _compare_merged(small: Small, folder: Path) -> Report:
-    """The parameters and statistics that differ between a merged checkpoint and the weights of the engine."""
+    """The parameters and statistics that differ between a merged checkpoint and the weights of the
+    engine."""
     engine = small.engine
     live = engine.full_weights()
     with engine.ema.exchange():
@@ -191,16 +201,23 @@ def _compare_merged(small: Small, folder: Path) -> Report:
 
 
 def _bits(small: Small) -> dict[str, Tensor]:
-    """Everything on this rank that training changes: masters, average, parameters as stored, moments, statistics."""
+    """Everything on this rank that training changes: masters, average, parameters as stored,
+    moments, statistics."""
     engine = small.engine
     bits = {f"master {place}": each for place, each in enumerate(engine.masters.shards())}
-    bits |= {f"average {place}": each for place, each in enumerate(engine.ema.state_dict()["shards"])}
-    bits |= {f"average statistics {place}": each for place, each in enumerate(engine.ema.mean_buffers)}
+    bits |= {
+        f"average {place}": each for place, each in enumerate(engine.ema.state_dict()["shards"])
+    }
+    bits |= {
+        f"average statistics {place}": each for place, each in enumerate(engine.ema.mean_buffers)
+    }
     for name, each in engine.net.named_parameters():
         bits[f"parameter {name}"] = getattr(each, "ds_tensor", each)
     inner = getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)
     for place, state in enumerate(inner.state.values()):
-        bits |= {f"{key} {place}": value for key, value in state.items() if isinstance(value, Tensor)}
+        bits |= {
+            f"{key} {place}": value for key, value in state.items() if isinstance(value, Tensor)
+        }
     bits |= floating_buffers(engine.net)
     return {name: each.detach().clone() for name, each in bits.items()}
 
@@ -208,7 +225,9 @@ def _bits(small: Small) -> dict[str, Tensor]:
 def _differing(mine: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
     """Names that only one of them has, or under which not every bit is the same."""
     missing = sorted(mine.keys() ^ other.keys())
-    return missing + [name for name in mine.keys() & other.keys() if not torch.equal(mine[name], other[name])]
+    return missing + [
+        name for name in mine.keys() & other.keys() if not torch.equal(mine[name], other[name])
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +241,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(folder: Path, seasoned: None) -> list[dict[str, Report]]:
-    return on_ranks("tests.parity.test_ema:measure", (2,), timeout=170, folder=str(folder), names=list(VARIANTS))[2]
+    return on_ranks(
+        "tests.parity.test_ema:measure", (2,), timeout=170, folder=str(folder), names=list(VARIANTS)
+    )[2]
 
 
 every_variant = pytest.mark.parametrize("name", VARIANTS)
@@ -235,25 +256,34 @@ def test_the_average_is_that_of_model_ema(measured: list[dict[str, Report]], nam
     assert mine == theirs
     largest, where = worst(report["apart"])
     assert largest < 1e-6, where
-    assert report["from the weights"] > 200, "the average is the weights themselves, so that this shows nothing"
+    assert report["from the weights"] > 200, (
+        "the average is the weights themselves, so that this shows nothing"
+    )
 
 
 @every_variant
-def test_within_an_exchange_the_model_is_the_average(measured: list[dict[str, Report]], name: str) -> None:
+def test_within_an_exchange_the_model_is_the_average(
+    measured: list[dict[str, Report]], name: str
+) -> None:
     report = measured[0][name]["exchange"]
     assert report["seen"] == []
-    # In pixels of a 64-pixel image. How far bf16 is from fp32 depends on the CPU's kernels: plain torch tells it.
+    # In pixels of a 64-pixel image. How far bf16 is from fp32 depends on the CPU's kernels: plain
+    # torch tells it.
     assert report["predicted"] < (2 * report["rounding"] if "bf16" in name else 1e-3)
 
 
 @every_variant
-def test_an_exchange_leaves_every_bit_as_it_was(measured: list[dict[str, Report]], name: str) -> None:
+def test_an_exchange_leaves_every_bit_as_it_was(
+    measured: list[dict[str, Report]], name: str
+) -> None:
     assert [rank[name]["exchange"]["left"] for rank in measured] == [[], []]
 
 
 @every_variant
 @pytest.mark.parametrize("which", ["live", "average"])
-def test_a_merged_checkpoint_is_the_engines_weights(measured: list[dict[str, Report]], name: str, which: str) -> None:
+def test_a_merged_checkpoint_is_the_engines_weights(
+    measured: list[dict[str, Report]], name: str, which: str
+) -> None:
     assert measured[0][name][which] == []
 
 
@@ -276,7 +306,7 @@ import torch
 from ultralytics import YOLO
 net = YOLO(sys.argv[1]).model
 torch.save(({name: value.clone() for name, value in net.state_dict().items()}, net.names), sys.argv[2])
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize("name", ["zero1-frozen", "zero3"])
@@ -287,7 +317,13 @@ def test_an_export_loads_in_ultralytics_alone(
     run_process: Callable[..., Any],
     name: str,
 ) -> None:
-    words = [sys.executable, "-c", READ_BY_YOLO, folder / name / "exported.pt", tmp_path / "read.pt"]
+    words = [
+        sys.executable,
+        "-c",
+        READ_BY_YOLO,
+        folder / name / "exported.pt",
+        tmp_path / "read.pt",
+    ]
     done = run_process(words, cwd=tmp_path, timeout=60)
     assert done.returncode == 0, done.stderr
     read, names = torch.load(tmp_path / "read.pt")

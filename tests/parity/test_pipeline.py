@@ -1,7 +1,9 @@
-"""A split model against plain ultralytics at equal weights: losses, gradients, running statistics, one walk backward.
+"""A split model against plain ultralytics at equal weights: losses, gradients, running statistics,
+one walk backward.
 
-A sample of cuts between layers of YOLOv5n, of cuts inside C3 and Detect, four stages, replicas, recomputing, several
-image sizes, p6 and low precision. `python benchmarks/parity_pipeline.py` runs every cut under each of them.
+A sample of cuts between layers of YOLOv5n, of cuts inside C3 and Detect, four stages, replicas,
+recomputing, several image sizes, p6 and low precision. `python benchmarks/parity_pipeline.py` runs
+every cut under each of them.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ from yolods.optim.lr_schedule import Step
 pytestmark = pytest.mark.slow
 
 LAYERS = (1, 4, 9, 10, 13, 17, 21, 24)
-"""Of the 24 places between layers where YOLOv5n can be cut: at its ends, around the pooling, where one value crosses
-the cut and where up to three do, in the backbone and in both ways of the neck."""
+"""Of the 24 places between layers where YOLOv5n can be cut: at its ends, around the pooling, where
+one value crosses the cut and where up to three do, in the backbone and in both ways of the neck."""
 EXACT: dict[str, Any] = {"channels_last": False}
 """Rounds as plain ultralytics does: what differs is the split's own."""
 INSIDE = ("2.m.0", "8.close", "24.0.cls0", "24.1")
@@ -85,13 +87,16 @@ EVALUATED = {2: Case(cuts=("13.m.0",)), 4: Case(cuts=(4, "13.close", "24.1"), re
 
 
 def measure(ranks: Ranks, cases: dict[str, list[dict[str, Any]]], folder: str) -> dict[str, Any]:
-    """On a rank: every comparison of this number of ranks, by label; and how often the trunk is walked backward."""
+    """On a rank: every comparison of this number of ranks, by label; and how often the trunk is
+    walked backward."""
     from deepspeed.accelerator import get_accelerator
 
     type(get_accelerator()).is_fp16_supported = lambda self: True  # of a CPU; it is only slow
     found: dict[str, Any] = {}
     for case in map(case_of, cases[str(ranks.size)]):
-        found[case.label] = split_step(ranks, case, weights_for(ranks, case.model, Path(folder)), Path(folder))
+        found[case.label] = split_step(
+            ranks, case, weights_for(ranks, case.model, Path(folder)), Path(folder)
+        )
     weights = weights_for(ranks, "yolov5n", Path(folder))
     found["predicted"] = split_prediction(ranks, EVALUATED[ranks.size], weights, Path(folder))
     if ranks.size == 2:
@@ -101,7 +106,8 @@ def measure(ranks: Ranks, cases: dict[str, list[dict[str, Any]]], folder: str) -
 
 
 def _count_walks(ranks: Ranks, folder: Path) -> tuple[int, int]:
-    """Times that gradients of an early activation arrive in a step of 3 micro-batches: ours, and tensor by tensor."""
+    """Times that gradients of an early activation arrive in a step of 3 micro-batches: ours, and
+    tensor by tensor."""
     case = Case(cuts=(13,), micro_batches=3)
     fired: list[int] = []
     with split_engine(ranks, case, folder) as engine:
@@ -110,24 +116,32 @@ def _count_walks(ranks: Ranks, folder: Path) -> tuple[int, int]:
             output.register_hook(lambda gradient: fired.append(1))
 
         if engine.mesh.first:
-            # Everything that crosses the cut (layers 4, 10 and 12) is computed from what this layer writes.
+            # Everything that crosses the cut (layers 4, 10 and 12) is computed from what this layer
+            # writes.
             engine.net.get_submodule("model.1").register_forward_hook(watch)
         step = Step(0, case.micro_batches, 0, (RATE, RATE, RATE), MOMENTUM)
         engine.train_step(step, map(micro_batch, range(FIRST, FIRST + 3)))
         ours = len(fired)
-        with mock.patch("torch.autograd.backward", _tensor_by_tensor) if engine.mesh.first else mock.patch.dict({}):
+        with (
+            mock.patch("torch.autograd.backward", _tensor_by_tensor)
+            if engine.mesh.first
+            else mock.patch.dict({})
+        ):
             engine.train_step(step, map(micro_batch, range(FIRST, FIRST + 3)))
     return ours, len(fired) - ours
 
 
 def _overflow(ranks: Ranks, weights: dict[str, torch.Tensor], folder: Path) -> dict[str, Any]:
-    """A step in fp16 in which a gradient of the first stage is infinite; what it left behind on this stage."""
+    """A step in fp16 in which a gradient of the first stage is infinite; what it left behind on
+    this stage."""
     case = Case(cuts=(13,), precision="fp16", zero=1)
     with split_engine(ranks, case, folder) as engine:
         engine.adopt(weights)
         before = [each.clone() for each in (*engine.masters.shards(), *engine.statistics())]
         if engine.mesh.first:
-            engine.net.get_submodule("model.3.conv").weight.register_hook(lambda gradient: gradient * float("inf"))
+            engine.net.get_submodule("model.3.conv").weight.register_hook(
+                lambda gradient: gradient * float("inf")
+            )
         step = Step(0, case.micro_batches, 0, (RATE, RATE, RATE), MOMENTUM)
         result = engine.train_step(step, map(micro_batch, range(FIRST, FIRST + 2)))
         after = [*engine.masters.shards(), *engine.statistics()]
@@ -149,7 +163,8 @@ def _tensor_by_tensor(tensors: list[torch.Tensor], gradients: list[torch.Tensor]
 
 
 class _Measured(dict[int, list[dict[str, Any]]]):
-    """What each rank found, by their number; measured when it is asked for, so that each has its own limit on time."""
+    """What each rank found, by their number; measured when it is asked for, so that each has its
+    own limit on time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = str(folder)
@@ -161,19 +176,29 @@ class _Measured(dict[int, list[dict[str, Any]]]):
         self._begun.add(size)
         cases = {2: [asdict(case) for case in TWO_RANKS], 4: [asdict(case) for case in FOUR_RANKS]}
         call = {"cases": cases, "folder": self._folder}
-        self[size] = on_ranks("tests.parity.test_pipeline:measure", (size,), timeout=150, **call)[size]
+        self[size] = on_ranks("tests.parity.test_pipeline:measure", (size,), timeout=150, **call)[
+            size
+        ]
         return self[size]
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory, seasoned: None) -> dict[int, list[dict[str, Any]]]:
+def measured(
+    tmp_path_factory: pytest.TempPathFactory, seasoned: None
+) -> dict[int, list[dict[str, Any]]]:
     return _Measured(tmp_path_factory.mktemp("pipes"))
 
 
-@pytest.mark.parametrize("case", [*TWO_RANKS, *FOUR_RANKS], ids=lambda case: case.label.replace(" ", "-"))
-def test_a_split_model_computes_what_the_whole_one_does(measured: dict[int, list[dict[str, Any]]], case: Case) -> None:
+@pytest.mark.parametrize(
+    "case", [*TWO_RANKS, *FOUR_RANKS], ids=lambda case: case.label.replace(" ", "-")
+)
+def test_a_split_model_computes_what_the_whole_one_does(
+    measured: dict[int, list[dict[str, Any]]], case: Case
+) -> None:
     reports: list[list[Report]] = [rank[case.label] for rank in measured[case.ranks]]
-    assert not [fault for place in range(len(case.sizes)) for fault in faults_of(case, place, reports)]
+    assert not [
+        fault for place in range(len(case.sizes)) for fault in faults_of(case, place, reports)
+    ]
 
 
 def test_the_comparison_is_not_of_zeros_and_sees_a_gradient_that_is_wrong(
@@ -190,7 +215,9 @@ def test_the_comparison_is_not_of_zeros_and_sees_a_gradient_that_is_wrong(
 
 
 @pytest.mark.parametrize("size", EVALUATED)
-def test_a_split_model_predicts_what_the_whole_one_does(measured: dict[int, list[dict[str, Any]]], size: int) -> None:
+def test_a_split_model_predicts_what_the_whole_one_does(
+    measured: dict[int, list[dict[str, Any]]], size: int
+) -> None:
     apart, _ = measured[size][-1]["predicted"]
     assert len(apart) == len(SHAPES)
     assert max(apart) < 1e-5
@@ -198,7 +225,9 @@ def test_a_split_model_predicts_what_the_whole_one_does(measured: dict[int, list
     assert not faults_of(EVALUATED[size], 0, [[rank["predicted"][1]] for rank in measured[size]])
 
 
-def test_an_overflow_in_one_stage_skips_the_step_in_all(measured: dict[int, list[dict[str, Any]]]) -> None:
+def test_an_overflow_in_one_stage_skips_the_step_in_all(
+    measured: dict[int, list[dict[str, Any]]],
+) -> None:
     for rank in measured[2]:
         found = rank["overflow"]
         assert found["skipped"] and found["unmoved"] and found["averaged"] == 0
@@ -206,7 +235,9 @@ def test_an_overflow_in_one_stage_skips_the_step_in_all(measured: dict[int, list
     assert measured[2][0]["overflow"] == measured[2][1]["overflow"]
 
 
-def test_the_trunk_is_walked_backward_once_a_micro_batch(measured: dict[int, list[dict[str, Any]]]) -> None:
+def test_the_trunk_is_walked_backward_once_a_micro_batch(
+    measured: dict[int, list[dict[str, Any]]],
+) -> None:
     ours, tensor_by_tensor = measured[2][0]["walks"]
     assert ours == 3
     assert tensor_by_tensor == 3 * CARRIED, "the hook would not have noticed"

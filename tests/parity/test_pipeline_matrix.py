@@ -24,7 +24,11 @@ def test_every_cut_between_layers_is_there_with_and_without_recomputing():
 
 def test_the_record_shows_the_worst_and_names_what_is_wrong():
     group = Group("some cuts", (Case(cuts=(13,)),))
-    largest = {"loss": (1e-7, "here"), "gradient": (2e-3, "model.0 there"), "statistic": (3e-7, "here")}
+    largest = {
+        "loss": (1e-7, "here"),
+        "gradient": (2e-3, "model.0 there"),
+        "statistic": (3e-7, "here"),
+    }
     good = list(lines_of([Outcome(group, largest, [], 4.4)]))
     assert good[2:] == ["| some cuts | 1 | 1.0e-07 | 2.0e-03 | model.0 there | 3.0e-07 | yes | 4 |"]
     bad = list(lines_of([Outcome(group, largest, ["cut 13: too far"], 4.4)]))

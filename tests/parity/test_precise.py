@@ -1,4 +1,5 @@
-"""BatchNorm's statistics taken anew: every layout's are those of all images' activations in ultralytics' own model."""
+"""BatchNorm's statistics taken anew: every layout's are those of all images' activations in
+ultralytics' own model."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ from yolods.model.layers import SyncBatchNormFloat32
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 BATCHES = 3
-"""On two ranks that is one more for the first than for the second, which repeats an image that does not count."""
+"""On two ranks that is one more for the first than for the second, which repeats an image that does
+not count."""
 LAYOUTS = ("zero0_fp32", "zero3_fp32", "frozen", "sync_bn", "pipeline")
 
 Weights = dict[str, Tensor]
@@ -51,7 +53,9 @@ def _engine(ranks: Ranks, name: str) -> Iterator[Engine]:
         else:
             further = {"frozen": {"freeze": 5}, "sync_bn": {"sync_bn": True}}.get(name, {})
             hyper = {"weights": seasoned_weights(), "channels_last": False, **further}
-            with small_engine(ranks, name if name in LAYOUTS[:2] else "zero2_fp32", **hyper) as small:
+            with small_engine(
+                ranks, name if name in LAYOUTS[:2] else "zero2_fp32", **hyper
+            ) as small:
                 yield small.engine
 
 
@@ -108,13 +112,17 @@ def measured(seasoned: None) -> dict[int, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_statistics_are_those_of_all_images_that_count(measured: dict[int, list[dict[str, Any]]], name: str) -> None:
+def test_statistics_are_those_of_all_images_that_count(
+    measured: dict[int, list[dict[str, Any]]], name: str
+) -> None:
     report = measured[2][0][name]
     after, before = report["after"], report["before"]
     wanted = expected(before, frozen=5 if name == "frozen" else 0)
     apart, where = worst(distances({key: after[key] for key in wanted}, wanted))
     assert apart < 1e-5, where
-    assert worst(distances({key: before[key] for key in wanted}, wanted))[0] > 0.01, "they were so before"
+    assert worst(distances({key: before[key] for key in wanted}, wanted))[0] > 0.01, (
+        "they were so before"
+    )
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

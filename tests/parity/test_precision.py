@@ -1,9 +1,11 @@
-"""bf16 and bf16 autocast against a plain ultralytics model in the same precision: one step at equal weights.
+"""bf16 and bf16 autocast against a plain ultralytics model in the same precision: one step at equal
+weights.
 
-fp32 cannot be the measure: targets are assigned discretely, rounding flips some, and which ones is up to the CPU's
-kernels. Plain torch under autocast is as far from fp32 as that takes it: a gradient's cosine of 0.98 on a CPU without
-bf16 instructions (AMD EPYC, AVX2, torch 2.13, 2026-11-27), above 0.999 on one that has them. In the same precision and
-memory layout, on the same machine, both sides round the same numbers alike and assign the same targets.
+fp32 cannot be the measure: targets are assigned discretely, rounding flips some, and which ones is
+up to the CPU's kernels. Plain torch under autocast is as far from fp32 as that takes it: a
+gradient's cosine of 0.98 on a CPU without bf16 instructions (AMD EPYC, AVX2, torch 2.13,
+2026-11-27), above 0.999 on one that has them. In the same precision and memory layout, on the same
+machine, both sides round the same numbers alike and assign the same targets.
 """
 
 from __future__ import annotations
@@ -43,10 +45,11 @@ PRECISIONS = {
 PARAMETERS = {"autocast": torch.float32, "bf16": torch.bfloat16}
 GRADIENT_LIMITS = {"zero0_bf16_autocast": 1e-5}
 ROUNDED_GRADIENTS = 0.01
-"""The most that one tensor of the gradient may be off. Alone ZeRO-0 under autocast accumulates and reduces gradients in
-fp32. bf16 accumulates in bf16 here and there, but the sum over ranks, on the plain side fp32, is rounded here, as are
-BatchNorm's; ZeRO-2 under autocast rounds what it sends. A rounding is off by up to 2**-9 = 0.002 of each number, a few
-of them, and more where terms cancel."""
+"""The most that one tensor of the gradient may be off. Alone ZeRO-0 under autocast accumulates and
+reduces gradients in fp32. bf16 accumulates in bf16 here and there, but the sum over ranks, on the
+plain side fp32, is rounded here, as are BatchNorm's; ZeRO-2 under autocast rounds what it sends. A
+rounding is off by up to 2**-9 = 0.002 of each number, a few of them, and more where terms
+cancel."""
 
 Report = dict[str, Any]
 
@@ -64,9 +67,13 @@ class Taken:
 
 
 def measure(ranks: Ranks) -> dict[str, Report]:
-    """On a rank: one step under each configuration beside plain ones, in the same precision and in fp32."""
+    """On a rank: one step under each configuration beside plain ones, in the same precision and in
+    fp32."""
     weights = seasoned_weights()
-    plain = {precision: _plain_step(precision, ranks.size, weights) for precision in ("fp32", "autocast", "bf16")}
+    plain = {
+        precision: _plain_step(precision, ranks.size, weights)
+        for precision in ("fp32", "autocast", "bf16")
+    }
     found = {}
     for config, precision in PRECISIONS.items():
         with small_engine(ranks, config, weights=weights, optimizer="SGD") as small:
@@ -85,25 +92,35 @@ def measure(ranks: Ranks) -> dict[str, Report]:
 def _step(small: Small) -> Taken:
     result = small.step(keep_gradients=True)
     small.engine.average_statistics()
-    return Taken(torch.tensor(list(result.loss.values())), small.gradients, floating_buffers(small.engine.net))
+    return Taken(
+        torch.tensor(list(result.loss.values())),
+        small.gradients,
+        floating_buffers(small.engine.net),
+    )
 
 
 def _plain_step(precision: str, size: int, weights: dict[str, Tensor]) -> Taken:
-    """The micro-batches of all ranks in this process, through a model for each rank's statistics."""
+    """The micro-batches of all ranks in this process, through a model for each rank's
+    statistics."""
     nets = [_plain_model(precision, weights) for _ in range(size)]
     items = torch.tensor(
-        [_plain_pass(nets[number % size], precision, micro_batch(number)) for number in range(ACCUMULATION * size)]
+        [
+            _plain_pass(nets[number % size], precision, micro_batch(number))
+            for number in range(ACCUMULATION * size)
+        ]
     )
     trained = [name for name, each in nets[0].named_parameters() if each.requires_grad]
-    gradients = {name: sum(net.get_parameter(name).grad.float() for net in nets) for name in trained}
+    gradients = {
+        name: sum(net.get_parameter(name).grad.float() for net in nets) for name in trained
+    }
     named = [floating_buffers(net) for net in nets]
     statistics = {name: torch.stack([each[name] for each in named]).mean(0) for name in named[0]}
     return Taken(items.mean(0), gradients, statistics)
 
 
 def _plain_model(precision: str, weights: dict[str, Tensor]) -> Any:
-    """In bf16 BatchNorm is torch's own, in fp32, with parameters that have been rounded: what yolods' layer has to
-    compute, by other code."""
+    """In bf16 BatchNorm is torch's own, in fp32, with parameters that have been rounded: what
+    yolods' layer has to compute, by other code."""
     net = plain_model(weights)
     if precision == "bf16":
         for module in net.modules():
@@ -131,7 +148,8 @@ def _plain_pass(net: Any, precision: str, batch: Batch) -> list[float]:
 def _apart(mine: Taken, other: Taken) -> Report:
     """How far a step is from another; numbers only."""
     whole, theirs = (
-        torch.cat([each.gradients[name].flatten().double() for name in other.gradients]) for each in (mine, other)
+        torch.cat([each.gradients[name].flatten().double() for name in other.gradients])
+        for each in (mine, other)
     )
     return {
         "loss": distance(mine.loss, other.loss),
@@ -159,7 +177,9 @@ def reports(measured: list[dict[str, Report]], config: str) -> list[Report]:
     return [rank[config] for rank in measured]
 
 
-def test_loss_and_gradient_are_those_of_plain_torch_in_the_same_precision(reports: list[Report], config: str) -> None:
+def test_loss_and_gradient_are_those_of_plain_torch_in_the_same_precision(
+    reports: list[Report], config: str
+) -> None:
     for report in reports:
         assert report["loss"] < 1e-5
         assert report["cosine"] > 0.9999
@@ -177,8 +197,12 @@ def test_batchnorm_keeps_its_statistics_in_fp32(reports: list[Report], config: s
         assert largest < 1e-5, name  # rounded to bf16 they are 0.003 off
 
 
-def test_it_is_rounded_and_no_further_from_fp32_than_plain_torch(reports: list[Report], config: str) -> None:
-    for ours, plain in ((report["ours from fp32"], report["plain from fp32"]) for report in reports):
+def test_it_is_rounded_and_no_further_from_fp32_than_plain_torch(
+    reports: list[Report], config: str
+) -> None:
+    for ours, plain in (
+        (report["ours from fp32"], report["plain from fp32"]) for report in reports
+    ):
         # fp32 in the other memory layout is 1e-7 and 5e-5 off.
         assert ours["loss"] > 1e-5 and ours["gradient"] > 1e-3, "nothing was rounded: this was fp32"
         assert ours["loss"] <= 1.05 * plain["loss"]

@@ -1,4 +1,5 @@
-"""Activation checkpointing under ZeRO 0 to 3: a step of two ranks computes what it computes when all is kept."""
+"""Activation checkpointing under ZeRO 0 to 3: a step of two ranks computes what it computes when
+all is kept."""
 
 from __future__ import annotations
 
@@ -25,8 +26,12 @@ def measure(ranks: Ranks) -> dict[int, dict[str, Any]]:
 
 def _compare(ranks: Ranks, stage: int) -> dict[str, Any]:
     raw = json.loads((CONFIGS / f"zero{stage}_fp32.json").read_text())
-    kept, again = (_steps(ranks, stage, each) for each in (raw, {**raw, "activation_checkpointing": {}}))
-    weights = None if kept["weights"] is None else worst(distances(again["weights"], kept["weights"]))
+    kept, again = (
+        _steps(ranks, stage, each) for each in (raw, {**raw, "activation_checkpointing": {}})
+    )
+    weights = (
+        None if kept["weights"] is None else worst(distances(again["weights"], kept["weights"]))
+    )
     return {
         "losses": (again["losses"], kept["losses"]),
         "gradients": worst(distances(again["gradients"], kept["gradients"])),

@@ -1,7 +1,9 @@
-"""The schedule against a re-enactment of ultralytics' training loop, batch by batch; no processes, no model.
+"""The schedule against a re-enactment of ultralytics' training loop, batch by batch; no processes,
+no model.
 
-`_ultralytics_loop` follows engine/trainer.py (8.4.190): `_setup_scheduler`, `_get_warmup_iterations` and the part of
-`_do_train` that sets accumulation, learning rates and momentum and decides when the optimizer steps.
+`_ultralytics_loop` follows engine/trainer.py (8.4.190): `_setup_scheduler`,
+`_get_warmup_iterations` and the part of `_do_train` that sets accumulation, learning rates and
+momentum and decides when the optimizer steps.
 """
 
 from __future__ import annotations
@@ -60,14 +62,18 @@ def _ultralytics_loop(run: Schedule) -> Iterator[Taken]:
     from ultralytics.utils.torch_utils import one_cycle
 
     args = SimpleNamespace(lrf=run.lrf, momentum=run.momentum, warmup_momentum=run.warmup_momentum)
-    groups = [{"param_group": name, "lr": run.lr0, "initial_lr": run.lr0} for name in ("weight", "bn", "bias")]
+    groups = [
+        {"param_group": name, "lr": run.lr0, "initial_lr": run.lr0}
+        for name in ("weight", "bn", "bias")
+    ]
     nb = math.ceil(run.samples / run.batch)
     warmup = min(run.warmup_epochs, max(run.epochs - 1, 0))
     nw = round(warmup * nb) if warmup > 0 else 0
     if run.cos_lr:
         lf = one_cycle(1, args.lrf, run.epochs)
     else:
-        lf = lambda x: max(1 - x / run.epochs, 0) * (1.0 - args.lrf) + args.lrf  # noqa: E731 (as it is written there)
+        # as it is written there
+        lf = lambda x: max(1 - x / run.epochs, 0) * (1.0 - args.lrf) + args.lrf  # noqa: E731
     accumulate, acc0 = run.accumulation, run.accumulation
     momentum, last_opt_step, waiting = run.momentum, -1, []
     for epoch in range(run.epochs):
@@ -92,7 +98,9 @@ def _steps(run: Schedule) -> Iterator[Taken]:
     position = 0
     while position < run.total_samples:
         step = run.step_at(position)
-        yield Taken(tuple(range(step.first_batch, step.end_batch)), step.epoch, step.lr, step.momentum)
+        yield Taken(
+            tuple(range(step.first_batch, step.end_batch)), step.epoch, step.lr, step.momentum
+        )
         position = step.end_batch * run.batch
 
 
@@ -100,7 +108,8 @@ def _steps(run: Schedule) -> Iterator[Taken]:
 def test_every_step_is_the_one_that_ultralytics_takes(name: str) -> None:
     run = CASES[name]
     theirs, mine = list(_ultralytics_loop(run)), list(_steps(run))
-    # Batches that are left at the end of its last epoch ultralytics throws away; here they complete a last full step.
+    # Batches that are left at the end of its last epoch ultralytics throws away; here they complete
+    # a last full step.
     left = run.epochs * BATCHES - theirs[-1].batches[-1] - 1
     assert len(mine) == len(theirs) + (left > 0)
     for step, (expected, got) in enumerate(zip(theirs, mine, strict=False)):
@@ -110,19 +119,23 @@ def test_every_step_is_the_one_that_ultralytics_takes(name: str) -> None:
 
 
 def test_the_cases_reach_what_they_are_named_for() -> None:
-    """So that a change of the numbers above cannot leave warm-up, ramp or an epoch's end untested."""
+    """So that a change of the numbers above cannot leave warm-up, ramp or an epoch's end
+    untested."""
     linear = list(_steps(CASES["linear"]))
     assert [len(step.batches) for step in linear[:3]] == [1, 1, 1]
     assert len(linear[-2].batches) == 4
     assert linear[0].lr[2] > linear[0].lr[0] and linear[-2].lr[2] == linear[-2].lr[0]
-    epochs_of = [{batch // BATCHES for batch in step.batches} for step in _steps(CASES["across epochs"])]
+    epochs_of = [
+        {batch // BATCHES for batch in step.batches} for step in _steps(CASES["across epochs"])
+    ]
     assert sum(len(epochs) > 1 for epochs in epochs_of) > 2
     assert len(list(_steps(CASES["every batch"]))) == EPOCHS * BATCHES
 
 
 @pytest.mark.parametrize(("samples", "most"), [(1, 5), (3, 15), (7, 32)])
 def test_no_accumulation_is_longer_than_the_run(samples: int, most: int) -> None:
-    """Ten epochs of one image are five batches of two; by whole batches an epoch they would count as ten."""
+    """Ten epochs of one image are five batches of two; by whole batches an epoch they would count
+    as ten."""
     config = configure("zero0_fp32", 1, nbs=64)
     schedule = plan_schedule(config, OptimizerChoice("SGD", 0.01, 0.9, 0.1), samples)
     assert schedule.accumulation == most
@@ -131,7 +144,8 @@ def test_no_accumulation_is_longer_than_the_run(samples: int, most: int) -> None
 
 @pytest.mark.parametrize("samples", [3, 5])
 def test_the_batch_that_a_small_set_is_advised_gives_ultralytics_steps(samples: int) -> None:
-    """ultralytics' loader makes a batch no larger than the set (data/build.py, `build_dataloader`)."""
+    """ultralytics' loader makes a batch no larger than the set (data/build.py,
+    `build_dataloader`)."""
     given = replace(SCHEDULE, samples=samples, batch=16, epochs=100)
     advised = replace(given, batch=samples)
     theirs, mine = list(_ultralytics_loop(given)), list(_steps(advised))

@@ -1,6 +1,8 @@
-"""ZeRO-3 with a second, wider partition of the weights: whatever changes weights outside of a step, passes see.
+"""ZeRO-3 with a second, wider partition of the weights: whatever changes weights outside of a step,
+passes see.
 
-The twin is plain ZeRO-3, which has no second copy that could be of other weights: the same numbers to the last bit.
+The twin is plain ZeRO-3, which has no second copy that could be of other weights: the same numbers
+to the last bit.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ Report = dict[str, Any]
 def measure(ranks: Ranks, folder: str) -> dict[str, list[Report]]:
     """On a rank: what each layout gives, and what its twin does."""
     found: dict[str, list[Report]] = {}
-    # The twins first: DeepSpeed keeps the groups of second partitions for every later engine of the process.
+    # The twins first: DeepSpeed keeps the groups of second partitions for every later engine of the
+    # process.
     for zero in (TWIN, SECONDARY):
         for name, more in LAYOUTS.items():
             # One per rank: a rank must not read what another is writing.
@@ -41,7 +44,9 @@ def measure(ranks: Ranks, folder: str) -> dict[str, list[Report]]:
             file.write_text(json.dumps({"zero_optimization": {**zero, **more}}))
             # A short memory, so that the average is far from the weights.
             hyper = {"optimizer": "SGD", "lr0": 0.01, "ema_decay": 0.5, "ema_tau": 1}
-            with small_engine(ranks, file, **hyper, **({"freeze": 2} if "frozen" in name else {})) as small:
+            with small_engine(
+                ranks, file, **hyper, **({"freeze": 2} if "frozen" in name else {})
+            ) as small:
                 found.setdefault(name, []).append(_go_through(small))
     return found
 
@@ -65,7 +70,9 @@ def _go_through(small: Small) -> Report:
     engine.load_state(state)  # as a resumed run does, and a run that goes back to its snapshot
     predicted["resumed"] = _predict(small)
     step()
-    other = {name: value * 0.5 if value.is_floating_point() else value for name, value in start.items()}
+    other = {
+        name: value * 0.5 if value.is_floating_point() else value for name, value in start.items()
+    }
     engine.adopt(other)
     predicted["adopted"] = _predict(small)
     step()

@@ -1,6 +1,8 @@
-"""yolods' own run against ultralytics' own trainer, from the same weights on the same batches, to the files they leave.
+"""yolods' own run against ultralytics' own trainer, from the same weights on the same batches, to
+the files they leave.
 
-A short form of `python benchmarks/trainer_parity.py`, which takes 60 steps, AdamW and `auto`, and yolods' batches too.
+A short form of `python benchmarks/trainer_parity.py`, which takes 60 steps, AdamW and `auto`, and
+yolods' batches too.
 """
 
 from __future__ import annotations
@@ -11,9 +13,16 @@ import torch
 from benchmarks.trainer_parity import CASES, LAYOUTS, Case, Compared, Lab, compare, faults_of, table
 from benchmarks.trainer_trace import STATES, Noted, Trace, apart, differences, first_fault
 
-HYPER = {"optimizer": "SGD", "epochs": 2, "warmup_epochs": 1, "close_mosaic": 1, "nbs": 12, "val": True}
-"""Eight batches, four an epoch: warm-up ends within the third step, which ends in the second epoch; two batches are
-left."""
+HYPER = {
+    "optimizer": "SGD",
+    "epochs": 2,
+    "warmup_epochs": 1,
+    "close_mosaic": 1,
+    "nbs": 12,
+    "val": True,
+}
+"""Eight batches, four an epoch: warm-up ends within the third step, which ends in the second epoch;
+two batches are left."""
 MARKED = (1, 3)
 """Steps whose weights are compared."""
 
@@ -25,7 +34,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def compared(request: pytest.FixtureRequest, lab: Lab) -> Compared:
-    # An evaluation after the first epoch averages the statistics of ranks, which training goes on with.
+    # An evaluation after the first epoch averages the statistics of ranks, which training goes on
+    # with.
     switched = ("rounding", "last step", "statistics")
     return compare(lab, Case(request.param, "theirs", HYPER, switched), marks=MARKED, quick=True)
 
@@ -39,11 +49,16 @@ def test_every_step_and_file_is_that_of_ultralytics_trainer(compared: Compared) 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_where_both_round_alike_every_bit_is_theirs(compared: Compared) -> None:
-    """Not to a limit: both walk the same way, and anything that one does and the other does not shows."""
+    """Not to a limit: both walk the same way, and anything that one does and the other does not
+    shows."""
     for step in MARKED:
-        mine, theirs = (trace.steps[step - 1].states for trace in (compared.alike[0], compared.first))
+        mine, theirs = (
+            trace.steps[step - 1].states for trace in (compared.alike[0], compared.first)
+        )
         for key in STATES:
-            differing = [name for name, each in theirs[key].items() if not mine[key][name].equal(each)]
+            differing = [
+                name for name, each in theirs[key].items() if not mine[key][name].equal(each)
+            ]
             assert not differing, (step, key, differing[:3])
     for name, state in compared.first.files.items():
         assert apart(compared.alike[0].files[name], state) == 0, name
@@ -68,14 +83,23 @@ def test_the_run_goes_through_what_it_is_for(compared: Compared) -> None:
 
 
 def noted(**changes: object) -> Noted:
-    values = {"batches": 2, "images": 8, "epoch": 1, "lr": (0.1, 0.1, 0.2), "decay": (0.5, 0.0, 0.0), "momentum": 0.9}
+    values = {
+        "batches": 2,
+        "images": 8,
+        "epoch": 1,
+        "lr": (0.1, 0.1, 0.2),
+        "decay": (0.5, 0.0, 0.0),
+        "momentum": 0.9,
+    }
     values |= {"items": (1.0, 2.0, 3.0), "norm": 12.0, "updates": 7}
     return Noted(**{**values, "states": {key: {"a": torch.ones(2)} for key in STATES}, **changes})
 
 
 def trace(*steps: Noted) -> Trace:
     files = {name: {"a": torch.ones(2)} for name in ("best.pt", "last.pt")}
-    return Trace(list(steps), start={"a": torch.zeros(2)}, closed=3, judged={"a": torch.ones(2)}, files=files)
+    return Trace(
+        list(steps), start={"a": torch.zeros(2)}, closed=3, judged={"a": torch.ones(2)}, files=files
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,5 +139,9 @@ def test_files_and_closing_and_lost_steps_count() -> None:
     first, mine = trace(noted(), noted()), trace(noted())
     mine.closed, mine.files = 2, {**mine.files, "best.pt": {"a": torch.full((2,), 1.5)}}
     text = " ".join(faults_of(Compared(CASES[0], first, first, [mine], [mine])))
-    for words in ("1 steps, ultralytics 2", "mosaic closed in epoch 2, ultralytics 3", "best.pt: apart by 5.0e-01"):
+    for words in (
+        "1 steps, ultralytics 2",
+        "mosaic closed in epoch 2, ultralytics 3",
+        "best.pt: apart by 5.0e-01",
+    ):
         assert words in text

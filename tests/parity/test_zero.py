@@ -1,8 +1,9 @@
-"""ZeRO 0, 1, 2 and 3 against one plain ultralytics model: losses, gradients and the clipped step at equal weights.
+"""ZeRO 0, 1, 2 and 3 against one plain ultralytics model: losses, gradients and the clipped step at
+equal weights.
 
-The other side is ultralytics' convention written out (engine/trainer.py, `_do_train` and `optimizer_step`): each
-micro-batch backpropagates its loss times its images, gradients add up over micro-batches and ranks, the norm is clipped
-at 10 and the optimizer steps.
+The other side is ultralytics' convention written out (engine/trainer.py, `_do_train` and
+`optimizer_step`): each micro-batch backpropagates its loss times its images, gradients add up over
+micro-batches and ranks, the norm is clipped at 10 and the optimizer steps.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ Reports = dict[int, list[dict[tuple[str, int], Report]]]
 
 
 def measure(ranks: Ranks) -> dict[tuple[str, int], Report]:
-    """On a rank: every comparison that this number of ranks takes part in, by its name and ZeRO stage."""
+    """On a rank: every comparison that this number of ranks takes part in, by its name and ZeRO
+    stage."""
     found = {}
     for optimizer in OPTIMIZERS[ranks.size]:
         plain = _plain_step(optimizer, ranks.size)
@@ -54,7 +56,8 @@ def measure(ranks: Ranks) -> dict[tuple[str, int], Report]:
             found[optimizer, stage] = _compare(ranks, stage, plain, optimizer, channels_last=False)
     if ranks.size == 2:
         seasoned = seasoned_weights()
-        # Ours is channels-last by default, whose kernels alone move the norm by 5e-5 on a CPU without AVX-512.
+        # Ours is channels-last by default, whose kernels alone move the norm by 5e-5 on a CPU
+        # without AVX-512.
         plain = _plain_step("SGD", ranks.size, seasoned, layout=torch.channels_last)
         joint = _plain_joint_step(seasoned)
         for stage in STAGES:
@@ -76,8 +79,12 @@ def _plain_step(
     from ultralytics.engine.trainer import BaseTrainer
 
     net = plain_model(weights).to(memory_format=layout)
-    trainer = SimpleNamespace(args=SimpleNamespace())  # build_optimizer asks it for nothing unless the name is "auto"
-    chosen = BaseTrainer.build_optimizer(trainer, net, optimizer, RATES[optimizer], 0.937, WEIGHT_DECAY)
+    trainer = SimpleNamespace(
+        args=SimpleNamespace()
+    )  # build_optimizer asks it for nothing unless the name is "auto"
+    chosen = BaseTrainer.build_optimizer(
+        trainer, net, optimizer, RATES[optimizer], 0.937, WEIGHT_DECAY
+    )
     before = {name: value.clone() for name, value in net.state_dict().items()}
     items = []
     for number in range(ACCUMULATION * ranks):
@@ -92,7 +99,8 @@ def _plain_step(
 
 
 def _clip(net: Any) -> float:
-    """`clip_grad_norm_`, by a norm in fp64: torch 2.13 adds up in fp32 on a CPU, which is off by 1e-6 here."""
+    """`clip_grad_norm_`, by a norm in fp64: torch 2.13 adds up in fp32 on a CPU, which is off by
+    1e-6 here."""
     gradients = [each.grad for each in net.parameters() if each.grad is not None]
     norm = float(torch.stack([each.double().square().sum() for each in gradients]).sum().sqrt())
     torch.nn.utils.clip_grads_with_norm_(net.parameters(), MAX_NORM, torch.tensor(norm))
@@ -102,8 +110,9 @@ def _clip(net: Any) -> float:
 def _plain_joint_step(weights: dict[str, Tensor]) -> Report:
     """The images of both ranks in one forward pass; the loss still a rank's own.
 
-    ultralytics' loss divides by the sum of a micro-batch's target scores, so the loss of four images is not the mean
-    over two times two, whatever BatchNorm does. Its predictions are therefore judged two by two.
+    ultralytics' loss divides by the sum of a micro-batch's target scores, so the loss of four
+    images is not the mean over two times two, whatever BatchNorm does. Its predictions are
+    therefore judged two by two.
     """
     net = plain_model(weights)
     criterion = net.init_criterion()
@@ -121,7 +130,12 @@ def _plain_joint_step(weights: dict[str, Tensor]) -> Report:
         sum(losses).backward()
     statistics = floating_buffers(net)
     shown = torch.tensor(items).mean(0)
-    return {"before": weights, "items": shown, "gradients": _gradients(net), "statistics": statistics}
+    return {
+        "before": weights,
+        "items": shown,
+        "gradients": _gradients(net),
+        "statistics": statistics,
+    }
 
 
 def _gradients(net: torch.nn.Module) -> dict[str, Tensor]:
@@ -146,7 +160,9 @@ def _compare(ranks: Ranks, stage: int, plain: Report, optimizer: str, **settings
             "plain norm": plain.get("norm"),
         }
         if start is not None and end is not None and "after" in plain:
-            report["same start"] = all(torch.equal(start[name], value) for name, value in plain["before"].items())
+            report["same start"] = all(
+                torch.equal(start[name], value) for name, value in plain["before"].items()
+            )
             report["moved"] = {
                 # What the step has moved; beside the weights themselves one step would vanish.
                 name: distance(end[name] - start[name], plain["after"][name] - start[name])
@@ -154,7 +170,10 @@ def _compare(ranks: Ranks, stage: int, plain: Report, optimizer: str, **settings
             }
             report["rounding"] = {
                 # Both sides round a weight once more, to half a step of fp32 each.
-                name: 2**-23 * float(end[name].norm() / (plain["after"][name] - start[name]).norm().clamp_min(1e-30))
+                name: 2**-23
+                * float(
+                    end[name].norm() / (plain["after"][name] - start[name]).norm().clamp_min(1e-30)
+                )
                 for name in small.gradients
             }
         return report
@@ -167,7 +186,8 @@ def measured(seasoned: None) -> Reports:
 
 @pytest.fixture
 def report(measured: Reports, size: int, case: str, stage: int) -> Report:
-    """What rank 0 found; the numbers of the other rank have to be the same, as far as it has them."""
+    """What rank 0 found; the numbers of the other rank have to be the same, as far as it has
+    them."""
     first, *others = (rank[case, stage] for rank in measured[size])
     for other in others:
         assert {key: other[key] for key in ("loss", "gradients", "norm")} == {
@@ -178,32 +198,46 @@ def report(measured: Reports, size: int, case: str, stage: int) -> Report:
 
 def cases(*chosen: tuple[int, str]) -> pytest.MarkDecorator:
     """Each (ranks, name) under every stage that it is measured at."""
-    rows = [(size, case, stage) for size, case in chosen for stage in (SYNC_BN_STAGES if case == "sync_bn" else STAGES)]
+    rows = [
+        (size, case, stage)
+        for size, case in chosen
+        for stage in (SYNC_BN_STAGES if case == "sync_bn" else STAGES)
+    ]
     return pytest.mark.parametrize(
-        ("size", "case", "stage"), rows, ids=[f"{size}rank-{case}-zero{stage}" for size, case, stage in rows]
+        ("size", "case", "stage"),
+        rows,
+        ids=[f"{size}rank-{case}-zero{stage}" for size, case, stage in rows],
     )
 
 
-PLAIN_LAYOUT = tuple((size, optimizer) for size, optimizers in OPTIMIZERS.items() for optimizer in optimizers)
+PLAIN_LAYOUT = tuple(
+    (size, optimizer) for size, optimizers in OPTIMIZERS.items() for optimizer in optimizers
+)
 
 
 @cases(*PLAIN_LAYOUT, (2, "default"), (2, "sync_bn"))
 def test_loss_and_gradients_are_ultralytics_own(report: Report, case: str) -> None:
-    """`default` has channels-last images and matrix products for 1x1 convolutions, which sum up in another order."""
+    """`default` has channels-last images and matrix products for 1x1 convolutions, which sum up in
+    another order."""
     assert report["loss"] < 1e-5
     largest, name = worst(report["gradients"])
     assert largest < (1e-4 if case == "default" else 1e-5), name
-    # Zero on both sides shows nothing. 64 pixels hold no box that is large enough for the boxes of the largest stride.
+    # Zero on both sides shows nothing. 64 pixels hold no box that is large enough for the boxes of
+    # the largest stride.
     assert all(name.startswith("model.24.cv2.2.") for name in report["silent"]), report["silent"]
 
 
 @cases(*PLAIN_LAYOUT, (2, "default"))
 def test_the_clipped_step_is_that_of_a_plain_loop(report: Report, case: str) -> None:
-    assert report["plain norm"] > 2 * MAX_NORM, "the step was not clipped, so that it shows nothing about clipping"
+    assert report["plain norm"] > 2 * MAX_NORM, (
+        "the step was not clipped, so that it shows nothing about clipping"
+    )
     assert report["norm"] == pytest.approx(report["plain norm"], rel=1e-5)
     assert report["same start"]
     # A BatchNorm weight is near 1, where fp32 has steps of 1e-7, and may move by no more than 1e-5.
-    largest, name = worst({name: apart - report["rounding"][name] for name, apart in report["moved"].items()})
+    largest, name = worst(
+        {name: apart - report["rounding"][name] for name, apart in report["moved"].items()}
+    )
     assert largest < 1e-3, (name, report["moved"][name], report["rounding"][name])
 
 

@@ -1,4 +1,5 @@
-"""The other side of a pipeline's comparisons: the same micro-batches through plain ultralytics, in one piece."""
+"""The other side of a pipeline's comparisons: the same micro-batches through plain ultralytics, in
+one piece."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def _plain_step(key: str, size: int, weights_of: _ByIdentity) -> Report:
         for name, each in net.named_parameters():
             if each.requires_grad:
                 gradients[name] = gradients.get(name, 0) + each.grad.float() / case.scale
-    statistics = [{name: each.clone() for name, each in floating_buffers(net).items()} for net in nets]
+    statistics = [
+        {name: each.clone() for name, each in floating_buffers(net).items()} for net in nets
+    ]
     return {
         "items": torch.tensor(items).mean(0),
         "gradients": gradients,
@@ -47,10 +50,14 @@ def _plain_step(key: str, size: int, weights_of: _ByIdentity) -> Report:
     }
 
 
-def _plain_pass(net: Any, batches: list[dict[str, Tensor]], size: int, case: Case) -> list[list[float]]:
-    """Backpropagate what ultralytics' trainer does for micro-batches that go through the model together.
+def _plain_pass(
+    net: Any, batches: list[dict[str, Tensor]], size: int, case: Case
+) -> list[list[float]]:
+    """Backpropagate what ultralytics' trainer does for micro-batches that go through the model
+    together.
 
-    Several are still judged one by one: ultralytics' loss of four images is not the mean over two times two.
+    Several are still judged one by one: ultralytics' loss of four images is not the mean over two
+    times two.
     """
     images = torch.cat([batch["img"] for batch in batches]).float() / 255
     if images.shape[-1] != size:
@@ -76,7 +83,9 @@ def _plain_of(case: Case, weights: dict[str, Tensor]) -> Any:
     if case.precision in ("bf16", "fp16"):
         exchange_layers(net, low_precision=True, sync_bn=False, pointwise=False)
         for parameter in net.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16 if case.precision == "bf16" else torch.float16)
+            parameter.data = parameter.data.to(
+                torch.bfloat16 if case.precision == "bf16" else torch.float16
+            )
     return net
 
 
@@ -98,19 +107,34 @@ def plain_step(case: Case, size: int, weights: dict[str, Tensor]) -> Report:
 
     Cases that differ in nothing but how the model is split share one.
     """
-    decides = {"replicas", "micro_batches", "model", "sizes", "empty", "precision", "freeze", "sync_bn"}
+    decides = {
+        "replicas",
+        "micro_batches",
+        "model",
+        "sizes",
+        "empty",
+        "precision",
+        "freeze",
+        "sync_bn",
+    }
     fields = {key: value for key, value in asdict(case).items() if key in decides}
-    return _plain_step(json.dumps({"cuts": (), **fields}, sort_keys=True), size, _ByIdentity(weights))
+    return _plain_step(
+        json.dumps({"cuts": (), **fields}, sort_keys=True), size, _ByIdentity(weights)
+    )
 
 
 def weights_for(ranks: Ranks, model: str, folder: Path) -> dict[str, Tensor]:
-    """Weights to compare at, the same on all ranks: of yolov5n after forty steps, as `small` explains.
+    """Weights to compare at, the same on all ranks: of yolov5n after forty steps, as `small`
+    explains.
 
     Kept in `folder`, for the worlds of other sizes that follow.
     """
     file = folder / f"{model}.pt"
     if ranks.is_main and not file.exists():
-        torch.save(seasoned_weights() if model == "yolov5n" else plain_model(model=model).state_dict(), file)
+        torch.save(
+            seasoned_weights() if model == "yolov5n" else plain_model(model=model).state_dict(),
+            file,
+        )
     ranks.barrier()
     return _read(file)
 
@@ -125,4 +149,6 @@ def names_of(model: str, frozen: int | None) -> tuple[set[str], set[str]]:
     """Trained parameters and running statistics of the whole model."""
     net = plain_model(model=model)
     freeze(net, frozen)
-    return {name for name, each in net.named_parameters() if each.requires_grad}, set(floating_buffers(net))
+    return {name for name, each in net.named_parameters() if each.requires_grad}, set(
+        floating_buffers(net)
+    )

@@ -42,7 +42,11 @@ RATE, MOMENTUM = 1e-4, 0.9
 
 def stages_of(name: str) -> int:
     """Stages of a pipeline in ds_configs/; 1 for ZeRO."""
-    return json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8")).get("pipeline", {}).get("stages", 1)
+    return (
+        json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+        .get("pipeline", {})
+        .get("stages", 1)
+    )
 
 
 @contextmanager
@@ -72,15 +76,28 @@ def _configure(ranks: Ranks, name: str, folder: Path, hyper: dict[str, Any]) -> 
     batch = MICRO * ranks.size // stages_of(name)
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
-    words = ["--data", "demo", "--model", str(MODEL), "--imgsz", str(SIZE), "--batch-size", str(batch)]
+    words = [
+        "--data",
+        "demo",
+        "--model",
+        str(MODEL),
+        "--imgsz",
+        str(SIZE),
+        "--batch-size",
+        str(batch),
+    ]
     words += ["--deepspeed_config", str(file), "--set", f"nbs={batch}", "--set", "warmup_epochs=0"]
     words += [word for key, value in hyper.items() for word in ("--set", f"{key}={value}")]
     device = ranks.device.type
-    return build_run_config(parser.parse_args(words), world_size=ranks.size, device=device, environ={})
+    return build_run_config(
+        parser.parse_args(words), world_size=ranks.size, device=device, environ={}
+    )
 
 
 def _choice(config: RunConfig) -> Any:
-    return choose_optimizer(config.hyper, samples=SAMPLES, batch=config.batch_size, epochs=config.epochs, nc=len(NAMES))
+    return choose_optimizer(
+        config.hyper, samples=SAMPLES, batch=config.batch_size, epochs=config.epochs, nc=len(NAMES)
+    )
 
 
 def _zero(config: RunConfig, ranks: Ranks) -> Engine:
@@ -107,5 +124,8 @@ def take_step(engine: Engine, number: int, micro_batches: int) -> StepRecord:
     """Take an optimizer step over `micro_batches` new micro-batches of this replica."""
     share = engine.share
     first = 100 * number
-    mine = [pinned(micro_batch(first + place * share.dp_size + share.dp_rank)) for place in range(micro_batches)]
+    mine = [
+        pinned(micro_batch(first + place * share.dp_size + share.dp_rank))
+        for place in range(micro_batches)
+    ]
     return engine.train_step(Step(first, micro_batches, 0, (RATE,) * 3, MOMENTUM), iter(mine))

@@ -53,19 +53,27 @@ class _Rule:
         self._met: set[tuple[Any, int]] = set()
         self.meetings: list[tuple[int, int]] = []
 
-    def new_group(self, ranks: list[int] | None = None, *, backend: str | None = None, **others: Any) -> Any:
+    def new_group(
+        self, ranks: list[int] | None = None, *, backend: str | None = None, **others: Any
+    ) -> Any:
         group = self._new_group(ranks, backend=backend, **others)
         if backend == "gloo":
             self._on_gloo.add(group)
         return group
 
-    def isend(self, tensor: torch.Tensor, dst: int, *, group: Any = None, tag: int = 0) -> dist.Work | None:
+    def isend(
+        self, tensor: torch.Tensor, dst: int, *, group: Any = None, tag: int = 0
+    ) -> dist.Work | None:
         return self._use(self._isend, tensor, dst, group, tag)
 
-    def irecv(self, tensor: torch.Tensor, src: int, *, group: Any = None, tag: int = 0) -> dist.Work | None:
+    def irecv(
+        self, tensor: torch.Tensor, src: int, *, group: Any = None, tag: int = 0
+    ) -> dist.Work | None:
         return self._use(self._irecv, tensor, src, group, tag)
 
-    def _use(self, call: Callable[..., Any], tensor: torch.Tensor, peer: int, group: Any, tag: int) -> Any:
+    def _use(
+        self, call: Callable[..., Any], tensor: torch.Tensor, peer: int, group: Any, tag: int
+    ) -> Any:
         if group not in self._on_gloo and (group, peer) not in self._met:
             self._met.add((group, peer))
             self._meet(peer, group)
@@ -79,5 +87,7 @@ class _Rule:
             heard.wait(self._limit)
             told.wait(self._limit)
         except RuntimeError as error:
-            raise NeverMet(f"rank {dist.get_rank()} waits for rank {peer}, which is elsewhere") from error
+            raise NeverMet(
+                f"rank {dist.get_rank()} waits for rank {peer}, which is elsewhere"
+            ) from error
         self.meetings.append((dist.get_rank(), peer))

@@ -37,7 +37,9 @@ WAITS: dict[str, Callable[[Tensor], object]] = {
     "pageable": lambda device: torch.ones(3).to(CUDA, non_blocking=True),
     "pinned, but waited for": lambda device: torch.ones(3).pin_memory().to(CUDA),
     "into pageable": lambda device: torch.empty(3).copy_(device, non_blocking=True),
-    "each of two": lambda device: torch._foreach_copy_([torch.empty(3), torch.empty(3)], [device, device]),
+    "each of two": lambda device: torch._foreach_copy_(
+        [torch.empty(3), torch.empty(3)], [device, device]
+    ),
     "nonzero": lambda device: device.nonzero(),
     "mask": lambda device: device[device > 0],
     "places on the host": lambda device: device[torch.tensor([0, 1])],
@@ -92,7 +94,13 @@ def mixed_up(ranks: Ranks, within: World) -> dict[str, Record]:
         "into the host's": lambda: host.add_(device),
         "fused": lambda: torch._fused_sgd_(
             *([device], [host], []),
-            **{"weight_decay": 0.0, "momentum": 0.0, "lr": 0.1, "dampening": 0.0, "nesterov": False},
+            **{
+                "weight_decay": 0.0,
+                "momentum": 0.0,
+                "lr": 0.1,
+                "dampening": 0.0,
+                "nesterov": False,
+            },
             **{"maximize": False, "is_first_step": False},
         ),
         "numpy": lambda: _refused(device.numpy),
@@ -128,7 +136,12 @@ def races_of(ranks: Ranks, within: World) -> dict[str, int]:
     """The number of races in each program on two streams."""
     found = {}
     for work in (
-        *(side_reads_unordered, side_reads_after_wait, side_reads_after_event, side_reads_after_host),
+        *(
+            side_reads_unordered,
+            side_reads_after_wait,
+            side_reads_after_event,
+            side_reads_after_host,
+        ),
         *(side_uses_other_half, host_reads_too_early, host_reads_in_time, host_rewrites_too_early),
         *(host_rewrites_in_time, collective_unordered, collective_in_order),
     ):
@@ -235,7 +248,10 @@ def bytes_of(ranks: Ranks, within: World) -> list[int]:
 
 def cast(ranks: Ranks, within: World) -> dict[str, torch.dtype]:
     """The dtypes of operations' results under bf16 autocast of the device."""
-    images, kernel = torch.ones(1, 3, 8, 8, device=CUDA), torch.ones(4, 3, 3, 3, device=CUDA, requires_grad=True)
+    images, kernel = (
+        torch.ones(1, 3, 8, 8, device=CUDA),
+        torch.ones(4, 3, 3, 3, device=CUDA, requires_grad=True),
+    )
     low = images.bfloat16()
     with torch.autocast(CUDA, torch.bfloat16):
         made = {
@@ -269,10 +285,16 @@ def faults_in_a_step(ranks: Ranks, within: World) -> dict[str, Record]:
         "mix-up": forgotten_device,
         "host collective": forgotten_collective,
     }
-    with tempfile.TemporaryDirectory() as folder, engine_of(ranks, "zero1_fp32", Path(folder)) as engine:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        engine_of(ranks, "zero1_fp32", Path(folder)) as engine,
+    ):
         for number in range(WARM):
             take_step(engine, number, 1)
-        return {name: _seen(within, lambda p=plant: _planted(engine, p)) for name, plant in plants.items()}
+        return {
+            name: _seen(within, lambda p=plant: _planted(engine, p))
+            for name, plant in plants.items()
+        }
 
 
 def _planted(engine: Engine, plant: Callable[[Tensor], object]) -> None:
@@ -305,8 +327,14 @@ def forgotten_collective(items: Tensor) -> None:
 def waits_taken_out(ranks: Ranks, within: World) -> dict[str, int]:
     """The races in ZeRO-3's steps, unchanged and without waits between streams."""
     found = {}
-    with tempfile.TemporaryDirectory() as folder, engine_of(ranks, "zero3_fp32", Path(folder)) as engine:
-        for name, out in (("as it is", ()), ("taken out", ((Stream, "wait_stream"), (Stream, "wait_event")))):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        engine_of(ranks, "zero3_fp32", Path(folder)) as engine,
+    ):
+        for name, out in (
+            ("as it is", ()),
+            ("taken out", ((Stream, "wait_stream"), (Stream, "wait_event"))),
+        ):
             with ExitStack() as stack:
                 for owner, method in (*out, *(((Event, "wait"),) if out else ())):
                     stack.enter_context(patch.object(owner, method, lambda *_: None))
@@ -325,7 +353,15 @@ def as_a_script(script: str) -> None:
 
 def beside_an_unused_gpu(ranks: Ranks, within: World) -> dict[str, Any]:
     """A step under DS_ACCELERATOR=cpu on a machine that has a GPU."""
-    with tempfile.TemporaryDirectory() as folder, engine_of(ranks, "zero1_fp32", Path(folder)) as engine:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        engine_of(ranks, "zero1_fp32", Path(folder)) as engine,
+    ):
         result = take_step(engine, 0, 1)
         where = {str(parameter.device) for parameter in engine.net.parameters()}
-    return {"ranks": str(ranks.device), "weights": where, "loss": result.loss, "peak": within.ledger.peak}
+    return {
+        "ranks": str(ranks.device),
+        "weights": where,
+        "loss": result.loss,
+        "peak": within.ledger.peak,
+    }

@@ -58,7 +58,10 @@ def whole_round(ranks: Ranks, within: World, name: str, data: str, **hyper: obje
         data: data yaml, whose validation images are evaluated.
     """
     rounds = _Rounds(within)
-    with tempfile.TemporaryDirectory() as folder, engine_of(ranks, name, Path(folder), **hyper) as engine:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        engine_of(ranks, name, Path(folder), **hyper) as engine,
+    ):
         for number in range(WARM):
             assert not take_step(engine, number, 1).skipped
         rounds.take("build", lambda: None)
@@ -69,7 +72,10 @@ def whole_round(ranks: Ranks, within: World, name: str, data: str, **hyper: obje
         copied = rounds.take("checkpoint", lambda: HostCopy().take(collect(engine)))
         # Every rank gets the frozen weights of all stages, as from a checkpoint.
         frozen = ranks.from_main(ranks.to_main(copied["frozen"]))
-        whole = {**copied, "frozen": {name: value for part in frozen for name, value in part.items()}}
+        whole = {
+            **copied,
+            "frozen": {name: value for part in frozen for name, value in part.items()},
+        }
         rounds.take("load", lambda: engine.load_state(whole))
         rounds.take("roll-back", lambda: engine._load_moving(engine.snapshots.snapshot))
         rounds.take("export", engine.full_weights)
@@ -88,7 +94,9 @@ class _Rounds:
         gc.collect()
         ledger.reset_peak()
         result = work()
-        self.report.parts[name] = Part(record.waits_by_place(), record.told(), ledger.peak, ledger.now)
+        self.report.parts[name] = Part(
+            record.waits_by_place(), record.told(), ledger.peak, ledger.now
+        )
         self.report.faults += [f"{name}: {fault}" for fault in record.faults()]
         record.clear()
         return result
@@ -102,10 +110,18 @@ def _applied(engine: Engine, micro_batches: int) -> None:
 def _evaluate(engine: Engine, yaml: Path, folder: Path) -> None:
     """Evaluate as a run does, with a confidence that no box of an untrained model reaches."""
     hyper = Hyper(conf=0.9)
-    options = SplitOptions(imgsz=SIZE, stride=32, epochs=1, workers=0, local_ranks=1, eval_batch=MICRO)
+    options = SplitOptions(
+        imgsz=SIZE, stride=32, epochs=1, workers=0, local_ranks=1, eval_batch=MICRO
+    )
     split = open_split(read_spec(yaml), "val", hyper, options, engine.ranks, augment=False)
     evaluator = Evaluator(
-        split.dataset, NAMES, hyper, engine.ranks, share=engine.share, forward_batch=MICRO, save_dir=folder
+        split.dataset,
+        NAMES,
+        hyper,
+        engine.ranks,
+        share=engine.share,
+        forward_batch=MICRO,
+        save_dir=folder,
     )
     with engine.evaluating():
         evaluator(engine)

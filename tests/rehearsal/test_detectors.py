@@ -41,7 +41,12 @@ def test_mixups_and_collectives_of_host_tensors_are_seen() -> None:
 
 def test_streams_that_use_the_same_memory_in_no_order_are_a_race() -> None:
     assert {name for name, count in planted("races_of").items() if count} == {
-        *("side_reads_unordered", "host_reads_too_early", "host_rewrites_too_early", "collective_unordered")
+        *(
+            "side_reads_unordered",
+            "host_reads_too_early",
+            "host_rewrites_too_early",
+            "collective_unordered",
+        )
     }
 
 
@@ -100,11 +105,22 @@ def test_a_script_runs_on_a_pretended_device_and_hears_of_its_waits(tmp_path: Pa
         "print(value.device, value.sum().item())\n"
         "value + torch.ones(2)\n"
     )
-    assert forked("tests.rehearsal.planted:as_a_script", {"script": str(script)}, screen=screen, timeout=60) == 0
+    assert (
+        forked(
+            "tests.rehearsal.planted:as_a_script",
+            {"script": str(script)},
+            screen=screen,
+            timeout=60,
+        )
+        == 0
+    )
     told = screen.read_text()
     assert "cuda:0 14.0" in told
     assert "1 x item at script.py:<module> (script.py:3" in told
-    assert "mix-up, 1 x: add of the device's tensors and the host's (2,) at script.py:<module> (script.py:4" in told
+    assert (
+        "mix-up, 1 x: add of the device's tensors and the host's (2,) at script.py:<module> "
+        "(script.py:4" in told
+    )
 
 
 @pytest.mark.parametrize("size", [1, 2])

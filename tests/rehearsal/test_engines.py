@@ -33,10 +33,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_of_every_configuration_is_what_a_device_would_have_of_it(name: str, images: Path) -> None:
+def test_a_run_of_every_configuration_is_what_a_device_would_have_of_it(
+    name: str, images: Path
+) -> None:
     reports = _reports(name, images)
     assert [fault for report in reports for fault in report.faults] == []
-    wrong = [line for rank, report in enumerate(reports) for line in _wrong_waits(name, rank, report)]
+    wrong = [
+        line for rank, report in enumerate(reports) for line in _wrong_waits(name, rank, report)
+    ]
     assert not wrong, "\n".join(wrong)
     _check_peaks(name, reports)
 
@@ -45,14 +49,21 @@ def test_statistics_over_the_replicas_wait_for_nothing_more(images: Path) -> Non
     name = "zero1_fp32"
     reports = _reports(name, images, sync_bn="true")
     assert [fault for report in reports for fault in report.faults] == []
-    wrong = [line for rank, report in enumerate(reports) for line in _wrong_waits(name, rank, report)]
+    wrong = [
+        line for rank, report in enumerate(reports) for line in _wrong_waits(name, rank, report)
+    ]
     assert not wrong, "\n".join(wrong)
 
 
 def _reports(name: str, images: Path, **hyper: str) -> list[Report]:
     size = stages_of(name) if stages_of(name) > 1 else REPLICAS
-    function, device = "tests.rehearsal.rounds:whole_round", "tests.rehearsal.pretended:pretended_device"
-    return on_ranks(function, (size,), within=device, timeout=150, name=name, data=str(images), **hyper)[size]
+    function, device = (
+        "tests.rehearsal.rounds:whole_round",
+        "tests.rehearsal.pretended:pretended_device",
+    )
+    return on_ranks(
+        function, (size,), within=device, timeout=150, name=name, data=str(images), **hyper
+    )[size]
 
 
 def _wrong_waits(name: str, rank: int, report: Report) -> list[str]:
@@ -69,7 +80,10 @@ def _wrong_waits(name: str, rank: int, report: Report) -> list[str]:
             due = _sum(rows["evaluation"], rows["evaluated batch"], batches)
         else:
             due = rows[part]
-        counted = {place: count if due.get(place, 0) is not MANY else MANY for place, count in seen.waits.items()}
+        counted = {
+            place: count if due.get(place, 0) is not MANY else MANY
+            for place, count in seen.waits.items()
+        }
         if counted != due:
             told = "\n    ".join(seen.told)
             wrong.append(f"{name}, rank {rank}, {part}: {seen.waits}\n  and not {due}\n    {told}")
@@ -89,8 +103,12 @@ def _check_peaks(name: str, reports: list[Report]) -> None:
     peaks = [report.parts["step of 4"].peak for report in reports]
     assert peaks == pytest.approx(expected.PEAKS[name], rel=0.02)
     if stages_of(name) > 1:
-        few, many = ([report.parts[f"step of {count}"].peak for report in reports] for count in STEADY)
-        assert max(after - before for before, after in zip(few, many, strict=True)) <= expected.SLACK, (few, many)
+        few, many = (
+            [report.parts[f"step of {count}"].peak for report in reports] for count in STEADY
+        )
+        assert (
+            max(after - before for before, after in zip(few, many, strict=True)) <= expected.SLACK
+        ), (few, many)
     for part in ("load", "roll-back"):
         more = [report.parts[part].held - report.parts["checkpoint"].held for report in reports]
         assert max(more) <= expected.SLACK, (part, more)

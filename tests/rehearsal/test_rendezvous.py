@@ -47,27 +47,38 @@ def _beside_nccl(ranks: Ranks) -> Ranks:
 
 
 def _one(ranks: Ranks, case: Case, folder: str) -> dict[str, object]:
-    with first_use_waits(PATIENCE) as meetings, split_engine(_beside_nccl(ranks), case, Path(folder)) as engine:
+    with (
+        first_use_waits(PATIENCE) as meetings,
+        split_engine(_beside_nccl(ranks), case, Path(folder)) as engine,
+    ):
         made = list(meetings)
         mesh, count = engine.mesh, case.micro_batches
         step = Step(0, count, 0, (1e-3, 1e-3, 1e-3), 0.9)
-        result = engine.train_step(step, (batch_of(case, place, mesh.replica) for place in range(count)))
+        result = engine.train_step(
+            step, (batch_of(case, place, mesh.replica) for place in range(count))
+        )
         with engine.evaluating():
             for _ in range(2):
                 engine.predict(torch.zeros(1, 3, 64, 64, dtype=torch.uint8) if mesh.first else None)
         # As after an evaluation: earlier stages finish before later ones have received.
         ranks.barrier()
         beside = [
-            mesh.rank_at(stage, mesh.replica) for stage in (mesh.stage - 1, mesh.stage + 1) if 0 <= stage < case.stages
+            mesh.rank_at(stage, mesh.replica)
+            for stage in (mesh.stage - 1, mesh.stage + 1)
+            if 0 <= stage < case.stages
         ]
         return {"made": made, "end": list(meetings), "beside": beside, "loss": result.loss}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", sorted({stages * replicas for stages, replicas in SHAPES}))
-def test_stages_meet_when_they_are_made_and_never_wait_for_a_first_use_after(size: int, tmp_path: Path) -> None:
+def test_stages_meet_when_they_are_made_and_never_wait_for_a_first_use_after(
+    size: int, tmp_path: Path
+) -> None:
     call = "tests.rehearsal.test_rendezvous:train_and_predict"
-    found = on_ranks(call, (size,), timeout=100, once="tests.parity.pipes:draw", folder=str(tmp_path))[size]
+    found = on_ranks(
+        call, (size,), timeout=100, once="tests.parity.pipes:draw", folder=str(tmp_path)
+    )[size]
     for shape in found[0]:
         for rank, seen in enumerate(each[shape] for each in found):
             # One per direction.
@@ -82,7 +93,10 @@ def receive_first(ranks: Ranks, meet: bool) -> str:
     passed = nullcontext() if meet else mock.patch("yolods.distributed.stage_channels._meet")
     with first_use_waits(SHORT), passed:
         channels = connect(Mesh(_beside_nccl(ranks), 2), device)
-        source, target = channels.from_before or channels.from_after, channels.to_before or channels.to_after
+        source, target = (
+            channels.from_before or channels.from_after,
+            channels.to_before or channels.to_after,
+        )
         assert source is not None and target is not None
         for link in (source, target):
             link.expect([torch.empty(3)], "numbers")
@@ -98,11 +112,18 @@ def receive_first(ranks: Ranks, meet: bool) -> str:
 
 @pytest.mark.slow
 def test_links_that_have_met_may_be_used_in_any_order() -> None:
-    found = on_ranks("tests.rehearsal.test_rendezvous:receive_first", (2,), timeout=30, meet=True)[2]
+    found = on_ranks("tests.rehearsal.test_rendezvous:receive_first", (2,), timeout=30, meet=True)[
+        2
+    ]
     assert found == ["[1.0, 1.0, 1.0]", "[0.0, 0.0, 0.0]"]
 
 
 @pytest.mark.slow
 def test_links_that_have_not_met_hang() -> None:
-    found = on_ranks("tests.rehearsal.test_rendezvous:receive_first", (2,), timeout=30, meet=False)[2]
-    assert found == ["rank 0 waits for rank 1, which is elsewhere", "rank 1 waits for rank 0, which is elsewhere"]
+    found = on_ranks("tests.rehearsal.test_rendezvous:receive_first", (2,), timeout=30, meet=False)[
+        2
+    ]
+    assert found == [
+        "rank 0 waits for rank 1, which is elsewhere",
+        "rank 1 waits for rank 0, which is elsewhere",
+    ]

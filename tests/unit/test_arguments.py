@@ -1,4 +1,5 @@
-"""A yaml's layers beside what ultralytics' modules take: each fault with its layer, and none of a sound model."""
+"""A yaml's layers beside what ultralytics' modules take: each fault with its layer, and none of a
+sound model."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def test_a_module_that_is_none_is_named_with_the_nearest():
         f"{START}is a 'Convv', which ultralytics does not have (did you mean 'Conv'?)"
     ]
     assert faults_of(["nn.Upsampel", [None, 2]])[0].startswith(f"{START}is a 'nn.Upsampel'")
-    assert faults_of(["torch", []])[0].startswith(f"{START}is a 'torch', which"), "a name, and no module"
+    assert faults_of(["torch", []])[0].startswith(f"{START}is a 'torch', which"), (
+        "a name, and no module"
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,5 +85,7 @@ def test_every_fault_of_every_layer_is_told_at_once():
 
 
 def test_the_layer_that_cannot_be_made_is_the_first_such():
-    broken = layers(["Conv", [16, 3]], ["nn.Upsample", ["x", 2, "nearest", "y", 1, 2, 3]], ["Nothing", []])
+    broken = layers(
+        ["Conv", [16, 3]], ["nn.Upsample", ["x", 2, "nearest", "y", 1, 2, 3]], ["Nothing", []]
+    )
     assert failing_layer(broken) == "layer 2 (nn.Upsample ['x', 2, 'nearest', 'y', 1, 2, 3]): "

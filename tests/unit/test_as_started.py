@@ -1,4 +1,5 @@
-"""A command that is forked finds what it would have found had it been started anew; so does one that a fork starts."""
+"""A command that is forked finds what it would have found had it been started anew; so does one
+that a fork starts."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ found = {
 }
 print(json.dumps(found))
 print(json.dumps([random.random(), numpy.random.rand(), torch.rand(1).item()]), file=sys.stderr)
-"""
+"""  # noqa: E501
 PARENT = """
 import logging, os, random, signal, subprocess, sys, tempfile, threading, warnings
 import torch, yolods.system.interrupt
@@ -57,10 +58,12 @@ sys.stdout = sys.stderr
 words = [sys.executable, "-u", "-m", "probe", *sys.argv[1:]]
 done = subprocess.run(words, preexec_fn=yolods.system.interrupt.hold_ctrl_c, stdin=subprocess.DEVNULL)
 sys.exit(done.returncode)
-"""
+"""  # noqa: E501
 
 
-def started(popen: type[subprocess.Popen], folder: Path, *words: str, **env: str) -> tuple[int, str, str]:
+def started(
+    popen: type[subprocess.Popen], folder: Path, *words: str, **env: str
+) -> tuple[int, str, str]:
     """Exit status, and both streams."""
     process = popen(
         [sys.executable, *words],
@@ -81,14 +84,19 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "probe.py").write_text(PROBE)
     (tmp_path / "parent.py").write_text(PARENT)
     (tmp_path / "custom").mkdir()
-    (tmp_path / "custom" / "sitecustomize.py").write_text("import os; os.environ['CUSTOMISED'] = 'yes'\n")
+    (tmp_path / "custom" / "sitecustomize.py").write_text(
+        "import os; os.environ['CUSTOMISED'] = 'yes'\n"
+    )
     return tmp_path
 
 
 @pytest.mark.parametrize("module", ["probe", "parent"])
 def test_a_fork_finds_what_a_new_python_finds(folder: Path, module: str) -> None:
     """`parent` has changed what a process can change before it starts the probe."""
-    env = {"PYTHONPATH": os.pathsep.join([str(folder / "custom"), forks.environment()["PYTHONPATH"]]), "MINE": "ä"}
+    env = {
+        "PYTHONPATH": os.pathsep.join([str(folder / "custom"), forks.environment()["PYTHONPATH"]]),
+        "MINE": "ä",
+    }
     found = []
     for popen in (subprocess.Popen, forks.Popen):
         status, out, err = started(popen, folder, "-m", module, "a word", **env)
@@ -124,7 +132,12 @@ def test_a_fork_is_a_child_of_the_tests_and_shows_its_command(folder: Path) -> N
     (folder / "waits.py").write_text("import time; print('up', flush=True); time.sleep(60)")
     words = [sys.executable, "-u", "-m", "waits", "x" * 50]
     process = forks.Popen(
-        words, cwd=folder, env=forks.environment(), stdout=subprocess.PIPE, text=True, start_new_session=True
+        words,
+        cwd=folder,
+        env=forks.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None and process.stdout.readline() == "up\n"
     assert psutil.Process(process.pid).cmdline() == words
@@ -142,7 +155,9 @@ def test_what_an_import_has_read_cannot_be_other_in_a_fork(folder: Path) -> None
 
 
 def test_what_a_fork_stands_in_for() -> None:
-    assert command_of([sys.executable, "-u", "-m", "yolods", "train"]) == Command("yolods", ("train",), True)
+    assert command_of([sys.executable, "-u", "-m", "yolods", "train"]) == Command(
+        "yolods", ("train",), True
+    )
     for other in (
         "python -m yolods",
         ["ls", "-m", "x"],

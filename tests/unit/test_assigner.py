@@ -1,5 +1,5 @@
-"""Which anchor answers for which box, on grids that can be followed by hand. Against ultralytics' own:
-test_detection_loss.py."""
+"""Which anchor answers for which box, on grids that can be followed by hand. Against ultralytics'
+own: test_detection_loss.py."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def test_of_many_the_highest_answer_and_the_best_one_s_weight_is_its_overlap():
     assert found.slot.tolist() == best.tolist()
     overlap = found.weight[-1].item()
     assert 0.3 < overlap < 0.5, "complete IoU of a half, less its penalties"
-    torch.testing.assert_close(found.weight, overlap * torch.linspace(0.25, 1.0, TOPK).sqrt(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        found.weight, overlap * torch.linspace(0.25, 1.0, TOPK).sqrt(), rtol=1e-5, atol=0
+    )
 
 
 def test_an_anchor_that_two_boxes_want_goes_to_the_one_it_overlaps_most():
@@ -73,7 +75,9 @@ def test_an_anchor_that_two_boxes_want_goes_to_the_one_it_overlaps_most():
     other = (2.0, 2.0, 4.0, 6.0)
     for order in ((ONE, other), (other, ONE)):
         found = assigned(scores, guesses(1, ONE), targets(*((0, 0, box) for box in order)))
-        mine = {slot: box for slot, box in zip(found.slot.tolist(), found.box.tolist(), strict=True)}
+        mine = {
+            slot: box for slot, box in zip(found.slot.tolist(), found.box.tolist(), strict=True)
+        }
         assert {slot for slot, box in mine.items() if order[box] is ONE} == set(CELLS)
         assert len(mine) == 8
 
@@ -94,7 +98,9 @@ def test_without_asking_how_many_slots_others_fill_up_the_room_and_weigh_nothing
     assert len(found.slot) == wanted.most(TOPK) == 6 and count == 4
     assert found.real.tolist() == [True] * count + [False] * 2
     assert len(set(found.slot.tolist())) == 6, "all different"
-    assert torch.equal(found.slot[:count], exact.slot) and torch.equal(found.weight[:count], exact.weight)
+    assert torch.equal(found.slot[:count], exact.slot) and torch.equal(
+        found.weight[:count], exact.weight
+    )
     assert (found.weight[count:] == 0).all()
 
 
@@ -109,7 +115,9 @@ def test_pieces_come_to_the_same_as_the_whole(monkeypatch, name: str, size: int)
     scores = torch.rand(2 * SIDE * SIDE, 2, generator=generator)
     corners = torch.rand(2, 2 * SIDE * SIDE, generator=generator) * 4
     boxes = torch.cat((corners, corners + 3)) * 8
-    places = [0.2 * place for place in range(20)]  # more boxes than a piece holds, whatever its size
+    places = [
+        0.2 * place for place in range(20)
+    ]  # more boxes than a piece holds, whatever its size
     wanted = targets(*((image, image, (x, 1.0, x + 4.0, 7.0)) for image in (0, 1) for x in places))
     whole = assigned(scores, boxes, wanted)
     monkeypatch.setattr(assigner, name, size)

@@ -17,7 +17,9 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.model = nn.ModuleList([nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.SiLU(inplace=True), nn.Conv2d(2, 1, 3)])
+        self.model = nn.ModuleList(
+            [nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.SiLU(inplace=True), nn.Conv2d(2, 1, 3)]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.model:
@@ -25,7 +27,9 @@ class Net(nn.Module):
         return x
 
 
-def observe(net: Net, images: list[Tensor], wrong: Callable[[int], None] = lambda number: None) -> Probe:
+def observe(
+    net: Net, images: list[Tensor], wrong: Callable[[int], None] = lambda number: None
+) -> Probe:
     """Forward and backward of each micro-batch under a probe."""
     probe = Probe(net)
     with probe.attached():
@@ -39,7 +43,10 @@ def observe(net: Net, images: list[Tensor], wrong: Callable[[int], None] = lambd
 
 
 def batches(count: int = 2) -> list[Tensor]:
-    return [torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(number)) for number in range(count)]
+    return [
+        torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(number))
+        for number in range(count)
+    ]
 
 
 def test_nothing_is_found_where_nothing_is_wrong() -> None:
@@ -64,7 +71,9 @@ def test_a_bad_weight_is_told_from_a_bad_activation() -> None:
 
 def test_a_bad_activation_is_found_where_it_begins() -> None:
     net = Net()
-    net.model[3].register_forward_hook(lambda module, inputs, output: output * torch.tensor(math.inf))
+    net.model[3].register_forward_hook(
+        lambda module, inputs, output: output * torch.tensor(math.inf)
+    )
     first, *_ = observe(net, batches(1)).findings()
     assert (first.phase, first.name, first.in_weights) == ("forward", "model.3", False)
 
@@ -82,9 +91,16 @@ def test_a_bad_gradient_is_found_where_it_begins() -> None:
 
 def test_a_bad_parameter_gradient_is_found_in_its_micro_batch_alone() -> None:
     net, now = Net(), []
-    net.model[3].weight.register_hook(lambda gradient: gradient * (math.nan if now[-1] == 1 else 1.0))
+    net.model[3].weight.register_hook(
+        lambda gradient: gradient * (math.nan if now[-1] == 1 else 1.0)
+    )
     (found,) = observe(net, batches(3), now.append).findings()
-    assert (found.phase, found.name, found.micro_batch, found.kind) == ("backward", "model.3.weight", 1, "nan")
+    assert (found.phase, found.name, found.micro_batch, found.kind) == (
+        "backward",
+        "model.3.weight",
+        1,
+        "nan",
+    )
 
 
 def test_the_largest_gradient_is_that_of_the_last_suspect_here() -> None:
@@ -110,14 +126,22 @@ FILES = ((("a.jpg",), ("b.jpg",)), (("c.jpg",), ("d.jpg",)))
 
 
 def account(
-    rank: int, *findings: BadValue, stage: int = 0, replica: int | None = None, losses: tuple[float, ...] = (1.0, 1.0)
+    rank: int,
+    *findings: BadValue,
+    stage: int = 0,
+    replica: int | None = None,
+    losses: tuple[float, ...] = (1.0, 1.0),
 ) -> Account:
     at = rank if replica is None else replica
-    return Account(rank, f"host{rank}", stage, at, findings, None, losses, FILES if stage == 0 else ())
+    return Account(
+        rank, f"host{rank}", stage, at, findings, None, losses, FILES if stage == 0 else ()
+    )
 
 
 def test_forward_comes_before_backward_and_the_earliest_stage_first() -> None:
-    first = account(0, BadValue("backward", "model.3.conv.weight", "nan", 1), stage=0, replica=0, losses=())
+    first = account(
+        0, BadValue("backward", "model.3.conv.weight", "nan", 1), stage=0, replica=0, losses=()
+    )
     second = account(
         1,
         BadValue("forward", "model.13.conv", "inf", 1, (0,)),
@@ -138,7 +162,9 @@ def test_forward_comes_before_backward_and_the_earliest_stage_first() -> None:
 
 
 def test_backward_begins_at_the_latest_stage() -> None:
-    first = account(0, BadValue("backward", "model.3.conv.weight", "nan", 0), stage=0, replica=0, losses=())
+    first = account(
+        0, BadValue("backward", "model.3.conv.weight", "nan", 0), stage=0, replica=0, losses=()
+    )
     second = account(1, BadValue("backward", "model.20.conv", "inf", 0), stage=1, replica=0)
     (found,) = culprits([first, second], "overflow")
     assert (found.name, found.rank, found.kind) == ("model.20.conv", 1, "inf")
@@ -158,7 +184,10 @@ def test_every_bad_micro_batch_of_every_replica_is_named() -> None:
         ],
         "backward",
     )
-    assert [(each.rank, each.micro_batch, each.layer) for each in found] == [(0, 0, "model.3"), (1, 1, "model.4")]
+    assert [(each.rank, each.micro_batch, each.layer) for each in found] == [
+        (0, 0, "model.3"),
+        (1, 1, "model.4"),
+    ]
 
 
 def test_a_spike_is_the_largest_of_all_ranks() -> None:
@@ -172,7 +201,9 @@ def test_a_spike_is_the_largest_of_all_ranks() -> None:
 
 
 def test_a_loss_spike_is_the_largest_loss() -> None:
-    (found,) = culprits([account(0, losses=(1.0, 2.0)), account(1, losses=(90.0, 2.0))], "loss_spike")
+    (found,) = culprits(
+        [account(0, losses=(1.0, 2.0)), account(1, losses=(90.0, 2.0))], "loss_spike"
+    )
     assert (found.name, found.rank, found.micro_batch) == ("loss", 1, 0)
 
 
@@ -192,6 +223,8 @@ def test_of_shared_statistics_the_first_of_all_replicas_is_the_origin() -> None:
 
 def test_a_mosaic_is_told_by_all_of_its_files() -> None:
     files = (((("a.jpg", "p.jpg", "q.jpg", "a.jpg")), ("b.jpg",)),)
-    only = Account(0, "host0", 0, 0, (BadValue("forward", INPUT, "nan", 0, (0,)),), None, (math.nan,), files)
+    only = Account(
+        0, "host0", 0, 0, (BadValue("forward", INPUT, "nan", 0, (0,)),), None, (math.nan,), files
+    )
     (found,) = culprits([only], "forward")
     assert (found.files, found.single_images) == (("a.jpg", "p.jpg", "q.jpg"), True)

@@ -1,4 +1,5 @@
-"""Work beside the training: it ends, it fails where it is asked for, and only one piece goes on at a time."""
+"""Work beside the training: it ends, it fails where it is asked for, and only one piece goes on at
+a time."""
 
 from __future__ import annotations
 

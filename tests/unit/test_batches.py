@@ -1,4 +1,5 @@
-"""The micro-batches of a replica: where they begin, what is told of them, and the size of a step's images."""
+"""The micro-batches of a replica: where they begin, what is told of them, and the size of a step's
+images."""
 
 from __future__ import annotations
 
@@ -18,12 +19,16 @@ from yolods.training.batches import TrainBatches
 class Read:
     """Batches of a stand-in for the loader."""
 
-    def __init__(self, given: list[dict[str, Any]], share: Share | None = None, multi_scale: float = 0.0) -> None:
+    def __init__(
+        self, given: list[dict[str, Any]], share: Share | None = None, multi_scale: float = 0.0
+    ) -> None:
         self.given, self.asked, self.drawn = given, {}, []
         self.said: list[str] = []
         self.excluded: list[str] = []
         hyper = SimpleNamespace(seed=0, multi_scale=multi_scale)
-        config = SimpleNamespace(hyper=hyper, seed=7, imgsz=64, workers=0, deepspeed=SimpleNamespace(micro_batch=2))
+        config = SimpleNamespace(
+            hyper=hyper, seed=7, imgsz=64, workers=0, deepspeed=SimpleNamespace(micro_batch=2)
+        )
         schedule = SimpleNamespace(samples=12, batch=4)
         telemetry = SimpleNamespace(
             wants_train_images=lambda number: number == 6,
@@ -33,7 +38,9 @@ class Read:
         ranks = Ranks(0, 1, 0, "here", torch.device("cpu"))
         source = SimpleNamespace(place=lambda image: f"/data/{image}")
         dataset = SimpleNamespace(exclude=self.excluded.extend, source=source)
-        self.batches = TrainBatches(config, dataset, schedule, ranks, share or Share(1, 2), telemetry, stride=32)
+        self.batches = TrainBatches(
+            config, dataset, schedule, ranks, share or Share(1, 2), telemetry, stride=32
+        )
 
     def load(self, dataset: Any, stream: Any, **asked: Any) -> Any:
         self.asked = {"stream": stream, **asked}
@@ -45,7 +52,9 @@ def read(run: Read, monkeypatch: pytest.MonkeyPatch, **where: int) -> list[dict[
     return list(run.batches.read(Progress(**where)))
 
 
-def test_they_begin_where_the_run_stands_and_are_shown_by_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_begin_where_the_run_stands_and_are_shown_by_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     run = Read([{"img": 0}, {"img": 1}, {"img": 2}])
     assert read(run, monkeypatch, position=20, micro_batches=5) == run.given
     assert (run.asked["first_position"], run.asked["dp_rank"], run.asked["dp_size"]) == (20, 1, 2)
@@ -63,7 +72,10 @@ def test_each_file_that_cannot_be_read_is_named_once_and_every_sample_is_counted
     run = Read([{"replaced": ("b.jpg", "a.jpg", "a.jpg")}, {}, {"replaced": ("a.jpg",)}])
     with caplog.at_level(logging.WARNING):
         read(run, monkeypatch)
-    said = [f"{file} could not be read; replaced by another sample" for file in ("/data/a.jpg", "/data/b.jpg")]
+    said = [
+        f"{file} could not be read; replaced by another sample"
+        for file in ("/data/a.jpg", "/data/b.jpg")
+    ]
     assert caplog.messages == said
     run.batches.tell_replaced()
     assert run.said == ["4 samples were replaced: 2 files could no longer be read"]
@@ -87,4 +99,6 @@ def test_the_size_is_drawn_by_step_under_multi_scale_alone() -> None:
     assert Read([]).batches.size(3) is None
     sizes = [Read([], multi_scale=0.5).batches.size(step) for step in range(40)]
     assert set(sizes) == {32, 64, 96}
-    assert sizes == [Read([], Share(0, 2), multi_scale=0.5).batches.size(step) for step in range(40)], "on every rank"
+    assert sizes == [
+        Read([], Share(0, 2), multi_scale=0.5).batches.size(step) for step in range(40)
+    ], "on every rank"

@@ -1,4 +1,5 @@
-"""benchmarks: the command line, the order of runs, the arithmetic, the record, and what the drivers hold on to."""
+"""benchmarks: the command line, the order of runs, the arithmetic, the record, and what the drivers
+hold on to."""
 
 import inspect
 import json
@@ -25,7 +26,9 @@ def seen(rate, first=3.0, busy=1.0, epochs=3):
 
 
 def test_help_works_as_a_script_from_any_folder(run_process, tmp_path):
-    done = run_process([sys.executable, ROOT / "benchmarks" / "throughput.py", "--help"], cwd=tmp_path)
+    done = run_process(
+        [sys.executable, ROOT / "benchmarks" / "throughput.py", "--help"], cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "--map-seeds" in done.stdout and "two-ranks" in done.stdout
 
@@ -40,10 +43,14 @@ def test_defaults_and_cores():
         1,
         3,
     )
-    assert cases.REFERENCE not in options.cases and set(options.cases) | {cases.REFERENCE} == set(cases.CASES)
+    assert cases.REFERENCE not in options.cases and set(options.cases) | {cases.REFERENCE} == set(
+        cases.CASES
+    )
 
 
-@pytest.mark.parametrize("words", [["--epochs", "1"], ["--cases", "ultralytics"], ["--record", "no/such/folder/x.md"]])
+@pytest.mark.parametrize(
+    "words", [["--epochs", "1"], ["--cases", "ultralytics"], ["--record", "no/such/folder/x.md"]]
+)
 def test_what_cannot_be_measured_is_refused(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         throughput.main(words)
@@ -58,9 +65,9 @@ def test_ultralytics_runs_before_each_case_that_is_compared_with_it():
 
 
 def test_what_needs_more_cores_than_there_are_is_left_out():
-    assert [case.key for case in cases.plan(["fp32", "two-ranks", "two-runs"], cores=3, threads=2)] == [
-        *("ultralytics", "fp32")
-    ]
+    assert [
+        case.key for case in cases.plan(["fp32", "two-ranks", "two-runs"], cores=3, threads=2)
+    ] == [*("ultralytics", "fp32")]
 
 
 @pytest.mark.parametrize("kind", ["rate", "profile", "map"])
@@ -74,7 +81,9 @@ def test_both_trainers_are_given_the_same(kind, tmp_path):
     )
     assert environment == other and environment["OMP_NUM_THREADS"] == "1"
     overrides = json.loads(theirs[-1])
-    given = {key: json.loads(value) for key, value in (word.split("=") for word in ours if "=" in word)}
+    given = {
+        key: json.loads(value) for key, value in (word.split("=") for word in ours if "=" in word)
+    }
     assert given == hyper and hyper.items() <= overrides.items()
     flags = dict(pairwise(ours))
     assert (flags["--epochs"], flags["--imgsz"], flags["--batch-size"]) == ("3", "192", "16")
@@ -87,13 +96,22 @@ def test_hyper_parameters_are_ones_that_yolods_takes():
 
     for kind in ("rate", "profile", "map"):
         faults = Faults()
-        read_hyper(None, [f"{key}={json.dumps(value)}" for key, value in cases.hyper(kind, 1).items()], faults)
+        read_hyper(
+            None,
+            [f"{key}={json.dumps(value)}" for key, value in cases.hyper(kind, 1).items()],
+            faults,
+        )
         assert not faults
 
 
 def test_two_ranks_keep_the_images_of_a_rank(tmp_path):
     words, _ = cases.command(
-        cases.CASES["two-ranks"], settings(tmp_path), epochs=3, imgsz=320, hyper=cases.hyper("rate", 0), name="a"
+        cases.CASES["two-ranks"],
+        settings(tmp_path),
+        epochs=3,
+        imgsz=320,
+        hyper=cases.hyper("rate", 0),
+        name="a",
     )
     flags = dict(pairwise(words))
     assert (flags["--batch-size"], flags["--num_gpus"], words[2]) == ("32", "2", "launch")
@@ -154,8 +172,13 @@ def test_map_table_puts_means_beside_the_spread_of_seeds():
     def scores(*values):
         return [{"metrics/mAP50(B)": value, "metrics/mAP50-95(B)": value / 2} for value in values]
 
-    text = "\n".join(report.map_table({"ultralytics": scores(0.8, 0.9), "bf16": scores(0.82, 0.86)}))
-    assert "0.800 0.900 | 0.850" in text and "-0.010 from ultralytics', whose seeds lie 0.100 apart" in text
+    text = "\n".join(
+        report.map_table({"ultralytics": scores(0.8, 0.9), "bf16": scores(0.82, 0.86)})
+    )
+    assert (
+        "0.800 0.900 | 0.850" in text
+        and "-0.010 from ultralytics', whose seeds lie 0.100 apart" in text
+    )
 
 
 def test_profile_tables():
@@ -164,7 +187,12 @@ def test_profile_tables():
     assert rows[1].count("---:") == 2
     assert any(row.startswith("| forward | 3.00 (30%) | 3.00 (30%)") for row in rows)
     assert any(row.startswith("| EMA |  | 0.50 (5%)") for row in rows)
-    assert "12.5%" in report.operator_table([{"name": "aten::mm", "calls": 3.0, "ms": 1.0, "share": 0.125}])[-1]
+    assert (
+        "12.5%"
+        in report.operator_table([{"name": "aten::mm", "calls": 3.0, "ms": 1.0, "share": 0.125}])[
+            -1
+        ]
+    )
 
 
 def test_nested_parts_count_for_the_innermost():
@@ -235,16 +263,22 @@ def test_the_copy_holds_every_image_and_label_and_nothing_else(tmp_path):
     assert images == 6
     ours, copied = read_spec(source), read_spec(file)
     for split in ("train", "val"):
-        pairs = zip(list_images(ours.sources(split)), list_images(copied.sources(split)), strict=True)
+        pairs = zip(
+            list_images(ours.sources(split)), list_images(copied.sources(split)), strict=True
+        )
         for original, copy in pairs:
             assert Path(original).read_bytes() == Path(copy).read_bytes()
-            labels = [Path(name.replace("/images/", "/labels/")).with_suffix(".txt") for name in (original, copy)]
+            labels = [
+                Path(name.replace("/images/", "/labels/")).with_suffix(".txt")
+                for name in (original, copy)
+            ]
             assert labels[0].read_text() == labels[1].read_text()
     assert sorted(path for path in (tmp_path / "source").rglob("*")) == before
 
 
 def test_the_places_that_the_drivers_watch_are_there():
-    """A driver finds them by name in a running trainer, where a change would be noticed minutes into a measurement."""
+    """A driver finds them by name in a running trainer, where a change would be noticed minutes
+    into a measurement."""
     from ultralytics.models.yolo.detect import DetectionTrainer
     from ultralytics.nn.tasks import DetectionModel
 

@@ -18,7 +18,9 @@ def blueprint_of(name: str, names: tuple[str, ...] = NAMES, seed: int = 0) -> Bl
     return Blueprint(architecture(parse_name(name), len(names), 3), names, seed)
 
 
-@pytest.mark.parametrize(("name", "strides"), [("yolov5n", [8, 16, 32]), ("yolov5n6", [8, 16, 32, 64])])
+@pytest.mark.parametrize(
+    ("name", "strides"), [("yolov5n", [8, 16, 32]), ("yolov5n6", [8, 16, 32, 64])]
+)
 def test_what_is_known_without_memory(name, strides):
     blueprint = blueprint_of(name)
     assert {each.device.type for each in blueprint.meta.state_dict().values()} == {"meta"}
@@ -28,7 +30,10 @@ def test_what_is_known_without_memory(name, strides):
     whole, note = blueprint.whole(None)
     assert note == ""
     assert blueprint.parameters == sum(each.numel() for each in whole.parameters())
-    shapes = [{key: each.shape for key, each in net.state_dict().items()} for net in (blueprint.meta, whole)]
+    shapes = [
+        {key: each.shape for key, each in net.state_dict().items()}
+        for net in (blueprint.meta, whole)
+    ]
     assert shapes[0] == shapes[1]
     assert torch.equal(blueprint.strides, whole.stride)
 

@@ -19,7 +19,10 @@ def layer() -> nn.BatchNorm2d:
 
 
 def images(seed: int, count: int) -> torch.Tensor:
-    return torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * (seed + 1) + seed
+    return (
+        torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * (seed + 1)
+        + seed
+    )
 
 
 def test_statistics_are_those_of_all_images_whatever_their_batches():

@@ -32,7 +32,9 @@ def test_corners_and_distances_undo_each_other():
     ],
 )
 def test_of_boxes_of_one_shape_it_is_overlap_less_distance(other, expected):
-    assert ciou(box(0.0, 0, 4, 4), box(*map(float, other))).item() == pytest.approx(expected, abs=1e-6)
+    assert ciou(box(0.0, 0, 4, 4), box(*map(float, other))).item() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_of_boxes_of_one_middle_it_is_overlap_less_difference_in_shape():

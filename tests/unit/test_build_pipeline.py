@@ -24,9 +24,21 @@ ALONE = Ranks(0, 1, 0, "here", CPU)
 
 def configured(**settings: Any) -> SimpleNamespace:
     """A run's configuration, as far as a pipeline looks at it."""
-    block = {"stages": 2, "partition": "flops", "memory_gib": None, "activation_checkpoint_interval": 3}
+    block = {
+        "stages": 2,
+        "partition": "flops",
+        "memory_gib": None,
+        "activation_checkpoint_interval": 3,
+    }
     layout = {
-        **{"precision": "fp32", "autocast": None, "micro_batch": 2, "accumulation": 2, "zero_stage": 0, "dp_size": 1},
+        **{
+            "precision": "fp32",
+            "autocast": None,
+            "micro_batch": 2,
+            "accumulation": 2,
+            "zero_stage": 0,
+            "dp_size": 1,
+        },
         **{"pipeline": SimpleNamespace(**block)},
     }
     hyper = SimpleNamespace(freeze=None, cls_remap=True)
@@ -54,9 +66,14 @@ def test_the_heavier_traffic_stays_within_a_host(sent, parameters, order):
 
 def test_gradients_weigh_by_their_type_and_activations_by_the_micro_batches():
     rows = tuple(SimpleNamespace(sent_bytes=300, parameters=100) for _ in range(2))
-    plan, ranks = StagePlan(None, None, rows, measured=False), Ranks(0, 4, 0, "here", CPU, local_size=2)
+    plan, ranks = (
+        StagePlan(None, None, rows, measured=False),
+        Ranks(0, 4, 0, "here", CPU, local_size=2),
+    )
     config = configured()
-    assert order_of(plan, config, ranks) == "replicas"  # 2 cuts x 4 x 300 bytes, and not 8 links x 400
+    assert (
+        order_of(plan, config, ranks) == "replicas"
+    )  # 2 cuts x 4 x 300 bytes, and not 8 links x 400
     config.deepspeed.precision = "bf16"
     assert order_of(plan, config, ranks) == "stages"
     config.deepspeed.accumulation = 1
@@ -64,7 +81,8 @@ def test_gradients_weigh_by_their_type_and_activations_by_the_micro_batches():
 
 
 def test_rank_0_s_cuts_hold_for_all(blueprint, monkeypatch):
-    """Another rank may have other memory; cuts of its own would not fit together with those of the others."""
+    """Another rank may have other memory; cuts of its own would not fit together with those of the
+    others."""
     first = plan_stages(blueprint, configured(), ALONE)
     assert not first.measured and len(first.rows) == 2
 
@@ -82,7 +100,9 @@ def test_on_a_cpu_nothing_is_measured_and_memory_is_nobody_s_limit():
     assert module._memory(ALONE) is None
 
 
-def built(monkeypatch: pytest.MonkeyPatch, blueprint: Any, stage: int, config: SimpleNamespace) -> tuple[Any, str, Any]:
+def built(
+    monkeypatch: pytest.MonkeyPatch, blueprint: Any, stage: int, config: SimpleNamespace
+) -> tuple[Any, str, Any]:
     """This stage, the line about weights, and its boundaries; without an engine around them."""
     ranks = Ranks(stage, 2, stage, "here", CPU, local_size=2)
     monkeypatch.setattr(Ranks, "from_main", lambda self, value: value)
@@ -93,11 +113,18 @@ def built(monkeypatch: pytest.MonkeyPatch, blueprint: Any, stage: int, config: S
     return net, note, (cut, plan)
 
 
-def test_a_stage_gets_the_nodes_of_its_own_bounds_and_the_names_that_cross_them(blueprint, monkeypatch):
+def test_a_stage_gets_the_nodes_of_its_own_bounds_and_the_names_that_cross_them(
+    blueprint, monkeypatch
+):
     halves = [built(monkeypatch, blueprint, stage, configured()) for stage in range(2)]
     (front, note, (before, plan)), (back, _, (after, _)) = halves
     middle = plan.partition.bounds[1]
-    assert (front.start, front.stop, back.start, back.stop) == (0, middle, middle, len(plan.graph.nodes))
+    assert (front.start, front.stop, back.start, back.stop) == (
+        0,
+        middle,
+        middle,
+        len(plan.graph.nodes),
+    )
     assert before.after == after.before == live(build_graph(blueprint.meta), middle)
     assert note == "" and front._recompute == 3
     names = [*front.state_dict(), *back.state_dict()]
@@ -119,10 +146,14 @@ def test_a_stage_takes_its_own_of_the_weights_that_were_given_but_not_when_a_run
             asked.append((weights, by_name))
             return whole, "taken over"
 
-    drawn = Given(**{name: getattr(blueprint, name) for name in ("strides", "names", "seed", "meta", "head")})
+    drawn = Given(
+        **{name: getattr(blueprint, name) for name in ("strides", "names", "seed", "meta", "head")}
+    )
     net, note, _ = built(monkeypatch, drawn, 1, configured(weights=Path("a.pt"), resume=resume))
     state = whole.state_dict()
-    weight = next(name for name, each in net.named_parameters() if each.dim() == 4 and ".dfl" not in name)
+    weight = next(
+        name for name, each in net.named_parameters() if each.dim() == 4 and ".dfl" not in name
+    )
     assert torch.equal(net.state_dict()[weight], state[weight]) is read
     assert (asked, note) == (([(Path("a.pt"), True)], "taken over") if read else ([], ""))
     assert all(torch.isfinite(each).all() for each in net.state_dict().values())

@@ -50,8 +50,12 @@ def built(made: SimpleNamespace, config: DeepSpeedConfig) -> Stability | StockSt
 def test_stock_handling_leaves_the_engine_as_it_is():
     made = engine()
     before, step = dict(vars(made)), made.optimizer.step
-    assert isinstance(built(made, layout(yolods={"overflow": {"handling": "stock"}})), StockStability)
-    assert vars(made) == before and made.optimizer.step == step and "step" not in vars(made.optimizer)
+    assert isinstance(
+        built(made, layout(yolods={"overflow": {"handling": "stock"}})), StockStability
+    )
+    assert (
+        vars(made) == before and made.optimizer.step == step and "step" not in vars(made.optimizer)
+    )
 
 
 def test_our_own_handling_takes_the_place_of_deepspeeds_clipping_and_scale():

@@ -9,8 +9,25 @@ from pathlib import Path
 import pytest
 
 from benchmarks import checkpoint
-from benchmarks.checkpoint_report import BESIDE, NONE, WAITING, Case, Interval, Seen, doubts, misses, table
-from benchmarks.checkpoint_restart import FIRST_STEP, RESUMED, Restart, _newest, _times, restart_table
+from benchmarks.checkpoint_report import (
+    BESIDE,
+    NONE,
+    WAITING,
+    Case,
+    Interval,
+    Seen,
+    doubts,
+    misses,
+    table,
+)
+from benchmarks.checkpoint_restart import (
+    FIRST_STEP,
+    RESUMED,
+    Restart,
+    _newest,
+    _times,
+    restart_table,
+)
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "checkpoint.py"
 
@@ -36,7 +53,8 @@ def case(beside: float, left: float = 0.0, work: float = 0.05) -> Case:
 
 
 def test_what_a_checkpoint_costs():
-    """Beside the interval of the same round, and the time of a step where there is no checkpoint."""
+    """Beside the interval of the same round, and the time of a step where there is no
+    checkpoint."""
     found = case(0.08)
     assert found.step == pytest.approx(0.101)
     assert found.held(WAITING) == [0.8] * 3 and found.held(BESIDE) == [0.04] * 3
@@ -48,16 +66,20 @@ def test_what_a_checkpoint_costs():
     assert misses([found]) == []
     waiting, beside = table([found])[2:]
     about = "| yolov5n | 2 | 31 | 0.101 |"
-    assert waiting == f"{about} synchronous | 800 (800..800) | 100 (100..100) | 500 (500..500) | 7.92% | 4.95% |"
-    assert beside == f"{about} asynchronous | 40 (40..40) | 50 (50..50) | 80 (80..80) | 0.89% | 0.79% |"
+    assert waiting == (
+        f"{about} synchronous | 800 (800..800) | 100 (100..100) | 500 (500..500) | 7.92% | 4.95% |"
+    )
+    assert (
+        beside
+        == f"{about} asynchronous | 40 (40..40) | 50 (50..50) | 80 (80..80) | 0.89% | 0.79% |"
+    )
 
 
 def test_what_is_wrong_with_a_measurement_is_said():
     found = case(0.2, left=0.3, work=0.16)
     assert misses([found]) == ["yolov5n, 2 ranks: 1.98% of 100 steps"]
-    assert (
-        doubts([found])[1]
-        == "- yolov5n, 2 ranks: 3 intervals were too short for their checkpoint to be written in them"
+    assert doubts([found])[1] == (
+        "- yolov5n, 2 ranks: 3 intervals were too short for their checkpoint to be written in them"
     )
 
 
@@ -69,7 +91,8 @@ def test_seen_travels_between_processes():
 def test_times_of_a_restart_are_read_from_the_log(tmp_path):
     (tmp_path / "train.log").write_text(
         "2026-01-02 03:04:05,500 INFO    yolods.telemetry: step 1: box_loss 3, grad_norm 1\n"
-        "2026-01-02 03:04:09,250 INFO    yolods.telemetry.console: Resuming after step 10, in epoch 1\n"
+        "2026-01-02 03:04:09,250 INFO    yolods.telemetry.console: Resuming after step 10, in "
+        "epoch 1\n"
         "2026-01-02 03:04:10,750 INFO    yolods.telemetry: step 11: box_loss 2, grad_norm 1\n"
     )
     first, second = _times(tmp_path, FIRST_STEP)
@@ -89,7 +112,9 @@ def test_help_works_as_a_script_from_any_folder(run_process, tmp_path):
     assert "--restart" in done.stdout
 
 
-@pytest.mark.parametrize("words", [["--rounds", "0"], ["--ranks", "2", "0"], ["--record", "no/such/folder/x.md"]])
+@pytest.mark.parametrize(
+    "words", [["--rounds", "0"], ["--ranks", "2", "0"], ["--record", "no/such/folder/x.md"]]
+)
 def test_what_cannot_be_measured_is_refused(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         checkpoint.main(words)

@@ -1,4 +1,5 @@
-"""Whole tensors out of what the ranks of any layout wrote. Real runs: tests/faults/test_resumes.py."""
+"""Whole tensors out of what the ranks of any layout wrote. Real runs:
+tests/faults/test_resumes.py."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ from yolods.checkpoint.read import Checkpoint, rank_file
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [("whole", 2), ("flat", 1), ("flat", 2), ("flat", 4), ("pieces", 2), ("pieces", 5)]
+    ("kind", "count"),
+    [("whole", 2), ("flat", 1), ("flat", 2), ("flat", 4), ("pieces", 2), ("pieces", 5)],
 )
 def test_shards_of_every_kind_are_put_together(tmp_path, kind, count):
-    """Six and three numbers over up to five ranks: parts are padded, and some hold nothing but padding."""
+    """Six and three numbers over up to five ranks: parts are padded, and some hold nothing but
+    padding."""
     checkpoint = write_ranks(tmp_path, kind, count)
     live, average = merge_shards(checkpoint, live=True), merge_shards(checkpoint, live=False)
     assert live.keys() == average.keys() == {*WEIGHTS, "bn.mean", "dfl.weight"}
@@ -43,7 +46,10 @@ def stages_apart(folder: Path) -> Checkpoint:
             "statistics": [],
             "frozen": {f"frozen{stage}": half},
         }
-        torch.save(state | ({"counts": {"bn.count": torch.tensor(7)}} if rank == 0 else {}), rank_file(folder, rank))
+        torch.save(
+            state | ({"counts": {"bn.count": torch.tensor(7)}} if rank == 0 else {}),
+            rank_file(folder, rank),
+        )
     stages = [{"groups": [[shapes[stage]]], "statistics": []} for stage in (0, 1)]
     model = {**MODEL, "kind": "flat", "stages": stages, "places": places}
     (folder / "model.json").write_text(json.dumps(model))
@@ -53,7 +59,10 @@ def stages_apart(folder: Path) -> Checkpoint:
 
 def test_shards_are_put_together_by_stage_and_replica_and_not_by_rank(tmp_path):
     checkpoint = stages_apart(tmp_path)
-    assert {name: value.tolist() for name, value in checkpoint.masters().items()} == {"a": [0, 1], "b": [10, 11]}
+    assert {name: value.tolist() for name, value in checkpoint.masters().items()} == {
+        "a": [0, 1],
+        "b": [10, 11],
+    }
     assert checkpoint.average()["b"].tolist() == [110, 111]
     assert checkpoint.moment("exp_avg")["b"].tolist() == [-10, -11]
     assert set(checkpoint.frozen()) == {"frozen0", "frozen1"}

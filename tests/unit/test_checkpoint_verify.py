@@ -1,4 +1,5 @@
-"""Which checkpoint is taken, and which files a rank reads to tell. Damage of every kind: test_store.py."""
+"""Which checkpoint is taken, and which files a rank reads to tell. Damage of every kind:
+test_store.py."""
 
 from __future__ import annotations
 
@@ -42,7 +43,12 @@ def test_a_checkpoint_that_does_not_say_whose_it_is_may_be_anyones(tmp_path):
     empty_checkpoints(tmp_path, "step2", run="other")
     empty_checkpoints(tmp_path, "step3")
     (tmp_path / "step3" / "progress.json").write_text("[]")
-    assert [run_of(tmp_path / f"step{number}") for number in (1, 2, 3, 4)] == ["mine", "other", None, None]
+    assert [run_of(tmp_path / f"step{number}") for number in (1, 2, 3, 4)] == [
+        "mine",
+        "other",
+        None,
+        None,
+    ]
     assert names_in(tmp_path, "mine") == ["step1", "step3"]
 
 
@@ -87,14 +93,20 @@ def test_damage_that_another_host_sees_is_told_with_its_name(tmp_path, monkeypat
         def to_main(self, value):
             return [value]
 
-    assert faults_of(folder, Far(1, 2, 0, "second", ALONE.device)) == [f"{folder}/rank1.pt: missing (seen from second)"]
+    assert faults_of(folder, Far(1, 2, 0, "second", ALONE.device)) == [
+        f"{folder}/rank1.pt: missing (seen from second)"
+    ]
 
 
 @pytest.mark.parametrize(
     ("ended", "stopped", "expected"),
     [
         ('{"run": "r", "start": "s", "step": 4, "status": 0}', None, End("r", "s", 4, 0)),
-        ('{"run": "r"}', '{"run": "r", "start": "s", "step": 3, "status": 130}', End("r", "s", 3, 130)),
+        (
+            '{"run": "r"}',
+            '{"run": "r", "start": "s", "step": 3, "status": 130}',
+            End("r", "s", 3, 130),
+        ),
         ("9 0", "[]", None),
         (None, None, None),
     ],

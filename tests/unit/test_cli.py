@@ -1,4 +1,5 @@
-"""The command line: words, help, exit status, and who speaks. Flags: test_config_run; mistakes: tests/faults."""
+"""The command line: words, help, exit status, and who speaks. Flags: test_config_run; mistakes:
+tests/faults."""
 
 import os
 import subprocess
@@ -28,7 +29,9 @@ def test_version(capsys, word):
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
-@pytest.mark.parametrize("words", [["train"], ["val"], ["export"], ["launch", "train"], ["launch", "val"]])
+@pytest.mark.parametrize(
+    "words", [["train"], ["val"], ["export"], ["launch", "train"], ["launch", "val"]]
+)
 def test_every_word_lists_its_flags(capsys, words):
     with pytest.raises(SystemExit) as caught:
         cli.main([*words, "--help"])
@@ -37,14 +40,23 @@ def test_every_word_lists_its_flags(capsys, words):
     assert f"usage: yolods {words[-1]}" in shown
     assert "--weights" in shown or "--to" in shown
     if words[-1] in ("train", "val"):
-        assert all(flag in shown for flag in ("--hostfile", "--num_gpus", "--launcher", "--max_restarts"))
+        assert all(
+            flag in shown for flag in ("--hostfile", "--num_gpus", "--launcher", "--max_restarts")
+        )
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("words", [["train", "--help"], ["launch", "train", "--data", "nowhere.yaml"]])
+@pytest.mark.parametrize(
+    "words", [["train", "--help"], ["launch", "train", "--data", "nowhere.yaml"]]
+)
 def test_what_starts_no_training_needs_no_torch(words):
-    script = f"import sys\nfrom yolods.cli import main\ntry:\n  main({words})\nfinally:\n  print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    script = (
+        f"import sys\nfrom yolods.cli import main\ntry:\n  main({words})\nfinally:\n"
+        "  print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     loaded = done.stdout.splitlines()[-1].split()
     assert "yolods.cli" in loaded and "torch" not in loaded
 
@@ -120,12 +132,18 @@ def test_of_a_start_on_every_host_the_first_one_claims_the_folder(tmp_path, monk
     assert not (tmp_path / "runs").exists(), "nothing has come of either"
 
 
-MPIRUN = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+MPIRUN = {
+    "OMPI_COMM_WORLD_RANK": "0",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+}
 SRUN = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}
 
 
 @pytest.mark.parametrize("variables", [MPIRUN, SRUN], ids=["mpirun", "srun"])
-def test_a_rank_of_another_launcher_is_not_checked_as_if_it_were_alone(monkeypatch, capsys, variables):
+def test_a_rank_of_another_launcher_is_not_checked_as_if_it_were_alone(
+    monkeypatch, capsys, variables
+):
     for name, value in {**variables, "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(cli, "_train_rank", lambda args, claim: 0)
@@ -138,15 +156,22 @@ def test_a_rank_of_another_launcher_is_not_checked_as_if_it_were_alone(monkeypat
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("words", [("train", "--mosaik", "1"), ("launch", "train", "--mosaik", "1")])
+@pytest.mark.parametrize(
+    "words", [("train", "--mosaik", "1"), ("launch", "train", "--mosaik", "1")]
+)
 def test_devices_that_another_start_has_left_in_the_shell_are_not_taken(monkeypatch, words):
     monkeypatch.setenv("YOLODS_VISIBLE_DEVICES", "foo")
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     assert cli.main(list(words)) == 2
-    assert "YOLODS_VISIBLE_DEVICES" not in os.environ and os.environ.get("CUDA_VISIBLE_DEVICES") == before
+    assert (
+        "YOLODS_VISIBLE_DEVICES" not in os.environ
+        and os.environ.get("CUDA_VISIBLE_DEVICES") == before
+    )
 
 
-@pytest.mark.parametrize("words", [("-help",), ("train", "-help"), ("val", "-help"), ("launch", "train", "-help")])
+@pytest.mark.parametrize(
+    "words", [("-help",), ("train", "-help"), ("val", "-help"), ("launch", "train", "-help")]
+)
 def test_help_with_one_dash_is_shown(capsys, words):
     with suppress(SystemExit):
         assert cli.main(list(words)) == 0
@@ -155,7 +180,8 @@ def test_help_with_one_dash_is_shown(capsys, words):
 
 @pytest.fixture
 def doctor(monkeypatch):
-    """`yolods doctor` without a visit: its status, what it found before it asked hosts, and what it printed."""
+    """`yolods doctor` without a visit: its status, what it found before it asked hosts, and what it
+    printed."""
     asked = []
 
     def visit(hosts, flags, *, faults, **settings):
@@ -175,7 +201,10 @@ def doctor(monkeypatch):
     ("text", "told"),
     [
         ('{"foo": 1}', 'ds.json: unknown key "foo"'),
-        ('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 1}}', "the CPU backend has no fp16"),
+        (
+            '{"fp16": {"enabled": true}, "zero_optimization": {"stage": 1}}',
+            "the CPU backend has no fp16",
+        ),
         ('{"pipeline": {"stages": 4}}', '"pipeline".stages 4 does not divide 2 ranks'),
         ('{"train_batch_size": 3}', "train_batch_size 3 / (2 ranks) = 1.50 is not an integer"),
         ('{"zero_optimization": {"offload_optimizer": "cpu"}}', "it must be an object"),
@@ -189,9 +218,12 @@ def test_doctor_does_not_pass_a_json_that_train_refuses(tmp_path, monkeypatch, d
 
 
 def test_doctor_leaves_the_batch_to_the_start(tmp_path, monkeypatch, doctor):
-    """16 images, the default of --batch-size, cannot be divided evenly among 5 ranks; others can."""
+    """16 images, the default of --batch-size, cannot be divided evenly among 5 ranks; others
+    can."""
     monkeypatch.chdir(tmp_path)
-    Path("ds.json").write_text('{"gradient_accumulation_steps": 2, "zero_optimization": {"offload_optimizer": null}}')
+    Path("ds.json").write_text(
+        '{"gradient_accumulation_steps": 2, "zero_optimization": {"offload_optimizer": null}}'
+    )
     assert doctor("--num_gpus", "5", "--deepspeed_config", "ds.json")[0] == 0
 
 

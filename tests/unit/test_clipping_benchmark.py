@@ -1,4 +1,5 @@
-"""The clipping benchmark: its counting of bytes, kernels and waits, its arithmetic, and a run of all of it."""
+"""The clipping benchmark: its counting of bytes, kernels and waits, its arithmetic, and a run of
+all of it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import clipping, clipping_run
-from benchmarks.clipping_count import BLOCKS, CHUNK, DEVICE, TENSORS, counted, lone_rank, multi_tensor_launches
+from benchmarks.clipping_count import (
+    BLOCKS,
+    CHUNK,
+    DEVICE,
+    TENSORS,
+    counted,
+    lone_rank,
+    multi_tensor_launches,
+)
 from benchmarks.clipping_report import (
     FUSED,
     OURS,
@@ -65,10 +74,17 @@ def half(count: int = 1000) -> torch.Tensor:
         (lambda x: torch.tensor([1.0, 2.0]) * 3, 0, 0, 0),
     ],
 )
-def test_bytes_and_operators_are_those_of_the_tensors(function: Callable, read: int, written: int, operators: int):
+def test_bytes_and_operators_are_those_of_the_tensors(
+    function: Callable, read: int, written: int, operators: int
+):
     tensor = half()
     tally = counted(lambda: function(tensor))
-    assert (tally.read, tally.written, tally.operators, tally.syncs) == (read, written, operators, 0)
+    assert (tally.read, tally.written, tally.operators, tally.syncs) == (
+        read,
+        written,
+        operators,
+        0,
+    )
     assert tally.moved == read + written and sum(tally.by_operator.values()) == operators
 
 
@@ -84,7 +100,9 @@ def test_bytes_and_operators_are_those_of_the_tensors(function: Callable, read: 
         (lambda x: x.to(DEVICE).amax(), 0, 0),
     ],
 )
-def test_waits_of_the_host_are_counted_and_what_stays_there_is_not(function: Callable, waits: int, sent: int):
+def test_waits_of_the_host_are_counted_and_what_stays_there_is_not(
+    function: Callable, waits: int, sent: int
+):
     tensor = half()
     tally = counted(lambda: function(tensor))
     assert (tally.waits, tally.sent, tally.syncs) == (waits, sent, waits + sent)
@@ -127,7 +145,8 @@ def test_what_each_way_moves_and_waits_for(dtype: torch.dtype, width: int):
         assert tallies[f"{FUSED}, {stage}"][0] == measuring
         fused = tallies[f"{FUSED}, {stage}"][1]
         assert fused is not None and (fused.moved, fused.syncs) == (len(GROUPS) * 8, 0)
-    # DeepSpeed 0.19.8: for an overflow two reductions, or isinf and isnan of everything; then a norm of a copy in fp64.
+    # DeepSpeed 0.19.8: for an overflow two reductions, or isinf and isnan of everything; then a
+    # norm of a copy in fp64.
     check = {(ZERO12, 2): 4, (ZERO3, 2): 12}
     for stage in (ZERO12, ZERO3):
         measuring, applying = tallies[f"{STOCK}, {stage}"]
@@ -149,7 +168,10 @@ class Seen(TorchDispatchMode):
         self.names: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not func.is_view and func not in (torch.ops.aten.empty_like.default, torch.ops.aten.empty.memory_format):
+        if not func.is_view and func not in (
+            torch.ops.aten.empty_like.default,
+            torch.ops.aten.empty.memory_format,
+        ):
             self.names[str(func)] += 1
         return func(*args, **(kwargs or {}))
 
@@ -159,8 +181,13 @@ def test_the_operators_that_are_counted_are_those_that_run():
     compared = ways(held)
     held.hold_gradients()
     held.hold_masters()
-    for way, (measuring, applying) in zip(compared, clipping_run.count(GROUPS, torch.float16), strict=True):
-        if way.name.what in (OURS, FUSED):  # on a CPU what these compute on the host cannot be told apart
+    for way, (measuring, applying) in zip(
+        compared, clipping_run.count(GROUPS, torch.float16), strict=True
+    ):
+        if way.name.what in (
+            OURS,
+            FUSED,
+        ):  # on a CPU what these compute on the host cannot be told apart
             continue
         for function, tally in ((way.measure, measuring), (way.apply, applying)):
             with lone_rank(), Seen() as seen:
@@ -172,15 +199,32 @@ def test_the_operators_that_are_counted_are_those_that_run():
 
 def test_the_larger_model_has_about_a_billion_parameters():
     groups = groups_of(clipping.SIZES[1])
-    assert sum(shape.numel() for group in groups for _, shape in group) == pytest.approx(1e9, rel=0.01)
+    assert sum(shape.numel() for group in groups for _, shape in group) == pytest.approx(
+        1e9, rel=0.01
+    )
 
 
-def row(what: str, stage: str, *, moved: int, syncs: int, seconds: float, busy: float = 1.0, norm: float = 3.0) -> Row:
-    """Two rounds, the second one half as long; applying takes a tenth of measuring, of a fused optimizer nothing."""
+def row(
+    what: str,
+    stage: str,
+    *,
+    moved: int,
+    syncs: int,
+    seconds: float,
+    busy: float = 1.0,
+    norm: float = 3.0,
+) -> Row:
+    """Two rounds, the second one half as long; applying takes a tenth of measuring, of a fused
+    optimizer nothing."""
     samples = (Sample(seconds, busy), Sample(seconds / 2, busy))
     tally = Tally(read=moved, waits=syncs, operators=1, launches=1)
     later = tuple(Sample(0.0 if what == FUSED else each.seconds / 10, busy) for each in samples)
-    return Row(Name(what, stage), Part(tally, samples, 0), None if what == ROOFLINE else Part(Tally(), later), norm)
+    return Row(
+        Name(what, stage),
+        Part(tally, samples, 0),
+        None if what == ROOFLINE else Part(Tally(), later),
+        norm,
+    )
 
 
 def example(**changes: float) -> Case:
@@ -196,11 +240,15 @@ def test_targets_are_met_or_missed_one_by_one():
     good = example()
     assert misses([good]) == [] and len(verdicts(good)) == 12 and "all met" in tables([good])[0]
     assert good.over_roof(good.row(OURS, ZERO3)).median == pytest.approx(1.2)
-    assert good.faster(good.row(OURS, ZERO3), good.row(STOCK, ZERO3), both=True).low == pytest.approx(5)
+    assert good.faster(
+        good.row(OURS, ZERO3), good.row(STOCK, ZERO3), both=True
+    ).low == pytest.approx(5)
     assert {each.target[:9] for each in misses([example(moved=230)])} == {"measuring"}
     assert [each.found for each in misses([example(syncs=2)])] == ["2", "2"]
     slow = misses([example(seconds=1.55)])
-    assert len(slow) == 2 * 3  # torch.sum and stock, twice; with a fused optimizer still 6.6 / 1.55 = 4.3
+    assert (
+        len(slow) == 2 * 3
+    )  # torch.sum and stock, twice; with a fused optimizer still 6.6 / 1.55 = 4.3
     assert "missed" in tables([example(syncs=2)])[0]
 
 
@@ -219,12 +267,16 @@ def test_a_busy_machine_and_different_norms_are_told():
 
 def test_counts_alone_need_no_times():
     case = example()
-    bare = replace(case, rows=tuple(replace(each, measuring=Part(each.measuring.tally)) for each in case.rows))
+    bare = replace(
+        case, rows=tuple(replace(each, measuring=Part(each.measuring.tally)) for each in case.rows)
+    )
     assert len(verdicts(bare)) == 4
     assert "Timed:" not in tables([bare])
 
 
-@pytest.mark.parametrize("words", [["--rounds", "-1"], ["--record", "no/such/folder/x.md"], ["--dtype", "fp8"]])
+@pytest.mark.parametrize(
+    "words", [["--rounds", "-1"], ["--record", "no/such/folder/x.md"], ["--dtype", "fp8"]]
+)
 def test_what_cannot_be_measured_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stopped:
         clipping.main(words)
@@ -237,12 +289,27 @@ def test_an_unknown_model_is_refused_in_one_line(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.startswith("error: --model yolov9")
 
 
-def test_it_runs_and_records_on_tiny_gradients(monkeypatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_it_runs_and_records_on_tiny_gradients(
+    monkeypatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setattr(clipping_run, "groups_of", lambda model: GROUPS)
-    words = ["--sizes", "tiny", "--rounds", "2", "--device", "cpu", "--record", str(tmp_path / "clipping.md")]
+    words = [
+        "--sizes",
+        "tiny",
+        "--rounds",
+        "2",
+        "--device",
+        "cpu",
+        "--record",
+        str(tmp_path / "clipping.md"),
+    ]
     assert clipping.main(words) in (0, 1)  # of so little the fixed costs are most
     record = (tmp_path / "clipping.md").read_text()
-    assert record.count("| stock, ZeRO-3 |") == 4 and "## tiny, fp32" in record and "yolods 0." in record
+    assert (
+        record.count("| stock, ZeRO-3 |") == 4
+        and "## tiny, fp32" in record
+        and "yolods 0." in record
+    )
     assert "the ways disagree" not in record
     assert "applying, round 2 of 2" in capsys.readouterr().out
 

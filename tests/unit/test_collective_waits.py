@@ -1,4 +1,5 @@
-"""Whose time it is when a rank stands still, on a device whose host runs ahead. On real ranks: tests/dist."""
+"""Whose time it is when a rank stands still, on a device whose host runs ahead. On real ranks:
+tests/dist."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ def test_a_device_waits_from_where_its_stream_comes_to_a_collective_until_it_is_
 
 
 def test_a_host_that_is_held_up_in_the_call_does_what_its_device_does() -> None:
-    """It meets a rank for the first time, which is late; or the queue is full, of its own device's work."""
+    """It meets a rank for the first time, which is late; or the queue is full, of its own device's
+    work."""
     rank = Rank(0)
     rank.stream.launch()
     with rank.streams.around():
@@ -105,7 +107,9 @@ def test_a_host_that_is_held_up_in_the_call_does_what_its_device_does() -> None:
     assert not rank.tracker.waits
 
 
-def test_a_device_that_has_failed_does_not_take_the_watchdog_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_has_failed_does_not_take_the_watchdog_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rank = Rank(0)
     rank.launch_step()
 
@@ -117,7 +121,8 @@ def test_a_device_that_has_failed_does_not_take_the_watchdog_along(monkeypatch: 
 
 
 def test_the_others_are_waiting_for_a_device_that_never_ends_and_it_is_blamed() -> None:
-    """Every host is held up in the same read, the stuck one's as well, in the phase that all know."""
+    """Every host is held up in the same read, the stuck one's as well, in the phase that all
+    know."""
     ranks = [Rank(0), Rank(1), Rank(2)]
     for rank in ranks:
         rank.launch_step()
@@ -145,7 +150,8 @@ def test_what_has_been_passed_is_forgotten_however_far_the_host_runs_ahead() -> 
 
 
 def test_a_thread_that_works_for_the_main_one_marks_for_it() -> None:
-    """On a GPU the hooks of a backward pass run in autograd's thread, while the main one is inside `backward`."""
+    """On a GPU the hooks of a backward pass run in autograd's thread, while the main one is inside
+    `backward`."""
     tracker, inside, go_on = PhaseTracker(), threading.Event(), threading.Event()
 
     def hook() -> None:
@@ -162,20 +168,44 @@ def test_a_thread_that_works_for_the_main_one_marks_for_it() -> None:
 
 
 NO_MEETING = {
-    *("get_backend", "get_rank", "get_world_size", "get_group_rank", "get_global_rank", "get_process_group_ranks"),
-    *("get_backend_config", "get_pg_count", "destroy_process_group", "supports_complex", "record_comm"),
+    *(
+        "get_backend",
+        "get_rank",
+        "get_world_size",
+        "get_group_rank",
+        "get_global_rank",
+        "get_process_group_ranks",
+    ),
+    *(
+        "get_backend_config",
+        "get_pg_count",
+        "destroy_process_group",
+        "supports_complex",
+        "record_comm",
+    ),
 }
 """Functions with a group that ask no other rank."""
-NOT_USED = {"new_subgroups", "shrink_group", "split_group", "all_gather_single", "reduce_scatter_single"}
+NOT_USED = {
+    "new_subgroups",
+    "shrink_group",
+    "split_group",
+    "all_gather_single",
+    "reduce_scatter_single",
+}
 """Functions that neither DeepSpeed 0.19.8 nor this code calls."""
 
 
 def test_every_function_in_which_ranks_meet_is_marked() -> None:
-    public = {name for name in distributed_c10d.__all__ if inspect.isfunction(getattr(distributed_c10d, name))}
+    public = {
+        name
+        for name in distributed_c10d.__all__
+        if inspect.isfunction(getattr(distributed_c10d, name))
+    }
     meeting = {
         name
         for name in public
-        if {"group", "p2p_op_list", "ranks"} & inspect.signature(getattr(distributed_c10d, name)).parameters.keys()
+        if {"group", "p2p_op_list", "ranks"}
+        & inspect.signature(getattr(distributed_c10d, name)).parameters.keys()
     }
     assert meeting - NO_MEETING - NOT_USED <= set(COLLECTIVES)
     assert all(hasattr(dist, name) for name in COLLECTIVES)

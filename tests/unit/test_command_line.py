@@ -22,19 +22,38 @@ def faults(words: str) -> tuple[str, ...]:
 
 def test_sound_words_have_no_fault():
     found = parser().read(
-        ["--data", "x.yaml", "--exist_ok", "--batch", "8", "--freeze", "3", "4", "--multi-scale", "--epochs=2"]
+        [
+            "--data",
+            "x.yaml",
+            "--exist_ok",
+            "--batch",
+            "8",
+            "--freeze",
+            "3",
+            "4",
+            "--multi-scale",
+            "--epochs=2",
+        ]
     )
     assert found.faults == ()
-    assert (found.data, found.exist_ok, found.batch_size, found.freeze, found.multi_scale, found.epochs) == (
-        *("x.yaml", True, 8, ["3", "4"], 0.5, 2),
-    )
+    assert (
+        found.data,
+        found.exist_ok,
+        found.batch_size,
+        found.freeze,
+        found.multi_scale,
+        found.epochs,
+    ) == (*("x.yaml", True, 8, ["3", "4"], 0.5, 2),)
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         ("--epochs", ["--epochs: expected one argument"]),
-        ("--epochs many --imgsz 6.5", ["--epochs is 'many'", "--imgsz is '6.5': it must be a whole number"]),
+        (
+            "--epochs many --imgsz 6.5",
+            ["--epochs is 'many'", "--imgsz is '6.5': it must be a whole number"],
+        ),
         ("--multi-scale wide", ["--multi-scale is 'wide': it must be a number"]),
         ("--xyzzy 3 4 --epochs 2", ["unknown flag --xyzzy"]),
         (
@@ -44,12 +63,21 @@ def test_sound_words_have_no_fault():
         ("--pose 1", ["--pose: not supported: it is for pose estimation"]),
         ("--optimizer", ["--optimizer: expected one argument"]),
         ("x.yaml", ["unexpected 'x.yaml'"]),
-        ("data=x.yaml lr0=1 what=2", ["data=x.yaml: write flags with dashes", "lr0=1: a hyper", "what=2: write flags"]),
+        (
+            "data=x.yaml lr0=1 what=2",
+            ["data=x.yaml: write flags with dashes", "lr0=1: a hyper", "what=2: write flags"],
+        ),
         (
             "--amp --adam",
-            ["--amp is not supported: set the precision in", "--adam is not supported: use --optimizer Adam"],
+            [
+                "--amp is not supported: set the precision in",
+                "--adam is not supported: use --optimizer Adam",
+            ],
         ),
-        ("--nproc_per_node 4 --fp16", ["--nproc_per_node: use --num_gpus of", "--fp16: set the precision in"]),
+        (
+            "--nproc_per_node 4 --fp16",
+            ["--nproc_per_node: use --num_gpus of", "--fp16: set the precision in"],
+        ),
         ("-x 3", ["unknown flag -x"]),
     ],
 )
@@ -74,7 +102,10 @@ def test_take_raises_what_read_collects():
 @pytest.mark.parametrize("word", ["-hX", "-h=1", "--help=1"])
 def test_a_word_that_begins_like_help_gets_a_line_and_leaves_the_other_words_in_place(word):
     found = parser().read([word, "--epochs", "3", "--mosaik", "1"])
-    assert found.faults[0] == f"{word.partition('=')[0]}: ignored explicit argument '{word.lstrip('-help=')}'"
+    assert (
+        found.faults[0]
+        == f"{word.partition('=')[0]}: ignored explicit argument '{word.lstrip('-help=')}'"
+    )
     assert (len(found.faults), found.epochs, found.set) == (2, 3, None)
 
 
@@ -110,7 +141,9 @@ def test_a_flag_that_is_like_none_gets_no_hint(flag):
     assert faults(flag) == (f"unknown flag {flag}; yolods train --help lists them",)
 
 
-@pytest.mark.parametrize("words", [["--data", ""], ["--data="], ["--hyp="], ["--epochs", ""], ["--optimizer="]])
+@pytest.mark.parametrize(
+    "words", [["--data", ""], ["--data="], ["--hyp="], ["--epochs", ""], ["--optimizer="]]
+)
 def test_an_empty_value_is_no_choice_and_is_said_to_be_empty(words):
     found = parser().read([*words, "--imgsz", "64"])
     (line,) = found.faults
@@ -119,7 +152,10 @@ def test_an_empty_value_is_no_choice_and_is_said_to_be_empty(words):
 
 
 def test_what_yolov5_starts_from_nothing_by_stays():
-    assert parser().read(["--weights", ""]).faults == () and parser().read(["--weights="]).weights == ""
+    assert (
+        parser().read(["--weights", ""]).faults == ()
+        and parser().read(["--weights="]).weights == ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +176,9 @@ def test_a_flag_of_deepspeeds_own_launcher_is_told_what_says_the_same(flag):
 
 
 def test_the_names_of_flags_are_all_spellings_those_of_groups_too():
-    names = FlagNames(add_train_arguments, lambda parser: parser.add_argument("-x", "--extra")).names
+    names = FlagNames(
+        add_train_arguments, lambda parser: parser.add_argument("-x", "--extra")
+    ).names
     assert {"--data", "--batch-size", "--batch", "--seed", "-x", "--extra"} <= set(names)
     assert len(names) == len(set(names)) and all(name.startswith("-") for name in names)
     assert "--epochs" not in FlagNames(add_val_arguments).names

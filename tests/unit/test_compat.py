@@ -58,8 +58,14 @@ def test_an_empty_variable_is_not_taken_for_the_folder_where_the_user_stands(bar
 
 
 def test_mpis_word_on_a_rank_is_not_compared_with_the_launchers():
-    """DeepSpeed asserts that both are the same; the first may be that of a shell that mpirun has started."""
-    environ = {"OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_btl": "tcp", "LOCAL_RANK": "1"}
+    """DeepSpeed asserts that both are the same; the first may be that of a shell that mpirun has
+    started."""
+    environ = {
+        "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+        "OMPI_COMM_WORLD_SIZE": "1",
+        "OMPI_MCA_btl": "tcp",
+        "LOCAL_RANK": "1",
+    }
     compat.forget_mpi(environ)
     assert environ == {"OMPI_MCA_btl": "tcp", "LOCAL_RANK": "1"}
 
@@ -73,7 +79,11 @@ def test_a_folder_on_the_path_that_may_not_be_entered_is_left_off(monkeypatch):
         raise FileNotFoundError(2, "No such file", path)
 
     monkeypatch.setattr(compat.os, "stat", stat)
-    for path, expected in (("/root/bin:/bin::/gone", "/bin::/gone"), ("/bin:/usr/bin", "/bin:/usr/bin"), ("", "")):
+    for path, expected in (
+        ("/root/bin:/bin::/gone", "/bin::/gone"),
+        ("/bin:/usr/bin", "/bin:/usr/bin"),
+        ("", ""),
+    ):
         environ = {"PATH": path}
         compat.leave_closed_folders_off_the_path(environ)
         assert environ == {"PATH": expected}
@@ -85,11 +95,15 @@ def test_deepspeed_still_compares_mpis_word_on_a_rank():
     assert "assert ompi_local_rank == local_rank" in source
 
 
-@pytest.mark.parametrize(("shown", "asks"), [("0,1", True), ("", True), (None, True), ("GPU-a,GPU-b", False)])
+@pytest.mark.parametrize(
+    ("shown", "asks"), [("0,1", True), ("", True), (None, True), ("GPU-a,GPU-b", False)]
+)
 def test_gpus_with_names_are_not_asked_for_by_number(monkeypatch, shown, asks):
     cuda_accelerator = SimpleNamespace(pynvml=object())
     monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "deepspeed.accelerator", SimpleNamespace(cuda_accelerator=cuda_accelerator))
+    monkeypatch.setitem(
+        sys.modules, "deepspeed.accelerator", SimpleNamespace(cuda_accelerator=cuda_accelerator)
+    )
     compat.take_gpus_by_name({} if shown is None else {"CUDA_VISIBLE_DEVICES": shown})
     assert (cuda_accelerator.pynvml is not None) == asks
 
@@ -98,7 +112,9 @@ def test_a_cache_that_cannot_be_made(bare, monkeypatch):
     (bare / "cache").write_text("a file")
     with pytest.raises(UserError) as caught:
         compat.prepare()
-    assert str(caught.value) == (f"cannot create {bare / 'cache'}: File exists; set YOLODS_CACHE to a writable folder")
+    assert str(caught.value) == (
+        f"cannot create {bare / 'cache'}: File exists; set YOLODS_CACHE to a writable folder"
+    )
 
 
 QUIET = """
@@ -126,10 +142,19 @@ def test_importing_everything_is_quiet_offline_and_leaves_the_home_alone(tmp_pat
     home.mkdir()
     names = (*SIDE_FILES, "YOLO_OFFLINE", "YOLO_AUTOINSTALL", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
     variables = {name: value for name, value in os.environ.items() if name not in names}
-    variables |= {"HOME": str(home), "YOLODS_CACHE": str(tmp_path / "cache"), "DS_ACCELERATOR": "cpu"}
+    variables |= {
+        "HOME": str(home),
+        "YOLODS_CACHE": str(tmp_path / "cache"),
+        "DS_ACCELERATOR": "cpu",
+    }
     script = [sys.executable, "-c", QUIET]
     done = subprocess.run(
-        script, env=variables, capture_output=True, text=True, timeout=90, cwd=Path(__file__).parents[2]
+        script,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr
     assert (done.stdout, done.stderr) == ("", "")
@@ -177,7 +202,9 @@ def test_only_the_warning_of_optimizers_is_dropped(caplog):
     assert logger.filters.count(compat._no_warning_of_optimizers) == 1
     propagate, logger.propagate = logger.propagate, True
     try:
-        logger.warning("**** You are using ZeRO with an untested optimizer, proceed with caution *****")
+        logger.warning(
+            "**** You are using ZeRO with an untested optimizer, proceed with caution *****"
+        )
         logger.warning("another warning")
     finally:
         logger.propagate = propagate
@@ -214,7 +241,8 @@ class FullDisk:
 
 
 def written_to_a_full_disk(capfd) -> str:
-    """What the screen shows when TensorBoard's thread has failed; its error waits for the next write."""
+    """What the screen shows when TensorBoard's thread has failed; its error waits for the next
+    write."""
     from tensorboard.summary.writer.event_file_writer import _AsyncWriter
 
     writer = _AsyncWriter(FullDisk(), flush_secs=1)
@@ -259,7 +287,9 @@ def test_torchs_nccl_backend_ends_no_rank_before_the_watchdog_has_spoken():
 def test_the_installed_torch_still_reads_what_keeps_its_nccl_backend_quiet():
     import torch
 
-    header = Path(torch.__file__).parent / "include/torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp"
+    header = (
+        Path(torch.__file__).parent / "include/torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp"
+    )
     compat.leave_lost_ranks_to_the_watchdog(names := {})
     text = header.read_text(encoding="utf-8")
     assert all(f'"{name}"' in text for name in names)
@@ -289,7 +319,9 @@ def test_ultralytics_has_the_private_steps_that_are_taken_from_it():
     from ultralytics.models.yolo.detect import DetectionValidator
     from ultralytics.nn.modules.head import Detect
 
-    assert hasattr(DetectionValidator, "_prepare_batch") and hasattr(DetectionValidator, "_process_batch")
+    assert hasattr(DetectionValidator, "_prepare_batch") and hasattr(
+        DetectionValidator, "_process_batch"
+    )
     assert hasattr(Detect, "_inference")
 
 
@@ -325,7 +357,9 @@ def test_deepspeeds_engine_neither_clips_nor_scales(optimizer):
     compat.leave_norm_and_scale_to_us(engine, scale)
     assert engine.clip_fp32_gradients() is None
     assert engine.torch_autocast_z0_gradscaler is None
-    assert vars(optimizer) == ({"torch_autocast_gradscaler": None, "loss_scaler": scale} if had else {})
+    assert vars(optimizer) == (
+        {"torch_autocast_gradscaler": None, "loss_scaler": scale} if had else {}
+    )
 
 
 def test_deepspeed_still_clips_and_scales_under_the_names_that_are_replaced():
@@ -338,7 +372,8 @@ def test_deepspeed_still_clips_and_scales_under_the_names_that_are_replaced():
 
 
 def pointwise_gradient():
-    """A gradient (4, 3, 1, 1) in channels-last, as a GPU computes it; it counts as contiguous all the same."""
+    """A gradient (4, 3, 1, 1) in channels-last, as a GPU computes it; it counts as contiguous all
+    the same."""
     gradient = torch.arange(12.0).reshape(4, 3, 1, 1).as_strided((4, 3, 1, 1), (3, 1, 3, 3))
     assert gradient.is_contiguous()
     return gradient
@@ -355,7 +390,9 @@ def test_a_bucket_of_one_gradient_is_reduced_whatever_its_strides(place):
     assert back.flatten().tolist() == [2.0 * number for number in range(12)]
     other.copy_(_unflatten_dense_tensors(owner.flatten([other]), [other])[0])
     assert other.flatten().tolist() == list(range(12))
-    assert owner.flatten([plain]).data_ptr() == plain.data_ptr()  # where it does no harm nothing is copied
+    assert (
+        owner.flatten([plain]).data_ptr() == plain.data_ptr()
+    )  # where it does no harm nothing is copied
     assert owner.flatten([plain, other]).tolist() == [1.0] * 4 + list(range(12))
 
 
@@ -416,5 +453,7 @@ def test_a_storage_is_told_from_others_where_data_is_at_no_address():
     import torch
 
     one, other = torch.empty(4, device="meta"), torch.empty(4, device="meta")
-    assert compat.storage_key(one) == compat.storage_key(one.view(2, 2)) != compat.storage_key(other)
+    assert (
+        compat.storage_key(one) == compat.storage_key(one.view(2, 2)) != compat.storage_key(other)
+    )
     assert one.data_ptr() == other.data_ptr(), "the workaround is no longer needed"

@@ -1,4 +1,5 @@
-"""From flags to a configuration: where each value comes from, and what is wrong with names of files and folders.
+"""From flags to a configuration: where each value comes from, and what is wrong with names of files
+and folders.
 
 Whole runs, and going on with them: test_config_run.py.
 """
@@ -24,7 +25,9 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 def build(*words: str, **context: object) -> RunConfig:
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
-    return build_run_config(parser.parse_args(words), **{"world_size": 2, "device": "cpu", **context})
+    return build_run_config(
+        parser.parse_args(words), **{"world_size": 2, "device": "cpu", **context}
+    )
 
 
 def faults_of(*words: str, **context: object) -> list[str]:
@@ -35,21 +38,29 @@ def faults_of(*words: str, **context: object) -> list[str]:
 
 def folder_faults(**given: object) -> list[str]:
     faults = Faults()
-    read_folder(argparse.Namespace(**{"name": None, "project": None, "exist_ok": None, **given}), faults)
+    read_folder(
+        argparse.Namespace(**{"name": None, "project": None, "exist_ok": None, **given}), faults
+    )
     return list(faults)
 
 
-@pytest.mark.parametrize(("name", "fine"), [("exp2", True), ("a/b", False), ("..", False), ("", False), ("é", True)])
+@pytest.mark.parametrize(
+    ("name", "fine"), [("exp2", True), ("a/b", False), ("..", False), ("", False), ("é", True)]
+)
 def test_a_run_is_named_by_one_folder(name, fine):
     assert folder_faults(name=name) == (
-        [] if fine else [f"--name {name!r}: it must be a single folder name; use --project for the path"]
+        []
+        if fine
+        else [f"--name {name!r}: it must be a single folder name; use --project for the path"]
     )
 
 
 def test_a_project_is_a_folder_with_a_name_that_can_be_written():
     Path("taken").touch()
     assert folder_faults(project="taken") == ["--project taken: this is a file; name a folder"]
-    assert folder_faults(project="") == ["--project is empty: name a folder, or omit the flag to use runs/"]
+    assert folder_faults(project="") == [
+        "--project is empty: name a folder, or omit the flag to use runs/"
+    ]
     assert folder_faults(project="new/one") == []
     (line,) = folder_faults(name="\udce9")
     assert line.startswith("--name '\\udce9': not valid UTF-8; use another name")
@@ -61,15 +72,22 @@ def test_weights_that_would_be_put_aside_with_their_folder_are_refused():
     weights.touch()
     words = ("--data", "demo", "--model", "yolov5n", "--weights", str(weights))
     (line,) = faults_of(*words, "--exist-ok")
-    assert line.startswith(f"--weights {weights.absolute()}: --exist-ok moves the contents of runs/exp; copy the file")
+    assert line.startswith(
+        f"--weights {weights.absolute()}: --exist-ok moves the contents of runs/exp; copy the file"
+    )
     assert build(*words).weights == weights.absolute()
 
 
 @pytest.mark.parametrize(("flag", "name"), [("cuda", "cpu"), ("cpu", "cuda")])
 def test_the_accelerator_that_the_environment_names_has_to_be_the_one_that_computes(flag, name):
     (line,) = faults_of("--data", "demo", device=flag, environ={"DS_ACCELERATOR": name})
-    assert line == f"DS_ACCELERATOR is {name}, but this process computes on {flag}; unset it, or set it to {flag}"
-    assert build("--data", "demo", environ={"DS_ACCELERATOR": "npu"}).device == "cpu", "no name that is known here"
+    assert line == (
+        f"DS_ACCELERATOR is {name}, but this process computes on {flag}; unset it, or set it "
+        f"to {flag}"
+    )
+    assert build("--data", "demo", environ={"DS_ACCELERATOR": "npu"}).device == "cpu", (
+        "no name that is known here"
+    )
 
 
 def test_a_flag_wins_over_the_hyp_file_and_a_fault_names_who_gave_the_number():

@@ -1,4 +1,5 @@
-"""What flags become hyper-parameters, which are refused with a remedy, and what foreign words are called here."""
+"""What flags become hyper-parameters, which are refused with a remedy, and what foreign words are
+called here."""
 
 from __future__ import annotations
 
@@ -36,9 +37,16 @@ def test_only_flags_that_were_typed_are_given_and_each_says_by_what() -> None:
 
 @pytest.mark.parametrize(
     ("words", "value"),
-    [(("10",), 10), (("3", "4"), [3, 4]), (("backbone",), ["backbone"]), (("0", "23.cv2"), [0, "23.cv2"])],
+    [
+        (("10",), 10),
+        (("3", "4"), [3, 4]),
+        (("backbone",), ["backbone"]),
+        (("0", "23.cv2"), [0, "23.cv2"]),
+    ],
 )
-def test_one_number_freezes_so_many_layers_and_several_words_those(words: tuple[str, ...], value: object) -> None:
+def test_one_number_freezes_so_many_layers_and_several_words_those(
+    words: tuple[str, ...], value: object
+) -> None:
     assert given("--freeze", *words) == {"freeze": value}
 
 
@@ -52,11 +60,17 @@ def test_every_hyper_parameter_with_a_flag_can_be_typed() -> None:
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
     typed = {word: action.dest for action in parser._actions for word in action.option_strings}
-    assert {key: typed.get(flag) for key, flag in HYPER_FLAGS.items()} == {key: key for key in HYPER_FLAGS}
+    assert {key: typed.get(flag) for key, flag in HYPER_FLAGS.items()} == {
+        key: key for key in HYPER_FLAGS
+    }
 
 
-@pytest.mark.parametrize(("add", "flag"), [(add_train_arguments, "--rect"), (add_val_arguments, "--device")])
-def test_a_flag_of_yolov5_is_refused_with_what_to_do_whatever_stands_behind_it(add, flag: str) -> None:
+@pytest.mark.parametrize(
+    ("add", "flag"), [(add_train_arguments, "--rect"), (add_val_arguments, "--device")]
+)
+def test_a_flag_of_yolov5_is_refused_with_what_to_do_whatever_stands_behind_it(
+    add, flag: str
+) -> None:
     parser = argparse.ArgumentParser()
     add(parser)
     for words in ([flag], [flag, "0", "1"]):
@@ -76,10 +90,18 @@ def test_a_flag_of_yolov5_is_refused_with_what_to_do_whatever_stands_behind_it(a
         ("optimizer", "write --optimizer or --set optimizer=VALUE", "a flag of train, not of val"),
         ("iou", "write --set iou=VALUE", "write --set iou=VALUE"),
         ("epochs", "write --epochs", "a flag of train, not of val"),
-        ("cfg", "not supported: use --hyp for the file", "the model is in the .pt; write --weights PT"),
+        (
+            "cfg",
+            "not supported: use --hyp for the file",
+            "the model is in the .pt; write --weights PT",
+        ),
         ("save_json", "not supported: use YOLO(", "write --save-json"),
         ("imgsz", "write --imgsz", "write --imgsz"),
-        ("agnostic_mns", "did you mean the hyper-parameter", "did you mean the hyper-parameter 'agnostic_nms'"),
+        (
+            "agnostic_mns",
+            "did you mean the hyper-parameter",
+            "did you mean the hyper-parameter 'agnostic_nms'",
+        ),
         ("xyzzy", None, None),
     ],
 )

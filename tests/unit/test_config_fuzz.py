@@ -1,4 +1,5 @@
-"""A part of benchmarks/config_fuzz.py: random configurations, checked, and some of those that pass started."""
+"""A part of benchmarks/config_fuzz.py: random configurations, checked, and some of those that pass
+started."""
 
 from __future__ import annotations
 

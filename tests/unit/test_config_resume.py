@@ -1,4 +1,5 @@
-"""Which run `--resume` means, and what may differ when it goes on. Whole command lines: test_config_run.py."""
+"""Which run `--resume` means, and what may differ when it goes on. Whole command lines:
+test_config_run.py."""
 
 from __future__ import annotations
 
@@ -69,20 +70,32 @@ def saved(run_dir: Path, **changes: Any) -> Any:
     faults = Faults()
     raw = changes.pop("raw", {})
     hyper = Hyper(optimizer="SGD", lr0=0.02)
-    layout = resolve(raw, path=None, batch_size=8, world_size=2, device="cpu", faults=faults, hyper=hyper)
+    layout = resolve(
+        raw, path=None, batch_size=8, world_size=2, device="cpu", faults=faults, hyper=hyper
+    )
     assert not faults
     kept = {
-        **{"run_dir": run_dir, "data": Path("/d.yaml"), "weights": None, "model": "yolov5n", "name": "exp"},
+        **{
+            "run_dir": run_dir,
+            "data": Path("/d.yaml"),
+            "weights": None,
+            "model": "yolov5n",
+            "name": "exp",
+        },
         **{"imgsz": 64, "batch_size": 8, "epochs": 5, "hyper": hyper, "deepspeed": layout},
     }
     return SimpleNamespace(**kept | changes)
 
 
 def words(**given: Any) -> Namespace:
-    return Namespace(**{"data": None, "weights": None, "model": None, "name": None, "project": None, **given})
+    return Namespace(
+        **{"data": None, "weights": None, "model": None, "name": None, "project": None, **given}
+    )
 
 
-def refused(run: Any, args: Namespace, numbers: dict[str, int], commanded: dict[str, str] | None = None) -> list[str]:
+def refused(
+    run: Any, args: Namespace, numbers: dict[str, int], commanded: dict[str, str] | None = None
+) -> list[str]:
     faults = Faults()
     check_unchanged(run, args, HyperRead(Hyper(lr0=0.5), {}, {}, commanded or {}), numbers, faults)
     return [line.split(",")[0].split(":")[0] for line in faults]
@@ -90,11 +103,27 @@ def refused(run: Any, args: Namespace, numbers: dict[str, int], commanded: dict[
 
 def test_what_would_make_it_another_run_is_refused_flag_by_flag(tmp_path):
     run = saved(tmp_path / "runs" / "exp2")
-    assert refused(run, words(data="/d.yaml", name="exp2", project=str(tmp_path / "runs")), {"imgsz": 64}) == []
-    args = words(data="e.yaml", model="yolov5s", name="other", project=str(tmp_path), weights="a.pt")
+    assert (
+        refused(
+            run, words(data="/d.yaml", name="exp2", project=str(tmp_path / "runs")), {"imgsz": 64}
+        )
+        == []
+    )
+    args = words(
+        data="e.yaml", model="yolov5s", name="other", project=str(tmp_path), weights="a.pt"
+    )
     found = refused(run, args, {"imgsz": 96, "batch_size": 16, "epochs": 9}, {"lr0": "--set lr0"})
     assert [line.split()[0] for line in found] == [
-        *("--data", "--weights", "--model", "--name", "--project", "--imgsz", "--batch-size", "--set"),
+        *(
+            "--data",
+            "--weights",
+            "--model",
+            "--name",
+            "--project",
+            "--imgsz",
+            "--batch-size",
+            "--set",
+        ),
     ]
     assert refused(run, words(), {"epochs": 4}) == ["--epochs 4"]
 
@@ -110,7 +139,10 @@ def test_a_project_may_be_named_by_a_link(tmp_path):
     ("optimizer", "line"),
     [
         ({"type": "AdamW"}, "--deepspeed_config {}: the optimizer is AdamW, but the run uses SGD"),
-        ({"type": "SGD", "params": {"lr": 0.3}}, '--deepspeed_config {}: "optimizer" sets lr0 to 0.3, but the run has'),
+        (
+            {"type": "SGD", "params": {"lr": 0.3}},
+            '--deepspeed_config {}: "optimizer" sets lr0 to 0.3, but the run has',
+        ),
     ],
 )
 def test_another_json_may_lay_it_out_anew_and_not_change_its_optimizer(tmp_path, optimizer, line):
@@ -130,4 +162,7 @@ def test_a_json_that_makes_other_steps_is_refused_with_both_sizes(tmp_path):
     steps = run.deepspeed.train_batch
     file.write_text(f'{{"train_batch_size": {2 * steps}}}')
     relaid(run, file, 2, "cpu", faults)
-    assert f'{2 * steps} images per step, but the run has {steps}; write "auto" for the batch keys' in "\n".join(faults)
+    assert (
+        f'{2 * steps} images per step, but the run has {steps}; write "auto" for the batch keys'
+        in "\n".join(faults)
+    )

@@ -1,4 +1,5 @@
-"""Flags, hyper-parameters and JSON together: one frozen object, every fault at once, and going on with a run."""
+"""Flags, hyper-parameters and JSON together: one frozen object, every fault at once, and going on
+with a run."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def parse(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def build(*words: str, ranks: int = 2, device: str = "cpu", environ: dict[str, str] | None = None) -> RunConfig:
+def build(
+    *words: str, ranks: int = 2, device: str = "cpu", environ: dict[str, str] | None = None
+) -> RunConfig:
     return build_run_config(parse(*words), world_size=ranks, device=device, environ=environ)
 
 
@@ -75,14 +78,23 @@ def test_flags_that_are_not_given_are_none():
 
 
 def test_flags_of_yolov5_users():
-    words = "--data d.yaml --cfg yolov5m --img 320 --batch 8 --epochs 3 --workers 0 --project p --name n --exist-ok"
+    words = (
+        "--data d.yaml --cfg yolov5m --img 320 --batch 8 --epochs 3 --workers 0 --project p --name "
+        "n --exist-ok"
+    )
     config = build(*words.split())
-    assert (config.model, config.imgsz, config.batch_size, config.epochs, config.workers) == ("yolov5m", 320, 8, 3, 0)
+    assert (config.model, config.imgsz, config.batch_size, config.epochs, config.workers) == (
+        "yolov5m",
+        320,
+        8,
+        3,
+        0,
+    )
     assert config.run_dir == Path("p/n") and config.exist_ok
     assert config.data == Path("d.yaml").absolute()
     assert dict(config.given) == {
-        "data": "d.yaml", "model": "yolov5m", "imgsz": 320, "batch_size": 8, "epochs": 3, "workers": 0,
-        "project": "p", "name": "n", "exist_ok": True,
+        "data": "d.yaml", "model": "yolov5m", "imgsz": 320, "batch_size": 8, "epochs": 3,
+        "workers": 0, "project": "p", "name": "n", "exist_ok": True,
     }  # fmt: skip
 
 
@@ -116,7 +128,9 @@ def test_every_hyper_flag_is_a_hyper_parameter():
     assert set(HYPER_FLAGS) <= set(RULES)
 
 
-@pytest.mark.parametrize("flag", ["--device", "--adam", "--rect", "--evolve", "--label-smoothing", "--amp"])
+@pytest.mark.parametrize(
+    "flag", ["--device", "--adam", "--rect", "--evolve", "--label-smoothing", "--amp"]
+)
 def test_flags_that_are_not_taken_say_why(flag):
     with pytest.raises(UserError, match=f"^{flag} is not supported: .{{15}}"):
         parse("--data", "demo", flag, "1")
@@ -151,22 +165,31 @@ def test_the_jsons_optimizer_is_in_the_hyper_parameters():
     Path("hyp.yaml").write_text("lr0: 0.1\n")
     config = build("--data", "demo", "--deepspeed_config", file, "--hyp", "hyp.yaml")
     assert (config.hyper.optimizer, config.hyper.lr0, config.hyper.momentum) == ("SGD", 0.3, 0.5)
-    assert config.notes == ("lr0 is 0.3 from ds.json, which overrides 0.1 from hyp.yaml line 1: lr0",)
+    assert config.notes == (
+        "lr0 is 0.3 from ds.json, which overrides 0.1 from hyp.yaml line 1: lr0",
+    )
 
 
 def test_every_source_says_its_faults_at_once():
     Path("hyp.yaml").write_text("mosaik: 1\nepochs: 0\n")
-    file = write_json({"train_micro_batch_size_per_gpu": 4, "fp16": {"enabled": True}, "yolods": {"x": 1}})
-    words = f"--data no.yaml --hyp hyp.yaml --deepspeed_config {file} --set lr0=9 --batch-size 6 --imgsz 100 --name a/b"
+    file = write_json(
+        {"train_micro_batch_size_per_gpu": 4, "fp16": {"enabled": True}, "yolods": {"x": 1}}
+    )
+    words = (
+        f"--data no.yaml --hyp hyp.yaml --deepspeed_config {file} --set lr0=9 --batch-size 6 "
+        "--imgsz 100 --name a/b"
+    )
     assert faults_of(*words.split(), "--weights", "no.pt") == [
-        "hyp.yaml line 1: mosaik is not a hyper-parameter (did you mean 'mosaic'?); docs/configuration.md lists them",
+        "hyp.yaml line 1: mosaik is not a hyper-parameter (did you mean 'mosaic'?); "
+        "docs/configuration.md lists them",
         "--set lr0 is 9: it must be a number in (0, 1]",
         "--hyp hyp.yaml: epochs is 0: it must be a whole number of at least 1",
         "ds.json: \"yolods\": unknown key 'x'; known: clipping, overflow, checkpoint, watchdog",
-        'ds.json: "fp16" with ZeRO stage 0 divides gradients by a loss scale that was never applied; '
-        'set "zero_optimization": {"stage": 1}',
+        'ds.json: "fp16" with ZeRO stage 0 divides gradients by a loss scale that was never '
+        'applied; set "zero_optimization": {"stage": 1}',
         'ds.json: "fp16": the CPU backend has no fp16; use bf16 or fp32',
-        "ds.json: train_micro_batch_size_per_gpu 4 x 2 ranks = 8, but --batch-size is 6; use --batch-size 8, "
+        "ds.json: train_micro_batch_size_per_gpu 4 x 2 ranks = 8, but --batch-size is 6; use "
+        "--batch-size 8, "
         'omit it, or set train_micro_batch_size_per_gpu to "auto"',
         "--data no.yaml: no such file",
         "--weights no.pt: no such file (weights are never downloaded; fetch the file first)",
@@ -183,15 +206,24 @@ def test_every_source_says_its_faults_at_once():
         ("--data .", "--data .: this is a folder; name the yaml in it"),
         ("--data demo --imgsz 16", "--imgsz 16: yolov5s needs a multiple of 32; use 32"),
         ("--data demo --imgsz 0", "--imgsz is 0: it must be a whole number of at least 1"),
-        ("--data demo --imgsz 672 --model yolov5x6", "--imgsz 672: yolov5x6 needs a multiple of 64; use 640 or 704"),
-        ("--data demo --imgsz 672 --model yolov5[2.0,2.0]-p6", "needs a multiple of 64; use 640 or 704"),
+        (
+            "--data demo --imgsz 672 --model yolov5x6",
+            "--imgsz 672: yolov5x6 needs a multiple of 64; use 640 or 704",
+        ),
+        (
+            "--data demo --imgsz 672 --model yolov5[2.0,2.0]-p6",
+            "needs a multiple of 64; use 640 or 704",
+        ),
         ("--data demo --project d.yaml", "--project d.yaml: this is a file; name a folder"),
         ("--data demo --workers -1", "--workers is -1: it must be a whole number of at least 0"),
         (
             "--data demo --batch-size 3",
             "--batch-size 3 cannot be divided evenly among 2 ranks: 3 / 2 = 1.50; use 2 or 4",
         ),
-        ("--data demo --weights d.yaml --set pretrained=x.pt --model yolov5n", "weights are set twice"),
+        (
+            "--data demo --weights d.yaml --set pretrained=x.pt --model yolov5n",
+            "weights are set twice",
+        ),
     ],
 )
 def test_one_mistake_one_line(words, message):
@@ -213,7 +245,8 @@ def test_the_accelerator_has_to_be_the_one_that_computes():
 
 
 @pytest.mark.parametrize(
-    ("file", "model"), [("yolov5nu.pt", "yolov5n"), ("yolov5x6u.pt", "yolov5x6"), ("yolov5m.pt", "yolov5m")]
+    ("file", "model"),
+    [("yolov5nu.pt", "yolov5n"), ("yolov5x6u.pt", "yolov5x6"), ("yolov5m.pt", "yolov5m")],
 )
 def test_published_weights_tell_their_architecture(file, model):
     Path(file).touch()
@@ -236,9 +269,17 @@ def test_run_folders_are_numbered():
 
 
 def test_config_json_gives_the_same_run_again():
-    file = write_json({"optimizer": {"type": "Adam", "params": {"lr": 0.001}}, "yolods": {"checkpoint": {"keep": 3}}})
+    file = write_json(
+        {
+            "optimizer": {"type": "Adam", "params": {"lr": 0.001}},
+            "yolods": {"checkpoint": {"keep": 3}},
+        }
+    )
     Path("yolov5nu.pt").touch()
-    words = f"--deepspeed_config {file} --weights yolov5nu.pt --batch-size 8 --freeze 0 2 --set scale=[0.5,2.0] --cache"
+    words = (
+        f"--deepspeed_config {file} --weights yolov5nu.pt --batch-size 8 --freeze 0 2 --set "
+        "scale=[0.5,2.0] --cache"
+    )
     config = saved(*words.split())
     again = RunConfig.from_json((config.run_dir / CONFIG_FILE).read_text(), config.run_dir)
     assert again == dataclasses.replace(config, resume=config.run_dir)
@@ -295,7 +336,8 @@ def test_resume_takes_a_folder_or_what_is_in_it(inside):
 
 
 def test_resume_from_another_working_directory(monkeypatch):
-    """The folder may have been moved, and the data yaml was named relative to where the run was started."""
+    """The folder may have been moved, and the data yaml was named relative to where the run was
+    started."""
     run = saved()
     moved = Path("elsewhere")
     run.run_dir.rename(moved)
@@ -320,8 +362,14 @@ def test_resume_permits_what_the_run_has_already():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--epochs 2", "--epochs 2: the run in runs/exp has 100 epochs; the number can only be raised"),
-        ("--imgsz 320", "--imgsz is 320, but the run in runs/exp has 640; omit it to continue that run"),
+        (
+            "--epochs 2",
+            "--epochs 2: the run in runs/exp has 100 epochs; the number can only be raised",
+        ),
+        (
+            "--imgsz 320",
+            "--imgsz is 320, but the run in runs/exp has 640; omit it to continue that run",
+        ),
         ("--batch-size 8", "--batch-size is 8, but the run in runs/exp has 16"),
         ("--model yolov5x", "--model is 'yolov5x', but the run in runs/exp has 'yolov5s'"),
         ("--name other", "--name is 'other', but the run in runs/exp has 'exp'"),
@@ -329,7 +377,10 @@ def test_resume_permits_what_the_run_has_already():
         ("--weights w.pt", "but the run in runs/exp has empty"),
         ("--seed 1", "--seed is 1, but the run in runs/exp has 0"),
         ("--set lr0=0.5", "--set lr0 is 0.5, but the run in runs/exp has 0.01"),
-        ("--deepspeed_config other.json", 'other.json: 16 images per step, but the run has 64; write "auto"'),
+        (
+            "--deepspeed_config other.json",
+            'other.json: 16 images per step, but the run has 64; write "auto"',
+        ),
         ("--deepspeed_config lion.json", "the optimizer is SGD, but the run uses auto"),
     ],
 )
@@ -345,7 +396,13 @@ def test_resume_refuses_what_would_make_it_another_run(words, message):
     ("json_file", "ranks", "device", "shape", "batch"),
     [
         ({}, 2, "cpu", (0, 2, 8, None), 16),
-        ({"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}, 4, "cuda", (3, 4, 8, None), 32),
+        (
+            {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}},
+            4,
+            "cuda",
+            (3, 4, 8, None),
+            32,
+        ),
         ({"pipeline": {"stages": 2}}, 4, "cpu", (0, 2, 8, 2), 16),
         (None, 1, "cuda", (1, 1, 8, None), 8),
         ({"train_micro_batch_size_per_gpu": 4}, 2, "cpu", (0, 2, 4, None), 8),
@@ -354,18 +411,25 @@ def test_resume_refuses_what_would_make_it_another_run(words, message):
     ],
 )
 def test_resume_goes_on_under_another_layout(json_file, ranks, device, shape, batch):
-    """The images of a step stay, and those of a micro-batch if they can: 64 and 8, on two ranks at first."""
+    """The images of a step stay, and those of a micro-batch if they can: 64 and 8, on two ranks at
+    first."""
     saved()
     words = () if json_file is None else ("--deepspeed_config", write_json(json_file, "other.json"))
     run = build("--resume", "runs/exp", *words, ranks=ranks, device=device)
     config = run.deepspeed
     stages = config.pipeline.stages if config.pipeline else None
     assert (config.zero_stage, config.dp_size, config.micro_batch, stages) == shape
-    assert (run.batch_size, config.train_batch, config.world_size, run.device) == (batch, 64, ranks, device)
+    assert (run.batch_size, config.train_batch, config.world_size, run.device) == (
+        batch,
+        64,
+        ranks,
+        device,
+    )
 
 
 def test_a_run_that_went_on_under_another_layout_keeps_its_images_a_step_when_it_goes_on_again():
-    """24 images a batch and nbs 64 are 72 a step; on one rank 12 a batch, of which nbs alone would take 5 and not 6."""
+    """24 images a batch and nbs 64 are 72 a step; on one rank 12 a batch, of which nbs alone would
+    take 5 and not 6."""
     saved("--batch-size", "24")
     again = build("--resume", "runs/exp", ranks=1)
     assert (again.batch_size, again.deepspeed.train_batch) == (12, 72)
@@ -376,9 +440,18 @@ def test_a_run_that_went_on_under_another_layout_keeps_its_images_a_step_when_it
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"lr": 0.5}, 'other.json: "optimizer" sets lr0 to 0.5, but the run has 0.01; write "auto"'),
-        ({"lr": "auto", "momentum": 0.5}, 'other.json: "optimizer" sets momentum to 0.5, but the run has 0.937'),
-        ({"weight_decay": 0.1}, 'other.json: "optimizer" sets weight_decay to 0.1, but the run has 0.0005'),
+        (
+            {"lr": 0.5},
+            'other.json: "optimizer" sets lr0 to 0.5, but the run has 0.01; write "auto"',
+        ),
+        (
+            {"lr": "auto", "momentum": 0.5},
+            'other.json: "optimizer" sets momentum to 0.5, but the run has 0.937',
+        ),
+        (
+            {"weight_decay": 0.1},
+            'other.json: "optimizer" sets weight_decay to 0.1, but the run has 0.0005',
+        ),
         ({"lr": "auto"}, None),
     ],
 )
@@ -395,13 +468,19 @@ def test_resume_refuses_another_learning_rate_in_the_json(params, message):
 
 def test_resume_names_ranks_that_the_batch_cannot_be_dealt_to():
     saved()
-    assert "--batch-size 16 of the run cannot be divided evenly among 3 ranks" in faults_of("--resume", ranks=3)[0]
+    assert (
+        "--batch-size 16 of the run cannot be divided evenly among 3 ranks"
+        in faults_of("--resume", ranks=3)[0]
+    )
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ((), "--resume: no run in runs (a run contains config.json); name its folder: --resume DIR"),
+        (
+            (),
+            "--resume: no run in runs (a run contains config.json); name its folder: --resume DIR",
+        ),
         (("here",), "--resume here: not a run's folder, it has no config.json"),
         (("runs/none",), "--resume runs/none: no such folder"),
     ],
@@ -413,20 +492,33 @@ def test_resume_without_a_run(asked, message):
 
 def test_resume_offers_the_nearest_run():
     saved("--name", "bccd")
-    assert faults_of("--resume", "runs/bcd") == ["--resume runs/bcd: no such folder (did you mean 'runs/bccd'?)"]
+    assert faults_of("--resume", "runs/bcd") == [
+        "--resume runs/bcd: no such folder (did you mean 'runs/bccd'?)"
+    ]
 
 
 def test_val_flags():
     parser = argparse.ArgumentParser()
     add_val_arguments(parser)
-    words = "--weights a.pt --data d.yaml --imgsz 320 --batch-size 8 --split test --set iou=0.6 --local_rank 1"
+    words = (
+        "--weights a.pt --data d.yaml --imgsz 320 --batch-size 8 --split test --set iou=0.6 "
+        "--local_rank 1"
+    )
     args = parser.parse_args(words.split())
-    assert (args.weights, args.data, args.imgsz, args.batch_size, args.split) == ("a.pt", "d.yaml", 320, 8, "test")
+    assert (args.weights, args.data, args.imgsz, args.batch_size, args.split) == (
+        "a.pt",
+        "d.yaml",
+        320,
+        8,
+        "test",
+    )
     assert args.set == ["iou=0.6"]
     assert not hasattr(args, "epochs")
 
 
-def test_the_folder_that_the_launcher_has_chosen_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_that_the_launcher_has_chosen_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     chosen = tmp_path / "runs" / "exp3"
     assert build("--data", "demo", "--run-dir", str(chosen)).run_dir == Path("runs", "exp3")
@@ -444,7 +536,9 @@ def test_a_ready_configuration_is_found_by_its_name(
     monkeypatch.chdir(tmp_path)
     assert build("--data", "demo", "--deepspeed_config", named).deepspeed.zero_stage == 2
     (tmp_path / named).write_text('{"zero_optimization": {"stage": 3}}')
-    assert build("--data", "demo", "--deepspeed_config", named).deepspeed.zero_stage == 3, "a file of the user's wins"
+    assert build("--data", "demo", "--deepspeed_config", named).deepspeed.zero_stage == 3, (
+        "a file of the user's wins"
+    )
 
 
 def test_a_folder_of_its_name_does_not_hide_a_ready_configuration(
@@ -469,7 +563,10 @@ def test_a_name_that_is_none_of_the_ready_configurations_offers_the_nearest(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (line,) = faults_of("--data", "demo", "--deepspeed_config", named)
-    start = f"--deepspeed_config {named}: no such file (did you mean {offered}?); ds_configs/ has pipeline2_fp32, "
+    start = (
+        f"--deepspeed_config {named}: no such file (did you mean {offered}?); ds_configs/ has "
+        "pipeline2_fp32, "
+    )
     assert line.startswith(start)
 
 
@@ -478,7 +575,9 @@ def test_a_file_that_is_missing_is_not_taken_for_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert faults_of("--data", "demo", "--deepspeed_config", named) == [f"--deepspeed_config {named}: no such file"]
+    assert faults_of("--data", "demo", "--deepspeed_config", named) == [
+        f"--deepspeed_config {named}: no such file"
+    ]
 
 
 def test_data_yamls_that_ultralytics_ships_are_taken_by_name():
@@ -500,11 +599,16 @@ def test_a_run_on_a_shipped_yaml_is_gone_on_with_by_the_same_words():
 
 def test_an_args_yaml_says_what_no_flag_says():
     Path("args.yaml").write_text(
-        "task: detect\nmode: train\nmodel: yolov5n6.yaml\ndata: d.yaml\nepochs: 7\nbatch: 4\nimgsz: 128\ndevice: cpu\n"
+        "task: detect\nmode: train\nmodel: yolov5n6.yaml\ndata: d.yaml\nepochs: 7\nbatch: 4\n"
+        "imgsz: 128\ndevice: cpu\n"
         "name: train3\namp: true\nsave_dir: /x/train3\noptimizer: auto\nlr0: 0.01\n"
     )
     config = build("--hyp", "args.yaml")
-    assert (config.data, config.model, config.weights) == (Path("d.yaml").absolute(), "yolov5n6.yaml", None)
+    assert (config.data, config.model, config.weights) == (
+        Path("d.yaml").absolute(),
+        "yolov5n6.yaml",
+        None,
+    )
     assert (config.epochs, config.batch_size, config.imgsz, config.name) == (7, 4, 128, "exp")
     told = [note.split(", which has no effect")[0] for note in config.notes]
     assert told == [
@@ -553,9 +657,14 @@ def test_numbers_that_nothing_can_count_to_are_refused(words, message):
 
 
 def test_numbers_of_a_json_that_nothing_can_count_to_are_refused():
-    file = write_json({"train_batch_size": 1e300, "zero_optimization": {"stage": 3, "sub_group_size": 1e12}})
+    file = write_json(
+        {"train_batch_size": 1e300, "zero_optimization": {"stage": 3, "sub_group_size": 1e12}}
+    )
     (fault,) = faults_of("--data", "demo", "--deepspeed_config", file)
-    assert '"train_batch_size" is 1e+300: it must be a whole number of at least 1, and at most 2147483647' in fault
+    assert (
+        '"train_batch_size" is 1e+300: it must be a whole number of at least 1, and at most '
+        "2147483647" in fault
+    )
 
 
 def test_weights_that_are_not_read_are_said_and_have_to_be_there():
@@ -580,7 +689,10 @@ def test_values_that_count_for_nothing_are_among_the_notes_that_the_start_shows(
     [
         ("--imgsz 32 --batch-size 2", "1 image per rank x (32 / 32)^2 cells = 1 value per channel"),
         ("--imgsz 64 --batch-size 2 --model yolov5n6", "1 image per rank x (64 / 64)^2 cells"),
-        ("--imgsz 64 --batch-size 2 --multi-scale", "--imgsz 64 with multi_scale 0.5, down to 32: 1 image per rank"),
+        (
+            "--imgsz 64 --batch-size 2 --multi-scale",
+            "--imgsz 64 with multi_scale 0.5, down to 32: 1 image per rank",
+        ),
         ("--model yolov5k", "--model yolov5k: unknown model"),
         ("--model none.yaml", "--model none.yaml: no such file"),
     ],
@@ -611,7 +723,9 @@ def test_batches_of_which_batchnorm_has_no_variance_are_refused_and_no_others(wo
         config, found = build("--data", "demo", *words.split()), []
     except UserError as error:
         config, found = None, str(error).splitlines()
-    assert len(found) == len(refused) and all(part in line for part, line in zip(refused, found, strict=True))
+    assert len(found) == len(refused) and all(
+        part in line for part, line in zip(refused, found, strict=True)
+    )
     if config is not None:
         shared = config.deepspeed.dp_size if config.hyper.sync_bn else 1
         assert (config.deepspeed.micro_batch * shared, config.imgsz // 32) == shape[::2]
@@ -643,7 +757,10 @@ def test_a_hyp_file_does_not_make_another_run_of_the_one_that_is_gone_on_with():
         ("batch_size", 0),
         ("ranks", 0),
         ("device", "tpu"),
-        *((key, 5) for key in ("data", "model", "weights", "name", "project", "deepspeed_path", "exist_ok")),
+        *(
+            (key, 5)
+            for key in ("data", "model", "weights", "name", "project", "deepspeed_path", "exist_ok")
+        ),
     ],
 )
 def test_a_config_json_that_was_edited_wrongly_is_refused_by_key(key, value):
@@ -659,7 +776,9 @@ def test_a_config_json_that_was_edited_wrongly_is_refused_by_key(key, value):
 def test_a_micro_batch_of_nothing_in_config_json_divides_by_nothing(value):
     content = json.loads(build("--data", "demo").to_json())
     content["deepspeed"]["train_micro_batch_size_per_gpu"] = value
-    with pytest.raises(UserError, match=r"cannot be used any more:\ndeepspeed\.train_micro_batch_size_per_gpu is "):
+    with pytest.raises(
+        UserError, match=r"cannot be used any more:\ndeepspeed\.train_micro_batch_size_per_gpu is "
+    ):
         RunConfig.from_json(json.dumps(content), Path("x"))
 
 
@@ -667,7 +786,9 @@ def test_a_config_json_that_is_no_text_is_one_line_and_no_traceback():
     run = saved()
     (run.run_dir / CONFIG_FILE).write_bytes(b'{"run": "\xff"}')
     (line,) = faults_of("--resume", str(run.run_dir))
-    assert line.startswith(f"{run.run_dir / CONFIG_FILE}: not a run's configuration: UnicodeDecodeError")
+    assert line.startswith(
+        f"{run.run_dir / CONFIG_FILE}: not a run's configuration: UnicodeDecodeError"
+    )
 
 
 @pytest.mark.parametrize("flag", ["--name", "--project"])
@@ -710,7 +831,9 @@ def test_flags_of_a_folder_that_a_resumed_run_does_not_take_are_not_passed_over_
     (line,) = faults_of("--resume", "runs/exp", "--project", "other")
     assert line.startswith("--project is 'other', but the run in runs/exp has 'runs'; omit it")
     assert build("--resume", "runs/exp", "--project", "runs").run_dir == run.run_dir
-    assert any(note.startswith("--exist-ok is ignored") for note in build("--resume", "--exist-ok").notes)
+    assert any(
+        note.startswith("--exist-ok is ignored") for note in build("--resume", "--exist-ok").notes
+    )
 
 
 def test_a_name_that_begins_several_ready_configurations_offers_those():

@@ -1,4 +1,5 @@
-"""From gradients to a verdict and to what DeepSpeed's step is told: on numbers, with stand-ins for its optimizer."""
+"""From gradients to a verdict and to what DeepSpeed's step is told: on numbers, with stand-ins for
+its optimizer."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def stability(
     held: tuple[str, ...] = NAMES,
     **more: Any,
 ) -> Stability:
-    """What judges a rank that holds gradients of these values for `held`, of a model whose parameters are `names`."""
+    """What judges a rank that holds gradients of these values for `held`, of a model whose
+    parameters are `names`."""
     gradients = SimpleNamespace(
         names=list(held),
         sharded=more.pop("sharded", True),
@@ -43,7 +45,9 @@ def sums(*losses: float, boxes: float = 5, stop: float = 0) -> torch.Tensor:
     return torch.tensor([*losses, boxes, stop])
 
 
-def judged(controller: Stability | StockStability, given: torch.Tensor, micro_batches: int = 1) -> Any:
+def judged(
+    controller: Stability | StockStability, given: torch.Tensor, micro_batches: int = 1
+) -> Any:
     return controller.before_step(given, micro_batches, can_return=False)
 
 
@@ -66,15 +70,24 @@ def test_norms_stand_at_their_parameters_whatever_the_order_in_which_a_rank_hold
 def test_unscaling_and_clipping_are_one_factor():
     controller = stability(6.0, 8.0, scale=2.0, max_norm=1.0)
     record = judged(controller, sums(1, 1, 1))
-    assert (record.grad_norm, record.norm_after, record.loss_scale) == (5.0, pytest.approx(1.0, rel=1e-5), 2.0)
+    assert (record.grad_norm, record.norm_after, record.loss_scale) == (
+        5.0,
+        pytest.approx(1.0, rel=1e-5),
+        2.0,
+    )
     told = decision_of(controller)
     assert (told.skip, told.norm) == (False, 10.0), "the norm as it lies there"
     assert told.factor == pytest.approx(0.2 / 2.0, rel=1e-5)
 
 
-@pytest.mark.parametrize(("replica", "sharded", "norm"), [(0, False, 5.0), (1, False, 0.0), (1, True, 5.0)])
+@pytest.mark.parametrize(
+    ("replica", "sharded", "norm"), [(0, False, 5.0), (1, False, 0.0), (1, True, 5.0)]
+)
 def test_of_gradients_that_every_replica_holds_the_first_one_s_count(replica, sharded, norm):
-    assert judged(stability(3.0, 4.0, replica=replica, sharded=sharded), sums(1, 1, 1)).grad_norm == norm
+    assert (
+        judged(stability(3.0, 4.0, replica=replica, sharded=sharded), sums(1, 1, 1)).grad_norm
+        == norm
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,11 +121,17 @@ def test_what_is_thrown_away_is_not_taken_for_a_step():
 
 def test_losses_are_scaled_here_only_where_deepspeed_does_not():
     for by_hand, expected in ((True, 16.0), (False, 2.0)):
-        assert stability(scale=8.0, by_hand=by_hand, held=()).scaled(torch.tensor(2.0)).item() == expected
+        assert (
+            stability(scale=8.0, by_hand=by_hand, held=()).scaled(torch.tensor(2.0)).item()
+            == expected
+        )
 
 
 def test_another_cut_of_the_model_takes_its_memory_over_by_name():
-    first, second = stability(3.0, 4.0, scale=8.0), stability(4.0, 3.0, scale=2.0, names=("b", "a"), held=("b", "a"))
+    first, second = (
+        stability(3.0, 4.0, scale=8.0),
+        stability(4.0, 3.0, scale=2.0, names=("b", "a"), held=("b", "a")),
+    )
     for _ in range(3):
         judged(first, sums(1, 1, 1))
     state = first.state()
@@ -143,7 +162,8 @@ class Theirs:
 
 
 @pytest.mark.parametrize(
-    ("fp16", "overflow", "cause"), [(True, True, "overflow"), (False, True, "backward"), (True, False, "")]
+    ("fp16", "overflow", "cause"),
+    [(True, True, "overflow"), (False, True, "backward"), (True, False, "")],
 )
 def test_under_stock_handling_deepspeed_s_word_is_taken(fp16, overflow, cause):
     controller = StockStability(Theirs(fp16=fp16, overflow=overflow), 1, by_hand=True)

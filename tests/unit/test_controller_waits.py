@@ -35,7 +35,9 @@ class Noted(TorchFunctionMode):
         super().__init__()
         self.names: list[str] = []
 
-    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), named: Any = None
+    ) -> Any:
         name = getattr(function, "__name__", "")
         if name in MADE | READ:
             self.names.append(name)
@@ -46,8 +48,12 @@ class Passes(Engine):
     """Whose passes cost nothing."""
 
     def __init__(self, stability: Stability | StockStability) -> None:
-        groups = [{"param_group": name, "lr": 0.0, "momentum": 0.0} for name in ("bias", "weight", "bn")]
-        self.deepspeed = SimpleNamespace(optimizer=SimpleNamespace(param_groups=groups), step=lambda: None)
+        groups = [
+            {"param_group": name, "lr": 0.0, "momentum": 0.0} for name in ("bias", "weight", "bn")
+        ]
+        self.deepspeed = SimpleNamespace(
+            optimizer=SimpleNamespace(param_groups=groups), step=lambda: None
+        )
         self.stability, self.share, self.ranks = stability, Share(0, 1), Ranks(0, 1, 0, "here", CPU)
         self.snapshots = Snapshots(lambda: [torch.ones(2)], dict, every=0, restores=True)
         self.diagnosis = SimpleNamespace(when="off", note_loss=lambda loss: None)
@@ -62,10 +68,14 @@ class Passes(Engine):
 
 def judged_by(kind: str) -> Stability | StockStability:
     if kind == "stock":
-        deepspeed = SimpleNamespace(fp16_enabled=lambda: False, get_global_grad_norm=lambda: None, optimizer=None)
+        deepspeed = SimpleNamespace(
+            fp16_enabled=lambda: False, get_global_grad_norm=lambda: None, optimizer=None
+        )
         return StockStability(deepspeed, 1, by_hand=False)
     parts = [torch.tensor([3.0]), torch.tensor([4.0])]
-    gradients = SimpleNamespace(names=["a", "b"], sharded=True, decision=Decision(), device=CPU, slices=lambda: parts)
+    gradients = SimpleNamespace(
+        names=["a", "b"], sharded=True, decision=Decision(), device=CPU, slices=lambda: parts
+    )
     return Stability(
         gradients,
         ["a", "b"],
@@ -88,7 +98,9 @@ def test_a_step_reads_once_and_copies_nothing_whatever_it_accumulates(
     monkeypatch.setattr(module, "squares", lambda parts, places, count: measured)
     engine = Passes(judged_by(kind))
     with Noted() as noted:
-        result = engine.train_step(Step(0, micro_batches, 0, (0.1, 0.1, 0.1), 0.9), iter(()), stop=True)
+        result = engine.train_step(
+            Step(0, micro_batches, 0, (0.1, 0.1, 0.1), 0.9), iter(()), stop=True
+        )
     assert noted.names == (["cpu"] if kind == "own" else ["tolist"])
     assert result.stop and result.instances == 5 * micro_batches
     assert kind == "stock" or result.grad_norm == pytest.approx(5.0)

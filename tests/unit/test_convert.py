@@ -1,4 +1,5 @@
-"""From a run's checkpoints to one .pt: which is taken, what is written, and what is said where none can be."""
+"""From a run's checkpoints to one .pt: which is taken, what is written, and what is said where none
+can be."""
 
 from __future__ import annotations
 
@@ -15,21 +16,29 @@ from yolods.errors import UserError
 
 
 def test_what_an_export_names_as_damaged(tmp_path, caplog):
-    """Asked for one checkpoint it takes that or none, and asked for a run's it takes the newest that is whole."""
+    """Asked for one checkpoint it takes that or none, and asked for a run's it takes the newest
+    that is whole."""
     run = tmp_path / "run"
     checkpoint = write_ranks(run / "checkpoints", "flat", 4)
     for rank in (1, 3):
         (checkpoint.folder / f"rank{rank}.pt").unlink()
     missing = [f"{checkpoint.folder}/rank{rank}.pt: missing" for rank in (1, 3)]
     remedies = {
-        checkpoint.folder: f"this checkpoint is damaged; use {run / 'checkpoints'} to export the newest intact one",
-        run: "no intact checkpoint in it; name a run's folder, its checkpoints/, or one checkpoint in it",
+        checkpoint.folder: (
+            f"this checkpoint is damaged; use {run / 'checkpoints'} to export the newest intact one"
+        ),
+        run: (
+            "no intact checkpoint in it; name a run's folder, its checkpoints/, or one checkpoint "
+            "in it"
+        ),
     }
     for place, remedy in remedies.items():
         with pytest.raises(UserError) as caught:
             find_checkpoint(place)
         assert str(caught.value).splitlines() == [f"{place}: {remedy}", *missing]
-    CheckpointStore(run / "checkpoints", ALONE, keep=2, model=MODEL).save(Engine(), Progress(step=0))
+    CheckpointStore(run / "checkpoints", ALONE, keep=2, model=MODEL).save(
+        Engine(), Progress(step=0)
+    )
     (run / "checkpoints" / "latest").write_text(checkpoint.folder.name)
     assert find_checkpoint(run) == run / "checkpoints" / "step00000000"
     assert caplog.messages == missing
@@ -38,11 +47,21 @@ def test_what_an_export_names_as_damaged(tmp_path, caplog):
 def test_a_checkpoint_is_found_by_any_of_its_paths(tmp_path):
     run = tmp_path / "run"
     folder = write_ranks(run / "checkpoints", "whole", 1).folder
-    assert find_checkpoint(run) == find_checkpoint(run / "checkpoints") == find_checkpoint(folder) == folder
-    for place, what in ((tmp_path, "no intact checkpoint in it"), (tmp_path / "gone", "no such folder")):
+    assert (
+        find_checkpoint(run)
+        == find_checkpoint(run / "checkpoints")
+        == find_checkpoint(folder)
+        == folder
+    )
+    for place, what in (
+        (tmp_path, "no intact checkpoint in it"),
+        (tmp_path / "gone", "no such folder"),
+    ):
         with pytest.raises(UserError) as caught:
             find_checkpoint(place)
-        assert str(caught.value) == (f"{place}: {what}; name a run's folder, its checkpoints/, or one checkpoint in it")
+        assert str(caught.value) == (
+            f"{place}: {what}; name a run's folder, its checkpoints/, or one checkpoint in it"
+        )
 
 
 def test_a_run_may_be_named_as_a_checkpoint_is(tmp_path):
@@ -51,9 +70,13 @@ def test_a_run_may_be_named_as_a_checkpoint_is(tmp_path):
     assert find_checkpoint(run) == folder
 
 
-@pytest.mark.parametrize(("live", "more", "which"), [(True, 0.0, "trained weights"), (False, 0.5, "moving average")])
+@pytest.mark.parametrize(
+    ("live", "more", "which"), [(True, 0.0, "trained weights"), (False, 0.5, "moving average")]
+)
 @pytest.mark.parametrize("fp32", [True, False])
-def test_an_export_writes_what_was_asked_for_and_says_so(tmp_path, monkeypatch, live, more, which, fp32):
+def test_an_export_writes_what_was_asked_for_and_says_so(
+    tmp_path, monkeypatch, live, more, which, fp32
+):
     checkpoint = write_ranks(tmp_path / "checkpoints", "flat", 2)
     written = {}
 
@@ -72,7 +95,9 @@ def test_an_export_writes_what_was_asked_for_and_says_so(tmp_path, monkeypatch, 
 
 
 def test_an_export_to_another_suffix_is_refused_before_anything_is_read(tmp_path):
-    with pytest.raises(UserError, match=r"^--to .*best\.onnx: ultralytics loads files that end in \.pt$"):
+    with pytest.raises(
+        UserError, match=r"^--to .*best\.onnx: ultralytics loads files that end in \.pt$"
+    ):
         export(tmp_path / "gone", tmp_path / "best.onnx", live=False, fp32=False)
 
 
@@ -83,5 +108,7 @@ def test_a_target_that_cannot_be_written_is_a_line(tmp_path, monkeypatch):
     write_ranks(tmp_path, "whole", 1)
     monkeypatch.setattr(convert, "build", lambda *_: None)
     monkeypatch.setattr(convert, "write_pt", full)
-    with pytest.raises(UserError, match=r"^--to .*best\.pt: cannot write: .*No space left on device$"):
+    with pytest.raises(
+        UserError, match=r"^--to .*best\.pt: cannot write: .*No space left on device$"
+    ):
         export(tmp_path, tmp_path / "best.pt", live=False, fp32=False)

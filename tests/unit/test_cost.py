@@ -1,4 +1,5 @@
-"""Costs counted on the meta device against the published sizes, and against what autograd really keeps."""
+"""Costs counted on the meta device against the published sizes, and against what autograd really
+keeps."""
 
 from __future__ import annotations
 
@@ -40,9 +41,13 @@ def test_totals_at_640_and_1280(name, millions, gflops, mib):
 
 
 def kept_by_autograd(net, graph, start, stop, values) -> int:
-    """Bytes of every storage of a real run that stays until backward: kept, received or sent; weights left out."""
+    """Bytes of every storage of a real run that stays until backward: kept, received or sent;
+    weights left out."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
-    kept = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in values.values()}
+    kept = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for value in values.values()
+    }
 
     def pack(tensor):
         if tensor.dim() > 1 and tensor.untyped_storage().data_ptr() not in weights:
@@ -52,7 +57,10 @@ def kept_by_autograd(net, graph, start, stop, values) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         sent = run_nodes(graph, start, stop, modules_of(graph.nodes, net), values)
     if stop < len(graph.nodes):
-        kept |= {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in sent.values()}
+        kept |= {
+            value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+            for value in sent.values()
+        }
     return sum(kept.values())
 
 
@@ -75,10 +83,16 @@ def test_a_stage_holds_what_autograd_keeps_and_what_crosses(tiny):
     bounds = [0, 5, 6, 17, 30, 41, len(graph.nodes)]
     values = {IMAGE: torch.rand(2, 3, 64, 64)}
     for start, stop in itertools.pairwise(bounds):
-        assert kept_by_autograd(net, graph, start, stop, values) == 2 * table.activations[start, stop]
+        assert (
+            kept_by_autograd(net, graph, start, stop, values) == 2 * table.activations[start, stop]
+        )
         with torch.no_grad():
             values = run_nodes(graph, start, stop, modules_of(graph.nodes, net), values)
-        values = {name: value.detach() for name, value in values.items() if isinstance(value, torch.Tensor)}
+        values = {
+            name: value.detach()
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor)
+        }
 
 
 def test_bytes_of_values_and_of_cuts(tiny):
@@ -86,7 +100,9 @@ def test_bytes_of_values_and_of_cuts(tiny):
     found = cost(graph, 64, 2)
     with torch.no_grad():
         for cut in range(1, len(graph.nodes), 7):
-            crossing = run_nodes(graph, 0, cut, modules_of(graph.nodes, net), {IMAGE: torch.rand(1, 3, 64, 64)})
+            crossing = run_nodes(
+                graph, 0, cut, modules_of(graph.nodes, net), {IMAGE: torch.rand(1, 3, 64, 64)}
+            )
             assert {name: 2 * value.numel() for name, value in crossing.items()} == {
                 name: found.values[name] for name in live(graph, cut)
             }
@@ -117,7 +133,9 @@ def test_most_of_it_scales_with_the_pixels():
 
 def test_each_value_is_counted_at_its_first_keeper():
     found = cost(graph_of("yolov5n"), 320)
-    by_name = {node.name: node_cost for node, node_cost in zip(found.graph.nodes, found.nodes, strict=True)}
+    by_name = {
+        node.name: node_cost for node, node_cost in zip(found.graph.nodes, found.nodes, strict=True)
+    }
     assert "4" in by_name["5"].keeps
     assert by_name["4.m.0"].keeps == ("4.h",)
     assert by_name["16"].keeps == ()  # a concatenation keeps nothing: its reader keeps the result
@@ -138,6 +156,8 @@ def test_seconds_from_flops_and_from_memory():
     found = cost(graph_of("yolov5n"), 320)
     plain = node_seconds(found, Machine(flops=1e12), 4)
     assert sum(plain) == pytest.approx(4 * 3 * found.flops / 1e12)
-    assert sum(node_seconds(found, Machine(flops=1e12), 4, recompute=True)) == pytest.approx(sum(plain) * 4 / 3)
+    assert sum(node_seconds(found, Machine(flops=1e12), 4, recompute=True)) == pytest.approx(
+        sum(plain) * 4 / 3
+    )
     slow = node_seconds(found, Machine(flops=math.inf, memory=1e9))
     assert sum(slow) == pytest.approx(TRAFFIC * found.activation_bytes / 1e9)

@@ -22,7 +22,13 @@ def test_what_it_does_not_ship_and_what_is_a_path_is_not(name):
 
 @pytest.mark.parametrize(
     ("text", "found"),
-    [('{"datasets_dir": "/sets"}', ["/sets"]), ("{", []), ("[]", []), ('{"datasets_dir": 3}', []), (None, [])],
+    [
+        ('{"datasets_dir": "/sets"}', ["/sets"]),
+        ("{", []),
+        ("[]", []),
+        ('{"datasets_dir": 3}', []),
+        (None, []),
+    ],
 )
 def test_a_users_own_folder_comes_before_the_cache(tmp_path, monkeypatch, text, found):
     monkeypatch.setenv("YOLODS_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,5 @@
-"""yolods.data.spec: every fault of a data yaml at once, and paths found where ultralytics finds them."""
+"""yolods.data.spec: every fault of a data yaml at once, and paths found where ultralytics finds
+them."""
 
 import subprocess
 import sys
@@ -38,7 +39,12 @@ def test_a_sound_yaml(tmp_path):
     assert spec.val == (tmp_path / "images/val",)
     assert spec.test == ()
     assert spec.names == ("colour0", "colour1", "colour2")
-    assert (spec.channels, spec.download, spec.needs_download, spec.root) == (3, None, False, tmp_path)
+    assert (spec.channels, spec.download, spec.needs_download, spec.root) == (
+        3,
+        None,
+        False,
+        tmp_path,
+    )
 
 
 def test_ultralytics_reads_the_same(tmp_path, monkeypatch):
@@ -48,7 +54,11 @@ def test_ultralytics_reads_the_same(tmp_path, monkeypatch):
     yaml = make_dataset(tmp_path)
     theirs, ours = utils.check_det_dataset(str(yaml)), as_ultralytics(read_spec(yaml))
     assert ours["names"] == theirs["names"] == {0: "colour0", 1: "colour1"}
-    assert (ours["nc"], ours["channels"], ours["path"]) == (theirs["nc"], theirs["channels"], theirs["path"])
+    assert (ours["nc"], ours["channels"], ours["path"]) == (
+        theirs["nc"],
+        theirs["channels"],
+        theirs["path"],
+    )
     assert (ours["train"], ours["val"]) == ([theirs["train"]], [theirs["val"]])
 
 
@@ -103,18 +113,28 @@ def test_folder_without_images(tmp_path):
 
 def test_path_key_lists_and_validation_alias(tmp_path):
     make_dataset(tmp_path / "sub", train=3, val=2)
-    (tmp_path / "sub/list.txt").write_text("./images/val/001.jpg\n\n./images/val/000.jpg\nnotes.md\n")
+    (tmp_path / "sub/list.txt").write_text(
+        "./images/val/001.jpg\n\n./images/val/000.jpg\nnotes.md\n"
+    )
     text = "path: sub\ntrain: [images/train, images/val]\nvalidation: list.txt\nnc: 2\n"
     spec = read_spec(write(tmp_path / "d.yaml", text))
     assert spec.root == tmp_path / "sub"
     assert spec.names == ("class_0", "class_1")
-    assert [Path(f).name for f in list_images(spec.train)] == ["000.jpg", "001.jpg", "002.jpg", "000.jpg", "001.jpg"]
+    assert [Path(f).name for f in list_images(spec.train)] == [
+        "000.jpg",
+        "001.jpg",
+        "002.jpg",
+        "000.jpg",
+        "001.jpg",
+    ]
     assert list_images(spec.val) == [str(tmp_path / f"sub/images/val/{i:03}.jpg") for i in (0, 1)]
 
 
 def test_leading_parent_as_in_yolov5_yamls(tmp_path):
     make_dataset(tmp_path / "set")
-    yaml = write(tmp_path / "set/d.yaml", "train: ../images/train\nval: ../images/val\nnames: [a, b]\n")
+    yaml = write(
+        tmp_path / "set/d.yaml", "train: ../images/train\nval: ../images/val\nnames: [a, b]\n"
+    )
     assert read_spec(yaml).train == (tmp_path / "set/images/train",)
 
 
@@ -123,9 +143,14 @@ def test_download_waits_for_fetch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(utils, "check_font", lambda *_: None)
     monkeypatch.setenv("YOLODS_CACHE", str(tmp_path / "cache"))
-    script = f"import sys; sys.path.append({str(Path(__file__).parents[2])!r}); from tests.tiny import make_dataset\n"
+    script = (
+        f"import sys; sys.path.append({str(Path(__file__).parents[2])!r}); from tests.tiny import "
+        "make_dataset\n"
+    )
     script += f"from pathlib import Path; make_dataset(Path({str(tmp_path)!r}))\n"
-    body = "train: images/train\nval: images/val\nnames: [a, b]\ndownload: |\n  " + script.replace("\n", "\n  ")
+    body = "train: images/train\nval: images/val\nnames: [a, b]\ndownload: |\n  " + script.replace(
+        "\n", "\n  "
+    )
     spec = read_spec(write(tmp_path / "d.yaml", body))
     assert spec.needs_download
     assert not (tmp_path / "images").exists()
@@ -135,8 +160,13 @@ def test_download_waits_for_fetch(tmp_path, monkeypatch):
 
 
 def test_failed_download_is_one_line(tmp_path):
-    body = "train: images/train\nval: images/val\nnames: [a]\ndownload: |\n  raise OSError('no route\\nto host')\n"
-    with pytest.raises(UserError, match="download failed: no route; download the images into") as caught:
+    body = (
+        "train: images/train\nval: images/val\nnames: [a]\ndownload: |\n"
+        "  raise OSError('no route\\nto host')\n"
+    )
+    with pytest.raises(
+        UserError, match="download failed: no route; download the images into"
+    ) as caught:
         fetch(read_spec(write(tmp_path / "d.yaml", body)))
     assert "\n" not in str(caught.value)
 
@@ -159,7 +189,9 @@ def test_a_download_that_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path, 
     from ultralytics.data import utils
 
     def offline(url, dir, **_):
-        raise ConnectionError(f"\n❌  Download failure for {url} to {dir}. Environment may be offline.\nmore")
+        raise ConnectionError(
+            f"\n❌  Download failure for {url} to {dir}. Environment may be offline.\nmore"
+        )
 
     monkeypatch.setattr(utils, "safe_download", offline)
     monkeypatch.setenv("YOLODS_CACHE", str(tmp_path / "cache"))
@@ -169,7 +201,10 @@ def test_a_download_that_cannot_be_had_is_one_line_and_leaves_nothing(tmp_path, 
     with pytest.raises(UserError) as caught:
         fetch(read_spec(Path("coco8.yaml")))
     line = str(caught.value)
-    assert "\n" not in line and f"coco8.zip to {tmp_path / 'cache/datasets'}. Environment may be offline; " in line
+    assert (
+        "\n" not in line
+        and f"coco8.zip to {tmp_path / 'cache/datasets'}. Environment may be offline; " in line
+    )
 
 
 def test_data_sets_that_ultralytics_has_downloaded_are_found(tmp_path, monkeypatch):
@@ -185,12 +220,16 @@ def test_data_sets_that_ultralytics_has_downloaded_are_found(tmp_path, monkeypat
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.setenv("YOLODS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path / "cache"))
-    yaml = write(tmp_path / "d.yaml", "path: tiny\ntrain: images/train\nval: images/val\nnames: [a, b]\n")
+    yaml = write(
+        tmp_path / "d.yaml", "path: tiny\ntrain: images/train\nval: images/val\nnames: [a, b]\n"
+    )
     assert read_spec(yaml).root == tmp_path / "theirs/tiny"
     assert stores() == [tmp_path / "theirs", tmp_path / "cache/datasets"]
 
 
-def test_labels_are_those_beside_the_images_as_they_are_named_and_not_those_where_a_link_leads(tmp_path):
+def test_labels_are_those_beside_the_images_as_they_are_named_and_not_those_where_a_link_leads(
+    tmp_path,
+):
     """`second` has labels of its own for the images of the first."""
     from ultralytics.data.utils import img2label_paths
 
@@ -232,7 +271,11 @@ def test_links_at_every_height_of_a_path_keep_their_spelling(tmp_path, where):
         spec = read_spec(write(tmp_path / "d.yaml", f"path: {named}\n{text}"))
     else:
         named.symlink_to("real/images")  # `named/..` is `real`, not the folder that `named` lies in
-        spec = read_spec(write(tmp_path / "d.yaml", "train: named/../images/train\nval: named/val\nnames: [a, b]\n"))
+        spec = read_spec(
+            write(
+                tmp_path / "d.yaml", "train: named/../images/train\nval: named/val\nnames: [a, b]\n"
+            )
+        )
         assert spec.train == (tmp_path / "named/../images/train",)
         assert len(list_images(spec.train)) == 6
         return
@@ -244,7 +287,9 @@ def test_links_at_every_height_of_a_path_keep_their_spelling(tmp_path, where):
 def test_a_link_to_a_folder_above_it_adds_no_images(tmp_path, target):
     make_dataset(tmp_path, train=4)
     (tmp_path / "images/train/again").symlink_to(target)
-    assert [Path(file).name for file in list_images((tmp_path / "images/train",))] == [f"{i:03}.jpg" for i in range(4)]
+    assert [Path(file).name for file in list_images((tmp_path / "images/train",))] == [
+        f"{i:03}.jpg" for i in range(4)
+    ]
 
 
 def test_each_real_folder_is_looked_into_once_under_its_own_name(tmp_path):
@@ -282,7 +327,10 @@ def test_hidden_files_and_folders_are_no_part_of_a_set(tmp_path):
 
 def test_lines_of_a_list_that_name_no_image_are_known(tmp_path):
     make_dataset(tmp_path, train=2)
-    text = './images/train/000.jpg\n\n"./images/train/001.jpg"\n./images/train/001.jpg 10,20,30,40,0\n# note\n'
+    text = (
+        './images/train/000.jpg\n\n"./images/train/001.jpg"\n./images/train/001.jpg 10,20,30,40,0\n'
+        "# note\n"
+    )
     file = write(tmp_path / "list.txt", text)
     sources = (file, tmp_path / "images/train", tmp_path / "images/train/000.jpg")
     assert [(line, text) for _, line, text in unused_lines(sources)] == [
@@ -296,10 +344,16 @@ def test_lines_of_a_list_that_name_no_image_are_known(tmp_path):
 def test_reading_needs_neither_torch_nor_ultralytics(tmp_path):
     yaml = make_dataset(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from yolods.data.spec import read_spec; read_spec(Path(sys.argv[1]));"
+        "import sys; from pathlib import Path; from yolods.data.spec import read_spec; "
+        "read_spec(Path(sys.argv[1]));"
         "sys.exit(bool({'torch', 'ultralytics', 'numpy'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(yaml)], cwd=Path(__file__).parents[2]).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code, str(yaml)], cwd=Path(__file__).parents[2]
+        ).returncode
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -307,10 +361,14 @@ def test_reading_needs_neither_torch_nor_ultralytics(tmp_path):
     [
         (
             "[no, a]",
-            "names: class 0 is false: YAML reads yes, no, on and off as true and false; put the name in quotes",
+            "names: class 0 is false: YAML reads yes, no, on and off as true and false; put the "
+            "name in quotes",
         ),
         ("{0: a, 1: on}", "names: class 1 is true: YAML reads yes, no, on and off"),
-        ("[a, null]", "names: class 1 is empty: a name must be text, not NoneType; put it in quotes"),
+        (
+            "[a, null]",
+            "names: class 1 is empty: a name must be text, not NoneType; put it in quotes",
+        ),
         ("[2020-01-01]", "a name must be text, not date; put it in quotes"),
         ("[[a]]", "a name must be text, not list; put it in quotes"),
         ("{0: a, 1.9: b}", "names: keys must be class ids 0 to 1, found 1.9"),
@@ -322,35 +380,48 @@ def test_reading_needs_neither_torch_nor_ultralytics(tmp_path):
 )
 def test_a_name_that_yaml_takes_for_something_else_does_not_become_a_class(tmp_path, names, part):
     make_dataset(tmp_path)
-    (line,) = faults(write(tmp_path / "d.yaml", f"train: images/train\nval: images/val\nnames: {names}\n"))
+    (line,) = faults(
+        write(tmp_path / "d.yaml", f"train: images/train\nval: images/val\nnames: {names}\n")
+    )
     assert part in line
 
 
 def test_numbers_are_names(tmp_path):
     make_dataset(tmp_path)
-    spec = read_spec(write(tmp_path / "d.yaml", "train: images/train\nval: images/val\nnames: [7, 1.5, 'no']\n"))
+    spec = read_spec(
+        write(tmp_path / "d.yaml", "train: images/train\nval: images/val\nnames: [7, 1.5, 'no']\n")
+    )
     assert (spec.names, spec.warnings) == (("7", "1.5", "no"), [])
 
 
 @pytest.mark.parametrize("name", ["a\\nb", "a\\tb", "a\\u2028b", "\\x1b[31m"])
 def test_a_name_of_several_lines_does_not_break_the_table_of_results(tmp_path, name):
     make_dataset(tmp_path)
-    (line,) = faults(write(tmp_path / "d.yaml", f'train: images/train\nval: images/val\nnames: ["{name}", b]\n'))
+    (line,) = faults(
+        write(tmp_path / "d.yaml", f'train: images/train\nval: images/val\nnames: ["{name}", b]\n')
+    )
     assert line.endswith("a name must be one line without control characters")
     assert line.isprintable()
 
 
 def test_classes_of_one_name_are_said(tmp_path):
     make_dataset(tmp_path)
-    spec = read_spec(write(tmp_path / "d.yaml", "train: images/train\nval: images/val\nnames: [a, b, a]\n"))
-    assert spec.warnings == [f"{tmp_path / 'd.yaml'}: several classes have the same name: a (2 times)"]
+    spec = read_spec(
+        write(tmp_path / "d.yaml", "train: images/train\nval: images/val\nnames: [a, b, a]\n")
+    )
+    assert spec.warnings == [
+        f"{tmp_path / 'd.yaml'}: several classes have the same name: a (2 times)"
+    ]
 
 
 def test_an_image_that_several_sources_name_is_there_as_often_and_counted(tmp_path):
     make_dataset(tmp_path, train=3, val=2)
     (tmp_path / "linked").symlink_to("images")
     (tmp_path / "list.txt").write_text("./images/val/000.jpg\n" * 3)
-    sources = [tmp_path / name for name in ("images/train", "images", "list.txt", "images/train", "linked/val")]
+    sources = [
+        tmp_path / name
+        for name in ("images/train", "images", "list.txt", "images/train", "linked/val")
+    ]
     files, again = find_images(tuple(sources))
     assert len(files) == 3 + 5 + 3 + 3 + 2
     assert files.count(str(tmp_path / "images/val/000.jpg")) == 1 + 3

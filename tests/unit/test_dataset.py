@@ -19,10 +19,20 @@ from yolods.data.scan import scan
 from yolods.data.spec import as_ultralytics, read_spec
 from yolods.errors import UserError
 
-EVERYTHING = {"mosaic": 0.7, "mixup": 0.5, "cutmix": 0.5, "copy_paste": 0.5, "degrees": 10.0, "flipud": 0.5, "bgr": 0.3}
+EVERYTHING = {
+    "mosaic": 0.7,
+    "mixup": 0.5,
+    "cutmix": 0.5,
+    "copy_paste": 0.5,
+    "degrees": 10.0,
+    "flipud": 0.5,
+    "bgr": 0.3,
+}
 
 
-def make(root: Path, split: str = "train", *, train: int = 6, hyp: dict | None = None, **options) -> DetectionSet:
+def make(
+    root: Path, split: str = "train", *, train: int = 6, hyp: dict | None = None, **options
+) -> DetectionSet:
     yaml = root / "set/tiny.yaml"
     if not yaml.exists():
         make_dataset(root / "set", train=train, val=60)
@@ -66,7 +76,9 @@ def test_the_seed_matters(tmp_path):
     assert not same(make(tmp_path, seed=0)[0, 1], make(tmp_path, seed=1)[0, 1])
 
 
-@pytest.mark.parametrize("options", [{"cache_bytes": 1 << 30}, {"cache_bytes": 30_000}, {"cache_ram": True}])
+@pytest.mark.parametrize(
+    "options", [{"cache_bytes": 1 << 30}, {"cache_bytes": 30_000}, {"cache_ram": True}]
+)
 def test_keeping_images_changes_nothing(tmp_path, options):
     plain, kept = make(tmp_path, hyp=EVERYTHING), make(tmp_path, hyp=EVERYTHING, **options)
     for _ in range(2):
@@ -90,10 +102,16 @@ def test_cache_ram_stops_where_memory_ends(tmp_path, monkeypatch, caplog):
 
 def test_global_generators_are_left_as_they_were(tmp_path):
     data = make(tmp_path, hyp=EVERYTHING)
-    state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    state, numpy_state, torch_state = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+    )
     data[0, 0]
     assert random.getstate() == state
-    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpy_state, strict=True))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpy_state, strict=True)
+    )
     assert torch.equal(torch.get_rng_state(), torch_state)
 
 
@@ -133,7 +151,8 @@ def test_mosaic_never_closes_with_close_mosaic_0(tmp_path):
 
 
 class OwnGenerator:
-    """Behaves as an albumentations pipeline from 1.4.21 on: random numbers from a generator of its own."""
+    """Behaves as an albumentations pipeline from 1.4.21 on: random numbers from a generator of its
+    own."""
 
     seed = None
 
@@ -224,7 +243,9 @@ def test_collate(tmp_path):
     assert batch["img"].dtype == torch.uint8
     assert batch["replaced"] == ["a", "b", "c"]
     assert batch["resized_shape"] == tuple(s["resized_shape"] for s in samples)
-    assert torch.bincount(batch["batch_idx"].int(), minlength=6).tolist() == [len(s["cls"]) for s in samples]
+    assert torch.bincount(batch["batch_idx"].int(), minlength=6).tolist() == [
+        len(s["cls"]) for s in samples
+    ]
     assert torch.equal(batch["bboxes"], torch.cat([s["bboxes"] for s in samples]))
 
 
@@ -242,7 +263,9 @@ def test_default_cache_is_bounded(monkeypatch):
     monkeypatch.setattr(dataset_module, "available_memory", lambda: 64 << 30)
     assert default_cache_bytes(1) == 2 << 30
     assert default_cache_bytes(16) == 512 << 20
-    monkeypatch.setattr(dataset_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=8 << 30))
+    monkeypatch.setattr(
+        dataset_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=8 << 30)
+    )
     monkeypatch.undo()
     assert 0 <= default_cache_bytes(4) <= 2 << 30
 
@@ -252,7 +275,9 @@ def rectangles(count: int, batch: int, seed: int = 0) -> SimpleNamespace:
     sides = np.random.default_rng(seed).integers(1, 2000, (count, 2)).tolist()
     labels = [{"shape": tuple(side), "place": place} for place, side in enumerate(sides)]
     files = [str(place) for place in range(count)]
-    return SimpleNamespace(ni=count, batch_size=batch, labels=labels, im_files=files, imgsz=640, stride=32, pad=0.5)
+    return SimpleNamespace(
+        ni=count, batch_size=batch, labels=labels, im_files=files, imgsz=640, stride=32, pad=0.5
+    )
 
 
 @pytest.mark.parametrize(("count", "batch"), [(1, 16), (16, 16), (17, 16), (200, 3), (50, 1)])
@@ -261,12 +286,15 @@ def test_shapes_of_evaluation_batches_are_those_of_ultralytics(count, batch):
     DetectionSet.set_rectangle(ours)
     YOLODataset.set_rectangle(theirs)
     assert (ours.im_files, ours.labels) == (theirs.im_files, theirs.labels)
-    assert np.array_equal(ours.batch_shapes, theirs.batch_shapes) and np.array_equal(ours.batch, theirs.batch)
+    assert np.array_equal(ours.batch_shapes, theirs.batch_shapes) and np.array_equal(
+        ours.batch, theirs.batch
+    )
 
 
 @pytest.mark.slow
 def test_sorting_an_evaluation_set_does_not_grow_with_the_square_of_the_set():
-    """Seconds of CPU of sixteen times as many images: 16 times as many if it grows with the set, else up to 256."""
+    """Seconds of CPU of sixteen times as many images: 16 times as many if it grows with the set,
+    else up to 256."""
 
     def seconds(count: int) -> float:
         taken = []

@@ -43,17 +43,29 @@ def test_boxes_and_scores_are_those_of_the_head_in_fp32(head, size):
 def test_rounded_outputs_lose_nothing_more(head):
     """In bf16, as the head would decode them, coordinates near 190 pixels are a pixel apart."""
     _, raw = outputs(head, 192, 192)
-    low = {key: [x.bfloat16() for x in value] if key == "feats" else value.bfloat16() for key, value in raw.items()}
+    low = {
+        key: [x.bfloat16() for x in value] if key == "feats" else value.bfloat16()
+        for key, value in raw.items()
+    }
     result = decode(as_float(low), head.stride.tolist(), head.reg_max)
-    exact = {"boxes": low["boxes"].double(), "scores": low["scores"].double(), "feats": raw["feats"]}
+    exact = {
+        "boxes": low["boxes"].double(),
+        "scores": low["scores"].double(),
+        "feats": raw["feats"],
+    }
     bins = torch.arange(16, dtype=torch.float64)
     distances = (exact["boxes"].view(3, 4, 16, -1).softmax(2) * bins[:, None]).sum(2)
     cells = [level.shape[2] * level.shape[3] for level in raw["feats"]]
     strides = torch.repeat_interleave(head.stride, torch.tensor(cells))
     torch.testing.assert_close(
-        result[:, 2:4].double(), (distances[:, :2] + distances[:, 2:]) * strides, rtol=1e-5, atol=1e-4
+        result[:, 2:4].double(),
+        (distances[:, :2] + distances[:, 2:]) * strides,
+        rtol=1e-5,
+        atol=1e-4,
     )
-    torch.testing.assert_close(result[:, 4:].double(), exact["scores"].sigmoid(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        result[:, 4:].double(), exact["scores"].sigmoid(), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_heads_weights_are_not_read(head):
@@ -69,7 +81,8 @@ def test_the_heads_weights_are_not_read(head):
 
 
 def test_of_a_shape_seen_before_nothing_is_made_on_the_host_and_no_value_is_read(head):
-    """On a device each of both would be a wait. Meta tensors have no values, and mix with none on the host."""
+    """On a device each of both would be a wait. Meta tensors have no values, and mix with none on
+    the host."""
     from torch.overrides import TorchFunctionMode
 
     class OnMeta(TorchFunctionMode):
@@ -86,7 +99,9 @@ def test_of_a_shape_seen_before_nothing_is_made_on_the_host_and_no_value_is_read
         "feats": [level.to("meta") for level in raw["feats"]],
     }
     strides = head.stride.tolist()
-    decode(far, strides, head.reg_max)  # anchors are made on the host once per shape, and sent without a wait
+    decode(
+        far, strides, head.reg_max
+    )  # anchors are made on the host once per shape, and sent without a wait
     with OnMeta():
         decoded = decode(far, strides, head.reg_max)
     assert decoded.shape == decode(raw, strides, head.reg_max).shape

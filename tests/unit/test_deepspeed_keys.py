@@ -1,6 +1,8 @@
-"""Every key that DeepSpeed reads: it works, is refused, or its loss is said; a new key of a new version is noticed.
+"""Every key that DeepSpeed reads: it works, is refused, or its loss is said; a new key of a new
+version is noticed.
 
-The keys come from DeepSpeed itself: from the fields of its models, and from what its reader asks a dictionary for.
+The keys come from DeepSpeed itself: from the fields of its models, and from what its reader asks a
+dictionary for.
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ from yolods.parsing.rules import Rule
 WORKS, REFUSED, SAID = "works", "refused", "said"
 
 Z0, Z1, Z2, Z3 = ({"zero_optimization": {"stage": stage}} for stage in range(4))
-HOST = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}}
+HOST = {
+    "zero_optimization": {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu"},
+        "offload_param": {"device": "cpu"},
+    }
+}
 BF16 = {"bf16": {"enabled": True}}
 FP16 = {"fp16": {"enabled": True}, **Z1}
 CAST = {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
@@ -36,7 +44,9 @@ PIPE = {"pipeline": {"stages": 2}}
 Row = tuple[str, str, Any, dict[str, Any]]
 
 
-def rows(verdict: str, names: str, value: Any, base: dict[str, Any] = Z1, prefix: str = "") -> list[Row]:
+def rows(
+    verdict: str, names: str, value: Any, base: dict[str, Any] = Z1, prefix: str = ""
+) -> list[Row]:
     """A row for each name: what comes of this value, beside what else the JSON holds."""
     return [(f"{prefix}{name}", verdict, value, base) for name in names.split()]
 
@@ -49,9 +59,9 @@ def zero(verdict: str, names: str, value: Any, base: dict[str, Any]) -> list[Row
 _Z3_COUNTS = """prefetch_bucket_size stage3_prefetch_bucket_size param_persistence_threshold
     stage3_param_persistence_threshold model_persistence_threshold stage3_model_persistence_threshold
     max_live_parameters
-    stage3_max_live_parameters max_reuse_distance stage3_max_reuse_distance sub_group_size"""
+    stage3_max_live_parameters max_reuse_distance stage3_max_reuse_distance sub_group_size"""  # noqa: E501
 _Z3_FLAGS = """use_all_reduce_for_fetch_params stage3_use_all_reduce_for_fetch_params allgather_sequential
-    stage3_allgather_sequential log_trace_cache_warnings enable_sanity_checks"""
+    stage3_allgather_sequential log_trace_cache_warnings enable_sanity_checks"""  # noqa: E501
 _GRANULARITY = "module_granularity_threshold stage3_module_granularity_threshold"
 _MODEL_FILES = """gather_16bit_weights_on_model_save stage3_gather_16bit_weights_on_model_save
     stage3_gather_fp16_weights_on_model_save pipeline_loading_checkpoint elastic_checkpoint"""
@@ -65,8 +75,18 @@ TABLE: list[Row] = [
     *rows(WORKS, "communication_data_type", "bf16"),
     *rows(WORKS, "gradient_predivide_factor", 2.0),
     *rows(REFUSED, "gradient_predivide_factor", 2.0, Z2),
-    *rows(WORKS, "gradient_predivide_factor", 2.0, {"zero_optimization": {"stage": 2, "reduce_scatter": False}}),
-    *rows(REFUSED, "gradient_predivide_factor", 2.0, {"zero_optimization": {"stage": 3, "reduce_scatter": False}}),
+    *rows(
+        WORKS,
+        "gradient_predivide_factor",
+        2.0,
+        {"zero_optimization": {"stage": 2, "reduce_scatter": False}},
+    ),
+    *rows(
+        REFUSED,
+        "gradient_predivide_factor",
+        2.0,
+        {"zero_optimization": {"stage": 3, "reduce_scatter": False}},
+    ),
     *rows(WORKS, "prescale_gradients", True, Z0),
     *rows(REFUSED, "prescale_gradients", True, Z3),
     *rows(WORKS, "gradient_allreduce_op", "mean"),
@@ -98,7 +118,12 @@ TABLE: list[Row] = [
     *rows(REFUSED, "optimizer.legacy_fusion", True, {**Z1, "optimizer": {"type": "SGD"}}),
     *rows(WORKS, "zero_optimization.stage", 1),
     *rows(REFUSED, "zero_optimization.stage", 4),
-    *zero(WORKS, "contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce allgather_partitions", False, Z2),
+    *zero(
+        WORKS,
+        "contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce allgather_partitions",
+        False,
+        Z2,
+    ),
     *zero(SAID, "use_multi_rank_bucket_allreduce allgather_partitions", False, Z3),
     *zero(SAID, "round_robin_gradients", True, Z3),
     *zero(SAID, "contiguous_gradients reduce_scatter", False, Z0),
@@ -123,7 +148,12 @@ TABLE: list[Row] = [
     *zero(SAID, _Z3_COUNTS, 1000, Z2),
     *zero(WORKS, _Z3_FLAGS, True, Z3),
     *zero(SAID, _Z3_FLAGS, True, Z1),
-    *zero(REFUSED, "prefetch_bucket_size", 1, {"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 2}}),
+    *zero(
+        REFUSED,
+        "prefetch_bucket_size",
+        1,
+        {"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 2}},
+    ),
     *zero(WORKS, "memory_efficient_linear override_module_apply", False, Z3),
     *zero(SAID, "memory_efficient_linear override_module_apply", False, Z2),
     *zero(WORKS, _GRANULARITY, 0, Z3),
@@ -131,8 +161,18 @@ TABLE: list[Row] = [
     *zero(SAID, _GRANULARITY, 100, Z1),
     *zero(WORKS, "zero_hpz_partition_size", 2, Z3),
     *zero(SAID, "zero_hpz_partition_size", 2, Z2),
-    *zero(REFUSED, "zero_quantized_weights zero_quantized_gradients zero_quantized_nontrainable_weights", True, Z3),
-    *zero(SAID, "zero_quantized_weights zero_quantized_gradients zero_quantized_nontrainable_weights", True, Z2),
+    *zero(
+        REFUSED,
+        "zero_quantized_weights zero_quantized_gradients zero_quantized_nontrainable_weights",
+        True,
+        Z3,
+    ),
+    *zero(
+        SAID,
+        "zero_quantized_weights zero_quantized_gradients zero_quantized_nontrainable_weights",
+        True,
+        Z2,
+    ),
     *rows(WORKS, "classes names name_suffixes", ["model.2"], Z3, "zero_optimization.leaf_module."),
     *rows(WORKS, "device", "cpu", Z2, "zero_optimization.offload_optimizer."),
     *rows(REFUSED, "device", "nvme", Z2, "zero_optimization.offload_optimizer."),
@@ -142,7 +182,13 @@ TABLE: list[Row] = [
     *rows(SAID, "cpuadam_cores_perc", 0.5, HOST, "zero_optimization.offload_optimizer."),
     *rows(SAID, "nvme_path", "/x", HOST, "zero_optimization.offload_optimizer."),
     *rows(SAID, "buffer_count", 4, HOST, "zero_optimization.offload_optimizer."),
-    *rows(SAID, "pipeline_read pipeline_write fast_init", True, HOST, "zero_optimization.offload_optimizer."),
+    *rows(
+        SAID,
+        "pipeline_read pipeline_write fast_init",
+        True,
+        HOST,
+        "zero_optimization.offload_optimizer.",
+    ),
     *rows(WORKS, "device", "cpu", Z3, "zero_optimization.offload_param."),
     *rows(REFUSED, "device", "cpu", Z2, "zero_optimization.offload_param."),
     *rows(WORKS, "pin_memory", False, HOST, "zero_optimization.offload_param."),
@@ -150,13 +196,25 @@ TABLE: list[Row] = [
     *rows(SAID, "buffer_count buffer_size max_in_cpu", 4, HOST, "zero_optimization.offload_param."),
     *rows(WORKS, "enabled", True, Z1, "bf16."),
     *rows(SAID, "immediate_grad_update", True, BF16, "bf16."),
-    *rows(WORKS, "immediate_grad_update", True, {**BF16, **Z1, "data_types": {"grad_accum_dtype": "fp32"}}, "bf16."),
+    *rows(
+        WORKS,
+        "immediate_grad_update",
+        True,
+        {**BF16, **Z1, "data_types": {"grad_accum_dtype": "fp32"}},
+        "bf16.",
+    ),
     *rows(SAID, "check_grad_overflow", False, BF16, "bf16."),
     *rows(REFUSED, "bf16_master_weights_and_grads bf16_optimizer_states", True, BF16, "bf16."),
     *rows(REFUSED, "bf16_master_weights_and_grads bf16_optimizer_states", True, Z2, "bf16."),
     *rows(WORKS, "enabled", True, Z1, "fp16."),
     *rows(REFUSED, "enabled", True, Z0, "fp16."),
-    *rows(WORKS, "loss_scale initial_scale_power loss_scale_window hysteresis min_loss_scale", 8, FP16, "fp16."),
+    *rows(
+        WORKS,
+        "loss_scale initial_scale_power loss_scale_window hysteresis min_loss_scale",
+        8,
+        FP16,
+        "fp16.",
+    ),
     *rows(WORKS, "consecutive_hysteresis", True, FP16, "fp16."),
     *rows(SAID, "auto_cast", True, FP16, "fp16."),
     *rows(REFUSED, "fp16_master_weights_and_grads", True, FP16, "fp16."),
@@ -184,21 +242,33 @@ TABLE: list[Row] = [
     *rows(WORKS, "mode", "get", Z1, "comet."),
     *rows(WORKS, "enabled", True, Z1, "flops_profiler."),
     *rows(REFUSED, "enabled", True, PIPE, "flops_profiler."),
-    *rows(WORKS, "recompute_fwd_factor profile_step module_depth top_modules", 1, Z1, "flops_profiler."),
+    *rows(
+        WORKS,
+        "recompute_fwd_factor profile_step module_depth top_modules",
+        1,
+        Z1,
+        "flops_profiler.",
+    ),
     *rows(WORKS, "detailed", False, Z1, "flops_profiler."),
     *rows(SAID, "output_file", "/x/y", {"flops_profiler": {"enabled": True}}, "flops_profiler."),
     *rows(WORKS, "number_checkpoints", 4, Z1, "activation_checkpointing."),
     *rows(
         REFUSED,
         """partition_activations contiguous_memory_optimization cpu_checkpointing synchronize_checkpoint_boundary
-        profile""",
+        profile""",  # noqa: E501
         True,
         Z1,
         "activation_checkpointing.",
     ),
     *rows(SAID, "checkpoint.tag_validation", "Warn"),
     *rows(REFUSED, "checkpoint.tag_validation", "Maybe"),
-    *rows(SAID, "load_universal use_node_local_storage checkpoint_serialization", True, Z1, "checkpoint."),
+    *rows(
+        SAID,
+        "load_universal use_node_local_storage checkpoint_serialization",
+        True,
+        Z1,
+        "checkpoint.",
+    ),
     *rows(SAID, "checkpoint.parallel_write", {"pipeline_stage": True}),
     *rows(SAID, "checkpoint.parallel_write.pipeline_stage", True),
     *rows(SAID, "checkpoint.writer", {"type": "fast"}),
@@ -227,19 +297,43 @@ TABLE += rows(
     SAID,
     """autoep_non_moe free_activation offload_activation offload_activation_pin_memory offload_opt_states double_buffer
     symmetric_memory debug_log offload_parameters sync_before_reduce sync_after_reduce sync_before_allgather
-    sync_after_allgather keep_int_input_tensors keep_all_input_tensors""",
+    sync_after_allgather keep_int_input_tensors keep_all_input_tensors""",  # noqa: E501
     True,
     Z1,
     "compile.",
 )
-TABLE += rows(SAID, "free_activation_threshold", 5, Z1, "compile.") + rows(SAID, "passes", ["z1"], Z1, "compile.")
+TABLE += rows(SAID, "free_activation_threshold", 5, Z1, "compile.") + rows(
+    SAID, "passes", ["z1"], Z1, "compile."
+)
 
 OURS = {"pipeline", "yolods"}
 """Blocks whose keys are our own."""
 WHOLE = {
-    *("zero_optimization", "bf16", "fp16", "torch_autocast", "comms_logger", "tensorboard", "csv_monitor", "wandb"),
-    *("comet", "flops_profiler", "activation_checkpointing", "checkpoint", "data_types", "aio", "timers", "compile"),
-    *("zero_optimization.offload_optimizer", "zero_optimization.offload_param", "zero_optimization.leaf_module"),
+    *(
+        "zero_optimization",
+        "bf16",
+        "fp16",
+        "torch_autocast",
+        "comms_logger",
+        "tensorboard",
+        "csv_monitor",
+        "wandb",
+    ),
+    *(
+        "comet",
+        "flops_profiler",
+        "activation_checkpointing",
+        "checkpoint",
+        "data_types",
+        "aio",
+        "timers",
+        "compile",
+    ),
+    *(
+        "zero_optimization.offload_optimizer",
+        "zero_optimization.offload_param",
+        "zero_optimization.leaf_module",
+    ),
     "bfloat16",  # the same as bf16
 }
 """Blocks that the table holds key by key."""
@@ -258,13 +352,23 @@ def put(base: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 def read(raw: dict[str, Any], **context: Any) -> tuple[DeepSpeedConfig, list[str]]:
     faults = Faults()
-    settings = {"path": Path("ds.json"), "batch_size": None, "world_size": 2, "device": "cpu", **context}
+    settings = {
+        "path": Path("ds.json"),
+        "batch_size": None,
+        "world_size": 2,
+        "device": "cpu",
+        **context,
+    }
     config = resolve(raw, faults=faults, **settings)
     return config, list(faults)
 
 
-@pytest.mark.parametrize(("path", "verdict", "value", "base"), TABLE, ids=lambda each: str(each)[:40])
-def test_every_key_works_or_is_refused_by_name_or_said(path: str, verdict: str, value: Any, base: dict) -> None:
+@pytest.mark.parametrize(
+    ("path", "verdict", "value", "base"), TABLE, ids=lambda each: str(each)[:40]
+)
+def test_every_key_works_or_is_refused_by_name_or_said(
+    path: str, verdict: str, value: Any, base: dict
+) -> None:
     raw, name = put(base, path, value), path.split(".")[-1]
     config, faults = read(raw, device="cuda" if path.startswith("fp16") else "cpu")
     if verdict == REFUSED:
@@ -308,7 +412,8 @@ class Asked(dict):
 
 
 def asked_for() -> set[str]:
-    """Keys that DeepSpeed's own reader looks for, in a JSON that has every block which it reads by hand."""
+    """Keys that DeepSpeed's own reader looks for, in a JSON that has every block which it reads by
+    hand."""
     from deepspeed.runtime.config import DeepSpeedConfig as Stock
 
     blocks = {
@@ -382,7 +487,11 @@ def test_the_schema_and_the_table_know_the_same_keys() -> None:
         return found
 
     known = {path for path in paths(TOP) if path.split(".")[0] not in {"bfloat16", *OURS}}
-    held = {path for path, *_ in TABLE if not path.startswith(("optimizer.", "activation_checkpointing."))}
+    held = {
+        path
+        for path, *_ in TABLE
+        if not path.startswith(("optimizer.", "activation_checkpointing."))
+    }
     assert known - WHOLE == held
 
 
@@ -391,22 +500,34 @@ def test_switches_that_ask_for_nothing_are_deepspeeds_defaults() -> None:
 
     defaults = {name: field.default for name, field in DeepSpeedZeroConfig.model_fields.items()}
     assert {name for name, value in defaults.items() if value is True} == set(ON_BY_DEFAULT)
-    assert defaults["zero_hpz_partition_size"] == 1 and defaults["module_granularity_threshold"] == 0
+    assert (
+        defaults["zero_hpz_partition_size"] == 1 and defaults["module_granularity_threshold"] == 0
+    )
 
 
 BLOCKS = [path for path, rule in TOP.items() if not isinstance(rule, Rule)]
 
 
-@pytest.mark.parametrize("block", [*BLOCKS, "activation_checkpointing", "yolods", "pipeline", "optimizer"])
+@pytest.mark.parametrize(
+    "block", [*BLOCKS, "activation_checkpointing", "yolods", "pipeline", "optimizer"]
+)
 def test_a_typo_within_a_block_is_refused(block: str) -> None:
-    _, faults = read({block: {"enabledd": True, **({"type": "SGD"} if block == "optimizer" else {})}})
+    _, faults = read(
+        {block: {"enabledd": True, **({"type": "SGD"} if block == "optimizer" else {})}}
+    )
     assert len(faults) == 1 and "unknown key" in faults[0] and "enabledd" in faults[0]
 
 
-@pytest.mark.parametrize("block", [name for name, rule in TOP.items() if name in FEATURES and isinstance(rule, Rule)])
+@pytest.mark.parametrize(
+    "block", [name for name, rule in TOP.items() if name in FEATURES and isinstance(rule, Rule)]
+)
 def test_a_feature_that_is_not_plainly_off_is_refused(block: str) -> None:
     """`{"enable": true}` is not off; DeepSpeed would not say so."""
-    if isinstance(FEATURES[block][1], str) and block in {"hybrid_engine", "autotuning", "data_efficiency"}:
+    if isinstance(FEATURES[block][1], str) and block in {
+        "hybrid_engine",
+        "autotuning",
+        "data_efficiency",
+    }:
         assert len(read({block: {"enable": True}})[1]) == 1
         assert read({block: {"enabled": False, "what": 1}})[1] == []
         assert block not in read({block: {"enabled": False, "what": 1}})[0].for_initialize()
@@ -415,20 +536,36 @@ def test_a_feature_that_is_not_plainly_off_is_refused(block: str) -> None:
 def test_auto_anywhere_stands_for_a_missing_key() -> None:
     """Files written for other trainers have it in places where DeepSpeed itself raises."""
     for path, _, value, base in TABLE:
-        if path.split(".")[0] in {"optimizer", "activation_checkpointing"} or path in TOP or isinstance(value, dict):
+        if (
+            path.split(".")[0] in {"optimizer", "activation_checkpointing"}
+            or path in TOP
+            or isinstance(value, dict)
+        ):
             continue
         config, faults = read(put(base, path, "auto"))
         assert not any("'auto'" in fault for fault in faults), path
         assert '"auto"' not in config.resolved
-    for path in [name for name, rule in TOP.items() if isinstance(rule, Rule) and "object" not in rule.permitted]:
+    for path in [
+        name
+        for name, rule in TOP.items()
+        if isinstance(rule, Rule) and "object" not in rule.permitted
+    ]:
         config, faults = read({path: "auto"})
         assert faults == [] and '"auto"' not in config.resolved, path
 
 
 def test_null_anywhere_stands_for_a_missing_key() -> None:
     """As the manual says, in blocks that DeepSpeed has no word for, too."""
-    blocks = [name for name, rule in TOP.items() if not isinstance(rule, Rule) or "object" in rule.permitted]
-    paths = {path: base for path, _, _, base in TABLE if path.split(".")[0] not in {*REMOVED, "optimizer"}}
+    blocks = [
+        name
+        for name, rule in TOP.items()
+        if not isinstance(rule, Rule) or "object" in rule.permitted
+    ]
+    paths = {
+        path: base
+        for path, _, _, base in TABLE
+        if path.split(".")[0] not in {*REMOVED, "optimizer"}
+    }
     own = {f"yolods.{group.name}": {} for group in fields(YolodsConfig)}
     own |= {f"pipeline.{setting.name}": {} for setting in fields(PipelineConfig)}
     own |= {f"activation_checkpointing.{setting.name}": {} for setting in fields(RecomputeConfig)}
@@ -440,14 +577,20 @@ def test_null_anywhere_stands_for_a_missing_key() -> None:
         if not base:
             assert faults == [], path
     sgd = {"type": "SGD", "params": None, "legacy_fusion": None}
-    assert read({"optimizer": sgd})[0].optimizer == read({"optimizer": {"type": "SGD"}})[0].optimizer is not None
+    assert (
+        read({"optimizer": sgd})[0].optimizer
+        == read({"optimizer": {"type": "SGD"}})[0].optimizer
+        is not None
+    )
 
 
 def test_a_comms_logger_that_is_off_is_not_handed_on() -> None:
     """To DeepSpeed the block's presence means that it is on."""
     assert "comms_logger" not in read({"comms_logger": {"enabled": False}})[0].for_initialize()
     assert "comms_logger" not in read({"comms_logger": {}})[0].for_initialize()
-    assert read({"comms_logger": {"enabled": True}})[0].for_initialize()["comms_logger"] == {"enabled": True}
+    assert read({"comms_logger": {"enabled": True}})[0].for_initialize()["comms_logger"] == {
+        "enabled": True
+    }
 
 
 @pytest.mark.parametrize(
@@ -473,12 +616,20 @@ def test_deepspeeds_timer_waits_for_the_gpu_only_where_it_is_asked_to_which_is_s
     timer = ThroughputTimer(get_timers_config(config.for_initialize()), batch_size=1)
     timer.start()
     assert (timer.started, timer.started and timer.config.synchronized) == (runs, waits)
-    assert len([note for note in config.notes if '"timers".throughput: the host waits' in note]) == waits
+    assert (
+        len([note for note in config.notes if '"timers".throughput: the host waits' in note])
+        == waits
+    )
     assert read(block | Z1, device="cpu")[0].notes == ()
 
 
 def test_what_has_no_effect_is_not_handed_on() -> None:
-    raw = {"checkpoint": {"load_universal": True}, "aio": {"use_gds": True}, "log_level": "info", "vocabulary_size": 7}
+    raw = {
+        "checkpoint": {"load_universal": True},
+        "aio": {"use_gds": True},
+        "log_level": "info",
+        "vocabulary_size": 7,
+    }
     config, faults = read(raw)
     assert faults == [] and len(config.notes) == len(raw)
     assert not set(UNUSED) & config.for_initialize().keys()
@@ -487,7 +638,8 @@ def test_what_has_no_effect_is_not_handed_on() -> None:
 def test_keys_of_another_stage_are_said_in_one_line() -> None:
     raw = {"zero_optimization": {"stage": 1, "stage3_max_live_parameters": 5, "sub_group_size": 5}}
     assert read(raw)[0].notes == (
-        'ds.json: no effect: "zero_optimization".stage3_max_live_parameters, "zero_optimization".sub_group_size '
+        'ds.json: no effect: "zero_optimization".stage3_max_live_parameters, '
+        '"zero_optimization".sub_group_size '
         "(only ZeRO stage 3 reads it, not 1)",
     )
 
@@ -534,7 +686,9 @@ def test_every_optimizer_that_deepspeed_knows_is_trained_with_or_refused_with_th
     theirs |= {
         name.lower()
         for name, kind in vars(torch.optim).items()
-        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+        if isinstance(kind, type)
+        and issubclass(kind, torch.optim.Optimizer)
+        and kind is not torch.optim.Optimizer
     }
     assert theirs <= {name.lower() for name in (*OPTIMIZERS, *UNSUPPORTED)}
     assert not {name.lower() for name in OPTIMIZERS} & {name.lower() for name in UNSUPPORTED}
@@ -548,7 +702,10 @@ def test_every_argument_of_an_optimizer_is_known(name: str) -> None:
     """torch's own signature decides; two that no training step can use are refused by name."""
     import torch
 
-    theirs = set(inspect.signature(getattr(torch.optim, name)).parameters) - {"params", "differentiable"}
+    theirs = set(inspect.signature(getattr(torch.optim, name)).parameters) - {
+        "params",
+        "differentiable",
+    }
     by_another_name = {"decoupled_weight_decay"} if name == "Adam" else set()  # which is AdamW
     assert set(OPTIMIZERS[name].params) - DEEPSPEEDS_OWN == theirs - by_another_name
 
@@ -558,12 +715,20 @@ def test_every_argument_of_an_optimizer_is_known(name: str) -> None:
     [
         ("RMSprop", {"fused": True}, 'RMSprop has no "fused"'),
         ("SGD", {"capturable": True}, 'SGD has no "capturable"'),
-        ("AdamW", {"differentiable": True}, "differentiable is not supported: no gradient flows through a step"),
+        (
+            "AdamW",
+            {"differentiable": True},
+            "differentiable is not supported: no gradient flows through a step",
+        ),
         ("AdamW", {"capturable": True}, "capturable: only states on a GPU can be captured"),
         ("AdamW", {"fused": True, "foreach": True}, "foreach and fused are both true"),
         ("SGD", {"nesterov": True, "dampening": 0.1}, "nesterov with dampening 0.1"),
         ("SGD", {"nesterov": True, "momentum": 0}, "nesterov needs momentum"),
-        ("Adam", {"bias_correction": False}, "bias_correction false is not supported: torch's Adam always corrects"),
+        (
+            "Adam",
+            {"bias_correction": False},
+            "bias_correction false is not supported: torch's Adam always corrects",
+        ),
         (
             "Adam",
             {"fp32_optimizer_states": False},
@@ -573,18 +738,24 @@ def test_every_argument_of_an_optimizer_is_known(name: str) -> None:
         ("AdamW", {"eps": 0}, "eps is 0: it must be a number above 0"),
     ],
 )
-def test_arguments_that_torch_dies_of_or_that_would_be_dropped_are_refused(name: str, params: dict, message: str):
+def test_arguments_that_torch_dies_of_or_that_would_be_dropped_are_refused(
+    name: str, params: dict, message: str
+):
     (fault,) = read({"optimizer": {"type": name, "params": params}})[1]
     assert message in fault
 
 
-@pytest.mark.parametrize("params", [{"dampening": 0.1}, {"momentum": 0}, {"momentum": 0, "dampening": 0.1}, {}])
+@pytest.mark.parametrize(
+    "params", [{"dampening": 0.1}, {"momentum": 0}, {"momentum": 0, "dampening": 0.1}, {}]
+)
 def test_sgd_of_the_json_has_nesterovs_momentum_only_where_it_asks_for_it(params: dict) -> None:
     config, faults = read({"optimizer": {"type": "SGD", "params": params}})
     assert faults == [] and config.optimizer.params["nesterov"] is False
 
 
-@pytest.mark.parametrize("params", [{"foreach": True}, {"fused": True}, {"maximize": True}, {"torch_adam": True}])
+@pytest.mark.parametrize(
+    "params", [{"foreach": True}, {"fused": True}, {"maximize": True}, {"torch_adam": True}]
+)
 def test_arguments_that_the_optimizer_in_host_memory_has_not_are_refused(params: dict) -> None:
     raw = {**HOST, "optimizer": {"type": "AdamW", "params": params}}
     (fault,) = read(raw, device="cuda")[1]
@@ -598,7 +769,9 @@ def test_partitions_that_do_not_divide_the_ranks_are_refused_with_the_arithmetic
     assert read(raw, world_size=4)[1] == [] and read(raw, world_size=1)[1] == []
 
 
-def test_a_folder_of_wandbs_is_not_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_wandbs_is_not_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "wandb").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     (fault,) = read({"wandb": {"enabled": True}})[1]

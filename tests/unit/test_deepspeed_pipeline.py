@@ -1,5 +1,5 @@
-"""The "pipeline" block: what is wrong in it is refused by name and with the arithmetic, before anything starts where
-one process can tell, and else on every rank alike."""
+"""The "pipeline" block: what is wrong in it is refused by name and with the arithmetic, before
+anything starts where one process can tell, and else on every rank alike."""
 
 from __future__ import annotations
 
@@ -35,7 +35,15 @@ def configured(folder: Path, content: dict[str, Any], ranks: int, *words: str) -
     (folder / "ds.json").write_text(json.dumps(content))
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
-    given = ["--data", "demo", "--model", "yolov5n", "--deepspeed_config", str(folder / "ds.json"), *words]
+    given = [
+        "--data",
+        "demo",
+        "--model",
+        "yolov5n",
+        "--deepspeed_config",
+        str(folder / "ds.json"),
+        *words,
+    ]
     return build_run_config(parser.parse_args(given), world_size=ranks, device="cpu", environ={})
 
 
@@ -71,24 +79,26 @@ STATIC = [
     (
         {"pipeline": {"stages": 3}},
         4,
-        'ds.json: "pipeline".stages 3 does not divide 4 ranks: 4 / 3 = 1.33; 4 ranks support 1, 2, 4 stages',
+        'ds.json: "pipeline".stages 3 does not divide 4 ranks: 4 / 3 = 1.33; 4 ranks support 1, 2, '
+        "4 stages",
     ),
     (
         {"pipeline": {"stages": 4}},
         2,
-        'ds.json: "pipeline".stages 4 does not divide 2 ranks: 2 / 4 = 0.50; 2 ranks support 1, 2 stages',
+        'ds.json: "pipeline".stages 4 does not divide 2 ranks: 2 / 4 = 0.50; 2 ranks support 1, 2 '
+        "stages",
     ),
     (
         {"pipeline": {"stages": 2}, **ZERO2},
         2,
-        'ds.json: "pipeline" with ZeRO stage 2: a stage reduces its gradients once per step, after all micro-batches, '
-        'and keeps its weights; set "zero_optimization": {"stage": 1} or 0',
+        'ds.json: "pipeline" with ZeRO stage 2: a stage reduces its gradients once per step, after '
+        'all micro-batches, and keeps its weights; set "zero_optimization": {"stage": 1} or 0',
     ),
     (
         {"pipeline": {"stages": 2}, **ZERO3},
         2,
-        'ds.json: "pipeline" with ZeRO stage 3: a stage reduces its gradients once per step, after all micro-batches, '
-        'and keeps its weights; set "zero_optimization": {"stage": 1} or 0',
+        'ds.json: "pipeline" with ZeRO stage 3: a stage reduces its gradients once per step, after '
+        'all micro-batches, and keeps its weights; set "zero_optimization": {"stage": 1} or 0',
     ),
     (
         {
@@ -96,7 +106,8 @@ STATIC = [
             "zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}},
         },
         2,
-        'ds.json: "pipeline" with "offload_optimizer" is not supported: each stage already holds only its own states',
+        'ds.json: "pipeline" with "offload_optimizer" is not supported: each stage already holds '
+        "only its own states",
     ),
     (
         {"pipeline": {"stages": 4, "partition": [6, 13]}},
@@ -106,12 +117,14 @@ STATIC = [
     (
         {"pipeline": {"stages": 2, "partition": "balance"}},
         2,
-        "ds.json: \"pipeline\".partition is 'balance': it must be one of balanced, flops, activations, parameters, ",
+        "ds.json: \"pipeline\".partition is 'balance': it must be one of balanced, flops, "
+        "activations, parameters, ",
     ),
     (
         {"pipeline": {"stages": 2, "partition": [0]}},
         2,
-        'ds.json: "pipeline".partition is [0]: it must be one of balanced, flops, activations, parameters, uniform, ',
+        'ds.json: "pipeline".partition is [0]: it must be one of balanced, flops, activations, '
+        "parameters, uniform, ",
     ),
     (
         {"pipeline": {"stages": 0}},
@@ -121,17 +134,20 @@ STATIC = [
     (
         {"pipeline": {"stages": 2, "stagess": 2}},
         2,
-        "ds.json: \"pipeline\": unknown key 'stagess' (did you mean 'stages'?); known: stages, partition, activation_",
+        "ds.json: \"pipeline\": unknown key 'stagess' (did you mean 'stages'?); known: stages, "
+        "partition, activation_",
     ),
     (
         {"pipeline": {"stages": 2, "activation_checkpoint_interval": -1}},
         2,
-        'ds.json: "pipeline".activation_checkpoint_interval is -1: it must be a whole number of at least 0',
+        'ds.json: "pipeline".activation_checkpoint_interval is -1: it must be a whole number of at '
+        "least 0",
     ),
     (
         {"pipeline": {"stages": 2, "use_reentrant": True}},
         2,
-        'ds.json: "pipeline".use_reentrant is true: it must be false (several tensors cross a cut, which reentrant ',
+        'ds.json: "pipeline".use_reentrant is true: it must be false (several tensors cross a cut, '
+        "which reentrant ",
     ),
     (
         {"pipeline": {"stages": 2, "memory_gib": 0}},
@@ -163,8 +179,22 @@ def test_the_same_before_any_process_is_started(tmp_path, monkeypatch, capfd, co
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setattr(cli.os, "execvpe", refuse)
     (tmp_path / "ds.json").write_text(json.dumps(content))
-    words = ["--data", "data/tiny.yaml", "--model", "yolov5n", "--imgsz", "64", "--batch-size", "16"]
-    assert cli.main(["launch", "train", "--num_gpus", str(ranks), *words, "--deepspeed_config", "ds.json"]) == 2
+    words = [
+        "--data",
+        "data/tiny.yaml",
+        "--model",
+        "yolov5n",
+        "--imgsz",
+        "64",
+        "--batch-size",
+        "16",
+    ]
+    assert (
+        cli.main(
+            ["launch", "train", "--num_gpus", str(ranks), *words, "--deepspeed_config", "ds.json"]
+        )
+        == 2
+    )
     (shown,) = capfd.readouterr().err.splitlines()
     assert shown.startswith(f"error: {line}")
 
@@ -172,7 +202,12 @@ def test_the_same_before_any_process_is_started(tmp_path, monkeypatch, capfd, co
 def test_all_faults_are_said_at_once(tmp_path):
     content = {"pipeline": {"stages": 3, "partition": [4], "wrong": 1}, **ZERO3}
     shown = faults_of(configured, tmp_path, content, 4)
-    said = ("unknown key 'wrong'", "1 cuts and therefore 2 stages", "ZeRO stage 3", "does not divide 4 ranks")
+    said = (
+        "unknown key 'wrong'",
+        "1 cuts and therefore 2 stages",
+        "ZeRO stage 3",
+        "does not divide 4 ranks",
+    )
     assert len(shown) == len(said)
     assert all(any(part in line for line in shown) for part in said)
 
@@ -181,10 +216,25 @@ def test_all_faults_are_said_at_once(tmp_path):
     ("stages", "cuts", "lines"),
     [
         (2, [25], ["pipeline: cut 25 names nothing; layers are 1 to 24"]),
-        (2, ["4.9"], ["pipeline: cut '4.9' names nothing; layer 4 consists of 4.open, 4.m.0, 4.m.1, 4.close"]),
+        (
+            2,
+            ["4.9"],
+            [
+                "pipeline: cut '4.9' names nothing; layer 4 consists of 4.open, 4.m.0, 4.m.1, "
+                "4.close"
+            ],
+        ),
         (2, ["head"], ["pipeline: cut 'head' names nothing; layers are 1 to 24"]),
-        (3, [13, 6], ["pipeline: cuts must ascend, but 6.open does not come after 13.open: [13, 6]"]),
-        (3, [13, 13], ["pipeline: cuts must ascend, but 13.open does not come after 13.open: [13, 13]"]),
+        (
+            3,
+            [13, 6],
+            ["pipeline: cuts must ascend, but 6.open does not come after 13.open: [13, 6]"],
+        ),
+        (
+            3,
+            [13, 13],
+            ["pipeline: cuts must ascend, but 13.open does not come after 13.open: [13, 13]"],
+        ),
         (
             4,
             [13, 6, 99],
@@ -193,16 +243,25 @@ def test_all_faults_are_said_at_once(tmp_path):
                 "pipeline: cut 99 names nothing; layers are 1 to 24",
             ],
         ),
-        (3, [11, 13], ["pipeline: stage 1 (11..12) has nothing to train: it has no weights; cut elsewhere, "]),
+        (
+            3,
+            [11, 13],
+            ["pipeline: stage 1 (11..12) has nothing to train: it has no weights; cut elsewhere, "],
+        ),
         (
             2,
             ["24.detect"],
-            ["pipeline: stage 1 (24.detect..24.detect) has nothing to train: all of its weights are frozen; cut "],
+            [
+                "pipeline: stage 1 (24.detect..24.detect) has nothing to train: all of its weights "
+                "are frozen; cut "
+            ],
         ),
     ],
 )
 def test_what_the_model_shows_to_be_wrong(tmp_path, stages, cuts, lines):
-    shown = faults_of(planned, tmp_path, {"pipeline": {"stages": stages, "partition": cuts}}, stages)
+    shown = faults_of(
+        planned, tmp_path, {"pipeline": {"stages": stages, "partition": cuts}}, stages
+    )
     assert len(shown) == len(lines)
     assert all(one.startswith(other) for one, other in zip(shown, lines, strict=True)), shown
 
@@ -225,7 +284,9 @@ def test_frozen_layers_leave_a_stage_nothing_to_train(tmp_path):
     content = {"pipeline": {"stages": 2, "partition": [10]}}
     assert planned(tmp_path, content, 2, "--freeze", "9").partition.stages == 2
     (shown,) = faults_of(planned, tmp_path, content, 2, "--freeze", "10")
-    assert shown.startswith("pipeline: stage 0 (0..9) has nothing to train: all of its weights are frozen; cut ")
+    assert shown.startswith(
+        "pipeline: stage 0 (0..9) has nothing to train: all of its weights are frozen; cut "
+    )
 
 
 def test_a_memory_limit_that_nothing_fits(tmp_path):
@@ -245,15 +306,27 @@ def test_stages_and_replicas(tmp_path):
 
 
 def test_a_batch_is_dealt_to_replicas_not_to_ranks(tmp_path):
-    assert configured(tmp_path, {"pipeline": {"stages": 4}}, 4, "--batch-size", "7").deepspeed.micro_batch == 7
+    assert (
+        configured(
+            tmp_path, {"pipeline": {"stages": 4}}, 4, "--batch-size", "7"
+        ).deepspeed.micro_batch
+        == 7
+    )
     (shown,) = faults_of(configured, tmp_path, {"pipeline": {"stages": 2}}, 4, "--batch-size", "7")
-    assert shown == "--batch-size 7 cannot be divided evenly among 2 ranks: 7 / 2 = 3.50; use 6 or 8"
+    assert (
+        shown == "--batch-size 7 cannot be divided evenly among 2 ranks: 7 / 2 = 3.50; use 6 or 8"
+    )
 
 
 def test_what_deepspeed_is_told_for_a_stage(tmp_path):
     zero = {"zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 5}}
     told = configured(tmp_path, {"pipeline": {"stages": 2}, **zero}, 2).deepspeed.for_initialize()
-    expected = {"stage": 1, "reduce_bucket_size": 5, "contiguous_gradients": False, "overlap_comm": False}
+    expected = {
+        "stage": 1,
+        "reduce_bucket_size": 5,
+        "contiguous_gradients": False,
+        "overlap_comm": False,
+    }
     assert told["zero_optimization"] == expected
 
 
@@ -264,12 +337,19 @@ def test_every_rule_gives_stages_that_train(tmp_path, stages, partition):
     assert plan.partition.stages == stages
     assert len(plan.lines) == stages + 2
     assert plan.lines[-1] == "ms: assumed, at 100 TFLOP/s; only their ratios are meaningful"
-    assert sum(row.parameters for row in plan.rows) == sum(each.numel() for each in plan.graph.skeleton.parameters())
+    assert sum(row.parameters for row in plan.rows) == sum(
+        each.numel() for each in plan.graph.skeleton.parameters()
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [({}, 16), (ZERO1, 14), ({**ZERO1, "bf16": {"enabled": True}}, 10), ({"bf16": {"enabled": True}}, 16)],
+    [
+        ({}, 16),
+        (ZERO1, 14),
+        ({**ZERO1, "bf16": {"enabled": True}}, 10),
+        ({"bf16": {"enabled": True}}, 16),
+    ],
 )
 def test_the_plan_counts_states_by_precision_and_replicas(tmp_path, content, expected):
     plan = planned(tmp_path, {"pipeline": {"stages": 4}, **content}, 8, "--batch-size", "16")

@@ -1,4 +1,5 @@
-"""What is put right in DeepSpeed's launcher: what it starts, whom it asks to stop, and how it ends."""
+"""What is put right in DeepSpeed's launcher: what it starts, whom it asks to stop, and how it
+ends."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, 
 
     def start(command: list[str], **settings: Any) -> SimpleNamespace:
         found.append((list(command), settings))
-        return SimpleNamespace(returncode=0, send_signal=lambda number: found.append(([str(int(number))], {})))
+        return SimpleNamespace(
+            returncode=0, send_signal=lambda number: found.append(([str(int(number))], {}))
+        )
 
     monkeypatch.setattr(subprocess, "Popen", start)
     return found
@@ -50,13 +53,19 @@ def runner(
 
 
 @pytest.mark.parametrize(
-    ("command", "apart"), [(["python", "-m", deepspeed_runner.DEEPSPEED_LAUNCH], False), (["pdsh", "-S"], True)]
+    ("command", "apart"),
+    [(["python", "-m", deepspeed_runner.DEEPSPEED_LAUNCH], False), (["pdsh", "-S"], True)],
 )
-def test_our_launcher_takes_the_place_of_theirs_and_pdsh_is_kept_from_the_terminal(started, command, apart):
+def test_our_launcher_takes_the_place_of_theirs_and_pdsh_is_kept_from_the_terminal(
+    started, command, apart
+):
     children = deepspeed_runner._Subprocess(subprocess)
     children.Popen(command, env={"A": "1"})
     ((words, settings),) = started
-    assert words == [{deepspeed_runner.DEEPSPEED_LAUNCH: deepspeed_runner.NODE_LAUNCHER}.get(w, w) for w in command]
+    assert words == [
+        {deepspeed_runner.DEEPSPEED_LAUNCH: deepspeed_runner.NODE_LAUNCHER}.get(w, w)
+        for w in command
+    ]
     assert (settings["start_new_session"], settings["env"]) == (apart, {"A": "1"})
     assert children.hands_on is not apart
 
@@ -72,7 +81,11 @@ def test_all_but_popen_is_subprocess_own_and_their_handlers_are_not_set(monkeypa
 @pytest.mark.parametrize(
     ("command", "number", "handed"),
     [
-        (deepspeed_runner.DEEPSPEED_LAUNCH, signal.SIGINT, PASSED_ON),  # the ranks have had it from the terminal
+        (
+            deepspeed_runner.DEEPSPEED_LAUNCH,
+            signal.SIGINT,
+            PASSED_ON,
+        ),  # the ranks have had it from the terminal
         (deepspeed_runner.DEEPSPEED_LAUNCH, signal.SIGTERM, signal.SIGTERM),
         ("mpirun", signal.SIGINT, signal.SIGTERM),
     ],
@@ -100,7 +113,14 @@ def test_over_pdsh_the_launchers_on_the_hosts_are_asked(started):
 
 @pytest.mark.parametrize(
     ("code", "leaving", "expected"),
-    [(0, None, 0), (3, None, 3), (-signal.SIGKILL, None, 137), (0, 4, 4), (0, "no hosts", 1), (None, None, 0)],
+    [
+        (0, None, 0),
+        (3, None, 3),
+        (-signal.SIGKILL, None, 137),
+        (0, 4, 4),
+        (0, "no hosts", 1),
+        (None, None, 0),
+    ],
 )
 def test_a_death_is_told_from_an_end(monkeypatch, started, code, leaving, expected):
     def theirs(module: Any) -> None:
@@ -117,7 +137,9 @@ def test_the_runner_keeps_gpus_of_a_start_on_this_machine_from_deepspeed(monkeyp
     seen = []
     for words in ([], ["--launcher", "openmpi"]):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
-        main, _ = runner(monkeypatch, lambda _: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")), *words)
+        main, _ = runner(
+            monkeypatch, lambda _: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")), *words
+        )
         assert main() == 0
     assert seen == [None, "GPU-a"]
 
@@ -129,14 +151,16 @@ def meant() -> None:
     from deepspeed.launcher.multinode_runner import PDSHRunner
 
     stock = Namespace(
-        user_args=["train"], user_script="yolods", launcher_args="", ssh_port=None, master_addr="a", master_port=1,
-        venv_script=None, no_python=False, module=True, no_local_rank=True, save_pid=False, enable_each_rank_log=None,
+        user_args=["train"], user_script="yolods", launcher_args="", ssh_port=None, master_addr="a",
+        master_port=1, venv_script=None, no_python=False, module=True, no_local_rank=True,
+        save_pid=False, enable_each_rank_log=None,
     )  # fmt: skip
     command, kill, _ = PDSHRunner(stock, "e30=").get_cmd({}, {"a": [0], "b": [0]})
     assert deepspeed_runner.DEEPSPEED_LAUNCH in command
     *pdsh, pattern = deepspeed_runner.meant(kill)
     assert pdsh == command[: len(pdsh)] == ["pdsh", "-S", "-f", "1024", "-w", "a,b"]
-    # As the remote shell reads it, against what `ps` shows of the launcher, of the shell around it, and of pdsh.
+    # As the remote shell reads it, against what `ps` shows of the launcher, of the shell around it,
+    # and of pdsh.
     fits = re.compile(" ".join(shlex.split(pattern)))
     line = " ".join(
         deepspeed_runner.NODE_LAUNCHER if word == deepspeed_runner.DEEPSPEED_LAUNCH else word

@@ -51,7 +51,10 @@ def test_what_is_no_model_lacks_its_parts(tmp_path):
         ("[2, 1, Conv, [64]]", "its input is 2, which is not an earlier layer"),
         ("[[0, -5], 1, Conv, [64]]", "its input is -5, which is not an earlier layer"),
         ("[true, 1, Conv, [64]]", "its input is true, which is not an earlier layer"),
-        ("[-1, many, Conv, [64]]", "its repeats are 'many', but must be a whole number in [0, 1000]"),
+        (
+            "[-1, many, Conv, [64]]",
+            "its repeats are 'many', but must be a whole number in [0, 1000]",
+        ),
         ("[-1, 1001, Conv, [64]]", "its repeats are 1001, but must be a whole number in [0, 1000]"),
         ("[-1, 1, 7, [64]]", "its module is 7, but must be a name"),
         ("[-1, 1, Conv, 64]", "its arguments are 64, but must be a list"),

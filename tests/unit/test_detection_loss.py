@@ -1,4 +1,5 @@
-"""The loss has ultralytics' numbers, at the scale at which DeepSpeed's averaging gives ultralytics' gradients."""
+"""The loss has ultralytics' numbers, at the scale at which DeepSpeed's averaging gives ultralytics'
+gradients."""
 
 from types import SimpleNamespace
 
@@ -7,7 +8,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.loss import CLOSE, Compared, Peaks, Times, misses, peaks
-from benchmarks.loss_batches import CPU, Apart, Sample, Theirs, compare, draw, head_of, labels, ours, outputs, plain
+from benchmarks.loss_batches import (
+    CPU,
+    Apart,
+    Sample,
+    Theirs,
+    compare,
+    draw,
+    head_of,
+    labels,
+    ours,
+    outputs,
+    plain,
+)
 from benchmarks.loss_memory import LiveBytes
 from yolods.device.packed_copy import pack, send, unpack
 from yolods.model.architecture.build import architecture, build, parse_name
@@ -85,7 +98,9 @@ def test_sums_of_the_parts_are_those_of_the_batch_and_give_its_items(net, batch)
     score, raw = score_by(net, GAINS), predict(net)
     *sums, total = score.sums(raw, batch).tolist()
     assert total > 1
-    assert [each / total for each in sums] == pytest.approx(score(raw, batch, 1)[1].tolist(), rel=1e-12)
+    assert [each / total for each in sums] == pytest.approx(
+        score(raw, batch, 1)[1].tolist(), rel=1e-12
+    )
     parts = sum(score.sums(outputs, half) for outputs, half in halves(raw, batch))
     assert parts.tolist() == pytest.approx([*sums, total], rel=1e-6)
     assert not parts.requires_grad
@@ -109,7 +124,10 @@ def test_class_weights_count(net, batch):
 
 def test_bf16_outputs_are_scored_in_fp32(net, batch):
     raw = predict(net)
-    low = {key: [x.bfloat16() for x in value] if key == "feats" else value.bfloat16() for key, value in raw.items()}
+    low = {
+        key: [x.bfloat16() for x in value] if key == "feats" else value.bfloat16()
+        for key, value in raw.items()
+    }
     score = score_by(net, GAINS)
     loss, items = score(low, batch, 4)
     assert loss.dtype == items.dtype == torch.float32
@@ -139,7 +157,9 @@ def test_a_random_batch_gives_ultralytics_bits(seed):
     assert apart.items < CLOSE
 
 
-@pytest.mark.parametrize(("bins", "strides"), [(1, (8, 16, 32)), (16, (8, 16, 32, 64)), (8, (16,)), (1, (8, 32))])
+@pytest.mark.parametrize(
+    ("bins", "strides"), [(1, (8, 16, 32)), (16, (8, 16, 32, 64)), (8, (16,)), (1, (8, 32))]
+)
 def test_heads_of_other_bins_and_levels_give_ultralytics_bits(bins, strides):
     torch.manual_seed(bins)
     predictions = outputs(2, 3, (128, 192), bins=bins, strides=strides)
@@ -165,12 +185,18 @@ def ours_targets(sample):
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_an_anchor_that_several_boxes_want_goes_where_ultralytics_puts_it(exact):
-    """Equal outputs everywhere: metrics are equal too, and zero where boxes miss, so that only order decides."""
+    """Equal outputs everywhere: metrics are equal too, and zero where boxes miss, so that only
+    order decides."""
     predictions = outputs(1, 2, (64, 64))
-    predictions = {**predictions, **{key: torch.zeros_like(predictions[key]) for key in ("boxes", "scores")}}
+    predictions = {
+        **predictions,
+        **{key: torch.zeros_like(predictions[key]) for key in ("boxes", "scores")},
+    }
     for key in ("boxes", "scores"):
         predictions[key].requires_grad_()
-    area = torch.tensor([[0.5, 0.5, 0.9, 0.9], [0.5, 0.5, 0.9, 0.9], [0.4, 0.4, 0.1, 0.1], [0.45, 0.4, 0.02, 0.9]])
+    area = torch.tensor(
+        [[0.5, 0.5, 0.9, 0.9], [0.5, 0.5, 0.9, 0.9], [0.4, 0.4, 0.1, 0.1], [0.45, 0.4, 0.02, 0.9]]
+    )
     batch = labels([4], 2, lambda count: area[:count])
     apart = compare(Sample("ties", predictions, batch, None, head_of(2)), exact=exact)
     assert apart.worst < (1e-30 if exact else CLOSE)
@@ -205,7 +231,15 @@ def test_a_class_that_the_head_does_not_know_is_refused(net, batch):
 class Waits(TorchDispatchMode):
     """Operations whose result's size, or whose value on the host, only a device would know."""
 
-    ASKING = ("nonzero", "_local_scalar_dense", "masked_select", "unique", "equal", "item", "repeat_interleave")
+    ASKING = (
+        "nonzero",
+        "_local_scalar_dense",
+        "masked_select",
+        "unique",
+        "equal",
+        "item",
+        "repeat_interleave",
+    )
 
     def __init__(self):
         super().__init__()
@@ -234,7 +268,9 @@ def test_nothing_is_asked_of_a_device(seed, monkeypatch):
     score = ours(sample.head, sample.weights, exact=False)
     score(sample.predictions, sample.batch, 1)  # constants of this shape are made
     ready = ours_targets(sample)
-    monkeypatch.setattr(loss_module, "targets_of", lambda *_: ready)  # on the host there is no waiting
+    monkeypatch.setattr(
+        loss_module, "targets_of", lambda *_: ready
+    )  # on the host there is no waiting
     assert waits_of(lambda: score(sample.predictions, sample.batch, 1)[0]) == []
 
 
@@ -246,15 +282,25 @@ def anchors_of(sample):
 def test_the_waits_of_ultralytics_loss_are_seen():
     sample = draw(5)
     assert len(waits_of(lambda: Theirs(sample.head)(sample.predictions, sample.batch).sum())) >= 3
-    assert "nonzero" in waits_of(lambda: ours(sample.head, exact=True)(sample.predictions, sample.batch, 1)[0])
+    assert "nonzero" in waits_of(
+        lambda: ours(sample.head, exact=True)(sample.predictions, sample.batch, 1)[0]
+    )
 
 
 def test_a_parcel_brings_what_was_packed():
-    tensors = [torch.arange(7), torch.randint(9, (2, 3)), torch.rand(4, 5).t(), torch.empty(0), torch.rand(3)]
+    tensors = [
+        torch.arange(7),
+        torch.randint(9, (2, 3)),
+        torch.rand(4, 5).t(),
+        torch.empty(0),
+        torch.rand(3),
+    ]
     for arrived, tensor in zip(unpack(pack(tensors, pinned=False), tensors), tensors, strict=True):
         assert arrived.equal(tensor)
         assert arrived.dtype == tensor.dtype
-    assert [each.shape for each in send(tensors, torch.device("meta"))] == [each.shape for each in tensors]
+    assert [each.shape for each in send(tensors, torch.device("meta"))] == [
+        each.shape for each in tensors
+    ]
 
 
 # ---- in less room
@@ -283,7 +329,16 @@ def test_bytes_are_counted_while_they_are_alive():
 
 def test_what_misses_a_target_is_named():
     same, off, far = Apart(0, 0, 0), Apart(0, 1e-9, 0), Apart(2e-6, 0, 0)
-    assert misses([Compared("mixed", 3, same, off)], [Peaks(100, (4, 2), (4, 2))], [Times(64, 5, [2, 2], [1, 2])]) == []
-    assert len(misses([Compared("mixed", 3, off, off), Compared("mixed", 3, same, far)], [], [])) == 2
+    assert (
+        misses(
+            [Compared("mixed", 3, same, off)],
+            [Peaks(100, (4, 2), (4, 2))],
+            [Times(64, 5, [2, 2], [1, 2])],
+        )
+        == []
+    )
+    assert (
+        len(misses([Compared("mixed", 3, off, off), Compared("mixed", 3, same, far)], [], [])) == 2
+    )
     assert len(misses([], [Peaks(100, (4, 2.1), (4, 2)), Peaks(10, (4, 3), (4, 5))], [])) == 2
     assert len(misses([], [], [Times(64, 5, [1, 2, 1], [2, 1, 2])])) == 1

@@ -31,7 +31,9 @@ def test_every_spelling_of_visible_devices(given, names):
     assert visible({} if given is None else {"CUDA_VISIBLE_DEVICES": given}) == names
 
 
-@pytest.mark.parametrize("given", ["0,,1", "0,-1", "0,GPU-1", "all", "0;1", "GPU-1,MIG-2", "0,0", "GPU-1,GPU-1", "²"])
+@pytest.mark.parametrize(
+    "given", ["0,,1", "0,-1", "0,GPU-1", "all", "0;1", "GPU-1,MIG-2", "0,0", "GPU-1,GPU-1", "²"]
+)
 def test_a_list_of_which_cuda_reads_a_part_is_refused(given):
     with pytest.raises(OwnError, match=f"CUDA_VISIBLE_DEVICES={given}"):
         visible({"CUDA_VISIBLE_DEVICES": given})
@@ -73,8 +75,16 @@ def test_gpus_that_are_used(variables, there, used):
             4,
             "asks for GPUs, but CUDA_VISIBLE_DEVICES shows none",
         ),
-        ({"DS_ACCELERATOR": "CUDA"}, 4, r"DS_ACCELERATOR=CUDA \(did you mean 'cuda'\?\): ranks compute on cuda or cpu"),
-        ({"DS_ACCELERATOR": "xpu"}, 4, "DS_ACCELERATOR=xpu.*: ranks compute on cuda or cpu; correct or unset it"),
+        (
+            {"DS_ACCELERATOR": "CUDA"},
+            4,
+            r"DS_ACCELERATOR=CUDA \(did you mean 'cuda'\?\): ranks compute on cuda or cpu",
+        ),
+        (
+            {"DS_ACCELERATOR": "xpu"},
+            4,
+            "DS_ACCELERATOR=xpu.*: ranks compute on cuda or cpu; correct or unset it",
+        ),
     ],
 )
 def test_a_device_that_is_not_there_is_never_replaced_by_another(variables, there, line):
@@ -85,7 +95,12 @@ def test_a_device_that_is_not_there_is_never_replaced_by_another(variables, ther
 
 @pytest.mark.parametrize(
     ("slots", "shown"),
-    [("0,1", "GPU-a,GPU-b"), ("1", "GPU-b"), ("0,1,2", "GPU-a,GPU-b,GPU-c"), ("", "GPU-a,GPU-b,GPU-c")],
+    [
+        ("0,1", "GPU-a,GPU-b"),
+        ("1", "GPU-b"),
+        ("0,1,2", "GPU-a,GPU-b,GPU-c"),
+        ("", "GPU-a,GPU-b,GPU-c"),
+    ],
 )
 def test_a_rank_sees_the_gpus_that_the_user_has_named_and_no_others(slots, shown):
     """DeepSpeed's launcher has written numbers over the names."""

@@ -50,10 +50,17 @@ def test_a_second_run_finds_the_image_that_was_bad():
     with diagnosis.watching():
         passes(diagnosis, model, [torch.ones(2, 2), BAD])
     (found,) = diagnosis.conclude(Verdict("skip", "forward"), (), FEED, 0, 0)
-    assert (found.name, found.kind, found.micro_batch, found.files) == ("input", "nan", 1, ("d.jpg",))
+    assert (found.name, found.kind, found.micro_batch, found.files) == (
+        "input",
+        "nan",
+        1,
+        ("d.jpg",),
+    )
 
 
-@pytest.mark.parametrize(("when", "name"), [("off", "loss"), ("armed", "loss"), ("always", "input")])
+@pytest.mark.parametrize(
+    ("when", "name"), [("off", "loss"), ("armed", "loss"), ("always", "input")]
+)
 def test_a_first_run_is_watched_only_where_that_was_asked_for(when, name):
     """Unwatched, the loss alone tells which micro-batch it was."""
     model = net()

@@ -33,7 +33,11 @@ def report(number: int, **changes: object) -> Report:
         gpu_error="",
         cores=16,
         disk={"/home/me/yolods": 500 * GIB, "/home/me/.cache/yolods": 500 * GIB},
-        addresses=[("lo", "127.0.0.1/8"), ("eth0", f"10.0.0.{number}/24"), ("eth0", f"fd00::{number}/64")],
+        addresses=[
+            ("lo", "127.0.0.1/8"),
+            ("eth0", f"10.0.0.{number}/24"),
+            ("eth0", f"fd00::{number}/64"),
+        ],
         routes=[("eth0", "0.0.0.0/0"), ("eth0", "10.0.0.0/24")],
         own_address=f"10.0.0.{number}",
         first_address=f"10.0.0.{number}",
@@ -65,7 +69,10 @@ PLAN = Plan(
 
 def answers(w2: dict[str, object] | None = None, **everywhere: object) -> list[Answer]:
     """Three hosts; `w2` changes the second one's report."""
-    return [Answer(h, report(n, **everywhere, **(w2 or {} if n == 2 else {}))) for n, h in enumerate(HOSTS, 1)]
+    return [
+        Answer(h, report(n, **everywhere, **(w2 or {} if n == 2 else {})))
+        for n, h in enumerate(HOSTS, 1)
+    ]
 
 
 def found(plan: Plan, given: list[Answer]) -> list[str]:
@@ -77,9 +84,13 @@ def test_a_healthy_cluster():
     assert found(PLAN, answers()) == []
     assert lines[0] == "3 hosts, 6 ranks, meeting at 10.0.0.1, port 29500"
     heading = (
-        "host ssh python yolods torch deepspeed ultralytics slots GPU free disk free clock interface port build data"
+        "host ssh python yolods torch deepspeed ultralytics slots GPU free disk free clock "
+        "interface port build data"
     )
-    row = "w1 0.0 s 3.11.7 0.1.0 2.13.0 0.19.8 8.4.190 2 on 2 GPUs 78.1 GiB 500.0 GiB +0.0 s eth0 free ninja c++ nvcc"
+    row = (
+        "w1 0.0 s 3.11.7 0.1.0 2.13.0 0.19.8 8.4.190 2 on 2 GPUs 78.1 GiB 500.0 GiB +0.0 s eth0 "
+        "free ninja c++ nvcc"
+    )
     assert " ".join(lines[2].split()) == heading
     assert " ".join(lines[3].split()) == f"{row} 100 files, 5.0 GiB"
     assert lines[-1] == "This run would start."
@@ -104,14 +115,14 @@ def test_remedies_need_no_checkout_where_launch_sh_has_started_nothing(planted, 
         (
             {"versions": {**VERSIONS, "torch": "2.6.0"}},
             "torch",
-            "fault: w2: torch 2.6.0, but w1 has 2.13.0; install 2.13.0 there: remove .venv and run ./launch.sh "
-            "version, or use pip",
+            "fault: w2: torch 2.6.0, but w1 has 2.13.0; install 2.13.0 there: remove .venv and run "
+            "./launch.sh version, or use pip",
         ),
         (
             {"versions": {**VERSIONS, "deepspeed": None}},
             "deepspeed",
-            f"fault: w2: {PYTHON} has no deepspeed; install 0.19.8 there: remove .venv and run ./launch.sh version, "
-            "or use pip",
+            f"fault: w2: {PYTHON} has no deepspeed; install 0.19.8 there: remove .venv and run "
+            "./launch.sh version, or use pip",
         ),
         (
             {"digest": "other"},
@@ -122,13 +133,14 @@ def test_remedies_need_no_checkout_where_launch_sh_has_started_nothing(planted, 
         (
             {"package": "/opt/yolods"},
             "yolods",
-            "fault: w2: yolods is in /opt/yolods, but on w1 in /home/me/yolods/yolods; use the same path on every host",
+            "fault: w2: yolods is in /opt/yolods, but on w1 in /home/me/yolods/yolods; use the "
+            "same path on every host",
         ),
         (
             {"python": "3.12.1"},
             "python",
-            "fault: w2: python 3.12.1, but w1 has 3.11.7; create .venv there with the same Python: remove it, and run "
-            "./launch.sh version",
+            "fault: w2: python 3.12.1, but w1 has 3.11.7; create .venv there with the same Python: "
+            "remove it, and run ./launch.sh version",
         ),
         (
             {"gpus": [Gpu(0, 80000, 81559)]},
@@ -143,28 +155,32 @@ def test_remedies_need_no_checkout_where_launch_sh_has_started_nothing(planted, 
         (
             {"gpus": []},
             "slots",
-            "fault: w2: no GPU, but w1 has some, and ranks cannot meet across both; repair its driver, or exclude "
-            "it: --exclude w2",
+            "fault: w2: no GPU, but w1 has some, and ranks cannot meet across both; repair its "
+            "driver, or exclude it: --exclude w2",
         ),
         (
             {"gpus": [Gpu(0, 80000, 81559), Gpu(1, 512, 81559)]},
             "GPU free",
-            "fault: w2: GPU 1 has 0.5 of 79.6 GiB free; end what runs there (nvidia-smi lists it), or exclude the GPU",
+            "fault: w2: GPU 1 has 0.5 of 79.6 GiB free; end what runs there (nvidia-smi lists it), "
+            "or exclude the GPU",
         ),
         (
             {"disk": {"/home/me/yolods": 5 * GIB}},
             "disk free",
-            "warning: w2: 5.0 GiB free on the disk of /home/me/yolods; make room, or choose another folder",
+            "warning: w2: 5.0 GiB free on the disk of /home/me/yolods; make room, or choose "
+            "another folder",
         ),
         (
             {"disk": {"/home/me/yolods": GIB // 2}},
             "disk free",
-            "fault: w2: 512 MiB free on the disk of /home/me/yolods; make room, or choose another folder",
+            "fault: w2: 512 MiB free on the disk of /home/me/yolods; make room, or choose another "
+            "folder",
         ),
         (
             {"addresses": [("eth1", "192.168.7.2/24")], "routes": []},
             "interface",
-            "fault: w2: no route to w1 at 10.0.0.1; give an address that it reaches as --master_addr",
+            "fault: w2: no route to w1 at 10.0.0.1; give an address that it reaches as "
+            "--master_addr",
         ),
         (
             {"addresses": [("docker0", "10.0.0.1/16")]},
@@ -180,24 +196,26 @@ def test_remedies_need_no_checkout_where_launch_sh_has_started_nothing(planted, 
         (
             {"compiler": None},
             "build",
-            "fault: w2: no C++ compiler, but the configuration needs DeepSpeed's CPUAdam compiled; apt-get install g++",
+            "fault: w2: no C++ compiler, but the configuration needs DeepSpeed's CPUAdam compiled; "
+            "apt-get install g++",
         ),
         (
             {"locks": [Lock("/c/cpu_adam/lock", 7200.0, False)]},
             "build",
-            "fault: w2: a build that was killed 2 hours ago left /c/cpu_adam/lock, which blocks every later "
-            "build without a message; rm /c/cpu_adam/lock",
+            "fault: w2: a build that was killed 2 hours ago left /c/cpu_adam/lock, which blocks "
+            "every later build without a message; rm /c/cpu_adam/lock",
         ),
         (
             {"locks": [Lock("/c/cpu_adam/lock", 20.0, False)]},
             "build",
-            "warning: w2: no process of the hosts holds /c/cpu_adam/lock, created 20 s ago, which blocks builds "
-            "without a message; rm /c/cpu_adam/lock",
+            "warning: w2: no process of the hosts holds /c/cpu_adam/lock, created 20 s ago, which "
+            "blocks builds without a message; rm /c/cpu_adam/lock",
         ),
         (
             {"data": [Count("/data/images", False)]},
             "data",
-            "fault: w2: /data/images is missing or unreadable; copy it: rsync -a w1:/data/images /data/",
+            "fault: w2: /data/images is missing or unreadable; copy it: rsync -a w1:/data/images "
+            "/data/",
         ),
         (
             {"data": [Count("/data/images", True, 99, 4 * GIB)]},
@@ -208,12 +226,14 @@ def test_remedies_need_no_checkout_where_launch_sh_has_started_nothing(planted, 
         (
             {"data": [Count("/data/images", True, 7, 1, whole=False)]},
             "data",
-            "warning: w2: /data/images has more than 7 files, too many to count in time; they were not compared",
+            "warning: w2: /data/images has more than 7 files, too many to count in time; they were "
+            "not compared",
         ),
         (
             {"machine": "boot-1"},
             "host",
-            "fault: w2: the same machine as w1; give it one line in the hostfile with all its slots",
+            "fault: w2: the same machine as w1; give it one line in the hostfile with all its "
+            "slots",
         ),
     ],
 )
@@ -222,18 +242,30 @@ def test_a_fault_on_one_host(planted, column, expected):
     assert [str(finding) for finding in findings] == [expected]
     lines = report_lines(PLAN, answers(planted), findings, width=200)
     fatal = expected.startswith("fault")
-    assert lines[-1] == ("This run would fail (1 fault)." if fatal else "This run would start (1 warning).")
+    assert lines[-1] == (
+        "This run would fail (1 fault)." if fatal else "This run would start (1 warning)."
+    )
     assert findings[0].column == column
     # The table marks that cell and no other.
-    assert (lines[4].count("!"), "!" in lines[3] + lines[5]) == (0 if column == "host" else 1, False)
+    assert (lines[4].count("!"), "!" in lines[3] + lines[5]) == (
+        0 if column == "host" else 1,
+        False,
+    )
 
 
 def test_a_host_that_is_not_reached():
     given = answers()
-    given[1] = Answer(HOSTS[1], None, "cannot reach it with ssh: Connection refused; start sshd there")
+    given[1] = Answer(
+        HOSTS[1], None, "cannot reach it with ssh: Connection refused; start sshd there"
+    )
     findings = diagnose(PLAN, given)
     assert [str(finding) for finding in findings] == [f"fault: w2: {given[1].problem}"]
-    assert report_lines(PLAN, given, findings, width=200)[4].split() == ["w2", "no", "answer!", *["-"] * 13]
+    assert report_lines(PLAN, given, findings, width=200)[4].split() == [
+        "w2",
+        "no",
+        "answer!",
+        *["-"] * 13,
+    ]
 
 
 def test_a_wide_table_goes_on_below():
@@ -241,7 +273,9 @@ def test_a_wide_table_goes_on_below():
     heads = [line.split() for line in lines if line.startswith("host")]
     assert len(heads) == 2 and all(len(line) <= 120 for line in lines)
     assert [line.split()[0] for line in lines[2:6] + lines[7:11]] == ["host", "w1", "w2", "w3"] * 2
-    assert [name for head in heads for name in head[1:]] == report_lines(PLAN, answers(), [], width=200)[2].split()[1:]
+    assert [name for head in heads for name in head[1:]] == report_lines(
+        PLAN, answers(), [], width=200
+    )[2].split()[1:]
 
 
 def test_nobody_is_reached():
@@ -253,25 +287,43 @@ def test_nobody_is_reached():
 
 def test_the_first_of_two_that_differ_is_taken_for_right():
     given = answers({"versions": {**VERSIONS, "ultralytics": "8.4.200"}})[:2]
-    assert found(replace(PLAN, hosts=HOSTS[:2]), given)[0].startswith("fault: w2: ultralytics 8.4.200, but w1 has")
+    assert found(replace(PLAN, hosts=HOSTS[:2]), given)[0].startswith(
+        "fault: w2: ultralytics 8.4.200, but w1 has"
+    )
 
 
 def test_the_odd_one_out_may_be_the_first():
     given = answers(versions={**VERSIONS, "torch": "2.6.0"})
     given[0] = Answer(HOSTS[0], report(1))
-    assert found(PLAN, given)[0].startswith("fault: w1: torch 2.13.0, but w2 has 2.6.0; install 2.6.0 there")
+    assert found(PLAN, given)[0].startswith(
+        "fault: w1: torch 2.13.0, but w2 has 2.6.0; install 2.6.0 there"
+    )
 
 
 @pytest.mark.parametrize(
     ("skew", "expected"),
     [
         (1.5, []),
-        (-4.0, ["warning: w2: its clock is 4.0 s behind that of w1; set it with NTP: timedatectl set-ntp true"]),
-        (90.0, ["fault: w2: its clock is 90.0 s ahead of that of w1; set it with NTP: timedatectl set-ntp true"]),
+        (
+            -4.0,
+            [
+                "warning: w2: its clock is 4.0 s behind that of w1; set it with NTP: timedatectl "
+                "set-ntp true"
+            ],
+        ),
+        (
+            90.0,
+            [
+                "fault: w2: its clock is 90.0 s ahead of that of w1; set it with NTP: timedatectl "
+                "set-ntp true"
+            ],
+        ),
     ],
 )
 def test_clocks_are_compared_with_each_other_and_not_with_ours(skew, expected):
-    given = [replace(answer, skew=1000.0 + skew * (answer.host == HOSTS[1])) for answer in answers()]
+    given = [
+        replace(answer, skew=1000.0 + skew * (answer.host == HOSTS[1])) for answer in answers()
+    ]
     assert found(PLAN, given) == expected
 
 
@@ -279,8 +331,8 @@ def test_a_port_that_is_taken():
     given = answers()
     given[0] = Answer(HOSTS[0], report(1, port_error="Address already in use"))
     assert found(PLAN, given) == [
-        "fault: w1: port 29500 is not usable: Address already in use; end what listens there, or use another "
-        "--master_port"
+        "fault: w1: port 29500 is not usable: Address already in use; end what listens there, or "
+        "use another --master_port"
     ]
     assert " taken!" in report_lines(PLAN, given, diagnose(PLAN, given), width=200)[3]
 
@@ -292,7 +344,11 @@ def test_only_the_first_hosts_port_counts():
 @pytest.mark.parametrize(
     ("plan", "first", "expected"),
     [
-        ({"master_addr": "10.0.0.9"}, "10.0.0.9", "rank 0 runs there, but none of its interfaces has 10.0.0.9"),
+        (
+            {"master_addr": "10.0.0.9"},
+            "10.0.0.9",
+            "rank 0 runs there, but none of its interfaces has 10.0.0.9",
+        ),
         ({"master_addr": "nobody"}, None, "--master_addr nobody is unknown there"),
     ],
 )
@@ -303,7 +359,10 @@ def test_a_master_address_that_is_not_the_first_hosts(plan, first, expected):
 
 def test_hostname_may_not_tell_its_address():
     lines = found(PLAN, answers(first_address=None))
-    assert lines == ["fault: w1: its `hostname -I` prints no address; give the rendezvous with --master_addr ADDRESS"]
+    assert lines == [
+        "fault: w1: its `hostname -I` prints no address; give the rendezvous with --master_addr "
+        "ADDRESS"
+    ]
 
 
 def test_a_loopback_master_is_each_hosts_own():
@@ -315,7 +374,8 @@ def test_a_loopback_master_is_each_hosts_own():
 
 
 def test_what_every_rank_sees_to_by_itself_is_no_fault():
-    """Where gloo listens (Debian gives a host's own name the address 127.0.1.1), and the tools beside its Python."""
+    """Where gloo listens (Debian gives a host's own name the address 127.0.1.1), and the tools
+    beside its Python."""
     given = {"own_address": "127.0.1.1", "addresses": [("en7", "10.0.0.2/24")], "routes": []}
     assert found(PLAN, answers(given, gpus=[])) == []
     assert found(PLAN, answers({"ninja": None, "ninja_beside": "/env/bin/ninja"})) == []
@@ -336,10 +396,15 @@ def test_what_every_rank_sees_to_by_itself_is_no_fault():
 def test_interfaces_named_in_nccls_way(value, good):
     lines = found(replace(PLAN, variables={"NCCL_SOCKET_IFNAME": value}), answers())
     assert (lines == []) == good
-    assert all(f"NCCL_SOCKET_IFNAME={value} does not fit its interfaces (lo, eth0)" in line for line in lines)
+    assert all(
+        f"NCCL_SOCKET_IFNAME={value} does not fit its interfaces (lo, eth0)" in line
+        for line in lines
+    )
 
 
-@pytest.mark.parametrize(("value", "good"), [("eth0", True), ("eth", False), ("lo,eth0", True), ("eth0,ib0", False)])
+@pytest.mark.parametrize(
+    ("value", "good"), [("eth0", True), ("eth", False), ("lo,eth0", True), ("eth0,ib0", False)]
+)
 def test_interfaces_named_for_gloo(value, good):
     """It takes names as they are, and opens each: another way than NCCL's."""
     lines = found(replace(PLAN, variables={"GLOO_SOCKET_IFNAME": value}), answers())
@@ -348,7 +413,10 @@ def test_interfaces_named_for_gloo(value, good):
 
 def test_the_interface_that_leads_to_an_address():
     two = report(1, routes=[("eth0", "0.0.0.0/0"), ("ib0", "10.1.0.0/16")])
-    assert [interface_to(two, address) for address in ("10.0.0.1", "10.0.0.2", "10.1.2.3", "8.8.8.8", "fd00::7")] == [
+    assert [
+        interface_to(two, address)
+        for address in ("10.0.0.1", "10.0.0.2", "10.1.2.3", "8.8.8.8", "fd00::7")
+    ] == [
         "eth0",
         "eth0",
         "ib0",
@@ -374,13 +442,15 @@ def test_a_lock_that_a_process_of_another_host_holds_is_in_use():
         ({}, "/c/py311_cu126/fused_adam/lock", True),
     ],
 )
-def test_a_stale_lock_of_an_operator_that_nothing_builds_keeps_no_run_from_starting(changes, lock, gpus):
+def test_a_stale_lock_of_an_operator_that_nothing_builds_keeps_no_run_from_starting(
+    changes, lock, gpus
+):
     plan = replace(PLAN, **changes)
     given = answers({"locks": [Lock(lock, 7200.0, False)]}, **({} if gpus else {"gpus": []}))
     findings = diagnose(plan, given)
     assert [str(finding) for finding in findings] == [
-        f"warning: w2: a build that was killed 2 hours ago left {lock}; this run builds nothing there, but a run that "
-        f"does would wait without a message; rm {lock}"
+        f"warning: w2: a build that was killed 2 hours ago left {lock}; this run builds nothing "
+        f"there, but a run that does would wait without a message; rm {lock}"
     ]
     assert report_lines(plan, given, findings)[-1] == "This run would start (1 warning)."
 
@@ -395,7 +465,9 @@ def test_images_of_the_test_split_keep_no_training_from_starting(there):
     changed = Count("/data/images", True, 99, 4 * GIB) if there else Count("/data/images", False)
     findings = diagnose(plan, answers({"data": [changed]}))
     assert [finding.fatal for finding in findings] == [False]
-    assert " (of the test split, which no training reads); copy it: rsync -a w1:" in str(findings[0])
+    assert " (of the test split, which no training reads); copy it: rsync -a w1:" in str(
+        findings[0]
+    )
     nowhere = diagnose(plan, answers(data=[Count("/data/images", False)]))
     assert [finding.fatal for finding in nowhere] == [False] * 3
 
@@ -414,23 +486,32 @@ def test_data_missing_on_all_hosts_is_the_yamls_fault():
 def test_more_ranks_than_cores():
     """On several hosts the hostfile is wrong; on this machine alone somebody tries things out."""
     text = "2 ranks on 1 CPU cores take turns; write slots=1"
-    assert found(replace(PLAN, builds=False), answers({"cores": 1}, gpus=[])) == [f"fault: w2: {text}"]
+    assert found(replace(PLAN, builds=False), answers({"cores": 1}, gpus=[])) == [
+        f"fault: w2: {text}"
+    ]
     alone = Plan(hosts=HOSTS[:1], local=True)
     assert found(alone, answers(gpus=[], cores=1)[:1]) == [f"warning: w1: {text}"]
 
 
 def test_a_cpu_build_of_torch_beside_gpus():
     lines = found(PLAN, answers(versions={**VERSIONS, "torch": "2.13.0+cpu"}))
-    assert lines[0] == "fault: w1: torch 2.13.0+cpu cannot use its GPUs; install a build of torch for them"
+    assert (
+        lines[0]
+        == "fault: w1: torch 2.13.0+cpu cannot use its GPUs; install a build of torch for them"
+    )
 
 
 @pytest.mark.parametrize(
     ("launcher", "expected"),
     [
-        ("pdsh", "fault: no pdsh here, which starts ranks on the other hosts; apt-get install pdsh"),
+        (
+            "pdsh",
+            "fault: no pdsh here, which starts ranks on the other hosts; apt-get install pdsh",
+        ),
         (
             "slurm",
-            "fault: no srun here, which starts ranks on the other hosts; start on a node of the Slurm cluster",
+            "fault: no srun here, which starts ranks on the other hosts; start on a node of the "
+            "Slurm cluster",
         ),
     ],
 )
@@ -440,13 +521,14 @@ def test_the_launchers_tool_is_needed_for_several_hosts_only(launcher, expected)
 
 
 def test_a_single_host_that_is_another_machine():
-    """DeepSpeed (0.19.8) starts the ranks of a hostfile with one host where it is typed, whatever its name."""
+    """DeepSpeed (0.19.8) starts the ranks of a hostfile with one host where it is typed, whatever
+    its name."""
     plan = replace(PLAN, hosts=HOSTS[:1])
     assert found(plan, answers()[:1]) == []
     lines = found(replace(plan, here="boot-9"), answers()[:1])
     assert lines == [
-        "fault: w1: the only host, but not this machine; DeepSpeed would start its ranks here: log in there and start "
-        "there"
+        "fault: w1: the only host, but not this machine; DeepSpeed would start its ranks here: log "
+        "in there and start there"
     ]
 
 

@@ -1,4 +1,5 @@
-"""`yolods doctor` as a user starts it, on two hosts that a stand-in for ssh plays on this machine."""
+"""`yolods doctor` as a user starts it, on two hosts that a stand-in for ssh plays on this
+machine."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ echo "$1" >>"$HOSTS/asked"
 [[ ! -e $HOSTS/$1 ]] || . "$HOSTS/$1"
 cd / && set -o pipefail
 bash -c "$command" | sed "$edit"
-"""
+"""  # noqa: E501
 
 
 class Cluster:
@@ -53,10 +54,13 @@ class Cluster:
         (self.bin / name).chmod(0o755)
 
     def host(self, name: str, text: str) -> None:
-        """What differs on a host; `edit` is a sed script over its report, `command` what it was asked to run."""
+        """What differs on a host; `edit` is a sed script over its report, `command` what it was
+        asked to run."""
         (self.hosts / name).write_text(text, encoding="utf-8")
 
-    def doctor(self, *words: object, port: int, hostfile: bool = True, path: str = "") -> tuple[int, list[str]]:
+    def doctor(
+        self, *words: object, port: int, hostfile: bool = True, path: str = ""
+    ) -> tuple[int, list[str]]:
         flags = ["--hostfile", self.hostfile] if hostfile else []
         env = {
             "PATH": path or f"{self.bin}:{os.environ['PATH']}",
@@ -64,7 +68,17 @@ class Cluster:
             "HOME": str(self.home),
             "TORCH_EXTENSIONS_DIR": str(self.folder / "extensions"),
         }
-        argv = [sys.executable, "-m", "yolods", "launch", "doctor", *flags, "--master_port", port, *words]
+        argv = [
+            sys.executable,
+            "-m",
+            "yolods",
+            "launch",
+            "doctor",
+            *flags,
+            "--master_port",
+            port,
+            *words,
+        ]
         done = self._run(argv, cwd=ROOT, env=env, timeout=60)
         assert "Traceback" not in done.stderr
         return done.returncode, [*done.stdout.splitlines(), *done.stderr.splitlines()]
@@ -84,7 +98,10 @@ def data(tmp_path) -> Path:
             folder.mkdir(parents=True)
             (folder / name).write_text("0 .5 .5 .1 .1", encoding="utf-8")
     file = tmp_path / "data.yaml"
-    file.write_text(f"path: {tmp_path / 'data'}\ntrain: images/train\nval: images/val\nnames: [x]\n", encoding="utf-8")
+    file.write_text(
+        f"path: {tmp_path / 'data'}\ntrain: images/train\nval: images/val\nnames: [x]\n",
+        encoding="utf-8",
+    )
     return file
 
 
@@ -96,10 +113,15 @@ def test_a_healthy_set_up(cluster, data, free_port):
     code, lines = cluster.doctor("--data", data, port=free_port())
     assert time.monotonic() - began < 15
     assert (code, lines[-2:]) == (0, [SAME, "This run would start (1 warning)."])
-    assert sorted((cluster.hosts / "asked").read_text().split()) == ["a", "b"]  # this machine too: pdsh will do so
+    assert sorted((cluster.hosts / "asked").read_text().split()) == [
+        "a",
+        "b",
+    ]  # this machine too: pdsh will do so
     assert lines[0].startswith("2 hosts, 2 ranks, meeting at ")
     assert [line.split()[0] for line in lines[2:5]] == ["host", "a", "b"]
-    assert sum("  5 files, " in line for line in lines) == 2 and not any("!" in line for line in lines)
+    assert sum("  5 files, " in line for line in lines) == 2 and not any(
+        "!" in line for line in lines
+    )
 
 
 PLANTED = {
@@ -110,11 +132,13 @@ PLANTED = {
     ),
     "unreachable": (
         "echo 'ssh: connect to host b port 22: Connection refused' >&2; exit 255",
-        "fault: b: cannot reach it with ssh: ssh: connect to host b port 22: Connection refused; start sshd there",
+        "fault: b: cannot reach it with ssh: ssh: connect to host b port 22: Connection refused; "
+        "start sshd there",
     ),
     "a password asked for": (
         "echo 'me@b: Permission denied (publickey,password).' >&2; exit 255",
-        "fault: b: cannot reach it with ssh: me@b: Permission denied (publickey,password).; allow login without a ",
+        "fault: b: cannot reach it with ssh: me@b: Permission denied (publickey,password).; allow "
+        "login without a ",
     ),
     "no such Python": (
         "command=${command/test -x /test -x /nowhere}",
@@ -126,13 +150,17 @@ PLANTED = {
     ),
     "a stale lock": (
         """edit='s|"locks": ..|"locks": [{"path": "/ext/lock", "age": 7200, "held": false}]|'""",
-        "warning: b: a build that was killed 2 hours ago left /ext/lock; this run builds nothing there",
+        "warning: b: a build that was killed 2 hours ago left /ext/lock; this run builds nothing "
+        "there",
     ),
     "missing data": (
         """edit='s/"present": true/"present": false/'""",
         " is missing or unreadable; copy it: rsync -a a:/",
     ),
-    "data of another size": ("""edit='s/"bytes": [0-9]*/"bytes": 3/'""", " has 1 file, 3 B, but on a 1 file, "),
+    "data of another size": (
+        """edit='s/"bytes": [0-9]*/"bytes": 3/'""",
+        " has 1 file, 3 B, but on a 1 file, ",
+    ),
     "clocks apart": ("""edit='s/"time": 1/"time": 2/'""", "fault: b: its clock is "),
     "chatter of a login script": ("echo welcome to b", SAME),
 }
@@ -154,7 +182,10 @@ def test_a_folder_that_a_host_lacks(cluster, free_port):
     cluster.host("b", 'command="cd /nowhere ||${command#*||}"')
     code, lines = cluster.doctor(port=free_port())
     assert code == 2
-    assert f"fault: b: it has no folder {ROOT}; create it there, or start in a folder that all hosts have" in lines
+    assert (
+        f"fault: b: it has no folder {ROOT}; create it there, or start in a folder that all hosts "
+        "have"
+    ) in lines
 
 
 @pytest.mark.slow
@@ -174,18 +205,23 @@ def test_a_port_that_is_taken(cluster, free_port):
         port = taken.getsockname()[1]
         code, lines = cluster.doctor(port=port)
     assert code == 2
-    assert any(line.startswith(f"fault: a: port {port} is not usable: Address already in use") for line in lines)
+    assert any(
+        line.startswith(f"fault: a: port {port} is not usable: Address already in use")
+        for line in lines
+    )
 
 
 def test_gpus_against_slots_and_what_a_build_needs(cluster, free_port):
-    """Two GPUs a host as a stand-in for nvidia-smi lists them; b is another machine, without ninja or nvcc."""
+    """Two GPUs a host as a stand-in for nvidia-smi lists them; b is another machine, without ninja
+    or nvcc."""
     cluster.tool("nvidia-smi", "#!/bin/sh\nprintf '0, 80000, 81559\\n1, 700, 81559\\n'\n")
     cluster.hostfile.write_text("a slots=1\nb slots=4\n", encoding="utf-8")
     cluster.host(
         "b",
-        r"""edit='s/"machine": "/&other /; s/"addresses": .*"own_a/"addresses": [["eth0", "192.0.2.77\/8"]], """
-        r""""routes": [["eth0", "0.0.0.0\/0"]], "own_a/; s/"ninja\(_beside\)\?": "[^"]*"/"ninja\1": null/g; """
-        r"""s/"nvcc": "[^"]*"/"nvcc": null/; s/+cpu//'""",
+        r"""edit='s/"machine": "/&other /; s/"addresses": .*"own_a/"addresses": """
+        r"""[["eth0", "192.0.2.77\/8"]], "routes": [["eth0", "0.0.0.0\/0"]], "own_a/; """
+        r"""s/"ninja\(_beside\)\?": "[^"]*"/"ninja\1": null/g; s/"nvcc": "[^"]*"/"nvcc": null/; """
+        r"""s/+cpu//'""",
     )
     words = ["--deepspeed_config", ROOT / "ds_configs" / "zero2_offload_fp32.json"]
     code, lines = cluster.doctor(*words, port=free_port())
@@ -193,11 +229,15 @@ def test_gpus_against_slots_and_what_a_build_needs(cluster, free_port):
     assert code == 2
     assert "fault: b: slots=4, but it has 2 GPUs; write slots=2 in the hostfile" in lines
     assert "fault: b: GPU 1 has 0.7 of 79.6 GiB free; end what runs there" in said
-    assert "warning: a: slots=1, but it has 2 GPUs: the rest are idle; write slots=2 for all" in lines
+    assert (
+        "warning: a: slots=1, but it has 2 GPUs: the rest are idle; write slots=2 for all" in lines
+    )
     assert "fault: b: no ninja, but the configuration needs DeepSpeed's CPUAdam compiled" in said
     assert "no nvcc" not in said  # which CPUAdam does without
     code, lines = cluster.doctor("--include", "b:0", port=free_port())
-    assert "1 host, 1 rank, " in lines[0] and not any("slots=4" in line or "ninja" in line for line in lines[5:])
+    assert "1 host, 1 rank, " in lines[0] and not any(
+        "slots=4" in line or "ninja" in line for line in lines[5:]
+    )
 
 
 def test_without_pdsh(cluster, free_port):
@@ -205,7 +245,11 @@ def test_without_pdsh(cluster, free_port):
     for tool in ("bash", "sed", "env", "hostname"):
         (cluster.bin / tool).symlink_to(shutil.which(tool))
     code, lines = cluster.doctor(port=free_port(), path=str(cluster.bin))
-    assert code == 2 and "fault: no pdsh here, which starts ranks on the other hosts; apt-get install pdsh" in lines
+    assert (
+        code == 2
+        and "fault: no pdsh here, which starts ranks on the other hosts; apt-get install pdsh"
+        in lines
+    )
 
 
 def test_this_machine_alone_needs_no_ssh(cluster, free_port):
@@ -220,7 +264,9 @@ def test_this_machine_alone_needs_no_ssh(cluster, free_port):
 def test_bad_files_are_told_with_everything_else(cluster, tmp_path, free_port):
     (tmp_path / "bad.yaml").write_text("train: nowhere\nnames: [x]\n", encoding="utf-8")
     (tmp_path / "bad.json").write_text("{", encoding="utf-8")
-    (cluster.home / ".deepspeed_env").write_text("A=1\n\nGLOO_SOCKET_IFNAME=none0\n", encoding="utf-8")
+    (cluster.home / ".deepspeed_env").write_text(
+        "A=1\n\nGLOO_SOCKET_IFNAME=none0\n", encoding="utf-8"
+    )
     words = ["--data", tmp_path / "bad.yaml", "--deepspeed_config", tmp_path / "bad.json"]
     code, lines = cluster.doctor(*words, port=free_port())
     starts = [
@@ -228,7 +274,9 @@ def test_bad_files_are_told_with_everything_else(cluster, tmp_path, free_port):
         f"fault: {tmp_path / 'bad.yaml'}: val: missing",
     ]
     starts += [f"fault: {cluster.home / '.deepspeed_env'} line 2: ``: write NAME=value"]
-    starts += [f"fault: {host}: GLOO_SOCKET_IFNAME=none0 does not fit its interfaces" for host in "ab"]
+    starts += [
+        f"fault: {host}: GLOO_SOCKET_IFNAME=none0 does not fit its interfaces" for host in "ab"
+    ]
     assert code == 2
     assert all(any(line.startswith(start) for line in lines) for start in starts), lines
 
@@ -261,8 +309,8 @@ def asked(monkeypatch) -> list:
 def test_hosts_that_cannot_be_asked_are_not(asked):
     with pytest.raises(
         UserError,
-        match=r"^doctor asks the hosts through ssh, which --no_ssh excludes; run it on each host without --hostfile "
-        "and --no_ssh$",
+        match=r"^doctor asks the hosts through ssh, which --no_ssh excludes; run it on each host "
+        "without --hostfile and --no_ssh$",
     ):
         run_doctor(FAR, LaunchFlags(no_ssh=True))
     assert asked == []
@@ -271,10 +319,16 @@ def test_hosts_that_cannot_be_asked_are_not(asked):
 def test_over_hosts_they_are_asked_by_ssh_where_ranks_will_meet(asked, monkeypatch):
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
     flags = LaunchFlags(master_addr="10.0.0.1", ssh_port=2222)
-    lines, fine = run_doctor(FAR, flags, trees=["/data"], lists=["/data/val.txt"], ignored=[".cache"])
+    lines, fine = run_doctor(
+        FAR, flags, trees=["/data"], lists=["/data/val.txt"], ignored=[".cache"]
+    )
     ((request, caller, local),) = asked
     assert (request.master_addr, request.master_port, local) == ("10.0.0.1", 29500, False)
-    assert (request.trees, request.lists, request.ignored) == (("/data",), ("/data/val.txt",), (".cache",))
+    assert (request.trees, request.lists, request.ignored) == (
+        ("/data",),
+        ("/data/val.txt",),
+        (".cache",),
+    )
     assert caller == Caller(Path.cwd(), sys.executable, caller.variables, 2222)
     assert caller.variables["NCCL_DEBUG"] == "INFO"
     assert not fine and sum(line.endswith("no route") for line in lines) == 2
@@ -288,7 +342,9 @@ def test_a_start_on_this_machine_alone_sets_nothing_and_takes_any_port(asked):
         assert caller.variables == {}
 
 
-def test_what_was_found_before_is_told_first_and_what_the_environment_lacks_with_it(asked, monkeypatch):
+def test_what_was_found_before_is_told_first_and_what_the_environment_lacks_with_it(
+    asked, monkeypatch
+):
     def refuse(environ):
         raise UserError("OMP_NUM_THREADS=x: it has to be a number")
 
@@ -297,7 +353,10 @@ def test_what_was_found_before_is_told_first_and_what_the_environment_lacks_with
     faults.add("d.yaml: no such file")
     lines, fine = run_doctor(LOCAL, LaunchFlags(), faults=faults)
     first = [line for line in lines if line.startswith("fault: ")][:2]
-    assert first == ["fault: d.yaml: no such file", "fault: OMP_NUM_THREADS=x: it has to be a number"]
+    assert first == [
+        "fault: d.yaml: no such file",
+        "fault: OMP_NUM_THREADS=x: it has to be a number",
+    ]
     assert not fine
 
 
@@ -307,7 +366,12 @@ def test_what_travels_to_other_hosts(tmp_path):
         folder.mkdir()
         (folder / "envfile").write_text(text, encoding="utf-8")
     faults = Faults()
-    environ = {"PYTHONHASHSEED": "1", "NCCL_DEBUG": "INFO", "PATH": "/bin", "DS_ENV_FILE": "envfile"}
+    environ = {
+        "PYTHONHASHSEED": "1",
+        "NCCL_DEBUG": "INFO",
+        "PATH": "/bin",
+        "DS_ENV_FILE": "envfile",
+    }
     found = travelling(environ, (home, here), faults)
     assert found == {"PYTHONHASHSEED": "1", "NCCL_DEBUG": "INFO", "A": "1", "B": "here"}
     assert len(faults) == 1 and f"{here / 'envfile'} line 2: `nonsense`" in str(next(iter(faults)))
@@ -324,10 +388,15 @@ def test_deepspeed_hands_on_the_same_variables():
 def test_where_data_lies(data, tmp_path):
     folder = tmp_path / "data"
     trees, lists = places(read_spec(data))
-    assert set(trees) == {str(data), *(str(folder / k / s) for k in ("images", "labels") for s in ("train", "val"))}
+    assert set(trees) == {
+        str(data),
+        *(str(folder / k / s) for k in ("images", "labels") for s in ("train", "val")),
+    }
     assert lists == ()
     (tmp_path / "val.txt").write_text("./data/images/val/1.jpg\n", encoding="utf-8")
-    data.write_text(f"path: {tmp_path}\ntrain: data/images/train\nval: val.txt\nnames: [x]\n", encoding="utf-8")
+    data.write_text(
+        f"path: {tmp_path}\ntrain: data/images/train\nval: val.txt\nnames: [x]\n", encoding="utf-8"
+    )
     assert places(read_spec(data))[1] == (str(tmp_path / "val.txt"),)
 
 
@@ -343,7 +412,8 @@ def test_what_only_the_test_split_needs(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("zero2_offload_fp32", True), ("zero3_offload_fp16", True), ("zero3_bf16", False)]
+    ("name", "expected"),
+    [("zero2_offload_fp32", True), ("zero3_offload_fp16", True), ("zero3_bf16", False)],
 )
 def test_what_has_to_be_compiled(name, expected):
     faults = Faults()

@@ -1,4 +1,5 @@
-"""The moving average kept on master weights: ultralytics' own, and exchanged without a trace. Shards: tests/parity."""
+"""The moving average kept on master weights: ultralytics' own, and exchanged without a trace.
+Shards: tests/parity."""
 
 import copy
 
@@ -56,7 +57,9 @@ def test_an_exchange_leaves_no_trace(net):
     average.update()
     before = copy.deepcopy(net.state_dict()), copy.deepcopy(average.state_dict())
     with average.exchange():
-        assert not torch.equal(net.state_dict()["model.0.conv.weight"], before[0]["model.0.conv.weight"])
+        assert not torch.equal(
+            net.state_dict()["model.0.conv.weight"], before[0]["model.0.conv.weight"]
+        )
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in before[0].items())
     for key in ("shards", "buffers"):
         assert all(map(torch.equal, before[1][key], average.state_dict()[key]))
@@ -101,15 +104,20 @@ def test_the_shards_of_another_layout_are_refused(net, part):
     average = average_of(net)
     saved = copy.deepcopy(average.state_dict())
     saved[part] = [tensor[:1] if tensor.ndim else tensor for tensor in saved[part]]
-    with pytest.raises(ValueError, match=f"the {part} of the saved average do not have this layout"):
+    with pytest.raises(
+        ValueError, match=f"the {part} of the saved average do not have this layout"
+    ):
         average.load_state_dict(saved)
 
 
 def test_literal_decay():
-    """1 - 0.9999 (1 - exp(-1 / 2000)) of the way after the first update: the average starts almost as the weights."""
+    """1 - 0.9999 (1 - exp(-1 / 2000)) of the way after the first update: the average starts almost
+    as the weights."""
     weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     statistic = torch.zeros(1, dtype=torch.float64)
-    average = ShardedEma(PlainMasters(torch.optim.SGD([weight], lr=1.0)), [statistic], decay=0.9999, tau=2000)
+    average = ShardedEma(
+        PlainMasters(torch.optim.SGD([weight], lr=1.0)), [statistic], decay=0.9999, tau=2000
+    )
     weight.data.fill_(1.0)
     statistic.fill_(-2.0)
     average.update()

@@ -1,4 +1,5 @@
-"""The order of a step, and what one that is not applied leaves behind: nothing. Without DeepSpeed, on one rank."""
+"""The order of a step, and what one that is not applied leaves behind: nothing. Without DeepSpeed,
+on one rank."""
 
 from __future__ import annotations
 
@@ -20,13 +21,17 @@ SKIP, ROLLBACK = Verdict("skip", "backward"), Verdict("rollback", "gradient_spik
 
 def engine(**settings: Any) -> ZeroEngine:
     momentum = settings.pop("momentum", 0.9)
-    made = ZeroEngine(parts_of(LooseDeepSpeed(small_net(), momentum=momentum), loss=square_loss, **settings))
+    made = ZeroEngine(
+        parts_of(LooseDeepSpeed(small_net(), momentum=momentum), loss=square_loss, **settings)
+    )
     made.training()
     return made
 
 
 def take(made: Engine, first: int = 0, **given: Any) -> Any:
-    return made.train_step(STEP, (micro_batch(number) for number in range(first, first + STEP.batches)), **given)
+    return made.train_step(
+        STEP, (micro_batch(number) for number in range(first, first + STEP.batches)), **given
+    )
 
 
 def what_moves(made: Engine) -> list[torch.Tensor]:
@@ -47,7 +52,9 @@ def test_a_step_moves_weights_by_the_rates_that_it_was_given_and_says_them():
     assert record.scalars["optim/momentum"] == 0.5
     assert not torch.equal(made.net[1].weight, before) and made.ema.updates == 1
     moved = (before - made.net[1].weight.detach()) / 0.3
-    assert torch.allclose(moved, made.deepspeed.optimizer.state[made.net[1].weight]["momentum_buffer"], atol=1e-5)
+    assert torch.allclose(
+        moved, made.deepspeed.optimizer.state[made.net[1].weight]["momentum_buffer"], atol=1e-5
+    )
 
 
 def test_losses_boxes_and_the_wish_to_stop_reach_who_judges_in_one_tensor():
@@ -108,7 +115,12 @@ def test_without_a_momentum_there_is_no_curve_of_one():
     made = engine()
     for group in made.deepspeed.optimizer.param_groups:
         del group["momentum"]
-    assert made._rates(STEP) == {"lr/pg0": 0.3, "lr/pg1": 0.2, "lr/pg2": 0.1, "optim/momentum": None}
+    assert made._rates(STEP) == {
+        "lr/pg0": 0.3,
+        "lr/pg1": 0.2,
+        "lr/pg2": 0.1,
+        "optim/momentum": None,
+    }
 
 
 def test_within_an_evaluation_the_model_is_its_average_and_afterwards_trains_on():
@@ -117,7 +129,9 @@ def test_within_an_evaluation_the_model_is_its_average_and_afterwards_trains_on(
     before = what_moves(made)
     with made.evaluating():
         assert not made.net.training and not unchanged(made, before)
-        assert torch.equal(made.net[1].weight, made.ema.state_dict()["shards"][0]) is False, "they are exchanged"
+        assert torch.equal(made.net[1].weight, made.ema.state_dict()["shards"][0]) is False, (
+            "they are exchanged"
+        )
     assert unchanged(made, before)
     assert made.net.training and not made.net[2].training, "frozen statistics stay as they are"
 
@@ -133,7 +147,9 @@ def test_statistics_are_taken_anew_over_the_images_that_count():
     inside = made.net[1](made.net[0](images.float() / 255))
     made.restate_statistics([(images[:2], 2), (images[2:], 1)])
     torch.testing.assert_close(made.net[2].running_mean, inside.mean((0, 2, 3)))
-    torch.testing.assert_close(made.net[2].running_var, inside.var((0, 2, 3), unbiased=True), rtol=0.1, atol=1e-3)
+    torch.testing.assert_close(
+        made.net[2].running_var, inside.var((0, 2, 3), unbiased=True), rtol=0.1, atol=1e-3
+    )
     frozen = Plain(parts_of(LooseDeepSpeed(small_net()), frozen=("2.",)))
     frozen.net.eval()
     frozen.restate_statistics([(images, 3)])

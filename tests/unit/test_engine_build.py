@@ -1,4 +1,5 @@
-"""From a configuration to an engine: what DeepSpeed, here a stand-in, is given, and what follows of each word."""
+"""From a configuration to an engine: what DeepSpeed, here a stand-in, is given, and what follows of
+each word."""
 
 from __future__ import annotations
 
@@ -25,15 +26,28 @@ CHOICE = OptimizerChoice("SGD", 0.01, 0.9, 0.1)
 ALONE = Ranks(0, 1, 0, "here", CPU)
 
 
-def configured(tmp_path: Any = None, *, hyper: dict[str, Any] | None = None, **layout: Any) -> SimpleNamespace:
+def configured(
+    tmp_path: Any = None, *, hyper: dict[str, Any] | None = None, **layout: Any
+) -> SimpleNamespace:
     """A run's configuration, as far as an engine looks at it."""
     usual = {
         **{"precision": "fp32", "autocast": None, "zero_stage": 1, "dp_size": 1, "recompute": None},
-        **{"offload_optimizer": False, "accumulation": 4, "accumulation_auto": True, "micro_batch": 2},
+        **{
+            "offload_optimizer": False,
+            "accumulation": 4,
+            "accumulation_auto": True,
+            "micro_batch": 2,
+        },
         **{"batches": SimpleNamespace(batch=16), "own": SimpleNamespace(overflow=overflow())},
     }
     hypers = {
-        **{"freeze": None, "sync_bn": False, "channels_last": None, "ema_decay": 0.99, "ema_tau": 10},
+        **{
+            "freeze": None,
+            "sync_bn": False,
+            "channels_last": None,
+            "ema_decay": 0.99,
+            "ema_tau": 10,
+        },
         **{"box": 7.5, "cls": 0.5, "dfl": 1.5, "lrf": 0.01, "cos_lr": False},
         **{"warmup_epochs": 3.0, "warmup_momentum": 0.8},
     }
@@ -85,7 +99,9 @@ def detector() -> Any:
 def test_no_run_is_shorter_than_a_step_unless_a_user_wants_it_so(auto, samples, expected):
     schedule = plan_schedule(configured(accumulation_auto=auto, dp_size=3), CHOICE, samples)
     assert (schedule.accumulation, schedule.ramp, schedule.batch) == (expected, auto, 2 * 3)
-    assert (schedule.lr0, schedule.momentum, schedule.warmup_bias_lr) == (0.01, 0.9, 0.1), "the choice's"
+    assert (schedule.lr0, schedule.momentum, schedule.warmup_bias_lr) == (0.01, 0.9, 0.1), (
+        "the choice's"
+    )
     assert (schedule.lrf, schedule.warmup_momentum, schedule.epochs) == (0.01, 0.8, 3)
 
 
@@ -93,13 +109,21 @@ def test_deepspeed_gets_the_closed_configuration_and_what_trains_alone(tmp_path,
     net = detector()
     engine = build_engine(net, configured(tmp_path, hyper={"freeze": 10}), CHOICE, ALONE)
     assert isinstance(engine, ZeroEngine) and given["model"] is net
-    assert (given["config"], given["dist_init_required"], given["mpu"]) == ({"train_batch_size": 2}, False, None)
+    assert (given["config"], given["dist_init_required"], given["mpu"]) == (
+        {"train_batch_size": 2},
+        False,
+        None,
+    )
     trained = {id(each) for group in given["optimizer"].param_groups for each in group["params"]}
     expected = {
-        id(each) for name, each in net.named_parameters() if int(name.split(".")[1]) >= 10 and ".dfl" not in name
+        id(each)
+        for name, each in net.named_parameters()
+        if int(name.split(".")[1]) >= 10 and ".dfl" not in name
     }
     assert trained == expected
-    assert given["folder"] == str(tmp_path / "wandb") and (tmp_path / "wandb").is_dir(), "a service looks for it"
+    assert given["folder"] == str(tmp_path / "wandb") and (tmp_path / "wandb").is_dir(), (
+        "a service looks for it"
+    )
     assert sum(each.numel() for each in engine.masters.shards()) == sum(
         each.numel() for each in net.parameters() if each.requires_grad
     )
@@ -107,12 +131,19 @@ def test_deepspeed_gets_the_closed_configuration_and_what_trains_alone(tmp_path,
 
 @pytest.mark.parametrize(("zero_stage", "alone"), [(0, True), (2, True), (3, False)])
 def test_only_under_zero_3_a_forward_pass_needs_the_others(given, zero_stage, alone):
-    assert build_engine(detector(), configured(zero_stage=zero_stage), CHOICE, ALONE).share.alone is alone
+    assert (
+        build_engine(detector(), configured(zero_stage=zero_stage), CHOICE, ALONE).share.alone
+        is alone
+    )
 
 
 @pytest.mark.parametrize(
     ("precision", "channels_last", "dtype", "last"),
-    [("fp32", None, torch.float32, True), ("bf16", False, torch.bfloat16, False), ("fp16", True, torch.float16, True)],
+    [
+        ("fp32", None, torch.float32, True),
+        ("bf16", False, torch.bfloat16, False),
+        ("fp16", True, torch.float16, True),
+    ],
 )
 def test_images_come_in_the_model_s_own_type(given, precision, channels_last, dtype, last):
     config = configured(precision=precision, hyper={"channels_last": channels_last})
@@ -132,11 +163,19 @@ def test_a_recomputed_detector_is_asked_for_by_segments(given):
 def test_a_stage_has_the_mesh_and_the_last_one_the_loss(given, monkeypatch, stage):
     made: dict[str, Any] = {}
     names = ("parts", "mesh", "cut", "to")
-    monkeypatch.setattr(module, "PipelineEngine", lambda *told: made.update(zip(names, told, strict=True)))
+    monkeypatch.setattr(
+        module, "PipelineEngine", lambda *told: made.update(zip(names, told, strict=True))
+    )
     graph = build_graph(architecture(parse_name("yolov5[0.1,0.1]"), 2, 3))
     first, last = ((0, 5), (5, len(graph.nodes)))[stage]
     mesh = SimpleNamespace(
-        ranks=ALONE, replica=1, replicas=2, first=stage == 0, last=stage == 1, stages=2, data_group="group"
+        ranks=ALONE,
+        replica=1,
+        replicas=2,
+        first=stage == 0,
+        last=stage == 1,
+        stages=2,
+        data_group="group",
     )
     net, cut = Stage(graph, first, last), StageBoundaries((), ())
     build_pipeline(net, detector().model[-1], cut, configured(autocast="bf16"), CHOICE, mesh)

@@ -1,5 +1,5 @@
-"""What trains on a rank, saved and taken over: fp32 on one rank, where the parameters are the masters. Real layouts:
-tests/faults/test_resumes.py."""
+"""What trains on a rank, saved and taken over: fp32 on one rank, where the parameters are the
+masters. Real layouts: tests/faults/test_resumes.py."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def trained(state: ZeroEngine, steps: int = 3) -> ZeroEngine:
 
 
 def same(mine: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+    return mine.keys() == other.keys() and all(
+        torch.equal(mine[name], other[name]) for name in mine
+    )
 
 
 def test_who_takes_a_state_over_goes_on_as_the_other_would():
@@ -58,7 +60,9 @@ def test_who_takes_a_state_over_goes_on_as_the_other_would():
     assert same(first.full_weights(), second.full_weights()), "momentum, too"
     with first.ema.exchange(), second.ema.exchange():
         assert same(first.full_weights(), second.full_weights())
-    assert all(map(torch.equal, first.snapshots.snapshot["masters"], second.snapshots.snapshot["masters"]))
+    assert all(
+        map(torch.equal, first.snapshots.snapshot["masters"], second.snapshots.snapshot["masters"])
+    )
 
 
 def test_a_state_of_other_frozen_layers_is_refused_and_changes_nothing():
@@ -67,7 +71,8 @@ def test_a_state_of_other_frozen_layers_is_refused_and_changes_nothing():
     state = host_copy(first.state())
     state["frozen"]["0.weight"] = state["frozen"]["0.weight"][:2]
     with pytest.raises(
-        UserError, match=r"^the state belongs to another model, or to other frozen layers: 0\.weight is "
+        UserError,
+        match=r"^the state belongs to another model, or to other frozen layers: 0\.weight is ",
     ):
         second.load_state(state)
     assert same(second.full_weights(), before)
@@ -120,12 +125,15 @@ def test_shards_are_described_in_the_order_in_which_they_lie():
 
 
 @pytest.mark.parametrize(
-    ("moment", "shape"), [(torch.zeros(6), (2, 3)), (torch.zeros(2, 3), (2, 3)), (torch.tensor(5.0), ())]
+    ("moment", "shape"),
+    [(torch.zeros(6), (2, 3)), (torch.zeros(2, 3), (2, 3)), (torch.tensor(5.0), ())],
 )
 def test_moments_take_their_shard_s_shape_and_numbers_stay(moment: Tensor, shape: tuple[int, ...]):
     shaped = _shaped({"exp_avg": moment, "lr": 0.1}, torch.zeros(2, 3))
     assert shaped["exp_avg"].shape == shape and shaped["lr"] == 0.1
-    assert _shaped({"step": torch.tensor(5.0)}, torch.zeros(1))["step"].shape == (), "a shard of a single number"
+    assert _shaped({"step": torch.tensor(5.0)}, torch.zeros(1))["step"].shape == (), (
+        "a shard of a single number"
+    )
 
 
 def test_a_snapshot_is_part_of_a_state_even_where_none_was_taken_yet():

@@ -7,11 +7,24 @@ import subprocess
 import pytest
 
 from yolods.errors import Faults
-from yolods.hosts.env_forwarding import carried, environment_file, is_plain, shell_word, travelling, users_lines
+from yolods.hosts.env_forwarding import (
+    carried,
+    environment_file,
+    is_plain,
+    shell_word,
+    travelling,
+    users_lines,
+)
 
 
 def test_settings_of_the_run_travel_and_those_of_the_host_do_not():
-    environ = {"YOLODS_CACHE": "/c", "NCCL_DEBUG": "INFO", "PATH": "/bin", "HOME": "/h", "OMP_NUM_THREADS": ""}
+    environ = {
+        "YOLODS_CACHE": "/c",
+        "NCCL_DEBUG": "INFO",
+        "PATH": "/bin",
+        "HOME": "/h",
+        "OMP_NUM_THREADS": "",
+    }
     assert carried(environ) == {"YOLODS_CACHE": "/c", "NCCL_DEBUG": "INFO"}
 
 
@@ -32,7 +45,8 @@ def test_a_users_files_overrule_and_a_line_that_deepspeed_stops_at_is_a_fault(tm
     faults = Faults()
     assert users_lines({}, [home, here, tmp_path / "none"], faults) == ["A=1", "B=2", "A=3"]
     assert list(faults) == [
-        f"{here / '.deepspeed_env'} line 2: `export C=4`: write NAME=value; DeepSpeed fails at any other line"
+        f"{here / '.deepspeed_env'} line 2: `export C=4`: write NAME=value; DeepSpeed fails at "
+        "any other line"
     ]
     found = travelling({"NCCL_DEBUG": "INFO", "PYTHONPATH": "/p", "A": "0"}, [home, here], Faults())
     assert found == {"NCCL_DEBUG": "INFO", "PYTHONPATH": "/p", "A": "3", "B": "2"}
@@ -43,17 +57,24 @@ def test_the_file_has_our_lines_and_after_them_the_users():
     assert text == 'A=plain\nB=a \\"\\$b\\"\nC=100%%\nD=as it is\n'
 
 
-@pytest.mark.parametrize("word", ["plain", "a b", "a'b", 'a"b', "$HOME", "a;b", "a b $c `d` \\", "", "*"])
+@pytest.mark.parametrize(
+    "word", ["plain", "a b", "a'b", 'a"b', "$HOME", "a;b", "a b $c `d` \\", "", "*"]
+)
 def test_a_word_arrives_whole(word):
-    """As DeepSpeed puts it into the line, pdsh replaces its signs, and the other host's shell reads it."""
+    """As DeepSpeed puts it into the line, pdsh replaces its signs, and the other host's shell reads
+    it."""
     told = shell_word(word)
     if " " in told:
         told = '"' + told.replace('"', '\\"') + '"'
     line = told.replace("%%", "%")
-    found = subprocess.run(["sh", "-c", f"printf %s {line}"], capture_output=True, text=True, timeout=20)
+    found = subprocess.run(
+        ["sh", "-c", f"printf %s {line}"], capture_output=True, text=True, timeout=20
+    )
     assert found.stdout == word
 
 
-@pytest.mark.parametrize(("path", "plain"), [("/a/b-1.2_c@d", True), ("/a b", False), ("/50%", False), ("/a'b", False)])
+@pytest.mark.parametrize(
+    ("path", "plain"), [("/a/b-1.2_c@d", True), ("/a b", False), ("/50%", False), ("/a'b", False)]
+)
 def test_a_path_that_needs_quotes_is_known(path, plain):
     assert is_plain(path) == plain

@@ -1,4 +1,5 @@
-"""The errands of CONTRIBUTING.md, each walked: a toy is put where they say, nowhere else, and a step is trained."""
+"""The errands of CONTRIBUTING.md, each walked: a toy is put where they say, nowhere else, and a
+step is trained."""
 
 from __future__ import annotations
 
@@ -20,7 +21,13 @@ from tests.ranks import on_ranks
 from yolods.checkpoint.read import Checkpoint
 from yolods.checkpoint.state import collect, recut
 from yolods.clipping import POLICIES, ClipFactors, Norms, Policy, policy
-from yolods.config.optimizers.supported import LR, MOMENTUM, OPTIMIZERS, WEIGHT_DECAY, SupportedOptimizer
+from yolods.config.optimizers.supported import (
+    LR,
+    MOMENTUM,
+    OPTIMIZERS,
+    WEIGHT_DECAY,
+    SupportedOptimizer,
+)
 from yolods.data.fingerprint import samples_of
 from yolods.data.loader import train_loader
 from yolods.data.sampler import Stream
@@ -69,8 +76,18 @@ def toy_policy() -> Iterator[None]:
 class SignDescent(torch.optim.Optimizer):
     """Moves every weight by the sign of a moving average of its gradient."""
 
-    def __init__(self, params: Any, *, lr: float, momentum: float, weight_decay: float = 0.0, boost: float = 1.0):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "boost": boost})
+    def __init__(
+        self,
+        params: Any,
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float = 0.0,
+        boost: float = 1.0,
+    ):
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "boost": boost}
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -88,7 +105,12 @@ def toy_optimizer() -> Any:
     """Its entry in the table, and nothing else."""
     entry = SupportedOptimizer(
         made_by=f"{__name__}:SignDescent",
-        params={"lr": LR, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "boost": real(0, above=True)},
+        params={
+            "lr": LR,
+            "momentum": MOMENTUM,
+            "weight_decay": WEIGHT_DECAY,
+            "boost": real(0, above=True),
+        },
         arguments=lambda momentum: {"momentum": momentum},
         groups={"bias": {"boost": 3.0}},
     )
@@ -103,18 +125,30 @@ def _json(folder: Path, stage: int = 1, **blocks: Any) -> Path:
 
 def _step(small: Any, momentum: float = 0.9) -> Any:
     step = Step(0, ACCUMULATION, 0, (RATE, RATE, RATE), momentum)
-    return small.engine.train_step(step, iter([micro_batch(place) for place in range(ACCUMULATION)]))
+    return small.engine.train_step(
+        step, iter([micro_batch(place) for place in range(ACCUMULATION)])
+    )
 
 
 def walk_policy(ranks: Ranks, folder: str) -> dict[str, Any]:
     """On a rank: a step under the toy policy, and what a wrong setting is told."""
     with toy_policy():
-        right, wrong = ({"yolods": {"clipping": {"policy": "shrink", "share": share}}} for share in (SHARE, 2))
-        with pytest.raises(UserError) as refused, small_engine(ranks, _json(Path(folder), **wrong), model=MODEL):
+        right, wrong = (
+            {"yolods": {"clipping": {"policy": "shrink", "share": share}}} for share in (SHARE, 2)
+        )
+        with (
+            pytest.raises(UserError) as refused,
+            small_engine(ranks, _json(Path(folder), **wrong), model=MODEL),
+        ):
             pass
-        with small_engine(ranks, _json(Path(folder), **right), model=MODEL, optimizer="SGD") as small:
+        with small_engine(
+            ranks, _json(Path(folder), **right), model=MODEL, optimizer="SGD"
+        ) as small:
             result = _step(small)
-            state, settings = small.engine.stability.state(), small.config.deepspeed.own.as_dict()["clipping"]
+            state, settings = (
+                small.engine.stability.state(),
+                small.config.deepspeed.own.as_dict()["clipping"],
+            )
     return {
         "share": result.norm_after / result.grad_norm,
         "state": state,
@@ -124,19 +158,31 @@ def walk_policy(ranks: Ranks, folder: str) -> dict[str, Any]:
 
 
 def walk_optimizer(ranks: Ranks, folder: str) -> dict[str, Any]:
-    """On a rank: a step with the toy optimizer, its state under another layout, and what a wrong argument is told."""
+    """On a rank: a step with the toy optimizer, its state under another layout, and what a wrong
+    argument is told."""
     named = {"type": "signdescent", "params": {"lr": RATE, "boost": 2}}
     with toy_optimizer():
         wrong = {"optimizer": {"type": "SignDescent", "params": {"betas": [0.9, 0.99]}}}
-        with pytest.raises(UserError) as refused, small_engine(ranks, _json(Path(folder), **wrong), model=MODEL):
+        with (
+            pytest.raises(UserError) as refused,
+            small_engine(ranks, _json(Path(folder), **wrong), model=MODEL),
+        ):
             pass
         with small_engine(ranks, _json(Path(folder), optimizer=named), model=MODEL) as small:
             before = small.engine.full_weights()
             _step(small, WARMED)
-            after, groups = small.engine.full_weights(), small.engine.deepspeed.optimizer.param_groups
-            told = [{key: group[key] for key in ("param_group", "momentum", "boost")} for group in groups]
+            after, groups = (
+                small.engine.full_weights(),
+                small.engine.deepspeed.optimizer.param_groups,
+            )
+            told = [
+                {key: group[key] for key in ("param_group", "momentum", "boost")}
+                for group in groups
+            ]
             torch.save(collect(small.engine), Path(folder, "rank0.pt"))
-            Path(folder, "model.json").write_text(json.dumps(small.engine.layout()), encoding="utf-8")
+            Path(folder, "model.json").write_text(
+                json.dumps(small.engine.layout()), encoding="utf-8"
+            )
         checkpoint = Checkpoint(Path(folder))
         with small_engine(ranks, _json(Path(folder), 0, optimizer=named), model=MODEL) as small:
             small.engine.load_state(recut(checkpoint, small.engine))
@@ -144,7 +190,9 @@ def walk_optimizer(ranks: Ranks, folder: str) -> dict[str, Any]:
             groups = small.engine.describe()["groups"]
     return {
         "moved": {
-            name: float((after[name] - before[name]).abs().max()) for name in before if "num_batches" not in name
+            name: float((after[name] - before[name]).abs().max())
+            for name in before
+            if "num_batches" not in name
         },
         "groups": told,
         "velocity": (
@@ -157,7 +205,8 @@ def walk_optimizer(ranks: Ranks, folder: str) -> dict[str, Any]:
 
 
 class Patches:
-    """A source of drawn images: each is a grey one with a bright patch, by its number in a file of their numbers."""
+    """A source of drawn images: each is a grey one with a bright patch, by its number in a file of
+    their numbers."""
 
     def __init__(self, file: Path, numbers: list[int]) -> None:
         self._file, self.numbers = file, numbers
@@ -181,7 +230,9 @@ def open_patches(paths: tuple[Path, ...], spec: DataSpec) -> tuple[Patches, list
     """The `Opener` of files that end in .patches."""
     source = Patches(paths[0], [int(line) for line in paths[0].read_text().split()])
     box = np.array([[0, 0.5, 0.5, 0.5, 0.5]], np.float32)
-    found = [CheckedPair(f"{paths[0]}, {n}", (SIZE, SIZE), box, id=f"patch {n}") for n in source.numbers]
+    found = [
+        CheckedPair(f"{paths[0]}, {n}", (SIZE, SIZE), box, id=f"patch {n}") for n in source.numbers
+    ]
     return source, found
 
 
@@ -194,19 +245,25 @@ def walk_source(ranks: Ranks, folder: str) -> dict[str, Any]:
     """On a rank: a step on samples of the toy source, and by which names they are known."""
     root = Path(folder)
     (root / "some.patches").write_text("".join(f"{number}\n" for number in range(8)))
-    (root / "set.yaml").write_text("train: some.patches\nval: some.patches\nnames: [cat, dog, fish]\n")
+    (root / "set.yaml").write_text(
+        "train: some.patches\nval: some.patches\nnames: [cat, dog, fish]\n"
+    )
     with toy_source(), small_engine(ranks, _json(root), model=MODEL, mosaic=0) as small:
         spec, hyper = read_spec(root / "set.yaml"), small.config.hyper
         opening = SplitOptions(imgsz=SIZE, stride=32, epochs=EPOCHS, workers=0, local_ranks=1)
         split = open_split(spec, "train", hyper, opening, ranks, augment=True)
         dataset, batches = split.dataset, []
         stream = Stream(len(dataset), hyper.seed, MICRO)
-        loader = train_loader(dataset, stream, first_position=0, dp_rank=0, dp_size=1, micro=MICRO, workers=0)
+        loader = train_loader(
+            dataset, stream, first_position=0, dp_rank=0, dp_size=1, micro=MICRO, workers=0
+        )
         for batch in loader:
             batches.append(batch)
             if len(batches) == len(dataset) // MICRO:
                 break
-        result = small.engine.train_step(Step(0, ACCUMULATION, 0, (RATE, RATE, RATE), 0.9), iter(batches))
+        result = small.engine.train_step(
+            Step(0, ACCUMULATION, 0, (RATE, RATE, RATE), 0.9), iter(batches)
+        )
         dataset.exclude(["patch 1"])
         excluded = dataset[0, 1]["im_file"]
     return {
@@ -224,7 +281,11 @@ def walk_source(ranks: Ranks, folder: str) -> dict[str, Any]:
 def walk(ranks: Ranks, folder: str) -> dict[str, Any]:
     """On a rank: all of them."""
     found = {}
-    for name, errand in {"policy": walk_policy, "optimizer": walk_optimizer, "source": walk_source}.items():
+    for name, errand in {
+        "policy": walk_policy,
+        "optimizer": walk_optimizer,
+        "source": walk_source,
+    }.items():
         Path(folder, name).mkdir()
         found[name] = errand(ranks, str(Path(folder, name)))
     return found
@@ -290,7 +351,12 @@ def test_a_source_of_samples_is_one_module_and_one_line(walked: dict[str, Any]) 
 
 
 def test_the_files_that_contributing_names_are_there() -> None:
-    errands = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Errands")[1].split("\n## ")[0]
+    errands = (
+        (ROOT / "CONTRIBUTING.md")
+        .read_text(encoding="utf-8")
+        .split("## Errands")[1]
+        .split("\n## ")[0]
+    )
     named = re.findall(r"`(yolods/[\w/.]+\.py|tests/[\w/.]+\.py|docs/[\w/.]+\.md)`", errands)
     assert len(named) >= 4
     assert [name for name in named if not (ROOT / name).is_file()] == []

@@ -41,7 +41,11 @@ def test_the_same_fault_is_said_once():
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("mosaik", " (did you mean 'mosaic'?)"), ("LR0", " (did you mean 'lr0'?)"), ("quite_another_thing", "")],
+    [
+        ("mosaik", " (did you mean 'mosaic'?)"),
+        ("LR0", " (did you mean 'lr0'?)"),
+        ("quite_another_thing", ""),
+    ],
 )
 def test_nearest(name: str, expected: str):
     assert nearest(name, ["mosaic", "lr0", "mixup"]) == expected

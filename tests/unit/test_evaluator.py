@@ -22,7 +22,13 @@ from yolods.data.spec import as_ultralytics, read_spec
 from yolods.data.splits import Split
 from yolods.distributed.world import Ranks
 from yolods.errors import UserError
-from yolods.evaluation.evaluator import Evaluation, Evaluator, PlainDetector, image_ids, log_user_errors
+from yolods.evaluation.evaluator import (
+    Evaluation,
+    Evaluator,
+    PlainDetector,
+    image_ids,
+    log_user_errors,
+)
 from yolods.evaluation.validate import validate
 from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.inputs import InputFormat
@@ -46,7 +52,12 @@ class Trained:
     names: tuple[str, ...]
 
     def evaluator(
-        self, out: Path, ranks: Ranks = ALONE, hyper: Hyper = HYPER, forward_batch: int = 16, batch: int = 16
+        self,
+        out: Path,
+        ranks: Ranks = ALONE,
+        hyper: Hyper = HYPER,
+        forward_batch: int = 16,
+        batch: int = 16,
     ) -> Evaluator:
         split = self.split if batch == 16 else open_val(self.yaml, eval_batch=batch)
         return evaluator_of(split, self.names, out, ranks, hyper, forward_batch)
@@ -55,7 +66,8 @@ class Trained:
         return PlainDetector(read_pt(self.weights), HYPER, CPU)
 
     def detector_as_in_training(self) -> PlainDetector:
-        """On a CPU ultralytics' trainer takes channels first, so that convolutions add up in another order."""
+        """On a CPU ultralytics' trainer takes channels first, so that convolutions add up in
+        another order."""
         detector = self.detector()
         detector._inputs = InputFormat(CPU, torch.float32, channels_last=False)
         return detector
@@ -71,7 +83,9 @@ def trained(tmp_path_factory) -> Trained:
     net = build(architecture(parse_name("yolov5[0.1,0.1]"), len(names), 3), names)
     plain = plain_copy(net)
     _learn(net, split, epochs=12)
-    write_pt(root / "best.pt", plain, net.state_dict(), {"train_args": {"imgsz": 64, "task": "detect"}})
+    write_pt(
+        root / "best.pt", plain, net.state_dict(), {"train_args": {"imgsz": 64, "task": "detect"}}
+    )
     return Trained(yaml, root / "best.pt", split, names)
 
 
@@ -97,9 +111,11 @@ def theirs(trained, tmp_path_factory) -> SimpleNamespace:
 
 
 def asked_of_ultralytics(trained: Trained, folder: Path, batch: int) -> SimpleNamespace:
-    """What ultralytics' validator says of the same model, as its trainer asks it: metrics, losses and details.
+    """What ultralytics' validator says of the same model, as its trainer asks it: metrics, losses
+    and details.
 
-    Its confusion matrix is counted at the confidence that it is made for, 0.25, and not at the metrics' 0.001.
+    Its confusion matrix is counted at the confidence that it is made for, 0.25, and not at the
+    metrics' 0.001.
     """
     from ultralytics.cfg import get_cfg
     from ultralytics.models.yolo.detect import DetectionValidator
@@ -109,7 +125,15 @@ def asked_of_ultralytics(trained: Trained, folder: Path, batch: int) -> SimpleNa
     spec = read_spec(folder / "data" / trained.yaml.name)
     net = read_pt(trained.weights)
     net.args = get_cfg()
-    settings = {"mode": "val", "task": "detect", "imgsz": 64, "batch": batch, "workers": 0, "plots": True, "rect": True}
+    settings = {
+        "mode": "val",
+        "task": "detect",
+        "imgsz": 64,
+        "batch": batch,
+        "workers": 0,
+        "plots": True,
+        "rect": True,
+    }
     validator = DetectionValidator(save_dir=folder / "theirs", args=settings)
     validator.data, validator.stride, validator.device = as_ultralytics(spec), 32, CPU
     validator.dataloader = validator.get_dataloader(str(spec.val[0]), batch)
@@ -123,11 +147,17 @@ def asked_of_ultralytics(trained: Trained, folder: Path, batch: int) -> SimpleNa
         epochs=1,
         ema=SimpleNamespace(ema=net),
         world_size=1,
-        label_loss_items=lambda loss, prefix: {f"{prefix}/{name}": value for name, value in loss.items()},
+        label_loss_items=lambda loss, prefix: {
+            f"{prefix}/{name}": value for name, value in loss.items()
+        },
     )
     count = ConfusionMatrix.process_batch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConfusionMatrix, "process_batch", lambda self, found, batch, conf: count(self, found, batch))
+        patch.setattr(
+            ConfusionMatrix,
+            "process_batch",
+            lambda self, found, batch, conf: count(self, found, batch),
+        )
         results = validator(trainer=trainer)
     return SimpleNamespace(
         loss={name: results[f"val/{name}"] for name in LOSS_NAMES},
@@ -148,13 +178,17 @@ def test_metrics_losses_and_curves_are_ultralytics(trained, theirs, tmp_path):
     np.testing.assert_allclose(ours.details.box.all_ap, theirs.details.box.all_ap, atol=1e-6)
     np.testing.assert_allclose(ours.details.box.f1_curve, theirs.details.box.f1_curve, atol=1e-6)
     for row in range(3):
-        assert ours.details.class_result(row) == pytest.approx(theirs.details.class_result(row), abs=1e-6)
+        assert ours.details.class_result(row) == pytest.approx(
+            theirs.details.class_result(row), abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("batch", [1, 16, 32])
 def test_metrics_and_losses_are_ultralytics_in_batches_of_any_size(trained, tmp_path, batch):
     theirs = asked_of_ultralytics(trained, tmp_path, batch)
-    ours = trained.evaluator(tmp_path, forward_batch=batch, batch=batch)(trained.detector_as_in_training())
+    ours = trained.evaluator(tmp_path, forward_batch=batch, batch=batch)(
+        trained.detector_as_in_training()
+    )
     assert ours.metrics == theirs.metrics
     assert ours.loss == pytest.approx(theirs.loss, abs=6e-6)  # it rounds to five decimals
 
@@ -173,8 +207,17 @@ def test_a_loaded_pt_gets_the_same_from_yolo_val(trained, tmp_path, batch):
         project=str(tmp_path),
         plots=False,
     )
-    words = ["--weights", str(trained.weights), "--data", str(trained.yaml), "--project", str(tmp_path)]
-    ours = val(*words, *(["--batch-size", str(batch)] if batch != 16 else []), "--set", "plots=False")
+    words = [
+        "--weights",
+        str(trained.weights),
+        "--data",
+        str(trained.yaml),
+        "--project",
+        str(tmp_path),
+    ]
+    ours = val(
+        *words, *(["--batch-size", str(batch)] if batch != 16 else []), "--set", "plots=False"
+    )
     assert list(ours.metrics.values()) == list(theirs.mean_results())
 
 
@@ -185,7 +228,8 @@ def val(*words: str) -> Evaluation:
 
 
 class Simulated:
-    """One rank of several, run one after the other in this process: the last to come is rank 0, which adds up."""
+    """One rank of several, run one after the other in this process: the last to come is rank 0,
+    which adds up."""
 
     def __init__(self, rank: int, size: int, box: dict) -> None:
         self.rank, self.size, self.device, self.is_main, self._box = rank, size, CPU, rank == 0, box
@@ -208,7 +252,10 @@ def over_ranks(trained, size: int, out: Path, batch: int = 16, **options):
 
 
 def test_any_number_of_ranks_gives_the_same(trained, tmp_path):
-    results = {size: over_ranks(trained, size, tmp_path, boxes_to=tmp_path / f"{size}.json") for size in (1, 2, 3)}
+    results = {
+        size: over_ranks(trained, size, tmp_path, boxes_to=tmp_path / f"{size}.json")
+        for size in (1, 2, 3)
+    }
     alone, _ = results[1]
     for size in (2, 3):
         result, tallies = results[size]
@@ -233,7 +280,9 @@ def test_losses_depend_neither_on_ranks_nor_on_the_pieces_of_a_batch(trained, tm
 def test_confusion_matrices_of_all_ranks_are_added(trained, theirs, tmp_path):
     _, tallies = over_ranks(trained, 3, tmp_path, plots=True)
     assert all(tally.confusion.sum() > 0 for tally in tallies.values())
-    np.testing.assert_array_equal(sum(tally.confusion for tally in tallies.values()), theirs.confusion)
+    np.testing.assert_array_equal(
+        sum(tally.confusion for tally in tallies.values()), theirs.confusion
+    )
     assert (tmp_path / "confusion_matrix.png").stat().st_size > 1000
 
 
@@ -251,7 +300,15 @@ def test_the_confusion_matrix_shows_what_is_found_and_not_what_is_guessed(traine
 
 
 def test_pictures_of_equal_names_have_image_ids_of_their_own():
-    files = ["/d/a/1.jpg", "/d/b/1.jpg", "/d/b/01.jpg", "/d/a/7.jpg", "/d/a/x.jpg", "/d/a/x.png", "/d/y.jpg"]
+    files = [
+        "/d/a/1.jpg",
+        "/d/b/1.jpg",
+        "/d/b/01.jpg",
+        "/d/a/7.jpg",
+        "/d/a/x.jpg",
+        "/d/a/x.png",
+        "/d/y.jpg",
+    ]
     assert image_ids(files) == {
         "/d/a/1.jpg": "a/1.jpg",
         "/d/b/1.jpg": "b/1.jpg",
@@ -280,10 +337,13 @@ def test_boxes_of_pictures_of_equal_names_can_be_told_apart(tmp_path):
 
 
 def test_every_rank_calls_the_model_equally_often(trained, tmp_path):
-    """Under ZeRO-3 a forward pass is a collective: one rank that calls once less leaves the others waiting."""
+    """Under ZeRO-3 a forward pass is a collective: one rank that calls once less leaves the others
+    waiting."""
     calls = []
     for rank in range(3):
-        evaluator = trained.evaluator(tmp_path, Simulated(rank, 3, {1: None, 2: None}), forward_batch=16)
+        evaluator = trained.evaluator(
+            tmp_path, Simulated(rank, 3, {1: None, 2: None}), forward_batch=16
+        )
         calls.append(len(evaluator._batches))
     assert calls == [1, 1, 1]
     calls = [len(trained.evaluator(tmp_path, Simulated(rank, 2, {}))._batches) for rank in range(2)]
@@ -350,10 +410,16 @@ class Distant(FakeDetector):
 
 
 def test_a_batch_waits_once_for_the_device_whatever_is_found(trained, tmp_path, device):  # noqa: F811
-    """Boxes are suppressed on the host: on a device that would wait for every image, several times."""
-    evaluator, near = (trained.evaluator(tmp_path / name, forward_batch=4) for name in ("far", "near"))
+    """Boxes are suppressed on the host: on a device that would wait for every image, several
+    times."""
+    evaluator, near = (
+        trained.evaluator(tmp_path / name, forward_batch=4) for name in ("far", "near")
+    )
     share = eval_batches(trained.split.dataset, dp_rank=0, dp_size=1, forward_batch=4)
     found = evaluator(Distant(trained.split.dataset, share, len(trained.names)))
     assert (device.blocking, device.under_way, device.waits) == (0, 0, len(share))
-    assert found.metrics == near(FakeDetector(trained.split.dataset, share, len(trained.names))).metrics
+    assert (
+        found.metrics
+        == near(FakeDetector(trained.split.dataset, share, len(trained.names))).metrics
+    )
     assert found.metrics["metrics/mAP50(B)"] > 0.3

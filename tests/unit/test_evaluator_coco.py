@@ -34,17 +34,32 @@ def coco_of(split: Split, nc: int) -> dict:
         for line in text.splitlines():
             cls, x, y, w, h = map(float, line.split())
             box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
-            entry = {"id": len(boxes) + 1, "image_id": images[-1]["id"], "category_id": int(cls) + 1, "bbox": box}
+            entry = {
+                "id": len(boxes) + 1,
+                "image_id": images[-1]["id"],
+                "category_id": int(cls) + 1,
+                "bbox": box,
+            }
             boxes.append({**entry, "area": box[2] * box[3], "iscrowd": 0})
-    return {"info": {}, "images": images, "annotations": boxes, "categories": [{"id": i + 1} for i in range(nc)]}
+    return {
+        "info": {},
+        "images": images,
+        "annotations": boxes,
+        "categories": [{"id": i + 1} for i in range(nc)],
+    }
 
 
 def judged_by_coco(labels: dict, predictions: Path) -> tuple[float, float]:
     """(mAP50-95, mAP50) of a results file."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    numbers = {image["file_name"]: image["id"] for image in labels["images"]}  # it wants ids that are numbers
-    boxes = [{**box, "image_id": numbers[box["file_name"]]} for box in json.loads(predictions.read_text())]
+    numbers = {
+        image["file_name"]: image["id"] for image in labels["images"]
+    }  # it wants ids that are numbers
+    boxes = [
+        {**box, "image_id": numbers[box["file_name"]]}
+        for box in json.loads(predictions.read_text())
+    ]
     truth = COCO(labels)
     judge = COCOeval_faster(truth, truth.loadRes(boxes), "bbox")
     judge.params.maxDets = [1, 10, 300]
@@ -56,7 +71,10 @@ def judged_by_coco(labels: dict, predictions: Path) -> tuple[float, float]:
 def compare_with_coco(yaml: Path, imgsz: int, out: Path) -> None:
     split, names = open_val(yaml, imgsz), read_spec(yaml).names
     evaluator = evaluator_of(split, names, out)
-    result = evaluator(FakeDetector(split.dataset, evaluator._batches, len(names)), boxes_to=out / "predictions.json")
+    result = evaluator(
+        FakeDetector(split.dataset, evaluator._batches, len(names)),
+        boxes_to=out / "predictions.json",
+    )
     strict, loose = judged_by_coco(coco_of(split, len(names)), out / "predictions.json")
     assert 0.3 < strict < 0.95
     assert result.metrics["metrics/mAP50-95(B)"] == pytest.approx(strict, abs=0.01)
@@ -68,7 +86,8 @@ def test_cocoeval_agrees(tmp_path):
 
 
 @pytest.mark.skipif(
-    not BCCD.is_file(), reason="the BCCD data set does not lie beside the repository (shared/data/bccd)"
+    not BCCD.is_file(),
+    reason="the BCCD data set does not lie beside the repository (shared/data/bccd)",
 )
 def test_cocoeval_agrees_on_real_images(tmp_path):
     before = {file: file.stat().st_mtime_ns for file in BCCD.parent.rglob("*")}
@@ -88,13 +107,18 @@ def test_boxes_are_written_in_pixels_of_the_users_images(tmp_path):
             scores = np.eye(2)[sample["cls"][:, 0].int().numpy()] * 0.9
             return torch.tensor(np.concatenate([boxes, scores], 1), dtype=torch.float32)
 
-    result = evaluator(Exact(split.dataset, evaluator._batches, 2), boxes_to=tmp_path / "boxes.json")
+    result = evaluator(
+        Exact(split.dataset, evaluator._batches, 2), boxes_to=tmp_path / "boxes.json"
+    )
     assert result.metrics["metrics/mAP50-95(B)"] == pytest.approx(0.995)
     written = json.loads((tmp_path / "boxes.json").read_text())
     labels = coco_of(split, 2)["annotations"]
     assert len(written) == len(labels) == 6
     for label in labels:
-        near = min(written, key=lambda box: (box["image_id"] != label["image_id"]) * 1e6 + _apart(box, label))
+        near = min(
+            written,
+            key=lambda box: (box["image_id"] != label["image_id"]) * 1e6 + _apart(box, label),
+        )
         assert _apart(near, label) < 0.02
         assert near["category_id"] == label["category_id"]
 
@@ -134,4 +158,6 @@ def test_an_unreadable_image_is_reported_and_counts_as_missed(tmp_path):
     result = evaluator(FakeDetector(split.dataset, evaluator._batches, 2), telemetry=Ear())
     file = tmp_path / "data" / "images" / "val" / "003.jpg"
     assert result.images == 5
-    assert said == [("unreadable", f"{file} could not be read and counts as an image without boxes", True)]
+    assert said == [
+        ("unreadable", f"{file} could not be read and counts as an image without boxes", True)
+    ]

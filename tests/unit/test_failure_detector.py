@@ -19,7 +19,9 @@ def beat(rank: int, number: int = 1, **values: object) -> Heartbeat:
         "doing": "step 12, forward 0",
         "seconds": 0.1,
     }
-    return Heartbeat(**{"rank": rank, "number": number, "usual": 0.1, "waiting": False, **usual, **values})
+    return Heartbeat(
+        **{"rank": rank, "number": number, "usual": 0.1, "waiting": False, **usual, **values}
+    )
 
 
 def test_a_rank_without_a_sign_of_life_is_lost() -> None:
@@ -31,7 +33,8 @@ def test_a_rank_without_a_sign_of_life_is_lost() -> None:
     assert verdict.rank == 1
     assert verdict.ends
     assert verdict.text == (
-        "rank 1 on worker-1 (process 101) has sent no heartbeat for 9 s; it was in step 12, forward 0"
+        "rank 1 on worker-1 (process 101) has sent no heartbeat for 9 s; it was in step 12, "
+        "forward 0"
     )
 
 
@@ -65,7 +68,9 @@ def stalled(*values: dict[str, object]) -> list[Heartbeat]:
     return [beat(rank, **value) for rank, value in enumerate(values)]
 
 
-def run(detector: FailureDetector, beats: list[Heartbeat], seconds: int) -> list[tuple[int, int, bool]]:
+def run(
+    detector: FailureDetector, beats: list[Heartbeat], seconds: int
+) -> list[tuple[int, int, bool]]:
     """(second, rank, ends) of every verdict."""
     found = []
     for second in range(seconds):
@@ -89,7 +94,9 @@ def test_a_phase_that_is_slow_by_nature_has_ten_times_its_longest() -> None:
 def test_of_several_the_one_that_has_come_least_far_is_it() -> None:
     beats = stalled({"step": 13}, {"step": 12}, {"step": 13})
     assert run(FailureDetector(POLICY), beats, 12)[0][1] == 1
-    beats = stalled({"marks": 52, "doing": "step 12, gradients"}, {"doing": "step 12, data 0"}, {"marks": 51})
+    beats = stalled(
+        {"marks": 52, "doing": "step 12, gradients"}, {"doing": "step 12, data 0"}, {"marks": 51}
+    )
     assert {rank for _, rank, _ in run(FailureDetector(POLICY), beats, 80)} == {1}, (
         "the others wait for their GPUs, say"
     )

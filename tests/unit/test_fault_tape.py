@@ -22,11 +22,20 @@ def line(row: list[str]) -> str:
 
 
 def test_rows_of_layouts_that_are_not_played_again_stay_with_their_run() -> None:
-    first = merged("", [row("zero1", 3, 0, 7, FIRST), row("zero2", 4, 1, 8, FIRST)], f"{RUN}{FIRST}\n\n    first")
+    first = merged(
+        "",
+        [row("zero1", 3, 0, 7, FIRST), row("zero2", 4, 1, 8, FIRST)],
+        f"{RUN}{FIRST}\n\n    first",
+    )
     both = merged(first, [row("zero2", 5, 0, 9, SECOND)], f"{RUN}{SECOND}\n\n    second")
-    assert line(row("zero1", 3, 0, 7, FIRST)) in both and line(row("zero2", 5, 0, 9, SECOND)) in both
+    assert (
+        line(row("zero1", 3, 0, 7, FIRST)) in both and line(row("zero2", 5, 0, 9, SECOND)) in both
+    )
     assert line(row("zero2", 4, 1, 8, FIRST)) not in both
-    assert "In all 2 layouts, 8 faults, of which 0 were not handled rightly, and 16 clean steps" in both
+    assert (
+        "In all 2 layouts, 8 faults, of which 0 were not handled rightly, and 16 clean steps"
+        in both
+    )
     assert both.count(RUN) == 2 and "    first" in both and "    second" in both
 
 

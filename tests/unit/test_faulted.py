@@ -26,12 +26,17 @@ def record(before: str, clean: str, faults: str, seed: int, date: str) -> str:
 def test_a_run_that_ends_above_the_clean_one_is_not_near_it() -> None:
     text = record("", "0.700", "0.760", 0, FIRST)
     assert "seed 0 +0.060; mean +0.060 of 1" in text
-    assert "below the clean run (mean): met." in text and "in either direction (mean): missed." in text
+    assert (
+        "below the clean run (mean): met." in text and "in either direction (mean): missed." in text
+    )
 
 
 def test_a_run_that_ends_below_misses_both() -> None:
     text = record("", "0.700", "0.660", 0, FIRST)
-    assert "below the clean run (mean): missed." in text and "in either direction (mean): missed." in text
+    assert (
+        "below the clean run (mean): missed." in text
+        and "in either direction (mean): missed." in text
+    )
 
 
 def test_seeds_of_several_days_make_one_mean() -> None:
@@ -49,14 +54,17 @@ def test_no_score_counts_as_zero_and_a_run_without_its_pair_not_at_all() -> None
     assert differences(rows) == {"seed 0": -0.7}
 
 
-def test_every_so_many_steps_get_a_fault_and_all_that_a_run_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_so_many_steps_get_a_fault_and_all_that_a_run_gives_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     begun, taken = [], []
     injector = SimpleNamespace(begin=lambda fault, batches: begun.append((fault, batches)))
     monkeypatch.setattr("tests.faults.tape.Injector", lambda engine: injector)
     monkeypatch.setattr("tests.faults.tape.convolutions", lambda engine: [])
     monkeypatch.setattr("tests.faults.tape.draw", lambda *_, **__: ["first", "second"])
     engine = SimpleNamespace(
-        ranks=SimpleNamespace(size=2), train_step=lambda *given, **named: taken.append((given, named))
+        ranks=SimpleNamespace(size=2),
+        train_step=lambda *given, **named: taken.append((given, named)),
     )
     disturb(SimpleNamespace(engine=engine), every=2)
     step = SimpleNamespace(batches=3)

@@ -43,14 +43,22 @@ def test_contents_are_flushed_before_the_name_and_the_name_after_it(tmp_path, mo
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (done.append("flush"), fsync(handle)))
     monkeypatch.setattr(os, "replace", lambda *where: (done.append("rename"), replace(*where)))
-    for write in (lambda path: replace_text(path, "x"), lambda path: replace_file(path, lambda f: f.write(b"x"))):
+    for write in (
+        lambda path: replace_text(path, "x"),
+        lambda path: replace_file(path, lambda f: f.write(b"x")),
+    ):
         write(tmp_path / "a")
         assert done == ["flush", "rename", "flush"]
         done.clear()
 
 
 def test_files_are_replaced_by_one_helper_only():
-    """`.part` names, and renames over a file, stand nowhere else; checkpoints rename whole folders."""
+    """`.part` names, and renames over a file, stand nowhere else; checkpoints rename whole
+    folders."""
     own = re.compile(r"\.part\b|\.with_name\(f\"\.")
-    found = {str(file.relative_to(ROOT)) for file in (ROOT / "yolods").rglob("*.py") if own.search(file.read_text())}
+    found = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "yolods").rglob("*.py")
+        if own.search(file.read_text())
+    }
     assert found == {"yolods/system/files.py"}

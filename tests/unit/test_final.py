@@ -22,7 +22,9 @@ PROGRESS = Progress(best_fitness=0.9, best_epoch=3)
 class Ended:
     """The end of a run, and what is done about best.pt in which order."""
 
-    def __init__(self, fitnesses: list[float | None], *, restates: bool = True, main: bool = True) -> None:
+    def __init__(
+        self, fitnesses: list[float | None], *, restates: bool = True, main: bool = True
+    ) -> None:
         self.calls: list[str] = []
         self.said: list[str] = []
         self.written: list[tuple[Any, ...]] = []
@@ -36,11 +38,14 @@ class Ended:
             full_weights=lambda: self.calls.append("gather") or ({} if main else None),
             statistics=lambda: [self.buffer],
             ranks=SimpleNamespace(
-                from_main=lambda value: value if main else True, barrier=lambda: self.calls.append("barrier")
+                from_main=lambda value: value if main else True,
+                barrier=lambda: self.calls.append("barrier"),
             ),
         )
         best = SimpleNamespace(is_file=lambda: True, __str__=lambda: "best.pt")
-        writer = SimpleNamespace(best=best, folder=Path("run/weights"), replace_best=self._replace_best)
+        writer = SimpleNamespace(
+            best=best, folder=Path("run/weights"), replace_best=self._replace_best
+        )
         telemetry = SimpleNamespace(event=lambda kind, text, warn=False: self.said.append(text))
 
         def statistics(_: Any, excluded: Any) -> None:
@@ -75,12 +80,23 @@ def test_better_statistics_are_written_and_the_file_is_read_again() -> None:
     result = run.validation(PROGRESS, ["a.jpg"])
     assert result is not None and result.fitness == 0.6
     assert run.calls == [
-        *("load", "judge", "statistics", "judge", "gather", "write", "barrier", "load", "last judgement")
+        *(
+            "load",
+            "judge",
+            "statistics",
+            "judge",
+            "gather",
+            "write",
+            "barrier",
+            "load",
+            "last judgement",
+        )
     ]
     assert run.written == [(3, 0.600001, 0.6)]
     assert run.excluded == ["a.jpg"]
     assert run.said[0] == (
-        "BatchNorm's statistics over 7 train images without augmentation: mAP50-95 0.50000 -> 0.60000, used in best.pt"
+        "BatchNorm's statistics over 7 train images without augmentation: mAP50-95 0.50000 -> "
+        "0.60000, used in best.pt"
     )
 
 
@@ -88,12 +104,21 @@ def test_better_statistics_are_written_and_the_file_is_read_again() -> None:
 def test_statistics_that_are_no_better_are_not_even_gathered(now: float) -> None:
     run = Ended([0.5, now, 0.5])
     run.validation(PROGRESS, ())
-    assert run.calls == ["load", "judge", "statistics", "judge", "barrier", "load", "last judgement"]
+    assert run.calls == [
+        "load",
+        "judge",
+        "statistics",
+        "judge",
+        "barrier",
+        "load",
+        "last judgement",
+    ]
     assert len(run.said) == 2 and run.said[0].endswith("best.pt keeps those of training")
 
 
 def test_both_are_judged_as_the_file_holds_them() -> None:
-    """The best epoch's own 0.9 was an fp32 model's, and new statistics are rounded before they are judged."""
+    """The best epoch's own 0.9 was an fp32 model's, and new statistics are rounded before they are
+    judged."""
     run = Ended([0.5, 0.6, 0.6])
     run.validation(PROGRESS, ())
     assert run.written, "0.6 is less than 0.9, and better than what best.pt is worth"
@@ -105,7 +130,9 @@ def test_both_are_judged_as_the_file_holds_them() -> None:
 def test_ranks_without_the_result_gather_with_rank_0_and_write_nothing() -> None:
     run = Ended([None, None, None], main=False)
     assert run.validation(PROGRESS, ()) is None
-    assert run.calls == [*("load", "judge", "statistics", "judge", "gather", "barrier", "load", "last judgement")]
+    assert run.calls == [
+        *("load", "judge", "statistics", "judge", "gather", "barrier", "load", "last judgement")
+    ]
     assert run.written == []
 
 
@@ -113,7 +140,9 @@ def test_a_full_disk_is_reported_and_the_earlier_best_is_judged() -> None:
     run = Ended([0.5, 0.6, 0.5])
     run.error = OSError(28, "No space left on device")
     run.validation(PROGRESS, ())
-    assert "but " in run.said[0] and run.said[0].endswith("could not be written: [Errno 28] No space left on device")
+    assert "but " in run.said[0] and run.said[0].endswith(
+        "could not be written: [Errno 28] No space left on device"
+    )
     assert run.calls[-3:] == ["barrier", "load", "last judgement"]
 
 

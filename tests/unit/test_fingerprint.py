@@ -15,12 +15,19 @@ from yolods.data.source import ImageFiles
 def record(files, folder, boxes=()) -> Samples:
     """Of a split with these files, each with one box."""
     source = ImageFiles([str(file) for file in files], folder, 3)
-    return samples_of([label(each, *boxes[place : place + 1]) for place, each in enumerate(source.ids)], source)
+    return samples_of(
+        [label(each, *boxes[place : place + 1]) for place, each in enumerate(source.ids)], source
+    )
 
 
 def label(identity: str, box: float = 0.5) -> dict:
     boxes = np.array([[box, 0.5, 0.1, 0.1]], np.float32)
-    return {"im_file": identity, "shape": (20, 40), "cls": np.zeros((1, 1), np.float32), "bboxes": boxes}
+    return {
+        "im_file": identity,
+        "shape": (20, 40),
+        "cls": np.zeros((1, 1), np.float32),
+        "bboxes": boxes,
+    }
 
 
 @pytest.fixture

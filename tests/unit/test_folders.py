@@ -20,7 +20,9 @@ from yolods.system.folders import cache_dir, ultralytics_folders
         ({}, "/home/her/.cache/yolods"),
     ],
 )
-def test_a_folder_of_our_own_comes_before_a_shared_one_and_that_before_the_home(monkeypatch, environ, expected):
+def test_a_folder_of_our_own_comes_before_a_shared_one_and_that_before_the_home(
+    monkeypatch, environ, expected
+):
     monkeypatch.setattr(folders, "home", lambda: Path("/home/her"))
     assert cache_dir(environ) == Path(expected)
 

@@ -1,4 +1,5 @@
-"""Class names in any letters are written with a font of this machine, and letters without one are told once."""
+"""Class names in any letters are written with a font of this machine, and letters without one are
+told once."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def chinese_font(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_fonts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with DejaVu Sans alone, and a home whose settings folder of ultralytics is empty."""
+    """A machine with DejaVu Sans alone, and a home whose settings folder of ultralytics is
+    empty."""
     import matplotlib
     from matplotlib import font_manager
 
@@ -69,14 +71,22 @@ def test_chinese_names_are_written_with_the_font_in_ultralytics_settings_folder(
 
 
 def test_chinese_names_are_written_with_a_font_of_the_system(
-    no_fonts: Path, chinese_font: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    no_fonts: Path,
+    chinese_font: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from matplotlib import font_manager
 
     from yolods.compat import local_font
 
-    listed = [SimpleNamespace(fname=str(file)) for file in (chinese_font.with_name("a-gone.ttf"), chinese_font)]
-    monkeypatch.setattr(font_manager, "fontManager", SimpleNamespace(ttflist=listed, addfont=lambda path: None))
+    listed = [
+        SimpleNamespace(fname=str(file))
+        for file in (chinese_font.with_name("a-gone.ttf"), chinese_font)
+    ]
+    monkeypatch.setattr(
+        font_manager, "fontManager", SimpleNamespace(ttflist=listed, addfont=lambda path: None)
+    )
     use_fonts_for("猫")
     assert local_font("Arial.Unicode.ttf") == chinese_font
     assert caplog.text == ""
@@ -93,7 +103,9 @@ def test_letters_that_no_font_has_are_told_once_with_where_to_put_one(
     assert len(caplog.records) == 1
 
 
-def test_names_in_plain_letters_leave_the_fonts_alone(no_fonts: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_in_plain_letters_leave_the_fonts_alone(
+    no_fonts: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     import matplotlib
 
     from yolods import compat

@@ -27,17 +27,23 @@ def test_it_is_frozen() -> None:
 
 
 def test_keys_that_move_no_scale_are_no_part_of_it() -> None:
-    assert read_fp16({"enabled": True, "auto_cast": True, "fp16_master_weights_and_grads": False}) == Fp16Config(
-        enabled=True
-    )
+    assert read_fp16(
+        {"enabled": True, "auto_cast": True, "fp16_master_weights_and_grads": False}
+    ) == Fp16Config(enabled=True)
 
 
 @pytest.mark.parametrize(
     ("block", "expected"),
     [
         ({}, ScaleRules(ceiling=2.0**20)),
-        ({"initial_scale_power": 8.0, "loss_scale_window": 50}, ScaleRules(256.0, 50, ceiling=2.0**20)),
-        ({"hysteresis": 4, "consecutive_hysteresis": True}, ScaleRules(65536.0, 1000, 4, True, ceiling=2.0**20)),
+        (
+            {"initial_scale_power": 8.0, "loss_scale_window": 50},
+            ScaleRules(256.0, 50, ceiling=2.0**20),
+        ),
+        (
+            {"hysteresis": 4, "consecutive_hysteresis": True},
+            ScaleRules(65536.0, 1000, 4, True, ceiling=2.0**20),
+        ),
         ({"min_loss_scale": 16, "loss_scale": 0}, ScaleRules(floor=16.0, ceiling=2.0**20)),
         ({"loss_scale": 128}, ScaleRules(ceiling=2.0**20, static=128.0)),
         ({"initial_scale_power": "auto", "hysteresis": None}, ScaleRules(ceiling=2.0**20)),

@@ -50,14 +50,18 @@ def test_a_word_that_freezes_nothing_is_refused_with_what_may_have_been_meant(wh
     faults = Faults()
     check_frozen(what, NAMES, LAYERS, "yolov5n", faults)
     (line,) = faults
-    assert line.startswith(f"freeze: {what[0]!r} names no layer or module of yolov5n that has weights")
+    assert line.startswith(
+        f"freeze: {what[0]!r} names no layer or module of yolov5n that has weights"
+    )
     assert hint in line
 
 
 def test_a_run_that_would_train_nothing_is_refused():
     faults = Faults()
     check_frozen(25, NAMES, LAYERS, "yolov5n", faults)
-    assert list(faults) == ["freeze=25: nothing would be left to train, yolov5n has 25 layers; freeze fewer"]
+    assert list(faults) == [
+        "freeze=25: nothing would be left to train, yolov5n has 25 layers; freeze fewer"
+    ]
 
 
 def test_what_trains_something_is_no_fault():
@@ -69,5 +73,7 @@ def test_what_trains_something_is_no_fault():
 
 def test_how_much_is_frozen_is_told_where_it_was_asked_for():
     assert told(None, NAMES) is None
-    assert told(2, NAMES) == ("freeze 2: 2 of 5 weight tensors are not trained, in 2 of 4 layers that have weights")
+    assert told(2, NAMES) == (
+        "freeze 2: 2 of 5 weight tensors are not trained, in 2 of 4 layers that have weights"
+    )
     assert told(0, NAMES).endswith("(0 means the first 0 layers; layer 0 alone is [0])")

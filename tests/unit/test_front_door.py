@@ -1,6 +1,8 @@
-"""launch.sh, the package's metadata and the README: what a newcomer meets before any of our Python runs.
+"""launch.sh, the package's metadata and the README: what a newcomer meets before any of our Python
+runs.
 
-launch.sh is run for real, with a stand-in for `python3` that notes how it was called, so that nothing is installed.
+launch.sh is run for real, with a stand-in for `python3` that notes how it was called, so that
+nothing is installed.
 """
 
 import json
@@ -23,9 +25,24 @@ ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # All that launch.sh may ask of a machine besides Python.
-TOOLS = ["bash", "cat", "cksum", "dirname", "find", "flock", "ls", "mkdir", "mv", "readlink", "rm", "tail", "tee"]
+TOOLS = [
+    "bash",
+    "cat",
+    "cksum",
+    "dirname",
+    "find",
+    "flock",
+    "ls",
+    "mkdir",
+    "mv",
+    "readlink",
+    "rm",
+    "tail",
+    "tee",
+]
 
-# Notes each call as "directory|arguments" and plays the part of python3, of the environment's python, and of pip.
+# Notes each call as "directory|arguments" and plays the part of python3, of the environment's
+# python, and of pip.
 STAND_IN = r"""#!/usr/bin/env bash
 words=$(printf '<%s>' "$@")
 [[ $1 == -c ]] || printf '%s|%s\n' "$PWD" "${words//$'\n'/ }" >>"$CALLS"
@@ -42,7 +59,7 @@ case "$*" in
         ;;
     *) echo $$ >"$CALLS.pid"; echo "$YOLODS_LAUNCH_SCRIPT" >"$CALLS.script"; exit "${WORD_STATUS:-0}" ;;
 esac
-"""
+"""  # noqa: E501
 
 
 class Checkout:
@@ -71,12 +88,21 @@ class Checkout:
         return self.root / ".venv"
 
     def environment(self, **more: str) -> dict[str, str]:
-        return {"PATH": str(self.bin), "CALLS": str(self.calls_file), "STAND_IN": str(self.bin / "python3"), **more}
+        return {
+            "PATH": str(self.bin),
+            "CALLS": str(self.calls_file),
+            "STAND_IN": str(self.bin / "python3"),
+            **more,
+        }
 
-    def start(self, *words: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    def start(
+        self, *words: str, cwd: Path | None = None, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         self.calls_file.unlink(missing_ok=True)
         argv = [self.root / "launch.sh", *words]
-        return self._run_process(argv, cwd=cwd or self.root, env=self.environment(**env), timeout=20)
+        return self._run_process(
+            argv, cwd=cwd or self.root, env=self.environment(**env), timeout=20
+        )
 
     def calls(self) -> list[str]:
         """How the stand-in was called in the latest start, arguments in angle brackets."""
@@ -123,7 +149,11 @@ def test_help_shows_usage_and_installs_nothing(checkout: Checkout, word: str) ->
 
 def test_first_start_installs_and_trains_the_demo(checkout: Checkout) -> None:
     assert checkout.start().returncode == 0
-    assert checkout.calls() == [f"<-m><venv><{checkout.venv}>", f"{PIP}<.>", "<-m><yolods><launch><demo>"]
+    assert checkout.calls() == [
+        f"<-m><venv><{checkout.venv}>",
+        f"{PIP}<.>",
+        "<-m><yolods><launch><demo>",
+    ]
 
 
 def test_later_start_only_runs_the_word(installed: Checkout) -> None:
@@ -132,7 +162,9 @@ def test_later_start_only_runs_the_word(installed: Checkout) -> None:
     assert result.stderr == ""
 
 
-def test_arguments_and_working_directory_arrive_as_typed(installed: Checkout, tmp_path: Path) -> None:
+def test_arguments_and_working_directory_arrive_as_typed(
+    installed: Checkout, tmp_path: Path
+) -> None:
     installed.start("train", "--data", "../my set.yaml", "--name", "", cwd=tmp_path)
     assert installed.calls() == ["<-m><yolods><launch><train><--data><../my set.yaml><--name><>"]
     assert installed.last_folder() == str(tmp_path)
@@ -146,15 +178,21 @@ def test_works_through_a_link(installed: Checkout, tmp_path: Path, run_process: 
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"), [(["./launch.sh"], "./launch.sh"), (["bash", "launch.sh"], "./launch.sh"), (["{}"], "{}")]
+    ("typed", "told"),
+    [(["./launch.sh"], "./launch.sh"), (["bash", "launch.sh"], "./launch.sh"), (["{}"], "{}")],
 )
 def test_python_is_told_how_the_script_was_typed(
     installed: Checkout, run_process: Run, typed: list[str], told: str
 ) -> None:
     path = str(installed.root / "launch.sh")
     words = [word.format(path) for word in typed]
-    assert run_process([*words, "val"], cwd=installed.root, env=installed.environment()).returncode == 0
-    assert Path(f"{installed.calls_file}.script").read_text(encoding="utf-8").strip() == told.format(path)
+    assert (
+        run_process([*words, "val"], cwd=installed.root, env=installed.environment()).returncode
+        == 0
+    )
+    assert Path(f"{installed.calls_file}.script").read_text(
+        encoding="utf-8"
+    ).strip() == told.format(path)
 
 
 def test_exit_status_is_the_words_own(installed: Checkout) -> None:
@@ -176,7 +214,9 @@ def test_word_takes_the_place_of_launch_so_that_signals_reach_it(installed: Chec
         (["train", "--hostfile=other"], "<train><--hostfile=other>"),
     ],
 )
-def test_hostfile_variable_yields_to_the_flag(installed: Checkout, typed: list[str], arrives: str) -> None:
+def test_hostfile_variable_yields_to_the_flag(
+    installed: Checkout, typed: list[str], arrives: str
+) -> None:
     installed.start(*typed, HOSTFILE="h/cluster")
     assert installed.calls() == [f"<-m><yolods><launch>{arrives}"]
 
@@ -194,14 +234,18 @@ def test_test_word_installs_the_extras_and_hands_its_arguments_to_pytest_in_the_
 
 
 @pytest.mark.parametrize("words", [[], ["--fast"], ["--fast", "-k", "a or b"]])
-def test_the_whole_suite_and_its_quick_part_run_in_lanes(installed: Checkout, words: list[str]) -> None:
+def test_the_whole_suite_and_its_quick_part_run_in_lanes(
+    installed: Checkout, words: list[str]
+) -> None:
     installed.start("test")
     assert installed.start("test", *words, WORD_STATUS="1").returncode == 1
     assert installed.calls() == ["".join(f"<{word}>" for word in ("-m", "tests.lanes", *words))]
 
 
 @pytest.mark.parametrize("name", ["setup.py", "constraints.txt"])
-def test_changed_requirements_are_installed_into_the_same_environment(installed: Checkout, name: str) -> None:
+def test_changed_requirements_are_installed_into_the_same_environment(
+    installed: Checkout, name: str
+) -> None:
     with (installed.root / name).open("a", encoding="utf-8") as file:
         file.write("# changed\n")
     installed.start("val")
@@ -210,7 +254,9 @@ def test_changed_requirements_are_installed_into_the_same_environment(installed:
 
 def pins(relation: str, suffix: str) -> str:
     """What pip is told of torch and torchvision beside constraints.txt."""
-    named = re.findall(r"^(torch|torchvision)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    named = re.findall(
+        r"^(torch|torchvision)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M
+    )
     assert len(named) == 2
     return "".join(f"{name}{relation}{version}+{suffix}\n" for name, version in named)
 
@@ -219,7 +265,11 @@ def options_of(checkout: Checkout) -> tuple[str, str]:
     """The options that pip got for torch, and the file that the first of them names."""
     (call,) = [call for call in checkout.calls() if "<install>" in call]
     file = checkout.venv / "yolods.torch.txt"
-    given = call.removeprefix(PIP.removesuffix("<-e>")).removesuffix("<-e><.>").replace(f"<-c><{file}>", "FILE ")
+    given = (
+        call.removeprefix(PIP.removesuffix("<-e>"))
+        .removesuffix("<-e><.>")
+        .replace(f"<-c><{file}>", "FILE ")
+    )
     return given, file.read_text()
 
 
@@ -227,7 +277,9 @@ def test_a_driver_brings_a_torch_for_cuda_whatever_else_is_offered(checkout: Che
     checkout.add_python("nvidia-smi")
     result = checkout.start("val")
     assert options_of(checkout) == ("FILE ", pins("!=", "cpu"))
-    assert "so this installs a torch for CUDA; YOLODS_TORCH=cpu asks for one without" in result.stderr
+    assert (
+        "so this installs a torch for CUDA; YOLODS_TORCH=cpu asks for one without" in result.stderr
+    )
     assert "<-I><-c>" in "".join(checkout.calls()), "nobody has asked whether torch sees the GPU"
 
 
@@ -254,7 +306,9 @@ def test_another_build_is_installed_once_and_kept(installed: Checkout) -> None:
 def test_an_unknown_build_is_refused_with_those_that_there_are(checkout: Checkout) -> None:
     result = checkout.start("val", YOLODS_TORCH="cu13")
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "yolods: YOLODS_TORCH=cu13: there are cpu, cuda, and cu with three digits, such as cu126\n"
+    assert result.stderr == (
+        "yolods: YOLODS_TORCH=cu13: there are cpu, cuda, and cu with three digits, such as cu126\n"
+    )
     assert not checkout.venv.exists()
 
 
@@ -270,7 +324,11 @@ def test_killed_install_is_begun_anew(checkout: Checkout) -> None:
 def test_killed_update_is_not_taken_for_the_install_before_it(installed: Checkout) -> None:
     assert installed.start("test", PIP_DOES="die").returncode == -signal.SIGKILL
     installed.start("val")
-    assert installed.calls() == [f"<-m><venv><{installed.venv}>", f"{PIP}<.>", "<-m><yolods><launch><val>"]
+    assert installed.calls() == [
+        f"<-m><venv><{installed.venv}>",
+        f"{PIP}<.>",
+        "<-m><yolods><launch><val>",
+    ]
 
 
 def test_failed_install_shows_the_end_of_its_log_and_runs_nothing(checkout: Checkout) -> None:
@@ -283,7 +341,9 @@ def test_failed_install_shows_the_end_of_its_log_and_runs_nothing(checkout: Chec
 
 def test_ctrl_c_while_installing_ends_with_130(checkout: Checkout) -> None:
     argv, env = [checkout.root / "launch.sh", "val"], checkout.environment(PIP_DOES="hang")
-    process = subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        argv, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 10
     while not Path(f"{checkout.calls_file}.hangs").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -308,7 +368,10 @@ def test_environment_made_by_someone_else_is_refused_and_kept(checkout: Checkout
     theirs.touch()
     result = checkout.start("val")
     assert result.returncode == 2
-    assert result.stderr == f"yolods: {checkout.venv} was not made by launch.sh; move it away and start again\n"
+    assert (
+        result.stderr
+        == f"yolods: {checkout.venv} was not made by launch.sh; move it away and start again\n"
+    )
     assert theirs.exists()
     assert checkout.calls() == []
 
@@ -332,16 +395,21 @@ def test_a_fit_python_further_down_the_path_is_found(checkout: Checkout) -> None
 
 
 def test_folder_that_cannot_be_written_gets_one_line(run_process: Run) -> None:
-    # Nothing is read-only to root, who so becomes someone else; that someone cannot enter pytest's own folders.
+    # Nothing is read-only to root, who so becomes someone else; that someone cannot enter pytest's
+    # own folders.
     setpriv = shutil.which("setpriv")
     if os.geteuid() == 0 and setpriv is None:
         pytest.skip("running as root without setpriv (util-linux) to become someone else")
-    nobody = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    nobody = (
+        [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    )
     with tempfile.TemporaryDirectory(prefix="yolods-front-door-") as folder:
         os.chmod(folder, 0o755)
         checkout = Checkout(Path(folder), run_process)
         checkout.root.chmod(0o555)
-        result = run_process([*nobody, checkout.root / "launch.sh", "val"], env=checkout.environment())
+        result = run_process(
+            [*nobody, checkout.root / "launch.sh", "val"], env=checkout.environment()
+        )
         checkout.root.chmod(0o755)
     assert result.returncode == 2
     assert result.stderr.startswith(f"yolods: cannot install: {checkout.root} is not writable")
@@ -382,9 +450,14 @@ def test_python_range_is_the_one_that_launch_checks(metadata: dict) -> None:
 
 def test_every_dependency_is_pinned_inside_its_range(metadata: dict) -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = {pin.name: pin.specifier for pin in map(Requirement, (line for line in lines if line and line[0] != "#"))}
+    pins = {
+        pin.name: pin.specifier
+        for pin in map(Requirement, (line for line in lines if line and line[0] != "#"))
+    }
     outside = []
-    for requirement in map(Requirement, metadata["install_requires"] + metadata["extras_require"]["test"]):
+    for requirement in map(
+        Requirement, metadata["install_requires"] + metadata["extras_require"]["test"]
+    ):
         (pin,) = pins[requirement.name]
         if pin.operator != "==" or not requirement.specifier.contains(pin.version):
             outside.append(f"{requirement} against {requirement.name}{pin}")
@@ -393,19 +466,30 @@ def test_every_dependency_is_pinned_inside_its_range(metadata: dict) -> None:
 
 def test_torch_pin_fits_every_build() -> None:
     """A pin such as 2.13.0+cpu would keep GPU machines from the CUDA build."""
-    (pin,) = re.findall(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
+    (pin,) = re.findall(
+        r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M
+    )
     assert re.fullmatch(r"[\d.]+", pin)
 
 
 # Not the change log, which may name what has gone since.
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/*.md"))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("docs/*.md")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_name_only_files_that_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    linked = [(ROOT / page).parent / link for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)]
-    named = [ROOT / name for name in re.findall(r"\b(?:ds_configs|hostfiles|docs|benchmarks|tests)/[\w./-]*\w", text)]
+    linked = [
+        (ROOT / page).parent / link for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text)
+    ]
+    named = [
+        ROOT / name
+        for name in re.findall(r"\b(?:ds_configs|hostfiles|docs|benchmarks|tests)/[\w./-]*\w", text)
+    ]
     assert sorted({str(path) for path in (*linked, *named) if not path.exists()}) == []
 
 
@@ -413,5 +497,7 @@ def test_readme_lists_every_ready_configuration() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     configurations = sorted((ROOT / "ds_configs").glob("*.json"))
     assert configurations
-    assert all(isinstance(json.loads(path.read_text(encoding="utf-8")), dict) for path in configurations)
+    assert all(
+        isinstance(json.loads(path.read_text(encoding="utf-8")), dict) for path in configurations
+    )
     assert [path.name for path in configurations if path.stem not in text] == []

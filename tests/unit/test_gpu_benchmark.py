@@ -1,4 +1,5 @@
-"""benchmarks/gpu.py and gpu_two.py: their budget, parts that hang or die, the page, and the environment."""
+"""benchmarks/gpu.py and gpu_two.py: their budget, parts that hang or die, the page, and the
+environment."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ if function == "hangs":
     open(notes + ".child", "w").write(str(child.pid))
     time.sleep(600)
 sys.exit(3 if function == "dies" else 0)
-'''
+'''  # noqa: E501
 
 
 @pytest.fixture
@@ -50,7 +51,9 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     for name in ("out", "work"):
         (tmp_path / name).mkdir()
-    return Session(tmp_path / "out", tmp_path / "work", pretend=False, about={"command": "c"}, runner="stub")
+    return Session(
+        tmp_path / "out", tmp_path / "work", pretend=False, about={"command": "c"}, runner="stub"
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -59,11 +62,15 @@ def test_all_parts_together_take_less_than_ten_minutes(script: str) -> None:
     assert len({part.name for part in SCRIPTS[script]}) == len(SCRIPTS[script])
 
 
-@pytest.mark.parametrize("part", [part for parts in SCRIPTS.values() for part in parts], ids=lambda part: part.function)
+@pytest.mark.parametrize(
+    "part", [part for parts in SCRIPTS.values() for part in parts], ids=lambda part: part.function
+)
 def test_every_part_names_a_function_of_one_job(part: Part) -> None:
     module, name = part.function.split(":")
     tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
-    (found,) = [each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == name]
+    (found,) = [
+        each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == name
+    ]
     assert [argument.arg for argument in found.args.args] == ["job"]
 
 
@@ -91,9 +98,15 @@ def test_a_part_that_hangs_is_a_line_and_no_loss(session: Session) -> None:
     assert "- slow: ran out of time" in (session.out / "results.md").read_text()
     child = int((session.work / "slow.jsonl.child").read_text())
     deadline = time.monotonic() + 5
-    while psutil.pid_exists(child) and psutil.Process(child).status() != "zombie" and time.monotonic() < deadline:
+    while (
+        psutil.pid_exists(child)
+        and psutil.Process(child).status() != "zombie"
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie", "a session of its own lives on"
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie", (
+        "a session of its own lives on"
+    )
 
 
 @pytest.mark.process
@@ -131,10 +144,24 @@ def test_the_page_begins_with_what_is_wrong_and_says_when_no_gpu_was_there() -> 
         {"name": "two", "seconds": 0.5, "facts": {}, "doubts": [], "failed": "OSError:\nno disk"},
         {"name": "three", "seconds": 0.5, "facts": {}, "doubts": [], "skipped": "no data"},
     ]
-    entry = {"name": "part", "title": "looks", "limit": 20, "seconds": 2.5, "status": "with faults", "items": items}
-    results = {"pretended": True, "parts": [entry, {"name": "next", "title": "t", "limit": 5, "status": "not run"}]}
+    entry = {
+        "name": "part",
+        "title": "looks",
+        "limit": 20,
+        "seconds": 2.5,
+        "status": "with faults",
+        "items": items,
+    }
+    results = {
+        "pretended": True,
+        "parts": [entry, {"name": "next", "title": "t", "limit": 5, "status": "not run"}],
+    }
     text = page(results)
-    wrong = ["- part, one: 2 waits, 1 expected", "- part, two: failed: OSError: no disk", "- next: not run"]
+    wrong = [
+        "- part, one: 2 waits, 1 expected",
+        "- part, two: failed: OSError: no disk",
+        "- next: not run",
+    ]
     begin, table = text.index("## What is not as it should be"), text.index("| part |")
     assert text[begin:table].splitlines()[2:5] == wrong
     assert "**Not measured on a GPU.**" in text
@@ -165,7 +192,9 @@ def test_waits_are_counted_by_the_line_that_waits(monkeypatch: pytest.MonkeyPatc
     assert modes == ["warn", "default"] and warnings.showwarning is shown
 
 
-def test_what_an_image_lacks_is_asked_for_in_the_pinned_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_image_lacks_is_asked_for_in_the_pinned_versions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from benchmarks import gpu_missing
 
     there = {"PIL", "yaml"}
@@ -179,7 +208,8 @@ def test_what_an_image_lacks_is_asked_for_in_the_pinned_versions(monkeypatch: py
 PLATFORM = {"ultralytics-platform", "httpx", "httpcore", "h11", "anyio"}
 OLDER = {"tomli", "exceptiongroup"}
 UNASKED = {*PLATFORM, *OLDER, "polars", "polars-runtime-32", "tzdata", "nvidia-ml-py"}
-"""Of ultralytics' web service, for tables alone, of Python 3.10, or asked for softly: a session does without."""
+"""Of ultralytics' web service, for tables alone, of Python 3.10, or asked for softly: a session
+does without."""
 
 
 def requirements(name: str) -> list[str]:
@@ -208,7 +238,16 @@ def closure(*names: str) -> set[str]:
 
 def test_all_that_an_image_with_torch_may_lack_is_looked_for() -> None:
     named = {canonicalize_name(package).removesuffix("-headless") for package in NEEDED.values()}
-    needed = closure("deepspeed", "ultralytics", "tensorboard", "matplotlib", "pytest", "psutil", "tqdm", "pyyaml")
+    needed = closure(
+        "deepspeed",
+        "ultralytics",
+        "tensorboard",
+        "matplotlib",
+        "pytest",
+        "psutil",
+        "tqdm",
+        "pyyaml",
+    )
     assert needed - closure("torch", "torchvision") - named <= UNASKED
     assert named <= needed
 
@@ -220,7 +259,9 @@ printf '%s\n' "$*" >>"$CALLS"
 """
 
 
-@pytest.mark.parametrize(("words", "script"), [(["--plan"], "gpu.py --plan"), (["two", "--plan"], "gpu_two.py --plan")])
+@pytest.mark.parametrize(
+    ("words", "script"), [(["--plan"], "gpu.py --plan"), (["two", "--plan"], "gpu_two.py --plan")]
+)
 @pytest.mark.parametrize("wheels", [True, False])
 def test_the_shell_front_puts_what_is_missing_beside_the_image(
     words: list[str],
@@ -235,14 +276,23 @@ def test_the_shell_front_puts_what_is_missing_beside_the_image(
     folder = tmp_path / "wheels"
     folder.mkdir()
     (folder / "hjson-3.1.0-py3-none-any.whl").touch()
-    env = {"PYTHON": str(stub), "SITE": str(site), "CALLS": str(calls), "WHEELS": str(folder) if wheels else ""}
+    env = {
+        "PYTHON": str(stub),
+        "SITE": str(site),
+        "CALLS": str(calls),
+        "WHEELS": str(folder) if wheels else "",
+    }
     done = run_process(
-        ["bash", ROOT / "benchmarks" / "gpu.sh", *words], env={**env, "PYTHONPATH": "/theirs"}, timeout=20
+        ["bash", ROOT / "benchmarks" / "gpu.sh", *words],
+        env={**env, "PYTHONPATH": "/theirs"},
+        timeout=20,
     )
     assert done.returncode == 0, done.stderr
     *before, install, run = calls.read_text().splitlines()
     assert run == f"{ROOT}/benchmarks/{script}"
-    options = "--no-index --no-deps --no-compile --no-cache-dir" if wheels else "--no-deps --no-compile"
+    options = (
+        "--no-index --no-deps --no-compile --no-cache-dir" if wheels else "--no-deps --no-compile"
+    )
     what = f"{folder}/hjson-3.1.0-py3-none-any.whl" if wheels else "hjson==3.1.0 einops==0.8.2"
     assert install == f"-m pip install -q {options} --target {site} {what}"
     assert len(before) == (not wheels)
@@ -250,7 +300,9 @@ def test_the_shell_front_puts_what_is_missing_beside_the_image(
 
 
 @pytest.mark.slow
-def test_parts_run_through_on_a_pretended_device(tmp_path: Path, run_process: Callable[..., Any]) -> None:
+def test_parts_run_through_on_a_pretended_device(
+    tmp_path: Path, run_process: Callable[..., Any]
+) -> None:
     words = [
         sys.executable,
         ROOT / "benchmarks" / "gpu.py",

@@ -1,4 +1,5 @@
-"""The parts of benchmarks/gpu.py that start whole runs, with a stand-in for `yolods launch train`."""
+"""The parts of benchmarks/gpu.py that start whole runs, with a stand-in for `yolods launch
+train`."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ for epoch in range(len(table.read_text().splitlines()) - 1, epochs):
     if asked and epoch + 1 < epochs:
         sys.exit(143)
 (run / "weights" / "best.pt").touch()
-'''
+'''  # noqa: E501
 
 
 @pytest.fixture
@@ -59,7 +60,9 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     stand_in.write_text(STAND_IN)
     monkeypatch.setattr(gpu_runs, "COMMAND", (sys.executable, str(stand_in)))
     (tmp_path / "data.yaml").touch()
-    return Job(tmp_path / "notes", tmp_path / "work", 40, False, tmp_path / "data.yaml", time.monotonic())
+    return Job(
+        tmp_path / "notes", tmp_path / "work", 40, False, tmp_path / "data.yaml", time.monotonic()
+    )
 
 
 def taken(part: Callable[[Job], None], job: Job) -> list[dict[str, Any]]:
@@ -69,8 +72,14 @@ def taken(part: Callable[[Job], None], job: Job) -> list[dict[str, Any]]:
 
 def test_bccd_is_read_in_every_precision(job: Job) -> None:
     *runs, compared = taken(gpu_runs.bccd, job)
-    assert [item["name"] for item in runs] == ["BCCD, zero1_fp32", "BCCD, zero1_bf16", "BCCD, zero2_fp16"]
-    assert all(item["facts"]["epochs"] == 12 and item["facts"]["best mAP50"] == 0.25 for item in runs)
+    assert [item["name"] for item in runs] == [
+        "BCCD, zero1_fp32",
+        "BCCD, zero1_bf16",
+        "BCCD, zero2_fp16",
+    ]
+    assert all(
+        item["facts"]["epochs"] == 12 and item["facts"]["best mAP50"] == 0.25 for item in runs
+    )
     assert not any(item["doubts"] or "failed" in item for item in (*runs, compared))
 
 
@@ -84,7 +93,9 @@ def test_runs_that_are_not_over_in_time_are_read_as_they_are(job: Job) -> None:
     job.seconds = gpu_runs.RESERVE + 2
     first = taken(gpu_runs.bccd, job)[0]
     assert 0 < first["facts"]["epochs"] < 12
-    assert first["doubts"][0].startswith(f"exit status None after {first['facts']['epochs']} of 12 epochs")
+    assert first["doubts"][0].startswith(
+        f"exit status None after {first['facts']['epochs']} of 12 epochs"
+    )
 
 
 @pytest.mark.parametrize(("plan", "doubts"), [("", 0), ("drifts", 3)])
@@ -93,10 +104,15 @@ def test_a_resumed_run_is_compared_digit_by_digit(
 ) -> None:
     monkeypatch.setenv("PLAN", plan)
     compared: list[Path] = []
-    monkeypatch.setattr(gpu_runs, "_same_weights", lambda item, one, other: compared.extend([one, other]))
+    monkeypatch.setattr(
+        gpu_runs, "_same_weights", lambda item, one, other: compared.extend([one, other])
+    )
     (item,) = taken(gpu_runs.resume, job)
     assert "failed" not in item, item
-    assert (item["facts"]["exit status after SIGTERM"], item["facts"]["exit status, resumed"]) == (143, 0)
+    assert (item["facts"]["exit status after SIGTERM"], item["facts"]["exit status, resumed"]) == (
+        143,
+        0,
+    )
     assert 1 <= item["facts"]["epochs in results.csv then"] < 4
     assert len(item["doubts"]) <= doubts and bool(item["doubts"]) == bool(doubts), item["doubts"]
     assert all("differs in train/box_loss" in doubt for doubt in item["doubts"])
@@ -121,14 +137,21 @@ def test_weights_are_compared_to_the_last_bit(tmp_path: Path) -> None:
     assert same.doubts == [] and another.doubts == ["last.pt differs by 1.19e-07"]
 
 
-def test_a_run_that_fails_is_told_with_its_last_words(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_is_told_with_its_last_words(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PLAN", "fails")
     (item,) = taken(gpu_runs.on_the_cpu, job)
-    assert item["doubts"] == ["exit status 1 after 0 of 1 epochs: out of luck", "no best.pt"][: len(item["doubts"])]
+    assert (
+        item["doubts"]
+        == ["exit status 1 after 0 of 1 epochs: out of luck", "no best.pt"][: len(item["doubts"])]
+    )
 
 
 @pytest.mark.parametrize("speaks", ["", "yes"])
-def test_a_killed_rank_has_to_be_named(job: Job, speaks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_rank_has_to_be_named(
+    job: Job, speaks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PLAN", "ranks")
     monkeypatch.setenv("SPEAKS", speaks)
     for item in taken(gpu_ranks.death, job):

@@ -12,7 +12,9 @@ SIZES = [1, SMALL, SMALL + 1, ROW - 1, ROW + 1, 2 * ROW, 9 * ROW + 1, 2**20 + 12
 
 
 def drawn(count: int, dtype: torch.dtype, deviation: float = 1.0) -> torch.Tensor:
-    return torch.randn(count, generator=torch.Generator().manual_seed(count)).mul_(deviation).to(dtype)
+    return (
+        torch.randn(count, generator=torch.Generator().manual_seed(count)).mul_(deviation).to(dtype)
+    )
 
 
 def measured(parts: list[torch.Tensor]) -> torch.Tensor:
@@ -27,10 +29,17 @@ def test_sums_are_those_of_fp64(dtype: torch.dtype) -> None:
 
 
 def test_parts_of_a_parameter_are_added_up_in_whatever_dtype_and_order() -> None:
-    parts = [drawn(5, torch.float32), drawn(70000, torch.float16), drawn(3, torch.float16), drawn(9000, torch.float32)]
+    parts = [
+        drawn(5, torch.float32),
+        drawn(70000, torch.float16),
+        drawn(3, torch.float16),
+        drawn(9000, torch.float32),
+    ]
     exact = [float(part.double().square().sum()) for part in parts]
     found = squares(parts, torch.tensor([2, 0, 2, 2]), 3)
-    assert found.tolist() == pytest.approx([exact[1], 0.0, exact[0] + exact[2] + exact[3]], rel=1e-5)
+    assert found.tolist() == pytest.approx(
+        [exact[1], 0.0, exact[0] + exact[2] + exact[3]], rel=1e-5
+    )
 
 
 def test_a_gradient_that_no_loss_has_reached_is_none() -> None:
@@ -39,7 +48,10 @@ def test_a_gradient_that_no_loss_has_reached_is_none() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_halves_neither_overflow_nor_vanish_by_themselves(dtype: torch.dtype) -> None:
-    large, little = torch.full((ROW + 7,), 6e4, dtype=dtype), torch.full((ROW + 7,), 6e-8, dtype=dtype)
+    large, little = (
+        torch.full((ROW + 7,), 6e4, dtype=dtype),
+        torch.full((ROW + 7,), 6e-8, dtype=dtype),
+    )
     exact = [float(part.double().square().sum()) for part in (large, little)]
     # Equal numbers, whose sums are all rounded one way, are the worst that there is.
     assert measured([large, little]).tolist() == pytest.approx(exact, rel=1e-4)
@@ -48,7 +60,9 @@ def test_halves_neither_overflow_nor_vanish_by_themselves(dtype: torch.dtype) ->
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [5, SMALL + 9, 3 * ROW + 1, 9 * ROW + 3])
 @pytest.mark.parametrize("bad", ["inf", "-inf", "nan"])
-def test_what_is_not_finite_is_told_apart_wherever_it_lies(dtype: torch.dtype, size: int, bad: str) -> None:
+def test_what_is_not_finite_is_told_apart_wherever_it_lies(
+    dtype: torch.dtype, size: int, bad: str
+) -> None:
     for place in (0, size // 2, size - 1):
         part = drawn(size, dtype)
         part[place] = float(bad)

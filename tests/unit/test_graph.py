@@ -91,13 +91,17 @@ def test_values_and_gradients_are_the_models_own(layers, size, split):
     assert list(out) == ["boxes", "scores", "feats"]
     assert torch.equal(out["boxes"], expected["boxes"])
     assert torch.equal(out["scores"], expected["scores"])
-    assert [level.shape[2:] for level in out["feats"]] == [level.shape[2:] for level in expected["feats"]]
+    assert [level.shape[2:] for level in out["feats"]] == [
+        level.shape[2:] for level in expected["feats"]
+    ]
     score(out).backward()
     score(expected).backward()
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-5 * y.grad.abs().max().item())
     for (name, ours), theirs in zip(net.named_parameters(), twin.parameters(), strict=True):
         if theirs.requires_grad:
-            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                ours.grad, theirs.grad, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
     assert all(torch.equal(a, b) for a, b in zip(net.buffers(), twin.buffers(), strict=True))
 
 
@@ -106,7 +110,9 @@ def test_evaluation_gives_the_same_raw_predictions_split_or_not():
     for split in (True, False):
         graph = build_graph(net, split=split)
         with torch.no_grad():
-            out = run_nodes(graph, 0, len(graph.nodes), modules_of(graph.nodes, net), {IMAGE: images(64, 64)})[OUT]
+            out = run_nodes(
+                graph, 0, len(graph.nodes), modules_of(graph.nodes, net), {IMAGE: images(64, 64)}
+            )[OUT]
             _, expected = net(images(64, 64))
         assert torch.equal(out["boxes"], expected["boxes"])
         assert torch.equal(out["scores"], expected["scores"])
@@ -114,14 +120,18 @@ def test_evaluation_gives_the_same_raw_predictions_split_or_not():
 
 def test_the_loss_needs_no_more_of_the_levels_than_their_grid():
     net = built(layers_of("yolov5n"))
-    loss = DetectionLoss(net.model[-1], torch.device("cpu"), SimpleNamespace(box=7.5, cls=0.5, dfl=1.5))
+    loss = DetectionLoss(
+        net.model[-1], torch.device("cpu"), SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
+    )
     batch = {
         "batch_idx": torch.tensor([0.0, 1.0]),
         "cls": torch.tensor([[0.0], [2.0]]),
         "bboxes": torch.tensor([[0.5, 0.5, 0.4, 0.3], [0.3, 0.6, 0.2, 0.2]]),
     }
     graph = build_graph(net)
-    out = run_nodes(graph, 0, len(graph.nodes), modules_of(graph.nodes, net), {IMAGE: images(64, 96)})[OUT]
+    out = run_nodes(
+        graph, 0, len(graph.nodes), modules_of(graph.nodes, net), {IMAGE: images(64, 96)}
+    )[OUT]
     assert torch.equal(loss(out, batch, 2)[1], loss(net(images(64, 96)), batch, 2)[1])
 
 
@@ -148,8 +158,24 @@ def test_any_cut_runs_in_two_parts_that_exchange_live_values_only():
 
 def test_what_crosses_between_the_layers_of_yolov5():
     graph = build_graph(layers_of("yolov5n"), split=False)
-    skips = {5: "4", 6: "4 5", 7: "4 6", 10: "4 6 9", 11: "4 6 10", 13: "4 10 12", 15: "4 10 14", 17: "10 14 16"}
-    skips |= {18: "10 14 17", 20: "10 17 19", 21: "10 17 20", 23: "17 20 22", 24: "17 20 23", 25: "out"}
+    skips = {
+        5: "4",
+        6: "4 5",
+        7: "4 6",
+        10: "4 6 9",
+        11: "4 6 10",
+        13: "4 10 12",
+        15: "4 10 14",
+        17: "10 14 16",
+    }
+    skips |= {
+        18: "10 14 17",
+        20: "10 17 19",
+        21: "10 17 20",
+        23: "17 20 22",
+        24: "17 20 23",
+        25: "out",
+    }
     assert {cut: " ".join(live(graph, cut)) for cut in skips} == skips
     assert live(graph, 0) == (IMAGE,)
     assert all(live(graph, cut) == (str(cut - 1),) for cut in range(1, 5))
@@ -180,7 +206,9 @@ def test_nodes_say_what_they_are():
         ("model.4.cv3",),
     ]
     assert [node.index for node in graph.nodes] == list(range(len(graph.nodes)))
-    assert {edge.target for edge in graph.edges if edge.value == "4"} == {graph.nodes_of(k)[0] for k in (5, 16)}
+    assert {edge.target for edge in graph.edges if edge.value == "4"} == {
+        graph.nodes_of(k)[0] for k in (5, 16)
+    }
 
 
 def test_half_as_many_channels_cross_twice_between_two_blocks():
@@ -197,8 +225,12 @@ def test_a_value_is_let_go_after_its_last_reader():
     graph = build_graph(net)
     seen, alive = [], []
     for layer in net.model:
-        layer.register_forward_hook(lambda m, i, o: seen.append(weakref.ref(o)) if m.i < 2 else None)
-    net.model[3].register_forward_hook(lambda m, i, o: alive.extend(ref() is not None for ref in seen))
+        layer.register_forward_hook(
+            lambda m, i, o: seen.append(weakref.ref(o)) if m.i < 2 else None
+        )
+    net.model[3].register_forward_hook(
+        lambda m, i, o: alive.extend(ref() is not None for ref in seen)
+    )
     with torch.no_grad():
         run_nodes(graph, 0, len(graph.nodes), modules_of(graph.nodes, net), {IMAGE: images(32, 32)})
     assert alive == [False, False]
@@ -244,14 +276,18 @@ def test_building_a_graph_keeps_nothing_of_the_net():
     assert gone() is None
 
 
-@pytest.mark.parametrize(("kind", "role"), [("C3x", "open"), ("C3Ghost", "open"), ("C3TR", "layer"), ("C2f", "layer")])
+@pytest.mark.parametrize(
+    ("kind", "role"), [("C3x", "open"), ("C3Ghost", "open"), ("C3TR", "layer"), ("C2f", "layer")]
+)
 def test_other_layers_split_only_where_they_compute_what_c3_does(kind, role):
     layers = small()
     layers["backbone"][2] = [-1, 2, kind, [64]]  # C3TR needs 32 channels a head
     net = built(layers)
     graph = build_graph(net)
     assert graph.nodes[graph.nodes_of(2)[0]].role == role
-    out = run_nodes(graph, 0, len(graph.nodes), modules_of(graph.nodes, net.eval()), {IMAGE: images(32, 32)})[OUT]
+    out = run_nodes(
+        graph, 0, len(graph.nodes), modules_of(graph.nodes, net.eval()), {IMAGE: images(32, 32)}
+    )[OUT]
     torch.testing.assert_close(out["boxes"], net(images(32, 32))[1]["boxes"])
 
 
@@ -276,7 +312,10 @@ def test_a_model_has_to_end_in_a_plain_detect_head():
         build_graph(small(head="v10Detect"))
     headless = small()
     headless["head"].pop()
-    with pytest.raises(UserError, match=r"the last layer \(7\) must be the only Detect head, but Detect is at: nowh"):
+    with pytest.raises(
+        UserError,
+        match=r"the last layer \(7\) must be the only Detect head, but Detect is at: nowh",
+    ):
         build_graph(headless)
     last = small()
     last["head"].append([7, 1, "Conv", [8]])

@@ -50,46 +50,82 @@ def test_gradients_that_are_not_finite_are_an_overflow_while_the_scale_can_fall(
 
 
 def test_a_loss_that_is_not_finite_is_no_matter_of_the_scale() -> None:
-    found = guard().judge(grad_stats(math.nan, math.nan, math.nan, loss=math.nan), scale_can_fall=True, can_return=True)
+    found = guard().judge(
+        grad_stats(math.nan, math.nan, math.nan, loss=math.nan),
+        scale_can_fall=True,
+        can_return=True,
+    )
     assert (found.action, found.cause) == ("skip", "forward")
 
 
 def test_overflows_that_a_smaller_scale_mends_never_end_a_run() -> None:
     watch = guard(patience=2)
     found = [
-        watch.judge(grad_stats(1.0, math.inf, 1.0), scale_can_fall=True, can_return=True).action for _ in range(40)
+        watch.judge(grad_stats(1.0, math.inf, 1.0), scale_can_fall=True, can_return=True).action
+        for _ in range(40)
     ]
     assert set(found) == {"skip"}
 
 
 def test_bad_steps_in_a_row_lead_back_and_at_last_to_a_stop() -> None:
     watch = guard(patience=3, max_rollbacks=2)
-    actions = [watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action for _ in range(9)]
-    assert actions == ["skip", "skip", "rollback", "skip", "skip", "rollback", "skip", "skip", "stop"]
+    actions = [
+        watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action
+        for _ in range(9)
+    ]
+    assert actions == [
+        "skip",
+        "skip",
+        "rollback",
+        "skip",
+        "skip",
+        "rollback",
+        "skip",
+        "skip",
+        "stop",
+    ]
 
 
 def test_a_good_step_breaks_the_row() -> None:
     watch = guard(patience=3)
     for _ in range(4):
-        assert watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action == "skip"
-        assert watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action == "skip"
+        assert (
+            watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action
+            == "skip"
+        )
+        assert (
+            watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action
+            == "skip"
+        )
         assert watch.judge(grad_stats(), scale_can_fall=False, can_return=True).applied
 
 
 def test_good_steps_wipe_out_earlier_roll_backs() -> None:
     watch = guard(patience=1, max_rollbacks=1, snapshot_steps=5, warmup_steps=5)
     for _ in range(4):
-        assert watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action == "rollback"
+        assert (
+            watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action
+            == "rollback"
+        )
         for _ in range(5):
             assert watch.judge(grad_stats(), scale_can_fall=False, can_return=True).applied
-    assert watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action == "rollback"
-    assert watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action == "stop"
+    assert (
+        watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action
+        == "rollback"
+    )
+    assert (
+        watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action
+        == "stop"
+    )
 
 
 def test_without_a_snapshot_patience_ends_the_run() -> None:
     """There is none with snapshot_steps 0, and none before the first step that was applied."""
     watch = guard(patience=2)
-    actions = [watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=False).action for _ in range(2)]
+    actions = [
+        watch.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=False).action
+        for _ in range(2)
+    ]
     assert actions == ["skip", "stop"]
 
 
@@ -117,24 +153,36 @@ def test_nothing_is_a_spike_before_the_guard_has_seen_enough() -> None:
 def test_spikes_that_stay_are_the_new_level() -> None:
     watch = guard(patience=4)
     usual(watch)
-    actions = [watch.judge(grad_stats(1e4, 1e4, 1e4), scale_can_fall=False, can_return=True).action for _ in range(10)]
+    actions = [
+        watch.judge(grad_stats(1e4, 1e4, 1e4), scale_can_fall=False, can_return=True).action
+        for _ in range(10)
+    ]
     assert actions == ["skip"] * 4 + ["apply"] * 6
 
 
 def test_a_loss_that_stays_away_leads_back() -> None:
     watch = guard(patience=4)
     usual(watch)
-    actions = [watch.judge(grad_stats(loss=1e3), scale_can_fall=False, can_return=True).action for _ in range(4)]
+    actions = [
+        watch.judge(grad_stats(loss=1e3), scale_can_fall=False, can_return=True).action
+        for _ in range(4)
+    ]
     assert actions == ["skip"] * 3 + ["rollback"]
 
 
 def test_vanished_gradients_are_told_once_until_they_recover() -> None:
     watch = guard(vanishing=1e-8, vanishing_steps=10)
-    told = [watch.judge(grad_stats(1.0, 1e-12, 1.0), scale_can_fall=False, can_return=True).vanished for _ in range(30)]
+    told = [
+        watch.judge(grad_stats(1.0, 1e-12, 1.0), scale_can_fall=False, can_return=True).vanished
+        for _ in range(30)
+    ]
     assert [place for place, found in enumerate(told) if found] == [9]
     assert told[9] == (1,)
     watch.judge(grad_stats(), scale_can_fall=False, can_return=True)
-    told = [watch.judge(grad_stats(1.0, 0.0, 1.0), scale_can_fall=False, can_return=True).vanished for _ in range(12)]
+    told = [
+        watch.judge(grad_stats(1.0, 0.0, 1.0), scale_can_fall=False, can_return=True).vanished
+        for _ in range(12)
+    ]
     assert [place for place, found in enumerate(told) if found] == [9]
 
 
@@ -149,5 +197,11 @@ def test_what_it_remembers_carries_it_on_under_another_order_of_parameters() -> 
     other = second.judge(grad_stats(1.0, 1e4, 1.0), scale_can_fall=False, can_return=True)
     assert (mine.action, mine.cause, mine.suspects) == ("skip", "gradient_spike", (0,))
     assert (other.action, other.cause, other.suspects) == ("skip", "gradient_spike", (1,))
-    assert first.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action == "rollback"
-    assert second.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action == "rollback"
+    assert (
+        first.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action
+        == "rollback"
+    )
+    assert (
+        second.judge(grad_stats(loss=math.nan), scale_can_fall=False, can_return=True).action
+        == "rollback"
+    )

@@ -23,7 +23,10 @@ def test_a_snapshot_waits_once_however_many_tensors_it_has(device: type[Far]) ->
     held = recovery.snapshot
     assert held is not None
     assert [each.item() for each in held["masters"]] == list(range(PARTS))
-    assert held["optimizer"][0]["exp_avg"].tolist() == [1.0, 2.0] and held["ema"]["shards"][0].item() == 3.0
+    assert (
+        held["optimizer"][0]["exp_avg"].tolist() == [1.0, 2.0]
+        and held["ema"]["shards"][0].item() == 3.0
+    )
     assert held["ema"]["updates"] == 7
 
 

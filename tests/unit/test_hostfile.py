@@ -32,10 +32,15 @@ def test_hosts_comments_and_blank_lines(tmp_path):
 
 
 def test_all_bad_lines_at_once(tmp_path):
-    file = write(tmp_path, "a slots=2\nb\nc slots=x\nd slots=0\na slots=1\ne slots=1 max=3\nf slots = 2\ng slots=2\n")
+    file = write(
+        tmp_path,
+        "a slots=2\nb\nc slots=x\nd slots=0\na slots=1\ne slots=1 max=3\nf slots = 2\ng slots=2\n",
+    )
     with pytest.raises(UserError) as caught:
         parse_hostfile(file)
-    assert [line.removeprefix(f"--hostfile {file} ") for line in str(caught.value).splitlines()] == [
+    assert [
+        line.removeprefix(f"--hostfile {file} ") for line in str(caught.value).splitlines()
+    ] == [
         "line 2: `b`: write it as: name slots=N",
         "line 3: slots=x: it must be a whole number of at least 1",
         "line 4: slots=0: it must be a whole number of at least 1",
@@ -78,7 +83,11 @@ def test_filters(include, exclude, expected):
     ("include", "exclude", "message"),
     [
         ("a", "b", "--include and --exclude cannot be combined; keep one"),
-        ("wroker", "", r"--include wroker: no host 'wroker' in the hostfile \(did you mean 'worker'\?\)"),
+        (
+            "wroker",
+            "",
+            r"--include wroker: no host 'wroker' in the hostfile \(did you mean 'worker'\?\)",
+        ),
         ("worker:4", "", "--include worker:4: worker has no slot '4'; its slots are 0 to 1"),
         ("worker:", "", "--include worker:: worker has no slot ''; its slots are 0 to 1"),
         ("worker:-1", "", "worker has no slot '-1'"),
@@ -101,17 +110,23 @@ def test_ready_hostfiles_mean_the_same_to_deepspeed(name):
     from deepspeed.launcher.runner import fetch_hostfile
 
     file = ROOT / "hostfiles" / name
-    assert {host.name: host.slots for host in parse_hostfile(file)} == dict(fetch_hostfile(str(file)))
+    assert {host.name: host.slots for host in parse_hostfile(file)} == dict(
+        fetch_hostfile(str(file))
+    )
 
 
 @pytest.mark.parametrize(
-    ("include", "exclude"), [("b:0,2@a", ""), ("b", ""), ("", "b:0@a:1"), ("", "a"), ("b:1", ""), ("", "a:0,1")]
+    ("include", "exclude"),
+    [("b:0,2@a", ""), ("b", ""), ("", "b:0@a:1"), ("", "a"), ("b:1", ""), ("", "a:0,1")],
 )
 def test_filters_mean_the_same_to_deepspeed(include, exclude):
     from deepspeed.launcher.runner import parse_inclusion_exclusion
 
     theirs = parse_inclusion_exclusion({"a": 2, "b": 4}, include, exclude)
-    assert {name: list(slots) for name, slots in chosen(select(pool(a=2, b=4), include, exclude)).items()} == theirs
+    assert {
+        name: list(slots)
+        for name, slots in chosen(select(pool(a=2, b=4), include, exclude)).items()
+    } == theirs
 
 
 @pytest.mark.parametrize("slots", ["99999999999", "9" * 5000])

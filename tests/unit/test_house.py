@@ -1,4 +1,5 @@
-"""The rules of the house hold: limits of size, one way of imports, one meaning of a name, a test for each module."""
+"""The rules of the house hold: limits of size, one way of imports, one meaning of a name, a test
+for each module."""
 
 from __future__ import annotations
 
@@ -95,8 +96,12 @@ def test_workarounds_stand_in_compat_alone():
 
 
 def test_a_lazy_import_closes_a_cycle():
-    made = package(a="def f():\n    from yolods.b import g\n", b="import yolods.c", c="from yolods import a\n")
-    assert cycles((each.source, each.target) for each in imports(made)) == [["yolods.a", "yolods.b", "yolods.c"]]
+    made = package(
+        a="def f():\n    from yolods.b import g\n", b="import yolods.c", c="from yolods import a\n"
+    )
+    assert cycles((each.source, each.target) for each in imports(made)) == [
+        ["yolods.a", "yolods.b", "yolods.c"]
+    ]
 
 
 PAGE = """
@@ -115,7 +120,10 @@ PAGE = """
 def test_the_table_allows_what_its_row_names_and_no_more():
     table = rooms(PAGE)
     made = package(
-        low="from yolods.mid import one", mid__one="from yolods import low, top", top="import yolods.mid.one", other=""
+        low="from yolods.mid import one",
+        mid__one="from yolods import low, top",
+        top="import yolods.mid.one",
+        other="",
     )
     climbs = ["yolods.low:1 imports yolods.mid.one", "yolods.mid.one:1 imports yolods.top"]
     assert forbidden(imports(made), table) == climbs
@@ -126,7 +134,12 @@ def test_the_table_allows_what_its_row_names_and_no_more():
 def test_fields_and_what_is_set_on_self_are_attributes():
     methods = "".join(f"    def f{i}(self):\n        self.a{i} = 0\n" for i in range(13))
     fields = "".join(f"    b{i}: int = 0\n" for i in range(13))
-    made = package(a=f"class A:\n{methods}\n\n# Wide: one per column.\n@f\nclass B:\n{fields}\n\nclass C:\n{fields}")
+    made = package(
+        a=(
+            f"class A:\n{methods}\n\n# Wide: one per column.\n@f\nclass B:\n{fields}\n\n"
+            f"class C:\n{fields}"
+        )
+    )
     assert [each.split(" ", 1)[1] for each in too_wide(made)] == [
         "C: 13 attributes, 0 methods",
         "A: 13 attributes, 13 methods",
@@ -139,7 +152,10 @@ def test_a_function_counts_from_def_to_its_last_line():
 
 
 def test_twins_are_names_and_code():
-    text = "log = logging.getLogger(__name__)\nSIZE, _own = 1, 2\ndef {}(x):\n    y = x + 1\n    return y\n"
+    text = (
+        "log = logging.getLogger(__name__)\nSIZE, _own = 1, 2\n"
+        "def {}(x):\n    y = x + 1\n    return y\n"
+    )
     made = package(a=text.format("f"), b=text.format("g"))
     assert twin_names(made) == {"SIZE": ["yolods.a", "yolods.b"]}
     assert twin_functions(made) == [["yolods.a:3 f", "yolods.b:3 g"]]
@@ -161,10 +177,16 @@ def test_a_test_of_its_own_imports_the_module(tmp_path):
             "def f():\n    from deepspeed.launcher import runner\n    runner.signal, x = 1, 2",
             "assigns to runner.signal",
         ),
-        ("import torch as t, ultralytics as u\nfor m in (t, u):\n    setattr(m, n, 1)", "calls setattr(m, n, 1)"),
+        (
+            "import torch as t, ultralytics as u\nfor m in (t, u):\n    setattr(m, n, 1)",
+            "calls setattr(m, n, 1)",
+        ),
         ("import sys\nsys.modules['x'] = 1", "writes sys.modules"),
         ("import sys\ndel sys.modules['x']", "writes sys.modules"),
-        ("def f(engine: Any):\n    engine.optimizer.scaler = 1", "assigns to engine.optimizer.scaler"),
+        (
+            "def f(engine: Any):\n    engine.optimizer.scaler = 1",
+            "assigns to engine.optimizer.scaler",
+        ),
         ("from torch import nn\ndef f(net: nn.Module):\n    net.x = 1", "assigns to net.x"),
         ("from ultralytics.nn import _hidden", "imports _hidden"),
         ("import torch\ntorch._C", "uses torch._C"),

@@ -9,7 +9,14 @@ from yolods.system.humanize import age_text, amount, plural, size_text
 
 @pytest.mark.parametrize(
     ("size", "words"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (5 << 20, "5 MiB"), (3 << 29, "1.5 GiB"), (1 << 42, "4096.0 GiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (5 << 20, "5 MiB"),
+        (3 << 29, "1.5 GiB"),
+        (1 << 42, "4096.0 GiB"),
+    ],
 )
 def test_bytes_come_in_the_largest_unit_that_keeps_them_above_1(size, words):
     assert size_text(size) == words
@@ -17,7 +24,14 @@ def test_bytes_come_in_the_largest_unit_that_keeps_them_above_1(size, words):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.4, "0 s"), (119, "119 s"), (120, "2 minutes"), (7199, "120 minutes"), (7200, "2 hours"), (200000, "2 days")],
+    [
+        (0.4, "0 s"),
+        (119, "119 s"),
+        (120, "2 minutes"),
+        (7199, "120 minutes"),
+        (7200, "2 hours"),
+        (200000, "2 days"),
+    ],
 )
 def test_time_comes_in_the_largest_unit_of_which_there_are_two(seconds, words):
     assert age_text(seconds) == words

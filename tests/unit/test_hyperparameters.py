@@ -26,7 +26,9 @@ def default_yaml() -> dict:
     """The installed ultralytics' defaults, found without importing it."""
     spec = importlib.util.find_spec("ultralytics")
     assert spec is not None and spec.submodule_search_locations
-    return yaml.safe_load((Path(spec.submodule_search_locations[0]) / "cfg" / "default.yaml").read_text("utf-8"))
+    return yaml.safe_load(
+        (Path(spec.submodule_search_locations[0]) / "cfg" / "default.yaml").read_text("utf-8")
+    )
 
 
 def read(tmp_path: Path, text: str = "", sets: tuple[str, ...] = (), flags: tuple[Given, ...] = ()):
@@ -66,21 +68,45 @@ def test_a_copy_of_default_yaml_passes_as_a_hyp_file(tmp_path, default_yaml):
     assert result.hyper == Hyper()
     assert result.flags == {"epochs": 100, "batch_size": 16, "imgsz": 640, "workers": 8}
     assert result.notes == (
-        "hyp.yaml line 2: amp is true, which has no effect: set the precision in the DeepSpeed JSON",
+        "hyp.yaml line 2: amp is true, which has no effect: set the precision in the DeepSpeed "
+        "JSON",
     )
 
 
-def test_an_args_yaml_passes_as_a_hyp_file_and_what_is_the_flags_to_say_is_said(tmp_path, default_yaml):
-    """What ultralytics leaves in a run: its settings with the values of that run, and where it lay."""
+def test_an_args_yaml_passes_as_a_hyp_file_and_what_is_the_flags_to_say_is_said(
+    tmp_path, default_yaml
+):
+    """What ultralytics leaves in a run: its settings with the values of that run, and where it
+    lay."""
     left = default_yaml | {
-        **{"model": "yolov5nu.yaml", "data": "coco8.yaml", "epochs": 3, "batch": 8, "device": "0", "name": "train5"},
-        **{"project": "work", "exist_ok": True, "save_dir": "work/train5", "lr0": 0.02, "optimizer": "SGD"},
+        **{
+            "model": "yolov5nu.yaml",
+            "data": "coco8.yaml",
+            "epochs": 3,
+            "batch": 8,
+            "device": "0",
+            "name": "train5",
+        },
+        **{
+            "project": "work",
+            "exist_ok": True,
+            "save_dir": "work/train5",
+            "lr0": 0.02,
+            "optimizer": "SGD",
+        },
     }
     result, faults = read(tmp_path, yaml.safe_dump(left, sort_keys=False))
     assert faults == []
     assert (result.hyper.optimizer, result.hyper.lr0) == ("SGD", 0.02)
     assert result.flags == {
-        **{"model": "yolov5nu.yaml", "data": "coco8.yaml", "epochs": 3, "batch_size": 8, "imgsz": 640, "workers": 8},
+        **{
+            "model": "yolov5nu.yaml",
+            "data": "coco8.yaml",
+            "epochs": 3,
+            "batch_size": 8,
+            "imgsz": 640,
+            "workers": 8,
+        },
     }
     named = [note.split(": ")[1].split(" is ")[0] for note in result.notes]
     assert sorted(named) == ["amp", "device", "exist_ok", "name", "project", "save_dir"]
@@ -89,15 +115,30 @@ def test_an_args_yaml_passes_as_a_hyp_file_and_what_is_the_flags_to_say_is_said(
 def test_an_args_yaml_of_an_earlier_ultralytics_passes_too(tmp_path, default_yaml):
     """Of 8.0 to 8.3: settings that are gone since, and defaults that have changed."""
     earlier = {
-        **{"tracker": "botsort.yaml", "nms": False, "half": False, "int8": False, "keras": False, "crop_fraction": 1.0},
-        **{"label_smoothing": 0.0, "multi_scale": False, "workspace": 4, "simplify": False, "save_hybrid": False},
+        **{
+            "tracker": "botsort.yaml",
+            "nms": False,
+            "half": False,
+            "int8": False,
+            "keras": False,
+            "crop_fraction": 1.0,
+        },
+        **{
+            "label_smoothing": 0.0,
+            "multi_scale": False,
+            "workspace": 4,
+            "simplify": False,
+            "save_hybrid": False,
+        },
     }
     result, faults = read(tmp_path, yaml.safe_dump(default_yaml | earlier))
     assert faults == [] and result.hyper == Hyper()
     assert len(read(tmp_path, "half: true\nlabel_smoothing: 0.1\nkeras: true\n")[1]) == 3
 
 
-@pytest.mark.parametrize("words", ["rect=False", "cfg=None", "dropout=0", "dis=6", "save=true", "nms=None"])
+@pytest.mark.parametrize(
+    "words", ["rect=False", "cfg=None", "dropout=0", "dis=6", "save=true", "nms=None"]
+)
 def test_a_default_of_ultralytics_asks_for_nothing_on_the_command_line_either(tmp_path, words):
     result, faults = read(tmp_path, sets=(words,))
     assert faults == [] and result.hyper == Hyper() and result.commanded == {}
@@ -146,7 +187,27 @@ def test_documented_alternative_forms_work_or_are_refused_by_name(tmp_path, word
         assert faults == [] and getattr(result.hyper, key) == value
 
 
-EDGES = (None, True, False, 0, 1, -1, 0.5, 1.0, 1e9, "", "0", "x", "None", [], [0], [0, 1], {}, float("nan"), "1e-3")
+EDGES = (
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    0.5,
+    1.0,
+    1e9,
+    "",
+    "0",
+    "x",
+    "None",
+    [],
+    [0],
+    [0, 1],
+    {},
+    float("nan"),
+    "1e-3",
+)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -156,7 +217,9 @@ def test_every_value_of_every_key_is_taken_or_refused_by_name(tmp_path, name):
         read = read_hyper(None, [], faults, [Given(name, value, f"--set {name}")])
         assert len(faults) <= 1 and all(line.startswith(f"--set {name} is ") for line in faults)
         # What is taken survives config.json, and ultralytics takes it.
-        again = read_hyper(None, [], Faults(), [Given(*item, "x") for item in read.hyper.as_dict().items()])
+        again = read_hyper(
+            None, [], Faults(), [Given(*item, "x") for item in read.hyper.as_dict().items()]
+        )
         assert again.hyper == read.hyper
 
 
@@ -165,20 +228,32 @@ def test_every_value_of_every_key_is_taken_or_refused_by_name(tmp_path, name):
     [
         (
             ("lr0=0.5",),
-            "--set lr0 is 0.5, which has no effect: optimizer=auto chooses the optimizer, its learning rate",
+            "--set lr0 is 0.5, which has no effect: optimizer=auto chooses the optimizer, its "
+            "learning rate",
         ),
-        (("momentum=0.5",), "--set momentum is 0.5, which has no effect in runs of up to 10,000 steps: optimizer=auto"),
-        (("momentum=0.5", "warmup_epochs=0"), "--set momentum is 0.5, which has no effect: optimizer=auto"),
+        (
+            ("momentum=0.5",),
+            "--set momentum is 0.5, which has no effect in runs of up to 10,000 steps: "
+            "optimizer=auto",
+        ),
+        (
+            ("momentum=0.5", "warmup_epochs=0"),
+            "--set momentum is 0.5, which has no effect: optimizer=auto",
+        ),
         (
             ("warmup_momentum=0.5",),
-            "--set warmup_momentum is 0.5, which has no effect in runs of up to 10,000 steps: optimizer=auto",
+            "--set warmup_momentum is 0.5, which has no effect in runs of up to 10,000 steps: "
+            "optimizer=auto",
         ),
         (("warmup_bias_lr=0",), "--set warmup_bias_lr is 0.0, which has no effect: optimizer=auto"),
         (("lr0=0.5", "optimizer=SGD"), None),
         (("optimizer=auto",), None),
         (("lr0=0.01",), "--set lr0 is 0.01, which has no effect: optimizer=auto"),
         (("lr0=0.01", "optimizer=SGD"), None),
-        (("warmup_momentum=0.5", "optimizer=AdamW"), "only SGD and RMSprop have a momentum that is warmed up"),
+        (
+            ("warmup_momentum=0.5", "optimizer=AdamW"),
+            "only SGD and RMSprop have a momentum that is warmed up",
+        ),
         (("warmup_momentum=0.5", "optimizer=RMSprop"), None),
         (("warmup_bias_lr=0.2", "optimizer=SGD", "warmup_epochs=0"), "warmup_epochs is 0"),
         (("patience=5", "val=false"), "without evaluations"),
@@ -197,7 +272,9 @@ def test_a_value_that_counts_for_nothing_is_said(tmp_path, sets, line):
 def test_a_value_of_the_hyp_file_that_counts_for_nothing_is_said_with_its_line(tmp_path):
     result, _ = read(tmp_path, "mosaic: 0.5\nlr0: 0.02\n")
     (line,) = unused(result, result.hyper)
-    assert line.startswith("hyp.yaml line 2: lr0 is 0.02, which has no effect: optimizer=auto chooses")
+    assert line.startswith(
+        "hyp.yaml line 2: lr0 is 0.02, which has no effect: optimizer=auto chooses"
+    )
 
 
 def test_a_default_in_a_hyp_file_is_no_value_that_someone_will_miss(tmp_path):
@@ -208,8 +285,9 @@ def test_a_default_in_a_hyp_file_is_no_value_that_someone_will_miss(tmp_path):
 def test_every_hyper_parameter_can_be_changed_and_reaches_ultralytics(tmp_path):
     """No key is read and then forgotten."""
     other = {
-        "optimizer": "SGD", "scale": [0.5, 2.0], "copy_paste_mode": "mixup", "freeze": [0, 2], "pretrained": False,
-        "classes": [1], "fraction": 0.5, "cache": "ram", "conf": 0.1, "channels_last": False, "save_period": 3,
+        "optimizer": "SGD", "scale": [0.5, 2.0], "copy_paste_mode": "mixup", "freeze": [0, 2],
+        "pretrained": False, "classes": [1], "fraction": 0.5, "cache": "ram", "conf": 0.1,
+        "channels_last": False, "save_period": 3,
     }  # fmt: skip
     for name in RULES:
         default = getattr(Hyper(), name)
@@ -260,14 +338,33 @@ def test_exponents_without_a_dot_are_numbers(tmp_path):
         ("lr0: .nan", "hyp.yaml line 1: lr0 is nan: it must be a number in (0, 1]"),
         ("box: .inf", "hyp.yaml line 1: box is inf: it must be a number of at least 0"),
         ("lr0:", "hyp.yaml line 1: lr0 is empty: it must be a number in (0, 1]"),
-        ("optimizer: Lamb", "optimizer is 'Lamb': DeepSpeed has it only as a kernel that must be compiled"),
+        (
+            "optimizer: Lamb",
+            "optimizer is 'Lamb': DeepSpeed has it only as a kernel that must be compiled",
+        ),
         ("optimizer: Sofia", "optimizer is 'Sofia': it must be one of auto, SGD, Adam, AdamW"),
-        ("optimizer: MuSGD", "optimizer is 'MuSGD': it needs whole weight matrices, but ranks under ZeRO"),
+        (
+            "optimizer: MuSGD",
+            "optimizer is 'MuSGD': it needs whole weight matrices, but ranks under ZeRO",
+        ),
         ("cache: disk", "cache is 'disk', which would write .npy files beside the images"),
-        ("scale: [1, 2, 3]", "scale is [1, 2, 3]: it must be a number in [0, 1], or a pair [smallest, largest]"),
-        ("fraction: 0", "fraction is 0: it must be a number in (0, 1], or a whole number of at least 1"),
-        ("freeze: -1", "freeze is -1: it must be a whole number of at least 0, or a list of layer numbers"),
-        ("mosaik: 1", "mosaik is not a hyper-parameter (did you mean 'mosaic'?); docs/configuration.md lists them"),
+        (
+            "scale: [1, 2, 3]",
+            "scale is [1, 2, 3]: it must be a number in [0, 1], or a pair [smallest, largest]",
+        ),
+        (
+            "fraction: 0",
+            "fraction is 0: it must be a number in (0, 1], or a whole number of at least 1",
+        ),
+        (
+            "freeze: -1",
+            "freeze is -1: it must be a whole number of at least 0, or a list of layer numbers",
+        ),
+        (
+            "mosaik: 1",
+            "mosaik is not a hyper-parameter (did you mean 'mosaic'?); docs/configuration.md lists "
+            "them",
+        ),
         ("pose: 1.0", "pose is not supported: it is for pose estimation"),
         ("anchor_t: 4", "anchor_t is not supported: YOLOv5 here is YOLOv5u, which has no anchors"),
         ("weights: x.pt", "weights is not a hyper-parameter: use --weights"),
@@ -301,7 +398,13 @@ def test_gains_of_an_original_yolov5_file_are_not_taken_unseen(tmp_path):
     """There box is 0.05 by default; here that would all but switch the loss off."""
     result, faults = read(tmp_path, "box: 0.05\ncls_pw: 1.0\nobj: 1.0\n")
     assert result.hyper == Hyper()
-    assert sum("this file belongs to the original yolov5 (it contains obj)" in fault for fault in faults) == 2
+    assert (
+        sum(
+            "this file belongs to the original yolov5 (it contains obj)" in fault
+            for fault in faults
+        )
+        == 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -336,7 +439,9 @@ def test_a_key_that_the_command_line_gives_twice_has_to_agree(tmp_path):
     assert faults == []
 
 
-@pytest.mark.parametrize(("given", "stored"), [("sgd", "SGD"), ("RMSProp", "RMSprop"), ("ADAMW", "AdamW")])
+@pytest.mark.parametrize(
+    ("given", "stored"), [("sgd", "SGD"), ("RMSProp", "RMSprop"), ("ADAMW", "AdamW")]
+)
 def test_optimizers_are_spelt_as_torch_spells_them(tmp_path, given, stored):
     result, faults = read(tmp_path, sets=(f"optimizer={given}",))
     assert faults == [] and result.hyper.optimizer == stored
@@ -353,7 +458,9 @@ def test_the_manual_lists_every_hyper_parameter_with_its_default():
         if isinstance(value, bool):
             default = str(value).lower()
         else:
-            default = "empty" if value is None else value if isinstance(value, str) else f"{value:g}"
+            default = (
+                "empty" if value is None else value if isinstance(value, str) else f"{value:g}"
+            )
         assert f"| `{name}` | {default} | {RULES[name].permitted} |" in manual
 
 
@@ -366,10 +473,16 @@ def test_the_manual_says_why_each_other_setting_is_not_taken():
 def test_configuration_needs_neither_torch_nor_ultralytics():
     code = (
         "import sys, yolods.config, yolods.launch.command;"
-        "print([name for name in ('torch', 'ultralytics', 'deepspeed', 'numpy') if name in sys.modules])"
+        "print([name for name in ('torch', 'ultralytics', 'deepspeed', 'numpy') "
+        "if name in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert done.stdout.strip() == "[]"
 

@@ -7,9 +7,13 @@ import pytest
 from yolods.config.image_size import drawn_between, single_value_fault, size_fault
 
 
-@pytest.mark.parametrize(("size", "use"), [(100, "96 or 128"), (10, "32 or 64"), (641, "640 or 672")])
+@pytest.mark.parametrize(
+    ("size", "use"), [(100, "96 or 128"), (10, "32 or 64"), (641, "640 or 672")]
+)
 def test_a_size_between_two_multiples_offers_both(size, use):
-    assert size_fault(size, 32, "yolov5n", "--imgsz") == (f"--imgsz {size}: yolov5n needs a multiple of 32; use {use}")
+    assert size_fault(size, 32, "yolov5n", "--imgsz") == (
+        f"--imgsz {size}: yolov5n needs a multiple of 32; use {use}"
+    )
     assert size_fault(640, 32, "yolov5n", "--imgsz") is None
 
 
@@ -32,4 +36,6 @@ def test_sizes_vary_by_their_share_and_are_no_smaller_than_a_cell():
 def test_batchnorm_needs_two_values_per_channel(size, batch, options, wrong):
     fault = single_value_fault(size, 32, batch, **options)
     assert (fault is not None) == wrong
-    assert fault is None or (fault.startswith(f"--imgsz {size}") and "= 1 value per channel" in fault)
+    assert fault is None or (
+        fault.startswith(f"--imgsz {size}") and "= 1 value per channel" in fault
+    )

@@ -1,4 +1,5 @@
-"""Initial weights: the same for a seed however the model is cut, and distributed as ultralytics has them."""
+"""Initial weights: the same for a seed however the model is cut, and distributed as ultralytics has
+them."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def initial(root: nn.Module, blueprint: Blueprint) -> dict[str, torch.Tensor]:
     return root.state_dict()
 
 
-@pytest.mark.parametrize(("name", "bounds"), [("yolov5n", (0, 7, 23, 41)), ("yolov5n6", (0, 30, 60))])
+@pytest.mark.parametrize(
+    ("name", "bounds"), [("yolov5n", (0, 7, 23, 41)), ("yolov5n6", (0, 30, 60))]
+)
 def test_stages_start_with_the_whole_models_weights_whatever_was_built_before(name, bounds):
     blueprint = blueprint_of(name, seed=3)
     whole = blueprint.whole(None)[0].state_dict()
@@ -53,7 +56,10 @@ def test_nothing_is_left_as_it_lay_in_memory():
 
 
 def test_another_seed_and_another_name_give_other_numbers():
-    one, two = (initial(blueprint_of("yolov5n", seed).whole(None)[0], blueprint_of("yolov5n", seed)) for seed in (0, 1))
+    one, two = (
+        initial(blueprint_of("yolov5n", seed).whole(None)[0], blueprint_of("yolov5n", seed))
+        for seed in (0, 1)
+    )
     assert not torch.equal(one["model.1.conv.weight"], two["model.1.conv.weight"])
     blocks = [one[f"model.4.m.{place}.cv2.conv.weight"] for place in (0, 1)]
     assert blocks[0].shape == blocks[1].shape and not torch.equal(*blocks)
@@ -73,14 +79,18 @@ def test_the_generators_of_the_process_are_left_alone():
 def test_distributions_are_those_of_ultralytics_constructor(name):
     blueprint = blueprint_of(name)
     torch.manual_seed(0)
-    theirs = build(blueprint.layers, NAMES)  # ultralytics' DetectionModel as its constructor leaves it
+    theirs = build(
+        blueprint.layers, NAMES
+    )  # ultralytics' DetectionModel as its constructor leaves it
     ours = blueprint.whole(None)[0]
     other = dict(theirs.named_modules())
     convolutions = 0
     for key, module in ours.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             for mine, its in zip(
-                module.state_dict().values(), nn.BatchNorm2d(module.num_features).state_dict().values(), strict=True
+                module.state_dict().values(),
+                nn.BatchNorm2d(module.num_features).state_dict().values(),
+                strict=True,
             ):
                 assert torch.equal(mine, its)
             assert (module.eps, module.momentum) == (other[key].eps, other[key].momentum)
@@ -97,10 +107,13 @@ def _compare(name: str, mine: nn.Conv2d, other: nn.Conv2d) -> None:
     reach = 1 / math.sqrt(mine.weight[0].numel())
     assert mine.weight.abs().max() <= reach
     count = mine.weight.numel()
-    # Mean and spread of a uniform distribution in +-reach, each within five standard errors: theirs are too.
+    # Mean and spread of a uniform distribution in +-reach, each within five standard errors: theirs
+    # are too.
     for weight in (mine.weight.detach(), other.weight.detach()):
         assert abs(weight.mean()) < 5 * reach / math.sqrt(3 * count), name
         assert abs(weight.std() * math.sqrt(3) / reach - 1) < 5 / math.sqrt(count), name
     assert (mine.bias is None) == (other.bias is None)
     if mine.bias is not None and name.count(".") == 4 and name.endswith(".2"):
-        torch.testing.assert_close(mine.bias, other.bias, rtol=1e-6, atol=0)  # 2 for boxes, by stride for classes
+        torch.testing.assert_close(
+            mine.bias, other.bias, rtol=1e-6, atol=0
+        )  # 2 for boxes, by stride for classes

@@ -11,7 +11,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def batch():
-    return torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (2, 3, 32, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -30,6 +32,8 @@ def test_low_precision_is_rounded_once(batch):
 def test_multi_scale_stretches_as_ultralytics_does(batch):
     square = batch[..., :32]
     images = InputFormat(CPU, torch.float32, False).images(square, size=48)
-    expected = F.interpolate(square.float() / 255, size=(48, 48), mode="bilinear", align_corners=False)
+    expected = F.interpolate(
+        square.float() / 255, size=(48, 48), mode="bilinear", align_corners=False
+    )
     torch.testing.assert_close(images, expected)
     assert InputFormat(CPU, torch.float32, False).images(square, size=32).shape == (2, 3, 32, 32)

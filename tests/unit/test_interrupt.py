@@ -1,4 +1,5 @@
-"""Requests to stop are noted and wait; a second Ctrl-C does not. Whole runs: tests/faults/test_requests.py."""
+"""Requests to stop are noted and wait; a second Ctrl-C does not. Whole runs:
+tests/faults/test_requests.py."""
 
 import os
 import signal
@@ -25,7 +26,7 @@ def test_it_is_noted_and_everything_goes_on(number: int) -> None:
     assert not interrupt.asked()
 
 
-def test_the_launcher_s_sigterm_after_ctrl_c_changes_nothing_and_what_another_rank_was_sent_counts_as_sigterm() -> None:
+def test_the_launcher_s_sigterm_after_ctrl_c_changes_nothing_and_what_another_rank_was_sent_counts_as_sigterm() -> None:  # fmt: skip  # noqa: E501
     with interrupt.noted(), interrupt.patient():
         press()
         press(signal.SIGTERM)
@@ -97,7 +98,8 @@ def test_ctrl_c_that_the_launcher_hands_on_is_one_with_the_terminal_s(order: str
 
 
 def test_ctrl_c_is_held_back_while_a_program_of_ours_imports(run_process) -> None:
-    """In a process of its own: of several threads, one that does not hold it back would be given it."""
+    """In a process of its own: of several threads, one that does not hold it back would be given
+    it."""
     code = """
 import os, signal
 from yolods.system import interrupt
@@ -139,7 +141,11 @@ def test_what_fails_after_ctrl_c_is_not_an_error_of_its_own() -> None:
 
 def test_what_fails_after_sigterm_is() -> None:
     """The launcher sends it, too, when a rank has died."""
-    with pytest.raises(RuntimeError, match="Connection closed"), interrupt.noted(), interrupt.patient():
+    with (
+        pytest.raises(RuntimeError, match="Connection closed"),
+        interrupt.noted(),
+        interrupt.patient(),
+    ):
         press(signal.SIGTERM)
         raise RuntimeError("Connection closed by peer")
 

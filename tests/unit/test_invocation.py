@@ -23,7 +23,9 @@ def test_a_command_begins_as_the_start_did(environ: dict[str, str], expected: st
     assert launch_command(*RESUME, environ=environ) == expected
 
 
-def test_without_launch_sh_nothing_names_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_without_launch_sh_nothing_names_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.delenv(SCRIPT, raising=False)
     assert script() is None
     assert cli.main(["--help"]) == 0

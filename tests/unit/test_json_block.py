@@ -34,18 +34,36 @@ def test_deepspeeds_adam_is_adamw_unless_told_otherwise(params, name):
 @pytest.mark.parametrize(
     ("block", "fault"),
     [
-        ({"type": "Lion"}, "type 'Lion' is not supported, because DeepSpeed has it only as a kernel"),
+        (
+            {"type": "Lion"},
+            "type 'Lion' is not supported, because DeepSpeed has it only as a kernel",
+        ),
         ({"type": "Adamm"}, "type 'Adamm' is not supported (did you mean"),
         ({"type": "SGD", "parms": {}}, "unknown key \"parms\" (did you mean 'params'?)"),
         ({"type": "SGD", "params": [1]}, '"optimizer".params is [1]: it must be an object {...}'),
         ({"type": "SGD", "params": {"lr": 2}}, '"optimizer".params.lr is 2: it must be a number'),
-        ({"type": "SGD", "params": {"momentun": 1}}, "SGD has no \"momentun\" (did you mean 'momentum'?)"),
+        (
+            {"type": "SGD", "params": {"momentun": 1}},
+            "SGD has no \"momentun\" (did you mean 'momentum'?)",
+        ),
         ({"type": "SGD", "params": {"max_grad_norm": 1}}, 'use "gradient_clipping": 1'),
-        ({"type": "Adam", "params": {"bias_correction": False}}, "bias_correction false is not supported"),
-        ({"type": "SGD", "params": {"foreach": True, "fused": True}}, "foreach and fused are both true"),
+        (
+            {"type": "Adam", "params": {"bias_correction": False}},
+            "bias_correction false is not supported",
+        ),
+        (
+            {"type": "SGD", "params": {"foreach": True, "fused": True}},
+            "foreach and fused are both true",
+        ),
         ({"type": "SGD", "params": {"nesterov": True, "momentum": 0}}, "nesterov needs momentum"),
-        ({"type": "SGD", "params": {"nesterov": True, "dampening": 0.5}}, "nesterov with dampening 0.5"),
-        ({"type": "AdamW", "params": {"adam_w_mode": False}}, 'adam_w_mode false with type "AdamW"'),
+        (
+            {"type": "SGD", "params": {"nesterov": True, "dampening": 0.5}},
+            "nesterov with dampening 0.5",
+        ),
+        (
+            {"type": "AdamW", "params": {"adam_w_mode": False}},
+            'adam_w_mode false with type "AdamW"',
+        ),
         ({"type": "SGD", "legacy_fusion": True}, "legacy_fusion is not supported"),
     ],
 )

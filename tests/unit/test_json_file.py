@@ -22,7 +22,11 @@ def test_an_object_is_read_with_a_byte_order_mark_or_without(tmp_path):
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ('{\n"a": 1,\n}', "line 3 column 1: expecting property name enclosed in double quotes: `}`; trailing comma"),
+        (
+            '{\n"a": 1,\n}',
+            "line 3 column 1: expecting property name enclosed in double quotes: `}`; trailing "
+            "comma",
+        ),
         ("{'a': 1}", "`{'a': 1}`; JSON strings need \", not '"),
         ('{\n// why\n"a": 1}', "`// why`; JSON has no comments"),
         ('{"a": NaN}', "NaN is not JSON; use a finite number"),

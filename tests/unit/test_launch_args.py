@@ -11,23 +11,54 @@ from yolods.launch.args import LaunchFlags, read_words, split_words
 
 
 def test_the_launchers_flags_are_taken_out_of_the_words():
-    words = ["train", "--data", "x", "--hostfile", "h", "--num_gpus=3", "--include", "a:0", "--local_rank", "0"]
+    words = [
+        "train",
+        "--data",
+        "x",
+        "--hostfile",
+        "h",
+        "--num_gpus=3",
+        "--include",
+        "a:0",
+        "--local_rank",
+        "0",
+    ]
     flags, rest = split_words(words, {})
     assert flags == LaunchFlags(hostfile=Path("h"), num_gpus=3, include="a:0")
     assert rest == ["train", "--data", "x", "--local_rank", "0"]
 
 
 def test_flags_of_a_launcher():
-    words = ["val", "--launcher", "slurm", "--launcher_args=-v --overlap", "--ssh_port", "2", "--master_addr", "x"]
+    words = [
+        "val",
+        "--launcher",
+        "slurm",
+        "--launcher_args=-v --overlap",
+        "--ssh_port",
+        "2",
+        "--master_addr",
+        "x",
+    ]
     flags, rest = split_words([*words, "--no_ssh", "--node_rank", "0"], {})
-    expected = {"launcher": "slurm", "launcher_args": "-v --overlap", "ssh_port": 2, "master_addr": "x"}
+    expected = {
+        "launcher": "slurm",
+        "launcher_args": "-v --overlap",
+        "ssh_port": 2,
+        "master_addr": "x",
+    }
     assert flags == LaunchFlags(**expected, no_ssh=True, node_rank=0)
     assert rest == ["val"]
 
 
 def test_abbreviations_are_left_to_the_subcommand():
     """--in would otherwise be taken for --include, and --e for --exclude."""
-    assert split_words(["train", "--epochs", "3", "--in", "x"], {})[1] == ["train", "--epochs", "3", "--in", "x"]
+    assert split_words(["train", "--epochs", "3", "--in", "x"], {})[1] == [
+        "train",
+        "--epochs",
+        "3",
+        "--in",
+        "x",
+    ]
 
 
 def test_hostfile_by_variable():
@@ -50,7 +81,17 @@ def test_mistakes_in_the_launchers_flags(words, line):
 
 def test_all_mistakes_in_the_launchers_flags_are_told_at_once():
     faults = Faults()
-    words = ["train", "--num_gpus", "x", "--max-restarts", "-1", "--master_port", "0", "--data", "d.yaml"]
+    words = [
+        "train",
+        "--num_gpus",
+        "x",
+        "--max-restarts",
+        "-1",
+        "--master_port",
+        "0",
+        "--data",
+        "d.yaml",
+    ]
     flags, rest = read_words(words, faults, {})
     assert (flags, rest) == (LaunchFlags(), ["train", "--data", "d.yaml"])
     assert [line.split()[0] for line in faults] == ["--num_gpus", "--max-restarts", "--master_port"]

@@ -32,9 +32,16 @@ def hostfile(tmp_path: Path, text: str) -> Path:
     return file
 
 
-def command(flags: LaunchFlags, *, gpus: int = 0, cores: int = 4, **variables: str) -> tuple[list[str], dict[str, str]]:
+def command(
+    flags: LaunchFlags, *, gpus: int = 0, cores: int = 4, **variables: str
+) -> tuple[list[str], dict[str, str]]:
     return launcher_command(
-        ["train", "--data", "x.yaml"], flags, gpus=gpus, python=PYTHON, cores=cores, environ={**SET, **variables}
+        ["train", "--data", "x.yaml"],
+        flags,
+        gpus=gpus,
+        python=PYTHON,
+        cores=cores,
+        environ={**SET, **variables},
     )
 
 
@@ -53,7 +60,12 @@ def test_cores_are_shared_among_cpu_ranks(cores, ranks, threads):
 
 
 def test_what_the_user_has_set_is_left_alone():
-    mine = {"OMP_NUM_THREADS": "7", "DS_ACCELERATOR": "cpu", "GLIBC_TUNABLES": "x=1", "MALLOC_TOP_PAD_": "0"}
+    mine = {
+        "OMP_NUM_THREADS": "7",
+        "DS_ACCELERATOR": "cpu",
+        "GLIBC_TUNABLES": "x=1",
+        "MALLOC_TOP_PAD_": "0",
+    }
     variables = command(LaunchFlags(), **mine)[1]
     assert not set(mine) & set(variables)
     assert "MALLOC_TRIM_THRESHOLD_" in variables
@@ -81,10 +93,15 @@ def test_cuda_visible_devices_is_honoured():
 
 
 def test_filters_choose_among_the_gpus_that_are_visible():
-    """DeepSpeed would count --exclude from the machine's first GPU on, and take those that are not visible."""
-    words = " ".join(command(LaunchFlags(exclude="localhost:2"), gpus=3, CUDA_VISIBLE_DEVICES="2,3,5")[0])
+    """DeepSpeed would count --exclude from the machine's first GPU on, and take those that are not
+    visible."""
+    words = " ".join(
+        command(LaunchFlags(exclude="localhost:2"), gpus=3, CUDA_VISIBLE_DEVICES="2,3,5")[0]
+    )
     assert "--include localhost:3,5 " in words and "--exclude" not in words
-    words = " ".join(command(LaunchFlags(include="localhost:5"), gpus=3, CUDA_VISIBLE_DEVICES="2,3,5")[0])
+    words = " ".join(
+        command(LaunchFlags(include="localhost:5"), gpus=3, CUDA_VISIBLE_DEVICES="2,3,5")[0]
+    )
     assert "--include localhost:5 " in words
     with pytest.raises(UserError, match="localhost has no slot '0'; its slots are 2, 3, 5"):
         command(LaunchFlags(include="localhost:0,2"), gpus=3, CUDA_VISIBLE_DEVICES="2,3,5")
@@ -116,23 +133,35 @@ def test_where_no_gpu_is_visible_ranks_compute_on_the_cpu_and_see_none_either(hi
 def test_slots_of_a_hostfile_are_places_among_the_gpus_that_are_visible(tmp_path, names):
     """DeepSpeed takes the slots for numbers of GPUs: it would start on 0 and 1."""
     flags = LaunchFlags(hostfile=hostfile(tmp_path, "localhost slots=2\n"))
-    assert command(flags, gpus=2, CUDA_VISIBLE_DEVICES=names)[1] == {"YOLODS_VISIBLE_DEVICES": names}
+    assert command(flags, gpus=2, CUDA_VISIBLE_DEVICES=names)[1] == {
+        "YOLODS_VISIBLE_DEVICES": names
+    }
     far = LaunchFlags(hostfile=hostfile(tmp_path, "a slots=3\n"))
-    with pytest.raises(UserError, match=f"a has slots=3, but CUDA_VISIBLE_DEVICES={names} names 2 GPUs; write slots=2"):
+    with pytest.raises(
+        UserError,
+        match=f"a has slots=3, but CUDA_VISIBLE_DEVICES={names} names 2 GPUs; write slots=2",
+    ):
         command(far, gpus=2, CUDA_VISIBLE_DEVICES=names)
 
 
-@pytest.mark.parametrize(("names", "fine"), [("0,1,2,3", True), ("2,3", False), ("GPU-a,GPU-b", False), (None, True)])
-def test_over_several_hosts_the_gpus_of_this_one_are_not_exchanged_for_others(tmp_path, monkeypatch, names, fine):
+@pytest.mark.parametrize(
+    ("names", "fine"), [("0,1,2,3", True), ("2,3", False), ("GPU-a,GPU-b", False), (None, True)]
+)
+def test_over_several_hosts_the_gpus_of_this_one_are_not_exchanged_for_others(
+    tmp_path, monkeypatch, names, fine
+):
     monkeypatch.setattr("shutil.which", lambda tool, path=None: f"/usr/bin/{tool}")
     monkeypatch.setattr(launch, "is_here", lambda name: name == "a")
-    flags = LaunchFlags(hostfile=hostfile(tmp_path, "a slots=2\nb slots=2\n"), master_addr="10.0.0.1")
+    flags = LaunchFlags(
+        hostfile=hostfile(tmp_path, "a slots=2\nb slots=2\n"), master_addr="10.0.0.1"
+    )
     variables = {} if names is None else {"CUDA_VISIBLE_DEVICES": names}
     if fine:
         command(flags, gpus=2, **variables)
         return
     with pytest.raises(
-        UserError, match=f"CUDA_VISIBLE_DEVICES={names} applies to this machine only, .* would use a:0,1; "
+        UserError,
+        match=f"CUDA_VISIBLE_DEVICES={names} applies to this machine only, .* would use a:0,1; ",
     ):
         command(flags, gpus=2, **variables)
 
@@ -162,7 +191,15 @@ def test_a_local_run_picks_a_free_port():
 def test_a_hostfile_of_this_machine_needs_no_ssh(tmp_path):
     file = hostfile(tmp_path, "localhost slots=2\n")
     words, variables = command(LaunchFlags(hostfile=file, master_port=5))
-    place = ["--log_level", "warning", "--hostfile", str(file), "--no_ssh_check", "--master_addr", "127.0.0.1"]
+    place = [
+        "--log_level",
+        "warning",
+        "--hostfile",
+        str(file),
+        "--no_ssh_check",
+        "--master_addr",
+        "127.0.0.1",
+    ]
     assert words == [*HEAD, *place, "--master_port", "5", *TAIL]
     assert variables["DS_ACCELERATOR"] == "cpu"
 
@@ -174,23 +211,42 @@ def test_a_single_host_starts_here_whatever_its_name(tmp_path):
     assert variables["DS_ACCELERATOR"] == "cpu"
 
 
-@pytest.mark.parametrize(("gpus", "here", "cpus"), [(0, "b", True), (0, "c", False), (2, "b", False)])
-def test_hosts_without_gpus_where_this_one_is_among_them_and_has_none(tmp_path, monkeypatch, gpus, here, cpus):
+@pytest.mark.parametrize(
+    ("gpus", "here", "cpus"), [(0, "b", True), (0, "c", False), (2, "b", False)]
+)
+def test_hosts_without_gpus_where_this_one_is_among_them_and_has_none(
+    tmp_path, monkeypatch, gpus, here, cpus
+):
     monkeypatch.setattr("shutil.which", lambda tool, path=None: f"/usr/bin/{tool}")
     monkeypatch.setattr(launch, "is_here", lambda name: name == here)
     file = hostfile(tmp_path, "a slots=2\nb slots=2\n")
     variables = command(LaunchFlags(hostfile=file), gpus=gpus)[1]
     lines = Path(variables["DS_ENV_FILE"]).read_text().splitlines()
     assert ("DS_ACCELERATOR" in variables) == cpus
-    assert lines == (["DS_ACCELERATOR=cpu", *(f"{name}={value}" for name, value in ALLOCATOR.items())] if cpus else [])
-    assert not any(line.startswith("OMP_NUM_THREADS") for line in lines)  # hosts may have other numbers of cores
+    assert lines == (
+        ["DS_ACCELERATOR=cpu", *(f"{name}={value}" for name, value in ALLOCATOR.items())]
+        if cpus
+        else []
+    )
+    assert not any(
+        line.startswith("OMP_NUM_THREADS") for line in lines
+    )  # hosts may have other numbers of cores
 
 
 def test_every_host_starts_its_own_ranks(tmp_path):
     file = hostfile(tmp_path, "a slots=2\nb slots=4\n")
     flags = LaunchFlags(hostfile=file, no_ssh=True, node_rank=1, master_addr="a.net")
     words, variables = command(flags, cores=8)
-    place = ["--hostfile", str(file), "--no_ssh_check", "--master_addr", "a.net", "--no_ssh", "--node_rank", "1"]
+    place = [
+        "--hostfile",
+        str(file),
+        "--no_ssh_check",
+        "--master_addr",
+        "a.net",
+        "--no_ssh",
+        "--node_rank",
+        "1",
+    ]
     assert words == [*HEAD, "--log_level", "warning", *place, *TAIL]
     assert (variables["DS_ACCELERATOR"], variables["OMP_NUM_THREADS"]) == ("cpu", "2")
     assert ranks_of(flags, gpus=0, environ={}) == 6
@@ -240,7 +296,10 @@ def test_filters_reach_deepspeed_and_the_number_of_ranks(tmp_path, monkeypatch):
     ("flags", "message"),
     [
         (LaunchFlags(num_gpus=0), "--num_gpus 0: it must be at least 1"),
-        (LaunchFlags(num_gpus=1, include="localhost"), "--num_gpus cannot be combined with --include"),
+        (
+            LaunchFlags(num_gpus=1, include="localhost"),
+            "--num_gpus cannot be combined with --include",
+        ),
         (LaunchFlags(hostfile=Path("none")), "--hostfile none: no such file"),
         (LaunchFlags(include="localhost:5"), "localhost has no slot '5'"),
     ],
@@ -251,14 +310,20 @@ def test_mistakes_are_found_before_the_launcher(flags, message):
 
 
 def test_the_environments_tools_are_on_the_path():
-    """DeepSpeed's builds call `ninja`, which stands beside an interpreter that need not be activated."""
-    variables = launcher_command(["train"], LaunchFlags(), gpus=1, python=PYTHON, environ={"PATH": "/usr/bin"})[1]
+    """DeepSpeed's builds call `ninja`, which stands beside an interpreter that need not be
+    activated."""
+    variables = launcher_command(
+        ["train"], LaunchFlags(), gpus=1, python=PYTHON, environ={"PATH": "/usr/bin"}
+    )[1]
     assert variables == {"PATH": f"/env/bin{os.pathsep}/usr/bin"}
 
 
 @pytest.mark.parametrize(
     ("count", "line"),
-    [("4097", "--num_gpus 4097: it must be at most 4096"), ("99999999999", "--num_gpus 99999999999: it must be")],
+    [
+        ("4097", "--num_gpus 4097: it must be at most 4096"),
+        ("99999999999", "--num_gpus 99999999999: it must be"),
+    ],
 )
 def test_more_ranks_than_can_be_counted_get_a_line_and_not_the_machines_memory(count, line):
     with pytest.raises(UserError, match=f"^{line}"):
@@ -276,8 +341,8 @@ def test_a_fault_of_the_hostfile_names_the_variable_that_has_named_it(tmp_path):
 @pytest.mark.process
 @pytest.mark.slow
 def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path):
-    """By the real launcher: module found, words whole, ranks numbered, variables there. Runs that end well are in
-    tests/dist/test_launch_path.py."""
+    """By the real launcher: module found, words whole, ranks numbered, variables there. Runs that
+    end well are in tests/dist/test_launch_path.py."""
     for package in ("yolods", "yolods/launch", "yolods/system"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("")
@@ -286,20 +351,32 @@ def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path):
     (tmp_path / "yolods" / "__main__.py").write_text(
         "import os, sys, time\n"
         "names = ('RANK', 'WORLD_SIZE', 'DS_ACCELERATOR', 'OMP_NUM_THREADS')\n"
-        "print('|'.join(['here', *sys.argv[1:], *(os.environ[name] for name in names)]) + '\\n', end='', flush=True)\n"
+        "print('|'.join(['here', *sys.argv[1:], *(os.environ[name] for name in names)]) + '\\n', "
+        "end='', flush=True)\n"
         # A rank that fails takes its sibling down, which has to have spoken before.
         "open('spoke' + os.environ['RANK'], 'w').close()\n"
         "while not all(map(os.path.exists, ('spoke0', 'spoke1'))): time.sleep(0.01)\n"
         "sys.exit(7)\n"
     )
     words, variables = launcher_command(
-        ["train", "--name", "a b"], LaunchFlags(), gpus=0, python=sys.executable, cores=2, environ={}
+        ["train", "--name", "a b"],
+        LaunchFlags(),
+        gpus=0,
+        python=sys.executable,
+        cores=2,
+        environ={},
     )
-    # The stand-in has to be found before an installed yolods: `-m` looks into the working directory first.
+    # The stand-in has to be found before an installed yolods: `-m` looks into the working directory
+    # first.
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     path = os.pathsep.join([variables["PATH"], os.environ["PATH"]])
     done = subprocess.run(
-        words, cwd=tmp_path, env={**kept, **variables, "PATH": path}, capture_output=True, text=True, timeout=120
+        words,
+        cwd=tmp_path,
+        env={**kept, **variables, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 7, done.stderr
     seen = sorted(line for line in done.stdout.splitlines() if line.startswith("here"))
@@ -312,7 +389,10 @@ def test_the_command_starts_two_ranks_and_hands_back_their_exit_code(tmp_path):
     ("flags", "unused"),
     [
         ({"launcher": "slurm", "ssh_port": 22}, ["--launcher slurm", "--ssh_port 22"]),
-        ({"master_addr": "10.0.0.1", "launcher_args": "-x"}, ["--launcher_args -x", "--master_addr 10.0.0.1"]),
+        (
+            {"master_addr": "10.0.0.1", "launcher_args": "-x"},
+            ["--launcher_args -x", "--master_addr 10.0.0.1"],
+        ),
         ({"num_gpus": 2, "max_restarts": 1, "master_port": 29500}, []),
     ],
 )

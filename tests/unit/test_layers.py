@@ -6,13 +6,22 @@ from torch import nn
 
 from yolods.model import layers
 from yolods.model.architecture.build import architecture, build, parse_name
-from yolods.model.layers import BatchNormFloat32, PointwiseConv, SyncBatchNormFloat32, exchange_layers
+from yolods.model.layers import (
+    BatchNormFloat32,
+    PointwiseConv,
+    SyncBatchNormFloat32,
+    exchange_layers,
+)
 
 
 def pair(kind, *arguments, **options):
     """A layer of torch and its exchanged twin, with the same weights."""
     torch.manual_seed(0)
-    plain = nn.Conv2d(*arguments, **options) if kind is PointwiseConv else nn.BatchNorm2d(*arguments, **options)
+    plain = (
+        nn.Conv2d(*arguments, **options)
+        if kind is PointwiseConv
+        else nn.BatchNorm2d(*arguments, **options)
+    )
     twin = kind(*arguments, **options)
     twin.load_state_dict(plain.state_dict())
     return plain, twin
@@ -46,7 +55,8 @@ def test_bf16_batchnorm_is_fp32_batchnorm_rounded_once():
     inputs = low.clone().requires_grad_(), low.float().requires_grad_()
     outputs = twin(inputs[0]), plain(inputs[1])
     assert outputs[0].dtype == torch.bfloat16
-    # One rounding to 8 bits is off by up to 2^-9 of a value, two by twice that; three and the sum would show.
+    # One rounding to 8 bits is off by up to 2^-9 of a value, two by twice that; three and the sum
+    # would show.
     torch.testing.assert_close(outputs[0].float(), outputs[1], rtol=2**-8, atol=2**-8)
     weights = torch.randn(4, 8, 6, 6)
     (outputs[0].float() * weights).sum().backward()
@@ -60,14 +70,17 @@ def test_running_statistics_stay_fp32_and_are_those_of_fp32(dtype):
     plain, twin = pair(BatchNormFloat32, 8, momentum=0.03)
     twin.weight.data, twin.bias.data = twin.weight.data.to(dtype), twin.bias.data.to(dtype)
     for step in range(20):
-        images = (torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(step)) + 100).to(dtype)
+        images = (torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(step)) + 100).to(
+            dtype
+        )
         twin(images)
         plain(images.float())
     for name in ("running_mean", "running_var"):
         value = getattr(twin, name)
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, getattr(plain, name), rtol=1e-5, atol=1e-5)
-    # With momentum 0.03 bf16 statistics would stand still: 0.03 of the distance is below half a step of theirs.
+    # With momentum 0.03 bf16 statistics would stand still: 0.03 of the distance is below half a
+    # step of theirs.
     assert 40 < twin.running_mean.mean() < 50
 
 

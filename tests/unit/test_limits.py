@@ -1,4 +1,5 @@
-"""What DeepSpeed would take and die of: each rule with the one thing that breaks it, and beside it what does not."""
+"""What DeepSpeed would take and die of: each rule with the one thing that breaks it, and beside it
+what does not."""
 
 from __future__ import annotations
 
@@ -70,8 +71,16 @@ CASES = [
         "running statistics, which stay fp32",
     ),
     (
-        {"zero_stage": 0, "precision": "bf16", "sound": {"data_types": {"grad_accum_dtype": "fp32"}}},
-        {"zero_stage": 1, "precision": "bf16", "sound": {"data_types": {"grad_accum_dtype": "fp32"}}},
+        {
+            "zero_stage": 0,
+            "precision": "bf16",
+            "sound": {"data_types": {"grad_accum_dtype": "fp32"}},
+        },
+        {
+            "zero_stage": 1,
+            "precision": "bf16",
+            "sound": {"data_types": {"grad_accum_dtype": "fp32"}},
+        },
         "with ZeRO stage 0, gradients have the parameters' data type, bf16",
     ),
     (
@@ -110,8 +119,18 @@ CASES = [
         "unseen by the EMA",
     ),
     (
-        {"zero_stage": 3, "offload": OFFLOADED, "optimizer": "SGD", "sound": zero(offload_optimizer={"ratio": 0.5})},
-        {"zero_stage": 3, "offload": OFFLOADED, "optimizer": "AdamW", "sound": zero(offload_optimizer={"ratio": 0.5})},
+        {
+            "zero_stage": 3,
+            "offload": OFFLOADED,
+            "optimizer": "SGD",
+            "sound": zero(offload_optimizer={"ratio": 0.5}),
+        },
+        {
+            "zero_stage": 3,
+            "offload": OFFLOADED,
+            "optimizer": "AdamW",
+            "sound": zero(offload_optimizer={"ratio": 0.5}),
+        },
         "needs DeepSpeed's CPUAdam on a GPU, but the optimizer is SGD",
     ),
     (
@@ -138,7 +157,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("broken", "sound", "fault"), CASES, ids=[case[2][:40] for case in CASES])
-def test_what_the_ranks_would_die_of_is_a_fault_and_what_they_would_not_is_none(broken, sound, fault):
+def test_what_the_ranks_would_die_of_is_a_fault_and_what_they_would_not_is_none(
+    broken, sound, fault
+):
     (line,) = faults_of(broken)
     assert line.startswith("ds: ") and fault in line
     assert faults_of(sound) == []

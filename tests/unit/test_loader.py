@@ -1,4 +1,5 @@
-"""yolods.data.loader: the same batches for any number of workers and ranks, each evaluation image once."""
+"""yolods.data.loader: the same batches for any number of workers and ranks, each evaluation image
+once."""
 
 import itertools
 import os
@@ -46,7 +47,10 @@ def take(dataset, count: int, **options) -> list[dict]:
 
 
 def same(a: dict, b: dict) -> bool:
-    return all(torch.equal(a[k], b[k]) for k in ("img", "cls", "bboxes", "batch_idx")) and a["im_file"] == b["im_file"]
+    return (
+        all(torch.equal(a[k], b[k]) for k in ("img", "cls", "bboxes", "batch_idx"))
+        and a["im_file"] == b["im_file"]
+    )
 
 
 def test_workers_do_not_matter(sets):
@@ -68,7 +72,9 @@ def test_ranks_split_a_batch(sets):
     parts = [take(sets["train"], 4, dp_rank=rank, dp_size=2, micro=2) for rank in (0, 1)]
     for k, batch in enumerate(whole):
         assert torch.equal(batch["img"], torch.cat([parts[0][k]["img"], parts[1][k]["img"]]))
-        assert torch.equal(batch["bboxes"], torch.cat([parts[0][k]["bboxes"], parts[1][k]["bboxes"]]))
+        assert torch.equal(
+            batch["bboxes"], torch.cat([parts[0][k]["bboxes"], parts[1][k]["bboxes"]])
+        )
 
 
 def test_it_goes_on_from_any_position(sets):
@@ -77,9 +83,25 @@ def test_it_goes_on_from_any_position(sets):
 
 def test_sizes_that_do_not_multiply_out(sets):
     with pytest.raises(ValueError, match="batch 8 != micro 3 x ranks 2 = 6"):
-        train_loader(sets["train"], Stream(7, 0, 8), first_position=0, dp_rank=0, dp_size=2, micro=3, workers=0)
+        train_loader(
+            sets["train"],
+            Stream(7, 0, 8),
+            first_position=0,
+            dp_rank=0,
+            dp_size=2,
+            micro=3,
+            workers=0,
+        )
     with pytest.raises(ValueError, match="the stream has 8 images, the data set 7"):
-        train_loader(sets["train"], Stream(8, 0, 4), first_position=0, dp_rank=0, dp_size=1, micro=4, workers=0)
+        train_loader(
+            sets["train"],
+            Stream(8, 0, 4),
+            first_position=0,
+            dp_rank=0,
+            dp_size=1,
+            micro=4,
+            workers=0,
+        )
 
 
 def test_torch_generator_is_left_alone(sets):
@@ -92,7 +114,9 @@ def test_torch_generator_is_left_alone(sets):
 def test_replaced_files_are_reported(sets, workers):
     gone = sets["train"].im_files[3]
     Path(sets["train"].source.place(gone)).unlink()
-    assert gone in [file for batch in take(sets["train"], 4, workers=workers) for file in batch["replaced"]]
+    assert gone in [
+        file for batch in take(sets["train"], 4, workers=workers) for file in batch["replaced"]
+    ]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -114,7 +138,9 @@ class Killed(DetectionSet):
 
 def test_a_killed_worker_is_one_line(sets):
     sets["train"].__class__ = Killed
-    with pytest.raises(UserError, match=r"data loading process died .*try fewer --workers \(now 1 per rank") as caught:
+    with pytest.raises(
+        UserError, match=r"data loading process died .*try fewer --workers \(now 1 per rank"
+    ) as caught:
         take(sets["train"], 1, workers=1)
     assert "\n" not in str(caught.value)
 
@@ -135,7 +161,10 @@ def test_workers_leave_ctrl_c_to_the_main_process(sets):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize("forward_batch", [1, 4, 7, 16, 64])
 def test_each_evaluation_image_once_and_equal_counts(sets, ranks, forward_batch):
-    shares = [eval_batches(sets["val"], dp_rank=r, dp_size=ranks, forward_batch=forward_batch) for r in range(ranks)]
+    shares = [
+        eval_batches(sets["val"], dp_rank=r, dp_size=ranks, forward_batch=forward_batch)
+        for r in range(ranks)
+    ]
     assert len({len(share) for share in shares}) == 1
     counted = [i for share in shares for batch in share for i in batch.indices[: batch.real]]
     assert sorted(counted) == list(range(21))

@@ -27,7 +27,9 @@ def _nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def own(**checkpoint: Any) -> YolodsConfig:
-    return YolodsConfig(checkpoint=CheckpointPolicy(**checkpoint), overflow=OverflowConfig(quarantine=1))
+    return YolodsConfig(
+        checkpoint=CheckpointPolicy(**checkpoint), overflow=OverflowConfig(quarantine=1)
+    )
 
 
 def culprit(*files: str) -> Culprit:
@@ -43,11 +45,18 @@ def test_a_run_from_its_first_step_to_its_last_validation() -> None:
         *("note start", "epoch 1", "read from 0", "step 1", "step 2", "judge epoch 1", "save 2"),
         *("epoch 2", "step 3", "step 4", "judge epoch 2", "save 4", *END),
     ]
-    assert [(each.step, each.epoch, each.position, each.samples) for each in loop.telemetry.records] == [
+    assert [
+        (each.step, each.epoch, each.position, each.samples) for each in loop.telemetry.records
+    ] == [
         *((1, 0, 4, 4), (2, 0, 8, 4), (3, 1, 12, 4), (4, 1, 16, 4)),
     ]
     progress = loop.store.saved[-1]
-    assert (progress.position, progress.step, progress.epochs_done, progress.loss_sums) == (16, 4, 2, ())
+    assert (progress.position, progress.step, progress.epochs_done, progress.loss_sums) == (
+        16,
+        4,
+        2,
+        (),
+    )
 
 
 def test_a_row_of_results_has_the_epochs_mean_and_its_rates() -> None:
@@ -70,13 +79,17 @@ def test_a_row_of_results_has_the_epochs_mean_and_its_rates() -> None:
         ({"every_epochs": 0, "every_steps": 2}, [2, 4, 8, 9]),
     ],
 )
-def test_checkpoints_are_written_when_they_are_due_and_at_the_end(policy: dict[str, int], saves: list[int]) -> None:
+def test_checkpoints_are_written_when_they_are_due_and_at_the_end(
+    policy: dict[str, int], saves: list[int]
+) -> None:
     """A step that ends an epoch saves by the epochs' rule alone."""
     loop = Loop(samples=12, epochs=3, own=own(**policy)).fit()
     assert [progress.step for progress in loop.store.saved] == saves
 
 
-@pytest.mark.parametrize(("every", "due"), [(0, []), (1, [1, 2, 3, 4, 5, 6]), (3, [3, 6]), (-1, [])])
+@pytest.mark.parametrize(
+    ("every", "due"), [(0, []), (1, [1, 2, 3, 4, 5, 6]), (3, [3, 6]), (-1, [])]
+)
 def test_what_is_due_every_so_often(every: int, due: list[int]) -> None:
     assert [count for count in range(1, 7) if is_due(every, count)] == due
 
@@ -129,9 +142,15 @@ def test_an_image_that_is_not_finite_is_left_out_from_the_next_batch_on() -> Non
         *("read from 0", "step 1", "skip: step skipped, excluded from now on: /data/a.jpg"),
         *("exclude ['a.jpg']", "read from 4"),
     ]
-    assert loop.calls.count("read from 4") == 1 and "read from 12" not in loop.calls, "it is out already"
-    assert loop.run.progress.image_faults == (("a.jpg", 2),), "it has to be found again where the set lies elsewhere"
-    assert loop.telemetry.events[0].culprits[0]["files"] == ("/data/a.jpg",), "people are told of files"
+    assert loop.calls.count("read from 4") == 1 and "read from 12" not in loop.calls, (
+        "it is out already"
+    )
+    assert loop.run.progress.image_faults == (("a.jpg", 2),), (
+        "it has to be found again where the set lies elsewhere"
+    )
+    assert loop.telemetry.events[0].culprits[0]["files"] == ("/data/a.jpg",), (
+        "people are told of files"
+    )
     assert loop.run.progress.skipped == 2
 
 
@@ -177,7 +196,9 @@ def test_a_request_during_the_last_validation_does_not_save_the_weights_of_best_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loop = Loop(own=own(every_epochs=0))
-    loop.store.fault = OSError("the disk is full")  # so that the last step was not saved, and would be
+    loop.store.fault = OSError(
+        "the disk is full"
+    )  # so that the last step was not saved, and would be
 
     def stop(*_: Any) -> None:
         raise interrupt.Stopped
@@ -199,7 +220,9 @@ def test_a_checkpoint_that_cannot_be_written_is_a_line() -> None:
 def test_losses_of_skipped_steps_are_left_out_of_the_epoch() -> None:
     loop = Loop()
     nan = good(verdict=Verdict("skip", "forward"))
-    loop.steps[1] = type(nan)(loss=dict.fromkeys(LOSS_NAMES, math.nan), instances=3, verdict=nan.verdict)
+    loop.steps[1] = type(nan)(
+        loss=dict.fromkeys(LOSS_NAMES, math.nan), instances=3, verdict=nan.verdict
+    )
     loop.fit()
     assert isinstance(loop.telemetry, Lines)
     assert loop.telemetry.epochs[0].train_loss == dict.fromkeys(LOSS_NAMES, 1.0)

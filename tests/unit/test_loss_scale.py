@@ -13,11 +13,15 @@ from yolods.zero.loss_scale import LossScale, ScaleRules
 
 @pytest.mark.parametrize("consecutive", [False, True])
 @pytest.mark.parametrize("hysteresis", [1, 2, 4])
-def test_it_moves_as_deepspeeds_does(hysteresis: int, consecutive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_moves_as_deepspeeds_does(
+    hysteresis: int, consecutive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the same overflows, as long as neither end is reached."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
-    monkeypatch.setattr("deepspeed.runtime.fp16.loss_scaler.dist.get_rank", lambda: 1)  # which speaks to nobody
+    monkeypatch.setattr(
+        "deepspeed.runtime.fp16.loss_scaler.dist.get_rank", lambda: 1
+    )  # which speaks to nobody
     stock = DynamicLossScaler(2.0**40, 7, 1, hysteresis, consecutive)
     mine = LossScale(ScaleRules(2.0**40, 7, hysteresis, consecutive, 1.0, 2.0**80))
     draw = random.Random(0)

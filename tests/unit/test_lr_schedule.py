@@ -1,4 +1,5 @@
-"""Steps, rates and momentum at literal points. That whole runs follow ultralytics' loop is shown in tests/parity."""
+"""Steps, rates and momentum at literal points. That whole runs follow ultralytics' loop is shown in
+tests/parity."""
 
 import math
 from itertools import pairwise
@@ -42,7 +43,9 @@ def test_warmup_does_not_outlast_its_epochs_where_batches_cross_them(samples, ep
     assert abs(plan.warmup_batches * plan.batch - 3 * samples) <= plan.batch / 2
 
 
-@pytest.mark.parametrize(("epoch", "factor"), [(0, 1.0), (1, 0.901), (5, 0.505), (9, 0.109), (10, 0.01), (11, 0.01)])
+@pytest.mark.parametrize(
+    ("epoch", "factor"), [(0, 1.0), (1, 0.901), (5, 0.505), (9, 0.109), (10, 0.01), (11, 0.01)]
+)
 def test_linear_decay(epoch, factor):
     assert schedule().decay(epoch) == pytest.approx(factor)
 
@@ -71,7 +74,8 @@ def test_the_first_step_stands_still_but_for_biases():
 
 
 def test_half_way_through_warmup():
-    """Accumulation at batch b is round(1 + 3 b / 24): 2 at 12, 3 at 13 and 14, so that batch 14 ends the step."""
+    """Accumulation at batch b is round(1 + 3 b / 24): 2 at 12, 3 at 13 and 14, so that batch 14
+    ends the step."""
     step = schedule().step_at(12 * 16)
     assert (step.first_batch, step.batches, step.end_batch, step.epoch) == (12, 3, 15, 1)
     target = 0.01 * (1 - 0.99 * 0.1)

@@ -1,4 +1,5 @@
-"""How `python -m yolods` leaves: with which status, and with nothing of the interpreter's teardown."""
+"""How `python -m yolods` leaves: with which status, and with nothing of the interpreter's
+teardown."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class Left(BaseException):
 
 
 def status_of(monkeypatch: pytest.MonkeyPatch, ended: int | BaseException) -> int:
-    """The exit status where the command line returns or raises this. The module is yolods.__main__."""
+    """The exit status where the command line returns or raises this. The module is
+    yolods.__main__."""
 
     def main() -> int:
         if isinstance(ended, BaseException):
@@ -48,7 +50,9 @@ def status_of(monkeypatch: pytest.MonkeyPatch, ended: int | BaseException) -> in
         (SystemExit("no such thing"), 1),
     ],
 )
-def test_the_status_is_the_command_s(monkeypatch, capsys, ended: int | BaseException, status: int) -> None:
+def test_the_status_is_the_command_s(
+    monkeypatch, capsys, ended: int | BaseException, status: int
+) -> None:
     assert status_of(monkeypatch, ended) == status
     assert capsys.readouterr() == ("", "")
 
@@ -58,7 +62,9 @@ def test_what_nobody_foresaw_is_shown_and_is_a_failure(monkeypatch, capsys) -> N
     assert capsys.readouterr().err.endswith("ZeroDivisionError: of ours\n")
 
 
-def test_a_screen_that_is_gone_does_not_change_the_status_and_the_other_is_still_written(monkeypatch) -> None:
+def test_a_screen_that_is_gone_does_not_change_the_status_and_the_other_is_still_written(
+    monkeypatch,
+) -> None:
     written = []
 
     class Gone(io.StringIO):

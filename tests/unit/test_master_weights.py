@@ -1,4 +1,5 @@
-"""Where DeepSpeed keeps fp32 masters is known by kind; another DeepSpeed is noticed. Real engines: tests/parity."""
+"""Where DeepSpeed keeps fp32 masters is known by kind; another DeepSpeed is noticed. Real engines:
+tests/parity."""
 
 from types import SimpleNamespace
 
@@ -32,8 +33,13 @@ def test_torch_optimizers_hold_their_own_masters():
 
 
 def test_unfused_masters_are_rounded_into_the_model():
-    master, weight = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
-    masters = masters_of(fake("FP16_UnfusedOptimizer", fp32_groups=[[master]], fp16_groups=[[weight]]))
+    master, weight = (
+        nn.Parameter(torch.zeros(3)),
+        nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)),
+    )
+    masters = masters_of(
+        fake("FP16_UnfusedOptimizer", fp32_groups=[[master]], fp16_groups=[[weight]])
+    )
     assert isinstance(masters, UnfusedMasters)
     assert masters.members() == [[weight]]
     masters.shards()[0].fill_(1.001)
@@ -54,12 +60,17 @@ def test_unfused_masters_are_rounded_into_the_model():
 )
 def test_partitions_are_published_by_deepspeed(name, attributes, kind):
     called = []
-    partitions, weights = [nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(2))], [["a"], ["b", "c"]]
+    partitions, weights = (
+        [nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(2))],
+        [["a"], ["b", "c"]],
+    )
     held = dict(zip(attributes, (partitions, weights), strict=True))
     masters = masters_of(fake(name, **held, update_lp_params=lambda: called.append(1)))
     assert masters.members() == weights
     assert type(masters) is kind
-    assert [shard.data_ptr() for shard in masters.shards()] == [part.data_ptr() for part in partitions]
+    assert [shard.data_ptr() for shard in masters.shards()] == [
+        part.data_ptr() for part in partitions
+    ]
     masters.publish()
     assert called == [1]
 
@@ -89,7 +100,10 @@ def test_zero3_follows_the_end_of_deepspeeds_step():
             fake("DeepSpeedZeroOptimizer", update_lp_params=None),
             "lacks single_partition_of_fp32_groups, round_robin_bit16_groups;",
         ),
-        (fake("BF16_Optimizer"), "lacks fp32_groups_flat_partition, bf16_groups, update_lp_params;"),
+        (
+            fake("BF16_Optimizer"),
+            "lacks fp32_groups_flat_partition, bf16_groups, update_lp_params;",
+        ),
         (fake("NewOptimizer"), "NewOptimizer is not supported;"),
     ],
 )
@@ -101,7 +115,8 @@ def test_another_deepspeed_is_noticed(optimizer, words):
 
 
 def test_the_installed_deepspeed_has_what_is_needed():
-    """Names that DeepSpeed's own classes use, so that a changed version fails here and not in a run."""
+    """Names that DeepSpeed's own classes use, so that a changed version fails here and not in a
+    run."""
     import inspect
 
     from deepspeed.runtime.bf16_optimizer import BF16_Optimizer

@@ -1,4 +1,5 @@
-"""Micro-batches of a step: taken once, and where a step may run again, once more in the same order."""
+"""Micro-batches of a step: taken once, and where a step may run again, once more in the same
+order."""
 
 from __future__ import annotations
 
@@ -42,7 +43,11 @@ def test_a_second_run_notes_no_file_and_no_wait_twice():
 
 
 def test_of_a_mosaic_all_files_are_noted_and_those_that_could_not_be_read():
-    made = {"sources": [("a.jpg", "b.jpg"), ("c.jpg",)], "im_file": ("a.jpg", "c.jpg"), "replaced": ("bad.jpg",)}
+    made = {
+        "sources": [("a.jpg", "b.jpg"), ("c.jpg",)],
+        "im_file": ("a.jpg", "c.jpg"),
+        "replaced": ("bad.jpg",),
+    }
     feed = ReplayableBatches(iter([made]), keep=False)
     feed.take()
     assert feed.files == [(("a.jpg", "b.jpg"), ("c.jpg",))]

@@ -1,4 +1,5 @@
-"""What is refused of a model and a run's settings together, on paper: image sizes, batches, frozen layers."""
+"""What is refused of a model and a run's settings together, on paper: image sizes, batches, frozen
+layers."""
 
 from types import SimpleNamespace
 
@@ -24,7 +25,9 @@ head:
 """
 
 
-def config(model="yolov5n", *, imgsz=64, micro=2, freeze=None, multi_scale=0.0, sync_bn=False, ranks=1):
+def config(
+    model="yolov5n", *, imgsz=64, micro=2, freeze=None, multi_scale=0.0, sync_bn=False, ranks=1
+):
     hyper = SimpleNamespace(freeze=freeze, multi_scale=multi_scale, sync_bn=sync_bn)
     layout = SimpleNamespace(micro_batch=micro, dp_size=ranks)
     return SimpleNamespace(model=model, imgsz=imgsz, seed=0, hyper=hyper, deepspeed=layout)
@@ -41,7 +44,9 @@ def test_a_users_yaml_tells_its_largest_stride_itself_whatever_it_is_called(tmp_
         (tmp_path / name).write_text(FOUR_LEVELS)
         line = fault_of(str(tmp_path / name), imgsz=96)
         assert line == "--imgsz 96: this model needs a multiple of 64; use 64 or 128"
-    three = FOUR_LEVELS.replace("  - [-1, 1, Conv, [64, 3, 2]]\nhead", "head").replace("[2, 3, 4, 5]", "[2, 3, 4]")
+    three = FOUR_LEVELS.replace("  - [-1, 1, Conv, [64, 3, 2]]\nhead", "head").replace(
+        "[2, 3, 4, 5]", "[2, 3, 4]"
+    )
     (tmp_path / "crop6.yaml").write_text(three)
     assert blueprint_of(config(str(tmp_path / "crop6.yaml"), imgsz=96), ("a",), 3).grid == 32
 
@@ -56,7 +61,9 @@ def test_a_users_yaml_tells_its_largest_stride_itself_whatever_it_is_called(tmp_
 )
 def test_image_sizes_are_multiples_of_the_largest_stride(name, imgsz, line):
     assert fault_of(name, imgsz=imgsz) == line
-    assert blueprint_of(config(name, imgsz=640), ("a",), 3).grid == (64 if name.endswith("6") else 32)
+    assert blueprint_of(config(name, imgsz=640), ("a",), 3).grid == (
+        64 if name.endswith("6") else 32
+    )
 
 
 def test_one_image_of_one_cell_is_refused_where_batchnorm_would_be():
@@ -84,9 +91,14 @@ def test_a_users_yaml_with_smaller_strides_has_more_cells_than_its_image_size_sa
     [
         (
             ("backbone",),
-            "'backbone' names no layer or module of yolov5n that has weights; the backbone is the first",
+            "'backbone' names no layer or module of yolov5n that has weights; the backbone is the "
+            "first",
         ),
-        (("head",), "'head' names no layer or module of yolov5n that has weights; the head is the layers 10 to 24"),
+        (
+            ("head",),
+            "'head' names no layer or module of yolov5n that has weights; the head is the layers "
+            "10 to 24",
+        ),
         (("24.cv9",), "(did you mean '24.cv"),
         ((99,), "99 names no layer or module"),
         ((11,), "11 names no layer or module of yolov5n that has weights"),
@@ -106,10 +118,18 @@ def test_every_word_that_freezes_nothing_is_named():
 
 @pytest.mark.parametrize(
     ("freeze", "same"),
-    [(("model.0",), (0,)), (("model.0.",), (0,)), (("0",), (0,)), (("model.24.cv2",), ("24.cv2",)), (10, range(10))],
+    [
+        (("model.0",), (0,)),
+        (("model.0.",), (0,)),
+        (("0",), (0,)),
+        (("model.24.cv2",), ("24.cv2",)),
+        (10, range(10)),
+    ],
 )
 def test_the_models_own_spelling_of_a_layer_is_understood(freeze, same):
-    names = [name for name, _ in blueprint_of(config(freeze=freeze), ("a",), 3).meta.named_parameters()]
+    names = [
+        name for name, _ in blueprint_of(config(freeze=freeze), ("a",), 3).meta.named_parameters()
+    ]
     expected = {name for name in names if is_frozen(name, marks_of(list(same)))}
     assert {name for name in names if is_frozen(name, marks_of(freeze))} == expected
     assert 1 < len(expected) < len(names)
@@ -123,7 +143,11 @@ def test_a_single_parameter_can_be_frozen():
 def test_how_much_is_frozen_is_said():
     names = [name for name, _ in blueprint_of(config(), ("a",), 3).meta.named_parameters()]
     assert told(None, names) is None
-    assert told(10, names).endswith("weight tensors are not trained, in 10 of 19 layers that have weights")
+    assert told(10, names).endswith(
+        "weight tensors are not trained, in 10 of 19 layers that have weights"
+    )
     assert told(10, names).startswith("freeze 10: 99 of 219 ")
-    assert ": 3 of " in told(("model.0",), names) and "in 1 of 19 layers" in told(("model.0",), names)
+    assert ": 3 of " in told(("model.0",), names) and "in 1 of 19 layers" in told(
+        ("model.0",), names
+    )
     assert told(0, names).endswith("(0 means the first 0 layers; layer 0 alone is [0])")

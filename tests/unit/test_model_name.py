@@ -1,4 +1,5 @@
-"""The grammar of model names: one for --model, for the names of weights files, and for image sizes."""
+"""The grammar of model names: one for --model, for the names of weights files, and for image
+sizes."""
 
 from pathlib import Path
 
@@ -42,8 +43,13 @@ def test_a_users_yaml_is_not_judged_by_its_name(tmp_path, name):
 
 def test_sizes_are_said_with_the_nearest_two():
     assert size_fault(640, 32, "m", "--imgsz") is None
-    assert size_fault(100, 32, "m", "--imgsz") == "--imgsz 100: m needs a multiple of 32; use 96 or 128"
-    assert size_fault(20, 64, "m", "--imgsz") == "--imgsz 20: m needs a multiple of 64; use 64 or 128"
+    assert (
+        size_fault(100, 32, "m", "--imgsz")
+        == "--imgsz 100: m needs a multiple of 32; use 96 or 128"
+    )
+    assert (
+        size_fault(20, 64, "m", "--imgsz") == "--imgsz 20: m needs a multiple of 64; use 64 or 128"
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,9 @@ def test_sizes_are_said_with_the_nearest_two():
         (32, 8, 1, 0.0, 1, False),
     ],
 )
-def test_one_value_per_channel_is_refused_with_the_arithmetic(imgsz, stride, micro, multi_scale, ranks, refused):
+def test_one_value_per_channel_is_refused_with_the_arithmetic(
+    imgsz, stride, micro, multi_scale, ranks, refused
+):
     fault = single_value_fault(imgsz, stride, micro, multi_scale=multi_scale, ranks=ranks)
     assert (fault is not None) == refused
     if fault:

@@ -1,4 +1,5 @@
-"""Services that DeepSpeed reports to find the run's folder; what it prints becomes lines of its log."""
+"""Services that DeepSpeed reports to find the run's folder; what it prints becomes lines of its
+log."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ import pytest
 from yolods.engine.monitor_files import announce_folders
 
 
-def test_services_keep_their_files_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_services_keep_their_files_in_the_runs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("WANDB_DIR", raising=False)
     monkeypatch.setenv("COMET_OFFLINE_DIRECTORY", "mine")
     folder = str(tmp_path / "deepspeed")
@@ -27,7 +30,9 @@ def test_without_a_service_nothing_is_made(tmp_path: Path) -> None:
 
 
 def test_what_deepspeed_prints_goes_to_its_log_and_not_between_the_epochs(
-    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from deepspeed.runtime.utils import see_memory_usage
     from deepspeed.utils.comms_logging import CommsLogger
@@ -37,7 +42,9 @@ def test_what_deepspeed_prints_goes_to_its_log_and_not_between_the_epochs(
 
     print_to_the_log()
     logger = logging.getLogger("DeepSpeed")
-    monkeypatch.setattr(logger, "filters", [])  # an earlier test's, which would take the handler away
+    monkeypatch.setattr(
+        logger, "filters", []
+    )  # an earlier test's, which would take the handler away
     logger.addHandler(caplog.handler)
     try:
         with caplog.at_level(logging.INFO, "DeepSpeed"):

@@ -31,7 +31,9 @@ def place(tmp_path, monkeypatch) -> Path:
 
 
 def command(flags: LaunchFlags, hosts=HOSTS, *, python=PYTHON, settings=None, **environ):
-    words, variables = over_hosts(WORDS, flags, hosts, settings=settings or {}, python=python, environ=environ)
+    words, variables = over_hosts(
+        WORDS, flags, hosts, settings=settings or {}, python=python, environ=environ
+    )
     return words, variables
 
 
@@ -40,15 +42,32 @@ def test_pdsh_and_what_travels(place):
     (place / "home" / ".deepspeed_env").write_text("A=x y\n", encoding="utf-8")
     (place / "here" / ".deepspeed_env").write_text("OMP_NUM_THREADS=9\n", encoding="utf-8")
     flags = LaunchFlags(master_addr="10.0.0.1", master_port=7, ssh_port=2222, launcher_args="-d")
-    given = {"OMP_NUM_THREADS": "3", "YOLODS_CACHE": "/c d", "PATH": "/bin", "DS_ACCELERATOR": "", "HOME": "/h"}
-    words, variables = command(flags, settings={"MALLOC_TOP_PAD_": "1", "OMP_NUM_THREADS": "1"}, **given)
-    start = "--no_ssh_check --launcher pdsh --master_port 7 --master_addr 10.0.0.1 --launcher_args=-d --ssh_port 2222"
+    given = {
+        "OMP_NUM_THREADS": "3",
+        "YOLODS_CACHE": "/c d",
+        "PATH": "/bin",
+        "DS_ACCELERATOR": "",
+        "HOME": "/h",
+    }
+    words, variables = command(
+        flags, settings={"MALLOC_TOP_PAD_": "1", "OMP_NUM_THREADS": "1"}, **given
+    )
+    start = (
+        "--no_ssh_check --launcher pdsh --master_port 7 --master_addr 10.0.0.1 --launcher_args=-d "
+        "--ssh_port 2222"
+    )
     assert words[:-5] == [*start.split(), "--module", "yolods"]
     assert words[-5:] == ["train", "--name", "a b", "--model", "'yolov5[2.0,2.0]'"]
     assert list(variables) == ["DS_ENV_FILE", "PDSH_SSH_ARGS_APPEND"]
     assert variables["PDSH_SSH_ARGS_APPEND"] == ALIVE
     lines = Path(variables["DS_ENV_FILE"]).read_text().splitlines()
-    assert lines == ["MALLOC_TOP_PAD_=1", "OMP_NUM_THREADS=3", "YOLODS_CACHE=/c d", "A=x y", "OMP_NUM_THREADS=9"]
+    assert lines == [
+        "MALLOC_TOP_PAD_=1",
+        "OMP_NUM_THREADS=3",
+        "YOLODS_CACHE=/c d",
+        "A=x y",
+        "OMP_NUM_THREADS=9",
+    ]
     assert (place / "home" / ".deepspeed_env").read_text() == "A=x y\n"
 
 
@@ -74,10 +93,13 @@ def test_the_import_path_is_the_users_own_where_he_wants_it_safe(place):
 
 def test_mpirun(place):
     (place / "home" / ".deepspeed_env").write_text("GLOO_X=1\n", encoding="utf-8")
-    flags = LaunchFlags(launcher="openmpi", master_addr="10.0.0.1", ssh_port=22, launcher_args="--allow-run-as-root")
+    flags = LaunchFlags(
+        launcher="openmpi", master_addr="10.0.0.1", ssh_port=22, launcher_args="--allow-run-as-root"
+    )
     words, variables = command(flags, GLOO_X="2", NCCL_DEBUG="INFO", YOLODS_CACHE="/c d")
     args = (
-        "--launcher_args=-x YOLODS_CACHE -x MASTER_ADDR -x MASTER_PORT --mca plm_rsh_args '-p 22' --allow-run-as-root"
+        "--launcher_args=-x YOLODS_CACHE -x MASTER_ADDR -x MASTER_PORT --mca plm_rsh_args '-p 22' "
+        "--allow-run-as-root"
     )
     assert words == [
         *["--no_ssh_check", "--launcher", "openmpi", "--master_addr", "10.0.0.1"],
@@ -102,8 +124,16 @@ def test_srun(place):
     ("flags", "hosts", "message"),
     [
         ({"launcher": "openmpi", "include": "a"}, HOSTS, "uses the whole hostfile; omit --include"),
-        ({"launcher": "slurm"}, (HOSTS[0], Host("c", 2, (0,))), "the same slots on every host, not a.invalid 2, c 1"),
-        ({"launcher": "slurm"}, (Host("c", 2, (1,)), Host("d", 2, (1,))), "uses a host's first slots, not c:1; use"),
+        (
+            {"launcher": "slurm"},
+            (HOSTS[0], Host("c", 2, (0,))),
+            "the same slots on every host, not a.invalid 2, c 1",
+        ),
+        (
+            {"launcher": "slurm"},
+            (Host("c", 2, (1,)), Host("d", 2, (1,))),
+            "uses a host's first slots, not c:1; use",
+        ),
         ({"launcher": "slurm", "ssh_port": 1}, HOSTS, "does not use ssh; omit --ssh_port"),
         ({"launcher": "slurm"}, HOSTS, "the name a.invalid resolves to nothing here"),
     ],
@@ -116,7 +146,9 @@ def test_what_a_launcher_cannot_do(place, flags, hosts, message):
 def test_a_launcher_that_is_not_installed(place, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda tool, path=None: None)
     for launcher, (tool, remedy) in multi_host.TOOLS.items():
-        with pytest.raises(UserError, match=f"no {tool} here, which --launcher {launcher} needs: {remedy}"):
+        with pytest.raises(
+            UserError, match=f"no {tool} here, which --launcher {launcher} needs: {remedy}"
+        ):
             command(LaunchFlags(launcher=launcher))
 
 
@@ -156,7 +188,8 @@ AWKWARD = [
 
 @pytest.mark.parametrize("text", AWKWARD)
 def test_words_and_values_arrive_whole(text):
-    """Through DeepSpeed's own quoting and a shell; pdsh itself is in tests/dist/test_two_hosts.py."""
+    """Through DeepSpeed's own quoting and a shell; pdsh itself is in
+    tests/dist/test_two_hosts.py."""
     from deepspeed.launcher import runner
     from deepspeed.launcher.multinode_runner import PDSHRunner
 

@@ -41,7 +41,9 @@ def test_a_name_that_is_none_is_told_with_those_there_are(named, hint):
     faults = Faults()
     find_json(named, faults)
     (line,) = faults
-    assert line.startswith(f"--deepspeed_config {named}: no such file {hint}; ds_configs/ has pipeline2_fp32, ")
+    assert line.startswith(
+        f"--deepspeed_config {named}: no such file {hint}; ds_configs/ has pipeline2_fp32, "
+    )
 
 
 @pytest.mark.parametrize("named", ["folder/zero1", "gone.json"])

@@ -44,18 +44,34 @@ def launch(folder: str) -> int:
 
     os.chdir(folder)
     world = base64.urlsafe_b64encode(json.dumps({"localhost": [0, 1]}).encode()).decode()
-    ours = [f"--world_info={world}", "--master_port=1", "--no_local_rank", "--log_level=error", f"{folder}/rank.py"]
+    ours = [
+        f"--world_info={world}",
+        "--master_port=1",
+        "--no_local_rank",
+        "--log_level=error",
+        f"{folder}/rank.py",
+    ]
     wait = psutil.wait_procs
-    patience = mock.patch.object(stock.psutil, "wait_procs", lambda left, timeout: wait(left, timeout=1))
-    with mock.patch.object(sys, "argv", ["launch", *ours]), patience, pytest.raises(SystemExit) as left:
+    patience = mock.patch.object(
+        stock.psutil, "wait_procs", lambda left, timeout: wait(left, timeout=1)
+    )
+    with (
+        mock.patch.object(sys, "argv", ["launch", *ours]),
+        patience,
+        pytest.raises(SystemExit) as left,
+    ):
         node_launcher.main()
     return left.value.code
 
 
 def told(folder: Path, number: signal.Signals) -> None:
-    """Once both ranks are up, send a signal to the launcher, which is what the server has forked."""
+    """Once both ranks are up, send a signal to the launcher, which is what the server has
+    forked."""
     deadline = time.monotonic() + 60
-    while not all((folder / f"up{rank}").exists() for rank in range(2)) and time.monotonic() < deadline:
+    while (
+        not all((folder / f"up{rank}").exists() for rank in range(2))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     for child in psutil.Process(server_pid()).children():
         child.send_signal(number)
@@ -69,7 +85,10 @@ def test_a_step_that_is_longer_than_deepspeed_s_patience_ends_in_good_order(
     teller = threading.Thread(target=told, args=(tmp_path, number))
     teller.start()
     status = forked(
-        "tests.unit.test_node_launcher:launch", {"folder": str(tmp_path)}, screen=tmp_path / "s", timeout=90
+        "tests.unit.test_node_launcher:launch",
+        {"folder": str(tmp_path)},
+        screen=tmp_path / "s",
+        timeout=90,
     )
     teller.join()
     screen = (tmp_path / "s").read_text()

@@ -1,4 +1,5 @@
-"""How one layer falls apart into nodes, and that its nodes compute what it does. Whole models: test_graph.py."""
+"""How one layer falls apart into nodes, and that its nodes compute what it does. Whole models:
+test_graph.py."""
 
 from __future__ import annotations
 
@@ -19,9 +20,13 @@ def placed(layer: nn.Module, index: int, reads: int | list[int]) -> nn.Module:
     return layer.train()
 
 
-def by_nodes(layer: nn.Module, values: dict[str, Tensor], *, split: bool = True) -> tuple[list[Node], dict[str, Any]]:
+def by_nodes(
+    layer: nn.Module, values: dict[str, Tensor], *, split: bool = True
+) -> tuple[list[Node], dict[str, Any]]:
     """What a layer's nodes write, one after the other, each from what it reads alone."""
-    root = {f"model.{layer.i}": layer} | {f"model.{layer.i}.{name}": each for name, each in layer.named_modules()}
+    root = {f"model.{layer.i}": layer} | {
+        f"model.{layer.i}.{name}": each for name, each in layer.named_modules()
+    }
     found, nodes = dict(values), list(nodes_of_layer(layer, split))
     for node in nodes:
         given = {name: found[name] for name in node.reads}
@@ -41,7 +46,11 @@ def test_a_c3_opens_runs_its_blocks_and_closes(kind, blocks):
     layer = placed(kind(8, 12, blocks), 4, -1)
     expected = deepcopy(layer)(noise(8))
     nodes, found = by_nodes(layer, {"3": noise(8)})
-    assert [node.name for node in nodes] == ["4.open", *(f"4.m.{number}" for number in range(blocks)), "4.close"]
+    assert [node.name for node in nodes] == [
+        "4.open",
+        *(f"4.m.{number}" for number in range(blocks)),
+        "4.close",
+    ]
     assert torch.equal(found["4"], expected)
     carried = found[f"4.h{blocks}"].shape[1] + found["4.b"].shape[1]
     assert carried == layer.cv3.conv.in_channels, "what crosses a cut within it"
@@ -87,7 +96,9 @@ def test_a_head_in_parts_predicts_what_the_whole_one_does(head, training):
         *("24.0.box", "24.0.cls0", "24.0.cls1", "24.0.cat"),
     ]
     if not training:  # BatchNorm's statistics have moved between the two
-        assert torch.equal(out["boxes"], whole["boxes"]) and torch.equal(out["scores"], whole["scores"])
+        assert torch.equal(out["boxes"], whole["boxes"]) and torch.equal(
+            out["scores"], whole["scores"]
+        )
     assert out["boxes"].shape == (2, 4 * head.reg_max, 80) and out["scores"].shape == (2, 3, 80)
     assert [level.shape[2:] for level in out["feats"]] == [(8, 8), (4, 4)]
 

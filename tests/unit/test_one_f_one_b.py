@@ -12,7 +12,9 @@ from yolods.plan.one_f_one_b import bound, draw_schedule, in_flight, instruction
 
 
 def words(stages: int, stage: int, micro_batches: int) -> str:
-    return " ".join(f"{kind}{number}" for kind, number in instructions(stages, stage, micro_batches))
+    return " ".join(
+        f"{kind}{number}" for kind, number in instructions(stages, stage, micro_batches)
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,8 @@ def test_micro_batches_in_flight():
 
 
 @pytest.mark.parametrize(
-    ("stages", "micro_batches", "share"), [(4, 8, 3 / 11), (4, 32, 3 / 35), (8, 32, 7 / 39), (1, 5, 0)]
+    ("stages", "micro_batches", "share"),
+    [(4, 8, 3 / 11), (4, 32, 3 / 35), (8, 32, 7 / 39), (1, 5, 0)],
 )
 def test_equal_stages_are_idle_for_the_bound(stages, micro_batches, share):
     assert bound(stages, micro_batches) == pytest.approx(share)
@@ -101,15 +104,21 @@ def test_unequal_stages_and_transfers(seed):
     forward, backward = ([rng.uniform(0.1, 2) for _ in range(stages)] for _ in range(2))
     delay = [rng.uniform(0, 1) for _ in range(stages - 1)]
     played = simulate(forward, backward, micro_batches, delay)
-    assert played.makespan == pytest.approx(played_one_by_one(forward, backward, micro_batches, delay))
-    assert played.busy == pytest.approx([micro_batches * (f + b) for f, b in zip(forward, backward, strict=True)])
+    assert played.makespan == pytest.approx(
+        played_one_by_one(forward, backward, micro_batches, delay)
+    )
+    assert played.busy == pytest.approx(
+        [micro_batches * (f + b) for f, b in zip(forward, backward, strict=True)]
+    )
     assert played.idle == pytest.approx([played.makespan - busy for busy in played.busy])
 
 
 def test_a_literal_makespan():
-    # stage 0: F0 0-1, F1 1-2, then waits for B0 of stage 1 (F0 1-4, B0 4-5): B0 5-6, B1 after F1 5-8, B1 8-9: 9-10
+    # stage 0: F0 0-1, F1 1-2, then waits for B0 of stage 1 (F0 1-4, B0 4-5): B0 5-6, B1 after F1
+    # 5-8, B1 8-9: 9-10
     assert simulate([1.0, 3.0], [1.0, 1.0], 2).makespan == 10
-    # each of the two handovers on the way of micro-batch 1 adds its half second, and so do those of micro-batch 0
+    # each of the two handovers on the way of micro-batch 1 adds its half second, and so do those of
+    # micro-batch 0
     assert simulate([1.0, 3.0], [1.0, 1.0], 2, 0.5).makespan == 11
 
 

@@ -1,4 +1,5 @@
-"""Every entry names a class that torch has, arguments that it takes, and rules for what a JSON may say."""
+"""Every entry names a class that torch has, arguments that it takes, and rules for what a JSON may
+say."""
 
 from __future__ import annotations
 

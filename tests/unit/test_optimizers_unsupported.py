@@ -1,4 +1,5 @@
-"""Optimizers that are known and refused: by any spelling of their letters, each with what to use."""
+"""Optimizers that are known and refused: by any spelling of their letters, each with what to
+use."""
 
 from __future__ import annotations
 

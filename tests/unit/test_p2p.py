@@ -18,7 +18,8 @@ CPU = torch.device("cpu")
 
 
 class Wire:
-    """Stands in for torch.distributed between two links: tensors wait in a queue until they are received."""
+    """Stands in for torch.distributed between two links: tensors wait in a queue until they are
+    received."""
 
     def __init__(self) -> None:
         self.queue: deque[torch.Tensor] = deque()
@@ -74,7 +75,9 @@ def test_forms_survive_the_header(dtype, shape):
 def test_a_header_tells_nine_images_and_refuses_ten():
     forms = [_Form((2, 3, 4, 5), torch.float32, False)] * 9
     assert _unpack(_pack(forms).tolist()) == forms
-    with pytest.raises(ValueError, match="10 tensors cross a cut; a header of 64 words cannot hold their shapes"):
+    with pytest.raises(
+        ValueError, match="10 tensors cross a cut; a header of 64 words cannot hold their shapes"
+    ):
         _pack([*forms, forms[0]])
 
 
@@ -113,7 +116,12 @@ def test_a_gradient_of_the_other_format_is_brought_to_the_one_agreed():
 
 def test_a_message_arrives_in_value_and_in_memory(ends):
     wire, sender, receiver = ends
-    sent = [image(2, 8, 4, 4), image(2, 3, 4, 4, last=False), torch.arange(5), torch.rand(2, 3).bfloat16()]
+    sent = [
+        image(2, 8, 4, 4),
+        image(2, 3, 4, 4, last=False),
+        torch.arange(5),
+        torch.rand(2, 3).bfloat16(),
+    ]
     sender.send(sent)
     came = receiver.receive().wait()
     assert not wire.queue
@@ -199,7 +207,9 @@ def test_headers_go_by_the_hosts_group_and_stay_on_the_host(monkeypatch):
     assert [str(tensor.device) for tensor in wire.sent] == ["cpu", "meta"]
     wire.queue.pop()
     wire.queue.append(torch.empty(2, 3, device="meta"))
-    (came,) = P2PChannel(0, "device", torch.device("meta"), headers="hosts", tag=3).receive("a").wait()
+    (came,) = (
+        P2PChannel(0, "device", torch.device("meta"), headers="hosts", tag=3).receive("a").wait()
+    )
     assert came.shape == (2, 3) and came.device.type == "meta"
 
 

@@ -30,7 +30,9 @@ def test_a_tensor_that_is_not_contiguous_is_packed_in_its_order():
 
 
 def test_on_the_host_nothing_is_copied():
-    assert all(one is other for one, other in zip(send(TENSORS, torch.device("cpu")), TENSORS, strict=True))
+    assert all(
+        one is other for one, other in zip(send(TENSORS, torch.device("cpu")), TENSORS, strict=True)
+    )
 
 
 def test_to_a_device_they_go_as_one():

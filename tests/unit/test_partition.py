@@ -1,4 +1,5 @@
-"""Partitions: the best of all by brute force, the user's own cuts, refusals with their arithmetic, and the table."""
+"""Partitions: the best of all by brute force, the user's own cuts, refusals with their arithmetic,
+and the table."""
 
 from __future__ import annotations
 
@@ -36,8 +37,11 @@ def names(found: Partition, costs) -> list[str]:
     return [costs.graph.nodes[cut].name for cut in found.cuts]
 
 
-def every(costs, stages: int, terms: Terms, weight: str) -> list[tuple[float, float, float, tuple[int, ...]]]:
-    """(largest weight, peak memory, bytes across, cuts) of all partitions there are, from plain sums over nodes."""
+def every(
+    costs, stages: int, terms: Terms, weight: str
+) -> list[tuple[float, float, float, tuple[int, ...]]]:
+    """(largest weight, peak memory, bytes across, cuts) of all partitions there are, from plain
+    sums over nodes."""
     count, all_of = len(costs.nodes), StageCosts(costs, terms)
     matrix = getattr(all_of, weight).tolist()
     memory = [all_of.memory(stages, stage).tolist() for stage in range(stages)]
@@ -61,7 +65,9 @@ def test_a_single_weight_is_minimised_over_all_cuts(whole, policy, stages):
 @pytest.mark.parametrize("link", [math.inf, 1e11, 1e10])
 @pytest.mark.parametrize("slack", [0.0, 0.05, 0.3])
 def test_balanced_is_the_best_of_all_by_time_then_memory_then_traffic(whole, link, slack):
-    terms = Terms(micro_batch=2, micro_batches=8, machine=Machine(link=link), slack=slack, memory_limit=1e15)
+    terms = Terms(
+        micro_batch=2, micro_batches=8, machine=Machine(link=link), slack=slack, memory_limit=1e15
+    )
     found = every(whole, 4, terms, "seconds")
     fastest = min(found)[0]
     best = min(choice[1:] for choice in found if choice[0] <= fastest * (1 + slack))
@@ -85,7 +91,9 @@ def test_balanced_is_the_fastest_that_fits_the_limit(whole, share):
 def test_without_a_limit_balanced_takes_no_more_memory_than_the_cut_by_flops(fine, stages, link):
     terms = Terms(micro_batches=4 * stages, machine=Machine(link=link))
     peaks = {
-        policy: max(row.peak_bytes for row in table(partition(fine, stages, policy, terms), fine, terms))
+        policy: max(
+            row.peak_bytes for row in table(partition(fine, stages, policy, terms), fine, terms)
+        )
         for policy in ("balanced", "flops")
     }
     assert peaks["balanced"] <= peaks["flops"]
@@ -101,15 +109,25 @@ def test_a_measured_profile_takes_the_place_of_flops(whole):
 
 
 def test_a_slow_link_moves_the_cut_to_where_little_crosses(fine):
-    cheap, dear = (Terms(machine=Machine(link=link), memory_limit=1e15, slack=0.0) for link in (math.inf, 1e8))
-    crossing = [fine.crossing[partition(fine, 2, "balanced", terms).cuts[0]] for terms in (cheap, dear)]
+    cheap, dear = (
+        Terms(machine=Machine(link=link), memory_limit=1e15, slack=0.0) for link in (math.inf, 1e8)
+    )
+    crossing = [
+        fine.crossing[partition(fine, 2, "balanced", terms).cuts[0]] for terms in (cheap, dear)
+    ]
     assert crossing[1] < crossing[0]
 
 
 def test_uniform_shares_out_whole_layers_as_deepspeed_does(fine):
-    layers = [[int(name.split(".")[0]) for name in names(partition(fine, p, "uniform"), fine)] for p in (2, 3, 4, 8)]
+    layers = [
+        [int(name.split(".")[0]) for name in names(partition(fine, p, "uniform"), fine)]
+        for p in (2, 3, 4, 8)
+    ]
     assert layers == [[13], [9, 17], [7, 13, 19], [4, 7, 10, 13, 16, 19, 22]]
-    assert all(cut in [fine.graph.nodes_of(k)[0] for k in range(25)] for cut in partition(fine, 25, "uniform").cuts)
+    assert all(
+        cut in [fine.graph.nodes_of(k)[0] for k in range(25)]
+        for cut in partition(fine, 25, "uniform").cuts
+    )
     with pytest.raises(UserError, match="26 stages > 25 layers"):
         partition(fine, 26, "uniform")
 
@@ -177,7 +195,9 @@ def test_numbers_of_stages_and_policies_are_checked(whole):
     for stages in (0, 26):
         with pytest.raises(UserError, match=f"{stages} stages, but there are 25 nodes"):
             partition(whole, stages)
-    with pytest.raises(UserError, match=r'unknown partition "ballanced" \(did you mean \'balanced\'\?\)'):
+    with pytest.raises(
+        UserError, match=r'unknown partition "ballanced" \(did you mean \'balanced\'\?\)'
+    ):
         partition(whole, 2, "ballanced")
 
 
@@ -187,7 +207,9 @@ def test_a_limit_that_nothing_fits_is_refused_with_the_arithmetic(whole):
     with pytest.raises(UserError) as caught:
         partition(whole, 3, "balanced", terms)
     *stages, last = str(caught.value).splitlines()
-    assert last.startswith(f"pipeline: the smallest peak with 3 stages is {least / MIB:.1f} MiB; use more stages")
+    assert last.startswith(
+        f"pipeline: the smallest peak with 3 stages is {least / MIB:.1f} MiB; use more stages"
+    )
     assert stages[0].startswith("pipeline: stage 0 (0..")
     assert "> 40.0 MiB: " in stages[0]
     assert " parameters x 16 B + 3 micro-batches in flight x 4 images x " in stages[0]
@@ -210,10 +232,14 @@ def test_the_table_adds_up(fine):
     assert (rows[0].first, rows[-1].last) == ("0", "24.detect")
     assert sum(row.flops_share for row in rows) == pytest.approx(1)
     assert sum(row.parameters for row in rows) == fine.parameters
-    assert sum(row.compute for row in rows) == pytest.approx(2 * 3 * fine.flops / terms.machine.flops)
+    assert sum(row.compute for row in rows) == pytest.approx(
+        2 * 3 * fine.flops / terms.machine.flops
+    )
     assert [row.sent for row in rows] == [*(live(fine.graph, cut) for cut in found.cuts), ()]
     assert [row.sent_bytes for row in rows] == [*(2 * fine.crossing[cut] for cut in found.cuts), 0]
-    assert rows[1].transfer == pytest.approx(2 * (rows[0].sent_bytes + rows[1].sent_bytes) / terms.machine.link)
+    assert rows[1].transfer == pytest.approx(
+        2 * (rows[0].sent_bytes + rows[1].sent_bytes) / terms.machine.link
+    )
     for row in rows:
         ends = row.peak_bytes - row.state_bytes - row.activation_bytes
         assert row.state_bytes == 10 * row.parameters
@@ -221,7 +247,8 @@ def test_the_table_adds_up(fine):
     held = StageCosts(fine, terms).activations
     flying = [3, 3, 2, 1]  # min(stages - stage, micro-batches)
     assert [row.activation_bytes for row in rows] == [
-        2 * count * held[found.bounds[stage], found.bounds[stage + 1]] for stage, count in enumerate(flying)
+        2 * count * held[found.bounds[stage], found.bounds[stage + 1]]
+        for stage, count in enumerate(flying)
     ]
 
 
@@ -229,7 +256,10 @@ def test_the_table_as_text(whole):
     terms = Terms(micro_batches=2)
     text = render(table(partition(whole, 2, [13], terms), whole, terms))
     header, first, second = text.splitlines()
-    assert header == "stage  nodes         ms   +link  FLOPs  states MiB  acts MiB  peak MiB  across MiB"
+    assert (
+        header
+        == "stage  nodes         ms   +link  FLOPs  states MiB  acts MiB  peak MiB  across MiB"
+    )
     assert first.split()[:2] == ["0", "0..12"]
     assert first.endswith("4 10 12")
     assert second.split()[:2] == ["1", "13..24"]
@@ -251,12 +281,16 @@ def test_recomputing_longer_segments_keeps_less_and_brings_back_more(fine):
     start, stop = 2, 12
     longer = StageCosts(fine, Terms(recompute=4))
     live_at = [set(live(fine.graph, cut)) for cut in (2, 6, 10, 12)]
-    assert longer.activations[start, stop] == sum(fine.values[value] for value in set.union(*live_at))
+    assert longer.activations[start, stop] == sum(
+        fine.values[value] for value in set.union(*live_at)
+    )
     brought = []
     for first, last in ((2, 6), (6, 10), (10, 12)):
         part = fine.nodes[first:last]
         kept = {value for node in part for value in node.keeps} - set(live(fine.graph, first))
-        brought.append(sum(node.inner_bytes for node in part) + sum(fine.values[value] for value in kept))
+        brought.append(
+            sum(node.inner_bytes for node in part) + sum(fine.values[value] for value in kept)
+        )
     ends = fine.crossing[start] + fine.crossing[stop]
     assert longer.passing[start, stop] == ends + max(brought)
     whole_stage = StageCosts(fine, Terms(recompute=100))

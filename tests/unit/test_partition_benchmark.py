@@ -22,7 +22,8 @@ from benchmarks.partition import (
 
 pytestmark = pytest.mark.slow
 
-STOCK = {  # max / mean FLOPs of a stage in 2, 4, 8 stages: by parameters, and by FLOPs on whole layers
+STOCK = {
+    # max / mean FLOPs of a stage in 2, 4, 8 stages: by parameters, and by FLOPs on whole layers
     "yolov5x": ((1.06, 1.82, 2.08), (1.04, 1.04, 1.39)),
     "yolov5x6": ((1.09, 1.90, 3.52), (1.00, 1.02, 1.37)),
     "yolov5[2.0,2.0]6": ((1.05, 2.00, 3.69), (1.00, 1.09, 1.52)),
@@ -39,7 +40,9 @@ def test_targets_and_stock(name, imgsz):
         assert mine[BALANCED].imbalance <= TARGETS.get(stages, 1.01)
         assert mine[LINKED].unevenness <= TARGETS.get(stages, 1.01)
         assert max(mine[BALANCED].peak, mine[LINKED].peak) <= mine[FLOPS].peak
-        assert mine[LINKED].slowest <= 1.01 * min(line.slowest for line in [*mine.values(), *stock.values()])
+        assert mine[LINKED].slowest <= 1.01 * min(
+            line.slowest for line in [*mine.values(), *stock.values()]
+        )
         by_parameters, by_flops = (column[place] for column in STOCK[name])
         assert stock["DeepSpeed parameters"].imbalance == pytest.approx(by_parameters, abs=0.006)
         assert stock["partition_balanced on FLOPs"].imbalance == pytest.approx(by_flops, abs=0.006)
@@ -55,10 +58,16 @@ def test_every_choice_of_layer_types_is_tried_once():
 
 def test_a_missed_target_is_named():
     fine, _ = costs_of("yolov5n", 64)
-    balanced, linked, flops = (replace(line, imbalance=1.0, unevenness=1.0, peak=8.0) for line in ours(fine, 4))
+    balanced, linked, flops = (
+        replace(line, imbalance=1.0, unevenness=1.0, peak=8.0) for line in ours(fine, 4)
+    )
     assert misses([balanced, linked, flops], 4) == []
-    assert misses([replace(balanced, imbalance=1.051), linked, flops], 4) == [f"{BALANCED}: max / mean 1.051 > 1.05"]
-    assert misses([balanced, replace(linked, unevenness=1.2), flops], 8) == [f"{LINKED}: max / mean 1.200 > 1.15"]
+    assert misses([replace(balanced, imbalance=1.051), linked, flops], 4) == [
+        f"{BALANCED}: max / mean 1.051 > 1.05"
+    ]
+    assert misses([balanced, replace(linked, unevenness=1.2), flops], 8) == [
+        f"{LINKED}: max / mean 1.200 > 1.15"
+    ]
     assert misses([balanced, replace(linked, peak=9.0), flops], 4) == [
         f"{LINKED}: peak above that of the cut by FLOPs alone"
     ]

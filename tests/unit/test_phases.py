@@ -19,7 +19,14 @@ def started() -> PhaseTracker:
 
 def test_a_phase_is_compared_with_the_longest_that_it_took_but_for_the_first() -> None:
     tracker = started()
-    through(tracker, ("forward", 50.0), ("backward", 1.0), ("forward", 2.0), ("backward", 1.0), ("forward", 1.5))
+    through(
+        tracker,
+        ("forward", 50.0),
+        ("backward", 1.0),
+        ("forward", 2.0),
+        ("backward", 1.0),
+        ("forward", 1.5),
+    )
     tracker.mark("forward", 3, step=7)
     standing = tracker.tick(4.0)
     assert standing.seconds == 4.0

@@ -1,4 +1,5 @@
-"""Two stages in two threads over queues: their gradients are the whole model's. Real ranks: tests/parity."""
+"""Two stages in two threads over queues: their gradients are the whole model's. Real ranks:
+tests/parity."""
 
 from __future__ import annotations
 
@@ -85,7 +86,10 @@ def batch(number: int) -> dict[str, Tensor]:
 
 
 def stages(
-    monkeypatch: pytest.MonkeyPatch, nets: tuple[nn.Module, nn.Module], cut: tuple[str, ...] = ("h", "f"), **parts: Any
+    monkeypatch: pytest.MonkeyPatch,
+    nets: tuple[nn.Module, nn.Module],
+    cut: tuple[str, ...] = ("h", "f"),
+    **parts: Any,
 ) -> list[PipelineEngine]:
     """The engines of both stages, on channels between them."""
     forward, backward, labels = Queue(), Queue(), Queue()
@@ -124,16 +128,22 @@ def test_stages_have_the_gradients_and_losses_of_the_whole_model(monkeypatch, co
     expected = torch.zeros(4)
     for number in range(1, count + 1):
         given = batch(number)
-        value, items = loss(back(front({IMAGE: given["img"].float() / 255}))[OUT], given, 2 * 3)  # three replicas
+        value, items = loss(
+            back(front({IMAGE: given["img"].float() / 255}))[OUT], given, 2 * 3
+        )  # three replicas
         value.backward()
         expected += torch.cat((items, torch.tensor([float(number)])))
     torch.testing.assert_close(sums[1], expected)
     assert not sums[0].any(), "the loss is where the last stage is"
     for engine, plain in zip(engines, (front, back), strict=True):
-        for (name, mine), other in zip(engine.net.named_parameters(), plain.parameters(), strict=True):
+        for (name, mine), other in zip(
+            engine.net.named_parameters(), plain.parameters(), strict=True
+        ):
             if other.requires_grad:
                 torch.testing.assert_close(mine.grad, other.grad, msg=name)
-        assert engine.deepspeed.told == [("boundary", True), "reduce"], "once a step, after all micro-batches"
+        assert engine.deepspeed.told == [("boundary", True), "reduce"], (
+            "once a step, after all micro-batches"
+        )
 
 
 def test_a_stage_keeps_no_more_micro_batches_than_1f1b_says_and_ends_with_none(monkeypatch):
@@ -152,7 +162,10 @@ def test_a_stage_keeps_no_more_micro_batches_than_1f1b_says_and_ends_with_none(m
     accumulate(engines, range(1, 7))
     assert flights == [2, 1]
     assert all(not engine._flights and not engine._ahead for engine in engines)
-    assert all(channel.left == 0 for channel in (engines[0]._channels.to_after, engines[1]._channels.to_before))
+    assert all(
+        channel.left == 0
+        for channel in (engines[0]._channels.to_after, engines[1]._channels.to_before)
+    )
 
 
 def test_what_is_predicted_is_what_the_whole_model_says_and_on_the_last_stage_alone(monkeypatch):
@@ -168,8 +181,12 @@ def test_what_is_predicted_is_what_the_whole_model_says_and_on_the_last_stage_al
     for half in halves:
         half.load_state_dict({name: net.state_dict()[name] for name in half.state_dict()})
     detect = {"strides": tuple(net.stride.tolist()), "reg_max": net.model[-1].reg_max}
-    engines = stages(monkeypatch, tuple(half.eval() for half in halves), live(graph, middle), **detect)
-    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    engines = stages(
+        monkeypatch, tuple(half.eval() for half in halves), live(graph, middle), **detect
+    )
+    images = torch.randint(
+        0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     assert engines[0].predict(images) is None
     boxes, raw = engines[1].predict(None)
     with torch.no_grad():
@@ -190,7 +207,12 @@ def test_what_a_stage_sends_is_told_per_step_since_it_was_last_asked(monkeypatch
 
 def test_rank_0_knows_every_stage_s_shards_and_whose_they_are(monkeypatch):
     front, back = stages(monkeypatch, (Front(), Back()))
-    told = [(1, 1, "not asked for"), (0, 0, front.describe()), (1, 0, back.describe()), (0, 1, "nor this")]
+    told = [
+        (1, 1, "not asked for"),
+        (0, 0, front.describe()),
+        (1, 0, back.describe()),
+        (0, 1, "nor this"),
+    ]
 
     class Four(Ranks):
         def to_main(self, value: Any) -> list[Any]:
@@ -206,7 +228,9 @@ def test_rank_0_knows_every_stage_s_shards_and_whose_they_are(monkeypatch):
 
 
 @pytest.mark.parametrize(("stage", "replica"), [(0, 0), (1, 0), (1, 1)])
-def test_the_first_replica_s_stages_hand_their_weights_to_rank_0(monkeypatch, stage: int, replica: int):
+def test_the_first_replica_s_stages_hand_their_weights_to_rank_0(
+    monkeypatch, stage: int, replica: int
+):
     engine = stages(monkeypatch, (Front(), Back()))[stage]
     engine.mesh = SimpleNamespace(stages=2, stage=stage, replica=replica, host_group=None)
     engine.mesh.rank_at = lambda stage, replica: 10 * stage + replica

@@ -114,4 +114,6 @@ def test_what_a_policy_remembers_carries_it_on(name: str) -> None:
     for norm in rng.lognormal(1.0, 1.0, 60):
         mine = first.clip(grad_stats(0.1, 0.1, float(norm), weights=weights))
         other = second.clip(grad_stats(0.1, 0.1, float(norm), weights=weights))
-        assert mine.norm_after(grad_stats(0.1, 0.1, float(norm))) == other.norm_after(grad_stats(0.1, 0.1, float(norm)))
+        assert mine.norm_after(grad_stats(0.1, 0.1, float(norm))) == other.norm_after(
+            grad_stats(0.1, 0.1, float(norm))
+        )

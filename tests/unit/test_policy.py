@@ -1,4 +1,5 @@
-"""What every clipping policy is made of: its name, its settings, and the norm that its factors leave."""
+"""What every clipping policy is made of: its name, its settings, and the norm that its factors
+leave."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def test_factors_by_parameter_stand_in_for_the_one_of_all():
     assert ClipFactors().norm_after(MEASURED) == 5.0
     assert ClipFactors(0.5).norm_after(MEASURED) == 2.5
     assert ClipFactors(0.5, np.array([1.0, 0.0])).norm_after(MEASURED) == 3.0
-    assert ClipFactors(factors=np.array([1.0, 0.5])).norm_after(MEASURED) == pytest.approx(math.sqrt(13))
+    assert ClipFactors(factors=np.array([1.0, 0.5])).norm_after(MEASURED) == pytest.approx(
+        math.sqrt(13)
+    )
 
 
 def test_fields_with_rules_are_the_settings_and_others_are_not():
@@ -47,7 +50,8 @@ def test_fields_with_rules_are_the_settings_and_others_are_not():
 
 
 def test_a_name_and_a_key_belong_to_one_policy():
-    """All policies' keys stand in one block of the JSON: two meanings of one would contradict each other."""
+    """All policies' keys stand in one block of the JSON: two meanings of one would contradict each
+    other."""
     made("first", "window")
     for name, key, taken in (
         ("first", "other", "first"),

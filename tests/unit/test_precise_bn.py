@@ -12,7 +12,11 @@ from yolods.system import interrupt
 from yolods.training import precise_bn
 from yolods.training.precise_bn import TrainStatistics
 
-BATCHES = [{"img": "a", "real": 2}, {"img": "b", "real": 1, "replaced": ["gone.jpg"]}, {"img": "c", "real": 0}]
+BATCHES = [
+    {"img": "a", "real": 2},
+    {"img": "b", "real": 1, "replaced": ["gone.jpg"]},
+    {"img": "c", "real": 0},
+]
 
 
 @pytest.fixture

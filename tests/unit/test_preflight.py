@@ -1,4 +1,5 @@
-"""What is refused of a run before a process starts: frozen layers, sizes, classes, and what val does not take."""
+"""What is refused of a run before a process starts: frozen layers, sizes, classes, and what val
+does not take."""
 
 from pathlib import Path
 
@@ -21,7 +22,10 @@ backbone:
     [
         ("--freeze backbone", "'backbone' names no layer or module of yolov5n"),
         ("--freeze 99", "nothing would be left to train, yolov5n has 25 layers"),
-        ("--model crop6.yaml --imgsz 96", "--imgsz 96: this model needs a multiple of 64; use 64 or 128"),
+        (
+            "--model crop6.yaml --imgsz 96",
+            "--imgsz 96: this model needs a multiple of 64; use 64 or 128",
+        ),
     ],
 )
 def test_it_is_refused_before_a_process_starts(tmp_path, monkeypatch, words, part):
@@ -37,7 +41,9 @@ def test_it_is_refused_before_a_process_starts(tmp_path, monkeypatch, words, par
     assert part in str(caught.value)
 
 
-def test_classes_that_the_yaml_does_not_name_are_refused_before_a_process_starts(tmp_path, monkeypatch):
+def test_classes_that_the_yaml_does_not_name_are_refused_before_a_process_starts(
+    tmp_path, monkeypatch
+):
     from tests.tiny import make_dataset
     from yolods.cli import _train_parser
     from yolods.training.checks.preflight import check_train
@@ -45,7 +51,9 @@ def test_classes_that_the_yaml_does_not_name_are_refused_before_a_process_starts
     yaml = make_dataset(tmp_path)
     monkeypatch.chdir(tmp_path)
     args = _train_parser().parse_args(["--data", str(yaml), "--set", "classes=0,2"])
-    with pytest.raises(UserError, match=r"classes: 2 is no class of .*tiny\.yaml, which names 2 \(ids 0 to 1\)"):
+    with pytest.raises(
+        UserError, match=r"classes: 2 is no class of .*tiny\.yaml, which names 2 \(ids 0 to 1\)"
+    ):
         check_train(args, 2, "cpu")
 
 
@@ -62,6 +70,17 @@ def test_val_takes_the_name_of_a_shipped_yaml(tmp_path, monkeypatch):
     check_val_arguments(_val_parser().parse_args(["--weights", "a.pt", "--data", "coco8.yaml"]))
     with pytest.raises(UserError, match=r"^--data coco9\.yaml: no such file"):
         check_val_arguments(_val_parser().parse_args(["--weights", "a.pt", "--data", "coco9.yaml"]))
-    with pytest.raises(UserError, match=r"^--set mosaic has no effect on val, which uses conf, iou, max_det"):
-        words = ["--weights", "a.pt", "--data", "coco8.yaml", "--set", "mosaic=0.5", "--set", "iou=0.6"]
+    with pytest.raises(
+        UserError, match=r"^--set mosaic has no effect on val, which uses conf, iou, max_det"
+    ):
+        words = [
+            "--weights",
+            "a.pt",
+            "--data",
+            "coco8.yaml",
+            "--set",
+            "mosaic=0.5",
+            "--set",
+            "iou=0.6",
+        ]
         check_val_arguments(_val_parser().parse_args(words))

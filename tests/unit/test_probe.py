@@ -1,4 +1,5 @@
-"""What a host says about itself: the probe run for real on this machine, with faults planted where it looks."""
+"""What a host says about itself: the probe run for real on this machine, with faults planted where
+it looks."""
 
 from __future__ import annotations
 
@@ -16,7 +17,16 @@ import pytest
 
 from yolods import __version__
 from yolods.hosts import probe
-from yolods.hosts.probe import Count, Gpu, Lock, ProbeRequest, Report, decode_report, encode_report, probe_host
+from yolods.hosts.probe import (
+    Count,
+    Gpu,
+    Lock,
+    ProbeRequest,
+    Report,
+    decode_report,
+    encode_report,
+    probe_host,
+)
 
 pytestmark = pytest.mark.process
 
@@ -28,7 +38,9 @@ def probed(run_env: dict[str, str] | None = None, cwd: Path = ROOT, **request: o
     """Send the probe to a Python on its standard input, as to another host."""
     command = [sys.executable, "-", json.dumps(asdict(ProbeRequest(**request)))]
     environ = {**os.environ, **(run_env or {})}
-    done = subprocess.run(command, input=SOURCE, cwd=cwd, env=environ, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        command, input=SOURCE, cwd=cwd, env=environ, capture_output=True, text=True, timeout=30
+    )
     assert done.returncode == 0, done.stderr
     return decode_report(done.stdout)
 
@@ -46,7 +58,9 @@ def test_this_machine():
     report = probed()
     assert time.monotonic() - began < 10  # 0.2 s on a quiet machine
     assert report.versions["yolods"] == __version__
-    assert report.versions["torch"] and report.versions["deepspeed"] and report.versions["ultralytics"]
+    assert (
+        report.versions["torch"] and report.versions["deepspeed"] and report.versions["ultralytics"]
+    )
     assert (report.package, len(report.digest)) == (str(ROOT / "yolods"), 12)
     assert (report.directory, report.executable) == (str(ROOT), sys.executable)
     assert report.python == sys.version.split()[0]
@@ -58,9 +72,15 @@ def test_this_machine():
 
 
 def test_it_imports_nothing_slow():
-    script = f"import sys\nsys.argv = ['-']\ntry:\n  exec({SOURCE!r})\nfinally:\n  print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
-    assert not {"torch", "numpy", "deepspeed", "ultralytics"} & set(done.stdout.splitlines()[-1].split())
+    script = (
+        f"import sys\nsys.argv = ['-']\ntry:\n  exec({SOURCE!r})\nfinally:\n  print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert not {"torch", "numpy", "deepspeed", "ultralytics"} & set(
+        done.stdout.splitlines()[-1].split()
+    )
 
 
 def test_a_report_survives_json():
@@ -75,10 +95,18 @@ def test_what_is_no_report(text):
 
 
 def test_a_host_without_yolods(tmp_path):
-    """The environment of the tests may have yolods installed, so its folders are hidden from the probe."""
-    script = f"import sys\nsys.path = [p for p in sys.path if 'python3' in p and 'site' not in p]\nexec({SOURCE!r})"
+    """The environment of the tests may have yolods installed, so its folders are hidden from the
+    probe."""
+    script = (
+        "import sys\nsys.path = [p for p in sys.path if 'python3' in p and 'site' not in p]\n"
+        f"exec({SOURCE!r})"
+    )
     done = subprocess.run(
-        [sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=30
+        [sys.executable, "-I", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     report = decode_report(done.stdout)
     assert report.package is None
@@ -87,7 +115,9 @@ def test_a_host_without_yolods(tmp_path):
 
 
 def test_a_changed_file_changes_the_digest(tmp_path):
-    shutil.copytree(ROOT / "yolods", tmp_path / "yolods", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "yolods", tmp_path / "yolods", ignore=shutil.ignore_patterns("__pycache__")
+    )
     before = probed(cwd=tmp_path)
     assert (before.package, before.digest) == (str(tmp_path / "yolods"), probed().digest)
     with (tmp_path / "yolods" / "stats.py").open("a", encoding="utf-8") as file:
@@ -129,21 +159,29 @@ def test_a_port():
 
 
 def test_a_lock_nobody_holds_and_one_that_is_held(tmp_path, monkeypatch):
-    stale, held, nested = (tmp_path / name / "lock" for name in ("cpu_adam", "fused_adam", "py311_cpu/shm"))
+    stale, held, nested = (
+        tmp_path / name / "lock" for name in ("cpu_adam", "fused_adam", "py311_cpu/shm")
+    )
     for lock in (stale, held, nested):
         lock.parent.mkdir(parents=True)
         lock.touch()
     os.utime(stale, (time.time() - 3600,) * 2)
     (tmp_path / "cpu_adam" / "build.ninja").touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    builder = subprocess.Popen(["sleep", "60"], cwd=nested.parent)  # as ninja, which works in the folder
+    builder = subprocess.Popen(
+        ["sleep", "60"], cwd=nested.parent
+    )  # as ninja, which works in the folder
     try:
         with held.open():  # as torch, which keeps it open
             locks = {lock.path: lock for lock in probe_host(ProbeRequest()).locks}
     finally:
         builder.kill()
         builder.wait()
-    assert {path: lock.held for path, lock in locks.items()} == {str(stale): False, str(held): True, str(nested): True}
+    assert {path: lock.held for path, lock in locks.items()} == {
+        str(stale): False,
+        str(held): True,
+        str(nested): True,
+    }
     assert locks[str(stale)].age == pytest.approx(3600, abs=30)
     assert isinstance(locks[str(stale)], Lock) and stale.exists()
 
@@ -154,8 +192,15 @@ def test_data_is_counted(tmp_path):
     for name, size in (("a.jpg", 10), ("deep/b.jpg", 5), ("deep.cache", 99)):
         (images / name).write_bytes(b"x" * size)
     listed = tmp_path / "val.txt"
-    listed.write_text("./images/a.jpg\n\n" + str(images / "deep/b.jpg") + "\n./images/gone.jpg\n", encoding="utf-8")
-    report = probed(trees=(str(images), str(listed), str(tmp_path / "none")), lists=(str(listed),), ignored=(".cache",))
+    listed.write_text(
+        "./images/a.jpg\n\n" + str(images / "deep/b.jpg") + "\n./images/gone.jpg\n",
+        encoding="utf-8",
+    )
+    report = probed(
+        trees=(str(images), str(listed), str(tmp_path / "none")),
+        lists=(str(listed),),
+        ignored=(".cache",),
+    )
     size = listed.stat().st_size
     assert report.data == [
         Count(str(images), True, 2, 15),
@@ -176,6 +221,8 @@ def test_it_ends_by_itself_and_with_it_what_it_started(tmp_path):
     fake(tmp_path, "hostname", "exec sleep 60")
     command = [sys.executable, "-", json.dumps({"limit_seconds": 1})]
     environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(command, input=SOURCE, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        command, input=SOURCE, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=20
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == "something hangs there: not finished after 1 s"

@@ -1,4 +1,5 @@
-"""Every node's forward and backward pass is timed, on a CPU too, whatever it returns and whoever reads it."""
+"""Every node's forward and backward pass is timed, on a CPU too, whatever it returns and whoever
+reads it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ CPU = torch.device("cpu")
 _backward = torch.autograd.backward
 
 
-def passes_of(graph: Graph, imgsz: int, precision: str = "fp32", repeats: int = 1) -> tuple[list[float], list[int]]:
+def passes_of(
+    graph: Graph, imgsz: int, precision: str = "fp32", repeats: int = 1
+) -> tuple[list[float], list[int]]:
     """Seconds of each node, and how many tensors each backward pass began from."""
     began: list[int] = []
 
@@ -32,7 +35,8 @@ def passes_of(graph: Graph, imgsz: int, precision: str = "fp32", repeats: int = 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("layers", "imgsz"), [(layers_of("yolov5[0.33,0.1]"), 64), (layers_of("yolov5n6"), 64), (small(), 32)]
+    ("layers", "imgsz"),
+    [(layers_of("yolov5[0.33,0.1]"), 64), (layers_of("yolov5n6"), 64), (small(), 32)],
 )
 @pytest.mark.parametrize("split", [True, False])
 def test_every_node_is_timed_forward_and_backward(layers, imgsz, split):
@@ -83,8 +87,18 @@ def test_what_nothing_reads_is_let_go_at_once():
     net = build(with_an_unread_layer(), ("a", "b", "c"))
     graph = build_graph(net)
     seen, alive = [], []
-    net.model[5].register_forward_hook(lambda module, given, written: seen.append(weakref.ref(written)))
-    net.model[7].register_forward_hook(lambda module, given, written: alive.append(seen[0]() is not None))
+    net.model[5].register_forward_hook(
+        lambda module, given, written: seen.append(weakref.ref(written))
+    )
+    net.model[7].register_forward_hook(
+        lambda module, given, written: alive.append(seen[0]() is not None)
+    )
     with torch.no_grad():
-        run_nodes(graph, 0, len(graph.nodes), modules_of(graph.nodes, net), {IMAGE: torch.rand(2, 3, 32, 32)})
+        run_nodes(
+            graph,
+            0,
+            len(graph.nodes),
+            modules_of(graph.nodes, net),
+            {IMAGE: torch.rand(2, 3, 32, 32)},
+        )
     assert alive == [False]

@@ -31,7 +31,9 @@ def test_versions_devices_and_command_are_told(ranks, monkeypatch):
     versions, devices, command = provenance(ranks).lines()
     assert versions.startswith(f"yolods {__version__}, Python 3.")
     assert f"torch {torch.__version__}, deepspeed 0." in versions and ", ultralytics 8." in versions
-    assert devices.startswith("Ranks on alpha: 2 x ") and devices.endswith("; beta: 2 x NVIDIA L4 (22 GiB)")
+    assert devices.startswith("Ranks on alpha: 2 x ") and devices.endswith(
+        "; beta: 2 x NVIDIA L4 (22 GiB)"
+    )
     assert command == "Command: yolods train --data 'my data.yaml'"
 
 

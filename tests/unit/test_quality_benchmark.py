@@ -1,4 +1,5 @@
-"""The quality benchmark: its arithmetic, its order of runs, and going on where it stopped; nothing is trained."""
+"""The quality benchmark: its arithmetic, its order of runs, and going on where it stopped; nothing
+is trained."""
 
 from __future__ import annotations
 
@@ -15,26 +16,50 @@ import pytest
 
 from benchmarks import quality, quality_report
 from benchmarks.quality import CASES, Pool, Results, go_on_from, next_job, read_results
-from benchmarks.quality_report import Difference, averaged, by_seed, difference, pooled, t_quantile, tables, time_left
+from benchmarks.quality_report import (
+    Difference,
+    averaged,
+    by_seed,
+    difference,
+    pooled,
+    t_quantile,
+    tables,
+    time_left,
+)
 from benchmarks.quality_run import RESULT, Job, Plan, ultralytics_overrides, yolods_words
 from yolods.errors import UserError
 
-SETTINGS = {"model": "yolov5n", "imgsz": 160, "batch": 16, "epochs": 9, "hyper": {"nbs": 16, "val": False}}
+SETTINGS = {
+    "model": "yolov5n",
+    "imgsz": 160,
+    "batch": 16,
+    "epochs": 9,
+    "hyper": {"nbs": 16, "val": False},
+}
 TITLES = {key: case.title for key, case in CASES.items()}
 
 
-def line(case: str, seed: int, value: float, name: str = "demo", seconds: float = 10.0) -> dict[str, Any]:
+def line(
+    case: str, seed: int, value: float, name: str = "demo", seconds: float = 10.0
+) -> dict[str, Any]:
     """A result with every metric at one value."""
     losses = {f"train/{kind}_loss": 1.0 for kind in ("box", "cls", "dfl")}
     metrics = dict.fromkeys(("precision", "recall", "mAP50", "mAP50-95"), value)
     times = {"seconds": seconds, "cpu seconds": 9.0, "judging cpu seconds": 1.0}
-    facts = {"train losses": losses, "ended": "2026-11-28 20:00:00 UTC", "commit": "abc", "settings": SETTINGS}
+    facts = {
+        "train losses": losses,
+        "ended": "2026-11-28 20:00:00 UTC",
+        "commit": "abc",
+        "settings": SETTINGS,
+    }
     return {"case": case, "set": name, "seed": seed, **metrics, **times, **facts}
 
 
 def found() -> dict[str, Any]:
     """What a run finds out about itself."""
-    return {key: value for key, value in line("", 0, 0.3).items() if key not in ("case", "set", "seed")}
+    return {
+        key: value for key, value in line("", 0, 0.3).items() if key not in ("case", "set", "seed")
+    }
 
 
 def job(case: str, seed: int, name: str = "demo") -> Job:
@@ -81,7 +106,9 @@ def test_seeds_that_all_agree_have_no_interval_and_break_nothing() -> None:
 
 def test_layouts_of_one_seed_count_as_one_observation() -> None:
     values = {"zero1_fp32": (0.1, 0.5), "zero2_fp32": (0.1, 0.5), "pipeline2_fp32": (0.1, 0.5)}
-    lines = [line(case, seed, value) for case, both in values.items() for seed, value in enumerate(both)]
+    lines = [
+        line(case, seed, value) for case, both in values.items() for seed, value in enumerate(both)
+    ]
     mean = pooled(lines, list(values), "demo", "mAP50-95")
     assert mean == {0: pytest.approx(0.1), 1: pytest.approx(0.5)}
     theirs = {0: 0.2, 1: 0.4}
@@ -96,7 +123,9 @@ def test_layouts_are_averaged_over_the_seeds_that_all_have() -> None:
 
 
 def test_the_mean_over_sets_has_the_error_of_independent_differences() -> None:
-    mean = averaged([Difference(16, 0.02, 0.03, 0.03, 28.0), Difference(15, -0.04, 0.04, 0.04, 28.0)])
+    mean = averaged(
+        [Difference(16, 0.02, 0.03, 0.03, 28.0), Difference(15, -0.04, 0.04, 0.04, 28.0)]
+    )
     assert (mean.seeds, mean.mean) == (15, pytest.approx(-0.01))
     assert mean.error == pytest.approx(0.05 / 2)
     assert mean.freedom == pytest.approx(0.05**4 * 28 / (0.03**4 + 0.04**4))
@@ -109,7 +138,9 @@ def test_the_mean_over_sets_has_the_error_of_independent_differences() -> None:
      (-0.001, "not below by more than one standard error: holds", "**below**"),
      (-0.3, "**below by more than one standard error**", "**below**")],
 )  # fmt: skip
-def test_the_verdicts_follow_from_the_differences(shift: float, alone: str, all_of_them: str, file: str) -> None:
+def test_the_verdicts_follow_from_the_differences(
+    shift: float, alone: str, all_of_them: str, file: str
+) -> None:
     values, lines = (0.3, 0.4, 0.5), []
     for case in CASES:
         for name in ("bccd", "demo"):
@@ -126,7 +157,9 @@ def test_the_verdicts_follow_from_the_differences(shift: float, alone: str, all_
 
 
 def test_a_record_of_half_a_benchmark_is_written() -> None:
-    text = "\n".join(tables([line("ultralytics", 0, 0.3), line("zero1_fp32", 1, 0.4)], TITLES, "ultralytics"))
+    text = "\n".join(
+        tables([line("ultralytics", 0, 0.3), line("zero1_fp32", 1, 0.4)], TITLES, "ultralytics")
+    )
     assert "too few seeds" in text
     assert "0.3000" in text and "0.4000" in text
 
@@ -144,7 +177,9 @@ def test_the_time_left_counts_ranks_and_cores() -> None:
     left = partial(time_left, lines, ranks=ranks, cores=2)
     assert left(wanted=[("zero1_fp32", "demo")] * 4) == "about 2 min"
     assert left(wanted=[("zero2_fp32", "demo")] * 40) == "about 1 h 20 min"
-    assert left(wanted=[("ultralytics", "bccd")] * 2) == "about 3 min", "a case that has not run yet takes the mean"
+    assert left(wanted=[("ultralytics", "bccd")] * 2) == "about 3 min", (
+        "a case that has not run yet takes the mean"
+    )
 
 
 def test_a_core_is_not_idle_while_a_run_of_the_same_seed_fits() -> None:
@@ -162,7 +197,12 @@ def test_both_trainers_are_given_the_same_settings(tmp_path: Path) -> None:
     plan = Plan(tmp_path, "yolov5n", 160, 16, 9, SETTINGS["hyper"])
     theirs = ultralytics_overrides(plan, job("ultralytics", 3))
     ours = yolods_words(plan, job("zero2_fp32", 3))
-    for flag, key in {"--epochs": "epochs", "--batch-size": "batch", "--imgsz": "imgsz", "--seed": "seed"}.items():
+    for flag, key in {
+        "--epochs": "epochs",
+        "--batch-size": "batch",
+        "--imgsz": "imgsz",
+        "--seed": "seed",
+    }.items():
         assert ours[ours.index(flag) + 1] == str(theirs[key])
     for key, value in SETTINGS["hyper"].items():
         assert theirs[key] == value
@@ -251,15 +291,21 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(
 
 
 @pytest.mark.process
-def test_runs_that_all_fail_end_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "lead", Led(tmp_path, {f"zero1_fp32-demo-{seed}": "fails" for seed in range(9)}))
+def test_runs_that_all_fail_end_the_benchmark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        quality, "lead", Led(tmp_path, {f"zero1_fp32-demo-{seed}": "fails" for seed in range(9)})
+    )
     with pytest.raises(RuntimeError, match="3 runs have failed"):
         pool(tmp_path, [job("zero1_fp32", seed) for seed in range(9)]).work()
     assert not (tmp_path / "began-zero1_fp32-demo-8").exists()
 
 
 @pytest.mark.process
-def test_ctrl_c_leaves_no_process_and_what_had_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_no_process_and_what_had_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     behaves = {"zero1_fp32-demo-1": "waits", "zero1_fp32-demo-2": "stops the benchmark"}
     monkeypatch.setattr(quality, "lead", Led(tmp_path, behaves))
     with pytest.raises(KeyboardInterrupt):
@@ -280,4 +326,6 @@ def test_an_empty_folder_goes_on_from_the_results_beside_the_record(tmp_path: Pa
     assert begun.done == {("zero1_fp32", "demo", 0)}
     begun.add(job("zero1_fp32", 1), found())
     go_on_from(tmp_path / "record.md", work)
-    assert len(Results(work / "results.jsonl", SETTINGS).done) == 2, "what is there is not written over"
+    assert len(Results(work / "results.jsonl", SETTINGS).done) == 2, (
+        "what is there is not written over"
+    )

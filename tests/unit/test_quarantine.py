@@ -13,7 +13,9 @@ def culprit(*files: str, name: str = INPUT) -> Culprit:
     return Culprit(phase="forward", name=name, kind="nan", files=files, single_images=True, **place)
 
 
-@pytest.mark.parametrize(("limit", "excluded"), [(1, {"a.jpg", "b.jpg"}), (2, {"a.jpg"}), (3, set()), (0, set())])
+@pytest.mark.parametrize(
+    ("limit", "excluded"), [(1, {"a.jpg", "b.jpg"}), (2, {"a.jpg"}), (3, set()), (0, set())]
+)
 def test_an_image_is_left_out_at_the_limit(limit: int, excluded: set[str]) -> None:
     quarantine = Quarantine(limit).after([culprit("b.jpg", "a.jpg")]).after([culprit("a.jpg")])
     assert quarantine.faults == (("a.jpg", 2), ("b.jpg", 1))

@@ -1,9 +1,11 @@
-"""Random streams are independent: no generator that a run seeds shares its numbers with another one.
+"""Random streams are independent: no generator that a run seeds shares its numbers with another
+one.
 
-Streams that are one show in no distribution, only in the dependence between two of them. Each column below holds the
-first words of a thousand streams of one kind, 160,000 draws in all, so that chance leaves correlations of 0.0025: the
-limit of 0.02 is eight times that, for any seed. What is compared is the twisters' words themselves (their lower 24
-bits, which is what torch makes a float of), because Python, numpy and torch make their numbers of them differently.
+Streams that are one show in no distribution, only in the dependence between two of them. Each
+column below holds the first words of a thousand streams of one kind, 160,000 draws in all, so that
+chance leaves correlations of 0.0025: the limit of 0.02 is eight times that, for any seed. What is
+compared is the twisters' words themselves (their lower 24 bits, which is what torch makes a float
+of), because Python, numpy and torch make their numbers of them differently.
 """
 
 import random
@@ -60,7 +62,8 @@ def assert_independent(columns: dict[str, Iterable]) -> None:
 
 
 class SeedsOnly:
-    """Stands in for an albumentations pipeline from 1.4.21 on: keeps the seed that it is given for a sample."""
+    """Stands in for an albumentations pipeline from 1.4.21 on: keeps the seed that it is given for
+    a sample."""
 
     def set_random_seed(self, seed: int) -> None:
         self.seed = seed
@@ -70,11 +73,16 @@ class SeedsOnly:
 
 
 class Samples:
-    """A real set whose augmentation is replaced by draws from one of the generators that it could draw from."""
+    """A real set whose augmentation is replaced by draws from one of the generators that it could
+    draw from."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def init(albumentations, p=1.0, transforms=None, flip_idx=None):
-            albumentations.p, albumentations.transform, albumentations.contains_spatial = p, SeedsOnly(), False
+            albumentations.p, albumentations.transform, albumentations.contains_spatial = (
+                p,
+                SeedsOnly(),
+                False,
+            )
 
         monkeypatch.setattr(dataset_module.Albumentations, "__init__", init)
         spec = read_spec(make_dataset(root / "set"))
@@ -83,7 +91,9 @@ class Samples:
         self.set = DetectionSet(found, as_ultralytics(spec), hyp, imgsz=64, augment=True)
         self.set.get_image_and_label = lambda index: {}
         keyed = next(
-            step.transform for step in self.set.transforms.transforms if isinstance(step, dataset_module.Albumentations)
+            step.transform
+            for step in self.set.transforms.transforms
+            if isinstance(step, dataset_module.Albumentations)
         )
         self.ways: dict[str, Callable[[], Iterable]] = {
             "Python's": python_words,
@@ -105,7 +115,8 @@ def samples(tmp_path, monkeypatch) -> Samples:
 
 @contextmanager
 def noted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Iterable]]:
-    """Within: the first words of every generator that is made are noted, and it is left as it was seeded."""
+    """Within: the first words of every generator that is made are noted, and it is left as it was
+    seeded."""
     rows: list[Iterable] = []
 
     class Random(random.Random):
@@ -145,7 +156,13 @@ def weights(seed: int, first: int) -> torch.Tensor:
         root.add_module(f"layer{number}", nn.Module())
         root.get_submodule(f"layer{number}").conv = nn.Conv2d(WORDS // 8, 8, 1, bias=False)
     initialise(root, torch.tensor([8.0]), 1, seed)
-    return torch.stack([module.weight.detach().flatten() for module in root.modules() if isinstance(module, nn.Conv2d)])
+    return torch.stack(
+        [
+            module.weight.detach().flatten()
+            for module in root.modules()
+            if isinstance(module, nn.Conv2d)
+        ]
+    )
 
 
 def runs(seeds: Iterable[int]) -> dict[str, list[Iterable]]:
@@ -163,7 +180,8 @@ def runs(seeds: Iterable[int]) -> dict[str, list[Iterable]]:
 
 
 def beside(seed: int) -> dict[str, tuple[int, list[SampleId]]]:
-    """Samples as rank 0 of 2 gets them, and neighbours of each: a seed and the items, by what they are."""
+    """Samples as rank 0 of 2 gets them, and neighbours of each: a seed and the items, by what they
+    are."""
     stream = Stream(97, seed, batch=2)
     own, other = ([stream.batch_ids(k, rank, 2)[0] for k in range(STREAMS)] for rank in (0, 1))
     return {
@@ -204,7 +222,8 @@ def test_the_generators_of_a_run_do_not_follow_each_other_nor_the_next_run_s():
 
 
 def test_the_comparison_sees_generators_that_were_seeded_alike():
-    """Python's and numpy's from two words, numpy's and torch's from one: each pair is one and the same twister."""
+    """Python's and numpy's from two words, numpy's and torch's from one: each pair is one and the
+    same twister."""
     words = [7, 11]
     random.seed(words[0] | words[1] << 32)
     np.random.seed(words)

@@ -36,10 +36,14 @@ SLURM = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
 def network(monkeypatch) -> None:
     """Two interfaces, of which the second leads to 10.0.0.1."""
     monkeypatch.setattr(
-        rank_env, "addresses", lambda: [("lo", "127.0.0.1/8"), ("eth0", "10.9.0.2/8"), ("ib1", "10.0.0.2/24")]
+        rank_env,
+        "addresses",
+        lambda: [("lo", "127.0.0.1/8"), ("eth0", "10.9.0.2/8"), ("ib1", "10.0.0.2/24")],
     )
     monkeypatch.setattr(
-        rank_env, "own_address_toward", {"10.0.0.1": "10.0.0.2", "a": "127.0.1.1", "127.0.0.1": "127.0.0.1"}.get
+        rank_env,
+        "own_address_toward",
+        {"10.0.0.1": "10.0.0.2", "a": "127.0.1.1", "127.0.0.1": "127.0.0.1"}.get,
     )
 
 
@@ -50,7 +54,13 @@ def test_the_interface_to_the_master(network):
 
 
 def test_what_is_set_is_left_alone(network):
-    found = {"MASTER_ADDR": "10.0.0.1", "GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth", **MPI, "RANK": "0"}
+    found = {
+        "MASTER_ADDR": "10.0.0.1",
+        "GLOO_SOCKET_IFNAME": "eth0",
+        "NCCL_SOCKET_IFNAME": "eth",
+        **MPI,
+        "RANK": "0",
+    }
     before = dict(found)
     complete_environment(found)
     assert {name: found[name] for name in before} == before
@@ -64,7 +74,9 @@ def test_ranks_of_one_host_need_no_interface(network, master):
 
 
 def test_a_master_that_other_hosts_cannot_hear(network):
-    with pytest.raises(UserError, match=r"the master address a leads to 127\.0\.1\.1 on .* with --master_addr"):
+    with pytest.raises(
+        UserError, match=r"the master address a leads to 127\.0\.1\.1 on .* with --master_addr"
+    ):
         complete_environment({"MASTER_ADDR": "a", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"})
 
 
@@ -72,7 +84,12 @@ def test_a_master_that_other_hosts_cannot_hear(network):
 def test_who_a_rank_is_under_mpirun_and_srun(network, variables):
     found = {**variables, "MASTER_ADDR": "10.0.0.1"}
     complete_environment(found)
-    assert [found[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")] == ["5", "8", "1", "29500"]
+    assert [found[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")] == [
+        "5",
+        "8",
+        "1",
+        "29500",
+    ]
     with pytest.raises(UserError, match="MASTER_ADDR is not set"):
         complete_environment(dict(variables))
 
@@ -85,7 +102,11 @@ def test_a_script_of_sbatch_is_not_a_task_of_srun(network):
 
 def test_the_tools_beside_this_python():
     beside = str(Path(sys.executable).parent)
-    for path, expected in (("/bin", f"{beside}{os.pathsep}/bin"), ("", beside), (f"/x:{beside}", f"/x:{beside}")):
+    for path, expected in (
+        ("/bin", f"{beside}{os.pathsep}/bin"),
+        ("", beside),
+        (f"/x:{beside}", f"/x:{beside}"),
+    ):
         found = {"PATH": path}
         complete_environment(found)
         assert found["PATH"] == expected
@@ -101,7 +122,9 @@ def test_ranks_of_a_host_share_its_cores(monkeypatch):
 
 def test_this_machine():
     assert is_here("127.0.0.1") and not is_here("192.0.2.1") and not is_here("a.invalid")
-    assert own_address_toward("127.0.0.1") == "127.0.0.1" and own_address_toward("a.invalid") is None
+    assert (
+        own_address_toward("127.0.0.1") == "127.0.0.1" and own_address_toward("a.invalid") is None
+    )
     assert is_loopback("127.0.1.1") and is_loopback("::1") and not is_loopback("fe80::1%eth0")
 
 
@@ -109,32 +132,55 @@ def test_this_machine():
     ("environ", "expected"),
     [
         ({}, LaunchedRank()),
-        ({"RANK": "", "WORLD_SIZE": "", "MASTER_ADDR": "left.over", "LOCAL_SIZE": "8"}, LaunchedRank()),
+        (
+            {"RANK": "", "WORLD_SIZE": "", "MASTER_ADDR": "left.over", "LOCAL_SIZE": "8"},
+            LaunchedRank(),
+        ),
         ({**RANKS, "LOCAL_SIZE": "4"}, LaunchedRank(5, 8, 1, 4, launched=True)),  # DeepSpeed's
         ({**RANKS, "LOCAL_WORLD_SIZE": "4"}, LaunchedRank(5, 8, 1, 4, launched=True)),  # torchrun's
         (RANKS, LaunchedRank(5, 8, 1, None, launched=True)),
-        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, LaunchedRank(0, 1, 0, 1, launched=True)),
+        (
+            {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+            LaunchedRank(0, 1, 0, 1, launched=True),
+        ),
         (MPI, LaunchedRank(5, 8, 1, None, launched=True, task=True)),
-        ({**MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, LaunchedRank(5, 8, 1, 4, launched=True, task=True)),
+        (
+            {**MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4"},
+            LaunchedRank(5, 8, 1, 4, launched=True, task=True),
+        ),
         (SLURM, LaunchedRank(5, 8, 1, None, launched=True, task=True)),
         (MPICH, LaunchedRank(5, 8, 1, 4, launched=True, task=True)),
-        ({**SLURM, **RANKS}, LaunchedRank(5, 8, 1, None, launched=True, task=True)),  # a script of the user's own
+        (
+            {**SLURM, **RANKS},
+            LaunchedRank(5, 8, 1, None, launched=True, task=True),
+        ),  # a script of the user's own
         (
             {**SLURM, "SLURM_STEP_NUM_TASKS": "2", **RANKS},
             LaunchedRank(5, 8, 1, None, launched=True),
         ),  # a torchrun a host
         ({"PMI_RANK": "0", "PMI_SIZE": "1"}, LaunchedRank()),
-        # Of two launchers' words on the ranks of this host, those of the launcher that has started this one.
+        # Of two launchers' words on the ranks of this host, those of the launcher that has started
+        # this one.
         (
-            {**RANKS, "LOCAL_SIZE": "4", "CROSS_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"},
+            {
+                **RANKS,
+                "LOCAL_SIZE": "4",
+                "CROSS_SIZE": "2",
+                "LOCAL_WORLD_SIZE": "2",
+                "TORCHELASTIC_RUN_ID": "x",
+            },
             LaunchedRank(5, 8, 1, 4, launched=True),
         ),
         (
             {**RANKS, "LOCAL_SIZE": "2", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"},
             LaunchedRank(5, 8, 1, 4, launched=True),
         ),
-        # A shell that `mpirun -np 1 bash` has started, and ranks that DeepSpeed's launcher has started in it.
-        ({**dict.fromkeys(MPI, "0"), "OMPI_COMM_WORLD_SIZE": "1"}, LaunchedRank(0, 1, 0, 1, launched=True, task=True)),
+        # A shell that `mpirun -np 1 bash` has started, and ranks that DeepSpeed's launcher has
+        # started in it.
+        (
+            {**dict.fromkeys(MPI, "0"), "OMPI_COMM_WORLD_SIZE": "1"},
+            LaunchedRank(0, 1, 0, 1, launched=True, task=True),
+        ),
         (
             {**dict.fromkeys(MPI, "0"), "OMPI_COMM_WORLD_SIZE": "1", **RANKS, "LOCAL_SIZE": "4"},
             LaunchedRank(5, 8, 1, 4, launched=True),
@@ -148,19 +194,35 @@ def test_which_rank_a_process_is_by_its_environment(environ, expected):
 @pytest.mark.parametrize(
     ("environ", "line"),
     [
-        ({"RANK": "1"}, "RANK=1 without WORLD_SIZE and LOCAL_RANK, which every launcher sets as well.*unset RANK$"),
+        (
+            {"RANK": "1"},
+            "RANK=1 without WORLD_SIZE and LOCAL_RANK, which every launcher sets as well.*unset "
+            "RANK$",
+        ),
         ({"LOCAL_RANK": "1"}, "LOCAL_RANK=1 without RANK and WORLD_SIZE"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "without LOCAL_RANK, .*: unset RANK WORLD_SIZE$"),
         ({"RANK": "abc"}, "RANK=abc is not a whole number"),
         ({**RANKS, "LOCAL_RANK": "-1"}, "LOCAL_RANK=-1 is not a whole number"),
         ({**RANKS, "RANK": "8"}, "RANK=8 and WORLD_SIZE=8: ranks are counted from 0"),
         ({**RANKS, "WORLD_SIZE": "0"}, "RANK=5 and WORLD_SIZE=0: ranks are counted from 0"),
-        ({**RANKS, "LOCAL_SIZE": "1"}, "LOCAL_RANK=1 and LOCAL_SIZE=1: ranks of a host are counted from 0"),
-        ({**RANKS, "LOCAL_SIZE": "16"}, "WORLD_SIZE=8 and LOCAL_SIZE=16: more ranks on this host than in total"),
-        ({**RANKS, "LOCAL_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_SIZE=4 and LOCAL_WORLD_SIZE=2, one of which"),
+        (
+            {**RANKS, "LOCAL_SIZE": "1"},
+            "LOCAL_RANK=1 and LOCAL_SIZE=1: ranks of a host are counted from 0",
+        ),
+        (
+            {**RANKS, "LOCAL_SIZE": "16"},
+            "WORLD_SIZE=8 and LOCAL_SIZE=16: more ranks on this host than in total",
+        ),
+        (
+            {**RANKS, "LOCAL_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
+            "LOCAL_SIZE=4 and LOCAL_WORLD_SIZE=2, one of which",
+        ),
         ({**RANKS, "MASTER_ADDR": ""}, "without MASTER_ADDR, where ranks would meet"),
         ({**RANKS, "MASTER_PORT": "http"}, "MASTER_PORT=http: a port is a number from 1 to 65535"),
-        ({**RANKS, **MPI, "OMPI_COMM_WORLD_SIZE": "16"}, "WORLD_SIZE=8, but OMPI_COMM_WORLD_SIZE=16"),
+        (
+            {**RANKS, **MPI, "OMPI_COMM_WORLD_SIZE": "16"},
+            "WORLD_SIZE=8, but OMPI_COMM_WORLD_SIZE=16",
+        ),
         ({**MPI, "OMPI_COMM_WORLD_RANK": "x"}, "OMPI_COMM_WORLD_RANK=x is not a whole number"),
         ({"PMI_RANK": "0", "PMI_SIZE": "4"}, "without MPI_LOCALRANKID"),
     ],
@@ -168,7 +230,9 @@ def test_which_rank_a_process_is_by_its_environment(environ, expected):
 def test_what_no_launcher_would_set_is_left_over_and_gets_one_line(environ, line):
     with pytest.raises(OwnError, match=line) as fault:
         read_launched_rank(environ)
-    assert "\n" not in str(fault.value) and "If no launcher started this process: unset " in str(fault.value)
+    assert "\n" not in str(fault.value) and "If no launcher started this process: unset " in str(
+        fault.value
+    )
 
 
 def test_a_launcher_does_not_hand_on_whose_rank_it_is_itself():
@@ -180,21 +244,45 @@ def test_a_launcher_does_not_hand_on_whose_rank_it_is_itself():
         "GLOO_SOCKET_IFNAME": "eth0",
         **slurm,
     }
-    torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0", "ROLE_RANK": "1"}
-    more = {"LOCAL_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "CROSS_SIZE": "2", "PMIX_RANK": "0", "PMI_FD": "3"}
+    torchrun = {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RUN_ID": "x",
+        "GROUP_RANK": "0",
+        "ROLE_RANK": "1",
+    }
+    more = {
+        "LOCAL_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "4",
+        "CROSS_SIZE": "2",
+        "PMIX_RANK": "0",
+        "PMI_FD": "3",
+    }
     environ = {**RANKS, **MPI, **MPICH, **SLURM, **torchrun, **more, **settings}
     told = forget_ranks(environ)
     assert environ == settings
-    assert told == ["OMPI_COMM_WORLD_SIZE=8", "PMI_SIZE=8", "RANK=5", "SLURM_STEP_NUM_TASKS=8", "WORLD_SIZE=8"]
+    assert told == [
+        "OMPI_COMM_WORLD_SIZE=8",
+        "PMI_SIZE=8",
+        "RANK=5",
+        "SLURM_STEP_NUM_TASKS=8",
+        "WORLD_SIZE=8",
+    ]
 
 
 def test_what_says_that_a_process_is_alone_is_taken_away_without_a_word():
-    assert forget_ranks({"RANK": "0", "WORLD_SIZE": "1", "OMPI_COMM_WORLD_SIZE": "1", "MASTER_ADDR": "a"}) == []
+    assert (
+        forget_ranks(
+            {"RANK": "0", "WORLD_SIZE": "1", "OMPI_COMM_WORLD_SIZE": "1", "MASTER_ADDR": "a"}
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("given", ["abc", "0", "-1", "1.5", "4,x", "99999999", "²", "4,"])
 def test_a_number_of_threads_that_is_none(given):
-    with pytest.raises(OwnError, match=f"OMP_NUM_THREADS={given}: it must be a whole number from 1 to"):
+    with pytest.raises(
+        OwnError, match=f"OMP_NUM_THREADS={given}: it must be a whole number from 1 to"
+    ):
         check_threads({"OMP_NUM_THREADS": given})
 
 
@@ -235,13 +323,21 @@ def test_packages_of_another_python_are_not_imported_in_place_of_ours(tmp_path):
     for folder in (tmp_path / "own", other):
         (folder / "numpy").mkdir(parents=True)
         (folder / "numpy" / "__init__.py").touch()
-        with pytest.raises(OwnError, match=f"PYTHONPATH=.* puts {folder}/numpy/__init__.py before the installed numpy"):
+        with pytest.raises(
+            OwnError,
+            match=f"PYTHONPATH=.* puts {folder}/numpy/__init__.py before the installed numpy",
+        ):
             check_packages({"PYTHONPATH": f"/nowhere{os.pathsep}{folder}"})
     check_packages({"PYTHONPATH": str(tmp_path)})
     check_packages({})
 
 
 def test_an_empty_value_is_no_choice():
-    environ = {"GLOO_SOCKET_IFNAME": "", "NCCL_SOCKET_IFNAME": "ib", "DS_ACCELERATOR": "", "CUDA_VISIBLE_DEVICES": ""}
+    environ = {
+        "GLOO_SOCKET_IFNAME": "",
+        "NCCL_SOCKET_IFNAME": "ib",
+        "DS_ACCELERATOR": "",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     forget_empty(environ)
     assert environ == {"NCCL_SOCKET_IFNAME": "ib", "CUDA_VISIBLE_DEVICES": ""}

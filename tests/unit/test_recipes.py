@@ -44,7 +44,10 @@ class Job:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for path, text in (("launch.sh", LAUNCH), ("bin/scontrol", "#!/bin/sh\nprintf 'n1\\nn2\\n'\n")):
+        for path, text in (
+            ("launch.sh", LAUNCH),
+            ("bin/scontrol", "#!/bin/sh\nprintf 'n1\\nn2\\n'\n"),
+        ):
             file = folder / path
             file.parent.mkdir(exist_ok=True)
             file.write_text(text, encoding="utf-8")
@@ -109,17 +112,29 @@ def test_slurms_warning_reaches_the_run_which_has_time_to_save(job):
 
 
 def test_a_job_of_kubernetes(tmp_path, monkeypatch):
-    service, settings, job = yaml.safe_load_all((RECIPES / "kubernetes.yaml").read_text(encoding="utf-8"))
+    service, settings, job = yaml.safe_load_all(
+        (RECIPES / "kubernetes.yaml").read_text(encoding="utf-8")
+    )
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     hostfile = tmp_path / "hostfile"
     hostfile.write_text(settings["data"]["hostfile"], encoding="utf-8")
     hosts = parse_hostfile(hostfile)
-    named = [f"{job['metadata']['name']}-{index}.{service['metadata']['name']}" for index in range(len(hosts))]
-    assert [host.name for host in hosts] == named and pod["subdomain"] == service["metadata"]["name"]
-    assert spec["completions"] == spec["parallelism"] == len(hosts) and spec["completionMode"] == "Indexed"
+    named = [
+        f"{job['metadata']['name']}-{index}.{service['metadata']['name']}"
+        for index in range(len(hosts))
+    ]
+    assert [host.name for host in hosts] == named and pod["subdomain"] == service["metadata"][
+        "name"
+    ]
+    assert (
+        spec["completions"] == spec["parallelism"] == len(hosts)
+        and spec["completionMode"] == "Indexed"
+    )
     assert {host.slots for host in hosts} == {container["resources"]["limits"]["nvidia.com/gpu"]}
-    assert {each["name"] for each in container["volumeMounts"]} <= {each["name"] for each in pod["volumes"]}
+    assert {each["name"] for each in container["volumeMounts"]} <= {
+        each["name"] for each in pod["volumes"]
+    }
     assert pod["terminationGracePeriodSeconds"] >= 60
     (script,) = container["args"]
     shown = subprocess.run(
@@ -130,7 +145,10 @@ def test_a_job_of_kubernetes(tmp_path, monkeypatch):
         text=True,
         check=True,
     )
-    words = [str(hostfile) if word == "/etc/yolods/hostfile" else word for word in shown.stdout.splitlines()]
+    words = [
+        str(hostfile) if word == "/etc/yolods/hostfile" else word
+        for word in shown.stdout.splitlines()
+    ]
     flags = parsed(words)
     assert (flags.node_rank, flags.master_addr) == (1, named[0])
     command, _ = launcher_command(words, flags, gpus=8, python="/p", environ={"PATH": "/bin"})

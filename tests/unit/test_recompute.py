@@ -24,10 +24,14 @@ def test_a_json_without_the_block_keeps_all_activations():
     ("block", "segments"), [({}, None), ({"number_checkpoints": 7}, 7), ({"profile": False}, None)]
 )
 def test_the_block_turns_it_on_under_every_zero_stage(stage, block, segments):
-    config, faults = read({"zero_optimization": {"stage": stage}, "activation_checkpointing": block})
+    config, faults = read(
+        {"zero_optimization": {"stage": stage}, "activation_checkpointing": block}
+    )
     assert not faults
     assert config.recompute == RecomputeConfig(number_checkpoints=segments)
-    assert "activation_checkpointing" not in config.for_initialize(), "DeepSpeed would do nothing with it"
+    assert "activation_checkpointing" not in config.for_initialize(), (
+        "DeepSpeed would do nothing with it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,9 +41,18 @@ def test_the_block_turns_it_on_under_every_zero_stage(stage, block, segments):
             {"cpu_checkpointing": True},
             "cpu_checkpointing is true: it must be false: tensors that enter",
         ),
-        ({"partition_activations": True}, "partition_activations is true: it must be false: there is no"),
-        ({"number_checkpoints": 0}, "number_checkpoints is 0: it must be a whole number of at least 1, or empty"),
-        ({"numbers_checkpoints": 3}, "unknown key 'numbers_checkpoints' (did you mean 'number_checkpoints'?)"),
+        (
+            {"partition_activations": True},
+            "partition_activations is true: it must be false: there is no",
+        ),
+        (
+            {"number_checkpoints": 0},
+            "number_checkpoints is 0: it must be a whole number of at least 1, or empty",
+        ),
+        (
+            {"numbers_checkpoints": 3},
+            "unknown key 'numbers_checkpoints' (did you mean 'number_checkpoints'?)",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused_by_name(block, said):

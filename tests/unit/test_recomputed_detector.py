@@ -1,4 +1,5 @@
-"""A detector in segments: the numbers of the whole one, the same names, and a fraction of the activations."""
+"""A detector in segments: the numbers of the whole one, the same names, and a fraction of the
+activations."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ SIZE = 128
 
 
 def passed(net: torch.nn.Module) -> tuple[dict, int, dict, dict]:
-    """Outputs, bytes held for the backward pass when it begins, gradients and BatchNorm's buffers after it."""
+    """Outputs, bytes held for the backward pass when it begins, gradients and BatchNorm's buffers
+    after it."""
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     held: dict[int, int] = {}
 

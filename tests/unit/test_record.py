@@ -1,4 +1,5 @@
-"""The record of a step: its curves, and the errand of a new one, from where it is computed to the event file."""
+"""The record of a step: its curves, and the errand of a new one, from where it is computed to the
+event file."""
 
 from __future__ import annotations
 
@@ -24,8 +25,17 @@ LOSS = dict(zip(LOSS_NAMES, (1.0, 2.0, 3.0), strict=True))
 
 
 def placed(**fields: Any) -> StepRecord:
-    values = {"loss": LOSS, "instances": 3, "grad_norm": 8.0, "norm_after": 2.0, "data_seconds": 0.5, **fields}
-    return StepRecord(**values).placed(step=7, epoch=1, position=40, samples=16, imgsz=64, seconds=2.0)
+    values = {
+        "loss": LOSS,
+        "instances": 3,
+        "grad_norm": 8.0,
+        "norm_after": 2.0,
+        "data_seconds": 0.5,
+        **fields,
+    }
+    return StepRecord(**values).placed(
+        step=7, epoch=1, position=40, samples=16, imgsz=64, seconds=2.0
+    )
 
 
 TIMES = {"time/images_per_second": 8.0, "time/data_share": 0.25}
@@ -54,14 +64,22 @@ def test_a_skipped_step_has_no_curve_of_what_means_nothing() -> None:
 
 
 @pytest.mark.parametrize(("norm", "after"), [(None, None), (0.0, 0.0), (2.0, None)])
-def test_nothing_is_divided_by_a_norm_that_there_is_not(norm: float | None, after: float | None) -> None:
+def test_nothing_is_divided_by_a_norm_that_there_is_not(
+    norm: float | None, after: float | None
+) -> None:
     assert "optim/clip_factor" not in placed(grad_norm=norm, norm_after=after).curves()
 
 
 def test_a_place_in_the_run_is_given_to_a_copy() -> None:
     first = StepRecord(loss=LOSS, instances=3, scalars={"lr/pg0": 0.1})
     second = first.placed(step=7, epoch=1, position=40, samples=16, imgsz=64, seconds=2.0)
-    assert (second.step, second.epoch, second.position, second.samples, second.imgsz) == (7, 1, 40, 16, 64)
+    assert (second.step, second.epoch, second.position, second.samples, second.imgsz) == (
+        7,
+        1,
+        40,
+        16,
+        64,
+    )
     assert (first.step, first.scalars) == (0, {"lr/pg0": 0.1})
     assert second.scalars == {"lr/pg0": 0.1, "time/images_per_second": 8.0, "time/data_share": 0.0}
 
@@ -82,14 +100,22 @@ class Whole(Passes):
         """There is no model."""
 
 
-def drawn(folder: Path, stability: StockStability, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[float]]:
+def drawn(
+    folder: Path, stability: StockStability, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, list[float]]:
     """Every curve that a run of two epochs leaves, its values in the order of its steps."""
     for name in ("_asked", "_patient", "_abandoned"):
         monkeypatch.setattr(interrupt, name, getattr(interrupt, name))
 
     def telemetry(_: list[str]) -> RunTelemetry:
         names = {0: "disc"}
-        options = {"epochs": 2, "images_per_epoch": 8, "batch_size": 4, "plots": False, "stream": io.StringIO()}
+        options = {
+            "epochs": 2,
+            "images_per_epoch": 8,
+            "batch_size": 4,
+            "plots": False,
+            "stream": io.StringIO(),
+        }
         return RunTelemetry(folder, names=names, **options)
 
     loop = Loop(folder, engine=Whole(stability), telemetry=telemetry)
@@ -97,9 +123,12 @@ def drawn(folder: Path, stability: StockStability, monkeypatch: pytest.MonkeyPat
         loop.fit()
     reader = EventAccumulator(str(folder))
     reader.Reload()
-    scalars = [tag for tag in reader.Tags()["tensors"] if reader.SummaryMetadata(tag).data_class == 1]
+    scalars = [
+        tag for tag in reader.Tags()["tensors"] if reader.SummaryMetadata(tag).data_class == 1
+    ]
     return {
-        tag: [float(tensor_util.make_ndarray(event.tensor_proto)) for event in reader.Tensors(tag)] for tag in scalars
+        tag: [float(tensor_util.make_ndarray(event.tensor_proto)) for event in reader.Tensors(tag)]
+        for tag in scalars
     }
 
 
@@ -108,8 +137,11 @@ MEASURED = {"optim/skipped_share", *(f"train/{name}" for name in LOSS_NAMES), *T
 OF_EPOCHS = {"epoch", "time/images_per_second_epoch"}
 
 
-def test_a_new_curve_is_one_line_where_its_value_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the engine's step through the loop to the event file, and nothing on the way has heard of it."""
+def test_a_new_curve_is_one_line_where_its_value_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the engine's step through the loop to the event file, and nothing on the way has heard
+    of it."""
     before = drawn(tmp_path / "before", judged_by("stock"), monkeypatch)
     stock = judged_by("stock")
     after = drawn(tmp_path / "after", Errand(stock._engine, 1, by_hand=False), monkeypatch)
@@ -119,10 +151,14 @@ def test_a_new_curve_is_one_line_where_its_value_is_computed(tmp_path: Path, mon
     assert after["lr/pg0"] == [0.5] * 4 and after["optim/momentum"] == pytest.approx([0.9] * 4)
 
 
-def test_the_own_handling_draws_norms_and_how_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_own_handling_draws_norms_and_how_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from yolods.stability import controller as module
 
-    monkeypatch.setattr(module, "squares", lambda parts, places, count: parts[0].new_tensor([9.0, 16.0]))
+    monkeypatch.setattr(
+        module, "squares", lambda parts, places, count: parts[0].new_tensor([9.0, 16.0])
+    )
     curves = drawn(tmp_path, judged_by("own"), monkeypatch)
     assert set(curves) == RATES | MEASURED | OF_EPOCHS | {
         *("optim/grad_norm", "optim/grad_norm_after_clipping", "optim/clip_factor"),

@@ -1,4 +1,5 @@
-"""How hosts are asked, and the one line for each way in which they do not answer. Whole visits: test_doctor_run.py."""
+"""How hosts are asked, and the one line for each way in which they do not answer. Whole visits:
+test_doctor_run.py."""
 
 from __future__ import annotations
 
@@ -27,10 +28,26 @@ def test_ssh_asks_nothing_and_takes_pdshs_own_options():
 @pytest.mark.parametrize(
     ("code", "said", "expected"),
     [
-        (255, "Host key verification failed.", "accept its key: ssh b once by hand, or ssh-keyscan"),
-        (255, "ssh: Could not resolve hostname b: x", "correct its name in the hostfile, or add it to /etc/hosts"),
-        (255, "ssh: connect to host b port 22: No route to host", "check that it is up and on the network"),
-        (255, "", "cannot reach it with ssh: exit status 255; check that it is up and on the network"),
+        (
+            255,
+            "Host key verification failed.",
+            "accept its key: ssh b once by hand, or ssh-keyscan",
+        ),
+        (
+            255,
+            "ssh: Could not resolve hostname b: x",
+            "correct its name in the hostfile, or add it to /etc/hosts",
+        ),
+        (
+            255,
+            "ssh: connect to host b port 22: No route to host",
+            "check that it is up and on the network",
+        ),
+        (
+            255,
+            "",
+            "cannot reach it with ssh: exit status 255; check that it is up and on the network",
+        ),
         (1, "warning\nSyntaxError: x\n", "/p fails there: SyntaxError: x"),
     ],
 )
@@ -68,7 +85,10 @@ def test_the_last_line_is_the_report_whatever_a_login_script_says_before_it(tmp_
 
 
 def test_a_python_that_fails_and_one_that_is_missing_are_told_apart(tmp_path):
-    assert asked(tmp_path, "echo no ctypes >&2; exit 1").problem == f"{tmp_path}/script fails there: no ctypes"
+    assert (
+        asked(tmp_path, "echo no ctypes >&2; exit 1").problem
+        == f"{tmp_path}/script fails there: no ctypes"
+    )
     (gone,) = ask([HERE], REQUEST, Caller(tmp_path, str(tmp_path / "none"), {}), local=True)
     assert gone.problem.startswith(f"{tmp_path}/none cannot be started: No such file or directory")
 
@@ -89,14 +109,16 @@ def test_a_far_host_changes_to_the_folder_and_sets_the_variables_first(tmp_path,
     *options, name, line = (tmp_path / "words").read_text().splitlines()
     assert (options[-2:], name) == (["-p", "2222"], "b")
     start = (
-        f"cd '{tmp_path}/my runs' || exit 91; test -x /env/bin/python || exit 92; exec env 'A=1 2' /env/bin/python - "
+        f"cd '{tmp_path}/my runs' || exit 91; test -x /env/bin/python || exit 92; exec env 'A=1 2' "
+        "/env/bin/python - "
     )
     assert line.startswith(start)
     assert answer.problem.startswith(f"it has no folder {tmp_path}/my runs; create it there")
 
 
 def test_ranks_of_this_run_alone_are_cleared_away(tmp_path, monkeypatch):
-    """As `pgrep -f` reads it: not those of another run whose folder begins alike, and not the shell that looks."""
+    """As `pgrep -f` reads it: not those of another run whose folder begins alike, and not the shell
+    that looks."""
     import re
     import shlex
 

@@ -23,8 +23,15 @@ from yolods.watchdog.failures import Failure, noted_in
 LOST = 75
 
 
-def restarts(folder: Path, words: Sequence[str] = ("train", "--data", "x.yaml"), **options: object) -> Restarts:
-    values = {"flags": LaunchFlags(num_gpus=2), "gpus": 0, "check": lambda words, ranks: None, **options}
+def restarts(
+    folder: Path, words: Sequence[str] = ("train", "--data", "x.yaml"), **options: object
+) -> Restarts:
+    values = {
+        "flags": LaunchFlags(num_gpus=2),
+        "gpus": 0,
+        "check": lambda words, ranks: None,
+        **options,
+    }
     return Restarts(words, values.pop("flags"), folder, **values)
 
 
@@ -40,7 +47,9 @@ def tail(start: object) -> list[str]:
     return words[words.index("yolods") + 1 :]
 
 
-def test_the_first_start_is_told_its_folder_so_that_a_second_one_takes_the_same(tmp_path: Path) -> None:
+def test_the_first_start_is_told_its_folder_so_that_a_second_one_takes_the_same(
+    tmp_path: Path,
+) -> None:
     run = tmp_path / "exp"
     words = ["train", "--data", "x.yaml", "--run-dir", str(run)]
     made = restarts(run)
@@ -60,7 +69,8 @@ def test_it_goes_on_from_the_newest_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_resumed_keeps_its_own_words(tmp_path: Path) -> None:
-    """They may ask for more epochs, which nobody has written down before the start has got that far."""
+    """They may ask for more epochs, which nobody has written down before the start has got that
+    far."""
     saved(tmp_path, 5)
     typed = ["train", "--resume", "--epochs", "9"]
     made, words = restarts(tmp_path, typed), [*typed, "--run-dir", str(tmp_path)]
@@ -70,12 +80,16 @@ def test_a_run_that_was_resumed_keeps_its_own_words(tmp_path: Path) -> None:
 
 def ended(run: Path, step: int, status: int, *, of: str = "r1", start: str = "s1") -> None:
     """As rank 0 notes it."""
-    store = CheckpointStore(run / "checkpoints", single_process(), keep=1, model={}, run=of, start=start)
+    store = CheckpointStore(
+        run / "checkpoints", single_process(), keep=1, model={}, run=of, start=start
+    )
     store.note_end(Progress(step=step), status)
 
 
 @pytest.mark.parametrize("status", [143, 0])
-def test_what_was_stopped_on_request_or_has_come_to_its_end_is_not_started_again(tmp_path: Path, status: int) -> None:
+def test_what_was_stopped_on_request_or_has_come_to_its_end_is_not_started_again(
+    tmp_path: Path, status: int
+) -> None:
     saved(tmp_path, 5)
     ended(tmp_path, 5, status)
     assert restarts(tmp_path, run="r1", start="s1").again(EXCEPTION) == status
@@ -84,11 +98,14 @@ def test_what_was_stopped_on_request_or_has_come_to_its_end_is_not_started_again
 
 
 @pytest.mark.parametrize("status", [143, 0])
-@pytest.mark.parametrize("whose", [("r1", "s0"), ("r0", "s0"), ("", "")], ids=["resumed", "another", "without a name"])
+@pytest.mark.parametrize(
+    "whose", [("r1", "s0"), ("r0", "s0"), ("", "")], ids=["resumed", "another", "without a name"]
+)
 def test_a_failed_run_does_not_end_with_the_status_of_the_run_before_it(
     tmp_path: Path, status: int, whose: tuple[str, str]
 ) -> None:
-    """Neither with that of an earlier run in its folder, nor, resumed, with that of its own earlier start."""
+    """Neither with that of an earlier run in its folder, nor, resumed, with that of its own earlier
+    start."""
     saved(tmp_path, 5)
     ended(tmp_path, 5, status, of=whose[0], start=whose[1])
     made = restarts(tmp_path, run="r1", start="s1")
@@ -99,8 +116,12 @@ def test_a_failed_run_does_not_end_with_the_status_of_the_run_before_it(
 def test_a_restart_does_not_go_on_from_another_run_s_checkpoints(tmp_path: Path) -> None:
     for step, run in ((2, "mine"), (6, "other")):
         saved(tmp_path, step)
-        (tmp_path / "checkpoints" / f"step{step:08d}" / PROGRESS).write_text(json.dumps({"run": run}))
-    assert restarts(tmp_path, run="mine", start="mine").again(LOST).about == "from step 2 on 2 ranks"
+        (tmp_path / "checkpoints" / f"step{step:08d}" / PROGRESS).write_text(
+            json.dumps({"run": run})
+        )
+    assert (
+        restarts(tmp_path, run="mine", start="mine").again(LOST).about == "from step 2 on 2 ranks"
+    )
     again = restarts(tmp_path, run="third", start="third").again(LOST)
     assert again.about == "from the beginning on 2 ranks"
     assert "--resume" not in tail(again)
@@ -115,7 +136,8 @@ def test_ranks_are_told_whose_the_folder_is_at_every_start(tmp_path: Path) -> No
 
 
 def test_a_host_that_starts_its_own_ranks_hears_from_them_which_run_it_is(tmp_path: Path) -> None:
-    """The first host's launcher has claimed the folder, under a name that this one can only guess."""
+    """The first host's launcher has claimed the folder, under a name that this one can only
+    guess."""
     run, tell = tmp_path / "exp7", tmp_path / "tell"
     saved(run, 5)
     made = restarts(tmp_path / "exp", tell=tell)
@@ -140,7 +162,10 @@ def test_an_exception_that_comes_twice_from_one_checkpoint_ends_it(
     assert not isinstance(made.again(EXCEPTION), int)
     assert not isinstance(made.again(LOST), int)
     assert made.again(EXCEPTION) == EXCEPTION
-    assert "two starts from step 5 failed before the next checkpoint: giving up" in capsys.readouterr().err
+    assert (
+        "two starts from step 5 failed before the next checkpoint: giving up"
+        in capsys.readouterr().err
+    )
 
 
 def fail(run: Path, error: Exception, *, start: str = "s1", rank: int = 0) -> None:
@@ -159,7 +184,10 @@ def test_two_different_exceptions_do_not_end_it_and_the_same_one_does(
     fail(tmp_path, ValueError("a"))
     fail(tmp_path, RuntimeError("Connection closed by peer"), rank=1)
     assert made.again(EXCEPTION) == EXCEPTION
-    said = "two starts from the beginning failed before the next checkpoint with the same ValueError: giving up"
+    said = (
+        "two starts from the beginning failed before the next checkpoint with the same ValueError: "
+        "giving up"
+    )
     assert said in capsys.readouterr().err
     assert not (tmp_path / "logs").exists()
 
@@ -259,11 +287,16 @@ def test_hosts_that_start_their_own_ranks_cannot_change_the_port_alone(
     made = restarts(tmp_path, flags=flags, run="r1", start="s1")
     fail(tmp_path, OSError(98, "Address already in use"))
     assert made.again(EXCEPTION) == EXCEPTION
-    told = "the run cannot be restarted: port 29500 of the first host is taken; give every host another --master_port"
+    told = (
+        "the run cannot be restarted: port 29500 of the first host is taken; give every host "
+        "another --master_port"
+    )
     assert told in capsys.readouterr().err
 
 
-def test_hosts_that_are_reached_by_ssh_meet_at_another_port_than_the_default(tmp_path: Path, hostfile: Path) -> None:
+def test_hosts_that_are_reached_by_ssh_meet_at_another_port_than_the_default(
+    tmp_path: Path, hostfile: Path
+) -> None:
     made = restarts(tmp_path, flags=LaunchFlags(hostfile=hostfile), run="r1", start="s1")
     fail(tmp_path, OSError(98, "Address already in use"))
     (flags,) = made.again(EXCEPTION).command
@@ -293,7 +326,9 @@ def hostfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int | 
     return file
 
 
-def test_hosts_are_asked_where_their_sshd_listens(tmp_path: Path, hostfile: Path, asked: list[int | None]) -> None:
+def test_hosts_are_asked_where_their_sshd_listens(
+    tmp_path: Path, hostfile: Path, asked: list[int | None]
+) -> None:
     restarts(tmp_path, flags=LaunchFlags(hostfile=hostfile, ssh_port=2222)).again(LOST)
     assert asked == [2222]
 

@@ -1,4 +1,5 @@
-"""Rules of single settings: what each permits, in which type it comes out, and what is said where it does not."""
+"""Rules of single settings: what each permits, in which type it comes out, and what is said where
+it does not."""
 
 from __future__ import annotations
 
@@ -67,7 +68,10 @@ REFUSED = [
     (one_of("SGD"), "Adam"),
     (optional(whole()), "x"),
     (either(whole(1), text()), 0),
-    *((items(whole(), count=2, what="a pair"), value) for value in ([1], [1, 2, 3], "12", [1, "x"])),
+    *(
+        (items(whole(), count=2, what="a pair"), value)
+        for value in ([1], [1, 2, 3], "12", [1, "x"])
+    ),
     (items(whole(), what="a list"), []),
 ]
 
@@ -103,12 +107,19 @@ def test_a_fault_names_the_place_the_value_and_the_rule():
     assert check(whole(1), 7, "--epochs", faults) == (True, 7)
     assert list(faults) == [
         "hyp.yaml line 3: epochs is 'many': it must be a whole number of at least 1",
-        f"--epochs is {COUNTABLE + 1}: it must be a whole number of at least 1, and at most {COUNTABLE}",
+        f"--epochs is {COUNTABLE + 1}: it must be a whole number of at least 1, and at most "
+        f"{COUNTABLE}",
     ]
 
 
 def test_a_value_is_shown_short_and_as_it_was_written():
-    assert [shown(value) for value in (None, True, False, "a", 1.5)] == ["empty", "true", "false", "'a'", "1.5"]
+    assert [shown(value) for value in (None, True, False, "a", 1.5)] == [
+        "empty",
+        "true",
+        "false",
+        "'a'",
+        "1.5",
+    ]
     assert len(shown("x" * 500)) == 60
 
 
@@ -129,7 +140,9 @@ class Outer:
 
 def test_a_block_is_filled_and_what_is_wrong_in_it_keeps_its_default():
     faults = Faults()
-    assert read_block(Outer, {"name": "b", "inner": {"size": 4}}, "block", faults) == Outer("b", Inner(4))
+    assert read_block(Outer, {"name": "b", "inner": {"size": 4}}, "block", faults) == Outer(
+        "b", Inner(4)
+    )
     assert read_block(Outer, {"name": None, "inner": "auto"}, "block", faults) == Outer()
     assert not faults
     assert read_block(Outer, {"name": 3, "inner": {"siz": 4}}, "block", faults) == Outer()

@@ -1,4 +1,5 @@
-"""Whose a run's folder is: starts at once, a folder with an earlier run's files, a run that goes on."""
+"""Whose a run's folder is: starts at once, a folder with an earlier run's files, a run that goes
+on."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ from yolods.config.run_folder import LOCK, Claim, make_folder, outputs_in
 from yolods.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
-OLD = ("config.json", "results.csv", "train.log", "train_batch0.jpg", "events.out.tfevents.1.a.2.0", "stability.jsonl")
+OLD = (
+    "config.json",
+    "results.csv",
+    "train.log",
+    "train_batch0.jpg",
+    "events.out.tfevents.1.a.2.0",
+    "stability.jsonl",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -30,12 +38,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def build(*words: str) -> RunConfig:
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
-    return build_run_config(parser.parse_args(["--data", "demo", *words]), world_size=1, device="cpu")
+    return build_run_config(
+        parser.parse_args(["--data", "demo", *words]), world_size=1, device="cpu"
+    )
 
 
 def finished(run: Path, name: str = "first") -> None:
     """What a run leaves, as far as names go, and a file of its user's."""
-    for file in (*OLD, "weights/best.pt", "checkpoints/step00000006/progress.json", "checkpoints/latest"):
+    for file in (
+        *OLD,
+        "weights/best.pt",
+        "checkpoints/step00000006/progress.json",
+        "checkpoints/latest",
+    ):
         (run / file).parent.mkdir(parents=True, exist_ok=True)
         (run / file).write_text(name)
     (run / CONFIG_FILE).write_text(build().to_json())
@@ -57,7 +72,9 @@ def claim_at(barrier: object, results: object, words: list[str]) -> None:
 def at_once(count: int, *words: str) -> list[tuple[str, str, str] | str]:
     """What so many processes got that claimed their folders in the same moment."""
     barrier, results = FORK.Barrier(count), FORK.Queue()
-    processes = [FORK.Process(target=claim_at, args=(barrier, results, list(words))) for _ in range(count)]
+    processes = [
+        FORK.Process(target=claim_at, args=(barrier, results, list(words))) for _ in range(count)
+    ]
     for process in processes:
         process.start()
     found = [results.get(timeout=30) for _ in processes]
@@ -141,22 +158,31 @@ def test_a_folder_of_its_user_s_alone_is_used_as_it_is() -> None:
     assert Path("runs/exp/notes.txt").read_text() == "mine"
 
 
-def test_weights_out_of_the_folder_that_exist_ok_empties_are_refused_before_anything_is_moved() -> None:
+def test_weights_out_of_the_folder_that_exist_ok_empties_are_refused_before_anything_is_moved() -> (
+    None
+):
     finished(Path("runs/exp"))
     words = ("--weights", "runs/exp/weights/best.pt", "--model", "yolov5n")
-    with pytest.raises(UserError, match=r"^--weights .*best\.pt: --exist-ok moves the contents of runs/exp; copy the "):
+    with pytest.raises(
+        UserError,
+        match=r"^--weights .*best\.pt: --exist-ok moves the contents of runs/exp; copy the ",
+    ):
         build(*words, "--exist-ok")
     assert build(*words).run_dir == Path("runs/exp2")
 
 
-@pytest.mark.parametrize("words", [("--exist-ok",), ("--resume", "runs/exp")], ids=["--exist-ok", "--resume"])
+@pytest.mark.parametrize(
+    "words", [("--exist-ok",), ("--resume", "runs/exp")], ids=["--exist-ok", "--resume"]
+)
 def test_a_run_that_goes_on_is_left_alone(words: tuple[str, ...]) -> None:
     with Claim() as first:
         first.take(build())
         finished(Path("runs/exp"))
         with (
             Claim() as second,
-            pytest.raises(UserError, match=rf"another run is using this folder \(process {os.getpid()} on "),
+            pytest.raises(
+                UserError, match=rf"another run is using this folder \(process {os.getpid()} on "
+            ),
         ):
             second.take(build(*words))
         assert (Path("runs/exp") / "weights/best.pt").exists()
@@ -240,7 +266,9 @@ def test_a_place_that_cannot_be_written_is_one_line(words: tuple[str, ...]) -> N
     Path("file").write_text("")
     with (
         Claim() as claim,
-        pytest.raises(UserError, match=r"^cannot write to .*: .*; choose another folder with --project$"),
+        pytest.raises(
+            UserError, match=r"^cannot write to .*: .*; choose another folder with --project$"
+        ),
     ):
         claim.take(build(*words))
 
@@ -261,7 +289,11 @@ def test_ranks_are_told_whose_the_folder_is_by_their_launcher() -> None:
         words = ("--run-dir", str(launched.run_dir.absolute()), "--start-id", launched.start)
         with Claim() as rank:
             ranked = rank.join(build(*words))
-    assert (ranked.run_dir, ranked.run, ranked.start) == (launched.run_dir, launched.run, launched.start)
+    assert (ranked.run_dir, ranked.run, ranked.start) == (
+        launched.run_dir,
+        launched.run,
+        launched.start,
+    )
     assert not {"run_dir", "start_id"} & set(dict(ranked.given))
 
 

@@ -1,4 +1,5 @@
-"""yolods.data.sampler: the stream is a pure function, without repeats or gaps, however it is dealt out."""
+"""yolods.data.sampler: the stream is a pure function, without repeats or gaps, however it is dealt
+out."""
 
 import subprocess
 import sys
@@ -49,7 +50,10 @@ def test_epochs_and_seeds_differ():
 
 @pytest.mark.process
 def test_another_process_gives_the_same():
-    code = "from yolods.data.sampler import *; print(Stream(31, 9, 8).batch_ids(6, 1, 2), keyed_seed('a', 1))"
+    code = (
+        "from yolods.data.sampler import *; print(Stream(31, 9, 8).batch_ids(6, 1, 2), "
+        "keyed_seed('a', 1))"
+    )
     printed = [
         subprocess.run(
             [sys.executable, "-c", code],
@@ -61,7 +65,9 @@ def test_another_process_gives_the_same():
         ).stdout
         for seed in ("1", "2")
     ]
-    assert printed[0] == printed[1] == f"{Stream(31, 9, 8).batch_ids(6, 1, 2)} {keyed_seed('a', 1)}\n"
+    assert (
+        printed[0] == printed[1] == f"{Stream(31, 9, 8).batch_ids(6, 1, 2)} {keyed_seed('a', 1)}\n"
+    )
 
 
 def test_an_order_cannot_be_changed_by_its_users():

@@ -1,11 +1,20 @@
-"""benchmarks/samples: what is noted is what was drawn, and the comparison sees dependence and nothing else."""
+"""benchmarks/samples: what is noted is what was drawn, and the comparison sees dependence and
+nothing else."""
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import samples, samples_report
-from benchmarks.samples_compare import COLUMN, FEWEST, QUANTITIES, Difference, ages, correlate, table
+from benchmarks.samples_compare import (
+    COLUMN,
+    FEWEST,
+    QUANTITIES,
+    Difference,
+    ages,
+    correlate,
+    table,
+)
 from benchmarks.samples_report import compared, judged, named
 from benchmarks.samples_run import DRAWN, Condition, Shown, alike, make_set, our_set, watched
 from yolods.data.sampler import keyed_generators
@@ -22,7 +31,8 @@ def half(tmp_path_factory):
 
 
 def shown(seed: int, change=lambda drawn: None) -> list[Shown]:
-    """A rank that was shown all phases of a set of 1,000 images, with quantities that are independent.
+    """A rank that was shown all phases of a set of 1,000 images, with quantities that are
+    independent.
 
     `change` is made to what was drawn, (n, quantities).
     """
@@ -30,7 +40,9 @@ def shown(seed: int, change=lambda drawn: None) -> list[Shown]:
     epochs = (0, 1, 298, 299, 300, 301)
     drawn = rng.uniform(-1, 1, (1000 * len(epochs), len(DRAWN)))
     drawn[:, COLUMN["index"]] = np.concatenate([rng.permutation(1000) for _ in epochs])
-    drawn[:, COLUMN["partner 1"] : COLUMN["partner 3"] + 1] = rng.integers(1000, size=(len(drawn), 3))
+    drawn[:, COLUMN["partner 1"] : COLUMN["partner 3"] + 1] = rng.integers(
+        1000, size=(len(drawn), 3)
+    )
     drawn[:, COLUMN["mosaic"]] = drawn[:, COLUMN["mosaic"]] > 0
     change(drawn)
     return [Shown(np.repeat(epochs, 1000), drawn)]
@@ -51,7 +63,11 @@ def test_what_is_noted_is_what_was_drawn(half):
         noted = half[3, 7]
     row = dict(zip(DRAWN, noted.pop("drawn"), strict=True))
     assert torch.equal(noted["img"], plain["img"]) and torch.equal(noted["bboxes"], plain["bboxes"])
-    assert (row["index"], row["boxes"], row["brightness"]) == (7, len(plain["cls"]), plain["img"].float().mean())
+    assert (row["index"], row["boxes"], row["brightness"]) == (
+        7,
+        len(plain["cls"]),
+        plain["img"].float().mean(),
+    )
     with keyed_generators("sample", half.seed, 3, 7):
         gains = np.random.uniform(-1, 1, 3)
     assert [row["hue"], row["saturation"], row["value"]] == gains.tolist()
@@ -62,9 +78,16 @@ def test_mosaics_and_their_partners_are_noted(half):
     with watched():
         rows = [dict(zip(DRAWN, half[0, index]["drawn"], strict=True)) for index in range(60)]
     for index, row in enumerate(rows):
-        files = {half.im_files[index], *(half.im_files[int(p)] for p in partners(row) if row["mosaic"])}
+        files = {
+            half.im_files[index],
+            *(half.im_files[int(p)] for p in partners(row) if row["mosaic"]),
+        }
         assert files == set(half[0, index]["sources"])
-        assert np.isnan(row["centre x"]) == np.isnan(row["distance of partners"]) == (not row["mosaic"])
+        assert (
+            np.isnan(row["centre x"])
+            == np.isnan(row["distance of partners"])
+            == (not row["mosaic"])
+        )
         assert abs(row["translation x"]) <= 0.1 + 1e-6 and 0.5 <= row["scale"] <= 1.5
     assert 15 < sum(row["mosaic"] for row in rows) < 45
 
@@ -96,11 +119,15 @@ def test_dependence_is_seen_whether_it_rises_or_not():
         column(drawn, "scale")[:] *= 0.4 + np.abs(column(drawn, "centre x"))
 
     def valley(drawn):
-        column(drawn, "value")[:] = np.abs(column(drawn, "translation x")) + 0.8 * column(drawn, "value")
+        column(drawn, "value")[:] = np.abs(column(drawn, "translation x")) + 0.8 * column(
+            drawn, "value"
+        )
 
     assert {"Pearson: hue x boxes", "Spearman: hue x boxes"} <= entries(follow)
     assert "spread-spread: centre x x scale" in entries(spread)
-    assert {"rank-spread: value x translation x", "spread-rank: translation x x value"} & entries(valley)
+    assert {"rank-spread: value x translation x", "spread-rank: translation x x value"} & entries(
+        valley
+    )
 
 
 def test_dependence_of_neighbours_and_order_are_seen():
@@ -126,7 +153,9 @@ def test_errors_are_those_of_resampling():
     rng = np.random.default_rng(0)
     n = FEWEST * 2
     left = np.column_stack([rng.normal(size=n), rng.uniform(-1, 1, n)])
-    right = np.column_stack([left[:, 0] * 0.7 + rng.normal(size=n), left[:, 1] ** 2, rng.uniform(size=n)])
+    right = np.column_stack(
+        [left[:, 0] * 0.7 + rng.normal(size=n), left[:, 1] ** 2, rng.uniform(size=n)]
+    )
     left[: n // 4, 1] = np.nan
     right[-n // 4 :, 0] = np.nan
     found, errors = correlate(left, right)
@@ -144,8 +173,14 @@ def test_neighbours_stand_beside_a_sample():
     late = first.drawn[2000:4000]
     assert made.shape == (4000, 4, len(QUANTITIES))
     assert np.array_equal(made[:2000, 0, hue], column(late, "hue"))
-    assert np.array_equal(made[:1999, 1, hue], column(late, "hue")[1:]) and np.isnan(made[1999, 1]).all()
-    assert np.array_equal(made[:1000, 2, index], made[:1000, 0, index]) and np.isnan(made[1000:2000, 2]).all()
+    assert (
+        np.array_equal(made[:1999, 1, hue], column(late, "hue")[1:])
+        and np.isnan(made[1999, 1]).all()
+    )
+    assert (
+        np.array_equal(made[:1000, 2, index], made[:1000, 0, index])
+        and np.isnan(made[1000:2000, 2]).all()
+    )
     assert np.array_equal(made[:2000, 3, hue], column(second.drawn[2000:4000], "hue"))
     assert np.isnan(made[2000:, 3]).all()
 
@@ -162,9 +197,15 @@ def test_only_what_is_meant_has_a_name():
         return named(Difference(where, entry, 0.0, 1.0, 99.0))
 
     order = "Pearson: place in the epoch x place in the epoch in the next epoch"
-    assert name("mosaic 0, ranks 2, workers 2, first", order) == name("closed, pooled", order) == "orders"
+    assert (
+        name("mosaic 0, ranks 2, workers 2, first", order)
+        == name("closed, pooled", order)
+        == "orders"
+    )
     assert name("mosaic 0, ranks 1, workers 2, first", order) is None
-    assert name("mosaic 1, pooled", "Spearman: partner 1 x partner 2 of the next sample") == "partners"
+    assert (
+        name("mosaic 1, pooled", "Spearman: partner 1 x partner 2 of the next sample") == "partners"
+    )
     assert name("mosaic 1, pooled", "Spearman: hue x partner 2") is None
     assert name("mosaic 1, pooled", "quantile 0.05: distance of partners") == "partners"
     assert name("closed, pooled", "quantile 0.05: distance of partners") is None
@@ -175,16 +216,23 @@ def test_an_unnamed_difference_or_an_unseen_control_fails(monkeypatch):
     def follow(drawn):
         column(drawn, "boxes")[:] += column(drawn, "hue")
 
-    same, other = compared({HALF: (shown(1), shown(2))}), compared({HALF: (shown(1), shown(2, follow))})
+    same, other = (
+        compared({HALF: (shown(1), shown(2))}),
+        compared({HALF: (shown(1), shown(2, follow))}),
+    )
     assert judged(same, control=other)[1] == 0
     assert judged(same, control=same)[1] == 1
     assert judged(other, control=other)[1] == 1
-    monkeypatch.setattr(samples_report, "DELIBERATE", (("boxes", ".*", ".*boxes", "so that a test has one"),))
+    monkeypatch.setattr(
+        samples_report, "DELIBERATE", (("boxes", ".*", ".*boxes", "so that a test has one"),)
+    )
     assert {named(one) for one in other.apart()} == {"boxes"}
     assert judged(other, control=other)[1] == 0
 
 
-@pytest.mark.parametrize("words", [["--samples", "30"], ["--samples", "1002"], ["--record", "no/such/folder/x.md"]])
+@pytest.mark.parametrize(
+    "words", [["--samples", "30"], ["--samples", "1002"], ["--record", "no/such/folder/x.md"]]
+)
 def test_what_cannot_be_compared_is_refused(words, capsys):
     with pytest.raises(SystemExit) as stopped:
         samples.main(words)

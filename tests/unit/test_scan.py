@@ -1,4 +1,5 @@
-"""yolods.data.scan and verify: what is damaged is listed and left out, users' files stay as they are."""
+"""yolods.data.scan and verify: what is damaged is listed and left out, users' files stay as they
+are."""
 
 import os
 from pathlib import Path
@@ -48,20 +49,26 @@ def test_a_sound_set(yaml):
 def test_ultralytics_finds_the_same(yaml, tmp_path):
     from ultralytics.data.dataset import YOLODataset
 
-    (yaml.parent / "labels/train/003.txt").write_text("0 0.1 0.1 0.9 0.2 0.5 0.8 0.3 0.4\n1 .2 .2 .6 .2 .6 .7\n")
+    (yaml.parent / "labels/train/003.txt").write_text(
+        "0 0.1 0.1 0.9 0.2 0.5 0.8 0.3 0.4\n1 .2 .2 .6 .2 .6 .7\n"
+    )
     ours = look(yaml)
     label(yaml, 0).unlink()
     label(yaml, 1).write_text("")
     ours = look(yaml)
     names = {0: "a", 1: "b"}
-    theirs = YOLODataset(img_path=str(yaml.parent / "images/train"), data={"names": names}, augment=False)
+    theirs = YOLODataset(
+        img_path=str(yaml.parent / "images/train"), data={"names": names}, augment=False
+    )
     assert ours.backgrounds == 2
     for a, b in zip(ours.labels, theirs.labels, strict=True):
         assert ours.source.place(a["im_file"]) == b["im_file"]
         assert a["shape"] == b["shape"]
         np.testing.assert_allclose(a["cls"], b["cls"])
         np.testing.assert_allclose(a["bboxes"], b["bboxes"], rtol=0, atol=1e-7)
-        assert a["segments"] == b["segments"] == []  # boxes and polygons mixed over files: polygons are dropped
+        assert (
+            a["segments"] == b["segments"] == []
+        )  # boxes and polygons mixed over files: polygons are dropped
 
 
 def test_polygons_are_kept_where_every_box_has_one(yaml):
@@ -105,7 +112,9 @@ def damage(file: Path, how: str) -> None:
     elif how == "small":
         cv2.imwrite(str(file), np.zeros((9, 30, 3), np.uint8))
     else:
-        file.write_bytes({"empty": b"", "text": b"not an image", "cut": data[: len(data) // 2]}[how])
+        file.write_bytes(
+            {"empty": b"", "text": b"not an image", "cut": data[: len(data) // 2]}[how]
+        )
 
 
 @pytest.mark.parametrize(
@@ -155,11 +164,17 @@ def test_a_foreign_class_is_refused_in_one_line(yaml):
 def test_an_empty_train_set(yaml):
     for i in range(6):
         label(yaml, i).write_text("")
-    with pytest.raises(UserError, match=r"6 images but no usable box; labels are expected in files such as .*000.txt"):
+    with pytest.raises(
+        UserError,
+        match=r"6 images but no usable box; labels are expected in files such as .*000.txt",
+    ):
         look(yaml)
     for i in range(6):
         damage(image(yaml, i), "text")
-    with pytest.raises(UserError, match=r"train: none of 6 images can be used; the first problem: .*000.jpg: damaged"):
+    with pytest.raises(
+        UserError,
+        match=r"train: none of 6 images can be used; the first problem: .*000.jpg: damaged",
+    ):
         look(yaml)
 
 
@@ -169,7 +184,9 @@ def test_options(yaml):
     only = look(yaml, classes=[1])
     assert {c for x in only.labels for c in x["cls"].ravel()} == {1.0}
     assert only.boxes == look(yaml).boxes - sum((x["cls"] == 0).sum() for x in look(yaml).labels)
-    with pytest.raises(UserError, match=r"classes: 9, 10 is no class of .*, which names 2 \(ids 0 to 1\)"):
+    with pytest.raises(
+        UserError, match=r"classes: 9, 10 is no class of .*, which names 2 \(ids 0 to 1\)"
+    ):
         look(yaml, classes=[0, 9, 10])
     yaml.write_text(yaml.read_text() + "  2: never\n")
     with pytest.raises(UserError, match=r"no box is left after classes=\[2\]"):
@@ -190,16 +207,22 @@ def test_users_files_are_left_alone(yaml):
     root = yaml.parent
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in root.rglob("*") if p.is_file()}
     look(yaml)
-    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in root.rglob("*") if p.is_file()} == before
+    assert {
+        p: (p.stat().st_mtime_ns, p.read_bytes()) for p in root.rglob("*") if p.is_file()
+    } == before
 
 
 def test_the_result_is_kept_and_checked_again_after_a_change(yaml, monkeypatch):
-    label(yaml, 1).write_text("0 0.1 0.1 0.9 0.2 0.5 0.8\nwords\n1 0.1 0.1 0.9 0.2 0.5 0.8 0.2 0.2\n")
+    label(yaml, 1).write_text(
+        "0 0.1 0.1 0.9 0.2 0.5 0.8\nwords\n1 0.1 0.1 0.9 0.2 0.5 0.8 0.2 0.2\n"
+    )
     damage(image(yaml, 0), "text")
     first = look(yaml)
     checks = []
     check = scan_module.check_pair
-    monkeypatch.setattr(scan_module, "check_pair", lambda *a, **k: checks.append(a) or check(*a, **k))
+    monkeypatch.setattr(
+        scan_module, "check_pair", lambda *a, **k: checks.append(a) or check(*a, **k)
+    )
     again = look(yaml)
     assert checks == []
     assert (again.problems, again.summary) == (first.problems, first.summary)
@@ -214,7 +237,9 @@ def test_the_result_is_kept_and_checked_again_after_a_change(yaml, monkeypatch):
 
 def test_polygons_survive_the_cache(yaml):
     for i in range(6):
-        label(yaml, i).write_text("0 0.1 0.1 0.9 0.2 0.5 0.8\n1 0.1 0.1 0.9 0.2 0.5 0.8 0.3 0.4\n" * (i != 3))
+        label(yaml, i).write_text(
+            "0 0.1 0.1 0.9 0.2 0.5 0.8\n1 0.1 0.1 0.9 0.2 0.5 0.8 0.3 0.4\n" * (i != 3)
+        )
     first, again = look(yaml), look(yaml)
     for a, b in zip(first.labels, again.labels, strict=True):
         assert [s.tolist() for s in a["segments"]] == [s.tolist() for s in b["segments"]]
@@ -245,15 +270,36 @@ def test_problems_file(yaml, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "rows", "problems"),
     [
-        (["0 .1 .1 .5 .1 .5 .6 .1 .6", "0 .3 .35 .4 .5"], 1, ["2: is the box of the polygon on line 1; line skipped"]),
-        (["0 .3 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 1, ["1: is the box of the polygon on line 2; line skipped"]),
-        (["0 .301 .351 .4 .498", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 1, ["1: is the box of the polygon on line 2"]),
+        (
+            ["0 .1 .1 .5 .1 .5 .6 .1 .6", "0 .3 .35 .4 .5"],
+            1,
+            ["2: is the box of the polygon on line 1; line skipped"],
+        ),
+        (
+            ["0 .3 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"],
+            1,
+            ["1: is the box of the polygon on line 2; line skipped"],
+        ),
+        (
+            ["0 .301 .351 .4 .498", "0 .1 .1 .5 .1 .5 .6 .1 .6"],
+            1,
+            ["1: is the box of the polygon on line 2"],
+        ),
         (["1 .3 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 2, []),
         (["0 .35 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 2, []),
         (["0 .3 .35 .4 .5", "0 .301 .351 .4 .5"], 2, []),
-        (["0 .3 .35 .4 .5", "0 .301 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"], 2, ["1: is the box of"]),
         (
-            ["0 .3 .35 .4 .5", "0 .8 .8 .2 .2", "0 .7 .7 .9 .7 .9 .9 .7 .9", "0 .1 .1 .5 .1 .5 .6 .1 .6"],
+            ["0 .3 .35 .4 .5", "0 .301 .35 .4 .5", "0 .1 .1 .5 .1 .5 .6 .1 .6"],
+            2,
+            ["1: is the box of"],
+        ),
+        (
+            [
+                "0 .3 .35 .4 .5",
+                "0 .8 .8 .2 .2",
+                "0 .7 .7 .9 .7 .9 .9 .7 .9",
+                "0 .1 .1 .5 .1 .5 .6 .1 .6",
+            ],
             2,
             ["1: is the box of the polygon on line 4", "2: is the box of the polygon on line 3"],
         ),
@@ -285,7 +331,9 @@ def test_lines_of_a_list_that_are_not_used_are_counted_and_the_first_are_shown(y
     assert (len(found.labels), found.lines_unused, len(found.problems)) == (4, 4, 4)
     assert found.summary.endswith(", 4 lines of a list ignored, see problems.txt")
     (line,) = found.warnings
-    assert line.startswith(f"train: 4 lines of its list are ignored, the first: {root / 'list.txt'}:5: '\"./images")
+    assert line.startswith(
+        f"train: 4 lines of its list are ignored, the first: {root / 'list.txt'}:5: '\"./images"
+    )
     assert "list.txt:7: " in line and "list.txt:8: " not in line and "\n" not in line
     assert look(yaml, "val").warnings == []
 
@@ -294,7 +342,10 @@ def test_a_validation_set_without_a_box_is_said(yaml):
     for i in range(4):
         label(yaml, i, "val").unlink()
     (line,) = look(yaml, "val").warnings
-    assert line.startswith("val: 4 images but no box: every metric is 0") and "labels/val/000.txt" in line
+    assert (
+        line.startswith("val: 4 images but no box: every metric is 0")
+        and "labels/val/000.txt" in line
+    )
     assert look(yaml).warnings == []
 
 
@@ -310,9 +361,13 @@ def test_images_that_are_named_twice_or_are_in_both_splits_are_said(yaml):
     alone = len(list((yaml.parent / "images/train").iterdir()))
     assert len(train.labels) == 2 * alone + len(val.labels)
     assert train.warnings == [
-        f"train: its sources name images again {alone} times; each image counts as often as it is named"
+        f"train: its sources name images again {alone} times; each image counts as often as it is "
+        "named"
     ]
     count = len(val.labels)
-    assert in_both(train, val) == f"{count} of {count} val images are train images as well: metrics will be too good"
+    assert (
+        in_both(train, val)
+        == f"{count} of {count} val images are train images as well: metrics will be too good"
+    )
     yaml.write_text("train: images/train\nval: images/val\nnames: [a, b]\n")
     assert in_both(look(yaml), val) == ""

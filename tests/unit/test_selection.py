@@ -15,7 +15,9 @@ from yolods.training.selection import ModelSelection
 class Selected:
     """A selection among epochs of which an evaluator says what they are worth."""
 
-    def __init__(self, fitnesses: list[float], *, patience: int = 0, val: bool = True, main: bool = True) -> None:
+    def __init__(
+        self, fitnesses: list[float], *, patience: int = 0, val: bool = True, main: bool = True
+    ) -> None:
         self.written: list[dict[str, Any]] = []
         self.said: list[str] = []
         self.pictures: list[bool] = []
@@ -25,10 +27,14 @@ class Selected:
         engine = SimpleNamespace(
             evaluating=nullcontext,
             full_weights=lambda: {"weight": 1} if main else None,
-            ranks=SimpleNamespace(from_main=lambda value: self._fitness() if value is None else value),
+            ranks=SimpleNamespace(
+                from_main=lambda value: self._fitness() if value is None else value
+            ),
         )
         writer = SimpleNamespace(
-            write_epoch=lambda weights, epoch, evaluation, **more: self.written.append({"epoch": epoch, **more})
+            write_epoch=lambda weights, epoch, evaluation, **more: self.written.append(
+                {"epoch": epoch, **more}
+            )
         )
         telemetry = SimpleNamespace(event=lambda kind, text: self.said.append(f"{kind}: {text}"))
         config = SimpleNamespace(epochs=len(fitnesses), hyper=hyper)
@@ -74,13 +80,21 @@ def test_of_epochs_that_are_equally_good_the_last_is_written_as_best(
     """As ultralytics' `save_model` and `EarlyStopping` do, whose fitness has five decimals."""
     selected = Selected(fitnesses).run()
     assert selected.best == best
-    assert [each["epoch"] for each in selected.written] == list(range(len(fitnesses))), "last.pt is every epoch's"
+    assert [each["epoch"] for each in selected.written] == list(range(len(fitnesses))), (
+        "last.pt is every epoch's"
+    )
     assert selected.progress.best_epoch == best_epoch
-    assert [judged.is_best for judged in selected.judged] == called, "nothing is called the best that is worth nothing"
+    assert [judged.is_best for judged in selected.judged] == called, (
+        "nothing is called the best that is worth nothing"
+    )
 
 
 def test_a_pt_knows_the_best_fitness_up_to_its_own_epoch() -> None:
-    assert [each["best_fitness"] for each in Selected([0.1, 0.3, 0.2]).run().written] == [0.1, 0.3, 0.3]
+    assert [each["best_fitness"] for each in Selected([0.1, 0.3, 0.2]).run().written] == [
+        0.1,
+        0.3,
+        0.3,
+    ]
 
 
 def test_without_evaluations_the_last_epoch_alone_is_judged() -> None:
@@ -92,24 +106,36 @@ def test_without_evaluations_the_last_epoch_alone_is_judged() -> None:
 
 def test_ranks_without_the_result_come_to_the_same_progress_and_write_nothing() -> None:
     fitnesses = [0.1, 0.3, 0.2, 0.2]
-    other, main = Selected(fitnesses, patience=2, main=False).run(), Selected(fitnesses, patience=2).run()
+    other, main = (
+        Selected(fitnesses, patience=2, main=False).run(),
+        Selected(fitnesses, patience=2).run(),
+    )
     assert other.written == []
-    assert other.progress == main.progress and other.selection.exhausted and main.selection.exhausted
+    assert (
+        other.progress == main.progress and other.selection.exhausted and main.selection.exhausted
+    )
 
 
 def test_pictures_are_drawn_five_times_and_at_the_end() -> None:
-    drawn = [epoch for epoch, pictures in enumerate(Selected([0.1] * 12).run().pictures) if pictures]
+    drawn = [
+        epoch for epoch, pictures in enumerate(Selected([0.1] * 12).run().pictures) if pictures
+    ]
     assert drawn == [0, 3, 6, 9, 11]
 
 
 @pytest.mark.parametrize(
-    ("epoch", "patience", "stop"), [(12, 3, False), (13, 3, True), (20, 3, True), (10, 3, False), (99, 0, False)]
+    ("epoch", "patience", "stop"),
+    [(12, 3, False), (13, 3, True), (20, 3, True), (10, 3, False), (99, 0, False)],
 )
 def test_patience_counts_epochs_since_the_best(epoch: int, patience: int, stop: bool) -> None:
     selected = Selected([], patience=patience)
-    selected.selection.lose_patience(Progress(best_epoch=10, best_fitness=0.5, epochs_done=epoch + 1))
+    selected.selection.lose_patience(
+        Progress(best_epoch=10, best_fitness=0.5, epochs_done=epoch + 1)
+    )
     assert selected.selection.exhausted == stop
-    line = f"early_stop: No improvement for {epoch - 10} epochs: stopping early (patience {patience})"
+    line = (
+        f"early_stop: No improvement for {epoch - 10} epochs: stopping early (patience {patience})"
+    )
     assert selected.said == ([line] if stop else [])
 
 

@@ -1,4 +1,5 @@
-"""Shards of every kind, put together and cut again: nothing lost, padding zero, whatever the sizes and counts."""
+"""Shards of every kind, put together and cut again: nothing lost, padding zero, whatever the sizes
+and counts."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def values_of(groups: list[Group]) -> dict[str, Tensor]:
     """Every element another number."""
     counter = itertools.count(1)
     return {
-        name: torch.tensor([float(next(counter)) for _ in range(math.prod(shape))]).view(tuple(shape))
+        name: torch.tensor([float(next(counter)) for _ in range(math.prod(shape))]).view(
+            tuple(shape)
+        )
         for group in groups
         for name, shape in group
     }
@@ -52,7 +55,10 @@ def test_cutting_and_joining_are_inverse(kind, count, align, groups):
     assert all([shard.numel() for shard in shards] == sizes for shards in ranks)
     back = join_shards(kind, groups, ranks)
     assert list(back) == list(values)
-    assert all(torch.equal(back[name], value) and back[name].shape == value.shape for name, value in values.items())
+    assert all(
+        torch.equal(back[name], value) and back[name].shape == value.shape
+        for name, value in values.items()
+    )
     again = [cut_shards(kind, groups, back, sizes, index, count) for index in range(count)]
     assert all(
         torch.equal(one, two)
@@ -78,12 +84,15 @@ def test_pieces_are_equal_parts_of_each_parameter():
 def test_from_one_kind_to_another():
     groups = AWKWARD[2]
     values = values_of(groups)
-    for (one, two), count in itertools.product(itertools.product(("flat", "pieces"), repeat=2), (2, 3)):
+    for (one, two), count in itertools.product(
+        itertools.product(("flat", "pieces"), repeat=2), (2, 3)
+    ):
         sizes = [size_of(one, group, 2, 4) for group in groups]
         ranks = [cut_shards(one, groups, values, sizes, index, 2) for index in range(2)]
         other = [size_of(two, group, count, 1) for group in groups]
         recut = [
-            cut_shards(two, groups, join_shards(one, groups, ranks), other, index, count) for index in range(count)
+            cut_shards(two, groups, join_shards(one, groups, ranks), other, index, count)
+            for index in range(count)
         ]
         back = join_shards(two, groups, recut)
         assert all(torch.equal(back[name], value) for name, value in values.items())
@@ -104,7 +113,8 @@ def test_joined_tensors_own_their_memory():
 @pytest.mark.parametrize("align", [1, 4])
 @pytest.mark.parametrize("groups", AWKWARD, ids=range(len(AWKWARD)))
 def test_spans_say_where_each_parameter_lies(kind, count, align, groups):
-    """The numbers that they point at on all ranks are each parameter's own, in order, and no padding."""
+    """The numbers that they point at on all ranks are each parameter's own, in order, and no
+    padding."""
     if kind == "whole":
         groups = [[member] for group in groups for member in group]
     values = values_of(groups)
@@ -122,7 +132,8 @@ def test_spans_say_where_each_parameter_lies(kind, count, align, groups):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(4, 5), (2, 4), (5, 2), (10,)])
 def test_a_tensor_of_another_size_is_not_cut(kind, shape):
-    """It would shift all that lie behind it, or leave zeros; the same number of elements may be of another meaning."""
+    """It would shift all that lie behind it, or leave zeros; the same number of elements may be of
+    another meaning."""
     groups: list[Group] = [[("a", (3,))], [("head", (2, 5))], [("b", (4,))]]
     values = {**values_of(groups), "head": torch.ones(shape)}
     sizes = [size_of(kind, group, 2, 1) for group in groups]
@@ -142,7 +153,12 @@ def test_a_shard_that_is_too_small_is_neither_cut_nor_joined(kind):
     with pytest.raises(ValueError, match="shards that start with b hold"):
         cut_shards(kind, groups, values, small, 0, 2)
     ranks = [
-        [shard[:size] for shard, size in zip(cut_shards(kind, groups, values, sizes, index, 2), small, strict=True)]
+        [
+            shard[:size]
+            for shard, size in zip(
+                cut_shards(kind, groups, values, sizes, index, 2), small, strict=True
+            )
+        ]
         for index in range(2)
     ]
     with pytest.raises(ValueError, match="shards that start with b hold"):

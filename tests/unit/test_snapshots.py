@@ -15,7 +15,12 @@ class Model:
         self.statistic, self.weight = torch.zeros(2), torch.zeros(3)
 
     def snapshots(self, *, every: int = 2, restores: bool = True) -> Snapshots:
-        return Snapshots(lambda: [self.statistic], lambda: {"weight": self.weight}, every=every, restores=restores)
+        return Snapshots(
+            lambda: [self.statistic],
+            lambda: {"weight": self.weight},
+            every=every,
+            restores=restores,
+        )
 
 
 @pytest.mark.parametrize(("restores", "after"), [(True, 1.0), (False, float("nan"))])

@@ -26,7 +26,18 @@ def test_files_are_known_by_their_path_below_the_folder_of_the_set(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["a.jpg", "x/a.jpg", "x//a.jpg", "./a.jpg", "x/../a.jpg", "../a.jpg", "x/..a.jpg", ".x/a.jpg", "x./a.jpg"]
+    "name",
+    [
+        "a.jpg",
+        "x/a.jpg",
+        "x//a.jpg",
+        "./a.jpg",
+        "x/../a.jpg",
+        "../a.jpg",
+        "x/..a.jpg",
+        ".x/a.jpg",
+        "x./a.jpg",
+    ],
 )
 def test_an_identity_is_the_relative_path(name, tmp_path):
     file = f"{tmp_path}/{name}"
@@ -55,7 +66,9 @@ def test_a_file_that_is_named_twice_is_one_sample_and_two_files_never_are(tmp_pa
     assert os.path.samefile(other, source.place(beyond))
 
 
-@pytest.mark.parametrize(("channels", "shape"), [(1, (12, 16, 1)), (3, (12, 16, 3)), (4, (12, 16, 4))])
+@pytest.mark.parametrize(
+    ("channels", "shape"), [(1, (12, 16, 1)), (3, (12, 16, 3)), (4, (12, 16, 4))]
+)
 def test_images_are_read_with_the_channels_of_the_set(tmp_path, channels, shape):
     source = ImageFiles([image(tmp_path / "a.png", 7, max(channels, 3))], tmp_path, channels)
     assert source.read("a.png").shape == shape

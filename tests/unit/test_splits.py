@@ -1,4 +1,5 @@
-"""A run's data sets: what is told of them, how many images a pass without augmentation sees, and class weights."""
+"""A run's data sets: what is told of them, how many images a pass without augmentation sees, and
+class weights."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def yaml(tmp_path_factory) -> Path:
 
 
 def boxes_of(*classes: list[int]) -> SimpleNamespace:
-    return SimpleNamespace(labels=[{"cls": np.array(each, dtype=np.float32).reshape(-1, 1)} for each in classes])
+    return SimpleNamespace(
+        labels=[{"cls": np.array(each, dtype=np.float32).reshape(-1, 1)} for each in classes]
+    )
 
 
 def test_rare_classes_weigh_more_and_the_mean_stays_one():
@@ -72,13 +75,20 @@ def test_a_pass_without_augmentation_sees_some_of_the_images_drawn_by_the_seed(y
 
 def test_a_share_of_the_images_is_taken_for_training_alone(yaml):
     spec, hyper = read_spec(yaml), replace(HYPER, fraction=0.5)
-    opened = [open_split(spec, "train", hyper, OPTIONS, ALONE, augment=augment) for augment in (True, False)]
+    opened = [
+        open_split(spec, "train", hyper, OPTIONS, ALONE, augment=augment)
+        for augment in (True, False)
+    ]
     assert [len(split.dataset) for split in opened] == [3, 6]
 
 
-def test_rank_0_makes_the_demo_and_says_what_is_odd_about_a_yaml(tmp_path, yaml, monkeypatch, caplog):
+def test_rank_0_makes_the_demo_and_says_what_is_odd_about_a_yaml(
+    tmp_path, yaml, monkeypatch, caplog
+):
     odd = tmp_path / "odd.yaml"
-    odd.write_text(yaml.read_text().partition("names:")[0] + "names: [a, a]\n" + f"path: {yaml.parent}\n")
+    odd.write_text(
+        yaml.read_text().partition("names:")[0] + "names: [a, a]\n" + f"path: {yaml.parent}\n"
+    )
     monkeypatch.setattr(splits, "ensure_demo", lambda cache: odd)
     with caplog.at_level(logging.WARNING):
         assert read_data(DEMO_PATH, ALONE).yaml == odd
@@ -86,12 +96,19 @@ def test_rank_0_makes_the_demo_and_says_what_is_odd_about_a_yaml(tmp_path, yaml,
 
 
 def test_problems_are_written_for_both_splits_and_a_line_told_for_each(tmp_path, yaml):
-    scans = [open_split(read_spec(yaml), name, HYPER, OPTIONS, ALONE, augment=False).scan for name in ("train", "val")]
+    scans = [
+        open_split(read_spec(yaml), name, HYPER, OPTIONS, ALONE, augment=False).scan
+        for name in ("train", "val")
+    ]
     lines = note_problems(tmp_path, tuple(scans))
     assert [line.split(" images")[0] for line in lines] == ["train: 6", "val: 4"]
     assert list(tmp_path.iterdir()) == [], "without a problem there is no file"
     scans[1] = replace(scans[1], problems=("a.txt:3: not five numbers",), lines_skipped=1)
-    assert note_problems(tmp_path, tuple(scans))[1].endswith("1 label lines skipped, see problems.txt")
+    assert note_problems(tmp_path, tuple(scans))[1].endswith(
+        "1 label lines skipped, see problems.txt"
+    )
     assert (tmp_path / "problems.txt").read_text() == "a.txt:3: not five numbers\n"
     shared = note_problems(tmp_path, (scans[0], replace(scans[0], split="val")))
-    assert shared[-1].startswith("6 of 6 val images are train images as well: metrics will be too good")
+    assert shared[-1].startswith(
+        "6 of 6 val images are train images as well: metrics will be too good"
+    )

@@ -1,4 +1,5 @@
-"""A stage holds its own nodes' weights under the whole model's names, and stages in a row are the model."""
+"""A stage holds its own nodes' weights under the whole model's names, and stages in a row are the
+model."""
 
 from __future__ import annotations
 
@@ -22,9 +23,14 @@ def cut_model(request: pytest.FixtureRequest) -> SimpleNamespace:
     net = plain_model(model=request.param)
     graph = build_graph(architecture(parse_name(request.param), 3, 3))
     names = [node.name for node in graph.nodes]
-    starts = [names.index(name) if name in names else graph.nodes_of(int(name))[0] for name in CUTS[request.param]]
+    starts = [
+        names.index(name) if name in names else graph.nodes_of(int(name))[0]
+        for name in CUTS[request.param]
+    ]
     bounds = [0, *starts, len(names)]
-    return SimpleNamespace(net=net, graph=graph, bounds=bounds, size=128 if "6" in request.param else 64)
+    return SimpleNamespace(
+        net=net, graph=graph, bounds=bounds, size=128 if "6" in request.param else 64
+    )
 
 
 def stages_of(cut: SimpleNamespace, recompute: int = 0) -> list[Stage]:
@@ -42,7 +48,9 @@ def test_names_and_shapes_are_the_whole_models(cut_model):
     stages = stages_of(cut_model)
     held = {name: value.shape for stage in stages for name, value in stage.state_dict().items()}
     assert held == {name: value.shape for name, value in cut_model.net.state_dict().items()}
-    assert sum(len(stage.state_dict()) for stage in stages) == len(held), "a weight is in two stages"
+    assert sum(len(stage.state_dict()) for stage in stages) == len(held), (
+        "a weight is in two stages"
+    )
 
 
 def test_a_stage_holds_its_own_nodes_and_nothing_else(cut_model):
@@ -51,13 +59,20 @@ def test_a_stage_holds_its_own_nodes_and_nothing_else(cut_model):
         own = tuple(f"{name}." for node in nodes for name in node.modules)
         assert all(name.startswith(own) for name in stage.state_dict())
         assert {tensor.device.type for tensor in stage.state_dict().values()} == {"cpu"}
-    assert {tensor.device.type for tensor in cut_model.graph.skeleton.state_dict().values()} == {"meta"}
+    assert {tensor.device.type for tensor in cut_model.graph.skeleton.state_dict().values()} == {
+        "meta"
+    }
 
 
 @pytest.mark.parametrize("recompute", [0, 1, 3, 1000])
 def test_stages_in_a_row_are_the_model(cut_model, recompute):
-    net, stages = plain_model(model="yolov5n6" if cut_model.size == 128 else "yolov5n"), stages_of(cut_model, recompute)
-    images = torch.rand(2, 3, cut_model.size, cut_model.size, generator=torch.Generator().manual_seed(0))
+    net, stages = (
+        plain_model(model="yolov5n6" if cut_model.size == 128 else "yolov5n"),
+        stages_of(cut_model, recompute),
+    )
+    images = torch.rand(
+        2, 3, cut_model.size, cut_model.size, generator=torch.Generator().manual_seed(0)
+    )
     expected = net(images)
     values = {IMAGE: images}
     for stage in stages:
@@ -92,7 +107,9 @@ def test_recomputing_keeps_no_activations_within_a_segment(cut_model):
 
 def test_evaluation_is_not_recomputed(cut_model, monkeypatch):
     stage = stages_of(cut_model, 1)[0].eval()
-    monkeypatch.setattr("yolods.model.graph.stage.checkpoint", lambda *_, **__: pytest.fail("recomputed"))
+    monkeypatch.setattr(
+        "yolods.model.graph.stage.checkpoint", lambda *_, **__: pytest.fail("recomputed")
+    )
     with torch.no_grad():
         assert stage({IMAGE: torch.rand(1, 3, 64, 64)})
 

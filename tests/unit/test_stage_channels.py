@@ -42,7 +42,9 @@ def met(monkeypatch) -> list[str]:
 
     def link(peer, group, device, *, headers, tag):
         said = lambda what: lambda: found.append(f"{what} {peer} in {group}")  # noqa: E731
-        return SimpleNamespace(peer=peer, group=group, tag=tag, greet=said("greet"), await_greeting=said("await"))
+        return SimpleNamespace(
+            peer=peer, group=group, tag=tag, greet=said("greet"), await_greeting=said("await")
+        )
 
     monkeypatch.setattr(stage_channels, "P2PChannel", link)
     return found
@@ -50,10 +52,20 @@ def met(monkeypatch) -> list[str]:
 
 def test_the_even_boundaries_meet_first_and_forward_before_backward(met):
     connect(Grid(1, 4), CPU)  # between the boundaries 0 and 1
-    assert met == ["await 0 in forward 0", "greet 0 in backward 0", "greet 2 in forward 1", "await 2 in backward 1"]
+    assert met == [
+        "await 0 in forward 0",
+        "greet 0 in backward 0",
+        "greet 2 in forward 1",
+        "await 2 in backward 1",
+    ]
     met.clear()
     connect(Grid(2, 4), CPU)  # between 1 and 2
-    assert met == ["greet 3 in forward 2", "await 3 in backward 2", "await 1 in forward 1", "greet 1 in backward 1"]
+    assert met == [
+        "greet 3 in forward 2",
+        "await 3 in backward 2",
+        "await 1 in forward 1",
+        "greet 1 in backward 1",
+    ]
 
 
 def test_no_order_of_the_stages_leaves_two_waiting_for_each_other(met):
@@ -62,7 +74,12 @@ def test_no_order_of_the_stages_leaves_two_waiting_for_each_other(met):
     for stage in range(stages):
         met.clear()
         connect(Grid(stage, stages), CPU)
-        scripts.append([(word, int(peer), group) for word, peer, _, group in (line.split(" ", 3) for line in met)])
+        scripts.append(
+            [
+                (word, int(peer), group)
+                for word, peer, _, group in (line.split(" ", 3) for line in met)
+            ]
+        )
     greeted: set[tuple[int, int, str]] = set()
     places = [0] * stages
     moved = True

@@ -1,4 +1,5 @@
-"""Seconds and bytes of every possible stage, on a graph of three nodes that can be worked out by hand."""
+"""Seconds and bytes of every possible stage, on a graph of three nodes that can be worked out by
+hand."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ NODES = (
     SimpleNamespace(flops=2, parameters=200, inner_bytes=2, keeps=("a",)),
     SimpleNamespace(flops=4, parameters=400, inner_bytes=4, keeps=("a", "b")),
 )
-# Value -> its writer and its last reader: node 0 writes a, which skips node 1 as well as feeding it.
+# Value -> its writer and its last reader: node 0 writes a, which skips node 1 as well as feeding
+# it.
 LIFETIMES = {"image": (-1, 0), "a": (0, 2), "b": (1, 2), "out": (2, 3)}
 COST = SimpleNamespace(
     graph=SimpleNamespace(nodes=NODES, lifetimes=LIFETIMES),
@@ -48,9 +50,16 @@ def test_a_stage_holds_what_it_keeps_receives_and_sends_each_once(ends, held):
 
 @pytest.mark.parametrize(
     ("ends", "held", "again"),
-    [((0, 1), 10 + 20, 1), ((0, 2), 10 + 20 + 30, 3 + 20), ((0, 3), 10 + 20 + 30 + 40, 3 + 20), ((1, 2), 20 + 30, 2)],
+    [
+        ((0, 1), 10 + 20, 1),
+        ((0, 2), 10 + 20 + 30, 3 + 20),
+        ((0, 3), 10 + 20 + 30 + 40, 3 + 20),
+        ((1, 2), 20 + 30, 2),
+    ],
 )
-def test_recomputing_holds_what_crosses_into_segments_and_brings_the_largest_back(ends, held, again):
+def test_recomputing_holds_what_crosses_into_segments_and_brings_the_largest_back(
+    ends, held, again
+):
     made = stages(recompute=2)
     assert made.activations[ends] == held
     assert made.passing[ends] - (COST.crossing[ends[0]] + COST.crossing[ends[1]]) == again
@@ -59,9 +68,13 @@ def test_recomputing_holds_what_crosses_into_segments_and_brings_the_largest_bac
 def test_memory_is_states_activations_in_flight_and_what_passes():
     made = stages(micro_batch=2, micro_batches=3, state_bytes=16.0)
     passing = 2 * 20
-    assert made.memory(2, 0)[0, 1] == 100 * 16 + 2 * 2 * 31 + passing  # of two stages the first holds two
+    assert (
+        made.memory(2, 0)[0, 1] == 100 * 16 + 2 * 2 * 31 + passing
+    )  # of two stages the first holds two
     assert made.memory(2, 1)[0, 1] == 100 * 16 + 1 * 2 * 31 + passing
-    assert made.memory(9, 0)[0, 1] == 100 * 16 + 3 * 2 * 31 + passing  # there are no more than three
+    assert (
+        made.memory(9, 0)[0, 1] == 100 * 16 + 3 * 2 * 31 + passing
+    )  # there are no more than three
 
 
 def test_both_ends_are_crossed_there_and_back():

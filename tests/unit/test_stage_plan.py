@@ -1,4 +1,5 @@
-"""What a run's cuts are judged by, and what is refused of them. Whole configurations: test_deepspeed_pipeline.py."""
+"""What a run's cuts are judged by, and what is refused of them. Whole configurations:
+test_deepspeed_pipeline.py."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
 from yolods.plan.cost import Cost
 from yolods.plan.partition import Partition, table
-from yolods.plan.stage_plan import GIB, StagePlan, check_stages, choose, counted, state_bytes, terms_of
+from yolods.plan.stage_plan import (
+    GIB,
+    StagePlan,
+    check_stages,
+    choose,
+    counted,
+    state_bytes,
+    terms_of,
+)
 
 STAGES = 2
 
@@ -26,13 +35,27 @@ def configured(
     **layout: Any,
 ) -> SimpleNamespace:
     """A run's configuration, as far as a plan looks at it."""
-    block = {"stages": STAGES, "partition": partition, "memory_gib": memory_gib, "activation_checkpoint_interval": 4}
+    block = {
+        "stages": STAGES,
+        "partition": partition,
+        "memory_gib": memory_gib,
+        "activation_checkpoint_interval": 4,
+    }
     usual = {
-        **{"precision": "fp32", "autocast": None, "micro_batch": 2, "accumulation": 3, "zero_stage": 1, "dp_size": 2},
+        **{
+            "precision": "fp32",
+            "autocast": None,
+            "micro_batch": 2,
+            "accumulation": 3,
+            "zero_stage": 1,
+            "dp_size": 2,
+        },
         **{"pipeline": SimpleNamespace(**block)},
     }
     deepspeed = SimpleNamespace(**{**usual, **layout})
-    return SimpleNamespace(imgsz=64, device=device, hyper=SimpleNamespace(freeze=freeze), deepspeed=deepspeed)
+    return SimpleNamespace(
+        imgsz=64, device=device, hyper=SimpleNamespace(freeze=freeze), deepspeed=deepspeed
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +75,12 @@ def chosen(costs: Cost, **settings: Any) -> Partition:
 
 def test_terms_come_from_the_json_and_its_memory_wins_over_the_device_s():
     terms = terms_of(configured(precision="bf16"), seconds=(1.0,), memory=5e9)
-    assert (terms.micro_batch, terms.micro_batches, terms.seconds, terms.recompute) == (2, 3, (1.0,), 4)
+    assert (terms.micro_batch, terms.micro_batches, terms.seconds, terms.recompute) == (
+        2,
+        3,
+        (1.0,),
+        4,
+    )
     assert (terms.memory_limit, terms.state_bytes) == (5e9, 10.0)
     assert terms_of(configured(memory_gib=1.5), memory=5e9).memory_limit == 1.5 * GIB
     assert terms_of(configured()).memory_limit is None
@@ -69,18 +97,23 @@ def test_every_stage_that_has_nothing_to_train_is_named_with_the_reason(costs: C
     with pytest.raises(UserError) as caught:
         chosen(costs, partition=(2,), freeze=2)
     assert str(caught.value) == (
-        "pipeline: stage 0 (0..1) has nothing to train: all of its weights are frozen; cut elsewhere, or use fewer "
-        "stages"
+        "pipeline: stage 0 (0..1) has nothing to train: all of its weights are frozen; cut "
+        "elsewhere, or use fewer stages"
     )
-    with pytest.raises(UserError, match=r"stage 1 \(24\.detect\.\.24\.detect\) has nothing to train"):
+    with pytest.raises(
+        UserError, match=r"stage 1 \(24\.detect\.\.24\.detect\) has nothing to train"
+    ):
         chosen(costs, partition=("24.detect",))
     assert chosen(costs, partition=(2,), freeze=1).bounds == (0, first, len(costs.graph.nodes))
 
 
 @pytest.mark.parametrize(
-    ("partition", "device", "refused"), [("flops", "cpu", True), ("balanced", "cpu", True), ("balanced", "cuda", False)]
+    ("partition", "device", "refused"),
+    [("flops", "cpu", True), ("balanced", "cpu", True), ("balanced", "cuda", False)],
 )
-def test_before_a_start_only_cuts_that_are_known_by_then_are_refused(costs: Cost, partition, device, refused):
+def test_before_a_start_only_cuts_that_are_known_by_then_are_refused(
+    costs: Cost, partition, device, refused
+):
     """On GPUs balanced cuts are where the ranks will have measured them to belong."""
     config = configured(partition=partition, device=device, freeze=tuple(range(25)))
     if refused:
@@ -92,7 +125,10 @@ def test_before_a_start_only_cuts_that_are_known_by_then_are_refused(costs: Cost
 
 def test_the_table_says_whether_its_times_were_measured(costs: Cost):
     found = chosen(costs)
-    lines = [StagePlan(costs.graph, found, table(found, costs), measured).lines for measured in (True, False)]
+    lines = [
+        StagePlan(costs.graph, found, table(found, costs), measured).lines
+        for measured in (True, False)
+    ]
     assert lines[0][:-1] == lines[1][:-1] and len(lines[0]) > STAGES
     assert [each[-1].split(",")[0] for each in lines] == ["ms: measured here", "ms: assumed"]
 

@@ -9,17 +9,22 @@ from yolods.engine.pipeline.stage_timer import StageTimes
 
 
 def gauge(stage: int, *, forward: float, backward: float, total: float) -> Gauge:
-    return Gauge(stage, StageTimes(forward, backward, total - forward - backward, total, 0), sent=0.0, peak=0)
+    return Gauge(
+        stage, StageTimes(forward, backward, total - forward - backward, total, 0), sent=0.0, peak=0
+    )
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 4, 16])
 @pytest.mark.parametrize("stages", [2, 4])
 def test_a_perfect_pipeline_is_idle_for_exactly_the_bound(stages, micro_batches):
-    """The last stage ends its part of a step before the first, by as much as the backward passes that follow. By its
-    own time it seemed busier than the schedule permits: 31% idle were shown beside a bound of 36%."""
+    """The last stage ends its part of a step before the first, by as much as the backward passes
+    that follow. By its own time it seemed busier than the schedule permits: 31% idle were shown
+    beside a bound of 36%."""
     makespan = 3.0 * (micro_batches + stages - 1)
     found = [
-        gauge(stage, forward=micro_batches, backward=2.0 * micro_batches, total=makespan - 2.0 * stage)
+        gauge(
+            stage, forward=micro_batches, backward=2.0 * micro_batches, total=makespan - 2.0 * stage
+        )
         for stage in range(stages)
     ]
     told = summarise(found, micro_batches)
@@ -28,7 +33,9 @@ def test_a_perfect_pipeline_is_idle_for_exactly_the_bound(stages, micro_batches)
 
 
 def test_what_is_lost_besides_shows_above_the_bound():
-    found = [gauge(stage, forward=4.0, backward=8.0, total=20.0 - 2.0 * stage) for stage in range(2)]
+    found = [
+        gauge(stage, forward=4.0, backward=8.0, total=20.0 - 2.0 * stage) for stage in range(2)
+    ]
     told = summarise(found, 4)
     assert told.idle == pytest.approx(1 - 12 / 20)
     assert told.idle > told.bound

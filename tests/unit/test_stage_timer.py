@@ -45,7 +45,9 @@ def test_passes_waits_and_the_whole_step(hands):
             hands.now += 4.0
         clock.stop()
         hands.now += 50.0  # the optimizer's step is not the pipeline's time
-        assert clock.times(7) == StageTimes(forward=3.0, backward=4.0, waiting=0.5, total=7.5, sent=7)
+        assert clock.times(7) == StageTimes(
+            forward=3.0, backward=4.0, waiting=0.5, total=7.5, sent=7
+        )
 
 
 def test_before_the_first_step_nothing_has_taken_time(hands):
@@ -53,7 +55,8 @@ def test_before_the_first_step_nothing_has_taken_time(hands):
 
 
 class Stream:
-    """A GPU's stream that has been given work and has not begun it: its time has nothing to do with the host's."""
+    """A GPU's stream that has been given work and has not begun it: its time has nothing to do with
+    the host's."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -81,8 +84,8 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> tuple[StageTimer, Stream]:
 
 
 def test_on_a_gpu_the_whole_step_is_timed_by_the_device_as_its_passes_are(hands, monkeypatch):
-    """The host, which runs ahead, has given the device a step of 12 s in no time. By its own clock the step took 0 s,
-    and the stage seemed busy for all of it."""
+    """The host, which runs ahead, has given the device a step of 12 s in no time. By its own clock
+    the step took 0 s, and the stage seemed busy for all of it."""
     clock, stream = on_gpu(monkeypatch)
 
     def wait() -> None:

@@ -25,11 +25,14 @@ from yolods.training.checks.resume_check import RECORD, Comparison, depends_on
 
 
 def split_of(*boxes: int) -> SimpleNamespace:
-    return SimpleNamespace(scan=SimpleNamespace(labels=[{"cls": np.zeros((count, 1))} for count in boxes]))
+    return SimpleNamespace(
+        scan=SimpleNamespace(labels=[{"cls": np.zeros((count, 1))} for count in boxes])
+    )
 
 
 @pytest.mark.parametrize(
-    ("limit", "boxes", "expected"), [(300, (5, 10), 300), (300, (5, 412), 412), (100, (5, 412), 100), (500, (1,), 500)]
+    ("limit", "boxes", "expected"),
+    [(300, (5, 10), 300), (300, (5, 412), 412), (100, (5, 412), 100), (500, (1,), 500)],
 )
 def test_the_default_limit_of_boxes_grows_with_the_data(limit, boxes, expected):
     assert most_boxes(limit, split_of(*boxes), split_of(1)) == expected
@@ -37,17 +40,25 @@ def test_the_default_limit_of_boxes_grows_with_the_data(limit, boxes, expected):
 
 def schedule_of(samples: int, batch: int, accumulation: int = 4) -> SimpleNamespace:
     return SimpleNamespace(
-        samples=samples, batch=batch, accumulation=accumulation, epochs=100, total_samples=100 * samples
+        samples=samples,
+        batch=batch,
+        accumulation=accumulation,
+        epochs=100,
+        total_samples=100 * samples,
     )
 
 
 @pytest.mark.parametrize(
-    ("samples", "ranks", "remedy"), [(5, 1, "--batch-size 5 --set nbs=20"), (5, 2, "--batch-size 4 --set nbs=16")]
+    ("samples", "ranks", "remedy"),
+    [(5, 1, "--batch-size 5 --set nbs=20"), (5, 2, "--batch-size 4 --set nbs=16")],
 )
 def test_a_set_that_is_smaller_than_a_batch_is_told_what_that_means(samples, ranks, remedy):
     (line,) = start._small_set(schedule_of(samples, 16), ranks)
     assert line.endswith(remedy)
-    assert "5 train images are fewer than a batch of 16" in line and "100 epochs are about 8 steps" in line
+    assert (
+        "5 train images are fewer than a batch of 16" in line
+        and "100 epochs are about 8 steps" in line
+    )
 
 
 @pytest.mark.parametrize(("samples", "batch", "ranks"), [(16, 16, 1), (17, 16, 2), (3, 4, 4)])
@@ -74,16 +85,21 @@ def test_disk_space(tmp_path, monkeypatch, free, enough):
     with pytest.raises(UserError) as caught:
         start._check_space(tmp_path, 1_000_000, 2)
     assert str(caught.value) == (
-        f"{tmp_path}: 0.11 GiB are free, but 3 checkpoints of 1.0 M parameters x 40 bytes need 0.11 GiB; free "
-        "some space, or choose another --project"
+        f"{tmp_path}: 0.11 GiB are free, but 3 checkpoints of 1.0 M parameters x 40 bytes need "
+        "0.11 GiB; free some space, or choose another --project"
     )
 
 
-@pytest.mark.parametrize(("error", "reason"), [(PermissionError(13, "Permission denied"), "Permission denied")])
+@pytest.mark.parametrize(
+    ("error", "reason"), [(PermissionError(13, "Permission denied"), "Permission denied")]
+)
 def test_a_folder_that_cannot_be_written(error, reason):
     with pytest.raises(UserError) as caught, start.writable(Path("runs/exp")):
         raise error
-    assert str(caught.value) == f"cannot write to runs/exp: {reason}; choose another folder with --project"
+    assert (
+        str(caught.value)
+        == f"cannot write to runs/exp: {reason}; choose another folder with --project"
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 7])
@@ -105,22 +121,29 @@ class Configured:
 
 
 @pytest.mark.parametrize(
-    ("asked", "cores", "ranks", "started"), [(2, 2, 2, 1), (8, 16, 2, 8), (8, 16, 4, 4), (0, 2, 2, 0), (1, 1, 8, 1)]
+    ("asked", "cores", "ranks", "started"),
+    [(2, 2, 2, 1), (8, 16, 2, 8), (8, 16, 4, 4), (0, 2, 2, 0), (1, 1, 8, 1)],
 )
 def test_fewer_workers_than_asked_for_are_told_of(monkeypatch, asked, cores, ranks, started):
     monkeypatch.setattr(start, "cores", lambda: cores)
     shared = start._share_cores(Configured(asked), ranks)
     assert shared.workers == started
-    said = (f"--workers {asked}: a rank starts {started}, its share of this host's cores ({cores} / {ranks})",)
+    said = (
+        f"--workers {asked}: a rank starts {started}, its share of this host's cores ({cores} / "
+        f"{ranks})",
+    )
     assert shared.notes == ("another", *(said if started < asked else ()))
-    assert start._share_cores(replace(shared, workers=asked), ranks).notes == shared.notes, "once, after a resume too"
+    assert start._share_cores(replace(shared, workers=asked), ranks).notes == shared.notes, (
+        "once, after a resume too"
+    )
 
 
 AUTO = {"name": "AdamW", "lr": 0.001667, "momentum": 0.9, "warmup_bias_lr": 0.0, "arguments": {}}
 
 
 def resumed(folder: Path, optimizer: dict, *words: str) -> start._Footing:
-    """What a run of two images stands on that goes on from a checkpoint made with this optimizer."""
+    """What a run of two images stands on that goes on from a checkpoint made with this
+    optimizer."""
     from yolods.config import add_train_arguments, build_run_config
 
     parser = argparse.ArgumentParser()
@@ -130,12 +153,19 @@ def resumed(folder: Path, optimizer: dict, *words: str) -> start._Footing:
     config = build_run_config(parser.parse_args(flags), world_size=1, device="cpu")
     names = ("colour0", "colour1")
     blueprint = Blueprint(architecture(parse_name("yolov5n"), 2, 3), names, 0)
-    labels = [{"im_file": "a.jpg", "shape": (8, 8), "cls": np.zeros((1, 1)), "bboxes": np.zeros((1, 4))}] * 2
+    labels = [
+        {"im_file": "a.jpg", "shape": (8, 8), "cls": np.zeros((1, 1)), "bboxes": np.zeros((1, 4))}
+    ] * 2
     source = ImageFiles(["a.jpg"], Path(), 3)
     splits = (SimpleNamespace(scan=SimpleNamespace(labels=labels, source=source)),) * 2
     samples = samples_of(labels, source)
     before = depends_on(config, names=names, optimizer=optimizer, train=samples, val=samples)
-    model = {"names": names, "architecture": blueprint.layers, "train_args": {}, RECORD: before.record()}
+    model = {
+        "names": names,
+        "architecture": blueprint.layers,
+        "train_args": {},
+        RECORD: before.record(),
+    }
     kept = folder / "checkpoints" / "step00000004"
     kept.mkdir(parents=True)
     (kept / "model.json").write_text(json.dumps(model))
@@ -150,8 +180,8 @@ def test_a_run_keeps_the_optimizer_that_auto_chose_for_it(tmp_path, caplog):
     assert (footing.choice.name, footing.choice.lr) == ("AdamW", 0.001667)
     assert footing.record["optimizer"] == AUTO
     assert caplog.messages == [
-        "optimizer=auto would now choose SGD at 0.01, and chose AdamW at 0.001667 before: the run continues with "
-        "AdamW at 0.001667"
+        "optimizer=auto would now choose SGD at 0.01, and chose AdamW at 0.001667 before: the run "
+        "continues with AdamW at 0.001667"
     ]
 
 
@@ -171,8 +201,12 @@ SCHEDULE = SimpleNamespace(samples=6, batch=4, accumulation=1)
         (None, 6, ["the number of train images has changed: the current epoch starts over"]),
     ],
 )
-def test_a_run_stands_in_its_epoch_whatever_the_number_of_images(images_before, position, said, caplog):
-    progress = start.Progress(position=8 if images_before == 6 else 16, epochs_done=1, best_fitness=0.5, best_epoch=0)
+def test_a_run_stands_in_its_epoch_whatever_the_number_of_images(
+    images_before, position, said, caplog
+):
+    progress = start.Progress(
+        position=8 if images_before == 6 else 16, epochs_done=1, best_fitness=0.5, best_epoch=0
+    )
     placed = start._placed(progress, Comparison(images_before=images_before), SCHEDULE)
     assert (placed.position, placed.best_fitness, caplog.messages) == (position, 0.5, said)
 
@@ -197,5 +231,7 @@ def test_what_was_judged_on_other_images_is_not_the_best_any_more():
 def test_ranks_that_nothing_would_end_are_told_of(enabled, size, device, environ, said):
     own = SimpleNamespace(watchdog=SimpleNamespace(enabled=enabled))
     config = SimpleNamespace(deepspeed=SimpleNamespace(own=own))
-    line = start._unwatched(config, SimpleNamespace(size=size, device=torch.device(device)), environ)
+    line = start._unwatched(
+        config, SimpleNamespace(size=size, device=torch.device(device)), environ
+    )
     assert (line is not None) == said

@@ -1,4 +1,5 @@
-"""Named tensors from one rank to another, over a queue in the place of gloo. Real ranks: tests/dist/test_travel.py."""
+"""Named tensors from one rank to another, over a queue in the place of gloo. Real ranks:
+tests/dist/test_travel.py."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from yolods.distributed.state_transfer import receive_state, send_state
 
 
 class Wire:
-    """torch.distributed's sends and receives between two ranks of one process; what is sent is what lies there."""
+    """torch.distributed's sends and receives between two ranks of one process; what is sent is what
+    lies there."""
 
     def __init__(self) -> None:
         self.objects: queue.Queue = queue.Queue()

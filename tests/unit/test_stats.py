@@ -43,7 +43,10 @@ def test_a_report_survives_json() -> None:
     stage = StageStats(stage=0, forward=0.1, backward=0.2, idle=0.25, sent=1e6, peak=2e6)
     pipe = PipeStats(stages=(stage,), idle=0.25, bound=0.2)
     told = json.loads(json.dumps(asdict(pipe)))
-    assert PipeStats(stages=(StageStats(**told["stages"][0]),), idle=told["idle"], bound=told["bound"]) == pipe
+    assert (
+        PipeStats(stages=(StageStats(**told["stages"][0]),), idle=told["idle"], bound=told["bound"])
+        == pipe
+    )
 
 
 def test_nobody_changes_what_another_has_reported() -> None:

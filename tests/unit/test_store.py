@@ -1,4 +1,5 @@
-"""Checkpoints are whole or absent, and what they hold can be cut for another layout. Real engines: tests/dist."""
+"""Checkpoints are whole or absent, and what they hold can be cut for another layout. Real engines:
+tests/dist."""
 
 import json
 import os
@@ -28,7 +29,9 @@ def steps_in(folder: Path) -> list[str]:
 
 
 def test_what_was_saved_is_loaded(tmp_path):
-    progress = Progress(position=40, step=5, loss_sums=(1.0, 2.0, 3.0), best_fitness=0.25, replaced=2)
+    progress = Progress(
+        position=40, step=5, loss_sums=(1.0, 2.0, 3.0), best_fitness=0.25, replaced=2
+    )
     torch.manual_seed(3)
     store_in(tmp_path).save(Engine(), progress)
     expected = torch.rand(3)
@@ -49,8 +52,13 @@ def test_another_run_s_checkpoint_is_not_loaded_and_is_named(tmp_path, caplog):
     of_run(tmp_path, "mine").save(Engine(), Progress(run="mine", step=2))
     of_run(tmp_path, "other").save(Engine(), Progress(run="other", step=6))
     assert of_run(tmp_path, "mine").load(Engine()) == Progress(run="mine", step=2)
-    assert f"{tmp_path / 'step00000006'}: written by another run (other), not by mine" in caplog.text
-    with pytest.raises(UserError, match=r"no intact checkpoint to resume from(?s:.*)written by another run \(mine\)"):
+    assert (
+        f"{tmp_path / 'step00000006'}: written by another run (other), not by mine" in caplog.text
+    )
+    with pytest.raises(
+        UserError,
+        match=r"no intact checkpoint to resume from(?s:.*)written by another run \(mine\)",
+    ):
         of_run(tmp_path, "third").load(Engine())
     assert names_in(tmp_path, "mine") == ["step00000002"]
     assert newest_in(tmp_path) == tmp_path / "step00000006", "for an export any will do"
@@ -68,7 +76,9 @@ def test_a_checkpoint_of_a_run_without_identity_goes_on_as_before(tmp_path):
 
 def test_an_end_says_whose_it_is_and_a_stop_is_none(tmp_path):
     def is_over(run: str, step: int) -> bool:
-        return resume_check.is_over(SimpleNamespace(run=run, run_dir=tmp_path, epochs=2), step, epochs_done=2)
+        return resume_check.is_over(
+            SimpleNamespace(run=run, run_dir=tmp_path, epochs=2), step, epochs_done=2
+        )
 
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -91,7 +101,11 @@ def test_an_end_says_whose_it_is_and_a_stop_is_none(tmp_path):
 def test_the_newest_are_kept(tmp_path):
     for step in (1, 2, 3, 100):
         store_in(tmp_path, keep=2).save(Engine(), Progress(step=step))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step00000003", "step00000100"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "latest",
+        "step00000003",
+        "step00000100",
+    ]
     assert newest_in(tmp_path) == tmp_path / "step00000100"
 
 
@@ -130,7 +144,8 @@ def test_a_step_may_be_saved_again(tmp_path):
 
 
 def test_what_was_put_aside_for_its_successor_loads(tmp_path):
-    """A kill came before the successor had its name; the one after that came later, and left both."""
+    """A kill came before the successor had its name; the one after that came later, and left
+    both."""
     for step in (1, 2):
         store_in(tmp_path).save(Engine(), Progress(step=step))
     first, aside = tmp_path / "step00000001", tmp_path / "step00000001-old"
@@ -146,7 +161,8 @@ def test_what_was_put_aside_for_its_successor_loads(tmp_path):
 
 
 def test_a_run_set_back_leaves_its_earlier_course(tmp_path):
-    """What it saves from there on is what it goes on from, and what it had saved past that point goes first."""
+    """What it saves from there on is what it goes on from, and what it had saved past that point
+    goes first."""
     for step in (1, 2, 3):
         store_in(tmp_path, keep=3).save(Engine(), Progress(step=step))
     (tmp_path / "latest").write_text("step00000001")
@@ -157,7 +173,9 @@ def test_a_run_set_back_leaves_its_earlier_course(tmp_path):
         assert store_in(tmp_path).load(Engine()).epochs_done == 7
 
 
-@pytest.mark.parametrize("what", ["rank0.pt", "progress.json", "model.json", "manifest.json", "rename", "latest"])
+@pytest.mark.parametrize(
+    "what", ["rank0.pt", "progress.json", "model.json", "manifest.json", "rename", "latest"]
+)
 def test_a_failure_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, what):
     """The disk fills up at each of the moments of a save."""
     store_in(tmp_path).save(Engine(), Progress(step=1))
@@ -177,7 +195,10 @@ def test_a_failure_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, what):
 
     monkeypatch.setattr(os, "open", fail_to_open)
     monkeypatch.setattr(os, "replace", fail_to_rename)
-    with pytest.raises(OSError, match=r"the checkpoint step00000002 could not be written: .*No space left on device"):
+    with pytest.raises(
+        OSError,
+        match=r"the checkpoint step00000002 could not be written: .*No space left on device",
+    ):
         store_in(tmp_path).save(Engine(), Progress(step=2))
     monkeypatch.undo()
     assert newest_in(tmp_path) == tmp_path / "step00000001"
@@ -192,14 +213,16 @@ def test_torch_has_faults_of_its_own(tmp_path, monkeypatch):
     store_in(tmp_path).save(Engine(), Progress(step=1))
 
     def fail(*_):
-        raise RuntimeError("[enforce fail at inline_container.cc:672] .\n unexpected pos 896 vs 790")
+        raise RuntimeError(
+            "[enforce fail at inline_container.cc:672] .\n unexpected pos 896 vs 790"
+        )
 
     monkeypatch.setattr(module.torch, "save", fail)
     with pytest.raises(OSError) as caught:
         store_in(tmp_path).save(Engine(), Progress(step=2))
     assert str(caught.value) == (
-        "the checkpoint step00000002 could not be written: rank 0 on here: [enforce fail at inline_container.cc:672] . "
-        "unexpected pos 896 vs 790"
+        "the checkpoint step00000002 could not be written: rank 0 on here: [enforce fail at "
+        "inline_container.cc:672] . unexpected pos 896 vs 790"
     )
     assert newest_in(tmp_path) == tmp_path / "step00000001"
 
@@ -239,8 +262,8 @@ def test_a_host_with_a_disk_of_its_own_is_told_of(tmp_path):
     with pytest.raises(OSError) as caught:
         Elsewhere(tmp_path, ALONE, keep=2, model=MODEL).save(Engine(), Progress(step=1))
     assert str(caught.value) == (
-        f"the checkpoint step00000001 could not be written: rank0.pt of rank 0 on node7 is not in rank 0's "
-        f"{tmp_path}/.writing/step00000001: all hosts must share the run's folder"
+        "the checkpoint step00000001 could not be written: rank0.pt of rank 0 on node7 is not in "
+        f"rank 0's {tmp_path}/.writing/step00000001: all hosts must share the run's folder"
     )
 
 
@@ -261,7 +284,10 @@ def test_without_any_checkpoint_there_is_one_line(tmp_path, latest):
         (tmp_path / "latest").write_text(latest)
     with pytest.raises(UserError) as caught:
         store_in(tmp_path).load(Engine())
-    assert str(caught.value) == f"{tmp_path}: no intact checkpoint to resume from; start again without --resume"
+    assert (
+        str(caught.value)
+        == f"{tmp_path}: no intact checkpoint to resume from; start again without --resume"
+    )
 
 
 def test_without_a_whole_checkpoint_all_damage_is_listed(tmp_path):
@@ -287,7 +313,9 @@ def test_without_a_whole_checkpoint_all_damage_is_listed(tmp_path):
 
 
 @pytest.mark.parametrize(("ranks", "kind"), [(1, "whole"), (2, "flat"), (2, "pieces")])
-def test_a_head_of_another_size_is_refused_by_name_under_every_layout(tmp_path, monkeypatch, ranks, kind):
+def test_a_head_of_another_size_is_refused_by_name_under_every_layout(
+    tmp_path, monkeypatch, ranks, kind
+):
     store_in(tmp_path).save(Engine(), Progress(step=1))
     engine = Engine(kind, 0, ranks)
     monkeypatch.setattr("tests.stores.GROUPS", [[("conv.weight", (4, 3))], [("conv.bias", (3,))]])
@@ -311,16 +339,23 @@ def test_a_head_of_another_size_is_refused_by_name_under_every_layout(tmp_path, 
         (20, 1, None, 18, 18),
     ],
 )
-def test_epochs_behind_count_when_the_train_set_has_grown_or_shrunk(position, done, before, images, expected):
-    progress = Progress(position=position, epochs_done=done, step=5, loss_sums=(1.0, 2.0, 3.0), loss_weight=2)
+def test_epochs_behind_count_when_the_train_set_has_grown_or_shrunk(
+    position, done, before, images, expected
+):
+    progress = Progress(
+        position=position, epochs_done=done, step=5, loss_sums=(1.0, 2.0, 3.0), loss_weight=2
+    )
     moved = progress.among(images, before)
     assert (moved.position, moved.epochs_done, moved.step) == (expected, done, 5)
     waiting = expected // images > done
-    assert moved.loss_sums == (progress.loss_sums if waiting else ()) and moved.loss_weight == (2 if waiting else 0)
+    assert moved.loss_sums == (progress.loss_sums if waiting else ()) and moved.loss_weight == (
+        2 if waiting else 0
+    )
 
 
 @pytest.mark.parametrize(
-    ("position", "images", "fits"), [(12, 12, True), (27, 12, True), (28, 12, False), (8, 12, False), (12, 4, False)]
+    ("position", "images", "fits"),
+    [(12, 12, True), (27, 12, True), (28, 12, False), (8, 12, False), (12, 4, False)],
 )
 def test_a_position_tells_that_the_train_set_is_another(position, images, fits):
     """After one epoch, with steps of 4 images."""
@@ -336,7 +371,9 @@ def test_what_latest_does_not_name(tmp_path, caplog, latest):
     if latest is not None:
         (tmp_path / "latest").write_text(latest)
     step = store_in(tmp_path).load(Engine()).step
-    expected = (2, "missing") if latest is None else (1, "names step00000001, so step00000002 is skipped")
+    expected = (
+        (2, "missing") if latest is None else (1, "names step00000001, so step00000002 is skipped")
+    )
     assert (step, caplog.messages[0]) == (expected[0], f"{tmp_path}/latest: {expected[1]}")
     assert caplog.messages[1:] == [f"resuming from {tmp_path}/step0000000{step}, which is intact"]
 
@@ -347,26 +384,40 @@ def test_every_byte_of_a_manifest_counts(tmp_path):
     assert faults_of(manifest.parent, ALONE) == []
     content = manifest.read_bytes()
     for place, byte in enumerate(content):
-        manifest.write_bytes(content[:place] + bytes([byte ^ 1 << place % 8]) + content[place + 1 :])
+        manifest.write_bytes(
+            content[:place] + bytes([byte ^ 1 << place % 8]) + content[place + 1 :]
+        )
         expected = f"{manifest}: damaged, its {len(content)} bytes are not what was written"
         assert faults_of(manifest.parent, ALONE) == [expected], place
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "7", '{"files": 3}', '{"files": {"a": {"size": 1}}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", "7", '{"files": 3}', '{"files": {"a": {"size": 1}}}']
+)
 def test_a_manifest_may_be_anything(tmp_path, content):
     (tmp_path / "manifest.json").write_text(content)
     (fault,) = faults_of(tmp_path, ALONE)
-    assert fault == f"{tmp_path}/manifest.json: damaged, its {len(content)} bytes are not what was written"
+    assert (
+        fault
+        == f"{tmp_path}/manifest.json: damaged, its {len(content)} bytes are not what was written"
+    )
 
 
-@pytest.mark.parametrize(("kind", "count"), [("whole", 1), ("flat", 3), ("pieces", 2), ("pieces", 4)])
+@pytest.mark.parametrize(
+    ("kind", "count"), [("whole", 1), ("flat", 3), ("pieces", 2), ("pieces", 4)]
+)
 def test_cut_is_the_inverse_of_join(kind, count):
     ranks = [Engine(kind, rank, count).held for rank in range(count)]
     whole = join_shards(kind, GROUPS, ranks)
     assert all(torch.equal(whole[name], value) for name, value in WEIGHTS.items())
-    again = [cut_shards(kind, GROUPS, whole, [t.numel() for t in held], rank, count) for rank, held in enumerate(ranks)]
+    again = [
+        cut_shards(kind, GROUPS, whole, [t.numel() for t in held], rank, count)
+        for rank, held in enumerate(ranks)
+    ]
     assert all(
-        torch.equal(a, b) for held, other in zip(ranks, again, strict=True) for a, b in zip(held, other, strict=True)
+        torch.equal(a, b)
+        for held, other in zip(ranks, again, strict=True)
+        for a, b in zip(held, other, strict=True)
     )
 
 
@@ -377,7 +428,9 @@ def test_a_checkpoint_goes_on_under_another_layout(tmp_path, kind, count):
     assert store_in(tmp_path).load(engine) == Progress(step=7, loss_sums=(1.0, 2.0, 3.0))
     for got, expected in zip(engine.loaded["masters"], engine.held, strict=True):
         assert torch.equal(got.flatten(), expected.flatten())
-    assert torch.equal(engine.loaded["optimizer"][1]["exp_avg"].flatten(), WEIGHTS["conv.bias"] * 10)
+    assert torch.equal(
+        engine.loaded["optimizer"][1]["exp_avg"].flatten(), WEIGHTS["conv.bias"] * 10
+    )
     assert engine.loaded["optimizer"][0]["step"].item() == 5.0
     assert engine.loaded["ema"]["updates"] == 5
     assert engine.loaded["stability"] == {"scale": {"cur_scale": 128.0}}

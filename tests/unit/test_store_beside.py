@@ -1,4 +1,5 @@
-"""Checkpoints that a thread writes hold what was there when they were asked for, and their failures are told later."""
+"""Checkpoints that a thread writes hold what was there when they were asked for, and their failures
+are told later."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     opened.set()
 
 
-def test_what_is_written_is_what_was_there_when_it_was_asked_for(tmp_path: Path, gate: threading.Event) -> None:
+def test_what_is_written_is_what_was_there_when_it_was_asked_for(
+    tmp_path: Path, gate: threading.Event
+) -> None:
     """Training goes on, writing into the engine's own tensors, before a byte is written."""
     store, engine = store_in(tmp_path), Engine()
     expected = [shard.clone() for shard in engine.held]
@@ -80,7 +83,10 @@ def fail(*_: Any) -> None:
 def test_a_failure_is_told_once_by_whatever_comes_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    line = r"^the checkpoint step0000000{} could not be written: rank 0 on here: \[Errno 28\] No space left on device$"
+    line = (
+        r"^the checkpoint step0000000{} could not be written: rank 0 on here: \[Errno 28\] No "
+        "space left on device$"
+    )
     store = store_in(tmp_path)
     store.save(Engine(), Progress(step=1))
     store.wait()
@@ -95,13 +101,15 @@ def test_a_failure_is_told_once_by_whatever_comes_next(
     with pytest.raises(OSError, match=line.format(3)):
         store.save(Engine(), Progress(step=4))
     store.wait()
-    assert newest_in(tmp_path) == tmp_path / "step00000004", "a failure of the one before has kept this one from disk"
+    assert newest_in(tmp_path) == tmp_path / "step00000004", (
+        "a failure of the one before has kept this one from disk"
+    )
     monkeypatch.setattr(module, "write_rank", fail)
     with store:
         store.save(Engine(), Progress(step=5))
     assert caplog.messages == [
-        "the checkpoint step00000005 could not be written: rank 0 on here: [Errno 28] No space left on device; "
-        "the earlier checkpoint is kept"
+        "the checkpoint step00000005 could not be written: rank 0 on here: [Errno 28] No space "
+        "left on device; the earlier checkpoint is kept"
     ]
 
 
@@ -113,7 +121,9 @@ def _until(ask: Any) -> None:
         time.sleep(0.01)
 
 
-def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "publish", lambda *_: {}["nothing"])
     store = store_in(tmp_path)
     store.save(Engine(), Progress(step=1))
@@ -122,7 +132,10 @@ def test_a_mistake_of_ours_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypa
 
 
 def test_a_save_waits_for_the_one_before_and_says_so(
-    tmp_path: Path, gate: threading.Event, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    gate: threading.Event,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "NOTICED_SECONDS", 0.1)
     store = store_in(tmp_path)
@@ -137,7 +150,9 @@ def test_a_save_waits_for_the_one_before_and_says_so(
     assert set(caplog.messages) == {"a checkpoint is still being written; the run waits for it"}
 
 
-@pytest.mark.parametrize("leaving", [None, UserError("stop"), KeyboardInterrupt()], ids=["end", "stop", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "leaving", [None, UserError("stop"), KeyboardInterrupt()], ids=["end", "stop", "Ctrl-C"]
+)
 def test_a_run_that_ends_waits_for_its_last_checkpoint(
     tmp_path: Path, gate: threading.Event, leaving: BaseException | None
 ) -> None:
@@ -150,14 +165,18 @@ def test_a_run_that_ends_waits_for_its_last_checkpoint(
 
 
 def test_a_run_that_breaks_does_not_wait_for_what_cannot_come(
-    tmp_path: Path, gate: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    gate: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(module, "GONE_SECONDS", 0.1)
     with pytest.raises(ZeroDivisionError), store_in(tmp_path) as store:
         store.save(Engine(), Progress(step=1))
         raise ZeroDivisionError
     assert caplog.messages == [
-        "a checkpoint is still being written after 0 s; no longer waiting for it; the earlier checkpoint is kept"
+        "a checkpoint is still being written after 0 s; no longer waiting for it; the earlier "
+        "checkpoint is kept"
     ]
 
 
@@ -166,14 +185,19 @@ def test_copies_are_alike_apart_and_made_in_the_same_place_again() -> None:
     moved = torch.arange(6.0).view(2, 3)
     state = {
         "masters": [moved, moved.t()],
-        "optimizer": [{"step": torch.tensor(5.0), "exp_avg": torch.ones(3, dtype=torch.bfloat16), "count": 4}],
+        "optimizer": [
+            {"step": torch.tensor(5.0), "exp_avg": torch.ones(3, dtype=torch.bfloat16), "count": 4}
+        ],
         "counts": {"a": torch.tensor(3)},
         "stability": {"scale": None},
         "snapshot": snapshot,
     }
     copy = HostCopy(leave=UNCHANGED)
     first = copy.take(state)
-    assert first["optimizer"][0]["exp_avg"].dtype == torch.bfloat16 and first["optimizer"][0]["count"] == 4
+    assert (
+        first["optimizer"][0]["exp_avg"].dtype == torch.bfloat16
+        and first["optimizer"][0]["count"] == 4
+    )
     assert first["stability"] == {"scale": None} and first["counts"]["a"].item() == 3
     assert first["snapshot"] is snapshot
     assert torch.equal(first["masters"][1], moved.t())

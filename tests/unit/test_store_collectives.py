@@ -1,4 +1,5 @@
-"""Collectives over the store, by threads that stand in for ranks. Real ranks: tests/faults/test_checkpoints.py."""
+"""Collectives over the store, by threads that stand in for ranks. Real ranks:
+tests/faults/test_checkpoints.py."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ codes = {codes}
 starts = [Start([sys.executable, "-c", code], {{"NUMBER": str(n)}}, f"from step {{n}}") for n, code in enumerate(codes)]
 later = iter([*starts[1:], 1])
 sys.exit(supervise(starts[0], lambda status: next(later), restarts={restarts}))
-"""
+"""  # noqa: E501
 
 
 def supervised(*codes: str, restarts: int = 2) -> list[str]:
@@ -45,7 +45,15 @@ def leave(status: int) -> str:
         ([leave(7), leave(7), leave(7), leave(0)], 7, 2),
         ([leave(1)], 1, 0),
     ],
-    ids=["ended", "mistake", "stopped", "lost", "killed and failed", "too often", "cannot be started again"],
+    ids=[
+        "ended",
+        "mistake",
+        "stopped",
+        "lost",
+        "killed and failed",
+        "too often",
+        "cannot be started again",
+    ],
 )
 def test_what_is_started_again(run_process, codes: list[str], status: int, restarts: int) -> None:
     done = run_process(supervised(*codes))
@@ -55,8 +63,9 @@ def test_what_is_started_again(run_process, codes: list[str], status: int, resta
 
 def test_the_line_says_why_and_from_where(run_process) -> None:
     done = run_process(supervised(leave(75), leave(0)))
-    assert (
-        done.stderr == "yolods: the run ended with status 75 (a rank was lost or stuck); restart 1 of 2 from step 1\n"
+    assert done.stderr == (
+        "yolods: the run ended with status 75 (a rank was lost or stuck); restart 1 of 2 from step "
+        "1\n"
     )
 
 
@@ -64,11 +73,16 @@ def test_no_restart_without_leave(run_process) -> None:
     assert run_process(supervised(leave(75), leave(0), restarts=0)).returncode == 75
 
 
-WAIT = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(1)); print('up', flush=True); time.sleep(60)"
+WAIT = (
+    "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(1)); print('up', flush=True); "
+    "time.sleep(60)"
+)
 
 
 def test_a_request_to_stop_is_handed_on_and_ends_it(tmp_path: Path) -> None:
-    process = subprocess.Popen(supervised(WAIT, leave(0)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        supervised(WAIT, leave(0)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 143
@@ -82,10 +96,16 @@ SAYS = (
 )
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_what_it_was_asked_by_is_what_the_launcher_hears(number: signal.Signals, status: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_what_it_was_asked_by_is_what_the_launcher_hears(
+    number: signal.Signals, status: int
+) -> None:
     """SIGINT to this process alone must not be told as SIGTERM."""
-    process = subprocess.Popen(supervised(SAYS, leave(0)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        supervised(SAYS, leave(0)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "up\n"
     process.send_signal(number)
     assert process.wait(10) == status
@@ -110,9 +130,12 @@ def test_ctrl_c_in_a_terminal_while_its_child_imports_shows_no_traceback() -> No
 
 def test_a_run_that_has_come_to_its_end_ends_with_0_though_it_was_asked_to_stop_meanwhile() -> None:
     ends = (
-        "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(60)"
+        "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(0)); "
+        "print('up', flush=True); time.sleep(60)"
     )
-    process = subprocess.Popen(supervised(ends, leave(7)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        supervised(ends, leave(7)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 0
@@ -126,14 +149,19 @@ def test_its_child_does_not_outlive_it(tmp_path: Path) -> None:
     process.wait()
 
 
-def test_an_orphan_of_a_start_is_ended_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_orphan_of_a_start_is_ended_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a rank whose launcher was killed, and that hangs."""
     orphan = (
-        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; yolods = 1; time.sleep(60)'])"
+        "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; yolods = 1; "
+        "time.sleep(60)'])"
     )
     code = supervised(f"{orphan}; sys.exit(9)", leave(0))
     code[-1] = "import yolods.launch.supervisor as s; s.LEAVE_SECONDS = 0.5\n" + code[-1]
     started = time.monotonic()
-    done = subprocess.run(code, stdout=subprocess.PIPE, timeout=30, check=False)  # until the orphan has let it go
+    done = subprocess.run(
+        code, stdout=subprocess.PIPE, timeout=30, check=False
+    )  # until the orphan has let it go
     assert done.returncode == 0
     assert time.monotonic() - started < 25

@@ -12,7 +12,9 @@ CPU = torch.device("cpu")
 ANCHORS = anchors_of(((4, 6), (2, 3)), (8.0, 16.0), CPU)  # 48 x 32 pixels
 
 
-def targets(boxes: list[list[float]], images: list[int], smallest: float = 0.0, classes: int = 3) -> Targets:
+def targets(
+    boxes: list[list[float]], images: list[int], smallest: float = 0.0, classes: int = 3
+) -> Targets:
     batch = {
         "batch_idx": torch.tensor(images, dtype=torch.float32),
         "cls": torch.arange(len(boxes)).view(-1, 1) % 3.0,
@@ -34,7 +36,8 @@ def by_looking(corners: torch.Tensor) -> list[tuple[int, int]]:
 
 def pairs(found: Targets) -> list[tuple[int, int]]:
     return [
-        (box, cell - box * ANCHORS.count) for box, cell in zip(found.box.tolist(), found.cell.tolist(), strict=True)
+        (box, cell - box * ANCHORS.count)
+        for box, cell in zip(found.box.tolist(), found.cell.tolist(), strict=True)
     ]
 
 
@@ -81,6 +84,10 @@ def test_a_class_that_the_head_does_not_know_is_refused():
 
 
 def test_labels_on_a_device_are_refused():
-    batch = {"bboxes": torch.empty(1, 4, device="meta"), "batch_idx": torch.zeros(1), "cls": torch.zeros(1, 1)}
+    batch = {
+        "bboxes": torch.empty(1, 4, device="meta"),
+        "batch_idx": torch.zeros(1),
+        "cls": torch.zeros(1, 1),
+    }
     with pytest.raises(ValueError, match="labels must be on the host"):
         targets_of(batch, ANCHORS, 0.0, 3, CPU)

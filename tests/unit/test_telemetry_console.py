@@ -28,11 +28,14 @@ class Gone(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bar cuts its text to the terminal's width, which it asks of COLUMNS for a stream without a descriptor."""
+    """The bar cuts its text to the terminal's width, which it asks of COLUMNS for a stream without
+    a descriptor."""
     monkeypatch.setenv("COLUMNS", "200")
 
 
-def step_record(step: int, *, loss: float = 1.0, skipped: bool = False, samples: int = 16) -> StepRecord:
+def step_record(
+    step: int, *, loss: float = 1.0, skipped: bool = False, samples: int = 16
+) -> StepRecord:
     return StepRecord(
         step=step,
         position=step * samples,
@@ -112,7 +115,15 @@ def test_validation_table_on_a_terminal() -> None:
     console.val_progress(2)
     console.val_end(rows, final=False)
     shown = lines(stream)
-    assert shown[-2].split()[:7] == ["Class", "Images", "Instances", "Box(P", "R", "mAP50", "mAP50-95):"]
+    assert shown[-2].split()[:7] == [
+        "Class",
+        "Images",
+        "Instances",
+        "Box(P",
+        "R",
+        "mAP50",
+        "mAP50-95):",
+    ]
     assert shown[-1].split() == ["all", "8", "20", "0.5", "0.25", "0.125", "0.1"]
 
 
@@ -130,7 +141,19 @@ def test_without_a_terminal_there_is_one_line_an_epoch() -> None:
     assert "\r" not in stream.getvalue()
     assert len(lines(stream)) == 3, "a header and two epochs"
     cells = lines(stream)[1].split()
-    assert cells == ["1/3", gpu_memory(), *["2.5"] * 3, "33", "320", "0.9", "0.8", "0.7", "0.6", "41.5", "best"]
+    assert cells == [
+        "1/3",
+        gpu_memory(),
+        *["2.5"] * 3,
+        "33",
+        "320",
+        "0.9",
+        "0.8",
+        "0.7",
+        "0.6",
+        "41.5",
+        "best",
+    ]
 
 
 def test_epoch_without_evaluation_shows_dashes() -> None:
@@ -144,7 +167,9 @@ def test_epoch_without_evaluation_shows_dashes() -> None:
 def test_a_long_epoch_says_every_thirty_seconds_that_it_is_alive() -> None:
     now = [0.0]
     stream = io.StringIO()
-    console = Console(epochs=1, images_per_epoch=1600, batch_size=16, stream=stream, clock=lambda: now[0])
+    console = Console(
+        epochs=1, images_per_epoch=1600, batch_size=16, stream=stream, clock=lambda: now[0]
+    )
     console.epoch_begin(0)
     for step in range(1, 41):
         now[0] += 2.0
@@ -157,7 +182,9 @@ def test_a_long_epoch_says_every_thirty_seconds_that_it_is_alive() -> None:
 def test_time_left_after_a_resume_in_mid_epoch_counts_from_the_resume() -> None:
     now = [0.0]
     stream = io.StringIO()
-    console = Console(epochs=1, images_per_epoch=1600, batch_size=16, stream=stream, clock=lambda: now[0])
+    console = Console(
+        epochs=1, images_per_epoch=1600, batch_size=16, stream=stream, clock=lambda: now[0]
+    )
     console.epoch_begin(0)
     for step in range(61, 71):
         now[0] += 4.0

@@ -1,4 +1,5 @@
-"""The moments of a run as every rank calls them: the writing telemetry has all of them, the null one does nothing."""
+"""The moments of a run as every rank calls them: the writing telemetry has all of them, the null
+one does nothing."""
 
 from __future__ import annotations
 
@@ -9,13 +10,19 @@ import pytest
 from yolods.telemetry.interface import NullTelemetry, Telemetry
 from yolods.telemetry.run import RunTelemetry
 
-MOMENTS = [name for name, value in vars(Telemetry).items() if inspect.isfunction(value) and not name.startswith("_")]
+MOMENTS = [
+    name
+    for name, value in vars(Telemetry).items()
+    if inspect.isfunction(value) and not name.startswith("_")
+]
 
 
 @pytest.mark.parametrize("name", MOMENTS)
 def test_the_writing_telemetry_has_every_moment_with_the_same_signature(name: str) -> None:
     assert name in vars(RunTelemetry)
-    assert inspect.signature(getattr(RunTelemetry, name)) == inspect.signature(getattr(Telemetry, name))
+    assert inspect.signature(getattr(RunTelemetry, name)) == inspect.signature(
+        getattr(Telemetry, name)
+    )
 
 
 @pytest.mark.parametrize("name", MOMENTS)
@@ -30,7 +37,9 @@ def test_a_rank_that_writes_nothing_may_call_every_moment_and_looks_at_nothing(n
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError])
-def test_it_is_closed_however_the_run_ends_and_hides_no_error(error: type[BaseException] | None) -> None:
+def test_it_is_closed_however_the_run_ends_and_hides_no_error(
+    error: type[BaseException] | None,
+) -> None:
     class Closing(Telemetry):
         closed = 0
 

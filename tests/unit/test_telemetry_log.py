@@ -1,4 +1,5 @@
-"""train.log has every line, the screen only ours and warnings: in processes of their own with the real libraries."""
+"""train.log has every line, the screen only ours and warnings: in processes of their own with the
+real libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ pytestmark = pytest.mark.process
 
 RunProcess = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
-IMPORTS = "import deepspeed\nfrom deepspeed.utils import logger as ds\nfrom ultralytics.utils import LOGGER as ul\n"
+IMPORTS = (
+    "import deepspeed\nfrom deepspeed.utils import logger as ds\n"
+    "from ultralytics.utils import LOGGER as ul\n"
+)
 OPEN = """
 from pathlib import Path
 from yolods.telemetry.log import open_log
@@ -57,7 +61,9 @@ def test_rank_0(run_process: RunProcess, tmp_path: Path, order: str) -> None:
     if order == "libraries first":
         lines = shown_by_fork(opening + SPEAK, tmp_path)
     else:
-        lines = run_process([sys.executable, "-c", opening + IMPORTS + SPEAK], cwd=ROOT).stdout.splitlines()
+        lines = run_process(
+            [sys.executable, "-c", opening + IMPORTS + SPEAK], cwd=ROOT
+        ).stdout.splitlines()
     shown = [line for line in lines if re.search("ds|ul|our|python", line)]
     assert shown == [
         "warning (DeepSpeed): ds first warning",
@@ -107,7 +113,9 @@ def test_what_a_library_warns_of_makes_no_file_of_a_rank_by_itself(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("name", "level"), [("yolods.training.loop", logging.WARNING), ("torch", logging.ERROR)])
+@pytest.mark.parametrize(
+    ("name", "level"), [("yolods.training.loop", logging.WARNING), ("torch", logging.ERROR)]
+)
 def test_what_a_library_has_warned_of_stands_before_the_line_that_makes_a_ranks_file(
     tmp_path: Path, name: str, level: int
 ) -> None:
@@ -119,10 +127,19 @@ def test_what_a_library_has_warned_of_stands_before_the_line_that_makes_a_ranks_
     assert [line.rpartition(": ")[2] for line in lines] == ["first", "second", "third"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, Linux's device that is always full")
-def test_a_screen_that_is_full_shows_no_traceback_of_logging(tmp_path: Path, run_process: RunProcess) -> None:
-    script = OPEN.format(run=str(tmp_path), rank=0) + "import logging; logging.getLogger('yolods').info('a line')"
-    done = run_process(["bash", "-c", 'exec "$@" >/dev/full', "-", sys.executable, "-u", "-c", script], cwd=ROOT)
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="needs /dev/full, Linux's device that is always full"
+)
+def test_a_screen_that_is_full_shows_no_traceback_of_logging(
+    tmp_path: Path, run_process: RunProcess
+) -> None:
+    script = (
+        OPEN.format(run=str(tmp_path), rank=0)
+        + "import logging; logging.getLogger('yolods').info('a line')"
+    )
+    done = run_process(
+        ["bash", "-c", 'exec "$@" >/dev/full', "-", sys.executable, "-u", "-c", script], cwd=ROOT
+    )
     assert done.stderr == ""
     assert "a line" in (tmp_path / "train.log").read_text()
 
@@ -136,7 +153,9 @@ def test_lines_of_a_resumed_run_follow_those_before(tmp_path: Path) -> None:
     assert found == ["first", "second"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, Linux's device that is always full")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="needs /dev/full, Linux's device that is always full"
+)
 def test_a_full_disk_is_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "train.log").symlink_to("/dev/full")
     with open_log(tmp_path):

@@ -28,10 +28,17 @@ def make_batch(images: int = 20, size: int = 64) -> dict[str, object]:
 
 
 def make_predictions(images: int = 20, size: int = 64) -> list[dict[str, torch.Tensor]]:
-    good, mirrored, flipped, unsure = [16, 16, 48, 48], [40, 20, 20, 40], [20, 40, 40, 20], [1, 1, 9, 9]
+    good, mirrored, flipped, unsure = (
+        [16, 16, 48, 48],
+        [40, 20, 20, 40],
+        [20, 40, 40, 20],
+        [1, 1, 9, 9],
+    )
     boxes = torch.tensor([good, mirrored, flipped, [float("nan")] * 4, unsure]) * (size / 64)
     conf, cls = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.1]), torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0])
-    return [{"bboxes": boxes.clone(), "conf": conf.clone(), "cls": cls.clone()} for _ in range(images)]
+    return [
+        {"bboxes": boxes.clone(), "conf": conf.clone(), "cls": cls.clone()} for _ in range(images)
+    ]
 
 
 @pytest.fixture
@@ -64,7 +71,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @pytest.mark.parametrize("kind", ["uint8", "float32 in [0, 1]", "bfloat16 in [0, 1]"])
 def test_training_pictures_show_boxes_and_leave_the_batch_alone(
-    painter: Painter, tmp_path: Path, drawn: list[tuple[str, str, int]], asked: list[object], kind: str
+    painter: Painter,
+    tmp_path: Path,
+    drawn: list[tuple[str, str, int]],
+    asked: list[object],
+    kind: str,
 ) -> None:
     batch = make_batch()
     if kind != "uint8":
@@ -81,7 +92,9 @@ def test_training_pictures_show_boxes_and_leave_the_batch_alone(
     assert asked == []
 
 
-def test_validation_pictures(painter: Painter, tmp_path: Path, drawn: list[tuple[str, str, int]]) -> None:
+def test_validation_pictures(
+    painter: Painter, tmp_path: Path, drawn: list[tuple[str, str, int]]
+) -> None:
     batch, predictions = make_batch(), make_predictions()
     before = [prediction["bboxes"].clone() for prediction in predictions]
     painter.val_images(batch, predictions, 0, step=3)
@@ -90,28 +103,42 @@ def test_validation_pictures(painter: Painter, tmp_path: Path, drawn: list[tuple
         ("val/batch0_labels", "val_batch0_labels.jpg", 3),
         ("val/batch0_pred", "val_batch0_pred.jpg", 3),
     ]
-    assert all(torch.equal(p["bboxes"].nan_to_num(), b.nan_to_num()) for p, b in zip(predictions, before, strict=True))
+    assert all(
+        torch.equal(p["bboxes"].nan_to_num(), b.nan_to_num())
+        for p, b in zip(predictions, before, strict=True)
+    )
     predicted = pixels(tmp_path / "val_batch0_pred.jpg")
     assert abs(predicted[16:48, 17] - 100).max() > 60, "the left side of the good box"
 
 
 def test_validation_pictures_without_any_box(painter: Painter, tmp_path: Path) -> None:
-    batch = make_batch(2) | {"cls": torch.zeros(0, 1), "bboxes": torch.zeros(0, 4), "batch_idx": torch.zeros(0)}
+    batch = make_batch(2) | {
+        "cls": torch.zeros(0, 1),
+        "bboxes": torch.zeros(0, 4),
+        "batch_idx": torch.zeros(0),
+    }
     nothing = {"bboxes": torch.zeros(0, 4), "conf": torch.zeros(0), "cls": torch.zeros(0)}
     painter.val_images(batch, [nothing, nothing], 0, step=3)
     painter.close()
-    assert {file.name for file in tmp_path.iterdir()} == {"val_batch0_labels.jpg", "val_batch0_pred.jpg"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "val_batch0_labels.jpg",
+        "val_batch0_pred.jpg",
+    }
 
 
 @pytest.mark.slow
-def test_labels_and_results_are_drawn(painter: Painter, tmp_path: Path, asked: list[object]) -> None:
+def test_labels_and_results_are_drawn(
+    painter: Painter, tmp_path: Path, asked: list[object]
+) -> None:
     labels = [
         {"cls": np.array([[0.0], [1.0]]), "bboxes": np.full((2, 4), 0.4)},
         {"cls": np.zeros((0, 1)), "bboxes": np.zeros((0, 4))},
     ]
     painter.labels(labels)
     header = "epoch,time,train/box_loss,metrics/mAP50(B),val/box_loss,lr/pg0"
-    (tmp_path / "results.csv").write_text(f"{header}\n1,2.5,1.5,nan,nan,0.01\n2,5,1.25,0.5,1.5,0.01\n")
+    (tmp_path / "results.csv").write_text(
+        f"{header}\n1,2.5,1.5,nan,nan,0.01\n2,5,1.25,0.5,1.5,0.01\n"
+    )
     painter.results()
     painter.close()
     for name in ("labels.jpg", "results.png"):
@@ -119,7 +146,9 @@ def test_labels_and_results_are_drawn(painter: Painter, tmp_path: Path, asked: l
     assert asked == []
 
 
-def test_a_failing_picture_is_one_warning(painter: Painter, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_a_failing_picture_is_one_warning(
+    painter: Painter, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     with caplog.at_level(logging.WARNING, logger="yolods"):
         painter.train_images({"img": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)}, 0, step=0)
         painter.labels([])
@@ -143,14 +172,18 @@ def test_a_picture_that_ultralytics_gives_up_on_quietly_is_noticed(
 ) -> None:
     (tmp_path / "labels.jpg").write_text("left by an earlier start")
     with caplog.at_level(logging.WARNING, logger="yolods"):
-        painter.labels([{"cls": np.array([[0.0]]), "bboxes": np.full((1, 3), 0.4)}])  # a column is missing
+        painter.labels(
+            [{"cls": np.array([[0.0]]), "bboxes": np.full((1, 3), 0.4)}]
+        )  # a column is missing
     painter.close()
     assert "labels.jpg could not be written" in caplog.text
     assert not (tmp_path / "labels.jpg").exists(), "an old picture must not pass for this run's"
 
 
 @pytest.mark.parametrize("names", [{0: "disc"}, {0: "Ampel grün"}, {0: "диск"}])
-def test_ultralytics_draws_text_with_a_font_of_this_machine(names: dict[int, str], asked: list[object]) -> None:
+def test_ultralytics_draws_text_with_a_font_of_this_machine(
+    names: dict[int, str], asked: list[object]
+) -> None:
     from ultralytics.utils.plotting import Annotator
 
     from yolods.compat import use_local_font
@@ -161,7 +194,9 @@ def test_ultralytics_draws_text_with_a_font_of_this_machine(names: dict[int, str
     assert asked == []
 
 
-def test_local_font_prefers_the_one_ultralytics_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_font_prefers_the_one_ultralytics_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ultralytics.utils
     from matplotlib import font_manager
 

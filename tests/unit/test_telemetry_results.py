@@ -1,4 +1,5 @@
-"""results.csv is the file ultralytics' own trainer would have written, and a resume leaves one row an epoch."""
+"""results.csv is the file ultralytics' own trainer would have written, and a resume leaves one row
+an epoch."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ def epoch_stats(epoch: int, *, evaluated: bool = True, seconds: float = 12.34567
         seconds=seconds,
         train_loss=losses,
         val_loss={name: 2 * value for name, value in losses.items()} if evaluated else None,
-        metrics={name: 0.1 * (i + 1) + 1e-7 for i, name in enumerate(METRIC_NAMES)} if evaluated else None,
+        metrics={name: 0.1 * (i + 1) + 1e-7 for i, name in enumerate(METRIC_NAMES)}
+        if evaluated
+        else None,
         fitness=0.4 if evaluated else None,
         lr={f"lr/pg{i}": 0.01 / (i + 3) for i in range(3)},
         images_per_second=40.0,
@@ -41,7 +44,9 @@ def test_file_is_what_ultralytics_writes(tmp_path: Path, monkeypatch: pytest.Mon
     table = ResultsTable(ours)
     for epoch in range(2):
         stats = epoch_stats(epoch)
-        trainer = SimpleNamespace(csv=theirs, epoch=epoch, train_time_start=100.0, loss_names=LOSS_NAMES)
+        trainer = SimpleNamespace(
+            csv=theirs, epoch=epoch, train_time_start=100.0, loss_names=LOSS_NAMES
+        )
         values = BaseTrainer.label_loss_items(trainer, stats.train_loss)
         values |= {key: round(float(stats.metrics[key]), 5) for key in DetMetrics().keys}
         values |= BaseTrainer.label_loss_items(trainer, stats.val_loss, prefix="val")

@@ -1,4 +1,5 @@
-"""A run seen through the facade: what rank 0 leaves, that other ranks leave nothing, that no fault stops a run."""
+"""A run seen through the facade: what rank 0 leaves, that other ranks leave nothing, that no fault
+stops a run."""
 
 from __future__ import annotations
 
@@ -36,7 +37,13 @@ def make_metrics() -> object:
     hits = np.array([[True] * 10, [False] * 10])
     for cls in (0.0, 1.0):
         pair = np.array([cls, cls])
-        stat = {"tp": hits, "conf": np.array([0.9, 0.4]), "pred_cls": pair, "target_cls": pair, "target_img": pair[:1]}
+        stat = {
+            "tp": hits,
+            "conf": np.array([0.9, 0.4]),
+            "pred_cls": pair,
+            "target_cls": pair,
+            "target_img": pair[:1],
+        }
         metrics.update_stats({**stat, "im_name": f"{cls}.jpg"})
     metrics.process()
     return metrics
@@ -44,8 +51,12 @@ def make_metrics() -> object:
 
 def step_record(step: int, epoch: int) -> StepRecord:
     scalars = {"lr/pg0": 0.01, "optim/momentum": 0.9}
-    record = StepRecord(loss=dict.fromkeys(LOSS_NAMES, 1.0), grad_norm=1.0, instances=4, scalars=scalars)
-    return record.placed(step=step, epoch=epoch, position=step * 4, samples=4, imgsz=64, seconds=0.1)
+    record = StepRecord(
+        loss=dict.fromkeys(LOSS_NAMES, 1.0), grad_norm=1.0, instances=4, scalars=scalars
+    )
+    return record.placed(
+        step=step, epoch=epoch, position=step * 4, samples=4, imgsz=64, seconds=0.1
+    )
 
 
 def epoch_stats(epoch: int) -> EpochStats:
@@ -65,7 +76,11 @@ def epoch_stats(epoch: int) -> EpochStats:
 def train(telemetry: Telemetry, epochs: int = 2, steps: int = 2, start_epoch: int = 0) -> None:
     """The calls of a training loop, in its order."""
     batch, metrics = make_batch(), make_metrics()
-    prediction = {"bboxes": torch.tensor([[8.0, 8, 40, 40]]), "conf": torch.tensor([0.8]), "cls": torch.tensor([1.0])}
+    prediction = {
+        "bboxes": torch.tensor([[8.0, 8, 40, 40]]),
+        "conf": torch.tensor([0.8]),
+        "cls": torch.tensor([1.0]),
+    }
     with telemetry:
         telemetry.start({"epochs": epochs}, "| layer |", ["a note"])
         telemetry.labels([{"cls": np.array([[0.0], [1.0]]), "bboxes": np.full((2, 4), 0.4)}])
@@ -84,7 +99,13 @@ def train(telemetry: Telemetry, epochs: int = 2, steps: int = 2, start_epoch: in
 
 
 def open_run(run_dir: Path, **options: object) -> RunTelemetry:
-    defaults = {"names": NAMES, "epochs": 2, "images_per_epoch": 8, "batch_size": 4, "stream": io.StringIO()}
+    defaults = {
+        "names": NAMES,
+        "epochs": 2,
+        "images_per_epoch": 8,
+        "batch_size": 4,
+        "stream": io.StringIO(),
+    }
     return RunTelemetry(run_dir, **{**defaults, **options})
 
 
@@ -106,7 +127,14 @@ def test_a_run_leaves_its_files_and_says_where(tmp_path: Path) -> None:
     }
     assert len(files) == 11, "and one event file"
     shown = screen.getvalue()
-    for text in ("a note", "saved epoch 2", "disc", "Training took 1.000 hours.", "mAP50 0.500", "weights/best.pt"):
+    for text in (
+        "a note",
+        "saved epoch 2",
+        "disc",
+        "Training took 1.000 hours.",
+        "mAP50 0.500",
+        "weights/best.pt",
+    ):
         assert text in shown
     assert f"tensorboard --logdir {tmp_path / 'exp'}" in shown
 
@@ -120,7 +148,9 @@ def test_which_training_batches_are_drawn(tmp_path: Path) -> None:
 
 def test_without_plots_there_are_numbers_only(tmp_path: Path) -> None:
     train(open_run(tmp_path, plots=False))
-    assert {file.suffix for file in tmp_path.iterdir()} - {".csv"} == {next(tmp_path.glob("events*")).suffix}
+    assert {file.suffix for file in tmp_path.iterdir()} - {".csv"} == {
+        next(tmp_path.glob("events*")).suffix
+    }
 
 
 def test_other_ranks_write_nothing(
@@ -154,7 +184,9 @@ def test_faults_of_every_kind_are_one_warning_each_and_the_run_goes_on(
         monkeypatch.setattr(SummaryWriter, "add_scalar", full)
         (tmp_path / "results.csv").mkdir()
         train(telemetry)
-    warnings = [record.getMessage() for record in caplog.records if record.name.startswith("yolods")]
+    warnings = [
+        record.getMessage() for record in caplog.records if record.name.startswith("yolods")
+    ]
     assert [warning.split(" could not")[0] for warning in warnings] == [
         "TensorBoard: the curves",
         "the row of epoch 1 in results.csv",

@@ -20,7 +20,9 @@ from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
 from yolods.telemetry.tensorboard import TensorBoardWriter, model_table
 
 
-def step_record(step: int, *, skipped: bool = False, momentum: float | None = 0.9, **changes: object) -> StepRecord:
+def step_record(
+    step: int, *, skipped: bool = False, momentum: float | None = 0.9, **changes: object
+) -> StepRecord:
     values: dict[str, object] = {
         "loss": dict.fromkeys(LOSS_NAMES, 10.0 / step),
         "grad_norm": 2.0,
@@ -55,7 +57,10 @@ def events(run_dir: Path) -> EventAccumulator:
 
 
 def curve(reader: EventAccumulator, tag: str) -> list[tuple[int, float]]:
-    return [(e.step, round(float(tensor_util.make_ndarray(e.tensor_proto)), 5)) for e in reader.Tensors(tag)]
+    return [
+        (e.step, round(float(tensor_util.make_ndarray(e.tensor_proto)), 5))
+        for e in reader.Tensors(tag)
+    ]
 
 
 def test_curves_of_steps_and_epochs_share_the_axis_of_steps(tmp_path: Path) -> None:
@@ -86,7 +91,9 @@ def test_a_long_epoch_is_thinned_to_means(tmp_path: Path) -> None:
 
 def test_skipped_steps_and_absent_numbers_leave_no_false_points(tmp_path: Path) -> None:
     board = TensorBoardWriter(tmp_path, steps_per_epoch=1)
-    board.step(step_record(1, skipped=True, grad_norm=math.inf, loss=dict.fromkeys(LOSS_NAMES, math.nan)))
+    board.step(
+        step_record(1, skipped=True, grad_norm=math.inf, loss=dict.fromkeys(LOSS_NAMES, math.nan))
+    )
     board.step(step_record(2, grad_norm=None, loss_scale=None))
     board.close()
     reader = events(tmp_path)
@@ -106,7 +113,13 @@ def test_resume_hides_what_was_written_past_the_checkpoint(tmp_path: Path) -> No
     resumed.step(step_record(5, loss=dict.fromkeys(LOSS_NAMES, 0.5)))
     resumed.close()
     reader = events(tmp_path)
-    assert curve(reader, "train/box_loss") == [(1, 10.0), (2, 5.0), (3, 3.33333), (4, 2.5), (5, 0.5)]
+    assert curve(reader, "train/box_loss") == [
+        (1, 10.0),
+        (2, 5.0),
+        (3, 3.33333),
+        (4, 2.5),
+        (5, 0.5),
+    ]
     assert curve(reader, "val/box_loss") == [], "the epoch that ended at step 6 has not been yet"
 
 
@@ -117,9 +130,15 @@ def test_texts_and_hyper_parameters_live_in_the_run_itself(tmp_path: Path) -> No
     board.step(step_record(1))
     board.finish(epoch_stats(0).metrics)
     board.close()
-    assert [file for file in tmp_path.iterdir() if file.is_dir()] == [], "no second run in a sub-folder"
+    assert [file for file in tmp_path.iterdir() if file.is_dir()] == [], (
+        "no second run in a sub-folder"
+    )
     reader = events(tmp_path)
-    text = tensor_util.make_ndarray(reader.Tensors("config/text_summary")[0].tensor_proto).item().decode()
+    text = (
+        tensor_util.make_ndarray(reader.Tensors("config/text_summary")[0].tensor_proto)
+        .item()
+        .decode()
+    )
     assert json.loads(text.strip("`").removeprefix("json"))["hyp"] == {"lr0": 0.01}
     from tensorboard.plugins.hparams import plugin_data_pb2
 
@@ -149,13 +168,16 @@ def test_a_picture_goes_in_as_the_bytes_on_disk(tmp_path: Path) -> None:
 
 
 def det_metrics(classes: int) -> SimpleNamespace:
-    """Two of `classes` classes have labels: precision falls to 0.5 as recall rises to 1 with a lower threshold."""
+    """Two of `classes` classes have labels: precision falls to 0.5 as recall rises to 1 with a
+    lower threshold."""
     confidence = np.linspace(0, 1, 1000)
     return SimpleNamespace(
         names={i: f"class {i}" for i in range(classes)},
         ap_class_index=np.array([0, 2]),
         nt_per_class=np.array([10, 0, 30] + [0] * (classes - 3)),
-        box=SimpleNamespace(p_curve=np.stack([0.5 + confidence / 2] * 2), r_curve=np.stack([1 - confidence] * 2)),
+        box=SimpleNamespace(
+            p_curve=np.stack([0.5 + confidence / 2] * 2), r_curve=np.stack([1 - confidence] * 2)
+        ),
     )
 
 
@@ -165,9 +187,13 @@ def test_pr_curves_over_confidence(tmp_path: Path) -> None:
     board.close()
     reader = events(tmp_path)
     assert set(reader.Tags()["tensors"]) == {"pr/class 0", "pr/class 2", "pr/all classes"}
-    true, wrong, _, missed, precision, recall = tensor_util.make_ndarray(reader.Tensors("pr/class 2")[0].tensor_proto)
+    true, wrong, _, missed, precision, recall = tensor_util.make_ndarray(
+        reader.Tensors("pr/class 2")[0].tensor_proto
+    )
     assert len(recall) == 127
-    assert (true[0], wrong[0], missed[0]) == (30, 30, 0), "at threshold 0 all 30 are found, and as many that are not"
+    assert (true[0], wrong[0], missed[0]) == (30, 30, 0), (
+        "at threshold 0 all 30 are found, and as many that are not"
+    )
     assert (precision[0], recall[0]) == (0.5, 1.0)
     assert (true[-1], wrong[-1], missed[-1]) == (0, 0, 30)
     middle = true[63] / (true[63] + wrong[63])
@@ -175,7 +201,9 @@ def test_pr_curves_over_confidence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("final", "curves"), [(False, 1), (True, 3)])
-def test_many_classes_have_single_pr_curves_in_the_end_only(tmp_path: Path, final: bool, curves: int) -> None:
+def test_many_classes_have_single_pr_curves_in_the_end_only(
+    tmp_path: Path, final: bool, curves: int
+) -> None:
     board = TensorBoardWriter(tmp_path, steps_per_epoch=1)
     board.pr_curves(det_metrics(80), final=final)
     board.close()

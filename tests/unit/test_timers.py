@@ -9,7 +9,9 @@ import pytest
 from yolods.config.deepspeed.timers import resolved_timers, timer_costs
 
 
-def layout(throughput: dict | None, *, device: str = "cuda", pipelined: bool = False) -> SimpleNamespace:
+def layout(
+    throughput: dict | None, *, device: str = "cuda", pipelined: bool = False
+) -> SimpleNamespace:
     sound = {} if throughput is None else {"timers": {"throughput": throughput}}
     return SimpleNamespace(sound=sound, device=device, pipelined=pipelined)
 

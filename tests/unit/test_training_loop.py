@@ -1,4 +1,5 @@
-"""Real runs as users type them: a tiny model and a tiny data set, two runs at a time in two processes."""
+"""Real runs as users type them: a tiny model and a tiny data set, two runs at a time in two
+processes."""
 
 import csv
 import json
@@ -16,7 +17,13 @@ from yolods.model.weights import read_pt
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 ROOT = Path(__file__).parents[2]
 READY = ROOT / "ds_configs"
-BASE = {"--model": "yolov5[0.1,0.1]", "--imgsz": "64", "--batch-size": "4", "--epochs": "2", "--workers": "0"}
+BASE = {
+    "--model": "yolov5[0.1,0.1]",
+    "--imgsz": "64",
+    "--batch-size": "4",
+    "--epochs": "2",
+    "--workers": "0",
+}
 FP32 = ("zero0_fp32", "zero1_fp32", "zero2_fp32", "zero3_fp32", "zero2_offload_fp32")
 LOW = ("zero1_bf16", "zero2_bf16", "zero3_bf16", "zero0_bf16_autocast", "zero2_bf16_autocast")
 RESTATED = ("plain", "cosine", "zero3_fp32")
@@ -31,16 +38,27 @@ class Runs:
         self.root, self.results = root, {}
         self._rows: list[list[dict]] = []
 
-    def add(self, name: str, *words: str, data: Path | None = None, nbs: int = 4, **flags: str | None) -> None:
+    def add(
+        self, name: str, *words: str, data: Path | None = None, nbs: int = 4, **flags: str | None
+    ) -> None:
         """A training run; `flags` change BASE (None leaves a flag out)."""
         settings = {**BASE, **{f"--{key.replace('_', '-')}": value for key, value in flags.items()}}
-        typed = [word for flag, value in settings.items() if value is not None for word in (flag, value)]
-        place = ["--data", str(data or self.root / "tiny" / "tiny.yaml"), "--project", str(self.root / "runs")]
+        typed = [
+            word for flag, value in settings.items() if value is not None for word in (flag, value)
+        ]
+        place = [
+            "--data",
+            str(data or self.root / "tiny" / "tiny.yaml"),
+            "--project",
+            str(self.root / "runs"),
+        ]
         plots = [] if "plots" in words else ["--noplots"]
         further = [word for word in words if word != "plots"]
         if name not in RESTATED:  # a pass and an evaluation that the other tests do not ask about
             further += ["--set", "precise_bn=0"]
-        self.command(name, "train", *place, "--name", name, *typed, "--set", f"nbs={nbs}", *plots, *further)
+        self.command(
+            name, "train", *place, "--name", name, *typed, "--set", f"nbs={nbs}", *plots, *further
+        )
 
     def row(self) -> None:
         """What is added from now on runs beside what was added before."""
@@ -68,7 +86,9 @@ class Runs:
 
     def rows(self, name: str) -> list[dict[str, float]]:
         with open(self.folder(name) / "results.csv", newline="") as file:
-            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+            return [
+                {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
+            ]
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +114,17 @@ def _add_layouts(runs: Runs, root: Path) -> None:
         runs.add(f"a step of {name}", deepspeed_config=str(READY / f"{name}.json"), **words)
     (root / "offload.json").write_text(json.dumps({"zero_optimization": OFFLOAD}))
     runs.add("zero3_offload", deepspeed_config=str(root / "offload.json"))
-    for name in ("zero0_fp32", "zero2_fp32", "zero3_fp32", "zero1_bf16", "zero3_bf16", "zero3_offload"):
-        runs.command(f"export {name}", "export", str(root / "runs" / name), "--to", str(root / f"{name}.pt"))
+    for name in (
+        "zero0_fp32",
+        "zero2_fp32",
+        "zero3_fp32",
+        "zero1_bf16",
+        "zero3_bf16",
+        "zero3_offload",
+    ):
+        runs.command(
+            f"export {name}", "export", str(root / "runs" / name), "--to", str(root / f"{name}.pt")
+        )
         checkpoints, live = str(root / "runs" / name / "checkpoints"), str(root / f"{name}-live.pt")
         runs.command(f"live {name}", "export", checkpoints, "--to", live, "--live", "--fp32")
 
@@ -107,23 +136,49 @@ def _add_data_sets(runs: Runs, root: Path) -> None:
     lists.write_text("train: [images/train, images/val]\nval: [images/val]\nnames: [a, b]\n")
     runs.add("lists", data=lists, epochs="1")
     texts = make_dataset(root / "texts", train=4, val=2)
-    (texts.parent / "train.txt").write_text("".join(f"./images/train/{i:03}.jpg\n" for i in range(3)))
-    (texts.parent / "val.txt").write_text("".join(f"{texts.parent}/images/val/{i:03}.jpg\n" for i in range(2)))
+    (texts.parent / "train.txt").write_text(
+        "".join(f"./images/train/{i:03}.jpg\n" for i in range(3))
+    )
+    (texts.parent / "val.txt").write_text(
+        "".join(f"{texts.parent}/images/val/{i:03}.jpg\n" for i in range(2))
+    )
     texts.write_text("train: train.txt\nval: val.txt\nnames: [a, b]\n")
     runs.add("texts", data=texts, epochs="1")
-    runs.add("png", data=make_dataset(root / "png", train=4, val=2, suffix="png"), epochs="1", workers="2")
+    runs.add(
+        "png",
+        data=make_dataset(root / "png", train=4, val=2, suffix="png"),
+        epochs="1",
+        workers="2",
+    )
     other = make_dataset(root / "other", train=4, val=2, nc=3)
-    runs.add("other classes", "--weights", str(root / "runs" / "plain" / "weights" / "best.pt"), data=other, epochs="1")
+    runs.add(
+        "other classes",
+        "--weights",
+        str(root / "runs" / "plain" / "weights" / "best.pt"),
+        data=other,
+        epochs="1",
+    )
 
 
 def _add_flags(runs: Runs, root: Path) -> None:
-    (root / "hyp.yaml").write_text("lr0: 0.02\noptimizer: SGD\nwarmup_epochs: 0\nmosaic: 0.5\nfliplr: 0.0\n")
+    (root / "hyp.yaml").write_text(
+        "lr0: 0.02\noptimizer: SGD\nwarmup_epochs: 0\nmosaic: 0.5\nfliplr: 0.0\n"
+    )
     best = str(root / "runs" / "plain" / "weights" / "best.pt")
     runs.add("four levels", model="yolov5[0.1,0.1]6", epochs="1")
     runs.add("frozen", "--weights", best, "--freeze", "10", epochs="1")
     runs.add("single", "--single-cls", epochs="1")
     runs.add("scales", "--multi-scale")
-    runs.add("cosine", "--cos-lr", "--noval", "--optimizer", "SGD", "--set", "warmup_epochs=0", epochs="3")
+    runs.add(
+        "cosine",
+        "--cos-lr",
+        "--noval",
+        "--optimizer",
+        "SGD",
+        "--set",
+        "warmup_epochs=0",
+        epochs="3",
+    )
     runs.add("sgd", "--optimizer", "SGD", "--set", "mixup=0.5", epochs="1")
     runs.add("hyp", "--hyp", str(root / "hyp.yaml"), "--save-period", "1", "--patience", "1")
     runs.add("kept", "--cache", "--sync-bn")
@@ -132,12 +187,32 @@ def _add_flags(runs: Runs, root: Path) -> None:
     bare = make_dataset(root / "bare", train=4, val=2)
     for file in (bare.parent / "labels" / "val").iterdir():
         file.unlink()
-    runs.add("bare", "--set", "lr0=0.5", "--set", "classes=1", "--freeze", "model.0", data=bare, epochs="3")
+    runs.add(
+        "bare",
+        "--set",
+        "lr0=0.5",
+        "--set",
+        "classes=1",
+        "--freeze",
+        "model.0",
+        data=bare,
+        epochs="3",
+    )
     runs.add("short", nbs=64, epochs="4")
     again = str(root / "runs" / "cosine")
     runs.command("more", "train", "--resume", again, "--epochs", "4")
-    words = ["--data", str(root / "tiny" / "tiny.yaml"), "--split", "train", "--save-json", "--workers", "0"]
-    runs.command("val", "val", "--weights", best, *words, "--project", str(root / "runs"), "--name", "val")
+    words = [
+        "--data",
+        str(root / "tiny" / "tiny.yaml"),
+        "--split",
+        "train",
+        "--save-json",
+        "--workers",
+        "0",
+    ]
+    runs.command(
+        "val", "val", "--weights", best, *words, "--project", str(root / "runs"), "--name", "val"
+    )
     runs.command("demo of nothing", "export", str(root / "runs"), "--to", str(root / "none.pt"))
 
 
@@ -153,12 +228,19 @@ def test_a_run_leaves_what_was_promised(runs):
         "weights/best.pt",
         "weights/last.pt",
     }
-    expected |= {f"train_batch{i}.jpg" for i in range(3)} | {"val_batch0_labels.jpg", "val_batch0_pred.jpg"}
+    expected |= {f"train_batch{i}.jpg" for i in range(3)} | {
+        "val_batch0_labels.jpg",
+        "val_batch0_pred.jpg",
+    }
     expected |= {"confusion_matrix.png", "confusion_matrix_normalized.png"}
     expected |= {f"Box{kind}_curve.png" for kind in ("F1", "PR", "P", "R")}
     expected |= {"checkpoints/latest", "checkpoints/ended"}
     assert expected <= files
-    rest = {name for name in files - expected if not name.startswith(("checkpoints/step", "events.out.tfevents"))}
+    rest = {
+        name
+        for name in files - expected
+        if not name.startswith(("checkpoints/step", "events.out.tfevents"))
+    }
     assert not rest
     assert "warning" not in runs.screen("plain").lower()
 
@@ -175,7 +257,9 @@ def test_weights_of_a_run_with_other_classes(runs):
     screen = runs.screen("other classes")
     model = runs.model("other classes")
     total = len(model.state_dict())
-    assert f"Transferred {total}/{total} tensors from " in screen  # its names are among the new ones
+    assert (
+        f"Transferred {total}/{total} tensors from " in screen
+    )  # its names are among the new ones
     assert model.names == {0: "colour0", 1: "colour1", 2: "colour2"}
 
 
@@ -186,10 +270,14 @@ def test_four_levels(runs):
 def test_frozen_layers_stay_bit_for_bit(runs):
     before, after = runs.model("plain", "best.pt").state_dict(), runs.model("frozen").state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    frozen = {name for name in before if name.startswith(tuple(f"model.{layer}." for layer in range(10)))}
+    frozen = {
+        name for name in before if name.startswith(tuple(f"model.{layer}." for layer in range(10)))
+    }
     assert len(frozen) > 100
     assert not changed & frozen
-    assert {name for name in before if name.startswith("model.10.") and "conv.weight" in name} <= changed
+    assert {
+        name for name in before if name.startswith("model.10.") and "conv.weight" in name
+    } <= changed
 
 
 def test_a_single_class(runs):
@@ -210,7 +298,9 @@ def test_multi_scale_changes_the_size_by_step(runs):
 def test_cosine_rates_and_no_evaluation_before_the_end(runs):
     rows = runs.rows("cosine")[:3]
     rates = [1 - 0.99 * (1 - c) / 2 for c in (1.0, 0.5, -0.5)]
-    assert [row["lr/pg0"] for row in rows] == pytest.approx([0.01 * rate for rate in rates], rel=1e-3)
+    assert [row["lr/pg0"] for row in rows] == pytest.approx(
+        [0.01 * rate for rate in rates], rel=1e-3
+    )
     metrics = [row["metrics/mAP50(B)"] for row in rows]
     assert metrics[0] != metrics[0] and metrics[1] != metrics[1] and metrics[2] == metrics[2]
 
@@ -263,13 +353,18 @@ def test_zero_stages_train_alike(runs, name):
 def test_low_precision_trains_nearly_alike(runs, name):
     """In the first step, before any weight has moved, so that what is left is the rounding.
 
-    It is a step of 16 images: of four, one box that bf16 assigns to another cell is a tenth of the loss.
+    It is a step of 16 images: of four, one box that bf16 assigns to another cell is a tenth of the
+    loss.
     """
     assert first_losses(runs, name) == pytest.approx(first_losses(runs, "zero0_fp32"), rel=0.02)
 
 
 def first_losses(runs: Runs, name: str) -> list[float]:
-    (line,) = [x for x in (runs.folder(f"a step of {name}") / "train.log").read_text().splitlines() if "step 1: " in x]
+    (line,) = [
+        x
+        for x in (runs.folder(f"a step of {name}") / "train.log").read_text().splitlines()
+        if "step 1: " in x
+    ]
     return [float(value) for value in re.findall(r"loss ([\d.]+)", line)]
 
 
@@ -294,8 +389,15 @@ def test_trained_weights_can_be_had_in_fp32(runs, name):
     (line,) = runs.screen(f"live {name}").splitlines()
     assert line.startswith(f"{runs.root / name}-live.pt: trained weights of ")
     assert runs.results[f"live {name}"]["err"] == ""
-    live, average = read_pt(runs.root / f"{name}-live.pt").state_dict(), runs.model(name).state_dict()
-    moved = {key for key in average if average[key].is_floating_point() and not torch.equal(live[key], average[key])}
+    live, average = (
+        read_pt(runs.root / f"{name}-live.pt").state_dict(),
+        runs.model(name).state_dict(),
+    )
+    moved = {
+        key
+        for key in average
+        if average[key].is_floating_point() and not torch.equal(live[key], average[key])
+    }
     assert "model.0.conv.weight" in moved
     weight = live["model.0.conv.weight"]
     assert not torch.equal(weight, weight.half().float())
@@ -326,8 +428,14 @@ def test_nothing_is_written_but_the_runs(runs):
     driver = {"driver", "row0", "row1"}
     assert {name for name in names if not name.endswith(".pt")} == given | driver
     for folder in ("tiny", "lists", "png"):
-        assert {path.name for path in (runs.root / folder).iterdir()} == {"images", "labels", "tiny.yaml"}
-        assert {path.suffix for path in (runs.root / folder / "labels").rglob("*") if path.is_file()} == {".txt"}
+        assert {path.name for path in (runs.root / folder).iterdir()} == {
+            "images",
+            "labels",
+            "tiny.yaml",
+        }
+        assert {
+            path.suffix for path in (runs.root / folder / "labels").rglob("*") if path.is_file()
+        } == {".txt"}
 
 
 def test_best_pt_has_the_weights_of_last_pt_and_statistics_of_its_own(runs):
@@ -362,7 +470,13 @@ def test_what_is_given_and_not_used_and_what_is_frozen_is_said_once(runs):
     for text in (runs.screen("bare"), log):
         assert text.count("--set lr0 is 0.5, which has no effect: optimizer=auto chooses") == 1
         assert (
-            len(re.findall(r"freeze model\.0: 3 of \d+ weight tensors are not trained, in 1 of \d+ layers", text)) == 1
+            len(
+                re.findall(
+                    r"freeze model\.0: 3 of \d+ weight tensors are not trained, in 1 of \d+ layers",
+                    text,
+                )
+            )
+            == 1
         )
     assert "train: 4 images, 3 boxes" in log  # of class 1 alone
 

@@ -70,7 +70,9 @@ def test_a_gradient_of_exactly_0_says_nothing_of_what_is_usual():
 
 def test_a_layer_that_has_vanished_is_told_once_until_it_recovers():
     trends = LayerTrends(2)
-    told = [trends.add(np.array([1.0, norm]), 1e-6, 2) for norm in (1e-9, 1e-9, 1e-9, 1.0, 1e-9, 1e-9)]
+    told = [
+        trends.add(np.array([1.0, norm]), 1e-6, 2) for norm in (1e-9, 1e-9, 1e-9, 1.0, 1e-9, 1e-9)
+    ]
     assert told == [[], [1], [], [], [], [1]]
 
 

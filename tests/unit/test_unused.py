@@ -12,7 +12,10 @@ from yolods.config.hyper.unused import unused
 
 def lines(hyper: Hyper, *, commanded: str = "", filed: str = "") -> tuple[str, ...]:
     read = HyperRead(
-        hyper, {}, {key: f"--set {key}" for key in commanded.split()}, {key: f"hyp: {key}" for key in filed.split()}
+        hyper,
+        {},
+        {key: f"--set {key}" for key in commanded.split()},
+        {key: f"hyp: {key}" for key in filed.split()},
     )
     return unused(read, hyper)
 
@@ -26,7 +29,11 @@ def lines(hyper: Hyper, *, commanded: str = "", filed: str = "") -> tuple[str, .
         ("warmup_momentum", {"optimizer": "AdamW"}, "only SGD and RMSprop"),
         ("warmup_bias_lr", {"optimizer": "SGD", "warmup_epochs": 0.0}, "no warm-up"),
         ("patience", {"val": False}, "there is no best epoch"),
-        ("close_mosaic", {"mosaic": 0.0, "mixup": 0.0, "cutmix": 0.0, "copy_paste": 0.0}, "are all 0"),
+        (
+            "close_mosaic",
+            {"mosaic": 0.0, "mixup": 0.0, "cutmix": 0.0, "copy_paste": 0.0},
+            "are all 0",
+        ),
         ("copy_paste_mode", {"copy_paste": 0.0}, "copy_paste is 0"),
     ],
 )
@@ -54,7 +61,8 @@ def test_a_default_says_something_where_it_was_typed_and_nothing_in_a_file():
     assert len(lines(hyper, commanded="lr0")) == 1
     assert lines(hyper, filed="lr0") == ()
     assert lines(replace(hyper, lr0=0.5), filed="lr0") == (
-        f"hyp: lr0 is 0.5, which has no effect: {lines(hyper, commanded='lr0')[0].partition('has no effect: ')[2]}",
+        "hyp: lr0 is 0.5, which has no effect: "
+        f"{lines(hyper, commanded='lr0')[0].partition('has no effect: ')[2]}",
     )
 
 

@@ -1,4 +1,5 @@
-"""Keys that change nothing are told once for each reason; those that ask for nothing are not told at all."""
+"""Keys that change nothing are told once for each reason; those that ask for nothing are not told
+at all."""
 
 from __future__ import annotations
 
@@ -13,8 +14,18 @@ from yolods.config.deepspeed.unused_keys import unused_keys
 def told(sound: dict[str, Any], **decided: Any) -> tuple[str, ...]:
     zero = sound.get("zero_optimization", {})
     usual = {
-        **{"zero_stage": zero.get("stage", 0), "precision": "fp32", "autocast": None, "pipelined": False},
-        **{"offload": {"optimizer": False, "param": False}, "world_size": 2, "device": "cpu", "stock": False},
+        **{
+            "zero_stage": zero.get("stage", 0),
+            "precision": "fp32",
+            "autocast": None,
+            "pipelined": False,
+        },
+        **{
+            "offload": {"optimizer": False, "param": False},
+            "world_size": 2,
+            "device": "cpu",
+            "stock": False,
+        },
         **{"optimizer": "auto", "arguments": {}},
     }
     return unused_keys(JsonSettings(sound=sound, **{**usual, **decided}), "ds.json")
@@ -27,8 +38,8 @@ def zero(stage: int, **keys: Any) -> dict[str, Any]:
 def test_keys_of_one_reason_share_a_line():
     (line,) = told(zero(1, stage3_max_reuse_distance=5, sub_group_size=1000))
     assert line == (
-        'ds.json: no effect: "zero_optimization".stage3_max_reuse_distance, "zero_optimization".sub_group_size '
-        "(only ZeRO stage 3 reads it, not 1)"
+        'ds.json: no effect: "zero_optimization".stage3_max_reuse_distance, '
+        '"zero_optimization".sub_group_size (only ZeRO stage 3 reads it, not 1)'
     )
 
 
@@ -69,7 +80,10 @@ def test_one_is_a_size_and_not_an_on():
 def test_a_block_that_is_off_or_empty_is_not_told():
     assert told({"aio": {}, "compile": False, "checkpoint": None}) == ()
     (line,) = told({"aio": {"block_size": 1}})
-    assert line == 'ds.json: no effect: "aio" (it is for states on NVMe, which yolods does not support)'
+    assert (
+        line
+        == 'ds.json: no effect: "aio" (it is for states on NVMe, which yolods does not support)'
+    )
 
 
 def test_a_pipeline_reduces_once_whatever_is_asked_of_overlap():
@@ -86,6 +100,8 @@ def test_a_pipeline_reduces_once_whatever_is_asked_of_overlap():
         (1, "bf16", {"grad_accum_dtype": "fp32"}, None),
     ],
 )
-def test_only_stage_2_passes_over_the_type_that_gradients_are_to_accumulate_in(stage, precision, types, part):
+def test_only_stage_2_passes_over_the_type_that_gradients_are_to_accumulate_in(
+    stage, precision, types, part
+):
     lines = told({**zero(stage), "data_types": types}, precision=precision)
     assert lines == () if part is None else part in lines[0]

@@ -27,7 +27,10 @@ def test_a_sound_pair(tmp_path):
     found = pair(tmp_path, f"{BOX}\n\n0 0.1 0.1 0.2 0.2\n")
     assert found.shape == (20, 40)
     assert found.rows.dtype == np.float32
-    assert found.rows.tolist() == np.array([[1, 0.5, 0.5, 0.25, 0.5], [0, 0.1, 0.1, 0.2, 0.2]], np.float32).tolist()
+    assert (
+        found.rows.tolist()
+        == np.array([[1, 0.5, 0.5, 0.25, 0.5], [0, 0.1, 0.1, 0.2, 0.2]], np.float32).tolist()
+    )
     assert (found.lines, found.segments, found.problems) == ([1, 3], [], [])
 
 
@@ -39,11 +42,15 @@ def test_an_image_without_a_label_file_is_a_background(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("1 0.5 0.5 0.25", "4 numbers; a line is `class x y width height`, or a class and three or more x y pairs"),
+        (
+            "1 0.5 0.5 0.25",
+            "4 numbers; a line is `class x y width height`, or a class and three or more x y pairs",
+        ),
         ("1.5 0.5 0.5 0.25 0.5", "class id 1.5 is not an integer"),
         (
             "1 0.5 1.02 0.25 0.5",
-            "coordinate 1.02 is outside [0, 1] (1% tolerance); labels are fractions of the image size",
+            "coordinate 1.02 is outside [0, 1] (1% tolerance); labels are fractions of the image "
+            "size",
         ),
         ("1 0.5 0.5 0 0.5", "width 0 and height 0.5: both must be above 0"),
         ("1 0.5 x 0.25 0.5", "'x' is not a number"),
@@ -96,7 +103,9 @@ def test_an_image_too_small_cut_short_or_none_is_skipped(tmp_path):
         (tmp_path / name).write_bytes(data)
         found = check_pair(str(tmp_path / name), str(tmp_path / "none.txt"), None)
         assert found.shape is None and "damaged or not an image" in str(found.problems[0])
-    assert "file does not exist" in str(check_pair(str(tmp_path / "gone.jpg"), "", None).problems[0])
+    assert "file does not exist" in str(
+        check_pair(str(tmp_path / "gone.jpg"), "", None).problems[0]
+    )
 
 
 def test_a_label_file_that_cannot_be_read_skips_its_image(tmp_path):

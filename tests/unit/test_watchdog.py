@@ -1,4 +1,5 @@
-"""What a rank's watchdog concludes from what it hears, on a clock of its own. Real: tests/faults/test_processes.py."""
+"""What a rank's watchdog concludes from what it hears, on a clock of its own. Real:
+tests/faults/test_processes.py."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ from yolods.distributed.world import LOST, Ranks
 from yolods.system import interrupt
 from yolods.watchdog import watchdog as module
 from yolods.watchdog.failure_detector import Alarm
-from yolods.watchdog.watchdog import ALONE_SECONDS, UNREACHABLE_SECONDS, Watchdog, _Exchange, _Launcher, _StepTimes
+from yolods.watchdog.watchdog import (
+    ALONE_SECONDS,
+    UNREACHABLE_SECONDS,
+    Watchdog,
+    _Exchange,
+    _Launcher,
+    _StepTimes,
+)
 
 POLICY = WatchdogConfig(silence_seconds=7, stall_seconds=7)
 
@@ -60,8 +68,8 @@ def test_a_store_that_is_silent_means_that_rank_0_is_lost(watchdog: Watchdog):
     verdict = heard(watchdog, 15.6)
     assert verdict is not None and (verdict.rank, verdict.ends) == (0, True)
     assert verdict.text == (
-        f"rank 0 on worker-0 (process {os.getpid()}), which relays the heartbeats, has not answered for 7 s; "
-        "it was in step 4, forward 0"
+        f"rank 0 on worker-0 (process {os.getpid()}), which relays the heartbeats, has not "
+        "answered for 7 s; it was in step 4, forward 0"
     )
 
 
@@ -84,9 +92,13 @@ def test_without_its_launcher_a_rank_stops_as_on_request_and_ends_where_that_tak
     watchdog._launcher = SimpleNamespace(gone=lambda: "the launcher of {} is gone")
     with caplog.at_level(logging.ERROR):
         assert heard(watchdog, 5.0) is None and heard(watchdog, 5.0 + ALONE_SECONDS) is None
-    assert asked == [True] and caplog.messages == ["the launcher of rank 1 on worker-1 is gone; stopping"]
+    assert asked == [True] and caplog.messages == [
+        "the launcher of rank 1 on worker-1 is gone; stopping"
+    ]
     verdict = heard(watchdog, 5.1 + ALONE_SECONDS)
-    assert verdict == Alarm(1, True, "the launcher of rank 1 on worker-1 is gone, and the rank does not stop")
+    assert verdict == Alarm(
+        1, True, "the launcher of rank 1 on worker-1 is gone, and the rank does not stop"
+    )
 
 
 def test_a_warning_is_said_by_rank_0_and_ends_nothing(watchdog: Watchdog, monkeypatch, caplog):
@@ -98,7 +110,9 @@ def test_a_warning_is_said_by_rank_0_and_ends_nothing(watchdog: Watchdog, monkey
     assert caplog.messages == ["rank 0 is slow"]
 
 
-def test_a_loss_ends_the_process_with_its_stacks_in_the_run_s_folder(watchdog: Watchdog, monkeypatch, caplog, tmp_path):
+def test_a_loss_ends_the_process_with_its_stacks_in_the_run_s_folder(
+    watchdog: Watchdog, monkeypatch, caplog, tmp_path
+):
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
     with caplog.at_level(logging.ERROR):
@@ -130,7 +144,9 @@ def test_a_store_that_is_gone_ends_the_exchange_and_no_thread_with_a_traceback()
     def gone(*_: Any) -> None:
         raise RuntimeError("Connection reset")
 
-    exchange = _Exchange(SimpleNamespace(put=gone, get=gone, clone=lambda: SimpleNamespace(put=gone)), ALONE)
+    exchange = _Exchange(
+        SimpleNamespace(put=gone, get=gone, clone=lambda: SimpleNamespace(put=gone)), ALONE
+    )
     exchange.run()
     exchange.say(Alarm(0, True, ""))
     assert exchange.refused and exchange.answers == 0
@@ -138,7 +154,9 @@ def test_a_store_that_is_gone_ends_the_exchange_and_no_thread_with_a_traceback()
 
 def test_a_step_s_own_time_is_what_it_does_not_wait_for_others():
     times = _StepTimes()
-    for tick in range(200):  # 20 seconds at ten ticks a second, a step a second, of which it waits for half
+    for tick in range(
+        200
+    ):  # 20 seconds at ten ticks a second, a step a second, of which it waits for half
         times.count(standing(1 + tick // 10), 0.1, waits=tick % 10 >= 5)
     number, seconds = times.own
     assert number == 1 and seconds == pytest.approx(0.5, rel=0.1)
@@ -151,9 +169,15 @@ def test_a_step_s_own_time_is_what_it_does_not_wait_for_others():
 def test_the_launcher_is_gone_once_another_is_the_parent(monkeypatch):
     launcher = _Launcher(os.getppid(), module._parent(os.getppid()))
     assert launcher.gone() is None
-    assert _Launcher(os.getppid() + 1, None).gone() == f"the launcher of {{}} (process {os.getppid() + 1}) is gone"
+    assert (
+        _Launcher(os.getppid() + 1, None).gone()
+        == f"the launcher of {{}} (process {os.getppid() + 1}) is gone"
+    )
     monkeypatch.setattr(module, "_parent", lambda pid: 1)
-    assert _Launcher(os.getppid(), 77).gone() == "the process that started the launcher of {} (process 77) is gone"
+    assert (
+        _Launcher(os.getppid(), 77).gone()
+        == "the process that started the launcher of {} (process 77) is gone"
+    )
     monkeypatch.setattr(module, "_parent", lambda pid: None)
     assert _Launcher(os.getppid(), 77).gone() is None, "it cannot be told"
     assert _Launcher.mine() is None, "pytest was started by something else"
@@ -161,6 +185,9 @@ def test_the_launcher_is_gone_once_another_is_the_parent(monkeypatch):
 
 def test_a_disabled_watchdog_starts_nothing_and_leaves_errors_alone(kv_store: KeyValueStore):
     threads = threading.active_count()
-    with pytest.raises(ValueError, match="mine"), Watchdog(kv_store, ALONE, WatchdogConfig(enabled=False), None):
+    with (
+        pytest.raises(ValueError, match="mine"),
+        Watchdog(kv_store, ALONE, WatchdogConfig(enabled=False), None),
+    ):
         assert threading.active_count() == threads
         raise ValueError("mine")

@@ -1,4 +1,5 @@
-"""last.pt, best.pt and epochN.pt: when each is written, what it says of itself, and a disk that is full."""
+"""last.pt, best.pt and epochN.pt: when each is written, what it says of itself, and a disk that is
+full."""
 
 from __future__ import annotations
 
@@ -17,13 +18,21 @@ EVALUATION = SimpleNamespace(metrics={"metrics/mAP50(B)": 0.5}, fitness=0.25)
 class Written:
     """A writer whose .pt files hold what they would say of themselves."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, save_period: int = -1) -> None:
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, save_period: int = -1
+    ) -> None:
         self.said: list[str] = []
         self.facts: list[dict[str, Any]] = []
         self.folder = folder / "weights"
         self.folder.mkdir()
         hyper = SimpleNamespace(as_ultralytics=lambda: {"lr0": 0.01}, save_period=save_period)
-        about = {"model": "yolov5n", "data": Path("x.yaml"), "epochs": 9, "batch_size": 4, "imgsz": 64}
+        about = {
+            "model": "yolov5n",
+            "data": Path("x.yaml"),
+            "epochs": 9,
+            "batch_size": 4,
+            "imgsz": 64,
+        }
         config = SimpleNamespace(run_dir=folder, hyper=hyper, **about)
         telemetry = SimpleNamespace(event=lambda kind, text, warn: self.said.append(text))
         monkeypatch.setattr(module, "write_pt", self._write_pt)
@@ -66,11 +75,19 @@ def test_a_pt_says_what_ultralytics_says(tmp_path: Path, monkeypatch: pytest.Mon
     assert (judged["epoch"], judged["best_fitness"]) == (4, 0.3)
     assert judged["train_metrics"] == {"metrics/mAP50(B)": 0.5, "fitness": 0.25}
     assert unjudged["train_metrics"] == {}
-    name = {"name": tmp_path.name, "data": "x.yaml", "model": "yolov5n", "task": "detect", "mode": "train"}
+    name = {
+        "name": tmp_path.name,
+        "data": "x.yaml",
+        "model": "yolov5n",
+        "task": "detect",
+        "mode": "train",
+    }
     assert judged["train_args"] == {"lr0": 0.01, "epochs": 9, "batch": 4, "imgsz": 64, **name}
 
 
-def test_best_pt_alone_is_replaced_by_better_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_pt_alone_is_replaced_by_better_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Written(tmp_path, monkeypatch)
     run.writer.write_epoch({"of": 4}, 4, EVALUATION, best_fitness=0.3, is_best=True)
     run.writer.replace_best({"of": "anew"}, 4, EVALUATION, 0.4)
@@ -78,7 +95,9 @@ def test_best_pt_alone_is_replaced_by_better_statistics(tmp_path: Path, monkeypa
     assert (run.facts[-1]["epoch"], run.facts[-1]["best_fitness"]) == (4, 0.4)
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("cannot be stored")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("cannot be stored")]
+)
 def test_a_full_disk_is_reported_and_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

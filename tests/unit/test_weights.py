@@ -1,4 +1,5 @@
-"""Plain .pt files: what is written loads in ultralytics, what is read is never run, what is damaged is one line."""
+"""Plain .pt files: what is written loads in ultralytics, what is read is never run, what is damaged
+is one line."""
 
 import io
 import os
@@ -13,7 +14,14 @@ import torch
 
 from yolods.errors import UserError
 from yolods.model.architecture.build import architecture, build, parse_name
-from yolods.model.weights import check_file, plain_copy, read_pt, save_atomically, transfer, write_pt
+from yolods.model.weights import (
+    check_file,
+    plain_copy,
+    read_pt,
+    save_atomically,
+    transfer,
+    write_pt,
+)
 
 NAMES = ("cat", "dog", "cow")
 
@@ -31,7 +39,12 @@ def net():
 @pytest.fixture
 def written(tmp_path, net) -> Path:
     path = tmp_path / "best.pt"
-    write_pt(path, plain_copy(net), net.state_dict(), {"train_args": {"imgsz": 64, "task": "detect"}, "epoch": 3})
+    write_pt(
+        path,
+        plain_copy(net),
+        net.state_dict(),
+        {"train_args": {"imgsz": 64, "task": "detect"}, "epoch": 3},
+    )
     return path
 
 
@@ -72,20 +85,31 @@ def test_ultralytics_loads_it_and_finds_names_and_arguments(written, net):
     assert model.ckpt["epoch"] == 3
     assert model.overrides["imgsz"] == 64
     read = model.model.state_dict()
-    assert all(torch.equal(read[name], tensor.half().to(read[name].dtype)) for name, tensor in net.state_dict().items())
+    assert all(
+        torch.equal(read[name], tensor.half().to(read[name].dtype))
+        for name, tensor in net.state_dict().items()
+    )
 
 
 def test_the_file_names_nothing_of_ours(written):
     with zipfile.ZipFile(written) as archive:
-        pickled = next(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+        pickled = next(
+            archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")
+        )
     assert b"yolods" not in pickled
     assert b"ultralytics.nn.tasks" in pickled
 
 
 def test_writing_leaves_the_skeleton_in_fp32_and_the_weights_alone(tmp_path, net):
-    skeleton, state = plain_copy(make(seed=1)), {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    skeleton, state = (
+        plain_copy(make(seed=1)),
+        {name: tensor.clone() for name, tensor in net.state_dict().items()},
+    )
     write_pt(tmp_path / "a.pt", skeleton, state, {})
-    assert {tensor.dtype for tensor in skeleton.state_dict().values()} == {torch.float32, torch.int64}
+    assert {tensor.dtype for tensor in skeleton.state_dict().values()} == {
+        torch.float32,
+        torch.int64,
+    }
     assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
 
 
@@ -124,7 +148,9 @@ def test_a_failed_write_leaves_the_earlier_file_and_no_litter(written):
 
 def test_a_failed_rename_leaves_the_earlier_file_and_no_litter(written, monkeypatch):
     before = written.read_bytes()
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    monkeypatch.setattr(
+        os, "replace", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+    )
     with pytest.raises(OSError, match="Input/output"):
         save_atomically(written, {})
     assert written.read_bytes() == before
@@ -137,7 +163,11 @@ def test_bytes_are_on_the_disk_before_the_file_gets_its_name(tmp_path, monkeypat
     monkeypatch.setattr(os, "fsync", lambda fd: (done.append("flush"), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda *where: (done.append("rename"), replace(*where)))
     save_atomically(tmp_path / "folder" / "a.pt", {"x": torch.ones(3)})
-    assert done == ["flush", "rename", "flush"]  # the last is the folder's: its name is on the disk, too
+    assert done == [
+        "flush",
+        "rename",
+        "flush",
+    ]  # the last is the folder's: its name is on the disk, too
     assert torch.equal(torch.load(tmp_path / "folder" / "a.pt")["x"], torch.ones(3))
 
 
@@ -159,16 +189,19 @@ def _original(module: str, name: str, protocol: int) -> bytes:
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize(
-    ("module", "name"), [("models.yolo", "DetectionModel"), ("models.yolo", "Model"), ("models.common", "Conv")]
+    ("module", "name"),
+    [("models.yolo", "DetectionModel"), ("models.yolo", "Model"), ("models.common", "Conv")],
 )
 def test_an_original_yolov5_file_is_named_with_the_remedy(tmp_path, module, name, protocol):
     path = _zip_of(tmp_path / "yolov5s.pt", _original(module, name, protocol))
-    with pytest.raises(ModuleNotFoundError, match="models"):  # so nothing below can have unpickled it
+    with pytest.raises(
+        ModuleNotFoundError, match="models"
+    ):  # so nothing below can have unpickled it
         pickle.loads(zipfile.ZipFile(path).read("archive/data.pkl"))
     line = (
-        f"--weights {path}: an original anchor-based yolov5 checkpoint. YOLOv5 here is ultralytics' anchor-free "
-        "YOLOv5u: its head differs and these weights do not fit. Use a YOLOv5u file (for example yolov5nu.pt), or "
-        "train from scratch without --weights"
+        f"--weights {path}: an original anchor-based yolov5 checkpoint. YOLOv5 here is "
+        "ultralytics' anchor-free YOLOv5u: its head differs and these weights do not fit. Use a "
+        "YOLOv5u file (for example yolov5nu.pt), or train from scratch without --weights"
     )
     assert one_line(path) == line
     with pytest.raises(UserError) as caught:
@@ -196,7 +229,8 @@ def test_nothing_in_a_file_is_run(tmp_path, how):
         path.write_bytes(pickle.dumps(content))
     assert one_line(path).startswith(f"--weights {path}: not a loadable ultralytics checkpoint: ")
     assert not trace.exists()
-    with pytest.raises(Exception):  # noqa: B017  the file does what it is said to do, where it is run
+    # the file does what it is said to do, where it is run
+    with pytest.raises(Exception):  # noqa: B017
         torch.load(path, weights_only=False)
         pickle.loads(path.read_bytes())
     assert trace.exists() or how == "zip"
@@ -213,12 +247,15 @@ def test_an_original_file_with_a_side_effect_is_not_run(tmp_path):
 def test_a_truncated_file_is_one_line(written, share):
     whole = written.read_bytes()
     written.write_bytes(whole[: int(len(whole) * share)])
-    assert one_line(written).startswith(f"--weights {written}: not a loadable ultralytics checkpoint: ")
+    assert one_line(written).startswith(
+        f"--weights {written}: not a loadable ultralytics checkpoint: "
+    )
     assert written.is_file()
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("notes.pt", b"to do: train"), ("picture.pt", b"\x89PNG\r\n\x1a\n"), ("weights.txt", b"x")]
+    ("name", "content"),
+    [("notes.pt", b"to do: train"), ("picture.pt", b"\x89PNG\r\n\x1a\n"), ("weights.txt", b"x")],
 )
 def test_files_that_are_no_checkpoints_are_one_line(tmp_path, name, content):
     path = tmp_path / name
@@ -246,10 +283,17 @@ def test_other_torch_files_are_one_line(tmp_path, content, line, capfd):
 def test_a_model_of_another_task_is_one_line(tmp_path, task):
     from ultralytics.nn import tasks
 
-    head = {"SegmentationModel": "[[2], 1, Segment, [nc, 8, 16]]", "ClassificationModel": "[2, 1, Classify, [nc]]"}
+    head = {
+        "SegmentationModel": "[[2], 1, Segment, [nc, 8, 16]]",
+        "ClassificationModel": "[2, 1, Classify, [nc]]",
+    }
     yaml = {
         "nc": 2,
-        "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]]],
+        "backbone": [
+            [-1, 1, "Conv", [8, 3, 2]],
+            [-1, 1, "Conv", [8, 3, 2]],
+            [-1, 1, "Conv", [8, 3, 2]],
+        ],
         "head": __import__("yaml").safe_load(f"[{head[task]}]"),
     }
     model = getattr(tasks, task)(deepcopy(yaml), verbose=False)
@@ -265,7 +309,8 @@ def test_a_missing_file_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("name", ["yolov5s.pt", "yolov5n6.pt", "it's mine.pt", " a b ü.pt"])
 def test_the_very_file_that_was_named_is_read(written, name, no_network):
-    """ultralytics would look for yolov5su.pt, and for names without quotes and spaces, and then ask github."""
+    """ultralytics would look for yolov5su.pt, and for names without quotes and spaces, and then ask
+    github."""
     path = written.with_name(name)
     written.rename(path)
     assert read_pt(path).nc == 3
@@ -284,7 +329,9 @@ def test_everything_is_taken_from_the_same_model(net):
     other = make(seed=1)
     taken, total = transfer(other, net)
     assert taken == total == len(net.state_dict())
-    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in net.state_dict().items())
+    assert all(
+        torch.equal(other.state_dict()[name], tensor) for name, tensor in net.state_dict().items()
+    )
 
 
 def test_another_class_count_takes_all_but_the_class_rows(net):
@@ -294,7 +341,9 @@ def test_another_class_count_takes_all_but_the_class_rows(net):
     after, given = other.state_dict(), net.state_dict()
     differing = {name for name in after if after[name].shape != given[name].shape}
     assert all(torch.equal(after[name], given[name]) for name in after.keys() - differing)
-    assert differing == {f"model.24.cv3.{level}.2.{kind}" for level in range(3) for kind in ("weight", "bias")}
+    assert differing == {
+        f"model.24.cv3.{level}.2.{kind}" for level in range(3) for kind in ("weight", "bias")
+    }
     assert all(torch.equal(after[name], before[name]) for name in differing)
     assert (taken, total) == (total - len(differing), len(after))
 
@@ -320,11 +369,16 @@ def test_a_deeper_model_takes_the_tensors_that_fit(net):
 def test_a_model_that_shares_nothing_is_one_line(net, tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text(
-        "scale: ''\nbackbone: [[-1, 1, Conv, [24, 5, 8]]]\nhead: [[-1, 1, Conv, [24, 5]], [[1], 1, Detect, [nc]]]\n"
+        "scale: ''\nbackbone: [[-1, 1, Conv, [24, 5, 8]]]\n"
+        "head: [[-1, 1, Conv, [24, 5]], [[1], 1, Detect, [nc]]]\n"
     )
     other = build(architecture(parse_name(str(path)), 3, 3), NAMES)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    fits = [name for name in before if name in net.state_dict() and before[name].shape == net.state_dict()[name].shape]
+    fits = [
+        name
+        for name in before
+        if name in net.state_dict() and before[name].shape == net.state_dict()[name].shape
+    ]
     assert all(before[name].dtype == torch.int64 for name in fits)
     with pytest.raises(UserError, match="no tensor of the checkpoint fits this model"):
         transfer(other, net)

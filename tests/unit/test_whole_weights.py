@@ -1,4 +1,5 @@
-"""Whole weights come out of the ranks' shards in bounded pieces, not parameter by parameter; values: tests/parity."""
+"""Whole weights come out of the ranks' shards in bounded pieces, not parameter by parameter;
+values: tests/parity."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ PARAMETERS = 100
 
 
 def zero1(count: int) -> SimpleNamespace:
-    """One rank's ZeRO-1 optimizer in bf16: `count` parameters of three values in one flat fp32 shard, and padding."""
+    """One rank's ZeRO-1 optimizer in bf16: `count` parameters of three values in one flat fp32
+    shard, and padding."""
     weights = [nn.Parameter(torch.zeros(3, dtype=torch.bfloat16)) for _ in range(count)]
     shard = nn.Parameter(torch.arange(3.0 * count + 2))
     kind = type("DeepSpeedZeroOptimizer", (SimpleNamespace,), {})
@@ -30,7 +32,8 @@ def zero1(count: int) -> SimpleNamespace:
 
 @pytest.fixture
 def gathers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Elements of each all-gather, on one rank that takes itself for two, the other one's values below zero."""
+    """Elements of each all-gather, on one rank that takes itself for two, the other one's values
+    below zero."""
     sizes: list[int] = []
 
     def gather(gathered: torch.Tensor, part: torch.Tensor, group: object) -> None:
@@ -64,7 +67,9 @@ def test_a_rank_that_keeps_nothing_helps_all_the_same(gathers: list[int]) -> Non
 @pytest.mark.slow
 def test_what_every_rank_has_whole_is_copied_at_once(device: type[Far], monkeypatch) -> None:  # noqa: F811
     weights = [nn.Parameter(torch.full((2,), float(number))) for number in range(PARAMETERS)]
-    monkeypatch.setattr(module.PlainMasters, "shards", lambda _: [far(each.data) for each in weights])
+    monkeypatch.setattr(
+        module.PlainMasters, "shards", lambda _: [far(each.data) for each in weights]
+    )
     whole = masters_of(torch.optim.SGD(weights, lr=0.1)).whole(keep=True)
     assert (device.blocking, device.under_way, device.waits) == (0, 0, 1)
     assert [value[0].item() for _, value in whole] == list(range(PARAMETERS))

@@ -37,7 +37,8 @@ def test_the_first_rank_works_and_its_exception_is_raised():
 
 
 class Recorded:
-    """Stands for torch.distributed among two ranks, of which the other one holds what `other` says."""
+    """Stands for torch.distributed among two ranks, of which the other one holds what `other`
+    says."""
 
     def __init__(self, other):
         self.other = other
@@ -67,8 +68,11 @@ def test_the_mean_of_several_tensors_takes_one_collective(monkeypatch):
         ({"LOCAL_SIZE": "4", "OMP_NUM_THREADS": "3"}, None, "3"),
     ],
 )
-def test_ranks_of_a_host_share_its_cores_whatever_they_compute_on(monkeypatch, given, threads, variable):
-    """With offload a GPU's rank steps its optimizer on them, by an OpenMP that only the variable reaches."""
+def test_ranks_of_a_host_share_its_cores_whatever_they_compute_on(
+    monkeypatch, given, threads, variable
+):
+    """With offload a GPU's rank steps its optimizer on them, by an OpenMP that only the variable
+    reaches."""
     told = []
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr(torch, "set_num_threads", told.append)
@@ -102,7 +106,12 @@ def test_ranks_that_do_not_all_come_are_not_waited_for_for_ever(run_process, fre
     words += "from yolods.distributed import world; world.MEET_SECONDS = 1.0; world.join_world()"
     port = str(free_port())
     environ = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": port}
-    done = run_process([sys.executable, "-c", words], env={**environ, "MASTER_ADDR": "127.0.0.1", "LOCAL_SIZE": "2"})
+    done = run_process(
+        [sys.executable, "-c", words],
+        env={**environ, "MASTER_ADDR": "127.0.0.1", "LOCAL_SIZE": "2"},
+    )
     assert done.returncode == LOST
-    said = f"waited 1 s for all 2 ranks to reach 127.0.0.1, port {port}: one did not start, is stuck"
+    said = (
+        f"waited 1 s for all 2 ranks to reach 127.0.0.1, port {port}: one did not start, is stuck"
+    )
     assert said in done.stderr

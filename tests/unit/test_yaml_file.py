@@ -41,7 +41,10 @@ def test_a_value_that_yaml_cannot_make_is_one_line_in_every_file_and_no_tracebac
     file.write_text(f"# a comment\nlr0: {value}\n")
     faults = Faults()
     assert read_hyper(file, [f"lr0={value}"], faults).hyper == Hyper()
-    assert [line.partition(": ")[0][:9] for line in faults] == ["--hyp " + str(tmp_path)[:3], "--set lr0"]
+    assert [line.partition(": ")[0][:9] for line in faults] == [
+        "--hyp " + str(tmp_path)[:3],
+        "--set lr0",
+    ]
     file.write_text(f"names: [a, {value}]\n")
     with pytest.raises(UserError, match="not valid yaml") as of_data:
         read_spec(file)
@@ -52,7 +55,9 @@ def test_a_value_that_yaml_cannot_make_is_one_line_in_every_file_and_no_tracebac
 
 
 def test_the_reason_names_the_value_and_its_line():
-    with pytest.raises(NotYaml, match=r"^'2020-13-45' is not a valid timestamp; quote it") as caught:
+    with pytest.raises(
+        NotYaml, match=r"^'2020-13-45' is not a valid timestamp; quote it"
+    ) as caught:
         parse_yaml("a: 1\nb:\n  - [2020-13-45]\n")
     assert caught.value.line == 3
 
@@ -72,7 +77,9 @@ def test_what_ultralytics_ships_reads_as_pyyaml_reads_it():
     files = [*(Path(package.origin).parent / "cfg" / "datasets").glob("coco*.yaml")]
     assert len(files) > 5
     for file in files:
-        assert parse_yaml(file.read_text(encoding="utf-8")) == yaml.safe_load(file.read_text(encoding="utf-8"))
+        assert parse_yaml(file.read_text(encoding="utf-8")) == yaml.safe_load(
+            file.read_text(encoding="utf-8")
+        )
 
 
 def test_json_that_is_nested_too_deeply_is_one_line_and_no_traceback(tmp_path):
@@ -83,7 +90,9 @@ def test_json_that_is_nested_too_deeply_is_one_line_and_no_traceback(tmp_path):
     assert list(faults) == ["--deepspeed_config x.json: it is nested too deeply"]
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json(DEEP_JSON)
-    with pytest.raises(UserError, match=r"config\.json: not a run's configuration.*nested too deeply"):
+    with pytest.raises(
+        UserError, match=r"config\.json: not a run's configuration.*nested too deeply"
+    ):
         RunConfig.from_json(DEEP_JSON, tmp_path)
     for name in ("ended", "progress.json"):
         (tmp_path / name).write_text(DEEP_JSON)

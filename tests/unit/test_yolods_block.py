@@ -38,9 +38,18 @@ def test_a_setting_moves_and_the_others_stay():
     ("block", "fault"),
     [
         ({"cliping": {}}, "ds: \"yolods\": unknown key 'cliping' (did you mean 'clipping'?)"),
-        ({"clipping": {"policy": "norm"}}, "ds: \"yolods\".clipping.policy is 'norm': it must be one of global_norm"),
-        ({"checkpoint": {"keep": 0}}, 'ds: "yolods".checkpoint.keep is 0: it must be a whole number of at least 1'),
-        ({"overflow": {"spike_ratio": 1}}, 'ds: "yolods".overflow.spike_ratio is 1: it must be a number above 1'),
+        (
+            {"clipping": {"policy": "norm"}},
+            "ds: \"yolods\".clipping.policy is 'norm': it must be one of global_norm",
+        ),
+        (
+            {"checkpoint": {"keep": 0}},
+            'ds: "yolods".checkpoint.keep is 0: it must be a whole number of at least 1',
+        ),
+        (
+            {"overflow": {"spike_ratio": 1}},
+            'ds: "yolods".overflow.spike_ratio is 1: it must be a number above 1',
+        ),
         ({"watchdog": True}, 'ds: "yolods".watchdog is true: it must be an object of settings'),
     ],
 )

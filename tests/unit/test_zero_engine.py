@@ -1,4 +1,5 @@
-"""Micro-batches of a whole detector: how they add up, when gradients are reduced, and what is predicted."""
+"""Micro-batches of a whole detector: how they add up, when gradients are reduced, and what is
+predicted."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ def engine(**settings: Any) -> ZeroEngine:
 
 def accumulate(made: ZeroEngine, numbers: range, size: int | None = None) -> torch.Tensor:
     step = Step(0, len(numbers), 0, (0.1, 0.1, 0.1), 0.9)
-    feed = ReplayableBatches((micro_batch(number, images=1 + number) for number in numbers), keep=False)
+    feed = ReplayableBatches(
+        (micro_batch(number, images=1 + number) for number in numbers), keep=False
+    )
     return made._accumulate(step, feed, size)
 
 
@@ -28,7 +31,13 @@ def test_only_the_last_micro_batch_is_the_boundary_and_nothing_is_divided_by_the
     made = engine()
     accumulate(made, range(3))
     passes = [("boundary", False), "forward", ("backward", False), "step"]
-    assert made.deepspeed.told == [*passes, *passes, ("boundary", True), "forward", ("backward", False)]
+    assert made.deepspeed.told == [
+        *passes,
+        *passes,
+        ("boundary", True),
+        "forward",
+        ("backward", False),
+    ]
 
 
 def plain_gradient(numbers: range, factor: float) -> torch.Tensor:
@@ -41,7 +50,9 @@ def plain_gradient(numbers: range, factor: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("replicas", "scale"), [(1, 1.0), (3, 1.0), (2, 8.0)])
-def test_gradients_are_those_of_the_sum_over_micro_batches_times_what_averaging_takes_away(replicas, scale):
+def test_gradients_are_those_of_the_sum_over_micro_batches_times_what_averaging_takes_away(
+    replicas, scale
+):
     """DeepSpeed averages over the replicas where ultralytics adds up."""
     made = engine(share=Share(0, replicas))
     made.stability.scale = scale
@@ -78,9 +89,13 @@ def test_what_is_predicted_is_what_ultralytics_decodes():
     net = build(architecture(parse_name("yolov5[0.1,0.1]"), 2, 3), ("a", "b")).eval()
     made = engine()
     strides = tuple(net.stride.tolist())
-    made = ZeroEngine(replace(parts_of(made.deepspeed), strides=strides, reg_max=net.model[-1].reg_max))
+    made = ZeroEngine(
+        replace(parts_of(made.deepspeed), strides=strides, reg_max=net.model[-1].reg_max)
+    )
     made.deepspeed.module = net
-    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     boxes, raw = made.predict(images)
     with torch.no_grad():
         expected, theirs = net(images.float() / 255)

@@ -98,7 +98,10 @@ def damage(path: Path, expected: FileRecord) -> str | None:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected.size:
-                return f"{'cut short' if size < expected.size else 'too long'}, {size} of {expected.size} bytes"
+                return (
+                    f"{'cut short' if size < expected.size else 'too long'}, {size} of "
+                    f"{expected.size} bytes"
+                )
             crc = 0
             while part := file.read(READ_BYTES):
                 crc = zlib.crc32(part, crc)
@@ -106,4 +109,8 @@ def damage(path: Path, expected: FileRecord) -> str | None:
         return "missing"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    return None if f"{crc:08x}" == expected.crc32 else f"damaged, its checksum is {crc:08x} instead of {expected.crc32}"
+    return (
+        None
+        if f"{crc:08x}" == expected.crc32
+        else f"damaged, its checksum is {crc:08x} instead of {expected.crc32}"
+    )

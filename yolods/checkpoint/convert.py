@@ -37,7 +37,13 @@ def export(source: Path, target: Path, *, live: bool, fp32: bool) -> str:
     # Architecture and names come from the checkpoint: the run's own files may be gone.
     net = build(model["architecture"], tuple(model["names"]))
     try:
-        write_pt(target, net, merge_shards(checkpoint, live=live), {"train_args": model["train_args"]}, half=not fp32)
+        write_pt(
+            target,
+            net,
+            merge_shards(checkpoint, live=live),
+            {"train_args": model["train_args"]},
+            half=not fp32,
+        )
     except (OSError, RuntimeError) as error:
         raise UserError(f"--to {target}: cannot write: {error}") from None
     which = "trained weights" if live else "moving average"
@@ -56,7 +62,10 @@ def find_checkpoint(source: Path) -> Path:
     # A run may be named like a checkpoint, but then it has a folder `checkpoints`.
     if NAME.fullmatch(source.resolve().name) and not (source / "checkpoints").is_dir():
         if faults := faults_of(source, single_process()):
-            what = f"{source}: this checkpoint is damaged; use {source.parent} to export the newest intact one"
+            what = (
+                f"{source}: this checkpoint is damaged; use {source.parent} to export the newest "
+                "intact one"
+            )
             raise UserError("\n".join([what, *faults]))
         return source
     skipped: list[str] = []

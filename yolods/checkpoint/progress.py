@@ -60,7 +60,13 @@ class Progress:
         return cls(**{**record, **lists, "image_faults": faults})
 
     def after_step(
-        self, record: StepRecord, *, samples: int, batches: int, lr: tuple[float, ...], seconds: float
+        self,
+        record: StepRecord,
+        *,
+        samples: int,
+        batches: int,
+        lr: tuple[float, ...],
+        seconds: float,
     ) -> Progress:
         """The progress after one more step.
 
@@ -74,7 +80,10 @@ class Progress:
         """
         sums, counted = self.loss_sums or (0.0,) * len(LOSS_NAMES), 0 if record.skipped else batches
         if counted:
-            sums = tuple(total + counted * item for total, item in zip(sums, record.loss.values(), strict=True))
+            sums = tuple(
+                total + counted * item
+                for total, item in zip(sums, record.loss.values(), strict=True)
+            )
         return replace(
             self,
             position=self.position + samples,

@@ -58,7 +58,11 @@ class Checkpoint:
 
     def _of_stage(self, stage: int) -> list[dict[str, Any]]:
         """The states of a stage's ranks, in the order of replicas."""
-        places = [(replica, rank) for rank, (at, replica) in enumerate(self.model["places"]) if at == stage]
+        places = [
+            (replica, rank)
+            for rank, (at, replica) in enumerate(self.model["places"])
+            if at == stage
+        ]
         return [self._ranks[rank] for _, rank in sorted(places)]
 
     def _whole(self, shards_of: Callable[[dict[str, Any]], list[Tensor]]) -> dict[str, Tensor]:
@@ -88,7 +92,10 @@ class Checkpoint:
         """BatchNorm's running statistics or their moving average, as the mean over the replicas."""
         found: dict[str, Tensor] = {}
         for stage, part in enumerate(self.model["stages"]):
-            replicas = [state["ema"]["buffers"] if average else state["statistics"] for state in self._of_stage(stage)]
+            replicas = [
+                state["ema"]["buffers"] if average else state["statistics"]
+                for state in self._of_stage(stage)
+            ]
             for place, name in enumerate(part["statistics"]):
                 found[name] = torch.stack([each[place].float() for each in replicas]).mean(0)
         return found

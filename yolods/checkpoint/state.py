@@ -37,17 +37,30 @@ def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
 
     def shards(whole: dict[str, Tensor]) -> list[Tensor]:
         _refuse_misfits(checkpoint, misfits(mine["groups"], whole))
-        return cut_shards(engine.masters.kind, mine["groups"], whole, sizes, engine.share.dp_rank, engine.share.dp_size)
+        return cut_shards(
+            engine.masters.kind,
+            mine["groups"],
+            whole,
+            sizes,
+            engine.share.dp_rank,
+            engine.share.dp_size,
+        )
 
     def statistics(whole: dict[str, Tensor]) -> list[Tensor]:
         # Only names need a check: the shapes follow from the layers' weights, which are compared.
-        _refuse_misfits(checkpoint, [f"{name} is missing" for name in mine["statistics"] if name not in whole])
+        _refuse_misfits(
+            checkpoint, [f"{name} is missing" for name in mine["statistics"] if name not in whole]
+        )
         return [whole[name] for name in mine["statistics"]]
 
     # An optimizer's state has tensors of the weight's shape, which are cut like weights, and
     # numbers such as `step`, which are the same for every parameter.
     example = checkpoint.moments()
-    numbers = {key: value for key, value in example.items() if not isinstance(value, Tensor) or value.ndim == 0}
+    numbers = {
+        key: value
+        for key, value in example.items()
+        if not isinstance(value, Tensor) or value.ndim == 0
+    }
     states: list[dict[str, Any]] = [dict(numbers) for _ in sizes]
     for key in set(example) - set(numbers):
         for state, shard in zip(states, shards(checkpoint.moment(key)), strict=True):

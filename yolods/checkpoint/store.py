@@ -140,7 +140,9 @@ class CheckpointStore:
         fault = self._background.take_fault()
         # One set of buffers: a second one would only let a slow disk fall further behind.
         state = self._copy.take(collect(engine))
-        talk = StoreCollectives(self._kv_store, self._ranks, "checkpoint", self._saves, LIMIT_SECONDS)
+        talk = StoreCollectives(
+            self._kv_store, self._ranks, "checkpoint", self._saves, LIMIT_SECONDS
+        )
         self._background.start(lambda: self._write_all(talk, state, progress, model), "checkpoint")
         if fault is not None:  # raised last, so that a failed save does not prevent this one
             raise fault
@@ -204,10 +206,17 @@ class CheckpointStore:
             done = self._background.join(seconds - NOTICED_SECONDS)
         if not done:
             waited = time.monotonic() - began
-            raise TimeoutError(f"a checkpoint is still being written after {waited:.0f} s; no longer waiting for it")
+            raise TimeoutError(
+                f"a checkpoint is still being written after {waited:.0f} s; no longer waiting for "
+                "it"
+            )
 
     def _write_all(
-        self, talk: Ranks | StoreCollectives, state: Mapping[str, Any], progress: Progress, model: Mapping[str, Any]
+        self,
+        talk: Ranks | StoreCollectives,
+        state: Mapping[str, Any],
+        progress: Progress,
+        model: Mapping[str, Any],
     ) -> None:
         """Turn the ranks' states into the newest checkpoint. A collective over `talk`.
 
@@ -221,7 +230,9 @@ class CheckpointStore:
             fault = talk.from_main(_make_room(writing) if main else None)
             if fault is None:
                 told = talk.to_main(self._write(writing, state))
-                fault = talk.from_main(self._publish(writing, told, progress, model) if main else None)
+                fault = talk.from_main(
+                    self._publish(writing, told, progress, model) if main else None
+                )
         except (TimeoutError, ConnectionError) as error:
             fault = str(error)
         if fault is not None:
@@ -235,13 +246,18 @@ class CheckpointStore:
         except (OSError, RuntimeError) as error:  # torch raises RuntimeErrors of its own
             return None, f"{who}: {' '.join(str(error).split())}"
 
-    def _publish(self, writing: Path, told: Sequence[Told], progress: Progress, model: Mapping[str, Any]) -> str | None:
+    def _publish(
+        self, writing: Path, told: Sequence[Told], progress: Progress, model: Mapping[str, Any]
+    ) -> str | None:
         """Rank 0: publish the ranks' files, or remove them and return the reason."""
         fault = next((who for record, who in told if record is None), None)
         try:
             fault = fault or _not_here(writing, told)
             if fault is None:
-                files = {rank_file(writing, rank).name: FileRecord(*record) for rank, (record, _) in enumerate(told)}
+                files = {
+                    rank_file(writing, rank).name: FileRecord(*record)
+                    for rank, (record, _) in enumerate(told)
+                }
                 publish(writing, self._folder, files, progress, model)
                 self._prune(writing.name)
         except OSError as error:
@@ -261,12 +277,18 @@ class CheckpointStore:
         Checkpoints of later steps are from before the run was set back; they are removed first.
         """
         step = step_of(newest)[0]
-        names = [name for name in names_in(self._folder) if name == newest or step_of(name)[0] != step]
+        names = [
+            name for name in names_in(self._folder) if name == newest or step_of(name)[0] != step
+        ]
         course = [name for name in names if step_of(name)[0] <= step]
         kept = {*[*(name for name in names if name not in course), *course][-self._keep :]}
         if self._keep_best:
             # Saves during the next epoch know the same best epoch; the first is the one at its end.
-            best = {name: epoch for name in course if (epoch := _best_epoch(self._folder / name)) is not None}
+            best = {
+                name: epoch
+                for name in course
+                if (epoch := _best_epoch(self._folder / name)) is not None
+            }
             kept |= {*sorted(best, key=lambda name: (-best[name], step_of(name)))[:1]}
         return kept
 
@@ -303,12 +325,17 @@ class CheckpointStore:
         checkpoint = checkpoint or self.find()
         layout = engine.layout()
         # Through JSON, so that tuples compare equal to the lists in the file.
-        if all(checkpoint.model[key] == json.loads(json.dumps(value)) for key, value in layout.items()):
+        if all(
+            checkpoint.model[key] == json.loads(json.dumps(value)) for key, value in layout.items()
+        ):
             state = load_rank(checkpoint.folder, self._ranks.rank)
             engine.load_state({**state, "frozen": checkpoint.frozen()})
             set_rng_state(state["rng"])
         else:
-            log.info("%s was written under another layout; its shards are redistributed", checkpoint.folder)
+            log.info(
+                "%s was written under another layout; its shards are redistributed",
+                checkpoint.folder,
+            )
             engine.load_state(recut(checkpoint, engine))
         return Progress.from_json(checkpoint.progress)
 
@@ -342,7 +369,11 @@ def write_rank(folder: Path, rank: int, state: Mapping[str, Any]) -> FileRecord:
 
 
 def publish(
-    writing: Path, folder: Path, files: Mapping[str, FileRecord], progress: Progress, model: Mapping[str, Any]
+    writing: Path,
+    folder: Path,
+    files: Mapping[str, FileRecord],
+    progress: Progress,
+    model: Mapping[str, Any],
 ) -> None:
     """Turn the ranks' files in `writing` into the newest checkpoint in `folder`.
 
@@ -382,8 +413,13 @@ def _not_here(writing: Path, told: Sequence[Told]) -> str | None:
     """A fault if a rank's file is missing in rank 0's folder: it was written to another disk."""
     for rank, (record, who) in enumerate(told):
         file = rank_file(writing, rank)
-        if record is not None and not (file.is_file() and file.stat().st_size == FileRecord(*record).size):
-            return f"{file.name} of {who} is not in rank 0's {file.parent}: all hosts must share the run's folder"
+        if record is not None and not (
+            file.is_file() and file.stat().st_size == FileRecord(*record).size
+        ):
+            return (
+                f"{file.name} of {who} is not in rank 0's {file.parent}: all hosts must share the "
+                "run's folder"
+            )
     return None
 
 
@@ -391,6 +427,9 @@ def _best_epoch(folder: Path) -> int | None:
     """The epoch (from 0) that ended at this checkpoint, if it was the best so far; else None."""
     with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one need not be kept
         progress = Checkpoint(folder).progress
-        if progress["best_fitness"] is not None and progress["epochs_done"] == progress["best_epoch"] + 1:
+        if (
+            progress["best_fitness"] is not None
+            and progress["epochs_done"] == progress["best_epoch"] + 1
+        ):
             return progress["best_epoch"]
     return None

@@ -48,7 +48,9 @@ class FoundCheckpoint:
 def render_manifest(files: Mapping[str, FileRecord]) -> str:
     """The text of manifest.json. It is a function of the records, so that any change shows."""
     content = {name: asdict(record) for name, record in sorted(files.items())}
-    return json.dumps({"files": content, "crc32": f"{zlib.crc32(json.dumps(content).encode()):08x}"}, indent=1)
+    return json.dumps(
+        {"files": content, "crc32": f"{zlib.crc32(json.dumps(content).encode()):08x}"}, indent=1
+    )
 
 
 def step_of(name: str) -> tuple[int, bool]:
@@ -89,7 +91,9 @@ def names_in(folder: Path, run: str | None = None) -> list[str]:
         names = [each.name for each in folder.iterdir() if NAME.fullmatch(each.name)]
     except OSError:
         return []
-    return sorted((name for name in names if run is None or run_of(folder / name) in (run, None)), key=step_of)
+    return sorted(
+        (name for name in names if run is None or run_of(folder / name) in (run, None)), key=step_of
+    )
 
 
 def run_of(checkpoint: Path) -> str | None:
@@ -126,7 +130,9 @@ def search(folder: Path, ranks: Ranks, run: str | None = None) -> FoundCheckpoin
         run: identity of the run that wrote it; None: any.
     """
     # Rank 0 lists the folder for all: on a file server other hosts may see another state of it.
-    names, skipped = ranks.from_main(_own(folder, run, *_candidates(folder)) if ranks.is_main else ([], []))
+    names, skipped = ranks.from_main(
+        _own(folder, run, *_candidates(folder)) if ranks.is_main else ([], [])
+    )
     for name in names:
         faults = faults_of(folder / name, ranks)
         if not faults:
@@ -135,11 +141,14 @@ def search(folder: Path, ranks: Ranks, run: str | None = None) -> FoundCheckpoin
     return FoundCheckpoint(None, tuple(skipped))
 
 
-def _own(folder: Path, run: str | None, names: list[str], skipped: list[str]) -> tuple[list[str], list[str]]:
+def _own(
+    folder: Path, run: str | None, names: list[str], skipped: list[str]
+) -> tuple[list[str], list[str]]:
     """The candidates without those of other runs, which are added to `skipped`."""
     own = set(names_in(folder, run))
     lines = [
-        f"{folder / name}: written by another run ({run_of(folder / name) or 'without a name'}), not by {run or 'this'}"
+        f"{folder / name}: written by another run ({run_of(folder / name) or 'without a name'}), "
+        f"not by {run or 'this'}"
         for name in names
         if name not in own
     ]
@@ -172,7 +181,9 @@ def faults_of(folder: Path, ranks: Ranks) -> list[str]:
 
     Each rank reads a share of the files: its own, if the layout is unchanged.
     """
-    files, fault, host = ranks.from_main((*_read_manifest(folder), ranks.host) if ranks.is_main else None)
+    files, fault, host = ranks.from_main(
+        (*_read_manifest(folder), ranks.host) if ranks.is_main else None
+    )
     if fault is not None:
         return [f"{folder / MANIFEST}: {fault}"]
     where = "" if ranks.host == host else f" (seen from {ranks.host})"
@@ -183,7 +194,10 @@ def faults_of(folder: Path, ranks: Ranks) -> list[str]:
 
 def _share(names: list[str], ranks: Ranks) -> list[str]:
     """This rank's files: rank<r>.pt goes to rank r modulo the world size, small files to rank 0."""
-    numbers = {name: int(digits.group(1)) if (digits := re.fullmatch(r"rank(\d+)\.pt", name)) else 0 for name in names}
+    numbers = {
+        name: int(digits.group(1)) if (digits := re.fullmatch(r"rank(\d+)\.pt", name)) else 0
+        for name in names
+    }
     return [name for name, number in numbers.items() if number % ranks.size == ranks.rank]
 
 

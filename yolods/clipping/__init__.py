@@ -6,6 +6,23 @@ policies.
 """
 
 from yolods.clipping import policies
-from yolods.clipping.policy import POLICIES, ClipFactors, Norms, Policy, build_policy, policy, settings_of
+from yolods.clipping.policy import (
+    POLICIES,
+    ClipFactors,
+    Norms,
+    Policy,
+    build_policy,
+    policy,
+    settings_of,
+)
 
-__all__ = ["POLICIES", "ClipFactors", "Norms", "Policy", "build_policy", "policies", "policy", "settings_of"]
+__all__ = [
+    "POLICIES",
+    "ClipFactors",
+    "Norms",
+    "Policy",
+    "build_policy",
+    "policies",
+    "policy",
+    "settings_of",
+]

@@ -61,7 +61,9 @@ class Adaptive(Policy):
         # The smallest positive float instead of 0 keeps a gradient of zeros from dividing by 0.
         own = np.minimum(1.0, allowed / np.maximum(measured.norms, np.finfo(float).tiny))
         common = _factor(measured.norm, self.max_norm)
-        return ClipFactors(factors=np.where([_is_weight(name) for name in measured.names], own, common))
+        return ClipFactors(
+            factors=np.where([_is_weight(name) for name in measured.names], own, common)
+        )
 
 
 def _is_weight(name: str) -> bool:
@@ -148,14 +150,18 @@ class ZScore(Remembering):
         deviation = math.sqrt(self._variance)
         z = (norm - self._mean) / (deviation + EPSILON)
         # Otherwise a limit just above the norm: the factor is then exactly 1.
-        return self._mean + self.threshold**2 / z * deviation if z > self.threshold else norm + EPSILON
+        return (
+            self._mean + self.threshold**2 / z * deviation if z > self.threshold else norm + EPSILON
+        )
 
     def _remember(self, norm: float, after: float) -> None:
         self._count += 1
         # A plain mean while there are few norms; with the full decay the first ones would weigh too
         # much.
         decay = min(self.decay, 1 - 1 / self._count)
-        self._variance = decay * self._variance + (1 - decay) * (after - self._mean) ** 2 * (self._count > 1)
+        self._variance = decay * self._variance + (1 - decay) * (after - self._mean) ** 2 * (
+            self._count > 1
+        )
         self._mean = decay * self._mean + (1 - decay) * after
 
     def state(self) -> dict[str, Any]:
@@ -163,7 +169,10 @@ class ZScore(Remembering):
 
     def load(self, state: dict[str, Any]) -> None:
         self._count = int(state.get("count", 0))
-        self._mean, self._variance = float(state.get("mean", 0.0)), float(state.get("variance", 0.0))
+        self._mean, self._variance = (
+            float(state.get("mean", 0.0)),
+            float(state.get("variance", 0.0)),
+        )
 
 
 @policy("value")

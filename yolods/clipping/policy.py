@@ -103,7 +103,9 @@ def policy(name: str) -> Callable[[_Kind], _Kind]:
         made.name = name
         taken = {"policy", *(key for other in POLICIES.values() for key in settings_of(other))}
         if name in POLICIES or (twice := taken & settings_of(made).keys()):
-            raise ValueError(f"clipping policy {name}: {name if name in POLICIES else ', '.join(twice)} is taken")
+            raise ValueError(
+                f"clipping policy {name}: {name if name in POLICIES else ', '.join(twice)} is taken"
+            )
         POLICIES[name] = made
         return made
 
@@ -113,7 +115,11 @@ def policy(name: str) -> Callable[[_Kind], _Kind]:
 def settings_of(kind: type[Policy]) -> dict[str, tuple[Any, Rule]]:
     """The settings of a policy: key -> (default, rule)."""
     fields = dataclasses.fields(kind)
-    return {each.name: (each.default, each.metadata["rule"]) for each in fields if "rule" in each.metadata}
+    return {
+        each.name: (each.default, each.metadata["rule"])
+        for each in fields
+        if "rule" in each.metadata
+    }
 
 
 def build_policy(name: str, settings: Mapping[str, Any], max_norm: float) -> Policy:
@@ -125,4 +131,6 @@ def build_policy(name: str, settings: Mapping[str, Any], max_norm: float) -> Pol
         max_norm: largest global norm, 0 for none.
     """
     kind = POLICIES[name]
-    return kind(max_norm=max_norm, **{key: settings[key] for key in settings_of(kind) if key in settings})
+    return kind(
+        max_norm=max_norm, **{key: settings[key] for key in settings_of(kind) if key in settings}
+    )

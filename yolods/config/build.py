@@ -22,7 +22,12 @@ from yolods.config.run import CONFIG_FILE, DEFAULT_MODEL, DEMO, NUMBERS, RunConf
 from yolods.errors import Faults, UserError
 from yolods.parsing.rules import check
 
-WRITTEN = {"epochs": "--epochs", "imgsz": "--imgsz", "batch_size": "--batch-size", "workers": "--workers"}
+WRITTEN = {
+    "epochs": "--epochs",
+    "imgsz": "--imgsz",
+    "batch_size": "--batch-size",
+    "workers": "--workers",
+}
 """Keys of `NUMBERS` -> their flags."""
 
 
@@ -55,7 +60,9 @@ def build_run_config(
     # A UserError that ends the block joins the faults found so far, so that none of them is lost.
     made = None
     with faults.caught():
-        made = (_fresh if getattr(args, "resume", None) is None else _resumed)(args, world_size, device, faults)
+        made = (_fresh if getattr(args, "resume", None) is None else _resumed)(
+            args, world_size, device, faults
+        )
     if made is not None and check_files is not None:
         check_files(made, faults)
     faults.raise_if_any()
@@ -77,7 +84,10 @@ def _fresh(args: argparse.Namespace, world_size: int, device: str, faults: Fault
         said_by=sources.get("batch_size", "--batch-size"),
     )
     hyper, notes = merge_optimizer(
-        read, config.optimizer, "--deepspeed_config" if not config.path else config.path.name, faults
+        read,
+        config.optimizer,
+        "--deepspeed_config" if not config.path else config.path.name,
+        faults,
     )
     asked = _with_file(args, read)
     data, weights = _data(asked, faults), _weights(asked, hyper, faults)
@@ -86,10 +96,14 @@ def _fresh(args: argparse.Namespace, world_size: int, device: str, faults: Fault
     _check_sizes(imgsz, sources.get("imgsz", "--imgsz"), model, hyper, config, faults)
     project, name, exist_ok = read_folder(args, faults)
     # --exist-ok moves the folder's old contents before the weights are read.
-    if exist_ok and weights is not None and weights.parent == (project / name / "weights").absolute():
+    if (
+        exist_ok
+        and weights is not None
+        and weights.parent == (project / name / "weights").absolute()
+    ):
         faults.add(
-            f"--weights {weights}: --exist-ok moves the contents of {project / name}; copy the file to another folder, "
-            "or choose another --name"
+            f"--weights {weights}: --exist-ok moves the contents of {project / name}; copy the "
+            "file to another folder, or choose another --name"
         )
     return RunConfig(
         data=data,
@@ -120,7 +134,10 @@ def default_workers(device: str) -> int:
 def _check_accelerator(device: str, environ: Mapping[str, str], faults: Faults) -> None:
     named = environ.get("DS_ACCELERATOR", device)
     if named in ("cpu", "cuda") and named != device:
-        faults.add(f"DS_ACCELERATOR is {named}, but this process computes on {device}; unset it, or set it to {device}")
+        faults.add(
+            f"DS_ACCELERATOR is {named}, but this process computes on {device}; unset it, or set "
+            f"it to {device}"
+        )
 
 
 def _path(args: argparse.Namespace, flag: str) -> Path | None:
@@ -151,11 +168,17 @@ def _start(args: argparse.Namespace) -> str:
 
 def _as_typed(args: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
     hidden = ("local_rank", "command", "func", "run_dir", "start_id", "tell")
-    typed = {key: value for key, value in vars(args).items() if value is not None and key not in hidden}
-    return tuple((key, value) for key, value in typed.items() if isinstance(value, str | int | float | list))
+    typed = {
+        key: value for key, value in vars(args).items() if value is not None and key not in hidden
+    }
+    return tuple(
+        (key, value) for key, value in typed.items() if isinstance(value, str | int | float | list)
+    )
 
 
-def _numbers(args: argparse.Namespace, read: HyperRead, faults: Faults) -> tuple[dict[str, int], dict[str, str]]:
+def _numbers(
+    args: argparse.Namespace, read: HyperRead, faults: Faults
+) -> tuple[dict[str, int], dict[str, str]]:
     """The given values of epochs, imgsz, batch_size and workers, and their sources; a flag
     overrides the hyp file."""
     numbers: dict[str, int] = {}
@@ -197,7 +220,8 @@ def _data(args: argparse.Namespace, faults: Faults) -> Path:
         return shipped
     if not path.is_file():
         faults.add(
-            f"--data {args.data}: {'this is a folder; name the yaml in it' if path.is_dir() else 'no such file'}"
+            f"--data {args.data}: "
+            f"{'this is a folder; name the yaml in it' if path.is_dir() else 'no such file'}"
         )
     return path.absolute()
 
@@ -206,19 +230,28 @@ def _weights(args: argparse.Namespace, hyper: Hyper, faults: Faults) -> Path | N
     given = getattr(args, "weights", None)
     if isinstance(hyper.pretrained, str):
         if given is not None and given != hyper.pretrained:
-            faults.add(f"weights are set twice: --weights {given} and pretrained {hyper.pretrained}; keep one")
+            faults.add(
+                f"weights are set twice: --weights {given} and pretrained {hyper.pretrained}; keep "
+                "one"
+            )
         given = given or hyper.pretrained
     if given in (None, ""):
         return None
     if not Path(given).is_file():
-        faults.add(f"--weights {given}: no such file (weights are never downloaded; fetch the file first)")
+        faults.add(
+            f"--weights {given}: no such file (weights are never downloaded; fetch the file first)"
+        )
     return None if hyper.pretrained is False else Path(given).absolute()
 
 
 def _unread(asked: argparse.Namespace, hyper: Hyper) -> tuple[str, ...]:
     """A line if the user named weights that are ignored."""
     given = getattr(asked, "weights", None)
-    return (f"--weights {given} is ignored: pretrained is false",) if given and hyper.pretrained is False else ()
+    return (
+        (f"--weights {given} is ignored: pretrained is false",)
+        if given and hyper.pretrained is False
+        else ()
+    )
 
 
 def _model(args: argparse.Namespace, weights: Path | None, faults: Faults) -> str:
@@ -231,11 +264,16 @@ def _model(args: argparse.Namespace, weights: Path | None, faults: Faults) -> st
         return DEFAULT_MODEL
     if found := name_of_weights(weights):
         return found
-    faults.add(f"--model is required: the name of --weights {weights.name} does not determine the architecture")
+    faults.add(
+        f"--model is required: the name of --weights {weights.name} does not determine the "
+        "architecture"
+    )
     return DEFAULT_MODEL
 
 
-def _check_sizes(imgsz: int, source: str, model: str, hyper: Hyper, config: DeepSpeedConfig, faults: Faults) -> None:
+def _check_sizes(
+    imgsz: int, source: str, model: str, hyper: Hyper, config: DeepSpeedConfig, faults: Faults
+) -> None:
     """Check the image size against the model's stride and the batch.
 
     A user's yaml is not built here, so only a multiple of 32 is checked; its strides are checked
@@ -250,12 +288,16 @@ def _check_sizes(imgsz: int, source: str, model: str, hyper: Hyper, config: Deep
         faults.add(fault)
     elif name.yaml is None:
         ranks = config.dp_size if hyper.sync_bn else 1
-        fault = single_value_fault(imgsz, name.stride, config.micro_batch, multi_scale=hyper.multi_scale, ranks=ranks)
+        fault = single_value_fault(
+            imgsz, name.stride, config.micro_batch, multi_scale=hyper.multi_scale, ranks=ranks
+        )
         if fault:
             faults.add(fault)
 
 
-def read_folder(args: argparse.Namespace, faults: Faults, *, default: str = "exp") -> tuple[Path, str, bool]:
+def read_folder(
+    args: argparse.Namespace, faults: Faults, *, default: str = "exp"
+) -> tuple[Path, str, bool]:
     """--project, --name (`default` if not given) and --exist-ok; faults are added for each."""
     name = default if args.name is None else args.name
     if name in ("", ".", "..") or "/" in name:
@@ -281,7 +323,9 @@ def _not_utf8(name: str) -> str:
     return ""
 
 
-def _resumed(args: argparse.Namespace, world_size: int, device: str, faults: Faults) -> RunConfig | None:
+def _resumed(
+    args: argparse.Namespace, world_size: int, device: str, faults: Faults
+) -> RunConfig | None:
     """The saved configuration of a run, with epochs, workers and layout from the flags if given."""
     project = Path(args.project or "runs")
     run_dir = _chosen(args) or find_run(args.resume, project, CONFIG_FILE, faults)

@@ -31,7 +31,10 @@ HYPER_FLAGS: dict[str, str] = {
 """Hyper-parameters with a flag of their own -> the flag (yolov5's, if it has one)."""
 
 _REFUSED_FLAGS = {
-    "--device": "choose devices with the launcher's --num_gpus, --include or --hostfile, or CUDA_VISIBLE_DEVICES",
+    "--device": (
+        "choose devices with the launcher's --num_gpus, --include or --hostfile, or "
+        "CUDA_VISIBLE_DEVICES"
+    ),
     "--adam": "use --optimizer Adam",
     "--rect": "every batch has the same shape on every rank; evaluation is rectangular anyway",
     "--quad": "every batch has the same shape on every rank",
@@ -47,7 +50,9 @@ _REFUSED_FLAGS = {
 class _Refuse(argparse.Action):
     """Refuses a flag that yolov5 or ultralytics users may type, and says what to do instead."""
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
         flag = option_string or self.option_strings[0]
         raise RefusedFlag(flag, _REFUSED_FLAGS[flag])
 
@@ -64,16 +69,29 @@ def _given_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--data", metavar="YAML", help="data yaml, or demo")
     parser.add_argument("--weights", metavar="PT", help="ultralytics .pt")
-    parser.add_argument("--imgsz", "--img", "--img-size", type=int, metavar="PX", help="image size (default 640)")
     parser.add_argument(
-        "--batch-size", "--batch", type=int, metavar="N", help="images per forward pass over all ranks (default 16)"
+        "--imgsz", "--img", "--img-size", type=int, metavar="PX", help="image size (default 640)"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="loader processes per rank (default 8; 0 on a CPU)")
+    parser.add_argument(
+        "--batch-size",
+        "--batch",
+        type=int,
+        metavar="N",
+        help="images per forward pass over all ranks (default 16)",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="loader processes per rank (default 8; 0 on a CPU)"
+    )
     parser.add_argument("--project", metavar="DIR", help="folder for runs (default runs)")
     parser.add_argument("--name", help="name of the run's folder (default exp)")
-    parser.add_argument("--exist-ok", action="store_const", const=True, help="write into an existing folder")
     parser.add_argument(
-        "--set", action="append", metavar="KEY=VALUE", help="one hyper-parameter; repeatable (docs/configuration.md)"
+        "--exist-ok", action="store_const", const=True, help="write into an existing folder"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="one hyper-parameter; repeatable (docs/configuration.md)",
     )
 
 
@@ -83,7 +101,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     Parsing a flag of yolov5's train.py that is not supported raises UserError with the remedy.
     """
     _given_flags(parser)
-    parser.add_argument("--model", "--cfg", metavar="NAME", help="yolov5n..x, yolov5n6..x6, yolov5[d,w] or a yaml")
+    parser.add_argument(
+        "--model", "--cfg", metavar="NAME", help="yolov5n..x, yolov5n6..x6, yolov5[d,w] or a yaml"
+    )
     parser.add_argument("--epochs", type=int, metavar="N", help="default 100")
     parser.add_argument("--hyp", metavar="YAML", help="hyper-parameters")
     # Messages between launcher and ranks: the folder that the launcher claimed, the identity of the
@@ -91,36 +111,86 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", metavar="DIR", help=argparse.SUPPRESS)
     parser.add_argument("--start-id", metavar="ID", help=argparse.SUPPRESS)
     parser.add_argument("--tell", metavar="FILE", help=argparse.SUPPRESS)
-    parser.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="resume a run (default: the newest)")
+    parser.add_argument(
+        "--resume", nargs="?", const=True, metavar="RUN", help="resume a run (default: the newest)"
+    )
     hyper = parser.add_argument_group("hyper-parameters with a flag of their own")
     hyper.add_argument("--seed", type=int, metavar="N")
-    hyper.add_argument("--freeze", nargs="+", metavar="LAYER", help="freeze the first N layers, or the listed ones")
-    hyper.add_argument("--cache", nargs="?", const="ram", metavar="ram", help="keep decoded images in memory")
-    hyper.add_argument("--cos-lr", action="store_const", const=True, help="cosine decay of the learning rate")
+    hyper.add_argument(
+        "--freeze", nargs="+", metavar="LAYER", help="freeze the first N layers, or the listed ones"
+    )
+    hyper.add_argument(
+        "--cache", nargs="?", const="ram", metavar="ram", help="keep decoded images in memory"
+    )
+    hyper.add_argument(
+        "--cos-lr", action="store_const", const=True, help="cosine decay of the learning rate"
+    )
     hyper.add_argument("--optimizer", metavar="NAME", help=", ".join(("auto", *OPTIMIZERS)))
-    hyper.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without improvement")
+    hyper.add_argument(
+        "--patience", type=int, metavar="N", help="stop after N epochs without improvement"
+    )
     hyper.add_argument("--save-period", type=int, metavar="N", help="keep a model every N epochs")
-    hyper.add_argument("--single-cls", action="store_const", const=True, help="treat all classes as one")
-    hyper.add_argument("--multi-scale", nargs="?", const=0.5, type=float, metavar="SHARE", help="vary the image size")
-    hyper.add_argument("--sync-bn", action="store_const", const=True, help="synchronise BatchNorm over all ranks")
-    hyper.add_argument("--close-mosaic", type=int, metavar="N", help="no mosaic in the last N epochs")
-    hyper.add_argument("--noval", dest="val", action="store_const", const=False, help="no evaluation after each epoch")
-    hyper.add_argument("--noplots", dest="plots", action="store_const", const=False, help="no pictures")
+    hyper.add_argument(
+        "--single-cls", action="store_const", const=True, help="treat all classes as one"
+    )
+    hyper.add_argument(
+        "--multi-scale",
+        nargs="?",
+        const=0.5,
+        type=float,
+        metavar="SHARE",
+        help="vary the image size",
+    )
+    hyper.add_argument(
+        "--sync-bn", action="store_const", const=True, help="synchronise BatchNorm over all ranks"
+    )
+    hyper.add_argument(
+        "--close-mosaic", type=int, metavar="N", help="no mosaic in the last N epochs"
+    )
+    hyper.add_argument(
+        "--noval",
+        dest="val",
+        action="store_const",
+        const=False,
+        help="no evaluation after each epoch",
+    )
+    hyper.add_argument(
+        "--noplots", dest="plots", action="store_const", const=False, help="no pictures"
+    )
     # Registered, so that argparse also consumes their values, which would be unexpected words
     # otherwise.
     for flag in _REFUSED_FLAGS:
-        parser.add_argument(flag, nargs="*", action=_Refuse, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        parser.add_argument(
+            flag, nargs="*", action=_Refuse, dest=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
 
 
 def add_val_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `val`. --set sets its hyper-parameters (conf, iou, max_det, ...)."""
     _given_flags(parser)
-    parser.add_argument("--save-json", action="store_true", help="write predictions.json in COCO's results format")
-    parser.add_argument("--split", choices=("train", "val", "test"), help="split to evaluate (default val)")
-    parser.add_argument("--device", action=_Refuse, nargs="*", dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--save-json", action="store_true", help="write predictions.json in COCO's results format"
+    )
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), help="split to evaluate (default val)"
+    )
+    parser.add_argument(
+        "--device", action=_Refuse, nargs="*", dest=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
 
 
-EVALUATION = ("conf", "iou", "max_det", "agnostic_nms", "single_cls", "classes", "plots", "box", "cls", "dfl")
+EVALUATION = (
+    "conf",
+    "iou",
+    "max_det",
+    "agnostic_nms",
+    "single_cls",
+    "classes",
+    "plots",
+    "box",
+    "cls",
+    "dfl",
+)
 """Hyper-parameters that an evaluation uses; the last three weight its losses."""
 
 _FOREIGN = {
@@ -139,11 +209,16 @@ _FOREIGN = {
     ),
     "elastic_training": "`{launcher}` restarts a run on the remaining hosts; see --max_restarts",
     **dict.fromkeys(
-        ("bind_cores_to_rank", "bind_core_list"), "ranks share the cores of their host; OMP_NUM_THREADS overrides this"
+        ("bind_cores_to_rank", "bind_core_list"),
+        "ranks share the cores of their host; OMP_NUM_THREADS overrides this",
     ),
     "enable_each_rank_log": "not needed: the logs of all ranks are in the run's folder",
-    **dict.fromkeys(("module", "no_python", "no_local_rank"), "not needed: `{launcher}` starts the ranks itself"),
-    "autotuning": "not supported: start from a JSON of ds_configs/, such as --deepspeed_config zero2_bf16",
+    **dict.fromkeys(
+        ("module", "no_python", "no_local_rank"), "not needed: `{launcher}` starts the ranks itself"
+    ),
+    "autotuning": (
+        "not supported: start from a JSON of ds_configs/, such as --deepspeed_config zero2_bf16"
+    ),
     "gpus": "use --num_gpus of `{launcher}` for the ranks per host",
     "lr": "write --set lr0=VALUE",
     "learning_rate": "write --set lr0=VALUE",
@@ -171,11 +246,24 @@ def foreign(name: str) -> str | None:
     if name in REFUSED or name in YOLOV5:
         return f"not supported: {REFUSED[name][1] if name in REFUSED else YOLOV5[name]}"
     close = nearest(name, RULES, cutoff=0.8)
-    return f"unknown{close.replace('did you mean', 'did you mean the hyper-parameter')}" if close else None
+    return (
+        f"unknown{close.replace('did you mean', 'did you mean the hyper-parameter')}"
+        if close
+        else None
+    )
 
 
 _OF_TRAINING = "a flag of train, not of val"
-_ANYWHERE = ("conf_thres", "iou_thres", "deepspeed_mpi", "nproc_per_node", "nnodes", "num_nodes", "gpus", "module")
+_ANYWHERE = (
+    "conf_thres",
+    "iou_thres",
+    "deepspeed_mpi",
+    "nproc_per_node",
+    "nnodes",
+    "num_nodes",
+    "gpus",
+    "module",
+)
 """Names of `_FOREIGN` whose remedy is valid for `val` as well."""
 
 
@@ -201,7 +289,11 @@ def foreign_to_val(name: str) -> str | None:
     if name in REFUSED or name in YOLOV5:
         return "not supported by val"
     close = nearest(name, EVALUATION, cutoff=0.8)
-    return f"unknown{close.replace('did you mean', 'did you mean the hyper-parameter')}" if close else None
+    return (
+        f"unknown{close.replace('did you mean', 'did you mean the hyper-parameter')}"
+        if close
+        else None
+    )
 
 
 def hyper_flags(args: argparse.Namespace) -> list[Given]:

@@ -15,7 +15,9 @@ def size_fault(imgsz: int, stride: int, model: str, source: str) -> str | None:
     if imgsz % stride == 0:
         return None
     below = max(imgsz // stride, 1) * stride
-    return f"{source} {imgsz}: {model} needs a multiple of {stride}; use {below} or {below + stride}"
+    return (
+        f"{source} {imgsz}: {model} needs a multiple of {stride}; use {below} or {below + stride}"
+    )
 
 
 def drawn_between(imgsz: int, multi_scale: float, stride: int) -> tuple[int, int]:
@@ -36,12 +38,17 @@ def single_value_fault(
         multi_scale: share of imgsz by which the size varies.
         ranks: number of ranks that share BatchNorm statistics.
     """
-    smallest = drawn_between(imgsz, multi_scale, stride)[0] // stride * stride if multi_scale else imgsz
+    smallest = (
+        drawn_between(imgsz, multi_scale, stride)[0] // stride * stride if multi_scale else imgsz
+    )
     cells = smallest // stride
     if micro_batch * ranks * cells * cells != 1:
         return None
-    size = f"--imgsz {imgsz}" + (f" with multi_scale {multi_scale:g}, down to {smallest}" if multi_scale else "")
+    size = f"--imgsz {imgsz}" + (
+        f" with multi_scale {multi_scale:g}, down to {smallest}" if multi_scale else ""
+    )
     return (
-        f"{size}: 1 image per rank x ({smallest} / {stride})^2 cells = 1 value per channel, which has no variance for "
-        f"BatchNorm; use at least 2 images per rank, or sizes of at least {2 * stride}"
+        f"{size}: 1 image per rank x ({smallest} / {stride})^2 cells = 1 value per channel, which "
+        "has no variance for BatchNorm; use at least 2 images per rank, or sizes of at least "
+        f"{2 * stride}"
     )

@@ -30,13 +30,16 @@ def find_run(asked: str | bool, project: Path, config_file: str, faults: Faults)
     if asked is True:
         found = _runs(project, config_file)
         if not found:
-            faults.add(f"--resume: no run in {project} (a run contains {config_file}); name its folder: --resume DIR")
+            faults.add(
+                f"--resume: no run in {project} (a run contains {config_file}); name its folder: "
+                "--resume DIR"
+            )
             return None
         return next((folder for folder in found if _has_checkpoint(folder)), found[0])
     if asked == "":
         faults.add(
-            "--resume is empty: name the run's folder (is a shell variable unset?), or use --resume without a value "
-            "for the newest run"
+            "--resume is empty: name the run's folder (is a shell variable unset?), or use "
+            "--resume without a value for the newest run"
         )
         return None
     path = Path(str(asked))
@@ -62,12 +65,16 @@ def passed_over(run_dir: Path, project: Path, config_file: str) -> tuple[str, ..
         return ()
     names = ", ".join(str(folder) for folder in newer[:8])
     more = f" and {len(newer) - 8} others" if len(newer) > 8 else ""
-    return (f"--resume continues {run_dir}; skipped newer runs without a checkpoint: {names}{more}",)
+    return (
+        f"--resume continues {run_dir}; skipped newer runs without a checkpoint: {names}{more}",
+    )
 
 
 def _runs(project: Path, config_file: str) -> list[Path]:
     """Folders of runs, newest first."""
-    found = sorted(project.glob(f"*/{config_file}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    found = sorted(
+        project.glob(f"*/{config_file}"), key=lambda file: file.stat().st_mtime, reverse=True
+    )
     return [file.parent for file in found]
 
 
@@ -89,12 +96,13 @@ def check_unchanged(
     for flag, (now, before) in asked.items():
         if now != before:
             faults.add(
-                f"{flag} is {shown(now)}, but the run in {run} has {shown(before)}; omit it to continue "
-                "that run, or omit --resume to start a new one"
+                f"{flag} is {shown(now)}, but the run in {run} has {shown(before)}; omit it to "
+                "continue that run, or omit --resume to start a new one"
             )
     if numbers.get("epochs", saved.epochs) < saved.epochs:
         faults.add(
-            f"--epochs {numbers['epochs']}: the run in {run} has {saved.epochs} epochs; the number can only be raised"
+            f"--epochs {numbers['epochs']}: the run in {run} has {saved.epochs} epochs; the number "
+            "can only be raised"
         )
 
 
@@ -106,7 +114,9 @@ def _asked(
     for key, flag in (("data", "--data"), ("weights", "--weights")):
         value, before = getattr(args, key, None), getattr(saved, key)
         if value is not None:
-            shipped = shipped_yaml(Path(value)) if key == "data" and not Path(value).exists() else None
+            shipped = (
+                shipped_yaml(Path(value)) if key == "data" and not Path(value).exists() else None
+            )
             now = value if str(before) == value else str(shipped or Path(value).absolute())
             asked[flag] = (now, None if before is None else str(before))
     if args.model is not None and Path(args.model).absolute() != Path(saved.model).absolute():
@@ -130,7 +140,9 @@ def _asked(
     return asked
 
 
-def relaid(saved: RunConfig, path: Path | None, world_size: int, device: str, faults: Faults) -> DeepSpeedConfig:
+def relaid(
+    saved: RunConfig, path: Path | None, world_size: int, device: str, faults: Faults
+) -> DeepSpeedConfig:
     """The resolved JSON for a resume under another JSON, world size or device, with the run's step
     and optimizer."""
     where = "--resume" if path is None else f"--deepspeed_config {path}"
@@ -148,8 +160,8 @@ def relaid(saved: RunConfig, path: Path | None, world_size: int, device: str, fa
     )
     if config.train_batch != saved.deepspeed.train_batch:
         faults.add(
-            f"{where}: {config.train_batch} images per step, but the run has {saved.deepspeed.train_batch}; "
-            'write "auto" for the batch keys'
+            f"{where}: {config.train_batch} images per step, but the run has "
+            f'{saved.deepspeed.train_batch}; write "auto" for the batch keys'
         )
     _check_optimizer(saved, config, where, faults)
     return config
@@ -160,11 +172,15 @@ def _check_optimizer(saved: RunConfig, config: DeepSpeedConfig, where: str, faul
     if config.optimizer is None:
         return
     if config.optimizer.name != saved.hyper.optimizer:
-        faults.add(f"{where}: the optimizer is {config.optimizer.name}, but the run uses {saved.hyper.optimizer}")
+        faults.add(
+            f"{where}: the optimizer is {config.optimizer.name}, but the run uses "
+            f"{saved.hyper.optimizer}"
+        )
         return
     asked, _ = merge_optimizer(HyperRead(saved.hyper, {}, {}, {}), config.optimizer, where, faults)
     for key in ("lr0", "momentum", "weight_decay"):
         if (now := getattr(asked, key)) != (before := getattr(saved.hyper, key)):
             faults.add(
-                f'{where}: "optimizer" sets {key} to {shown(now)}, but the run has {shown(before)}; write "auto"'
+                f'{where}: "optimizer" sets {key} to {shown(now)}, but the run has '
+                f'{shown(before)}; write "auto"'
             )

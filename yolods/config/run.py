@@ -210,7 +210,9 @@ class RunConfig:
                 run=str(saved.get("run") or ""),
             )
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-            raise UserError(f"{where}: not a run's configuration: {type(error).__name__}: {error}") from None
+            raise UserError(
+                f"{where}: not a run's configuration: {type(error).__name__}: {error}"
+            ) from None
 
 
 def _checked(saved: Mapping[str, Any], faults: Faults) -> dict[str, Any]:
@@ -234,7 +236,9 @@ def _batches_of(saved: Mapping[str, Any]) -> BatchPlan | None:
     if batch % micro:
         return None
     # `auto` only matters for warm-up, which `plan_batches` decides again from the JSON.
-    plan = BatchPlan(micro=micro, accumulation=steps, accumulation_auto=True, dp_size=batch // micro)
+    plan = BatchPlan(
+        micro=micro, accumulation=steps, accumulation_auto=True, dp_size=batch // micro
+    )
     return plan if plan.train_batch == settings[TRAIN] else None
 
 
@@ -246,7 +250,9 @@ def next_run_dir(project: Path, name: str, exist_ok: bool = False) -> Path:
     Args:
         exist_ok: whether to return project/name even if it exists.
     """
-    return next(folder for folder in numbered(project / name) if exist_ok or not os.path.lexists(folder))
+    return next(
+        folder for folder in numbered(project / name) if exist_ok or not os.path.lexists(folder)
+    )
 
 
 def numbered(folder: Path) -> Iterator[Path]:

@@ -32,10 +32,26 @@ LOCK = ".lock"
 EARLIER_FOLDER = "earlier"
 """Subfolder to which --exist-ok moves an earlier run's files: earlier/, earlier2/ and so on."""
 OUTPUTS = (
-    *(CONFIG_FILE, "checkpoints", "weights", "logs", "train.log", "results.csv*", "results.png", "problems.txt"),
+    *(
+        CONFIG_FILE,
+        "checkpoints",
+        "weights",
+        "logs",
+        "train.log",
+        "results.csv*",
+        "results.png",
+        "problems.txt",
+    ),
     *(partial_name(name) for name in (CONFIG_FILE, "results.csv", "stability.jsonl")),
     *("stability.jsonl", "events.out.tfevents.*", "labels.jpg", "train_batch*.jpg"),
-    *("val_batch*.jpg", "Box*_curve.png", "confusion_matrix*.png", "predictions.json", "metrics.json", "deepspeed"),
+    *(
+        "val_batch*.jpg",
+        "Box*_curve.png",
+        "confusion_matrix*.png",
+        "predictions.json",
+        "metrics.json",
+        "deepspeed",
+    ),
 )
 """Patterns of all that a run writes into its folder. CONFIG_FILE comes first: without it the folder
 can no longer be resumed, even if moving the rest fails."""
@@ -160,8 +176,8 @@ class Claim:
             os.close(self._handle)
             self._handle = None
             raise _Taken(
-                f"{folder}: another run is using this folder ({holder}); wait until it ends, or choose another --name "
-                f"(if that process no longer exists: rm {folder / LOCK})"
+                f"{folder}: another run is using this folder ({holder}); wait until it ends, or "
+                f"choose another --name (if that process no longer exists: rm {folder / LOCK})"
             ) from None
         return os.fstat(self._handle).st_nlink > 0  # 0: a run that just ended has unlinked the file
 
@@ -211,7 +227,8 @@ def writable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}; choose another folder with --project"
+            f"cannot write to {folder}: {error.strerror or error}; choose another folder with "
+            "--project"
         ) from None
 
 

@@ -28,16 +28,25 @@ def difference(one: Sequence[str], other: Sequence[str]) -> Difference:
         return "count"
     if list(one) == list(other):
         return ""
-    return "order" if any(name in other and other[place] != name for place, name in enumerate(one)) else "names"
+    return (
+        "order"
+        if any(name in other and other[place] != name for place, name in enumerate(one))
+        else "names"
+    )
 
 
 def both(one: Sequence[str], other: Sequence[str]) -> tuple[str, str]:
     """The two lists for a message: complete if they are short, otherwise the first differences."""
     if max(len(one), len(other)) <= SHOWN:
         return _listed(dict(enumerate(one)), len(one)), _listed(dict(enumerate(other)), len(other))
-    apart = [place for place in range(max(len(one), len(other))) if one[place : place + 1] != other[place : place + 1]]
+    apart = [
+        place
+        for place in range(max(len(one), len(other)))
+        if one[place : place + 1] != other[place : place + 1]
+    ]
     return tuple(  # type: ignore[return-value]
-        _listed({place: names[place] for place in apart if place < len(names)}, len(names)) for names in (one, other)
+        _listed({place: names[place] for place in apart if place < len(names)}, len(names))
+        for names in (one, other)
     )
 
 

@@ -134,7 +134,9 @@ class DetectionSet(YOLODataset):
         # A batch's share of the square's height and width: below 1 only if all of its images are
         # flat, or all are tall.
         shares = np.stack((np.minimum(tallest, 1), 1 / np.maximum(flattest, 1)), axis=1)
-        self.batch_shapes = np.ceil(shares * self.imgsz / self.stride + self.pad).astype(int) * self.stride
+        self.batch_shapes = (
+            np.ceil(shares * self.imgsz / self.stride + self.pad).astype(int) * self.stride
+        )
         self.batch = np.arange(self.ni) // self.batch_size
 
     def build_transforms(self, hyp: SimpleNamespace) -> Compose:
@@ -150,7 +152,9 @@ class DetectionSet(YOLODataset):
 
     def _keyed(self, pipeline: Compose) -> Compose:
         for transform in pipeline.transforms:
-            if isinstance(transform, Albumentations) and hasattr(transform.transform, "set_random_seed"):
+            if isinstance(transform, Albumentations) and hasattr(
+                transform.transform, "set_random_seed"
+            ):
                 transform.transform = _KeyedAlbumentations(transform.transform, self._further)
         return pipeline
 
@@ -181,7 +185,9 @@ class DetectionSet(YOLODataset):
     def exclude(self, images: Iterable[str]) -> None:
         """Replace these images by the next ones from now on. Running workers do not see it."""
         excluded = frozenset(images)
-        self._excluded = {place for place, identity in enumerate(self.im_files) if identity in excluded}
+        self._excluded = {
+            place for place, identity in enumerate(self.im_files) if identity in excluded
+        }
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
         """The image and boxes at `index`, or of the next one if it is excluded or unreadable.
@@ -203,9 +209,13 @@ class DetectionSet(YOLODataset):
                     return self._blank(place)
         left = self.ni - len(self._excluded)
         raise UserError(
-            f"none of the {left} images can be read; the first is {self.source.place(self.im_files[0])}"
+            f"none of the {left} images can be read; the first is "
+            f"{self.source.place(self.im_files[0])}"
             if left
-            else f"all {self.ni} images are excluded, because their values were not finite; see stability.jsonl"
+            else (
+                f"all {self.ni} images are excluded, because their values were not finite; see "
+                "stability.jsonl"
+            )
         )
 
     def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> tuple:

@@ -35,7 +35,7 @@ README = """Demo data of yolods, made on first use and safe to delete.
 {train} training and {val} validation images of {side}x{side} pixels with the classes {names}. Backgrounds are crops of
 the two photographs in ultralytics' assets (bus.jpg, zidane.jpg); train and val use parts that do not touch. Objects are
 drawn. Labels are in YOLO format: class, centre x, centre y, width, height in parts of the image.
-"""
+"""  # noqa: E501
 
 
 def ensure_demo(cache: Path) -> Path:
@@ -94,7 +94,9 @@ def _make(folder: Path) -> None:
     for split, count in COUNTS.items():
         # RandomState's streams never change, so that every machine draws the same images.
         rng = np.random.RandomState([SEED, list(COUNTS).index(split)])
-        backgrounds = [_region(cv2.imread(str(ASSETS / name)), *box) for name, *box in REGIONS[split]]
+        backgrounds = [
+            _region(cv2.imread(str(ASSETS / name)), *box) for name, *box in REGIONS[split]
+        ]
         images, labels = folder / "images" / split, folder / "labels" / split
         images.mkdir(parents=True)
         labels.mkdir(parents=True)
@@ -116,7 +118,9 @@ def _region(photo: np.ndarray, x0: float, y0: float, x1: float, y1: float) -> np
     return photo[round(y0 * height) : round(y1 * height), round(x0 * width) : round(x1 * width)]
 
 
-def _scene(rng: np.random.RandomState, photo: np.ndarray) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+def _scene(
+    rng: np.random.RandomState, photo: np.ndarray
+) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """An image (SIDE, SIDE, 3) uint8 BGR and its rows (class, normalised xywh)."""
     image = _background(rng, photo)
     boxes: list[tuple[int, np.ndarray]] = []
@@ -141,11 +145,17 @@ def _background(rng: np.random.RandomState, photo: np.ndarray) -> np.ndarray:
     x, y = rng.randint(width - side + 1), rng.randint(height - side + 1)
     crop = cv2.resize(photo[y : y + side, x : x + side], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     crop = crop[:, ::-1] if rng.rand() < 0.5 else crop
-    return np.clip(crop * rng.uniform(0.6, 1.2) + rng.uniform(-20, 20, 3), 0, 255).astype(np.float32)
+    return np.clip(crop * rng.uniform(0.6, 1.2) + rng.uniform(-20, 20, 3), 0, 255).astype(
+        np.float32
+    )
 
 
 def _place(
-    rng: np.random.RandomState, image: np.ndarray, patch: np.ndarray, alpha: np.ndarray, others: list[np.ndarray]
+    rng: np.random.RandomState,
+    image: np.ndarray,
+    patch: np.ndarray,
+    alpha: np.ndarray,
+    others: list[np.ndarray],
 ) -> np.ndarray | None:
     """Blend an object into the image where it hides little of others; its corners, or None."""
     height, width = alpha.shape
@@ -178,10 +188,16 @@ def _hide_part(rng: np.random.RandomState, alpha: np.ndarray) -> None:
     across[start : start + max(int(size * rng.uniform(0.08, 0.2)), 1)] = 0
 
 
-def _shaped(rng: np.random.RandomState, patch: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _shaped(
+    rng: np.random.RandomState, patch: np.ndarray, alpha: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Light, rotate, scale and crop an object: (h, w, 3) and (h, w) float32, alpha in [0, 1]."""
     slope = np.linspace(-1, 1, CANVAS, dtype=np.float32)
-    light = rng.uniform(0.75, 1.15) + rng.uniform(-0.2, 0.2) * slope[None] + rng.uniform(-0.2, 0.2) * slope[:, None]
+    light = (
+        rng.uniform(0.75, 1.15)
+        + rng.uniform(-0.2, 0.2) * slope[None]
+        + rng.uniform(-0.2, 0.2) * slope[:, None]
+    )
     grain = cv2.resize(rng.randn(24, 24).astype(np.float32), (CANVAS, CANVAS)) * 12
     patch = np.clip(patch * light[..., None] + grain[..., None], 0, 255)
     scale = np.exp(rng.uniform(*np.log(SIZES))) / CANVAS
@@ -192,7 +208,9 @@ def _shaped(rng: np.random.RandomState, patch: np.ndarray, alpha: np.ndarray) ->
     turn *= scale
     size = int(np.ceil(CANVAS * 1.5 * scale)) + 2
     # Multiply by alpha before filtering, so that the black background does not bleed in.
-    premultiplied = cv2.GaussianBlur(np.dstack((patch * alpha[..., None], alpha)), (0, 0), 0.5 / scale)
+    premultiplied = cv2.GaussianBlur(
+        np.dstack((patch * alpha[..., None], alpha)), (0, 0), 0.5 / scale
+    )
     warped = cv2.warpAffine(premultiplied, turn, (size, size), flags=cv2.INTER_LINEAR)
     alpha = warped[..., 3]
     rows, columns = np.flatnonzero(alpha.max(1) > 0.5), np.flatnonzero(alpha.max(0) > 0.5)
@@ -207,7 +225,17 @@ def _blank() -> tuple[np.ndarray, np.ndarray]:
 
 def _colour(rng: np.random.RandomState, hue: float, spread: float) -> tuple[float, float, float]:
     """A saturated BGR colour near a hue (0 to 180, OpenCV's scale)."""
-    hsv = np.uint8([[[(hue + rng.uniform(-spread, spread)) % 180, rng.randint(170, 256), rng.randint(170, 256)]]])
+    hsv = np.uint8(
+        [
+            [
+                [
+                    (hue + rng.uniform(-spread, spread)) % 180,
+                    rng.randint(170, 256),
+                    rng.randint(170, 256),
+                ]
+            ]
+        ]
+    )
     return tuple(float(v) for v in cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)[0, 0])
 
 
@@ -237,7 +265,17 @@ def _ball(rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
     hue, start, middle = rng.uniform(0, 180), rng.uniform(0, 60), (CANVAS // 2, CANVAS // 2)
     pair = (_colour(rng, hue, 0), (245.0, 245.0, 245.0))
     for sector in range(6):
-        cv2.ellipse(patch, middle, (84, 84), start, 60 * sector, 60 * sector + 60, pair[sector % 2], -1, cv2.LINE_AA)
+        cv2.ellipse(
+            patch,
+            middle,
+            (84, 84),
+            start,
+            60 * sector,
+            60 * sector + 60,
+            pair[sector % 2],
+            -1,
+            cv2.LINE_AA,
+        )
     cv2.circle(patch, middle, 16, _colour(rng, hue + 90, 20), -1, cv2.LINE_AA)
     cv2.circle(alpha, middle, 82, 1, -1, cv2.LINE_AA)
     y, x = np.mgrid[:CANVAS, :CANVAS].astype(np.float32) / CANVAS - 0.5
@@ -259,4 +297,8 @@ def _sign(rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
     return patch, alpha
 
 
-DRAWERS: tuple[Callable[[np.random.RandomState], tuple[np.ndarray, np.ndarray]], ...] = (_cone, _ball, _sign)
+DRAWERS: tuple[Callable[[np.random.RandomState], tuple[np.ndarray, np.ndarray]], ...] = (
+    _cone,
+    _ball,
+    _sign,
+)

@@ -67,13 +67,17 @@ def samples_of(labels: Iterable[Mapping[str, Any]], source: Source) -> Samples:
         stats = pool.map(source.fingerprint, (label["im_file"] for label in labels))
         for label, (size, time) in zip(labels, stats, strict=True):
             boxes = label["cls"].tobytes() + label["bboxes"].tobytes()
-            image = blake2b(f"{size} {tuple(map(int, label['shape']))} ".encode() + boxes, digest_size=16)
+            image = blake2b(
+                f"{size} {tuple(map(int, label['shape']))} ".encode() + boxes, digest_size=16
+            )
             order.update(image.digest())
             names.update(os.fsencode(label["im_file"]) + b"\0")
             # Sums, unlike the running hashes above, do not depend on the order of the images.
             content += _number(image.digest())
             times += _number(blake2b(image.digest() + str(time).encode(), digest_size=16).digest())
-    return Samples(len(labels), _digits(content), order.hexdigest(), names.hexdigest(), _digits(times))
+    return Samples(
+        len(labels), _digits(content), order.hexdigest(), names.hexdigest(), _digits(times)
+    )
 
 
 def _number(digest: bytes) -> int:

@@ -60,14 +60,18 @@ def train_loader(
         UserError: a worker died, or no image can be read.
     """
     if micro * dp_size != stream.batch:
-        raise ValueError(f"batch {stream.batch} != micro {micro} x ranks {dp_size} = {micro * dp_size}")
+        raise ValueError(
+            f"batch {stream.batch} != micro {micro} x ranks {dp_size} = {micro * dp_size}"
+        )
     if stream.n != len(dataset):
         raise ValueError(f"the stream has {stream.n} images, the data set {len(dataset)}")
     requests = _Requests(stream, first_position + dp_rank * micro, stream.batch, micro)
     return _deliver(_loader(dataset, requests, workers, pin_memory))
 
 
-def eval_batches(dataset: DetectionSet, *, dp_rank: int, dp_size: int, forward_batch: int) -> list[EvalBatch]:
+def eval_batches(
+    dataset: DetectionSet, *, dp_rank: int, dp_size: int, forward_batch: int
+) -> list[EvalBatch]:
     """This rank's share of an evaluation: equally many batches per rank; each image counts exactly
     once.
 
@@ -78,7 +82,9 @@ def eval_batches(dataset: DetectionSet, *, dp_rank: int, dp_size: int, forward_b
     pieces = []
     for start in range(0, len(dataset), dataset.eval_batch):
         end = min(start + dataset.eval_batch, len(dataset))
-        pieces += [tuple(range(i, min(i + forward_batch, end))) for i in range(start, end, forward_batch)]
+        pieces += [
+            tuple(range(i, min(i + forward_batch, end))) for i in range(start, end, forward_batch)
+        ]
     rounds = math.ceil(len(pieces) / dp_size)
     share = [EvalBatch(piece, len(piece)) for piece in pieces[dp_rank::dp_size]]
     return share + [EvalBatch(pieces[0][:1], 0)] * (rounds - len(share))
@@ -162,7 +168,9 @@ def _deliver(loader: DataLoader) -> Iterator[Collated]:
             except StopIteration:
                 return
             except RuntimeError as error:
-                if re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
+                if re.search(
+                    r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)
+                ):
                     raise OwnError(_death(str(error), loader.num_workers)) from error
                 raise
             if isinstance(batch, str):
@@ -174,10 +182,14 @@ def _deliver(loader: DataLoader) -> Iterator[Collated]:
 
 def _death(report: str, workers: int) -> str:
     shared = Path("/dev/shm")
-    room = f", {shutil.disk_usage(shared).free >> 20} MiB of shared memory are free" if shared.is_dir() else ""
+    room = (
+        f", {shutil.disk_usage(shared).free >> 20} MiB of shared memory are free"
+        if shared.is_dir()
+        else ""
+    )
     return (
-        f"a data loading process died ({report.splitlines()[0]}); the usual cause is too little memory: try fewer "
-        f"--workers (now {workers} per rank{room})"
+        f"a data loading process died ({report.splitlines()[0]}); the usual cause is too little "
+        f"memory: try fewer --workers (now {workers} per rank{room})"
     )
 
 

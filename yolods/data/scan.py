@@ -91,12 +91,17 @@ class Scan:
                 "each image counts as often as it is named"
             )
         if self.lines_unused:
-            first = "; ".join(str(problem) for problem in self.problems[: min(self.lines_unused, LINES_SHOWN)])
-            found.append(f"{self.split}: {self.lines_unused} lines of its list are ignored, the first: {first}")
+            first = "; ".join(
+                str(problem) for problem in self.problems[: min(self.lines_unused, LINES_SHOWN)]
+            )
+            found.append(
+                f"{self.split}: {self.lines_unused} lines of its list are ignored, the first: "
+                f"{first}"
+            )
         if self.split != "train" and not self.boxes:
             found.append(
-                f"{self.split}: {len(self.labels)} images but no box: every metric is 0 for every model"
-                f"{_label_place(self.source.place(self.labels[0]['im_file']), self.source)}"
+                f"{self.split}: {len(self.labels)} images but no box: every metric is 0 for every "
+                f"model{_label_place(self.source.place(self.labels[0]['im_file']), self.source)}"
             )
         return found
 
@@ -142,7 +147,9 @@ def scan(
         files = _first(images, fraction)
         source, found = _files(files, spec, split, cache, workers, progress)
         passed_over = [
-            Problem(str(file), line, f"{text[:100]!r} is not the name of an image file; line ignored")
+            Problem(
+                str(file), line, f"{text[:100]!r} is not the name of an image file; line ignored"
+            )
             for file, line, text in unused_lines(paths)
         ]
     if not single_cls:  # with a single class, ids do not matter
@@ -167,7 +174,9 @@ def _files(
                 from tqdm import tqdm
 
                 what = f"checking {split}"
-                checked = tqdm(checked, total=len(files), desc=what, unit=" images", leave=False, disable=None)
+                checked = tqdm(
+                    checked, total=len(files), desc=what, unit=" images", leave=False, disable=None
+                )
             found = list(checked)
             _save(store, key, found)
     source = ImageFiles(files, spec.root, spec.channels)
@@ -182,12 +191,17 @@ def in_both(train: Scan, val: Scan) -> str:
     count = sum(place_of(val.source.place(label["im_file"])) in trained for label in val.labels)
     if not count:
         return ""
-    return f"{count} of {len(val.labels)} {val.split} images are {train.split} images as well: metrics will be too good"
+    return (
+        f"{count} of {len(val.labels)} {val.split} images are {train.split} images as well: "
+        "metrics will be too good"
+    )
 
 
 def write_problems(path: Path, problems: Iterable[Problem]) -> None:
     """Write one line per problem: `file:line: text`."""
-    path.write_text("".join(f"{problem}\n" for problem in problems), encoding="utf-8", errors="backslashreplace")
+    path.write_text(
+        "".join(f"{problem}\n" for problem in problems), encoding="utf-8", errors="backslashreplace"
+    )
 
 
 def _first(samples: list[Any], fraction: float) -> list[Any]:
@@ -211,8 +225,8 @@ def _refuse_foreign_classes(found: list[CheckedPair], spec: DataSpec) -> None:
         known = ", ".join(map(str, sorted(ids)[:10]))
         more = f"; {ids.total()} boxes have such ids: {known}" if ids.total() > 1 else ""
         raise UserError(
-            f"{first[0]}:{first[1]}: class id {first[2]} is outside the {nc} names of {spec.yaml} (ids 0 to {nc - 1})"
-            f"{more}; correct names or the labels"
+            f"{first[0]}:{first[1]}: class id {first[2]} is outside the {nc} names of {spec.yaml} "
+            f"(ids 0 to {nc - 1}){more}; correct names or the labels"
         )
 
 
@@ -227,7 +241,9 @@ def _result(
     kept = [item for item in found if item.shape is not None]
     problems = [problem for item in found for problem in item.problems]
     if not kept:
-        raise UserError(f"{split}: none of {len(found)} images can be used; the first problem: {problems[0]}")
+        raise UserError(
+            f"{split}: none of {len(found)} images can be used; the first problem: {problems[0]}"
+        )
     if split == "train" and not any(len(item.rows) for item in kept):
         raise UserError(
             f"train: {len(kept)} images but no usable box{_label_place(found[0].file, source)}"
@@ -256,15 +272,23 @@ def _label_place(image: str, source: Source) -> str:
     return f"; labels are expected in files such as {img2label_paths([image])[0]}"
 
 
-def _label(item: CheckedPair, with_segments: bool, single_cls: bool, classes: Sequence[int] | None) -> dict[str, Any]:
-    keep = np.ones(len(item.rows), bool) if classes is None else np.isin(item.rows[:, 0], list(classes))
+def _label(
+    item: CheckedPair, with_segments: bool, single_cls: bool, classes: Sequence[int] | None
+) -> dict[str, Any]:
+    keep = (
+        np.ones(len(item.rows), bool)
+        if classes is None
+        else np.isin(item.rows[:, 0], list(classes))
+    )
     rows = item.rows[keep]
     return {
         "im_file": item.id,
         "shape": item.shape,
         "cls": np.zeros((len(rows), 1), np.float32) if single_cls else rows[:, :1].copy(),
         "bboxes": rows[:, 1:].copy(),
-        "segments": [s for s, k in zip(item.segments, keep, strict=True) if k] if with_segments else [],
+        "segments": [s for s, k in zip(item.segments, keep, strict=True) if k]
+        if with_segments
+        else [],
         "keypoints": None,
         "normalized": True,
         "bbox_format": "xywh",
@@ -279,7 +303,9 @@ def _store(cache: Path, spec: DataSpec, split: str, files: list[str]) -> Path:
 def _fingerprint(pool: ThreadPoolExecutor, files: list[str], spec: DataSpec) -> str:
     """A hash of every path, size and time, and of the settings that affect the result."""
     # Sizes and times instead of contents: a large set is queried in seconds and never read.
-    digest = hashlib.blake2b(f"{VERSION} {len(spec.names)} {spec.keypoints}".encode(), digest_size=16)
+    digest = hashlib.blake2b(
+        f"{VERSION} {len(spec.names)} {spec.keypoints}".encode(), digest_size=16
+    )
     for file, stat in zip(files, pool.map(_size_and_time, files, chunksize=64), strict=True):
         digest.update(os.fsencode(file) + b"\0" + stat)
     return digest.hexdigest()
@@ -299,7 +325,10 @@ def _save(store: Path, key: str, found: list[CheckedPair]) -> None:
     # Flat arrays without pickled objects: they load fast, and `allow_pickle` can stay off.
     meta = {
         "key": key,
-        "files": [(item.file, item.label_file, item.shape, len(item.rows), len(item.segments)) for item in found],
+        "files": [
+            (item.file, item.label_file, item.shape, len(item.rows), len(item.segments))
+            for item in found
+        ],
         "problems": [[(p.file, p.line, p.text) for p in item.problems] for item in found],
         "skipped": [item.lines_skipped for item in found],
     }
@@ -324,7 +353,11 @@ def _load(store: Path, key: str) -> list[CheckedPair] | None:
             if meta["key"] != key:
                 return None
             rows, lines = data["rows"], data["lines"].tolist()
-            segments = np.split(data["points"], np.cumsum(data["sizes"])[:-1]) if len(data["sizes"]) else []
+            segments = (
+                np.split(data["points"], np.cumsum(data["sizes"])[:-1])
+                if len(data["sizes"])
+                else []
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # missing, truncated by a crash, or of another format: check again
     found, row, segment = [], 0, 0

@@ -98,7 +98,9 @@ class ImageFiles:
         """Note a file and return its identity."""
         known = self._files.setdefault(below, file)
         # `..` after a link leads elsewhere, so two paths with the same text may name two files.
-        identity = below if known == file or os.path.realpath(known) == os.path.realpath(file) else file
+        identity = (
+            below if known == file or os.path.realpath(known) == os.path.realpath(file) else file
+        )
         self._files.setdefault(identity, file)
         return identity
 
@@ -107,7 +109,9 @@ class ImageFiles:
         import cv2
         from ultralytics.utils.patches import imread
 
-        flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(self._channels, cv2.IMREAD_UNCHANGED)
+        flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(
+            self._channels, cv2.IMREAD_UNCHANGED
+        )
         file = self._files[identity]
         try:
             image = imread(file, flags=flag)

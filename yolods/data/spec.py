@@ -20,7 +20,21 @@ from yolods.parsing.rules import shown
 from yolods.parsing.yaml_file import NotYaml, parse_yaml
 
 IMAGE_SUFFIXES = frozenset(
-    ("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
+    (
+        "avif",
+        "bmp",
+        "dng",
+        "heic",
+        "heif",
+        "jp2",
+        "jpeg",
+        "jpg",
+        "mpo",
+        "png",
+        "tif",
+        "tiff",
+        "webp",
+    )
 )
 SPLITS = ("train", "val", "test")
 
@@ -53,8 +67,14 @@ class DataSpec:
     @property
     def warnings(self) -> list[str]:
         """Lines about what the user probably did not intend."""
-        twice = [f"{name} ({count} times)" for name, count in Counter(self.names).items() if count > 1]
-        return [f"{self.yaml}: several classes have the same name: {', '.join(twice[:5])}"] if twice else []
+        twice = [
+            f"{name} ({count} times)" for name, count in Counter(self.names).items() if count > 1
+        ]
+        return (
+            [f"{self.yaml}: several classes have the same name: {', '.join(twice[:5])}"]
+            if twice
+            else []
+        )
 
     def sources(self, split: str) -> tuple[Path, ...]:
         """Folders, files and lists of one split ('train', 'val' or 'test')."""
@@ -97,7 +117,8 @@ def fetch(spec: DataSpec) -> DataSpec:
     except Exception as error:  # a yaml's script may raise anything
         line = next(iter(str(error).strip().splitlines()), type(error).__name__).strip("❌ .")
         raise UserError(
-            f"{spec.yaml}: download failed: {line}; download the images into {store} yourself, or try again"
+            f"{spec.yaml}: download failed: {line}; download the images into {store} yourself, or "
+            "try again"
         ) from error
     return _read(spec.yaml, root=Path(data["path"]), may_download=False)
 
@@ -130,8 +151,8 @@ def check_classes(names: Sequence[str], where: object, classes: Iterable[int] | 
     """
     if foreign := [each for each in classes or () if each >= len(names)]:
         raise UserError(
-            f"classes: {', '.join(map(str, foreign))} is no class of {where}, which names {len(names)} "
-            f"(ids 0 to {len(names) - 1})"
+            f"classes: {', '.join(map(str, foreign))} is no class of {where}, which names "
+            f"{len(names)} (ids 0 to {len(names) - 1})"
         )
 
 
@@ -147,7 +168,10 @@ def places(spec: DataSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def spare_places(spec: DataSpec) -> frozenset[str]:
     """Those of `places` that only the test split uses, so that no training reads them."""
-    needed = {str(spec.yaml), *(place for group in _places(spec, ("train", "val")) for place in group)}
+    needed = {
+        str(spec.yaml),
+        *(place for group in _places(spec, ("train", "val")) for place in group),
+    }
     return frozenset(place for group in places(spec) for place in group if place not in needed)
 
 
@@ -156,7 +180,9 @@ def _places(spec: DataSpec, splits: Sequence[str]) -> tuple[tuple[str, ...], tup
     folders = [source for source in sources if source.is_dir()]
     labels = [Path(*_last_replaced(folder.parts)) for folder in folders if "images" in folder.parts]
     lists = [source for source in sources if source.suffix == ".txt"]
-    return tuple(map(str, (*(source for source in sources if source not in lists), *labels))), tuple(map(str, lists))
+    return tuple(
+        map(str, (*(source for source in sources if source not in lists), *labels))
+    ), tuple(map(str, lists))
 
 
 def _last_replaced(parts: tuple[str, ...]) -> list[str]:
@@ -196,7 +222,10 @@ def find_images(sources: tuple[Path, ...]) -> tuple[list[str], int]:
             raise UserError(f"{source} does not exist (named in the data yaml)")
         files.extend(_images_in(source))
     if not files:
-        raise UserError(f"no images in {', '.join(map(str, sources))}; known types: {' '.join(sorted(IMAGE_SUFFIXES))}")
+        raise UserError(
+            f"no images in {', '.join(map(str, sources))}; known types: "
+            f"{' '.join(sorted(IMAGE_SUFFIXES))}"
+        )
     return sorted(files), len(files) - len({place_of(file) for file in files})
 
 
@@ -218,7 +247,10 @@ def _images_in(source: Path) -> Iterator[str]:
         names = iter((str(source),))
     else:
         beside = str(source.parent) + os.sep
-        names = (beside + x[2:] if x.startswith("./") else x for x in (line.strip() for line in _lines(source)))
+        names = (
+            beside + x[2:] if x.startswith("./") else x
+            for x in (line.strip() for line in _lines(source))
+        )
     return (name for name in names if _is_image(name))
 
 
@@ -245,7 +277,11 @@ def _files_below(top: str) -> Iterator[str]:
                 continue
             seen.add(identity)
             below[:] = sorted(name for name in below if not name.startswith("."))
-            linked = [path for path in (os.path.join(folder, name) for name in below) if os.path.islink(path)]
+            linked = [
+                path
+                for path in (os.path.join(folder, name) for name in below)
+                if os.path.islink(path)
+            ]
             links += [path for path in linked if not _above(path)]
             yield from (os.path.join(folder, name) for name in files if not name.startswith("."))
 
@@ -311,10 +347,15 @@ def _find_yaml(path: Path) -> Path:
         found = sorted((*path.glob("*.yaml"), *path.glob("*.yml")))
         if len(found) == 1:
             return found[0].absolute()
-        raise UserError(f"{path} is a folder with {len(found)} yaml files; name one of them with --data")
+        raise UserError(
+            f"{path} is a folder with {len(found)} yaml files; name one of them with --data"
+        )
     if found := shipped_yaml(path):
         return found
-    raise UserError(f"data yaml {path} does not exist; --data takes a yaml with train, val and names, or the word demo")
+    raise UserError(
+        f"data yaml {path} does not exist; --data takes a yaml with train, val and names, or the "
+        "word demo"
+    )
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -326,7 +367,10 @@ def _load(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {error}") from error
     if not isinstance(data, dict):
-        raise UserError(f"{file}: not a data yaml: expected keys train, val and names, found {type(data).__name__}")
+        raise UserError(
+            f"{file}: not a data yaml: expected keys train, val and names, found "
+            f"{type(data).__name__}"
+        )
     return data
 
 
@@ -345,10 +389,15 @@ def _names(data: dict[str, Any], faults: Faults) -> tuple[str, ...]:
     if isinstance(names, dict):
         names = _from_mapping(names, faults)
     elif not isinstance(names, list):
-        faults.add(f"names: must be a list or a mapping from class id to name, not {type(names).__name__}")
+        faults.add(
+            f"names: must be a list or a mapping from class id to name, not {type(names).__name__}"
+        )
         return ()
     if names and nc is not None and len(names) != nc:
-        faults.add(f"names and nc disagree: {len(names)} names, nc: {nc}; remove nc, or correct one of them")
+        faults.add(
+            f"names and nc disagree: {len(names)} names, nc: {nc}; remove nc, or correct one of "
+            "them"
+        )
     for place, name in enumerate(names):
         if fault := _name_fault(name):
             faults.add(f"names: class {place} is {shown(name)}: {fault}")
@@ -381,9 +430,14 @@ def _from_mapping(names: dict[Any, Any], faults: Faults) -> list[Any]:
         absent = [str(i) for i in expected if i not in numbered]
         extra = [str(i) for i in sorted(numbered) if i not in expected]
         detail = "; ".join(
-            f"{word} {', '.join(ids[:5])}" for word, ids in (("without", absent), ("not expected:", extra)) if ids
+            f"{word} {', '.join(ids[:5])}"
+            for word, ids in (("without", absent), ("not expected:", extra))
+            if ids
         )
-        faults.add(f"names: {len(names)} classes need the ids 0 to {max(len(names) - 1, 0)} ({detail or 'none given'})")
+        faults.add(
+            f"names: {len(names)} classes need the ids 0 to {max(len(names) - 1, 0)} "
+            f"({detail or 'none given'})"
+        )
         return []
     return [numbered[i] for i in expected]
 
@@ -404,12 +458,16 @@ def _root(data: dict[str, Any], file: Path, faults: Faults) -> Path:
     return next((choice for choice in choices if choice.exists()), choices[1]).absolute()
 
 
-def _split(split: str, data: dict[str, Any], root: Path, faults: Faults) -> tuple[tuple[Path, ...], list[str]]:
+def _split(
+    split: str, data: dict[str, Any], root: Path, faults: Faults
+) -> tuple[tuple[Path, ...], list[str]]:
     """Resolved sources of a split, and a line for each that is missing or has no images."""
     value = data.get(split)
     if value is None or value == "" or value == []:
         if split != "test":
-            faults.add(f"{split}: missing; name the folder of its images, as in `{split}: images/{split}`")
+            faults.add(
+                f"{split}: missing; name the folder of its images, as in `{split}: images/{split}`"
+            )
         return (), []
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
@@ -425,7 +483,9 @@ def _split(split: str, data: dict[str, Any], root: Path, faults: Faults) -> tupl
         if not path.exists():
             missing.append(f"{split}: {path} does not exist ({entry!r} below {root})")
         elif path.suffix not in SOURCES and next(_images_in(path), None) is None:
-            missing.append(f"{split}: no images in {path}; known types: {' '.join(sorted(IMAGE_SUFFIXES))}")
+            missing.append(
+                f"{split}: no images in {path}; known types: {' '.join(sorted(IMAGE_SUFFIXES))}"
+            )
     return tuple(paths), missing
 
 
@@ -452,7 +512,11 @@ def _keypoints(data: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _is_id(key: Any) -> bool:
-    return key.isdecimal() if isinstance(key, str) else isinstance(key, int) and not isinstance(key, bool)
+    return (
+        key.isdecimal()
+        if isinstance(key, str)
+        else isinstance(key, int) and not isinstance(key, bool)
+    )
 
 
 def _is_count(value: object) -> bool:

@@ -70,7 +70,11 @@ def read_data(path: Path, ranks: Ranks) -> DataSpec:
         if path != DEMO_PATH:
             spec = read_spec(path)
             if spec.needs_download:
-                log.info("%s: its images are not on this machine; downloading them to %s", spec.yaml, stores()[0])
+                log.info(
+                    "%s: its images are not on this machine; downloading them to %s",
+                    spec.yaml,
+                    stores()[0],
+                )
                 fetch(spec)
             return path
         return ensure_demo(cache_dir())
@@ -109,7 +113,9 @@ def open_split(
     return Split(found, _dataset(found, spec, hyper, options, augment=augment))
 
 
-def unaugmented(train: Split, most: int, spec: DataSpec, hyper: Hyper, options: SplitOptions) -> DetectionSet:
+def unaugmented(
+    train: Split, most: int, spec: DataSpec, hyper: Hyper, options: SplitOptions
+) -> DetectionSet:
     """Images of the train split as an evaluation sees them.
 
     Args:
@@ -121,12 +127,16 @@ def unaugmented(train: Split, most: int, spec: DataSpec, hyper: Hyper, options: 
     """
     labels = train.scan.labels
     if most < len(labels):
-        places = random.Random(keyed_seed("statistics", hyper.seed)).sample(range(len(labels)), most)
+        places = random.Random(keyed_seed("statistics", hyper.seed)).sample(
+            range(len(labels)), most
+        )
         labels = [labels[place] for place in sorted(places)]
     return _dataset(replace(train.scan, labels=labels), spec, hyper, options, augment=False)
 
 
-def _dataset(found: Scan, spec: DataSpec, hyper: Hyper, options: SplitOptions, *, augment: bool) -> DetectionSet:
+def _dataset(
+    found: Scan, spec: DataSpec, hyper: Hyper, options: SplitOptions, *, augment: bool
+) -> DetectionSet:
     settings = namespace(hyper, epochs=options.epochs, imgsz=options.imgsz)
     return DetectionSet(
         found,
@@ -151,7 +161,10 @@ def note_problems(run_dir: Path, scans: tuple[Scan, ...]) -> list[str]:
     if problems:
         write_problems(run_dir / PROBLEMS_FILE, problems)
     shared = [in_both(scans[0], other) for other in scans[1:]]
-    return [*(f"{each.split}: {each.summary}" for each in scans), *(line for line in shared if line)]
+    return [
+        *(f"{each.split}: {each.summary}" for each in scans),
+        *(line for line in shared if line),
+    ]
 
 
 def most_boxes(limit: int, *splits: Split) -> int:
@@ -180,7 +193,10 @@ def class_weights(found: Scan, nc: int, power: float) -> torch.Tensor | None:
     """
     if power == 0:
         return None
-    counts = np.bincount(np.concatenate([label["cls"].reshape(-1) for label in found.labels]).astype(int), minlength=nc)
+    counts = np.bincount(
+        np.concatenate([label["cls"].reshape(-1) for label in found.labels]).astype(int),
+        minlength=nc,
+    )
     if not counts.any():
         raise UserError(f"cls_pw={power}: the train set has no box to count classes by")
     present = counts > 0

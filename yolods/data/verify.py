@@ -78,7 +78,9 @@ def check_pair(image: str, label_file: str, keypoints: tuple[int, int] | None) -
         return found
     except (OSError, UnicodeDecodeError) as error:
         found.shape = None
-        found.problems.append(Problem(label_file, None, f"label file cannot be read ({error}); image skipped"))
+        found.problems.append(
+            Problem(label_file, None, f"label file cannot be read ({error}); image skipped")
+        )
         return found
     _read_rows(found, text, keypoints)
     return found
@@ -136,7 +138,9 @@ def _read_rows(found: CheckedPair, text: str, keypoints: tuple[int, int] | None)
             continue
         try:
             row, segment = _parse(words, keypoints)
-            identity = np.array(row, np.float32).tobytes() + (b"" if segment is None else segment.tobytes())
+            identity = np.array(row, np.float32).tobytes() + (
+                b"" if segment is None else segment.tobytes()
+            )
             if (first := seen.setdefault(identity, number)) != number:
                 raise _Bad(f"repeats line {first}")
         except _Bad as reason:
@@ -182,25 +186,37 @@ def _leave_out_boxes_of_polygons(found: CheckedPair, polygons: list[np.ndarray |
 
 def _overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """IoU (n, m) of boxes (n, 4) and (m, 4), given by centre and size."""
-    low = np.maximum((one[:, :2] - one[:, 2:] / 2)[:, None], (other[:, :2] - other[:, 2:] / 2)[None])
-    high = np.minimum((one[:, :2] + one[:, 2:] / 2)[:, None], (other[:, :2] + other[:, 2:] / 2)[None])
+    low = np.maximum(
+        (one[:, :2] - one[:, 2:] / 2)[:, None], (other[:, :2] - other[:, 2:] / 2)[None]
+    )
+    high = np.minimum(
+        (one[:, :2] + one[:, 2:] / 2)[:, None], (other[:, :2] + other[:, 2:] / 2)[None]
+    )
     shared = np.clip(high - low, 0, None).prod(-1)
     return shared / (one[:, 2:].prod(-1)[:, None] + other[:, 2:].prod(-1)[None] - shared)
 
 
-def _parse(words: list[str], keypoints: tuple[int, int] | None) -> tuple[list[float], np.ndarray | None]:
+def _parse(
+    words: list[str], keypoints: tuple[int, int] | None
+) -> tuple[list[float], np.ndarray | None]:
     """A line as [class, centre x, centre y, width, height], and its polygon (k, 2) or None."""
     values = [_number(word) for word in words]
     if keypoints and len(values) == 5 + keypoints[0] * keypoints[1]:
         values = values[:5]
     polygon = len(values) >= 7 and len(values) % 2 == 1
     if len(values) != 5 and not polygon:
-        raise _Bad(f"{len(values)} numbers; a line is `class x y width height`, or a class and three or more x y pairs")
+        raise _Bad(
+            f"{len(values)} numbers; a line is `class x y width height`, or a class and three or "
+            "more x y pairs"
+        )
     if values[0] % 1:
         raise _Bad(f"class id {values[0]:g} is not an integer")
     for value in values[1:]:
         if not -TOLERANCE <= value <= 1 + TOLERANCE:
-            raise _Bad(f"coordinate {value:g} is outside [0, 1] (1% tolerance); labels are fractions of the image size")
+            raise _Bad(
+                f"coordinate {value:g} is outside [0, 1] (1% tolerance); labels are fractions of "
+                "the image size"
+            )
     segment = None
     if polygon:
         segment = np.array(values[1:], np.float32).reshape(-1, 2)

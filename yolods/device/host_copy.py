@@ -77,7 +77,10 @@ class HostCopy:
             sources.append(value)
             return self._buffer(value, place).copy_(value, non_blocking=True)
 
-        copied = {key: value if key in self._leave else _walk(value, copy, (key,)) for key, value in state.items()}
+        copied = {
+            key: value if key in self._leave else _walk(value, copy, (key,))
+            for key, value in state.items()
+        }
         _wait_for(sources)
         return copied
 

@@ -38,7 +38,9 @@ def pack(tensors: Sequence[Tensor], *, pinned: bool) -> Tensor:
 def unpack(parcel: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Views of the packed tensors; `like` gives their shapes and data types."""
     parts = parcel.split(_sizes(like))
-    return [part.view(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
+    return [
+        part.view(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, like, strict=True)
+    ]
 
 
 def _sizes(tensors: Sequence[Tensor]) -> list[int]:

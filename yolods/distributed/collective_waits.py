@@ -35,10 +35,39 @@ from yolods.distributed.phases import PHASES, PhaseTracker
 F = TypeVar("F", bound=Callable[..., Any])
 
 COLLECTIVES = (
-    *("all_gather", "all_gather_coalesced", "all_gather_into_tensor", "all_gather_object", "all_reduce"),
-    *("all_reduce_coalesced", "all_to_all", "all_to_all_single", "barrier", "batch_isend_irecv", "broadcast"),
-    *("broadcast_object_list", "gather", "gather_object", "irecv", "isend", "monitored_barrier", "new_group", "recv"),
-    *("recv_object_list", "reduce", "reduce_scatter", "reduce_scatter_tensor", "scatter", "scatter_object_list"),
+    *(
+        "all_gather",
+        "all_gather_coalesced",
+        "all_gather_into_tensor",
+        "all_gather_object",
+        "all_reduce",
+    ),
+    *(
+        "all_reduce_coalesced",
+        "all_to_all",
+        "all_to_all_single",
+        "barrier",
+        "batch_isend_irecv",
+        "broadcast",
+    ),
+    *(
+        "broadcast_object_list",
+        "gather",
+        "gather_object",
+        "irecv",
+        "isend",
+        "monitored_barrier",
+        "new_group",
+        "recv",
+    ),
+    *(
+        "recv_object_list",
+        "reduce",
+        "reduce_scatter",
+        "reduce_scatter_tensor",
+        "scatter",
+        "scatter_object_list",
+    ),
     *("send", "send_object_list"),
 )
 """Functions of torch.distributed (2.13) that involve other ranks."""
@@ -112,7 +141,9 @@ class Streams:
             return False
 
 
-def mark_collectives(event: Callable[[], Event] | None = None, tracker: PhaseTracker = PHASES) -> None:
+def mark_collectives(
+    event: Callable[[], Event] | None = None, tracker: PhaseTracker = PHASES
+) -> None:
     """Mark from now on when this process waits for others. Repeated calls change nothing.
 
     Call it before DeepSpeed creates its backend, which keeps references to some of the functions.

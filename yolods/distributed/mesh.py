@@ -47,7 +47,12 @@ def rank_at(stage: int, replica: int, stages: int, replicas: int, order: Order) 
 
 
 def crossing_bytes(
-    stages: int, replicas: int, slots: int, order: Order, boundary_bytes: list[int], gradient_bytes: list[int]
+    stages: int,
+    replicas: int,
+    slots: int,
+    order: Order,
+    boundary_bytes: list[int],
+    gradient_bytes: list[int],
 ) -> int:
     """Bytes per step that leave a host.
 
@@ -80,10 +85,17 @@ def crossing_bytes(
     return cuts + links
 
 
-def choose_order(stages: int, replicas: int, slots: int, boundary_bytes: list[int], gradient_bytes: list[int]) -> Order:
+def choose_order(
+    stages: int, replicas: int, slots: int, boundary_bytes: list[int], gradient_bytes: list[int]
+) -> Order:
     """The order with fewer bytes leaving a host; stages side by side if both are equal."""
     orders: tuple[Order, Order] = ("stages", "replicas")
-    return min(orders, key=lambda order: crossing_bytes(stages, replicas, slots, order, boundary_bytes, gradient_bytes))
+    return min(
+        orders,
+        key=lambda order: crossing_bytes(
+            stages, replicas, slots, order, boundary_bytes, gradient_bytes
+        ),
+    )
 
 
 # Wide: DeepSpeed calls 13 of these methods of an `mpu` by name.
@@ -103,21 +115,38 @@ class Mesh:
                 f'"pipeline": {stages} stages do not divide {ranks.size} ranks '
                 f"({ranks.size} = {stages} x {ranks.size // stages} + {ranks.size % stages})"
             )
-        self.ranks, self.stages, self.replicas, self.order = ranks, stages, ranks.size // stages, order
+        self.ranks, self.stages, self.replicas, self.order = (
+            ranks,
+            stages,
+            ranks.size // stages,
+            order,
+        )
         here = coordinates(ranks.rank, stages, self.replicas, order)
         self.stage, self.replica = here.stage, here.replica
-        columns = [[self.rank_at(stage, replica) for replica in range(self.replicas)] for stage in range(stages)]
-        rows = [[self.rank_at(stage, replica) for stage in range(stages)] for replica in range(self.replicas)]
+        columns = [
+            [self.rank_at(stage, replica) for replica in range(self.replicas)]
+            for stage in range(stages)
+        ]
+        rows = [
+            [self.rank_at(stage, replica) for stage in range(stages)]
+            for replica in range(self.replicas)
+        ]
         self._data = self._own(columns)
         self._pipe = self._own(rows)
         # One communicator per neighbouring pair and direction: a communicator's operations run in
         # order, so on a shared NCCL communicator two ranks that both send first would deadlock.
-        self._forward = [[self._pair(row[s], row[s + 1]) for s in range(stages - 1)] for row in rows][self.replica]
-        self._backward = [[self._pair(row[s], row[s + 1]) for s in range(stages - 1)] for row in rows][self.replica]
+        self._forward = [
+            [self._pair(row[s], row[s + 1]) for s in range(stages - 1)] for row in rows
+        ][self.replica]
+        self._backward = [
+            [self._pair(row[s], row[s + 1]) for s in range(stages - 1)] for row in rows
+        ][self.replica]
 
     def _own(self, members: list[list[int]]) -> dist.ProcessGroup:
         groups = [dist.new_group(ranks, timeout=COLLECTIVE) for ranks in members]
-        return next(group for group, ranks in zip(groups, members, strict=True) if self.ranks.rank in ranks)
+        return next(
+            group for group, ranks in zip(groups, members, strict=True) if self.ranks.rank in ranks
+        )
 
     def _pair(self, a: int, b: int) -> dist.ProcessGroup | None:
         group = dist.new_group([a, b], timeout=COLLECTIVE)

@@ -115,7 +115,10 @@ class P2PChannel:
             parts.append((_pack(forms), self._headers))
             if key is not None:
                 self._known[key] = forms
-        parts += [(form.dense(tensor.detach()), self._group) for form, tensor in zip(forms, tensors, strict=True)]
+        parts += [
+            (form.dense(tensor.detach()), self._group)
+            for form, tensor in zip(forms, tensors, strict=True)
+        ]
         self.bytes += sum(part.numel() * part.element_size() for part, _ in parts)
         # The message holds the dense tensors until they are sent: they may be copies.
         self._under_way.append(self._start(parts))
@@ -175,7 +178,10 @@ def _pack(forms: Sequence[_Form]) -> Tensor:
     for form in forms:
         words += [DTYPES.index(form.dtype), int(form.channels_last), len(form.shape), *form.shape]
     if len(words) > _HEADER:
-        raise ValueError(f"{len(forms)} tensors cross a cut; a header of {_HEADER} words cannot hold their shapes")
+        raise ValueError(
+            f"{len(forms)} tensors cross a cut; a header of {_HEADER} words cannot hold their "
+            "shapes"
+        )
     return torch.tensor(words + [0] * (_HEADER - len(words)), dtype=torch.int64)
 
 

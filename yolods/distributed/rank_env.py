@@ -35,14 +35,32 @@ LOCAL_SIZES = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE")
 _TORCHRUN = (*RANK, LOCAL_SIZES[1], "TORCHELASTIC_RUN_ID")
 _TASKS_HERE = ("OMPI_COMM_WORLD_LOCAL_SIZE", None, "MPI_LOCALNRANKS")
 """The same as set by the launchers of `PLACES`, in their order; srun sets no such variable."""
-_OTHERS = ("CROSS_RANK", "CROSS_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "NODE_RANK", *_TASKS_HERE[::2])
+_OTHERS = (
+    "CROSS_RANK",
+    "CROSS_SIZE",
+    "GROUP_RANK",
+    "GROUP_WORLD_SIZE",
+    "NODE_RANK",
+    *_TASKS_HERE[::2],
+)
 _BEGINNINGS = ("OMPI_COMM_WORLD_", "PMIX_", "PMI_", "ROLE_", "TORCHELASTIC_", "MPI_LOCAL")
 _SETTINGS = ("PMIX_MCA_",)
 """Other variables that launchers set, by name and by prefix; those of `_SETTINGS` are the user's
 own settings."""
 DEFAULT_PORT = 29500
 """DeepSpeed's master port."""
-CHECKED = ("torch", "numpy", "deepspeed", "ultralytics", "yaml", "psutil", "PIL", "cv2", "matplotlib", "tensorboard")
+CHECKED = (
+    "torch",
+    "numpy",
+    "deepspeed",
+    "ultralytics",
+    "yaml",
+    "psutil",
+    "PIL",
+    "cv2",
+    "matplotlib",
+    "tensorboard",
+)
 """Packages that `check_packages` compares."""
 MOST_THREADS = 1024
 """Limit on machines with fewer cores: with some thousands of threads OpenMP aborts the process."""
@@ -78,12 +96,21 @@ def read_launched_rank(environ: Mapping[str, str]) -> LaunchedRank:
     names = RANK if given else task
     if names is None:
         return LaunchedRank()
-    sizes = [name for name in (_local_sizes(environ) if given else (_TASKS_HERE[PLACES.index(names)],)) if name]
+    sizes = [
+        name
+        for name in (_local_sizes(environ) if given else (_TASKS_HERE[PLACES.index(names)],))
+        if name
+    ]
     sizes = [name for name in sizes if environ.get(name)]
     missing = [name for name in names if not environ.get(name)]
     if missing:
-        faults.add(f"{_values(environ, names)} without {' and '.join(missing)}, which every launcher sets as well")
-    numbers = {name: _whole(environ, name, faults) for name in (*names, *sizes) if environ.get(name)}
+        faults.add(
+            f"{_values(environ, names)} without {' and '.join(missing)}, which every launcher sets "
+            "as well"
+        )
+    numbers = {
+        name: _whole(environ, name, faults) for name in (*names, *sizes) if environ.get(name)
+    }
     if not faults:
         _compare(environ, numbers, names, sizes, faults)
     if not faults and given:
@@ -123,7 +150,11 @@ def forget_ranks(environ: MutableMapping[str, str]) -> list[str]:
         `NAME=value` of those variables that make this process one of several.
     """
     several = {RANK[1], *(names[1] for names in PLACES)}
-    told = [f"{name}={environ[name]}" for name in environ if name in several and environ[name] not in ("", "1")]
+    told = [
+        f"{name}={environ[name]}"
+        for name in environ
+        if name in several and environ[name] not in ("", "1")
+    ]
     told += [f"RANK={environ['RANK']}"] if environ.get("RANK", "0") not in ("", "0") else []
     names = {*RANK, *MEETING, *LOCAL_SIZES, *_OTHERS, *(name for names in PLACES for name in names)}
     for name in list(environ):
@@ -167,7 +198,9 @@ def own_address_toward(host: str) -> str | None:
 def is_here(host: str) -> bool:
     """Whether a name resolves to this machine: only its own addresses can be bound."""
     try:
-        family, kind, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        family, kind, _, _, (address, *_) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[
+            0
+        ]
         with socket.socket(family, kind) as handle:
             handle.bind((address, 0))
     except OSError:
@@ -200,7 +233,9 @@ def check_threads(environ: Mapping[str, str]) -> None:
     numbers = [part.strip() for part in given.split(",")] if given else []
     if not all(part.isascii() and part.isdigit() and 0 < int(part) <= limit for part in numbers):
         wanted = f"it must be a whole number from 1 to {limit}"
-        raise OwnError(f"OMP_NUM_THREADS={given}: {wanted}; correct it, or unset it for a share of the cores")
+        raise OwnError(
+            f"OMP_NUM_THREADS={given}: {wanted}; correct it, or unset it for a share of the cores"
+        )
 
 
 def check_packages(environ: Mapping[str, str]) -> None:
@@ -222,8 +257,15 @@ def check_packages(environ: Mapping[str, str]) -> None:
         # the user's choice.
         versions = set(re.findall(r"/python(3\.\d+)/", theirs.origin))
         another = versions and "{}.{}".format(*sys.version_info) not in versions
-        if another or torch is None or Path(theirs.origin).parents[1] != Path(str(torch.origin)).parents[1]:
-            text = f"PYTHONPATH={environ['PYTHONPATH']} puts {theirs.origin} before the installed {name}"
+        if (
+            another
+            or torch is None
+            or Path(theirs.origin).parents[1] != Path(str(torch.origin)).parents[1]
+        ):
+            text = (
+                f"PYTHONPATH={environ['PYTHONPATH']} puts {theirs.origin} before the installed "
+                f"{name}"
+            )
             raise OwnError(f"{text}; unset it, or remove that folder from it")
 
 
@@ -235,10 +277,16 @@ def check_interfaces(environ: Mapping[str, str], *, gpus: bool) -> None:
     """
     faults = Faults()
     present = dict.fromkeys(name for name, _ in addresses())
-    for name, fits, used in (("GLOO_SOCKET_IFNAME", suits_gloo, True), ("NCCL_SOCKET_IFNAME", suits_nccl, gpus)):
+    for name, fits, used in (
+        ("GLOO_SOCKET_IFNAME", suits_gloo, True),
+        ("NCCL_SOCKET_IFNAME", suits_nccl, gpus),
+    ):
         value = environ.get(name)
         if used and value and not fits(value, set(present)):
-            where = f"{name}={value} does not fit the interfaces of {socket.gethostname()} ({', '.join(present)})"
+            where = (
+                f"{name}={value} does not fit the interfaces of {socket.gethostname()} "
+                f"({', '.join(present)})"
+            )
             faults.add(f"{where}; correct it, or unset it")
     if faults:
         raise OwnError("\n".join(faults))
@@ -278,7 +326,9 @@ def _adopt_place(environ: MutableMapping[str, str]) -> None:
         if here is not None and environ.get(here):
             environ["LOCAL_SIZE"] = environ[here]
         if int(environ["WORLD_SIZE"]) > 1 and not environ.get("MASTER_ADDR"):
-            raise UserError("MASTER_ADDR is not set, so ranks cannot meet; start with yolods launch, or set it")
+            raise UserError(
+                "MASTER_ADDR is not set, so ranks cannot meet; start with yolods launch, or set it"
+            )
         environ.setdefault("MASTER_ADDR", "127.0.0.1")
         environ.setdefault("MASTER_PORT", str(DEFAULT_PORT))
 
@@ -293,7 +343,9 @@ def _local_sizes(environ: Mapping[str, str]) -> tuple[str, ...]:
 def _task(environ: Mapping[str, str]) -> tuple[str, str, str] | None:
     """The variables by which mpirun or srun numbers this process; None: neither started it."""
     for names in PLACES:
-        if (size := environ.get(names[1])) and (size != "1" or all(environ.get(name) for name in names)):
+        if (size := environ.get(names[1])) and (
+            size != "1" or all(environ.get(name) for name in names)
+        ):
             return names
     return None
 
@@ -311,35 +363,50 @@ def _values(environ: Mapping[str, str], names: Iterable[str]) -> str:
 
 
 def _compare(
-    environ: Mapping[str, str], numbers: Mapping[str, int], names: Sequence[str], sizes: Sequence[str], faults: Faults
+    environ: Mapping[str, str],
+    numbers: Mapping[str, int],
+    names: Sequence[str],
+    sizes: Sequence[str],
+    faults: Faults,
 ) -> None:
     rank, size, local = (numbers[name] for name in names)
     if rank >= size:
-        faults.add(f"{_values(environ, names[:2])}: ranks are counted from 0, so this is one too many")
+        faults.add(
+            f"{_values(environ, names[:2])}: ranks are counted from 0, so this is one too many"
+        )
     if len({numbers[name] for name in sizes}) > 1:
         faults.add(f"{_values(environ, sizes)}, one of which is left over")
     here = min((numbers[name] for name in sizes), default=size)
     if here > size:
         faults.add(f"{_values(environ, (names[1], *sizes))}: more ranks on this host than in total")
     elif local >= here:
-        faults.add(f"{_values(environ, (names[2], *(sizes or names[1:2])))}: ranks of a host are counted from 0")
+        faults.add(
+            f"{_values(environ, (names[2], *(sizes or names[1:2])))}: ranks of a host are counted "
+            "from 0"
+        )
 
 
 def _check_meeting(environ: Mapping[str, str], size: int, faults: Faults) -> None:
     """Check the rendezvous, which a single rank does not need."""
     missing = [name for name in MEETING if not environ.get(name)]
     if size > 1 and missing:
-        faults.add(f"{_values(environ, RANK)} without {' and '.join(missing)}, where ranks would meet")
+        faults.add(
+            f"{_values(environ, RANK)} without {' and '.join(missing)}, where ranks would meet"
+        )
     port = environ.get("MASTER_PORT", "")
     if size > 1 and port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         faults.add(f"MASTER_PORT={port}: a port is a number from 1 to 65535")
 
 
-def _check_task(environ: Mapping[str, str], size: int, task: Sequence[str] | None, faults: Faults) -> None:
+def _check_task(
+    environ: Mapping[str, str], size: int, task: Sequence[str] | None, faults: Faults
+) -> None:
     """Check WORLD_SIZE against mpirun or srun: each of their tasks may start several ranks."""
     tasks = environ.get(task[1], "") if task is not None else ""
     if tasks.isdigit() and int(tasks) > size:
-        faults.add(f"WORLD_SIZE={size}, but {_values(environ, task[1:2])}: one of them is left over")
+        faults.add(
+            f"WORLD_SIZE={size}, but {_values(environ, task[1:2])}: one of them is left over"
+        )
 
 
 def _find_interface(environ: MutableMapping[str, str]) -> None:
@@ -354,11 +421,14 @@ def _find_interface(environ: MutableMapping[str, str]) -> None:
     if is_loopback(own):
         if "LOCAL_SIZE" in environ and int(environ["WORLD_SIZE"]) > int(environ["LOCAL_SIZE"]):
             text = (
-                f"the master address {master} leads to {own} on {socket.gethostname()}, which other hosts cannot reach"
+                f"the master address {master} leads to {own} on {socket.gethostname()}, which "
+                "other hosts cannot reach"
             )
             raise OwnError(f"{text}; give an address of its network with --master_addr")
         return
-    named = (name for name, address in addresses() if str(ipaddress.ip_interface(address).ip) == own)
+    named = (
+        name for name, address in addresses() if str(ipaddress.ip_interface(address).ip) == own
+    )
     if interface := next(named, None):
         environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         # =: this name only, not as a prefix.

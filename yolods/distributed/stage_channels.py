@@ -54,12 +54,20 @@ def _make(mesh: Mesh, device: torch.device) -> StageChannels:
     from_before = to_before = to_after = from_after = labels = None
     if not mesh.first:
         peer, boundary = mesh.neighbour(-1), mesh.stage - 1
-        from_before = P2PChannel(peer, mesh.forward_group(boundary), device, headers=hosts, tag=FORWARD_TAG)
-        to_before = P2PChannel(peer, mesh.backward_group(boundary), device, headers=hosts, tag=BACKWARD_TAG)
+        from_before = P2PChannel(
+            peer, mesh.forward_group(boundary), device, headers=hosts, tag=FORWARD_TAG
+        )
+        to_before = P2PChannel(
+            peer, mesh.backward_group(boundary), device, headers=hosts, tag=BACKWARD_TAG
+        )
     if not mesh.last:
         peer, boundary = mesh.neighbour(1), mesh.stage
-        to_after = P2PChannel(peer, mesh.forward_group(boundary), device, headers=hosts, tag=FORWARD_TAG)
-        from_after = P2PChannel(peer, mesh.backward_group(boundary), device, headers=hosts, tag=BACKWARD_TAG)
+        to_after = P2PChannel(
+            peer, mesh.forward_group(boundary), device, headers=hosts, tag=FORWARD_TAG
+        )
+        from_after = P2PChannel(
+            peer, mesh.backward_group(boundary), device, headers=hosts, tag=BACKWARD_TAG
+        )
     if mesh.first != mesh.last:
         # The last stage computes the loss. Targets are in host memory, so they cross on gloo.
         peer = mesh.rank_at(mesh.stages - 1 if mesh.first else 0, mesh.replica)
@@ -72,7 +80,9 @@ def _in_order(mesh: Mesh) -> list[int]:
 
     All even boundaries can then connect at the same time, and after them all odd ones.
     """
-    mine = [boundary for boundary in (mesh.stage - 1, mesh.stage) if 0 <= boundary < mesh.stages - 1]
+    mine = [
+        boundary for boundary in (mesh.stage - 1, mesh.stage) if 0 <= boundary < mesh.stages - 1
+    ]
     return sorted(mine, key=lambda boundary: boundary % 2)
 
 

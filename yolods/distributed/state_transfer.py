@@ -38,6 +38,8 @@ def receive_state(peer: int, group: dist.ProcessGroup | None) -> dict[str, Tenso
     with waiting():
         dist.recv_object_list(box, peer, group=group)
         state = {name: torch.empty(shape, dtype=dtype) for name, shape, dtype in box[0]}
-        for work in [dist.irecv(tensor, peer, group=group) for tensor in state.values() if tensor.numel()]:
+        for work in [
+            dist.irecv(tensor, peer, group=group) for tensor in state.values() if tensor.numel()
+        ]:
             work.wait()
     return state

@@ -49,7 +49,9 @@ class KeyValueStore:
         # The common case: two messages, however many keys there are.
         if self._store.check(list(keys)):
             return [json.loads(value) for value in self._store.multi_get(list(keys))]
-        return [json.loads(self._store.get(key)) if self._store.check([key]) else None for key in keys]
+        return [
+            json.loads(self._store.get(key)) if self._store.check([key]) else None for key in keys
+        ]
 
     def clone(self) -> KeyValueStore:
         """The same store over another connection."""
@@ -66,7 +68,8 @@ def open_store(ranks: Ranks) -> KeyValueStore:
         store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=CONNECT)
     port = ranks.from_main(store.port if store is not None else None)
     return KeyValueStore(
-        store or dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=CONNECT)
+        store
+        or dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=CONNECT)
     )
 
 

@@ -25,7 +25,9 @@ class StoreCollectives:
     the one after that overwrites them.
     """
 
-    def __init__(self, kv_store: KeyValueStore, ranks: Ranks, topic: str, number: int, seconds: float) -> None:
+    def __init__(
+        self, kv_store: KeyValueStore, ranks: Ranks, topic: str, number: int, seconds: float
+    ) -> None:
         """
         Args:
             kv_store: a clone that no other thread uses meanwhile.
@@ -76,9 +78,15 @@ class StoreCollectives:
                 told = self._kv_store.get(keys)
             except RuntimeError as error:
                 raise ConnectionError(f"rank 0 cannot be reached: {error}") from None
-            late = [rank for rank, one in zip(ranks, told, strict=True) if one is None or one[0] != self._number]
+            late = [
+                rank
+                for rank, one in zip(ranks, told, strict=True)
+                if one is None or one[0] != self._number
+            ]
             if not late:
                 return [one[1] for one in told]
             if time.monotonic() > deadline:
-                raise TimeoutError(f"rank {', '.join(map(str, late))} did not answer within {self._seconds:g} s")
+                raise TimeoutError(
+                    f"rank {', '.join(map(str, late))} did not answer within {self._seconds:g} s"
+                )
             time.sleep(POLL_SECONDS)

@@ -111,7 +111,11 @@ class Ranks:
 
     @torch.no_grad()
     def average_(
-        self, tensors: Iterable[Tensor], *, group: dist.ProcessGroup | None = None, count: int | None = None
+        self,
+        tensors: Iterable[Tensor],
+        *,
+        group: dist.ProcessGroup | None = None,
+        count: int | None = None,
     ) -> None:
         """Replace each tensor by its mean over the ranks, with one all-reduce.
 
@@ -126,7 +130,9 @@ class Ranks:
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat, group=group)
         flat /= count
-        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        for tensor, mean in zip(
+            tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
+        ):
             tensor.copy_(mean.view_as(tensor))
 
 
@@ -177,7 +183,9 @@ def join_world() -> Ranks:
     check_threads(os.environ)
     device = torch.device("cpu")
     if gpu:
-        device = torch.device("cuda", device_index(who.local, accelerator.device_count(), task=who.task))
+        device = torch.device(
+            "cuda", device_index(who.local, accelerator.device_count(), task=who.task)
+        )
         torch.cuda.set_device(device)
         # DeepSpeed chooses its device by this variable.
         os.environ["LOCAL_RANK"] = str(device.index)
@@ -185,7 +193,10 @@ def join_world() -> Ranks:
     mark_collectives(torch.cuda.Event if gpu else None)
     with join_timeout():
         deepspeed.init_distributed(
-            dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=COLLECTIVE
+            dist_backend="nccl" if gpu else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=COLLECTIVE,
         )
         host = socket.gethostname()
         # NCCL would move pickled objects through GPU memory: on rank 0's GPU, the largest object
@@ -230,9 +241,15 @@ def join_timeout() -> Iterator[None]:
 
     def end() -> None:
         rank, size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-        waited = f"rank {rank} on {socket.gethostname()} waited {MEET_SECONDS:g} s for all {size} ranks to reach"
+        waited = (
+            f"rank {rank} on {socket.gethostname()} waited {MEET_SECONDS:g} s for all {size} ranks "
+            "to reach"
+        )
         where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
-        print(f"yolods: {waited} {where}: one did not start, is stuck, or cannot connect", file=sys.stderr)
+        print(
+            f"yolods: {waited} {where}: one did not start, is stuck, or cannot connect",
+            file=sys.stderr,
+        )
         sys.stderr.flush()
         # Not sys.exit: this is the timer's thread, and the main thread is blocked in C++.
         os._exit(LOST)

@@ -82,7 +82,11 @@ class Finding:
 def diagnose(plan: Plan, answers: Sequence[Answer]) -> list[Finding]:
     """All problems, faults first, each group in the order of checks and hosts."""
     heard = [(answer.host, answer.report) for answer in answers if answer.report is not None]
-    findings = [Finding(answer.host.name, "ssh", True, answer.problem) for answer in answers if answer.report is None]
+    findings = [
+        Finding(answer.host.name, "ssh", True, answer.problem)
+        for answer in answers
+        if answer.report is None
+    ]
     findings += _check_launcher(plan, heard)
     findings += _check_versions(plan, heard)
     findings += _check_devices(plan, heard)
@@ -100,15 +104,23 @@ Heard = Sequence[tuple[Host, Report]]
 def _check_launcher(plan: Plan, heard: Heard) -> Iterable[Finding]:
     if len(plan.hosts) > 1 and not plan.local and plan.tool is None:
         tool, remedy = TOOLS[plan.launcher]
-        yield Finding("", "ssh", True, f"no {tool} here, which starts ranks on the other hosts; {remedy}")
+        yield Finding(
+            "", "ssh", True, f"no {tool} here, which starts ranks on the other hosts; {remedy}"
+        )
     # DeepSpeed starts the ranks of a single host locally, whatever its name.
     if len(plan.hosts) == 1 and not plan.local and heard and heard[0][1].machine != plan.here:
-        text = "the only host, but not this machine; DeepSpeed would start its ranks here: log in there and start there"
+        text = (
+            "the only host, but not this machine; DeepSpeed would start its ranks here: log in "
+            "there and start there"
+        )
         yield Finding(heard[0][0].name, "host", True, text)
     first: dict[str, str] = {}
     for host, report in heard:
         if report.machine in first:
-            text = f"the same machine as {first[report.machine]}; give it one line in the hostfile with all its slots"
+            text = (
+                f"the same machine as {first[report.machine]}; give it one line in the hostfile "
+                "with all its slots"
+            )
             # GPUs would be used twice; on a CPU the ranks only share its cores.
             yield Finding(host.name, "host", bool(report.gpus), text)
         first.setdefault(report.machine, host.name)
@@ -127,16 +139,23 @@ def _check_versions(plan: Plan, heard: Heard) -> Iterable[Finding]:
         good, example = _usual(heard, value)
         for host, report in heard:
             found = value(report)
-            remedy = _by_script(plan.script, name, good, report) if plan.script else _by_pip(name, good)
+            remedy = (
+                _by_script(plan.script, name, good, report) if plan.script else _by_pip(name, good)
+            )
             if found is None:
                 yield Finding(host.name, name, True, f"{report.executable} has no {name}; {remedy}")
             elif found != good:
-                yield Finding(host.name, name, True, f"{name} {found}, but {example} has {good}; {remedy}")
+                yield Finding(
+                    host.name, name, True, f"{name} {found}, but {example} has {good}; {remedy}"
+                )
     # DeepSpeed starts the same interpreter path and folder on every host.
     folder, example = _usual(heard, lambda report: report.package)
     for host, report in heard:
         if report.package and report.package != folder:
-            text = f"yolods is in {report.package}, but on {example} in {folder}; use the same path on every host"
+            text = (
+                f"yolods is in {report.package}, but on {example} in {folder}; use the same path "
+                "on every host"
+            )
             yield Finding(host.name, "yolods", True, text)
 
 
@@ -175,7 +194,10 @@ def _check_devices(plan: Plan, heard: Heard) -> Iterable[Finding]:
         if report.gpu_error:
             yield Finding(host.name, "slots", True, f"{report.gpu_error}; run nvidia-smi there")
         elif with_gpus and not report.gpus:
-            text = f"no GPU, but {with_gpus[0]} has some, and ranks cannot meet across both; repair its driver, or "
+            text = (
+                f"no GPU, but {with_gpus[0]} has some, and ranks cannot meet across both; repair "
+                "its driver, or "
+            )
             yield Finding(host.name, "slots", True, f"{text}exclude it: --exclude {host.name}")
         elif report.gpus:
             yield from _check_gpus(host, report)
@@ -183,7 +205,10 @@ def _check_devices(plan: Plan, heard: Heard) -> Iterable[Finding]:
             # On this machine alone, someone is trying something out, and it works, if slowly. With
             # several hosts it is a fault: ranks that wait for a core keep all hosts waiting, and
             # can look like ranks that hang.
-            text = f"{len(host.chosen)} ranks on {report.cores} CPU cores take turns; write slots={report.cores}"
+            text = (
+                f"{len(host.chosen)} ranks on {report.cores} CPU cores take turns; write "
+                f"slots={report.cores}"
+            )
             yield Finding(host.name, "slots", not plan.local, text)
 
 
@@ -191,23 +216,30 @@ def _check_gpus(host: Host, report: Report) -> Iterable[Finding]:
     present = {gpu.index: gpu for gpu in report.gpus}
     missing = [slot for slot in host.chosen if slot not in present]
     if missing:
-        text = f"slots={host.slots}, but it has {len(present)} GPUs; write slots={len(present)} in the hostfile"
+        text = (
+            f"slots={host.slots}, but it has {len(present)} GPUs; write slots={len(present)} in "
+            "the hostfile"
+        )
         yield Finding(host.name, "slots", True, text)
     elif host.slots < len(present):
         text = (
-            f"slots={host.slots}, but it has {len(present)} GPUs: the rest are idle; write slots={len(present)} for all"
+            f"slots={host.slots}, but it has {len(present)} GPUs: the rest are idle; write "
+            f"slots={len(present)} for all"
         )
         yield Finding(host.name, "slots", False, text)
     if (report.versions.get("torch") or "").endswith("+cpu"):
-        text = f"torch {report.versions['torch']} cannot use its GPUs; install a build of torch for them"
+        text = (
+            f"torch {report.versions['torch']} cannot use its GPUs; install a build of torch for "
+            "them"
+        )
         yield Finding(host.name, "torch", True, text)
     for slot in host.chosen:
         gpu = present.get(slot)
         if gpu is None or gpu.free is None or not gpu.total or gpu.free >= GPU_WARNING * gpu.total:
             continue
         text = (
-            f"GPU {slot} has {gpu.free / 1024:.1f} of {gpu.total / 1024:.1f} GiB free; end what runs there "
-            "(nvidia-smi lists it), or exclude the GPU"
+            f"GPU {slot} has {gpu.free / 1024:.1f} of {gpu.total / 1024:.1f} GiB free; end what "
+            "runs there (nvidia-smi lists it), or exclude the GPU"
         )
         yield Finding(host.name, "GPU free", gpu.free < GPU_FAULT, text)
 
@@ -216,7 +248,10 @@ def _check_disks(heard: Heard) -> Iterable[Finding]:
     for host, report in heard:
         for folder, free in report.disk.items():
             if free < DISK_WARNING:
-                text = f"{size_text(free)} free on the disk of {folder}; make room, or choose another folder"
+                text = (
+                    f"{size_text(free)} free on the disk of {folder}; make room, or choose another "
+                    "folder"
+                )
                 yield Finding(host.name, "disk free", free < DISK_FAULT, text)
 
 
@@ -224,7 +259,10 @@ def _check_clocks(answers: Sequence[Answer]) -> Iterable[Finding]:
     for answer, skew, first in skews(answers):
         if abs(skew) >= SKEW_WARNING:
             order = "ahead of" if skew > 0 else "behind"
-            text = f"its clock is {abs(skew):.1f} s {order} that of {first}; set it with NTP: timedatectl set-ntp true"
+            text = (
+                f"its clock is {abs(skew):.1f} s {order} that of {first}; set it with NTP: "
+                "timedatectl set-ntp true"
+            )
             yield Finding(answer.host.name, "clock", abs(skew) >= SKEW_FAULT, text)
 
 
@@ -246,7 +284,9 @@ def master_address(plan: Plan, answers: Sequence[Answer]) -> str | None:
     if plan.master_addr is None:
         return first.first_address if first else None
     # Any host's answer will do: a name that resolves differently shows as a missing address below.
-    return next((a.report.master_address for a in answers if a.report and a.report.master_address), None)
+    return next(
+        (a.report.master_address for a in answers if a.report and a.report.master_address), None
+    )
 
 
 def interface_to(report: Report, address: str) -> str | None:
@@ -263,14 +303,20 @@ def interface_to(report: Report, address: str) -> str | None:
 
 
 def _has_address(report: Report, address: str) -> bool:
-    return any(ipaddress.ip_interface(own).ip == ipaddress.ip_address(address) for _, own in report.addresses)
+    return any(
+        ipaddress.ip_interface(own).ip == ipaddress.ip_address(address)
+        for _, own in report.addresses
+    )
 
 
 def _check_network(plan: Plan, answers: Sequence[Answer]) -> Iterable[Finding]:
     heard = [(answer.host, answer.report) for answer in answers if answer.report is not None]
     first = answers[0].report
     if first and first.port_error:
-        text = f"port {plan.master_port} is not usable: {first.port_error}; end what listens there, or use another "
+        text = (
+            f"port {plan.master_port} is not usable: {first.port_error}; end what listens there, "
+            "or use another "
+        )
         yield Finding(plan.hosts[0].name, "port", True, text + "--master_port")
     if plan.local or first is None:
         return
@@ -278,7 +324,10 @@ def _check_network(plan: Plan, answers: Sequence[Answer]) -> Iterable[Finding]:
     if address is None:
         text = "its `hostname -I` prints no address; give the rendezvous with --master_addr ADDRESS"
         if plan.master_addr is not None:
-            text = f"--master_addr {plan.master_addr} is unknown there; give a number, or add it to /etc/hosts"
+            text = (
+                f"--master_addr {plan.master_addr} is unknown there; give a number, or add it to "
+                "/etc/hosts"
+            )
         yield Finding(plan.hosts[0].name, "interface", True, text)
         return
     yield from _check_master(plan, heard, first, address)
@@ -286,14 +335,20 @@ def _check_network(plan: Plan, answers: Sequence[Answer]) -> Iterable[Finding]:
         value = plan.variables.get(variable)
         for host, report in heard:
             if value and not fits(value, {name for name, _ in report.addresses}):
-                text = f"{variable}={value} does not fit its interfaces ({_interfaces(report)}); correct it"
+                text = (
+                    f"{variable}={value} does not fit its interfaces ({_interfaces(report)}); "
+                    "correct it"
+                )
                 yield Finding(host.name, "interface", True, text)
 
 
 def _check_master(plan: Plan, heard: Heard, first: Report, address: str) -> Iterable[Finding]:
     master = plan.hosts[0].name
     if not _has_address(first, address):
-        text = f"rank 0 runs there, but none of its interfaces has {address}; give one of its own as --master_addr"
+        text = (
+            f"rank 0 runs there, but none of its interfaces has {address}; give one of its own as "
+            "--master_addr"
+        )
         yield Finding(master, "interface", True, text)
     loopback = ipaddress.ip_address(address).is_loopback
     for host, report in heard:
@@ -303,7 +358,10 @@ def _check_master(plan: Plan, heard: Heard, first: Report, address: str) -> Iter
             text = f"{address} is this host itself there, not {master}; give another --master_addr"
             yield Finding(host.name, "interface", True, text)
         elif interface_to(report, address) is None:
-            text = f"no route to {master} at {address}; give an address that it reaches as --master_addr"
+            text = (
+                f"no route to {master} at {address}; give an address that it reaches as "
+                "--master_addr"
+            )
             yield Finding(host.name, "interface", True, text)
 
 
@@ -315,7 +373,11 @@ def _check_builds(plan: Plan, heard: Heard) -> Iterable[Finding]:
     if plan.builds:
         for host, report in heard:
             for text in _tools_missing(report):
-                where = "" if report.gpus else " (its ranks run on the CPU, where nothing is compiled so far)"
+                where = (
+                    ""
+                    if report.gpus
+                    else " (its ranks run on the CPU, where nothing is compiled so far)"
+                )
                 yield Finding(host.name, "build", bool(report.gpus), text + where)
     # Hosts may share the folder: a lock that any of them holds is in use, whoever reports it.
     held = {lock.path for _, report in heard for lock in report.locks if lock.held}
@@ -331,11 +393,14 @@ def _check_builds(plan: Plan, heard: Heard) -> Iterable[Finding]:
             text = f"{killed}, which blocks every later build without a message"
             if not stale:
                 text = (
-                    f"no process of the hosts holds {lock.path}, created {age_text(lock.age)} ago, which blocks builds "
-                    "without a message"
+                    f"no process of the hosts holds {lock.path}, created {age_text(lock.age)} ago, "
+                    "which blocks builds without a message"
                 )
             elif not built:
-                text = f"{killed}; this run builds nothing there, but a run that does would wait without a message"
+                text = (
+                    f"{killed}; this run builds nothing there, but a run that does would wait "
+                    "without a message"
+                )
             yield Finding(host.name, "build", stale and built, f"{text}; rm {lock.path}")
 
 
@@ -347,15 +412,24 @@ def _tools_missing(report: Report) -> Iterable[str]:
             f"{report.executable} -m pip install ninja"
         )
     if report.compiler is None:
-        yield "no C++ compiler, but the configuration needs DeepSpeed's CPUAdam compiled; apt-get install g++"
+        yield (
+            "no C++ compiler, but the configuration needs DeepSpeed's CPUAdam compiled; apt-get "
+            "install g++"
+        )
     if not report.headers:
-        yield f"no headers of Python {report.python}, which the compilation needs; apt-get install python3-dev"
+        yield (
+            f"no headers of Python {report.python}, which the compilation needs; apt-get install "
+            "python3-dev"
+        )
 
 
 def _check_data(plan: Plan, heard: Heard) -> Iterable[Finding]:
     paths = list(dict.fromkeys(count.path for _, report in heard for count in report.data))
     for path in paths:
-        counts = [(host, next(count for count in report.data if count.path == path)) for host, report in heard]
+        counts = [
+            (host, next(count for count in report.data if count.path == path))
+            for host, report in heard
+        ]
         there = [(host, count) for host, count in counts if count.present]
         whole = Counter((count.files, count.bytes) for _, count in there if count.whole)
         # Most hosts are right: the most frequent count is the reference for the others.
@@ -365,16 +439,31 @@ def _check_data(plan: Plan, heard: Heard) -> Iterable[Finding]:
         about = "" if fatal else " (of the test split, which no training reads)"
         for host, count in counts:
             if not count.present:
-                remedy = f"copy it: rsync -a {example}:{path} {_parent(path)}/" if there else "correct the data yaml"
-                yield Finding(host.name, "data", fatal, f"{path} is missing or unreadable{about}; {remedy}")
+                remedy = (
+                    f"copy it: rsync -a {example}:{path} {_parent(path)}/"
+                    if there
+                    else "correct the data yaml"
+                )
+                yield Finding(
+                    host.name, "data", fatal, f"{path} is missing or unreadable{about}; {remedy}"
+                )
             elif not count.whole:
-                text = f"{path} has more than {count.files} files, too many to count in time; they were not compared"
+                text = (
+                    f"{path} has more than {count.files} files, too many to count in time; they "
+                    "were not compared"
+                )
                 yield Finding(host.name, "data", False, text)
             elif (count.files, count.bytes) != usual:
                 model = next(h.name for h, c in there if c.whole and (c.files, c.bytes) == usual)
-                text = f"{path} has {amount(count.files, count.bytes)}, but on {model} {amount(*usual or (0, 0))}"
+                text = (
+                    f"{path} has {amount(count.files, count.bytes)}, but on {model} "
+                    f"{amount(*usual or (0, 0))}"
+                )
                 yield Finding(
-                    host.name, "data", fatal, f"{text}{about}; copy it: rsync -a {model}:{path} {_parent(path)}/"
+                    host.name,
+                    "data",
+                    fatal,
+                    f"{text}{about}; copy it: rsync -a {model}:{path} {_parent(path)}/",
                 )
 
 

@@ -10,7 +10,19 @@ from yolods.hosts.remote import Answer
 from yolods.system.humanize import amount, plural, size_text
 
 COLUMNS = (
-    *("host", "ssh", "python", "yolods", *LIBRARIES, "slots", "GPU free", "disk free", "clock", "interface", "port"),
+    *(
+        "host",
+        "ssh",
+        "python",
+        "yolods",
+        *LIBRARIES,
+        "slots",
+        "GPU free",
+        "disk free",
+        "clock",
+        "interface",
+        "port",
+    ),
     *("build", "data"),
 )
 """Columns of the table; those that are empty on every host are omitted."""
@@ -20,10 +32,15 @@ WIDTH = 120
 """Characters per line of the table; further columns go into a second block below."""
 
 
-def report_lines(plan: Plan, answers: Sequence[Answer], findings: Sequence[Finding], width: int = WIDTH) -> list[str]:
+def report_lines(
+    plan: Plan, answers: Sequence[Answer], findings: Sequence[Finding], width: int = WIDTH
+) -> list[str]:
     """The table, one line per finding, and the verdict. A ! marks a cell with a finding."""
     address = master_address(plan, answers)
-    rows = [_row(plan, answer, skew, address) for answer, skew in zip(answers, _shown_skews(answers), strict=True)]
+    rows = [
+        _row(plan, answer, skew, address)
+        for answer, skew in zip(answers, _shown_skews(answers), strict=True)
+    ]
     marked = {(finding.host, finding.column) for finding in findings}
     columns: list[list[str]] = []
     for name in COLUMNS:
@@ -53,7 +70,9 @@ def verdict(findings: Sequence[Finding]) -> str:
     """The last line."""
     faults = sum(finding.fatal for finding in findings)
     warnings = len(findings) - faults
-    counts = [f"{n} {word}{'s' * (n > 1)}" for n, word in ((faults, "fault"), (warnings, "warning")) if n]
+    counts = [
+        f"{n} {word}{'s' * (n > 1)}" for n, word in ((faults, "fault"), (warnings, "warning")) if n
+    ]
     found = f" ({', '.join(counts)})" if counts else ""
     return ("This run would fail" if faults else "This run would start") + found + "."
 
@@ -79,7 +98,10 @@ def _row(plan: Plan, answer: Answer, skew: str, address: str | None) -> dict[str
         return {**empty, "host": host.name, "ssh": "no answer"}
     devices = plural(len(report.gpus), "GPU") if report.gpus else plural(report.cores, "core")
     # The GPU with the least free memory limits the run.
-    free = min((gpu.free for gpu in report.gpus if gpu.index in host.chosen and gpu.free is not None), default=None)
+    free = min(
+        (gpu.free for gpu in report.gpus if gpu.index in host.chosen and gpu.free is not None),
+        default=None,
+    )
     first = answer.host == plan.hosts[0]
     tools = {
         "ninja": report.ninja or report.ninja_beside,

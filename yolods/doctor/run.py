@@ -62,13 +62,19 @@ def run_doctor(
     # A local start chooses a free port itself; with several hosts DeepSpeed uses its default.
     address = None if local else meeting_address(flags, hosts)
     port = flags.master_port or (None if local else DEFAULT_PORT)
-    variables = {} if local else travelling(os.environ, tuple(filter(None, (home(), Path.cwd()))), found)
+    variables = (
+        {} if local else travelling(os.environ, tuple(filter(None, (home(), Path.cwd()))), found)
+    )
     with found.caught():
         check_threads(os.environ)
         if local:
             check_interfaces(os.environ, gpus=count_gpus(os.environ) > 0)
     request = ProbeRequest(
-        master_addr=address, master_port=port, trees=tuple(trees), lists=tuple(lists), ignored=tuple(ignored)
+        master_addr=address,
+        master_port=port,
+        trees=tuple(trees),
+        lists=tuple(lists),
+        ignored=tuple(ignored),
     )
     caller = Caller(Path.cwd(), sys.executable, variables, flags.ssh_port)
     plan = Plan(

@@ -84,10 +84,17 @@ class Engine(TrainingState):
         )
         self.inputs, self._loss, self._frozen = parts.inputs, parts.loss, parts.frozen
         self._strides, self._reg_max = parts.strides, parts.reg_max
-        self.diagnosis = Diagnosis(self.net, parts.overflow.attribution, parts.ranks, shared=parts.shared)
+        self.diagnosis = Diagnosis(
+            self.net, parts.overflow.attribution, parts.ranks, shared=parts.shared
+        )
 
     def train_step(
-        self, step: Step, batches: Iterator[dict[str, Any]], size: int | None = None, *, stop: bool = False
+        self,
+        step: Step,
+        batches: Iterator[dict[str, Any]],
+        size: int | None = None,
+        *,
+        stop: bool = False,
     ) -> StepRecord:
         """Take one optimizer step over `step.batches` micro-batches of this replica.
 
@@ -114,7 +121,9 @@ class Engine(TrainingState):
         # Before DeepSpeed's step: only here are the gradients already reduced, but not yet unscaled
         # or clipped. DeepSpeed's step reads the decision through its optimizer.
         can_return = self.snapshots.snapshot is not None
-        record = self.stability.before_step(sums, step.batches * self.share.dp_size, can_return=can_return)
+        record = self.stability.before_step(
+            sums, step.batches * self.share.dp_size, can_return=can_return
+        )
         if record.verdict.applied:
             # After the verdict, which shows that these weights are good, and before the step
             # changes them.
@@ -151,7 +160,10 @@ class Engine(TrainingState):
         The schedule sets no momentum for Adam, so Adam has no such curve.
         """
         momentum = step.momentum if "momentum" in self.deepspeed.optimizer.param_groups[0] else None
-        return {**{f"lr/pg{place}": rate for place, rate in enumerate(step.lr)}, "optim/momentum": momentum}
+        return {
+            **{f"lr/pg{place}": rate for place, rate in enumerate(step.lr)},
+            "optim/momentum": momentum,
+        }
 
     def _accumulate(self, step: Step, feed: ReplayableBatches, size: int | None) -> Tensor:
         """Run forward and backward for every micro-batch.
@@ -213,7 +225,11 @@ class Engine(TrainingState):
                 them count. Every rank passes the same number.
         """
         named = self.net.named_modules()
-        norms = [norm for name, norm in named if isinstance(norm, nn.BatchNorm2d) and not is_frozen(name, self._frozen)]
+        norms = [
+            norm
+            for name, norm in named
+            if isinstance(norm, nn.BatchNorm2d) and not is_frozen(name, self._frozen)
+        ]
         tallies = Tallies(norms, self.inputs.device)
         with tallies.listening():
             for images, counted in passes:
@@ -236,14 +252,18 @@ class Engine(TrainingState):
         sums += torch.cat((items, items.new_full((1,), boxes)))
         self.diagnosis.note_loss(items.sum())
 
-    def _explain(self, verdict: Verdict, step: Step, feed: ReplayableBatches, size: int | None) -> tuple[Culprit, ...]:
+    def _explain(
+        self, verdict: Verdict, step: Step, feed: ReplayableBatches, size: int | None
+    ) -> tuple[Culprit, ...]:
         """Find where a step went bad. A collective; runs the step again unless it was watched."""
         if self.diagnosis.when == "off" or not self.stability.restores:
             return ()
         if self.diagnosis.when == "armed":
             with self.diagnosis.watching():
                 self._run_again(step, feed, size)
-        return self.diagnosis.conclude(verdict, self.stability.named(verdict.suspects), feed, *self._place())
+        return self.diagnosis.conclude(
+            verdict, self.stability.named(verdict.suspects), feed, *self._place()
+        )
 
     def _run_again(self, step: Step, feed: ReplayableBatches, size: int | None) -> None:
         """Repeat the passes of a step that was not applied, and leave no trace of them."""

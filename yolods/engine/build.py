@@ -59,7 +59,11 @@ def plan_schedule(config: RunConfig, choice: OptimizerChoice, samples: int) -> S
 
 
 def build_engine(
-    net: DetectionModel, config: RunConfig, choice: OptimizerChoice, ranks: Ranks, class_weights: Tensor | None = None
+    net: DetectionModel,
+    config: RunConfig,
+    choice: OptimizerChoice,
+    ranks: Ranks,
+    class_weights: Tensor | None = None,
 ) -> ZeroEngine:
     """Wrap a plain fp32 CPU model for training under ZeRO. A collective.
 
@@ -132,7 +136,10 @@ def _parts(
         module,
         low_precision=low_precision,
         sync_bn=shared,
-        pointwise=ranks.device.type == "cpu" and channels_last and not low_precision and ds.autocast is None,
+        pointwise=ranks.device.type == "cpu"
+        and channels_last
+        and not low_precision
+        and ds.autocast is None,
         group=share.group,
     )
     module.to(ranks.device)

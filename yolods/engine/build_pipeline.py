@@ -33,7 +33,9 @@ def plan_stages(blueprint: Blueprint, config: RunConfig, ranks: Ranks) -> StageP
     costs = counted(blueprint, config)
     terms = terms_of(config, seconds=_measured(costs.graph, config, ranks), memory=_memory(ranks))
     found = ranks.main_first(lambda: choose(costs, config, terms))
-    return StagePlan(costs.graph, found, table(found, costs, terms), measured=terms.seconds is not None)
+    return StagePlan(
+        costs.graph, found, table(found, costs, terms), measured=terms.seconds is not None
+    )
 
 
 def _measured(graph: Graph, config: RunConfig, ranks: Ranks) -> tuple[float, ...] | None:
@@ -45,7 +47,9 @@ def _measured(graph: Graph, config: RunConfig, ranks: Ranks) -> tuple[float, ...
         return None
     ds = config.deepspeed
     return ranks.main_first(
-        lambda: measure(graph, config.imgsz, ds.micro_batch, ranks.device, ds.autocast or ds.precision)
+        lambda: measure(
+            graph, config.imgsz, ds.micro_batch, ranks.device, ds.autocast or ds.precision
+        )
     )
 
 
@@ -62,7 +66,9 @@ def order_of(plan: StagePlan, config: RunConfig, ranks: Ranks) -> Order:
     # Each micro-batch sends activations forward and as many bytes of gradients back.
     moved = [2 * ds.accumulation * row.sent_bytes for row in plan.rows[:-1]]
     gradients = [row.parameters * DTYPE_BYTES[ds.precision] for row in plan.rows]
-    return choose_order(len(plan.rows), ranks.size // len(plan.rows), ranks.local_size, moved, gradients)
+    return choose_order(
+        len(plan.rows), ranks.size // len(plan.rows), ranks.local_size, moved, gradients
+    )
 
 
 def build_stage(

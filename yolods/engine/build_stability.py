@@ -31,7 +31,9 @@ def build_stability(
     if ds.own.overflow.handling == "stock":
         return StockStability(engine, ranks.size, by_hand=by_hand)
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    groups = [[(names[id(each)], full_shape(each)) for each in group] for group in masters.members()]
+    groups = [
+        [(names[id(each)], full_shape(each)) for each in group] for group in masters.members()
+    ]
     sizes = [shard.numel() for shard in masters.shards()]
     held = spans(masters.kind, groups, sizes, share.dp_rank, share.dp_size)
     gradients = gradients_of(engine.optimizer, held, masters.owners)

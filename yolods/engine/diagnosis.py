@@ -51,7 +51,12 @@ class Diagnosis:
         return self._probe.attached()
 
     def conclude(
-        self, verdict: Verdict, suspects: Sequence[str], feed: ReplayableBatches, stage: int, replica: int
+        self,
+        verdict: Verdict,
+        suspects: Sequence[str],
+        feed: ReplayableBatches,
+        stage: int,
+        replica: int,
     ) -> tuple[Culprit, ...]:
         """The culprits of the last watched step, the same on every rank. A collective.
 
@@ -73,6 +78,8 @@ class Diagnosis:
             files=tuple(feed.files),
         )
         told = self._ranks.to_main(account)
-        found = tuple(culprits(told, verdict.cause, shared=self._shared)) if self._ranks.is_main else ()
+        found = (
+            tuple(culprits(told, verdict.cause, shared=self._shared)) if self._ranks.is_main else ()
+        )
         self._probe.clear()
         return self._ranks.from_main(found)

@@ -39,7 +39,9 @@ class ReplayableBatches:
         self.waited += time.perf_counter() - started
         self.replaced += batch.get("replaced", ())
         # An augmented image lists all images that it is made of; otherwise its own file counts.
-        self.files.append(tuple(batch.get("sources") or ((file,) for file in batch.get("im_file", ()))))
+        self.files.append(
+            tuple(batch.get("sources") or ((file,) for file in batch.get("im_file", ())))
+        )
         if self._keep:
             self._kept.append(batch)
         return batch

@@ -84,7 +84,10 @@ class Snapshots:
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned, after the engine has restored the rest."""
         # Into new memory: what was read may be mapped from a file that a later save removes.
-        self.snapshot, self._since = host_copy(state.get("snapshot")), state.get("since_snapshot", 0)
+        self.snapshot, self._since = (
+            host_copy(state.get("snapshot")),
+            state.get("since_snapshot", 0),
+        )
         # A checkpoint of another layout contains no snapshot, so the resumed weights serve as one.
         if self.snapshot is None and self.takes_snapshots:
             self.take()

@@ -49,7 +49,9 @@ class TrainingState:
         """
         self.deepspeed, self.masters, self.ema = deepspeed, masters, ema
         self.stability, self.ranks, self.share = stability, ranks, share
-        self.snapshots = Snapshots(self.statistics, self._moving, every=snapshot_steps, restores=stability.restores)
+        self.snapshots = Snapshots(
+            self.statistics, self._moving, every=snapshot_steps, restores=stability.restores
+        )
 
     @property
     def net(self) -> nn.Module:
@@ -72,8 +74,13 @@ class TrainingState:
         # Optimizers hold parameters without names, so they are matched by identity.
         names = {id(parameter): name for name, parameter in self.net.named_parameters()}
         return {
-            "groups": [[(names[id(p)], list(full_shape(p))) for p in group] for group in self.masters.members()],
-            "statistics": [name for name, buffer in self.net.named_buffers() if buffer.is_floating_point()],
+            "groups": [
+                [(names[id(p)], list(full_shape(p))) for p in group]
+                for group in self.masters.members()
+            ],
+            "statistics": [
+                name for name, buffer in self.net.named_buffers() if buffer.is_floating_point()
+            ],
         }
 
     def layout(self) -> dict[str, Any]:
@@ -114,10 +121,14 @@ class TrainingState:
         Raises:
             UserError: the state has other frozen layers than this model.
         """
-        frozen = [(name, full_shape(p)) for name, p in self.net.named_parameters() if not p.requires_grad]
+        frozen = [
+            (name, full_shape(p)) for name, p in self.net.named_parameters() if not p.requires_grad
+        ]
         # Only ranks that save their stage's weights have frozen ones in their state.
         if state["frozen"] and (wrong := misfits([frozen], state["frozen"])):
-            raise UserError(f"the state belongs to another model, or to other frozen layers: {wrong[0]}")
+            raise UserError(
+                f"the state belongs to another model, or to other frozen layers: {wrong[0]}"
+            )
         for name, parameter in self.net.named_parameters():
             if not parameter.requires_grad and name in state["frozen"]:
                 set_parameter(parameter, state["frozen"][name])
@@ -130,8 +141,13 @@ class TrainingState:
     @torch.no_grad()
     def _load_moving(self, state: dict[str, Any]) -> None:
         shards = self.masters.shards()
-        fill(shards, [saved.view_as(shard) for saved, shard in zip(state["masters"], shards, strict=True)])
-        self.masters.load_states([_shaped(each, shard) for each, shard in zip(state["optimizer"], shards, strict=True)])
+        fill(
+            shards,
+            [saved.view_as(shard) for saved, shard in zip(state["masters"], shards, strict=True)],
+        )
+        self.masters.load_states(
+            [_shaped(each, shard) for each, shard in zip(state["optimizer"], shards, strict=True)]
+        )
         fill(self.statistics(), state["statistics"])
         counts = dict(self._counts())
         fill(counts.values(), [state["counts"][name] for name in counts])
@@ -150,7 +166,14 @@ class TrainingState:
         """
         mine, shards = self.describe(), self.masters.shards()
         sizes = [shard.numel() for shard in shards]
-        pieces = cut_shards(self.masters.kind, mine["groups"], weights, sizes, self.share.dp_rank, self.share.dp_size)
+        pieces = cut_shards(
+            self.masters.kind,
+            mine["groups"],
+            weights,
+            sizes,
+            self.share.dp_rank,
+            self.share.dp_size,
+        )
         fill(shards, [piece.view_as(shard) for piece, shard in zip(pieces, shards, strict=True)])
         fill(self.statistics(), [weights[name] for name in mine["statistics"]])
         for name, parameter in self.net.named_parameters():
@@ -163,11 +186,17 @@ class TrainingState:
 
         Nothing here reads them, but every .pt contains them. Local.
         """
-        return ((name, buffer) for name, buffer in self.net.named_buffers() if not buffer.is_floating_point())
+        return (
+            (name, buffer)
+            for name, buffer in self.net.named_buffers()
+            if not buffer.is_floating_point()
+        )
 
     def _frozen_weights(self) -> dict[str, Tensor]:
         """Frozen parameters, fp32 on the CPU, on the ranks that save their stage's weights."""
-        frozen = {name: each for name, each in self.net.named_parameters() if not each.requires_grad}
+        frozen = {
+            name: each for name, each in self.net.named_parameters() if not each.requires_grad
+        }
         return frozen_weights(frozen, keep=self._hands_over())
 
     @torch.no_grad()
@@ -179,7 +208,9 @@ class TrainingState:
         """
         names = {id(parameter): name for name, parameter in self.net.named_parameters()}
         state = self._frozen_weights()
-        state |= {names[id(each)]: value for each, value in self.masters.whole(keep=self._hands_over())}
+        state |= {
+            names[id(each)]: value for each, value in self.masters.whole(keep=self._hands_over())
+        }
         if self._hands_over():
             state |= host_copy(dict(self.net.named_buffers()))
         return self._collect(state)
@@ -196,6 +227,8 @@ def _shaped(state: dict[str, Any], shard: Tensor) -> dict[str, Any]:
     """A shard's optimizer state with its moments in the shape of the shard; counts unchanged."""
     return {
         # A count has one element, and so may a shard: then the value keeps its shape.
-        key: value.view_as(shard) if isinstance(value, Tensor) and value.numel() == shard.numel() > 1 else value
+        key: value.view_as(shard)
+        if isinstance(value, Tensor) and value.numel() == shard.numel() > 1
+        else value
         for key, value in state.items()
     }

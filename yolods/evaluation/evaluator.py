@@ -123,9 +123,16 @@ class Evaluator:
                 pieces.
             save_dir: folder for plots.
         """
-        self._dataset, self._names, self._hyper, self._ranks = dataset, dict(enumerate(names)), hyper, ranks
+        self._dataset, self._names, self._hyper, self._ranks = (
+            dataset,
+            dict(enumerate(names)),
+            hyper,
+            ranks,
+        )
         self._workers, self.save_dir = workers, save_dir
-        self._batches = eval_batches(dataset, dp_rank=share.dp_rank, dp_size=share.dp_size, forward_batch=forward_batch)
+        self._batches = eval_batches(
+            dataset, dp_rank=share.dp_rank, dp_size=share.dp_size, forward_batch=forward_batch
+        )
         self._share = share
 
     def __call__(
@@ -170,16 +177,34 @@ class Evaluator:
         if not self._ranks.is_main:
             return None
         with slowly("the evaluation's results"):
-            result = self._add_up(judge, tallies, plots=plots, boxes_to=boxes_to, seconds=time.perf_counter() - started)
+            result = self._add_up(
+                judge,
+                tallies,
+                plots=plots,
+                boxes_to=boxes_to,
+                seconds=time.perf_counter() - started,
+            )
             self._show(telemetry, first, tallies)
             telemetry.val_end(result.details, result.images, final=final)
         place = self._dataset.source.place
-        for file in sorted(place(image) for image in {image for each in tallies for image in each.replaced}):
-            telemetry.event("unreadable", f"{file} could not be read and counts as an image without boxes", warn=True)
+        for file in sorted(
+            place(image) for image in {image for each in tallies for image in each.replaced}
+        ):
+            telemetry.event(
+                "unreadable",
+                f"{file} could not be read and counts as an image without boxes",
+                warn=True,
+            )
         return result
 
     def _go_through(
-        self, detector: Detector, judge: _Judge, tally: _Tally, telemetry: Telemetry, *, pictures: bool
+        self,
+        detector: Detector,
+        judge: _Judge,
+        tally: _Tally,
+        telemetry: Telemetry,
+        *,
+        pictures: bool,
     ) -> list[dict[str, Any]]:
         """Predict and match this rank's batches into `tally`; returns rank 0's first ones."""
         first: list[dict[str, Any]] = []
@@ -215,15 +240,29 @@ class Evaluator:
             telemetry.val_images(batch, found, number)
 
     def _add_up(
-        self, judge: _Judge, tallies: list[_Tally], *, plots: bool, boxes_to: Path | None, seconds: float
+        self,
+        judge: _Judge,
+        tallies: list[_Tally],
+        *,
+        plots: bool,
+        boxes_to: Path | None,
+        seconds: float,
     ) -> Evaluation:
         # In the order of images, so that ties in confidence do not depend on the world size.
-        records = sorted((record for tally in tallies for record in tally.records), key=lambda record: record["index"])
+        records = sorted(
+            (record for tally in tallies for record in tally.records),
+            key=lambda record: record["index"],
+        )
         details = judge.metrics(records, plots)
         if plots:
-            judge.plot_confusion(sum(tally.confusion for tally in tallies if tally.confusion is not None))
+            judge.plot_confusion(
+                sum(tally.confusion for tally in tallies if tally.confusion is not None)
+            )
         if boxes_to is not None:
-            boxes = sorted((box for tally in tallies for box in tally.boxes), key=lambda box: str(box["image_id"]))
+            boxes = sorted(
+                (box for tally in tallies for box in tally.boxes),
+                key=lambda box: str(box["image_id"]),
+            )
             boxes_to.write_text(json.dumps(boxes), encoding="utf-8")
         return Evaluation(
             metrics=dict(zip(METRIC_NAMES, map(float, details.mean_results()), strict=True)),
@@ -236,9 +275,13 @@ class Evaluator:
 
     def _mean_loss(self, tallies: list[_Tally]) -> np.ndarray:
         """Loss items (3,) as the mean over batches, whose pieces may come from several ranks."""
-        batches = np.zeros((math.ceil(len(self._dataset) / self._dataset.eval_batch), len(LOSS_NAMES) + 1))
+        batches = np.zeros(
+            (math.ceil(len(self._dataset) / self._dataset.eval_batch), len(LOSS_NAMES) + 1)
+        )
         # In the order of images, so that sums are rounded equally for every world size.
-        for first, sums in sorted((piece for tally in tallies for piece in tally.losses), key=lambda piece: piece[0]):
+        for first, sums in sorted(
+            (piece for tally in tallies for piece in tally.losses), key=lambda piece: piece[0]
+        ):
             batches[first // self._dataset.eval_batch] += sums
         return (batches[:, :-1] / np.maximum(batches[:, -1:], 1)).mean(0)
 
@@ -291,7 +334,13 @@ class _Judge:
     """ultralytics' DetectionValidator, called per image; its own loop and ranks are not used."""
 
     def __init__(
-        self, names: dict[int, str], hyper: Any, save_dir: Path, *, confusion: bool, ids: dict[str, int | str] | None
+        self,
+        names: dict[int, str],
+        hyper: Any,
+        save_dir: Path,
+        *,
+        confusion: bool,
+        ids: dict[str, int | str] | None,
     ) -> None:
         """
         Args:
@@ -324,7 +373,9 @@ class _Judge:
         self._shown_above = SHOWN_CONFIDENCE if hyper.conf is None else hyper.conf
         self._matrix = ConfusionMatrix(names=names) if confusion else None
 
-    def judge(self, decoded: Tensor, batch: dict[str, Any], tally: _Tally) -> list[dict[str, Tensor]]:
+    def judge(
+        self, decoded: Tensor, batch: dict[str, Any], tally: _Tally
+    ) -> list[dict[str, Tensor]]:
         """Apply NMS to the real images of a batch, and match and record them; returns their boxes.
 
         Args:
@@ -411,7 +462,9 @@ def _in_image(prediction: dict[str, Tensor], target: dict[str, Any]) -> dict[str
     from ultralytics.utils.ops import scale_boxes, xywh2xyxy, xyxy2xywh
 
     centred = xyxy2xywh(prediction["bboxes"])
-    scaled = scale_boxes(target["imgsz"], centred, target["ori_shape"], ratio_pad=target["ratio_pad"], xywh=True)
+    scaled = scale_boxes(
+        target["imgsz"], centred, target["ori_shape"], ratio_pad=target["ratio_pad"], xywh=True
+    )
     return {**prediction, "bboxes": xywh2xyxy(scaled)}
 
 

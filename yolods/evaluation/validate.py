@@ -73,7 +73,8 @@ def check_val_arguments(args: argparse.Namespace) -> ValRequest:
     folder = _folder(args, faults)
     if args.exist_ok and (folder / CONFIG_FILE).exists():
         faults.add(
-            f"--exist-ok: {folder} is the folder of a training run and would be overwritten; choose another --name"
+            f"--exist-ok: {folder} is the folder of a training run and would be overwritten; "
+            "choose another --name"
         )
     read = read_hyper(None, args.set or [], faults)
     hyper = read.hyper
@@ -87,10 +88,14 @@ def check_val_arguments(args: argparse.Namespace) -> ValRequest:
     about: tuple[str, ...] = ()
     if net is not None and known is not None:
         names, where = known
-        about = _compare_names(net, Path(args.weights), ("item",) if hyper.single_cls else names, where, faults)
+        about = _compare_names(
+            net, Path(args.weights), ("item",) if hyper.single_cls else names, where, faults
+        )
     faults.raise_if_any()
     assert data is not None
-    return ValRequest(Path(args.weights), data, split, hyper, (*notes, *(() if hyper.single_cls else about)))
+    return ValRequest(
+        Path(args.weights), data, split, hyper, (*notes, *(() if hyper.single_cls else about))
+    )
 
 
 def _check_numbers(args: argparse.Namespace, faults: Faults) -> None:
@@ -104,7 +109,9 @@ def _check_numbers(args: argparse.Namespace, faults: Faults) -> None:
 def _weights(args: argparse.Namespace, faults: Faults) -> DetectionModel | None:
     """The model to evaluate; None, with a fault, if there is none."""
     if args.weights is None:
-        faults.add("--weights is missing: name the .pt to evaluate, for example runs/exp/weights/best.pt")
+        faults.add(
+            "--weights is missing: name the .pt to evaluate, for example runs/exp/weights/best.pt"
+        )
     elif not Path(args.weights).is_file():
         faults.add(f"--weights {args.weights}: no such file")
     else:
@@ -117,7 +124,9 @@ def _data(args: argparse.Namespace, net: DetectionModel | None, faults: Faults) 
     """The data yaml, from --data or the weights; None, with a fault, if there is none."""
     if args.data is None and net is None:
         if args.weights is None:
-            faults.add("--data is missing: name a data yaml, or use --data demo for the embedded data set")
+            faults.add(
+                "--data is missing: name a data yaml, or use --data demo for the embedded data set"
+            )
         return None
     if args.data is None:
         with faults.caught():
@@ -129,18 +138,25 @@ def _data(args: argparse.Namespace, net: DetectionModel | None, faults: Faults) 
     return Path(args.data)
 
 
-def _names(data: Path, split: str, hyper: Hyper, faults: Faults) -> tuple[Sequence[str], str] | None:
+def _names(
+    data: Path, split: str, hyper: Hyper, faults: Faults
+) -> tuple[Sequence[str], str] | None:
     """Class names of the data and their source; None, with faults, if the data cannot be read."""
     with faults.caught():
         if data == Path(DEMO):
             names, where = NAMES, DEMO
             if split not in COUNTS:
-                faults.add(f"--split {split}: the demo data has no {split} images; use {' or '.join(COUNTS)}")
+                faults.add(
+                    f"--split {split}: the demo data has no {split} images; use "
+                    f"{' or '.join(COUNTS)}"
+                )
         else:
             spec = read_spec(data)
             names, where = spec.names, str(spec.yaml)
             if not (spec.needs_download or spec.sources(split)):
-                faults.add(f"--split {split}: {where} names no {split} images; add `{split}: FOLDER`")
+                faults.add(
+                    f"--split {split}: {where} names no {split} images; add `{split}: FOLDER`"
+                )
         check_classes(names, where, hyper.classes)
         return names, where
     return None
@@ -154,7 +170,9 @@ def _check_json(args: argparse.Namespace, faults: Faults) -> tuple[str, ...]:
     found = find_json(args.deepspeed_config, faults)
     if len(faults) == before:
         read_json(found, where, faults)
-    return (f"{where} has no effect: evaluation runs in fp32, with the complete model on each rank",)
+    return (
+        f"{where} has no effect: evaluation runs in fp32, with the complete model on each rank",
+    )
 
 
 def _read(weights: Path) -> DetectionModel:
@@ -166,7 +184,9 @@ def _read(weights: Path) -> DetectionModel:
     net = read_pt(weights)
     if not has_plain_head(net):
         head = type(net.model[-1]).__name__
-        raise UserError(f"--weights {weights}: its {head} head is not YOLOv5u's; evaluate it with ultralytics")
+        raise UserError(
+            f"--weights {weights}: its {head} head is not YOLOv5u's; evaluate it with ultralytics"
+        )
     return net
 
 
@@ -174,9 +194,14 @@ def _stored_data(net: DetectionModel, weights: Path) -> Path:
     """The data yaml that a model was trained with, as stored in its .pt."""
     stored = getattr(net, "args", {}).get("data")
     if not isinstance(stored, str):
-        raise UserError(f"--data is missing, and {weights} does not name its training data; add --data")
+        raise UserError(
+            f"--data is missing, and {weights} does not name its training data; add --data"
+        )
     if stored != DEMO and not (Path(stored).is_file() or shipped_yaml(Path(stored))):
-        raise UserError(f"--data is missing, and {stored}, the training data of {weights}, is not here; add --data")
+        raise UserError(
+            f"--data is missing, and {stored}, the training data of {weights}, is not here; add "
+            "--data"
+        )
     return Path(stored)
 
 
@@ -201,8 +226,8 @@ def _compare_names(
         faults.add(f"{beside}; use the data yaml of its training")
     elif what == "order":
         faults.add(
-            f"{beside}: the same names have other ids, so that classes would be confused; put the names and the "
-            "labels into the order of the weights"
+            f"{beside}: the same names have other ids, so that classes would be confused; put the "
+            "names and the labels into the order of the weights"
         )
     elif what == "names":
         return (f"{beside}: results follow ids and are shown with the data's names",)
@@ -236,7 +261,9 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
     # After the data are opened, so that a fault in them leaves no empty folder.
     run_dir = ranks.main_first(lambda: _make(args))
     telemetry = (
-        RunTelemetry(run_dir, names=dict(enumerate(names)), epochs=1, images_per_epoch=1, batch_size=1)
+        RunTelemetry(
+            run_dir, names=dict(enumerate(names)), epochs=1, images_per_epoch=1, batch_size=1
+        )
         if ranks.is_main
         else NullTelemetry()
     )
@@ -263,9 +290,16 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
             telemetry=telemetry,
         )
         if result is not None:
-            facts = {"weights": str(request.weights), "data": str(spec.yaml), "split": request.split, "imgsz": imgsz}
+            facts = {
+                "weights": str(request.weights),
+                "data": str(spec.yaml),
+                "split": request.split,
+                "imgsz": imgsz,
+            }
             _write_metrics(run_dir / METRICS_FILE, {**facts, **_numbers(result, names)})
-            telemetry.evaluated({**result.metrics, **{f"val/{name}": value for name, value in result.loss.items()}})
+            telemetry.evaluated(
+                {**result.metrics, **{f"val/{name}": value for name, value in result.loss.items()}}
+            )
         telemetry.event("results", f"Results saved to {run_dir}")
     return result
 

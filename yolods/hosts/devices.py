@@ -34,7 +34,8 @@ def count_gpus(environ: Mapping[str, str], present: Callable[[], int] | None = N
     kind = environ.get(ACCELERATOR, "")
     if kind and kind not in DEVICE_KINDS:
         raise OwnError(
-            f"{ACCELERATOR}={kind}{nearest(kind, DEVICE_KINDS)}: ranks compute on cuda or cpu; correct or unset it"
+            f"{ACCELERATOR}={kind}{nearest(kind, DEVICE_KINDS)}: ranks compute on cuda or cpu; "
+            "correct or unset it"
         )
     if kind == "cpu":
         return 0
@@ -43,7 +44,9 @@ def count_gpus(environ: Mapping[str, str], present: Callable[[], int] | None = N
     if names and found != len(names):
         shown = environ[VISIBLE]
         there = f"of {len(names)} GPUs CUDA shows {found}" if found else "no such GPU exists"
-        raise OwnError(f"{VISIBLE}={shown}: {there} (nvidia-smi -L lists them); correct it, or unset it")
+        raise OwnError(
+            f"{VISIBLE}={shown}: {there} (nvidia-smi -L lists them); correct it, or unset it"
+        )
     if kind == "cuda" and not found:
         why = f"{VISIBLE} shows none" if names == () else "there is none"
         raise OwnError(f"{ACCELERATOR}=cuda asks for GPUs, but {why}; unset it, or use cpu")
@@ -67,13 +70,19 @@ def visible(environ: Mapping[str, str]) -> tuple[str, ...] | None:
     if numbers:
         # CUDA reads 01 as 1, so both name one GPU twice.
         names = [name.lstrip("0") or "0" for name in names]
-    if not numbers and not any(all(name.startswith(kind) for name in names) for kind in ("GPU-", "MIG-")):
+    if not numbers and not any(
+        all(name.startswith(kind) for name in names) for kind in ("GPU-", "MIG-")
+    ):
         wanted = "write numbers as 0,1, or only names that begin with GPU- or with MIG-"
         raise OwnError(f"{VISIBLE}={given}: {wanted}; CUDA stops reading at anything else")
     if len(set(names)) < len(names):
-        raise OwnError(f"{VISIBLE}={given} names a GPU twice, for which CUDA shows none; name each once")
+        raise OwnError(
+            f"{VISIBLE}={given} names a GPU twice, for which CUDA shows none; name each once"
+        )
     if names[0].startswith("MIG-") and len(names) > 1:
-        raise OwnError(f"{VISIBLE}={given}: CUDA shows a process only one part (MIG) of a GPU; name one")
+        raise OwnError(
+            f"{VISIBLE}={given}: CUDA shows a process only one part (MIG) of a GPU; name one"
+        )
     return tuple(names)
 
 
@@ -95,7 +104,9 @@ def put_back(environ: MutableMapping[str, str]) -> None:
     names = given.split(",")
     # DeepSpeed's launcher has put the slots here. If they do not fit the list, show all of it.
     slots = [int(slot) for slot in environ.get(VISIBLE, "").split(",") if slot.isdigit()]
-    environ[VISIBLE] = ",".join(names[slot] for slot in slots) if slots and max(slots) < len(names) else given
+    environ[VISIBLE] = (
+        ",".join(names[slot] for slot in slots) if slots and max(slots) < len(names) else given
+    )
 
 
 def device_index(local: int, seen: int, *, task: bool) -> int:
@@ -115,7 +126,10 @@ def device_index(local: int, seen: int, *, task: bool) -> int:
     if seen == 1 and task:
         return 0
     few = f"{seen} GPU{'s' * (seen != 1)}"
-    raise OwnError(f"this is rank {local} of its host, counted from 0, and it sees {few}; start one rank per GPU")
+    raise OwnError(
+        f"this is rank {local} of its host, counted from 0, and it sees {few}; start one rank per "
+        "GPU"
+    )
 
 
 def _present() -> int:

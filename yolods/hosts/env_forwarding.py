@@ -21,7 +21,19 @@ from yolods.errors import Faults
 EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")
 """Prefixes that DeepSpeed 0.19.8 forwards to other hosts; NCCL only from a machine with GPUs."""
 CARRIED = (
-    *("YOLODS_", "YOLO_", "DS_", "DEEPSPEED_", "TORCH_", "NCCL_", "GLOO_", "OMP_", "MKL_", "CUBLAS_", "CUDA_HOME"),
+    *(
+        "YOLODS_",
+        "YOLO_",
+        "DS_",
+        "DEEPSPEED_",
+        "TORCH_",
+        "NCCL_",
+        "GLOO_",
+        "OMP_",
+        "MKL_",
+        "CUBLAS_",
+        "CUDA_HOME",
+    ),
     *("MALLOC_", "GLIBC_TUNABLES", "MPLBACKEND"),
 )
 """Prefixes that yolods forwards: settings of yolods and of its dependencies, which are meant for
@@ -36,14 +48,20 @@ quotes."""
 
 def carried(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that yolods forwards."""
-    found = {name: value for name, value in environ.items() if value and name.startswith(CARRIED) and name != ENV_FILE}
+    found = {
+        name: value
+        for name, value in environ.items()
+        if value and name.startswith(CARRIED) and name != ENV_FILE
+    }
     if environ.get("PYTHONSAFEPATH"):
         # DeepSpeed puts the working directory on every rank's import path (launcher/runner.py:586),
         # where a folder named utils or models would hide a package. The PYTHONPATH of our file
         # replaces that path.
         found["PYTHONPATH"] = environ.get("PYTHONPATH", "")
     # The file has one line per variable, so names and values must be valid on a single line.
-    return {name: value for name, value in found.items() if name.isidentifier() and "\n" not in value}
+    return {
+        name: value for name, value in found.items() if name.isidentifier() and "\n" not in value
+    }
 
 
 def users_lines(environ: Mapping[str, str], folders: Sequence[Path], faults: Faults) -> list[str]:
@@ -67,11 +85,16 @@ def users_lines(environ: Mapping[str, str], folders: Sequence[Path], faults: Fau
             if equals and name.isidentifier():
                 found.append(line)
             else:
-                faults.add(f"{file} line {number}: `{line}`: write NAME=value; DeepSpeed fails at any other line")
+                faults.add(
+                    f"{file} line {number}: `{line}`: write NAME=value; DeepSpeed fails at any "
+                    "other line"
+                )
     return found
 
 
-def travelling(environ: Mapping[str, str], folders: Sequence[Path], faults: Faults) -> dict[str, str]:
+def travelling(
+    environ: Mapping[str, str], folders: Sequence[Path], faults: Faults
+) -> dict[str, str]:
     """All variables that ranks on other hosts receive. The arguments are those of `users_lines`."""
     exported = {name: value for name, value in environ.items() if name.startswith(EXPORTED)}
     split = (line.partition("=") for line in users_lines(environ, folders, faults))

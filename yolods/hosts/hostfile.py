@@ -50,7 +50,9 @@ def parse_hostfile(path: Path, named_by: str = "--hostfile ") -> tuple[Host, ...
     except FileNotFoundError:
         raise UserError(f"{where}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(
+            f"{where}: cannot read it: {getattr(error, 'strerror', None) or error}"
+        ) from None
     faults = Faults()
     hosts: dict[str, tuple[Host, int]] = {}
     for number, line in enumerate(lines, 1):
@@ -163,10 +165,16 @@ def _parse_filter(flag: str, words: str, hosts: dict[str, Host]) -> dict[str, se
             if (number := _whole(slot)) in host.chosen:
                 slots.add(number)
             else:
-                faults.add(f"{flag} {words}: {name} has no slot '{slot}'; its slots are {_numbers(host)}")
+                faults.add(
+                    f"{flag} {words}: {name} has no slot '{slot}'; its slots are {_numbers(host)}"
+                )
     faults.raise_if_any()
     return named
 
 
 def _numbers(host: Host) -> str:
-    return f"0 to {host.slots - 1}" if len(host.chosen) == host.slots else ", ".join(map(str, host.chosen))
+    return (
+        f"0 to {host.slots - 1}"
+        if len(host.chosen) == host.slots
+        else ", ".join(map(str, host.chosen))
+    )

@@ -44,7 +44,7 @@ _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B  # linux/sockios.h
 _TORCH = """
 import json, torch
 print(json.dumps([[i, *(n >> 20 for n in torch.cuda.mem_get_info(i))] for i in range(torch.cuda.device_count())]))
-"""
+"""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,9 @@ def decode_report(text: str) -> Report:
 def _output(command: list[str], seconds: float = COMMAND_SECONDS) -> str:
     """What a tool prints; "" if it is missing, fails or takes too long."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""
@@ -234,7 +236,10 @@ def machine_id() -> str:
     # Two network namespaces share a boot, and two containers may. They count as two hosts, because
     # their ranks reach each other only over a network: hence the namespace in addition.
     parts = []
-    for read in (Path("/proc/sys/kernel/random/boot_id").read_text, lambda: os.readlink("/proc/self/ns/net")):
+    for read in (
+        Path("/proc/sys/kernel/random/boot_id").read_text,
+        lambda: os.readlink("/proc/self/ns/net"),
+    ):
         try:
             parts.append(read().strip())
         except OSError:
@@ -283,20 +288,30 @@ def _cache_folders() -> tuple[Path | None, Path | None]:
 
 def _gpus() -> tuple[list[Gpu], str]:
     began = time.monotonic()
-    query = ["nvidia-smi", "--query-gpu=index,memory.free,memory.total", "--format=csv,noheader,nounits"]
+    query = [
+        "nvidia-smi",
+        "--query-gpu=index,memory.free,memory.total",
+        "--format=csv,noheader,nounits",
+    ]
     listed = _output(query, GPU_SECONDS) if shutil.which("nvidia-smi") else ""
     gpus = []
     for line in listed.splitlines():
         index, *memory = (part.strip() for part in line.split(","))
         if index.isdigit() and len(memory) == 2:
-            gpus.append(Gpu(int(index), *(int(part) if part.isdigit() else None for part in memory)))
+            gpus.append(
+                Gpu(int(index), *(int(part) if part.isdigit() else None for part in memory))
+            )
     if gpus or not any(glob.glob(pattern) for pattern in GPU_NODES):
         return gpus, ""
     # Device nodes exist, but nvidia-smi is missing or fails (WSL, ROCm, a broken driver).
     left = GPU_SECONDS - (time.monotonic() - began)
     if left > 0 and (shown := _output([sys.executable, "-c", _TORCH], left)):
         return [Gpu(*row) for row in json.loads(shown)], ""
-    return [], f"there are GPU devices, but neither nvidia-smi nor torch lists them within {GPU_SECONDS:g} s"
+    return (
+        [],
+        "there are GPU devices, but neither nvidia-smi nor torch lists them within "
+        f"{GPU_SECONDS:g} s",
+    )
 
 
 def _free_bytes(folder: Path) -> int:
@@ -328,7 +343,9 @@ def _routes() -> Iterator[tuple[str, str]]:
     for line in _lines("/proc/net/route")[1:]:
         name, target, *rest = line.split()
         # Native byte order, as the kernel prints it.
-        network, mask = (socket.inet_ntoa(struct.pack("=I", int(number, 16))) for number in (target, rest[5]))
+        network, mask = (
+            socket.inet_ntoa(struct.pack("=I", int(number, 16))) for number in (target, rest[5])
+        )
         yield name, str(ipaddress.ip_network(f"{network}/{mask}", strict=False))
 
 
@@ -398,7 +415,9 @@ def _paths_in_use() -> set[str]:
 def _counts(request: ProbeRequest) -> list[Count]:
     deadline = time.monotonic() + request.walk_seconds
     counted = [_count(path, _below(path), request.ignored, deadline) for path in request.trees]
-    return counted + [_count(path, _listed(path), request.ignored, deadline) for path in request.lists]
+    return counted + [
+        _count(path, _listed(path), request.ignored, deadline) for path in request.lists
+    ]
 
 
 def _below(path: str) -> Iterator[str]:
@@ -438,7 +457,10 @@ def main(words: list[str]) -> int:
     """Print this host's report."""
     values = json.loads(words[0]) if words else {}
     request = ProbeRequest(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
     )
 
     def give_up(*_: object) -> None:

@@ -59,7 +59,9 @@ class Caller:
     """Port of sshd; None: as in ssh's own configuration."""
 
 
-def ask(hosts: Sequence[Host], request: ProbeRequest, caller: Caller, *, local: bool) -> list[Answer]:
+def ask(
+    hosts: Sequence[Host], request: ProbeRequest, caller: Caller, *, local: bool
+) -> list[Answer]:
     """Probe all hosts at the same time.
 
     Args:
@@ -87,7 +89,10 @@ def clear(hosts: Sequence[Host], run_dir: Path, port: int | None) -> None:
     """
     # The brackets keep pgrep and pkill from matching the command that contains this pattern.
     pattern = shlex.quote(f"[y]olods train .*--run-dir {re.escape(str(run_dir))}( |$)")
-    wait = f"for i in $(seq {CLEAR_SECONDS}); do pgrep -f {pattern} >/dev/null || exit 0; sleep 1; done"
+    wait = (
+        f"for i in $(seq {CLEAR_SECONDS}); do pgrep -f {pattern} >/dev/null || exit 0; sleep 1; "
+        "done"
+    )
     command = shlex.join(["sh", "-c", f"{wait}; pkill -KILL -f {pattern}; sleep 1"])
     processes = [
         subprocess.Popen(
@@ -106,11 +111,16 @@ def clear(hosts: Sequence[Host], run_dir: Path, port: int | None) -> None:
             process.wait()
 
 
-def ssh_command(name: str, command: str, environ: Mapping[str, str], port: int | None = None) -> list[str]:
+def ssh_command(
+    name: str, command: str, environ: Mapping[str, str], port: int | None = None
+) -> list[str]:
     """ssh as pdsh calls it, but without any prompt and with a short connection timeout."""
     options = ("BatchMode=yes", "PasswordAuthentication=no", f"ConnectTimeout={CONNECT_SECONDS}")
     words = [word for option in options for word in ("-o", option)]
-    words += [*shlex.split(environ.get("PDSH_SSH_ARGS_APPEND", "")), *(["-p", str(port)] if port else [])]
+    words += [
+        *shlex.split(environ.get("PDSH_SSH_ARGS_APPEND", "")),
+        *(["-p", str(port)] if port else []),
+    ]
     return ["ssh", *words, name, command]
 
 
@@ -119,7 +129,9 @@ def _ask(host: Host, source: str, words: str, caller: Caller, local: bool) -> An
     variables = dict(os.environ)
     if local:
         # As the launcher does for local ranks: the tools beside its Python are on PATH.
-        variables["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), variables.get("PATH", "")))
+        variables["PATH"] = os.pathsep.join(
+            (str(Path(sys.executable).parent), variables.get("PATH", ""))
+        )
     else:
         command = ssh_command(host.name, _remote(command, caller), variables, caller.ssh_port)
     began = time.monotonic()
@@ -135,7 +147,11 @@ def _ask(host: Host, source: str, words: str, caller: Caller, local: bool) -> An
             env=variables,
         )
     except OSError as error:
-        return Answer(host, None, f"{command[0]} cannot be started: {error.strerror}; install it (openssh-client)")
+        return Answer(
+            host,
+            None,
+            f"{command[0]} cannot be started: {error.strerror}; install it (openssh-client)",
+        )
     try:
         shown, said = process.communicate(source, timeout=ANSWER_SECONDS)
     except subprocess.TimeoutExpired:
@@ -143,7 +159,9 @@ def _ask(host: Host, source: str, words: str, caller: Caller, local: bool) -> An
         # Its children may still hold the pipe.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=DRAIN_SECONDS)
-        remedy = "something on this machine hangs" if local else f"try by hand: ssh {host.name} true"
+        remedy = (
+            "something on this machine hangs" if local else f"try by hand: ssh {host.name} true"
+        )
         problem = f"no answer within {ANSWER_SECONDS:g} s; {remedy}"
         return Answer(host, None, problem, time.monotonic() - began)
     ended, seconds = time.time(), time.monotonic() - began
@@ -174,10 +192,17 @@ def explain(name: str, code: int, said: str, caller: Caller) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     last = lines[-1] if lines else f"exit status {code}"
     if code == _NO_FOLDER:
-        return f"it has no folder {caller.directory}; create it there, or start in a folder that all hosts have"
+        return (
+            f"it has no folder {caller.directory}; create it there, or start in a folder that all "
+            "hosts have"
+        )
     if code == _NO_PYTHON:
         here = script()
-        remedy = f"install there as here: {here} version" if here else "create the same environment there"
+        remedy = (
+            f"install there as here: {here} version"
+            if here
+            else "create the same environment there"
+        )
         return f"it has no {caller.python}; {remedy}"
     if code != _SSH_FAILED:
         return f"{caller.python} fails there: {last}"
@@ -185,7 +210,12 @@ def explain(name: str, code: int, said: str, caller: Caller) -> str:
         "Permission denied": f"allow login without a password: ssh-copy-id {name}",
         "Host key verification failed": f"accept its key: ssh {name} once by hand, or ssh-keyscan",
         "Could not resolve": "correct its name in the hostfile, or add it to /etc/hosts",
-        "Connection refused": f"start sshd there, or set its port in ~/.ssh/config under Host {name}",
+        "Connection refused": (
+            f"start sshd there, or set its port in ~/.ssh/config under Host {name}"
+        ),
     }
-    remedy = next((text for sign, text in remedies.items() if sign in last), "check that it is up and on the network")
+    remedy = next(
+        (text for sign, text in remedies.items() if sign in last),
+        "check that it is up and on the network",
+    )
     return f"cannot reach it with ssh: {last}; {remedy}"

@@ -53,22 +53,45 @@ class LaunchFlags:
 def add_launch_arguments(parser: argparse._ActionsContainer) -> None:
     """Add the launcher's own flags, each a field of `LaunchFlags`."""
     parser.add_argument(
-        "-H", "--hostfile", metavar="FILE", type=Path, help="file of hosts and slots; default: this machine"
+        "-H",
+        "--hostfile",
+        metavar="FILE",
+        type=Path,
+        help="file of hosts and slots; default: this machine",
     )
     parser.add_argument(
-        "-i", "--include", metavar="HOST[:SLOT,...]", default="", help="hosts and slots to use; @ joins several"
+        "-i",
+        "--include",
+        metavar="HOST[:SLOT,...]",
+        default="",
+        help="hosts and slots to use; @ joins several",
     )
-    parser.add_argument("-e", "--exclude", metavar="HOST[:SLOT,...]", default="", help="hosts and slots to exclude")
+    parser.add_argument(
+        "-e", "--exclude", metavar="HOST[:SLOT,...]", default="", help="hosts and slots to exclude"
+    )
     parser.add_argument("--num_gpus", "--num-gpus", metavar="N", type=int, help="ranks per host")
-    parser.add_argument("--master_port", "--master-port", metavar="PORT", type=int, help="port of the rendezvous")
     parser.add_argument(
-        "--master_addr", "--master-addr", metavar="ADDRESS", help="address of the first host for the rendezvous"
+        "--master_port", "--master-port", metavar="PORT", type=int, help="port of the rendezvous"
     )
-    parser.add_argument("--launcher", choices=LAUNCHERS, default="pdsh", help="what starts ranks on several hosts")
     parser.add_argument(
-        "--launcher_args", "--launcher-args", metavar="WORDS", default="", help="more arguments for the launcher"
+        "--master_addr",
+        "--master-addr",
+        metavar="ADDRESS",
+        help="address of the first host for the rendezvous",
     )
-    parser.add_argument("--ssh_port", "--ssh-port", metavar="PORT", type=int, help="port of sshd on the hosts")
+    parser.add_argument(
+        "--launcher", choices=LAUNCHERS, default="pdsh", help="what starts ranks on several hosts"
+    )
+    parser.add_argument(
+        "--launcher_args",
+        "--launcher-args",
+        metavar="WORDS",
+        default="",
+        help="more arguments for the launcher",
+    )
+    parser.add_argument(
+        "--ssh_port", "--ssh-port", metavar="PORT", type=int, help="port of sshd on the hosts"
+    )
     parser.add_argument(
         "--no_ssh",
         "--no-ssh",
@@ -76,7 +99,11 @@ def add_launch_arguments(parser: argparse._ActionsContainer) -> None:
         help="start only this host's ranks; run the command on every host",
     )
     parser.add_argument(
-        "--node_rank", "--node-rank", metavar="N", type=int, help="index of this host in the hostfile, with --no_ssh"
+        "--node_rank",
+        "--node-rank",
+        metavar="N",
+        type=int,
+        help="index of this host in the hostfile, with --no_ssh",
     )
 
 
@@ -92,7 +119,9 @@ def add_restart_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def split_words(words: Sequence[str], environ: Mapping[str, str] | None = None) -> tuple[LaunchFlags, list[str]]:
+def split_words(
+    words: Sequence[str], environ: Mapping[str, str] | None = None
+) -> tuple[LaunchFlags, list[str]]:
     """Split a command line into the launcher's flags and the rest, and raise on any fault.
 
     Raises:
@@ -131,7 +160,9 @@ def read_words(
         given |= {"hostfile": Path(named), "hostfile_by": "HOSTFILE="}
     # A bad value is removed, so that its default applies and later checks can find more faults.
     if found.max_restarts < 0:
-        faults.add(f"--max-restarts {given.pop('max_restarts')}: it must be at least 0 (never restart)")
+        faults.add(
+            f"--max-restarts {given.pop('max_restarts')}: it must be at least 0 (never restart)"
+        )
     for flag in ("master_port", "ssh_port"):
         port = given[flag]
         if port is not None and not 0 < port < 65536:

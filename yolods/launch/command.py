@@ -72,7 +72,9 @@ def launcher_command(
         # Avoids DeepSpeed's warning when it detects the CPU.
         quiet = {"DS_ACCELERATOR": "cpu"} if cpus else {}
         settings = {**quiet, **ALLOCATOR} if cpus else {}
-        more, set_too = over_hosts(words, flags, hosts, settings=settings, python=python, environ=variables)
+        more, set_too = over_hosts(
+            words, flags, hosts, settings=settings, python=python, environ=variables
+        )
         quiet = {name: value for name, value in quiet.items() if not variables.get(name)}
         return [*command, *more], {**quiet, **set_too, **tools_on_path(python, variables)}
     check_interfaces(variables, gpus=gpus > 0)
@@ -85,7 +87,9 @@ def launcher_command(
         hosts = (hosts[flags.node_rank],)
     port = flags.master_port or (None if flags.no_ssh else free_port())
     command += ["--master_port", str(port)] if port else []
-    return [*command, *MODULE, *words], _environment(hosts, flags.hostfile, gpus, python, cores, variables)
+    return [*command, *MODULE, *words], _environment(
+        hosts, flags.hostfile, gpus, python, cores, variables
+    )
 
 
 def ranks_of(flags: LaunchFlags, *, gpus: int, environ: Mapping[str, str] | None = None) -> int:
@@ -97,7 +101,9 @@ def ranks_of(flags: LaunchFlags, *, gpus: int, environ: Mapping[str, str] | None
     return sum(len(host.chosen) for host in hosts_of(flags, gpus=gpus, environ=environ))
 
 
-def hosts_of(flags: LaunchFlags, *, gpus: int, environ: Mapping[str, str] | None = None) -> tuple[Host, ...]:
+def hosts_of(
+    flags: LaunchFlags, *, gpus: int, environ: Mapping[str, str] | None = None
+) -> tuple[Host, ...]:
     """The hosts and slots that take part in a start.
 
     Args:
@@ -135,18 +141,27 @@ def _hosts(flags: LaunchFlags, gpus: int, environ: Mapping[str, str]) -> tuple[H
     if flags.num_gpus is not None and flags.num_gpus < 1:
         raise UserError(f"--num_gpus {flags.num_gpus}: it must be at least 1")
     if flags.num_gpus is not None and flags.num_gpus > MOST_SLOTS:
-        raise UserError(f"--num_gpus {flags.num_gpus}: it must be at most {MOST_SLOTS}; it counts ranks per host")
+        raise UserError(
+            f"--num_gpus {flags.num_gpus}: it must be at most {MOST_SLOTS}; it counts ranks per "
+            "host"
+        )
     if flags.hostfile is None:
         return select(_this_machine(flags, gpus, environ), flags.include, flags.exclude)
     hosts = select(parse_hostfile(flags.hostfile, flags.hostfile_by), flags.include, flags.exclude)
     for host in hosts:
         if host.is_local and gpus and host.slots > gpus:
-            raise UserError(f"{flags.hostfile}: {host.name} has slots={host.slots}, but this machine has {gpus} GPUs")
+            raise UserError(
+                f"{flags.hostfile}: {host.name} has slots={host.slots}, but this machine has "
+                f"{gpus} GPUs"
+            )
     if flags.num_gpus is None:
         return hosts
     for host in hosts:
         if flags.num_gpus > host.slots:
-            raise UserError(f"--num_gpus {flags.num_gpus}: {host.name} has {host.slots} slots in {flags.hostfile}")
+            raise UserError(
+                f"--num_gpus {flags.num_gpus}: {host.name} has {host.slots} slots in "
+                f"{flags.hostfile}"
+            )
     return tuple(Host(host.name, host.slots, tuple(range(flags.num_gpus))) for host in hosts)
 
 
@@ -161,7 +176,9 @@ def _this_machine(flags: LaunchFlags, gpus: int, environ: Mapping[str, str]) -> 
     return (Host("localhost", max(slots) + 1, slots[: flags.num_gpus]),)
 
 
-def _filters(flags: LaunchFlags, hosts: Sequence[Host], gpus: int, environ: Mapping[str, str]) -> list[str]:
+def _filters(
+    flags: LaunchFlags, hosts: Sequence[Host], gpus: int, environ: Mapping[str, str]
+) -> list[str]:
     """DeepSpeed's flags that select the slots."""
     if flags.hostfile is None and gpus == 0:
         # DeepSpeed counts NUMA nodes as CPU slots, but accepts any number: CPU slots are all equal.
@@ -183,20 +200,29 @@ def _check_place(flags: LaunchFlags, hosts: Sequence[Host], gpus: int) -> None:
     """Check that --no_ssh and --node_rank agree with each other and with the hostfile."""
     if not flags.no_ssh:
         if flags.node_rank is not None:
-            raise UserError("--node_rank tells which host this is in a start on every host; add --no_ssh")
+            raise UserError(
+                "--node_rank tells which host this is in a start on every host; add --no_ssh"
+            )
         return
     if flags.hostfile is None or flags.master_addr is None or flags.node_rank is None:
         raise UserError(
-            "--no_ssh needs --hostfile, --master_addr and --node_rank: without them no host knows the others"
+            "--no_ssh needs --hostfile, --master_addr and --node_rank: without them no host knows "
+            "the others"
         )
     if not 0 <= flags.node_rank < len(hosts):
-        raise UserError(f"--node_rank {flags.node_rank}: {len(hosts)} hosts take part, counted from 0")
+        raise UserError(
+            f"--node_rank {flags.node_rank}: {len(hosts)} hosts take part, counted from 0"
+        )
     own = hosts[flags.node_rank]
     if gpus and max(own.chosen) >= gpus:
-        raise UserError(f"{flags.hostfile}: {own.name} has slots={own.slots}, but this machine has {gpus} GPUs")
+        raise UserError(
+            f"{flags.hostfile}: {own.name} has slots={own.slots}, but this machine has {gpus} GPUs"
+        )
 
 
-def _check_shared_gpus(flags: LaunchFlags, hosts: Sequence[Host], gpus: int, environ: Mapping[str, str]) -> None:
+def _check_shared_gpus(
+    flags: LaunchFlags, hosts: Sequence[Host], gpus: int, environ: Mapping[str, str]
+) -> None:
     """Refuse CUDA_VISIBLE_DEVICES if it excludes chosen slots of this machine.
 
     Under pdsh, slots are GPU numbers on every host, including this one, and the variable is not
@@ -209,7 +235,8 @@ def _check_shared_gpus(flags: LaunchFlags, hosts: Sequence[Host], gpus: int, env
         if not are_numbers(named) or not set(host.chosen) <= set(slots_of(named)):
             slots = ",".join(map(str, host.chosen))
             text = (
-                f"{VISIBLE}={environ[VISIBLE]} applies to this machine only, but the run would use {host.name}:{slots}"
+                f"{VISIBLE}={environ[VISIBLE]} applies to this machine only, but the run would use "
+                f"{host.name}:{slots}"
             )
             raise UserError(f"{text}; choose GPUs of several hosts with --include, and unset it")
 
@@ -227,12 +254,18 @@ def _environment(
     if gpus == 0:
         cores = cores or len(os.sched_getaffinity(0))
         ranks = sum(len(host.chosen) for host in hosts)
-        wanted = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, cores // ranks)), **ALLOCATOR}
+        wanted = {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": str(max(1, cores // ranks)),
+            **ALLOCATOR,
+        }
     wanted = {name: value for name, value in wanted.items() if not environ.get(name)}
     return wanted | _shown(hosts[0], hostfile, gpus, environ) | tools_on_path(python, environ)
 
 
-def _shown(host: Host, hostfile: Path | None, gpus: int, environ: Mapping[str, str]) -> dict[str, str]:
+def _shown(
+    host: Host, hostfile: Path | None, gpus: int, environ: Mapping[str, str]
+) -> dict[str, str]:
     """The variables that tell ranks on this machine which GPUs CUDA_VISIBLE_DEVICES names.
 
     DeepSpeed's launcher overwrites that variable with slot numbers; `NAMED` preserves the names.

@@ -57,7 +57,9 @@ class _Subprocess(Module):
         apart = command[0] in ("pdsh", "mpirun", "srun")
         self.hands_on = DEEPSPEED_LAUNCH in command
         command = [NODE_LAUNCHER if word == DEEPSPEED_LAUNCH else word for word in command]
-        self.child = subprocess.Popen(command, preexec_fn=be_a_child, start_new_session=apart, **settings)
+        self.child = subprocess.Popen(
+            command, preexec_fn=be_a_child, start_new_session=apart, **settings
+        )
         return self.child
 
 
@@ -89,7 +91,9 @@ class _Stop:
                 subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         elif self._children.child is not None:
             with suppress(ProcessLookupError):
-                self._children.child.send_signal(handed if self._children.hands_on else signal.SIGTERM)
+                self._children.child.send_signal(
+                    handed if self._children.hands_on else signal.SIGTERM
+                )
 
 
 def meant(kill: Sequence[str]) -> list[str]:

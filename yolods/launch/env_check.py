@@ -21,10 +21,14 @@ def _is_whole(value: str) -> bool:
 
 _WHOLE = _Rule("a whole number", _is_whole)
 _MINUTES = _Rule(
-    "a number of minutes from 1 to 1000000", lambda value: _is_whole(value) and 0 < int(value) <= 1_000_000
+    "a number of minutes from 1 to 1000000",
+    lambda value: _is_whole(value) and 0 < int(value) <= 1_000_000,
 )
 _DEBUG = _Rule("OFF, INFO or DETAIL", lambda value: value.upper() in ("OFF", "INFO", "DETAIL"))
-_TRANSPORT = _Rule("TCP, TCP_TLS, UV or IBVERBS", lambda value: value.upper() in ("TCP", "TCP_TLS", "UV", "IBVERBS"))
+_TRANSPORT = _Rule(
+    "TCP, TCP_TLS, UV or IBVERBS",
+    lambda value: value.upper() in ("TCP", "TCP_TLS", "UV", "IBVERBS"),
+)
 
 VARIABLE_RULES: Mapping[str, _Rule] = {
     "DEEPSPEED_TIMEOUT": _MINUTES,  # deepspeed 0.19.8 constants.py:19
@@ -35,7 +39,11 @@ VARIABLE_RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(
         (
             *("TORCHDYNAMO_REPRO_LEVEL", "AOTINDUCTOR_REPRO_LEVEL", "TORCHINDUCTOR_MIN_NUM_SPLIT"),
-            *("TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_FILE_LOCK_TIMEOUT", "TORCHINDUCTOR_CPP_MIN_CHUNK_SIZE"),
+            *(
+                "TORCHINDUCTOR_COMPILE_THREADS",
+                "TORCHINDUCTOR_FILE_LOCK_TIMEOUT",
+                "TORCHINDUCTOR_CPP_MIN_CHUNK_SIZE",
+            ),
             *("TORCHINDUCTOR_CPP_GEMM_MAX_K_SLICES", "TORCHINDUCTOR_ORIGAMI_TOPK"),
         ),
         _WHOLE,

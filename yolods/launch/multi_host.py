@@ -98,13 +98,24 @@ def over_hosts(
         shared["PYTHONSAFEPATH"] = "1"
         placed, program = _under_srun(hosts), [str(Path(__file__).parents[1] / "__main__.py")]
     placed = f"{placed} {flags.launcher_args}".strip()
-    return [*command, "--master_addr", address, f"--launcher_args={placed}", *program, *words], shared
+    return [
+        *command,
+        "--master_addr",
+        address,
+        f"--launcher_args={placed}",
+        *program,
+        *words,
+    ], shared
 
 
 def _under_mpirun(flags: LaunchFlags, variables: Mapping[str, str], lines: Sequence[str]) -> str:
     # DeepSpeed passes these; mpirun allows each name once.
     named = {line.partition("=")[0] for line in lines}
-    words = [f"-x {name}" for name in variables if name not in named and not name.startswith(env_forwarding.EXPORTED)]
+    words = [
+        f"-x {name}"
+        for name in variables
+        if name not in named and not name.startswith(env_forwarding.EXPORTED)
+    ]
     words += [f"--mca plm_rsh_args '-p {flags.ssh_port}'"] if flags.ssh_port else []
     return " ".join(words)
 
@@ -123,17 +134,30 @@ def _check(flags: LaunchFlags, hosts: Sequence[Host], environ: Mapping[str, str]
     tool, remedy = TOOLS[flags.launcher]
     faults = Faults()
     if shutil.which(tool, path=environ.get("PATH")) is None:
-        faults.add(f"no {tool} here, which --launcher {flags.launcher} needs: {remedy}, or use another --launcher")
-    if flags.launcher == "openmpi" and (flags.include or flags.exclude or flags.num_gpus is not None):
-        faults.add("--launcher openmpi uses the whole hostfile; omit --include, --exclude and --num_gpus")
+        faults.add(
+            f"no {tool} here, which --launcher {flags.launcher} needs: {remedy}, or use another "
+            "--launcher"
+        )
+    if flags.launcher == "openmpi" and (
+        flags.include or flags.exclude or flags.num_gpus is not None
+    ):
+        faults.add(
+            "--launcher openmpi uses the whole hostfile; omit --include, --exclude and --num_gpus"
+        )
     if flags.launcher == "slurm":
         if len({len(host.chosen) for host in hosts}) > 1:
             counts = ", ".join(f"{host.name} {len(host.chosen)}" for host in hosts)
-            faults.add(f"--launcher slurm needs the same slots on every host, not {counts}; change them, or use pdsh")
+            faults.add(
+                f"--launcher slurm needs the same slots on every host, not {counts}; change them, "
+                "or use pdsh"
+            )
         for host in hosts:
             if host.chosen != tuple(range(len(host.chosen))):
                 slots = ",".join(map(str, host.chosen))
-                faults.add(f"--launcher slurm uses a host's first slots, not {host.name}:{slots}; use pdsh for these")
+                faults.add(
+                    f"--launcher slurm uses a host's first slots, not {host.name}:{slots}; use "
+                    "pdsh for these"
+                )
         if flags.ssh_port is not None:
             faults.add("--launcher slurm does not use ssh; omit --ssh_port")
     faults.raise_if_any()
@@ -144,7 +168,9 @@ def _check_plain(python: str) -> None:
     for what, path in (("the current folder", os.getcwd()), ("Python's path", python)):
         if not env_forwarding.is_plain(path):
             text = f"{what}, {path}, has a character that DeepSpeed cannot pass through pdsh"
-            raise UserError(f"{text}; use a folder, or a link to it, with only letters, digits and @+=:,./_-")
+            raise UserError(
+                f"{text}; use a folder, or a link to it, with only letters, digits and @+=:,./_-"
+            )
 
 
 def _number_of(name: str) -> str:
@@ -155,5 +181,7 @@ def _number_of(name: str) -> str:
         address = None
     if address is None or is_loopback(address):
         leads = f"the name {name} resolves to {address or 'nothing'} here"
-        raise UserError(f"{leads}, where ranks cannot meet; give the first host's address with --master_addr")
+        raise UserError(
+            f"{leads}, where ranks cannot meet; give the first host's address with --master_addr"
+        )
     return address

@@ -32,7 +32,12 @@ LEAVE_SECONDS = 15.0
 """Ranks notice within a second that their launcher was killed, and may need time to write
 stacks."""
 
-MEANINGS = {75: "a rank was lost or stuck", 137: "it was killed", 247: "a rank was killed", 255: "a host was lost"}
+MEANINGS = {
+    75: "a rank was lost or stuck",
+    137: "it was killed",
+    247: "a rank was killed",
+    255: "a host was lost",
+}
 """Statuses whose number does not explain itself. For a killed rank, DeepSpeed returns 256 minus
 the signal."""
 
@@ -73,13 +78,19 @@ def supervise(first: Start, again: Callable[[int], Start | int], *, restarts: in
                 return status
             meaning = f" ({MEANINGS[status]})" if status in MEANINGS else ""
             if number == restarts:
-                say(f"the run ended with status {status}{meaning}, after {number} restarts: giving up")
+                say(
+                    f"the run ended with status {status}{meaning}, after {number} restarts: giving "
+                    "up"
+                )
                 return status
             following = again(status)
             if isinstance(following, int):
                 return following
             number += 1
-            say(f"the run ended with status {status}{meaning}; restart {number} of {restarts} {following.about}")
+            say(
+                f"the run ended with status {status}{meaning}; restart {number} of {restarts} "
+                f"{following.about}"
+            )
             start = following
 
 

@@ -47,7 +47,9 @@ class Anchors:
 
 
 @lru_cache(maxsize=64)
-def anchors_of(shapes: tuple[tuple[int, int], ...], strides: tuple[float, ...], device: torch.device) -> Anchors:
+def anchors_of(
+    shapes: tuple[tuple[int, int], ...], strides: tuple[float, ...], device: torch.device
+) -> Anchors:
     """Anchors of levels with these shapes.
 
     Args:
@@ -64,4 +66,10 @@ def anchors_of(shapes: tuple[tuple[int, int], ...], strides: tuple[float, ...], 
         first += height * width
     rows, columns = (side * strides[0] for side in shapes[0])
     sides = torch.tensor((columns, rows, columns, rows))
-    return Anchors(first, columns, rows, tuple(levels), *send((torch.cat(points), torch.cat(pixels), sides), device))
+    return Anchors(
+        first,
+        columns,
+        rows,
+        tuple(levels),
+        *send((torch.cat(points), torch.cat(pixels), sides), device),
+    )

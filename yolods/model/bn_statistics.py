@@ -26,14 +26,18 @@ class Tallies:
     def __init__(self, norms: Sequence[nn.BatchNorm2d], device: torch.device) -> None:
         self._norms = list(norms)
         # fp64: the variance is a small difference of two large means.
-        self._means = [norm.running_mean.new_zeros(norm.num_features, dtype=torch.float64) for norm in norms]
+        self._means = [
+            norm.running_mean.new_zeros(norm.num_features, dtype=torch.float64) for norm in norms
+        ]
         self._squares = [torch.zeros_like(mean) for mean in self._means]
         self._images = torch.zeros(1, dtype=torch.float64, device=device)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Let the layers normalise by their rank's batch and keep its statistics in buffers."""
-        kept = [(type(norm), norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms]
+        kept = [
+            (type(norm), norm.momentum, norm.num_batches_tracked.clone()) for norm in self._norms
+        ]
         for norm in self._norms:
             norm.train()
             # The running statistics then equal those of the last batch.

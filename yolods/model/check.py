@@ -39,12 +39,17 @@ def on_paper(config: RunConfig, names: tuple[str, ...], channels: int) -> Bluepr
     Raises:
         UserError: the model cannot be built.
     """
-    return Blueprint(architecture(parse_name(config.model), len(names), channels), names, config.seed)
+    return Blueprint(
+        architecture(parse_name(config.model), len(names), channels), names, config.seed
+    )
 
 
 def check_fit(blueprint: Blueprint, config: RunConfig, faults: Faults) -> None:
     """Refuse an image size or a batch that the model does not support."""
-    for fault in (size_fault(config.imgsz, blueprint.grid, "this model", "--imgsz"), _single_value(config, blueprint)):
+    for fault in (
+        size_fault(config.imgsz, blueprint.grid, "this model", "--imgsz"),
+        _single_value(config, blueprint),
+    ):
         if fault:
             faults.add(fault)
 
@@ -52,7 +57,9 @@ def check_fit(blueprint: Blueprint, config: RunConfig, faults: Faults) -> None:
 def check_freeze(blueprint: Blueprint, config: RunConfig, faults: Faults) -> None:
     """Refuse settings that would freeze nothing, or everything."""
     weights = [weight for weight, _ in blueprint.meta.named_parameters()]
-    check_frozen(config.hyper.freeze, weights, blueprint.layers, parse_name(config.model).text, faults)
+    check_frozen(
+        config.hyper.freeze, weights, blueprint.layers, parse_name(config.model).text, faults
+    )
 
 
 def _single_value(config: RunConfig, blueprint: Blueprint) -> str | None:

@@ -19,7 +19,9 @@ def marks_of(frozen: Frozen) -> list[str]:
     A name may start with the model's own `model.`, and may be as specific as a single parameter.
     """
     layers = range(frozen) if isinstance(frozen, int) else (frozen or [])
-    return [f"model.{str(layer).removeprefix('model.').rstrip('.')}." for layer in layers] + [ALWAYS_FROZEN]
+    return [f"model.{str(layer).removeprefix('model.').rstrip('.')}." for layer in layers] + [
+        ALWAYS_FROZEN
+    ]
 
 
 def is_frozen(name: str, marks: Iterable[str]) -> bool:
@@ -28,7 +30,9 @@ def is_frozen(name: str, marks: Iterable[str]) -> bool:
     return any(mark in f"{name}." for mark in marks)
 
 
-def check_frozen(frozen: Frozen, names: Iterable[str], layers: dict[str, Any], model: str, faults: Faults) -> None:
+def check_frozen(
+    frozen: Frozen, names: Iterable[str], layers: dict[str, Any], model: str, faults: Faults
+) -> None:
     """Refuse words that would freeze nothing, or a choice that would freeze everything.
 
     Args:
@@ -52,14 +56,14 @@ def check_frozen(frozen: Frozen, names: Iterable[str], layers: dict[str, Any], m
         }
         close = hints.get(str(word), nearest(str(word), known))
         faults.add(
-            f"freeze: {word!r} names no layer or module of {model} that has weights{close}; layers are 0 to "
-            f"{count - 1}, modules are written as {count - 1}.cv2"
+            f"freeze: {word!r} names no layer or module of {model} that has weights{close}; layers "
+            f"are 0 to {count - 1}, modules are written as {count - 1}.cv2"
         )
     marks = marks_of(frozen)
     if all(is_frozen(name, marks) for name in names):
         faults.add(
-            f"freeze={frozen if isinstance(frozen, int) else listed}: nothing would be left to train, {model} has "
-            f"{count} layers; freeze fewer"
+            f"freeze={frozen if isinstance(frozen, int) else listed}: nothing would be left to "
+            f"train, {model} has {count} layers; freeze fewer"
         )
 
 
@@ -81,6 +85,6 @@ def told(frozen: Frozen, names: Iterable[str]) -> str | None:
     words = frozen if isinstance(frozen, int) else " ".join(map(str, frozen))
     hint = " (0 means the first 0 layers; layer 0 alone is [0])" if frozen == 0 else ""
     return (
-        f"freeze {words}: {len(held)} of {len(names)} weight tensors are not trained, in {len(touched)} of "
-        f"{len(layers)} layers that have weights{hint}"
+        f"freeze {words}: {len(held)} of {len(names)} weight tensors are not trained, in "
+        f"{len(touched)} of {len(layers)} layers that have weights{hint}"
     )

@@ -24,7 +24,12 @@ class InputFormat:
         """Convert uint8 (N, 3, H, W) to [0, 1] in `dtype`, stretched to `size` x `size` pixels."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         # The copy is uint8, a quarter of the bytes of fp32; the device does the rest.
-        images = batch.to(self.device, non_blocking=True).contiguous(memory_format=layout).float().div_(255)
+        images = (
+            batch.to(self.device, non_blocking=True)
+            .contiguous(memory_format=layout)
+            .float()
+            .div_(255)
+        )
         if size is not None and images.shape[2:] != (size, size):
             images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
         return images.to(self.dtype)

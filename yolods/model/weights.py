@@ -46,10 +46,14 @@ def read_pt(path: Path) -> DetectionModel:
     # Damage raises many kinds of exceptions: zip, pickle, refused class.
     except Exception as error:
         raise UserError(f"--weights {path}: {_UNLOADABLE}: {_one_line(error)}") from None
-    net = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
+    net = (
+        (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
+    )
     # The exact type, because models of other tasks derive from it.
     if type(net) is not DetectionModel:
-        raise UserError(f"--weights {path}: holds {type(net).__name__}, not an ultralytics detection model")
+        raise UserError(
+            f"--weights {path}: holds {type(net).__name__}, not an ultralytics detection model"
+        )
     return net.float()
 
 
@@ -63,12 +67,14 @@ def check_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"--weights {path}: no such file (weights are never downloaded)")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"--weights {path}: {_UNLOADABLE}: it is damaged, cut short or another kind of file")
+        raise UserError(
+            f"--weights {path}: {_UNLOADABLE}: it is damaged, cut short or another kind of file"
+        )
     if _is_original_yolov5(path):
         raise UserError(
-            f"--weights {path}: an original anchor-based yolov5 checkpoint. YOLOv5 here is ultralytics' anchor-free "
-            "YOLOv5u: its head differs and these weights do not fit. Use a YOLOv5u file (for example yolov5nu.pt), "
-            "or train from scratch without --weights"
+            f"--weights {path}: an original anchor-based yolov5 checkpoint. YOLOv5 here is "
+            "ultralytics' anchor-free YOLOv5u: its head differs and these weights do not fit. Use "
+            "a YOLOv5u file (for example yolov5nu.pt), or train from scratch without --weights"
         )
 
 
@@ -82,7 +88,10 @@ def _is_original_yolov5(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             inner = next(name for name in archive.namelist() if name.endswith("data.pkl"))
             operations = pickletools.genops(archive.read(inner))
-            return any(isinstance(argument, str) and _ORIGINAL.fullmatch(argument) for _, argument, _ in operations)
+            return any(
+                isinstance(argument, str) and _ORIGINAL.fullmatch(argument)
+                for _, argument, _ in operations
+            )
     except (zipfile.BadZipFile, StopIteration, ValueError, OSError):
         return False
 
@@ -107,16 +116,24 @@ def transfer(net: DetectionModel, source: DetectionModel) -> tuple[int, int]:
     taken = {
         name
         for name, tensor in after.items()
-        if name in given and (given[name].shape == tensor.shape or not torch.equal(tensor, before.get(name, tensor)))
+        if name in given
+        and (given[name].shape == tensor.shape or not torch.equal(tensor, before.get(name, tensor)))
     }
     # Batch counters and the bins of the DFL fit any model and carry no training.
-    if not any(name in taken and parameter.requires_grad for name, parameter in net.named_parameters()):
+    if not any(
+        name in taken and parameter.requires_grad for name, parameter in net.named_parameters()
+    ):
         raise UserError("--weights: no tensor of the checkpoint fits this model")
     return len(taken), len(after)
 
 
 def write_pt(
-    path: Path, skeleton: DetectionModel, weights: Mapping[str, Tensor], facts: Mapping[str, Any], *, half: bool = True
+    path: Path,
+    skeleton: DetectionModel,
+    weights: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    *,
+    half: bool = True,
 ) -> None:
     """Write a checkpoint that `YOLO(path)` loads with only ultralytics installed; atomically.
 

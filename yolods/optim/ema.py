@@ -23,7 +23,9 @@ from yolods.zero.master_weights import Masters
 class ShardedEma:
     """Moving average of this rank's master shards and of the model's floating-point buffers."""
 
-    def __init__(self, masters: Masters, buffers: Sequence[Tensor], *, decay: float, tau: float) -> None:
+    def __init__(
+        self, masters: Masters, buffers: Sequence[Tensor], *, decay: float, tau: float
+    ) -> None:
         """
         Args:
             masters: access to the fp32 weights.
@@ -90,6 +92,11 @@ class ShardedEma:
         for mine, saved in (("_mean_shards", "shards"), ("mean_buffers", "buffers")):
             targets, sources = getattr(self, mine), state[saved]
             if [tensor.numel() for tensor in targets] != [tensor.numel() for tensor in sources]:
-                raise ValueError(f"the {saved} of the saved average do not have this layout's sizes")
-            fill(targets, [source.view_as(target) for target, source in zip(targets, sources, strict=True)])
+                raise ValueError(
+                    f"the {saved} of the saved average do not have this layout's sizes"
+                )
+            fill(
+                targets,
+                [source.view_as(target) for target, source in zip(targets, sources, strict=True)],
+            )
         self.updates = int(state["updates"])

@@ -111,7 +111,9 @@ class Schedule:
         while last - first + 1 < self._accumulation_at(last):
             last += 1
         epoch = self.epoch_of(last)
-        return Step(first, last - first + 1, epoch, self._lr_at(last, epoch), self._momentum_at(last))
+        return Step(
+            first, last - first + 1, epoch, self._lr_at(last, epoch), self._momentum_at(last)
+        )
 
     def _in_warmup(self, batch: int) -> bool:
         # Includes the batch after the last one of warm-up, as ultralytics does (`ni <= nw`).
@@ -133,4 +135,8 @@ class Schedule:
         return weight, weight, self._between(batch, self.warmup_bias_lr, target)
 
     def _momentum_at(self, batch: int) -> float:
-        return self._between(batch, self.warmup_momentum, self.momentum) if self._in_warmup(batch) else self.momentum
+        return (
+            self._between(batch, self.warmup_momentum, self.momentum)
+            if self._in_warmup(batch)
+            else self.momentum
+        )

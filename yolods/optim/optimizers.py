@@ -37,7 +37,13 @@ class OptimizerChoice:
 
 
 def choose_optimizer(
-    hyper: Any, *, samples: int, batch: int, epochs: int, nc: int, given: Mapping[str, Any] | None = None
+    hyper: Any,
+    *,
+    samples: int,
+    batch: int,
+    epochs: int,
+    nc: int,
+    given: Mapping[str, Any] | None = None,
 ) -> OptimizerChoice:
     """The configured optimizer, or for `auto` the one that ultralytics would choose.
 
@@ -52,8 +58,14 @@ def choose_optimizer(
         given: "params" of the JSON's optimizer, completed with torch's defaults.
     """
     if hyper.optimizer != "auto":
-        further = {key: value for key, value in (given or {}).items() if key not in ("lr", "momentum", "weight_decay")}
-        return OptimizerChoice(hyper.optimizer, hyper.lr0, hyper.momentum, hyper.warmup_bias_lr, further)
+        further = {
+            key: value
+            for key, value in (given or {}).items()
+            if key not in ("lr", "momentum", "weight_decay")
+        }
+        return OptimizerChoice(
+            hyper.optimizer, hyper.lr0, hyper.momentum, hyper.warmup_bias_lr, further
+        )
     steps = math.ceil(samples / max(batch, hyper.nbs)) * epochs
     if steps > 10_000:
         # Without a warm-up nothing would change ultralytics' 0.9.
@@ -78,8 +90,8 @@ def freeze(net: nn.Module, frozen: Frozen) -> list[str]:
         parameter.requires_grad = not is_frozen(name, marks)
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise UserError(
-            f"freeze={frozen}: nothing would be left to train in the model, or in one stage of the pipeline; "
-            "freeze fewer layers, or put them into one stage with layers that train"
+            f"freeze={frozen}: nothing would be left to train in the model, or in one stage of the "
+            "pipeline; freeze fewer layers, or put them into one stage with layers that train"
         )
     return marks
 
@@ -100,7 +112,9 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
         weight_decay: already scaled to the global batch (ultralytics: decay x batch x accumulation
             / nbs).
     """
-    norms = tuple(kind for name, kind in vars(nn).items() if "Norm" in name and isinstance(kind, type))
+    norms = tuple(
+        kind for name, kind in vars(nn).items() if "Norm" in name and isinstance(kind, type)
+    )
     members: dict[str, list[nn.Parameter]] = {group: [] for group in GROUPS}
     for module_name, module in net.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -123,7 +137,11 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
 
 
 def build_optimizer(
-    choice: OptimizerChoice, groups: list[dict[str, Any]], device: torch.device, *, offload: bool = False
+    choice: OptimizerChoice,
+    groups: list[dict[str, Any]],
+    device: torch.device,
+    *,
+    offload: bool = False,
 ) -> torch.optim.Optimizer:
     """Build the optimizer from its entry in `OPTIMIZERS`, with the fastest kernel available.
 
@@ -136,7 +154,8 @@ def build_optimizer(
     arguments = {"lr": choice.lr, **entry.arguments(choice.momentum), **choice.arguments}
     if offload and device.type == "cuda" and (kernel := entry.on_host):
         log.info(
-            "Loading DeepSpeed's %s; its first use on a machine compiles it, which takes two to three minutes",
+            "Loading DeepSpeed's %s; its first use on a machine compiles it, which takes two to "
+            "three minutes",
             kernel.made_by.rpartition(":")[2].removeprefix("DeepSpeed"),
         )
         return _class(kernel.made_by)(groups, **arguments, **kernel.arguments)

@@ -58,7 +58,13 @@ class FlagParser(argparse.ArgumentParser):
                 write instead; None: no advice.
         """
         # No abbreviations: a prefix of a flag would silently mean that flag.
-        super().__init__(prog=prog, description=description, allow_abbrev=False, exit_on_error=False, add_help=add_help)
+        super().__init__(
+            prog=prog,
+            description=description,
+            allow_abbrev=False,
+            exit_on_error=False,
+            add_help=add_help,
+        )
         self._foreign = foreign
 
     def error(self, message: str) -> None:  # type: ignore[override]
@@ -121,13 +127,19 @@ class FlagParser(argparse.ArgumentParser):
             action = self._option_string_actions.get(flag)
             if action is None or action.nargs is not None or action.dest in _MAY_BE_EMPTY:
                 continue
-            if (equals and not value) or (not equals and list(words[place + 1 : place + 2]) == [""]):
+            if (equals and not value) or (
+                not equals and list(words[place + 1 : place + 2]) == [""]
+            ):
                 return place
         return None
 
     def _nothing_given(self) -> argparse.Namespace:
         """The defaults of all flags."""
-        flags = (action for action in self._actions if argparse.SUPPRESS not in (action.dest, action.default))
+        flags = (
+            action
+            for action in self._actions
+            if argparse.SUPPRESS not in (action.dest, action.default)
+        )
         return argparse.Namespace(**{action.dest: action.default for action in flags})
 
     def _spelt(self, word: str) -> str:
@@ -153,7 +165,9 @@ class FlagParser(argparse.ArgumentParser):
             elif "=" in word:
                 lines.append(self._about_assignment(word))
             elif not behind_a_flag:
-                lines.append(f"unexpected '{word}'; write flags as --name VALUE ({self.prog} --help)")
+                lines.append(
+                    f"unexpected '{word}'; write flags as --name VALUE ({self.prog} --help)"
+                )
         return lines
 
     def _about_flag(self, flag: str) -> str:
@@ -174,7 +188,10 @@ class FlagParser(argparse.ArgumentParser):
     def _with_dashes(self, flag: str, value: str) -> str:
         """How to write ultralytics' `name=value`; a switch is a flag without a value, or no
         flag."""
-        if self._option_string_actions[flag].nargs in (0, "?") and value.lower() in ("true", "false"):
+        if self._option_string_actions[flag].nargs in (0, "?") and value.lower() in (
+            "true",
+            "false",
+        ):
             if value.lower() == "false":
                 return f"omit {flag}"
             value = ""

@@ -75,7 +75,9 @@ def _syntax(text: str, error: json.JSONDecodeError) -> str:
     line = lines[min(error.lineno, len(lines)) - 1].strip()
     if line.startswith(("#", "//", "/*")):
         hint = "; JSON has no comments"
-    elif text[: error.pos + 1].rstrip("}] \n\r\t").endswith(",") and text[error.pos :].lstrip(", \n\r\t")[:1] in (
+    elif text[: error.pos + 1].rstrip("}] \n\r\t").endswith(",") and text[error.pos :].lstrip(
+        ", \n\r\t"
+    )[:1] in (
         "}",
         "]",
     ):

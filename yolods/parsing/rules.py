@@ -41,7 +41,9 @@ def setting(default: Any, rule: Rule) -> Any:
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 
-def real(low: float = -math.inf, high: float = math.inf, *, above: bool = False, below: bool = False) -> Rule:
+def real(
+    low: float = -math.inf, high: float = math.inf, *, above: bool = False, below: bool = False
+) -> Rule:
     """A finite number in an interval. `above` excludes the lower end, `below` the upper end."""
 
     def parse(value: Any) -> float:
@@ -81,7 +83,12 @@ def whole(low: int = 0, high: int | None = None, *, most: int = COUNTABLE) -> Ru
             raise _TooLarge(most)
         return int(value)
 
-    return Rule(f"a whole number of at least {low}" if high is None else f"a whole number in [{low}, {high}]", parse)
+    return Rule(
+        f"a whole number of at least {low}"
+        if high is None
+        else f"a whole number in [{low}, {high}]",
+        parse,
+    )
 
 
 def flag() -> Rule:
@@ -161,7 +168,11 @@ def items(rule: Rule, *, count: int | None = None, what: str) -> Rule:
     a tuple."""
 
     def parse(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list | tuple) or not value or (count is not None and len(value) != count):
+        if (
+            not isinstance(value, list | tuple)
+            or not value
+            or (count is not None and len(value) != count)
+        ):
             raise ValueError
         return tuple(rule.parse(item) for item in value)
 
@@ -213,7 +224,9 @@ def read_block(kind: type, block: Any, where: str, faults: Faults) -> Any:
     """
     fields = dataclasses.fields(kind)
     # A field without a rule is a nested dataclass, whose class is its default factory.
-    known = {field.name: field.metadata.get("rule") or _reader(field.default_factory) for field in fields}
+    known = {
+        field.name: field.metadata.get("rule") or _reader(field.default_factory) for field in fields
+    }
     return kind(**read_settings(known, block, where, faults))
 
 
@@ -221,7 +234,9 @@ def _reader(kind: Any) -> Reader:
     return getattr(kind, "read", None) or partial(read_block, kind)
 
 
-def read_settings(known: Mapping[str, Rule | Reader], block: Any, where: str, faults: Faults) -> dict[str, Any]:
+def read_settings(
+    known: Mapping[str, Rule | Reader], block: Any, where: str, faults: Faults
+) -> dict[str, Any]:
     """Check a mapping that a user wrote.
 
     Args:
@@ -239,7 +254,9 @@ def read_settings(known: Mapping[str, Rule | Reader], block: Any, where: str, fa
     # null and "auto" are skipped before the rules, which would otherwise all have to permit them.
     for key, value in block.items():
         if key not in known:
-            faults.add(f"{where}: unknown key '{key}'{nearest(key, known)}; known: {', '.join(known)}")
+            faults.add(
+                f"{where}: unknown key '{key}'{nearest(key, known)}; known: {', '.join(known)}"
+            )
         elif value is None or value == "auto":
             continue
         elif isinstance(rule := known[key], Rule):

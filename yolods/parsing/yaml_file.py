@@ -55,7 +55,10 @@ def parse_entries(text: str) -> list[Entry] | None:
             return []
         if not isinstance(root, yaml.MappingNode):
             return None
-        return [Entry(_word(key), loader.construct_object(value, deep=True), _line(key)) for key, value in root.value]
+        return [
+            Entry(_word(key), loader.construct_object(value, deep=True), _line(key))
+            for key, value in root.value
+        ]
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,7 +73,9 @@ class _Loader(yaml.SafeLoader):
         except Exception:
             kind = node.tag.rpartition(":")[2]
             written = f"{str(node.value)[:40]!r} is " if isinstance(node, yaml.ScalarNode) else ""
-            raise NotYaml(f"{written}not a valid {kind}; quote it if it is text", _line(node)) from None
+            raise NotYaml(
+                f"{written}not a valid {kind}; quote it if it is text", _line(node)
+            ) from None
 
 
 class _Strict(_Loader):
@@ -85,7 +90,9 @@ class _Strict(_Loader):
                 continue
             value = self.construct_object(key)
             if value in lines:
-                raise NotYaml(f"{key.value} is already on line {lines[value]}; keep one", _line(key))
+                raise NotYaml(
+                    f"{key.value} is already on line {lines[value]}; keep one", _line(key)
+                )
             lines[value] = _line(key)
         return node
 

@@ -112,7 +112,11 @@ def cost(graph: Graph, imgsz: int, dtype_bytes: int = 2) -> Cost:
         traces.append(_Trace(node, modules, values, dtype_bytes))
         values |= traces[-1].writes
     # Reversed, so that a storage that several values share gets the name of the first.
-    names = {storage_key(tensor): name for name, tensor in reversed(values.items()) if isinstance(tensor, Tensor)}
+    names = {
+        storage_key(tensor): name
+        for name, tensor in reversed(values.items())
+        if isinstance(tensor, Tensor)
+    }
     sizes = {name: _bytes(value, dtype_bytes) for name, value in values.items()}
     nodes, kept = [], set()
     for trace in traces:
@@ -134,7 +138,9 @@ class Machine:
     """Bytes per second of a device's memory; infinity omits the term."""
 
 
-def node_seconds(cost: Cost, machine: Machine, images: int = 1, *, recompute: bool = False) -> tuple[float, ...]:
+def node_seconds(
+    cost: Cost, machine: Machine, images: int = 1, *, recompute: bool = False
+) -> tuple[float, ...]:
     """Seconds per node for forward and backward of `images` images.
 
     The sum of two terms: FLOPs of forward and backward (and of another forward with `recompute`) at
@@ -143,7 +149,8 @@ def node_seconds(cost: Cost, machine: Machine, images: int = 1, *, recompute: bo
     """
     passes = 1 + BACKWARD + recompute
     return tuple(
-        images * (passes * node.flops / machine.flops + TRAFFIC * node.activation_bytes / machine.memory)
+        images
+        * (passes * node.flops / machine.flops + TRAFFIC * node.activation_bytes / machine.memory)
         for node in cost.nodes
     )
 
@@ -151,7 +158,9 @@ def node_seconds(cost: Cost, machine: Machine, images: int = 1, *, recompute: bo
 class _Trace:
     """One node, run once on meta, and what autograd saved."""
 
-    def __init__(self, node: Node, modules: dict[str, nn.Module], values: dict[str, Any], dtype_bytes: int) -> None:
+    def __init__(
+        self, node: Node, modules: dict[str, nn.Module], values: dict[str, Any], dtype_bytes: int
+    ) -> None:
         self.node = node
         own = [parameter for name in node.modules for parameter in modules[name].parameters()]
         self.parameters = sum(parameter.numel() for parameter in own)
@@ -167,12 +176,17 @@ class _Trace:
                 self.saved[storage_key(tensor)] = _bytes(tensor, dtype_bytes)
             return tensor
 
-        with FlopCounterMode(display=False) as counter, saved_tensors_hooks(pack, lambda tensor: tensor):
+        with (
+            FlopCounterMode(display=False) as counter,
+            saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
             self.writes = run_node(node, modules, values)
         self.flops = counter.get_total_flops() // _IMAGES
 
 
-def _node_cost(trace: _Trace, names: dict[int, str], sizes: dict[str, int], kept: set[str]) -> NodeCost:
+def _node_cost(
+    trace: _Trace, names: dict[int, str], sizes: dict[str, int], kept: set[str]
+) -> NodeCost:
     inner = sum(size for key, size in trace.saved.items() if key not in names)
     keeps = tuple(names[key] for key in trace.saved if key in names)
     # A value that an earlier node keeps needs no further memory.
@@ -185,4 +199,8 @@ def _bytes(value: Any, dtype_bytes: int) -> int:
     """Bytes of one image's share of a batch; 0 if the value is not a tensor."""
     if not isinstance(value, Tensor):
         return 0
-    return value.numel() // _IMAGES * (dtype_bytes if value.is_floating_point() else value.element_size())
+    return (
+        value.numel()
+        // _IMAGES
+        * (dtype_bytes if value.is_floating_point() else value.element_size())
+    )

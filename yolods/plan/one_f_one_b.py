@@ -53,7 +53,10 @@ def instructions(stages: int, stage: int, micro_batches: int) -> tuple[Instructi
     _check(stages, micro_batches)
     if not 0 <= stage < stages:
         raise ValueError(f"stage {stage} is not in 0..{stages - 1}")
-    row = (instruction(stages, stage, micro_batches, slot) for slot in range(slots(stages, micro_batches)))
+    row = (
+        instruction(stages, stage, micro_batches, slot)
+        for slot in range(slots(stages, micro_batches))
+    )
     return tuple(done for done in row if done is not None)
 
 
@@ -160,4 +163,6 @@ def _active(stages: int, micro_batches: int, slot: int, backward: int) -> np.nda
 
 def _check(stages: int, micro_batches: int) -> None:
     if stages < 1 or micro_batches < 1:
-        raise ValueError(f"{stages} stages and {micro_batches} micro-batches: both must be at least 1")
+        raise ValueError(
+            f"{stages} stages and {micro_batches} micro-batches: both must be at least 1"
+        )

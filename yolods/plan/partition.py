@@ -67,7 +67,9 @@ def partition(
             not ascend, or no partition within the memory limit; with the arithmetic.
     """
     if not 1 <= stages <= len(cost.nodes):
-        raise UserError(f"pipeline: {stages} stages, but there are {len(cost.nodes)} nodes to divide among them")
+        raise UserError(
+            f"pipeline: {stages} stages, but there are {len(cost.nodes)} nodes to divide among them"
+        )
     table = StageCosts(cost, terms)
     if not isinstance(policy, str):
         found = _explicit(cost.graph, stages, policy)
@@ -77,7 +79,10 @@ def partition(
         found = _search(table, stages, policy)
     else:
         known = ", ".join(PARTITIONS)
-        raise UserError(f'pipeline: unknown partition "{policy}"{nearest(policy, PARTITIONS)}; use {known} or cuts')
+        raise UserError(
+            f'pipeline: unknown partition "{policy}"{nearest(policy, PARTITIONS)}; use {known} or '
+            "cuts"
+        )
     _refuse_overfull(table, found)
     return found
 
@@ -142,7 +147,9 @@ def _cuts(weight: np.ndarray, fits: Sequence[np.ndarray]) -> tuple[int, ...]:
 def _uniform(graph: Graph, stages: int) -> Partition:
     layers = len(graph.kinds)
     if stages > layers:
-        raise UserError(f'pipeline: "uniform" divides whole layers, but {stages} stages > {layers} layers')
+        raise UserError(
+            f'pipeline: "uniform" divides whole layers, but {stages} stages > {layers} layers'
+        )
     share, more = divmod(layers, stages)
     starts = [stage * share + min(stage, more) for stage in range(1, stages)]
     return Partition(tuple(graph.nodes_of(layer)[0] for layer in starts), len(graph.nodes))
@@ -151,7 +158,9 @@ def _uniform(graph: Graph, stages: int) -> Partition:
 def _explicit(graph: Graph, stages: int, cuts: Sequence[int | str]) -> Partition:
     faults = Faults()
     if len(cuts) != stages - 1:
-        faults.add(f"pipeline: {len(cuts)} cuts make {len(cuts) + 1} stages, not {stages}: {list(cuts)}")
+        faults.add(
+            f"pipeline: {len(cuts)} cuts make {len(cuts) + 1} stages, not {stages}: {list(cuts)}"
+        )
     found = []
     for cut in cuts:
         node = _node_at(graph, cut)
@@ -161,7 +170,9 @@ def _explicit(graph: Graph, stages: int, cuts: Sequence[int | str]) -> Partition
             faults.add(f"pipeline: cut {cut!r} leaves the first stage empty")
         elif found and node <= found[-1]:
             before, this = (graph.nodes[place].name for place in (found[-1], node))
-            faults.add(f"pipeline: cuts must ascend, but {this} does not come after {before}: {list(cuts)}")
+            faults.add(
+                f"pipeline: cuts must ascend, but {this} does not come after {before}: {list(cuts)}"
+            )
         if node is not None:
             found.append(node)
     faults.raise_if_any()
@@ -185,7 +196,9 @@ def _node_at(graph: Graph, cut: int | str) -> int | None:
 
 def _cuts_known(graph: Graph, cut: object) -> str:
     layer = str(cut).partition(".")[0]
-    nodes = graph.nodes_of(int(layer)) if layer.isdecimal() and not isinstance(cut, bool) else range(0)
+    nodes = (
+        graph.nodes_of(int(layer)) if layer.isdecimal() and not isinstance(cut, bool) else range(0)
+    )
     # JSON turns 4.10 into 4.1, so a number cannot name a node.
     if isinstance(cut, float):
         return f'write it as a string, "{cut}"'
@@ -258,12 +271,16 @@ def render(rows: Sequence[StageRow]) -> str:
     """The table as lines of text; docs/pipeline.md explains its columns."""
     spans = [f"{row.first}..{row.last}" for row in rows]
     wide = max(len("nodes"), *map(len, spans))
-    lines = [f"stage  {'nodes':<{wide}}  {'ms':>8} {'+link':>7}  FLOPs  states MiB  acts MiB  peak MiB  across MiB"]
+    lines = [
+        f"stage  {'nodes':<{wide}}  {'ms':>8} {'+link':>7}  FLOPs  states MiB  acts MiB  peak MiB  "
+        "across MiB"
+    ]
     for row, span in zip(rows, spans, strict=True):
         across = f"{row.sent_bytes / MIB:10.1f}  {' '.join(row.sent)}" if row.sent else f"{'-':>10}"
         lines.append(
-            f"{row.stage:5}  {span:<{wide}}  {row.compute * 1e3:8.2f} {row.transfer * 1e3:7.2f}  {row.flops_share:5.1%}"
-            f"  {row.state_bytes / MIB:10.1f}  {row.activation_bytes / MIB:8.1f}  {row.peak_bytes / MIB:8.1f}  {across}"
+            f"{row.stage:5}  {span:<{wide}}  {row.compute * 1e3:8.2f} {row.transfer * 1e3:7.2f}  "
+            f"{row.flops_share:5.1%}  {row.state_bytes / MIB:10.1f}  "
+            f"{row.activation_bytes / MIB:8.1f}  {row.peak_bytes / MIB:8.1f}  {across}"
         )
     return "\n".join(lines)
 
@@ -286,15 +303,20 @@ def _refuse_overfull(stages: StageCosts, found: Partition) -> None:
             flying = in_flight(found.stages, row.stage, terms.micro_batches)
             image = row.activation_bytes / flying / terms.micro_batch
             faults.add(
-                f"pipeline: stage {row.stage} ({row.first}..{row.last}) takes {row.peak_bytes / MIB:.1f} MiB > "
-                f"{terms.memory_limit / MIB:.1f} MiB: {row.parameters} parameters x {terms.state_bytes:g} B + {flying} "
-                f"micro-batches in flight x {terms.micro_batch} images x {image / MIB:.1f} MiB + "
-                f"{(row.peak_bytes - row.state_bytes - row.activation_bytes) / MIB:.1f} MiB that one backward pass adds"
+                f"pipeline: stage {row.stage} ({row.first}..{row.last}) takes "
+                f"{row.peak_bytes / MIB:.1f} MiB > {terms.memory_limit / MIB:.1f} MiB: "
+                f"{row.parameters} parameters x {terms.state_bytes:g} B + {flying} micro-batches "
+                f"in flight x {terms.micro_batch} images x {image / MIB:.1f} MiB + "
+                f"{(row.peak_bytes - row.state_bytes - row.activation_bytes) / MIB:.1f} MiB that "
+                "one backward pass adds"
             )
     memory = [stages.memory(found.stages, stage) for stage in range(found.stages)]
     least = _smallest(memory, [np.ones_like(peak, bool) for peak in memory])
     remedy = 'use "balanced"' if least <= terms.memory_limit else (
-        "use more stages, fewer images per micro-batch, activation checkpointing or a smaller --imgsz"
+        "use more stages, fewer images per micro-batch, activation checkpointing or a smaller "
+        "--imgsz"
     )  # fmt: skip
-    faults.add(f"pipeline: the smallest peak with {found.stages} stages is {least / MIB:.1f} MiB; {remedy}")
+    faults.add(
+        f"pipeline: the smallest peak with {found.stages} stages is {least / MIB:.1f} MiB; {remedy}"
+    )
     faults.raise_if_any()

@@ -16,7 +16,12 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def measure(
-    graph: Graph, imgsz: int, micro_batch: int, device: torch.device, precision: str, repeats: int = 5
+    graph: Graph,
+    imgsz: int,
+    micro_batch: int,
+    device: torch.device,
+    precision: str,
+    repeats: int = 5,
 ) -> tuple[float, ...]:
     """Seconds for forward and backward of one micro-batch per node, the fastest of `repeats`.
 
@@ -36,7 +41,8 @@ def measure(
     seconds = []
     for node in graph.nodes:
         modules = {
-            name: deepcopy(graph.skeleton.get_submodule(name)).to_empty(device=device).train() for name in node.modules
+            name: deepcopy(graph.skeleton.get_submodule(name)).to_empty(device=device).train()
+            for name in node.modules
         }
         for module in modules.values():
             # `to_empty` leaves the memory uninitialised, and it may contain nan.
@@ -49,7 +55,9 @@ def measure(
                 values |= run_node(node, modules, inputs)
         seconds.append(min(times[1:]))
         # Frees the values that no later node reads.
-        values = {name: value for name, value in values.items() if _last_reader(graph, name) > node.index}
+        values = {
+            name: value for name, value in values.items() if _last_reader(graph, name) > node.index
+        }
     return tuple(seconds)
 
 
@@ -58,7 +66,9 @@ def _last_reader(graph: Graph, value: str) -> int:
     return graph.lifetimes[value][1] if value in graph.lifetimes else -1
 
 
-def _pass(node: Any, modules: dict[str, Any], inputs: dict[str, Tensor], device: torch.device) -> float:
+def _pass(
+    node: Any, modules: dict[str, Any], inputs: dict[str, Tensor], device: torch.device
+) -> float:
     _settle(device)
     began = time.perf_counter()
     outputs = _computed(run_node(node, modules, inputs))
@@ -72,7 +82,13 @@ def _computed(values: Any) -> list[Tensor]:
     """The tensors that a node computed, in nested dictionaries and lists, without its inputs."""
     if isinstance(values, Tensor):
         return [values] if values.grad_fn is not None else []
-    parts = values.values() if isinstance(values, dict) else values if isinstance(values, list | tuple) else ()
+    parts = (
+        values.values()
+        if isinstance(values, dict)
+        else values
+        if isinstance(values, list | tuple)
+        else ()
+    )
     return [tensor for part in parts for tensor in _computed(part)]
 
 

@@ -62,12 +62,16 @@ class StageCosts:
     def __init__(self, cost: Cost, terms: Terms) -> None:
         self.cost, self.terms = cost, terms
         images, crossing = terms.micro_batch, np.array(cost.crossing, float)
-        seconds = terms.seconds or node_seconds(cost, terms.machine, images, recompute=terms.recompute > 0)
+        seconds = terms.seconds or node_seconds(
+            cost, terms.machine, images, recompute=terms.recompute > 0
+        )
         if len(seconds) != len(cost.nodes):
             raise ValueError(f"{len(seconds)} measured times for {len(cost.nodes)} nodes")
         self.flops = _sums([node.flops for node in cost.nodes])
         self.parameters = _sums([node.parameters for node in cost.nodes])
-        self.activations, again = _checkpointed(cost, terms.recompute) if terms.recompute else (_kept(cost), 0.0)
+        self.activations, again = (
+            _checkpointed(cost, terms.recompute) if terms.recompute else (_kept(cost), 0.0)
+        )
         self.sent = np.broadcast_to(crossing, self.flops.shape)
         # Values cross both ends of a stage in forward, and as many bytes of gradients in backward.
         self.transfer = 2 * images * (crossing[:, None] + crossing) / terms.machine.link

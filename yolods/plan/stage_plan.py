@@ -39,7 +39,11 @@ class StagePlan:
     @property
     def lines(self) -> list[str]:
         """The table, for the screen and the log."""
-        note = "ms: measured here" if self.measured else "ms: assumed, at 100 TFLOP/s; only their ratios are meaningful"
+        note = (
+            "ms: measured here"
+            if self.measured
+            else "ms: assumed, at 100 TFLOP/s; only their ratios are meaningful"
+        )
         return [*render(self.rows).splitlines(), note]
 
 
@@ -51,7 +55,9 @@ def counted(blueprint: Blueprint, config: RunConfig) -> Cost:
     return cost(build_graph(blueprint.meta), config.imgsz, DTYPE_BYTES[compute])
 
 
-def terms_of(config: RunConfig, *, seconds: tuple[float, ...] | None = None, memory: float | None = None) -> Terms:
+def terms_of(
+    config: RunConfig, *, seconds: tuple[float, ...] | None = None, memory: float | None = None
+) -> Terms:
     """The terms by which the cuts are chosen.
 
     Args:
@@ -114,13 +120,15 @@ def _refuse_idle(graph: Graph, found: Partition, marks: list[str]) -> None:
     faults = Faults()
     for stage in range(found.stages):
         nodes = [graph.nodes[index] for index in found.nodes_of(stage)]
-        parts = [(name, graph.skeleton.get_submodule(name)) for node in nodes for name in node.modules]
+        parts = [
+            (name, graph.skeleton.get_submodule(name)) for node in nodes for name in node.modules
+        ]
         weights = [f"{name}.{each}" for name, part in parts for each, _ in part.named_parameters()]
         if all(is_frozen(weight, marks) for weight in weights):
             why = "all of its weights are frozen" if weights else "it has no weights"
             faults.add(
-                f"pipeline: stage {stage} ({nodes[0].name}..{nodes[-1].name}) has nothing to train: {why}; "
-                "cut elsewhere, or use fewer stages"
+                f"pipeline: stage {stage} ({nodes[0].name}..{nodes[-1].name}) has nothing to "
+                f"train: {why}; cut elsewhere, or use fewer stages"
             )
     faults.raise_if_any()
 

@@ -108,7 +108,9 @@ class Probe:
             # Under ZeRO-3 a parameter may be partitioned, and then it is empty.
             weights = [each for each in module.parameters(recurse=False) if each.numel()]
             # No `bool()` here: the flag stays on the device until the step is over.
-            bad = torch.stack([~each.isfinite().all() for each in weights]).any() if weights else None
+            bad = (
+                torch.stack([~each.isfinite().all() for each in weights]).any() if weights else None
+            )
             for tensor in _tensors(output):
                 self._note(name, tensor, bad)
                 if tensor.requires_grad:
@@ -123,19 +125,30 @@ class Probe:
         def look(gradient: Tensor) -> None:
             self._note_gradient(name, self._micro_batch, gradient)
             # In fp32: the norm itself could overflow in fp16.
-            self._norms[name, self._micro_batch] = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+            self._norms[name, self._micro_batch] = torch.linalg.vector_norm(
+                gradient, dtype=torch.float32
+            )
 
         return look
 
     def _note(self, name: str, tensor: Tensor, weights: Tensor | None = None) -> None:
         flat = tensor.detach().flatten(1) if tensor.ndim > 1 else tensor.detach().view(1, -1)
         self._flags.append(
-            _Flags("forward", name, self._micro_batch, flat.isinf().any(1), flat.isnan().any(1), weights)
+            _Flags(
+                "forward",
+                name,
+                self._micro_batch,
+                flat.isinf().any(1),
+                flat.isnan().any(1),
+                weights,
+            )
         )
 
     @torch.no_grad()
     def _note_gradient(self, name: str, micro_batch: int, gradient: Tensor) -> None:
-        self._flags.append(_Flags("backward", name, micro_batch, gradient.isinf().any(), gradient.isnan().any()))
+        self._flags.append(
+            _Flags("backward", name, micro_batch, gradient.isinf().any(), gradient.isnan().any())
+        )
 
     def findings(self) -> list[BadValue]:
         """The first bad value of every micro-batch in each direction, in order of the checks."""
@@ -156,7 +169,9 @@ class Probe:
         name = next((name for name in reversed(names) if name in here), None)
         if name is None:
             return None
-        norms = {number: float(norm) for (each, number), norm in self._norms.items() if each == name}
+        norms = {
+            number: float(norm) for (each, number), norm in self._norms.items() if each == name
+        }
         micro_batch = max(norms, key=lambda number: norms[number])
         return norms[micro_batch], BadValue("backward", name, "spike", micro_batch)
 
@@ -173,7 +188,9 @@ def _finding(flags: _Flags, order: int) -> BadValue:
     bad = flags.inf | flags.nan
     images = tuple(torch.nonzero(bad).flatten().tolist()) if flags.phase == "forward" else ()
     in_weights = flags.weights is not None and bool(flags.weights)
-    return BadValue(flags.phase, flags.name, ", ".join(kinds), flags.micro_batch, images, in_weights, order)
+    return BadValue(
+        flags.phase, flags.name, ", ".join(kinds), flags.micro_batch, images, in_weights, order
+    )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -249,9 +266,16 @@ def culprits(accounts: Sequence[Account], cause: str, *, shared: bool = False) -
     if cause == "loss_spike":
         return _largest_loss(accounts)
     found: list[Culprit] = []
-    batches = {(each.replica, finding.micro_batch) for each in accounts for finding in each.findings}
+    batches = {
+        (each.replica, finding.micro_batch) for each in accounts for finding in each.findings
+    }
     # The loss may be the first non-finite number; then no layer reports a bad value.
-    batches |= {(each.replica, i) for each in accounts for i, loss in enumerate(each.losses) if not math.isfinite(loss)}
+    batches |= {
+        (each.replica, i)
+        for each in accounts
+        for i, loss in enumerate(each.losses)
+        if not math.isfinite(loss)
+    }
     # With shared statistics, all replicas' parts of a micro-batch are one case.
     joint = {(-1, micro_batch) for _, micro_batch in batches} if shared else batches
     for replica, micro_batch in sorted(joint):
@@ -278,7 +302,9 @@ def _origin(accounts: Sequence[Account], micro_batch: int) -> tuple[Account, Bad
 
 def _culprit(account: Account, finding: BadValue, files: tuple[tuple[str, ...], ...]) -> Culprit:
     # If all of several images are bad, no image stands out as the cause.
-    single = bool(finding.images) and not finding.in_weights and len(finding.images) < max(len(files), 2)
+    single = (
+        bool(finding.images) and not finding.in_weights and len(finding.images) < max(len(files), 2)
+    )
     images = [files[i] for i in finding.images if i < len(files)] if single else files
     chosen = tuple(dict.fromkeys(file for sources in images for file in sources))
     name = f"{finding.name} (its weights)" if finding.in_weights else finding.name
@@ -296,7 +322,9 @@ def _culprit(account: Account, finding: BadValue, files: tuple[tuple[str, ...], 
     )
 
 
-def _files(accounts: Sequence[Account], replica: int, micro_batch: int) -> tuple[tuple[str, ...], ...]:
+def _files(
+    accounts: Sequence[Account], replica: int, micro_batch: int
+) -> tuple[tuple[str, ...], ...]:
     told = (each.files for each in accounts if each.replica == replica)
     return next((files[micro_batch] for files in told if micro_batch < len(files)), ())
 
@@ -307,7 +335,9 @@ def _largest_gradient(accounts: Sequence[Account]) -> list[Culprit]:
         return []
     # The stage nearest to the loss, which the backward pass reaches first.
     latest = max(each.stage for each, _, _ in told)
-    account, _, finding = max((row for row in told if row[0].stage == latest), key=lambda row: row[1])
+    account, _, finding = max(
+        (row for row in told if row[0].stage == latest), key=lambda row: row[1]
+    )
     return [_culprit(account, finding, _files(accounts, account.replica, finding.micro_batch))]
 
 

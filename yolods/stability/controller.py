@@ -137,7 +137,9 @@ class Stability:
             return Decision(skip=True)
         factors = None
         if clipped.factors is not None:
-            factors = dict(zip(self._names, (clipped.factors / grad_stats.scale).tolist(), strict=True))
+            factors = dict(
+                zip(self._names, (clipped.factors / grad_stats.scale).tolist(), strict=True)
+            )
         return Decision(
             norm=grad_stats.norm * grad_stats.scale,
             factor=clipped.factor / grad_stats.scale,
@@ -196,7 +198,11 @@ class StockStability:
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss to pass to `backward`."""
-        return loss * self._engine.optimizer.loss_scale if self._by_hand and self._engine.fp16_enabled() else loss
+        return (
+            loss * self._engine.optimizer.loss_scale
+            if self._by_hand and self._engine.fp16_enabled()
+            else loss
+        )
 
     def before_step(self, sums: Tensor, micro_batches: int, *, can_return: bool) -> StepRecord:
         """Collect the losses and the stop requests; DeepSpeed decides later. A collective."""
@@ -218,7 +224,12 @@ class StockStability:
         cause: Cause = "overflow" if record.loss_scale is not None else "backward"
         verdict = Verdict("skip", cause) if overflow else Verdict()
         scale = None if record.loss_scale is None else float(self._engine.optimizer.loss_scale)
-        return replace(record, grad_norm=None if norm is None else float(norm), verdict=verdict, next_scale=scale)
+        return replace(
+            record,
+            grad_norm=None if norm is None else float(norm),
+            verdict=verdict,
+            next_scale=scale,
+        )
 
     def discard(self) -> None:
         """Do nothing: no step runs twice under stock handling."""
@@ -229,9 +240,15 @@ class StockStability:
 
     def state(self) -> dict[str, Any]:
         """State of DeepSpeed's loss scaler."""
-        scaler = getattr(self._engine.optimizer, "loss_scaler", None) if self._engine.fp16_enabled() else None
+        scaler = (
+            getattr(self._engine.optimizer, "loss_scaler", None)
+            if self._engine.fp16_enabled()
+            else None
+        )
         held = vars(scaler) if scaler is not None else {}
-        return {"stock": {key: value for key, value in held.items() if isinstance(value, int | float)}}
+        return {
+            "stock": {key: value for key, value in held.items() if isinstance(value, int | float)}
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned; do nothing if a run with yolods' handling wrote it."""

@@ -23,7 +23,9 @@ SHOWN_FILES = 3
 """Number of image files in a log line; the record has all of them."""
 
 
-def event_of(record: StepRecord, excluded: Sequence[str] = (), place: Callable[[str], str] = str) -> StabilityEvent:
+def event_of(
+    record: StepRecord, excluded: Sequence[str] = (), place: Callable[[str], str] = str
+) -> StabilityEvent:
     """The record of a step that was not applied, or in which gradients vanished.
 
     Args:
@@ -47,7 +49,8 @@ def event_of(record: StepRecord, excluded: Sequence[str] = (), place: Callable[[
         loss_scale=record.loss_scale,
         parameters=parameters,
         culprits=tuple(
-            {**asdict(each), "files": tuple(map(place, each.files)), "layer": each.layer} for each in record.culprits
+            {**asdict(each), "files": tuple(map(place, each.files)), "layer": each.layer}
+            for each in record.culprits
         ),
         remedy=_why_unassigned(levels)
         if levels
@@ -71,8 +74,9 @@ def _why_unassigned(levels: Sequence[str]) -> str:
     32 pixels, because that level at first predicts boxes of 480 pixels.
     """
     return (
-        f"the objects are too small for the boxes of level {', '.join(levels)} of the head (level 0 has the smallest "
-        "cells); the other levels detect them, and nothing is wrong unless larger objects must be found"
+        f"the objects are too small for the boxes of level {', '.join(levels)} of the head (level "
+        "0 has the smallest cells); the other levels detect them, and nothing is wrong unless "
+        "larger objects must be found"
     )
 
 
@@ -109,7 +113,11 @@ def _what(event: StabilityEvent) -> str:
     if event.cause == "forward":
         return f"the loss is {event.loss:g}"
     if event.cause == "backward":
-        at = f" at loss scale {event.loss_scale:g}, which cannot fall" if event.loss_scale is not None else ""
+        at = (
+            f" at loss scale {event.loss_scale:g}, which cannot fall"
+            if event.loss_scale is not None
+            else ""
+        )
         return f"gradients are not finite{at}, the loss is {event.loss:.4g}"
     if event.cause == "vanishing":
         return "gradients have vanished"
@@ -126,10 +134,18 @@ def _where(event: StabilityEvent) -> str:
         return f": {_some(event.parameters)}" if event.parameters else ""
     first: Mapping[str, Any] = event.culprits[0]
     # Without a pipeline all stages are 0, which says nothing.
-    stage = f", stage {first['stage']}" if first["stage"] or len({each["stage"] for each in event.culprits}) > 1 else ""
+    stage = (
+        f", stage {first['stage']}"
+        if first["stage"] or len({each["stage"] for each in event.culprits}) > 1
+        else ""
+    )
     told = f", image {_some(first['files'], SHOWN_FILES)}" if first["single_images"] else ""
     others = len(event.culprits) - 1
-    more = f" (and {others} more {'micro-batch' if others == 1 else 'micro-batches'})" if others else ""
+    more = (
+        f" (and {others} more {'micro-batch' if others == 1 else 'micro-batches'})"
+        if others
+        else ""
+    )
     place = f"rank {first['rank']} ({first['host']}){stage}, micro-batch {first['micro_batch']}"
     return f": {_origin(first)}, {place}{told}{more}"
 

@@ -97,7 +97,9 @@ class Guard:
         return "", math.nan
 
     def _stands_out(self, trend: Trend, value: float, ratio: float) -> bool:
-        return trend.count >= self._config.warmup_steps and trend.excess(value, ratio, self._config.spike_z)
+        return trend.count >= self._config.warmup_steps and trend.excess(
+            value, ratio, self._config.spike_z
+        )
 
     def _good(self, grad_stats: GradStats) -> tuple[int, ...]:
         self._bad_in_row = self._spikes_in_row = 0
@@ -108,7 +110,9 @@ class Guard:
             self._rollbacks = 0
         self._norm.add(grad_stats.norm)
         self._loss.add(grad_stats.total_loss)
-        return tuple(self._layers.add(grad_stats.norms, self._config.vanishing, self._config.vanishing_steps))
+        return tuple(
+            self._layers.add(grad_stats.norms, self._config.vanishing, self._config.vanishing_steps)
+        )
 
     def _outstanding(self, grad_stats: GradStats) -> tuple[int, ...]:
         """For a spike: the parameters that stand out most.
@@ -116,7 +120,11 @@ class Guard:
         These exceed their usual norm by at least half as many orders of magnitude as the one that
         does so most. A parameter without weight in the global norm cannot have made it large.
         """
-        excess = np.where(grad_stats.norms > _WEIGHTY * grad_stats.norm, self._layers.excess(grad_stats.norms), 0.0)
+        excess = np.where(
+            grad_stats.norms > _WEIGHTY * grad_stats.norm,
+            self._layers.excess(grad_stats.norms),
+            0.0,
+        )
         return tuple(np.flatnonzero(excess >= math.sqrt(max(excess.max(), 1.0))).tolist())
 
     def _last_resort(self, can_return: bool) -> Action:

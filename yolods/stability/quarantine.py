@@ -36,4 +36,6 @@ class Quarantine:
     @property
     def excluded(self) -> frozenset[str]:
         """Identities of the excluded images."""
-        return frozenset(image for image, count in self.faults if self.limit and count >= self.limit)
+        return frozenset(
+            image for image, count in self.faults if self.limit and count >= self.limit
+        )

@@ -58,7 +58,8 @@ class StepRecord:
     data_seconds: float = 0.0
     """Set by the engine: seconds that this rank waited for data."""
     replaced: tuple[str, ...] = ()
-    """Set by the engine: identities of images that could not be read and were replaced by others."""
+    """Set by the engine: identities of images that could not be read and were replaced by
+    others."""
 
     step: int = 0
     """Set by the loop: optimizer steps so far, including this one (1 after the first)."""
@@ -76,7 +77,9 @@ class StepRecord:
         """Whether no weight moved."""
         return not self.verdict.applied
 
-    def placed(self, *, step: int, epoch: int, position: int, samples: int, imgsz: int, seconds: float) -> StepRecord:
+    def placed(
+        self, *, step: int, epoch: int, position: int, samples: int, imgsz: int, seconds: float
+    ) -> StepRecord:
         """A copy with the step's position in the run.
 
         Args:
@@ -86,18 +89,33 @@ class StepRecord:
         if seconds > 0:
             scalars["time/images_per_second"] = samples / seconds
             scalars["time/data_share"] = self.data_seconds / seconds
-        return replace(self, step=step, epoch=epoch, position=position, samples=samples, imgsz=imgsz, scalars=scalars)
+        return replace(
+            self,
+            step=step,
+            epoch=epoch,
+            position=position,
+            samples=samples,
+            imgsz=imgsz,
+            scalars=scalars,
+        )
 
     def curves(self) -> dict[str, float | None]:
         """Everything that TensorBoard draws of the step, by curve name.
 
         Loss and norm of a skipped step mean nothing, so they are omitted.
         """
-        curves = {**self.scalars, "optim/loss_scale": self.loss_scale, "optim/skipped_share": float(self.skipped)}
+        curves = {
+            **self.scalars,
+            "optim/loss_scale": self.loss_scale,
+            "optim/skipped_share": float(self.skipped),
+        }
         if self.skipped:
             return curves
         curves |= {f"train/{name}": value for name, value in self.loss.items()}
-        curves |= {"optim/grad_norm": self.grad_norm, "optim/grad_norm_after_clipping": self.norm_after}
+        curves |= {
+            "optim/grad_norm": self.grad_norm,
+            "optim/grad_norm_after_clipping": self.norm_after,
+        }
         if self.grad_norm and self.norm_after is not None:
             curves["optim/clip_factor"] = self.norm_after / self.grad_norm
         return curves

@@ -86,7 +86,11 @@ class LayerTrends:
 
     def state(self) -> dict[str, Any]:
         """Everything that the trends remember."""
-        return {"counts": self.counts.tolist(), "mean": self.mean.tolist(), "quiet": self.quiet.tolist()}
+        return {
+            "counts": self.counts.tolist(),
+            "mean": self.mean.tolist(),
+            "quiet": self.quiet.tolist(),
+        }
 
     def load(self, state: dict[str, Any], places: Sequence[int | None]) -> None:
         """Restore what `state` returned; `places` as for `Guard.load`.

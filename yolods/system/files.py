@@ -30,7 +30,10 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object], *, shared: boo
         OSError: the disk is full or not writable; the earlier file stays intact, and no temporary
             file is left.
     """
-    with _beside(path, str(os.getpid()) if shared else "") as handle, os.fdopen(handle, "wb", closefd=False) as file:
+    with (
+        _beside(path, str(os.getpid()) if shared else "") as handle,
+        os.fdopen(handle, "wb", closefd=False) as file,
+    ):
         write(file)
 
 

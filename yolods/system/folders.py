@@ -29,7 +29,8 @@ def cache_dir(environ: Mapping[str, str] | None = None) -> Path:
         return Path(shared) / "yolods"
     if (folder := home()) is None:
         raise OwnError(
-            "no folder for the cache: HOME is not set, and this user has no home; set YOLODS_CACHE to a writable folder"
+            "no folder for the cache: HOME is not set, and this user has no home; set YOLODS_CACHE "
+            "to a writable folder"
         )
     return folder / ".cache" / "yolods"
 

@@ -67,7 +67,9 @@ def noted() -> Iterator[None]:
     # CPython reports an exception that it cannot raise (in a callback from C, in `__del__`) to this
     # hook; a request must not be lost there.
     earlier, shown = heed(_note), sys.unraisablehook
-    sys.unraisablehook = lambda lost: _once_more() if isinstance(lost.exc_value, Stopped) else shown(lost)
+    sys.unraisablehook = lambda lost: (
+        _once_more() if isinstance(lost.exc_value, Stopped) else shown(lost)
+    )
     try:
         yield
     except Exception:
@@ -91,7 +93,11 @@ def heed(handler: Any) -> dict[signal.Signals, Any]:
     Returns:
         the earlier handlers.
     """
-    heeded = [each for each in REQUESTS if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+    heeded = [
+        each
+        for each in REQUESTS
+        if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN
+    ]
     earlier = {number: signal.signal(number, handler) for number in heeded}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     return earlier

@@ -59,7 +59,9 @@ def open_all() -> None:
         now: TextIO | None = getattr(sys, name)
         if now is None and descriptor not in opened:  # another file has taken the number since
             descriptor = os.open(os.devnull, os.O_WRONLY)
-        if now is None or (now is getattr(sys, f"__{name}__") and isinstance(now, io.TextIOWrapper)):
+        if now is None or (
+            now is getattr(sys, f"__{name}__") and isinstance(now, io.TextIOWrapper)
+        ):
             setattr(sys, name, _safe(name, descriptor, now))
 
 

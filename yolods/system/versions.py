@@ -13,7 +13,11 @@ PACKAGES = ("torch", "deepspeed", "ultralytics", "numpy")
 
 def versions() -> dict[str, str]:
     """Versions of yolods, Python and `PACKAGES`; "unknown" for a package without metadata."""
-    return {"yolods": __version__, "python": platform.python_version(), **{name: _of(name) for name in PACKAGES}}
+    return {
+        "yolods": __version__,
+        "python": platform.python_version(),
+        **{name: _of(name) for name in PACKAGES},
+    }
 
 
 def _of(package: str) -> str:

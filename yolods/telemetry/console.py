@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger("yolods.console")
 
 _TRAIN_TITLES = ("Epoch", "GPU_mem", *LOSS_NAMES, "Instances", "Size")
-_VAL_HEADER = ("%22s" + "%11s" * 6) % ("Class", "Images", "Instances", "Box(P", "R", "mAP50", "mAP50-95)")
+_VAL_HEADER = ("%22s" + "%11s" * 6) % (
+    "Class",
+    "Images",
+    "Instances",
+    "Box(P",
+    "R",
+    "mAP50",
+    "mAP50-95)",
+)
 _HEADER_EVERY = 20
 """Epochs between two headers without a terminal."""
 
@@ -28,7 +36,11 @@ def gpu_memory() -> str:
     """GiB of GPU memory that torch has reserved, in ultralytics' format `4.21G`; `0G` on a CPU."""
     import torch
 
-    reserved = torch.cuda.memory_reserved() if torch.cuda.is_available() and torch.cuda.is_initialized() else 0
+    reserved = (
+        torch.cuda.memory_reserved()
+        if torch.cuda.is_available() and torch.cuda.is_initialized()
+        else 0
+    )
     return f"{reserved / 2**30:.3g}G"
 
 
@@ -49,7 +61,10 @@ class RunningLoss:
 
     def mean(self) -> dict[str, float]:
         """The mean by LOSS_NAMES; nan before the first step that counts."""
-        return {name: total / self._samples if self._samples else math.nan for name, total in self._sums.items()}
+        return {
+            name: total / self._samples if self._samples else math.nan
+            for name, total in self._sums.items()
+        }
 
 
 # Wide: a method per event of a run that is shown, and the state of one screen.
@@ -113,7 +128,10 @@ class Console:
         """Move the bar to the step's position; without a bar, show a line now and then."""
         self._loss.add(record)
         self._last = record
-        done = min(math.ceil((record.position - self._epoch * self.images_per_epoch) / self.batch_size), self.batches)
+        done = min(
+            math.ceil((record.position - self._epoch * self.images_per_epoch) / self.batch_size),
+            self.batches,
+        )
         # After a resume within an epoch, the time per batch must not count earlier batches.
         if self._first_batch is None:
             self._first_batch = max(done - max(math.ceil(record.samples / self.batch_size), 1), 0)
@@ -140,7 +158,9 @@ class Console:
         """Start a bar of `batches` with the validation header or the name of another pass."""
         self._close_bar()
         if self._terminal:
-            self._bar = self._new_bar(_VAL_HEADER if what == "validation" else f"{what:>22}", batches)
+            self._bar = self._new_bar(
+                _VAL_HEADER if what == "validation" else f"{what:>22}", batches
+            )
         self._last_line = self._clock()
         self._val_what, self._val_done, self._val_batches = what, 0, batches
 
@@ -153,7 +173,9 @@ class Console:
             self._last_line = self._clock()
             self.say(f"{self._val_what:>11} batch {self._val_done}/{self._val_batches}")
 
-    def val_end(self, rows: Sequence[tuple[str, int, int, Sequence[float]]], *, final: bool) -> None:
+    def val_end(
+        self, rows: Sequence[tuple[str, int, int, Sequence[float]]], *, final: bool
+    ) -> None:
         """Show the rows (class, images, instances, (P, R, mAP50, mAP50-95)) of an evaluation.
 
         If it is not `final`, a terminal shows only row 0, and without a terminal the epoch's line
@@ -161,7 +183,10 @@ class Console:
         """
         had_header = self._bar is not None
         self._close_bar()
-        lines = [("%22s" + "%11i" * 2 + "%11.3g" * len(values)) % (*cells, *values) for *cells, values in rows]
+        lines = [
+            ("%22s" + "%11i" * 2 + "%11.3g" * len(values)) % (*cells, *values)
+            for *cells, values in rows
+        ]
         if final:
             for line in lines if had_header else [_VAL_HEADER, *lines]:
                 self.say(line)
@@ -177,7 +202,11 @@ class Console:
         mean = self._loss.mean() if loss is None else loss
         instances, imgsz = (self._last.instances, self._last.imgsz) if self._last else (0, 0)
         numbers = (*(mean[name] for name in LOSS_NAMES), instances, imgsz)
-        return ("%11s" * 2 + "%11.4g" * 5) % (f"{self._epoch + 1}/{self.epochs}", gpu_memory(), *numbers)
+        return ("%11s" * 2 + "%11.4g" * 5) % (
+            f"{self._epoch + 1}/{self.epochs}",
+            gpu_memory(),
+            *numbers,
+        )
 
     def _alive(self, done: int) -> str:
         elapsed = self._clock() - self._epoch_start

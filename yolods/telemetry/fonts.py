@@ -34,12 +34,15 @@ def use_fonts_for(text: str) -> None:
     use_local_font(best if letters else None)
     if best != plain:
         font_manager.fontManager.addfont(str(best))
-        matplotlib.rcParams["font.family"] = ["DejaVu Sans", font_manager.FontProperties(fname=str(best)).get_name()]
+        matplotlib.rcParams["font.family"] = [
+            "DejaVu Sans",
+            font_manager.FontProperties(fname=str(best)).get_name(),
+        ]
     if missing:
         shown = "".join(map(chr, sorted(missing)[:10])) + ("..." if len(missing) > 10 else "")
         _log.warning(
-            "no font on this machine has the letters %s of the class names, so pictures show boxes; save a font that "
-            "has them as %s in %s",
+            "no font on this machine has the letters %s of the class names, so pictures show "
+            "boxes; save a font that has them as %s in %s",
             shown,
             UNICODE_FONT,
             ultralytics_folders()[-1],
@@ -49,9 +52,13 @@ def use_fonts_for(text: str) -> None:
 def _candidates(plain: Path) -> Iterator[Path]:
     from matplotlib import font_manager
 
-    yield from (file for folder in ultralytics_folders() if (file := folder / UNICODE_FONT).is_file())
+    yield from (
+        file for folder in ultralytics_folders() if (file := folder / UNICODE_FONT).is_file()
+    )
     yield plain
-    yield from (Path(name) for name in sorted({entry.fname for entry in font_manager.fontManager.ttflist}))
+    yield from (
+        Path(name) for name in sorted({entry.fname for entry in font_manager.fontManager.ttflist})
+    )
 
 
 def _letters_of(font: Path) -> set[int]:

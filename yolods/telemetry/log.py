@@ -117,7 +117,10 @@ class _File(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not self._reported:
             self._reported = True
-            print(f"warning: {self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+            print(
+                f"warning: {self.baseFilename} cannot be written: {sys.exc_info()[1]}",
+                file=sys.stderr,
+            )
 
 
 class _Reluctant(_File):
@@ -147,7 +150,11 @@ def _torch_loggers() -> list[logging.Logger]:
     `torch.__trace` is excluded, because torch traces every compilation if it has a handler.
     """
     known = logging.getLogger().manager.loggerDict.values()
-    found = [one for one in known if isinstance(one, logging.Logger) and one.name.split(".")[0] == "torch"]
+    found = [
+        one
+        for one in known
+        if isinstance(one, logging.Logger) and one.name.split(".")[0] == "torch"
+    ]
     return [logger for logger in found if not logger.propagate and logger.name != "torch.__trace"]
 
 

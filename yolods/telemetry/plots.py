@@ -42,7 +42,9 @@ class Painter:
     global.
     """
 
-    def __init__(self, run_dir: Path, names: Mapping[int, str], on_picture: Callable[[str, Path, int], None]) -> None:
+    def __init__(
+        self, run_dir: Path, names: Mapping[int, str], on_picture: Callable[[str, Path, int], None]
+    ) -> None:
         """`on_picture(tag, file, step)` is called in that thread for each written picture."""
         self._dir = run_dir
         self._names = dict(names)
@@ -57,16 +59,22 @@ class Painter:
         """Draw train_batch<k>.jpg: the first images of the batch with their labels."""
         name = f"train_batch{k}.jpg"
         with harmless(name):
-            self._submit(name, f"train/batch{k}", step, _images(batch), _labels(batch), batch["im_file"])
+            self._submit(
+                name, f"train/batch{k}", step, _images(batch), _labels(batch), batch["im_file"]
+            )
 
-    def val_images(self, batch: Batch, predictions: Sequence[Prediction], k: int, step: int) -> None:
+    def val_images(
+        self, batch: Batch, predictions: Sequence[Prediction], k: int, step: int
+    ) -> None:
         """Draw val_batch<k>_labels.jpg and val_batch<k>_pred.jpg: labels and predictions."""
         with harmless(f"val_batch{k}_labels.jpg and _pred.jpg"):
             images = _images(batch)
             for kind, boxes in (("labels", _labels(batch)), ("pred", _predicted(predictions))):
                 name = f"val_batch{k}_{kind}.jpg"
                 # A copy for each, because `plot_images` changes the images.
-                self._submit(name, f"val/batch{k}_{kind}", step, images.copy(), boxes, batch["im_file"])
+                self._submit(
+                    name, f"val/batch{k}_{kind}", step, images.copy(), boxes, batch["im_file"]
+                )
 
     def labels(self, labels: Sequence[Mapping[str, Any]]) -> None:
         """Draw labels.jpg: instances per class, and places and sizes of the boxes.
@@ -77,11 +85,18 @@ class Painter:
             import numpy as np
             from ultralytics.utils.plotting import plot_labels
 
-            boxes = np.concatenate([label["bboxes"] for label in labels]) if len(labels) else np.zeros((0, 4))
+            boxes = (
+                np.concatenate([label["bboxes"] for label in labels])
+                if len(labels)
+                else np.zeros((0, 4))
+            )
             if not len(boxes):
                 raise ValueError("the training set has no labelled box")
             classes = np.concatenate([label["cls"] for label in labels]).reshape(-1)
-            self._redraw("labels.jpg", lambda: plot_labels(boxes, classes, names=self._names, save_dir=self._dir))
+            self._redraw(
+                "labels.jpg",
+                lambda: plot_labels(boxes, classes, names=self._names, save_dir=self._dir),
+            )
 
     def results(self) -> None:
         """Draw results.png from results.csv."""
@@ -109,7 +124,15 @@ class Painter:
         if not file.is_file():
             raise RuntimeError("see the line above")
 
-    def _submit(self, name: str, tag: str, step: int, images: Any, boxes: dict[str, Any], paths: Sequence[str]) -> None:
+    def _submit(
+        self,
+        name: str,
+        tag: str,
+        step: int,
+        images: Any,
+        boxes: dict[str, Any],
+        paths: Sequence[str],
+    ) -> None:
         from ultralytics.utils.plotting import plot_images
 
         file = self._dir / name
@@ -136,7 +159,11 @@ def _labels(batch: Batch) -> dict[str, Any]:
     index = batch["batch_idx"].detach().cpu().reshape(-1)
     shown = index < MAX_IMAGES
     values = {key: batch[key].detach().cpu()[shown].float().numpy() for key in ("cls", "bboxes")}
-    return {"batch_idx": index[shown].numpy(), "cls": values["cls"].reshape(-1), "bboxes": values["bboxes"]}
+    return {
+        "batch_idx": index[shown].numpy(),
+        "cls": values["cls"].reshape(-1),
+        "bboxes": values["bboxes"],
+    }
 
 
 def _predicted(predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -148,8 +175,17 @@ def _predicted(predictions: Sequence[Prediction]) -> dict[str, Any]:
     for index, one in enumerate(predictions[:MAX_IMAGES]):
         boxes, conf, cls = (one[key].detach().float().cpu() for key in ("bboxes", "conf", "cls"))
         # Pillow raises for an inverted or nan box, which would cost the whole picture.
-        keep = (conf > _MIN_CONFIDENCE) & (boxes[:, 2] >= boxes[:, 0]) & (boxes[:, 3] >= boxes[:, 1])
+        keep = (
+            (conf > _MIN_CONFIDENCE) & (boxes[:, 2] >= boxes[:, 0]) & (boxes[:, 3] >= boxes[:, 1])
+        )
         image = torch.full((int(keep.sum()), 1), float(index))
-        rows.append(torch.cat([image, xyxy2xywh(boxes[keep]), conf[keep, None], cls[keep, None]], dim=1))
+        rows.append(
+            torch.cat([image, xyxy2xywh(boxes[keep]), conf[keep, None], cls[keep, None]], dim=1)
+        )
     table = torch.cat(rows).numpy()
-    return {"batch_idx": table[:, 0], "bboxes": table[:, 1:5].copy(), "conf": table[:, 5], "cls": table[:, 6]}
+    return {
+        "batch_idx": table[:, 0],
+        "bboxes": table[:, 1:5].copy(),
+        "conf": table[:, 5],
+        "cls": table[:, 6],
+    }

@@ -92,7 +92,9 @@ def _parse(path: Path) -> tuple[list[str], list[list[str]]]:
     if not lines or lines[0][:1] != ["epoch"]:
         return [], []
     header = [cell.strip() for cell in lines[0]]
-    return header, [cells for cells in lines[1:] if len(cells) == len(header) and all(map(_is_number, cells))]
+    return header, [
+        cells for cells in lines[1:] if len(cells) == len(header) and all(map(_is_number, cells))
+    ]
 
 
 def _is_number(cell: str) -> bool:

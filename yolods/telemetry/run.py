@@ -83,7 +83,9 @@ class RunTelemetry(Telemetry):
         self._closed = False
         self._pipe: PipeStats | None = None
         self._first_step = True
-        self._console = Console(epochs=epochs, images_per_epoch=images_per_epoch, batch_size=batch_size, stream=stream)
+        self._console = Console(
+            epochs=epochs, images_per_epoch=images_per_epoch, batch_size=batch_size, stream=stream
+        )
         self._results: ResultsTable | None = None
         self._board: TensorBoardWriter | None = None
         self._events = EventFile(run_dir / STABILITY_FILE)
@@ -95,7 +97,9 @@ class RunTelemetry(Telemetry):
             self._results = ResultsTable(run_dir / "results.csv", start_epoch)
         steps = steps_per_epoch or max(images_per_epoch // batch_size, 1)
         with harmless("TensorBoard's event file"):
-            self._board = TensorBoardWriter(run_dir, steps_per_epoch=steps, start_step=start_step, events=earlier)
+            self._board = TensorBoardWriter(
+                run_dir, steps_per_epoch=steps, start_step=start_step, events=earlier
+            )
         self._painter = Painter(run_dir, names, self._show_picture) if plots else None
 
     def start(
@@ -109,7 +113,9 @@ class RunTelemetry(Telemetry):
         for note in notes:
             self._console.say(note)
         compared = config if hyper is None else hyper
-        self._on_board("the configuration", lambda board: board.start(config, model_summary, compared))
+        self._on_board(
+            "the configuration", lambda board: board.start(config, model_summary, compared)
+        )
         self._console.say(f"Logging results to {self.run_dir}")
         self._console.say(f"TensorBoard: {tensorboard()} --logdir {self.run_dir}")
         self._console.say(f"Starting training for {self._epochs} epochs...")
@@ -135,7 +141,13 @@ class RunTelemetry(Telemetry):
             # later steps.
             self._first_step = False
             losses = ", ".join(f"{name} {value:.8g}" for name, value in record.loss.items())
-            _log.info("step %d: %s, grad_norm %s", record.step, losses, record.grad_norm, extra={FILE_ONLY: True})
+            _log.info(
+                "step %d: %s, grad_norm %s",
+                record.step,
+                losses,
+                record.grad_norm,
+                extra={FILE_ONLY: True},
+            )
         self._step = record.step
         self._console.step(record)
         self._on_board("the curves", lambda board: board.step(record))
@@ -229,7 +241,9 @@ class RunTelemetry(Telemetry):
             write(self._board)
         except Exception as error:
             self._board = None
-            _log.warning("TensorBoard: %s could not be written, so curves end here: %s", what, error)
+            _log.warning(
+                "TensorBoard: %s could not be written, so curves end here: %s", what, error
+            )
 
     def _last_words(self, metrics: Mapping[str, float] | None, seconds: float) -> list[str]:
         """The last lines of a run: its results and their files."""
@@ -241,7 +255,11 @@ class RunTelemetry(Telemetry):
         if best.is_file():
             lines.append(f"  model      {best}, which ultralytics.YOLO() loads")
         lines.append(f"  curves     {tensorboard()} --logdir {self.run_dir}")
-        for word, name in (("numbers", "results.csv"), ("pictures", "results.png"), ("log", "train.log")):
+        for word, name in (
+            ("numbers", "results.csv"),
+            ("pictures", "results.png"),
+            ("log", "train.log"),
+        ):
             if (self.run_dir / name).is_file():
                 lines.append(f"  {word:<10} {self.run_dir / name}")
         return lines
@@ -261,8 +279,8 @@ def pipe_line(stats: PipeStats) -> str:
     sent = " ".join(f"{stage.sent / 2**20:.1f}" for stage in stats.stages)
     peak = " ".join(f"{stage.peak / 2**20:.0f}" for stage in stats.stages)
     return (
-        f"{'':>11}stages: busy {busy} ms per step, idle {stats.idle:.0%} (1F1B bound {stats.bound:.0%}), "
-        f"sent {sent} MiB, peak {peak} MiB"
+        f"{'':>11}stages: busy {busy} ms per step, idle {stats.idle:.0%} (1F1B bound "
+        f"{stats.bound:.0%}), sent {sent} MiB, peak {peak} MiB"
     )
 
 

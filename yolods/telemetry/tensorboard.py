@@ -65,11 +65,15 @@ class TensorBoardWriter:
         self._counted = Counter(tag for event in events for tag in _tags_of(event))
         self.step_number = start_step
 
-    def start(self, config: Mapping[str, Any], model_summary: str, hyper: Mapping[str, Any]) -> None:
+    def start(
+        self, config: Mapping[str, Any], model_summary: str, hyper: Mapping[str, Any]
+    ) -> None:
         """Write the resolved configuration, the model as markdown, and the hyper-parameters."""
         from torch.utils.tensorboard.summary import hparams
 
-        self._writer.add_text("config", f"```json\n{json.dumps(config, indent=2, default=str)}\n```", self.step_number)
+        self._writer.add_text(
+            "config", f"```json\n{json.dumps(config, indent=2, default=str)}\n```", self.step_number
+        )
         self._writer.add_text("model", model_summary, self.step_number)
         # `add_hparams` would write to a sub-folder, which TensorBoard shows as a second run; so its
         # three summaries are written here.
@@ -119,7 +123,10 @@ class TensorBoardWriter:
         self._write_pending()
         values = {f"val/{name}": value for name, value in (stats.val_loss or {}).items()}
         values |= stats.metrics or {}
-        values |= {"epoch": stats.epoch + 1, "time/images_per_second_epoch": stats.images_per_second}
+        values |= {
+            "epoch": stats.epoch + 1,
+            "time/images_per_second_epoch": stats.images_per_second,
+        }
         if stats.fitness is not None:
             values["metrics/fitness"] = stats.fitness
         self._scalars(values)
@@ -137,7 +144,9 @@ class TensorBoardWriter:
 
         with Image.open(file) as image:
             width, height = image.size
-        picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.read_bytes())
+        picture = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=file.read_bytes()
+        )
         summary = Summary(value=[Summary.Value(tag=tag, image=picture)])
         self._writer.file_writer.add_summary(summary, self.step_number if step is None else step)
 
@@ -154,7 +163,9 @@ class TensorBoardWriter:
         labels = metrics.nt_per_class[classes]
         single = final or len(metrics.names) <= _PR_CLASSES
         for row, index in enumerate(classes if single else []):
-            self._pr_curve(f"pr/{metrics.names[index]}", box.p_curve[row], box.r_curve[row], labels[row])
+            self._pr_curve(
+                f"pr/{metrics.names[index]}", box.p_curve[row], box.r_curve[row], labels[row]
+            )
         self._pr_curve("pr/all classes", box.p_curve.mean(0), box.r_curve.mean(0), labels.sum())
 
     def text(self, tag: str, text: str) -> None:
@@ -193,7 +204,9 @@ class TensorBoardWriter:
         norms = np.array(() if record.grad_stats is None else record.grad_stats.norms)
         norms = norms[np.isfinite(norms) & (norms > 0)]
         if norms.size:
-            self._writer.add_histogram("stability/log10_gradient_norm_by_parameter", np.log10(norms), record.step)
+            self._writer.add_histogram(
+                "stability/log10_gradient_norm_by_parameter", np.log10(norms), record.step
+            )
 
     def _scalars(self, values: Mapping[str, float | None]) -> None:
         for tag, value in values.items():
@@ -210,11 +223,22 @@ class TensorBoardWriter:
         found = r * labels
         wrong = np.where(p > 0, found / np.maximum(p, 1e-9) - found, 0.0)
         self._writer.add_pr_curve_raw(
-            tag, found, wrong, np.zeros_like(found), labels - found, p, r, self.step_number, _PR_POINTS
+            tag,
+            found,
+            wrong,
+            np.zeros_like(found),
+            labels - found,
+            p,
+            r,
+            self.step_number,
+            _PR_POINTS,
         )
 
 
-_BEST = {f"metrics/{name}(B)": f"metrics/best_{name}" for name in ("precision", "recall", "mAP50", "mAP50-95")}
+_BEST = {
+    f"metrics/{name}(B)": f"metrics/best_{name}"
+    for name in ("precision", "recall", "mAP50", "mAP50-95")
+}
 
 
 def _tags_of(event: Mapping[str, Any]) -> list[str]:
@@ -239,7 +263,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int |
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+            flat[f"{prefix}{key}"] = (
+                value if isinstance(value, bool | int | float | str) else str(value)
+            )
     return flat
 
 
@@ -252,5 +278,10 @@ def model_table(model: nn.Module) -> str:
     """
     lines = ["| layer | from | parameters | module |", "| ---: | ---: | ---: | --- |"]
     layers = list(model.model)
-    lines += [f"| {layer.i} | {layer.f} | {layer.np:,} | {layer.type.split('.')[-1]} |" for layer in layers]
-    return "\n".join([*lines, f"| **{len(layers)}** | | **{sum(layer.np for layer in layers):,}** | **total** |"])
+    lines += [
+        f"| {layer.i} | {layer.f} | {layer.np:,} | {layer.type.split('.')[-1]} |"
+        for layer in layers
+    ]
+    return "\n".join(
+        [*lines, f"| **{len(layers)}** | | **{sum(layer.np for layer in layers):,}** | **total** |"]
+    )

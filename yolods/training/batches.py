@@ -71,7 +71,9 @@ class TrainBatches:
             workers=self._config.workers,
             pin_memory=self._ranks.device.type == "cuda",
         )
-        for number, batch in enumerate(log_user_errors(loader, self._ranks), start=progress.micro_batches):
+        for number, batch in enumerate(
+            log_user_errors(loader, self._ranks), start=progress.micro_batches
+        ):
             self._note_replaced(batch.get("replaced", ()))
             if self._telemetry.wants_train_images(number):
                 self._telemetry.train_images(batch, number)
@@ -94,7 +96,9 @@ class TrainBatches:
         if count := sum(samples for samples, _ in told):
             files = set().union(*(names for _, names in told))
             self._telemetry.event(
-                "unreadable", f"{count} samples were replaced: {len(files)} files could no longer be read", warn=True
+                "unreadable",
+                f"{count} samples were replaced: {len(files)} files could no longer be read",
+                warn=True,
             )
 
     def _note_replaced(self, images: Iterable[str]) -> None:

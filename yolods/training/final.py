@@ -52,21 +52,30 @@ class FinalValidation:
         best = self._writer.best
         # Rank 0's answer counts: on another host a cached directory may not show the file yet.
         if not self._engine.ranks.from_main(best.is_file()):
-            raise UserError(f"{best} was never written; the log {self._writer.folder.parent / 'train.log'} says why")
+            raise UserError(
+                f"{best} was never written; the log {self._writer.folder.parent / 'train.log'} "
+                "says why"
+            )
         self._load()
         if self._statistics is not None:
             self._restate(self._statistics, progress, excluded)
             self._load()  # once more: best.pt may have kept the statistics of training
         self._telemetry.event("validate", f"\nValidating {best}...")
         return self.evaluator(
-            self._engine, plots=self._plots, pictures=self._plots, final=True, telemetry=self._telemetry
+            self._engine,
+            plots=self._plots,
+            pictures=self._plots,
+            final=True,
+            telemetry=self._telemetry,
         )
 
     def _load(self) -> None:
         self._engine.adopt(read_pt(self._writer.best).state_dict())
         self._engine.deepspeed.eval()
 
-    def _restate(self, statistics: TrainStatistics, progress: Progress, excluded: Iterable[str]) -> None:
+    def _restate(
+        self, statistics: TrainStatistics, progress: Progress, excluded: Iterable[str]
+    ) -> None:
         """Write best.pt with recomputed BatchNorm statistics if they raise its fitness on the val
         images.
 
@@ -79,18 +88,23 @@ class FinalValidation:
         self._round_statistics()  # as `before`, which was loaded from a .pt in fp16
         now = self._judge()
         is_better = ranks.from_main(
-            before is not None and now is not None and rounded_fitness(now) > rounded_fitness(before)
+            before is not None
+            and now is not None
+            and rounded_fitness(now) > rounded_fitness(before)
         )
         # Gathering is a collective and slow, so only for weights that are written.
         weights = self._engine.full_weights() if is_better else None
         if before is not None and now is not None:  # on rank 0
             told = (
-                f"BatchNorm's statistics over {statistics.images} train images without augmentation: mAP50-95 "
-                f"{rounded_fitness(before):.5f} -> {rounded_fitness(now):.5f}, "
+                f"BatchNorm's statistics over {statistics.images} train images without "
+                f"augmentation: mAP50-95 {rounded_fitness(before):.5f} -> "
+                f"{rounded_fitness(now):.5f}, "
             )
             try:
                 if weights is not None:
-                    self._writer.replace_best(weights, progress.best_epoch, now, rounded_fitness(now))
+                    self._writer.replace_best(
+                        weights, progress.best_epoch, now, rounded_fitness(now)
+                    )
                 told += "used in best.pt" if is_better else "best.pt keeps those of training"
                 self._telemetry.event("statistics", told)
             except (OSError, RuntimeError) as error:

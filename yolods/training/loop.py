@@ -149,9 +149,14 @@ class Run:
         if record.verdict.action == "stop":
             self._hear(self.store.wait)  # the message names the checkpoint that this may publish
             folder = self.config.run_dir
-            resume = "; --resume continues from the last checkpoint" if newest_in(folder / "checkpoints") else ""
+            resume = (
+                "; --resume continues from the last checkpoint"
+                if newest_in(folder / "checkpoints")
+                else ""
+            )
             raise UserError(
-                f"step {event.step}: {sentence(event)} ({folder / STABILITY_FILE} has the full events{resume})"
+                f"step {event.step}: {sentence(event)} ({folder / STABILITY_FILE} has the full "
+                f"events{resume})"
             )
 
     @property
@@ -195,10 +200,14 @@ class Run:
                     is_best=is_best,
                 )
             )
-        self.progress = self.progress.after_epoch(self.schedule.epochs_behind(self.progress.position))
+        self.progress = self.progress.after_epoch(
+            self.schedule.epochs_behind(self.progress.position)
+        )
         self.selection.lose_patience(self.progress)
         ends = self.progress.epochs_done == self.config.epochs or self.selection.exhausted
-        if ends or is_due(self.config.deepspeed.own.checkpoint.every_epochs, self.progress.epochs_done):
+        if ends or is_due(
+            self.config.deepspeed.own.checkpoint.every_epochs, self.progress.epochs_done
+        ):
             self._save()
         if not ends:
             self.telemetry.epoch_begin(self.progress.epochs_done)
@@ -229,7 +238,9 @@ class Run:
         epoch = min(self.schedule.epoch_at(self.progress.position), done)
         where = f"in epoch {epoch + 1}" if done < self.config.epochs else "after the last epoch"
         self.telemetry.event("stop", f"{name}: stopped after step {self.progress.step}, {where}")
-        self.telemetry.event("stop", f"to resume: {launch_command('train', '--resume', str(self.config.run_dir))}")
+        self.telemetry.event(
+            "stop", f"to resume: {launch_command('train', '--resume', str(self.config.run_dir))}"
+        )
         # Nobody asked for a stop if a launcher is gone; without this note the run is restarted.
         if ranks.is_main and not stopped.lost:
             self.store.note_end(self.progress, stopped.status)
@@ -249,7 +260,9 @@ class Run:
         try:
             ask()
         except OSError as error:
-            self.telemetry.event("checkpoint", f"{error}; the earlier checkpoint is kept", warn=True)
+            self.telemetry.event(
+                "checkpoint", f"{error}; the earlier checkpoint is kept", warn=True
+            )
             return False
         return True
 

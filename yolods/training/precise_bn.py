@@ -22,7 +22,13 @@ class TrainStatistics:
     """Recomputes a model's statistics over part of the train set. Calling it is a collective."""
 
     def __init__(
-        self, dataset: DetectionSet, ranks: Ranks, engine: Engine, *, forward_batch: int, workers: int
+        self,
+        dataset: DetectionSet,
+        ranks: Ranks,
+        engine: Engine,
+        *,
+        forward_batch: int,
+        workers: int,
     ) -> None:
         """
         Args:
@@ -34,7 +40,9 @@ class TrainStatistics:
         share = engine.share
         self.images = len(dataset)
         self._dataset, self._ranks, self._engine, self._workers = dataset, ranks, engine, workers
-        self._batches = eval_batches(dataset, dp_rank=share.dp_rank, dp_size=share.dp_size, forward_batch=forward_batch)
+        self._batches = eval_batches(
+            dataset, dp_rank=share.dp_rank, dp_size=share.dp_size, forward_batch=forward_batch
+        )
 
     def __call__(self, telemetry: Telemetry, excluded: Iterable[str] = ()) -> None:
         """Write the statistics of the images into the engine's model, which is in evaluation mode.
@@ -63,6 +71,8 @@ class TrainStatistics:
                 return
             for image in batch.get("replaced", ()):
                 file = self._dataset.source.place(image)
-                log.warning("%s could not be read; a grey image replaces it in BatchNorm's statistics", file)
+                log.warning(
+                    "%s could not be read; a grey image replaces it in BatchNorm's statistics", file
+                )
             yield batch["img"], batch["real"]
             telemetry.val_progress()

@@ -32,7 +32,8 @@ class Provenance:
     def lines(self) -> list[str]:
         """The lines for the screen."""
         named = ", ".join(
-            f"{'Python' if name == 'python' else name} {number}" for name, number in self.versions.items()
+            f"{'Python' if name == 'python' else name} {number}"
+            for name, number in self.versions.items()
         )
         places = "; ".join(f"{host}: {count} x {device}" for host, device, count in self.devices)
         return [named, f"Ranks on {places}", f"Command: {self.command}"]

@@ -68,7 +68,11 @@ class Restarts:
     def _place(self) -> list[str]:
         if self._tell is not None:
             return ["--tell", str(self._tell)]
-        return ["--run-dir", str(self._run_dir), *(["--start-id", self._start_id] if self._start_id else [])]
+        return [
+            "--run-dir",
+            str(self._run_dir),
+            *(["--start-id", self._start_id] if self._start_id else []),
+        ]
 
     def again(self, status: int) -> Start | int:
         """The next start, from the newest checkpoint on the remaining hosts; or an exit status.
@@ -96,10 +100,17 @@ class Restarts:
         # Without a checkpoint there is nothing to resume, and the run starts over as typed.
         words = self._named()
         if step is not None and not _resumes(words):
-            words = ["train", "--resume", *([] if self._tell is None else [str(self._run_dir)]), *self._place()]
+            words = [
+                "train",
+                "--resume",
+                *([] if self._tell is None else [str(self._run_dir)]),
+                *self._place(),
+            ]
         try:
             if taken:
-                self._flags = _with_another_port(self._flags, hosts_of(self._flags, gpus=self._gpus))
+                self._flags = _with_another_port(
+                    self._flags, hosts_of(self._flags, gpus=self._gpus)
+                )
             flags, ranks = self._layout(words)
             return self._start(words, flags, f"from {where} on {plural(ranks, 'rank')}")
         except UserError as error:
@@ -140,7 +151,11 @@ class Restarts:
         """Flags and world size for the hosts that answer, with as many slots as can be used."""
         hosts = hosts_of(self._flags, gpus=self._gpus)
         # The other launchers need no ssh between hosts, and a scheduler takes care of failed ones.
-        far = not self._flags.no_ssh and self._flags.launcher == "pdsh" and not all(host.is_local for host in hosts)
+        far = (
+            not self._flags.no_ssh
+            and self._flags.launcher == "pdsh"
+            and not all(host.is_local for host in hosts)
+        )
         left = _answering(hosts, self._run_dir, self._flags.ssh_port) if far else hosts
         if not left:
             raise UserError("none of its hosts answers")
@@ -158,7 +173,9 @@ class Restarts:
             # The user's --master_addr is the first host's; another first host has its own.
             address = self._flags.master_addr if left[0] == hosts[0] else None
             chosen = _include(slots[:count])
-            return replace(self._flags, include=chosen, exclude="", num_gpus=None, master_addr=address), count
+            return replace(
+                self._flags, include=chosen, exclude="", num_gpus=None, master_addr=address
+            ), count
         assert fault is not None
         raise fault
 
@@ -187,7 +204,8 @@ def _with_another_port(flags: LaunchFlags, hosts: Sequence[Host]) -> LaunchFlags
     port = flags.master_port or (DEFAULT_PORT if len(hosts) > 1 else None)
     if flags.no_ssh:
         raise UserError(
-            f"port {port or DEFAULT_PORT} of the first host is taken; give every host another --master_port"
+            f"port {port or DEFAULT_PORT} of the first host is taken; give every host another "
+            "--master_port"
         )
     if port is None:
         say("the rendezvous port was taken meanwhile; using another one")
@@ -215,7 +233,9 @@ def _answering(hosts: Sequence[Host], run_dir: Path, port: int | None) -> list[H
 def _include(slots: Sequence[tuple[str, int]]) -> str:
     """The value of DeepSpeed's --include for these slots: host:slot,slot@host:slot."""
     names = dict.fromkeys(name for name, _ in slots)
-    return "@".join(f"{name}:{','.join(str(slot) for host, slot in slots if host == name)}" for name in names)
+    return "@".join(
+        f"{name}:{','.join(str(slot) for host, slot in slots if host == name)}" for name in names
+    )
 
 
 def _resumes(words: Sequence[str]) -> bool:

@@ -68,7 +68,9 @@ class ModelSelection:
         if fitness is not None:
             progress = progress.after_evaluation(fitness)
         if weights is not None:  # on rank 0
-            self.writer.write_epoch(weights, epoch, evaluation, best_fitness=progress.best_fitness, is_best=is_as_good)
+            self.writer.write_epoch(
+                weights, epoch, evaluation, best_fitness=progress.best_fitness, is_best=is_as_good
+            )
         return Judged(progress, evaluation, is_best and (progress.best_fitness or 0.0) > 0)
 
     def _evaluate(self, pictures: bool) -> tuple[Evaluation | None, float]:
@@ -79,9 +81,13 @@ class ModelSelection:
 
     def lose_patience(self, progress: Progress) -> None:
         """Set `exhausted` and log it if the best epoch is `patience` epochs ago."""
-        patience, waited = self._config.hyper.patience, progress.epochs_done - 1 - progress.best_epoch
+        patience, waited = (
+            self._config.hyper.patience,
+            progress.epochs_done - 1 - progress.best_epoch,
+        )
         self.exhausted = bool(patience) and waited >= patience and progress.best_fitness is not None
         if self.exhausted:
             self._telemetry.event(
-                "early_stop", f"No improvement for {waited} epochs: stopping early (patience {patience})"
+                "early_stop",
+                f"No improvement for {waited} epochs: stopping early (patience {patience})",
             )

@@ -110,7 +110,9 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     model = {"architecture": blueprint.layers, "names": names, "train_args": train_args(config)}
     store = _open_store(config, ranks, kv_store, model)
     checkpoint = store.find() if config.resume else None
-    footing = ranks.main_first(lambda: _footing(config, blueprint, choice, (train, val), checkpoint))
+    footing = ranks.main_first(
+        lambda: _footing(config, blueprint, choice, (train, val), checkpoint)
+    )
     model[RECORD], choice = footing.record, footing.choice
     # Only now, after the last check: a folder that contains this file is a run, and --resume
     # without a folder takes the newest run.
@@ -123,18 +125,35 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     if checkpoint is not None:
         # After the engine exists, because `load` copies into its tensors.
         progress = _placed(store.load(engine, checkpoint), footing.comparison, schedule)
-        faults = by_identity(dict(progress.image_faults), train.dataset.im_files, train.dataset.source)
+        faults = by_identity(
+            dict(progress.image_faults), train.dataset.im_files, train.dataset.source
+        )
         progress = replace(progress, image_faults=tuple(sorted(faults.items())))
     telemetry = _open_telemetry(config, ranks, names, schedule, progress)
     evaluator = _open_evaluator(config, names, (train, val), engine, ranks)
     statistics = _open_statistics(config, spec, train, options, engine, ranks)
     if ranks.is_main:
-        _announce(config, origin, ranks, telemetry, blueprint, (train, val), choice, schedule, progress, notes)
-    batches = TrainBatches(config, train.dataset, schedule, ranks, engine.share, telemetry, stride=blueprint.grid)
+        _announce(
+            config,
+            origin,
+            ranks,
+            telemetry,
+            blueprint,
+            (train, val),
+            choice,
+            schedule,
+            progress,
+            notes,
+        )
+    batches = TrainBatches(
+        config, train.dataset, schedule, ranks, engine.share, telemetry, stride=blueprint.grid
+    )
     writer = WeightsWriter(config, blueprint, telemetry)
     selection = ModelSelection(config, engine, evaluator, writer, telemetry)
     final = FinalValidation(engine, evaluator, statistics, writer, telemetry, plots=hyper.plots)
-    return Run(config, engine, schedule, batches, selection, final, store, telemetry, watchdog, progress)
+    return Run(
+        config, engine, schedule, batches, selection, final, store, telemetry, watchdog, progress
+    )
 
 
 def _split_options(config: RunConfig, stride: int, ranks: Ranks) -> SplitOptions:
@@ -153,7 +172,9 @@ def _split_options(config: RunConfig, stride: int, ranks: Ranks) -> SplitOptions
     )
 
 
-def _open_store(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, model: dict[str, Any]) -> CheckpointStore:
+def _open_store(
+    config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, model: dict[str, Any]
+) -> CheckpointStore:
     """The store of the run's checkpoints.
 
     Args:
@@ -174,7 +195,11 @@ def _open_store(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, model:
 
 
 def _open_evaluator(
-    config: RunConfig, names: tuple[str, ...], splits: tuple[Split, Split], engine: Engine, ranks: Ranks
+    config: RunConfig,
+    names: tuple[str, ...],
+    splits: tuple[Split, Split],
+    engine: Engine,
+    ranks: Ranks,
 ) -> Evaluator:
     train, val = splits
     return Evaluator(
@@ -191,14 +216,21 @@ def _open_evaluator(
 
 
 def _open_statistics(
-    config: RunConfig, spec: DataSpec, train: Split, options: SplitOptions, engine: Engine, ranks: Ranks
+    config: RunConfig,
+    spec: DataSpec,
+    train: Split,
+    options: SplitOptions,
+    engine: Engine,
+    ranks: Ranks,
 ) -> TrainStatistics | None:
     """The object that recomputes BatchNorm's statistics; None without `precise_bn`."""
     if not config.hyper.precise_bn:
         return None
     images = unaugmented(train, config.hyper.precise_bn, spec, config.hyper, options)
     forward_batch = 2 * config.deepspeed.micro_batch
-    return TrainStatistics(images, ranks, engine, forward_batch=forward_batch, workers=config.workers)
+    return TrainStatistics(
+        images, ranks, engine, forward_batch=forward_batch, workers=config.workers
+    )
 
 
 def _refuse_changes(config: RunConfig) -> None:
@@ -275,7 +307,11 @@ def _placed(progress: Progress, comparison: Comparison, schedule: Schedule) -> P
 
 
 def _make_engine(
-    blueprint: Blueprint, config: RunConfig, choice: OptimizerChoice, ranks: Ranks, class_weights: Tensor | None
+    blueprint: Blueprint,
+    config: RunConfig,
+    choice: OptimizerChoice,
+    ranks: Ranks,
+    class_weights: Tensor | None,
 ) -> tuple[Engine, list[str]]:
     """The engine that the JSON configures, and lines about it for the log."""
     if config.deepspeed.pipeline is not None:
@@ -298,7 +334,8 @@ def _share_cores(config: RunConfig, local_ranks: int) -> RunConfig:
     if config.workers <= share:
         return config
     note = (
-        f"--workers {config.workers}: a rank starts {share}, its share of this host's cores ({cores()} / {local_ranks})"
+        f"--workers {config.workers}: a rank starts {share}, its share of this host's cores "
+        f"({cores()} / {local_ranks})"
     )
     # The configuration of a resumed run already contains such a line.
     notes = tuple(one for one in config.notes if not one.startswith("--workers "))
@@ -344,9 +381,9 @@ def _check_space(folder: Path, parameters: int, keep: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder}: {free / 2**30:.2f} GiB are free, but {keep + 1} checkpoints of {parameters / 1e6:.1f} M "
-            f"parameters x {BYTES_A_PARAMETER} bytes need {needed / 2**30:.2f} GiB; free some space, or choose "
-            "another --project"
+            f"{folder}: {free / 2**30:.2f} GiB are free, but {keep + 1} checkpoints of "
+            f"{parameters / 1e6:.1f} M parameters x {BYTES_A_PARAMETER} bytes need "
+            f"{needed / 2**30:.2f} GiB; free some space, or choose another --project"
         )
 
 
@@ -362,9 +399,9 @@ def _small_set(schedule: Schedule, ranks: int) -> list[str]:
         return []
     steps = math.ceil(schedule.total_samples / (schedule.batch * accumulation))
     return [
-        f"{samples} train images are fewer than a batch of {schedule.batch}, so a batch spans epochs, and "
-        f"{schedule.epochs} epochs are about {steps} steps; for ultralytics' number use --batch-size {batch} "
-        f"--set nbs={batch * accumulation}"
+        f"{samples} train images are fewer than a batch of {schedule.batch}, so a batch spans "
+        f"epochs, and {schedule.epochs} epochs are about {steps} steps; for ultralytics' number "
+        f"use --batch-size {batch} --set nbs={batch * accumulation}"
     ]
 
 
@@ -409,10 +446,11 @@ def _announce(
     notes = [
         *origin.lines(),
         f"{config.model}: {blueprint.parameters / 1e6:.2f} M parameters, image size {config.imgsz}",
-        f"{ranks.size} rank{'s' * (ranks.size > 1)} on {ranks.device.type}, {grid}ZeRO-{ds.zero_stage}{offload}, "
-        f"{precision}",
-        f"Batch {schedule.batch} = {ds.micro_batch} x {ds.dp_size} {'replicas' if ds.pipeline else 'ranks'}; "
-        f"a step accumulates {schedule.accumulation}: {schedule.batch * schedule.accumulation} images",
+        f"{ranks.size} rank{'s' * (ranks.size > 1)} on {ranks.device.type}, "
+        f"{grid}ZeRO-{ds.zero_stage}{offload}, {precision}",
+        f"Batch {schedule.batch} = {ds.micro_batch} x {ds.dp_size} "
+        f"{'replicas' if ds.pipeline else 'ranks'}; a step accumulates {schedule.accumulation}: "
+        f"{schedule.batch * schedule.accumulation} images",
         f"optimizer: {choice.name}, lr {choice.lr:g}, {_beta(choice)} {choice.momentum:g}",
         *note_problems(config.run_dir, tuple(split.scan for split in splits)),
         *config.notes,
@@ -420,7 +458,10 @@ def _announce(
     notes += about + _small_set(schedule, ds.dp_size)
     notes += [line for line in _facts(config, ranks, blueprint, splits[0]) if line]
     if config.resume:
-        notes.append(f"Resuming after step {progress.step}, in epoch {progress.position // schedule.samples + 1}")
+        notes.append(
+            f"Resuming after step {progress.step}, in epoch "
+            f"{progress.position // schedule.samples + 1}"
+        )
     compared = {**_layout_of(config, ranks, schedule), **config.hyper.as_dict()}
     telemetry.start(_as_dict(config, origin), model_table(blueprint.meta), notes, compared)
     if not config.resume:
@@ -435,8 +476,14 @@ def _frozen(config: RunConfig, blueprint: Blueprint) -> str | None:
     return told(config.hyper.freeze, [name for name, _ in blueprint.meta.named_parameters()])
 
 
-def _facts(config: RunConfig, ranks: Ranks, blueprint: Blueprint, train: Split) -> tuple[str | None, ...]:
-    return _frozen(config, blueprint), _without_polygons(config, train), _unwatched(config, ranks, os.environ)
+def _facts(
+    config: RunConfig, ranks: Ranks, blueprint: Blueprint, train: Split
+) -> tuple[str | None, ...]:
+    return (
+        _frozen(config, blueprint),
+        _without_polygons(config, train),
+        _unwatched(config, ranks, os.environ),
+    )
 
 
 def _unwatched(config: RunConfig, ranks: Ranks, environ: Mapping[str, str]) -> str | None:
@@ -445,15 +492,18 @@ def _unwatched(config: RunConfig, ranks: Ranks, environ: Mapping[str, str]) -> s
     if watched or ranks.size == 1 or ranks.device.type != "cuda":
         return None
     return (
-        'The watchdog is off ("yolods": {"watchdog": {"enabled": false}}): ranks wait forever for a lost one; '
-        "with TORCH_NCCL_ASYNC_ERROR_HANDLING=3 torch ends them"
+        'The watchdog is off ("yolods": {"watchdog": {"enabled": false}}): ranks wait forever for '
+        "a lost one; with TORCH_NCCL_ASYNC_ERROR_HANDLING=3 torch ends them"
     )
 
 
 def _without_polygons(config: RunConfig, train: Split) -> str | None:
     if not config.hyper.copy_paste or any(len(label["segments"]) for label in train.scan.labels):
         return None
-    return f"copy_paste {config.hyper.copy_paste:g} has no effect: not every box of the train set has a polygon"
+    return (
+        f"copy_paste {config.hyper.copy_paste:g} has no effect: not every box of the train set has "
+        "a polygon"
+    )
 
 
 def _as_dict(config: RunConfig, origin: Provenance) -> dict[str, Any]:

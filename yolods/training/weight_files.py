@@ -52,32 +52,47 @@ class WeightsWriter:
         last = self.folder / "last.pt"
         try:
             with slowly("writing weights"):
-                write_pt(last, self.blueprint.skeleton, weights, self._facts(epoch, evaluation, best_fitness))
+                write_pt(
+                    last,
+                    self.blueprint.skeleton,
+                    weights,
+                    self._facts(epoch, evaluation, best_fitness),
+                )
                 if is_best:
                     replace_copy(last, self.best)
                 if self._save_period > 0 and (epoch + 1) % self._save_period == 0:
                     replace_copy(last, self.folder / f"epoch{epoch + 1}.pt")
         except (OSError, RuntimeError) as error:
             self._telemetry.event(
-                "weights", f"{self.folder} could not be written, the earlier files are kept: {error}", warn=True
+                "weights",
+                f"{self.folder} could not be written, the earlier files are kept: {error}",
+                warn=True,
             )
 
-    def replace_best(self, weights: Mapping[str, Tensor], epoch: int, evaluation: Evaluation, fitness: float) -> None:
+    def replace_best(
+        self, weights: Mapping[str, Tensor], epoch: int, evaluation: Evaluation, fitness: float
+    ) -> None:
         """Replace best.pt by other weights.
 
         Raises:
             OSError, RuntimeError: they could not be written; the earlier file is intact.
         """
         with slowly("writing weights"):
-            write_pt(self.best, self.blueprint.skeleton, weights, self._facts(epoch, evaluation, fitness))
+            write_pt(
+                self.best, self.blueprint.skeleton, weights, self._facts(epoch, evaluation, fitness)
+            )
 
-    def _facts(self, epoch: int, evaluation: Evaluation | None, best_fitness: float | None) -> dict[str, Any]:
+    def _facts(
+        self, epoch: int, evaluation: Evaluation | None, best_fitness: float | None
+    ) -> dict[str, Any]:
         """The metadata of a .pt, under ultralytics' names."""
         return {
             "epoch": epoch,
             "best_fitness": best_fitness,
             "train_args": self._train_args,
-            "train_metrics": {**evaluation.metrics, "fitness": evaluation.fitness} if evaluation else {},
+            "train_metrics": {**evaluation.metrics, "fitness": evaluation.fitness}
+            if evaluation
+            else {},
         }
 
 

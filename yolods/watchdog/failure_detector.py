@@ -122,10 +122,17 @@ class FailureDetector:
     def _silent(self, now: float) -> Alarm | None:
         # A lost connection means that some rank is gone: less silence suffices to name it.
         broken = any(beat.broken for beat, _ in self._heard.values())
-        limit = min(BROKEN_SECONDS, self._policy.silence_seconds) if broken else self._policy.silence_seconds
+        limit = (
+            min(BROKEN_SECONDS, self._policy.silence_seconds)
+            if broken
+            else self._policy.silence_seconds
+        )
         for rank, (beat, heard) in sorted(self._running.items()):
             if now - heard > limit:
-                text = f"{beat.name} has sent no heartbeat for {now - heard:.0f} s; it was in {beat.doing}"
+                text = (
+                    f"{beat.name} has sent no heartbeat for {now - heard:.0f} s; it was in "
+                    f"{beat.doing}"
+                )
                 return Alarm(rank, True, text)
         return None
 
@@ -143,7 +150,10 @@ class FailureDetector:
         beats = [beat for beat, _ in running.values()]
         # If all ranks wait, all of them are candidates: the hang is in the communication itself.
         moving = [beat for beat in beats if not beat.waiting]
-        if any(beat.usual is None and ages[beat.rank] <= policy.slow_seconds for beat in moving or beats):
+        if any(
+            beat.usual is None and ages[beat.rank] <= policy.slow_seconds
+            for beat in moving or beats
+        ):
             return None
         late = [beat for beat in moving if ages[beat.rank] > self._limit(beat)]
         if late:
@@ -154,11 +164,16 @@ class FailureDetector:
             return self._once(beat, text, ends=age > self._limit(beat) + policy.grace_seconds)
         if beats and not moving and min(ages.values()) > policy.stall_seconds:
             beat = min(beats, key=_far)
-            text = f"every rank waits for the others, {beat.name} since {ages[beat.rank]:.0f} s, in {beat.doing}"
+            text = (
+                f"every rank waits for the others, {beat.name} since {ages[beat.rank]:.0f} s, in "
+                f"{beat.doing}"
+            )
             # The rounds of a large reduction pass without a mark, so a long wait may be progress.
             # Only after the grace period is it certain to be a hang.
             usual = max(beat.usual or 0.0 for beat in beats)
-            return self._once(beat, text, ends=min(ages.values()) > self._patience(usual) + policy.grace_seconds)
+            return self._once(
+                beat, text, ends=min(ages.values()) > self._patience(usual) + policy.grace_seconds
+            )
         return None
 
     def _limit(self, beat: Heartbeat) -> float:
@@ -199,7 +214,10 @@ class Stragglers:
             if beat.rank != self._named and (ratio := self._ratio(beat.rank)) >= SLOWER:
                 self._named = beat.rank
                 own = self._windows[beat.rank][-1]
-                return f"{beat.name} is a straggler: {own:.2f} s per step, {ratio:.1f} x the median of the others"
+                return (
+                    f"{beat.name} is a straggler: {own:.2f} s per step, {ratio:.1f} x the median "
+                    "of the others"
+                )
         return None
 
     def seconds(self) -> dict[int, float]:

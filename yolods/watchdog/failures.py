@@ -81,7 +81,9 @@ def noted_in(run_dir: Path | None, start: str | None) -> Iterator[None]:
                 # One file per process, because ranks of all hosts write to the same folder at once.
                 file = run_dir / NOTES.replace("*", f"{socket.gethostname()}-{os.getpid()}")
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps({"start": start, **asdict(_failure(error))}), encoding="utf-8")
+                file.write_text(
+                    json.dumps({"start": start, **asdict(_failure(error))}), encoding="utf-8"
+                )
         raise
 
 

@@ -92,11 +92,17 @@ def main(name: str, pid: int, silence: float) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             # Print only now: a blocked terminal (Ctrl-S, a pager) would block this process, too.
-            _say(f"{name} (process {pid}) sent no heartbeat for {quiet:.0f} s and was killed; it was in {last}")
+            _say(
+                f"{name} (process {pid}) sent no heartbeat for {quiet:.0f} s and was killed; it "
+                f"was in {last}"
+            )
             return
     why = "killed or crashed (dmesg shows whether memory ran out)"
     if last.endswith(ASKED):
-        why = "killed before it had stopped (DeepSpeed's own launcher waits 30 s); its last checkpoint remains"
+        why = (
+            "killed before it had stopped (DeepSpeed's own launcher waits 30 s); its last "
+            "checkpoint remains"
+        )
     _say(f"{name} (process {pid}) ended without a message in {last}: {why}")
 
 

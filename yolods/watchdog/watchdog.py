@@ -64,7 +64,9 @@ WINDOW_SECONDS, WINDOW_STEPS = 10.0, 5
 class Watchdog:
     """One rank's watchdog, active inside `with Watchdog(...)`."""
 
-    def __init__(self, kv_store: KeyValueStore, ranks: Ranks, policy: WatchdogConfig, folder: Path | None) -> None:
+    def __init__(
+        self, kv_store: KeyValueStore, ranks: Ranks, policy: WatchdogConfig, folder: Path | None
+    ) -> None:
         """
         Args:
             folder: the run's folder, for stacks; None: write none.
@@ -93,10 +95,14 @@ class Watchdog:
                 # So that a read finds every key and needs only one request for all of them.
                 self._kv_store.put("verdict", None)
             for work in (self._exchange.run, self._watch):
-                threading.Thread(target=work, name=f"yolods {work.__qualname__}", daemon=True).start()
+                threading.Thread(
+                    target=work, name=f"yolods {work.__qualname__}", daemon=True
+                ).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         if not self._policy.enabled:
             return
         # On success, wait for all ranks: rank 0 takes the store down, and a rank that still works
@@ -135,7 +141,10 @@ class Watchdog:
         Sets `broken`, which shortens the silence after which the other ranks name it.
         """
         self._broken = True
-        log.info("lost a connection: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
+        log.info(
+            "lost a connection: %s",
+            str(error).splitlines()[0] if str(error) else type(error).__name__,
+        )
         time.sleep(self._policy.silence_seconds + FAREWELL_SECONDS + 2 * BEAT)
 
     def _post(self) -> None:
@@ -232,7 +241,10 @@ class Watchdog:
         if self._ranks.is_main:
             threading.Thread(target=lambda: self._exchange.say(verdict), daemon=True).start()
         # One rank per host prints the line. If that one may be the lost rank, its neighbour does.
-        if self._ranks.rank in (verdict.rank, 1 if verdict.rank == 0 else 0) or self._ranks.local == 0:
+        if (
+            self._ranks.rank in (verdict.rank, 1 if verdict.rank == 0 else 0)
+            or self._ranks.local == 0
+        ):
             self._say(logging.ERROR, f"{verdict.text}; ending the run")
         self._write_stacks()
         if self._ranks.is_main and self._ranks.size > 1:

@@ -44,7 +44,12 @@ class Gradients:
     sharded = True
     """Whether replicas hold different parts of the gradients; if not, each holds all of them."""
 
-    def __init__(self, optimizer: Any, spans: Sequence[Sequence[Span]], owners: Callable[[], Sequence[Tensor]]) -> None:
+    def __init__(
+        self,
+        optimizer: Any,
+        spans: Sequence[Sequence[Span]],
+        owners: Callable[[], Sequence[Tensor]],
+    ) -> None:
         """
         Args:
             optimizer: the optimizer that `deepspeed.initialize` returned.
@@ -123,7 +128,9 @@ class PlainGradients(Gradients):
 
     def slices(self) -> list[Tensor]:
         """Every parameter's gradient; empty for a parameter that the loss does not reach."""
-        return [owner.new_zeros(0) if owner.grad is None else owner.grad for owner in self._owners()]
+        return [
+            owner.new_zeros(0) if owner.grad is None else owner.grad for owner in self._owners()
+        ]
 
     def _install(self) -> None:
         step = self._optimizer.step
@@ -139,7 +146,11 @@ class PlainGradients(Gradients):
     def _settle_all(self) -> None:
         """Like `_settle`, for masters that are one whole parameter each."""
         decision, owners = self.decision, self._owners()
-        named = [(name, each.grad) for name, each in zip(self.names, owners, strict=True) if each.grad is not None]
+        named = [
+            (name, each.grad)
+            for name, each in zip(self.names, owners, strict=True)
+            if each.grad is not None
+        ]
         gradients = [gradient for _, gradient in named]
         if not gradients or self._folded(gradients[0].device):
             return
@@ -159,7 +170,13 @@ class UnfusedGradients(PlainGradients):
     Its step also computes a norm of its own; this kind has no helper that could replace it.
     """
 
-    needs = ("fp16_groups", "fp32_groups", "overflow_checker", "unscale_and_clip_grads", "_skip_invalid_grad_norm")
+    needs = (
+        "fp16_groups",
+        "fp32_groups",
+        "overflow_checker",
+        "unscale_and_clip_grads",
+        "_skip_invalid_grad_norm",
+    )
 
     def slices(self) -> list[Tensor]:
         """Every parameter's gradient; empty for a parameter that the loss does not reach."""
@@ -192,7 +209,11 @@ class Bf16Gradients(Gradients):
     def slices(self) -> list[Tensor]:
         """Parts of every flat partition."""
         flats = self._optimizer.fp32_groups_gradient_flat_partition
-        return [part for spans, flat in zip(self._spans, flats, strict=True) for part in _cut(flat, spans)]
+        return [
+            part
+            for spans, flat in zip(self._spans, flats, strict=True)
+            for part in _cut(flat, spans)
+        ]
 
     def _install(self) -> None:
         optimizer = self._optimizer
@@ -222,7 +243,12 @@ class PartitionedGradients(Gradients):
     """
 
     needs = (
-        *("averaged_gradients", "single_partition_of_fp32_groups", "check_grad_overflow", "check_overflow"),
+        *(
+            "averaged_gradients",
+            "single_partition_of_fp32_groups",
+            "check_grad_overflow",
+            "check_overflow",
+        ),
         *("scaled_global_norm", "unscale_and_clip_grads", "loss_scaler"),
     )
 
@@ -230,7 +256,11 @@ class PartitionedGradients(Gradients):
         """Slices of every group, without the padding between and after them."""
         found: list[Tensor] = []
         for place, spans in enumerate(self._spans):
-            real = [each for each in self._optimizer.averaged_gradients[place] if not hasattr(each, "_zero_padding")]
+            real = [
+                each
+                for each in self._optimizer.averaged_gradients[place]
+                if not hasattr(each, "_zero_padding")
+            ]
             # The rest is padding without a mark.
             found += real[: len(spans)]
         _check(found, self._spans)
@@ -283,7 +313,12 @@ class Zero3Gradients(Gradients):
     """
 
     needs = (
-        *("averaged_gradients", "fp32_partitioned_groups_flat", "check_overflow", "_get_norm_groups"),
+        *(
+            "averaged_gradients",
+            "fp32_partitioned_groups_flat",
+            "check_overflow",
+            "_get_norm_groups",
+        ),
         *("unscale_and_clip_grads", "loss_scaler"),
     )
 
@@ -300,7 +335,11 @@ class Zero3Gradients(Gradients):
                 self._order[place] = [index[span.start] for span in spans]
             for i, span in zip(self._order[place], spans, strict=True):
                 piece = pieces[i]
-                found.append(piece if piece.numel() == span.count else piece.view(-1).narrow(0, 0, span.count))
+                found.append(
+                    piece
+                    if piece.numel() == span.count
+                    else piece.view(-1).narrow(0, 0, span.count)
+                )
         return found
 
     def _install(self) -> None:
@@ -359,14 +398,18 @@ def _check(found: list[Tensor], spans: Sequence[Sequence[Span]]) -> None:
         )
 
 
-def gradients_of(optimizer: Any, spans: Sequence[Sequence[Span]], owners: Callable[[], Sequence[Tensor]]) -> Gradients:
+def gradients_of(
+    optimizer: Any, spans: Sequence[Sequence[Span]], owners: Callable[[], Sequence[Tensor]]
+) -> Gradients:
     """The adapter for an optimizer that `deepspeed.initialize` returned.
 
     Raises:
         RuntimeError: this DeepSpeed lacks a method or attribute that the adapter replaces or reads.
     """
     # By class name, so that this module imports without DeepSpeed.
-    offload = bool(getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False))
+    offload = bool(
+        getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False)
+    )
     kinds: dict[tuple[str, bool], type[Gradients]] = {
         ("DeepSpeedZeroOptimizer", False): PartitionedGradients,
         ("DeepSpeedZeroOptimizer", True): OffloadedGradients,
@@ -384,9 +427,9 @@ def gradients_of(optimizer: Any, spans: Sequence[Sequence[Span]], owners: Callab
 
         lacks = f" lacks {', '.join(missing)}" if missing else " is not supported"
         raise RuntimeError(
-            f"deepspeed {deepspeed.__version__}: {type(optimizer).__name__}{lacks}; yolods' overflow handling and "
-            'clipping fit deepspeed 0.19.8. Install the versions of constraints.txt, or set "yolods": {"overflow": '
-            '{"handling": "stock"}}'
+            f"deepspeed {deepspeed.__version__}: {type(optimizer).__name__}{lacks}; yolods' "
+            "overflow handling and clipping fit deepspeed 0.19.8. Install the versions of "
+            'constraints.txt, or set "yolods": {"overflow": {"handling": "stock"}}'
         )
     return kind(optimizer, spans, owners)
 
@@ -424,7 +467,9 @@ def squares(parts: Sequence[Tensor], places: Tensor, count: int) -> Tensor:
     if places.device.type == "cpu":
         found, which = _on_cpu(parts)
         return totals.index_add_(0, places[which], found)
-    return totals.index_add_(0, places, torch.stack(torch._foreach_norm(parts, 2, dtype=torch.float32)).square_())
+    return totals.index_add_(
+        0, places, torch.stack(torch._foreach_norm(parts, 2, dtype=torch.float32)).square_()
+    )
 
 
 def _on_cpu(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -461,7 +506,9 @@ def _of_rows(rows: Tensor) -> Tensor:
         return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).square_()
     mean, deviation = _standard(len(rows))
     channels, only_weight = rows.unsqueeze(0), [False, True, False]
-    return _multiplied(channels, channels, deviation, None, None, mean, deviation, True, 0.0, only_weight)[1]
+    return _multiplied(
+        channels, channels, deviation, None, None, mean, deviation, True, 0.0, only_weight
+    )[1]
 
 
 @cache

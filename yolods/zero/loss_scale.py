@@ -100,7 +100,11 @@ class LossScale:
 
     def state(self) -> dict[str, Any]:
         """The present scale and its counters, for a checkpoint."""
-        return {"cur_scale": self.cur_scale, "patience": self.patience, "good_steps": self.good_steps}
+        return {
+            "cur_scale": self.cur_scale,
+            "patience": self.patience,
+            "good_steps": self.good_steps,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned. A static scale keeps the value of the JSON."""

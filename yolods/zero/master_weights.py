@@ -103,7 +103,9 @@ class Masters:
                 # torch keeps counts, which have no dimension, on the host, unless a fused or
                 # capturable kernel reads them on the GPU.
                 key: _room(
-                    held.get(key), value, torch.device("cpu") if value.ndim == 0 and counts_on_host else owner.device
+                    held.get(key),
+                    value,
+                    torch.device("cpu") if value.ndim == 0 and counts_on_host else owner.device,
                 )
                 for key, value in tensors.items()
             }
@@ -130,7 +132,9 @@ class PlainMasters(Masters):
 
     def owners(self) -> Sequence[Tensor]:
         """All trainable parameters."""
-        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        return [
+            parameter for group in self._optimizer.param_groups for parameter in group["params"]
+        ]
 
     def members(self) -> list[list[nn.Parameter]]:
         """One list per parameter."""
@@ -186,7 +190,11 @@ class PartitionedMasters(Masters):
         # fp32 parameters are exact copies of the masters, so nothing needs to be gathered.
         if any(parameter.dtype != torch.float32 for parameter in parameters):
             return self._gathered(keep)
-        return list(zip(parameters, host_copy([each.data for each in parameters]), strict=True)) if keep else []
+        return (
+            list(zip(parameters, host_copy([each.data for each in parameters]), strict=True))
+            if keep
+            else []
+        )
 
     def publish(self) -> None:
         """Copy the masters into this rank's slice of the model and gather the other slices."""
@@ -279,7 +287,9 @@ def masters_of(optimizer: Any) -> Masters:
 
 
 @torch.no_grad()
-def _gather(shard: Tensor, device: torch.device, group: dist.ProcessGroup, keep: bool) -> list[Tensor]:
+def _gather(
+    shard: Tensor, device: torch.device, group: dist.ProcessGroup, keep: bool
+) -> list[Tensor]:
     """The shards of all ranks of a group, in host memory; an empty list without `keep`.
 
     Args:

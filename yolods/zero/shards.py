@@ -32,7 +32,9 @@ class Span:
     """Number of elements, without padding."""
 
 
-def join_shards(kind: str, groups: Sequence[Group], ranks: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+def join_shards(
+    kind: str, groups: Sequence[Group], ranks: Sequence[Sequence[Tensor]]
+) -> dict[str, Tensor]:
     """Join shards into whole tensors.
 
     Args:
@@ -51,7 +53,9 @@ def join_shards(kind: str, groups: Sequence[Group], ranks: Sequence[Sequence[Ten
         shards = [shards[place].flatten() for shards in ranks]
         for shard in shards:
             _check_room(kind, group, shard.numel(), len(ranks))
-        whole |= _join_pieces(shards, group) if kind == "pieces" else _split(_flat(kind, shards), group)
+        whole |= (
+            _join_pieces(shards, group) if kind == "pieces" else _split(_flat(kind, shards), group)
+        )
     return whole
 
 
@@ -77,13 +81,22 @@ def _join_pieces(shards: list[Tensor], group: Group) -> dict[str, Tensor]:
         count = math.prod(shape)
         # All ranks hold pieces of equal size, so the last one may end in padding.
         piece = math.ceil(count / len(shards))
-        whole[name] = torch.cat([shard[start : start + piece] for shard in shards])[:count].view(tuple(shape)).clone()
+        whole[name] = (
+            torch.cat([shard[start : start + piece] for shard in shards])[:count]
+            .view(tuple(shape))
+            .clone()
+        )
         start += piece
     return whole
 
 
 def cut_shards(
-    kind: str, groups: Sequence[Group], whole: Mapping[str, Tensor], sizes: Sequence[int], index: int, count: int
+    kind: str,
+    groups: Sequence[Group],
+    whole: Mapping[str, Tensor],
+    sizes: Sequence[int],
+    index: int,
+    count: int,
 ) -> list[Tensor]:
     """Cut this rank's shards from whole tensors; inverse of `join_shards`.
 
@@ -137,7 +150,9 @@ def _check_room(kind: str, group: Group, size: int, count: int) -> None:
     room = size * count if kind == "flat" else size
     if room < needed or (kind == "whole" and room != needed):
         held = f"{count} x {size}" if kind == "flat" else size
-        raise ValueError(f"the shards that start with {group[0][0]} hold {held} elements, but need {needed}")
+        raise ValueError(
+            f"the shards that start with {group[0][0]} hold {held} elements, but need {needed}"
+        )
 
 
 def _piece(tensor: Tensor, index: int, count: int) -> Tensor:
@@ -152,7 +167,9 @@ def _window(tensor: Tensor, start: int, size: int) -> Tensor:
     return torch.cat((window, window.new_zeros(missing))) if missing else window
 
 
-def spans(kind: str, groups: Sequence[Group], sizes: Sequence[int], index: int, count: int) -> list[list[Span]]:
+def spans(
+    kind: str, groups: Sequence[Group], sizes: Sequence[int], index: int, count: int
+) -> list[list[Span]]:
     """The parts of parameters in each of this rank's shards, in order.
 
     Parameters without a part are omitted.

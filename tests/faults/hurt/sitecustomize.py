@@ -1,7 +1,9 @@
-"""Python imports this by itself where its folder is on the path: hurts one rank of a run at one place, once.
+"""Python imports this by itself where its folder is on the path: hurts one rank of a run at one
+place, once.
 
-HURT is JSON: `rank`, `phase` and `times` (the phase's how-manyth beginning on that rank), `what` happens, and `flag`, a
-file that is made at that moment and keeps the restarted run whole; or `always`, and no restart is spared.
+HURT is JSON: `rank`, `phase` and `times` (the phase's how-manyth beginning on that rank), `what`
+happens, and `flag`, a file that is made at that moment and keeps the restarted run whole; or
+`always`, and no restart is spared.
 """
 
 import json

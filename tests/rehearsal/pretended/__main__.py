@@ -1,4 +1,5 @@
-"""Run a script as if the machine had a GPU: `python -m tests.rehearsal.pretended SCRIPT [ARGUMENTS]`.
+"""Run a script as if the machine had a GPU: `python -m tests.rehearsal.pretended SCRIPT
+[ARGUMENTS]`.
 
 What was seen is printed to stderr at the end. Processes that the script starts have no GPU.
 """

@@ -1,8 +1,10 @@
-"""`torch.autocast("cuda")` on tensors that are on the CPU: CPU's autocast, with CUDA's lists of operations.
+"""`torch.autocast("cuda")` on tensors that are on the CPU: CPU's autocast, with CUDA's lists of
+operations.
 
-torch casts at a dispatch key of the tensor's backend, and here that is AutocastCPU. Its kernels are exchanged for ones
-that do what torch's header says of AutocastCUDA, to tensors that claim to be on the device; operations that only CPU's
-lists have are let through. Not pretended: that a weight which is used twice in a pass is cast once.
+torch casts at a dispatch key of the tensor's backend, and here that is AutocastCPU. Its kernels are
+exchanged for ones that do what torch's header says of AutocastCUDA, to tensors that claim to be on
+the device; operations that only CPU's lists have are let through. Not pretended: that a weight
+which is used twice in a pass is cast once.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ _LISTS = {
 
 @cache
 def policies() -> dict[str, str]:
-    """What becomes of the floating arguments of each operation (`name` or `name.overload`), from torch's own header."""
+    """What becomes of the floating arguments of each operation (`name` or `name.overload`), from
+    torch's own header."""
     text = HEADER.read_text(encoding="utf-8").replace("\\\n", " ")
     found = {}
     for name, policy in _LISTS.items():
@@ -44,7 +47,11 @@ def policies() -> dict[str, str]:
             found[f"{operation}.{overload}" if overload else operation] = policy
         for called in re.findall(r'ADD_NS\(\w+\),\s*"([\w.]+)"', body):
             found[called] = policy
-    return {name: policy for name, policy in found.items() if torch._C._dispatch_has_kernel(f"aten::{name}")}
+    return {
+        name: policy
+        for name, policy in found.items()
+        if torch._C._dispatch_has_kernel(f"aten::{name}")
+    }
 
 
 @contextmanager
@@ -62,7 +69,9 @@ def cuda_autocast() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Warning only once for all operators")
         for name in _names_with_kernels() | chosen.keys():
-            kernel = _kernel(name, chosen[name]) if name in chosen else torch.library.fallthrough_kernel
+            kernel = (
+                _kernel(name, chosen[name]) if name in chosen else torch.library.fallthrough_kernel
+            )
             library.impl(name, kernel, allow_override=True)
     try:
         with patch.object(torch, "set_autocast_enabled", set_autocast_enabled):
@@ -74,7 +83,9 @@ def cuda_autocast() -> Iterator[None]:
 def _names_with_kernels() -> set[str]:
     names = torch._C._dispatch_get_all_op_names()
     ours = [name for name in names if name.startswith("aten::")]
-    held = [name for name in ours if torch._C._dispatch_has_kernel_for_dispatch_key(name, "AutocastCPU")]
+    held = [
+        name for name in ours if torch._C._dispatch_has_kernel_for_dispatch_key(name, "AutocastCPU")
+    ]
     return {name.removeprefix("aten::") for name in held}
 
 
@@ -100,13 +111,21 @@ def _dtype(policy: str, args: Any, kwargs: dict[str, Any]) -> torch.dtype | None
         given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.dtype)]
         return None if given else torch.float32
     if policy == "widest":
-        dtypes = {each.dtype for each in (*args, *kwargs.values()) if isinstance(each, Tensor) and _is_cast(each)}
+        dtypes = {
+            each.dtype
+            for each in (*args, *kwargs.values())
+            if isinstance(each, Tensor) and _is_cast(each)
+        }
         return torch.float32 if torch.float32 in dtypes else next(iter(dtypes), None)
     return torch.float32
 
 
 def _is_cast(value: Any) -> bool:
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == torch.float64:
+    if (
+        not isinstance(value, Tensor)
+        or not value.is_floating_point()
+        or value.dtype == torch.float64
+    ):
         return False
     with torch._C.DisableTorchFunction():
         return on_device(value)

@@ -1,7 +1,8 @@
-"""Which memory claims to be the device's, or pinned: a claim hangs on a tensor's storage, so that all its views share
-it, and ends with the storage.
+"""Which memory claims to be the device's, or pinned: a claim hangs on a tensor's storage, so that
+all its views share it, and ends with the storage.
 
-All functions have to be called where torch does not ask a function mode, or they would ask themselves.
+All functions have to be called where torch does not ask a function mode, or they would ask
+themselves.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor
 
 Memory = Literal["device", "pinned"]
 _BLOCK = 512
-"""Bytes that CUDA's allocator rounds up to; torch 2.13, c10/cuda/CUDACachingAllocator.h, kMinBlockSize."""
+"""Bytes that CUDA's allocator rounds up to; torch 2.13, c10/cuda/CUDACachingAllocator.h,
+kMinBlockSize."""
 
 
 @dataclass

@@ -1,4 +1,5 @@
-"""Gloo that answers as NCCL: collectives run on a stream of their own, and refuse what is not on the device."""
+"""Gloo that answers as NCCL: collectives run on a stream of their own, and refuse what is not on
+the device."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class Collectives:
         self._gloo: set[str] = set()
         """Names of the groups that were asked for as gloo: of the host."""
         self._under_way: dict[int, tuple[dist.Work, Hashable]] = {}
-        """Handles by their id, which they keep while they are held here, and the streams that they run on."""
+        """Handles by their id, which they keep while they are held here, and the streams that they
+        run on."""
 
     def launch(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """A collective, a send or a receive, from the dispatcher."""
@@ -52,9 +54,13 @@ class Collectives:
     def _refuse(self, name: str, tensors: list[Tensor]) -> None:
         for tensor in tensors:
             if not on_device(tensor):
-                self._world.record.host_collectives[sight(f"{name} of a host tensor {tuple(tensor.shape)}")] += 1
+                self._world.record.host_collectives[
+                    sight(f"{name} of a host tensor {tuple(tensor.shape)}")
+                ] += 1
             elif not tensor.is_contiguous():
-                self._world.record.mixup(f"{name} of a tensor that is not contiguous, {tuple(tensor.shape)}")
+                self._world.record.mixup(
+                    f"{name} of a tensor that is not contiguous, {tuple(tensor.shape)}"
+                )
 
     def _waited(self, work: dist.Work) -> None:
         """The current stream, and not the host, waits."""
@@ -111,7 +117,9 @@ class Collectives:
             for module in (dist, distributed_c10d):
                 for name, function in replaced.items():
                     stack.enter_context(patch.object(module, name, function))
-            stack.enter_context(patch.object(distributed_c10d, "_get_object_coll_device", device_of_objects))
+            stack.enter_context(
+                patch.object(distributed_c10d, "_get_object_coll_device", device_of_objects)
+            )
             stack.enter_context(patch.object(dist.Work, "wait", wait))
             stack.enter_context(patch.object(dist.Work, "is_completed", is_completed))
             yield

@@ -28,10 +28,14 @@ def reason_between(target: Tensor, source: Tensor, non_blocking: bool) -> str:
     to_device = on_device(target)
     if to_device == on_device(source):
         return ""
-    return reason_to_wait(to_device, memory_of(source if to_device else target) == "pinned", non_blocking)
+    return reason_to_wait(
+        to_device, memory_of(source if to_device else target) == "pinned", non_blocking
+    )
 
 
-def moved(world: World, source: Tensor, to_device: bool, non_blocking: bool, copy: Callable[[], Tensor]) -> Tensor:
+def moved(
+    world: World, source: Tensor, to_device: bool, non_blocking: bool, copy: Callable[[], Tensor]
+) -> Tensor:
     """What `copy` makes of `source`, in the device's memory or the host's.
 
     On the host it is pinned where it is not waited for, as CUDA's is: whoever reads it has to wait.
@@ -45,7 +49,11 @@ def moved(world: World, source: Tensor, to_device: bool, non_blocking: bool, cop
         claim(made, "device" if to_device else "pinned", world.ledger)
     world.record.kernels += 1
     world.races.use("copy", world.stream, [source], [made])
-    reason = reason_to_wait(to_device, pinned or not to_device, non_blocking) if to_device != here else ""
+    reason = (
+        reason_to_wait(to_device, pinned or not to_device, non_blocking)
+        if to_device != here
+        else ""
+    )
     if reason:
         world.streams.host_waits(reason)
     return made
@@ -53,7 +61,8 @@ def moved(world: World, source: Tensor, to_device: bool, non_blocking: bool, cop
 
 @contextmanager
 def copying(world: World) -> Iterator[None]:
-    """Within, operations are none of the program's: nothing is noted of them, and no claim spreads."""
+    """Within, operations are none of the program's: nothing is noted of them, and no claim
+    spreads."""
     before, world.copying = world.copying, True
     try:
         yield

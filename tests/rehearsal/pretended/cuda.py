@@ -19,7 +19,13 @@ MEMORY = 80 * GIB
 _begin_loading = _SingleProcessDataLoaderIter.__init__
 DEVICES = 8
 PROPERTIES = SimpleNamespace(
-    name="pretended", total_memory=MEMORY, major=9, minor=0, multi_processor_count=132, gcnArchName="", uuid="0"
+    name="pretended",
+    total_memory=MEMORY,
+    major=9,
+    minor=0,
+    multi_processor_count=132,
+    gcnArchName="",
+    uuid="0",
 )
 
 
@@ -36,7 +42,9 @@ def cuda_of(world: World) -> Iterator[None]:
         stack.enter_context(patch.object(Tensor, "record_stream", lambda tensor, stream: None))
         stack.enter_context(patch.object(_SingleProcessDataLoaderIter, "__init__", _pinning))
         for module in (optimizer, torch.utils._foreach_utils):
-            stack.enter_context(patch.object(module, "_group_tensors_by_device_and_dtype", _grouped))
+            stack.enter_context(
+                patch.object(module, "_group_tensors_by_device_and_dtype", _grouped)
+            )
         yield
 
 
@@ -71,9 +79,12 @@ def _answers(world: World) -> dict[str, Any]:
         "can_device_access_peer": lambda *_: True,
         "is_current_stream_capturing": lambda: False,
         "mem_get_info": lambda device=None: (MEMORY - ledger.now, MEMORY),
-        **dict.fromkeys(("memory_allocated", "memory_reserved", "memory_cached"), lambda device=None: ledger.now),
         **dict.fromkeys(
-            ("max_memory_allocated", "max_memory_reserved", "max_memory_cached"), lambda device=None: ledger.peak
+            ("memory_allocated", "memory_reserved", "memory_cached"), lambda device=None: ledger.now
+        ),
+        **dict.fromkeys(
+            ("max_memory_allocated", "max_memory_reserved", "max_memory_cached"),
+            lambda device=None: ledger.peak,
         ),
         **dict.fromkeys(
             ("reset_peak_memory_stats", "reset_max_memory_allocated", "reset_max_memory_cached"),
@@ -91,17 +102,22 @@ def _answers(world: World) -> dict[str, Any]:
         "set_rng_state": lambda state, device=None: None,
         **dict.fromkeys(("manual_seed", "manual_seed_all"), lambda seed: None),
         "initial_seed": lambda: 0,
-        "nvtx": SimpleNamespace(range_push=lambda message: 0, range_pop=lambda: 0, mark=lambda message: None),
+        "nvtx": SimpleNamespace(
+            range_push=lambda message: 0, range_pop=lambda: 0, mark=lambda message: None
+        ),
     }
 
 
 def _pinning(batches: Any, loader: Any) -> None:
-    """torch's loader without workers pins in the thread that asks it, and would find no device to pin for."""
+    """torch's loader without workers pins in the thread that asks it, and would find no device to
+    pin for."""
     _begin_loading(batches, loader)
     batches._pin_memory = loader.pin_memory
 
 
-def _grouped(lists: Sequence[Sequence[Tensor | None]], with_indices: bool = False) -> dict[Any, Any]:
+def _grouped(
+    lists: Sequence[Sequence[Tensor | None]], with_indices: bool = False
+) -> dict[Any, Any]:
     """torch's optimizers group tensors by device and dtype in C++, which would find the CPU."""
     groups: dict[Any, Any] = {}
     for at, first in enumerate(lists[0]):

@@ -1,4 +1,5 @@
-"""What Python asks of tensors: where they are, and to be brought elsewhere. C++ would answer that all is on the CPU."""
+"""What Python asks of tensors: where they are, and to be brought elsewhere. C++ would answer that
+all is on the CPU."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def _pin(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     (tensor, *_) = args
     if on_device(tensor):
         world.record.mixup("pin_memory of a tensor of the device")
-    return tensor if memory_of(tensor) == "pinned" else claim(tensor.clone(), "pinned", world.ledger)
+    return (
+        tensor if memory_of(tensor) == "pinned" else claim(tensor.clone(), "pinned", world.ledger)
+    )
 
 
 def _numpy(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -64,7 +67,9 @@ def _read_by_host(world: World, func: Any, args: Any, kwargs: dict[str, Any]) ->
 def _deepcopy(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     """It copies storages behind the dispatcher."""
     made = func(*args, **kwargs)
-    return claim(made, "device", world.ledger) if on_device(args[0]) and not on_device(made) else made
+    return (
+        claim(made, "device", world.ledger) if on_device(args[0]) and not on_device(made) else made
+    )
 
 
 def _type(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -103,7 +108,9 @@ def _to(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
     to_device = on_device(tensor) if device is None else _is_cuda(device)
     if not to_device and not on_device(tensor):
         return func(*args, **given)  # among the host's and meta tensors
-    return _bring(world, tensor, to_device, dtype, non_blocking=non_blocking, copy=copy, layout=layout)
+    return _bring(
+        world, tensor, to_device, dtype, non_blocking=non_blocking, copy=copy, layout=layout
+    )
 
 
 def _bring(
@@ -157,10 +164,14 @@ def _alike(world: World, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor
 
 
 _ANSWERS: dict[Any, _Answer] = {
-    Tensor.device.__get__: lambda world, func, args, _: world.device if on_device(args[0]) else func(*args),
+    Tensor.device.__get__: lambda world, func, args, _: (
+        world.device if on_device(args[0]) else func(*args)
+    ),
     Tensor.is_cuda.__get__: lambda world, func, args, _: on_device(args[0]),
     Tensor.is_cpu.__get__: lambda world, func, args, _: func(*args) and not on_device(args[0]),
-    Tensor.get_device: lambda world, func, args, _: world.device.index if on_device(args[0]) else func(*args),
+    Tensor.get_device: lambda world, func, args, _: (
+        world.device.index if on_device(args[0]) else func(*args)
+    ),
     Tensor.is_pinned: lambda world, func, args, _: memory_of(args[0]) == "pinned",
     Tensor.pin_memory: _pin,
     Tensor.numpy: _numpy,
@@ -177,7 +188,13 @@ _ANSWERS: dict[Any, _Answer] = {
         (
             *(torch.empty_like, torch.zeros_like, torch.ones_like, torch.full_like),
             *(torch.rand_like, torch.randn_like, torch.randint_like),
-            *(Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty_strided),
+            *(
+                Tensor.new_empty,
+                Tensor.new_zeros,
+                Tensor.new_ones,
+                Tensor.new_full,
+                Tensor.new_empty_strided,
+            ),
         ),
         _alike,
     ),

@@ -1,5 +1,5 @@
-"""What reaches torch's dispatcher: claims spread from what an operation reads to what it makes, waits and mix-ups are
-noted, and every use of memory is told to `races`."""
+"""What reaches torch's dispatcher: claims spread from what an operation reads to what it makes,
+waits and mix-ups are noted, and every use of memory is told to `races`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,30 @@ _WAITING = {
     *("nonzero", "_local_scalar_dense", "masked_select", "equal", "bincount"),
     *("_unique", "_unique2", "unique_dim", "unique_consecutive"),
 }
-"""Operations whose CUDA kernels tell the host how many there are, or which: torch 2.13, aten/src/ATen/native/cuda."""
-_UNTOUCHED = {"detach", "alias", "lift_fresh", "_unsafe_view", "_reshape_alias", "set_", "record_stream", "resize_"}
+"""Operations whose CUDA kernels tell the host how many there are, or which: torch 2.13,
+aten/src/ATen/native/cuda."""
+_UNTOUCHED = {
+    "detach",
+    "alias",
+    "lift_fresh",
+    "_unsafe_view",
+    "_reshape_alias",
+    "set_",
+    "record_stream",
+    "resize_",
+}
 """Beside views: these read and write no values."""
 _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 """Memory is taken, and nothing written."""
-_TAKES_BOTH = {"copy_", "_foreach_copy_", "_to_copy", "index", "index_put_", "_index_put_impl_", "index_put"}
+_TAKES_BOTH = {
+    "copy_",
+    "_foreach_copy_",
+    "_to_copy",
+    "index",
+    "index_put_",
+    "_index_put_impl_",
+    "index_put",
+}
 """Operations that CUDA accepts with tensors of the host among those of the device."""
 _ALL_ALIKE = {"cat", "stack", "_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_fused_adagrad_"}
 """Operations that refuse even a single number on the host."""
@@ -47,7 +65,9 @@ class Traits:
 def _traits(func: Any) -> Traits:
     name = func._schema.name.split("::")[-1]
     aliases = [(at, each.name, each.alias_info) for at, each in enumerate(func._schema.arguments)]
-    written = tuple((at, argument) for at, argument, alias in aliases if alias is not None and alias.is_write)
+    written = tuple(
+        (at, argument) for at, argument, alias in aliases if alias is not None and alias.is_write
+    )
     return Traits(name, func.is_view or name in _UNTOUCHED, written)
 
 
@@ -84,14 +104,17 @@ class Kernels(TorchDispatchMode):
         target, source = kwargs.get("device"), next(tensors_in(args), None)
         pinned = bool(kwargs.get("pin_memory"))
         to_device = target is not None and torch.device(target).type == "cuda"
-        # Python's functions have said where (functions.py); C++ takes over options, in which the device is the CPU.
+        # Python's functions have said where (functions.py); C++ takes over options, in which the
+        # device is the CPU.
         held = source is not None and on_device(source)
         kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
         if to_device:
             kwargs["device"] = torch.device("cpu")
         if traits.name == "_to_copy":
             non_blocking = kwargs.get("non_blocking", False)
-            return moved(self._world, source, to_device or held, non_blocking, lambda: func(*args, **kwargs))
+            return moved(
+                self._world, source, to_device or held, non_blocking, lambda: func(*args, **kwargs)
+            )
         made = func(*args, **kwargs)
         if to_device or held:
             claim(made, "device", self._world.ledger)
@@ -103,7 +126,13 @@ class Kernels(TorchDispatchMode):
         return made
 
     def _launch(
-        self, func: Any, traits: Traits, args: Any, kwargs: dict[str, Any], given: list[Tensor], memories: list[Any]
+        self,
+        func: Any,
+        traits: Traits,
+        args: Any,
+        kwargs: dict[str, Any],
+        given: list[Tensor],
+        memories: list[Any],
     ) -> Any:
         """An operation of which some tensors are on the device."""
         self._record.kernels += 1
@@ -111,7 +140,11 @@ class Kernels(TorchDispatchMode):
         waits = _reasons_to_wait(traits.name, args, kwargs)
         made = func(*args, **kwargs)
         read, written = _split(given, traits, args, kwargs)
-        new = [tensor for tensor in tensors_in((made,)) if memory_of(tensor) is None and not _is_one_of(tensor, given)]
+        new = [
+            tensor
+            for tensor in tensors_in((made,))
+            if memory_of(tensor) is None and not _is_one_of(tensor, given)
+        ]
         for tensor in new:
             if traits.name != "_local_scalar_dense":
                 claim(tensor, "device", self._world.ledger)
@@ -124,13 +157,19 @@ class Kernels(TorchDispatchMode):
         if name in _TAKES_BOTH:
             return
         least = -1 if name in _ALL_ALIKE else 0
-        alien = [t for t, memory in zip(given, memories, strict=True) if memory != "device" and t.dim() > least]
+        alien = [
+            t
+            for t, memory in zip(given, memories, strict=True)
+            if memory != "device" and t.dim() > least
+        ]
         if alien:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in alien[:3])
             self._record.mixup(f"{name} of the device's tensors and the host's {shapes}")
 
 
-def _split(given: list[Tensor], traits: Traits, args: Any, kwargs: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+def _split(
+    given: list[Tensor], traits: Traits, args: Any, kwargs: dict[str, Any]
+) -> tuple[list[Tensor], list[Tensor]]:
     """What an operation reads, and what it writes."""
     if not traits.written:
         return given, []
@@ -150,7 +189,11 @@ def _reasons_to_wait(name: str, args: Any, kwargs: dict[str, Any]) -> list[str]:
     if name in _WAITING:
         return [name.strip("_").replace("local_scalar_dense", "item")]
     if name == "repeat_interleave":
-        return [] if kwargs.get("output_size") is not None else ["repeat_interleave without its output_size"]
+        return (
+            []
+            if kwargs.get("output_size") is not None
+            else ["repeat_interleave without its output_size"]
+        )
     if name in ("copy_", "_foreach_copy_"):
         non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
         pairs = [(args[0], args[1])] if name == "copy_" else zip(args[0], args[1], strict=True)
@@ -161,12 +204,19 @@ def _reasons_to_wait(name: str, args: Any, kwargs: dict[str, Any]) -> list[str]:
 
 
 def _reasons_of_index(name: str, args: Any) -> list[str]:
-    """Masks are turned into places, of which the host has to know the number; places on the host are copied."""
+    """Masks are turned into places, of which the host has to know the number; places on the host
+    are copied."""
     target, places = args[0], [each for each in args[1] if each is not None]
     if not on_device(target):
         return []
     masks = [each for each in places if each.dtype in (torch.bool, torch.uint8)]
-    if name != "index" and masks and len(places) == 1 and args[2].numel() == 1 and not on_device(args[2]):
+    if (
+        name != "index"
+        and masks
+        and len(places) == 1
+        and args[2].numel() == 1
+        and not on_device(args[2])
+    ):
         return []  # one number into what a mask selects: masked_fill
     reasons = ["index by a mask"] * len(masks)
     return reasons + ["index by places on the host" for each in places if not on_device(each)]

@@ -1,7 +1,8 @@
 """Memory that two streams, or a stream and the host, use in no order.
 
-Of every claimed storage is kept who read and who wrote which bytes last. A use is a race with an earlier one of the
-same bytes where one of the two writes, and the later does not know the earlier to be over (`streams.Clocks`).
+Of every claimed storage is kept who read and who wrote which bytes last. A use is a race with an
+earlier one of the same bytes where one of the two writes, and the later does not know the earlier
+to be over (`streams.Clocks`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Races:
     def __init__(self, clocks: Clocks, record: Record) -> None:
         self._clocks, self._record = clocks, record
 
-    def use(self, what: str, stream: Hashable, read: Iterable[Tensor], written: Iterable[Tensor]) -> None:
+    def use(
+        self, what: str, stream: Hashable, read: Iterable[Tensor], written: Iterable[Tensor]
+    ) -> None:
         """Something is launched on a stream, or done by the host.
 
         Args:
@@ -66,8 +69,11 @@ def _pair(kinds: str, later: Sight, stream: Hashable, earlier: Sight, other: Has
 
 
 def _bytes_of(tensor: Tensor) -> tuple[int, int]:
-    """First byte and end of the part of its storage that a tensor spans; gaps between its rows are counted in."""
+    """First byte and end of the part of its storage that a tensor spans; gaps between its rows are
+    counted in."""
     size = tensor.element_size()
     begin = tensor.storage_offset() * size
-    span = 1 + sum((count - 1) * stride for count, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    span = 1 + sum(
+        (count - 1) * stride for count, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
     return begin, begin + span * size

@@ -1,5 +1,5 @@
-"""What a rehearsal has seen: waits of the host, mix-ups of devices, collectives of host tensors and races, each with
-the place in the code that it comes from."""
+"""What a rehearsal has seen: waits of the host, mix-ups of devices, collectives of host tensors and
+races, each with the place in the code that it comes from."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ class Record:
     host_collectives: Counter[Sight] = field(default_factory=Counter)
     """NCCL was given a tensor that is not on the device."""
     races: Counter[Sight] = field(default_factory=Counter)
-    """Two streams, or a stream and the host, used the same memory, and nothing says which comes first."""
+    """Two streams, or a stream and the host, used the same memory, and nothing says which comes
+    first."""
     kernels: int = 0
     """Operations that were launched on the device."""
     _deaf: int = 0
@@ -91,9 +92,18 @@ class Record:
         return dict(sorted(found.items()))
 
     def faults(self) -> list[str]:
-        """A line for each mix-up, collective of a host tensor and race; none where a device would have been content."""
-        kinds = {"mix-up": self.mixups, "host collective": self.host_collectives, "race": self.races}
-        return [f"{kind}, {count} x: {seen}" for kind, each in kinds.items() for seen, count in each.most_common()]
+        """A line for each mix-up, collective of a host tensor and race; none where a device would
+        have been content."""
+        kinds = {
+            "mix-up": self.mixups,
+            "host collective": self.host_collectives,
+            "race": self.races,
+        }
+        return [
+            f"{kind}, {count} x: {seen}"
+            for kind, each in kinds.items()
+            for seen, count in each.most_common()
+        ]
 
     def told(self) -> list[str]:
         """A line for each wait."""

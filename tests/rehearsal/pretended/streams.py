@@ -1,7 +1,8 @@
 """What has to come before what: streams, events and the host as vector clocks.
 
-A stream's clock counts what was launched on it. What a stream knows of another is how far that one was when the two met
-last: by `wait_stream`, an event, or over the host, which waits for streams and launches everything.
+A stream's clock counts what was launched on it. What a stream knows of another is how far that one
+was when the two met last: by `wait_stream`, an event, or over the host, which waits for streams and
+launches everything.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Clocks:
         self._known: dict[Hashable, dict[Hashable, int]] = defaultdict(dict)
 
     def launch(self, stream: Hashable) -> int:
-        """Something starts on a stream, or on the host: after all that the host knows to be over. Its number."""
+        """Something starts on a stream, or on the host: after all that the host knows to be over.
+        Its number."""
         if stream != HOST:
             self.meet(stream, HOST)
         self._ticks[stream] += 1
@@ -88,7 +90,8 @@ class Streams:
         self._stack[-1] = stream
 
     def host_waits(self, what: str, stream: Hashable = None) -> None:
-        """The host waits until a stream, or the current one, has done all that was launched on it."""
+        """The host waits until a stream, or the current one, has done all that was launched on
+        it."""
         self._wait(what)
         self.clocks.meet(HOST, self.current.cuda_stream if stream is None else stream)
 

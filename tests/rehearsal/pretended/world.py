@@ -22,7 +22,8 @@ class World:
         self.streams = Streams(self.clocks, self.record.wait)
         self.races = Races(self.clocks, self.record)
         self.copying = False
-        """A copy between host and device is being made: its own operations are none of the program's."""
+        """A copy between host and device is being made: its own operations are none of the
+        program's."""
 
     @property
     def stream(self) -> Hashable:

@@ -73,7 +73,9 @@ def plan_batches(
     Returns:
         the plan; after a fault, numbers that do not break the remaining checks.
     """
-    train, micro, steps = (None if block.get(key) in (None, "auto") else block[key] for key in BATCH_KEYS)
+    train, micro, steps = (
+        None if block.get(key) in (None, "auto") else block[key] for key in BATCH_KEYS
+    )
     known = len(faults)
     if before is not None:
         batch_size = _carried_over(before, micro or before.micro, dp_size, nbs)
@@ -81,14 +83,16 @@ def plan_batches(
         micro = _micro(train, steps, batch_size, said_by, dp_size, where, faults)
     elif batch_size is not None and micro * dp_size != batch_size:
         faults.add(
-            f"{where}: {MICRO} {micro} x {_ranks(dp_size)} = {micro * dp_size}, but {said_by} is {batch_size}; "
-            f'use {said_by} {micro * dp_size}, omit it, or set {MICRO} to "auto"'
+            f"{where}: {MICRO} {micro} x {_ranks(dp_size)} = {micro * dp_size}, but {said_by} is "
+            f'{batch_size}; use {said_by} {micro * dp_size}, omit it, or set {MICRO} to "auto"'
         )
     auto = steps is None and train is None
     if len(faults) > known:
         # The numbers contradict each other: comparing them further would only add faults that
         # follow from the first.
-        return BatchPlan(micro=micro or 1, accumulation=steps or 1, accumulation_auto=auto, dp_size=dp_size)
+        return BatchPlan(
+            micro=micro or 1, accumulation=steps or 1, accumulation_auto=auto, dp_size=dp_size
+        )
     if auto and before is not None:
         # Not from nbs: a resumed run keeps its images per step, so that its schedule and optimizer
         # state still fit.
@@ -99,8 +103,8 @@ def plan_batches(
         steps = max(train // (micro * dp_size), 1)
     if train is not None and train != micro * steps * dp_size:
         faults.add(
-            f"{where}: {TRAIN} {train} != {MICRO} {micro} x {ACCUMULATION} {steps} x {_ranks(dp_size)} = "
-            f'{micro * steps * dp_size}; set one of them to "auto"'
+            f"{where}: {TRAIN} {train} != {MICRO} {micro} x {ACCUMULATION} {steps} x "
+            f'{_ranks(dp_size)} = {micro * steps * dp_size}; set one of them to "auto"'
         )
     return BatchPlan(micro=micro, accumulation=steps, accumulation_auto=auto, dp_size=dp_size)
 
@@ -111,18 +115,28 @@ def _carried_over(before: BatchPlan, micro: int, dp_size: int, nbs: int) -> int:
     # optimizer=auto is resolved from a number of steps that depends on max(nbs, batch). A batch
     # above both nbs and the old batch could resolve to another optimizer, so the old batch stays in
     # that case.
-    return batch if before.train_batch % batch == 0 and batch <= max(before.batch, nbs) else before.batch
+    return (
+        batch
+        if before.train_batch % batch == 0 and batch <= max(before.batch, nbs)
+        else before.batch
+    )
 
 
 def _micro(
-    train: int | None, steps: int | None, batch: int | None, said_by: str, dp_size: int, where: str, faults: Faults
+    train: int | None,
+    steps: int | None,
+    batch: int | None,
+    said_by: str,
+    dp_size: int,
+    where: str,
+    faults: Faults,
 ) -> int:
     """Images per rank and forward pass, where the JSON does not set them."""
     if batch is not None:
         if steps is not None and train is not None and batch * steps != train:
             faults.add(
-                f"{where}: {TRAIN} {train} / {ACCUMULATION} {steps} = {train / steps:g} images per forward pass, but "
-                f'{said_by} is {batch}; set one of them to "auto"'
+                f"{where}: {TRAIN} {train} / {ACCUMULATION} {steps} = {train / steps:g} images per "
+                f'forward pass, but {said_by} is {batch}; set one of them to "auto"'
             )
         return _share(batch, dp_size, said_by, faults)
     if train is None:
@@ -131,8 +145,8 @@ def _micro(
     if train % dealt:
         by_steps = f"{ACCUMULATION} {steps} x " if steps else ""
         faults.add(
-            f"{where}: {TRAIN} {train} / ({by_steps}{_ranks(dp_size)}) = {train / dealt:.2f} is not an integer; "
-            f"{_neighbours(train, dealt)}"
+            f"{where}: {TRAIN} {train} / ({by_steps}{_ranks(dp_size)}) = {train / dealt:.2f} is "
+            f"not an integer; {_neighbours(train, dealt)}"
         )
     return max(train // dealt, 1)
 
@@ -141,8 +155,8 @@ def _share(batch: int, dp_size: int, said_by: str, faults: Faults) -> int:
     if batch % dp_size:
         words = said_by if str(batch) in said_by else f"{said_by} {batch}"
         faults.add(
-            f"{words} cannot be divided evenly among {dp_size} ranks: {batch} / {dp_size} = {batch / dp_size:.2f}; "
-            f"{_neighbours(batch, dp_size)}"
+            f"{words} cannot be divided evenly among {dp_size} ranks: {batch} / {dp_size} = "
+            f"{batch / dp_size:.2f}; {_neighbours(batch, dp_size)}"
         )
     return max(batch // dp_size, 1)
 

@@ -13,11 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from yolods.clipping.policy import POLICIES
-from yolods.config.deepspeed.batch import ACCUMULATION, DEFAULT_BATCH, MICRO, TRAIN, BatchPlan, plan_batches
+from yolods.config.deepspeed.batch import (
+    ACCUMULATION,
+    DEFAULT_BATCH,
+    MICRO,
+    TRAIN,
+    BatchPlan,
+    plan_batches,
+)
 from yolods.config.deepspeed.fp16 import Fp16Config, read_fp16
 from yolods.config.deepspeed.keys import check_keys
 from yolods.config.deepspeed.limits import JsonSettings, check_limits
-from yolods.config.deepspeed.pipeline import PipelineConfig, check_pipeline_zero, read_pipeline, replicas
+from yolods.config.deepspeed.pipeline import (
+    PipelineConfig,
+    check_pipeline_zero,
+    read_pipeline,
+    replicas,
+)
 from yolods.config.deepspeed.recompute import RecomputeConfig, read_recompute
 from yolods.config.deepspeed.timers import resolved_timers, timer_costs
 from yolods.config.deepspeed.unused_keys import OFF, UNUSED, unused_keys
@@ -36,7 +48,11 @@ DEFAULT_JSON: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": "auto",
     "gradient_accumulation_steps": "auto",
     "gradient_clipping": MAX_NORM,
-    "zero_optimization": {"stage": 1, "reduce_bucket_size": 50000000, "allgather_bucket_size": 50000000},
+    "zero_optimization": {
+        "stage": 1,
+        "reduce_bucket_size": 50000000,
+        "allgather_bucket_size": 50000000,
+    },
 }
 """The configuration without --deepspeed_config: the same as ds_configs/zero1_fp32.json."""
 
@@ -165,7 +181,9 @@ def read_deepspeed(
     raw = DEFAULT_JSON if path is None else read_json(path, where, faults)
     # An unreadable file has already added its fault. Continue with the default, so that the user
     # sees the faults of the other flags in the same start.
-    raw, batch_size = (raw, batch_size) if raw is not None else (DEFAULT_JSON, batch_size or DEFAULT_BATCH)
+    raw, batch_size = (
+        (raw, batch_size) if raw is not None else (DEFAULT_JSON, batch_size or DEFAULT_BATCH)
+    )
     return resolve(
         raw,
         path=path,
@@ -224,7 +242,9 @@ def resolve(
     return DeepSpeedConfig(
         path=path,
         text=json.dumps(raw),
-        resolved=json.dumps(_resolved(sound, batches, blocks.clipping, optimizer, any(blocks.offload.values()))),
+        resolved=json.dumps(
+            _resolved(sound, batches, blocks.clipping, optimizer, any(blocks.offload.values()))
+        ),
         zero_stage=blocks.zero_stage,
         precision=blocks.precision,
         autocast=blocks.autocast,
@@ -257,7 +277,9 @@ class _Blocks:
     optimizer: JsonOptimizer | None
 
 
-def _read_blocks(sound: Mapping[str, Any], hyper: Hyper, device: str, where: str, faults: Faults) -> _Blocks:
+def _read_blocks(
+    sound: Mapping[str, Any], hyper: Hyper, device: str, where: str, faults: Faults
+) -> _Blocks:
     """Read each block and refuse combinations that contradict each other.
 
     Args:
@@ -304,7 +326,9 @@ def _precision(sound: Mapping[str, Any], where: str, faults: Faults) -> tuple[st
     for name, block in blocks.items():  # DeepSpeed reads these keys even in a disabled block
         for key in (f"{name}_master_weights_and_grads", "bf16_optimizer_states"):
             if _value(block, key, False):
-                faults.add(f'{where}: "{name}".{key} is not supported: the EMA needs fp32 master weights')
+                faults.add(
+                    f'{where}: "{name}".{key} is not supported: the EMA needs fp32 master weights'
+                )
     casting = sound.get("torch_autocast", {})
     autocast = None
     if _value(casting, "enabled", False):
@@ -316,27 +340,37 @@ def _precision(sound: Mapping[str, Any], where: str, faults: Faults) -> tuple[st
             faults.add(f'{where}: "torch_autocast".dtype {given}: it must be bfloat16 or float16')
     if len(on) > 1:
         names = " and ".join(f'"{name}"' for name in on)
-        faults.add(f"{where}: {names} are enabled together; keep one: each sets the data type of the computation")
+        faults.add(
+            f"{where}: {names} are enabled together; keep one: each sets the data type of the "
+            "computation"
+        )
     return (on[0] if on and on[0] != "torch_autocast" else "fp32"), autocast
 
 
 def _check_precision(
-    precision: str, autocast: str | None, zero_stage: int, own: YolodsConfig, device: str, where: str, faults: Faults
+    precision: str,
+    autocast: str | None,
+    zero_stage: int,
+    own: YolodsConfig,
+    device: str,
+    where: str,
+    faults: Faults,
 ) -> None:
     """Refuse what DeepSpeed 0.19.8 computes wrongly (measured) or the device lacks."""
     if precision == "fp16" and zero_stage == 0:
         # DeepSpeed's fp16 optimizers divide gradients by the loss scale, but backward multiplies
         # the loss by it only for ZeRO optimizers.
         faults.add(
-            f'{where}: "fp16" with ZeRO stage 0 divides gradients by a loss scale that was never applied; '
-            'set "zero_optimization": {"stage": 1}'
+            f'{where}: "fp16" with ZeRO stage 0 divides gradients by a loss scale that was never '
+            'applied; set "zero_optimization": {"stage": 1}'
         )
     if autocast == "fp16" and own.overflow.handling == "stock":
         # DeepSpeed clips gradients that still carry GradScaler's scale: it saw a norm of 0.189 as
         # 12395. After the first overflow, ZeRO 1 to 3 skip every step.
         faults.add(
-            f'{where}: "torch_autocast" in float16 with "overflow": {{"handling": "stock"}}: DeepSpeed clips gradients '
-            'that are still scaled, and skips every step after an overflow; keep "handling": "own"'
+            f'{where}: "torch_autocast" in float16 with "overflow": {{"handling": "stock"}}: '
+            "DeepSpeed clips gradients that are still scaled, and skips every step after an "
+            'overflow; keep "handling": "own"'
         )
     if device == "cpu" and precision == "fp16":
         faults.add(f'{where}: "fp16": {_NO_CPU_FP16}')
@@ -344,23 +378,26 @@ def _check_precision(
         faults.add(f'{where}: "torch_autocast".dtype float16: {_NO_CPU_FP16}')
 
 
-def _check_stability(sound: Mapping[str, Any], own: YolodsConfig, fp16: Fp16Config, where: str, faults: Faults) -> None:
+def _check_stability(
+    sound: Mapping[str, Any], own: YolodsConfig, fp16: Fp16Config, where: str, faults: Faults
+) -> None:
     """Refuse settings of the "yolods" block that contradict others."""
     policy, clipping = own.clipping.policy, _value(sound, "gradient_clipping", None)
     if own.overflow.handling == "stock" and policy != "global_norm":
         faults.add(
-            f'{where}: "clipping": {{"policy": "{policy}"}} with "overflow": {{"handling": "stock"}}: DeepSpeed '
-            "supports only clipping by the global norm"
+            f'{where}: "clipping": {{"policy": "{policy}"}} with "overflow": {{"handling": '
+            '"stock"}: DeepSpeed supports only clipping by the global norm'
         )
     if clipping and not POLICIES[policy].uses_max_norm:
         faults.add(
-            f'{where}: "gradient_clipping" {clipping:g} with "clipping": {{"policy": "{policy}"}} has no effect: '
-            "this policy does not use the global norm; remove one of them"
+            f'{where}: "gradient_clipping" {clipping:g} with "clipping": {{"policy": "{policy}"}} '
+            "has no effect: this policy does not use the global norm; remove one of them"
         )
     ceiling, floor = own.overflow.max_loss_scale, float(fp16.min_loss_scale)
     if ceiling < floor:
         faults.add(
-            f'{where}: "overflow".max_loss_scale {ceiling:g} is below "fp16".min_loss_scale {floor:g}; swap them'
+            f'{where}: "overflow".max_loss_scale {ceiling:g} is below "fp16".min_loss_scale '
+            f"{floor:g}; swap them"
         )
 
 
@@ -387,7 +424,9 @@ def precheck_deepspeed(named: str | Path, *, world_size: int, device: str, fault
     # start would not have.
     is_open = all(raw.get(key) in (None, "auto") for key in (TRAIN, MICRO))
     batch = world_size if is_open else None
-    config = resolve(raw, path=path, batch_size=batch, world_size=world_size, device=device, faults=faults)
+    config = resolve(
+        raw, path=path, batch_size=batch, world_size=world_size, device=device, faults=faults
+    )
     return config.offload_optimizer or config.offload_param
 
 
@@ -397,14 +436,18 @@ def _offload(zero: Mapping[str, Any], target: str, where: str, faults: Faults) -
     old = "cpu_offload" if target == "optimizer" else "cpu_offload_param"
     if device == "nvme":
         faults.add(
-            f'{where}: "zero_optimization".offload_{target}.device nvme is not supported: the EMA reads every '
-            "master weight after every step; use cpu"
+            f'{where}: "zero_optimization".offload_{target}.device nvme is not supported: the EMA '
+            "reads every master weight after every step; use cpu"
         )
     return device != "none" or bool(_value(zero, old, False))
 
 
 def _check_zero(
-    zero: Mapping[str, Any], zero_stage: int, offload: Mapping[str, bool], where: str, faults: Faults
+    zero: Mapping[str, Any],
+    zero_stage: int,
+    offload: Mapping[str, bool],
+    where: str,
+    faults: Faults,
 ) -> None:
     """Refuse settings of zero_optimization that the stage or yolods does not support."""
     if offload["optimizer"] and zero_stage == 0:
@@ -413,23 +456,33 @@ def _check_zero(
         faults.add(f'{where}: "offload_param" needs ZeRO stage 3, but the stage is {zero_stage}')
     ratio = _value(zero.get("offload_optimizer", {}), "ratio", 1.0)
     if offload["optimizer"] and ratio < 1 and zero_stage < 3:
-        faults.add(f'{where}: "offload_optimizer".ratio {ratio:g} needs ZeRO stage 3, but the stage is {zero_stage}')
+        faults.add(
+            f'{where}: "offload_optimizer".ratio {ratio:g} needs ZeRO stage 3, but the stage is '
+            f"{zero_stage}"
+        )
     if zero.get("zenflow") is not None:
-        faults.add(f'{where}: "zero_optimization".zenflow is not supported: its delayed updates conflict with the EMA')
+        faults.add(
+            f'{where}: "zero_optimization".zenflow is not supported: its delayed updates conflict '
+            "with the EMA"
+        )
     if _value(zero, "parameter_alignment", False):
         faults.add(
-            f'{where}: "zero_optimization".parameter_alignment is not supported: checkpoints cannot represent its '
-            "padding"
+            f'{where}: "zero_optimization".parameter_alignment is not supported: checkpoints '
+            "cannot represent its padding"
         )
     if not _value(zero, "compute_grad_norm", True):
         faults.add(
-            f'{where}: "zero_optimization".compute_grad_norm false is not supported: clipping and the curves need the '
-            "norm"
+            f'{where}: "zero_optimization".compute_grad_norm false is not supported: clipping and '
+            "the curves need the norm"
         )
 
 
 def _resolved(
-    sound: Mapping[str, Any], batches: BatchPlan, clipping: float, optimizer: JsonOptimizer | None, offload: bool
+    sound: Mapping[str, Any],
+    batches: BatchPlan,
+    clipping: float,
+    optimizer: JsonOptimizer | None,
+    offload: bool,
 ) -> dict[str, Any]:
     """The JSON for `deepspeed.initialize`: without our blocks and keys that have no effect, with
     numbers for the batch keys, and with our defaults where DeepSpeed's do not work."""
@@ -452,13 +505,24 @@ def _resolved(
     if "pipeline" in sound:
         # Both belong to the hooks and buckets of DeepSpeed's backward pass. A pipeline stage runs
         # our own backward pass, which reduces gradients once per step.
-        zero = {key: value for key, value in resolved.get("zero_optimization", {}).items() if key != "overlap_comm"}
-        resolved["zero_optimization"] = {**zero, "contiguous_gradients": False, "overlap_comm": False}
+        zero = {
+            key: value
+            for key, value in resolved.get("zero_optimization", {}).items()
+            if key != "overlap_comm"
+        }
+        resolved["zero_optimization"] = {
+            **zero,
+            "contiguous_gradients": False,
+            "overlap_comm": False,
+        }
     if offload:
         # By default DeepSpeed requires its CPUAdam here, which takes minutes to compile on the
         # first start.
         resolved.setdefault("zero_force_ds_cpu_optimizer", False)
     if optimizer is not None:
-        params = {key: list(value) if isinstance(value, tuple) else value for key, value in optimizer.params.items()}
+        params = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in optimizer.params.items()
+        }
         resolved["optimizer"] = {"type": optimizer.name, "params": params}
     return resolved

@@ -76,8 +76,18 @@ OFFLOAD_PARAM: dict[str, Rule] = {
     "pin_memory": flag(),
 }
 ON_BY_DEFAULT = (
-    *("contiguous_gradients", "reduce_scatter", "use_multi_rank_bucket_allreduce", "allgather_partitions"),
-    *("compute_grad_norm", "load_from_fp32_weights", "ignore_unused_parameters", "memory_efficient_linear"),
+    *(
+        "contiguous_gradients",
+        "reduce_scatter",
+        "use_multi_rank_bucket_allreduce",
+        "allgather_partitions",
+    ),
+    *(
+        "compute_grad_norm",
+        "load_from_fp32_weights",
+        "ignore_unused_parameters",
+        "memory_efficient_linear",
+    ),
     "override_module_apply",
 )
 """Switches of zero_optimization that are on by default; the others are off by default."""
@@ -86,13 +96,13 @@ _FLAGS = """elastic_checkpoint
     stage3_gather_fp16_weights_on_model_save use_all_reduce_for_fetch_params stage3_use_all_reduce_for_fetch_params
     allgather_sequential stage3_allgather_sequential legacy_stage1 round_robin_gradients
     parameter_alignment zero_quantized_weights zero_quantized_nontrainable_weights zero_quantized_gradients
-    pipeline_loading_checkpoint log_trace_cache_warnings enable_sanity_checks save_muon_momentum_buffer_in_memory"""
+    pipeline_loading_checkpoint log_trace_cache_warnings enable_sanity_checks save_muon_momentum_buffer_in_memory"""  # noqa: E501
 _OLD_FLAGS = "cpu_offload cpu_offload_param cpu_offload_use_pin_memory"
 _COUNTS = """allgather_bucket_size sub_group_size prefetch_bucket_size stage3_prefetch_bucket_size
     param_persistence_threshold stage3_param_persistence_threshold model_persistence_threshold
     stage3_model_persistence_threshold max_live_parameters stage3_max_live_parameters max_reuse_distance
     stage3_max_reuse_distance module_granularity_threshold stage3_module_granularity_threshold
-    zero_hpz_partition_size"""
+    zero_hpz_partition_size"""  # noqa: E501
 ZERO: dict[str, Rule | dict[str, Rule]] = {
     "stage": whole(0, 3),
     "reduce_bucket_size": whole(1, most=ADDRESSABLE),
@@ -131,7 +141,9 @@ _LAYERS = (
 AUTOCAST: dict[str, Rule] = {
     "enabled": flag(),
     "dtype": text(),
-    "lower_precision_safe_modules": items(one_of(*_LAYERS), what=f"a list of classes, of {', '.join(_LAYERS[:4])}"),
+    "lower_precision_safe_modules": items(
+        one_of(*_LAYERS), what=f"a list of classes, of {', '.join(_LAYERS[:4])}"
+    ),
 }
 _BLOCK = Rule("an object {...}", lambda value: value if isinstance(value, Mapping) else _wrong())
 _DTYPE = one_of("fp32", "fp16", "bf16")
@@ -144,14 +156,25 @@ COMMS_LOGGER: dict[str, Rule] = {
     **dict.fromkeys(("enabled", "verbose", "debug", "prof_all"), flag()),
     "prof_ops": Rule("a list of names of operations", _texts),
 }
-TENSORBOARD: dict[str, Rule] = {"enabled": flag(), "output_path": _string(), "job_name": _folder_name()}
-WANDB: dict[str, Rule] = {"enabled": flag(), "group": optional(text()), "team": optional(text()), "project": text()}
+TENSORBOARD: dict[str, Rule] = {
+    "enabled": flag(),
+    "output_path": _string(),
+    "job_name": _folder_name(),
+}
+WANDB: dict[str, Rule] = {
+    "enabled": flag(),
+    "group": optional(text()),
+    "team": optional(text()),
+    "project": text(),
+}
 COMET: dict[str, Rule] = {
     "enabled": flag(),
     "samples_log_interval": whole(1),
     "online": optional(flag()),
     "mode": optional(one_of("get", "create", "get_or_create")),
-    **dict.fromkeys(("project", "workspace", "api_key", "experiment_name", "experiment_key"), optional(text())),
+    **dict.fromkeys(
+        ("project", "workspace", "api_key", "experiment_name", "experiment_key"), optional(text())
+    ),
 }
 FLOPS_PROFILER: dict[str, Rule] = {
     "enabled": flag(),
@@ -189,7 +212,7 @@ AIO: dict[str, Rule] = {
 TIMERS: dict[str, dict[str, Rule]] = {"throughput": {"enabled": flag(), "synchronized": flag()}}
 _COMPILE_FLAGS = """deepcompile autoep_non_moe free_activation offload_activation offload_activation_pin_memory
     offload_opt_states double_buffer symmetric_memory debug_log offload_parameters sync_before_reduce sync_after_reduce
-    sync_before_allgather sync_after_allgather keep_int_input_tensors keep_all_input_tensors"""
+    sync_before_allgather sync_after_allgather keep_int_input_tensors keep_all_input_tensors"""  # noqa: E501
 COMPILE: dict[str, Rule] = {
     **{name: flag() for name in _COMPILE_FLAGS.split()},
     "free_activation_threshold": _AMOUNT,
@@ -198,9 +221,9 @@ COMPILE: dict[str, Rule] = {
 
 _TOP_FLAGS = """managed_gradient_accumulation dump_state disable_python_gc disable_allgather prescale_gradients
     zero_allow_untested_optimizer zero_force_ds_cpu_optimizer wall_clock_breakdown memory_breakdown
-    use_data_before_expert_parallelism dataloader_drop_last"""
+    use_data_before_expert_parallelism dataloader_drop_last"""  # noqa: E501
 _TOP_BLOCKS = """optimizer scheduler activation_checkpointing autotuning hybrid_engine data_efficiency
-    weight_quantization tensor_parallel expert_parallel pipeline yolods"""
+    weight_quantization tensor_parallel expert_parallel pipeline yolods"""  # noqa: E501
 TOP: dict[str, Rule | Mapping[str, Any]] = {
     "train_batch_size": whole(1),
     "train_micro_batch_size_per_gpu": whole(1),
@@ -266,26 +289,34 @@ def _asked(block: Any) -> bool:
 FEATURES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "scheduler": (
         bool,
-        "the schedule is ultralytics': lr0, lrf, cos_lr and warmup_epochs; remove it; for WarmupLR and similar "
-        "schedules use --set lr0=(warmup_max_lr) --set warmup_epochs=(warmup_num_steps, in epochs) "
-        "--set lrf=(last rate / lr0), with --cos-lr for a cosine",
+        "the schedule is ultralytics': lr0, lrf, cos_lr and warmup_epochs; remove it; for WarmupLR "
+        "and similar schedules use --set lr0=(warmup_max_lr) --set "
+        "warmup_epochs=(warmup_num_steps, in epochs) --set lrf=(last rate / lr0), with --cos-lr "
+        "for a cosine",
     ),
     "gradient_allreduce_op": (
         lambda value: value == "sum",
         "gradients are averaged over ranks, so that lr0 has ultralytics' meaning; remove it",
     ),
     "sequence_parallel_size": (lambda value: value != 1, "a detector has no sequence to split"),
-    "tensor_parallel": (_asked, "tensor parallelism is for transformers and does not split convolutions"),
+    "tensor_parallel": (
+        _asked,
+        "tensor parallelism is for transformers and does not split convolutions",
+    ),
     "expert_parallel": (_asked, "a detector has no experts"),
     "hybrid_engine": (_asked, "it is for text generation"),
     "data_efficiency": (_asked, "yolods' sampler has no curriculum"),
     "autotuning": (_asked, "it starts runs of its own, which yolods does not support"),
     "weight_quantization": (_asked, "yolods does not quantise weights"),
     "compile": (lambda block: bool(block.get("deepcompile")), "DeepCompile has not been tested"),
-    "datastates_ckpt": (lambda block: block is not None and block is not False, "yolods writes the checkpoints"),
+    "datastates_ckpt": (
+        lambda block: block is not None and block is not False,
+        "yolods writes the checkpoints",
+    ),
     "managed_gradient_accumulation": (
         lambda value: value is False,
-        "accumulation rises during warm-up, and yolods tells DeepSpeed where a step ends; remove it",
+        "accumulation rises during warm-up, and yolods tells DeepSpeed where a step ends; remove "
+        "it",
     ),
 }
 """Unsupported features of DeepSpeed: key -> (whether a value turns it on, the reason)."""
@@ -315,7 +346,12 @@ def check_keys(raw: Mapping[str, Any], where: str, faults: Faults) -> dict[str, 
 
 
 def _check(
-    sound: dict[str, Any], key: str, value: Any, rule: Rule | Mapping[str, Any], where: str, faults: Faults
+    sound: dict[str, Any],
+    key: str,
+    value: Any,
+    rule: Rule | Mapping[str, Any],
+    where: str,
+    faults: Faults,
 ) -> None:
     """Put `value` into `sound` if `rule` permits it, else add a fault."""
     # Files for other trainers, such as Hugging Face's, contain null and "auto" in many places, even
@@ -326,7 +362,11 @@ def _check(
         good, parsed = check(rule, value, where, faults)
         sound |= {key: parsed} if good and parsed is not None else {}
     elif not isinstance(value, Mapping):
-        hint = f'; write {{"stage": {int(value)}}}' if key == "zero_optimization" and isinstance(value, bool) else ""
+        hint = (
+            f'; write {{"stage": {int(value)}}}'
+            if key == "zero_optimization" and isinstance(value, bool)
+            else ""
+        )
         faults.add(f"{where} is {shown(value)}: it must be an object {{...}}{hint}")
     else:
         block: dict[str, Any] = {}

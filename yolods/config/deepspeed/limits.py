@@ -16,7 +16,7 @@ from yolods.errors import Faults
 _MODULES = {"wandb": "wandb", "comet": "comet_ml"}
 _ALIASES = """gather_16bit_weights_on_model_save use_all_reduce_for_fetch_params allgather_sequential
     prefetch_bucket_size param_persistence_threshold model_persistence_threshold max_live_parameters max_reuse_distance
-    module_granularity_threshold"""
+    module_granularity_threshold"""  # noqa: E501
 _REPLACED = {
     "cpu_offload": "offload_optimizer",
     "cpu_offload_param": "offload_param",
@@ -78,7 +78,17 @@ def check_limits(settings: JsonSettings, where: str, faults: Faults) -> None:
     Args:
         where: the JSON's name in messages.
     """
-    for check in (_names, _gradients, _types, _partitions, _quantisation, _host_memory, _optimizer, _monitors, _pipe):
+    for check in (
+        _names,
+        _gradients,
+        _types,
+        _partitions,
+        _quantisation,
+        _host_memory,
+        _optimizer,
+        _monitors,
+        _pipe,
+    ):
         check(settings, where, faults)
 
 
@@ -87,7 +97,9 @@ def _names(settings: JsonSettings, where: str, faults: Faults) -> None:
     pairs = [(name, f"stage3_{name}") for name in _ALIASES.split()]
     for one, other in [*pairs, *_REPLACED.items()]:
         if settings.zero.get(one) is not None and settings.zero.get(other) is not None:
-            faults.add(f'{where}: "zero_optimization".{one} and {other} are the same setting; keep {other}')
+            faults.add(
+                f'{where}: "zero_optimization".{one} and {other} are the same setting; keep {other}'
+            )
 
 
 def _gradients(settings: JsonSettings, where: str, faults: Faults) -> None:
@@ -99,36 +111,48 @@ def _gradients(settings: JsonSettings, where: str, faults: Faults) -> None:
     for name in asked:
         if settings.zero_stage == 3:
             # With "reduce_scatter": false ZeRO-3 runs, but divides by the factor twice.
-            faults.add(f"{where}: {name} with ZeRO stage 3: DeepSpeed divides gradients incorrectly by it; remove it")
+            faults.add(
+                f"{where}: {name} with ZeRO stage 3: DeepSpeed divides gradients incorrectly by "
+                "it; remove it"
+            )
         elif settings.zero_stage == 2 and scattered:
             faults.add(
-                f'{where}: {name} with ZeRO stage 2 needs "zero_optimization": {{"reduce_scatter": false}}; add that, '
-                "or remove it"
+                f'{where}: {name} with ZeRO stage 2 needs "zero_optimization": {{"reduce_scatter": '
+                "false}; add that, or remove it"
             )
     if zero.get("legacy_stage1"):
-        faults.add(f'{where}: "zero_optimization".legacy_stage1: removed in DeepSpeed 0.19; remove it')
+        faults.add(
+            f'{where}: "zero_optimization".legacy_stage1: removed in DeepSpeed 0.19; remove it'
+        )
 
 
 def _types(settings: JsonSettings, where: str, faults: Faults) -> None:
     """Check the data types of parameters, buffers and gradients."""
-    precision, parameters, buffers = settings.precision, settings.dtype("param_dtype"), settings.dtype("buffer_dtype")
+    precision, parameters, buffers = (
+        settings.precision,
+        settings.dtype("param_dtype"),
+        settings.dtype("buffer_dtype"),
+    )
     if parameters not in (None, precision):
         remedy = "" if parameters == "fp32" else f', or enable "{parameters}"'
         faults.add(
-            f'{where}: "data_types".param_dtype is {parameters}, but the blocks "bf16" and "fp16" make the parameters '
-            f"{precision}; remove it{remedy}"
+            f'{where}: "data_types".param_dtype is {parameters}, but the blocks "bf16" and "fp16" '
+            f"make the parameters {precision}; remove it{remedy}"
         )
     if buffers not in (None, "fp32"):
         faults.add(
-            f'{where}: "data_types".buffer_dtype {buffers} is not supported: the buffers of a detector are '
-            "BatchNorm's running statistics, which stay fp32; remove it"
+            f'{where}: "data_types".buffer_dtype {buffers} is not supported: the buffers of a '
+            "detector are BatchNorm's running statistics, which stay fp32; remove it"
         )
     if settings.gradients == precision:
         return
     name = f'{where}: "data_types".grad_accum_dtype {settings.gradients}'
     if settings.zero_stage == 0 or settings.pipelined:
         place = "a pipeline" if settings.pipelined else "ZeRO stage 0"
-        faults.add(f"{name}: with {place}, gradients have the parameters' data type, {precision}; remove it")
+        faults.add(
+            f"{name}: with {place}, gradients have the parameters' data type, {precision}; remove "
+            "it"
+        )
     elif settings.gradients == "fp16":
         faults.add(f'{name} needs the loss scale that comes with "fp16"; use fp32, or remove it')
 
@@ -140,9 +164,9 @@ def _partitions(settings: JsonSettings, where: str, faults: Faults) -> None:
     size = min(zero.get("zero_hpz_partition_size", 1), settings.world_size)
     if settings.zero_stage == 3 and size > 1 and settings.world_size % size:
         faults.add(
-            f'{where}: "zero_optimization".zero_hpz_partition_size {size} does not divide {settings.world_size} ranks: '
-            f"{settings.world_size} / {size} = {settings.world_size / size:.2f}; "
-            "use a divisor, usually the number of GPUs per host"
+            f'{where}: "zero_optimization".zero_hpz_partition_size {size} does not divide '
+            f"{settings.world_size} ranks: {settings.world_size} / {size} = "
+            f"{settings.world_size / size:.2f}; use a divisor, usually the number of GPUs per host"
         )
     for name in ("module_granularity_threshold", "stage3_module_granularity_threshold"):
         if settings.zero_stage == 3 and zero.get(name):
@@ -150,8 +174,9 @@ def _partitions(settings: JsonSettings, where: str, faults: Faults) -> None:
             # installs no hooks on its children (runtime/zero/parameter_offload.py:350, 618). A
             # detector also calls such children directly, and they then compute with empty weights.
             faults.add(
-                f'{where}: "zero_optimization".{name} {zero[name]} is not supported: DeepSpeed loses the shapes of a '
-                "detector's weights in the first step; use stage3_prefetch_bucket_size for fewer gathers"
+                f'{where}: "zero_optimization".{name} {zero[name]} is not supported: DeepSpeed '
+                "loses the shapes of a detector's weights in the first step; use "
+                "stage3_prefetch_bucket_size for fewer gathers"
             )
 
 
@@ -162,16 +187,21 @@ def _quantisation(settings: JsonSettings, where: str, faults: Faults) -> None:
     zero, block = settings.zero, f'{where}: "zero_optimization"'
     if zero.get("zero_quantized_nontrainable_weights"):
         faults.add(
-            f"{block}.zero_quantized_nontrainable_weights is not supported: it would round frozen layers, including "
-            "the fixed weights that decode boxes, to 8 bits in every saved model"
+            f"{block}.zero_quantized_nontrainable_weights is not supported: it would round frozen "
+            "layers, including the fixed weights that decode boxes, to 8 bits in every saved model"
         )
     for name in ("zero_quantized_weights", "zero_quantized_gradients"):
         if zero.get(name) and settings.device == "cpu":
-            faults.add(f"{block}.{name}: DeepSpeed's quantisation has no kernel for a CPU; remove it")
+            faults.add(
+                f"{block}.{name}: DeepSpeed's quantisation has no kernel for a CPU; remove it"
+            )
     if zero.get("zero_quantized_gradients") and not zero.get("reduce_scatter", True):
         faults.add(f'{block}.zero_quantized_gradients needs "reduce_scatter": true')
     if zero.get("zero_quantized_weights") and settings.autocast:
-        faults.add(f'{block}.zero_quantized_weights together with "torch_autocast": use "bf16" or "fp16" with it')
+        faults.add(
+            f'{block}.zero_quantized_weights together with "torch_autocast": use "bf16" or "fp16" '
+            "with it"
+        )
 
 
 def _host_memory(settings: JsonSettings, where: str, faults: Faults) -> None:
@@ -179,16 +209,29 @@ def _host_memory(settings: JsonSettings, where: str, faults: Faults) -> None:
     block = settings.zero.get("offload_optimizer") or {}
     name = f'{where}: "offload_optimizer"'
     if block.get("super_offload"):
-        faults.add(f"{name}.super_offload is not supported: it updates weights in another process, unseen by the EMA")
+        faults.add(
+            f"{name}.super_offload is not supported: it updates weights in another process, unseen "
+            "by the EMA"
+        )
     compiled = _host_kernel(settings) is not None
-    reason = "a CPU uses torch's optimizers" if settings.device == "cpu" else f"the optimizer is {settings.optimizer}"
+    reason = (
+        "a CPU uses torch's optimizers"
+        if settings.device == "cpu"
+        else f"the optimizer is {settings.optimizer}"
+    )
     ratio = block.get("ratio", 1.0)
     if settings.offload["optimizer"] and settings.zero_stage == 3 and ratio < 1 and not compiled:
-        faults.add(f"{name}.ratio {ratio:g} needs DeepSpeed's CPUAdam on a GPU, but {reason}; remove it")
-    if settings.offload["optimizer"] and settings.sound.get("zero_force_ds_cpu_optimizer") and not compiled:
         faults.add(
-            f'{where}: "zero_force_ds_cpu_optimizer" requires DeepSpeed\'s CPUAdam, but {reason}; remove it, or '
-            "train with AdamW on GPUs"
+            f"{name}.ratio {ratio:g} needs DeepSpeed's CPUAdam on a GPU, but {reason}; remove it"
+        )
+    if (
+        settings.offload["optimizer"]
+        and settings.sound.get("zero_force_ds_cpu_optimizer")
+        and not compiled
+    ):
+        faults.add(
+            f'{where}: "zero_force_ds_cpu_optimizer" requires DeepSpeed\'s CPUAdam, but {reason}; '
+            "remove it, or train with AdamW on GPUs"
         )
 
 
@@ -199,11 +242,15 @@ def _optimizer(settings: JsonSettings, where: str, faults: Faults) -> None:
         for key in settings.arguments.keys() - set(kernel.takes):
             faults.add(f'{name}.{key}: DeepSpeed\'s CPUAdam, which offloading uses, has no "{key}"')
         if settings.arguments.get("amsgrad"):
-            faults.add(f"{name}.amsgrad: DeepSpeed's CPUAdam, which offloading uses, has no AMSGrad")
+            faults.add(
+                f"{name}.amsgrad: DeepSpeed's CPUAdam, which offloading uses, has no AMSGrad"
+            )
         given = settings.sound["optimizer"].get("params") if "optimizer" in settings.sound else None
         if isinstance(given, Mapping) and given.get("torch_adam") is True:
             faults.add(f"{name}.torch_adam: offloading uses DeepSpeed's CPUAdam; remove it")
-    elif settings.arguments.get("capturable") and (settings.device == "cpu" or settings.offload["optimizer"]):
+    elif settings.arguments.get("capturable") and (
+        settings.device == "cpu" or settings.offload["optimizer"]
+    ):
         faults.add(f"{name}.capturable: only states on a GPU can be captured; remove it")
 
 
@@ -219,7 +266,10 @@ def _monitors(settings: JsonSettings, where: str, faults: Faults) -> None:
     """Refuse a monitor whose Python module is not installed."""
     for block, module in _MODULES.items():
         if (settings.sound.get(block) or {}).get("enabled") and not _installed(module):
-            faults.add(f'{where}: "{block}" is enabled, but the module {module} is not installed: pip install {module}')
+            faults.add(
+                f'{where}: "{block}" is enabled, but the module {module} is not installed: pip '
+                f"install {module}"
+            )
 
 
 def _installed(module: str) -> bool:
@@ -233,10 +283,18 @@ def _pipe(settings: JsonSettings, where: str, faults: Faults) -> None:
     """Refuse measurements in DeepSpeed's backward pass, which a pipeline stage does not use."""
     if not settings.pipelined:
         return
-    instead = "each epoch's line and TensorBoard's pipeline/ curves show the times and memory of each stage"
+    instead = (
+        "each epoch's line and TensorBoard's pipeline/ curves show the times and memory of each "
+        "stage"
+    )
     for key in ("flops_profiler", "comms_logger"):
         if (settings.sound.get(key) or {}).get("enabled"):
-            faults.add(f'{where}: "{key}" with "pipeline" is not supported: it would measure nothing; {instead}')
+            faults.add(
+                f'{where}: "{key}" with "pipeline" is not supported: it would measure nothing; '
+                f"{instead}"
+            )
     for key in ("wall_clock_breakdown", "memory_breakdown"):
         if settings.sound.get(key):
-            faults.add(f'{where}: "{key}" with "pipeline" is not supported: it would show zeros; {instead}')
+            faults.add(
+                f'{where}: "{key}" with "pipeline" is not supported: it would show zeros; {instead}'
+            )

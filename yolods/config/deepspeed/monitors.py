@@ -20,7 +20,9 @@ def kept_within(run_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             kept[block] = {**settings[block], "output_path": str(folder)}
     if _on(settings, "flops_profiler"):
         # Without a file the profile would go to the screen, in between the lines of the run.
-        name = Path(settings["flops_profiler"].get("output_file") or "").name or "flops_profiler.txt"
+        name = (
+            Path(settings["flops_profiler"].get("output_file") or "").name or "flops_profiler.txt"
+        )
         kept["flops_profiler"] = {**settings["flops_profiler"], "output_file": str(folder / name)}
     return kept
 

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolods.errors import Faults
-from yolods.parsing.rules import either, items, one_of, only_false, optional, read_block, real, setting, text, whole
+from yolods.parsing.rules import (
+    either,
+    items,
+    one_of,
+    only_false,
+    optional,
+    read_block,
+    real,
+    setting,
+    text,
+    whole,
+)
 
 PARTITIONS = ("balanced", "flops", "activations", "parameters", "uniform")
 _CUTS = items(
@@ -29,12 +40,17 @@ class PipelineConfig:
     memory_gib: float | None = setting(None, optional(real(0, above=True)))
     """Limit per rank for `balanced`, in GiB; None: the GPU's memory, unlimited on a CPU."""
     use_reentrant: bool = setting(
-        False, only_false("false (several tensors cross a cut, which reentrant checkpointing does not support)")
+        False,
+        only_false(
+            "false (several tensors cross a cut, which reentrant checkpointing does not support)"
+        ),
     )
     """DeepSpeed's key; only false works for a model with skip connections."""
 
 
-def read_pipeline(block: Mapping[str, Any] | None, where: str, faults: Faults) -> PipelineConfig | None:
+def read_pipeline(
+    block: Mapping[str, Any] | None, where: str, faults: Faults
+) -> PipelineConfig | None:
     """Read the block; None if there is none.
 
     Args:
@@ -45,8 +61,8 @@ def read_pipeline(block: Mapping[str, Any] | None, where: str, faults: Faults) -
     config = read_block(PipelineConfig, block, f'{where}: "pipeline"', faults)
     if isinstance(config.partition, tuple) and len(config.partition) != config.stages - 1:
         faults.add(
-            f'{where}: "pipeline".partition has {len(config.partition)} cuts and therefore {len(config.partition) + 1} '
-            f"stages, but stages is {config.stages}"
+            f'{where}: "pipeline".partition has {len(config.partition)} cuts and therefore '
+            f"{len(config.partition) + 1} stages, but stages is {config.stages}"
         )
     return config
 
@@ -55,28 +71,35 @@ def replicas(config: PipelineConfig | None, world_size: int, where: str, faults:
     """Number of data-parallel ranks: world size / stages, or the world size without a pipeline."""
     stages = config.stages if config else 1
     if world_size % stages:
-        fitting = ", ".join(str(count) for count in range(1, world_size + 1) if world_size % count == 0)
+        fitting = ", ".join(
+            str(count) for count in range(1, world_size + 1) if world_size % count == 0
+        )
         faults.add(
-            f'{where}: "pipeline".stages {stages} does not divide {world_size} ranks: {world_size} / {stages} = '
-            f"{world_size / stages:.2f}; {world_size} ranks support {fitting} stages"
+            f'{where}: "pipeline".stages {stages} does not divide {world_size} ranks: {world_size} '
+            f"/ {stages} = {world_size / stages:.2f}; {world_size} ranks support {fitting} stages"
         )
     # At least 1, so that the checks after a fault do not divide by 0.
     return max(world_size // stages, 1)
 
 
 def check_pipeline_zero(
-    config: PipelineConfig | None, zero_stage: int, offload: Mapping[str, bool], where: str, faults: Faults
+    config: PipelineConfig | None,
+    zero_stage: int,
+    offload: Mapping[str, bool],
+    where: str,
+    faults: Faults,
 ) -> None:
     """Refuse ZeRO settings that cannot be combined with a pipeline."""
     if config is None:
         return
     if zero_stage > 1:
         faults.add(
-            f'{where}: "pipeline" with ZeRO stage {zero_stage}: a stage reduces its gradients once per step, after all '
-            'micro-batches, and keeps its weights; set "zero_optimization": {"stage": 1} or 0'
+            f'{where}: "pipeline" with ZeRO stage {zero_stage}: a stage reduces its gradients once '
+            'per step, after all micro-batches, and keeps its weights; set "zero_optimization": '
+            '{"stage": 1} or 0'
         )
     for target in (name for name, on in offload.items() if on):
         faults.add(
-            f'{where}: "pipeline" with "offload_{target}" is not supported: each stage already holds only its own '
-            "states"
+            f'{where}: "pipeline" with "offload_{target}" is not supported: each stage already '
+            "holds only its own states"
         )

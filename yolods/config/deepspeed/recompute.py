@@ -21,12 +21,20 @@ class RecomputeConfig:
     number_checkpoints: int | None = setting(None, optional(whole(1)))
     """Segments of the model; only the tensors that enter a segment are kept. None: about the square
     root of the number of nodes."""
-    partition_activations: bool = _off("there is no model-parallel group to divide activations among")
-    contiguous_memory_optimization: bool = _off("activations of a detector differ in size and do not fit one buffer")
-    cpu_checkpointing: bool = _off("tensors that enter a segment stay on the device; choose fewer checkpoints instead")
+    partition_activations: bool = _off(
+        "there is no model-parallel group to divide activations among"
+    )
+    contiguous_memory_optimization: bool = _off(
+        "activations of a detector differ in size and do not fit one buffer"
+    )
+    cpu_checkpointing: bool = _off(
+        "tensors that enter a segment stay on the device; choose fewer checkpoints instead"
+    )
     synchronize_checkpoint_boundary: bool = _off("it only makes the host wait at every segment")
     profile: bool = _off('use "flops_profiler" or "wall_clock_breakdown"')
-    use_reentrant: bool = _off("several tensors enter a segment, which reentrant checkpointing does not support")
+    use_reentrant: bool = _off(
+        "several tensors enter a segment, which reentrant checkpointing does not support"
+    )
 
 
 def read_recompute(
@@ -43,6 +51,9 @@ def read_recompute(
         return None
     name = f'{where}: "activation_checkpointing"'
     if pipelined:
-        faults.add(f'{name} together with "pipeline": use "pipeline".activation_checkpoint_interval, nodes per segment')
+        faults.add(
+            f'{name} together with "pipeline": use "pipeline".activation_checkpoint_interval, '
+            "nodes per segment"
+        )
         return None
     return read_block(RecomputeConfig, block, name, faults)

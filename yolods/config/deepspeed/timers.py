@@ -27,12 +27,15 @@ def timer_costs(settings: JsonSettings, where: str) -> tuple[str, ...]:
     """
     given = _given(settings.sound)
     # Both keys default to true in DeepSpeed.
-    waits = bool(given) and given.get("enabled") is not False and given.get("synchronized") is not False
+    waits = (
+        bool(given) and given.get("enabled") is not False and given.get("synchronized") is not False
+    )
     if not waits or settings.device == "cpu" or settings.pipelined:
         return ()
     return (
-        f'{where}: "timers".throughput: the host waits for the GPU before and after every micro-batch, which slows '
-        'steps down; "synchronized": false avoids the wait and is less precise',
+        f'{where}: "timers".throughput: the host waits for the GPU before and after every '
+        'micro-batch, which slows steps down; "synchronized": false avoids the wait and is less '
+        "precise",
     )
 
 

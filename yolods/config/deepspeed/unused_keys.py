@@ -23,22 +23,49 @@ UNUSED: dict[str, str] = {
 """Top-level keys that are not passed to DeepSpeed -> the reason."""
 
 OFF: tuple[str, ...] = (
-    *("scheduler", "tensor_parallel", "expert_parallel", "hybrid_engine", "data_efficiency", "autotuning"),
-    *("weight_quantization", "datastates_ckpt", "managed_gradient_accumulation", "sequence_parallel_size"),
+    *(
+        "scheduler",
+        "tensor_parallel",
+        "expert_parallel",
+        "hybrid_engine",
+        "data_efficiency",
+        "autotuning",
+    ),
+    *(
+        "weight_quantization",
+        "datastates_ckpt",
+        "managed_gradient_accumulation",
+        "sequence_parallel_size",
+    ),
 )
 """Features that are faults when on (`keys.FEATURES`). When off, their keys are not passed to
 DeepSpeed either."""
 
 _STAGED: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(("contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "overlap_comm"), (1, 2, 3)),
-    **dict.fromkeys(("allgather_partitions", "allgather_bucket_size", "use_multi_rank_bucket_allreduce"), (1, 2)),
+    **dict.fromkeys(
+        ("contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "overlap_comm"), (1, 2, 3)
+    ),
+    **dict.fromkeys(
+        ("allgather_partitions", "allgather_bucket_size", "use_multi_rank_bucket_allreduce"), (1, 2)
+    ),
     **dict.fromkeys(("round_robin_gradients", "ignore_unused_parameters"), (1, 2)),
-    **dict.fromkeys(("sub_group_size", "leaf_module", "memory_efficient_linear", "override_module_apply"), (3,)),
-    **dict.fromkeys(("use_all_reduce_for_fetch_params", "allgather_sequential", "prefetch_bucket_size"), (3,)),
-    **dict.fromkeys(("param_persistence_threshold", "model_persistence_threshold", "max_live_parameters"), (3,)),
-    **dict.fromkeys(("max_reuse_distance", "module_granularity_threshold", "zero_hpz_partition_size"), (3,)),
+    **dict.fromkeys(
+        ("sub_group_size", "leaf_module", "memory_efficient_linear", "override_module_apply"), (3,)
+    ),
+    **dict.fromkeys(
+        ("use_all_reduce_for_fetch_params", "allgather_sequential", "prefetch_bucket_size"), (3,)
+    ),
+    **dict.fromkeys(
+        ("param_persistence_threshold", "model_persistence_threshold", "max_live_parameters"), (3,)
+    ),
+    **dict.fromkeys(
+        ("max_reuse_distance", "module_granularity_threshold", "zero_hpz_partition_size"), (3,)
+    ),
     **dict.fromkeys(("zero_quantized_weights", "zero_quantized_gradients"), (3,)),
-    **dict.fromkeys(("zero_quantized_nontrainable_weights", "log_trace_cache_warnings", "enable_sanity_checks"), (3,)),
+    **dict.fromkeys(
+        ("zero_quantized_nontrainable_weights", "log_trace_cache_warnings", "enable_sanity_checks"),
+        (3,),
+    ),
 }
 """Keys of zero_optimization without the prefix "stage3_" -> the stages that read them."""
 _FOR_FILES = (
@@ -46,7 +73,15 @@ _FOR_FILES = (
     *("gather_16bit_weights_on_model_save", "gather_fp16_weights_on_model_save"),
 )
 _FOR_NVME = (
-    *("nvme_path", "buffer_count", "buffer_size", "max_in_cpu", "pipeline_read", "pipeline_write", "fast_init"),
+    *(
+        "nvme_path",
+        "buffer_count",
+        "buffer_size",
+        "max_in_cpu",
+        "pipeline_read",
+        "pipeline_write",
+        "fast_init",
+    ),
 )
 _NOTHING: dict[str, Any] = {
     **dict.fromkeys(ON_BY_DEFAULT, True),
@@ -66,7 +101,9 @@ def unused_keys(settings: JsonSettings, where: str) -> tuple[str, ...]:
     told: dict[str, list[str]] = {}
     for key, reason in _found(settings):
         told.setdefault(reason, []).append(key)
-    return tuple(f"{where}: no effect: {', '.join(keys)} ({reason})" for reason, keys in told.items())
+    return tuple(
+        f"{where}: no effect: {', '.join(keys)} ({reason})" for reason, keys in told.items()
+    )
 
 
 def _found(settings: JsonSettings) -> list[tuple[str, str]]:
@@ -88,9 +125,13 @@ def _found(settings: JsonSettings) -> list[tuple[str, str]]:
         if given.get("enabled") and given.get(key):
             found.append((f'"{block}".{key}', "it is written to deepspeed/ in the run's folder"))
     if settings.pipelined and (sound.get("timers") or {}).get("throughput"):
-        found.append(('"timers".throughput', "DeepSpeed's timer does not see the passes of a pipeline"))
+        found.append(
+            ('"timers".throughput', "DeepSpeed's timer does not see the passes of a pipeline")
+        )
     if sound.get("zero_force_ds_cpu_optimizer") and not settings.offload["optimizer"]:
-        found.append(('"zero_force_ds_cpu_optimizer"', "no optimizer states are kept in host memory"))
+        found.append(
+            ('"zero_force_ds_cpu_optimizer"', "no optimizer states are kept in host memory")
+        )
     return found
 
 
@@ -110,15 +151,23 @@ def _zero(settings: JsonSettings) -> list[tuple[str, str]]:
         elif stages is not None and settings.zero_stage not in stages:
             read_by = " and ".join(", ".join(map(str, stages)).rsplit(", ", 1))
             found.append(
-                (key, f"only ZeRO stage {read_by} read{'s' * (len(stages) == 1)} it, not {settings.zero_stage}")
+                (
+                    key,
+                    f"only ZeRO stage {read_by} read{'s' * (len(stages) == 1)} it, not "
+                    f"{settings.zero_stage}",
+                )
             )
         elif settings.pipelined and name in ("overlap_comm", "contiguous_gradients") and value:
-            found.append((key, "a pipeline's stage reduces its gradients once, after all micro-batches"))
+            found.append(
+                (key, "a pipeline's stage reduces its gradients once, after all micro-batches")
+            )
     for target in ("offload_optimizer", "offload_param"):
         block = settings.zero.get(target) or {}
         for key in block:
             if key in _FOR_NVME and _asks(key, block[key]):
-                found.append((f"{target}.{key}", "it is for states on NVMe, which yolods does not support"))
+                found.append(
+                    (f"{target}.{key}", "it is for states on NVMe, which yolods does not support")
+                )
             elif key == "cpuadam_cores_perc":
                 found.append((f"{target}.{key}", "it belongs to super_offload"))
     return found
@@ -127,7 +176,11 @@ def _zero(settings: JsonSettings) -> list[tuple[str, str]]:
 def _asks(name: str, value: Any) -> bool:
     """Whether a value changes anything: it is not empty and not the default."""
     nothing = _NOTHING.get(name, False)
-    return value is not None and value != {} and (value is not nothing if isinstance(value, bool) else value != nothing)
+    return (
+        value is not None
+        and value != {}
+        and (value is not nothing if isinstance(value, bool) else value != nothing)
+    )
 
 
 def _precision(settings: JsonSettings) -> list[tuple[str, str]]:
@@ -135,19 +188,30 @@ def _precision(settings: JsonSettings) -> list[tuple[str, str]]:
     sound, found = settings.sound, []
     if settings.gradients != settings.precision and settings.zero_stage == 2:
         found.append(
-            ('"data_types".grad_accum_dtype', f"ZeRO stage 2 accumulates in the parameters' type, {settings.precision}")
+            (
+                '"data_types".grad_accum_dtype',
+                f"ZeRO stage 2 accumulates in the parameters' type, {settings.precision}",
+            )
         )
     if "keep_in_fp32_modules" in (sound.get("data_types") or {}):
         found.append(('"data_types".keep_in_fp32_modules', "all buffers of a detector stay fp32"))
     if (sound.get("fp16") or {}).get("auto_cast"):
         found.append(('"fp16".auto_cast', "images already have the model's data type"))
     bf16 = sound.get("bf16") or sound.get("bfloat16") or {}
-    if bf16.get("immediate_grad_update") and (settings.zero_stage, settings.gradients, settings.precision) != (
+    if bf16.get("immediate_grad_update") and (
+        settings.zero_stage,
+        settings.gradients,
+        settings.precision,
+    ) != (
         1,
         "fp32",
         "bf16",
     ):
-        found.append(('"bf16".immediate_grad_update', "it belongs to ZeRO stage 1 with gradients in fp32"))
+        found.append(
+            ('"bf16".immediate_grad_update', "it belongs to ZeRO stage 1 with gradients in fp32")
+        )
     if bf16.get("check_grad_overflow") is False and not settings.stock:
-        found.append(('"bf16".check_grad_overflow false', 'every step is checked; see "yolods".overflow'))
+        found.append(
+            ('"bf16".check_grad_overflow false', 'every step is checked; see "yolods".overflow')
+        )
     return found

@@ -39,16 +39,22 @@ class ClippingConfig:
     policy: str = "global_norm"
     """A name in `POLICIES`."""
     given: tuple[tuple[str, Any], ...] = ()
-    """The settings that differ from their defaults, by key; a policy ignores those of the others."""
+    """The settings that differ from their defaults, by key; a policy ignores those of the
+    others."""
 
     @classmethod
     def read(cls, block: Any, where: str, faults: Faults) -> ClippingConfig:
         """Read the block; see `rules.read_block`."""
-        rules = {key: rule for kind in POLICIES.values() for key, (_, rule) in settings_of(kind).items()}
+        rules = {
+            key: rule for kind in POLICIES.values() for key, (_, rule) in settings_of(kind).items()
+        }
         values = read_settings({"policy": one_of(*POLICIES), **rules}, block, where, faults)
         policy = values.pop("policy", cls.policy)
         defaults = cls._defaults()
-        return cls(policy=policy, given=tuple((key, value) for key, value in values.items() if value != defaults[key]))
+        return cls(
+            policy=policy,
+            given=tuple((key, value) for key, value in values.items() if value != defaults[key]),
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The block with every policy's settings written out."""
@@ -56,7 +62,11 @@ class ClippingConfig:
 
     @staticmethod
     def _defaults() -> dict[str, Any]:
-        return {key: default for kind in POLICIES.values() for key, (default, _) in settings_of(kind).items()}
+        return {
+            key: default
+            for kind in POLICIES.values()
+            for key, (default, _) in settings_of(kind).items()
+        }
 
 
 # Wide: one field for each key of the JSON's "overflow" block.
@@ -135,4 +145,8 @@ def read_yolods_block(block: Mapping[str, Any] | None, where: str, faults: Fault
     Args:
         where: the file's name in messages.
     """
-    return YolodsConfig() if block is None else read_block(YolodsConfig, block, f'{where}: "yolods"', faults)
+    return (
+        YolodsConfig()
+        if block is None
+        else read_block(YolodsConfig, block, f'{where}: "yolods"', faults)
+    )

@@ -40,10 +40,16 @@ from yolods.parsing.yaml_file import NotYaml, parse_entries, parse_yaml
 
 _LAYERS = items(either(whole(0), text()), what="a list of layer numbers or module names")
 _FREEZE = optional(
-    either(whole(0), Rule(_LAYERS.permitted, lambda value: None if value == [] else _LAYERS.parse(value)))
+    either(
+        whole(0),
+        Rule(_LAYERS.permitted, lambda value: None if value == [] else _LAYERS.parse(value)),
+    )
 )
 _CLASSES = optional(either(single(whole(0)), items(whole(0), what="a list of class ids")))
-_SCALE = either(real(0, 1), items(real(0, above=True), count=2, what="a pair [smallest, largest] of positive factors"))
+_SCALE = either(
+    real(0, 1),
+    items(real(0, above=True), count=2, what="a pair [smallest, largest] of positive factors"),
+)
 _FRACTION = either(real(0, 1, above=True), whole(1))
 
 
@@ -202,7 +208,9 @@ class Hyper:
 OWN = ("ema_decay", "ema_tau", "sync_bn", "precise_bn")
 """Hyper-parameters that ultralytics does not have."""
 
-RULES: Mapping[str, Rule] = MappingProxyType({field.name: field.metadata["rule"] for field in fields(Hyper)})
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {field.name: field.metadata["rule"] for field in fields(Hyper)}
+)
 """The rule of each hyper-parameter."""
 
 
@@ -233,7 +241,9 @@ class HyperRead(NamedTuple):
     """One line for each setting of the file that has no effect."""
 
 
-def read_hyper(hyp_file: Path | None, sets: Sequence[str], faults: Faults, flags: Iterable[Given] = ()) -> HyperRead:
+def read_hyper(
+    hyp_file: Path | None, sets: Sequence[str], faults: Faults, flags: Iterable[Given] = ()
+) -> HyperRead:
     """Read hyper-parameters: a hyp file overrides the defaults, the command line both.
 
     Args:
@@ -249,7 +259,13 @@ def read_hyper(hyp_file: Path | None, sets: Sequence[str], faults: Faults, flags
     # keys share a name with YOLOv5u's but not the meaning: such values would train silently with
     # wrong gains.
     from_file = [] if hyp_file is None else _read_yaml(hyp_file, faults)
-    original = {given.key for given in from_file} & {"anchor_t", "obj", "obj_pw", "iou_t", "fl_gamma"}
+    original = {given.key for given in from_file} & {
+        "anchor_t",
+        "obj",
+        "obj_pw",
+        "iou_t",
+        "fl_gamma",
+    }
     flag_values: dict[str, Any] = {}
     file_values: dict[str, Any] = {}
     filed: dict[str, str] = {}
@@ -257,20 +273,25 @@ def read_hyper(hyp_file: Path | None, sets: Sequence[str], faults: Faults, flags
     for given in from_file:
         if original and given.key in YOLOV5_GAINS:
             faults.add(
-                f"{given.where}: this file belongs to the original yolov5 (it contains {', '.join(sorted(original))}), "
-                f"where {given.key} has another meaning; remove it, or use YOLOv5u's (default "
-                f"{getattr(Hyper(), given.key)})"
+                f"{given.where}: this file belongs to the original yolov5 (it contains "
+                f"{', '.join(sorted(original))}), where {given.key} has another meaning; remove "
+                f"it, or use YOLOv5u's (default {getattr(Hyper(), given.key)})"
             )
         elif given.key in FLAGS_IN_FILE and given.value is not None:
             flag_values[FLAGS_IN_FILE[given.key]] = given.value
         elif given.key in NOT_USED:
             if given.value not in (None, False) or given.key == "amp":
-                notes.append(f"{given.where} is {shown(given.value)}, which has no effect: {NOT_USED[given.key]}")
+                notes.append(
+                    f"{given.where} is {shown(given.value)}, which has no effect: "
+                    f"{NOT_USED[given.key]}"
+                )
         elif not _repeats_a_default(given):
             file_values |= _take(given, faults)
             filed[given.key] = given.where
     line_values, commanded = _command_line([*_parse_sets(sets, faults), *flags], faults)
-    return HyperRead(Hyper(**{**file_values, **line_values}), flag_values, commanded, filed, tuple(notes))
+    return HyperRead(
+        Hyper(**{**file_values, **line_values}), flag_values, commanded, filed, tuple(notes)
+    )
 
 
 def _command_line(given: Iterable[Given], faults: Faults) -> tuple[dict[str, Any], dict[str, str]]:
@@ -285,7 +306,8 @@ def _command_line(given: Iterable[Given], faults: Faults) -> tuple[dict[str, Any
         if one.key in values and taken and taken[one.key] != values[one.key]:
             first = f"to {shown(_plain(values[one.key]))} by {commanded[one.key]}"
             faults.add(
-                f"{one.key} is set twice: {first} and to {shown(_plain(taken[one.key]))} by {one.where}; keep one"
+                f"{one.key} is set twice: {first} and to {shown(_plain(taken[one.key]))} by "
+                f"{one.where}; keep one"
             )
         values |= taken
         commanded[one.key] = one.where
@@ -300,7 +322,9 @@ def _take(given: Given, faults: Faults) -> dict[str, Any]:
             faults.add(f"{where} is {shown(value)}: {why}")
             return {}
         if key == "cache" and value == "disk":
-            faults.add(f"{where} is 'disk', which would write .npy files beside the images; use ram")
+            faults.add(
+                f"{where} is 'disk', which would write .npy files beside the images; use ram"
+            )
             return {}
         good, parsed = check(RULES[key], value, where, faults)
         return {key: parsed} if good else {}
@@ -364,13 +388,18 @@ def _read_yaml(path: Path, faults: Faults) -> list[Given]:
         # utf-8-sig drops the byte order mark that Windows editors write.
         entries = parse_entries(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        faults.add(f"--hyp {path}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror}")
+        faults.add(
+            f"--hyp {path}: "
+            f"{'no such file' if isinstance(error, FileNotFoundError) else error.strerror}"
+        )
         return []
     except UnicodeDecodeError as error:
         faults.add(f"--hyp {path}: not valid yaml: {error}")
         return []
     except NotYaml as error:
-        faults.add(f"--hyp {path}{f' line {error.line}' if error.line else ''}: not valid yaml: {error}")
+        faults.add(
+            f"--hyp {path}{f' line {error.line}' if error.line else ''}: not valid yaml: {error}"
+        )
         return []
     if entries is None:
         faults.add(f"--hyp {path}: it must contain `key: value` lines")

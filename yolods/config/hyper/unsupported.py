@@ -24,11 +24,23 @@ _EXPORT = "it is for export; use YOLO('best.pt').export(...) on the finished mod
 REFUSED: dict[str, tuple[Any, str]] = {
     "task": ("detect", "yolods trains detectors only"),
     "mode": ("train", "the subcommand is the mode: yolods train, val, export"),
-    "time": (None, "training ends after --epochs or by patience; a limit in hours would end runs at different steps"),
+    "time": (
+        None,
+        "training ends after --epochs or by patience; a limit in hours would end runs at different "
+        "steps",
+    ),
     "save": (True, "best.pt, last.pt and the checkpoints are always written"),
     "verbose": (True, "the screen is kept short and train.log has everything"),
-    "rect": (False, "rectangular training batches differ in shape from rank to rank; evaluation is rectangular anyway"),
-    "amp": (ALWAYS, "set the precision in the DeepSpeed JSON: bf16, fp16 or torch_autocast (ds_configs/ has each)"),
+    "rect": (
+        False,
+        "rectangular training batches differ in shape from rank to rank; evaluation is rectangular "
+        "anyway",
+    ),
+    "amp": (
+        ALWAYS,
+        "set the precision in the DeepSpeed JSON: bf16, fp16 or torch_autocast (ds_configs/ has "
+        "each)",
+    ),
     "profile": (False, "it times ONNX and TensorRT exports; the DeepSpeed JSON has flops_profiler"),
     "compile": (False, "torch.compile has not been tested with ZeRO's hooks"),
     "overlap_mask": (True, _SEGMENT),
@@ -36,14 +48,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "dropout": (0.0, _CLASSIFY),
     "split": ("val", "training evaluates on val; `yolods val` has --split"),
     "save_json": (False, "use YOLO('best.pt').val(save_json=True) on the finished model"),
-    "quantize": (None, "set the precision in the DeepSpeed JSON; there is no quantisation-aware training"),
+    "quantize": (
+        None,
+        "set the precision in the DeepSpeed JSON; there is no quantisation-aware training",
+    ),
     "dnn": (False, _PREDICT),
     "nms": (None, _EXPORT),
     "source": (None, _PREDICT),
     "vid_stride": (1, _PREDICT),
     "stream_buffer": (False, _PREDICT),
     "visualize": (False, _PREDICT),
-    "augment": (False, "test-time augmentation is for prediction; hsv_h, mosaic and others control training's"),
+    "augment": (
+        False,
+        "test-time augmentation is for prediction; hsv_h, mosaic and others control training's",
+    ),
     "retina_masks": (False, _SEGMENT),
     "embed": (None, _PREDICT),
     "show": (False, _PREDICT),
@@ -73,7 +91,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "auto_augment": ("randaugment", _CLASSIFY),
     "erasing": (0.4, _CLASSIFY),
     "cfg": (None, "use --hyp for the file"),
-    "tracker": ("tracktrack.yaml", "it is for tracking; use YOLO('best.pt').track(...) on the finished model"),
+    "tracker": (
+        "tracktrack.yaml",
+        "it is for tracking; use YOLO('best.pt').track(...) on the finished model",
+    ),
 }
 """ultralytics' other settings: name -> (its default there, the reason)."""
 
@@ -105,7 +126,10 @@ NOT_USED = {
     "exist_ok": "use --exist-ok",
     "save_dir": "use --project and --name",
     "resume": "use --resume",
-    "device": "choose devices with the launcher's --num_gpus, --include or --hostfile, or CUDA_VISIBLE_DEVICES",
+    "device": (
+        "choose devices with the launcher's --num_gpus, --include or --hostfile, or "
+        "CUDA_VISIBLE_DEVICES"
+    ),
 }
 """Keys that a hyp file may contain without effect, as an args.yaml does -> what to use instead. The
 run reports them."""
@@ -121,7 +145,10 @@ YOLOV5: dict[str, str] = {
     "obj_pw": _NO_OBJECTNESS,
     "fl_gamma": "YOLOv5u's loss is not focal: it weights classes by task alignment",
     "label_smoothing": "YOLOv5u's class targets are soft already, from task alignment",
-    "image_weights": "samples are a pure function of seed, epoch and index; use cls_pw to weight rare classes higher",
+    "image_weights": (
+        "samples are a pure function of seed, epoch and index; use cls_pw to weight rare classes "
+        "higher"
+    ),
     "evolve": "yolods has no hyper-parameter search",
     "quad": "every batch has the same shape on every rank",
     "noautoanchor": _NO_ANCHORS,

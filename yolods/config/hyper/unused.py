@@ -9,7 +9,10 @@ from yolods.config.hyper.hyperparameters import Hyper, HyperRead
 from yolods.config.optimizers.supported import OPTIMIZERS
 from yolods.parsing.rules import shown
 
-_AUTO = "optimizer=auto chooses the optimizer, its learning rate and momentum; name one to use it: --optimizer SGD"
+_AUTO = (
+    "optimizer=auto chooses the optimizer, its learning rate and momentum; name one to use it: "
+    "--optimizer SGD"
+)
 
 _WARMED = " and ".join(name for name, entry in OPTIMIZERS.items() if entry.warms_momentum)
 
@@ -27,14 +30,18 @@ class _Unused(NamedTuple):
 # comes first.
 _CASES = (
     _Unused(("lr0", "warmup_bias_lr"), lambda hyper: hyper.optimizer == "auto", _AUTO),
-    _Unused(("momentum",), lambda hyper: hyper.optimizer == "auto" and hyper.warmup_epochs == 0, _AUTO),
+    _Unused(
+        ("momentum",), lambda hyper: hyper.optimizer == "auto" and hyper.warmup_epochs == 0, _AUTO
+    ),
     _Unused(
         ("warmup_momentum",),
         lambda hyper: hyper.optimizer != "auto" and not OPTIMIZERS[hyper.optimizer].warms_momentum,
         f"only {_WARMED} have a momentum that is warmed up",
     ),
     _Unused(
-        ("warmup_momentum", "warmup_bias_lr"), lambda hyper: hyper.warmup_epochs == 0, "warmup_epochs is 0: no warm-up"
+        ("warmup_momentum", "warmup_bias_lr"),
+        lambda hyper: hyper.warmup_epochs == 0,
+        "warmup_epochs is 0: no warm-up",
     ),
     # auto takes AdamW up to 10,000 steps and SGD, whose momentum is warmed up, beyond. The number
     # of steps is unknown before the data set is read.
@@ -44,7 +51,11 @@ _CASES = (
         _AUTO,
         "has no effect in runs of up to 10,000 steps",
     ),
-    _Unused(("patience",), lambda hyper: not hyper.val, "without evaluations (val is false) there is no best epoch"),
+    _Unused(
+        ("patience",),
+        lambda hyper: not hyper.val,
+        "without evaluations (val is false) there is no best epoch",
+    ),
     _Unused(
         ("close_mosaic",),
         lambda hyper: not (hyper.mosaic or hyper.mixup or hyper.cutmix or hyper.copy_paste),
@@ -71,5 +82,7 @@ def unused(read: HyperRead, hyper: Hyper) -> tuple[str, ...]:
             value = getattr(hyper, key)
             asked = key in read.commanded or (key in read.filed and value != getattr(Hyper, key))
             if asked and case.holds(hyper):
-                lines.setdefault(key, f"{given[key]} is {shown(value)}, which {case.verdict}: {case.why}")
+                lines.setdefault(
+                    key, f"{given[key]} is {shown(value)}, which {case.verdict}: {case.why}"
+                )
     return tuple(lines.values())

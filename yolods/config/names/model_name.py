@@ -11,7 +11,9 @@ from yolods.errors import UserError, nearest
 MODEL_SIZES = ("n", "s", "m", "l", "x")
 _FOUR_LEVELS = r"(?P<p6>6u?|u?-p6|u6)?"
 _ZOO = re.compile(rf"^yolov5(?P<size>[{''.join(MODEL_SIZES)}])u?{_FOUR_LEVELS}$")
-_CUSTOM = re.compile(rf"^yolov5\[(?P<depth>\d+\.?\d*|\.\d+),\s*(?P<width>\d+\.?\d*|\.\d+)\]{_FOUR_LEVELS}$")
+_CUSTOM = re.compile(
+    rf"^yolov5\[(?P<depth>\d+\.?\d*|\.\d+),\s*(?P<width>\d+\.?\d*|\.\d+)\]{_FOUR_LEVELS}$"
+)
 _LARGEST = 16
 
 
@@ -50,11 +52,14 @@ def parse_name(text: str) -> ModelName:
     if text.endswith((".yaml", ".yml")):
         if not Path(text).is_file():
             raise UserError(
-                f"--model {text}: no such file, and not a model of ultralytics (yolov5n.yaml .. yolov5x6.yaml)"
+                f"--model {text}: no such file, and not a model of ultralytics (yolov5n.yaml .. "
+                "yolov5x6.yaml)"
             )
         return ModelName(text, False, None, None, Path(text))
     if text.endswith(".pt"):
-        raise UserError(f"--model {text}: use --weights {text} for weights; --model names an architecture")
+        raise UserError(
+            f"--model {text}: use --weights {text} for weights; --model names an architecture"
+        )
     known = [f"yolov5{size}{six}" for size in MODEL_SIZES for six in ("", "6")]
     raise UserError(
         f"--model {text}: unknown model{nearest(text, known)}; "
@@ -83,6 +88,8 @@ def _built_in(plain: str, text: str) -> ModelName | None:
     if match := _CUSTOM.match(plain):
         depth, width = float(match["depth"]), float(match["width"])
         if not (0 < depth <= _LARGEST and 0 < width <= _LARGEST):
-            raise UserError(f"--model {text}: depth {depth:g} and width {width:g} must be in (0, {_LARGEST}]")
+            raise UserError(
+                f"--model {text}: depth {depth:g} and width {width:g} must be in (0, {_LARGEST}]"
+            )
         return ModelName(text, bool(match["p6"]), (depth, width, 1024), None, None)
     return None

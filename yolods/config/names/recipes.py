@@ -23,7 +23,9 @@ def find_json(named: str | Path, faults: Faults) -> Path:
         return path
     hint = _nearest(stem, ready) if is_name or stem in ready else ""
     if hint or (is_name and not path.suffix):
-        faults.add(f"--deepspeed_config {named}: no such file{hint}; ds_configs/ has {', '.join(ready)}")
+        faults.add(
+            f"--deepspeed_config {named}: no such file{hint}; ds_configs/ has {', '.join(ready)}"
+        )
     return path
 
 

@@ -54,9 +54,13 @@ def read_optimizer(block: Any, hyper: Hyper, where: str, faults: Faults) -> Json
     block = {key: value for key, value in block.items() if value is not None and value != "auto"}
     for key in block:
         if key not in ("type", "params", "legacy_fusion"):
-            faults.add(f'{where}: "optimizer": unknown key "{key}"{nearest(key, ("type", "params"))}')
+            faults.add(
+                f'{where}: "optimizer": unknown key "{key}"{nearest(key, ("type", "params"))}'
+            )
     if "legacy_fusion" in block:
-        faults.add(f'{where}: "optimizer".legacy_fusion is not supported: it belongs to Lamb; remove it')
+        faults.add(
+            f'{where}: "optimizer".legacy_fusion is not supported: it belongs to Lamb; remove it'
+        )
     name = _name(block.get("type", ""), f'{where}: "optimizer"', faults)
     if name is None:
         return None
@@ -66,7 +70,9 @@ def read_optimizer(block: Any, hyper: Hyper, where: str, faults: Faults) -> Json
     if name == "Adam" and params.get("adam_w_mode") is not False:
         name = "AdamW"
     kept = {key: value for key, value in params.items() if key not in DEEPSPEED_ADAM}
-    return JsonOptimizer(name, tuple(kept.items()), fixes_decay=_is_given(block.get("params"), "weight_decay"))
+    return JsonOptimizer(
+        name, tuple(kept.items()), fixes_decay=_is_given(block.get("params"), "weight_decay")
+    )
 
 
 def _is_given(params: Any, key: str) -> bool:
@@ -98,7 +104,10 @@ def _params(name: str, given: Any, hyper: Hyper, where: str, faults: Faults) -> 
     for key, value in given.items():
         if key in _NOT_TAKEN:
             if value:
-                faults.add(f"{where}.{key} {_NOT_TAKEN[key]}{f': {value}' if key == 'max_grad_norm' else ''}")
+                faults.add(
+                    f"{where}.{key} "
+                    f"{_NOT_TAKEN[key]}{f': {value}' if key == 'max_grad_norm' else ''}"
+                )
         elif key not in rules:
             faults.add(f'{where}: {name} has no "{key}"{nearest(key, rules)}')
         elif value not in ("auto", None):  # both mean a missing key
@@ -114,13 +123,23 @@ def _check_params(name: str, params: Mapping[str, Any], where: str, faults: Faul
         if params.get(key, value) is not value:
             faults.add(f"{where}.{key} {shown(params[key])} is not supported: {reason}")
     if params.get("foreach") and params.get("fused"):
-        faults.add(f"{where}: foreach and fused are both true; keep one, or omit both to get the fastest")
+        faults.add(
+            f"{where}: foreach and fused are both true; keep one, or omit both to get the fastest"
+        )
     if params.get("nesterov") and not params["momentum"]:
-        faults.add(f"{where}: nesterov needs momentum, but momentum is 0; omit nesterov, or set momentum")
+        faults.add(
+            f"{where}: nesterov needs momentum, but momentum is 0; omit nesterov, or set momentum"
+        )
     if params.get("nesterov") and params.get("dampening"):
-        faults.add(f"{where}: nesterov with dampening {params['dampening']:g}: they exclude each other; keep one")
+        faults.add(
+            f"{where}: nesterov with dampening {params['dampening']:g}: they exclude each other; "
+            "keep one"
+        )
     if name == "AdamW" and params.get("adam_w_mode") is False:
-        faults.add(f'{where}: adam_w_mode false with type "AdamW": write "Adam" for Adam, or omit adam_w_mode')
+        faults.add(
+            f'{where}: adam_w_mode false with type "AdamW": write "Adam" for Adam, or omit '
+            "adam_w_mode"
+        )
 
 
 def merge_optimizer(
@@ -147,9 +166,12 @@ def merge_optimizer(
             continue
         if key in read.commanded:
             faults.add(
-                f'{where}: "optimizer" sets {key} to {shown(value)}, but {read.commanded[key]} is {shown(other)}; '
-                'remove one of them, or write "auto" in the JSON'
+                f'{where}: "optimizer" sets {key} to {shown(value)}, but {read.commanded[key]} is '
+                f'{shown(other)}; remove one of them, or write "auto" in the JSON'
             )
         elif key in read.filed:
-            notes.append(f"{key} is {shown(value)} from {where}, which overrides {shown(other)} from {read.filed[key]}")
+            notes.append(
+                f"{key} is {shown(value)} from {where}, which overrides {shown(other)} from "
+                f"{read.filed[key]}"
+            )
     return replace(read.hyper, **won), tuple(notes)

@@ -77,7 +77,9 @@ def _betas(value: float) -> dict[str, Any]:
     return {"betas": (value, 0.999)}
 
 
-DEEPSPEED_ADAM = dict.fromkeys(("torch_adam", "adam_w_mode", "bias_correction", "fp32_optimizer_states"), flag())
+DEEPSPEED_ADAM = dict.fromkeys(
+    ("torch_adam", "adam_w_mode", "bias_correction", "fp32_optimizer_states"), flag()
+)
 """Switches of DeepSpeed's Adam that torch's Adam lacks."""
 _EVERY: dict[str, Rule] = {
     "lr": LR,
@@ -94,13 +96,21 @@ _ADAMW = {**_ADAM, **_FUSED, **DEEPSPEED_ADAM, "amsgrad": flag()}
 
 def _cpu_adam(*, adamw: bool) -> HostKernel:
     takes = ("lr", "betas", "eps", "weight_decay", "amsgrad")
-    return HostKernel(made_by="deepspeed.ops.adam:DeepSpeedCPUAdam", takes=takes, arguments={"adamw_mode": adamw})
+    return HostKernel(
+        made_by="deepspeed.ops.adam:DeepSpeedCPUAdam", takes=takes, arguments={"adamw_mode": adamw}
+    )
 
 
 OPTIMIZERS: dict[str, SupportedOptimizer] = {
     "SGD": SupportedOptimizer(
         made_by="torch.optim:SGD",
-        params={**_EVERY, **_FUSED, "momentum": MOMENTUM, "dampening": real(0, 1), "nesterov": flag()},
+        params={
+            **_EVERY,
+            **_FUSED,
+            "momentum": MOMENTUM,
+            "dampening": real(0, 1),
+            "nesterov": flag(),
+        },
         arguments=_nesterov,
         json_arguments={"nesterov": False},
     ),
@@ -117,7 +127,9 @@ OPTIMIZERS: dict[str, SupportedOptimizer] = {
         arguments=_betas,
     ),
     "RAdam": SupportedOptimizer(
-        made_by="torch.optim:RAdam", params={**_ADAM, "decoupled_weight_decay": flag()}, arguments=_betas
+        made_by="torch.optim:RAdam",
+        params={**_ADAM, "decoupled_weight_decay": flag()},
+        arguments=_betas,
     ),
     "RMSprop": SupportedOptimizer(
         made_by="torch.optim:RMSprop",

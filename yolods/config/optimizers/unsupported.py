@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-_ONE_BIT = "it compresses gradients itself, bypassing the check for bad numbers, and supports no ZeRO stage above 1"
-_MATRICES = (
-    "it needs whole weight matrices, but ranks under ZeRO 1 to 3 hold flat slices, and a run must be the same under "
-    "every stage; use SGD or AdamW"
+_ONE_BIT = (
+    "it compresses gradients itself, bypassing the check for bad numbers, and supports no ZeRO "
+    "stage above 1"
 )
-_WIDTHS = "its learning rates need widths that the mup package assigns, and a detector has none; use AdamW or SGD"
+_MATRICES = (
+    "it needs whole weight matrices, but ranks under ZeRO 1 to 3 hold flat slices, and a run must "
+    "be the same under every stage; use SGD or AdamW"
+)
+_WIDTHS = (
+    "its learning rates need widths that the mup package assigns, and a detector has none; use "
+    "AdamW or SGD"
+)
 _COMPILED = "DeepSpeed has it only as a kernel that must be compiled; use AdamW"
 _UNTRIED = "ultralytics does not support it, so no learning rate is known for it; use AdamW or SGD"
 UNSUPPORTED: dict[str, str] = {
     **dict.fromkeys(("OneBitAdam", "ZeroOneAdam", "OneBitLamb"), _ONE_BIT),
     **dict.fromkeys(("Muon", "MuSGD"), _MATRICES),
     **dict.fromkeys(("MuAdam", "MuAdamW"), _WIDTHS),
-    **dict.fromkeys(("Lamb", "FusedLamb", "Lion", "FusedLion", "DeepSpeedCPULion", "CPULion"), _COMPILED),
+    **dict.fromkeys(
+        ("Lamb", "FusedLamb", "Lion", "FusedLion", "DeepSpeedCPULion", "CPULion"), _COMPILED
+    ),
     **dict.fromkeys(
         ("FusedAdam", "CPUAdam", "DeepSpeedCPUAdam"),
         "it is one kernel of Adam, and yolods chooses the fastest; use AdamW",

@@ -58,7 +58,9 @@ class StageBoundaries:
 class PipelineEngine(Engine):
     """This rank's stage of the detector, on a mesh of stages x replicas."""
 
-    def __init__(self, parts: Parts, mesh: Mesh, cut: StageBoundaries, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self, parts: Parts, mesh: Mesh, cut: StageBoundaries, autocast: torch.dtype | None = None
+    ) -> None:
         super().__init__(parts)
         self.mesh, self._cut, self._autocast = mesh, cut, autocast
         device = parts.ranks.device
@@ -97,7 +99,9 @@ class PipelineEngine(Engine):
             if channel is not None and ready and (kind, number) not in self._ahead:
                 self._ahead[kind, number] = channel.receive((kind, size))
 
-    def _forward(self, number: int, feed: ReplayableBatches, size: int | None, sums: Tensor) -> None:
+    def _forward(
+        self, number: int, feed: ReplayableBatches, size: int | None, sums: Tensor
+    ) -> None:
         values, labels, images = self._take_in(number, feed, size)
         self.diagnosis.at("forward", number)
         with self._clock.forward():
@@ -129,12 +133,18 @@ class PipelineEngine(Engine):
             # gradients that were sent to it, except the newest. All other sends are therefore
             # complete.
             self._channels.to_before.drain(leave=1)
-            values = dict(zip(self._cut.before, (tensor.requires_grad_() for tensor in arrived), strict=True))
+            values = dict(
+                zip(self._cut.before, (tensor.requires_grad_() for tensor in arrived), strict=True)
+            )
             labels = self._receive_labels() if self.mesh.last else {}
             return values, labels, len(arrived[0])
         batch = feed.take()
         if self._channels.labels is not None:
-            columns = (batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"].view(-1, 4))
+            columns = (
+                batch["batch_idx"].view(-1, 1),
+                batch["cls"].view(-1, 1),
+                batch["bboxes"].view(-1, 4),
+            )
             self._channels.labels.send([torch.cat(columns, 1)])
         return {IMAGE: self.inputs.images(batch["img"], size)}, batch, len(batch["img"])
 
@@ -152,13 +162,19 @@ class PipelineEngine(Engine):
         else:
             gradients = self._gradients_of(number)
             # The output of frozen layers has no graph; its gradient ends here.
-            pairs = [pair for pair in zip(flight.sent, gradients, strict=True) if pair[0].requires_grad]
+            pairs = [
+                pair for pair in zip(flight.sent, gradients, strict=True) if pair[0].requires_grad
+            ]
             with self._clock.backward():
                 # One backward pass for all tensors that crossed the cut. One per tensor would walk
                 # shared layers several times.
-                torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
+                torch.autograd.backward(
+                    [tensor for tensor, _ in pairs], [gradient for _, gradient in pairs]
+                )
         if self._channels.to_before is not None:
-            self._channels.to_before.send([flight.received[name].grad for name in self._cut.before], ("B", size))
+            self._channels.to_before.send(
+                [flight.received[name].grad for name in self._cut.before], ("B", size)
+            )
 
     def _gradients_of(self, number: int) -> list[Tensor]:
         """Wait for the gradients of a micro-batch's outputs.
@@ -196,7 +212,9 @@ class PipelineEngine(Engine):
             values = {IMAGE: self.inputs.images(images)}
         else:
             assert self._channels.from_before is not None
-            values = dict(zip(self._cut.before, self._channels.from_before.receive().wait(), strict=True))
+            values = dict(
+                zip(self._cut.before, self._channels.from_before.receive().wait(), strict=True)
+            )
         with self._precision():
             outputs = self.net(values)
         if not self.mesh.last:
@@ -210,7 +228,9 @@ class PipelineEngine(Engine):
     def times(self) -> StageTimes:
         """This stage's times in the last step. Local."""
         sent = sum(
-            channel.bytes for channel in (self._channels.to_after, self._channels.to_before) if channel is not None
+            channel.bytes
+            for channel in (self._channels.to_after, self._channels.to_before)
+            if channel is not None
         )
         return self._clock.times(sent)
 

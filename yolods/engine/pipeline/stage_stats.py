@@ -47,13 +47,18 @@ def summarise(gauges: Sequence[Gauge], micro_batches: int) -> PipeStats:
     # Measured by its own duration each would seem busier than the schedule permits, and the bound
     # is a share of the whole step as well.
     whole = max(max(gauge.times.total for gauge in gauges), 1e-9)
-    stages = tuple(_stage(stage, [gauge for gauge in gauges if gauge.stage == stage], whole) for stage in range(count))
+    stages = tuple(
+        _stage(stage, [gauge for gauge in gauges if gauge.stage == stage], whole)
+        for stage in range(count)
+    )
     schedule = simulate(
         [stage.forward / micro_batches for stage in stages],
         [stage.backward / micro_batches for stage in stages],
         micro_batches,
     )
-    return PipeStats(stages=stages, idle=sum(stage.idle for stage in stages) / count, bound=schedule.idle_share)
+    return PipeStats(
+        stages=stages, idle=sum(stage.idle for stage in stages) / count, bound=schedule.idle_share
+    )
 
 
 def _stage(stage: int, replicas: Sequence[Gauge], whole: float) -> StageStats:

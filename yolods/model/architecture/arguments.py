@@ -10,7 +10,18 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from yolods.errors import Faults, nearest
-from yolods.parsing.rules import Rule, check, either, flag, items, one_of, optional, real, shown, whole
+from yolods.parsing.rules import (
+    Rule,
+    check,
+    either,
+    flag,
+    items,
+    one_of,
+    optional,
+    real,
+    shown,
+    whole,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +38,9 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("shortcut", "c3k", "attn", "lightconv", "a2", "residual", "is_first"), flag()),
     "size": optional(_COUNTS),
     "scale_factor": optional(either(_RATIO, items(_RATIO, what="a list of such numbers"))),
-    "mode": one_of("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact"),
+    "mode": one_of(
+        "nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact"
+    ),
     "align_corners": optional(flag()),
     "dimension": whole(0, 3),
 }
@@ -47,9 +60,14 @@ def check_layers(layers: Mapping[str, Any], faults: Faults) -> None:
             from ultralytics.nn import modules
 
             known = nearest(module, modules.__all__)
-            faults.add(f"{NOT_BUILT}: layer {number} is a '{module}', which ultralytics does not have{known}")
+            faults.add(
+                f"{NOT_BUILT}: layer {number} is a '{module}', which ultralytics does not "
+                f"have{known}"
+            )
         elif takes := _takes(kind):
-            _check_arguments(number, module, takes, [_meant(each, layers) for each in arguments], faults)
+            _check_arguments(
+                number, module, takes, [_meant(each, layers) for each in arguments], faults
+            )
 
 
 NOT_BUILT = "the model cannot be built"
@@ -101,9 +119,16 @@ def _takes(kind: type[nn.Module]) -> dict[str, bool]:
     if issubclass(kind, Detect):
         return {"nc": True} if kind is Detect else {}
     # For other modules, ultralytics has no fixed relation between yaml and signature.
-    if "c1" not in names and not kind.__module__.startswith("torch.nn") and "dimension" not in names:
+    if (
+        "c1" not in names
+        and not kind.__module__.startswith("torch.nn")
+        and "dimension" not in names
+    ):
         return {}
-    if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters):
+    if any(
+        parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        for parameter in parameters
+    ):
         return {}
     # The yaml gives its c1, unlike for all other modules.
     if kind.__name__ == "ResNetLayer":
@@ -132,13 +157,17 @@ def _meant(argument: Any, layers: Mapping[str, Any]) -> Any:
     return argument
 
 
-def _check_arguments(number: int, module: str, takes: Mapping[str, bool], given: list[Any], faults: Faults) -> None:
+def _check_arguments(
+    number: int, module: str, takes: Mapping[str, bool], given: list[Any], faults: Faults
+) -> None:
     where = f"{NOT_BUILT}: layer {number} ({module})"
     names = list(takes)
     if lacking := [name for name in names[len(given) :] if takes[name]]:
         faults.add(f"{where} lacks {' and '.join(lacking)}: its arguments are [{', '.join(names)}]")
     if len(given) > len(names):
-        faults.add(f"{where} has {len(given)} arguments, but takes {len(names)}: [{', '.join(names)}]")
+        faults.add(
+            f"{where} has {len(given)} arguments, but takes {len(names)}: [{', '.join(names)}]"
+        )
     for name, value in zip(names, given, strict=False):
         if name in _RULES:
             check(_RULES[name], value, f"{where}: its {name}", faults)

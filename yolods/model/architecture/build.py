@@ -66,7 +66,10 @@ def build(layers: dict[str, Any], names: tuple[str, ...]) -> DetectionModel:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(f"{NOT_BUILT}: {failing_layer(layers)}{reason}") from None
     if not has_plain_head(net):
-        raise UserError("the model must end in a plain Detect head (YOLOv5u); other heads and tasks are not supported")
+        raise UserError(
+            "the model must end in a plain Detect head (YOLOv5u); other heads and tasks are not "
+            "supported"
+        )
     net.names = dict(enumerate(names))
     net.nc = layers["nc"]
     return net

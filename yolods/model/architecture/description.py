@@ -13,7 +13,9 @@ MOST_REPEATS = 1000
 """Most repeats of a layer, before the model's depth multiplies them."""
 
 _REPEATS = whole(0, MOST_REPEATS)
-_SCALE = items(real(0, above=True), count=3, what="[depth, width, most channels], three numbers above 0")
+_SCALE = items(
+    real(0, above=True), count=3, what="[depth, width, most channels], three numbers above 0"
+)
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -30,7 +32,9 @@ def read_description(path: Path) -> dict[str, Any]:
         raise UserError(f"{where}{line}: not valid yaml: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: cannot be read: {error}") from None
-    missing = [key for key in ("backbone", "head") if not isinstance(layers, dict) or key not in layers]
+    missing = [
+        key for key in ("backbone", "head") if not isinstance(layers, dict) or key not in layers
+    ]
     if missing:
         raise UserError(f"{where}: not a model yaml, it lacks {' and '.join(missing)}")
     faults = Faults()
@@ -61,7 +65,11 @@ def _layer_fault(layer: Any, number: int) -> str:
     sources, repeats, module, arguments = layer
     for source in sources if isinstance(sources, list) else [sources]:
         # YAML's true is an int in Python. -1 of layer 0 is the image.
-        if not isinstance(source, int) or isinstance(source, bool) or not -max(number, 1) <= source < number:
+        if (
+            not isinstance(source, int)
+            or isinstance(source, bool)
+            or not -max(number, 1) <= source < number
+        ):
             return f"its input is {shown(source)}, which is not an earlier layer"
     try:
         _REPEATS.parse(repeats)
@@ -69,13 +77,20 @@ def _layer_fault(layer: Any, number: int) -> str:
         return f"its repeats are {shown(repeats)}, but must be {_REPEATS.permitted}"
     if not isinstance(module, str):
         return f"its module is {shown(module)}, but must be a name"
-    return "" if isinstance(arguments, list) else f"its arguments are {shown(arguments)}, but must be a list"
+    return (
+        ""
+        if isinstance(arguments, list)
+        else f"its arguments are {shown(arguments)}, but must be a list"
+    )
 
 
 def _check_scales(layers: dict[str, Any], where: str, faults: Faults) -> None:
     scales = layers.get("scales") or {}
     if not isinstance(scales, dict):
-        faults.add(f"{where}: scales is {shown(scales)}: it must be {{name: [depth, width, most channels]}}")
+        faults.add(
+            f"{where}: scales is {shown(scales)}: it must be {{name: [depth, width, most "
+            "channels]}"
+        )
         return
     for name, scale in scales.items():
         try:
@@ -84,5 +99,6 @@ def _check_scales(layers: dict[str, Any], where: str, faults: Faults) -> None:
             faults.add(f"{where}: scales.{name} is {shown(scale)}: it must be {_SCALE.permitted}")
     if scales and "scale" in layers and layers["scale"] not in scales:
         faults.add(
-            f"{where}: scale is {shown(layers['scale'])}, which is not among scales: {', '.join(map(str, scales))}"
+            f"{where}: scale is {shown(layers['scale'])}, which is not among scales: "
+            f"{', '.join(map(str, scales))}"
         )

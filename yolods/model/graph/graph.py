@@ -70,14 +70,20 @@ class Graph:
     def edges(self) -> tuple[Edge, ...]:
         """Every value with its writer and each of its readers, in the order of reading."""
         writers = self._writers
-        reads = [(value, node.index) for node in self.nodes for value in node.reads] + [(OUT, len(self.nodes))]
-        return tuple(Edge(value, writers[value], reader) for value, reader in reads if value in writers)
+        reads = [(value, node.index) for node in self.nodes for value in node.reads] + [
+            (OUT, len(self.nodes))
+        ]
+        return tuple(
+            Edge(value, writers[value], reader) for value, reader in reads if value in writers
+        )
 
     @cached_property
     def lifetimes(self) -> dict[str, tuple[int, int]]:
         """Writer and last reader of each value that is read, in order of writing; see `Edge`."""
         last = {edge.value: edge.target for edge in self.edges}
-        return {value: (writer, last[value]) for value, writer in self._writers.items() if value in last}
+        return {
+            value: (writer, last[value]) for value, writer in self._writers.items() if value in last
+        }
 
     @property
     def _writers(self) -> dict[str, int]:
@@ -115,7 +121,10 @@ def _check_values(nodes: Sequence[Node], faults: Faults) -> None:
             if value not in ever:
                 faults.add(f"model: node {node.name} reads {value!r}, which nothing writes")
             elif value not in written:
-                faults.add(f"model: node {node.name} reads {value!r} before it is written; layers read backwards only")
+                faults.add(
+                    f"model: node {node.name} reads {value!r} before it is written; layers read "
+                    "backwards only"
+                )
         for value in node.writes:
             if value in written:
                 faults.add(f"model: node {node.name} writes {value!r}, which was written before")
@@ -132,9 +141,13 @@ def _check_ownership(nodes: Sequence[Node], skeleton: nn.Module, faults: Faults)
             owners.setdefault(module, []).append(node.name)
     for name in skeleton.state_dict():
         parts = name.split(".")
-        found = [owner for end in range(1, len(parts)) for owner in owners.get(".".join(parts[:end]), ())]
+        found = [
+            owner for end in range(1, len(parts)) for owner in owners.get(".".join(parts[:end]), ())
+        ]
         if len(found) != 1:
-            faults.add(f"model: {name} belongs to {' and '.join(found) or 'no node'}, not to exactly one")
+            faults.add(
+                f"model: {name} belongs to {' and '.join(found) or 'no node'}, not to exactly one"
+            )
 
 
 def _check_head(layers: nn.Sequential, faults: Faults) -> None:
@@ -144,9 +157,15 @@ def _check_head(layers: nn.Sequential, faults: Faults) -> None:
     last = len(layers) - 1
     if heads != [last]:
         where = ", ".join(str(index) for index in heads) or "nowhere"
-        faults.add(f"model: the last layer ({last}) must be the only Detect head, but Detect is at: {where}")
+        faults.add(
+            f"model: the last layer ({last}) must be the only Detect head, but Detect is at: "
+            f"{where}"
+        )
     elif type(layers[last]) is not Detect or getattr(layers[last], "one2one_cv2", None) is not None:
-        faults.add(f"model: layer {last} is {type(layers[last]).__name__}, not the plain Detect head of YOLOv5u")
+        faults.add(
+            f"model: layer {last} is {type(layers[last]).__name__}, not the plain Detect head of "
+            "YOLOv5u"
+        )
 
 
 def meta_model(layers: Mapping[str, Any]) -> DetectionModel:
@@ -181,7 +200,9 @@ def meta_model(layers: Mapping[str, Any]) -> DetectionModel:
     net.yaml = deepcopy(dict(layers))
     try:
         with torch.device("meta"):
-            net.model, net.save = parse_model(deepcopy(net.yaml), ch=layers["channels"], verbose=False)
+            net.model, net.save = parse_model(
+                deepcopy(net.yaml), ch=layers["channels"], verbose=False
+            )
     # A user's yaml can cause any kind of exception.
     except Exception as error:
         with torch.device("meta"):
@@ -198,7 +219,15 @@ def meta_model(layers: Mapping[str, Any]) -> DetectionModel:
     return net
 
 
-_UNFIT = (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError, AttributeError)
+_UNFIT = (
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    AttributeError,
+)
 """What ultralytics and torch raise for values that do not fit a layer."""
 
 
@@ -220,10 +249,13 @@ def _strides(graph: Graph, size: int = 256) -> Tensor:
             values |= run_node(node, modules, values)
         except _UNFIT as error:
             read = [values[name] for name in node.reads]
-            shapes = " and ".join(str(tuple(value.shape[1:])) for value in read if isinstance(value, Tensor))
+            shapes = " and ".join(
+                str(tuple(value.shape[1:])) for value in read if isinstance(value, Tensor)
+            )
             raise UserError(
-                f"{NOT_BUILT}: layer {node.layer} ({graph.kinds[node.layer]}) does not accept {shapes}, which "
-                f"earlier layers make of an image of {size} pixels: {_reason(error)}"
+                f"{NOT_BUILT}: layer {node.layer} ({graph.kinds[node.layer]}) does not accept "
+                f"{shapes}, which earlier layers make of an image of {size} pixels: "
+                f"{_reason(error)}"
             ) from None
     return torch.tensor([size / level.shape[-2] for level in values[OUT]["feats"]])
 
@@ -258,7 +290,9 @@ def _skeleton(net: nn.Module) -> nn.Module:
     empty: dict[int, Tensor] = {}
     for tensor in (*net.model.parameters(), *net.model.buffers()):
         shape = torch.empty_like(tensor, device="meta", requires_grad=False)
-        empty[id(tensor)] = nn.Parameter(shape, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape
+        empty[id(tensor)] = (
+            nn.Parameter(shape, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape
+        )
     skeleton = nn.Module()
     skeleton.model = deepcopy(net.model, empty)
     return skeleton.train()
@@ -276,7 +310,9 @@ def live(graph: Graph, cut: int) -> tuple[str, ...]:
     """
     if not 0 <= cut <= len(graph.nodes):
         raise ValueError(f"cut {cut} is not in 0..{len(graph.nodes)}")
-    return tuple(value for value, (written, read) in graph.lifetimes.items() if written < cut <= read)
+    return tuple(
+        value for value, (written, read) in graph.lifetimes.items() if written < cut <= read
+    )
 
 
 def modules_of(nodes: Sequence[Node], net: nn.Module) -> dict[str, nn.Module]:
@@ -365,7 +401,9 @@ def _lanes(rows: list[tuple[Node, ...]]) -> list[tuple[int, int, int, str]]:
         if end > start + 1:
             # A lane is free again after the row of its last reader.
             taken = {lane for lane, _, until, _ in lanes if until >= start}
-            lanes.append((next(lane for lane in range(len(born)) if lane not in taken), start, end, value))
+            lanes.append(
+                (next(lane for lane in range(len(born)) if lane not in taken), start, end, value)
+            )
     return lanes
 
 
@@ -374,5 +412,7 @@ def _strokes(row: int, part: tuple[Node, ...], skips: list[tuple[int, int, int, 
     strokes: dict[int, str] = {}
     for lane, start, end, value in skips:
         if start <= row <= end:
-            strokes[lane] = "┐" if row == start else "┘" if row == end else "┤" if value in reads else "│"
+            strokes[lane] = (
+                "┐" if row == start else "┘" if row == end else "┤" if value in reads else "│"
+            )
     return " ".join(strokes.get(lane, " ") for lane in range(max(strokes, default=-1) + 1))

@@ -61,7 +61,11 @@ def nodes_of_layer(layer: nn.Module, split: bool) -> Iterator[Node]:
     reads = tuple(_source(k, f) for f in ([layer.f] if isinstance(layer.f, int) else layer.f))
     # C3x and C3Ghost only fill `m` with other blocks. C3TR's `m` is no list, and other layers
     # compute something else.
-    if split and getattr(type(layer), "forward", None) is C3.forward and isinstance(layer.m, nn.Sequential):
+    if (
+        split
+        and getattr(type(layer), "forward", None) is C3.forward
+        and isinstance(layer.m, nn.Sequential)
+    ):
         yield from _nodes_of_c3(k, own, reads, len(layer.m))
     elif type(layer) is Detect and split:
         for i, read in enumerate(reads):
@@ -95,7 +99,9 @@ def _nodes_of_level(k: int, own: str, i: int, read: str, depth: int) -> Iterator
         written = f"{k}.{i}.cls{j}"
         yield Node(0, k, "block", (c,), (written,), (f"{own}.cv3.{i}.{j}",), written)
         c = written
-    yield Node(0, k, "level", (box, c), (f"{k}.{i}",), (f"{own}.cv3.{i}.{depth - 1}",), f"{k}.{i}.cat")
+    yield Node(
+        0, k, "level", (box, c), (f"{k}.{i}",), (f"{own}.cv3.{i}.{depth - 1}",), f"{k}.{i}.cat"
+    )
 
 
 def _source(layer: int, f: int) -> str:
@@ -104,7 +110,9 @@ def _source(layer: int, f: int) -> str:
     return IMAGE if (layer, f) == (0, -1) else str(k)
 
 
-def run_node(node: Node, modules: Mapping[str, nn.Module], values: Mapping[str, Any]) -> dict[str, Any]:
+def run_node(
+    node: Node, modules: Mapping[str, nn.Module], values: Mapping[str, Any]
+) -> dict[str, Any]:
     """Compute what one node writes, exactly as ultralytics' own layer does.
 
     Args:
@@ -151,7 +159,9 @@ def _run_detect(parts: list[nn.Module], inputs: list[Tensor]) -> tuple[dict[str,
     # DFL's `c1` is reg_max; with reg_max 1 an Identity replaces it.
     box_channels = 4 * getattr(parts[0], "c1", 1)
     points = torch.cat([level.flatten(2) for level in inputs], 2)
-    return ({"boxes": points[:, :box_channels], "scores": points[:, box_channels:], "feats": inputs},)
+    return (
+        {"boxes": points[:, :box_channels], "scores": points[:, box_channels:], "feats": inputs},
+    )
 
 
 _RUN = {

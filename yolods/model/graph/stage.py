@@ -31,7 +31,9 @@ class Stage(nn.Module):
         self._graph, self.start, self.stop, self._recompute = graph, start, stop, recompute
         for node in graph.nodes[start:stop]:
             for name in node.modules:
-                attach(self, name, deepcopy(graph.skeleton.get_submodule(name)).to_empty(device="cpu"))
+                attach(
+                    self, name, deepcopy(graph.skeleton.get_submodule(name)).to_empty(device="cpu")
+                )
         # A dict, not attributes: the modules are registered only once, under their names in the
         # whole model.
         self._nodes = modules_of(graph.nodes[start:stop], self)
@@ -94,7 +96,10 @@ class RecomputedDetector(Stage):
     def __str__(self) -> str:
         """What is kept, for people."""
         segments = math.ceil(self.stop / self._recompute)
-        return f"activation checkpointing: {segments} segments of at most {self._recompute} of {self.stop} nodes"
+        return (
+            f"activation checkpointing: {segments} segments of at most {self._recompute} of "
+            f"{self.stop} nodes"
+        )
 
     def forward(self, images: Tensor) -> Any:
         """Raw predictions of images (N, C, H, W); the second item of a pair in evaluation mode."""

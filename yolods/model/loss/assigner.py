@@ -58,7 +58,9 @@ class Assignment:
 
 
 @torch.no_grad()
-def assign(probabilities: Tensor, boxes: Tensor, anchors: Anchors, targets: Targets, *, exact: bool) -> Assignment:
+def assign(
+    probabilities: Tensor, boxes: Tensor, anchors: Anchors, targets: Targets, *, exact: bool
+) -> Assignment:
     """Assign boxes to anchors.
 
     Args:
@@ -80,13 +82,20 @@ def assign(probabilities: Tensor, boxes: Tensor, anchors: Anchors, targets: Targ
     given = pair >= 0
     slot = given.nonzero().view(-1) if exact else _first(given, room)
     # Slots without a box point to an arbitrary pair; their values become 0 below.
-    real, pair = given.index_select(0, slot), pair.index_select(0, slot).clamp_(0, targets.pairs - 1)
+    real, pair = (
+        given.index_select(0, slot),
+        pair.index_select(0, slot).clamp_(0, targets.pairs - 1),
+    )
     box = targets.box.index_select(0, pair)
-    metric, overlap = (each.index_select(0, pair).masked_fill_(~real, 0) for each in (metrics, overlaps))
+    metric, overlap = (
+        each.index_select(0, pair).masked_fill_(~real, 0) for each in (metrics, overlaps)
+    )
     return Assignment(slot, real, box, _scaled(metric, overlap, box, len(targets.labels)))
 
 
-def _measure(probabilities: Tensor, boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor, Tensor]:
+def _measure(
+    probabilities: Tensor, boxes: Tensor, targets: Targets
+) -> tuple[Tensor, Tensor, Tensor]:
     """(P,) metrics, (P,) overlaps, and (S,) int64 `_bid` of each slot's best overlap."""
     slots, classes = probabilities.shape
     metrics, overlaps = boxes.new_empty(targets.pairs), boxes.new_empty(targets.pairs)
@@ -144,7 +153,9 @@ def _settle(highest: Tensor, contest: Tensor, targets: Targets) -> Tensor:
     slot = (highest + targets.shift.view(-1, 1)).view(-1).masked_fill_(outside, slots)
     # The first and the last pair that take a slot. They differ if several do; then the bids decide.
     last = pair.new_full((slots + 1,), -1).scatter_reduce_(0, slot, pair, "amax")[:slots]
-    first = pair.new_full((slots + 1,), targets.pairs).scatter_reduce_(0, slot, pair, "amin")[:slots]
+    first = pair.new_full((slots + 1,), targets.pairs).scatter_reduce_(0, slot, pair, "amin")[
+        :slots
+    ]
     return torch.where(first < last, _LAST - (contest & 0xFFFFFFFF), last)
 
 
@@ -160,6 +171,7 @@ def _first(given: Tensor, room: int) -> Tensor:
 def _scaled(metric: Tensor, overlap: Tensor, box: Tensor, boxes: int) -> Tensor:
     """Target scores (utils/tal.py:192): metric x the box's best overlap / the box's best metric."""
     best_overlap, best_metric = (
-        each.new_zeros(boxes).scatter_reduce_(0, box, each, "amax").index_select(0, box) for each in (overlap, metric)
+        each.new_zeros(boxes).scatter_reduce_(0, box, each, "amax").index_select(0, box)
+        for each in (overlap, metric)
     )
     return metric * best_overlap / (best_metric + METRIC_EPS)

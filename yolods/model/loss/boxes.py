@@ -46,7 +46,10 @@ def ciou(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
     common = common_width * (bottom.minimum(y2) - top.maximum(y1)).clamp_(0)
     union = wide * high + width * height - common + EPS
     iou = common / union
-    around_width, around_height = right.maximum(x2) - left.minimum(x1), bottom.maximum(y2) - top.minimum(y1)
+    around_width, around_height = (
+        right.maximum(x2) - left.minimum(x1),
+        bottom.maximum(y2) - top.minimum(y1),
+    )
     around = around_width.pow(2) + around_height.pow(2) + EPS
     apart = ((x1 + x2 - left - right).pow(2) + (y1 + y2 - top - bottom).pow(2)) / 4
     shape = (4 / math.pi**2) * ((width / height).atan() - (wide / high).atan()).pow(2)

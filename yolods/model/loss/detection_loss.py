@@ -57,7 +57,9 @@ class DetectionLoss:
         self._class_weights = None if class_weights is None else class_weights.to(device)
         self._exact = device.type == "cpu" if exact is None else exact
 
-    def __call__(self, predictions: dict[str, Any], batch: dict[str, Tensor], images: int) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, predictions: dict[str, Any], batch: dict[str, Tensor], images: int
+    ) -> tuple[Tensor, Tensor]:
         """The loss of one micro-batch.
 
         ultralytics' trainer backpropagates loss x images of the micro-batch, summed over
@@ -99,11 +101,15 @@ class DetectionLoss:
         total = total.double()
         return torch.cat((items.double() * total.clamp(min=1), total.view(1)))
 
-    def _items(self, predictions: dict[str, Any], batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _items(
+        self, predictions: dict[str, Any], batch: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """(3,) fp32 items, and the sum of the target scores."""
         shapes = tuple((level.shape[2], level.shape[3]) for level in predictions["feats"])
         anchors = anchors_of(shapes, self._strides, self._device)
-        targets = targets_of(batch, anchors, self._smallest, predictions["scores"].shape[1], self._device)
+        targets = targets_of(
+            batch, anchors, self._smallest, predictions["scores"].shape[1], self._device
+        )
         assigned, cls, total = self._class_loss(predictions, anchors, targets)
         box, dfl = self._box_losses(predictions["boxes"], anchors, targets, assigned)
         gains, divisor = self._gains, total.clamp(min=1)
@@ -152,7 +158,10 @@ class DetectionLoss:
         rows = raw.permute(0, 2, 1)[image, anchor].float()
         # Otherwise the gradient of a slot without a box could be nan.
         rows.masked_fill_(~assigned.real.view(-1, 1), 0)
-        points, strides = anchors.points.index_select(0, anchor), anchors.strides.index_select(0, anchor)
+        points, strides = (
+            anchors.points.index_select(0, anchor),
+            anchors.strides.index_select(0, anchor),
+        )
         target = targets.corners.index_select(1, assigned.box).t() / strides
         weight = assigned.weight.view(-1, 1)
         found = corners(self._reach(rows), points)
@@ -226,7 +235,9 @@ class _Weighed:
         """Binary cross entropy (S, nc), stored in the logits: (1 - z) x - log sigmoid(x)."""
         # In pieces, so that the temporary tensors stay small.
         step = max(SCORES, self.logits.numel() // (16 * VECTOR) * VECTOR)
-        pieces = zip(self.logits.view(-1).split(step), self.wanted.view(-1).split(step), strict=True)
+        pieces = zip(
+            self.logits.view(-1).split(step), self.wanted.view(-1).split(step), strict=True
+        )
         for logits, wanted in pieces:
             certain = F.logsigmoid(logits)
             logits.mul_(1 - wanted).sub_(certain)

@@ -48,7 +48,9 @@ class Targets:
 
     def most(self, each: int) -> int:
         """Largest number of pairs that remain if each box keeps at most `each`."""
-        return sum(min(end - start, each) for start, end in zip(self.bounds, self.bounds[1:], strict=False))
+        return sum(
+            min(end - start, each) for start, end in zip(self.bounds, self.bounds[1:], strict=False)
+        )
 
 
 def targets_of(
@@ -69,11 +71,15 @@ def targets_of(
         ValueError: the labels are not on the host, or have a class beyond those of the head.
     """
     if not batch["bboxes"].is_cpu:
-        raise ValueError("labels must be on the host: fetching these from a device would wait for it")
+        raise ValueError(
+            "labels must be on the host: fetching these from a device would wait for it"
+        )
     images, labels = batch["batch_idx"].view(-1).long(), batch["cls"].view(-1).long()
     # Such a label's place among the scores would belong to another anchor.
     if (labels >= classes).any():
-        raise ValueError(f"a label has class {int(labels.max())}, but the head has {classes}, from 0 on")
+        raise ValueError(
+            f"a label has class {int(labels.max())}, but the head has {classes}, from 0 on"
+        )
     corners = _corners(batch["bboxes"].view(-1, 4).float(), anchors)
     # ultralytics recognises padding by zeros, and so also drops boxes left of and above the image.
     seen = corners.sum(1) > 0
@@ -118,7 +124,9 @@ def _pairs(boxes: Tensor, seen: Tensor, anchors: Anchors) -> tuple[Tensor, Tenso
     across = torch.tensor([len(level.columns) for level in anchors.levels]).expand_as(corner)
     heights = height.view(-1)
     rows = torch.arange(int(heights.sum())) - _before(heights).repeat_interleave(heights)
-    starts = corner.reshape(-1).repeat_interleave(heights) + rows * across.reshape(-1).repeat_interleave(heights)
+    starts = corner.reshape(-1).repeat_interleave(heights) + rows * across.reshape(
+        -1
+    ).repeat_interleave(heights)
     runs = width.reshape(-1).repeat_interleave(heights)
     pairs = torch.arange(int(runs.sum()))
     counts = (width * height).sum(1)

@@ -18,7 +18,9 @@ from yolods.training.checks.resume_check import check_before_start
 Tell = Callable[[str], object]
 
 
-def check_train(args: argparse.Namespace, world_size: int, device: str, tell: Tell | None = None) -> RunConfig:
+def check_train(
+    args: argparse.Namespace, world_size: int, device: str, tell: Tell | None = None
+) -> RunConfig:
     """The configuration of the requested run. Imports torch only if the model or the weights need a
     check.
 
@@ -31,7 +33,9 @@ def check_train(args: argparse.Namespace, world_size: int, device: str, tell: Te
     Raises:
         UserError: all faults of flags, JSON, data, model and weights, one per line.
     """
-    return build_run_config(args, world_size=world_size, device=device, check_files=partial(_check_files, tell=tell))
+    return build_run_config(
+        args, world_size=world_size, device=device, check_files=partial(_check_files, tell=tell)
+    )
 
 
 def _check_files(config: RunConfig, faults: Faults, tell: Tell | None) -> None:
@@ -47,10 +51,15 @@ def _check_files(config: RunConfig, faults: Faults, tell: Tell | None) -> None:
 
         quiet_dependencies(logging.WARNING)
         if tell is not None:
-            tell(f"version {__version__}: checking {'the model' if model else 'the weights'} before the start")
+            tell(
+                f"version {__version__}: checking {'the model' if model else 'the weights'} before "
+                "the start"
+            )
     if model:
         # A faulty yaml is replaced by one class, so that the model's faults are reported too.
-        names, channels = (("item",), 3) if spec is None else (class_names(spec, config.hyper), spec.channels)
+        names, channels = (
+            (("item",), 3) if spec is None else (class_names(spec, config.hyper), spec.channels)
+        )
         with faults.caught():
             _check_model(config, names, channels, sound, faults)
     if weights:
@@ -85,11 +94,17 @@ def _model_matters(config: RunConfig, sound: bool, faults: Faults) -> bool:
     """
     with faults.caught():
         own = parse_name(config.model).yaml is not None
-        return own or config.hyper.freeze is not None or (sound and config.deepspeed.pipeline is not None)
+        return (
+            own
+            or config.hyper.freeze is not None
+            or (sound and config.deepspeed.pipeline is not None)
+        )
     return False
 
 
-def _check_model(config: RunConfig, names: tuple[str, ...], channels: int, sound: bool, faults: Faults) -> None:
+def _check_model(
+    config: RunConfig, names: tuple[str, ...], channels: int, sound: bool, faults: Faults
+) -> None:
     from yolods.model.check import check_fit, check_freeze, on_paper
 
     blueprint, before = on_paper(config, names, channels), len(faults)

@@ -35,11 +35,19 @@ _TOLD = {
     "epochs": "the run has {} epochs instead of {}: learning rates follow the new number",
 }
 _ABOUT: Mapping[Change, str] = {
-    "content": "but different ones, or with different boxes: the run continues its epoch with the present ones",
-    "order": "but in another order: the rest of the current epoch may show some of them twice and others not at "
-    "all; from the next epoch on, each is shown once",
+    "content": (
+        "but different ones, or with different boxes: the run continues its epoch with the present "
+        "ones"
+    ),
+    "order": (
+        "but in another order: the rest of the current epoch may show some of them twice and "
+        "others not at all; from the next epoch on, each is shown once"
+    ),
     "names": "and in the same order, but under other names: the run continues exactly",
-    "times": "of the same sizes and with the same boxes, but rewritten: if only copied, the run continues exactly",
+    "times": (
+        "of the same sizes and with the same boxes, but rewritten: if only copied, the run "
+        "continues exactly"
+    ),
 }
 RECORD = "depends"
 """The record's key in model.json."""
@@ -70,8 +78,12 @@ class Depends:
 
     def record(self) -> dict[str, Any]:
         """The entry in model.json, which already has the names and the architecture."""
-        kept = {key: dict(getattr(self, key)) for key in ("settings", "hyper", "optimizer", "versions")}
-        splits = {key: None if value is None else value.as_dict() for key, value in self._splits.items()}
+        kept = {
+            key: dict(getattr(self, key)) for key in ("settings", "hyper", "optimizer", "versions")
+        }
+        splits = {
+            key: None if value is None else value.as_dict() for key, value in self._splits.items()
+        }
         # Through JSON, so that tuples are lists, as in a record that was read from a file.
         return json.loads(json.dumps({**kept, **splits}))
 
@@ -128,7 +140,9 @@ def read_depends(model: Facts) -> Depends:
         told = model.get("train_args", {})
         settings = {key: told[key] for key in ("model", "imgsz", "epochs", "batch") if key in told}
         return replace(basic, settings=settings, hyper=told)
-    splits = {key: None if record[key] is None else Samples(**record[key]) for key in ("train", "val")}
+    splits = {
+        key: None if record[key] is None else Samples(**record[key]) for key in ("train", "val")
+    }
     kept = {key: dict(record[key]) for key in ("settings", "hyper", "optimizer", "versions")}
     return replace(basic, **kept, **splits)
 
@@ -148,14 +162,16 @@ def compare(before: Depends, now: Depends, run: Path, data: Path) -> Comparison:
     _compare_settings(before, now, run, faults, notes)
     if not before.is_whole:
         notes.add(
-            f"{run}: its checkpoint was written by an older yolods and does not record the images, optimizer and "
-            "versions: changes of these cannot be detected"
+            f"{run}: its checkpoint was written by an older yolods and does not record the images, "
+            "optimizer and versions: changes of these cannot be detected"
         )
     _compare_train(before, now, notes)
     judged_on_others = _compare_val(before, now, notes)
     for package, number in now.versions.items():
         if (had := before.versions.get(package, number)) != number:
-            notes.add(f"{package} is {number} instead of {had}: the run continues, but not bit for bit")
+            notes.add(
+                f"{package} is {number} instead of {had}: the run continues, but not bit for bit"
+            )
     images_before = None if before.train is None else before.train.count
     return Comparison(tuple(faults), tuple(notes), images_before, judged_on_others)
 
@@ -179,7 +195,9 @@ def check_before_start(config: RunConfig, faults: Faults) -> None:
     before, progress = left
     if is_over(config, progress["step"], progress["epochs_done"]):
         faults.add(finished(config))
-    for line in compare(before, depends_on(config, **_known(config)), config.run_dir, config.data).faults:
+    for line in compare(
+        before, depends_on(config, **_known(config)), config.run_dir, config.data
+    ).faults:
         faults.add(line)
 
 
@@ -190,7 +208,10 @@ def _known(config: RunConfig) -> Facts:
     with suppress(UserError):
         spec = read_spec(config.data)
         names = class_names(spec, config.hyper)
-        return {"names": names, "architecture": architecture(parse_name(config.model), len(names), spec.channels)}
+        return {
+            "names": names,
+            "architecture": architecture(parse_name(config.model), len(names), spec.channels),
+        }
     return {}
 
 
@@ -203,7 +224,10 @@ def is_over(config: RunConfig, step: int, epochs_done: int) -> bool:
 
 def finished(config: RunConfig) -> str:
     """The message about a finished run."""
-    return f"--resume: {config.run_dir} has finished its {config.epochs} epochs; use a larger --epochs to continue"
+    return (
+        f"--resume: {config.run_dir} has finished its {config.epochs} epochs; use a larger "
+        "--epochs to continue"
+    )
 
 
 def _left_in(folder: Path, run: str) -> tuple[Depends, Facts] | None:
@@ -212,22 +236,37 @@ def _left_in(folder: Path, run: str) -> tuple[Depends, Facts] | None:
         newest = folder / (folder / LATEST).read_text(encoding="utf-8").strip()
         model, progress = (parse_json((newest / name).read_bytes()) for name in (MODEL, PROGRESS))
         if progress.get("run", "") == run:
-            return read_depends(model), {key: whole(0).parse(progress[key]) for key in ("step", "epochs_done")}
+            return read_depends(model), {
+                key: whole(0).parse(progress[key]) for key in ("step", "epochs_done")
+            }
     return None
 
 
-def _compare_names(before: Depends, now: Depends, run: Path, data: Path, faults: Faults, notes: Faults) -> None:
+def _compare_names(
+    before: Depends, now: Depends, run: Path, data: Path, faults: Faults, notes: Faults
+) -> None:
     if before.names is None or now.names is None:
         return
     what = difference(before.names, now.names)
     had, has = both(before.names, now.names)
-    remedy = f"restore the names, or start a new run from these weights: --weights {run}/weights/last.pt"
+    remedy = (
+        f"restore the names, or start a new run from these weights: --weights {run}/weights/last.pt"
+    )
     if what == "count":
-        faults.add(f"{data} names {has}, but the run in {run} has {had}: the class head has another size; {remedy}")
+        faults.add(
+            f"{data} names {has}, but the run in {run} has {had}: the class head has another size; "
+            f"{remedy}"
+        )
     elif what == "order":
-        faults.add(f"{data} names {has}, but the run in {run} has {had}: the same names have other ids; {remedy}")
+        faults.add(
+            f"{data} names {has}, but the run in {run} has {had}: the same names have other ids; "
+            f"{remedy}"
+        )
     elif what == "names":
-        notes.add(f"{data} names {has} instead of {had}: the run continues with the new names; only ids matter")
+        notes.add(
+            f"{data} names {has} instead of {had}: the run continues with the new names; only ids "
+            "matter"
+        )
 
 
 def _compare_models(before: Depends, now: Depends, run: Path, faults: Faults) -> None:
@@ -238,8 +277,9 @@ def _compare_models(before: Depends, now: Depends, run: Path, faults: Faults) ->
             return
         where, was, is_now = apart
         faults.add(
-            f"the model {has} has {shown(is_now)} as its {where}, but the model of the run in {run} has {shown(was)}; "
-            f"restore it, or start a new run from these weights: --weights {run}/weights/last.pt"
+            f"the model {has} has {shown(is_now)} as its {where}, but the model of the run in "
+            f"{run} has {shown(was)}; restore it, or start a new run from these weights: --weights "
+            f"{run}/weights/last.pt"
         )
     elif had is not None and had != has:
         faults.add(_edited("model", has, had, run))
@@ -252,7 +292,9 @@ def _first_difference(had: Any, has: Any, where: str = "") -> tuple[str, Any, An
     """
     if isinstance(had, Mapping) and isinstance(has, Mapping):
         for key in dict.fromkeys([*had, *has]):
-            if key not in ("nc", "names") and (apart := _first_difference(had.get(key), has.get(key), str(key))):
+            if key not in ("nc", "names") and (
+                apart := _first_difference(had.get(key), has.get(key), str(key))
+            ):
                 return apart
         return None
     if isinstance(had, list) and isinstance(has, list) and where in ("backbone", "head"):
@@ -264,7 +306,9 @@ def _first_difference(had: Any, has: Any, where: str = "") -> tuple[str, Any, An
     return None if had == has else (where, had, has)
 
 
-def _compare_settings(before: Depends, now: Depends, run: Path, faults: Faults, notes: Faults) -> None:
+def _compare_settings(
+    before: Depends, now: Depends, run: Path, faults: Faults, notes: Faults
+) -> None:
     for key, what in (("imgsz", "imgsz"), ("step", "images per step")):
         if before.settings.get(key, now.settings.get(key)) != now.settings.get(key):
             faults.add(_edited(what, now.settings[key], before.settings[key], run))
@@ -277,7 +321,10 @@ def _compare_settings(before: Depends, now: Depends, run: Path, faults: Faults, 
         if key in SETTLED:
             faults.add(_edited(key, has, had, run))
         else:
-            notes.add(f"{key} is {shown(has)} instead of {shown(had)}: the run continues with {shown(has)}")
+            notes.add(
+                f"{key} is {shown(has)} instead of {shown(had)}: the run continues with "
+                f"{shown(has)}"
+            )
     _compare_optimizers(before, now, notes)
 
 
@@ -287,28 +334,38 @@ def _compare_optimizers(before: Depends, now: Depends, notes: Faults) -> None:
         return
     if now.hyper["optimizer"] == "auto" and had != has:
         one, other = (f"{each['name']} at {each['lr']:g}" for each in (has, had))
-        notes.add(f"optimizer=auto would now choose {one}, and chose {other} before: the run continues with {other}")
+        notes.add(
+            f"optimizer=auto would now choose {one}, and chose {other} before: the run continues "
+            f"with {other}"
+        )
     elif had["arguments"] != has["arguments"]:
         one, other = (shown(each["arguments"]) for each in (has, had))
-        notes.add(f"{has['name']} has the arguments {one} instead of {other}: the run continues with the new ones")
+        notes.add(
+            f"{has['name']} has the arguments {one} instead of {other}: the run continues with the "
+            "new ones"
+        )
 
 
 def _edited(what: str, has: Any, had: Any, run: Path) -> str:
     return (
-        f"{what} is {shown(has)}, but the checkpoint of the run in {run} was made with {shown(had)}; restore that to "
-        "continue the run, or start a new one"
+        f"{what} is {shown(has)}, but the checkpoint of the run in {run} was made with "
+        f"{shown(had)}; restore that to continue the run, or start a new one"
     )
 
 
 def _compare_train(before: Depends, now: Depends, notes: Faults) -> None:
     """Note changes of the training images."""
-    if before.train is None or now.train is None or not (what := now.train.change_from(before.train)):
+    if (
+        before.train is None
+        or now.train is None
+        or not (what := now.train.change_from(before.train))
+    ):
         return
     had, has = before.train.count, now.train.count
     if what == "count":
         notes.add(
-            f"train has {plural(has, 'image')} instead of {had}: the completed epochs count, the current one "
-            f"starts over, and from here on an epoch has {plural(has, 'image')}"
+            f"train has {plural(has, 'image')} instead of {had}: the completed epochs count, the "
+            f"current one starts over, and from here on an epoch has {plural(has, 'image')}"
         )
     else:
         notes.add(f"train has {plural(has, 'image')} as before, {_ABOUT[what]}")
@@ -324,5 +381,7 @@ def _compare_val(before: Depends, now: Depends, notes: Faults) -> bool:
     which = f"has {plural(has, 'image')} instead of {had}"
     if what == "content":
         which = f"has {plural(has, 'image')} as before, but different ones"
-    notes.add(f"val {which}: metrics cannot be compared with earlier epochs, so the best epoch is reset")
+    notes.add(
+        f"val {which}: metrics cannot be compared with earlier epochs, so the best epoch is reset"
+    )
     return True
