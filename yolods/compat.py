@@ -51,23 +51,26 @@ def prepare() -> None:
     # which the watchdog reports in one line.
     _unless_set("TORCH_CPP_LOG_LEVEL", "ERROR")
     for variable in ("YOLO_CONFIG_DIR", "MPLCONFIGDIR"):
-        folder = Path(os.environ[variable])
-        remedy = (
-            f"set {'YOLODS_CACHE' if folder.is_relative_to(cache) else variable} to a writable "
-            "folder"
-        )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OwnError(f"cannot create {folder}: {error.strerror or error}; {remedy}") from None
-        # Otherwise ultralytics and matplotlib would silently use another folder.
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise OwnError(f"cannot write to {folder}; {remedy}")
+        _make_writable(Path(os.environ[variable]), variable, cache)
 
 
 def _unless_set(name: str, value: str) -> None:
     """Set a variable that is unset or empty: libraries take "" for the current folder."""
     os.environ[name] = os.environ.get(name) or value
+
+
+def _make_writable(folder: Path, variable: str, cache: Path) -> None:
+    """Create the folder that a variable names; raises OwnError if it cannot be written."""
+    remedy = (
+        f"set {'YOLODS_CACHE' if folder.is_relative_to(cache) else variable} to a writable folder"
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OwnError(f"cannot create {folder}: {error.strerror or error}; {remedy}") from None
+    # Otherwise ultralytics and matplotlib would silently use another folder.
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OwnError(f"cannot write to {folder}; {remedy}")
 
 
 def stand_in_for_torchvision() -> bool:

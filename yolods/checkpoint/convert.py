@@ -36,14 +36,9 @@ def export(source: Path, target: Path, *, live: bool, fp32: bool) -> str:
     model = checkpoint.model
     # Architecture and names come from the checkpoint: the run's own files may be gone.
     net = build(model["architecture"], tuple(model["names"]))
+    facts = {"train_args": model["train_args"]}
     try:
-        write_pt(
-            target,
-            net,
-            merge_shards(checkpoint, live=live),
-            {"train_args": model["train_args"]},
-            half=not fp32,
-        )
+        write_pt(target, net, merge_shards(checkpoint, live=live), facts, half=not fp32)
     except (OSError, RuntimeError) as error:
         raise UserError(f"--to {target}: cannot write: {error}") from None
     which = "trained weights" if live else "moving average"

@@ -46,6 +46,10 @@ _REFUSED_FLAGS = {
     "--amp": "set the precision in the DeepSpeed JSON: --deepspeed_config zero1_bf16",
 }
 
+_ON: dict[str, Any] = {"action": "store_const", "const": True}
+_OFF: dict[str, Any] = {"action": "store_const", "const": False}
+"""Keywords of flags without a value, which set True or False; if they are not given, None."""
+
 
 class _Refuse(argparse.Action):
     """Refuses a flag that yolov5 or ultralytics users may type, and says what to do instead."""
@@ -69,6 +73,18 @@ def _given_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--data", metavar="YAML", help="data yaml, or demo")
     parser.add_argument("--weights", metavar="PT", help="ultralytics .pt")
+    _image_flags(parser)
+    _folder_flags(parser)
+    parser.add_argument(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="one hyper-parameter; repeatable (docs/configuration.md)",
+    )
+
+
+def _image_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for size, number and reading of images."""
     parser.add_argument(
         "--imgsz", "--img", "--img-size", type=int, metavar="PX", help="image size (default 640)"
     )
@@ -82,17 +98,13 @@ def _given_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="loader processes per rank (default 8; 0 on a CPU)"
     )
+
+
+def _folder_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `read_folder` reads."""
     parser.add_argument("--project", metavar="DIR", help="folder for runs (default runs)")
     parser.add_argument("--name", help="name of the run's folder (default exp)")
-    parser.add_argument(
-        "--exist-ok", action="store_const", const=True, help="write into an existing folder"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        metavar="KEY=VALUE",
-        help="one hyper-parameter; repeatable (docs/configuration.md)",
-    )
+    parser.add_argument("--exist-ok", **_ON, help="write into an existing folder")
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +126,17 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", nargs="?", const=True, metavar="RUN", help="resume a run (default: the newest)"
     )
-    hyper = parser.add_argument_group("hyper-parameters with a flag of their own")
+    _hyper_parameter_flags(parser.add_argument_group("hyper-parameters with a flag of their own"))
+    # Registered, so that argparse also consumes their values, which would be unexpected words
+    # otherwise.
+    for flag in _REFUSED_FLAGS:
+        parser.add_argument(
+            flag, nargs="*", action=_Refuse, dest=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+
+
+def _hyper_parameter_flags(hyper: argparse._ActionsContainer) -> None:
+    """Add the flags of `HYPER_FLAGS`."""
     hyper.add_argument("--seed", type=int, metavar="N")
     hyper.add_argument(
         "--freeze", nargs="+", metavar="LAYER", help="freeze the first N layers, or the listed ones"
@@ -122,17 +144,13 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     hyper.add_argument(
         "--cache", nargs="?", const="ram", metavar="ram", help="keep decoded images in memory"
     )
-    hyper.add_argument(
-        "--cos-lr", action="store_const", const=True, help="cosine decay of the learning rate"
-    )
+    hyper.add_argument("--cos-lr", **_ON, help="cosine decay of the learning rate")
     hyper.add_argument("--optimizer", metavar="NAME", help=", ".join(("auto", *OPTIMIZERS)))
     hyper.add_argument(
         "--patience", type=int, metavar="N", help="stop after N epochs without improvement"
     )
     hyper.add_argument("--save-period", type=int, metavar="N", help="keep a model every N epochs")
-    hyper.add_argument(
-        "--single-cls", action="store_const", const=True, help="treat all classes as one"
-    )
+    hyper.add_argument("--single-cls", **_ON, help="treat all classes as one")
     hyper.add_argument(
         "--multi-scale",
         nargs="?",
@@ -141,28 +159,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="vary the image size",
     )
-    hyper.add_argument(
-        "--sync-bn", action="store_const", const=True, help="synchronise BatchNorm over all ranks"
-    )
+    hyper.add_argument("--sync-bn", **_ON, help="synchronise BatchNorm over all ranks")
     hyper.add_argument(
         "--close-mosaic", type=int, metavar="N", help="no mosaic in the last N epochs"
     )
-    hyper.add_argument(
-        "--noval",
-        dest="val",
-        action="store_const",
-        const=False,
-        help="no evaluation after each epoch",
-    )
-    hyper.add_argument(
-        "--noplots", dest="plots", action="store_const", const=False, help="no pictures"
-    )
-    # Registered, so that argparse also consumes their values, which would be unexpected words
-    # otherwise.
-    for flag in _REFUSED_FLAGS:
-        parser.add_argument(
-            flag, nargs="*", action=_Refuse, dest=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
+    hyper.add_argument("--noval", dest="val", **_OFF, help="no evaluation after each epoch")
+    hyper.add_argument("--noplots", dest="plots", **_OFF, help="no pictures")
 
 
 def add_val_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,14 +28,7 @@ def find_run(asked: str | bool, project: Path, config_file: str, faults: Faults)
         the folder, which contains `config_file`; None, and a fault added, if there is none.
     """
     if asked is True:
-        found = _runs(project, config_file)
-        if not found:
-            faults.add(
-                f"--resume: no run in {project} (a run contains {config_file}); name its folder: "
-                "--resume DIR"
-            )
-            return None
-        return next((folder for folder in found if _has_checkpoint(folder)), found[0])
+        return _newest(project, config_file, faults)
     if asked == "":
         faults.add(
             "--resume is empty: name the run's folder (is a shell variable unset?), or use "
@@ -53,6 +46,19 @@ def find_run(asked: str | bool, project: Path, config_file: str, faults: Faults)
         runs = {str(file.parent): file.parent for file in path.parent.glob(f"*/{config_file}")}
         faults.add(f"--resume {asked}: no such folder{nearest(str(path), runs)}")
     return None
+
+
+def _newest(project: Path, config_file: str, faults: Faults) -> Path | None:
+    """The newest run that has a checkpoint, or the newest; None, and a fault added, if there is
+    none."""
+    found = _runs(project, config_file)
+    if not found:
+        faults.add(
+            f"--resume: no run in {project} (a run contains {config_file}); name its folder: "
+            "--resume DIR"
+        )
+        return None
+    return next((folder for folder in found if _has_checkpoint(folder)), found[0])
 
 
 def passed_over(run_dir: Path, project: Path, config_file: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ keeps the larger of the two within a host.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch.distributed as dist
@@ -115,32 +116,23 @@ class Mesh:
                 f'"pipeline": {stages} stages do not divide {ranks.size} ranks '
                 f"({ranks.size} = {stages} x {ranks.size // stages} + {ranks.size % stages})"
             )
-        self.ranks, self.stages, self.replicas, self.order = (
-            ranks,
-            stages,
-            ranks.size // stages,
-            order,
-        )
+        self.ranks, self.order = ranks, order
+        self.stages, self.replicas = stages, ranks.size // stages
         here = coordinates(ranks.rank, stages, self.replicas, order)
         self.stage, self.replica = here.stage, here.replica
-        columns = [
-            [self.rank_at(stage, replica) for replica in range(self.replicas)]
-            for stage in range(stages)
-        ]
-        rows = [
-            [self.rank_at(stage, replica) for stage in range(stages)]
-            for replica in range(self.replicas)
-        ]
+        at, replicas = self.rank_at, range(self.replicas)
+        columns = [[at(stage, replica) for replica in replicas] for stage in range(stages)]
+        rows = [[at(stage, replica) for stage in range(stages)] for replica in replicas]
         self._data = self._own(columns)
         self._pipe = self._own(rows)
         # One communicator per neighbouring pair and direction: a communicator's operations run in
         # order, so on a shared NCCL communicator two ranks that both send first would deadlock.
-        self._forward = [
-            [self._pair(row[s], row[s + 1]) for s in range(stages - 1)] for row in rows
-        ][self.replica]
-        self._backward = [
-            [self._pair(row[s], row[s + 1]) for s in range(stages - 1)] for row in rows
-        ][self.replica]
+        self._forward = self._pairs(rows)
+        self._backward = self._pairs(rows)
+
+    def _pairs(self, rows: list[list[int]]) -> list[dist.ProcessGroup | None]:
+        """New groups of each two neighbouring stages; returns those of this rank's replica."""
+        return [[self._pair(a, b) for a, b in pairwise(row)] for row in rows][self.replica]
 
     def _own(self, members: list[list[int]]) -> dist.ProcessGroup:
         groups = [dist.new_group(ranks, timeout=COLLECTIVE) for ranks in members]

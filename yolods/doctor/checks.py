@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from yolods.distributed.rank_env import suits_gloo, suits_nccl
 from yolods.hosts.hostfile import Host
-from yolods.hosts.probe import LIBRARIES, Report
+from yolods.hosts.probe import LIBRARIES, Count, Report
 from yolods.hosts.remote import Answer
 from yolods.launch.multi_host import TOOLS
 from yolods.system.humanize import age_text, amount, size_text
@@ -89,6 +89,7 @@ def diagnose(plan: Plan, answers: Sequence[Answer]) -> list[Finding]:
     ]
     findings += _check_launcher(plan, heard)
     findings += _check_versions(plan, heard)
+    findings += _check_folder(heard)
     findings += _check_devices(plan, heard)
     findings += _check_disks(heard)
     findings += _check_clocks(answers)
@@ -148,6 +149,9 @@ def _check_versions(plan: Plan, heard: Heard) -> Iterable[Finding]:
                 yield Finding(
                     host.name, name, True, f"{name} {found}, but {example} has {good}; {remedy}"
                 )
+
+
+def _check_folder(heard: Heard) -> Iterable[Finding]:
     # DeepSpeed starts the same interpreter path and folder on every host.
     folder, example = _usual(heard, lambda report: report.package)
     for host, report in heard:
@@ -331,6 +335,10 @@ def _check_network(plan: Plan, answers: Sequence[Answer]) -> Iterable[Finding]:
         yield Finding(plan.hosts[0].name, "interface", True, text)
         return
     yield from _check_master(plan, heard, first, address)
+    yield from _check_interface_names(plan, heard)
+
+
+def _check_interface_names(plan: Plan, heard: Heard) -> Iterable[Finding]:
     for variable, fits in (("NCCL_SOCKET_IFNAME", suits_nccl), ("GLOO_SOCKET_IFNAME", suits_gloo)):
         value = plan.variables.get(variable)
         for host, report in heard:
@@ -379,6 +387,10 @@ def _check_builds(plan: Plan, heard: Heard) -> Iterable[Finding]:
                     else " (its ranks run on the CPU, where nothing is compiled so far)"
                 )
                 yield Finding(host.name, "build", bool(report.gpus), text + where)
+    yield from _check_locks(plan, heard)
+
+
+def _check_locks(plan: Plan, heard: Heard) -> Iterable[Finding]:
     # Hosts may share the folder: a lock that any of them holds is in use, whoever reports it.
     held = {lock.path for _, report in heard for lock in report.locks if lock.held}
     seen: set[tuple[str, str]] = set()
@@ -430,41 +442,38 @@ def _check_data(plan: Plan, heard: Heard) -> Iterable[Finding]:
             (host, next(count for count in report.data if count.path == path))
             for host, report in heard
         ]
-        there = [(host, count) for host, count in counts if count.present]
-        whole = Counter((count.files, count.bytes) for _, count in there if count.whole)
-        # Most hosts are right: the most frequent count is the reference for the others.
-        usual = whole.most_common(1)[0][0] if whole else None
-        example = there[0][0].name if there else ""
-        fatal = path not in plan.spare
-        about = "" if fatal else " (of the test split, which no training reads)"
-        for host, count in counts:
-            if not count.present:
-                remedy = (
-                    f"copy it: rsync -a {example}:{path} {_parent(path)}/"
-                    if there
-                    else "correct the data yaml"
-                )
-                yield Finding(
-                    host.name, "data", fatal, f"{path} is missing or unreadable{about}; {remedy}"
-                )
-            elif not count.whole:
-                text = (
-                    f"{path} has more than {count.files} files, too many to count in time; they "
-                    "were not compared"
-                )
-                yield Finding(host.name, "data", False, text)
-            elif (count.files, count.bytes) != usual:
-                model = next(h.name for h, c in there if c.whole and (c.files, c.bytes) == usual)
-                text = (
-                    f"{path} has {amount(count.files, count.bytes)}, but on {model} "
-                    f"{amount(*usual or (0, 0))}"
-                )
-                yield Finding(
-                    host.name,
-                    "data",
-                    fatal,
-                    f"{text}{about}; copy it: rsync -a {model}:{path} {_parent(path)}/",
-                )
+        yield from _compare_counts(path, counts, fatal=path not in plan.spare)
+
+
+def _compare_counts(
+    path: str, counts: Sequence[tuple[Host, Count]], *, fatal: bool
+) -> Iterable[Finding]:
+    there = [(host, count) for host, count in counts if count.present]
+    whole = Counter((count.files, count.bytes) for _, count in there if count.whole)
+    # Most hosts are right: the most frequent count is the reference for the others.
+    usual = whole.most_common(1)[0][0] if whole else None
+    about = "" if fatal else " (of the test split, which no training reads)"
+    for host, count in counts:
+        if not count.present:
+            remedy = _copied_from(there[0][0].name, path) if there else "correct the data yaml"
+            text = f"{path} is missing or unreadable{about}; {remedy}"
+            yield Finding(host.name, "data", fatal, text)
+        elif not count.whole:
+            text = (
+                f"{path} has more than {count.files} files, too many to count in time; they were "
+                "not compared"
+            )
+            yield Finding(host.name, "data", False, text)
+        elif (count.files, count.bytes) != usual:
+            model = next(h.name for h, c in there if c.whole and (c.files, c.bytes) == usual)
+            here, usually = amount(count.files, count.bytes), amount(*usual or (0, 0))
+            text = f"{path} has {here}, but on {model} {usually}{about}"
+            yield Finding(host.name, "data", fatal, f"{text}; {_copied_from(model, path)}")
+
+
+def _copied_from(host: str, path: str) -> str:
+    """The remedy for data that another host has."""
+    return f"copy it: rsync -a {host}:{path} {_parent(path)}/"
 
 
 def _parent(path: str) -> str:

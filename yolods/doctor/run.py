@@ -62,20 +62,8 @@ def run_doctor(
     # A local start chooses a free port itself; with several hosts DeepSpeed uses its default.
     address = None if local else meeting_address(flags, hosts)
     port = flags.master_port or (None if local else DEFAULT_PORT)
-    variables = (
-        {} if local else travelling(os.environ, tuple(filter(None, (home(), Path.cwd()))), found)
-    )
-    with found.caught():
-        check_threads(os.environ)
-        if local:
-            check_interfaces(os.environ, gpus=count_gpus(os.environ) > 0)
-    request = ProbeRequest(
-        master_addr=address,
-        master_port=port,
-        trees=tuple(trees),
-        lists=tuple(lists),
-        ignored=tuple(ignored),
-    )
+    variables = _variables(found, local=local)
+    request = ProbeRequest(address, port, tuple(trees), tuple(lists), tuple(ignored))
     caller = Caller(Path.cwd(), sys.executable, variables, flags.ssh_port)
     plan = Plan(
         hosts=tuple(hosts),
@@ -93,3 +81,15 @@ def run_doctor(
     answers = ask(hosts, request, caller, local=local)
     findings = [*(Finding("", "", True, line) for line in found), *diagnose(plan, answers)]
     return report_lines(plan, answers, findings), not any(finding.fatal for finding in findings)
+
+
+def _variables(faults: Faults, *, local: bool) -> dict[str, str]:
+    """The variables that travel to other hosts; adds faults of this process's environment."""
+    variables: dict[str, str] = {}
+    if not local:
+        variables = travelling(os.environ, tuple(filter(None, (home(), Path.cwd()))), faults)
+    with faults.caught():
+        check_threads(os.environ)
+        if local:
+            check_interfaces(os.environ, gpus=count_gpus(os.environ) > 0)
+    return variables

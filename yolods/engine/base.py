@@ -114,10 +114,8 @@ class Engine(TrainingState):
         feed = ReplayableBatches(batches, keep=self.diagnosis.when == "armed")
         sums = self._accumulate(step, feed, size)
         mark("gradients")
-        # The request travels with the losses, so that all ranks learn of it from the same
-        # all-reduce and stop after the same step. `new_full` fills on the device; `torch.tensor`
-        # would copy from the host and wait for the copy.
-        sums = torch.cat((sums, sums.new_full((1,), float(stop))))
+        # Before `before_step`, whose all-reduce takes the request to all ranks.
+        sums = _with_request(sums, stop=stop)
         # Before DeepSpeed's step: only here are the gradients already reduced, but not yet unscaled
         # or clipped. DeepSpeed's step reads the decision through its optimizer.
         can_return = self.snapshots.snapshot is not None
@@ -280,3 +278,13 @@ class Engine(TrainingState):
     def _place(self) -> tuple[int, int]:
         """This rank's stage and replica."""
         return 0, self.share.dp_rank
+
+
+def _with_request(sums: Tensor, *, stop: bool) -> Tensor:
+    """The step's sums and the request to stop.
+
+    The request travels with the losses, so that all ranks learn of it from the same all-reduce and
+    stop after the same step.
+    """
+    # `new_full` fills on the device; `torch.tensor` would copy from the host and wait for the copy.
+    return torch.cat((sums, sums.new_full((1,), float(stop))))

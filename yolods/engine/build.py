@@ -101,7 +101,15 @@ def build_pipeline(
         mesh: this rank's position.
     """
     ranks = mesh.ranks
-    share = Share(
+    loss = DetectionLoss(head, ranks.device, config.hyper, class_weights) if mesh.last else None
+    parts = _parts(stage, head, config, choice, ranks, _share_of(mesh), loss, mesh)
+    autocast = config.deepspeed.autocast
+    return PipelineEngine(parts, mesh, cut, None if autocast is None else _DTYPES[autocast])
+
+
+def _share_of(mesh: Mesh) -> Share:
+    """This rank's share of the data in a pipeline."""
+    return Share(
         mesh.replica,
         mesh.replicas,
         first_stage=mesh.first,
@@ -109,10 +117,6 @@ def build_pipeline(
         alone=mesh.stages == 1,
         group=mesh.data_group,
     )
-    loss = DetectionLoss(head, ranks.device, config.hyper, class_weights) if mesh.last else None
-    parts = _parts(stage, head, config, choice, ranks, share, loss, mesh)
-    autocast = config.deepspeed.autocast
-    return PipelineEngine(parts, mesh, cut, None if autocast is None else _DTYPES[autocast])
 
 
 def _parts(

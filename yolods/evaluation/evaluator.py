@@ -123,17 +123,12 @@ class Evaluator:
                 pieces.
             save_dir: folder for plots.
         """
-        self._dataset, self._names, self._hyper, self._ranks = (
-            dataset,
-            dict(enumerate(names)),
-            hyper,
-            ranks,
-        )
+        self._dataset, self._names = dataset, dict(enumerate(names))
+        self._hyper, self._ranks, self._share = hyper, ranks, share
         self._workers, self.save_dir = workers, save_dir
         self._batches = eval_batches(
             dataset, dp_rank=share.dp_rank, dp_size=share.dp_size, forward_batch=forward_batch
         )
-        self._share = share
 
     def __call__(
         self,
@@ -259,11 +254,7 @@ class Evaluator:
                 sum(tally.confusion for tally in tallies if tally.confusion is not None)
             )
         if boxes_to is not None:
-            boxes = sorted(
-                (box for tally in tallies for box in tally.boxes),
-                key=lambda box: str(box["image_id"]),
-            )
-            boxes_to.write_text(json.dumps(boxes), encoding="utf-8")
+            _write_boxes(boxes_to, tallies)
         return Evaluation(
             metrics=dict(zip(METRIC_NAMES, map(float, details.mean_results()), strict=True)),
             fitness=float(details.fitness),
@@ -284,6 +275,12 @@ class Evaluator:
         ):
             batches[first // self._dataset.eval_batch] += sums
         return (batches[:, :-1] / np.maximum(batches[:, -1:], 1)).mean(0)
+
+
+def _write_boxes(path: Path, tallies: Sequence[_Tally]) -> None:
+    boxes = (box for tally in tallies for box in tally.boxes)
+    content = json.dumps(sorted(boxes, key=lambda box: str(box["image_id"])))
+    path.write_text(content, encoding="utf-8")
 
 
 def image_ids(images: Sequence[str]) -> dict[str, int | str]:

@@ -32,7 +32,7 @@ from yolods.model.weights import read_pt
 from yolods.parsing.json_file import read_json
 from yolods.parsing.rules import check
 from yolods.stats import METRIC_NAMES
-from yolods.telemetry import NullTelemetry, RunTelemetry
+from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
@@ -70,18 +70,8 @@ def check_val_arguments(args: argparse.Namespace) -> ValRequest:
         faults.add(fault)
     _check_numbers(args, faults)
     notes = _check_json(args, faults)
-    folder = _folder(args, faults)
-    if args.exist_ok and (folder / CONFIG_FILE).exists():
-        faults.add(
-            f"--exist-ok: {folder} is the folder of a training run and would be overwritten; "
-            "choose another --name"
-        )
-    read = read_hyper(None, args.set or [], faults)
-    hyper = read.hyper
-    for key, where in read.commanded.items():
-        if key in RULES and key not in EVALUATION:
-            faults.add(f"{where} has no effect on val, which uses {', '.join(EVALUATION)}; omit it")
-    split = args.split or "val"
+    _check_folder(args, faults)
+    hyper, split = _read_settings(args, faults), args.split or "val"
     net = _weights(args, faults)
     data = _data(args, net, faults)
     known = None if data is None else _names(data, split, hyper, faults)
@@ -96,6 +86,24 @@ def check_val_arguments(args: argparse.Namespace) -> ValRequest:
     return ValRequest(
         Path(args.weights), data, split, hyper, (*notes, *(() if hyper.single_cls else about))
     )
+
+
+def _read_settings(args: argparse.Namespace, faults: Faults) -> Hyper:
+    """The hyper-parameters of --set; adds a fault for each that an evaluation does not use."""
+    read = read_hyper(None, args.set or [], faults)
+    for key, where in read.commanded.items():
+        if key in RULES and key not in EVALUATION:
+            faults.add(f"{where} has no effect on val, which uses {', '.join(EVALUATION)}; omit it")
+    return read.hyper
+
+
+def _check_folder(args: argparse.Namespace, faults: Faults) -> None:
+    folder = _folder(args, faults)
+    if args.exist_ok and (folder / CONFIG_FILE).exists():
+        faults.add(
+            f"--exist-ok: {folder} is the folder of a training run and would be overwritten; "
+            "choose another --name"
+        )
 
 
 def _check_numbers(args: argparse.Namespace, faults: Faults) -> None:
@@ -246,28 +254,11 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
     net = _read(request.weights)
     spec = read_data(request.data, ranks)
     names = class_names(spec, hyper)
-    stride = max(int(max(net.stride)), 32)
-    imgsz = args.imgsz or int(getattr(net, "args", {}).get("imgsz", 640))
-    batch = args.batch_size or DEFAULT_BATCH
-    options = SplitOptions(
-        imgsz=imgsz,
-        stride=stride,
-        epochs=1,
-        workers=args.workers or 0,
-        local_ranks=ranks.local_size,
-        eval_batch=batch,
-    )
+    options = _options(args, net, ranks)
     split = open_split(spec, request.split, hyper, options, ranks, augment=False)
     # After the data are opened, so that a fault in them leaves no empty folder.
     run_dir = ranks.main_first(lambda: _make(args))
-    telemetry = (
-        RunTelemetry(
-            run_dir, names=dict(enumerate(names)), epochs=1, images_per_epoch=1, batch_size=1
-        )
-        if ranks.is_main
-        else NullTelemetry()
-    )
-    with telemetry:
+    with _open_telemetry(run_dir, names, ranks) as telemetry:
         for note in request.notes:
             telemetry.event("note", note, warn=True)
         evaluator = Evaluator(
@@ -276,8 +267,8 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
             replace(hyper, max_det=most_boxes(hyper.max_det, split)),
             ranks,
             share=Share(ranks.rank, ranks.size),
-            forward_batch=math.ceil(batch / ranks.size),
-            workers=args.workers or 0,
+            forward_batch=math.ceil(options.eval_batch / ranks.size),
+            workers=options.workers,
             save_dir=run_dir,
         )
         PHASES.started()
@@ -294,7 +285,7 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
                 "weights": str(request.weights),
                 "data": str(spec.yaml),
                 "split": request.split,
-                "imgsz": imgsz,
+                "imgsz": options.imgsz,
             }
             _write_metrics(run_dir / METRICS_FILE, {**facts, **_numbers(result, names)})
             telemetry.evaluated(
@@ -302,6 +293,26 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
             )
         telemetry.event("results", f"Results saved to {run_dir}")
     return result
+
+
+def _options(args: argparse.Namespace, net: DetectionModel, ranks: Ranks) -> SplitOptions:
+    """How the evaluation reads images: by default in the size that the model was trained in."""
+    return SplitOptions(
+        imgsz=args.imgsz or int(getattr(net, "args", {}).get("imgsz", 640)),
+        stride=max(int(max(net.stride)), 32),
+        epochs=1,
+        workers=args.workers or 0,
+        local_ranks=ranks.local_size,
+        eval_batch=args.batch_size or DEFAULT_BATCH,
+    )
+
+
+def _open_telemetry(run_dir: Path, names: Sequence[str], ranks: Ranks) -> Telemetry:
+    if not ranks.is_main:
+        return NullTelemetry()
+    return RunTelemetry(
+        run_dir, names=dict(enumerate(names)), epochs=1, images_per_epoch=1, batch_size=1
+    )
 
 
 def _folder(args: argparse.Namespace, faults: Faults) -> Path:

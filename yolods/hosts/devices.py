@@ -70,9 +70,8 @@ def visible(environ: Mapping[str, str]) -> tuple[str, ...] | None:
     if numbers:
         # CUDA reads 01 as 1, so both name one GPU twice.
         names = [name.lstrip("0") or "0" for name in names]
-    if not numbers and not any(
-        all(name.startswith(kind) for name in names) for kind in ("GPU-", "MIG-")
-    ):
+    alike = any(all(name.startswith(kind) for name in names) for kind in ("GPU-", "MIG-"))
+    if not numbers and not alike:
         wanted = "write numbers as 0,1, or only names that begin with GPU- or with MIG-"
         raise OwnError(f"{VISIBLE}={given}: {wanted}; CUDA stops reading at anything else")
     if len(set(names)) < len(names):

@@ -44,18 +44,9 @@ def parse_hostfile(path: Path, named_by: str = "--hostfile ") -> tuple[Host, ...
         UserError: the file is missing or empty, or has bad lines; names each bad line.
     """
     where = f"{named_by}{path}"
-    try:
-        # utf-8-sig, because some editors write a byte-order mark.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{where}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{where}: cannot read it: {getattr(error, 'strerror', None) or error}"
-        ) from None
     faults = Faults()
     hosts: dict[str, tuple[Host, int]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_read_lines(path, where), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
@@ -72,6 +63,18 @@ def parse_hostfile(path: Path, named_by: str = "--hostfile ") -> tuple[Host, ...
         faults.add(f"{where}: it has no host; write lines like: worker-1 slots=8")
     faults.raise_if_any()
     return tuple(host for host, _ in hosts.values())
+
+
+def _read_lines(path: Path, where: str) -> list[str]:
+    try:
+        # utf-8-sig, because some editors write a byte-order mark.
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{where}: cannot read it: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def plain_hostfile(path: Path) -> Path:

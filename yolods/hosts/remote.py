@@ -29,6 +29,13 @@ CLEAR_SECONDS = 75
 """A rank whose launcher is gone takes at most 60 s to save and leave."""
 
 _NO_FOLDER, _NO_PYTHON, _SSH_FAILED = 91, 92, 255
+_SSH_REMEDIES = {
+    "Permission denied": "allow login without a password: ssh-copy-id {name}",
+    "Host key verification failed": "accept its key: ssh {name} once by hand, or ssh-keyscan",
+    "Could not resolve": "correct its name in the hostfile, or add it to /etc/hosts",
+    "Connection refused": "start sshd there, or set its port in ~/.ssh/config under Host {name}",
+}
+"""What ssh says -> what to do about it. `explain` fills in `{name}`."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +101,9 @@ def clear(hosts: Sequence[Host], run_dir: Path, port: int | None) -> None:
         "done"
     )
     command = shlex.join(["sh", "-c", f"{wait}; pkill -KILL -f {pattern}; sleep 1"])
+    silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     processes = [
-        subprocess.Popen(
-            ssh_command(host.name, command, os.environ, port),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        subprocess.Popen(ssh_command(host.name, command, os.environ, port), **silent)
         for host in hosts
     ]
     for process in processes:
@@ -206,16 +209,8 @@ def explain(name: str, code: int, said: str, caller: Caller) -> str:
         return f"it has no {caller.python}; {remedy}"
     if code != _SSH_FAILED:
         return f"{caller.python} fails there: {last}"
-    remedies = {
-        "Permission denied": f"allow login without a password: ssh-copy-id {name}",
-        "Host key verification failed": f"accept its key: ssh {name} once by hand, or ssh-keyscan",
-        "Could not resolve": "correct its name in the hostfile, or add it to /etc/hosts",
-        "Connection refused": (
-            f"start sshd there, or set its port in ~/.ssh/config under Host {name}"
-        ),
-    }
     remedy = next(
-        (text for sign, text in remedies.items() if sign in last),
+        (text for sign, text in _SSH_REMEDIES.items() if sign in last),
         "check that it is up and on the network",
     )
-    return f"cannot reach it with ssh: {last}; {remedy}"
+    return f"cannot reach it with ssh: {last}; {remedy.format(name=name)}"

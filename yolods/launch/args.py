@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from yolods.errors import Faults
 from yolods.parsing.command_line import FlagParser
@@ -158,8 +159,13 @@ def read_words(
     named = (os.environ if environ is None else environ).get("HOSTFILE")
     if found.hostfile is None and named:
         given |= {"hostfile": Path(named), "hostfile_by": "HOSTFILE="}
-    # A bad value is removed, so that its default applies and later checks can find more faults.
-    if found.max_restarts < 0:
+    _drop_bad(given, faults)
+    return LaunchFlags(**given), rest
+
+
+def _drop_bad(given: dict[str, Any], faults: Faults) -> None:
+    """Remove bad values, so that their defaults apply and later checks can find more faults."""
+    if given["max_restarts"] < 0:
         faults.add(
             f"--max-restarts {given.pop('max_restarts')}: it must be at least 0 (never restart)"
         )
@@ -167,4 +173,3 @@ def read_words(
         port = given[flag]
         if port is not None and not 0 < port < 65536:
             faults.add(f"--{flag} {given.pop(flag)}: a port is a number from 1 to 65535")
-    return LaunchFlags(**given), rest

@@ -98,14 +98,8 @@ def over_hosts(
         shared["PYTHONSAFEPATH"] = "1"
         placed, program = _under_srun(hosts), [str(Path(__file__).parents[1] / "__main__.py")]
     placed = f"{placed} {flags.launcher_args}".strip()
-    return [
-        *command,
-        "--master_addr",
-        address,
-        f"--launcher_args={placed}",
-        *program,
-        *words,
-    ], shared
+    command += ["--master_addr", address, f"--launcher_args={placed}"]
+    return [*command, *program, *words], shared
 
 
 def _under_mpirun(flags: LaunchFlags, variables: Mapping[str, str], lines: Sequence[str]) -> str:
@@ -145,22 +139,26 @@ def _check(flags: LaunchFlags, hosts: Sequence[Host], environ: Mapping[str, str]
             "--launcher openmpi uses the whole hostfile; omit --include, --exclude and --num_gpus"
         )
     if flags.launcher == "slurm":
-        if len({len(host.chosen) for host in hosts}) > 1:
-            counts = ", ".join(f"{host.name} {len(host.chosen)}" for host in hosts)
-            faults.add(
-                f"--launcher slurm needs the same slots on every host, not {counts}; change them, "
-                "or use pdsh"
-            )
-        for host in hosts:
-            if host.chosen != tuple(range(len(host.chosen))):
-                slots = ",".join(map(str, host.chosen))
-                faults.add(
-                    f"--launcher slurm uses a host's first slots, not {host.name}:{slots}; use "
-                    "pdsh for these"
-                )
-        if flags.ssh_port is not None:
-            faults.add("--launcher slurm does not use ssh; omit --ssh_port")
+        _check_slurm(flags, hosts, faults)
     faults.raise_if_any()
+
+
+def _check_slurm(flags: LaunchFlags, hosts: Sequence[Host], faults: Faults) -> None:
+    if len({len(host.chosen) for host in hosts}) > 1:
+        counts = ", ".join(f"{host.name} {len(host.chosen)}" for host in hosts)
+        faults.add(
+            f"--launcher slurm needs the same slots on every host, not {counts}; change them, or "
+            "use pdsh"
+        )
+    for host in hosts:
+        if host.chosen != tuple(range(len(host.chosen))):
+            slots = ",".join(map(str, host.chosen))
+            faults.add(
+                f"--launcher slurm uses a host's first slots, not {host.name}:{slots}; use pdsh "
+                "for these"
+            )
+    if flags.ssh_port is not None:
+        faults.add("--launcher slurm does not use ssh; omit --ssh_port")
 
 
 def _check_plain(python: str) -> None:

@@ -19,6 +19,8 @@ from yolods.optim.lr_schedule import GROUPS
 
 log = logging.getLogger(__name__)
 
+_NORMS = tuple(kind for name, kind in vars(nn).items() if "Norm" in name and isinstance(kind, type))
+
 
 @dataclass(frozen=True)
 class OptimizerChoice:
@@ -47,26 +49,31 @@ def choose_optimizer(
 ) -> OptimizerChoice:
     """The configured optimizer, or for `auto` the one that ultralytics would choose.
 
-    `auto` is AdamW for short runs and SGD above 10,000 steps. There ultralytics uses MuSGD, which
-    orthogonalises whole weight matrices. A ZeRO rank holds only a flat piece of each, so SGD with
-    the same lr and momentum replaces it. MuSGD starts with momentum 0.9, and a warm-up changes that
-    to the hyper-parameter's.
-    Source: ultralytics engine/trainer.py, `build_optimizer`.
-
     Args:
         hyper: hyper-parameters, with the JSON's optimizer merged in.
         given: "params" of the JSON's optimizer, completed with torch's defaults.
     """
-    if hyper.optimizer != "auto":
-        further = {
-            key: value
-            for key, value in (given or {}).items()
-            if key not in ("lr", "momentum", "weight_decay")
-        }
-        return OptimizerChoice(
-            hyper.optimizer, hyper.lr0, hyper.momentum, hyper.warmup_bias_lr, further
-        )
-    steps = math.ceil(samples / max(batch, hyper.nbs)) * epochs
+    if hyper.optimizer == "auto":
+        steps = math.ceil(samples / max(batch, hyper.nbs)) * epochs
+        return _auto(hyper, steps, epochs, nc)
+    further = {
+        key: value
+        for key, value in (given or {}).items()
+        if key not in ("lr", "momentum", "weight_decay")
+    }
+    return OptimizerChoice(
+        hyper.optimizer, hyper.lr0, hyper.momentum, hyper.warmup_bias_lr, further
+    )
+
+
+def _auto(hyper: Any, steps: int, epochs: int, nc: int) -> OptimizerChoice:
+    """AdamW for short runs, and SGD above 10,000 steps.
+
+    There ultralytics uses MuSGD, which orthogonalises whole weight matrices. A ZeRO rank holds only
+    a flat piece of each, so SGD with the same lr and momentum replaces it. MuSGD starts with
+    momentum 0.9, and a warm-up changes that to the hyper-parameter's.
+    Source: ultralytics engine/trainer.py, `build_optimizer`.
+    """
     if steps > 10_000:
         # Without a warm-up nothing would change ultralytics' 0.9.
         warms_up = min(hyper.warmup_epochs, epochs - 1) > 0
@@ -112,28 +119,30 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
         weight_decay: already scaled to the global batch (ultralytics: decay x batch x accumulation
             / nbs).
     """
-    norms = tuple(
-        kind for name, kind in vars(nn).items() if "Norm" in name and isinstance(kind, type)
-    )
     members: dict[str, list[nn.Parameter]] = {group: [] for group in GROUPS}
     for module_name, module in net.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            # By the name of module and parameter, as ultralytics does: a module named "bias" counts
-            # too.
-            if "bias" in f"{module_name}.{name}":
-                members["bias"].append(parameter)
-            elif isinstance(module, norms):
-                members["bn"].append(parameter)
-            else:
-                members["weight"].append(parameter)
+            if parameter.requires_grad:
+                members[_group_of(module, f"{module_name}.{name}")].append(parameter)
     decay = {"weight": weight_decay}
     return [
         {"params": parameters, "weight_decay": decay.get(group, 0.0), "param_group": group}
         for group, parameters in members.items()
         if parameters
     ]
+
+
+def _group_of(module: nn.Module, name: str) -> str:
+    """The group of a parameter.
+
+    Args:
+        module: the module that owns it.
+        name: its full name.
+    """
+    # By the name of module and parameter, as ultralytics does: a module named "bias" counts too.
+    if "bias" in name:
+        return "bias"
+    return "bn" if isinstance(module, _NORMS) else "weight"
 
 
 def build_optimizer(

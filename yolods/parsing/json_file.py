@@ -30,27 +30,11 @@ def read_json(path: Path, where: str, faults: Faults) -> dict[str, Any] | None:
     Returns:
         the object; None, and a fault added, if it cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        faults.add(f"{where}: no such file")
+    text = _read_text(path, where, faults)
+    if text is None:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        faults.add(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}")
-        return None
-    # json.loads lets the last of equal keys win silently, so collect them here.
-    twice: list[str] = []
-
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        block: dict[str, Any] = {}
-        for key, value in found:
-            if key in block:
-                twice.append(key)
-            block[key] = value
-        return block
-
     try:
-        loaded = parse_json(text, object_pairs_hook=pairs, parse_constant=_no_constant)
+        loaded, twice = _parsed(text)
     except json.JSONDecodeError as error:
         faults.add(f"{where}: {_syntax(text, error)}")
         return None
@@ -65,6 +49,33 @@ def read_json(path: Path, where: str, faults: Faults) -> dict[str, Any] | None:
     return loaded
 
 
+def _read_text(path: Path, where: str, faults: Faults) -> str | None:
+    """The text of a file; None, and a fault added, if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        faults.add(f"{where}: no such file")
+    except (OSError, UnicodeDecodeError) as error:
+        faults.add(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}")
+    return None
+
+
+def _parsed(text: str) -> tuple[Any, list[str]]:
+    """The value of a JSON text, and the keys that a block contains a second time."""
+    # json.loads lets the last of equal keys win silently, so collect them here.
+    twice: list[str] = []
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        block: dict[str, Any] = {}
+        for key, value in found:
+            if key in block:
+                twice.append(key)
+            block[key] = value
+        return block
+
+    return parse_json(text, object_pairs_hook=pairs, parse_constant=_no_constant), twice
+
+
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON; use a finite number")
 
@@ -73,14 +84,11 @@ def _syntax(text: str, error: json.JSONDecodeError) -> str:
     """A message with line, column, json's reason, the text, and a hint at the usual mistakes."""
     lines = text.splitlines() or [""]
     line = lines[min(error.lineno, len(lines)) - 1].strip()
+    before = text[: error.pos + 1].rstrip("}] \n\r\t")
+    after = text[error.pos :].lstrip(", \n\r\t")
     if line.startswith(("#", "//", "/*")):
         hint = "; JSON has no comments"
-    elif text[: error.pos + 1].rstrip("}] \n\r\t").endswith(",") and text[error.pos :].lstrip(
-        ", \n\r\t"
-    )[:1] in (
-        "}",
-        "]",
-    ):
+    elif before.endswith(",") and after.startswith(("}", "]")):
         hint = "; trailing comma before the closing bracket"
     elif "'" in line:
         hint = "; JSON strings need \", not '"

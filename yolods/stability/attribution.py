@@ -266,16 +266,7 @@ def culprits(accounts: Sequence[Account], cause: str, *, shared: bool = False) -
     if cause == "loss_spike":
         return _largest_loss(accounts)
     found: list[Culprit] = []
-    batches = {
-        (each.replica, finding.micro_batch) for each in accounts for finding in each.findings
-    }
-    # The loss may be the first non-finite number; then no layer reports a bad value.
-    batches |= {
-        (each.replica, i)
-        for each in accounts
-        for i, loss in enumerate(each.losses)
-        if not math.isfinite(loss)
-    }
+    batches = _bad_batches(accounts)
     # With shared statistics, all replicas' parts of a micro-batch are one case.
     joint = {(-1, micro_batch) for _, micro_batch in batches} if shared else batches
     for replica, micro_batch in sorted(joint):
@@ -284,6 +275,18 @@ def culprits(accounts: Sequence[Account], cause: str, *, shared: bool = False) -
         if origin is not None:
             found.append(_culprit(*origin, _files(accounts, origin[0].replica, micro_batch)))
     return found
+
+
+def _bad_batches(accounts: Sequence[Account]) -> set[tuple[int, int]]:
+    """Replica and number of each bad micro-batch."""
+    found = {(each.replica, finding.micro_batch) for each in accounts for finding in each.findings}
+    # The loss may be the first non-finite number; then no layer reports a bad value.
+    return found | {
+        (each.replica, i)
+        for each in accounts
+        for i, loss in enumerate(each.losses)
+        if not math.isfinite(loss)
+    }
 
 
 def _origin(accounts: Sequence[Account], micro_batch: int) -> tuple[Account, BadValue] | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from yolods.stability.attribution import INPUT, LOSS
+from yolods.stability.attribution import INPUT, LOSS, Culprit
 from yolods.stability.grad_stats import GradStats
 from yolods.stability.guard import Verdict
 from yolods.stability.record import StepRecord
@@ -48,14 +48,15 @@ def event_of(
         usual=None if math.isnan(verdict.usual) else verdict.usual,
         loss_scale=record.loss_scale,
         parameters=parameters,
-        culprits=tuple(
-            {**asdict(each), "files": tuple(map(place, each.files)), "layer": each.layer}
-            for each in record.culprits
-        ),
+        culprits=tuple(_described(each, place) for each in record.culprits),
         remedy=_why_unassigned(levels)
         if levels
         else _remedy(record, list(map(place, excluded))) + _silence(verdict, grad_stats),
     )
+
+
+def _described(culprit: Culprit, place: Callable[[str], str]) -> dict[str, Any]:
+    return {**asdict(culprit), "files": tuple(map(place, culprit.files)), "layer": culprit.layer}
 
 
 def _box_levels(parameters: Sequence[str]) -> tuple[str, ...]:

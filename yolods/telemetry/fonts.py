@@ -25,12 +25,7 @@ def use_fonts_for(text: str) -> None:
 
     letters = {ord(letter) for letter in text if not letter.isascii() and not letter.isspace()}
     plain = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    best, missing = plain, letters
-    for font in _candidates(plain):
-        if not missing:
-            break
-        if len(lacking := letters - _letters_of(font)) < len(missing):
-            best, missing = font, lacking
+    best, missing = _best_font(letters, plain)
     use_local_font(best if letters else None)
     if best != plain:
         font_manager.fontManager.addfont(str(best))
@@ -47,6 +42,18 @@ def use_fonts_for(text: str) -> None:
             UNICODE_FONT,
             ultralytics_folders()[-1],
         )
+
+
+def _best_font(letters: set[int], plain: Path) -> tuple[Path, set[int]]:
+    """The first font with the most of the letters, and the letters that it lacks; `plain` if none
+    has any."""
+    best, missing = plain, letters
+    for font in _candidates(plain):
+        if not missing:
+            break
+        if len(lacking := letters - _letters_of(font)) < len(missing):
+            best, missing = font, lacking
+    return best, missing
 
 
 def _candidates(plain: Path) -> Iterator[Path]:

@@ -200,14 +200,12 @@ class Run:
                     is_best=is_best,
                 )
             )
-        self.progress = self.progress.after_epoch(
-            self.schedule.epochs_behind(self.progress.position)
-        )
+        behind = self.schedule.epochs_behind(self.progress.position)
+        self.progress = self.progress.after_epoch(behind)
         self.selection.lose_patience(self.progress)
         ends = self.progress.epochs_done == self.config.epochs or self.selection.exhausted
-        if ends or is_due(
-            self.config.deepspeed.own.checkpoint.every_epochs, self.progress.epochs_done
-        ):
+        every = self.config.deepspeed.own.checkpoint.every_epochs
+        if ends or is_due(every, self.progress.epochs_done):
             self._save()
         if not ends:
             self.telemetry.epoch_begin(self.progress.epochs_done)

@@ -151,11 +151,8 @@ class Restarts:
         """Flags and world size for the hosts that answer, with as many slots as can be used."""
         hosts = hosts_of(self._flags, gpus=self._gpus)
         # The other launchers need no ssh between hosts, and a scheduler takes care of failed ones.
-        far = (
-            not self._flags.no_ssh
-            and self._flags.launcher == "pdsh"
-            and not all(host.is_local for host in hosts)
-        )
+        by_ssh = not self._flags.no_ssh and self._flags.launcher == "pdsh"
+        far = by_ssh and not all(host.is_local for host in hosts)
         left = _answering(hosts, self._run_dir, self._flags.ssh_port) if far else hosts
         if not left:
             raise UserError("none of its hosts answers")

@@ -57,6 +57,7 @@ from yolods.training.batches import TrainBatches
 from yolods.training.checks.resume_check import (
     RECORD,
     Comparison,
+    Depends,
     check_before_start,
     compare,
     depends_on,
@@ -99,20 +100,12 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     options = _split_options(config, blueprint.grid, ranks)
     train = open_split(spec, "train", hyper, options, ranks, augment=True)
     val = open_split(spec, "val", hyper, options, ranks, augment=False)
-    choice = choose_optimizer(
-        hyper,
-        samples=len(train.dataset),
-        batch=config.batch_size,
-        epochs=config.epochs,
-        nc=len(names),
-        given=config.deepspeed.optimizer.params if config.deepspeed.optimizer else None,
-    )
+    splits = train, val
+    choice = _choose(config, samples=len(train.dataset), nc=len(names))
     model = {"architecture": blueprint.layers, "names": names, "train_args": train_args(config)}
     store = _open_store(config, ranks, kv_store, model)
     checkpoint = store.find() if config.resume else None
-    footing = ranks.main_first(
-        lambda: _footing(config, blueprint, choice, (train, val), checkpoint)
-    )
+    footing = ranks.main_first(lambda: _footing(config, blueprint, choice, splits, checkpoint))
     model[RECORD], choice = footing.record, footing.choice
     # Only now, after the last check: a folder that contains this file is a run, and --resume
     # without a folder takes the newest run.
@@ -125,25 +118,13 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     if checkpoint is not None:
         # After the engine exists, because `load` copies into its tensors.
         progress = _placed(store.load(engine, checkpoint), footing.comparison, schedule)
-        faults = by_identity(
-            dict(progress.image_faults), train.dataset.im_files, train.dataset.source
-        )
-        progress = replace(progress, image_faults=tuple(sorted(faults.items())))
+        progress = _with_identities(progress, train)
     telemetry = _open_telemetry(config, ranks, names, schedule, progress)
-    evaluator = _open_evaluator(config, names, (train, val), engine, ranks)
+    evaluator = _open_evaluator(config, names, splits, engine, ranks)
     statistics = _open_statistics(config, spec, train, options, engine, ranks)
     if ranks.is_main:
         _announce(
-            config,
-            origin,
-            ranks,
-            telemetry,
-            blueprint,
-            (train, val),
-            choice,
-            schedule,
-            progress,
-            notes,
+            config, origin, ranks, telemetry, blueprint, splits, choice, schedule, progress, notes
         )
     batches = TrainBatches(
         config, train.dataset, schedule, ranks, engine.share, telemetry, stride=blueprint.grid
@@ -169,6 +150,24 @@ def _split_options(config: RunConfig, stride: int, ranks: Ranks) -> SplitOptions
         workers=config.workers,
         local_ranks=ranks.local_size,
         eval_batch=config.eval_batch,
+    )
+
+
+def _choose(config: RunConfig, *, samples: int, nc: int) -> OptimizerChoice:
+    """The optimizer of a new run.
+
+    Args:
+        samples: number of train images.
+        nc: number of classes.
+    """
+    optimizer = config.deepspeed.optimizer
+    return choose_optimizer(
+        config.hyper,
+        samples=samples,
+        batch=config.batch_size,
+        epochs=config.epochs,
+        nc=nc,
+        given=optimizer.params if optimizer else None,
     )
 
 
@@ -266,24 +265,12 @@ def _footing(
     Raises:
         UserError: one line per change that prevents a resume, or the run is finished.
     """
-    train, val = (samples_of(split.scan.labels, split.scan.source) for split in splits)
-    now = depends_on(
-        config,
-        names=blueprint.names,
-        architecture=blueprint.layers,
-        optimizer={**asdict(choice), "arguments": dict(choice.arguments)},
-        train=train,
-        val=val,
-    )
+    now = _depends(config, blueprint, choice, splits)
     if checkpoint is None:
         return _Footing(now.record(), choice, Comparison())
-    before, progress, faults = read_depends(checkpoint.model), checkpoint.progress, Faults()
-    if is_over(config, progress["step"], progress["epochs_done"]):
-        faults.add(finished(config))
+    before = read_depends(checkpoint.model)
     comparison = compare(before, now, config.run_dir, config.data)
-    for line in comparison.faults:
-        faults.add(line)
-    faults.raise_if_any()
+    _refuse_resume(config, checkpoint.progress, comparison)
     for line in comparison.notes:
         log.warning("%s", line)
     # `auto` chooses by the number of steps; after a change of epochs or images it could switch the
@@ -291,6 +278,31 @@ def _footing(
     if config.hyper.optimizer == "auto" and before.optimizer:
         now, choice = replace(now, optimizer=before.optimizer), OptimizerChoice(**before.optimizer)
     return _Footing(now.record(), choice, comparison)
+
+
+def _depends(
+    config: RunConfig, blueprint: Blueprint, choice: OptimizerChoice, splits: tuple[Split, Split]
+) -> Depends:
+    """What the checkpoints of this start depend on."""
+    train, val = (samples_of(split.scan.labels, split.scan.source) for split in splits)
+    return depends_on(
+        config,
+        names=blueprint.names,
+        architecture=blueprint.layers,
+        optimizer={**asdict(choice), "arguments": dict(choice.arguments)},
+        train=train,
+        val=val,
+    )
+
+
+def _refuse_resume(config: RunConfig, progress: Mapping[str, Any], comparison: Comparison) -> None:
+    """Raise UserError if the run is finished or has changed too much."""
+    faults = Faults()
+    if is_over(config, progress["step"], progress["epochs_done"]):
+        faults.add(finished(config))
+    for line in comparison.faults:
+        faults.add(line)
+    faults.raise_if_any()
 
 
 def _placed(progress: Progress, comparison: Comparison, schedule: Schedule) -> Progress:
@@ -304,6 +316,13 @@ def _placed(progress: Progress, comparison: Comparison, schedule: Schedule) -> P
     if comparison.judged_on_others:
         progress = replace(progress, best_fitness=None, best_epoch=progress.epochs_done)
     return progress
+
+
+def _with_identities(progress: Progress, train: Split) -> Progress:
+    """The progress with image faults by identity; old checkpoints have them by path."""
+    data = train.dataset
+    faults = by_identity(dict(progress.image_faults), data.im_files, data.source)
+    return replace(progress, image_faults=tuple(sorted(faults.items())))
 
 
 def _make_engine(
@@ -439,12 +458,37 @@ def _announce(
     about: list[str],
 ) -> None:
     """Log what the run is about to do. Rank 0 only."""
+    notes = [
+        *origin.lines(),
+        *_setup_lines(config, ranks, blueprint, choice, schedule),
+        *note_problems(config.run_dir, tuple(split.scan for split in splits)),
+        *config.notes,
+        *about,
+        *_small_set(schedule, config.deepspeed.dp_size),
+        *filter(None, _facts(config, ranks, blueprint, splits[0])),
+    ]
+    if config.resume:
+        epoch = progress.position // schedule.samples + 1
+        notes.append(f"Resuming after step {progress.step}, in epoch {epoch}")
+    compared = {**_layout_of(config, ranks, schedule), **config.hyper.as_dict()}
+    telemetry.start(_as_dict(config, origin), model_table(blueprint.meta), notes, compared)
+    if not config.resume:
+        telemetry.labels(splits[0].scan.labels)
+
+
+def _setup_lines(
+    config: RunConfig,
+    ranks: Ranks,
+    blueprint: Blueprint,
+    choice: OptimizerChoice,
+    schedule: Schedule,
+) -> tuple[str, ...]:
+    """Lines about the model, the ranks, the batch and the optimizer."""
     ds = config.deepspeed
     offload = " with offload" if ds.offload_optimizer or ds.offload_param else ""
     grid = f"{ds.pipeline.stages} stages x {ds.dp_size} replicas, " if ds.pipeline else ""
     precision = f"{ds.autocast} autocast" if ds.autocast else ds.precision
-    notes = [
-        *origin.lines(),
+    return (
         f"{config.model}: {blueprint.parameters / 1e6:.2f} M parameters, image size {config.imgsz}",
         f"{ranks.size} rank{'s' * (ranks.size > 1)} on {ranks.device.type}, "
         f"{grid}ZeRO-{ds.zero_stage}{offload}, {precision}",
@@ -452,20 +496,7 @@ def _announce(
         f"{'replicas' if ds.pipeline else 'ranks'}; a step accumulates {schedule.accumulation}: "
         f"{schedule.batch * schedule.accumulation} images",
         f"optimizer: {choice.name}, lr {choice.lr:g}, {_beta(choice)} {choice.momentum:g}",
-        *note_problems(config.run_dir, tuple(split.scan for split in splits)),
-        *config.notes,
-    ]
-    notes += about + _small_set(schedule, ds.dp_size)
-    notes += [line for line in _facts(config, ranks, blueprint, splits[0]) if line]
-    if config.resume:
-        notes.append(
-            f"Resuming after step {progress.step}, in epoch "
-            f"{progress.position // schedule.samples + 1}"
-        )
-    compared = {**_layout_of(config, ranks, schedule), **config.hyper.as_dict()}
-    telemetry.start(_as_dict(config, origin), model_table(blueprint.meta), notes, compared)
-    if not config.resume:
-        telemetry.labels(splits[0].scan.labels)
+    )
 
 
 def _beta(choice: OptimizerChoice) -> str:

@@ -52,22 +52,15 @@ class WeightsWriter:
         last = self.folder / "last.pt"
         try:
             with slowly("writing weights"):
-                write_pt(
-                    last,
-                    self.blueprint.skeleton,
-                    weights,
-                    self._facts(epoch, evaluation, best_fitness),
-                )
+                facts = self._facts(epoch, evaluation, best_fitness)
+                write_pt(last, self.blueprint.skeleton, weights, facts)
                 if is_best:
                     replace_copy(last, self.best)
                 if self._save_period > 0 and (epoch + 1) % self._save_period == 0:
                     replace_copy(last, self.folder / f"epoch{epoch + 1}.pt")
         except (OSError, RuntimeError) as error:
-            self._telemetry.event(
-                "weights",
-                f"{self.folder} could not be written, the earlier files are kept: {error}",
-                warn=True,
-            )
+            text = f"{self.folder} could not be written, the earlier files are kept: {error}"
+            self._telemetry.event("weights", text, warn=True)
 
     def replace_best(
         self, weights: Mapping[str, Tensor], epoch: int, evaluation: Evaluation, fitness: float

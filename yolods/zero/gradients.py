@@ -398,6 +398,18 @@ def _check(found: list[Tensor], spans: Sequence[Sequence[Span]]) -> None:
         )
 
 
+_ADAPTERS: dict[tuple[str, bool], type[Gradients]] = {
+    ("DeepSpeedZeroOptimizer", False): PartitionedGradients,
+    ("DeepSpeedZeroOptimizer", True): OffloadedGradients,
+    ("DeepSpeedZeroOptimizer_Stage3", False): Zero3Gradients,
+    ("DeepSpeedZeroOptimizer_Stage3", True): OffloadedZero3Gradients,
+    ("BF16_Optimizer", False): Bf16Gradients,
+    ("FP16_UnfusedOptimizer", False): UnfusedGradients,
+}
+"""Name of DeepSpeed's optimizer, and whether it offloads -> the adapter. Names and not classes, so
+that this module imports without DeepSpeed."""
+
+
 def gradients_of(
     optimizer: Any, spans: Sequence[Sequence[Span]], owners: Callable[[], Sequence[Tensor]]
 ) -> Gradients:
@@ -406,19 +418,10 @@ def gradients_of(
     Raises:
         RuntimeError: this DeepSpeed lacks a method or attribute that the adapter replaces or reads.
     """
-    # By class name, so that this module imports without DeepSpeed.
     offload = bool(
         getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False)
     )
-    kinds: dict[tuple[str, bool], type[Gradients]] = {
-        ("DeepSpeedZeroOptimizer", False): PartitionedGradients,
-        ("DeepSpeedZeroOptimizer", True): OffloadedGradients,
-        ("DeepSpeedZeroOptimizer_Stage3", False): Zero3Gradients,
-        ("DeepSpeedZeroOptimizer_Stage3", True): OffloadedZero3Gradients,
-        ("BF16_Optimizer", False): Bf16Gradients,
-        ("FP16_UnfusedOptimizer", False): UnfusedGradients,
-    }
-    kind = kinds.get((type(optimizer).__name__, offload))
+    kind = _ADAPTERS.get((type(optimizer).__name__, offload))
     if kind is None and isinstance(optimizer, torch.optim.Optimizer):
         kind = PlainGradients
     missing = [] if kind is None else [name for name in kind.needs if not hasattr(optimizer, name)]

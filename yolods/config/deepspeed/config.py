@@ -450,16 +450,7 @@ def _check_zero(
     faults: Faults,
 ) -> None:
     """Refuse settings of zero_optimization that the stage or yolods does not support."""
-    if offload["optimizer"] and zero_stage == 0:
-        faults.add(f'{where}: "offload_optimizer" needs ZeRO stage 1, 2 or 3, but the stage is 0')
-    if offload["param"] and zero_stage < 3:
-        faults.add(f'{where}: "offload_param" needs ZeRO stage 3, but the stage is {zero_stage}')
-    ratio = _value(zero.get("offload_optimizer", {}), "ratio", 1.0)
-    if offload["optimizer"] and ratio < 1 and zero_stage < 3:
-        faults.add(
-            f'{where}: "offload_optimizer".ratio {ratio:g} needs ZeRO stage 3, but the stage is '
-            f"{zero_stage}"
-        )
+    _check_offload_stage(zero, zero_stage, offload, where, faults)
     if zero.get("zenflow") is not None:
         faults.add(
             f'{where}: "zero_optimization".zenflow is not supported: its delayed updates conflict '
@@ -474,6 +465,26 @@ def _check_zero(
         faults.add(
             f'{where}: "zero_optimization".compute_grad_norm false is not supported: clipping and '
             "the curves need the norm"
+        )
+
+
+def _check_offload_stage(
+    zero: Mapping[str, Any],
+    zero_stage: int,
+    offload: Mapping[str, bool],
+    where: str,
+    faults: Faults,
+) -> None:
+    """Refuse offloading that the ZeRO stage does not support."""
+    if offload["optimizer"] and zero_stage == 0:
+        faults.add(f'{where}: "offload_optimizer" needs ZeRO stage 1, 2 or 3, but the stage is 0')
+    if offload["param"] and zero_stage < 3:
+        faults.add(f'{where}: "offload_param" needs ZeRO stage 3, but the stage is {zero_stage}')
+    ratio = _value(zero.get("offload_optimizer", {}), "ratio", 1.0)
+    if offload["optimizer"] and ratio < 1 and zero_stage < 3:
+        faults.add(
+            f'{where}: "offload_optimizer".ratio {ratio:g} needs ZeRO stage 3, but the stage is '
+            f"{zero_stage}"
         )
 
 

@@ -369,12 +369,19 @@ def _check(
         )
         faults.add(f"{where} is {shown(value)}: it must be an object {{...}}{hint}")
     else:
-        block: dict[str, Any] = {}
-        for name, inner in value.items():
-            if name in rule:
-                _check(block, name, inner, rule[name], f"{where}.{name}", faults)
-            elif name in REMOVED_ZERO:
-                faults.add(f"{where}.{name}: {_REMOVED}")
-            else:
-                faults.add(f'{where}: unknown key "{name}"{nearest(name, rule)}')
-        sound[key] = block
+        sound[key] = _sound_block(value, rule, where, faults)
+
+
+def _sound_block(
+    block: Mapping[str, Any], rules: Mapping[str, Any], where: str, faults: Faults
+) -> dict[str, Any]:
+    """The keys of a block that its rules permit; a fault is added for each other one."""
+    sound: dict[str, Any] = {}
+    for name, value in block.items():
+        if name in rules:
+            _check(sound, name, value, rules[name], f"{where}.{name}", faults)
+        elif name in REMOVED_ZERO:
+            faults.add(f"{where}.{name}: {_REMOVED}")
+        else:
+            faults.add(f'{where}: unknown key "{name}"{nearest(name, rules)}')
+    return sound

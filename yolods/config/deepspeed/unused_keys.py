@@ -114,7 +114,8 @@ def _found(settings: JsonSettings) -> list[tuple[str, str]]:
             found.append((f'"{key}"', reason))
     if sound.get("zero_allow_untested_optimizer") is False:
         found.append(('"zero_allow_untested_optimizer" false', "yolods uses torch's optimizers"))
-    found += [(f'"zero_optimization".{key}', reason) for key, reason in _zero(settings)]
+    zero = (*_zero(settings), *_zero_offload(settings))
+    found += [(f'"zero_optimization".{key}', reason) for key, reason in zero]
     found += _precision(settings)
     for block, key in (
         ("tensorboard", "output_path"),
@@ -150,17 +151,17 @@ def _zero(settings: JsonSettings) -> list[tuple[str, str]]:
             found.append((key, "it is for Muon, with states on NVMe"))
         elif stages is not None and settings.zero_stage not in stages:
             read_by = " and ".join(", ".join(map(str, stages)).rsplit(", ", 1))
-            found.append(
-                (
-                    key,
-                    f"only ZeRO stage {read_by} read{'s' * (len(stages) == 1)} it, not "
-                    f"{settings.zero_stage}",
-                )
-            )
+            reads = f"only ZeRO stage {read_by} read{'s' * (len(stages) == 1)} it"
+            found.append((key, f"{reads}, not {settings.zero_stage}"))
         elif settings.pipelined and name in ("overlap_comm", "contiguous_gradients") and value:
             found.append(
                 (key, "a pipeline's stage reduces its gradients once, after all micro-batches")
             )
+    return found
+
+
+def _zero_offload(settings: JsonSettings) -> list[tuple[str, str]]:
+    found = []
     for target in ("offload_optimizer", "offload_param"):
         block = settings.zero.get(target) or {}
         for key in block:
@@ -187,26 +188,15 @@ def _precision(settings: JsonSettings) -> list[tuple[str, str]]:
     """Keys without effect in the blocks about data types."""
     sound, found = settings.sound, []
     if settings.gradients != settings.precision and settings.zero_stage == 2:
-        found.append(
-            (
-                '"data_types".grad_accum_dtype',
-                f"ZeRO stage 2 accumulates in the parameters' type, {settings.precision}",
-            )
-        )
+        reason = f"ZeRO stage 2 accumulates in the parameters' type, {settings.precision}"
+        found.append(('"data_types".grad_accum_dtype', reason))
     if "keep_in_fp32_modules" in (sound.get("data_types") or {}):
         found.append(('"data_types".keep_in_fp32_modules', "all buffers of a detector stay fp32"))
     if (sound.get("fp16") or {}).get("auto_cast"):
         found.append(('"fp16".auto_cast', "images already have the model's data type"))
     bf16 = sound.get("bf16") or sound.get("bfloat16") or {}
-    if bf16.get("immediate_grad_update") and (
-        settings.zero_stage,
-        settings.gradients,
-        settings.precision,
-    ) != (
-        1,
-        "fp32",
-        "bf16",
-    ):
+    types = (settings.zero_stage, settings.gradients, settings.precision)
+    if bf16.get("immediate_grad_update") and types != (1, "fp32", "bf16"):
         found.append(
             ('"bf16".immediate_grad_update', "it belongs to ZeRO stage 1 with gradients in fp32")
         )

@@ -52,19 +52,16 @@ def read_optimizer(block: Any, hyper: Hyper, where: str, faults: Faults) -> Json
     if block is None:
         return None
     block = {key: value for key, value in block.items() if value is not None and value != "auto"}
+    where = f'{where}: "optimizer"'
     for key in block:
         if key not in ("type", "params", "legacy_fusion"):
-            faults.add(
-                f'{where}: "optimizer": unknown key "{key}"{nearest(key, ("type", "params"))}'
-            )
+            faults.add(f'{where}: unknown key "{key}"{nearest(key, ("type", "params"))}')
     if "legacy_fusion" in block:
-        faults.add(
-            f'{where}: "optimizer".legacy_fusion is not supported: it belongs to Lamb; remove it'
-        )
-    name = _name(block.get("type", ""), f'{where}: "optimizer"', faults)
+        faults.add(f"{where}.legacy_fusion is not supported: it belongs to Lamb; remove it")
+    name = _name(block.get("type", ""), where, faults)
     if name is None:
         return None
-    params = _params(name, block.get("params") or {}, hyper, f'{where}: "optimizer".params', faults)
+    params = _params(name, block.get("params") or {}, hyper, f"{where}.params", faults)
     # In DeepSpeed, "Adam" means AdamW unless adam_w_mode is false. A key of its JSON keeps
     # DeepSpeed's meaning here.
     if name == "Adam" and params.get("adam_w_mode") is not False:

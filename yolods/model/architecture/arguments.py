@@ -119,16 +119,10 @@ def _takes(kind: type[nn.Module]) -> dict[str, bool]:
     if issubclass(kind, Detect):
         return {"nc": True} if kind is Detect else {}
     # For other modules, ultralytics has no fixed relation between yaml and signature.
-    if (
-        "c1" not in names
-        and not kind.__module__.startswith("torch.nn")
-        and "dimension" not in names
-    ):
+    if not ({"c1", "dimension"} & {*names} or kind.__module__.startswith("torch.nn")):
         return {}
-    if any(
-        parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        for parameter in parameters
-    ):
+    collecting = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if any(parameter.kind in collecting for parameter in parameters):
         return {}
     # The yaml gives its c1, unlike for all other modules.
     if kind.__name__ == "ResNetLayer":
