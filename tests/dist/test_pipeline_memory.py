@@ -37,12 +37,12 @@ culprits."""
 
 def measure(ranks: Ranks, folder: str) -> dict[str, list[int]]:
     """On a rank: bytes at the peak of a step, above those at its beginning, for each of `COUNTS`;
-    and for the first two of them where what is sent is held to the end of the step."""
+    and for the fewest and the most where what is sent is held to the end of the step."""
     with split_engine(ranks, CASE, Path(folder)) as engine:
         _peak(engine, COUNTS[0])  # headers and states are made once
         freed = [_peak(engine, count) for count in COUNTS]
         _hoard(engine)
-        return {"freed": freed, "hoarded": [_peak(engine, count) for count in COUNTS[:2]]}
+        return {"freed": freed, "hoarded": [_peak(engine, count) for count in COUNTS[::2]]}
 
 
 def _peak(engine: PipelineEngine, count: int) -> int:

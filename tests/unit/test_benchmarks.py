@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cases, report, throughput
+from benchmarks import cases, mutants, report, throughput
 from benchmarks.observer import Seen, Stopwatch, Task, Watch, per_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +31,12 @@ def test_help_works_as_a_script_from_any_folder(run_process, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "--map-seeds" in done.stdout and "two-ranks" in done.stdout
+
+
+def test_the_text_of_every_mutant_stands_once_in_the_package():
+    code = [file.read_text(encoding="utf-8") for file in sorted((ROOT / "yolods").rglob("*.py"))]
+    found = {each.name: sum(text.count(each.before) for text in code) for each in mutants.MUTANTS}
+    assert {name: count for name, count in found.items() if count != 1} == {}
 
 
 def test_defaults_and_cores():
