@@ -215,7 +215,7 @@ def our_set(yaml: Path, condition: Condition) -> DetectionSet:
     """The training set as a run of ours opens it."""
     spec = read_spec(yaml)
     return DetectionSet(
-        scan(spec, "train", cache=yaml.parent / "scans", workers=1),
+        scan(spec, "train", cache=yaml.parent / "scans"),
         as_ultralytics(spec),
         _settings(yaml, condition),
         imgsz=IMGSZ,

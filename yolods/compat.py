@@ -502,6 +502,16 @@ def wrap_collectives(names: Sequence[str], wrap: Callable[[Any], Any]) -> None:
     dist.Work.wait = wrap(dist.Work.wait)
 
 
+def default_store() -> Any:
+    """The store through which the ranks of torch's default process group met.
+
+    Seen with torch 2.13: there is no public way to it, and another store would need a port.
+    """
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()
+
+
 def end_workers(batches: Iterator[Any]) -> None:
     """End a DataLoader's worker processes now instead of at garbage collection.
 

@@ -422,8 +422,9 @@ def test_an_image_that_several_sources_name_is_there_as_often_and_counted(tmp_pa
         tmp_path / name
         for name in ("images/train", "images", "list.txt", "images/train", "linked/val")
     ]
-    files, again = find_images(tuple(sources))
+    files, again, folders = find_images(tuple(sources))
     assert len(files) == 3 + 5 + 3 + 3 + 2
     assert files.count(str(tmp_path / "images/val/000.jpg")) == 1 + 3
     assert again == 3 + 3 + 3 + 2
-    assert find_images((tmp_path / "images/train", tmp_path / "images/val"))[1] == 0
+    assert {Path(each).name for each in folders} == {"train", "images", "val"}
+    assert find_images((tmp_path / "images/train", tmp_path / "images/val")).named_again == 0

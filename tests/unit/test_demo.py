@@ -29,7 +29,7 @@ def test_it_is_a_sound_data_set(tmp_path, small):
     spec = read_spec(ensure_demo(tmp_path))
     assert spec.names == ("cone", "ball", "sign")
     for split, count in (("train", 4), ("val", 3)):
-        found = scan(spec, split, cache=tmp_path, workers=1)
+        found = scan(spec, split, cache=tmp_path)
         assert found.problems == ()
         assert len(found.labels) == count
         assert all(

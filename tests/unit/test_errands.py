@@ -28,7 +28,10 @@ from yolods.config.optimizers.supported import (
     WEIGHT_DECAY,
     SupportedOptimizer,
 )
-from yolods.data.fingerprint import samples_of
+from yolods.data.index.block import block_of
+from yolods.data.index.builds import IndexStore
+from yolods.data.index.fingerprint import samples_of
+from yolods.data.index.table import Index
 from yolods.data.loader import train_loader
 from yolods.data.sampler import Stream
 from yolods.data.source import SOURCES, Unreadable
@@ -208,13 +211,15 @@ class Patches:
     """A source of drawn images: each is a grey one with a bright patch, by its number in a file of
     their numbers."""
 
-    def __init__(self, file: Path, numbers: list[int]) -> None:
-        self._file, self.numbers = file, numbers
+    side = None
 
-    def read(self, identity: str) -> np.ndarray:
-        number = int(identity.removeprefix("patch "))
+    def __init__(self, file: Path, index: Index) -> None:
+        self._file, self.index = file, index
+
+    def read(self, row: int) -> np.ndarray:
+        number = int(self.index.ids[row].removeprefix("patch "))
         if number == GONE:
-            raise Unreadable(identity)
+            raise Unreadable(self.index.ids[row])
         image = np.full((SIZE, SIZE, 3), 60 + 10 * number, np.uint8)
         image[16:48, 16:48] = 255
         return image
@@ -222,18 +227,19 @@ class Patches:
     def place(self, identity: str) -> str:
         return f"{self._file}, {identity}"
 
-    def fingerprint(self, identity: str) -> tuple[int, int]:
-        return int(identity.removeprefix("patch ")), 0
 
-
-def open_patches(paths: tuple[Path, ...], spec: DataSpec) -> tuple[Patches, list[CheckedPair]]:
+def open_patches(paths: tuple[Path, ...], spec: DataSpec, folder: Path) -> Patches:
     """The `Opener` of files that end in .patches."""
-    source = Patches(paths[0], [int(line) for line in paths[0].read_text().split()])
+    store, file = IndexStore(folder), paths[0]
+    numbers = [int(line) for line in file.read_text().split()]
     box = np.array([[0, 0.5, 0.5, 0.5, 0.5]], np.float32)
-    found = [
-        CheckedPair(f"{paths[0]}, {n}", (SIZE, SIZE), box, id=f"patch {n}") for n in source.numbers
-    ]
-    return source, found
+    found = [CheckedPair(f"{file}, {n}", (SIZE, SIZE), box, id=f"patch {n}") for n in numbers]
+    if store.newest() is None:
+        with store.build() as writer:
+            writer.add(block_of(found, [(n, 0, -1, -1) for n in numbers], numbers))
+    index = store.newest()
+    assert index is not None
+    return Patches(file, index)
 
 
 def toy_source() -> Any:
@@ -273,7 +279,7 @@ def walk_source(ranks: Ranks, folder: str) -> dict[str, Any]:
         "replaced": {image for batch in batches for image in batch["replaced"]},
         "barred": excluded,
         "summary": split.scan.summary,
-        "record": samples_of(split.scan.labels, split.scan.source).count,
+        "record": samples_of(split.scan.labels).count,
         "place": dataset.source.place("patch 1"),
     }
 

@@ -11,6 +11,7 @@ import torch
 from tests.fake_detector import HYPER, FakeDetector, evaluator_of, open_val
 from tests.tiny import make_dataset
 from yolods import compat
+from yolods.data.index.labels import Labels
 from yolods.data.spec import read_spec
 from yolods.data.splits import Split
 from yolods.telemetry import Telemetry
@@ -138,8 +139,8 @@ def test_a_single_class_pays_no_heed_to_ids(tmp_path, single_cls, low, high):
     split = open_val(make_dataset(tmp_path / "data", train=1, val=20, nc=3))
     evaluator = evaluator_of(split, ("a", "b", "c"), tmp_path, hyper=hyper)
     if single_cls:
-        for label in split.dataset.labels:
-            label["cls"][:] = 0
+        labels = split.dataset.labels
+        split.dataset.labels = Labels(labels.index, labels.rows, single_cls=True)
     result = evaluator(Mistaken(split.dataset, evaluator._batches, 3))
     assert low <= result.metrics["metrics/mAP50(B)"] <= high
 

@@ -5,29 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 
-import numpy as np
 import pytest
 
-from yolods.data.fingerprint import Samples, samples_of
-from yolods.data.source import ImageFiles
+from tests.indexes import image_files, labels_of
+from yolods.data.index.fingerprint import Samples, samples_of
 
 
 def record(files, folder, boxes=()) -> Samples:
     """Of a split with these files, each with one box."""
-    source = ImageFiles([str(file) for file in files], folder, 3)
-    return samples_of(
-        [label(each, *boxes[place : place + 1]) for place, each in enumerate(source.ids)], source
-    )
-
-
-def label(identity: str, box: float = 0.5) -> dict:
-    boxes = np.array([[box, 0.5, 0.1, 0.1]], np.float32)
-    return {
-        "im_file": identity,
-        "shape": (20, 40),
-        "cls": np.zeros((1, 1), np.float32),
-        "bboxes": boxes,
-    }
+    boxes = {place: (0, x, 0.5, 0.1, 0.1) for place, x in enumerate(boxes)}
+    return samples_of(labels_of(image_files([str(file) for file in files], folder, boxes=boxes)))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def sets(tmp_path):
     hyp = get_cfg(overrides={"epochs": 20, "close_mosaic": 5, "mixup": 0.5})
     return {
         split: DetectionSet(
-            scan(spec, split, cache=tmp_path / "cache", workers=1),
+            scan(spec, split, cache=tmp_path / "cache"),
             as_ultralytics(spec),
             hyp,
             imgsz=64,

@@ -87,7 +87,7 @@ class Samples:
         monkeypatch.setattr(dataset_module.Albumentations, "__init__", init)
         spec = read_spec(make_dataset(root / "set"))
         hyp = get_cfg(overrides={"epochs": 10, "close_mosaic": 0})
-        found = scan(spec, "train", cache=root / "cache", workers=1)
+        found = scan(spec, "train", cache=root / "cache")
         self.set = DetectionSet(found, as_ultralytics(spec), hyp, imgsz=64, augment=True)
         self.set.get_image_and_label = lambda index: {}
         keyed = next(

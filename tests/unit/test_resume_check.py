@@ -13,16 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
+from tests.indexes import image_files, labels_of
 from tests.tiny import make_dataset
 from yolods import cli
 from yolods.config import RunConfig, add_train_arguments, build_run_config
 from yolods.config.run import CONFIG_FILE
 from yolods.data.classes import both, difference
-from yolods.data.fingerprint import Samples, samples_of
-from yolods.data.source import ImageFiles
+from yolods.data.index.fingerprint import Samples, samples_of
 from yolods.model.architecture.build import architecture, parse_name
 from yolods.training.checks.resume_check import (
     RECORD,
@@ -50,29 +49,23 @@ WORDS = (
 )
 
 
-def labels_of(*images: tuple[str, int], folder: Path) -> list[dict[str, Any]]:
-    """Label dictionaries of files that are made: name, and the class of the one box."""
-    found = []
+def make(folder: Path, *images: tuple[str, int]) -> list[str]:
+    """Files for images: name, and the class of the one box."""
     for name, cls in images:
-        file = folder / name
-        if not file.exists():
-            file.write_text(f"image of class {cls}")
-        boxes = np.full((1, 4), 0.5, np.float32)
-        found.append(
-            {
-                "im_file": name,
-                "shape": (8, 8),
-                "cls": np.array([[cls]], np.float32),
-                "bboxes": boxes,
-            }
-        )
-    return found
+        if not (folder / name).exists():
+            (folder / name).write_text(f"image of class {cls}")
+    return [str(folder / name) for name, _ in images]
 
 
 def samples_in(folder: Path, *images: tuple[str, int]) -> Samples:
     """The record of such files."""
-    files = [str(folder / name) for name, _ in images]
-    return samples_of(labels_of(*images, folder=folder), ImageFiles(files, folder, 3))
+    return record_of(make(folder, *images), folder, *images)
+
+
+def record_of(files: list[str], folder: Path, *images: tuple[str, int]) -> Samples:
+    """The record of files, whether they exist or not."""
+    boxes = {place: (cls, 0.5, 0.5, 0.5, 0.5) for place, (_, cls) in enumerate(images)}
+    return samples_of(labels_of(image_files(files, folder, boxes=boxes)))
 
 
 def layers(name: str = "yolov5n", nc: int = 2) -> dict[str, Any]:
@@ -153,10 +146,10 @@ def test_a_resume_compares_class_names_and_their_order(run, tmp_path, names, fau
 )
 def test_a_resume_compares_images_and_boxes(run, tmp_path, images, words):
     before = whole(run, tmp_path)
-    labels = labels_of(*images, folder=tmp_path)
+    files = make(tmp_path, *images)
     (tmp_path / "gone.jpg").unlink(missing_ok=True)
-    source = ImageFiles([str(tmp_path / name) for name, _ in images], tmp_path, 3)
-    found = compared(before, whole(run, tmp_path, train=samples_of(labels, source)))
+    now = record_of(files, tmp_path, *images)
+    found = compared(before, whole(run, tmp_path, train=now))
     assert found.faults == () and len(found.notes) == 1 and found.notes[0].startswith(words)
     assert found.images_before == 2 and not found.judged_on_others
 

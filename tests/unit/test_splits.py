@@ -6,14 +6,14 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from tests.fake_detector import ALONE, HYPER
+from tests.indexes import boxes_of
 from tests.tiny import make_dataset
 from yolods.data import splits
+from yolods.data.scan import Scan
 from yolods.data.spec import read_spec
 from yolods.data.splits import (
     DEMO_PATH,
@@ -29,34 +29,28 @@ from yolods.errors import UserError
 OPTIONS = SplitOptions(imgsz=64, stride=32, epochs=1, workers=0, local_ranks=1)
 
 
-@pytest.fixture(scope="module")
-def yaml(tmp_path_factory) -> Path:
-    return make_dataset(tmp_path_factory.mktemp("data"))
-
-
-def boxes_of(*classes: list[int]) -> SimpleNamespace:
-    return SimpleNamespace(
-        labels=[{"cls": np.array(each, dtype=np.float32).reshape(-1, 1)} for each in classes]
-    )
+@pytest.fixture
+def yaml(tmp_path) -> Path:
+    return make_dataset(tmp_path / "set")
 
 
 def test_rare_classes_weigh_more_and_the_mean_stays_one():
-    weights = class_weights(boxes_of([0, 0, 0], [0, 1], []), 2, 1.0)
+    weights = class_weights(Scan("train", boxes_of([0, 0, 0], [0, 1], []), None), 2, 1.0)
     assert (weights[1] / weights[0]).item() == pytest.approx(4)
     assert weights.mean().item() == pytest.approx(1)
-    root = class_weights(boxes_of([0, 0, 0], [0, 1]), 2, 0.5)
+    root = class_weights(Scan("train", boxes_of([0, 0, 0], [0, 1]), None), 2, 0.5)
     assert (root[1] / root[0]).item() == pytest.approx(2)
 
 
 def test_a_class_without_a_box_weighs_as_the_others_do_on_average():
-    weights = class_weights(boxes_of([0, 0, 0, 0, 2]), 3, 1.0)
+    weights = class_weights(Scan("train", boxes_of([0, 0, 0, 0, 2]), None), 3, 1.0)
     assert weights[1].item() == pytest.approx((weights[0] + weights[2]).item() / 2)
 
 
 def test_without_a_power_nothing_is_weighed_and_without_a_box_nothing_can_be():
-    assert class_weights(boxes_of([], []), 2, 0) is None
+    assert class_weights(Scan("train", boxes_of([], []), None), 2, 0) is None
     with pytest.raises(UserError, match=r"^cls_pw=0\.5: the train set has no box"):
-        class_weights(boxes_of([], []), 2, 0.5)
+        class_weights(Scan("train", boxes_of([], []), None), 2, 0.5)
 
 
 def test_a_pass_without_augmentation_sees_some_of_the_images_drawn_by_the_seed(yaml):
@@ -96,6 +90,8 @@ def test_rank_0_makes_the_demo_and_says_what_is_odd_about_a_yaml(
 
 
 def test_problems_are_written_for_both_splits_and_a_line_told_for_each(tmp_path, yaml):
+    tmp_path = tmp_path / "run"
+    tmp_path.mkdir()
     scans = [
         open_split(read_spec(yaml), name, HYPER, OPTIONS, ALONE, augment=False).scan
         for name in ("train", "val")
@@ -103,11 +99,12 @@ def test_problems_are_written_for_both_splits_and_a_line_told_for_each(tmp_path,
     lines = note_problems(tmp_path, tuple(scans))
     assert [line.split(" images")[0] for line in lines] == ["train: 6", "val: 4"]
     assert list(tmp_path.iterdir()) == [], "without a problem there is no file"
-    scans[1] = replace(scans[1], problems=("a.txt:3: not five numbers",), lines_skipped=1)
-    assert note_problems(tmp_path, tuple(scans))[1].endswith(
-        "1 label lines skipped, see problems.txt"
-    )
-    assert (tmp_path / "problems.txt").read_text() == "a.txt:3: not five numbers\n"
+    label = yaml.parent / "labels/val/000.txt"
+    label.write_text(label.read_text() + "0 0.5\n")
+    odd = open_split(read_spec(yaml), "val", HYPER, OPTIONS, ALONE, augment=False).scan
+    line = note_problems(tmp_path, (scans[0], odd))[1]
+    assert line.endswith("1 label lines skipped, see problems.txt")
+    assert (tmp_path / "problems.txt").read_text().startswith(f"{label}:2: 2 numbers")
     shared = note_problems(tmp_path, (scans[0], replace(scans[0], split="val")))
     assert shared[-1].startswith(
         "6 of 6 val images are train images as well: metrics will be too good"

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.indexes import boxes_of, image_files, labels_of
 from tests.tiny import make_dataset
 from yolods.checkpoint.read import Checkpoint
-from yolods.data.fingerprint import samples_of
-from yolods.data.source import ImageFiles
+from yolods.data.index.fingerprint import samples_of
 from yolods.data.splits import most_boxes
 from yolods.errors import UserError
 from yolods.model.architecture.build import architecture, parse_name
@@ -25,9 +25,7 @@ from yolods.training.checks.resume_check import RECORD, Comparison, depends_on
 
 
 def split_of(*boxes: int) -> SimpleNamespace:
-    return SimpleNamespace(
-        scan=SimpleNamespace(labels=[{"cls": np.zeros((count, 1))} for count in boxes])
-    )
+    return SimpleNamespace(scan=SimpleNamespace(labels=boxes_of(*([0] * n for n in boxes))))
 
 
 @pytest.mark.parametrize(
@@ -153,12 +151,10 @@ def resumed(folder: Path, optimizer: dict, *words: str) -> start._Footing:
     config = build_run_config(parser.parse_args(flags), world_size=1, device="cpu")
     names = ("colour0", "colour1")
     blueprint = Blueprint(architecture(parse_name("yolov5n"), 2, 3), names, 0)
-    labels = [
-        {"im_file": "a.jpg", "shape": (8, 8), "cls": np.zeros((1, 1)), "bboxes": np.zeros((1, 4))}
-    ] * 2
-    source = ImageFiles(["a.jpg"], Path(), 3)
+    source = image_files(["a.jpg", "b.jpg"], folder)
+    labels = labels_of(source)
     splits = (SimpleNamespace(scan=SimpleNamespace(labels=labels, source=source)),) * 2
-    samples = samples_of(labels, source)
+    samples = samples_of(labels)
     before = depends_on(config, names=names, optimizer=optimizer, train=samples, val=samples)
     model = {
         "names": names,

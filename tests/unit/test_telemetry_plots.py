@@ -130,11 +130,7 @@ def test_validation_pictures_without_any_box(painter: Painter, tmp_path: Path) -
 def test_labels_and_results_are_drawn(
     painter: Painter, tmp_path: Path, asked: list[object]
 ) -> None:
-    labels = [
-        {"cls": np.array([[0.0], [1.0]]), "bboxes": np.full((2, 4), 0.4)},
-        {"cls": np.zeros((0, 1)), "bboxes": np.zeros((0, 4))},
-    ]
-    painter.labels(labels)
+    painter.labels(np.array([[0.0, 0.4, 0.4, 0.4, 0.4], [1.0, 0.4, 0.4, 0.4, 0.4]]))
     header = "epoch,time,train/box_loss,metrics/mAP50(B),val/box_loss,lr/pg0"
     (tmp_path / "results.csv").write_text(
         f"{header}\n1,2.5,1.5,nan,nan,0.01\n2,5,1.25,0.5,1.5,0.01\n"
@@ -151,7 +147,7 @@ def test_a_failing_picture_is_one_warning(
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="yolods"):
         painter.train_images({"img": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)}, 0, step=0)
-        painter.labels([])
+        painter.labels(np.zeros((0, 5)))
         painter.results()
         (tmp_path / "train_batch1.jpg").mkdir()
         painter.train_images(make_batch(1), 1, step=0)
@@ -172,9 +168,7 @@ def test_a_picture_that_ultralytics_gives_up_on_quietly_is_noticed(
 ) -> None:
     (tmp_path / "labels.jpg").write_text("left by an earlier start")
     with caplog.at_level(logging.WARNING, logger="yolods"):
-        painter.labels(
-            [{"cls": np.array([[0.0]]), "bboxes": np.full((1, 3), 0.4)}]
-        )  # a column is missing
+        painter.labels(np.full((1, 4), 0.4))  # a column is missing
     painter.close()
     assert "labels.jpg could not be written" in caplog.text
     assert not (tmp_path / "labels.jpg").exists(), "an old picture must not pass for this run's"

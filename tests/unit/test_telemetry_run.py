@@ -83,7 +83,7 @@ def train(telemetry: Telemetry, epochs: int = 2, steps: int = 2, start_epoch: in
     }
     with telemetry:
         telemetry.start({"epochs": epochs}, "| layer |", ["a note"])
-        telemetry.labels([{"cls": np.array([[0.0], [1.0]]), "bboxes": np.full((2, 4), 0.4)}])
+        telemetry.labels(np.array([[0.0, 0.4, 0.4, 0.4, 0.4], [1.0, 0.4, 0.4, 0.4, 0.4]]))
         for epoch in range(start_epoch, epochs):
             telemetry.epoch_begin(epoch)
             for k in range(epoch * steps, (epoch + 1) * steps):

@@ -98,6 +98,9 @@ def _image_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="loader processes per rank (default 8; 0 on a CPU)"
     )
+    parser.add_argument(
+        "--check-data", **_ON, help="compare every file of a large data set with its last check"
+    )
 
 
 def _folder_flags(parser: argparse.ArgumentParser) -> None:

@@ -82,6 +82,8 @@ class RunConfig:
     """Flags as typed, for the record."""
     notes: tuple[str, ...] = ()
     """Lines to show at the start: settings without effect, and values that override others."""
+    check_data: bool = False
+    """Whether this start compares every file with the last check of the data."""
     run: str = ""
     """The run's identity over all its starts; "": none yet (`run_folder` assigns it)."""
     start: str = ""

@@ -9,7 +9,6 @@ last. A file that disappears is replaced and reported.
 
 import copy
 import logging
-import math
 import random
 from collections.abc import Iterable
 from multiprocessing.pool import ThreadPool
@@ -17,7 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
 import psutil
 from ultralytics.data.augment import Albumentations, Compose
@@ -25,6 +23,8 @@ from ultralytics.data.dataset import YOLODataset
 
 from yolods.compat import quiet_ultralytics
 from yolods.config.deepspeed.batch import DEFAULT_BATCH
+from yolods.data.index.labels import Identities
+from yolods.data.resize import fit, rectangles
 from yolods.data.sampler import SampleId, keyed_generators, keyed_seed
 from yolods.data.scan import Scan
 from yolods.data.source import Unreadable
@@ -80,7 +80,6 @@ class DetectionSet(YOLODataset):
         self.seed, self.eval_batch = seed, eval_batch
         self.cache_bytes = default_cache_bytes(1) if cache_bytes is None else cache_bytes
         self.source = scan.source
-        self._scanned = [dict(label) for label in scan.labels]
         self._decoded: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
         self._decoded_bytes = 0
         self._replaced: list[str] = []
@@ -98,45 +97,36 @@ class DetectionSet(YOLODataset):
             cache=False,
             augment=augment,
             hyp=hyp,
-            rect=not augment,
             batch_size=eval_batch,
             stride=stride,
             pad=0.0 if augment else EVAL_PAD,
             data=data,
             task="detect",
         )
+        # Afterwards, because ultralytics makes four Python objects per image that it is given.
+        self.labels, self.ni = scan.labels, len(scan.labels)
+        self.im_files = Identities(self.labels)
+        if not augment:
+            self.rect = True
+            self.set_rectangle()
         if cache_ram:
             self._load_all()
 
     def get_img_files(self, img_path: list[str]) -> list[str]:
-        """The scanned images' identities; ultralytics would search folders and time the disk."""
-        return [label["im_file"] for label in self._scanned]
+        """None; ultralytics would search folders and time the disk."""
+        return []
 
     def get_labels(self) -> list[dict[str, Any]]:
-        """The scanned labels; ultralytics' own scan would write a cache and repair images."""
-        labels, self._scanned = self._scanned, []
-        return labels
+        """None; ultralytics' own scan would write a cache and repair images."""
+        return []
 
     def set_rectangle(self) -> None:
-        """Sort by aspect ratio and give the images of a batch one shape, as ultralytics does.
-
-        ultralytics' own method searches the whole set for each batch (8.4.190 data/base.py:429), so
-        its time grows with the square of the set.
-        """
-        sides = np.array([label.pop("shape") for label in self.labels])  # (ni, 2) height and width
-        ratios = sides[:, 0] / sides[:, 1]
-        order = ratios.argsort()
-        self.im_files = [self.im_files[place] for place in order]
-        self.labels = [self.labels[place] for place in order]
-        first = np.arange(0, self.ni, self.batch_size)
-        flattest = ratios[order[first]]
-        tallest = ratios[order[np.minimum(first + self.batch_size, self.ni) - 1]]
-        # A batch's share of the square's height and width: below 1 only if all of its images are
-        # flat, or all are tall.
-        shares = np.stack((np.minimum(tallest, 1), 1 / np.maximum(flattest, 1)), axis=1)
-        self.batch_shapes = (
-            np.ceil(shares * self.imgsz / self.stride + self.pad).astype(int) * self.stride
+        """Sort by aspect ratio and give the images of a batch one shape, as ultralytics does."""
+        order, self.batch_shapes = rectangles(
+            self.labels.shapes, self.batch_size, imgsz=self.imgsz, stride=self.stride, pad=self.pad
         )
+        self.labels = self.labels.chosen(np.asarray(self.labels.rows)[order])
+        self.im_files = Identities(self.labels)
         self.batch = np.arange(self.ni) // self.batch_size
 
     def build_transforms(self, hyp: SimpleNamespace) -> Compose:
@@ -185,9 +175,9 @@ class DetectionSet(YOLODataset):
     def exclude(self, images: Iterable[str]) -> None:
         """Replace these images by the next ones from now on. Running workers do not see it."""
         excluded = frozenset(images)
-        self._excluded = {
-            place for place, identity in enumerate(self.im_files) if identity in excluded
-        }
+        # All names are looked through only if there is one to be found.
+        names = enumerate(self.im_files) if excluded else ()
+        self._excluded = {place for place, identity in names if identity in excluded}
 
     def get_image_and_label(self, index: int) -> dict[str, Any]:
         """The image and boxes at `index`, or of the next one if it is excluded or unreadable.
@@ -233,17 +223,13 @@ class DetectionSet(YOLODataset):
         return image.copy(), original, image.shape[:2]
 
     def _decode(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
-        image = self.source.read(self.im_files[i])
+        row = int(self.labels.rows[i])
+        image = self.source.read(row)
         if image.shape[2] != self.channels:
             raise Unreadable(self.im_files[i])
-        height, width = image.shape[:2]
-        scale = self.imgsz / max(height, width)
-        # Rounded up and limited as in ultralytics' load_image, so that pixels are the same.
-        if scale != 1:
-            size = tuple(min(math.ceil(side * scale), self.imgsz) for side in (width, height))
-            image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-            image = image[..., None] if image.ndim == 2 else image
-        return image, (height, width)
+        # A file's own shape, because it may have been replaced since its check.
+        original = image.shape[:2] if self.source.side is None else self.labels.shape(i)
+        return fit(image, self.imgsz), original
 
     def _keep(self, i: int, decoded: tuple[np.ndarray, tuple[int, int]]) -> None:
         """Cache an image. None is evicted, which under random access would not pay."""

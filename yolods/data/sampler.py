@@ -1,6 +1,6 @@
 """The endless training stream: pure functions from positions to samples and their random seeds.
 
-Position g of the stream is in epoch g // n and shows image permutation(seed, epoch, n)[g % n].
+Position g of the stream is in epoch g // n and shows image shown_at(seed, epoch, n, g % n).
 Batch k consists of the positions [k * batch, (k + 1) * batch); data-parallel rank r of R takes the
 r-th of R equal slices:
 
@@ -10,7 +10,7 @@ r-th of R equal slices:
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+
+LISTED = 1 << 20
+"""Images of a set up to which the order of an epoch is a list."""
+TURNS = 6
+"""Rounds of the network that orders a larger set. Four make a pseudorandom permutation of a good
+round function (Luby and Rackoff, 1988); two more for one that is only a quick hash."""
 
 
 class SampleId(NamedTuple):
@@ -80,6 +86,44 @@ def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     return order
 
 
+def shown_at(seed: int, epoch: int, n: int, places: np.ndarray) -> np.ndarray:
+    """The images that an epoch shows at `places` of its order.
+
+    Up to `LISTED` images it is `permutation`. The order of more is computed where it is asked for,
+    by a Feistel network over the next power of four, walked until it is below n (Black and Rogaway,
+    "Ciphers with arbitrary finite domains", 2002): a list of ten million numbers would take 80 MB
+    per process and half a second per epoch.
+
+    Args:
+        places: (k,) int64 in [0, n).
+    """
+    if n <= LISTED:
+        return permutation(seed, epoch, n)[places]
+    half = (int(n - 1).bit_length() + 1) // 2
+    keys = [keyed_seed("order", seed, epoch, turn) for turn in range(TURNS)]
+    shown = _exchanged(places, half, keys)
+    while len(above := np.flatnonzero(shown >= n)):
+        shown[above] = _exchanged(shown[above], half, keys)
+    return shown
+
+
+def _exchanged(numbers: np.ndarray, half: int, keys: Sequence[int]) -> np.ndarray:
+    """A permutation of the numbers of 2 * `half` bits, as int64."""
+    mask = np.uint64((1 << half) - 1)
+    shift = np.uint64(half)
+    left, right = numbers.astype(np.uint64) >> shift, numbers.astype(np.uint64) & mask
+    for key in keys:
+        left, right = right, left ^ (_mixed(right ^ np.uint64(key)) & mask)
+    return (left << shift | right).astype(np.int64)
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """A hash of 64-bit numbers: the finaliser of splitmix64 (Steele, Lea and Flood, 2014)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        numbers = (numbers ^ numbers >> np.uint64(shift)) * np.uint64(factor)
+    return numbers ^ numbers >> np.uint64(31)
+
+
 @dataclass(frozen=True)
 class Stream:
     """The endless sequence of training samples."""
@@ -97,10 +141,11 @@ class Stream:
 
     def sample_ids(self, first_position: int, count: int) -> list[SampleId]:
         """The ids of `count` samples from `first_position` on."""
+        epochs, places = np.divmod(np.arange(first_position, first_position + count), self.n)
         ids = []
-        for position in range(first_position, first_position + count):
-            epoch, place = divmod(position, self.n)
-            ids.append(SampleId(epoch, int(permutation(self.seed, epoch, self.n)[place])))
+        for epoch in np.unique(epochs).tolist():
+            shown = shown_at(self.seed, epoch, self.n, places[epochs == epoch])
+            ids += [SampleId(epoch, image) for image in shown.tolist()]
         return ids
 
     def batch_ids(self, k: int, dp_rank: int = 0, dp_size: int = 1) -> list[SampleId]:

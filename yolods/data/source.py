@@ -1,5 +1,4 @@
-"""The source of a split's images: an interface of three methods, and its implementation for image
-files.
+"""The source of a split's images: an index and two methods, and its implementation for image files.
 
 A sample has an identity, a string that is unique in its source and does not depend on where the
 source is stored. Batches (under ultralytics' key `im_file`), the quarantine, predictions and a
@@ -23,7 +22,7 @@ from yolods.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from yolods.data.verify import CheckedPair
+    from yolods.data.index.table import Index
 
 
 class Unreadable(Exception):
@@ -33,7 +32,13 @@ class Unreadable(Exception):
 class Source(Protocol):
     """The samples of one split. Loader processes have copies of it."""
 
-    def read(self, identity: str) -> np.ndarray:
+    index: Index
+    """What is known about each sample without reading it, by row."""
+    side: int | None
+    """Maximum of the images' long sides in pixels, if the source keeps larger ones scaled down to
+    it; None: images are as they were checked."""
+
+    def read(self, row: int) -> np.ndarray:
         """The decoded image, (h, w, channels) uint8, colours as BGR; the caller may write into it.
 
         Raises:
@@ -43,13 +48,11 @@ class Source(Protocol):
     def place(self, identity: str) -> str:
         """The sample's name in messages: the file, and the place in a file with several samples."""
 
-    def fingerprint(self, identity: str) -> tuple[int, int]:
-        """The sample's size in bytes and modification time in ns; (-1, -1) if it is gone."""
 
-
-Opener = Callable[[tuple[Path, ...], Any], "tuple[Source, list[CheckedPair]]"]
-"""Takes the paths that a data yaml names for a split, and the yaml's `DataSpec`; returns their
-source and one `CheckedPair` with its `id` per sample, in the same order on every rank."""
+Opener = Callable[[tuple[Path, ...], Any, Path], Source]
+"""Takes the paths that a data yaml names for a split, the yaml's `DataSpec`, and a folder in the
+cache in which the source may keep its index. One rank per host calls it first, and the others when
+it has returned."""
 
 SOURCES: dict[str, str] = {}
 """Suffixes of further files that a data yaml may name, with their `Opener` as `module:function`."""
@@ -81,30 +84,21 @@ class ImageFiles:
     An identity is a path below the data set's folder, so that a set may be moved.
     """
 
-    def __init__(self, files: Sequence[str], root: Path, channels: int) -> None:
+    def __init__(
+        self, index: Index, root: Path, channels: int, spelled: Mapping[str, str] | None = None
+    ) -> None:
         """
         Args:
-            files: image files; one may occur several times.
+            index: the files' index.
             root: the data set's folder.
             channels: 1 for grey, 3 for colour; other numbers: as the file has them.
+            spelled: files by those identities that are not the files' paths below `root`.
         """
-        self._channels = channels
-        self._files: dict[str, str] = {}
-        top = os.path.join(os.path.abspath(root), "")
-        self.ids = [self._add(file, _below(file, top)) for file in files]
-        """The identities, one per file in the same order."""
+        self.index, self.side = index, None
+        self._root, self._channels = os.path.abspath(root), channels
+        self._spelled = dict(spelled or {})
 
-    def _add(self, file: str, below: str) -> str:
-        """Note a file and return its identity."""
-        known = self._files.setdefault(below, file)
-        # `..` after a link leads elsewhere, so two paths with the same text may name two files.
-        identity = (
-            below if known == file or os.path.realpath(known) == os.path.realpath(file) else file
-        )
-        self._files.setdefault(identity, file)
-        return identity
-
-    def read(self, identity: str) -> np.ndarray:
+    def read(self, row: int) -> np.ndarray:
         """See `Source.read`."""
         import cv2
         from ultralytics.utils.patches import imread
@@ -112,7 +106,7 @@ class ImageFiles:
         flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(
             self._channels, cv2.IMREAD_UNCHANGED
         )
-        file = self._files[identity]
+        file = self.place(self.index.ids[row])
         try:
             image = imread(file, flags=flag)
         except (OSError, ValueError, cv2.error) as error:
@@ -123,21 +117,37 @@ class ImageFiles:
 
     def place(self, identity: str) -> str:
         """The file, as the yaml spells it."""
-        return self._files[identity]
-
-    def fingerprint(self, identity: str) -> tuple[int, int]:
-        """See `Source.fingerprint`."""
-        try:
-            stat = os.stat(self._files[identity])
-        except OSError:  # removed since the scan; the loader reports it
-            return -1, -1
-        return stat.st_size, stat.st_mtime_ns
+        return self._spelled.get(identity) or _file_of(self._root, identity)
 
 
-def _below(file: str, top: str) -> str:
-    """`os.path.relpath`, but ten times as fast for plain paths: a large set has many files."""
-    rest = file[len(top) :]
-    return os.path.relpath(file, top) if not file.startswith(top) or _DOTS.search(rest) else rest
+def identities(files: Sequence[str], root: Path) -> tuple[list[str], dict[str, str]]:
+    """Identities of image files, and the files whose path is not their identity below `root`.
+
+    Args:
+        files: image files as the yaml spells them; one may occur several times.
+        root: the data set's folder.
+    """
+    top = os.path.join(os.path.abspath(root), "")
+    if all(file.startswith(top) and not _DOTS.search(file, len(top) - 1) for file in files):
+        return [file[len(top) :] for file in files], {}
+    known: dict[str, str] = {}
+    spelled: dict[str, str] = {}
+    found = []
+    for file in files:
+        below = os.path.relpath(file, top)
+        first = known.setdefault(below, file)
+        # `..` after a link leads elsewhere, so two paths with the same text may name two files.
+        same = first == file or os.path.realpath(first) == os.path.realpath(file)
+        if same and first != _file_of(top, below):
+            spelled[below] = first
+        found.append(below if same else file)
+    return found, spelled
+
+
+def _file_of(top: str, identity: str) -> str:
+    """The file of an identity below, or beside, the folder `top`."""
+    file = os.path.join(top, identity)
+    return os.path.normpath(file) if identity.startswith("..") else file
 
 
 def by_identity(named: Mapping[str, int], ids: Sequence[str], source: Source) -> dict[str, int]:

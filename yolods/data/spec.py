@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from yolods.config.names.data_name import shipped_yaml, stores
 from yolods.data.source import SOURCES
@@ -211,22 +211,34 @@ def list_images(sources: tuple[Path, ...]) -> list[str]:
     Raises:
         UserError: a source is missing, or there is no image.
     """
-    return find_images(sources)[0]
+    return find_images(sources).files
 
 
-def find_images(sources: tuple[Path, ...]) -> tuple[list[str], int]:
-    """The result of `list_images`, and how often the sources name a file again."""
+class FoundImages(NamedTuple):
+    """The image files of a split's sources."""
+
+    files: list[str]
+    """Sorted; see `list_images`."""
+    named_again: int
+    """How often the sources name a file that they have already named."""
+    folders: list[str]
+    """All folders that were searched, also those without images."""
+
+
+def find_images(sources: tuple[Path, ...]) -> FoundImages:
+    """The result of `list_images`, and how it was found."""
     files: list[str] = []
+    folders: list[str] = []
     for source in sources:
         if not source.exists():
             raise UserError(f"{source} does not exist (named in the data yaml)")
-        files.extend(_images_in(source))
+        files.extend(_images_in(source, folders))
     if not files:
         raise UserError(
             f"no images in {', '.join(map(str, sources))}; known types: "
             f"{' '.join(sorted(IMAGE_SUFFIXES))}"
         )
-    return sorted(files), len(files) - len({place_of(file) for file in files})
+    return FoundImages(sorted(files), len(files) - len({place_of(each) for each in files}), folders)
 
 
 def place_of(file: str) -> tuple[str, str]:
@@ -240,9 +252,10 @@ def _real(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def _images_in(source: Path) -> Iterator[str]:
+def _images_in(source: Path, folders: list[str] | None = None) -> Iterator[str]:
+    """Image files of one source. Folders that are searched are appended to `folders`."""
     if source.is_dir():
-        names = _files_below(str(source))
+        names = _files_below(str(source), [] if folders is None else folders)
     elif _is_image(str(source)):
         names = iter((str(source),))
     else:
@@ -258,8 +271,9 @@ def _lines(source: Path) -> list[str]:
     return source.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
 
 
-def _files_below(top: str) -> Iterator[str]:
-    """Files in a folder and below it, without hidden ones. Each real folder is searched once.
+def _files_below(top: str, searched: list[str]) -> Iterator[str]:
+    """Files in a folder and below it, without hidden ones. Each real folder is searched once, and
+    appended to `searched`.
 
     Links to folders are followed after the folders themselves, so that files appear under their
     real paths if these are below `top`. A link to one of its own parent folders is not followed,
@@ -276,6 +290,7 @@ def _files_below(top: str) -> Iterator[str]:
                 below.clear()
                 continue
             seen.add(identity)
+            searched.append(folder)
             below[:] = sorted(name for name in below if not name.startswith("."))
             linked = [
                 path

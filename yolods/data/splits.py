@@ -16,6 +16,8 @@ from yolods.config.hyper.hyperparameters import Hyper
 from yolods.config.names.data_name import stores
 from yolods.data.dataset import DetectionSet, default_cache_bytes
 from yolods.data.demo import ensure_demo
+from yolods.data.index.checks import scan_workers
+from yolods.data.index.image_files import CheckOptions
 from yolods.data.sampler import keyed_seed
 from yolods.data.scan import Scan, in_both, scan, write_problems
 from yolods.data.spec import DataSpec, as_ultralytics, fetch, read_spec
@@ -55,6 +57,8 @@ class SplitOptions:
     """Loader processes per rank."""
     local_ranks: int
     """Number of ranks on this host, which share its memory."""
+    check_data: bool = False
+    """Compare every file with the last check of the data."""
     eval_batch: int = DEFAULT_BATCH
     """Images per evaluation batch over all ranks; they share one padded shape."""
 
@@ -88,26 +92,29 @@ def read_data(path: Path, ranks: Ranks) -> DataSpec:
 def open_split(
     spec: DataSpec, split: str, hyper: Hyper, options: SplitOptions, ranks: Ranks, *, augment: bool
 ) -> Split:
-    """Scan a split on rank 0 and open it everywhere. A collective.
+    """Check a split on one rank of each host and open it everywhere. A collective.
 
     Raises:
         UserError: on every rank; see `scan`.
     """
 
-    def look(progress: bool) -> Scan:
+    def look(checks: CheckOptions) -> Scan:
         return scan(
             spec,
             split,
-            cache=cache_dir() / "scans",
+            cache=cache_dir() / "index",
             single_cls=hyper.single_cls,
             classes=hyper.classes,
-            progress=progress,
             fraction=hyper.fraction if augment else 1.0,
+            options=checks,
         )
 
-    # Rank 0 stores the result in the cache; the other ranks of its host only load it.
-    ranks.main_first(lambda: look(True) and None)
-    found = look(False)
+    first = CheckOptions(
+        scan_workers(options.local_ranks), every=options.check_data, progress=ranks.is_main
+    )
+    # One rank of each host checks the files; the others map what it has left.
+    ranks.host_first(lambda: look(first))
+    found = look(CheckOptions(trusted=True))
     for line in found.warnings if ranks.is_main else ():
         log.warning("%s", line)
     return Split(found, _dataset(found, spec, hyper, options, augment=augment))
@@ -127,10 +134,9 @@ def unaugmented(
     """
     labels = train.scan.labels
     if most < len(labels):
-        places = random.Random(keyed_seed("statistics", hyper.seed)).sample(
-            range(len(labels)), most
-        )
-        labels = [labels[place] for place in sorted(places)]
+        draw = random.Random(keyed_seed("statistics", hyper.seed))
+        places = sorted(draw.sample(range(len(labels)), most))
+        labels = labels.chosen(np.asarray(labels.rows)[places])
     return _dataset(replace(train.scan, labels=labels), spec, hyper, options, augment=False)
 
 
@@ -171,7 +177,7 @@ def most_boxes(limit: int, *splits: Split) -> int:
     """Maximum boxes per image: the default rises to the data's maximum, as in ultralytics."""
     if limit != Hyper.max_det:
         return limit
-    return max(limit, *(len(label["cls"]) for split in splits for label in split.scan.labels))
+    return max(limit, *(split.scan.labels.totals.most for split in splits))
 
 
 def namespace(hyper: Hyper, **further: Any) -> Any:
@@ -193,10 +199,7 @@ def class_weights(found: Scan, nc: int, power: float) -> torch.Tensor | None:
     """
     if power == 0:
         return None
-    counts = np.bincount(
-        np.concatenate([label["cls"].reshape(-1) for label in found.labels]).astype(int),
-        minlength=nc,
-    )
+    counts = np.bincount(found.labels.boxes()[:, 0].astype(int), minlength=nc)
     if not counts.any():
         raise UserError(f"cls_pw={power}: the train set has no box to count classes by")
     present = counts > 0

@@ -3,13 +3,13 @@
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from PIL import UnidentifiedImageError
 from ultralytics.data.utils import exif_size
 
 from yolods.compat import image_opener
+from yolods.data.index.jpeg import plain_jpeg_shape
 
 TOLERANCE = 0.01  # coordinates may pass 0 and 1 by this much, as in ultralytics
 MIN_SIDE = 10  # pixels
@@ -73,7 +73,8 @@ def check_pair(image: str, label_file: str, keypoints: tuple[int, int] | None) -
         found.problems.append(Problem(image, None, f"{reason}; image skipped"))
         return found
     try:
-        text = Path(label_file).read_text(encoding="utf-8-sig")
+        with open(label_file, "rb", 0) as stream:
+            text = stream.read().decode("utf-8-sig")
     except FileNotFoundError:
         return found
     except (OSError, UnicodeDecodeError) as error:
@@ -93,14 +94,7 @@ def _image_shape(file: str) -> tuple[int, int]:
         _Bad: it is damaged, truncated or too small.
     """
     try:
-        opened = image_opener(file)
-        with opened(file) as image:
-            kind = (image.format or "").lower()
-            image.verify()
-            width, height = exif_size(image)
-        if not _ends_well(file, kind):
-            with opened(file) as image:
-                image.load()
+        height, width = plain_jpeg_shape(file) or _opened_shape(file)
     except FileNotFoundError:
         raise _Bad("file does not exist") from None
     except UnidentifiedImageError:
@@ -109,6 +103,19 @@ def _image_shape(file: str) -> tuple[int, int]:
         raise _Bad(f"damaged or not an image ({type(error).__name__}: {error})") from error
     if min(height, width) < MIN_SIDE:
         raise _Bad(f"{width}x{height} pixels: less than {MIN_SIDE} on a side")
+    return height, width
+
+
+def _opened_shape(file: str) -> tuple[int, int]:
+    """(height, width) of any image. Raises what decoders raise of a damaged one."""
+    opened = image_opener(file)
+    with opened(file) as image:
+        kind = (image.format or "").lower()
+        image.verify()
+        width, height = exif_size(image)
+    if not _ends_well(file, kind):
+        with opened(file) as image:
+            image.load()
     return height, width
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from yolods.compat import default_store
 from yolods.distributed.collective_waits import mark_collectives
+from yolods.distributed.phases import waiting
 from yolods.distributed.rank_env import (
     check_interfaces,
     check_threads,
@@ -38,7 +42,14 @@ MEET_SECONDS = 300.0
 """Limit of the wait for all ranks at the start: imports over a slow network differ by minutes."""
 COLLECTIVE = timedelta(hours=2)
 """Timeout of a collective. The watchdog ends a run that hangs long before. It must exceed the
-longest legitimate wait, which is rank 0's scan of a large data set."""
+longest legitimate wait within a collective. Ranks wait outside of one while a data set is checked
+or downloaded (`Ranks.host_first`, `main_first`)."""
+
+
+POLL_FIRST, POLL_LAST = 0.01, 1.0
+"""Seconds between two looks at whether all ranks are there: at first, and in the end."""
+_MEETINGS = itertools.count()
+"""Numbers of this process's meetings, which are those of every rank, as for collectives."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +115,41 @@ class Ranks:
             # Whatever failed: the others are waiting to learn the outcome.
             except Exception as error:
                 fault = error
+        self._meet()
         result, fault = self.from_main((result, fault))
         if fault is not None:
             raise fault
         return result
+
+    def _meet(self) -> None:
+        """Wait for every rank, however long it takes; a collective would end after two hours."""
+        if self.size == 1:
+            return
+        key = f"yolods/meeting/{next(_MEETINGS)}"
+        store = default_store()
+        store.add(key, 1)
+        pause = POLL_FIRST
+        with waiting():
+            while store.add(key, 0) < self.size:
+                time.sleep(pause)
+                pause = min(2 * pause, POLL_LAST)
+
+    def host_first(self, work: Callable[[], object]) -> None:
+        """Do `work` on one rank of each host, while the others wait without a limit of time.
+
+        If it fails on a host, its exception, which must be picklable, is raised on all ranks.
+        """
+        fault = None
+        if self.local == 0:
+            try:
+                work()
+            # Whatever failed: the others are waiting to learn the outcome.
+            except Exception as error:
+                fault = error
+        self._meet()
+        faults = self.from_main(self.to_main(fault))
+        for fault in filter(None, faults):
+            raise fault
 
     @torch.no_grad()
     def average_(

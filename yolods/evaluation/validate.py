@@ -302,6 +302,7 @@ def _options(args: argparse.Namespace, net: DetectionModel, ranks: Ranks) -> Spl
         stride=max(int(max(net.stride)), 32),
         epochs=1,
         workers=args.workers or 0,
+        check_data=bool(args.check_data),
         local_ranks=ranks.local_size,
         eval_batch=args.batch_size or DEFAULT_BATCH,
     )

@@ -9,6 +9,7 @@ from yolods.stats import EpochStats, PipeStats, StabilityEvent
 from yolods.telemetry.plots import Batch, Prediction
 
 if TYPE_CHECKING:
+    import numpy as np
     from ultralytics.utils.metrics import DetMetrics
 
     from yolods.stability.record import StepRecord
@@ -38,8 +39,8 @@ class Telemetry:
             hyper: values by which TensorBoard's HParams tab compares runs; None: all of `config`.
         """
 
-    def labels(self, labels: Sequence[Mapping[str, Any]]) -> None:
-        """The labels as in YOLODataset.labels: `cls` (n, 1), `bboxes` (n, 4) xywh in [0, 1]."""
+    def labels(self, boxes: np.ndarray) -> None:
+        """The train set's boxes (n, 5): class, normalised centre x, centre y, width, height."""
 
     def wants_train_images(self, k: int) -> bool:
         """Whether train_images(batch, k) would draw, so that callers need not pass every batch."""

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yolods.telemetry.fonts import use_fonts_for
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _log = logging.getLogger("yolods.plots")
 
@@ -76,26 +79,21 @@ class Painter:
                     name, f"val/batch{k}_{kind}", step, images.copy(), boxes, batch["im_file"]
                 )
 
-    def labels(self, labels: Sequence[Mapping[str, Any]]) -> None:
+    def labels(self, boxes: np.ndarray) -> None:
         """Draw labels.jpg: instances per class, and places and sizes of the boxes.
 
-        `labels` are as in YOLODataset.labels.
+        `boxes` (n, 5): class, normalised centre x, centre y, width, height.
         """
         with harmless("labels.jpg"):
-            import numpy as np
             from ultralytics.utils.plotting import plot_labels
 
-            boxes = (
-                np.concatenate([label["bboxes"] for label in labels])
-                if len(labels)
-                else np.zeros((0, 4))
-            )
             if not len(boxes):
                 raise ValueError("the training set has no labelled box")
-            classes = np.concatenate([label["cls"] for label in labels]).reshape(-1)
             self._redraw(
                 "labels.jpg",
-                lambda: plot_labels(boxes, classes, names=self._names, save_dir=self._dir),
+                lambda: plot_labels(
+                    boxes[:, 1:], boxes[:, 0], names=self._names, save_dir=self._dir
+                ),
             )
 
     def results(self) -> None:

@@ -18,6 +18,7 @@ from yolods.telemetry.results import ResultsTable
 from yolods.telemetry.tensorboard import TensorBoardWriter
 
 if TYPE_CHECKING:
+    import numpy as np
     from ultralytics.utils.metrics import DetMetrics
 
     from yolods.stability.record import StepRecord
@@ -120,9 +121,9 @@ class RunTelemetry(Telemetry):
         self._console.say(f"TensorBoard: {tensorboard()} --logdir {self.run_dir}")
         self._console.say(f"Starting training for {self._epochs} epochs...")
 
-    def labels(self, labels: Sequence[Mapping[str, Any]]) -> None:
+    def labels(self, boxes: np.ndarray) -> None:
         if self._painter:
-            self._painter.labels(labels)
+            self._painter.labels(boxes)
             self._show_picture("train/labels", self.run_dir / "labels.jpg", self._step)
 
     def wants_train_images(self, k: int) -> bool:

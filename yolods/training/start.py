@@ -24,7 +24,7 @@ from yolods.config.optimizers.supported import OPTIMIZERS
 from yolods.config.run import CONFIG_FILE
 from yolods.config.run_folder import writable
 from yolods.data.classes import class_names
-from yolods.data.fingerprint import samples_of
+from yolods.data.index.fingerprint import samples_of
 from yolods.data.sampler import keyed_seed, seed_generators
 from yolods.data.source import by_identity
 from yolods.data.spec import DataSpec
@@ -148,6 +148,7 @@ def _split_options(config: RunConfig, stride: int, ranks: Ranks) -> SplitOptions
         stride=stride,
         epochs=config.epochs,
         workers=config.workers,
+        check_data=config.check_data,
         local_ranks=ranks.local_size,
         eval_batch=config.eval_batch,
     )
@@ -284,7 +285,7 @@ def _depends(
     config: RunConfig, blueprint: Blueprint, choice: OptimizerChoice, splits: tuple[Split, Split]
 ) -> Depends:
     """What the checkpoints of this start depend on."""
-    train, val = (samples_of(split.scan.labels, split.scan.source) for split in splits)
+    train, val = (samples_of(split.scan.labels) for split in splits)
     return depends_on(
         config,
         names=blueprint.names,
@@ -473,7 +474,7 @@ def _announce(
     compared = {**_layout_of(config, ranks, schedule), **config.hyper.as_dict()}
     telemetry.start(_as_dict(config, origin), model_table(blueprint.meta), notes, compared)
     if not config.resume:
-        telemetry.labels(splits[0].scan.labels)
+        telemetry.labels(splits[0].scan.labels.boxes())
 
 
 def _setup_lines(
@@ -529,7 +530,7 @@ def _unwatched(config: RunConfig, ranks: Ranks, environ: Mapping[str, str]) -> s
 
 
 def _without_polygons(config: RunConfig, train: Split) -> str | None:
-    if not config.hyper.copy_paste or any(len(label["segments"]) for label in train.scan.labels):
+    if not config.hyper.copy_paste or train.scan.labels.has_polygons:
         return None
     return (
         f"copy_paste {config.hyper.copy_paste:g} has no effect: not every box of the train set has "

@@ -19,7 +19,7 @@ from yolods.checkpoint.names import LATEST, MODEL, PROGRESS
 from yolods.checkpoint.verify import end_of, names_in, nothing_in
 from yolods.config import RunConfig
 from yolods.data.classes import both, class_names, difference
-from yolods.data.fingerprint import Change, Samples
+from yolods.data.index.fingerprint import Change, Samples
 from yolods.data.spec import read_spec
 from yolods.errors import Faults, UserError
 from yolods.model.architecture.build import architecture, parse_name

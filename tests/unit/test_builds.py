@@ -1,0 +1,62 @@
+"""Builds of an index: the newest complete one counts, and old ones go in time."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from yolods.data.index.block import block_of
+from yolods.data.index.builds import CURRENT, KEPT, IndexStore
+from yolods.data.verify import CheckedPair
+
+
+def build(store: IndexStore, name: str) -> None:
+    with store.build() as writer:
+        writer.add(block_of([CheckedPair(name, (1, 1), id=name)], [(0, 0, 0, 0)], [0]))
+
+
+def test_the_newest_build_counts_and_an_open_one_stays_whole(tmp_path):
+    store = IndexStore(tmp_path / "deep/index")
+    assert store.newest() is None
+    build(store, "one")
+    opened = store.newest()
+    build(store, "two")
+    assert [*opened.ids] == ["one"] and [*store.newest().ids] == ["two"]
+    assert len([*(tmp_path / "deep/index").iterdir()]) == 3, "a run may have mapped the first"
+
+
+def test_builds_that_no_run_can_still_have_are_removed(tmp_path):
+    store = IndexStore(tmp_path)
+    build(store, "one")
+    old = tmp_path / (tmp_path / CURRENT).read_text()
+    long_ago = time.time() - KEPT - 60
+    os.utime(old, (long_ago, long_ago))
+    build(store, "two")
+    assert not old.exists() and [*store.newest().ids] == ["two"]
+
+
+def test_a_build_that_failed_leaves_nothing_and_the_one_before_counts(tmp_path):
+    store = IndexStore(tmp_path)
+    build(store, "one")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt), store.build():
+        raise KeyboardInterrupt
+    assert sorted(tmp_path.iterdir()) == before and [*store.newest().ids] == ["one"]
+
+
+@pytest.mark.parametrize("damage", ["no column", "short column", "counts", "pointer"])
+def test_a_damaged_build_is_none(tmp_path, damage):
+    store = IndexStore(tmp_path)
+    build(store, "one")
+    folder = tmp_path / (tmp_path / CURRENT).read_text()
+    if damage == "no column":
+        (folder / "id_end.npy").unlink()
+    elif damage == "short column":
+        (folder / "shape.npy").write_bytes((folder / "shape.npy").read_bytes()[:-1])
+    elif damage == "counts":
+        (folder / "index.json").write_text('{"images": 1, "unknown": 2}')
+    else:
+        (tmp_path / CURRENT).write_text("elsewhere")
+    assert store.newest() is None

@@ -1,0 +1,175 @@
+"""Checks many images and label files in several processes, for an index."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from yolods.data.index.block import Block, block_of, place_number, stat_of
+from yolods.data.index.table import Index
+from yolods.data.spec import place_of
+from yolods.data.verify import CheckedPair, Problem, check_pair
+from yolods.errors import UserError
+from yolods.system.interrupt import REQUESTS
+
+CHUNK = 256
+"""Images per message of a process: few messages, and a bar that moves."""
+ALONE = 4 * CHUNK
+"""Up to so many images, this process checks them itself: starting others would take longer."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image file and its label file."""
+
+    id: str
+    """Identity in the source."""
+    image: str
+    """Image file."""
+    label: str
+    """Label file, whether it exists or not."""
+
+
+@dataclass
+class Earlier:
+    """The last check of a split, whose results stand for files that have not changed."""
+
+    index: Index
+    rows: Mapping[str, int] = field(init=False)
+    """Row by identity."""
+    problems: Mapping[int, list[Problem]] = field(init=False)
+    """What was skipped, by row."""
+
+    def __post_init__(self) -> None:
+        self.rows = {identity: row for row, identity in enumerate(self.index.ids)}
+        by_row: dict[int, list[Problem]] = {}
+        for row, problem in self.index.problems():
+            by_row.setdefault(row, []).append(problem)
+        self.problems = by_row
+
+    def checked(self, pair: Pair, stat: Sequence[int]) -> CheckedPair | None:
+        """The result for a pair of files whose sizes and times are still `stat`."""
+        row = self.rows.get(pair.id)
+        if row is None or self.index.columns["stat"][row].tolist() != list(stat):
+            return None
+        start, end = self.index.boxes_of(row)
+        height, width = self.index.columns["shape"][row].tolist()
+        polygons = self.index.polygons_of(start, end)
+        return CheckedPair(
+            pair.image,
+            (height, width) if height else None,
+            self.index.columns["box"][start:end],
+            polygons if all(map(len, polygons)) else [],
+            self.index.columns["line"][start:end].tolist(),
+            pair.label,
+            self.problems.get(row, []),
+            int(self.index.columns["lines_skipped"][row]),
+            pair.id,
+        )
+
+
+def check_pairs(
+    pairs: Sequence[Pair],
+    keypoints: tuple[int, int] | None,
+    earlier: Earlier | None,
+    workers: int,
+    seen: Callable[[int], Any],
+) -> Iterator[Block]:
+    """Check files and return blocks of results in their order.
+
+    Args:
+        pairs: the files.
+        keypoints: as for `check_pair`.
+        earlier: an earlier check, whose results are used for unchanged files.
+        workers: number of processes; with one, or few files, this process does the work.
+        seen: is called with the number of images of each block.
+    """
+    chunks = [range(start, min(start + CHUNK, len(pairs))) for start in range(0, len(pairs), CHUNK)]
+    check = partial(_check, pairs=pairs, keypoints=keypoints, earlier=earlier)
+    if workers <= 1 or len(pairs) <= ALONE:
+        yield from _counted(map(check, chunks), seen)
+        return
+    # Forked, so that workers have `pairs` and `earlier` without a copy.
+    pool = ProcessPoolExecutor(
+        min(workers, len(chunks)),
+        multiprocessing.get_context("fork"),
+        _prepare_worker,
+        (check, os.getpid()),
+    )
+    try:
+        yield from _counted(pool.map(_check_in_worker, chunks), seen)
+    except BrokenProcessPool:
+        raise UserError(
+            f"a process that checks files died while {len(pairs)} images were checked; "
+            "the usual cause is too little memory"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def scan_workers(local_ranks: int) -> int:
+    """Processes for a check: the cores that this process and the other ranks of its host may use.
+
+    A rank is bound to its share of the cores, but the others wait while one checks files.
+    """
+    return min(len(os.sched_getaffinity(0)) * max(local_ranks, 1), os.cpu_count() or 1, 32)
+
+
+def _counted(blocks: Iterator[Block], seen: Callable[[int], Any]) -> Iterator[Block]:
+    for block in blocks:
+        seen(len(block.ids))
+        yield block
+
+
+def _check(
+    chunk: range,
+    *,
+    pairs: Sequence[Pair],
+    keypoints: tuple[int, int] | None,
+    earlier: Earlier | None,
+) -> Block:
+    found, stats = [], []
+    for pair in (pairs[place] for place in chunk):
+        # Before the files are read: a file that changes meanwhile is checked again next time.
+        stat = (*stat_of(pair.image), *stat_of(pair.label))
+        item = earlier.checked(pair, stat) if earlier else None
+        item = item or check_pair(pair.image, pair.label, keypoints)
+        item.id = pair.id
+        found.append(item)
+        stats.append(stat)
+    places = [place_number(*place_of(pairs[place].image)) for place in chunk]
+    return block_of(found, stats, places)
+
+
+_work: Callable[[range], Block]
+"""What a worker does with a chunk. Set once, because a task is sent to it by the name of a
+function."""
+
+
+def _prepare_worker(work: Callable[[range], Block], parent: int) -> None:
+    global _work
+    _work = work
+    # A terminal signals workers too; the main process ends them.
+    for request in REQUESTS:
+        signal.signal(request, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process after a parent that was killed, which can no longer end it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _check_in_worker(chunk: range) -> Block:
+    return _work(chunk)

@@ -1,0 +1,93 @@
+"""Whether the files of an index are still as they were when it was made.
+
+A folder's time changes with every file that is added to it, removed from it or renamed. A file that
+was written again in place shows only in its own size and time. Up to `FILES` files, all of them are
+looked at; of more, as many, drawn anew by every start, because a look at a million files takes
+several seconds locally and minutes on a file server.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from yolods.data.index.block import stat_of
+from yolods.data.index.table import Index
+
+FILES = 20_000
+"""Images, each with its label file, that a start looks at."""
+THREADS = 8
+"""Threads that ask for sizes and times: a file server takes a while per question."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The folders and lists out of which a split's files were found."""
+
+    folders: dict[str, int]
+    """Modification time in ns by folder; -1: absent."""
+    lists: dict[str, list[int]]
+    """Size and time by .txt list."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the index's `further`."""
+        return asdict(self)
+
+
+def surroundings(folders: Iterable[str], lists: Iterable[str]) -> Surroundings:
+    """The present state of folders and lists."""
+    names = dict.fromkeys(folders)
+    with ThreadPoolExecutor(THREADS) as pool:
+        times = dict(zip(names, pool.map(_time, names, chunksize=64), strict=True))
+    return Surroundings(times, {name: list(stat_of(name)) for name in lists})
+
+
+def parents(files: Iterable[str]) -> list[str]:
+    """The folders of files, each once."""
+    return list(dict.fromkeys(map(os.path.dirname, files)))
+
+
+def change(
+    index: Index, before: Surroundings, files_of: Callable[[int], Sequence[str]], *, every: bool
+) -> str:
+    """The first file, folder or list that is no longer as it was; "" if none is found.
+
+    Args:
+        index: the index.
+        before: the surroundings at its making.
+        files_of: image and label file of a row.
+        every: look at every file.
+    """
+    now = surroundings(before.folders, before.lists)
+    for one, other in ((now.folders, before.folders), (now.lists, before.lists)):
+        for name, state in one.items():
+            if state != other[name]:
+                return name
+    count = index.counts.images
+    all_of_them = every or count <= FILES
+    rows = range(count) if all_of_them else sorted(random.Random().sample(range(count), FILES))
+    parts = [rows[start::THREADS] for start in range(min(THREADS, len(rows)))]
+    with ThreadPoolExecutor(THREADS) as pool:
+        looks = pool.map(lambda part: _first_change(index, part, files_of), parts)
+        return next(filter(None, looks), "")
+
+
+def _first_change(
+    index: Index, rows: Sequence[int], files_of: Callable[[int], Sequence[str]]
+) -> str:
+    known = index.columns["stat"][np.asarray(rows)].reshape(-1, 2, 2).tolist()
+    for row, states in zip(rows, known, strict=True):
+        for file, state in zip(files_of(row), states, strict=True):
+            if list(stat_of(file)) != state:
+                return file
+    return ""
+
+
+def _time(folder: str) -> int:
+    return stat_of(folder)[1]
