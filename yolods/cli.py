@@ -61,7 +61,7 @@ DEMO_FLAGS = (
 DEMO_RANKS = 2
 """Ranks of the demo on any machine: its batch must be divisible by them."""
 
-RANK_WORDS = ("train", "val", "demo")
+RANK_COMMANDS = ("train", "val", "demo")
 """Commands that a launcher runs as ranks."""
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _is_another_rank(words: Sequence[str]) -> bool:
     """Whether rank 0 reports this process's errors, because all ranks find the same ones."""
     word = next((word for word in words if not word.startswith("-")), "")
-    if word not in RANK_WORDS:
+    if word not in RANK_COMMANDS:
         return False
     from yolods.distributed.rank_env import rank_given
 
@@ -130,15 +130,18 @@ def _tell(text: str) -> None:
 
 
 def _dispatch(words: list[str]) -> int:
-    # DeepSpeed's stock launcher puts --local_rank=N before the command; ranks read the environment.
+    """Run the command that the first word names; returns its exit status."""
+    # DeepSpeed's stock launcher puts --local_rank=N before the command. A rank reads its number
+    # from the environment instead.
     words = _without_local_rank(words)
     if not words or words[0] in (*HELP, "help"):
         streams.show(USAGE.format(launcher=launch_command()))
         return 0
-    if words[0] in ("-V", "--version", "version"):
+    command, *flags = words
+    if command in ("-V", "--version", "version"):
         streams.show(__version__)
         return 0
-    known = {
+    commands = {
         "train": _train,
         "val": _val,
         "export": _export,
@@ -146,17 +149,17 @@ def _dispatch(words: list[str]) -> int:
         "launch": _launch,
         "doctor": _doctor,
     }
-    if words[0] in ELSEWHERE:
+    if command in ELSEWHERE:
         raise UserError(
-            f"yolods has no '{words[0]}'; use ultralytics on best.pt: {ELSEWHERE[words[0]]}"
+            f"yolods has no '{command}'; use ultralytics on best.pt: {ELSEWHERE[command]}"
         )
-    if words[0] not in known:
+    if command not in commands:
         raise UserError(
-            f"unknown command '{words[0]}'{nearest(words[0], known)}; the commands are "
-            f"{', '.join(known)}"
+            f"unknown command '{command}'{nearest(command, commands)}; the commands are "
+            f"{', '.join(commands)}"
         )
-    _check_surroundings(ranks=words[0] in RANK_WORDS)
-    return known[words[0]](words[1:])
+    _check_environment(ranks=command in RANK_COMMANDS)
+    return commands[command](flags)
 
 
 def _without_local_rank(words: Sequence[str]) -> list[str]:
@@ -182,7 +185,7 @@ def _stand_somewhere() -> None:
         ) from None
 
 
-def _check_surroundings(*, ranks: bool) -> None:
+def _check_environment(*, ranks: bool) -> None:
     """Check this process's environment before anything is parsed.
 
     Its rank must be valid first, because the rank decides who reports errors of the flags.

@@ -212,6 +212,7 @@ def print_to_the_log() -> None:
     from deepspeed.utils import logging as theirs
 
     for module in (utils, theirs, comms_logging):
+        # A module's global name comes before the built-in one, in this module alone.
         module.print = _to_deepspeeds_log
 
 
@@ -315,12 +316,15 @@ _unicode_font: Path | None = None
 
 
 def local_font(font: str = "Arial.ttf") -> Path:
-    """The best font file on this machine for `font`, without the network.
+    """The file of a font, or of a substitute that is on this machine; without the network.
 
-    For characters beyond ASCII this is the font given to `use_local_font`. Otherwise it is the one
-    that ultralytics would find itself, in its settings folder or among the system's fonts. The last
+    For `UNICODE_FONT` this is the file given to `use_local_font`. Otherwise it is the one that
+    ultralytics would find itself, in its settings folder or among the system's fonts. The last
     resort is DejaVu Sans, which every matplotlib includes: it has Latin, Greek, Cyrillic and
     Arabic, but no Chinese, Japanese or Korean.
+
+    Args:
+        font: name or path of the font file that ultralytics requests.
     """
     import matplotlib
     from matplotlib import font_manager
@@ -333,6 +337,7 @@ def local_font(font: str = "Arial.ttf") -> Path:
         if (folder / name).is_file():
             return folder / name
     for entry in font_manager.fontManager.ttflist:
+        # As ultralytics matches it; the file may be gone, because the list is a cache.
         if name in entry.fname and Path(entry.fname).is_file():
             return Path(entry.fname)
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"

@@ -301,7 +301,9 @@ def test_all_faults_of_a_graph_are_said_at_once():
         replace(graph, nodes=tuple(nodes)).verify()
     lines = str(caught.value).splitlines()
     assert "model: node 1 reads 'nowhere', which nothing writes" in lines
-    assert "model: node 2 reads '6' before it is written; layers read backwards only" in lines
+    assert (
+        "model: node 2 reads '6' before it is written; a layer can read only earlier ones" in lines
+    )
     assert "model: node 4 writes '3', which was written before" in lines
     assert "model: model.3.conv.weight belongs to 2 and 3, not to exactly one" in lines
     assert "model: model.2.cv1.conv.weight belongs to no node, not to exactly one" in lines

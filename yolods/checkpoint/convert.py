@@ -21,22 +21,23 @@ def export(source: Path, target: Path, *, live: bool, fp32: bool) -> str:
 
     Args:
         source: a run's folder, its `checkpoints/`, or one checkpoint in it.
+        target: the file to write; its name must end in .pt.
         live: export the trained weights instead of their moving average.
-        fp32: write fp32 instead of fp16 as in ultralytics' files.
+        fp32: write fp32; otherwise fp16, as ultralytics does.
 
     Returns:
         a line for the user about what was written.
 
     Raises:
-        UserError: there is no intact checkpoint, or the target cannot be written.
+        UserError: the target is no .pt or cannot be written, or there is no intact checkpoint.
     """
     if target.suffix != ".pt":
         raise UserError(f"--to {target}: ultralytics loads files that end in .pt")
     checkpoint = Checkpoint(find_checkpoint(source))
-    model = checkpoint.model
-    # Architecture and names come from the checkpoint: the run's own files may be gone.
-    net = build(model["architecture"], tuple(model["names"]))
-    facts = {"train_args": model["train_args"]}
+    record = checkpoint.model
+    # Not from the run's own files, which may be gone: the checkpoint itself describes the model.
+    net = build(record["architecture"], tuple(record["names"]))
+    facts = {"train_args": record["train_args"]}
     try:
         write_pt(target, net, merge_shards(checkpoint, live=live), facts, half=not fp32)
     except (OSError, RuntimeError) as error:

@@ -71,17 +71,19 @@ class Progress:
         """The progress after one more step.
 
         Args:
-            record: the step's. The loss of a skipped step may be inf or nan, so the epoch's mean
-                omits it.
-            samples: number in the step, over all ranks.
+            record: the step's record.
+            samples: number of samples in the step, over all ranks.
             batches: micro-batches per replica in the step.
             lr: the step's learning rates, by parameter group.
-            seconds: wall time of the run so far.
+            seconds: wall time of the run so far, over all its starts.
         """
-        sums, counted = self.loss_sums or (0.0,) * len(LOSS_NAMES), 0 if record.skipped else batches
-        if counted:
+        sums = self.loss_sums or (0.0,) * len(LOSS_NAMES)
+        # The loss of a skipped step may be inf or nan, so the epoch's mean omits it.
+        weight = 0 if record.skipped else batches
+        if weight:
+            # `record.loss` is the mean over the step's micro-batches; steps differ in their number.
             sums = tuple(
-                total + counted * item
+                total + weight * item
                 for total, item in zip(sums, record.loss.values(), strict=True)
             )
         return replace(
@@ -90,7 +92,7 @@ class Progress:
             step=self.step + 1,
             micro_batches=self.micro_batches + batches,
             loss_sums=sums,
-            loss_weight=self.loss_weight + counted,
+            loss_weight=self.loss_weight + weight,
             lr=lr,
             seconds=seconds,
             skipped=self.skipped + record.skipped,

@@ -156,24 +156,29 @@ def _own(
 
 
 def _candidates(folder: Path) -> tuple[list[str], list[str]]:
-    """The names in the order to try them, and lines about what is wrong with `latest`."""
+    """Checkpoint names in the order to try them, and a line if `latest` does not name the newest.
+
+    Args:
+        folder: the run's `checkpoints/`.
+    """
     names = names_in(folder)[::-1]
     latest = folder / LATEST
     if not names:
         return [], []
     try:
-        named = latest.read_text(encoding="utf-8", errors="replace").strip()
+        # A damaged file may hold any bytes, of any length.
+        first = latest.read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
         return names, [f"{latest}: missing"]
     except OSError as error:
         return names, [f"{latest}: cannot be read: {error.strerror or error}"]
-    if named not in names and named + OLD in names:
-        named += OLD  # the save was killed between its two renames
-    if named not in names:
-        return names, [f"{latest}: names {named[:40]!r}, which is not there"]
-    # Later ones: the run was killed before it updated `latest`, or a user set it back.
-    newer = [f"{latest}: names {named}, so {names[0]} is skipped"] if named != names[0] else []
-    return [named, *(name for name in names if name != named)], newer
+    if first not in names and first + OLD in names:
+        first += OLD  # the save was killed between its two renames
+    if first not in names:
+        return names, [f"{latest}: names {first[:40]!r}, which is not there"]
+    # There is a newer one if the run was killed before it updated `latest`, or a user set it back.
+    notes = [f"{latest}: names {first}, so {names[0]} is skipped"] if first != names[0] else []
+    return [first, *(name for name in names if name != first)], notes
 
 
 def faults_of(folder: Path, ranks: Ranks) -> list[str]:

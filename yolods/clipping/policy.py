@@ -101,11 +101,11 @@ def policy(name: str) -> Callable[[_Kind], _Kind]:
         # is compared by identity.
         made = dataclasses.dataclass(kw_only=True, eq=False)(kind)
         made.name = name
+        # "policy" is the block's own key: it names the policy to use.
         taken = {"policy", *(key for other in POLICIES.values() for key in settings_of(other))}
-        if name in POLICIES or (twice := taken & settings_of(made).keys()):
-            raise ValueError(
-                f"clipping policy {name}: {name if name in POLICIES else ', '.join(twice)} is taken"
-            )
+        if name in POLICIES or (shared := taken & settings_of(made).keys()):
+            used = name if name in POLICIES else ", ".join(shared)
+            raise ValueError(f"clipping policy {name}: {used} is taken")
         POLICIES[name] = made
         return made
 

@@ -200,10 +200,15 @@ class _Taken(UserError):
 
 
 def make_folder(wanted: Path, exist_ok: bool = False) -> Path:
-    """Create `wanted`, or if it exists the name with the next free number, atomically.
+    """Create `wanted`, or if it exists, the same name with the first free number from 2 on.
+
+    Of several processes that do so at once, each gets a folder of its own: mkdir succeeds for one.
 
     Args:
         exist_ok: whether to return `wanted` even if it exists.
+
+    Returns:
+        the folder.
 
     Raises:
         OSError: the folder cannot be created.
@@ -213,7 +218,7 @@ def make_folder(wanted: Path, exist_ok: bool = False) -> Path:
         try:
             folder.mkdir(exist_ok=exist_ok)
         except FileExistsError:
-            if exist_ok:
+            if exist_ok:  # a file has the name
                 raise
             continue
         return folder

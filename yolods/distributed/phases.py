@@ -130,7 +130,10 @@ class PhaseTracker:
         """Advance the time in the present phase. For the watchdog's thread, several times a second.
 
         Args:
-            seconds: time since the last call in which the process was running.
+            seconds: time that has passed since the last call, without a suspension of the process.
+
+        Returns:
+            the newest mark, with its age and the time to compare it with.
         """
         mark = self._mark
         # Compared by identity: the same phase entered again is a new mark.
@@ -138,8 +141,9 @@ class PhaseTracker:
             self._learn()
             self._seen, self._seconds = mark, 0.0
         self._seconds += seconds
-        known = mark.times > LEARNED and not mark.slow
-        return Standing(mark, self._seconds, self._longest.get(mark.phase, 0.0) if known else None)
+        can_be_late = mark.times > LEARNED and not mark.slow
+        usual = self._longest.get(mark.phase, 0.0) if can_be_late else None
+        return Standing(mark, self._seconds, usual)
 
     def _learn(self) -> None:
         seen = self._seen

@@ -32,9 +32,10 @@ MEETING = ("MASTER_ADDR", "MASTER_PORT")
 """Rendezvous, as DeepSpeed's launcher and torchrun set it."""
 LOCAL_SIZES = ("LOCAL_SIZE", "LOCAL_WORLD_SIZE")
 """Ranks on this host, as set by DeepSpeed's launcher and by torchrun."""
-_TORCHRUN = (*RANK, LOCAL_SIZES[1], "TORCHELASTIC_RUN_ID")
 _TASKS_HERE = ("OMPI_COMM_WORLD_LOCAL_SIZE", None, "MPI_LOCALNRANKS")
 """The same as set by the launchers of `PLACES`, in their order; srun sets no such variable."""
+_TORCHRUN = (*RANK, LOCAL_SIZES[1], "TORCHELASTIC_RUN_ID")
+"""Variables that torchrun always sets."""
 _OTHERS = (
     "CROSS_RANK",
     "CROSS_SIZE",
@@ -142,25 +143,28 @@ def under_torchrun(environ: Mapping[str, str]) -> bool:
 
 
 def forget_ranks(environ: MutableMapping[str, str]) -> list[str]:
-    """Remove the variables by which launchers, past or present, give a process its rank.
+    """Remove the variables by which any launcher, also an earlier one, gives a process its rank.
 
-    For a process that is a launcher itself, and must not hand them to its ranks.
+    For a process that is a launcher itself: its ranks would inherit the variables, and take them
+    for their own.
 
     Returns:
-        `NAME=value` of those variables that make this process one of several.
+        `NAME=value` of those removed that made this process one of several ranks, sorted.
     """
-    several = {RANK[1], *(names[1] for names in PLACES)}
-    told = [
+    world_sizes = {RANK[1], *(names[1] for names in PLACES)}
+    of_several = [
         f"{name}={environ[name]}"
         for name in environ
-        if name in several and environ[name] not in ("", "1")
+        if name in world_sizes and environ[name] not in ("", "1")
     ]
-    told += [f"RANK={environ['RANK']}"] if environ.get("RANK", "0") not in ("", "0") else []
-    names = {*RANK, *MEETING, *LOCAL_SIZES, *_OTHERS, *(name for names in PLACES for name in names)}
+    if environ.get("RANK", "0") not in ("", "0"):
+        of_several.append(f"RANK={environ['RANK']}")
+    places = {name for names in PLACES for name in names}
+    removed = {*RANK, *MEETING, *LOCAL_SIZES, *_OTHERS, *places}
     for name in list(environ):
-        if name in names or (name.startswith(_BEGINNINGS) and not name.startswith(_SETTINGS)):
+        if name in removed or (name.startswith(_BEGINNINGS) and not name.startswith(_SETTINGS)):
             del environ[name]
-    return sorted(told)
+    return sorted(of_several)
 
 
 def forget_empty(environ: MutableMapping[str, str]) -> None:

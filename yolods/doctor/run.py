@@ -41,16 +41,17 @@ def run_doctor(
         flags: the launcher's flags of the planned start.
         builds: whether DeepSpeed will compile something on hosts with GPUs.
         trees: files and folders that every host needs, with equal numbers of files and bytes.
-        lists: text files that name such files.
-        ignored: file name suffixes that may differ between hosts.
-        spare: those of `trees` and `lists` that the run does not need.
-        faults: faults found so far; shown with the others.
+        lists: text files whose lines name such files.
+        ignored: suffixes of files that are not counted, because hosts may differ in them.
+        spare: those of `trees` and `lists` that the run does not need; a difference in them is only
+            a warning.
+        faults: faults found so far; shown with the others. None: there are none.
 
     Returns:
         lines to print, and whether the run would start.
 
     Raises:
-        UserError: --no_ssh, without which the hosts cannot be asked.
+        UserError: `flags.no_ssh` is set, so there is no way to ask other hosts.
     """
     if flags.no_ssh:
         raise UserError(
@@ -59,8 +60,8 @@ def run_doctor(
         )
     found = faults if faults is not None else Faults()
     local = all(host.is_local for host in hosts)
-    # A local start chooses a free port itself; with several hosts DeepSpeed uses its default.
     address = None if local else meeting_address(flags, hosts)
+    # A local start chooses a free port itself; with several hosts DeepSpeed uses its default.
     port = flags.master_port or (None if local else DEFAULT_PORT)
     variables = _variables(found, local=local)
     request = ProbeRequest(address, port, tuple(trees), tuple(lists), tuple(ignored))
@@ -79,6 +80,7 @@ def run_doctor(
         script=script(),
     )
     answers = ask(hosts, request, caller, local=local)
+    # Faults found before any host was asked belong to no host and no column.
     findings = [*(Finding("", "", True, line) for line in found), *diagnose(plan, answers)]
     return report_lines(plan, answers, findings), not any(finding.fatal for finding in findings)
 

@@ -60,10 +60,12 @@ class ValRequest:
 
 
 def check_val_arguments(args: argparse.Namespace) -> ValRequest:
-    """Check the arguments, the data yaml and the weights before any process starts.
+    """Check the arguments, the data yaml and the weights before anything is evaluated.
+
+    The launcher does so before it starts a process, and the ranks do so again.
 
     Raises:
-        UserError: one line per fault.
+        UserError: all faults, one line each.
     """
     faults = Faults()
     for fault in getattr(args, "faults", ()):  # found by the parser
@@ -71,21 +73,22 @@ def check_val_arguments(args: argparse.Namespace) -> ValRequest:
     _check_numbers(args, faults)
     notes = _check_json(args, faults)
     _check_folder(args, faults)
-    hyper, split = _read_settings(args, faults), args.split or "val"
-    net = _weights(args, faults)
-    data = _data(args, net, faults)
-    known = None if data is None else _names(data, split, hyper, faults)
-    about: tuple[str, ...] = ()
-    if net is not None and known is not None:
-        names, where = known
-        about = _compare_names(
-            net, Path(args.weights), ("item",) if hyper.single_cls else names, where, faults
-        )
+    hyper = _read_settings(args, faults)
+    split = args.split or "val"
+    net = _find_model(args, faults)
+    data = _find_data(args, net, faults)
+    classes = None if data is None else _find_names(data, split, hyper, faults)
+    renamed: tuple[str, ...] = ()
+    if net is not None and classes is not None:
+        names, where = classes
+        # ultralytics calls the only class "item".
+        trained = ("item",) if hyper.single_cls else names
+        renamed = _compare_names(net, Path(args.weights), trained, where, faults)
     faults.raise_if_any()
     assert data is not None
-    return ValRequest(
-        Path(args.weights), data, split, hyper, (*notes, *(() if hyper.single_cls else about))
-    )
+    # With a single class, only the number of classes matters.
+    notes = notes if hyper.single_cls else (*notes, *renamed)
+    return ValRequest(Path(args.weights), data, split, hyper, notes)
 
 
 def _read_settings(args: argparse.Namespace, faults: Faults) -> Hyper:
@@ -114,8 +117,8 @@ def _check_numbers(args: argparse.Namespace, faults: Faults) -> None:
                 faults.add(f"--imgsz {value}: must be a multiple of 32")
 
 
-def _weights(args: argparse.Namespace, faults: Faults) -> DetectionModel | None:
-    """The model to evaluate; None, with a fault, if there is none."""
+def _find_model(args: argparse.Namespace, faults: Faults) -> DetectionModel | None:
+    """The model in --weights, fp32 and on the CPU; None, with a fault, if it cannot be read."""
     if args.weights is None:
         faults.add(
             "--weights is missing: name the .pt to evaluate, for example runs/exp/weights/best.pt"
@@ -124,11 +127,11 @@ def _weights(args: argparse.Namespace, faults: Faults) -> DetectionModel | None:
         faults.add(f"--weights {args.weights}: no such file")
     else:
         with faults.caught():
-            return _read(Path(args.weights))
+            return _read_model(Path(args.weights))
     return None
 
 
-def _data(args: argparse.Namespace, net: DetectionModel | None, faults: Faults) -> Path | None:
+def _find_data(args: argparse.Namespace, net: DetectionModel | None, faults: Faults) -> Path | None:
     """The data yaml, from --data or the weights; None, with a fault, if there is none."""
     if args.data is None and net is None:
         if args.weights is None:
@@ -146,7 +149,7 @@ def _data(args: argparse.Namespace, net: DetectionModel | None, faults: Faults) 
     return Path(args.data)
 
 
-def _names(
+def _find_names(
     data: Path, split: str, hyper: Hyper, faults: Faults
 ) -> tuple[Sequence[str], str] | None:
     """Class names of the data and their source; None, with faults, if the data cannot be read."""
@@ -183,8 +186,8 @@ def _check_json(args: argparse.Namespace, faults: Faults) -> tuple[str, ...]:
     )
 
 
-def _read(weights: Path) -> DetectionModel:
-    """The model in a .pt; fp32, on the CPU.
+def _read_model(weights: Path) -> DetectionModel:
+    """The model in a .pt, fp32 and on the CPU.
 
     Raises:
         UserError: there is no model, or it is not a YOLOv5u detector.
@@ -251,7 +254,7 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
     # The launcher has checked the arguments, but ranks may be started without it.
     request = ranks.main_first(lambda: check_val_arguments(args))
     hyper = request.hyper
-    net = _read(request.weights)
+    net = _read_model(request.weights)
     spec = read_data(request.data, ranks)
     names = class_names(spec, hyper)
     options = _options(args, net, ranks)

@@ -44,15 +44,19 @@ class Partition:
 def partition(
     cost: Cost, stages: int, policy: str | Sequence[int | str] = "balanced", terms: Terms = DEFAULT
 ) -> Partition:
-    """Choose the cuts.
+    """Choose where a graph is cut into stages.
 
-    Each policy minimises the largest stage. Ties go to the smaller peak memory, then to fewer bytes
-    across the cuts. The first four policies consider only partitions within `terms.memory_limit`.
+    Four policies search all partitions within `terms.memory_limit` for the one whose largest stage
+    is smallest, measured in
 
-    * `balanced`: seconds of computation and transfers per stage
-    * `flops`, `activations`, `parameters`: only these
-    * `uniform`: the same number of whole layers, and one more in the first stages if it does not
-      divide
+    * `balanced`: seconds of computation and transfers
+    * `flops`, `activations`, `parameters`: these alone
+
+    Ties go to the smaller peak memory, then to fewer bytes across the cuts. The others search
+    nothing:
+
+    * `uniform`: the same number of whole layers in every stage; a remainder goes to the first
+      stages, one layer each
     * a list: the start of every stage except the first: 13 is layer 13, "4.m.1" the node of this
       name, "4.2" the node with index 2 in layer 4, "24.1" level 1 of the Detect head 24
 
@@ -64,27 +68,28 @@ def partition(
 
     Raises:
         UserError: unknown policy, more stages than nodes or layers, cuts that do not exist or do
-            not ascend, or no partition within the memory limit; with the arithmetic.
+            not ascend, or a stage above the memory limit, with the sum of its memory.
     """
     if not 1 <= stages <= len(cost.nodes):
         raise UserError(
             f"pipeline: {stages} stages, but there are {len(cost.nodes)} nodes to divide among them"
         )
-    table = StageCosts(cost, terms)
+    costs = StageCosts(cost, terms)
     if not isinstance(policy, str):
-        found = _explicit(cost.graph, stages, policy)
+        chosen = _explicit(cost.graph, stages, policy)
     elif policy == "uniform":
-        found = _uniform(cost.graph, stages)
+        chosen = _uniform(cost.graph, stages)
     elif policy in PARTITIONS:
-        found = _search(table, stages, policy)
+        chosen = _search(costs, stages, policy)
     else:
         known = ", ".join(PARTITIONS)
         raise UserError(
             f'pipeline: unknown partition "{policy}"{nearest(policy, PARTITIONS)}; use {known} or '
             "cuts"
         )
-    _refuse_overfull(table, found)
-    return found
+    # The searches, too, return a partition above the limit if there is none within it.
+    _refuse_overfull(costs, chosen)
+    return chosen
 
 
 def _search(table: StageCosts, stages: int, policy: str) -> Partition:

@@ -69,15 +69,15 @@ class StageCosts:
             raise ValueError(f"{len(seconds)} measured times for {len(cost.nodes)} nodes")
         self.flops = _sums([node.flops for node in cost.nodes])
         self.parameters = _sums([node.parameters for node in cost.nodes])
-        self.activations, again = (
-            _checkpointed(cost, terms.recompute) if terms.recompute else (_kept(cost), 0.0)
+        self.activations, recomputed = (
+            _recomputing(cost, terms.recompute) if terms.recompute else (_kept(cost), 0.0)
         )
         self.sent = np.broadcast_to(crossing, self.flops.shape)
         # Values cross both ends of a stage in forward, and as many bytes of gradients in backward.
         self.transfer = 2 * images * (crossing[:, None] + crossing) / terms.machine.link
         self.compute = _sums(seconds)
         self.seconds = self.compute + self.transfer
-        self.passing = images * (crossing[:, None] + crossing + again)
+        self.passing = images * (crossing[:, None] + crossing + recomputed)
 
     def memory(self, stages: int, stage: int) -> np.ndarray:
         """Peak bytes of nodes a .. b - 1 as this stage.
@@ -111,26 +111,30 @@ def _kept(cost: Cost) -> np.ndarray:
     return held
 
 
-def _checkpointed(cost: Cost, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same with recomputed segments of `length` nodes; and the most that one recomputes.
+def _recomputing(cost: Cost, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Memory of nodes a .. b - 1 if the backward pass recomputes segments of `length` nodes.
 
-    The values that enter each segment are held, and those that the stage sends.
+    Returns:
+        two (n + 1, n + 1) fp64 matrices of bytes per image. What is held from forward to backward:
+        the inputs of each segment, and the values that the stage sends. And what exists in addition
+        while the largest segment is recomputed.
     """
     alive = [live(cost.graph, cut) for cut in range(len(cost.nodes) + 1)]
-    held, again = np.zeros((len(alive), len(alive))), np.zeros((len(alive), len(alive)))
+    held, recomputed = np.zeros((len(alive), len(alive))), np.zeros((len(alive), len(alive)))
     for a in range(len(cost.nodes)):
-        names, kept, inner = set[str](), set[str](), 0
+        inputs, kept, inner = set[str](), set[str](), 0
         for b, node in enumerate(cost.nodes[a:], a + 1):
             # A new segment begins: its inputs are held, and its activations exist only while it
             # recomputes.
             if (b - 1 - a) % length == 0:
-                names.update(alive[b - 1])
+                inputs.update(alive[b - 1])
                 kept, inner = set(), 0
             kept.update(node.keeps)
             inner += node.inner_bytes
-            held[a, b] = _size(cost, names.union(alive[b]))
-            again[a, b] = max(again[a, b - 1], inner + _size(cost, kept - names))
-    return held, again
+            held[a, b] = _size(cost, inputs.union(alive[b]))
+            segment = inner + _size(cost, kept - inputs)
+            recomputed[a, b] = max(recomputed[a, b - 1], segment)
+    return held, recomputed
 
 
 def _size(cost: Cost, names: Set[str]) -> int:

@@ -79,9 +79,10 @@ class Probe:
 
     @contextmanager
     def attached(self) -> Iterator[Probe]:
-        """Attach hooks to every module without children and to every trained parameter."""
+        """Attach hooks to every module without children and to every trained parameter, within."""
         hooks = []
         for name, module in self._net.named_modules():
+            # The others combine what their children return, and a child names the origin better.
             if not any(True for _ in module.children()):
                 hooks.append(module.register_forward_hook(self._on_forward(name)))
         for name, parameter in self._net.named_parameters():

@@ -134,10 +134,11 @@ def by_a_user(number: int) -> int:
 
 @contextmanager
 def abrupt() -> Iterator[None]:
-    """Let Ctrl-C kill the process within, in the main thread.
+    """Within, Ctrl-C kills the process at once instead of raising KeyboardInterrupt.
 
     During imports of C++ modules a KeyboardInterrupt would end in a traceback.
     """
+    # Python lets only the main thread change handlers.
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -145,17 +145,21 @@ class _Reluctant(_File):
 
 
 def _torch_loggers() -> list[logging.Logger]:
-    """torch's loggers that have own handlers and do not propagate (about 50 in torch 2.13).
+    """torch's loggers whose records do not reach the root logger (about 50 in torch 2.13).
 
-    `torch.__trace` is excluded, because torch traces every compilation if it has a handler.
+    torch gives them handlers of its own. `torch.__trace` is excluded, because torch traces every
+    compilation if it has a handler.
     """
     known = logging.getLogger().manager.loggerDict.values()
-    found = [
-        one
-        for one in known
-        if isinstance(one, logging.Logger) and one.name.split(".")[0] == "torch"
+    of_torch = [
+        logger
+        for logger in known
+        # Some names are only placeholders, for parents that nobody has created.
+        if isinstance(logger, logging.Logger) and logger.name.split(".")[0] == "torch"
     ]
-    return [logger for logger in found if not logger.propagate and logger.name != "torch.__trace"]
+    return [
+        logger for logger in of_torch if not logger.propagate and logger.name != "torch.__trace"
+    ]
 
 
 class Log:

@@ -48,14 +48,20 @@ class Painter:
     def __init__(
         self, run_dir: Path, names: Mapping[int, str], on_picture: Callable[[str, Path, int], None]
     ) -> None:
-        """`on_picture(tag, file, step)` is called in that thread for each written picture."""
+        """
+        Args:
+            run_dir: folder for the pictures.
+            names: class names by id.
+            on_picture: called as `on_picture(tag, file, step)` for each picture that has been
+                written, in the thread that has written it.
+        """
         self._dir = run_dir
         self._names = dict(names)
         self._on_picture = on_picture
         # One worker, so that a later picture of the same name is also written later.
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plots")
         self._jobs: list[Future[None]] = []
-        with harmless("the font of pictures"):
+        with harmless("class names in their own font"):
             use_fonts_for(" ".join(self._names.values()))
 
     def train_images(self, batch: Batch, k: int, step: int) -> None:

@@ -120,23 +120,34 @@ class Run:
             self._save()
 
     def _train(self, batches: Iterator[dict[str, Any]]) -> StepRecord:
-        """Take one step from the run's position and advance `progress`."""
+        """Take one step from the run's position and advance `progress`.
+
+        Args:
+            batches: micro-batches of this replica, from the run's position on.
+        """
+        # The step's number stays with all marks that follow.
         mark("between steps", step=self.progress.step + 1)
         began, before = time.perf_counter(), self.progress
-        step, size = self.schedule.step_at(before.position), self.batches.size(before.step)
-        record = self.engine.train_step(step, batches, size, stop=interrupt.asked())
-        mark("between steps")
-        seconds, samples = time.perf_counter() - began, step.batches * self.schedule.batch
+        planned = self.schedule.step_at(before.position)
+        imgsz = self.batches.size(before.step)
+        record = self.engine.train_step(planned, batches, imgsz, stop=interrupt.asked())
+        mark("between steps")  # the last pass has ended; what follows is not its time
+        seconds = time.perf_counter() - began
+        samples = planned.batches * self.schedule.batch
         self._pace.count(samples)
         self.progress = before.after_step(
-            record, samples=samples, batches=step.batches, lr=step.lr, seconds=self._pace.seconds
+            record,
+            samples=samples,
+            batches=planned.batches,
+            lr=planned.lr,
+            seconds=self._pace.seconds,
         )
         return record.placed(
             step=self.progress.step,
             epoch=self.schedule.epoch_at(before.position),
             position=self.progress.position,
             samples=samples,
-            imgsz=size or self.config.imgsz,
+            imgsz=imgsz or self.config.imgsz,
             seconds=seconds,
         )
 

@@ -41,21 +41,26 @@ class Restarts:
         """
         Args:
             words: `train` and its flags, as typed.
+            flags: the launcher's flags.
             run_dir: where the run writes.
             gpus: number of GPUs of this machine.
-            check: builds the configuration of words for a world size; raises UserError if they
-                cannot run.
+            check: builds the configuration from `train` and its flags, for a number of ranks;
+                raises UserError if they cannot run.
             run: the run's identity: checkpoints of other runs are not resumed.
-            start: the identity of this command: an end that another command noted does not count.
+            start: the identity of this command: only a run that this command ended is over.
             tell: file in which a rank of this host writes which run it belongs to, if another
-                host's launcher has claimed the folder.
+                host's launcher has claimed the folder; None: this one has.
         """
         self._words, self._flags, self._gpus = list(words), flags, gpus
-        # Ranks on other hosts are found by this path, whatever their working directory is.
+        # Absolute, because leftover ranks are found by this path in their command lines, on hosts
+        # with any working directory.
         self._run_dir = run_dir.absolute()
         self._check, self._run, self._start_id, self._tell = check, run, start, tell
         self._failed: dict[int | None, set[Failure | None]] = defaultdict(set)
-        """Failures of earlier starts by the step that they resumed from; None: unknown."""
+        """Failures of earlier starts, by the step that these resumed from (None: they began anew).
+
+        The failure None stands for one that left no record.
+        """
 
     def first(self) -> Start:
         """The run as typed."""

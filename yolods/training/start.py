@@ -138,7 +138,7 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
 
 
 def _split_options(config: RunConfig, stride: int, ranks: Ranks) -> SplitOptions:
-    """How the run reads images.
+    """How the run reads images, the same for both splits.
 
     Args:
         stride: pixels; the sides of images are multiples of it.
@@ -471,7 +471,7 @@ def _announce(
     if config.resume:
         epoch = progress.position // schedule.samples + 1
         notes.append(f"Resuming after step {progress.step}, in epoch {epoch}")
-    compared = {**_layout_of(config, ranks, schedule), **config.hyper.as_dict()}
+    compared = {**_run_settings(config, ranks, schedule), **config.hyper.as_dict()}
     telemetry.start(_as_dict(config, origin), model_table(blueprint.meta), notes, compared)
     if not config.resume:
         telemetry.labels(splits[0].scan.labels.boxes())
@@ -542,8 +542,8 @@ def _as_dict(config: RunConfig, origin: Provenance) -> dict[str, Any]:
     return {**json.loads(config.to_json()), "provenance": origin.as_dict()}
 
 
-def _layout_of(config: RunConfig, ranks: Ranks, schedule: Schedule) -> dict[str, Any]:
-    """What distinguishes runs in addition to hyper-parameters, for TensorBoard's HParams."""
+def _run_settings(config: RunConfig, ranks: Ranks, schedule: Schedule) -> dict[str, Any]:
+    """The settings besides hyper-parameters by which TensorBoard's HParams compares runs."""
     ds = config.deepspeed
     return {
         "model": config.model,

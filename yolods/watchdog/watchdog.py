@@ -156,14 +156,16 @@ class Watchdog:
         poster.join(BEAT)
 
     def _watch(self) -> None:
-        """Loop of the watchdog's thread."""
+        """Loop of the watchdog's thread: a judgement every TICK, a heartbeat every BEAT seconds."""
         if self._ranks.device.type == "cuda":
-            # Otherwise the query of an event would create a context on the host's first GPU.
+            # The device is a thread's own. Without it, asking CUDA whether an event has completed
+            # would create a context on the host's first GPU.
             torch.cuda.set_device(self._ranks.device)
         before, due = time.monotonic(), 0.0
         while not self._stop.wait(TICK):
             now = time.monotonic()
             passed, before = min(now - before, LONGEST_TICK), now
+            # A clock of its own, which stops while the process is suspended.
             self._now += passed
             standing, waits = PHASES.tick(passed), PHASES.waits
             self._steps.count(standing, passed, waits)

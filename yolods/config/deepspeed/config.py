@@ -318,33 +318,36 @@ def _value(block: Mapping[str, Any], key: str, default: Any) -> Any:
 
 
 def _precision(sound: Mapping[str, Any], where: str, faults: Faults) -> tuple[str, str | None]:
-    """Data types of parameters and autocast; more than one of the three switches is a fault."""
+    """The type of the parameters, "fp32", "bf16" or "fp16", and that of autocast; None: it is off.
+
+    Enabling more than one of "fp16", "bf16" and "torch_autocast" is a fault.
+    """
     if "bf16" in sound and "bfloat16" in sound:
         faults.add(f'{where}: "bf16" and "bfloat16" are the same block; keep "bf16"')
     blocks = {"fp16": sound.get("fp16", {}), "bf16": sound.get("bf16", sound.get("bfloat16", {}))}
-    on = [name for name, block in blocks.items() if _value(block, "enabled", False)]
+    enabled = [name for name, block in blocks.items() if _value(block, "enabled", False)]
     for name, block in blocks.items():  # DeepSpeed reads these keys even in a disabled block
         for key in (f"{name}_master_weights_and_grads", "bf16_optimizer_states"):
             if _value(block, key, False):
                 faults.add(
                     f'{where}: "{name}".{key} is not supported: the EMA needs fp32 master weights'
                 )
-    casting = sound.get("torch_autocast", {})
-    autocast = None
-    if _value(casting, "enabled", False):
-        on.append("torch_autocast")
-        dtype = str(casting.get("dtype"))
+    torch_autocast, autocast = sound.get("torch_autocast", {}), None
+    if _value(torch_autocast, "enabled", False):
+        enabled.append("torch_autocast")
+        dtype = str(torch_autocast.get("dtype"))
         autocast = _DTYPES.get(dtype.lower())
         if autocast is None:
-            given = f"is {dtype!r}" if "dtype" in casting else "is missing"
+            given = f"is {dtype!r}" if "dtype" in torch_autocast else "is missing"
             faults.add(f'{where}: "torch_autocast".dtype {given}: it must be bfloat16 or float16')
-    if len(on) > 1:
-        names = " and ".join(f'"{name}"' for name in on)
+    if len(enabled) > 1:
+        names = " and ".join(f'"{name}"' for name in enabled)
         faults.add(
             f"{where}: {names} are enabled together; keep one: each sets the data type of the "
             "computation"
         )
-    return (on[0] if on and on[0] != "torch_autocast" else "fp32"), autocast
+    # Autocast computes in its own type over fp32 parameters.
+    return (enabled[0] if enabled and enabled[0] != "torch_autocast" else "fp32"), autocast
 
 
 def _check_precision(

@@ -375,13 +375,14 @@ def _check(
 def _sound_block(
     block: Mapping[str, Any], rules: Mapping[str, Any], where: str, faults: Faults
 ) -> dict[str, Any]:
-    """The keys of a block that its rules permit; a fault is added for each other one."""
+    """The keys and values of a block that its rules permit; every other key is a fault."""
     sound: dict[str, Any] = {}
-    for name, value in block.items():
-        if name in rules:
-            _check(sound, name, value, rules[name], f"{where}.{name}", faults)
-        elif name in REMOVED_ZERO:
-            faults.add(f"{where}.{name}: {_REMOVED}")
+    for key, value in block.items():
+        if key in rules:
+            _check(sound, key, value, rules[key], f"{where}.{key}", faults)
+        # Without asking for the block: only "zero_optimization" ever had keys of these names.
+        elif key in REMOVED_ZERO:
+            faults.add(f"{where}.{key}: {_REMOVED}")
         else:
-            faults.add(f'{where}: unknown key "{name}"{nearest(name, rules)}')
+            faults.add(f'{where}: unknown key "{key}"{nearest(key, rules)}')
     return sound

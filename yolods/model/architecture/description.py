@@ -19,40 +19,48 @@ _SCALE = items(
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Read the yaml of a model. Without `scale`, the first of its sizes applies.
+    """Read the yaml of a model.
+
+    Returns:
+        its keys, of which `backbone` and `head` are lists of layers, and `scale` names one of
+        `scales`: the first one if the file has no `scale`, "" if it has no `scales` either.
 
     Raises:
         UserError: all faults, one line each.
     """
     where = f"--model {path}"
     try:
-        layers = parse_yaml(path.read_text(encoding="utf-8-sig"))
+        description = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except NotYaml as error:
         line = f" line {error.line}" if error.line else ""
         raise UserError(f"{where}{line}: not valid yaml: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: cannot be read: {error}") from None
     missing = [
-        key for key in ("backbone", "head") if not isinstance(layers, dict) or key not in layers
+        key
+        for key in ("backbone", "head")
+        if not isinstance(description, dict) or key not in description
     ]
     if missing:
         raise UserError(f"{where}: not a model yaml, it lacks {' and '.join(missing)}")
     faults = Faults()
-    _check_layers(layers, where, faults)
-    _check_scales(layers, where, faults)
+    _check_layers(description, where, faults)
+    _check_scales(description, where, faults)
     faults.raise_if_any()
-    layers.setdefault("scale", next(iter(layers.get("scales") or ()), ""))
-    return layers
+    description.setdefault("scale", next(iter(description.get("scales") or ()), ""))
+    return description
 
 
-def _check_layers(layers: dict[str, Any], where: str, faults: Faults) -> None:
+def _check_layers(description: dict[str, Any], where: str, faults: Faults) -> None:
     number = 0
     for part in ("backbone", "head"):
-        if not isinstance(layers[part], list):
-            faults.add(f"{where}: {part} is {shown(layers[part])}: it must be a list of layers")
+        if not isinstance(description[part], list):
+            faults.add(
+                f"{where}: {part} is {shown(description[part])}: it must be a list of layers"
+            )
             # The numbers of all later layers depend on this list.
             return
-        for layer in layers[part]:
+        for layer in description[part]:
             if fault := _layer_fault(layer, number):
                 faults.add(f"{where}: layer {number} ({part}) is {shown(layer)}: {fault}")
             number += 1
@@ -84,8 +92,8 @@ def _layer_fault(layer: Any, number: int) -> str:
     )
 
 
-def _check_scales(layers: dict[str, Any], where: str, faults: Faults) -> None:
-    scales = layers.get("scales") or {}
+def _check_scales(description: dict[str, Any], where: str, faults: Faults) -> None:
+    scales = description.get("scales") or {}
     if not isinstance(scales, dict):
         faults.add(
             f"{where}: scales is {shown(scales)}: it must be {{name: [depth, width, most "
@@ -97,8 +105,8 @@ def _check_scales(layers: dict[str, Any], where: str, faults: Faults) -> None:
             _SCALE.parse(scale)
         except (ValueError, OverflowError):
             faults.add(f"{where}: scales.{name} is {shown(scale)}: it must be {_SCALE.permitted}")
-    if scales and "scale" in layers and layers["scale"] not in scales:
+    if scales and "scale" in description and description["scale"] not in scales:
         faults.add(
-            f"{where}: scale is {shown(layers['scale'])}, which is not among scales: "
+            f"{where}: scale is {shown(description['scale'])}, which is not among scales: "
             f"{', '.join(map(str, scales))}"
         )

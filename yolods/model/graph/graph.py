@@ -115,15 +115,17 @@ class Graph:
 
 
 def _check_values(nodes: Sequence[Node], faults: Faults) -> None:
-    written, ever = {IMAGE}, {value for node in nodes for value in node.writes} | {IMAGE}
+    """Check that each value is written once, before it is read, and that the last one is `OUT`."""
+    existing = {IMAGE, *(value for node in nodes for value in node.writes)}
+    written = {IMAGE}
     for node in nodes:
         for value in node.reads:
-            if value not in ever:
+            if value not in existing:
                 faults.add(f"model: node {node.name} reads {value!r}, which nothing writes")
             elif value not in written:
                 faults.add(
-                    f"model: node {node.name} reads {value!r} before it is written; layers read "
-                    "backwards only"
+                    f"model: node {node.name} reads {value!r} before it is written; a layer can "
+                    "read only earlier ones"
                 )
         for value in node.writes:
             if value in written:
