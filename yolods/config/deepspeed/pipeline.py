@@ -38,7 +38,7 @@ class PipelineConfig:
     activation_checkpoint_interval: int = setting(0, whole(0))
     """Nodes per segment that the backward pass recomputes; 0: all activations are kept."""
     memory_gib: float | None = setting(None, optional(real(0, above=True)))
-    """Limit per rank for `balanced`, in GiB; None: the GPU's memory, unlimited on a CPU."""
+    """Memory limit per stage in GiB; None: 90% of the GPU's memory, unlimited on a CPU."""
     use_reentrant: bool = setting(
         False,
         only_false(
