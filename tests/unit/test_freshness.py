@@ -54,7 +54,8 @@ def test_a_list_that_was_edited(split):
 
 def test_of_a_large_set_a_sample_is_looked_at_and_all_on_request(split, monkeypatch):
     files, _, changed = split
-    monkeypatch.setattr(freshness, "FILES", 2)
+    monkeypatch.setattr(freshness, "ALL", 2)
+    monkeypatch.setattr(freshness, "DRAWN", 2)
     os.utime(files[1], ns=(1, 1))
     found = {changed() for _ in range(64)}
     assert found == {"", files[1]}, "each start draws anew"

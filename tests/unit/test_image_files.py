@@ -57,7 +57,8 @@ def test_what_the_yaml_names_twice_and_lines_that_name_nothing_are_remembered(sp
 
 
 def test_of_a_large_set_a_sample_is_compared_and_that_is_said(spec, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(image_files, "FILES", 2)
+    monkeypatch.setattr(image_files, "ALL", 2)
+    monkeypatch.setattr(image_files, "DRAWN", 2)
     open_files(spec, "train", tmp_path / "cache", 1.0, CheckOptions())
     with caplog.at_level(logging.INFO):
         open_files(spec, "train", tmp_path / "cache", 1.0, CheckOptions(progress=True))

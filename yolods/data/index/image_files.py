@@ -13,7 +13,7 @@ from ultralytics.data.utils import img2label_paths
 
 from yolods.data.index.builds import IndexStore
 from yolods.data.index.checks import Earlier, Pair, check_pairs
-from yolods.data.index.freshness import FILES, Surroundings, change, parents, surroundings
+from yolods.data.index.freshness import ALL, DRAWN, Surroundings, change, parents, surroundings
 from yolods.data.index.table import Index
 from yolods.data.source import ImageFiles, identities
 from yolods.data.spec import DataSpec, find_images, unused_lines
@@ -94,11 +94,11 @@ def _changed(index: Index, spec: DataSpec, options: CheckOptions) -> str:
         return file, img2label_paths([file])[0]
 
     before = Surroundings(**index.counts.further["surroundings"])
-    if options.progress and index.counts.images > FILES and not options.every:
+    if options.progress and index.counts.images > ALL and not options.every:
         log.info(
             "%d of %d images are compared with the last check, and the times of all folders; "
             "--check-data compares all",
-            FILES,
+            DRAWN,
             index.counts.images,
         )
     return change(index, before, files_of, every=options.every)
