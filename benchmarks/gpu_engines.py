@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.gpu_device import Device, device
 from benchmarks.gpu_job import ROOT, Item, Job
 from tests.parity.small import ACCUMULATION, CONFIGS, NAMES, Small, micro_batch, small_engine
+from tests.rehearsal.engines import pinned
 from yolods.checkpoint.state import collect
 from yolods.device.host_copy import HostCopy
 from yolods.distributed.world import Ranks, join_world, leave
@@ -102,15 +103,6 @@ def step(small: Small, number: int) -> StepRecord:
     batches = [pinned(micro_batch(first + place)) for place in range(ACCUMULATION)]
     return small.engine.train_step(
         small.schedule.step_at(first * small.schedule.batch), iter(batches)
-    )
-
-
-def pinned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In pinned memory, where there is a device to send it to."""
-    return (
-        {key: value.pin_memory() for key, value in batch.items()}
-        if torch.cuda.is_available()
-        else batch
     )
 
 

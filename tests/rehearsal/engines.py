@@ -116,7 +116,9 @@ def _pipeline(config: RunConfig, ranks: Ranks) -> Engine:
 
 
 def pinned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The batch in pinned memory, as from a loader with a GPU."""
+    """The batch in pinned memory, where there is a device to send it to, or a pretended one."""
+    if not torch.cuda.is_available():
+        return batch
     return {key: value.pin_memory() for key, value in batch.items()}
 
 
