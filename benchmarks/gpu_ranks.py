@@ -222,12 +222,16 @@ def take_pipeline_step(*, pretend: bool, work: Path) -> dict[str, Any]:
     return {**told, "peak, MiB": peak / 2**20}
 
 
+NO_RESTART = ("--max-restarts", "0")
+"""What has been killed is to stay so: the time until all others are gone is measured."""
+
+
 def death(job: Job) -> None:
     """A rank is killed in the middle of a run: what is said, and how soon all others are gone."""
     for name in ("zero2_fp32",) if job.pretend else ("zero2_fp32", "pipeline2_fp32"):
         with (
             job.item(f"a rank of {name} is killed") as item,
-            Run(name, job.work, _two_ranks(name, name, job, epochs=50)) as run,
+            Run(name, job.work, [*_two_ranks(name, name, job, epochs=50), *NO_RESTART]) as run,
         ):
             _kill(item, run, job.left - RESERVE)
 
