@@ -101,15 +101,21 @@ def test_what_cannot_be_compared_is_counted():
     assert hash_images(read, []).values.shape == (0, 4)
 
 
+@pytest.fixture
+def processes(monkeypatch):
+    """Processes are used for 5 images and more, on a machine of at least 2 cores."""
+    monkeypatch.setattr(hashing, "_FEW", 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("progress", ["", "comparing"])
-def test_processes_find_the_same(monkeypatch, progress):
+def test_processes_find_the_same(monkeypatch, processes, progress):
     alone = hash_images(read, range(23), workers=1)
-    monkeypatch.setattr(hashing, "_FEW", 4)
     monkeypatch.setattr(hashing, "_CHUNK", 3)
     parents, state = [], torch.get_rng_state()
     monkeypatch.setattr(hashing, "dhash", lambda image: parents.append(1) or dhash(image))
-    found = hash_images(read, range(23), workers=2, progress=progress)
+    found = hash_images(read, range(23), workers=9, progress=progress)
     assert np.array_equal(found.values, alone.values)
     assert (found.unreadable, found.plain) == (alone.unreadable, alone.plain) == (4, 5)
     assert parents == []  # this process hashed nothing
@@ -117,24 +123,22 @@ def test_processes_find_the_same(monkeypatch, progress):
 
 
 @pytest.mark.process
-def test_a_process_that_dies_is_told(monkeypatch):
+def test_a_process_that_dies_is_told(processes):
     def fatal(row):
         if row == 9:
             os.kill(os.getpid(), signal.SIGKILL)
         return scene(row, 60, 80)
 
-    monkeypatch.setattr(hashing, "_FEW", 4)
     with pytest.raises(UserError, match=r"that hashes images died .*use fewer workers \(now 2\)"):
         hash_images(fatal, range(40), workers=2)
 
 
 @pytest.mark.process
-def test_a_fault_ends_the_processes(monkeypatch):
+def test_a_fault_ends_the_processes(processes):
     """The fixture `no_process_left_behind` looks for them."""
 
     def wrong(row):
         raise ZeroDivisionError(row)
 
-    monkeypatch.setattr(hashing, "_FEW", 4)
     with pytest.raises(ZeroDivisionError):
         hash_images(wrong, range(40), workers=2)

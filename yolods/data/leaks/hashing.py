@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,7 +40,7 @@ PLAIN = np.zeros(4, np.uint64)
 """The hash of an image that is too plain to compare; no other image has it."""
 
 _FEW = 256
-"""Up to this many images, processes would take longer to start than to save."""
+"""Up to this many images take about a second without processes."""
 
 _CHUNK = 16
 """Images that a process hashes between two messages."""
@@ -127,7 +128,7 @@ def hash_images(
         read: returns the decoded image of a row, as `Source.read`; raises `Unreadable`. Processes
             are forked with it, so it may be any callable.
         rows: what `read` takes, one per image, such as the identities of a source.
-        workers: number of processes.
+        workers: number of processes; at most one per core is started.
         progress: text of a progress bar; "" shows none.
 
     Raises:
@@ -180,6 +181,7 @@ class _Hashing:
 
 def _hashes(images: _Hashing, workers: int) -> Iterator[_Found]:
     """The hashes in order, from processes if there are many."""
+    workers = min(workers, len(os.sched_getaffinity(0)))  # torch warns of more
     if len(images) <= _FEW or workers < 2:
         yield from (images[number] for number in range(len(images)))
         return

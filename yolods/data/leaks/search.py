@@ -10,10 +10,11 @@ from yolods.data.leaks.hashing import HASH_BITS, PLAIN
 
 MOST_BITS = 32
 """Largest distance of a near-duplicate, of 256 bits. Measured (benchmarks/leaks.md): a copy of
-another size, of JPEG quality 20, noisy, brighter or of less contrast is within 14 bits, one without
-2% at each border 21 in the median and 35 at most; neighbouring frames of a moving camera are 8
-apart in the median and 24 at most; the two views of one field in BCCD are 12. The nearest pair of
-different images is 74 apart in BCCD, 89 in the demo, and 83 in generated videos."""
+another size, of JPEG quality 20, noisy, brighter or of less contrast is within 14 bits, one of more
+contrast, with whites clipped, within 28; one without 2% at each border is 21 apart in the median
+and 35 at most; neighbouring frames of a moving camera 8 and 24; the two views of one field in BCCD
+are 12 apart. The nearest pair of different images is 74 apart in BCCD, 89 in the demo, and 83 in
+generated videos."""
 
 TRAIN_BLOCK, VAL_BLOCK = 4096, 1024
 """Images compared at once; their products take 16 MiB."""
@@ -67,8 +68,8 @@ def _compared(hashes: np.ndarray) -> np.ndarray:
 
 def _nearest(train: np.ndarray, val: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The row of the nearest training hash for each validation hash, and the distance in bits."""
-    # With bits as -1 and 1, a scalar product is HASH_BITS - 2 * distance, exactly. One matrix
-    # product is as fast as numpy 2's bitwise_count, and fifteen times as fast as a table of bits.
+    # With bits as -1 and 1, a scalar product is HASH_BITS - 2 * distance, exactly. A matrix product
+    # is about as fast as numpy 2's bitwise_count, which numpy 1 lacks.
     sought = _signs(val)
     row, best = np.zeros(len(val), np.int64), np.full(len(val), -np.inf, np.float32)
     for start in range(0, len(train), TRAIN_BLOCK):
