@@ -83,7 +83,7 @@ def check_pair(image: str, label_file: str, keypoints: tuple[int, int] | None) -
             Problem(label_file, None, f"label file cannot be read ({error}); image skipped")
         )
         return found
-    _read_rows(found, text, keypoints)
+    read_rows(found, text, keypoints)
     return found
 
 
@@ -135,7 +135,11 @@ def _ends_well(file: str, kind: str) -> bool:
         return stream.read() == b"\xff\xd9"
 
 
-def _read_rows(found: CheckedPair, text: str, keypoints: tuple[int, int] | None) -> None:
+def read_rows(found: CheckedPair, text: str, keypoints: tuple[int, int] | None) -> None:
+    """Read the lines of a YOLO label text into `found`: rows, segments, lines and problems.
+
+    `keypoints` is as in `check_pair`. Faults are noted in `found`, never raised.
+    """
     rows: list[list[float]] = []
     polygons: list[np.ndarray | None] = []
     seen: dict[bytes, int] = {}
