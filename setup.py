@@ -78,6 +78,7 @@ setup(
             "ruff>=0.17,<0.18",
             "setuptools>=77",
         ],
+        "video": ["av>=15,<19"],
     },
     entry_points={"console_scripts": ["yolods=yolods.__main__:run"]},
 )
