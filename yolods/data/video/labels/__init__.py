@@ -1,0 +1,1 @@
+"""The labels of videos: where they are, how they number frames, and their boxes."""
