@@ -144,3 +144,12 @@ def zeroed(source: Path, target: Path, share: float = 0.1) -> Path:
     data[len(data) // 2 : len(data) // 2 + length] = bytes(length)
     target.write_bytes(data)
     return target
+
+
+def noisy(source: Path, target: Path) -> Path:
+    """A copy with 40 random bytes in its middle tenth."""
+    data, random = bytearray(source.read_bytes()), np.random.default_rng(0)
+    for place in random.integers(len(data) // 2, len(data) * 6 // 10, 40):
+        data[place] = random.integers(256)
+    target.write_bytes(data)
+    return target

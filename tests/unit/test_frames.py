@@ -142,6 +142,16 @@ def test_what_is_no_video_is_named(tmp_path, without_pyav):
 
 
 @needs_pyav
+def test_a_gap_is_told(tmp_path):
+    times = [40 * (number + 5 * (number > 11)) for number in range(FRAMES)]
+    video = Video(write_by_pyav(tmp_path / "a.mkv", "libx264", FRAMES, times=times))
+    assert shown(video) == list(range(FRAMES))
+    assert video.gaps == [pytest.approx((0.44, 0.68))]
+    (line,) = video.warnings
+    assert "1 gap between frames, the first from 0.44 to 0.68 s: frames were dropped" in line
+
+
+@needs_pyav
 def test_without_pyav_its_codecs_are_refused_with_the_remedy(tmp_path, without_pyav):
     path = write_by_pyav(tmp_path / "a.mp4", "libsvtav1", 5)
     assert fault(path) == (

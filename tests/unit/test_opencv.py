@@ -8,6 +8,7 @@ import cv2
 import pytest
 
 from tests.videos import shown_number, write_by_opencv
+from yolods.data.video import opencv
 from yolods.data.video.opencv import OpenCvReader
 from yolods.errors import UserError
 
@@ -32,6 +33,37 @@ def test_no_video_has_no_packets_and_nothing_is_printed(tmp_path, run_process):
     )
     done = run_process([sys.executable, "-c", "\n".join(lines)])
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+class Capture:
+    """A file whose packets can be read or not, one per letter: `x` can, and `.` cannot."""
+
+    def __init__(self, packets: str) -> None:
+        self._left, self._time = iter(packets), -40.0
+
+    def isOpened(self):
+        return True
+
+    def grab(self):
+        found = next(self._left, ".") == "x"
+        self._time += 40 * found
+        return found
+
+    def get(self, what):
+        return {cv2.CAP_PROP_POS_MSEC: self._time, cv2.CAP_PROP_FPS: 25.0}.get(what, 12.0)
+
+
+def test_what_cannot_be_read_or_decoded_does_not_end_the_file(tmp_path, monkeypatch):
+    packets, frames = "xxx..xxxx.xx", "xx.xxxx.x"
+    monkeypatch.setattr(
+        opencv, "_opened", lambda path, *settings: Capture(packets if settings else frames)
+    )
+    path = tmp_path / "a.bin"
+    path.touch()
+    reader = OpenCvReader(path)
+    assert reader.packets.times == pytest.approx([0.04 * k for k in range(9)])
+    assert reader.packets.unreadable == (3, 3, 7)
+    assert list(reader.times()) == pytest.approx([0.04 * k for k in range(7)])
 
 
 def test_old_versions_are_refused(tmp_path, monkeypatch):

@@ -70,6 +70,14 @@ class Video:
         """The most frames that there can be, and usually their number; known without decoding."""
         return self._reader.packets.certain
 
+    @property
+    def gaps(self) -> list[tuple[float, float]]:
+        """Pauses in a video of constant rate, (start, end) in seconds; known without decoding.
+
+        Frames were dropped while recording, or lost later; `frames` numbers those that there are.
+        """
+        return self._reader.packets.gaps
+
     def frames(self, stride: int = 1) -> Iterator[Frame]:
         """Frames 0, `stride`, 2 x `stride`, ...
 
