@@ -146,9 +146,9 @@ def zeroed(source: Path, target: Path, share: float = 0.1) -> Path:
     return target
 
 
-def noisy(source: Path, target: Path) -> Path:
-    """A copy with 40 random bytes in its middle tenth."""
-    data, random = bytearray(source.read_bytes()), np.random.default_rng(0)
+def noisy(source: Path, target: Path, seed: int = 0) -> Path:
+    """A copy with 40 random bytes in the tenth after its middle."""
+    data, random = bytearray(source.read_bytes()), np.random.default_rng(seed)
     for place in random.integers(len(data) // 2, len(data) * 6 // 10, 40):
         data[place] = random.integers(256)
     target.write_bytes(data)
