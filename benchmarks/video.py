@@ -247,23 +247,26 @@ def _spoiled(path: Path) -> Iterator[tuple[str, list[Outcome]]]:
     yield "noise", [read_by_yolods(noisy(path, target, seed)) for seed in seeds]
 
 
-def _sweep(folder: Path) -> list[str]:
-    """The table of videos that are spoiled in many places."""
+def _sweep(folder: Path) -> tuple[list[str], int, int]:
+    """The table of videos that are spoiled in many places; their number, and how many of them have
+    wrong frames without a warning."""
     lines = [
         "| container | codec | done | videos | all frames right | refused | wrong frames "
         "| of these without a warning |",
         "| - " * 8 + "|",
     ]
+    videos = silently = 0
     for case in SWEPT:
         for done, found in _spoiled(make(case, folder)):
             wrong = [outcome for outcome in found if not outcome.holds]
             refused = sum(bool(outcome.error) for outcome in found)
             counts = len(found), len(found) - len(wrong) - refused, refused, len(wrong)
             silent = sum(not outcome.warnings for outcome in wrong)
+            videos, silently = videos + len(found), silently + silent
             cells = case.container, NAMES[case.codec], done, *counts, silent
             lines.append(f"| {' | '.join(map(str, cells))} |")
             print(lines[-1], flush=True)
-    return lines
+    return lines, videos, silently
 
 
 def main() -> int:
@@ -283,11 +286,13 @@ def main() -> int:
             lines, wrong, silent = _table(cases, Path(folder))
             text += ["", f"## {title}", "", *lines]
             missed += wrong if cases is not DAMAGED else []
-        text += ["", "## Spoiled in many places", "", *_sweep(Path(folder))]
+        lines, videos, silently = _sweep(Path(folder))
+        text += ["", "## Spoiled in many places", "", *lines]
     beyond = (
         f"Beyond the target, in the table of damage: {len(wrong)} of {len(DAMAGED)} videos have "
         "frames that show another number or none and are not refused; "
-        f"{silent} of them without a warning."
+        f"{silent} of them without a warning. In the last table, {silently} of {videos} have such "
+        "frames without a warning."
     )
     verdict = f"Target: missed by {'; '.join(missed)}" if missed else "Target: met by all."
     print(f"\n{verdict}\n{beyond}")
