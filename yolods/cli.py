@@ -26,6 +26,7 @@ from yolods.system.invocation import LAUNCH, launch_command
 if TYPE_CHECKING:
     from yolods.config import RunConfig
     from yolods.config.run_folder import Claim
+    from yolods.data.spec import DataSpec
     from yolods.distributed.world import Ranks
     from yolods.errors import Faults
     from yolods.launch.args import LaunchFlags
@@ -278,7 +279,14 @@ def _doctor_parser() -> FlagParser:
 
     parser = FlagParser(prog="yolods doctor", description=_DOCTOR)
     add_launch_arguments(parser)
-    parser.add_argument("--data", metavar="YAML", help="compare this yaml's data between the hosts")
+    parser.add_argument(
+        "--data",
+        metavar="YAML",
+        help="compare this yaml's data between the hosts, and look for leaks between its splits",
+    )
+    parser.add_argument(
+        "--leaks", action="store_true", help="look for leaks in a large data set as well"
+    )
     parser.add_argument(
         "--deepspeed_config",
         metavar="JSON",
@@ -480,7 +488,7 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
     args = _doctor_parser().take(words)
     hosts = hosts_of(flags, gpus=0 if flags.hostfile else _count_gpus())
     faults, trees, lists, spare = Faults(), (), (), frozenset()
-    builds, fetched = False, ()
+    builds, fetched, leaks = False, (), []
     if args.deepspeed_config is not None:
         ranks, device = sum(len(host.chosen) for host in hosts), "cuda" if _count_gpus() else "cpu"
         builds = precheck_deepspeed(
@@ -496,6 +504,7 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
                 )
             else:
                 (trees, lists), spare = places(spec), spare_places(spec)
+                leaks = _leaks(spec, asked=args.leaks)
         except UserError as error:
             for line in str(error).splitlines():
                 faults.add(line)
@@ -509,8 +518,21 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
         spare=spare,
         faults=faults,
     )
-    streams.show("\n".join((*lines[:-1], *fetched, *lines[-1:])))
+    streams.show("\n".join((*lines[:-1], *fetched, *leaks, *lines[-1:])))
     return 0 if works else USER_ERROR
+
+
+def _leaks(spec: DataSpec, *, asked: bool) -> list[str]:
+    """Warnings of images of this host that are in two splits.
+
+    Raises:
+        UserError: the data cannot be trained on.
+    """
+    from yolods.data.leaks.look import look_for_leaks
+    from yolods.system.folders import cache_dir
+
+    found = look_for_leaks(spec, cache_dir(), asked=asked, progress=True)
+    return [f"warning: {line}" for line in found]
 
 
 def _count_gpus() -> int:

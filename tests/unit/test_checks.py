@@ -13,18 +13,18 @@ from ultralytics.data.utils import img2label_paths
 from tests.tiny import make_dataset
 from yolods.data.index import checks
 from yolods.data.index.builds import IndexStore
-from yolods.data.index.checks import Earlier, Pair, check_pairs, scan_workers
+from yolods.data.index.checks import Earlier, FilePair, check_pairs, scan_workers
 from yolods.errors import UserError
 
 TRIANGLES = "0 0.1 0.1 0.9 0.2 0.5 0.8\n1 0.1 0.1 0.9 0.2 0.5 0.8 0.3 0.4\n"
 
 
 @pytest.fixture
-def pairs(tmp_path) -> list[Pair]:
+def pairs(tmp_path) -> list[FilePair]:
     """Image files and labels: with polygons, a fault, without labels, and damaged."""
     yaml = make_dataset(tmp_path / "set", train=8)
     files = [str(yaml.parent / f"images/train/{number:03}.jpg") for number in range(8)]
-    found = [Pair(os.path.basename(file), file, img2label_paths([file])[0]) for file in files]
+    found = [FilePair(os.path.basename(file), file, img2label_paths([file])[0]) for file in files]
     with open(found[1].label, "w") as stream:
         stream.write(TRIANGLES)
     with open(found[2].label, "a") as stream:
@@ -80,7 +80,7 @@ def test_only_files_that_have_changed_are_read_again(pairs, tmp_path, monkeypatc
     assert read == [pairs[5].image]
     stat = again.columns["stat"][5, 3]
     assert stat == 1 and again.problems() == index.problems() and again.counts == index.counts
-    added = [Pair("new", pairs[0].image, pairs[0].label), *pairs[1:]]
+    added = [FilePair("new", pairs[0].image, pairs[0].label), *pairs[1:]]
     read.clear()
     blocks_of(added, earlier=Earlier(again))
     assert read == [pairs[0].image], "a row is found by its identity"

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from yolods.config import precheck_deepspeed
@@ -92,11 +94,13 @@ def cluster(tmp_path, run_process, monkeypatch) -> Cluster:
 
 @pytest.fixture
 def data(tmp_path) -> Path:
-    for split in ("train", "val"):
-        for kind, name in (("images", "1.jpg"), ("labels", "1.txt")):
-            folder = tmp_path / "data" / kind / split
-            folder.mkdir(parents=True)
-            (folder / name).write_text("0 .5 .5 .1 .1", encoding="utf-8")
+    for seed, split in enumerate(("train", "val")):
+        images, labels = (tmp_path / "data" / kind / split for kind in ("images", "labels"))
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        (labels / "1.txt").write_text("0 .5 .5 .1 .1", encoding="utf-8")
+        noise = np.random.default_rng(seed).integers(0, 255, (12, 16, 3), np.uint8)
+        cv2.imwrite(str(images / "1.jpg"), cv2.resize(noise, (64, 48)))
     file = tmp_path / "data.yaml"
     file.write_text(
         f"path: {tmp_path / 'data'}\ntrain: images/train\nval: images/val\nnames: [x]\n",
@@ -176,6 +180,17 @@ def test_what_is_planted_on_a_host_is_found(cluster, data, free_port, name):
     works = expected == SAME or expected.startswith("warning")
     assert code == (0 if works else 2)
     assert lines[-1].startswith("This run would start" if works else "This run would fail")
+
+
+def test_images_of_two_splits_and_data_that_no_run_can_use_are_said(cluster, data, free_port):
+    folder = data.with_suffix("")
+    shutil.copy(folder / "images/train/1.jpg", folder / "images/val/1.jpg")
+    code, lines = cluster.doctor("--data", data, port=free_port(), hostfile=False)
+    (leak,) = [line for line in lines if "nearly repeat train images" in line]
+    assert code == 0 and leak.startswith("warning: val: 1 of 1 image (100.0%)")
+    (folder / "images/train/1.jpg").write_text("no image")
+    code, lines = cluster.doctor("--data", data, port=free_port(), hostfile=False)
+    assert code == 2 and "fault: train: none of 1 images can be used" in "\n".join(lines)
 
 
 def test_a_folder_that_a_host_lacks(cluster, free_port):

@@ -28,7 +28,7 @@ ALONE = 4 * CHUNK
 
 
 @dataclass(frozen=True)
-class Pair:
+class FilePair:
     """An image file and its label file."""
 
     id: str
@@ -56,7 +56,7 @@ class Earlier:
             by_row.setdefault(row, []).append(problem)
         self.problems = by_row
 
-    def checked(self, pair: Pair, stat: Sequence[int]) -> CheckedPair | None:
+    def checked(self, pair: FilePair, stat: Sequence[int]) -> CheckedPair | None:
         """The result for a pair of files whose sizes and times are still `stat`."""
         row = self.rows.get(pair.id)
         if row is None or self.index.columns["stat"][row].tolist() != list(stat):
@@ -78,7 +78,7 @@ class Earlier:
 
 
 def check_pairs(
-    pairs: Sequence[Pair],
+    pairs: Sequence[FilePair],
     keypoints: tuple[int, int] | None,
     earlier: Earlier | None,
     workers: int,
@@ -133,7 +133,7 @@ def _counted(blocks: Iterator[Block], seen: Callable[[int], Any]) -> Iterator[Bl
 def _check(
     chunk: range,
     *,
-    pairs: Sequence[Pair],
+    pairs: Sequence[FilePair],
     keypoints: tuple[int, int] | None,
     earlier: Earlier | None,
 ) -> Block:

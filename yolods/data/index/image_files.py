@@ -12,7 +12,7 @@ from typing import Any
 from ultralytics.data.utils import img2label_paths
 
 from yolods.data.index.builds import IndexStore
-from yolods.data.index.checks import Earlier, Pair, check_pairs
+from yolods.data.index.checks import Earlier, FilePair, check_pairs
 from yolods.data.index.freshness import ALL, DRAWN, Surroundings, change, parents, surroundings
 from yolods.data.index.table import Index
 from yolods.data.source import ImageFiles, identities
@@ -141,7 +141,7 @@ def _build(
         [str(path) for path in paths if path.suffix == ".txt"],
     )
     ids, spelled = identities(files, spec.root)
-    pairs = [Pair(*each) for each in zip(ids, files, labels, strict=True)]
+    pairs = [FilePair(*each) for each in zip(ids, files, labels, strict=True)]
     with store.build() as writer, _bar(f"checking {split}", len(pairs), options.progress) as bar:
         for block in check_pairs(
             pairs, spec.keypoints, earlier and Earlier(earlier), options.workers, bar.update

@@ -1,0 +1,94 @@
+"""Looks for leaks between the splits of a data set: hashes beside the index, a line, a sheet."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from yolods.data.index.checks import scan_workers
+from yolods.data.index.image_files import CheckOptions
+from yolods.data.leaks.hashing import Hashes, hash_images
+from yolods.data.leaks.search import near_pairs
+from yolods.data.leaks.sheet import draw_sheet
+from yolods.data.leaks.warning import SplitImages, warning_lines
+from yolods.data.scan import Scan, scan
+from yolods.data.spec import DataSpec
+from yolods.system.files import replace_file
+from yolods.system.humanize import plural
+
+HASHES_FILE = "hashes-1.npy"
+"""Beside the index; its number grows with every change of the hash."""
+AT_ONCE = 20_000
+"""Images that are hashed without being asked for: about two minutes on one core."""
+
+
+def look_for_leaks(
+    spec: DataSpec, cache: Path, *, asked: bool = False, progress: bool = False
+) -> list[str]:
+    """Lines about near-duplicates between train and val; [] if there are none.
+
+    Args:
+        spec: the data yaml; its images are there.
+        cache: the cache folder, for the index, the hashes and the sheet.
+        asked: look however many images there are.
+        progress: show bars.
+
+    Raises:
+        UserError: the data cannot be used.
+    """
+    checks = CheckOptions(scan_workers(1), progress=progress)
+    scans = [
+        scan(spec, split, cache=cache / "index", single_cls=True, options=checks)
+        for split in ("train", "val")
+    ]
+    count = sum(len(each.labels) for each in scans)
+    if count > AT_ONCE and not asked:
+        return [
+            f"leaks between the splits of {plural(count, 'image')} are looked for with --leaks; "
+            f"it takes about {count / AT_ONCE * 2:.0f} minutes of one core"
+        ]
+    hashes = [_hashes(each, progress) for each in scans]
+    train, val = (_images(each) for each in scans)
+    pairs = near_pairs(hashes[0].values, hashes[1].values)
+    lines = warning_lines(pairs, train, val)
+    if pairs:
+        sheet = cache / "leaks" / f"{_name(spec)}.jpg"
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        draw_sheet(pairs, train, val, sheet)
+        lines.append(f"the nearest pairs side by side: {sheet}")
+    left_out = (each.left_out(one.split) for each, one in zip(hashes, scans, strict=True))
+    return [*lines, *filter(None, left_out)]
+
+
+def _hashes(found: Scan, progress: bool) -> Hashes:
+    """The hashes of a split's images, kept beside their index, which names every change of a
+    file."""
+    file = found.index.notes / HASHES_FILE
+    with suppress(OSError, ValueError):
+        kept = np.load(file, allow_pickle=False)
+        if kept.shape == (len(found.labels) + 1, 4):
+            return Hashes(kept[1:], int(kept[0, 0]))
+    text = f"hashing {found.split}" if progress else ""
+    rows: Sequence[int] = [int(row) for row in found.labels.rows]
+    made = hash_images(found.source.read, rows, workers=scan_workers(1), progress=text)
+    first = np.array([[made.unreadable, 0, 0, 0]], np.uint64)
+    with suppress(OSError):  # without room, the next look hashes again
+        whole = np.concatenate([first, made.values])
+        replace_file(file, lambda stream: np.save(stream, whole), shared=True)
+    return made
+
+
+def _images(found: Scan) -> SplitImages:
+    rows, ids, source = found.labels.rows, found.index.ids, found.source
+    names = [ids[int(row)] for row in rows]
+    return SplitImages(found.split, names, lambda place: source.read(int(rows[place])))
+
+
+def _name(spec: DataSpec) -> str:
+    digest = hashlib.blake2b(os.fsencode(str(spec.yaml)), digest_size=8).hexdigest()
+    return f"{spec.yaml.stem}-{digest}"
