@@ -15,7 +15,7 @@ from yolods.config.deepspeed.yolods_block import YolodsConfig
 from yolods.distributed.world import Ranks
 from yolods.optim.lr_schedule import Schedule, Step
 from yolods.stability.record import StepRecord
-from yolods.stats import LOSS_NAMES
+from yolods.stats import LOSS_NAMES, LoaderStats
 from yolods.telemetry import NullTelemetry, Telemetry
 from yolods.training.loop import Run
 
@@ -158,6 +158,9 @@ class Loop:
             read=noted,
             size=lambda step: None,
             tell_replaced=lambda: None,
+            loading=lambda seconds: LoaderStats(
+                images_per_second=100.0, decode_share=0.5, wait_share=0.1
+            ),
         )
 
     def _judge_best(self, progress: Progress, excluded: Any) -> None:

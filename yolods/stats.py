@@ -51,6 +51,19 @@ class StabilityEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoaderStats:
+    """How fast the loaders of all ranks made an epoch's training samples."""
+
+    images_per_second: float
+    """Samples per second that all loader processes together make while they are busy."""
+    decode_share: float
+    """Share of that time for reading and decoding images, in [0, 1]."""
+    wait_share: float
+    """Share of the training time in which ranks waited for samples, in [0, 1]; a rank without
+    loader processes makes them itself, which counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochStats:
     """One epoch, after its evaluation if there was one."""
 
@@ -72,6 +85,8 @@ class EpochStats:
     """Training images per second over all ranks in this epoch, without evaluation."""
     is_best: bool
     """Whether this epoch's fitness is the best so far."""
+    loader: LoaderStats | None = None
+    """How fast samples were made; None if none were read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from yolods.checkpoint.progress import Progress
+from yolods.data.loader import Making
 from yolods.distributed.world import Ranks, Share
 from yolods.training import batches as module
 from yolods.training.batches import TrainBatches
@@ -44,7 +45,8 @@ class Read:
 
     def load(self, dataset: Any, stream: Any, **asked: Any) -> Any:
         self.asked = {"stream": stream, **asked}
-        return iter(self.given)
+        making = Making(images=2, seconds=0.1, decoding=0.05)
+        return ({**batch, "making": making} for batch in self.given)
 
 
 def read(run: Read, monkeypatch: pytest.MonkeyPatch, **where: int) -> list[dict[str, Any]]:
@@ -59,6 +61,18 @@ def test_they_begin_where_the_run_stands_and_are_shown_by_their_number(
     assert read(run, monkeypatch, position=20, micro_batches=5) == run.given
     assert (run.asked["first_position"], run.asked["dp_rank"], run.asked["dp_size"]) == (20, 1, 2)
     assert run.drawn == [6]
+
+
+def test_a_loader_that_holds_the_run_back_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Read([{}, {}])
+    assert run.batches.loading(1.0) is None
+    for _ in range(2):
+        read(run, monkeypatch)
+        stats = run.batches.loading(1e-6)
+        assert (stats.images_per_second, stats.decode_share) == (pytest.approx(20), 0.5)
+        assert stats.wait_share > 0.2
+    (line,) = run.said
+    assert line.startswith("the loader holds this run back") and "--imgsz 64 --raw" in line
 
 
 def test_a_rank_that_reads_no_images_starts_no_loader(monkeypatch: pytest.MonkeyPatch) -> None:

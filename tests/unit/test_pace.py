@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from yolods.training.pace import Pace
+from dataclasses import replace
+
+from yolods.data.loader import Making
+from yolods.stats import LoaderStats
+from yolods.training.pace import LoaderPace, Pace, loader_advice, loader_stats
 
 
 def test_time_goes_on_from_earlier_starts_and_a_rate_begins_anew_each_epoch() -> None:
@@ -17,3 +21,23 @@ def test_time_goes_on_from_earlier_starts_and_a_rate_begins_anew_each_epoch() ->
     now[0] += 2.0
     pace.count(8)
     assert (pace.seconds, pace.rate()) == (62.0, 4.0)
+
+
+def test_what_loaders_make_is_added_up_over_ranks_and_processes() -> None:
+    pace = LoaderPace(processes=2)
+    pace.count(Making(images=8, seconds=4.0, decoding=3.0), waited=0.5)
+    pace.count(Making(images=8, seconds=4.0, decoding=1.0), waited=0.5)
+    share = pace.take()
+    assert share == (16, 8.0, 4.0, 1.0, 2) and pace.take().images == 0
+    stats = loader_stats([share, share, LoaderPace(0).take()], seconds=4.0)
+    # 2 images/s of a process, two processes, two ranks that read.
+    assert stats == LoaderStats(images_per_second=8.0, decode_share=0.5, wait_share=0.25)
+    assert loader_stats([LoaderPace(0).take()], 4.0) is None and loader_stats([], 4.0) is None
+
+
+def test_advice_is_given_where_ranks_wait_and_says_what_a_pack_brings() -> None:
+    slow = LoaderStats(images_per_second=8.0, decode_share=0.5, wait_share=0.25)
+    advice = loader_advice(slow, 640)
+    assert "ranks waited 25% of the epoch" in advice and "`pack --imgsz 640 --raw`" in advice
+    assert "about 1.8 x as fast" in advice
+    assert loader_advice(replace(slow, wait_share=0.19), 640) == loader_advice(None, 640) == ""

@@ -134,7 +134,8 @@ def drawn(
 
 RATES = {f"lr/pg{place}" for place in range(3)} | {"optim/momentum"}
 MEASURED = {"optim/skipped_share", *(f"train/{name}" for name in LOSS_NAMES), *TIMES}
-OF_EPOCHS = {"epoch", "time/images_per_second_epoch"}
+LOADER = {f"data/{name}" for name in ("images_per_second", "decode_share", "wait_share")}
+OF_EPOCHS = {"epoch", "time/images_per_second_epoch", *LOADER}
 
 
 def test_a_new_curve_is_one_line_where_its_value_is_computed(

@@ -10,6 +10,7 @@ last. A file that disappears is replaced and reported.
 import copy
 import logging
 import random
+import time
 from collections.abc import Iterable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -47,6 +48,9 @@ class DetectionSet(YOLODataset):
     images that are part of it), replaced (images that could not be read) and, for evaluation,
     index. Images are named by their identities in `source`, also in `im_files`.
     """
+
+    decode_seconds = 0.0
+    """Wall time of this process for reading and decoding images so far."""
 
     def __init__(
         self,
@@ -223,8 +227,9 @@ class DetectionSet(YOLODataset):
         return image.copy(), original, image.shape[:2]
 
     def _decode(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
-        row = int(self.labels.rows[i])
+        began, row = time.perf_counter(), int(self.labels.rows[i])
         image = self.source.read(row)
+        self.decode_seconds += time.perf_counter() - began
         if image.shape[2] != self.channels:
             raise Unreadable(self.im_files[i])
         # A file's own shape, because it may have been replaced since its check.

@@ -9,10 +9,11 @@ import random
 import re
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import torch
@@ -126,6 +127,17 @@ class _Requests:
             position += self.batch
 
 
+class Making(NamedTuple):
+    """What it took a process to make a batch; the batch has it under `making`."""
+
+    images: int
+    """Samples of the batch."""
+    seconds: float
+    """Wall time in seconds."""
+    decoding: float
+    """Seconds of it for reading and decoding images."""
+
+
 class _Reader(Dataset):
     """A data set whose items are collated batches.
 
@@ -137,10 +149,14 @@ class _Reader(Dataset):
         self.dataset = dataset
 
     def __getitem__(self, ids: Sequence[SampleId] | Sequence[int]) -> Collated | str:
+        began, decoded = time.perf_counter(), self.dataset.decode_seconds
         try:
-            return self.dataset.collate_fn([self.dataset[i] for i in ids])
+            batch = self.dataset.collate_fn([self.dataset[i] for i in ids])
         except UserError as fault:
             return str(fault)
+        seconds, decoding = time.perf_counter() - began, self.dataset.decode_seconds - decoded
+        batch["making"] = Making(len(ids), seconds, decoding)
+        return batch
 
 
 def _loader(dataset: DetectionSet, requests: Any, workers: int, pin_memory: bool) -> DataLoader:

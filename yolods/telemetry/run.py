@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from yolods.stats import EpochStats, PipeStats, StabilityEvent
+from yolods.stats import EpochStats, LoaderStats, PipeStats, StabilityEvent
 from yolods.telemetry.console import Console
 from yolods.telemetry.events import STABILITY_FILE, EventFile
 from yolods.telemetry.interface import Telemetry
@@ -194,6 +194,8 @@ class RunTelemetry(Telemetry):
         self._console.epoch_end(stats)
         if self._pipe is not None:
             self._console.say(pipe_line(self._pipe))
+        if stats.loader is not None:
+            self._console.say(loader_line(stats.loader))
         if self._results:
             with harmless(f"the row of epoch {stats.epoch + 1} in results.csv"):
                 self._results.append(stats)
@@ -282,6 +284,14 @@ def pipe_line(stats: PipeStats) -> str:
     return (
         f"{'':>11}stages: busy {busy} ms per step, idle {stats.idle:.0%} (1F1B bound "
         f"{stats.bound:.0%}), sent {sent} MiB, peak {peak} MiB"
+    )
+
+
+def loader_line(stats: LoaderStats) -> str:
+    """The loader's line: the samples that it could make, how much is decoding, and the wait."""
+    return (
+        f"{'':>11}loader: {stats.images_per_second:.0f} images/s, {stats.decode_share:.0%} of it "
+        f"decoding; waited for {stats.wait_share:.0%} of the epoch"
     )
 
 

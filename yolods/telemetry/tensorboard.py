@@ -12,6 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,8 @@ class TensorBoardWriter:
             "epoch": stats.epoch + 1,
             "time/images_per_second_epoch": stats.images_per_second,
         }
+        if stats.loader is not None:
+            values |= {f"data/{name}": value for name, value in asdict(stats.loader).items()}
         if stats.fitness is not None:
             values["metrics/fitness"] = stats.fitness
         self._scalars(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -14,7 +15,9 @@ from yolods.data.sampler import Stream
 from yolods.distributed.world import Ranks, Share
 from yolods.evaluation.evaluator import log_user_errors
 from yolods.optim.lr_schedule import Schedule
+from yolods.stats import LoaderStats
 from yolods.telemetry import Telemetry
+from yolods.training.pace import LoaderPace, loader_advice, loader_stats
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ class TrainBatches:
         """
         self._config, self.dataset, self._schedule = config, dataset, schedule
         self._ranks, self._share, self._telemetry, self._stride = ranks, share, telemetry, stride
+        self._loading, self._advised = LoaderPace(config.workers), False
         self._unreadable: set[str] = set()
         self._replaced = 0
 
@@ -72,12 +76,34 @@ class TrainBatches:
             pin_memory=self._ranks.device.type == "cuda",
         )
         for number, batch in enumerate(
-            log_user_errors(loader, self._ranks), start=progress.micro_batches
+            self._timed(log_user_errors(loader, self._ranks)), start=progress.micro_batches
         ):
             self._note_replaced(batch.get("replaced", ()))
             if self._telemetry.wants_train_images(number):
                 self._telemetry.train_images(batch, number)
             yield batch
+
+    def _timed(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._loading.count(batch.pop("making"), time.perf_counter() - began)
+            yield batch
+
+    def loading(self, seconds: float) -> LoaderStats | None:
+        """How samples were made since the last call, over all ranks, in `seconds` of training.
+
+        A collective; None on other ranks than 0. The first time that the loader holds the run back,
+        this says so.
+        """
+        stats = loader_stats(self._ranks.to_main(self._loading.take()), seconds)
+        advice = loader_advice(stats, self._config.imgsz)
+        if advice and not self._advised:
+            self._advised = True
+            self._telemetry.event("loader", advice, warn=True)
+        return stats
 
     def size(self, step: int) -> int | None:
         """Side in pixels to scale the images of step `step` (from 0) to; None keeps their size.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -183,15 +183,19 @@ class Run:
         """Close the epoch that the last step ended, or several if a step exceeds the set."""
         if not self._epoch_ended:
             return
-        rate, losses = self._pace.rate(), self.progress.mean_loss
+        trained = {
+            "train_loss": self.progress.mean_loss,
+            "images_per_second": self._pace.rate(),
+            "loader": self.batches.loading(self._pace.epoch_seconds),
+        }
         if (pipe := self.engine.report()) is not None:
             self.telemetry.pipeline(pipe)
         self.telemetry.ranks(self.watchdog.step_seconds())
         while self._epoch_ended and not self.selection.exhausted:
-            self._close_epoch(rate, losses)
+            self._close_epoch(trained)
         self._pace.begin_epoch()
 
-    def _close_epoch(self, rate: float, losses: dict[str, float]) -> None:
+    def _close_epoch(self, trained: Mapping[str, Any]) -> None:
         """Evaluate, write weights, results and a checkpoint, and decide whether to continue."""
         epoch = self.progress.epochs_done
         # The results come before the checkpoint: a run that resumes from it must find the epoch's
@@ -202,13 +206,12 @@ class Run:
                 EpochStats(
                     epoch=epoch,
                     seconds=self._pace.seconds,
-                    train_loss=losses,
                     val_loss=evaluation.loss if evaluation else None,
                     metrics=evaluation.metrics if evaluation else None,
                     fitness=evaluation.fitness if evaluation else None,
                     lr={f"lr/pg{place}": value for place, value in enumerate(self.progress.lr)},
-                    images_per_second=rate,
                     is_best=is_best,
+                    **trained,
                 )
             )
         behind = self.schedule.epochs_behind(self.progress.position)

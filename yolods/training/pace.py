@@ -1,9 +1,18 @@
-"""The wall time of a run and its speed in images per second."""
+"""The wall time of a run, its speed in images per second, and that of its loaders."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from yolods.data.loader import Making
+from yolods.stats import LoaderStats
+
+WAITED_TOO_LONG = 0.2
+"""Share of an epoch from which on a run is told that its loader holds it back."""
+READ_FROM_A_PACK = 0.1
+"""Share of reading and decoding that remains with a raw pack (docs/data.md)."""
 
 
 class Pace:
@@ -30,8 +39,77 @@ class Pace:
 
     def rate(self) -> float:
         """Images per second of this epoch's training."""
-        return self._samples / (self._clock() - self._epoch_began)
+        return self._samples / self.epoch_seconds
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Wall time of this epoch's training."""
+        return self._clock() - self._epoch_began
 
     def begin_epoch(self) -> None:
         """Reset the rate; call it after evaluation and saving, which must not count as training."""
         self._epoch_began, self._samples = self._clock(), 0
+
+
+class LoaderShare(NamedTuple):
+    """One rank's part of an epoch's loading."""
+
+    images: int
+    """Samples made."""
+    seconds: float
+    """Seconds in which its processes made them, added up."""
+    decoding: float
+    """Seconds of these for reading and decoding."""
+    waited: float
+    """Seconds in which the rank waited for them."""
+    processes: int
+    """Processes that made them."""
+
+
+class LoaderPace:
+    """What a rank's loader has cost since the epoch began."""
+
+    def __init__(self, processes: int) -> None:
+        """`processes`: the loader's; 0: the rank makes its samples itself."""
+        self._processes = max(processes, 1)
+        self._parts: list[tuple[Making, float]] = []
+
+    def count(self, making: Making, waited: float) -> None:
+        """Count a micro-batch, and the seconds in which the rank waited for it."""
+        self._parts.append((making, waited))
+
+    def take(self) -> LoaderShare:
+        """The sums, which begin anew."""
+        parts, self._parts = self._parts, []
+        return LoaderShare(
+            sum(making.images for making, _ in parts),
+            sum(making.seconds for making, _ in parts),
+            sum(making.decoding for making, _ in parts),
+            sum(waited for _, waited in parts),
+            self._processes,
+        )
+
+
+def loader_stats(shares: Iterable[LoaderShare], seconds: float) -> LoaderStats | None:
+    """All ranks' loading in `seconds` of training; None if no rank has read an image."""
+    read = [share for share in shares if share.images and share.seconds]
+    if not read or not seconds:
+        return None
+    made = sum(share.seconds for share in read)
+    return LoaderStats(
+        images_per_second=sum(each.images / each.seconds * each.processes for each in read),
+        decode_share=sum(each.decoding for each in read) / made,
+        wait_share=min(sum(each.waited for each in read) / (len(read) * seconds), 1.0),
+    )
+
+
+def loader_advice(stats: LoaderStats | None, imgsz: int) -> str:
+    """What to do about a loader that holds the run back; "" if it does not."""
+    if stats is None or stats.wait_share < WAITED_TOO_LONG:
+        return ""
+    gain = 1 / (1 - (1 - READ_FROM_A_PACK) * stats.decode_share)
+    return (
+        f"the loader holds this run back: ranks waited {stats.wait_share:.0%} of the epoch for "
+        f"images; more --workers where cores are free, or a raw pack at {imgsz} pixels "
+        f"(`pack --imgsz {imgsz} --raw`), which makes samples about {gain:.1f} x as fast"
+    )
