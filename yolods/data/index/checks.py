@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,8 +13,7 @@ from yolods.data.index.block import Block, block_of, place_number, stat_of
 from yolods.data.index.table import Index
 from yolods.data.spec import place_of
 from yolods.data.verify import CheckedPair, Problem, check_pair
-from yolods.errors import UserError
-from yolods.system.interrupt import REQUESTS
+from yolods.system.workers import in_workers
 
 CHUNK = 256
 """Images per message of a process: few messages, and a bar that moves."""
@@ -51,30 +45,47 @@ class Earlier:
 
     def __post_init__(self) -> None:
         self.rows = {identity: row for row, identity in enumerate(self.index.ids)}
-        by_row: dict[int, list[Problem]] = {}
-        for row, problem in self.index.problems():
-            by_row.setdefault(row, []).append(problem)
-        self.problems = by_row
+        self.problems = problems_by_row(self.index)
 
     def checked(self, pair: FilePair, stat: Sequence[int]) -> CheckedPair | None:
         """The result for a pair of files whose sizes and times are still `stat`."""
         row = self.rows.get(pair.id)
         if row is None or self.index.columns["stat"][row].tolist() != list(stat):
             return None
-        start, end = self.index.boxes_of(row)
-        height, width = self.index.columns["shape"][row].tolist()
-        polygons = self.index.polygons_of(start, end)
-        return CheckedPair(
-            pair.image,
-            (height, width) if height else None,
-            self.index.columns["box"][start:end],
-            polygons if all(map(len, polygons)) else [],
-            self.index.columns["line"][start:end].tolist(),
-            pair.label,
-            self.problems.get(row, []),
-            int(self.index.columns["lines_skipped"][row]),
-            pair.id,
-        )
+        return checked_row(self.index, row, pair, self.problems.get(row, []))
+
+
+def problems_by_row(index: Index) -> dict[int, list[Problem]]:
+    """What was skipped, by row; rows without a problem are absent."""
+    found: dict[int, list[Problem]] = {}
+    for row, problem in index.problems():
+        found.setdefault(row, []).append(problem)
+    return found
+
+
+def checked_row(index: Index, row: int, pair: Pair, problems: list[Problem]) -> CheckedPair:
+    """The result of a check that an index has.
+
+    Args:
+        index: the index; boxes and polygons are views of it.
+        row: the image's row.
+        pair: the image's files.
+        problems: what was skipped of it.
+    """
+    start, end = index.boxes_of(row)
+    height, width = index.columns["shape"][row].tolist()
+    polygons = index.polygons_of(start, end)
+    return CheckedPair(
+        pair.image,
+        (height, width) if height else None,
+        index.columns["box"][start:end],
+        polygons if all(map(len, polygons)) else [],
+        index.columns["line"][start:end].tolist(),
+        pair.label,
+        problems,
+        int(index.columns["lines_skipped"][row]),
+        pair.id,
+    )
 
 
 def check_pairs(
@@ -95,25 +106,14 @@ def check_pairs(
     """
     chunks = [range(start, min(start + CHUNK, len(pairs))) for start in range(0, len(pairs), CHUNK)]
     check = partial(_check, pairs=pairs, keypoints=keypoints, earlier=earlier)
-    if workers <= 1 or len(pairs) <= ALONE:
-        yield from _counted(map(check, chunks), seen)
-        return
-    # Forked, so that workers have `pairs` and `earlier` without a copy.
-    pool = ProcessPoolExecutor(
-        min(workers, len(chunks)),
-        multiprocessing.get_context("fork"),
-        _prepare_worker,
-        (check, os.getpid()),
+    alone = len(pairs) <= ALONE
+    blocks = in_workers(
+        check, chunks, 1 if alone else min(workers, len(chunks)), doing="checks files"
     )
-    try:
-        yield from _counted(pool.map(_check_in_worker, chunks), seen)
-    except BrokenProcessPool:
-        raise UserError(
-            f"a process that checks files died while {len(pairs)} images were checked; "
-            "the usual cause is too little memory"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with closing(blocks):
+        for block in blocks:
+            seen(len(block.ids))
+            yield block
 
 
 def scan_workers(local_ranks: int) -> int:
@@ -122,12 +122,6 @@ def scan_workers(local_ranks: int) -> int:
     A rank is bound to its share of the cores, but the others wait while one checks files.
     """
     return min(len(os.sched_getaffinity(0)) * max(local_ranks, 1), os.cpu_count() or 1, 32)
-
-
-def _counted(blocks: Iterator[Block], seen: Callable[[int], Any]) -> Iterator[Block]:
-    for block in blocks:
-        seen(len(block.ids))
-        yield block
 
 
 def _check(
@@ -148,28 +142,3 @@ def _check(
         stats.append(stat)
     places = [place_number(*place_of(pairs[place].image)) for place in chunk]
     return block_of(found, stats, places)
-
-
-_work: Callable[[range], Block]
-"""What a worker does with a chunk. Set once, because a task is sent to it by the name of a
-function."""
-
-
-def _prepare_worker(work: Callable[[range], Block], parent: int) -> None:
-    global _work
-    _work = work
-    # A terminal signals workers too; the main process ends them.
-    for request in REQUESTS:
-        signal.signal(request, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process after a parent that was killed, which can no longer end it."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _check_in_worker(chunk: range) -> Block:
-    return _work(chunk)
