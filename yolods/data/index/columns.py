@@ -142,7 +142,10 @@ class Columns:
 
 
 def _map(file: Path) -> np.ndarray:
-    mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+    try:
+        mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+    except EOFError as error:  # numpy's word for an empty file
+        raise ValueError(f"{file}: {error}") from error
     # A plain array, because a slice of a memmap takes a microsecond more.
     return mapped.view(np.ndarray)
 
