@@ -36,6 +36,7 @@ USAGE = """usage: yolods COMMAND [flags]
   train     train a detector (through the launcher: {launcher} train, or deepspeed --module yolods train)
   val       evaluate a .pt on any number of ranks
   export    convert a checkpoint into a plain .pt
+  pack      write images and labels into tar files that are read fast: yolods pack --data x.yaml --out DIR
   demo      train on the embedded data set
   doctor    find problems on every host before a run starts: yolods doctor --hostfile hosts
   launch    start a command through DeepSpeed's launcher: yolods launch train --data x.yaml --hostfile hosts
@@ -82,6 +83,10 @@ model."""
 _DOCTOR = (
     "Find problems on this machine or on every host before a run starts. Exit status 2: the run "
     "would fail."
+)
+_PACKS = (
+    "Write a data set into packs: plain tar files with an index. A call that was stopped goes on "
+    "where it ended."
 )
 
 
@@ -149,6 +154,7 @@ def _dispatch(words: list[str]) -> int:
         "demo": _demo,
         "launch": _launch,
         "doctor": _doctor,
+        "pack": _pack,
     }
     if command in ELSEWHERE:
         raise UserError(
@@ -270,6 +276,44 @@ def _export_parser() -> FlagParser:
     )
     parser.add_argument(
         "--fp32", action="store_true", help="write fp32; ultralytics' files have fp16"
+    )
+    return parser
+
+
+def _pack_parser() -> FlagParser:
+    parser = FlagParser(prog="yolods pack", description=_PACKS)
+    parser.add_argument("--data", metavar="YAML", help="data yaml, or demo")
+    parser.add_argument("--out", metavar="DIR", help="folder of the packs and their data yaml")
+    parser.add_argument(
+        "--imgsz",
+        type=int,
+        metavar="PX",
+        help="store larger images with this long side (default: files as they are)",
+    )
+    parser.add_argument(
+        "--quality", type=int, metavar="N", help="JPEG quality with --imgsz (default 95)"
+    )
+    parser.add_argument(
+        "--raw", action="store_true", help="with --imgsz: store pixels without compression"
+    )
+    parser.add_argument(
+        "--stride", type=int, metavar="N", help="of videos: take every N-th frame for training"
+    )
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=("train", "val", "test"),
+        help="splits to pack (default: all that the yaml has)",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that encode (default: one per core)"
+    )
+    parser.add_argument(
+        "--shard-size", metavar="SIZE", help="maximum length of a tar file (default 1G)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start again, whatever is there")
+    parser.add_argument(
+        "--verify", metavar="DIR", help="only compare the checksums of the packs in a folder"
     )
     return parser
 
@@ -648,6 +692,20 @@ def _export(words: list[str]) -> int:
 
     _prepare_libraries(gpus=0)
     streams.show(str(export(Path(args.run), Path(args.to), live=args.live, fp32=args.fp32)))
+    return 0
+
+
+def _pack(words: list[str]) -> int:
+    args = _pack_parser().take(words)
+    with abrupt():
+        from yolods.telemetry import open_log
+        from yolods.telemetry.log import quiet_dependencies
+
+        quiet_dependencies(logging.WARNING)
+        from yolods.data.pack.command import run_pack
+    with noted(), open_log(None):
+        lines = run_pack(args)
+    streams.show("\n".join(lines))
     return 0
 
 

@@ -11,8 +11,10 @@ import pytest
 
 from tests.fake_detector import ALONE, HYPER
 from tests.indexes import boxes_of
+from tests.packs import packed_yaml
 from tests.tiny import make_dataset
 from yolods.data import splits
+from yolods.data.pack.encode import Encoding
 from yolods.data.scan import Scan
 from yolods.data.spec import read_spec
 from yolods.data.splits import (
@@ -74,6 +76,15 @@ def test_a_share_of_the_images_is_taken_for_training_alone(yaml):
         for augment in (True, False)
     ]
     assert [len(split.dataset) for split in opened] == [3, 6]
+
+
+def test_images_that_a_pack_keeps_too_small_are_told(yaml, tmp_path, caplog):
+    made = packed_yaml(yaml, tmp_path / "out", Encoding(32))
+    for imgsz, told in ((64, True), (32, False)):
+        caplog.clear()
+        options = replace(OPTIONS, imgsz=imgsz)
+        open_split(read_spec(made), "val", HYPER, options, ALONE, augment=False)
+        assert ("val: its images are kept at 32 pixels and enlarged" in caplog.text) == told
 
 
 def test_rank_0_makes_the_demo_and_says_what_is_odd_about_a_yaml(

@@ -54,7 +54,7 @@ Opener = Callable[[tuple[Path, ...], Any, Path], Source]
 cache in which the source may keep its index. One rank per host calls it first, and the others when
 it has returned."""
 
-SOURCES: dict[str, str] = {}
+SOURCES: dict[str, str] = {".pack": "yolods.data.pack.packed:open_pack"}
 """Suffixes of further files that a data yaml may name, with their `Opener` as `module:function`."""
 
 

@@ -115,9 +115,20 @@ def open_split(
     # One rank of each host checks the files; the others map what it has left.
     ranks.host_first(lambda: look(first))
     found = look(CheckOptions(trusted=True))
-    for line in found.warnings if ranks.is_main else ():
+    for line in (*found.warnings, *_enlarged(found, options.imgsz)) if ranks.is_main else ():
         log.warning("%s", line)
     return Split(found, _dataset(found, spec, hyper, options, augment=augment))
+
+
+def _enlarged(found: Scan, imgsz: int) -> list[str]:
+    """The warning about a source that keeps images smaller than they are needed."""
+    side = found.source.side
+    if side is None or side >= imgsz:
+        return []
+    return [
+        f"{found.split}: its images are kept at {side} pixels and enlarged to imgsz {imgsz}; pack "
+        f"them at --imgsz {imgsz} for all of their detail"
+    ]
 
 
 def unaugmented(

@@ -1,0 +1,230 @@
+"""yolods.data.pack.command: `yolods pack` from its flags to its report."""
+
+import os
+import shutil
+import signal
+from collections import namedtuple
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.packs import flip, hashes, make_odd_set
+from yolods import cli
+from yolods.data.pack import command as command_module
+from yolods.data.pack.manifest import read_record
+from yolods.data.pack.writer import PackWriter
+from yolods.data.scan import scan
+from yolods.data.spec import read_spec
+
+Disk = namedtuple("Disk", "total used free")
+
+
+@pytest.fixture
+def yaml(tmp_path):
+    return make_odd_set(tmp_path / "set")
+
+
+@pytest.fixture
+def pack(yaml, tmp_path, capsys):
+    """Calls the command; returns its status, what it printed, and its errors."""
+
+    def call(*words, data=yaml, out=tmp_path / "out"):
+        code = cli.main(["pack", "--data", str(data), "--out", str(out), *map(str, words)])
+        shown = capsys.readouterr()
+        errors = [line for line in shown.err.splitlines() if line.startswith("error: ")]
+        return code, shown.out, errors
+
+    return call
+
+
+def test_a_set_is_packed_and_used_by_its_yaml(pack, yaml, tmp_path):
+    code, shown, errors = pack()
+    assert (code, errors) == (0, [])
+    lines = shown.splitlines()
+    assert lines[0].startswith("train: 11 images, 20 boxes, ") and "in 1 tar file" in lines[0]
+    assert lines[1].startswith("val: 4 images, ")
+    assert lines[-1].endswith(f"use it with --data {tmp_path}/out/tiny.yaml")
+    assert not (tmp_path / "out/problems.txt").exists()
+    spec = read_spec(tmp_path / "out/tiny.yaml")
+    assert spec.names == read_spec(yaml).names
+    assert spec.train == (tmp_path / "out/train.pack",)
+    found = scan(spec, "train", cache=tmp_path / "cache")
+    assert found.summary == "11 images, 20 boxes, 1 backgrounds"
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ([], (None, 95, False)),
+        (["--imgsz", 64], (64, 95, False)),
+        (["--imgsz", 64, "--quality", 70], (64, 70, False)),
+        (["--imgsz", 64, "--raw"], (64, 95, True)),
+    ],
+)
+def test_flags_choose_how_images_are_stored(pack, tmp_path, words, settings):
+    assert pack(*words, "--splits", "val")[0] == 0
+    found = read_record(tmp_path / "out/val.pack").settings
+    assert (found["imgsz"], found["quality"], found["raw"]) == settings
+    assert not (tmp_path / "out/train.pack").exists()
+
+
+def test_what_is_skipped_equal_or_in_two_splits_is_reported(pack, yaml, tmp_path):
+    images = yaml.parent / "images"
+    (images / "train/bad.jpg").write_bytes(b"no image")
+    (yaml.parent / "labels/train/001.txt").write_text("0 .5 .5 .25 .25\nbad\n")
+    shutil.copy(images / "train/000.jpg", images / "train/copy.jpg")
+    shutil.copy(images / "train/000.jpg", images / "val/leak.jpg")
+    code, shown, _ = pack()
+    assert code == 0
+    (line,) = (line for line in shown.splitlines() if line.startswith("train:"))
+    assert line.endswith(
+        "; 1 image equal to an earlier one; 1 faulty image left out; 1 label line skipped"
+    )
+    assert "1 of 5 val images are train images as well" in shown
+    problems = (tmp_path / "out/problems.txt").read_text().splitlines()
+    assert len(problems) == 2
+    assert problems[0].endswith("labels/train/001.txt:2: 'bad' is not a number; line skipped")
+    assert "train/bad.jpg: damaged or not an image" in problems[1]
+
+
+def test_all_wrong_flags_are_told_at_once(capsys):
+    words = ["--raw", "--quality", "0", "--stride", "2", "--shard-size", "big", "--workers", "-1"]
+    assert cli.main(["pack", *words]) == 2
+    errors = capsys.readouterr().err
+    for text in (
+        "--data is missing",
+        "--out is missing",
+        "--stride 2: it thins videos",
+        "--raw and --quality exclude each other",
+        "--raw needs --imgsz",
+        "--quality is 0: it must be a whole number in [1, 100]",
+        "--shard-size is 'big'",
+        "--workers is -1",
+    ):
+        assert errors.count(f"error: {text}") == 1, text
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes"), [("500", 500), ("3K", 3072), ("2m", 2 << 20), ("1GiB", 1 << 30)]
+)
+def test_lengths_have_units(pack, tmp_path, text, bytes):
+    assert pack("--shard-size", text, "--splits", "val")[0] == 0
+    assert read_record(tmp_path / "out/val.pack").settings["shard_bytes"] == bytes
+
+
+def test_a_users_yaml_and_files_are_not_replaced(pack, yaml, tmp_path):
+    before = hashes(yaml.parent)
+    code, _, errors = pack(out=yaml.parent)
+    assert code == 2
+    assert errors == [f"error: {yaml} exists and is not the yaml of a pack; name another --out"]
+    (tmp_path / "out/train.pack").mkdir(parents=True)
+    (tmp_path / "out/train.pack/mine.txt").write_text("")
+    code, _, errors = pack("--overwrite")
+    assert code == 2 and "has files that are no pack" in errors[0]
+    assert hashes(yaml.parent) == before
+
+
+def test_a_second_call_changes_nothing_and_other_flags_are_refused(pack, tmp_path):
+    pack()
+    before = hashes(tmp_path / "out")
+    code, shown, _ = pack()
+    assert code == 0 and "train: is packed already" in shown
+    code, _, errors = pack("--imgsz", 64)
+    assert code == 2 and len(errors) == 2
+    assert "train.pack is packed already, with other settings (imgsz: None, now 64" in errors[0]
+    assert hashes(tmp_path / "out") == before
+    assert pack("--imgsz", 64, "--overwrite")[0] == 0
+    assert read_record(tmp_path / "out/train.pack").settings["imgsz"] == 64
+
+
+def test_ctrl_c_ends_it_and_says_how_to_go_on(pack, tmp_path, monkeypatch):
+    pack(out=tmp_path / "whole")
+    add, count = PackWriter.add, []
+
+    def interrupted(writer, stored):
+        count.append(stored)
+        if len(count) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        add(writer, stored)
+
+    monkeypatch.setattr(PackWriter, "add", interrupted)
+    code, shown, errors = pack("--shard-size", "12K")
+    assert (code, errors) == (130, [])
+    assert "stopped; the same command goes on behind the last finished tar file" in shown
+    monkeypatch.undo()
+    code, shown, _ = pack("--shard-size", "12K")
+    assert code == 0 and "train: goes on" in shown
+    pack("--shard-size", "12K", out=tmp_path / "fresh")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
+
+
+def test_a_full_disk_is_told_before_and_while_it_packs(pack, monkeypatch, tmp_path):
+    monkeypatch.setattr(command_module.shutil, "disk_usage", lambda _: Disk(1, 1, 1000))
+    code, _, (error,) = pack()
+    assert code == 2
+    assert error.endswith(
+        "1000 B are free; free some, or choose another --out, a smaller --imgsz or no --raw"
+    )
+    assert "are needed (train " in error and " + val " in error
+    monkeypatch.undo()
+
+    def full(writer, stored):
+        raise OSError(28, "No space left on device", "00000.tar")
+
+    monkeypatch.setattr(PackWriter, "add", full)
+    code, _, (error,) = pack()
+    assert code == 2 and "the disk is full; free some of it, and the same command" in error
+    monkeypatch.undo()
+    assert pack()[0] == 0
+
+
+def test_packs_are_verified_and_what_is_damaged_is_named(pack, tmp_path, capsys):
+    pack("--shard-size", "12K")
+    assert cli.main(["pack", "--verify", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": intact, ")[0] for line in lines] == [
+        *(f"{tmp_path}/out/train.pack", f"{tmp_path}/out/val.pack")
+    ]
+    flip(tmp_path / "out/train.pack/00001.tar", 600)
+    (tmp_path / "out/val.pack/index/group.npy").write_bytes(b"")
+    assert cli.main(["pack", "--verify", str(tmp_path / "out")]) == 2
+    errors = capsys.readouterr().err
+    assert "train.pack/00001.tar is damaged; copy it again" in errors
+    assert "train.pack/00001.tar: images/train/001.jpg: wrong checksum" in errors
+    assert "val.pack/index/group.npy is damaged; copy it again" in errors
+    assert cli.main(["pack", "--verify", str(tmp_path / "out/val.pack")]) == 2
+    assert cli.main(["pack", "--verify", str(tmp_path)]) == 2
+    assert "there is no pack in it" in capsys.readouterr().err
+
+
+def test_what_cannot_be_stored_so_is_refused(pack, yaml, tmp_path):
+    code, _, errors = pack("--splits", "test")
+    assert code == 2 and "--splits test: " in errors[0] and "has no test" in errors[0]
+    pack()
+    code, _, errors = pack(data=tmp_path / "out/tiny.yaml", out=tmp_path / "again")
+    assert code == 2 and len(errors) == 2 and "its images are not files" in errors[0]
+    yaml.write_text(yaml.read_text() + "channels: 4\n")
+    code, _, errors = pack("--imgsz", 64, out=tmp_path / "four")
+    assert code == 2 and "images of 4 channels can only be stored as they are" in errors[0]
+
+
+def test_channels_and_names_are_kept(pack, yaml, tmp_path):
+    yaml.write_text(
+        "train: images/train\nval: images/val\nchannels: 1\nkpt_shape: [2, 3]\n"
+        "names: ['no', 'ä: b']\n"
+    )
+    assert pack("--imgsz", 64, "--raw")[0] == 0
+    spec = read_spec(tmp_path / "out/tiny.yaml")
+    assert (spec.names, spec.channels, spec.keypoints) == (("no", "ä: b"), 1, (2, 3))
+    image = scan(spec, "train", cache=tmp_path / "cache").source.read(0)
+    assert image.shape == (64, 64, 1) and image.dtype == np.uint8
+    grey = cv2.imread(str(yaml.parent / "images/train/000.jpg"), cv2.IMREAD_GRAYSCALE)
+    assert np.array_equal(image[..., 0], cv2.resize(grey, (64, 64)))
+
+
+def test_a_split_that_is_packed_later_joins_the_yaml(pack, tmp_path):
+    pack("--splits", "val")
+    assert "train:" not in (tmp_path / "out/tiny.yaml").read_text()
+    pack("--splits", "train")
+    assert read_spec(tmp_path / "out/tiny.yaml").val == (tmp_path / "out/val.pack",)

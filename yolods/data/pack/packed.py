@@ -1,0 +1,150 @@
+"""The source of a pack's images: read out of tar files, each with its checksum compared."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from contextlib import suppress
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolods.data.index.table import Index
+from yolods.data.pack.decode import Undecodable, decode_image
+from yolods.data.pack.manifest import (
+    PACK_FILE,
+    PackRecord,
+    check_shards,
+    pack_index,
+    read_record,
+)
+from yolods.data.source import Unreadable
+from yolods.data.spec import DataSpec
+from yolods.errors import UserError
+
+OPEN_FILES = 128
+"""Tar files that a process keeps open; a process may open about a thousand files in all."""
+
+
+def open_pack(paths: tuple[Path, ...], spec: DataSpec, folder: Path) -> PackedImages:
+    """The `Opener` of folders that end in .pack. What is derived from the index is kept in
+    `folder`.
+
+    Raises:
+        UserError: the pack is not complete, of another format, or of other channels.
+    """
+    if len(paths) > 1:
+        raise UserError(
+            f"{', '.join(map(str, paths))}: a split takes one pack; pack the sets together, from "
+            "a yaml that names them all"
+        )
+    pack = paths[0]
+    record = read_record(pack)
+    check_shards(pack, record)
+    if record.settings["channels"] != spec.channels:
+        raise UserError(
+            f"{spec.yaml}: channels: {spec.channels}, but {pack} was packed with "
+            f"{record.settings['channels']}"
+        )
+    # A pack that is made again must not find what was derived from the earlier one.
+    name = blake2b((pack / PACK_FILE).read_bytes(), digest_size=8).hexdigest()
+    with suppress(OSError):  # without room for notes they are made again
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    index = pack_index(pack, folder / name)
+    if index.counts.images != record.images:
+        raise UserError(
+            f"{pack}: its index has {index.counts.images} images and {PACK_FILE} {record.images}; "
+            "copy the pack again"
+        )
+    return PackedImages(pack, index, record)
+
+
+class PackedImages:
+    """A `Source` of the images in a pack."""
+
+    def __init__(self, pack: Path, index: Index, record: PackRecord) -> None:
+        """
+        Args:
+            pack: the folder.
+            index: its index.
+            record: the content of its pack.json.
+        """
+        self.index, self.side = index, record.settings["imgsz"]
+        self.record = record
+        """What the pack consists of."""
+        self._pack = pack
+        self._open = _opener()
+
+    def read(self, row: int) -> np.ndarray:
+        """See `Source.read`. The message of `Unreadable` names the tar file."""
+        data = self.stored(row)
+        try:
+            return decode_image(
+                data,
+                self._suffix(row),
+                self.record.settings["channels"],
+                plain_jpeg=bool(self.index.columns["plain_jpeg"][row]),
+            )
+        except Undecodable as error:
+            raise Unreadable(self._named(row)) from error
+
+    def place(self, identity: str) -> str:
+        """The pack and the image's identity."""
+        return f"{self._pack}: {identity}"
+
+    def stored(self, row: int) -> np.ndarray:
+        """(bytes,) uint8, the stored file of an image.
+
+        Raises:
+            Unreadable: it cannot be read, or its checksum is wrong.
+        """
+        columns = self.index.columns
+        data = np.empty(int(columns["size"][row]), np.uint8)
+        try:
+            file = self._open(str(self._tar(row)))
+            read = os.preadv(file.descriptor, [data], int(columns["offset"][row]))
+        except OSError as error:
+            raise Unreadable(f"{self._named(row)}: {error}") from error
+        if read != len(data) or zlib.crc32(data) != int(columns["crc32"][row]):
+            raise Unreadable(f"{self._named(row)}: wrong checksum")
+        return data
+
+    def _tar(self, row: int) -> Path:
+        return self._pack / self.record.shards[int(self.index.columns["shard"][row])].file
+
+    def _named(self, row: int) -> str:
+        return f"{self._tar(row)}: {self.index.ids[row]}"
+
+    def _suffix(self, row: int) -> str:
+        """Ending of the original file, if that is what is stored."""
+        return "" if self.side else os.path.splitext(self.index.ids[row])[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files, whose numbers mean nothing in another process."""
+        return {name: value for name, value in vars(self).items() if name != "_open"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open = _opener()
+
+
+class _OpenFile:
+    """A file that is closed when nobody uses it any more.
+
+    Threads, and processes that are forked, may share it: `pread` has no place of its own.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        # Absent if opening failed.
+        if (descriptor := getattr(self, "descriptor", None)) is not None:
+            os.close(descriptor)
+
+
+def _opener() -> Any:
+    return lru_cache(maxsize=OPEN_FILES)(_OpenFile)
