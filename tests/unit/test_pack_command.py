@@ -209,6 +209,16 @@ def test_what_cannot_be_stored_so_is_refused(pack, yaml, tmp_path):
     assert code == 2 and "images of 4 channels can only be stored as they are" in errors[0]
 
 
+def test_a_test_split_is_packed_unless_its_images_are_missing(pack, yaml, tmp_path):
+    yaml.write_text(yaml.read_text() + "test: images/test\n")
+    code, shown, _ = pack()
+    assert code == 0 and "test: its images are missing, so it is not packed" in shown
+    shutil.copytree(yaml.parent / "images/val", yaml.parent / "images/test")
+    code, shown, _ = pack()
+    assert code == 0 and "test: 4 images, 0 boxes" in shown
+    assert read_spec(tmp_path / "out/tiny.yaml").test == (tmp_path / "out/test.pack",)
+
+
 def test_channels_and_names_are_kept(pack, yaml, tmp_path):
     yaml.write_text(
         "train: images/train\nval: images/val\nchannels: 1\nkpt_shape: [2, 3]\n"

@@ -211,7 +211,11 @@ def _damaged_images(pack: Path, record: PackRecord, name: str) -> list[str]:
             source.stored(row)
         except Unreadable as error:
             found.append(str(error))
-    more = [f"{pack / name}: and {len(found) - IMAGES_NAMED} more images"] if len(found) > IMAGES_NAMED else []
+    more = (
+        [f"{pack / name}: and {len(found) - IMAGES_NAMED} more images"]
+        if len(found) > IMAGES_NAMED
+        else []
+    )
     return found[:IMAGES_NAMED] + more
 
 
@@ -257,7 +261,7 @@ def _read_data(data: str) -> DataSpec:
 
 def _checked(spec: DataSpec, request: PackRequest) -> dict[str, Scan]:
     """The checked splits."""
-    splits = request.splits or [split for split in SPLITS if spec.sources(split)]
+    splits = request.splits or _present(spec)
     options = CheckOptions(max(request.workers, 1), every=True, progress=True)
     faults, found = Faults(), {}
     for split in splits:
@@ -271,6 +275,15 @@ def _checked(spec: DataSpec, request: PackRequest) -> dict[str, Scan]:
             _refuse_unfit(spec, found[split], request.encoding)
     faults.raise_if_any()
     return found
+
+
+def _present(spec: DataSpec) -> list[str]:
+    """The splits of a data set; without a test split whose images are missing."""
+    named = [split for split in SPLITS if spec.sources(split)]
+    if "test" in named and not all(path.exists() for path in spec.test):
+        log.info("test: its images are missing, so it is not packed")
+        named.remove("test")
+    return named
 
 
 def _refuse_unfit(spec: DataSpec, found: Scan, encoding: Encoding) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from ultralytics.data.utils import img2label_paths
 
@@ -26,9 +27,9 @@ from yolods.data.source import ImageFiles, Unreadable
 from yolods.errors import UserError
 from yolods.system.workers import in_workers
 
-IMAGES_AT_ONCE = 16
-"""Images per message of a process: a few megabytes."""
-FEW = 4 * IMAGES_AT_ONCE
+IMAGES_AT_ONCE = 4
+"""Images per message of a process: some megabytes if they are not compressed."""
+FEW = 64
 """Up to so many images, this process encodes them itself."""
 MEASURED = 24
 """JPEGs that are made to estimate the length of all."""
@@ -110,7 +111,7 @@ def pack_split(
     ]
     alone = len(rows) - done <= FEW
     found = in_workers(samples.stored, left, 1 if alone else workers, doing="encodes images")
-    with closing(found):
+    with _one_thread(), closing(found):
         for part in found:
             for stored in part:
                 writer.add(stored)
@@ -141,6 +142,17 @@ def _image_bytes(
     chosen = np.linspace(0, len(rows) - 1, min(MEASURED, len(rows))).astype(int)
     made = sum(len(each.image.data) for each in samples.stored(rows[chosen]))
     return int(made * pixels.sum() / pixels[chosen].sum())
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Within, cv2 uses one thread, here and in processes that are forked: each has a core."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _done(writer: PackWriter, index: Index, rows: np.ndarray | range) -> int:
