@@ -87,8 +87,15 @@ def test_only_files_that_have_changed_are_read_again(pairs, tmp_path, monkeypatc
 
 
 def test_a_process_that_dies_is_told(pairs, monkeypatch):
+    here = os.getpid()
+
+    def die(chunk, **_):
+        assert os.getpid() != here, "the work is another process's"
+        os.kill(os.getpid(), signal.SIGKILL)
+
     monkeypatch.setattr(checks, "ALONE", 0)
-    monkeypatch.setattr(checks, "_check", lambda chunk, **_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(checks, "CHUNK", 3)
+    monkeypatch.setattr(checks, "_check", die)
     with pytest.raises(UserError, match="a process that checks files died"):
         blocks_of(pairs, workers=2)
 

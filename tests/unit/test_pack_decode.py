@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.indexes import image_files
 from yolods.data.pack import decode as decode_module
-from yolods.data.pack.decode import Undecodable, decode_image, plain_jpeg_shape, quick_decoder
+from yolods.data.pack.decode import Undecodable, decode_image, quick_decoder, upright_jpeg_shape
 
 PIXELS = cv2.GaussianBlur(
     np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8), (5, 5), 1
@@ -58,7 +58,7 @@ def test_pixels_are_those_of_the_file(tmp_path, name, channels):
     suffix = name[name.index(".") :]
     if expected.shape[2] == channels:
         assert np.array_equal(decode_image(as_array(data), suffix, channels), expected)
-    if plain_jpeg_shape(data):
+    if upright_jpeg_shape(data):
         quick = decode_image(as_array(data), suffix, channels, plain_jpeg=True)
         assert np.array_equal(quick, expected)
 
@@ -66,9 +66,9 @@ def test_pixels_are_those_of_the_file(tmp_path, name, channels):
 def test_only_a_jpeg_in_colour_that_lies_upright_is_plain(tmp_path):
     for name, write in WRITERS.items():
         write(str(tmp_path / name))
-        shape = plain_jpeg_shape((tmp_path / name).read_bytes())
+        shape = upright_jpeg_shape((tmp_path / name).read_bytes())
         assert shape == ((61, 83) if name == "plain.jpg" else None), name
-    assert plain_jpeg_shape(b"no image") is None
+    assert upright_jpeg_shape(b"no image") is None
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".tif", ""])

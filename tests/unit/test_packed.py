@@ -13,7 +13,7 @@ from ultralytics.cfg import get_cfg
 from tests.packs import AS_IS, flip, make_odd_set, packed_yaml
 from tests.tiny import make_dataset
 from yolods.data.dataset import DetectionSet
-from yolods.data.fingerprint import samples_of
+from yolods.data.index.fingerprint import samples_of
 from yolods.data.pack import packed as packed_module
 from yolods.data.pack.encode import Encoding
 from yolods.data.scan import scan

@@ -63,7 +63,7 @@ def problems_by_row(index: Index) -> dict[int, list[Problem]]:
     return found
 
 
-def checked_row(index: Index, row: int, pair: Pair, problems: list[Problem]) -> CheckedPair:
+def checked_row(index: Index, row: int, pair: FilePair, problems: list[Problem]) -> CheckedPair:
     """The result of a check that an index has.
 
     Args:

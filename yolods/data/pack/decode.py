@@ -33,7 +33,7 @@ def decode_image(
         data: (bytes,) uint8, the file; a bitmap of ours may be returned as a view of it.
         suffix: ending of the file's name, with its dot.
         channels: of the data set.
-        plain_jpeg: whether it is what `plain_jpeg_shape` accepts.
+        plain_jpeg: whether it is what `upright_jpeg_shape` accepts.
 
     Returns:
         (h, w, channels) uint8, colours as BGR; for other than 1 or 3 channels as many as it has.
@@ -53,7 +53,7 @@ def decode_image(
     return image[..., None] if image.ndim == 2 else image
 
 
-def plain_jpeg_shape(data: bytes) -> tuple[int, int] | None:
+def upright_jpeg_shape(data: bytes) -> tuple[int, int] | None:
     """Height and width if this is a JPEG in colour that lies upright, for which all decoders agree.
 
     None for every other file.

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from yolods.data.pack.bitmap import to_bitmap
-from yolods.data.pack.decode import Undecodable, decode_image, plain_jpeg_shape
+from yolods.data.pack.decode import Undecodable, decode_image, upright_jpeg_shape
 from yolods.data.resize import fit
 
 QUALITY = 95
@@ -65,7 +65,7 @@ def encode_image(
     image = data
     if isinstance(data, bytes):
         suffix = os.path.splitext(identity)[1] or ".jpg"
-        shape = plain_jpeg_shape(data)
+        shape = upright_jpeg_shape(data)
         if encoding.imgsz is None:
             return Encoded(data, suffix, shape is not None)
         # It would lose quality, and become larger, if it were compressed again.

@@ -10,7 +10,7 @@ from hashlib import blake2b
 import numpy as np
 
 from yolods.data.index.block import Block, block_of
-from yolods.data.index.columns import Kind
+from yolods.data.index.columns import ColumnType
 from yolods.data.pack.decode import Undecodable
 from yolods.data.pack.encode import Encoded, Encoding, encode_image
 from yolods.data.verify import CheckedPair, Problem
@@ -18,12 +18,12 @@ from yolods.data.verify import CheckedPair, Problem
 ALONE_IN_GROUP = -1
 """Group of an image that belongs to none."""
 PACK_COLUMNS = {
-    "shard": Kind("<i4"),
-    "offset": Kind("<i8"),
-    "size": Kind("<i8"),
-    "crc32": Kind("<u4"),
-    "group": Kind("<i4"),
-    "plain_jpeg": Kind("|u1"),
+    "shard": ColumnType("<i4"),
+    "offset": ColumnType("<i8"),
+    "size": ColumnType("<i8"),
+    "crc32": ColumnType("<u4"),
+    "group": ColumnType("<i4"),
+    "plain_jpeg": ColumnType("|u1"),
 }
 """The columns of a pack's index beside those of every index: number of the tar file, place and
 length in bytes of the stored image in it, its checksum, `Sample.group`, `Encoded.plain_jpeg`. Its

@@ -14,7 +14,7 @@ import numpy as np
 from ultralytics.data.utils import img2label_paths
 
 from yolods.data.index.block import stat_of
-from yolods.data.index.checks import Pair, checked_row, problems_by_row
+from yolods.data.index.checks import FilePair, checked_row, problems_by_row
 from yolods.data.index.table import Index
 from yolods.data.pack.bitmap import bitmap_size
 from yolods.data.pack.encode import Encoding
@@ -75,10 +75,10 @@ class SplitSamples:
         identity = index.ids[row]
         file = source.place(identity)
         if isinstance(source, ImageFiles):
-            pair = Pair(identity, file, img2label_paths([file])[0])
+            pair = FilePair(identity, file, img2label_paths([file])[0])
             data, label = _read(pair, index, row)
         else:
-            pair, label = Pair(identity, file, ""), None
+            pair, label = FilePair(identity, file, ""), None
             try:
                 data = source.read(row)
             except Unreadable as error:
@@ -164,7 +164,7 @@ def _done(writer: PackWriter, index: Index, rows: np.ndarray | range) -> int:
     return len(rows)
 
 
-def _read(pair: Pair, index: Index, row: int) -> tuple[bytes, bytes | None]:
+def _read(pair: FilePair, index: Index, row: int) -> tuple[bytes, bytes | None]:
     """The bytes of an image and of its label file, or None for one that does not exist."""
     label = None
     try:
