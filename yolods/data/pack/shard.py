@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from yolods.system.files import partial_name, sync_folder
 
-BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
+BLOCK, TAR_RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 """A member, and a whole file, fill multiples of so many bytes."""
 ROOM = 4 * BLOCK
 """Bytes that a sample may need besides its image and its labels, unless its name is long."""
@@ -59,7 +59,7 @@ class ShardWriter:
             OSError: the disk is full.
         """
         self._write(bytes(2 * BLOCK))
-        self._fill(RECORD)
+        self._fill(TAR_RECORD)
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
