@@ -18,7 +18,7 @@ from PIL import Image
 from tests.tiny import make_dataset
 from yolods.data.pack.encode import Encoding
 from yolods.data.pack.manifest import PackRecord
-from yolods.data.pack.split import SplitSamples, pack_split
+from yolods.data.pack.split import SplitSamples
 from yolods.data.pack.writer import PackWriter
 from yolods.data.scan import scan
 from yolods.data.spec import read_spec
@@ -56,7 +56,7 @@ def pack_of(
     samples = SplitSamples.of(found, encoding, spec.channels)
     options = {"channels": spec.channels, **options}
     with PackWriter(folder, split, encoding, **options) as writer:
-        return pack_split(writer, samples, 1, lambda _: None)
+        return samples.pack(writer, 1, lambda _: None)
 
 
 def packed_yaml(yaml: Path, folder: Path, encoding: Encoding = AS_IS, **options: Any) -> Path:

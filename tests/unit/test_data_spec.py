@@ -422,9 +422,142 @@ def test_an_image_that_several_sources_name_is_there_as_often_and_counted(tmp_pa
         tmp_path / name
         for name in ("images/train", "images", "list.txt", "images/train", "linked/val")
     ]
-    files, again, folders = find_images(tuple(sources))
+    files, again, folders, videos = find_images(tuple(sources))
     assert len(files) == 3 + 5 + 3 + 3 + 2
     assert files.count(str(tmp_path / "images/val/000.jpg")) == 1 + 3
-    assert again == 3 + 3 + 3 + 2
+    assert (again, videos) == (3 + 3 + 3 + 2, 0)
     assert {Path(each).name for each in folders} == {"train", "images", "val"}
     assert find_images((tmp_path / "images/train", tmp_path / "images/val")).named_again == 0
+
+
+# Videos
+
+
+def video_files(root: Path, *names: str) -> list[Path]:
+    """Files that are named like videos, no two with the same content."""
+    found = []
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+        found.append(path)
+    return found
+
+
+def test_splits_may_be_videos_and_folders_of_them(tmp_path):
+    one, two, three = video_files(tmp_path, "videos/train/a.mp4", "videos/train/x/b.AVI", "v.mkv")
+    text = "train: videos/train\nval: [v.mkv]\nnames: [a]\nstride: 5\nbase: 1\n"
+    spec = read_spec(write(tmp_path / "d.yaml", text))
+    assert spec.kinds == {"train": "videos", "val": "videos"}
+    assert (spec.videos("train"), spec.videos("val"), spec.videos("test")) == (
+        [one, two],
+        [three],
+        [],
+    )
+    assert spec.sources("train") == (tmp_path / "videos/train",)
+    assert (spec.video.stride, spec.video.base, spec.warnings) == (5, 1, [])
+
+
+@pytest.mark.parametrize("key", ["videos", "train"])
+def test_videos_are_divided(tmp_path, key):
+    videos = video_files(tmp_path, *(f"clips/{number}.mp4" for number in range(5)))
+    text = f"{key}: clips\nsplit: {{val: 0.4, by: video}}\nnames: [a]\n"
+    spec = read_spec(write(tmp_path / "d.yaml", text))
+    train, val = spec.videos("train"), spec.videos("val")
+    assert (len(train), len(val)) == (3, 2) and sorted(train + val) == videos
+    assert spec.sources("val") == spec.sources("train") == (tmp_path / "clips",)
+
+
+def test_faults_of_videos_are_told_with_the_others(tmp_path):
+    video_files(tmp_path, "clips/a.mp4", "clips/b.mp4")
+    text = "videos: clips\nstride: no\nsplit: {val: 2, test: 0.5, by: frame}\nnames: []\n"
+    lines = faults(write(tmp_path / "d.yaml", text))
+    parts = ["names: is empty", "stride is false", "split.by is 'frame'", "split.val is 2"]
+    assert len(lines) == len(parts)
+    assert all(part in line for part, line in zip(parts, lines, strict=True))
+
+
+def test_too_few_videos_for_the_splits(tmp_path):
+    video_files(tmp_path, "clips/a.mp4")
+    text = "videos: clips\nsplit: {val: 0.5, by: video}\nnames: [a]\n"
+    (line,) = faults(write(tmp_path / "d.yaml", text))
+    assert "split: 1 video cannot be split by video into train, val" in line
+
+
+def test_images_are_not_divided_by_video(tmp_path):
+    make_dataset(tmp_path)
+    text = "train: images/train\nsplit: {val: 0.5, by: video}\nnames: [a]\n"
+    (line,) = faults(write(tmp_path / "d.yaml", text))
+    assert "split: train is not made of videos" in line
+
+
+def test_a_split_has_one_kind_of_source(tmp_path):
+    make_dataset(tmp_path)
+    video_files(tmp_path, "a.mp4")
+    text = "train: [images/train, a.mp4]\nval: images/val\nnames: [a]\n"
+    (line,) = faults(write(tmp_path / "d.yaml", text))
+    assert "train: " in line and "are of several kinds; a split takes images, or videos" in line
+
+
+@pytest.mark.parametrize("again", ["link", "copy", "same"])
+def test_a_video_in_two_splits_is_refused(tmp_path, again):
+    (video,) = video_files(tmp_path, "videos/a.mp4")
+    other = tmp_path / "more/b.mp4"
+    other.parent.mkdir()
+    if again == "link":
+        other.symlink_to(video)
+    elif again == "copy":
+        other.write_bytes(video.read_bytes())
+    else:
+        other = video
+    text = f"train: videos\nval: {other}\nnames: [a]\n"
+    (line,) = faults(write(tmp_path / "d.yaml", text))
+    assert "one video is in several splits: " in line and "keep it in one" in line
+
+
+def test_images_win_in_a_folder_with_videos(tmp_path):
+    make_dataset(tmp_path)
+    video_files(tmp_path, "images/train/a.mp4", "images/train/x/b.mp4")
+    spec = read_spec(tmp_path / "tiny.yaml")
+    assert spec.kinds == {}
+    found = find_images(spec.train)
+    assert (len(found.files), found.videos) == (6, 2)
+
+
+def test_keys_for_videos_have_no_effect_on_images(tmp_path):
+    yaml = make_dataset(tmp_path)
+    yaml.write_text(yaml.read_text() + "stride: 5\nbase: 1\n")
+    assert read_spec(yaml).warnings == [
+        f"{yaml}: stride, base: no effect, because no split is made of videos"
+    ]
+
+
+def test_places_of_videos_labels_and_packs(tmp_path):
+    video_files(tmp_path, "videos/train/a.mp4", "clips/b.mp4", "images/test.pack/pack.json")
+    for folder in ("labels/train/a", "clips/b", "labels/test.pack"):
+        (tmp_path / folder).mkdir(parents=True)
+    text = "train: videos/train\nval: clips/b.mp4\ntest: images/test.pack\nnames: [a]\n"
+    yaml = write(tmp_path / "d.yaml", text)
+    trees, lists = places(read_spec(yaml))
+    assert lists == ()
+    assert set(trees) == {
+        str(tmp_path / name)
+        for name in (
+            *("d.yaml", "videos/train", "labels/train", "clips/b.mp4", "clips/b"),
+            "images/test.pack",
+        )
+    }
+
+
+@pytest.mark.process
+def test_reading_videos_needs_no_heavy_module(tmp_path):
+    video_files(tmp_path, "clips/a.mp4", "clips/b.mp4")
+    text = "videos: clips\nsplit: {val: 0.5, by: video}\nnames: [a]\n"
+    code = (
+        "import sys; from pathlib import Path; from yolods.data.spec import read_spec; "
+        "read_spec(Path(sys.argv[1]));"
+        "sys.exit(bool({'torch', 'ultralytics', 'numpy', 'cv2'} & set(sys.modules)))"
+    )
+    yaml = write(tmp_path / "d.yaml", text)
+    words = [sys.executable, "-c", code, str(yaml)]
+    assert subprocess.run(words, cwd=Path(__file__).parents[2]).returncode == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolods.data.video.entries import find_videos
+from yolods.data.video.entries import find_videos, videos_below
 from yolods.errors import UserError
 
 
@@ -40,3 +40,9 @@ def test_every_fault_at_once(tmp_path):
     assert other.startswith(f"{text}: is not named like a video; known types: 3gp asf avi")
     assert empty.startswith(f"{tmp_path}/empty: no videos in this folder; known types:")
     assert again == f"{video}: names the video {video} again; remove one of the two"
+
+
+def test_a_folder_is_searched_until_a_video_is_found(tmp_path):
+    assert list(videos_below(tmp_path)) == []
+    video = touch(tmp_path / "x/a.mp4")
+    assert next(videos_below(tmp_path)) == video

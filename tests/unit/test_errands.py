@@ -34,8 +34,9 @@ from yolods.data.index.fingerprint import samples_of
 from yolods.data.index.table import Index
 from yolods.data.loader import train_loader
 from yolods.data.sampler import Stream
+from yolods.data.scan import Opening
 from yolods.data.source import SOURCES, Unreadable
-from yolods.data.spec import DataSpec, read_spec
+from yolods.data.spec import read_spec
 from yolods.data.splits import SplitOptions, open_split
 from yolods.data.verify import CheckedPair
 from yolods.distributed.world import Ranks
@@ -228,9 +229,9 @@ class Patches:
         return f"{self._file}, {identity}"
 
 
-def open_patches(paths: tuple[Path, ...], spec: DataSpec, folder: Path) -> Patches:
+def open_patches(opening: Opening) -> Patches:
     """The `Opener` of files that end in .patches."""
-    store, file = IndexStore(folder), paths[0]
+    store, file = IndexStore(opening.folder), opening.spec.sources(opening.split)[0]
     numbers = [int(line) for line in file.read_text().split()]
     box = np.array([[0, 0.5, 0.5, 0.5, 0.5]], np.float32)
     found = [CheckedPair(f"{file}, {n}", (SIZE, SIZE), box, id=f"patch {n}") for n in numbers]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yolods.data.video.labels.label_files import find_labels, label_folders
+from yolods.data.video.labels.label_files import find_labels, label_folders, label_places
 from yolods.errors import UserError
 
 
@@ -94,3 +94,13 @@ def test_two_videos_with_one_name_cannot_share_labels(tmp_path, clip):
     other = touch(clip.with_suffix(".avi"))
     text = touch(tmp_path / "labels/train/clip.txt")
     assert faults(clip, other) == [f"{clip} and {other}: both have the labels {text}; rename one"]
+
+
+def test_places_of_labels_beside_a_video_or_a_folder_of_videos(tmp_path, clip):
+    folder, labels = clip.parent, tmp_path / "labels/train"
+    assert label_places(folder) == label_places(clip) == []
+    texts = [touch(labels / "clip/0.txt"), touch(folder / "clip.txt"), touch(folder / "clip/1.txt")]
+    assert label_places(folder) == [labels]
+    assert label_places(clip) == [labels, texts[2].parent, texts[1]]
+    touch(folder / "clip_000001.txt")
+    assert label_places(clip)[-1] == folder

@@ -89,13 +89,13 @@ def test_what_is_skipped_equal_or_in_two_splits_is_reported(pack, yaml, tmp_path
 
 
 def test_all_wrong_flags_are_told_at_once(capsys):
-    words = ["--raw", "--quality", "0", "--stride", "2", "--shard-size", "big", "--workers", "-1"]
+    words = ["--raw", "--quality", "0", "--stride", "0", "--shard-size", "big", "--workers", "-1"]
     assert cli.main(["pack", *words]) == 2
     errors = capsys.readouterr().err
     for text in (
         "--data is missing",
         "--out is missing",
-        "--stride 2: it thins videos",
+        "--stride is 0: it must be a whole number of at least 1",
         "--raw and --quality exclude each other",
         "--raw needs --imgsz",
         "--quality is 0: it must be a whole number in [1, 100]",

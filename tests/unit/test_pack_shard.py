@@ -76,6 +76,8 @@ def test_a_sample_needs_no_more_room_than_is_said(tmp_path):
         ("clip.mp4/000001", "images/train/clip.mp4/000001.png"),
         ("x/.hidden/.a.jpg", "images/train/x/_hidden/_a.png"),
         ("images.jpg", "images/train/images.png"),
+        ("videos/train/x/clip.mp4#000012", "images/train/x/clip.mp4#000012.png"),
+        ("images/videos/clip.avi#000012", "images/train/videos/clip.avi#000012.png"),
     ],
 )
 def test_names_follow_ultralytics_rule_for_labels(identity, name):

@@ -7,7 +7,7 @@ from tests.packs import AS_IS, flip, hashes, make_odd_set, pack_of, packed_yaml
 from tests.tiny import make_dataset
 from yolods.data.pack import split as split_module
 from yolods.data.pack.encode import Encoding
-from yolods.data.pack.split import SplitSamples, estimated_bytes, pack_split
+from yolods.data.pack.split import SplitSamples
 from yolods.data.pack.writer import PackWriter
 from yolods.data.scan import scan
 from yolods.data.spec import read_spec
@@ -31,7 +31,7 @@ def test_processes_change_nothing(yaml, tmp_path, monkeypatch):
     for workers in (1, 2):
         folder = tmp_path / f"{workers}.pack"
         with PackWriter(folder, "train", encoding, shard_bytes=9000) as writer:
-            pack_split(writer, samples(yaml, encoding), workers, seen.append)
+            samples(yaml, encoding).pack(writer, workers, seen.append)
     assert hashes(tmp_path / "1.pack") == hashes(tmp_path / "2.pack")
     assert sum(seen) == 2 * 15
 
@@ -43,7 +43,7 @@ def test_the_estimate_is_a_little_more_than_the_pack(tmp_path, encoding):
     yaml = make_dataset(tmp_path / "set", train=40, val=1, size=96)
     pack_of(yaml, tmp_path / "a.pack", encoding=encoding)
     total = sum(f.stat().st_size for f in (tmp_path / "a.pack").rglob("*") if f.is_file())
-    assert total <= estimated_bytes(samples(yaml, encoding)) < 1.7 * total
+    assert total <= samples(yaml, encoding).estimated_bytes() < 1.7 * total
 
 
 @pytest.mark.parametrize("file", ["images/train/003.jpg", "labels/train/003.txt"])
@@ -54,7 +54,7 @@ def test_a_file_that_changes_while_it_is_packed_is_named(yaml, tmp_path, file):
         PackWriter(tmp_path / "a.pack", "train", AS_IS) as writer,
         pytest.raises(UserError, match=r"003.jpg, or its label file, was changed"),
     ):
-        pack_split(writer, found, 1, lambda _: None)
+        found.pack(writer, 1, lambda _: None)
 
 
 def test_a_file_that_vanishes_is_named(yaml, tmp_path):
@@ -64,7 +64,7 @@ def test_a_file_that_vanishes_is_named(yaml, tmp_path):
         PackWriter(tmp_path / "a.pack", "train", AS_IS) as writer,
         pytest.raises(UserError, match=r"003.jpg: No such file"),
     ):
-        pack_split(writer, found, 1, lambda _: None)
+        found.pack(writer, 1, lambda _: None)
 
 
 def test_a_pack_is_packed_again_at_another_size(yaml, tmp_path):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from tests.packs import AS_IS, hashes, killed_at, make_odd_set, pack_of, steps_of, unpack
+from yolods.data.index.block import digest_of
 from yolods.data.index.labels import Labels
 from yolods.data.pack.encode import Encoding
 from yolods.data.pack.manifest import pack_index
 from yolods.data.pack.packed import PackedImages
-from yolods.data.pack.sample import Sample
-from yolods.data.pack.writer import PackWriter, write_samples
+from yolods.data.pack.sample import Sample, store
+from yolods.data.pack.writer import PackWriter
 from yolods.data.scan import scan
 from yolods.data.spec import read_spec
 from yolods.data.verify import CheckedPair
@@ -182,6 +183,17 @@ def test_an_image_that_is_named_twice_is_packed_twice(yaml, tmp_path):
     assert not np.array_equal(source.read(0), source.read(2))
 
 
+def write_samples(writer, samples):
+    """Pack samples that are made again when a later call goes on."""
+    for sample in samples:
+        check = sample.check
+        if not writer.has(
+            check.id, sample.stat, digest_of(sample.stat[0], check.shape, check.rows)
+        ):
+            writer.add(store(sample, writer.encoding, writer.channels))
+    return writer.finish()
+
+
 def frames(count, box=0.5):
     for number in range(count):
         pixels = np.full((40, 60, 3), 10 + number, np.uint8)
@@ -224,6 +236,30 @@ def test_samples_are_gone_on_with_too(tmp_path):
         pack(folder, count=29)
     with pytest.raises(UserError, match=r"clip.mp4/000030: the data has changed"):
         pack(folder, count=31)
+
+
+def test_a_caller_that_knows_its_samples_goes_on_behind_the_last_finished(tmp_path):
+    folder, samples = tmp_path / "a.pack", list(frames(20))
+    with PackWriter(folder, "train", AS_IS, shard_bytes=10_000) as writer:
+        assert writer.last_finished() is None
+        for sample in samples:
+            writer.add(store(sample, AS_IS, 3))
+    with PackWriter(folder, "train", AS_IS, shard_bytes=10_000) as writer:
+        last = int(writer.last_finished().rpartition("/")[2])
+        assert 0 < last < 19
+        for sample in samples[last + 1 :]:
+            writer.add(store(sample, AS_IS, 3))
+        assert writer.finish().images == 20
+    with PackWriter(folder, "train", AS_IS, shard_bytes=10_000) as writer:
+        assert writer.complete and writer.last_finished() == "clip.mp4/000019"
+
+
+def test_a_pack_that_can_never_be_finished_is_removed(tmp_path):
+    with PackWriter(tmp_path / "a.pack", "train", AS_IS, shard_bytes=10_000) as writer:
+        for sample in frames(20):
+            writer.add(store(sample, AS_IS, 3))
+        writer.discard()
+    assert not (tmp_path / "a.pack").exists()
 
 
 def test_nothing_to_pack_is_said(tmp_path):

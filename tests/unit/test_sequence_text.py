@@ -58,8 +58,8 @@ def test_classes_from_0_are_refused_unless_told(text, tmp_path):
     with pytest.raises(UserError) as caught:
         text(*lines)
     assert str(caught.value) == (
-        f"{tmp_path}/clip.txt:2: class 0, in all 2 lines with a class below 1: classes of a MOT or "
-        "VisDrone text are counted from 1; correct them"
+        f"{tmp_path}/clip.txt:2: class 0, in all 2 lines with a class below 1, from which the "
+        "classes are counted; correct them, or write `first_class: 0` into the data yaml"
     )
     assert [box.id_of_class for box in text(*lines, first_class=0).boxes] == [1, 0, 0]
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tests.indexes import image_files
-from yolods.data.source import SOURCES, Unreadable, by_identity, opener_of
-from yolods.errors import UserError
+from yolods.data.source import SOURCES, VIDEOS, Unreadable, by_identity, opener_of
 
 
 def image(file: Path, value: int, channels: int = 3) -> str:
@@ -93,9 +92,7 @@ def test_what_an_older_checkpoint_notes_by_file_is_found_by_identity(tmp_path):
     assert by_identity({}, source.index.ids, source) == {}
 
 
-def test_an_ending_says_what_opens_a_split(monkeypatch):
+def test_a_kind_of_source_has_an_opener(monkeypatch):
     monkeypatch.setitem(SOURCES, ".films", "os.path:join")
-    assert opener_of([Path("a.films"), Path("b.films")]) is os.path.join
-    assert opener_of([Path("images"), Path("list.txt")]) is None
-    with pytest.raises(UserError, match="a split must have one kind of source"):
-        opener_of([Path("a.films"), Path("images")])
+    assert opener_of(".films") is os.path.join
+    assert all(callable(opener_of(kind)) for kind in (".pack", VIDEOS))

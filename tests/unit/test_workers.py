@@ -9,7 +9,7 @@ import pytest
 
 from yolods.errors import UserError
 from yolods.system import workers as workers_module
-from yolods.system.workers import in_workers
+from yolods.system.workers import in_threads, in_workers
 
 
 def slower_first(number: int) -> tuple[int, int]:
@@ -83,3 +83,28 @@ def test_processes_end_with_one_that_was_killed():
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         process.wait(timeout=10)
+
+
+def test_threads_give_results_in_order_and_compute_few_ahead():
+    asked = []
+
+    def items():
+        for number in range(100):
+            asked.append(number)
+            yield number
+
+    found = in_threads(slower_first, items(), 2)
+    assert [next(found)[0] for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert len(asked) <= 5 + 2 * workers_module.AHEAD
+    found.close()
+    assert [number for number, _ in in_threads(slower_first, range(9), 3)] == list(range(9))
+
+
+def test_what_a_thread_raises_is_raised():
+    def refuse(number: int) -> int:
+        if number == 3:
+            raise UserError("three")
+        return number
+
+    with pytest.raises(UserError, match="three"):
+        list(in_threads(refuse, range(9), 2))

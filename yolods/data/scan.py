@@ -7,7 +7,7 @@ process of a host maps into its memory, and which is used again as long as no fi
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,30 @@ from yolods.data.source import ImageFiles, Source, opener_of
 from yolods.data.spec import DataSpec, check_classes
 from yolods.data.verify import Problem
 from yolods.errors import UserError
+from yolods.system.humanize import plural
 
-VERSION = 3
+VERSION = 4
 """Version of the index's format and of the rules in verify.py; a new one voids old indexes."""
 
 LINES_SHOWN = 3
 """Maximum number of a list's lines in a warning."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a split that is not made of image files is opened with."""
+
+    spec: DataSpec
+    """The data yaml."""
+    split: str
+    """'train', 'val' or 'test'."""
+    folder: Path
+    """A folder in the cache, in which the source may keep what it derives."""
+    options: CheckOptions = field(default_factory=CheckOptions)
+    """How data are checked. One rank per host opens a source first, and the others with `trusted`
+    when it has returned."""
+    any_class: bool = False
+    """Whether class ids may be outside the names, because all become one class."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,8 @@ class Scan:
     """Lines in .txt lists that name no image file."""
     named_again: int = 0
     """How often the sources name an image that they have already named."""
+    videos_unused: int = 0
+    """Number of videos beside the images."""
 
     @property
     def index(self) -> Index:
@@ -100,6 +120,11 @@ class Scan:
                 f"{self.split}: {len(self.list_problems)} lines of its list are ignored, the "
                 f"first: {first}"
             )
+        if self.videos_unused:
+            found.append(
+                f"{self.split}: {plural(self.videos_unused, 'video')} in its folders of images "
+                "not used; move them into a folder of their own, and name that"
+            )
         if self.split != "train" and not self.boxes:
             found.append(
                 f"{self.split}: {len(self.labels)} images but no box: every metric is 0 for every "
@@ -136,16 +161,17 @@ def scan(
             box.
     """
     check_classes(spec.names, spec.yaml, classes)
-    paths = spec.sources(split)
+    options = options or CheckOptions()
     folder = cache / _name(spec, split, fraction)
-    if opener := opener_of(paths):
-        source = opener(paths, spec, folder)
-        labels = _labels(source, single_cls, classes, fraction)
-        found = Scan(split, labels, source)
+    if kind := spec.kinds.get(split):
+        source = opener_of(kind)(Opening(spec, split, folder, options, any_class=single_cls))
+        found = Scan(split, _labels(source, single_cls, classes, fraction), source)
     else:
-        opened = open_files(spec, split, folder, fraction, options or CheckOptions())
+        opened = open_files(spec, split, folder, fraction, options)
         labels = _labels(opened.source, single_cls, classes)
-        found = Scan(split, labels, opened.source, opened.list_problems, opened.named_again)
+        found = Scan(
+            split, labels, opened.source, opened.list_problems, opened.named_again, opened.videos
+        )
     if not single_cls:  # with a single class, ids do not matter
         _refuse_foreign_classes(found, spec)
     _refuse_useless(found, classes)
@@ -241,6 +267,7 @@ def _label_place(identity: str, source: Source) -> str:
 
 def _name(spec: DataSpec, split: str, fraction: float) -> str:
     """Name of a split's index: a hash of all that decides which files are checked, and how."""
-    parts = (VERSION, spec.yaml, split, spec.root, spec.keypoints, fraction, *spec.sources(split))
+    parts = (VERSION, spec.yaml, split, spec.root, spec.keypoints, spec.video, fraction)
+    parts = (*parts, *spec.sources(split))
     digest = hashlib.blake2b(os.fsencode("\0".join(map(str, parts))), digest_size=8)
     return f"{split}-{digest.hexdigest()}"

@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from yolods.errors import UserError
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -49,28 +47,22 @@ class Source(Protocol):
         """The sample's name in messages: the file, and the place in a file with several samples."""
 
 
-Opener = Callable[[tuple[Path, ...], Any, Path], Source]
-"""Takes the paths that a data yaml names for a split, the yaml's `DataSpec`, and a folder in the
-cache in which the source may keep its index. One rank per host calls it first, and the others when
-it has returned."""
+Opener = Callable[[Any], Source]
+"""Opens a split, out of an `Opening` (scan.py)."""
 
-SOURCES: dict[str, str] = {".pack": "yolods.data.pack.packed:open_pack"}
-"""Suffixes of further files that a data yaml may name, with their `Opener` as `module:function`."""
+VIDEOS = "videos"
+"""The key of videos, and of folders of them, in `SOURCES`."""
+SOURCES: dict[str, str] = {
+    ".pack": "yolods.data.pack.packed:open_pack",
+    VIDEOS: "yolods.data.video.packing.opener:open_videos",
+}
+"""What a data yaml may name beside images: suffixes of files and folders, or a kind of them, with
+the `Opener` as `module:function`."""
 
 
-def opener_of(paths: Sequence[Path]) -> Opener | None:
-    """The opener for the paths that a yaml names for a split; None: image files, checked by `scan`.
-
-    Raises:
-        UserError: the paths are of several kinds.
-    """
-    kinds = {path.suffix: SOURCES.get(path.suffix) for path in paths}
-    if len({*kinds.values()}) > 1:
-        raise UserError(f"{', '.join(map(str, paths))}: a split must have one kind of source")
-    named = next(iter(kinds.values()), None)
-    if named is None:
-        return None
-    module, _, function = named.partition(":")
+def opener_of(kind: str) -> Opener:
+    """The opener of a key of `SOURCES`."""
+    module, _, function = SOURCES[kind].partition(":")
     return getattr(importlib.import_module(module), function)
 
 

@@ -8,13 +8,17 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from yolods.config.names.data_name import shipped_yaml, stores
-from yolods.data.source import SOURCES
+from yolods.data.source import SOURCES, VIDEOS
+from yolods.data.video.entries import VIDEO_SUFFIXES, is_video, videos_below
+from yolods.data.video.keys import ALL_VIDEOS, VIDEO_KEYS, VideoKeys, read_video_keys
+from yolods.data.video.labels.label_files import label_places
+from yolods.data.video.split import refuse_shared
 from yolods.errors import Faults, UserError
 from yolods.parsing.rules import shown
 from yolods.parsing.yaml_file import NotYaml, parse_yaml
@@ -48,7 +52,8 @@ class DataSpec:
     root: Path
     """The folder to which paths in the yaml are relative."""
     train: tuple[Path, ...]
-    """Folders, image files or .txt lists of the training images."""
+    """Folders, image files or .txt lists of the training images; or a pack; or videos and folders
+    of them."""
     val: tuple[Path, ...]
     """The same for validation."""
     test: tuple[Path, ...]
@@ -63,6 +68,12 @@ class DataSpec:
     """Whether images are missing and `download` can get them; call `fetch` then."""
     keypoints: tuple[int, int] | None = None
     """(points, numbers per point) of pose labels, whose key points a detector ignores."""
+    video: VideoKeys = field(default_factory=VideoKeys)
+    """How videos are used."""
+    kinds: dict[str, str] = field(default_factory=dict)
+    """For each split that is not made of image files, the key of its source in `SOURCES`."""
+    unused: tuple[str, ...] = ()
+    """Keys of the yaml that have no effect on this data set."""
 
     @property
     def warnings(self) -> list[str]:
@@ -70,11 +81,23 @@ class DataSpec:
         twice = [
             f"{name} ({count} times)" for name, count in Counter(self.names).items() if count > 1
         ]
-        return (
-            [f"{self.yaml}: several classes have the same name: {', '.join(twice[:5])}"]
-            if twice
-            else []
-        )
+        found = []
+        if twice:
+            found.append(f"{self.yaml}: several classes have the same name: {', '.join(twice[:5])}")
+        if self.unused:
+            keys = ", ".join(self.unused)
+            found.append(f"{self.yaml}: {keys}: no effect, because no split is made of videos")
+        return found
+
+    def videos(self, split: str) -> list[Path]:
+        """The videos of a split, sorted; none if it is made of something else.
+
+        Raises:
+            UserError: they have been removed since the yaml was read.
+        """
+        if self.kinds.get(split) != VIDEOS:
+            return []
+        return self.video.videos_of(split, self.sources(split), self.root)
 
     def sources(self, split: str) -> tuple[Path, ...]:
         """Folders, files and lists of one split ('train', 'val' or 'test')."""
@@ -160,7 +183,7 @@ def places(spec: DataSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """All paths of a data set: (files and folders, .txt lists), without duplicates.
 
     Folders of labels follow ultralytics' rule: `labels` replaces the last `images` in a folder's
-    path.
+    path. Those of videos are where `label_places` finds them.
     """
     trees, lists = _places(spec, SPLITS)
     return tuple(dict.fromkeys((str(spec.yaml), *trees))), lists
@@ -176,13 +199,21 @@ def spare_places(spec: DataSpec) -> frozenset[str]:
 
 
 def _places(spec: DataSpec, splits: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    sources = dict.fromkeys(source for split in splits for source in spec.sources(split))
-    folders = [source for source in sources if source.is_dir()]
-    labels = [Path(*_last_replaced(folder.parts)) for folder in folders if "images" in folder.parts]
-    lists = [source for source in sources if source.suffix == ".txt"]
-    return tuple(
-        map(str, (*(source for source in sources if source not in lists), *labels))
-    ), tuple(map(str, lists))
+    trees: list[Path] = []
+    lists: list[Path] = []
+    labels: list[Path] = []
+    for split in splits:
+        kind, sources = spec.kinds.get(split, ""), spec.sources(split)
+        if kind:
+            trees += sources
+            if kind == VIDEOS:
+                labels += (place for source in sources for place in label_places(source))
+            continue
+        lists += (source for source in sources if source.suffix == ".txt")
+        trees += (source for source in sources if source.suffix != ".txt")
+        folders = [source for source in sources if source.is_dir() and "images" in source.parts]
+        labels += (Path(*_last_replaced(folder.parts)) for folder in folders)
+    return tuple(dict.fromkeys(map(str, (*trees, *labels)))), tuple(dict.fromkeys(map(str, lists)))
 
 
 def _last_replaced(parts: tuple[str, ...]) -> list[str]:
@@ -223,22 +254,26 @@ class FoundImages(NamedTuple):
     """How often the sources name a file that they have already named."""
     folders: list[str]
     """All folders that were searched, also those without images."""
+    videos: int
+    """Number of videos in these folders, which are not used."""
 
 
 def find_images(sources: tuple[Path, ...]) -> FoundImages:
     """The result of `list_images`, and how it was found."""
     files: list[str] = []
     folders: list[str] = []
+    videos: list[str] = []
     for source in sources:
         if not source.exists():
             raise UserError(f"{source} does not exist (named in the data yaml)")
-        files.extend(_images_in(source, folders))
+        files.extend(_images_in(source, folders, videos))
     if not files:
         raise UserError(
             f"no images in {', '.join(map(str, sources))}; known types: "
             f"{' '.join(sorted(IMAGE_SUFFIXES))}"
         )
-    return FoundImages(sorted(files), len(files) - len({place_of(each) for each in files}), folders)
+    again = len(files) - len({place_of(each) for each in files})
+    return FoundImages(sorted(files), again, folders, len(videos))
 
 
 def place_of(file: str) -> tuple[str, str]:
@@ -252,8 +287,11 @@ def _real(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def _images_in(source: Path, folders: list[str] | None = None) -> Iterator[str]:
-    """Image files of one source. Folders that are searched are appended to `folders`."""
+def _images_in(
+    source: Path, folders: list[str] | None = None, videos: list[str] | None = None
+) -> Iterator[str]:
+    """Image files of one source. Folders that are searched are appended to `folders`, and videos in
+    them to `videos`."""
     if source.is_dir():
         names = _files_below(str(source), [] if folders is None else folders)
     elif _is_image(str(source)):
@@ -264,7 +302,11 @@ def _images_in(source: Path, folders: list[str] | None = None) -> Iterator[str]:
             beside + x[2:] if x.startswith("./") else x
             for x in (line.strip() for line in _lines(source))
         )
-    return (name for name in names if _is_image(name))
+    for name in names:
+        if _is_image(name):
+            yield name
+        elif videos is not None and _suffix_of(name) in VIDEO_SUFFIXES:
+            videos.append(name)
 
 
 def _lines(source: Path) -> list[str]:
@@ -313,7 +355,11 @@ def _above(link: str) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return name.rpartition(".")[-1].lower() in IMAGE_SUFFIXES
+    return _suffix_of(name) in IMAGE_SUFFIXES
+
+
+def _suffix_of(name: str) -> str:
+    return name.rpartition(".")[-1].lower()
 
 
 def _read(path: Path, *, root: Path | None, may_download: bool) -> DataSpec:
@@ -326,24 +372,24 @@ def _read(path: Path, *, root: Path | None, may_download: bool) -> DataSpec:
     if "val" not in data and "validation" in data:
         data["val"] = data["validation"]
     download = data.get("download") if isinstance(data.get("download"), str) else None
-    splits: dict[str, tuple[Path, ...]] = {}
+    video = read_video_keys(data, faults)
+    found: dict[str, _Entry] = {}
     needs_download = False
     for split in SPLITS:
-        splits[split], missing = _split(split, data, root, faults)
+        entry = found[split] = _split(split, data, root, video, faults)
         # Training needs no test images.
-        if split == "test" or not missing:
+        if split == "test" or not entry.missing:
             continue
         if download and may_download:
             needs_download = True
         else:
-            for text in missing:
+            for text in entry.missing:
                 faults.add(text)
     channels = data.get("channels", 3)
     if not _is_count(channels):
         faults.add(f"channels: {channels!r} is not a number of image channels (3 colour, 1 grey)")
-    if faults:
-        raise UserError("\n".join(f"{file}: {fault}" for fault in faults))
-    return DataSpec(
+    kinds = {split: entry.kind for split, entry in found.items() if entry.kind}
+    spec = DataSpec(
         yaml=file,
         root=root,
         names=names,
@@ -351,8 +397,17 @@ def _read(path: Path, *, root: Path | None, may_download: bool) -> DataSpec:
         download=download,
         needs_download=needs_download,
         keypoints=_keypoints(data),
-        **splits,
+        video=video,
+        kinds=kinds,
+        unused=() if VIDEOS in kinds.values() else tuple(key for key in VIDEO_KEYS if key in data),
+        **{split: entry.paths for split, entry in found.items()},
     )
+    if not (faults or needs_download):
+        with faults.caught():
+            refuse_shared({split: spec.videos(split) for split in SPLITS})
+    if faults:
+        raise UserError("\n".join(f"{file}: {fault}" for fault in faults))
+    return spec
 
 
 def _find_yaml(path: Path) -> Path:
@@ -473,22 +528,41 @@ def _root(data: dict[str, Any], file: Path, faults: Faults) -> Path:
     return next((choice for choice in choices if choice.exists()), choices[1]).absolute()
 
 
+class _Entry(NamedTuple):
+    """What a yaml names for a split."""
+
+    paths: tuple[Path, ...] = ()
+    """Resolved."""
+    kind: str = ""
+    """As in `DataSpec.kinds`; "": image files."""
+    missing: tuple[str, ...] = ()
+    """A line for each path that is missing or has nothing to use."""
+
+
 def _split(
-    split: str, data: dict[str, Any], root: Path, faults: Faults
-) -> tuple[tuple[Path, ...], list[str]]:
-    """Resolved sources of a split, and a line for each that is missing or has no images."""
-    value = data.get(split)
+    split: str, data: dict[str, Any], root: Path, video: VideoKeys, faults: Faults
+) -> _Entry:
+    divided = split in video.divided
+    key = ("train" if data.get(ALL_VIDEOS) is None else ALL_VIDEOS) if divided else split
+    value = data.get(key)
     if value is None or value == "" or value == []:
-        if split != "test":
+        if split != "test" and data.get(ALL_VIDEOS) is None:
             faults.add(
-                f"{split}: missing; name the folder of its images, as in `{split}: images/{split}`"
+                f"{key}: missing; name the folder of its images, as in `{key}: images/{key}`"
             )
-        return (), []
+        return _Entry()
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
-        faults.add(f"{split}: must be a path or a list of paths, not {value!r}")
-        return (), []
-    paths, missing = [], []
+        faults.add(f"{key}: must be a path or a list of paths, not {value!r}")
+        return _Entry()
+    entry = _resolved(key, entries, root, faults)
+    if divided and not entry.missing and entry.kind != VIDEOS:
+        faults.add(f"split: {key} is not made of videos, which alone are divided by video")
+    return entry
+
+
+def _resolved(key: str, entries: Sequence[str], root: Path, faults: Faults) -> _Entry:
+    paths, missing, kinds = [], [], {}
     for entry in entries:
         path = _spelled(root / entry)
         if not path.exists() and entry.startswith("../"):
@@ -496,12 +570,38 @@ def _split(
             path = _spelled(root / entry[3:])
         paths.append(path)
         if not path.exists():
-            missing.append(f"{split}: {path} does not exist ({entry!r} below {root})")
-        elif path.suffix not in SOURCES and next(_images_in(path), None) is None:
+            missing.append(f"{key}: {path} does not exist ({entry!r} below {root})")
+        elif (kind := _kind(path)) is None:
+            known = " ".join(sorted(IMAGE_SUFFIXES))
             missing.append(
-                f"{split}: no images in {path}; known types: {' '.join(sorted(IMAGE_SUFFIXES))}"
+                f"{key}: no images in {path}, and no videos; known types: {known}, and "
+                f"{' '.join(sorted(VIDEO_SUFFIXES))}"
             )
-    return tuple(paths), missing
+        else:
+            kinds.setdefault(kind, path)
+    if len(kinds) > 1:
+        one, other = list(kinds.values())[:2]
+        faults.add(
+            f"{key}: {one} and {other} are of several kinds; a split takes images, or videos, or "
+            "a pack"
+        )
+    return _Entry(tuple(paths), next(iter(kinds), ""), tuple(missing))
+
+
+def _kind(path: Path) -> str | None:
+    """The key in `SOURCES` of an existing path; "": it has images, None: it has nothing to use.
+
+    Images that lie beside videos are what other trainers would use.
+    """
+    if path.suffix in SOURCES:
+        return path.suffix
+    if is_video(path) and not path.is_dir():
+        return VIDEOS
+    if next(_images_in(path), None) is not None:
+        return ""
+    if path.is_dir() and next(videos_below(path), None) is not None:
+        return VIDEOS
+    return None
 
 
 def _spelled(path: Path) -> Path:

@@ -448,7 +448,7 @@ def _check_data(plan: Plan, heard: Heard) -> Iterable[Finding]:
 def _compare_counts(
     path: str, counts: Sequence[tuple[Host, Count]], *, fatal: bool
 ) -> Iterable[Finding]:
-    there = [(host, count) for host, count in counts if count.present]
+    there = [(host, count) for host, count in counts if count.present and not count.fault]
     whole = Counter((count.files, count.bytes) for _, count in there if count.whole)
     # Most hosts are right: the most frequent count is the reference for the others.
     usual = whole.most_common(1)[0][0] if whole else None
@@ -458,6 +458,9 @@ def _compare_counts(
             remedy = _copied_from(there[0][0].name, path) if there else "correct the data yaml"
             text = f"{path} is missing or unreadable{about}; {remedy}"
             yield Finding(host.name, "data", fatal, text)
+        elif count.fault:
+            remedy = _copied_from(there[0][0].name, path) if there else "pack the data again"
+            yield Finding(host.name, "data", fatal, f"{path} {count.fault}{about}; {remedy}")
         elif not count.whole:
             text = (
                 f"{path} has more than {count.files} files, too many to count in time; they were "

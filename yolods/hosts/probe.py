@@ -100,6 +100,8 @@ class Count:
     bytes: int = 0
     whole: bool = True
     """False: the time limit came before everything was counted."""
+    fault: str = ""
+    """What is wrong with it although it is there: a pack that is not complete."""
 
 
 # Wide: one field per question of doctor.
@@ -450,7 +452,28 @@ def _count(path: str, names: Iterator[str], ignored: tuple[str, ...], deadline: 
         except OSError:  # a dangling link, or a listed file that is missing: it does not count
             continue
         files += 1
-    return Count(path, True, files, size)
+    return Count(path, True, files, size, fault=_pack_fault(path))
+
+
+def _pack_fault(path: str) -> str:
+    """The first tar file that a pack lacks, or that has another length; "" if it is no pack."""
+    if not path.endswith(".pack"):
+        return ""
+    try:
+        with open(os.path.join(path, "pack.json"), encoding="utf-8") as file:
+            shards = [(shard["file"], shard["bytes"]) for shard in json.load(file)["shards"]]
+    except FileNotFoundError:
+        return "is not a finished pack: pack.json is missing"
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return f"has a damaged pack.json ({type(error).__name__})"
+    for name, length in shards:
+        try:
+            found = os.stat(os.path.join(path, name)).st_size
+        except OSError:
+            return f"lacks its {name}"
+        if found != length:
+            return f"has {found} bytes in {name} instead of {length}"
+    return ""
 
 
 def main(words: list[str]) -> int:

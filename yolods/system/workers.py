@@ -1,4 +1,5 @@
-"""Work in processes that are forked from this one: results in order, and none outlives it."""
+"""Work in processes that are forked from this one, or in threads: results in order, and none
+outlives it."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -47,7 +48,7 @@ def in_workers(
         workers, multiprocessing.get_context("fork"), _prepare, (work, os.getpid())
     )
     try:
-        yield from _in_order(pool, items, workers * AHEAD)
+        yield from _in_order(pool, _do, items, workers * AHEAD)
     except BrokenProcessPool:
         raise UserError(
             f"a process that {doing} died; the usual cause is too little memory"
@@ -56,10 +57,26 @@ def in_workers(
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: ProcessPoolExecutor, items: Iterable[Any], most: int) -> Iterator[Any]:
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Iterator[Result]:
+    """As `in_workers`, in threads, which share the items' memory; the items are made by the caller.
+
+    For work that lets other threads run, such as OpenCV's.
+    """
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        try:
+            yield from _in_order(pool, work, items, max(threads, 1) * AHEAD)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_order(
+    pool: Executor, work: Callable[[Any], Any], items: Iterable[Any], most: int
+) -> Iterator[Any]:
     waiting: deque[Future[Any]] = deque()
     for item in items:
-        waiting.append(pool.submit(_do, item))
+        waiting.append(pool.submit(work, item))
         if len(waiting) >= most:
             yield waiting.popleft().result()
     while waiting:

@@ -47,6 +47,8 @@ class OpenedFiles:
     """Lines in .txt lists that name no image file."""
     named_again: int
     """How often the yaml names an image that it has already named."""
+    videos: int
+    """Number of videos in the folders of images."""
 
 
 def open_files(
@@ -76,6 +78,7 @@ def open_files(
         _files(index, spec),
         tuple(Problem(*each) for each in known["list_problems"]),
         known["named_again"],
+        known["videos"],
     )
 
 
@@ -152,6 +155,7 @@ def _build(
             "surroundings": around.as_dict(),
             "spelled": spelled,
             "named_again": found.named_again,
+            "videos": found.videos,
             "list_problems": [_unused(*each) for each in unused],
         }
     index = store.newest()

@@ -16,8 +16,10 @@ from yolods.data.leaks.hashing import Hashes, hash_images
 from yolods.data.leaks.search import near_pairs
 from yolods.data.leaks.sheet import draw_sheet
 from yolods.data.leaks.warning import SplitImages, warning_lines
+from yolods.data.pack.sample import group_name
 from yolods.data.scan import Scan, scan
 from yolods.data.spec import DataSpec
+from yolods.data.video.packing.opener import unpacked_videos
 from yolods.system.files import replace_file
 from yolods.system.humanize import plural
 
@@ -41,6 +43,12 @@ def look_for_leaks(
     Raises:
         UserError: the data cannot be used.
     """
+    videos = sum(unpacked_videos(spec, split) for split in ("train", "val"))
+    if videos and not asked:
+        return [
+            f"leaks between the splits are looked for once {plural(videos, 'video')} have been "
+            "packed, which the start of a run does; --leaks packs them now"
+        ]
     checks = CheckOptions(scan_workers(1), progress=progress)
     scans = [
         scan(spec, split, cache=cache / "index", single_cls=True, options=checks)
@@ -52,16 +60,34 @@ def look_for_leaks(
             f"leaks between the splits of {plural(count, 'image')} are looked for with --leaks; "
             f"it takes about {count / AT_ONCE * 2:.0f} minutes of one core"
         ]
-    hashes = [_hashes(each, progress) for each in scans]
-    train, val = (_images(each) for each in scans)
+    sheet = cache / "leaks" / f"{_name(spec)}.jpg"
+    return leaks_between(scans[0], scans[1], sheet, progress=progress)
+
+
+def leaks_between(train: Scan, val: Scan, sheet: Path, *, progress: bool = False) -> list[str]:
+    """Lines about near-duplicates between two splits; [] if there are none.
+
+    Args:
+        train: the training split.
+        val: the other one.
+        sheet: a picture of the nearest pairs, which is drawn if there are any; an earlier one is
+            removed otherwise.
+        progress: show bars.
+
+    Raises:
+        UserError: a process died.
+    """
+    hashes = [_hashes(each, progress) for each in (train, val)]
+    images = [_images(each) for each in (train, val)]
     pairs = near_pairs(hashes[0].values, hashes[1].values)
-    lines = warning_lines(pairs, train, val)
+    lines = warning_lines(pairs, images[0], images[1])
     if pairs:
-        sheet = cache / "leaks" / f"{_name(spec)}.jpg"
         sheet.parent.mkdir(parents=True, exist_ok=True)
-        draw_sheet(pairs, train, val, sheet)
+        draw_sheet(pairs, images[0], images[1], sheet)
         lines.append(f"the nearest pairs side by side: {sheet}")
-    left_out = (each.left_out(one.split) for each, one in zip(hashes, scans, strict=True))
+    else:
+        sheet.unlink(missing_ok=True)
+    left_out = (each.left_out(one.split) for each, one in zip(hashes, images, strict=True))
     return [*lines, *filter(None, left_out)]
 
 
@@ -86,7 +112,11 @@ def _hashes(found: Scan, progress: bool) -> Hashes:
 def _images(found: Scan) -> SplitImages:
     rows, ids, source = found.labels.rows, found.index.ids, found.source
     names = [ids[int(row)] for row in rows]
-    return SplitImages(found.split, names, lambda place: source.read(int(rows[place])))
+    groups: Sequence[str] = ()
+    if "group" in found.index.columns.names:
+        numbers = found.index.columns["group"][np.asarray(rows)].tolist()
+        groups = [group_name(name, number) for name, number in zip(names, numbers, strict=True)]
+    return SplitImages(found.split, names, lambda place: source.read(int(rows[place])), groups)
 
 
 def _name(spec: DataSpec) -> str:

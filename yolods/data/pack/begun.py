@@ -32,6 +32,10 @@ ROWS_AT_ONCE = 4096
 """Rows of an index that are copied at a time."""
 
 
+class PackBusy(UserError):
+    """Another process is writing the pack."""
+
+
 class BegunPack:
     """An unfinished pack, which only this process may write."""
 
@@ -43,14 +47,15 @@ class BegunPack:
             overwrite: remove what an earlier call has left.
 
         Raises:
-            UserError: the folder has something else in it, another process is packing, or an
-                earlier call had other settings.
+            PackBusy: another process is packing.
+            UserError: the folder has something else in it, or an earlier call had other settings.
         """
         self._pack, self._folder = folder, folder / UNFINISHED
         _refuse_foreign(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self._folder / SETTINGS, folder)
         try:
+            self._refuse_finished(overwrite)
             self._take(dict(settings), overwrite)
         except BaseException:
             self.release()
@@ -93,6 +98,12 @@ class BegunPack:
                     writer.add(block)
         _flush(path)
         return path
+
+    def _refuse_finished(self, overwrite: bool) -> None:
+        """Refuse a pack that another process has finished since the caller has looked."""
+        if not overwrite and (self._pack / PACK_FILE).exists():
+            remove_unfinished(self._pack)
+            raise PackBusy(f"another process has just finished {self._pack}; try again")
 
     def _take(self, settings: dict[str, Any], overwrite: bool) -> None:
         """Compare settings with those of an earlier call, or note them."""
@@ -206,7 +217,7 @@ def _locked(file: Path, pack: Path) -> int:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             os.close(handle)
-            raise UserError(
+            raise PackBusy(
                 f"another process is writing {pack}; wait for it, or name another --out"
             ) from None
         # A file system without locks.

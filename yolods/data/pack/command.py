@@ -21,6 +21,7 @@ from yolods.data.demo import ensure_demo
 from yolods.data.index.checks import scan_workers
 from yolods.data.index.image_files import CheckOptions
 from yolods.data.index.labels import Labels
+from yolods.data.leaks.look import leaks_between
 from yolods.data.pack.encode import QUALITY, Encoding
 from yolods.data.pack.manifest import (
     PACK_FILE,
@@ -32,23 +33,26 @@ from yolods.data.pack.manifest import (
     record_line,
 )
 from yolods.data.pack.packed import PackedImages
-from yolods.data.pack.split import SplitSamples, estimated_bytes, pack_split
+from yolods.data.pack.split import Packable, SplitSamples
 from yolods.data.pack.writer import SHARD_BYTES, PackWriter
 from yolods.data.scan import Scan, in_both, scan, write_problems
-from yolods.data.source import ImageFiles, Unreadable
+from yolods.data.source import VIDEOS, ImageFiles, Unreadable
 from yolods.data.spec import SPLITS, DataSpec, fetch, read_spec
+from yolods.data.video.packing.frame_set import FrameSet
+from yolods.data.video.packing.packer import PackableFrames
+from yolods.data.video.packing.survey import survey
 from yolods.errors import Faults, UserError
 from yolods.parsing.rules import check, whole
 from yolods.system.files import replace_text
 from yolods.system.folders import cache_dir
-from yolods.system.humanize import age_text, plural, size_text
+from yolods.system.humanize import age_text, size_text
 
 log = logging.getLogger(__name__)
 
 DEMO_WORD = "demo"
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 FIRST_LINE = "# Packs of {name}, written by yolods pack."
-PROBLEMS_NAME = "problems.txt"
+PROBLEMS_NAME, LEAKS_NAME = "problems.txt", "leaks.jpg"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a disk without room."""
 IMAGES_NAMED = 20
@@ -67,6 +71,8 @@ class PackRequest:
     encoding: Encoding
     shard_bytes: int
     workers: int
+    stride: int | None
+    """Of training videos; None: as the yaml says."""
     overwrite: bool
 
 
@@ -103,8 +109,9 @@ def read_request(args: argparse.Namespace) -> PackRequest:
     for flag in ("data", "out"):
         if getattr(args, flag) is None:
             faults.add(f"--{flag} is missing: yolods pack --data YAML --out DIR")
+    stride = None
     if args.stride is not None:
-        faults.add(f"--stride {args.stride}: it thins videos, and images are not thinned; omit it")
+        stride = _number(args.stride, "--stride", 1, None, faults, 1)
     request = PackRequest(
         data=args.data or "",
         out=Path(args.out or ""),
@@ -112,6 +119,7 @@ def read_request(args: argparse.Namespace) -> PackRequest:
         encoding=_encoding(args, faults),
         shard_bytes=_shard_bytes(args.shard_size, faults),
         workers=_number(args.workers, "--workers", 0, 1024, faults, scan_workers(1)),
+        stride=stride,
         overwrite=args.overwrite,
     )
     faults.raise_if_any()
@@ -128,24 +136,21 @@ def pack_data(request: PackRequest) -> list[str]:
     began = time.monotonic()
     spec = _read_data(request.data)
     _refuse_own_yaml(request.out / spec.yaml.name)
-    scans = _checked(spec, request)
-    samples = {
-        split: SplitSamples.of(found, request.encoding, spec.channels)
-        for split, found in scans.items()
-    }
-    with _writers(request, spec, scans) as writers:
+    samples = _checked(spec, request)
+    with _writers(request, spec, samples) as writers:
         _check_room(request.out, samples, writers)
         for split, writer in writers.items():
             _pack_one(split, writer, samples[split], request.workers)
     _write_yaml(request.out, spec)
-    problems = [problem for found in scans.values() for problem in found.problems]
+    problems = [problem for found in samples.values() for problem in found.problems]
     listed = request.out / PROBLEMS_NAME
     if problems or listed.exists():
         write_problems(listed, problems)
-    packed = {split: _opened(request.out, split) for split in scans}
+    packed = {split: _opened(request.out, split) for split in samples}
     return [
-        *(f"{split}: {_told(scans[split], packed[split])}" for split in scans),
+        *(f"{split}: {_told(samples[split], packed[split])}" for split in samples),
         *between_splits(packed),
+        *_leaks(packed, request.out),
         *([f"{listed} lists what was skipped"] if problems else []),
         f"packed in {age_text(time.monotonic() - began)}; use it with --data "
         f"{request.out / spec.yaml.name}",
@@ -232,7 +237,9 @@ def _encoding(args: argparse.Namespace, faults: Faults) -> Encoding:
     return Encoding(side, _number(args.quality, "--quality", 1, 100, faults, QUALITY), args.raw)
 
 
-def _number(value: int | None, flag: str, low: int, high: int, faults: Faults, default: int) -> int:
+def _number(
+    value: int | None, flag: str, low: int, high: int | None, faults: Faults, default: int
+) -> int:
     if value is None:
         return default
     good, number = check(whole(low, high), value, flag, faults)
@@ -259,22 +266,43 @@ def _read_data(data: str) -> DataSpec:
     return fetch(spec) if spec.needs_download else spec
 
 
-def _checked(spec: DataSpec, request: PackRequest) -> dict[str, Scan]:
+def _leaks(packed: Mapping[str, Scan], out: Path) -> list[str]:
+    """Lines about validation images that nearly repeat training images."""
+    if not {"train", "val"} <= packed.keys():
+        return []
+    return leaks_between(packed["train"], packed["val"], out / LEAKS_NAME, progress=True)
+
+
+def _checked(spec: DataSpec, request: PackRequest) -> dict[str, Packable]:
     """The checked splits."""
     splits = request.splits or _present(spec)
-    options = CheckOptions(max(request.workers, 1), every=True, progress=True)
     faults, found = Faults(), {}
+    if request.stride is not None and VIDEOS not in map(spec.kinds.get, splits):
+        faults.add(
+            f"--stride {request.stride}: it thins videos, and {spec.yaml} names none; omit it"
+        )
     for split in splits:
         if not spec.sources(split):
             faults.add(f"--splits {split}: {spec.yaml} has no {split}")
             continue
         with faults.caught():
-            found[split] = scan(spec, split, cache=cache_dir() / "index", options=options)
-            for line in found[split].warnings:
-                log.warning("%s", line)
-            _refuse_unfit(spec, found[split], request.encoding)
+            found[split] = _checked_split(spec, split, request)
     faults.raise_if_any()
     return found
+
+
+def _checked_split(spec: DataSpec, split: str, request: PackRequest) -> Packable:
+    workers = max(request.workers, 1)
+    if spec.kinds.get(split) == VIDEOS:
+        frames = FrameSet.of(spec, split, request.stride)
+        facts = survey(frames, request.encoding, any_class=False, workers=workers)
+        return PackableFrames(frames, facts)
+    options = CheckOptions(workers, every=True, progress=True)
+    found = scan(spec, split, cache=cache_dir() / "index", options=options)
+    for line in found.warnings:
+        log.warning("%s", line)
+    _refuse_unfit(spec, found, request.encoding)
+    return SplitSamples.of(found, request.encoding, spec.channels)
 
 
 def _present(spec: DataSpec) -> list[str]:
@@ -302,12 +330,12 @@ def _refuse_unfit(spec: DataSpec, found: Scan, encoding: Encoding) -> None:
 
 @contextmanager
 def _writers(
-    request: PackRequest, spec: DataSpec, splits: Mapping[str, Any]
+    request: PackRequest, spec: DataSpec, samples: Mapping[str, Packable]
 ) -> Iterator[dict[str, PackWriter]]:
     """A writer for each split."""
     faults, found = Faults(), {}
     with ExitStack() as stack:
-        for split in splits:
+        for split in samples:
             with faults.caught():
                 found[split] = stack.enter_context(
                     PackWriter(
@@ -316,6 +344,7 @@ def _writers(
                         request.encoding,
                         channels=spec.channels,
                         shard_bytes=request.shard_bytes,
+                        further=samples[split].further,
                         overwrite=request.overwrite,
                     )
                 )
@@ -324,11 +353,11 @@ def _writers(
 
 
 def _check_room(
-    out: Path, samples: Mapping[str, SplitSamples], writers: Mapping[str, PackWriter]
+    out: Path, samples: Mapping[str, Packable], writers: Mapping[str, PackWriter]
 ) -> None:
     """Refuse a disk without room for the packs."""
     needed = {
-        split: max(estimated_bytes(samples[split]) - writer.bytes_done, 0)
+        split: max(samples[split].estimated_bytes() - writer.bytes_done, 0)
         for split, writer in writers.items()
         if not writer.complete
     }
@@ -341,12 +370,12 @@ def _check_room(
         )
 
 
-def _pack_one(split: str, writer: PackWriter, samples: SplitSamples, workers: int) -> None:
+def _pack_one(split: str, writer: PackWriter, samples: Packable, workers: int) -> None:
     if writer.bytes_done:
         state = "is packed already" if writer.complete else "goes on"
         log.info("%s: %s, %s are on disk", split, state, size_text(writer.bytes_done))
-    with tqdm(total=len(samples.rows), desc=f"packing {split}", unit=" images", leave=False) as bar:
-        pack_split(writer, samples, workers, bar.update)
+    with tqdm(total=len(samples), desc=f"packing {split}", unit=" images", leave=False) as bar:
+        samples.pack(writer, workers, bar.update)
 
 
 def _refuse_own_yaml(file: Path) -> None:
@@ -376,18 +405,11 @@ def _write_yaml(out: Path, spec: DataSpec) -> None:
 
 def _opened(out: Path, split: str) -> Scan:
     """A split as it can be read from its pack."""
-    folder = out / f"{split}.pack"
-    index = pack_index(folder)
-    source = PackedImages(folder, index, read_record(folder))
-    return Scan(split, Labels(index, index.kept_rows()), source)
+    source = PackedImages.opened(out / f"{split}.pack", cache_dir() / "index" / "packs")
+    return Scan(split, Labels(source.index, source.index.kept_rows()), source)
 
 
-def _told(before: Scan, packed: Scan) -> str:
+def _told(before: Packable, packed: Scan) -> str:
     """A split in the report."""
     assert isinstance(packed.source, PackedImages)
-    line = record_line(packed.source.record)
-    if before.images_skipped:
-        line += f"; {plural(before.images_skipped, 'faulty image')} left out"
-    if before.lines_skipped:
-        line += f"; {plural(before.lines_skipped, 'label line')} skipped"
-    return line
+    return "; ".join(filter(None, (record_line(packed.source.record), before.left_out)))

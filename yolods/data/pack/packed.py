@@ -21,45 +21,32 @@ from yolods.data.pack.manifest import (
     pack_index,
     read_record,
 )
+from yolods.data.scan import Opening
 from yolods.data.source import Unreadable
-from yolods.data.spec import DataSpec
 from yolods.errors import UserError
 
 OPEN_FILES = 128
 """Tar files that a process keeps open; a process may open about a thousand files in all."""
 
 
-def open_pack(paths: tuple[Path, ...], spec: DataSpec, folder: Path) -> PackedImages:
-    """The `Opener` of folders that end in .pack. What is derived from the index is kept in
-    `folder`.
+def open_pack(opening: Opening) -> PackedImages:
+    """The `Opener` of folders that end in .pack.
 
     Raises:
         UserError: the pack is not complete, of another format, or of other channels.
     """
+    spec, paths = opening.spec, opening.spec.sources(opening.split)
     if len(paths) > 1:
         raise UserError(
             f"{', '.join(map(str, paths))}: a split takes one pack; pack the sets together, from "
             "a yaml that names them all"
         )
-    pack = paths[0]
-    record = read_record(pack)
-    check_shards(pack, record)
-    if record.settings["channels"] != spec.channels:
+    packed = PackedImages.opened(paths[0], opening.folder)
+    if (channels := packed.record.settings["channels"]) != spec.channels:
         raise UserError(
-            f"{spec.yaml}: channels: {spec.channels}, but {pack} was packed with "
-            f"{record.settings['channels']}"
+            f"{spec.yaml}: channels: {spec.channels}, but {paths[0]} was packed with {channels}"
         )
-    # A pack that is made again must not find what was derived from the earlier one.
-    name = blake2b((pack / PACK_FILE).read_bytes(), digest_size=8).hexdigest()
-    with suppress(OSError):  # without room for notes they are made again
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    index = pack_index(pack, folder / name)
-    if index.counts.images != record.images:
-        raise UserError(
-            f"{pack}: its index has {index.counts.images} images and {PACK_FILE} {record.images}; "
-            "copy the pack again"
-        )
-    return PackedImages(pack, index, record)
+    return packed
 
 
 class PackedImages:
@@ -77,6 +64,31 @@ class PackedImages:
         """What the pack consists of."""
         self._pack = pack
         self._open = _opener()
+
+    @classmethod
+    def opened(cls, pack: Path, folder: Path) -> PackedImages:
+        """A finished pack; the lengths of its tar files are compared.
+
+        Args:
+            pack: the folder.
+            folder: where what is derived from its index is kept, beside that of other packs.
+
+        Raises:
+            UserError: it is not complete, damaged, or of another format.
+        """
+        record = read_record(pack)
+        check_shards(pack, record)
+        # A pack that is made again must not find what was derived from the earlier one.
+        name = blake2b((pack / PACK_FILE).read_bytes(), digest_size=8).hexdigest()
+        with suppress(OSError):  # without room for notes they are made again
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        index = pack_index(pack, folder / name)
+        if index.counts.images != record.images:
+            raise UserError(
+                f"{pack}: its index has {index.counts.images} images and {PACK_FILE} "
+                f"{record.images}; copy the pack again"
+            )
+        return cls(pack, index, record)
 
     def read(self, row: int) -> np.ndarray:
         """See `Source.read`. The message of `Unreadable` names the tar file."""

@@ -15,6 +15,8 @@ from yolods.data.pack.decode import Undecodable
 from yolods.data.pack.encode import Encoded, Encoding, encode_image
 from yolods.data.verify import CheckedPair, Problem
 
+FRAME_MARK = "#"
+"""Between a video and the number of a frame in an identity."""
 ALONE_IN_GROUP = -1
 """Group of an image that belongs to none."""
 PACK_COLUMNS = {
@@ -47,6 +49,8 @@ class Sample:
     """The label file; None: there is none, and labels are written out of the boxes."""
     group: int = ALONE_IN_GROUP
     """Equal for images that belong together, such as frames of a video."""
+    own_problems: bool = True
+    """Whether `problems` name files in the pack, and not those of the user, which may be gone."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class StoredSample:
     check: CheckedPair
     stat: tuple[int, int, int, int]
     group: int
+    own_problems: bool
     image: Encoded
     label: bytes | None
     """The label file; None: there is none."""
@@ -86,6 +91,7 @@ def store(sample: Sample, encoding: Encoding, channels: int) -> StoredSample:
         check=check,
         stat=sample.stat,
         group=sample.group,
+        own_problems=sample.own_problems,
         image=image,
         label=label,
         crc32=zlib.crc32(image.data),
@@ -110,7 +116,7 @@ class PackedRow:
     """What is known of a sample that has been written."""
 
     check: CheckedPair
-    """As in `StoredSample`; problems name files in the pack, because the user's may be gone."""
+    """As in `StoredSample`; see `Sample.own_problems`."""
     stored: StoredSample
     """Without its bytes, which are in the tar file."""
     offset: int
@@ -122,7 +128,8 @@ class PackedRow:
 def packed_row(stored: StoredSample, name: str, offset: int) -> PackedRow:
     """A sample that has been written under the name `name`."""
     without = replace(stored, image=replace(stored.image, data=b""), label=None)
-    return PackedRow(_renamed(stored.check, name), without, offset, len(stored.image.data))
+    check = _renamed(stored.check, name) if stored.own_problems else stored.check
+    return PackedRow(check, without, offset, len(stored.image.data))
 
 
 def pack_block(rows: Sequence[PackedRow], shard: int) -> Block:
@@ -160,6 +167,30 @@ def _renamed(check: CheckedPair, name: str) -> CheckedPair:
             Problem(named.get(each.file, name), each.line, each.text) for each in check.problems
         ],
     )
+
+
+def group_name(identity: str, group: int) -> str:
+    """The group of an image in messages: the video of a frame; "" if it has none."""
+    if group == ALONE_IN_GROUP:
+        return ""
+    video, mark, _ = identity.rpartition(FRAME_MARK)
+    return video if mark else f"group {group}"
+
+
+def frame_identity(video: str, number: int) -> str:
+    """The identity of a frame.
+
+    Args:
+        video: identity of the video.
+        number: of the frame, from 0.
+    """
+    return f"{video}{FRAME_MARK}{number:06}"
+
+
+def frame_of(identity: str) -> tuple[str, int]:
+    """The inverse of `frame_identity`."""
+    video, _, number = identity.rpartition(FRAME_MARK)
+    return video, int(number)
 
 
 def label_name(image: str) -> str:

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path, PurePosixPath
 
+from yolods.data.spec import IMAGE_SUFFIXES
 from yolods.system.files import partial_name, sync_folder
 
 BLOCK, TAR_RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 """A member, and a whole file, fill multiples of so many bytes."""
 ROOM = 4 * BLOCK
 """Bytes that a sample may need besides its image and its labels, unless its name is long."""
+TOP_FOLDERS = ("images", "videos")
+"""Folders of data sets, which are not part of a name in a pack."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,9 @@ class ShardWriter:
 class MemberNames:
     """Names of the images in the tar files of a split, no two of which differ only in the ending.
 
-    Of the name in the source, what lies behind the last folder `images` and behind a folder of the
-    split's name is kept, because labels are looked for by that word.
+    Of the name in the source, what lies behind the last folder `images`, or `videos`, and behind a
+    folder of the split's name is kept, because labels are looked for by the former word. A name
+    without the ending of an image, such as that of a frame, is kept whole.
     """
 
     def __init__(self, split: str) -> None:
@@ -109,13 +113,14 @@ class MemberNames:
     def _stem(self, identity: str) -> str:
         parts = [part for part in identity.split("/") if part not in ("", ".", "..")]
         folders, last = parts[:-1], parts[-1]
-        if "images" in folders:
-            folders = folders[len(folders) - folders[::-1].index("images") :]
+        if top := next((word for word in TOP_FOLDERS if word in folders), None):
+            folders = folders[len(folders) - folders[::-1].index(top) :]
         if folders[:1] == [self._split]:
             folders = folders[1:]
         # Hidden files are not found when a folder is searched for images.
         kept = ["_" + part[1:] if part.startswith(".") else part for part in (*folders, last)]
-        kept[-1] = PurePosixPath(kept[-1]).stem
+        if PurePosixPath(last).suffix[1:].lower() in IMAGE_SUFFIXES:
+            kept[-1] = PurePosixPath(kept[-1]).stem
         return "/".join(("images", self._split, *kept))
 
     def _take(self, stem: str) -> int:

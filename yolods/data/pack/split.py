@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -19,12 +19,14 @@ from yolods.data.index.table import Index
 from yolods.data.pack.bitmap import bitmap_size
 from yolods.data.pack.encode import Encoding
 from yolods.data.pack.manifest import PackRecord
-from yolods.data.pack.sample import Sample, StoredSample, store
+from yolods.data.pack.sample import ALONE_IN_GROUP, Sample, StoredSample, store
 from yolods.data.pack.shard import ROOM
 from yolods.data.pack.writer import PackWriter
 from yolods.data.scan import Scan
 from yolods.data.source import ImageFiles, Unreadable
+from yolods.data.verify import Problem
 from yolods.errors import UserError
+from yolods.system.humanize import plural
 from yolods.system.workers import in_workers
 
 IMAGES_AT_ONCE = 4
@@ -39,15 +41,49 @@ FIXED_BYTES = 1 << 15
 """Bytes of a pack beside its samples, about."""
 
 
+class Packable(Protocol):
+    """A checked split that can be packed."""
+
+    further: Mapping[str, Any]
+    """What `PackWriter` takes under this name."""
+    problems: Sequence[Problem]
+    """What was skipped."""
+
+    def __len__(self) -> int:
+        """Number of images that are packed."""
+
+    @property
+    def left_out(self) -> str:
+        """What was skipped, in a line of the report; "" if nothing was."""
+
+    def estimated_bytes(self) -> int:
+        """Bytes that the pack takes, about; a little more rather than less."""
+
+    def pack(self, writer: PackWriter, workers: int, seen: Callable[[int], Any]) -> PackRecord:
+        """Pack all images.
+
+        Args:
+            writer: a new writer, entered as a context.
+            workers: processes or threads that encode.
+            seen: is called with numbers of images that are done.
+
+        Raises:
+            UserError: a file has changed since it was checked or packed.
+            OSError: the disk is full.
+        """
+
+
 @dataclass(frozen=True)
 class SplitSamples:
-    """The samples of a checked split, by their rows in its index."""
+    """A `Packable` of a split that has an index: image files, or another pack."""
 
     scan: Scan
     encoding: Encoding
     channels: int
-    problems: dict[int, list[Any]]
+    by_row: Mapping[int, list[Problem]]
     """What was skipped of kept images, by row."""
+    further: Mapping[str, Any] = field(default_factory=dict)
+    """See `Packable`."""
 
     @classmethod
     def of(cls, scan: Scan, encoding: Encoding, channels: int) -> SplitSamples:
@@ -57,10 +93,53 @@ class SplitSamples:
             scan, encoding, channels, problems_by_row(index) if index.counts.problems else {}
         )
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     @property
     def rows(self) -> np.ndarray | range:
         """Rows of the images that are packed."""
         return self.scan.index.kept_rows()
+
+    @property
+    def problems(self) -> Sequence[Problem]:
+        """See `Packable`."""
+        return self.scan.problems
+
+    @property
+    def left_out(self) -> str:
+        """See `Packable`."""
+        images, lines = self.scan.images_skipped, self.scan.lines_skipped
+        told = [
+            f"{plural(images, 'faulty image')} left out" if images else "",
+            f"{plural(lines, 'label line')} skipped" if lines else "",
+        ]
+        return "; ".join(filter(None, told))
+
+    def estimated_bytes(self) -> int:
+        """See `Packable`."""
+        rows, columns = np.asarray(self.rows), self.scan.index.columns
+        stat, shapes = columns["stat"][rows], columns["shape"][rows].astype(np.int64)
+        labels = np.maximum(stat[:, 2], 0).sum()
+        images = _image_bytes(self, rows, stat[:, 0], shapes)
+        return int(images + labels + len(rows) * (ROOM + ROW_BYTES) + FIXED_BYTES)
+
+    def pack(self, writer: PackWriter, workers: int, seen: Callable[[int], Any]) -> PackRecord:
+        """See `Packable`."""
+        rows = self.rows
+        done = _done(writer, self.scan.index, rows)
+        seen(done)
+        left = [
+            rows[start : start + IMAGES_AT_ONCE] for start in range(done, len(rows), IMAGES_AT_ONCE)
+        ]
+        alone = len(rows) - done <= FEW
+        found = in_workers(self.stored, left, 1 if alone else workers, doing="encodes images")
+        with _one_thread(), closing(found):
+            for part in found:
+                for stored in part:
+                    writer.add(stored)
+                seen(len(part))
+        return writer.finish()
 
     def stored(self, rows: Sequence[int]) -> list[StoredSample]:
         """Read and encode images.
@@ -83,49 +162,16 @@ class SplitSamples:
                 data = source.read(row)
             except Unreadable as error:
                 raise UserError(f"{error}: cannot be read") from None
-        check = checked_row(index, row, pair, self.problems.get(row, []))
+        check = checked_row(index, row, pair, self.by_row.get(row, []))
         stat = index.columns["stat"][row].tolist()
-        return Sample(check, data, (stat[0], stat[1], stat[2], stat[3]), label)
-
-
-def pack_split(
-    writer: PackWriter, samples: SplitSamples, workers: int, seen: Callable[[int], Any]
-) -> PackRecord:
-    """Pack a split.
-
-    Args:
-        writer: a new writer, entered as a context.
-        samples: the samples of the split.
-        workers: processes that encode.
-        seen: is called with numbers of images that are done.
-
-    Raises:
-        UserError: a file has changed since it was checked or packed.
-        OSError: the disk is full.
-    """
-    rows = samples.rows
-    done = _done(writer, samples.scan.index, rows)
-    seen(done)
-    left = [
-        rows[start : start + IMAGES_AT_ONCE] for start in range(done, len(rows), IMAGES_AT_ONCE)
-    ]
-    alone = len(rows) - done <= FEW
-    found = in_workers(samples.stored, left, 1 if alone else workers, doing="encodes images")
-    with _one_thread(), closing(found):
-        for part in found:
-            for stored in part:
-                writer.add(stored)
-            seen(len(part))
-    return writer.finish()
-
-
-def estimated_bytes(samples: SplitSamples) -> int:
-    """Bytes that the pack of a split takes, about; a little more rather than less."""
-    rows, columns = np.asarray(samples.rows), samples.scan.index.columns
-    stat, shapes = columns["stat"][rows], columns["shape"][rows].astype(np.int64)
-    labels = np.maximum(stat[:, 2], 0).sum()
-    images = _image_bytes(samples, rows, stat[:, 0], shapes)
-    return int(images + labels + len(rows) * (ROOM + ROW_BYTES) + FIXED_BYTES)
+        group = int(index.columns["group"][row]) if "group" in index.columns.names else None
+        return Sample(
+            check,
+            data,
+            (stat[0], stat[1], stat[2], stat[3]),
+            label,
+            ALONE_IN_GROUP if group is None else group,
+        )
 
 
 def _image_bytes(

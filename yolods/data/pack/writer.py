@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yolods.data.index.block import digest_of
 from yolods.data.index.table import Index, IndexWriter
 from yolods.data.pack.begun import (
     BegunPack,
@@ -35,14 +34,12 @@ from yolods.data.pack.manifest import (
 )
 from yolods.data.pack.sample import (
     PackedRow,
-    Sample,
     StoredSample,
     label_name,
     pack_block,
     packed_row,
-    store,
 )
-from yolods.data.pack.shard import ROOM, MemberNames, ShardWriter
+from yolods.data.pack.shard import ROOM, MemberNames, ShardRecord, ShardWriter
 from yolods.errors import UserError
 from yolods.system.files import sync_folder
 
@@ -52,31 +49,12 @@ ROWS_WAITING = 256
 """Samples whose rows are written together."""
 
 
-def write_samples(writer: PackWriter, samples: Iterable[Sample]) -> PackRecord:
-    """Pack samples of any source, such as frames of videos.
-
-    Args:
-        writer: a new writer, entered as a context.
-        samples: all samples of the split, in the order that they will have. They are made again
-            when a later call goes on.
-
-    Raises:
-        UserError: there is none, or an earlier call had other samples.
-        OSError: the disk is full.
-    """
-    for sample in samples:
-        check = sample.check
-        digest = digest_of(sample.stat[0], check.shape, check.rows)
-        if not writer.has(check.id, sample.stat, digest):
-            writer.add(store(sample, writer.encoding, writer.channels))
-    return writer.finish()
-
-
 class PackWriter:
     """The pack of one split. A context manager: leaving it early keeps the finished tar files.
 
     For each sample in its order, `has` is called, and then `add` unless it returned True; `finish`
-    completes the pack.
+    completes the pack. A caller whose `further` proves that its samples are the same calls
+    `last_finished` instead of `has`, and adds those behind.
     """
 
     def __init__(
@@ -101,6 +79,7 @@ class PackWriter:
             overwrite: start again.
 
         Raises:
+            PackBusy: another process is packing.
             UserError: an earlier call had other settings, or the folder is not a pack.
         """
         self.folder, self.encoding, self.channels = folder, encoding, channels
@@ -150,6 +129,13 @@ class PackWriter:
             raise self._changed(identity)
         return True
 
+    def last_finished(self) -> str | None:
+        """The identity of the last sample in finished tar files; None: there is none."""
+        last = None
+        for known in self._known:
+            last = known[0]
+        return last
+
     def add(self, stored: StoredSample) -> None:
         """Append a sample.
 
@@ -179,10 +165,18 @@ class PackWriter:
             self._finish_shard()
         if not self._begun.shards:
             raise UserError(f"{self.folder}: there is no image to pack")
-        record = self._with_index(self._begun.whole_index())
+        index = _placed(self._begun.whole_index(), self.folder)
+        record = _record(index, self._split, self._settings, self._begun.shards)
         record.write(self.folder)
         remove_unfinished(self.folder)
         return record
+
+    def discard(self) -> None:
+        """Remove the pack, which is not finished and can never be."""
+        if self._shard is not None:
+            self._shard.abandon()
+            self._shard = None
+        shutil.rmtree(self.folder)
 
     def _begin(self, overwrite: bool) -> BegunPack | None:
         """The unfinished pack; None if it is finished."""
@@ -225,25 +219,30 @@ class PackWriter:
         self._shard.finish()
         self._shard = None
 
-    def _with_index(self, built: Path) -> PackRecord:
-        """Give the index its place; returns the pack's record."""
-        path = self.folder / INDEX_FOLDER
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(built, path)
-        sync_folder(self.folder)
-        assert self._begun is not None
-        index = Index(path)
-        files = sorted(file for file in path.iterdir())
-        return PackRecord(
-            split=self._split,
-            settings=self._settings,
-            images=index.counts.images,
-            boxes=index.counts.boxes,
-            image_bytes=int(index.columns["size"].sum()),
-            duplicates=index.counts.images - len(np.unique(index.columns["place"])),
-            shards=tuple(self._begun.shards),
-            index={f"{INDEX_FOLDER}/{file.name}": hash_file(file) for file in files},
-        )
+
+def _placed(built: Path, pack: Path) -> Index:
+    """The finished index, moved to its place in the pack."""
+    path = pack / INDEX_FOLDER
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(built, path)
+    sync_folder(pack)
+    return Index(path)
+
+
+def _record(
+    index: Index, split: str, settings: dict[str, Any], shards: Sequence[ShardRecord]
+) -> PackRecord:
+    files = sorted(index.columns.folder.iterdir())
+    return PackRecord(
+        split=split,
+        settings=settings,
+        images=index.counts.images,
+        boxes=index.counts.boxes,
+        image_bytes=int(index.columns["size"].sum()),
+        duplicates=index.counts.images - len(np.unique(index.columns["place"])),
+        shards=tuple(shards),
+        index={f"{INDEX_FOLDER}/{file.name}": hash_file(file) for file in files},
+    )
 
 
 class _OpenShard:

@@ -31,7 +31,7 @@ def find_videos(paths: Iterable[Path]) -> list[Path]:
     faults = Faults()
     found: dict[str, Path] = {}
     for path in paths:
-        videos = list(_below(path)) if path.is_dir() else [path]
+        videos = list(videos_below(path)) if path.is_dir() else [path]
         if fault := _fault(path, videos):
             faults.add(fault)
             continue
@@ -56,7 +56,7 @@ def _fault(path: Path, videos: list[Path]) -> str:
     return ""
 
 
-def _below(top: Path) -> Iterator[Path]:
+def videos_below(top: Path) -> Iterator[Path]:
     """Videos in a folder and below it. Each real folder is searched once, linked ones included."""
     seen: set[str] = set()
     for folder, below, files in os.walk(top, followlinks=True):

@@ -16,6 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Literal
 
@@ -72,6 +73,23 @@ def label_folders(video: Path) -> list[Path]:
     if not places:
         return [video.parent]
     return [Path(*parts[: places[-1]], "labels", *parts[places[-1] + 1 :]), video.parent]
+
+
+def label_places(named: Path) -> list[Path]:
+    """Existing folders and files that have the labels of a video, or of a folder of videos.
+
+    Args:
+        named: the video or folder; what lies below the folder is left out.
+    """
+    if named.is_dir():
+        return [folder for folder in label_folders(named / "clip.mp4")[:-1] if folder.is_dir()]
+    clip = named.with_suffix("")
+    beside = [place for place in (clip, clip.with_name(f"{clip.name}.txt")) if place.exists()]
+    if any(
+        OF_CLIP.fullmatch(text.name) for text in named.parent.glob(f"{escape(clip.name)}_*.txt")
+    ):
+        beside.append(named.parent)
+    return [*(folder for folder in label_folders(named)[:-1] if folder.is_dir()), *beside]
 
 
 class _Folders:

@@ -74,10 +74,11 @@ def read_sequence(path: Path, *, first_class: int = 1) -> SequenceText:
         else:
             found.boxes.append(box)
     if below:
+        remedy = ", or write `first_class: 0` into the data yaml" if first_class == 1 else ""
         raise UserError(
             f"{path}:{below[0].line}: class {below[0].id_of_class + first_class}, in all "
-            f"{plural(len(below), 'line')} with a class below {first_class}: classes of a MOT or "
-            "VisDrone text are counted from 1; correct them"
+            f"{plural(len(below), 'line')} with a class below {first_class}, from which the "
+            f"classes are counted; correct them{remedy}"
         )
     if left_out:
         text = f"{plural(left_out, 'line')} with confidence 0 left out"

@@ -1,0 +1,120 @@
+"""Data sets of videos for tests and benchmarks: coloured shapes that move, and their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tests.videos import picture
+
+RED, GREEN, BLUE = (40, 40, 220), (40, 200, 40), (220, 80, 40)
+CLASSES = {"square": RED, "disc": GREEN, "triangle": BLUE}
+FOURCC = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "mp4v", ".webm": "VP80"}
+
+
+def make_clips(root: Path, clips: Mapping[str, int], size: tuple[int, int] = (96, 128)) -> Path:
+    """Write videos and their labels below `root`, and return a data yaml without splits.
+
+    Args:
+        root: the data set's folder.
+        clips: frames of each video, by its path below `videos`, such as "train/a.mp4".
+        size: (height, width) of the frames in pixels.
+    """
+    for number, (name, frames) in enumerate(clips.items()):
+        video = root / "videos" / name
+        labels = (root / "labels" / name).with_suffix("")
+        for folder in (video.parent, labels):
+            folder.mkdir(parents=True, exist_ok=True)
+        scene = Scene(number, size)
+        _write(video, [scene.frame(k) for k in range(frames)])
+        for k in range(frames):
+            (labels / f"{k:06}.txt").write_text(scene.label(k))
+    names = ", ".join(CLASSES)
+    path = root / "clips.yaml"
+    path.write_text(f"names: [{names}]\n")
+    return path
+
+
+def with_splits(yaml: Path, text: str, name: str = "set.yaml") -> Path:
+    """A copy of a yaml with further lines."""
+    path = yaml.with_name(name)
+    path.write_text(yaml.read_text() + text)
+    return path
+
+
+def numbered_clip(path: Path, frames: int) -> Path:
+    """A video whose frames show their number (`tests.videos.shown_number`), with a text per frame.
+
+    The text has one box, whose centre tells the number as well: x is number / 1024.
+    """
+    labels = path.parent.parent / "labels" / path.stem
+    for folder in (path.parent, labels):
+        folder.mkdir(parents=True, exist_ok=True)
+    _write(path, [picture(number) for number in range(frames)])
+    for number in range(frames):
+        (labels / f"{number:06}.txt").write_text(f"0 {number / 1024} 0.5 0.1 0.1\n")
+    return path
+
+
+class Scene:
+    """Shapes that cross a background of their own, each on a straight way that ends at walls."""
+
+    def __init__(self, seed: int, size: tuple[int, int]) -> None:
+        height, width = size
+        random = np.random.default_rng(seed)
+        self._size = size
+        ground = random.integers(70, 150, (height // 12, width // 12, 3), dtype=np.uint8)
+        self._ground = cv2.resize(ground, (width, height), interpolation=cv2.INTER_CUBIC)
+        self._half = random.uniform(0.1, 0.17, len(CLASSES)) * height
+        self._start = random.uniform(0, 2, (len(CLASSES), 2))
+        self._speed = random.uniform(0.01, 0.04, (len(CLASSES), 2))
+
+    def frame(self, number: int) -> np.ndarray:
+        """(h, w, 3) uint8 BGR."""
+        image = self._ground.copy()
+        for kind, (x, y, half) in enumerate(self._boxes(number)):
+            _draw(image, kind, round(x), round(y), round(half))
+        return image
+
+    def label(self, number: int) -> str:
+        """The lines of a frame's text."""
+        height, width = self._size
+        return "".join(
+            f"{kind} {x / width:.6f} {y / height:.6f} {2 * half / width:.6f} "
+            f"{2 * half / height:.6f}\n"
+            for kind, (x, y, half) in enumerate(self._boxes(number))
+        )
+
+    def _boxes(self, number: int) -> list[tuple[float, float, float]]:
+        """Centre x and y, and half of the side, in pixels."""
+        height, width = self._size
+        way = (self._start + number * self._speed) % 2
+        back_and_forth = np.minimum(way, 2 - way)
+        return [
+            (half + x * (width - 2 * half), half + y * (height - 2 * half), half)
+            for (x, y), half in zip(back_and_forth.tolist(), self._half.tolist(), strict=True)
+        ]
+
+
+def _draw(image: np.ndarray, kind: int, x: int, y: int, half: int) -> None:
+    colour = list(CLASSES.values())[kind]
+    if kind == 0:
+        cv2.rectangle(image, (x - half, y - half), (x + half, y + half), colour, -1)
+    elif kind == 1:
+        cv2.circle(image, (x, y), half, colour, -1)
+    else:
+        corners = np.array([[x, y - half], [x - half, y + half], [x + half, y + half]])
+        cv2.fillPoly(image, [corners], colour)
+
+
+def _write(path: Path, frames: list[np.ndarray]) -> None:
+    height, width = frames[0].shape[:2]
+    code = cv2.VideoWriter_fourcc(*FOURCC[path.suffix])
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, 25, (width, height))
+    assert writer.isOpened(), f"OpenCV cannot write {path.suffix}"
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
