@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from tests.packs import make_odd_set, pack_of
+from tests.packs import hashes, make_odd_set, pack_of
 from yolods.data.index.table import IndexWriter
-from yolods.data.pack.begun import BegunPack, blocks_of, settings_changes
+from yolods.data.pack.begun import BegunPack, PackBusy, blocks_of, settings_changes
 from yolods.data.pack.manifest import pack_index
 from yolods.data.pack.sample import PACK_COLUMNS
 from yolods.data.pack.shard import ShardWriter
@@ -141,3 +141,10 @@ def test_changes_of_settings():
     assert settings_changes({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == [
         *("b: 2, now 3", "c: None, now 4")
     ]
+
+
+def test_a_pack_that_another_process_has_just_finished_is_left_alone(tmp_path, pack):
+    before = hashes(pack)
+    with pytest.raises(PackBusy, match="another process has just finished"):
+        BegunPack(pack, SETTINGS, overwrite=False)
+    assert hashes(pack) == before and not (pack / "unfinished").exists()

@@ -230,6 +230,11 @@ def test_remedies_need_no_checkout_where_launch_sh_has_started_nothing(planted, 
             "not compared",
         ),
         (
+            {"data": [Count("/data/images", True, 100, 5 * GIB, fault="lacks its 00000.tar")]},
+            "data",
+            "fault: w2: /data/images lacks its 00000.tar; copy it: rsync -a w1:/data/images /data/",
+        ),
+        (
             {"machine": "boot-1"},
             "host",
             "fault: w2: the same machine as w1; give it one line in the hostfile with all its "
@@ -481,6 +486,12 @@ def test_tools_matter_only_where_something_is_built():
 def test_data_missing_on_all_hosts_is_the_yamls_fault():
     lines = found(PLAN, answers(data=[Count("/data/images", False)]))
     assert lines[0] == "fault: w1: /data/images is missing or unreadable; correct the data yaml"
+
+
+def test_a_pack_that_is_complete_on_no_host():
+    cut = Count("/data/train.pack", True, 9, GIB, fault="lacks its 00000.tar")
+    lines = found(PLAN, answers(data=[cut]))
+    assert lines[0] == "fault: w1: /data/train.pack lacks its 00000.tar; pack the data again"
 
 
 def test_more_ranks_than_cores():

@@ -71,10 +71,13 @@ def test_a_video_of_which_nothing_is_used_is_refused(root):
         frames_of(root, further="base: 0\n").read(0, FRAMES, SHAPE)
 
 
-def test_other_channels_are_refused(root):
-    assert frames_of(root, further="channels: 1\n").spec.channels == 1
-    with pytest.raises(UserError, match="channels: 4, but frames of videos have 3, or 1"):
-        frames_of(root, further="channels: 4\n")
+def test_faults_are_kept_for_the_survey(root):
+    assert frames_of(root, further="channels: 1\n").faults == ()
+    shutil.rmtree(root / "labels/a")
+    frames = frames_of(root, further="channels: 4\n")
+    channels, labels = frames.faults
+    assert "channels: 4, but frames of videos have 3, or 1" in channels
+    assert "a.mp4: has no labels" in labels and len(frames.digest) == 32
 
 
 @pytest.mark.parametrize("name", ["videos/a.mp4", "labels/a/000004.txt"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from yolods.data.video.labels.label_files import find_labels, label_folders, label_places
-from yolods.errors import UserError
+from yolods.errors import Faults, UserError
 
 
 def touch(path: Path) -> Path:
@@ -104,3 +104,11 @@ def test_places_of_labels_beside_a_video_or_a_folder_of_videos(tmp_path, clip):
     assert label_places(clip) == [labels, texts[2].parent, texts[1]]
     touch(folder / "clip_000001.txt")
     assert label_places(clip)[-1] == folder
+
+
+def test_faults_may_be_collected(tmp_path, clip):
+    other = touch(tmp_path / "videos/train/other.mp4")
+    touch(tmp_path / "labels/train/other.txt")
+    said = Faults()
+    assert list(find_labels([clip, other], said)) == [other]
+    assert len(said) == 1

@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.clips import make_clips, with_splits
 from tests.packs import flip, hashes, make_odd_set
 from yolods import cli
+from yolods.data.index.fingerprint import samples_of
 from yolods.data.pack import command as command_module
 from yolods.data.pack.manifest import read_record
 from yolods.data.pack.writer import PackWriter
@@ -238,3 +240,86 @@ def test_a_split_that_is_packed_later_joins_the_yaml(pack, tmp_path):
     assert "train:" not in (tmp_path / "out/tiny.yaml").read_text()
     pack("--splits", "train")
     assert read_spec(tmp_path / "out/tiny.yaml").val == (tmp_path / "out/val.pack",)
+
+
+# Videos
+
+
+@pytest.fixture
+def clips(tmp_path, monkeypatch):
+    monkeypatch.setenv("YOLODS_CACHE", str(tmp_path / "cache"))
+    made = make_clips(tmp_path / "clips", {"train/a.mp4": 12, "train/b.avi": 7, "val/c.mp4": 4})
+    return with_splits(made, "train: videos/train\nval: videos/val/c.mp4\nstride: 6\n")
+
+
+def test_frames_of_videos_are_packed_and_used_like_any(pack, clips, tmp_path):
+    code, shown, errors = pack(data=clips)
+    assert (code, errors) == (0, [])
+    assert shown.startswith("train: 4 images, 12 boxes, ")
+    assert not (tmp_path / "cache/videos").exists()
+    found = scan(read_spec(tmp_path / "out/set.yaml"), "train", cache=tmp_path / "cache/index")
+    assert [*found.index.ids] == [
+        f"videos/train/{name}#{number:06}" for name in ("a.mp4", "b.avi") for number in (0, 6)
+    ]
+    direct = scan(read_spec(clips), "train", cache=tmp_path / "cache/index")
+    assert samples_of(found.labels) == samples_of(direct.labels)
+    assert np.array_equal(found.source.read(3), direct.source.read(3))
+
+
+@pytest.mark.parametrize(
+    ("words", "images", "side"), [(["--stride", 4], 5, None), (["--imgsz", 64, "--raw"], 4, 64)]
+)
+def test_flags_apply_to_videos(pack, clips, tmp_path, words, images, side):
+    assert pack(*words, data=clips)[0] == 0
+    record, val = (read_record(tmp_path / f"out/{name}.pack") for name in ("train", "val"))
+    assert (record.images, record.settings["imgsz"], val.images) == (images, side, 4)
+    code, _, errors = pack(*words, "--stride", 3, data=clips)
+    assert code == 2 and len(errors) == 1
+    assert "other settings (stride: " in errors[0] and ", now 3; videos_and_labels: " in errors[0]
+
+
+def test_a_stride_is_refused_where_no_split_is_of_videos(pack, yaml):
+    code, _, errors = pack("--stride", 2)
+    assert code == 2
+    assert errors == [f"error: --stride 2: it thins videos, and {yaml} names none; omit it"]
+
+
+def test_faults_of_all_videos_of_all_splits_are_told_at_once(pack, clips, tmp_path):
+    shutil.rmtree(clips.parent / "labels/train/b")
+    (clips.parent / "labels/val/c/000000.txt").unlink()
+    code, _, errors = pack(data=clips)
+    assert code == 2 and len(errors) == 2
+    assert "b.avi: has no labels" in errors[0] and "they may count from 0 or from 1" in errors[1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_problems_of_videos_are_listed(pack, clips, tmp_path):
+    (clips.parent / "labels/train/a/000006.txt").write_text("0 .5 .5 .1 .1\n0 7 .5 .1 .1\n")
+    (clips.parent / "labels/train/b/000001.txt").unlink()
+    code, shown, _ = pack(data=clips)
+    assert code == 0 and "in 1 tar file; 2 problems\n" in shown
+    for again in (False, True):
+        lines = (tmp_path / "out/problems.txt").read_text().splitlines()
+        assert "labels/train/a/000006.txt:2: coordinate 7" in lines[0]
+        assert "labels/train/b/NUMBER.txt: 1 of 7 frames have no label file" in lines[1]
+        assert again or pack(data=clips)[0] == 0
+
+
+# Leaks
+
+
+def test_near_duplicates_between_the_splits_are_named_and_drawn(pack, yaml, tmp_path):
+    images = yaml.parent / "images"
+    code, shown, _ = pack(out=tmp_path / "clean")
+    assert "nearly repeat" not in shown and not (tmp_path / "clean/leaks.jpg").exists()
+    noise = cv2.resize(np.random.default_rng(0).integers(0, 255, (12, 16, 3), np.uint8), (160, 120))
+    cv2.imwrite(str(images / "train/noise.png"), noise)
+    cv2.imwrite(str(images / "val/other.jpg"), noise)
+    code, shown, _ = pack()
+    assert code == 0
+    assert "val: 1 of 5 images (20.0%) nearly repeat train images, so metrics" in shown
+    assert f"the nearest pairs side by side: {tmp_path}/out/leaks.jpg" in shown
+    assert cv2.imread(str(tmp_path / "out/leaks.jpg")) is not None
+    before = hashes(tmp_path / "out/train.pack")
+    pack()
+    assert hashes(tmp_path / "out/train.pack") == before

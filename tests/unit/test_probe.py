@@ -226,3 +226,22 @@ def test_it_ends_by_itself_and_with_it_what_it_started(tmp_path):
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == "something hangs there: not finished after 1 s"
+
+
+def test_a_pack_that_is_not_complete(tmp_path):
+    def fault() -> str:
+        (count,) = probed(trees=(str(pack),)).data
+        assert count.present and count.whole
+        return count.fault
+
+    pack = tmp_path / "train.pack"
+    pack.mkdir()
+    assert fault() == "is not a finished pack: pack.json is missing"
+    (pack / "pack.json").write_text('{"shards": [{"file": "00000.tar", "bytes": 5, "sha256": ""}]}')
+    assert fault() == "lacks its 00000.tar"
+    (pack / "00000.tar").write_bytes(b"1234")
+    assert fault() == "has 4 bytes in 00000.tar instead of 5"
+    (pack / "00000.tar").write_bytes(b"12345")
+    assert fault() == ""
+    (pack / "pack.json").write_text('{"shards": 5}')
+    assert fault() == "has a damaged pack.json (TypeError)"

@@ -379,3 +379,17 @@ def test_images_that_are_named_twice_or_are_in_both_splits_are_said(yaml):
     )
     yaml.write_text("train: images/train\nval: images/val\nnames: [a, b]\n")
     assert in_both(look(yaml), val) == ""
+
+
+def test_videos_beside_images_are_not_used_and_told(yaml):
+    for name in ("clip.mp4", "x/other.MKV"):
+        file = yaml.parent / "images/train" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"a video")
+    told = [
+        "train: 2 videos in its folders of images not used; move them into a folder of their own, "
+        "and name that"
+    ]
+    assert look(yaml).warnings == look(yaml).warnings == told
+    assert len(look(yaml).labels) == 6
+    assert look(yaml, "val").warnings == []

@@ -20,6 +20,7 @@ from yolods.data.pack.sample import group_name
 from yolods.data.scan import Scan, scan
 from yolods.data.spec import DataSpec
 from yolods.data.video.packing.opener import unpacked_videos
+from yolods.errors import Faults
 from yolods.system.files import replace_file
 from yolods.system.humanize import plural
 
@@ -43,7 +44,11 @@ def look_for_leaks(
     Raises:
         UserError: the data cannot be used.
     """
-    videos = sum(unpacked_videos(spec, split) for split in ("train", "val"))
+    faults, videos = Faults(), 0
+    for split in ("train", "val"):
+        with faults.caught():
+            videos += unpacked_videos(spec, split, scan_workers(1))
+    faults.raise_if_any()
     if videos and not asked:
         return [
             f"leaks between the splits are looked for once {plural(videos, 'video')} have been "

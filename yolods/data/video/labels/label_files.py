@@ -45,14 +45,19 @@ class LabelFiles:
     """For layouts with a text per frame: the number in its name, and the text."""
 
 
-def find_labels(videos: Sequence[Path]) -> dict[Path, LabelFiles]:
+def find_labels(videos: Sequence[Path], faults: Faults | None = None) -> dict[Path, LabelFiles]:
     """The label files of each video.
+
+    Args:
+        videos: all videos of a split.
+        faults: receives the faults, and videos with a fault are absent from the result; None: they
+            are raised.
 
     Raises:
         UserError: a video has none, or in two layouts; two videos share labels; or two texts have
             one number. One line per fault.
     """
-    faults = Faults()
+    raised, faults = faults is None, Faults() if faults is None else faults
     folders = _Folders(videos)
     found: dict[Path, LabelFiles] = {}
     for video in videos:
@@ -62,7 +67,8 @@ def find_labels(videos: Sequence[Path]) -> dict[Path, LabelFiles]:
     for video, labels in found.items():
         if (owner := owners.setdefault(labels.place, video)) != video:
             faults.add(f"{owner} and {video}: both have the labels {labels.place}; rename one")
-    faults.raise_if_any()
+    if raised:
+        faults.raise_if_any()
     return found
 
 

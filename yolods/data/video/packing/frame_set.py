@@ -16,7 +16,7 @@ from yolods.data.source import identities
 from yolods.data.spec import DataSpec
 from yolods.data.video.labels.label_files import LabelFiles, find_labels
 from yolods.data.video.labels.read import VideoLabels, read_labels
-from yolods.errors import UserError
+from yolods.errors import Faults, UserError
 
 FRAMES_VERSION = 1
 """Version of all that makes samples out of videos and labels; a new one voids packs in the
@@ -34,9 +34,11 @@ class FrameSet:
     ids: tuple[str, ...]
     """Their identities."""
     labels: Mapping[Path, LabelFiles]
-    """The label files of each."""
+    """The label files of each, unless `faults` say why there are none."""
     stride: int
     """Frames 0, `stride`, 2 x `stride`, ... are used if they are labelled."""
+    faults: tuple[str, ...] = ()
+    """Why the frames cannot be used: a line per fault, which `survey` raises with further ones."""
 
     @classmethod
     def of(cls, spec: DataSpec, split: str, stride: int | None = None) -> FrameSet:
@@ -48,10 +50,11 @@ class FrameSet:
             stride: of the training split; None: as the yaml says.
 
         Raises:
-            UserError: see `find_labels`; or images of the set's channels are not in videos.
+            UserError: a video has been removed since the yaml was read.
         """
+        faults = Faults()
         if spec.channels not in (1, 3):
-            raise UserError(
+            faults.add(
                 f"{spec.yaml}: channels: {spec.channels}, but frames of videos have 3, or 1 if "
                 "they are made grey"
             )
@@ -62,8 +65,9 @@ class FrameSet:
             spec=spec,
             videos=tuple(videos),
             ids=tuple(ids),
-            labels=find_labels(videos),
+            labels=find_labels(videos, faults),
             stride=stride if stride is not None and split == "train" else own,
+            faults=tuple(faults),
         )
 
     def read(self, place: int, frames: int, shape: tuple[int, int]) -> VideoLabels:
@@ -119,7 +123,8 @@ class FrameSet:
         """Every file that samples are made of, with a name that does not tell where it is."""
         for video, identity in zip(self.videos, self.ids, strict=True):
             yield identity, str(video)
-            labels = self.labels[video]
+            if (labels := self.labels.get(video)) is None:
+                continue
             if labels.layout == "sequence":
                 yield labels.layout, str(labels.place)
             for number, file in sorted(labels.files.items()):

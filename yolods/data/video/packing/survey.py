@@ -73,6 +73,8 @@ def survey(
     places = range(len(frames.videos))
     workers = 1 if len(places) <= FEW_VIDEOS else workers
     faults, facts = Faults(), []
+    for line in frames.faults:
+        faults.add(line)
     with closing(in_workers(look, places, workers, doing="looks at videos")) as found:
         for each in found:
             seen(1)
@@ -101,6 +103,8 @@ def _look(place: int, *, frames: FrameSet, encoding: Encoding, any_class: bool) 
     """What is known of a video; or its faults, one per line."""
     try:
         video = Video(frames.videos[place])
+        if frames.faults:
+            return _further_fault(place, video, frames)
         channels = frames.spec.channels
         images = [each.image for each in islice(video.frames(APART), MEASURED_FRAMES)]
         sizes = [
@@ -115,6 +119,14 @@ def _look(place: int, *, frames: FrameSet, encoding: Encoding, any_class: bool) 
         return str(error)
     boxes = sum(len(pair.rows) for pair in pairs)
     return VideoFacts(video.expected, shape, len(pairs), boxes, float(np.mean(sizes)))
+
+
+def _further_fault(place: int, video: Video, frames: FrameSet) -> str:
+    """What is wrong with a video that cannot be used because of others; "" if nothing."""
+    shape = next(video.frames()).image.shape[:2]
+    if video.path in frames.labels:
+        frames.read(place, video.expected, shape)
+    return ""
 
 
 def _refuse_foreign_ids(frames: FrameSet, pairs: Sequence[CheckedPair]) -> None:
