@@ -16,6 +16,12 @@ from yolods.errors import UserError
 SETTINGS = {"split": "train", "imgsz": None}
 
 
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch):
+    """A power cut is not played here."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @pytest.fixture
 def pack(tmp_path):
     make_odd_set(tmp_path / "set", train=3)

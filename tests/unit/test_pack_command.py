@@ -22,6 +22,12 @@ from yolods.data.spec import read_spec
 Disk = namedtuple("Disk", "total used free")
 
 
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch):
+    """A power cut is not played here."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @pytest.fixture
 def yaml(tmp_path):
     return make_odd_set(tmp_path / "set")

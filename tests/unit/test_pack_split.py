@@ -1,5 +1,7 @@
 """yolods.data.pack.split: a checked split is packed by any number of processes, and measured."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,12 @@ from yolods.data.pack.writer import PackWriter
 from yolods.data.scan import scan
 from yolods.data.spec import read_spec
 from yolods.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch):
+    """A power cut is not played here."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """yolods.data.pack.writer: a pack is the same however often its making was interrupted."""
 
 import json
+import os
 import shutil
 
 import cv2
@@ -22,6 +23,12 @@ from yolods.errors import UserError
 
 SMALL = 12_000
 """Bytes of a tar file that holds about two images of the set."""
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch):
+    """A power cut is not played here."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture

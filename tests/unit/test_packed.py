@@ -47,6 +47,12 @@ def same(one: dict, other: dict) -> bool:
     )
 
 
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch):
+    """A power cut is not played here."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
 @pytest.fixture
 def yaml(tmp_path):
     return make_odd_set(tmp_path / "set")

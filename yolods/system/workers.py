@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ AHEAD = 4
 
 def in_workers(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int, *, doing: str
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """The results of `work` in the order of the items.
 
     The processes are forked, so that they have what `work` refers to without a copy. They end with

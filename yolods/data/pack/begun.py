@@ -265,10 +265,11 @@ def _remove_pack(folder: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Flush all of a folder to disk."""
+    """Flush an index to disk; its columns are there already."""
     for file in folder.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+        if file.suffix != ".npy":
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
     sync_folder(folder)
 
 

@@ -95,7 +95,8 @@ def run_pack(args: argparse.Namespace) -> list[str]:
             "behind the last finished tar file"
         ) from error
     except KeyboardInterrupt:
-        log.info("stopped; the same command goes on behind the last finished tar file")
+        without = " without --overwrite" if request.overwrite else ""
+        log.info("stopped; the same command%s goes on behind the last finished tar file", without)
         raise
 
 
