@@ -36,7 +36,8 @@ BATCH, SEED = 20, 5
 HYPER = {"epochs": 100, "mosaic": 0.9, "mixup": 0.2, "degrees": 5.0}
 """Beside ultralytics' defaults; mosaic and mixup read several images for a sample."""
 HD_IMAGES, HD_SHAPE = 120, (720, 1280)
-WORKERS = 2
+WORKERS, LIMIT = 2, 300
+"""Processes that encode, and seconds that ranks may take."""
 
 
 @dataclass(frozen=True)
@@ -111,22 +112,25 @@ def opened(yaml: Path, imgsz: int, cache: Path, hyper: Mapping[str, Any] = HYPER
 def samples(dataset: DetectionSet, way: Way, count: int) -> dict[int, str]:
     """A checksum of every sample by its position in the stream, from `way.first` up to `count`."""
     context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    ranks = [
-        context.Process(target=_rank, args=(dataset, way, count, rank, queue))
-        for rank in range(way.ranks)
-    ]
-    for each in ranks:
-        each.start()
+    ends, processes = [], []
+    for rank in range(way.ranks):
+        end, other = context.Pipe(duplex=False)
+        process = context.Process(target=_rank, args=(dataset, way, count, rank, other))
+        process.start()
+        other.close()
+        ends.append(end)
+        processes.append(process)
     found: dict[int, str] = {}
-    for _ in ranks:
-        found |= queue.get()
-    for each in ranks:
-        each.join()
+    for end, process in zip(ends, processes, strict=True):
+        if not end.poll(LIMIT):
+            process.kill()
+            raise RuntimeError(f"{way}: a rank had no samples after {LIMIT} s")
+        found |= end.recv()
+        process.join()
     return found
 
 
-def _rank(dataset: DetectionSet, way: Way, count: int, rank: int, queue: Any) -> None:
+def _rank(dataset: DetectionSet, way: Way, count: int, rank: int, end: Any) -> None:
     torch.set_num_threads(1)
     micro, found = BATCH // way.ranks, {}
     batches = train_loader(
@@ -143,7 +147,7 @@ def _rank(dataset: DetectionSet, way: Way, count: int, rank: int, queue: Any) ->
             batch = next(batches)
             for place in range(micro):
                 found[start + rank * micro + place] = _checksum(batch, place)
-    queue.put(found)
+    end.send(found)
 
 
 def _checksum(batch: dict[str, Any], place: int) -> str:
