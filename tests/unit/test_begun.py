@@ -119,9 +119,10 @@ def test_other_settings_are_refused_unless_it_starts_again(tmp_path, pack):
 
 
 def test_settings_that_a_crash_has_cut_off_count_as_none(tmp_path):
-    BegunPack(tmp_path / "a.pack", SETTINGS, overwrite=False).release()
+    (tmp_path / "a.pack/unfinished").mkdir(parents=True)
     (tmp_path / "a.pack/unfinished/settings.json").write_text('{"spl')
     BegunPack(tmp_path / "a.pack", {"split": "val"}, overwrite=False).release()
+    assert list(tmp_path.iterdir()) == [], "nothing was finished"
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -175,6 +175,7 @@ def test_a_full_disk_is_told_before_and_while_it_packs(pack, monkeypatch, tmp_pa
         "1000 B are free; free some, or choose another --out, a smaller --imgsz or no --raw"
     )
     assert "are needed (train " in error and " + val " in error
+    assert not (tmp_path / "out").exists()
     monkeypatch.undo()
 
     def full(writer, stored):
@@ -183,6 +184,7 @@ def test_a_full_disk_is_told_before_and_while_it_packs(pack, monkeypatch, tmp_pa
     monkeypatch.setattr(PackWriter, "add", full)
     code, _, (error,) = pack()
     assert code == 2 and "the disk is full; free some of it, and the same command" in error
+    assert list((tmp_path / "out").iterdir()) == []
     monkeypatch.undo()
     assert pack()[0] == 0
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,22 +54,30 @@ class BegunPack:
         self._pack, self._folder = folder, folder / UNFINISHED
         _refuse_foreign(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self._folder / SETTINGS, folder)
+        self._lock: int | None = _locked(self._folder / SETTINGS, folder)
         try:
             self._refuse_finished(overwrite)
             self._take(dict(settings), overwrite)
         except BaseException:
-            self.release()
+            os.close(self._lock)
             raise
         self.shards = self._finished()
         """The finished tar files."""
         self._remove_rest()
 
     def release(self) -> None:
-        """Let other processes pack; a second call does nothing."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        """Let other processes pack, and leave nothing behind if nothing was finished.
+
+        A second call does nothing.
+        """
+        if self._lock is None:
+            return
+        if not self.shards:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            with suppress(OSError):  # not empty
+                self._pack.rmdir()
+        os.close(self._lock)
+        self._lock = None
 
     def index_of(self, number: int) -> Index:
         """The index of a finished tar file."""

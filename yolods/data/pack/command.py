@@ -138,8 +138,8 @@ def pack_data(request: PackRequest) -> list[str]:
     spec = _read_data(request.data)
     _refuse_own_yaml(request.out / spec.yaml.name)
     samples = _checked(spec, request)
+    _check_room(request.out, samples)
     with _writers(request, spec, samples) as writers:
-        _check_room(request.out, samples, writers)
         for split, writer in writers.items():
             _pack_one(split, writer, samples[split], request.workers)
     _write_yaml(request.out, spec)
@@ -353,21 +353,21 @@ def _writers(
         yield found
 
 
-def _check_room(
-    out: Path, samples: Mapping[str, Packable], writers: Mapping[str, PackWriter]
-) -> None:
-    """Refuse a disk without room for the packs."""
-    needed = {
-        split: max(samples[split].estimated_bytes() - writer.bytes_done, 0)
-        for split, writer in writers.items()
-        if not writer.complete
-    }
-    total, free = sum(needed.values()), shutil.disk_usage(out).free
-    if total > free:
+def _check_room(out: Path, samples: Mapping[str, Packable]) -> None:
+    """Refuse a disk without room for what is not packed yet."""
+    needed = {split: each.estimated_bytes() for split, each in samples.items()}
+    done = sum(
+        file.stat().st_size for split in samples for file in out.glob(f"{split}.pack/[0-9]*.tar")
+    )
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if sum(needed.values()) > free + done:
         parts = " + ".join(f"{split} {size_text(size)}" for split, size in needed.items())
+        there = f", {size_text(done)} of it are there" if done else ""
         raise UserError(
-            f"{out}: about {size_text(total)} are needed ({parts}), {size_text(free)} are free; "
-            "free some, or choose another --out, a smaller --imgsz or no --raw"
+            f"{out}: about {size_text(sum(needed.values()))} are needed ({parts}){there}, and "
+            f"{size_text(free)} are free; free some, or choose another --out, a smaller --imgsz or "
+            "no --raw"
         )
 
 
