@@ -73,8 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure as the command line says. Returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(words)
+    from benchmarks.hardware import describe
     from yolods import compat
 
+    began = describe(sorted(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory(prefix="yolods-pack-") as scratch:
         os.environ["YOLODS_CACHE"] = f"{scratch}/cache"
         compat.prepare()
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = _measured(options.bccd, Path(scratch))
     print("\n".join([*found.lines, "", *found.faults]))
     if options.record:
-        options.record.write_text(_render(found, words), encoding="utf-8")
+        options.record.write_text(_render(found, words, began), encoding="utf-8")
     return int(bool(found.faults))
 
 
@@ -243,14 +245,12 @@ def _decoders(packs: Any, cache: Path) -> str:
     )
 
 
-def _render(found: Found, words: Sequence[str]) -> str:
-    from benchmarks.hardware import describe
-
+def _render(found: Found, words: Sequence[str], machine: Sequence[str]) -> str:
     shown = [word if "/" not in word else Path(word).name for word in words]
     lines = [
         *(f"# Packs, {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC", ""),
         *(f"    {shlex.join(['python', 'benchmarks/pack.py', *shown])}", ""),
-        *describe(sorted(os.sched_getaffinity(0))),
+        *machine,
         *("", METHOD, "", *found.lines, ""),
         "Everything was right." if not found.faults else f"{len(found.faults)} things were wrong.",
     ]

@@ -76,8 +76,8 @@ def test_a_fault_stands_out_and_is_the_exit_status():
     assert found.check(True, "fine") == "fine"
     assert found.check(False, "wrong") == "**wrong**"
     assert found.faults == ["wrong"]
-    assert "1 things were wrong." in pack._render(found, ["--bccd", "/home/x/bccd.yaml"])
-    assert "/home" not in pack._render(found, ["--bccd", "/home/x/bccd.yaml"])
+    assert "1 things were wrong." in pack._render(found, ["--bccd", "/home/x/bccd.yaml"], [])
+    assert "/home" not in pack._render(found, ["--bccd", "/home/x/bccd.yaml"], [])
 
 
 def test_images_of_the_synthetic_set_are_like_photographs():
