@@ -106,10 +106,7 @@ def check_pairs(
     """
     chunks = [range(start, min(start + CHUNK, len(pairs))) for start in range(0, len(pairs), CHUNK)]
     check = partial(_check, pairs=pairs, keypoints=keypoints, earlier=earlier)
-    alone = len(pairs) <= ALONE
-    blocks = in_workers(
-        check, chunks, 1 if alone else min(workers, len(chunks)), doing="checks files"
-    )
+    blocks = in_workers(check, chunks, 1 if len(pairs) <= ALONE else workers, doing="checks files")
     with closing(blocks):
         for block in blocks:
             seen(len(block.ids))
