@@ -69,7 +69,7 @@ setup(
         "tqdm>=4.64,<5",
     ],
     extras_require={
-        "simplejpeg": ["simplejpeg>=1.8,<2"],
+        "fast": ["simplejpeg>=1.8,<2"],
         "test": [
             "pytest>=8.4,<10",
             "pytest-timeout>=2.3,<3",

@@ -196,6 +196,30 @@ MUTANTS = (
         ("test_sampler.py",),
     ),
     Mutant(
+        "blocks begin anew with every epoch",
+        "first = -(-start // self.block) * self.block + self.block",
+        "first = start + self.block",
+        ("test_sampler.py",),
+    ),
+    Mutant(
+        "an image is its own partner",
+        "others = [index for index in self._sample.block if index != self._sample.index]",
+        "others = [*self._sample.block]",
+        ("test_partners.py",),
+    ),
+    Mutant(
+        "images of a block are forgotten with each sample",
+        "            self._of_block = {i: old[i] for i in block if i in old}\n",
+        "        self._of_block = {}\n",
+        ("test_dataset.py",),
+    ),
+    Mutant(
+        "a canvas keeps what the last sample has left",
+        "max(area.bottom, 0), area.left : max(area.right, 0)] = GREY",
+        "0, 0:0] = GREY",
+        ("test_warp.py",),
+    ),
+    Mutant(
         "a host that stands twice in a hostfile is taken",
         "        if host.name in hosts:\n",
         "        if False:\n",

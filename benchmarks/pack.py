@@ -213,19 +213,19 @@ def _timed(yamls: dict[str, Path], side: int, cache: Path) -> dict[str, tuple[fl
 
 def _decoder() -> str:
     """What decodes JPEGs of packs here."""
-    from yolods.data.pack.decode import quick_decoder
+    from yolods.data.images.jpeg import simplejpeg
 
-    return "cv2" if quick_decoder() is None else f"simplejpeg {version('simplejpeg')}"
+    return "cv2" if simplejpeg() is None else f"simplejpeg {version('simplejpeg')}"
 
 
 def _decoders(packs: Any, cache: Path) -> str:
     """The line about simplejpeg."""
     from benchmarks import pack_runs as runs
-    from yolods.data.pack.decode import quick_decoder
+    from yolods.data.images.jpeg import simplejpeg
     from yolods.data.scan import scan
     from yolods.data.spec import read_spec
 
-    if quick_decoder() is None:
+    if simplejpeg() is None:
         return "simplejpeg was not installed; the times are those of cv2."
     parts = []
     for name in ("BCCD", "1280x720"):

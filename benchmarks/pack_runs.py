@@ -258,8 +258,8 @@ def decode_ms(source: PackedImages, rows: range) -> float:
 @contextmanager
 def without_simplejpeg() -> Iterator[None]:
     """Within, cv2 decodes every JPEG."""
-    own, decode.quick_decoder = decode.quick_decoder, lambda: None
+    own, decode.simplejpeg = decode.simplejpeg, lambda: None
     try:
         yield
     finally:
-        decode.quick_decoder = own
+        decode.simplejpeg = own

@@ -19,7 +19,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
@@ -344,8 +344,20 @@ def next_job(todo: Sequence[Job], free: int) -> int | None:
 class Pool:
     """Keeps the cores busy with runs until all have ended."""
 
-    def __init__(self, plan: Plan, results: Results, todo: list[Job], cores: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        results: Results,
+        todo: list[Job],
+        cores: int,
+        cases: Mapping[str, Case] = CASES,
+    ) -> None:
+        """
+        Args:
+            cases: all that the results may have.
+        """
         self._plan, self._results, self._todo, self._cores = plan, results, todo, cores
+        self._cases = cases
         self._running: dict[int, Job] = {}
         self._failed: list[Job] = []
         self._whole = len(todo)
@@ -400,7 +412,7 @@ class Pool:
 
     def _time_left(self) -> str:
         jobs = [*self._todo, *self._running.values()]
-        ranks = {key: case.ranks for key, case in CASES.items()}
+        ranks = {key: case.ranks for key, case in self._cases.items()}
         wanted = [(job.case.key, job.set) for job in jobs]
         return report.time_left(self._results.lines, wanted, ranks, self._cores)
 

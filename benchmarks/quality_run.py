@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,8 @@ class Job:
     data: Path
     """Data yaml of the set."""
     seed: int
+    further: dict[str, Any] = field(default_factory=dict)
+    """Hyper-parameters of this run of yolods' alone."""
 
     @property
     def name(self) -> str:
@@ -278,7 +280,7 @@ def yolods_words(plan: Plan, job: Job) -> list[str]:
     ]
     words += ["--deepspeed_config", str(plan.folder(job) / job.case.config)]
     words += ["--run-dir", str(plan.folder(job) / TRAIN)]
-    for key, value in plan.hyper.items():
+    for key, value in {**plan.hyper, **job.further}.items():
         words += ["--set", f"{key}={json.dumps(value)}"]
     return words
 

@@ -31,6 +31,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import init_seeds
 
 from yolods.data import dataset as dataset_module
+from yolods.data.augment.finish import Finish
 from yolods.data.dataset import DetectionSet
 from yolods.data.loader import train_loader
 from yolods.data.sampler import Stream, keyed_seed
@@ -166,20 +167,16 @@ def alike() -> Iterator[None]:
     """Within: a sample's generators of Python and numpy are seeded from the same two words, so that
     they are one."""
 
-    @contextmanager
-    def seeded(*key: int | str) -> Iterator[None]:
-        states, seed = (random.getstate(), np.random.get_state()), keyed_seed(*key)
+    def seeded(*key: int | str) -> None:
+        seed = keyed_seed(*key)
         random.seed(seed)
         np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
-        yield
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
-    theirs, dataset_module.keyed_generators = dataset_module.keyed_generators, seeded
+    theirs, dataset_module.seed_generators = dataset_module.seed_generators, seeded
     try:
         yield
     finally:
-        dataset_module.keyed_generators = theirs
+        dataset_module.seed_generators = theirs
 
 
 Walk = Iterator[tuple[int, np.ndarray]]
@@ -304,24 +301,23 @@ def watched() -> Iterator[None]:
     notes = _Notes()
 
     def sample(make: Callable) -> Callable:
-        def noted(dataset: Any, item: Any) -> dict[str, Any]:
+        def noted(*given: Any) -> dict[str, Any]:
             notes.begin()
-            made = make(dataset, item)
+            made = make(*given)
             made["drawn"] = notes.finished(made)
             return made
 
         return noted
 
     def gains(apply: Callable) -> Callable:
-        def noted(hsv: Any, labels: Any, params: Any = None) -> Any:
+        def noted(*given: Any) -> Any:
             state = np.random.get_state()
             drawn, after = np.random.uniform(-1, 1, 3), np.random.get_state()[2]
             np.random.set_state(state)
-            done = apply(hsv, labels, params)
+            done = apply(*given)
             if np.random.get_state()[2] != after:
                 raise RuntimeError(
-                    "RandomHSV no longer draws its three gains, and nothing else, by numpy's "
-                    "uniform"
+                    "three gains, and nothing else, are no longer drawn by numpy's uniform"
                 )
             for name, gain in zip(("hue", "saturation", "value"), drawn, strict=True):
                 notes[name] = gain
@@ -374,8 +370,9 @@ def watched() -> Iterator[None]:
 
     changes: Sequence[tuple[type, str, Callable]] = (
         (BaseDataset, "__getitem__", sample),
-        (DetectionSet, "__getitem__", sample),
+        (DetectionSet, "sample", sample),
         (augment.RandomHSV, "apply_image", gains),
+        (Finish, "drawn_gains", gains),
         (augment.RandomFlip, "get_params", flip),
         (augment.Mosaic, "get_params", centre),
         (augment.Mosaic, "get_indexes", partners),

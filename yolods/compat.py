@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -515,6 +517,29 @@ def default_store() -> Any:
     from torch.distributed import distributed_c10d
 
     return distributed_c10d._get_default_store()
+
+
+def draw_partners(mix: Any, draw: Callable[[Callable[[], Any]], Any]) -> None:
+    """Let a transform that mixes images draw its partners by `draw`, which gets its own way.
+
+    ultralytics 8.4.190 chooses between a buffer and the whole set, by the set's `cache`.
+    """
+    mix.get_indexes = lambda: draw(partial(type(mix).get_indexes, mix))
+
+
+def loader_memory(*shape: int) -> Tensor:
+    """An uninitialised uint8 tensor; in a loader's process, in memory that it shares with the main
+    process.
+
+    Workers would copy any other tensor there. torch 2.13 has no public function for it; its own
+    `default_collate` does this.
+    """
+    import torch
+
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, shape)
 
 
 def end_workers(batches: Iterator[Any]) -> None:

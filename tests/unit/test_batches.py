@@ -12,6 +12,7 @@ import torch
 
 from yolods.checkpoint.progress import Progress
 from yolods.data.loader import Making
+from yolods.data.sampler import BLOCK_LENGTH, Stream
 from yolods.distributed.world import Ranks, Share
 from yolods.training import batches as module
 from yolods.training.batches import TrainBatches
@@ -21,12 +22,16 @@ class Read:
     """Batches of a stand-in for the loader."""
 
     def __init__(
-        self, given: list[dict[str, Any]], share: Share | None = None, multi_scale: float = 0.0
+        self,
+        given: list[dict[str, Any]],
+        share: Share | None = None,
+        multi_scale: float = 0.0,
+        partners: str = "all",
     ) -> None:
         self.given, self.asked, self.drawn = given, {}, []
         self.said: list[str] = []
         self.excluded: list[str] = []
-        hyper = SimpleNamespace(seed=0, multi_scale=multi_scale)
+        hyper = SimpleNamespace(seed=0, multi_scale=multi_scale, mosaic_partners=partners)
         config = SimpleNamespace(
             hyper=hyper, seed=7, imgsz=64, workers=0, deepspeed=SimpleNamespace(micro_batch=2)
         )
@@ -73,6 +78,15 @@ def test_a_loader_that_holds_the_run_back_is_said_once(monkeypatch: pytest.Monke
         assert stats.wait_share > 0.2
     (line,) = run.said
     assert line.startswith("the loader holds this run back") and "--imgsz 64 --raw" in line
+
+
+@pytest.mark.parametrize(("partners", "block"), [("all", 0), ("block", BLOCK_LENGTH)])
+def test_samples_have_blocks_on_demand(
+    monkeypatch: pytest.MonkeyPatch, partners: str, block: int
+) -> None:
+    run = Read([], partners=partners)
+    read(run, monkeypatch)
+    assert run.asked["stream"] == Stream(12, 7, 4, block)
 
 
 def test_a_rank_that_reads_no_images_starts_no_loader(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -449,6 +449,33 @@ def test_workers_of_a_loader_are_ended_and_a_loader_without_any_is_left():
     assert [worker.is_alive() for worker in batches._workers] == [False]
 
 
+def test_only_a_loader_s_process_gets_memory_that_is_shared():
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+    class Made(Dataset):
+        def __getitem__(self, place):
+            made = compat.loader_memory(2, 3)
+            return made.fill_(place), made.is_shared()
+
+        def __len__(self):
+            return 2
+
+    for workers in (0, 1):
+        batches = [*DataLoader(Made(), batch_size=None, num_workers=workers)]
+        assert [shared for _, shared in batches] == [bool(workers)] * 2
+        for place, (made, _) in enumerate(batches):
+            assert made.dtype == torch.uint8 and made.tolist() == [[place] * 3] * 2
+
+
+def test_a_transform_draws_its_partners_as_it_is_told():
+    from ultralytics.data.augment import Mosaic
+
+    mosaic = Mosaic(type("Set", (), {"cache": "ram", "__len__": lambda self: 9})(), imgsz=64)
+    compat.draw_partners(mosaic, lambda own: ["drawn", len(own())])
+    assert mosaic.get_indexes() == ["drawn", 3]
+
+
 def test_a_storage_is_told_from_others_where_data_is_at_no_address():
     import torch
 

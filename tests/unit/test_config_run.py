@@ -288,12 +288,18 @@ def test_config_json_gives_the_same_run_again():
     assert pickle.loads(pickle.dumps(config)) == config
 
 
-def test_a_run_of_before_precise_bn_goes_on_without_it():
-    config = saved("--batch-size", "8")
+@pytest.mark.parametrize(
+    ("key", "now", "before"),
+    [("precise_bn", 1024, 0), ("mosaic_partners", "block", "all")],
+)
+def test_a_run_of_before_a_hyper_parameter_goes_on_without_it(key, now, before):
+    config = saved("--batch-size", "8", "--set", "mosaic_partners=block")
     content = json.loads((config.run_dir / CONFIG_FILE).read_text())
-    assert RunConfig.from_json(json.dumps(content), config.run_dir).hyper.precise_bn == 1024
-    del content["hyper"]["precise_bn"]
-    assert RunConfig.from_json(json.dumps(content), config.run_dir).hyper.precise_bn == 0
+    again = RunConfig.from_json(json.dumps(content), config.run_dir)
+    assert getattr(again.hyper, key) == now
+    del content["hyper"][key]
+    again = RunConfig.from_json(json.dumps(content), config.run_dir)
+    assert getattr(again.hyper, key) == before
 
 
 def test_config_json_is_resolved():

@@ -13,7 +13,7 @@ from ultralytics.data.dataset import YOLODataset
 from tests.tiny import make_dataset
 from yolods.data import dataset as dataset_module
 from yolods.data.dataset import DetectionSet, default_cache_bytes
-from yolods.data.sampler import SampleId
+from yolods.data.sampler import SampleId, Stream
 from yolods.data.scan import scan
 from yolods.data.spec import as_ultralytics, read_spec
 from yolods.errors import UserError
@@ -83,8 +83,8 @@ def test_keeping_images_changes_nothing(tmp_path, options):
     for _ in range(2):
         for index in range(6):
             assert same(plain[3, index], kept[3, index])
-    assert plain._decoded == {}
-    assert 0 < kept._decoded_bytes <= options.get("cache_bytes", 1 << 30)
+    assert plain.images.kept == {}
+    assert 0 < kept.images.kept_bytes <= options.get("cache_bytes", 1 << 30)
 
 
 def test_cache_ram_reads_each_file_once(tmp_path, monkeypatch):
@@ -140,6 +140,86 @@ def test_mosaic_draws_from_the_whole_set_and_closes_by_epoch(tmp_path):
     drawn.clear()
     data[15, 7]
     assert drawn == [7]
+
+
+def decodes(data: DetectionSet, monkeypatch) -> list[int]:
+    """The images that are decoded from now on."""
+    found, read = [], data.source.read
+    monkeypatch.setattr(data.source, "read", lambda row: found.append(row) or read(row))
+    return found
+
+
+def test_partners_of_a_block_are_decoded_once(tmp_path, monkeypatch):
+    data = make(tmp_path, train=30, hyp={"mosaic": 1.0})
+    decoded = decodes(data, monkeypatch)
+    ids = Stream(30, 0, 4, 8).sample_ids(0, 30)
+    for each in ids:
+        assert set(data[each]["sources"]) <= {data.im_files[i] for i in each.block}
+        assert len(set(data[each]["sources"])) == 4
+    assert sorted(decoded) == list(range(30))
+    decoded.clear()
+    for each in Stream(30, 0, 4).sample_ids(0, 30):
+        data[each]
+    assert len(decoded) == 120
+
+
+def test_mixed_images_of_a_block_come_from_it_too(tmp_path, monkeypatch):
+    data = make(tmp_path, train=30, hyp={"mosaic": 0.5, "mixup": 1.0, "cutmix": 1.0})
+    decoded = decodes(data, monkeypatch)
+    for each in Stream(30, 0, 4, 8).sample_ids(0, 30):
+        assert set(data[each]["sources"]) <= {data.im_files[i] for i in each.block}
+    assert sorted(decoded) == list(range(30))
+
+
+def test_a_sample_with_a_block_does_not_depend_on_what_was_made_before(tmp_path):
+    first, second = (make(tmp_path, train=20, hyp=EVERYTHING) for _ in range(2))
+    wanted = Stream(20, 0, 4, 8).sample_ids(0, 40)
+    forwards = {item: first[item] for item in wanted}
+    second.images.limit = 50_000  # some images are kept for good
+    backwards = {item: second[item] for item in reversed(wanted)}
+    assert all(same(forwards[item], backwards[item]) for item in wanted)
+
+
+def test_a_partner_of_a_block_that_vanished_is_replaced_by_the_next_image(tmp_path):
+    data = make(tmp_path, train=20, hyp={"mosaic": 1.0})
+    wanted = Stream(20, 0, 4, 8).sample_ids(0, 8)
+    before = [data[each] for each in wanted]
+    data.images.begin(())  # which forgets what is decoded
+    file_of(data, wanted[0].index).unlink()
+    file, after = data.im_files[wanted[0].index], data.im_files[(wanted[0].index + 1) % 20]
+    touched = 0
+    for plain, each in zip(before, wanted, strict=True):
+        sample = data[each]
+        if file in plain["sources"]:
+            touched += 1
+            assert set(sample["replaced"]) == {file}
+            assert after in sample["sources"] and file not in sample["sources"]
+        else:
+            assert same(sample, plain)
+    assert touched > 1
+
+
+def test_samples_that_are_made_together_are_those_that_are_made_alone(tmp_path):
+    data = make(tmp_path, hyp=EVERYTHING)
+    wanted = [SampleId(0, 3), SampleId(16, 1), SampleId(2, 5)]
+    state = random.getstate()
+    together = data.collated(wanted)
+    assert random.getstate() == state
+    alone = data.collate_fn([data[each] for each in wanted])
+    assert together.keys() == alone.keys()
+    for key, value in alone.items():
+        same_values = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
+        assert same_values(together[key], value), key
+
+
+def test_a_batch_is_ultralytics_own(tmp_path):
+    data = make(tmp_path, hyp={"mosaic": 0.5})
+    samples = [data[0, i] for i in range(6)]
+    ours, theirs = data.collate_fn(samples), YOLODataset.collate_fn(samples)
+    assert ours.keys() == theirs.keys()
+    for key in ("img", "cls", "bboxes", "batch_idx"):
+        assert torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype
+    assert (ours["im_file"], ours["ori_shape"]) == (theirs["im_file"], theirs["ori_shape"])
 
 
 def test_mosaic_never_closes_with_close_mosaic_0(tmp_path):
@@ -229,6 +309,7 @@ def test_a_vanished_evaluation_image_is_blank_and_counted_nowhere(tmp_path):
     assert sample["img"].unique().tolist() == [114]
     assert len(sample["cls"]) == 0
     assert data.collate_fn([data[3], sample])["index"] == (3, 4)
+    assert data.collate_fn([sample, data[3]])["index"] == (4, 3)
 
 
 def test_collate(tmp_path):

@@ -287,7 +287,7 @@ def test_every_hyper_parameter_can_be_changed_and_reaches_ultralytics(tmp_path):
     other = {
         "optimizer": "SGD", "scale": [0.5, 2.0], "copy_paste_mode": "mixup", "freeze": [0, 2],
         "pretrained": False, "classes": [1], "fraction": 0.5, "cache": "ram", "conf": 0.1,
-        "channels_last": False, "save_period": 3,
+        "channels_last": False, "save_period": 3, "mosaic_partners": "block",
     }  # fmt: skip
     for name in RULES:
         default = getattr(Hyper(), name)
@@ -365,6 +365,8 @@ def test_exponents_without_a_dot_are_numbers(tmp_path):
             "mosaik is not a hyper-parameter (did you mean 'mosaic'?); docs/configuration.md lists "
             "them",
         ),
+        ("mosaic_partner: all", "(did you mean 'mosaic_partners'?)"),
+        ("mosaic_partners: none", "mosaic_partners is 'none': it must be one of all, block"),
         ("pose: 1.0", "pose is not supported: it is for pose estimation"),
         ("anchor_t: 4", "anchor_t is not supported: YOLOv5 here is YOLOv5u, which has no anchors"),
         ("weights: x.pt", "weights is not a hyper-parameter: use --weights"),

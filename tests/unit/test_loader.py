@@ -38,7 +38,8 @@ def sets(tmp_path):
 
 def take(dataset, count: int, **options) -> list[dict]:
     options = {"first_position": 0, "dp_rank": 0, "dp_size": 1, "micro": 4, "workers": 0, **options}
-    stream = Stream(len(dataset), 0, options["micro"] * options["dp_size"])
+    block = options.pop("block", 0)
+    stream = Stream(len(dataset), 0, options["micro"] * options["dp_size"], block)
     batches = train_loader(dataset, stream, **options)
     try:
         return list(itertools.islice(batches, count))
@@ -79,6 +80,33 @@ def test_ranks_split_a_batch(sets):
 
 def test_it_goes_on_from_any_position(sets):
     assert all(map(same, take(sets["train"], 5)[2:], take(sets["train"], 3, first_position=8)))
+
+
+def images_of(batches: list[dict]) -> torch.Tensor:
+    return torch.cat([batch["img"] for batch in batches])
+
+
+@pytest.mark.parametrize("micro", [1, 2, 5, 12])
+def test_samples_of_blocks_depend_on_no_layout(sets, micro):
+    """Blocks of 3 out of 7 images: batches of any size cross their ends, and those of epochs."""
+    plain = images_of(take(sets["train"], 60, micro=1, block=3))
+    assert not torch.equal(plain, images_of(take(sets["train"], 60, micro=1)))
+    batches = 60 // micro
+    assert torch.equal(plain, images_of(take(sets["train"], batches, micro=micro, block=3)))
+    resumed = take(sets["train"], batches - 3, micro=micro, block=3, first_position=3 * micro)
+    assert torch.equal(plain[3 * micro :], images_of(resumed))
+
+
+def test_samples_of_blocks_on_ranks_with_workers(sets):
+    plain = take(sets["train"], 8, micro=4, block=3)
+    for workers in (0, 2):
+        parts = [
+            take(sets["train"], 8, micro=2, block=3, dp_rank=rank, dp_size=2, workers=workers)
+            for rank in (0, 1)
+        ]
+        for whole, *pieces in zip(plain, *parts, strict=True):
+            assert torch.equal(whole["img"], torch.cat([piece["img"] for piece in pieces]))
+            assert torch.equal(whole["bboxes"], torch.cat([piece["bboxes"] for piece in pieces]))
 
 
 def test_sizes_that_do_not_multiply_out(sets):
@@ -132,7 +160,7 @@ def test_no_readable_image_is_one_line(sets, workers):
 class Killed(DetectionSet):
     """Dies as a worker does that the system ends for want of memory."""
 
-    def __getitem__(self, item):
+    def sample(self, item, out=None):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -148,9 +176,9 @@ def test_a_killed_worker_is_one_line(sets):
 class Interrupted(DetectionSet):
     """Gets the Ctrl-C that a terminal sends to every process."""
 
-    def __getitem__(self, item):
+    def sample(self, item, out=None):
         os.kill(os.getpid(), signal.SIGINT)
-        return super().__getitem__(item)
+        return super().sample(item, out)
 
 
 def test_workers_leave_ctrl_c_to_the_main_process(sets):

@@ -1,6 +1,7 @@
 """yolods.data.pack.decode: bytes in memory give the pixels that a file of them gives."""
 
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.indexes import image_files
+from yolods.data.images.jpeg import simplejpeg
 from yolods.data.pack import decode as decode_module
-from yolods.data.pack.decode import Undecodable, decode_image, quick_decoder, upright_jpeg_shape
+from yolods.data.pack.decode import Undecodable, decode_image, upright_jpeg_shape
 
 PIXELS = cv2.GaussianBlur(
     np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8), (5, 5), 1
@@ -18,9 +20,9 @@ PIXELS = cv2.GaussianBlur(
 
 @pytest.fixture(autouse=True)
 def fresh_decoder():
-    quick_decoder.cache_clear()
+    simplejpeg.cache_clear()
     yield
-    quick_decoder.cache_clear()
+    simplejpeg.cache_clear()
 
 
 def as_array(data: bytes) -> np.ndarray:
@@ -86,7 +88,7 @@ FACTORS = ["411", "420", "422", "440", "444"]
 @pytest.mark.parametrize("factor", FACTORS)
 def test_simplejpeg_gives_the_pixels_of_cv2(factor, progressive):
     pytest.importorskip("simplejpeg", reason="simplejpeg is not installed")
-    assert quick_decoder() is not None, "its pixels differ from those of cv2"
+    assert simplejpeg() is not None, "its pixels differ from those of cv2"
     factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{factor}")
     for quality in (30, 75, 95, 100):
         options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
@@ -127,7 +129,7 @@ def test_what_the_other_decoder_refuses_is_left_to_cv2(monkeypatch):
     def refuse(data, colorspace):
         raise ValueError("Premature end of JPEG file")
 
-    monkeypatch.setattr(decode_module, "quick_decoder", lambda: refuse)
+    monkeypatch.setattr(decode_module, "simplejpeg", lambda: SimpleNamespace(decode_jpeg=refuse))
     data = cv2.imencode(".jpg", PIXELS)[1]
     expected = cv2.imdecode(data, cv2.IMREAD_COLOR)
     assert np.array_equal(decode_image(data, "", 3, plain_jpeg=True), expected)

@@ -186,8 +186,8 @@ def beside(seed: int) -> dict[str, tuple[int, list[SampleId]]]:
     own, other = ([stream.batch_ids(k, rank, 2)[0] for k in range(STREAMS)] for rank in (0, 1))
     return {
         "": (seed, own),
-        " of the next image": (seed, [SampleId(epoch, index + 1) for epoch, index in own]),
-        " in the next epoch": (seed, [SampleId(epoch + 1, index) for epoch, index in own]),
+        " of the next image": (seed, [SampleId(one.epoch, one.index + 1) for one in own]),
+        " in the next epoch": (seed, [SampleId(one.epoch + 1, one.index) for one in own]),
         " on the other rank": (seed, other),
         " of the next run's seed": (seed + 1, own),
     }

@@ -1,15 +1,25 @@
 """yolods.data.sampler: the stream is a pure function, without repeats or gaps, however it is dealt
 out."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from yolods.data import sampler
-from yolods.data.sampler import SampleId, Stream, keyed_seed, permutation, shown_at
+from yolods.data.sampler import (
+    SampleId,
+    Stream,
+    keyed_seed,
+    permutation,
+    restored_generators,
+    seed_generators,
+    shown_at,
+)
 
 
 def test_literal_tables():
@@ -120,3 +130,50 @@ def test_a_large_set_is_ordered_without_a_list():
     assert [each.epoch for each in stream.sample_ids(n - 2, 4)] == [0, 0, 1, 1]
     # A promise to runs that will be resumed, as the tables above.
     assert shown_at(0, 0, n, np.arange(3)).tolist() == [64682, 5118734, 9433319]
+
+
+@pytest.mark.parametrize("block", [1, 3, 8])
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 16, 23, 24, 61])
+def test_blocks_divide_an_epoch_and_lie_on_multiples_of_their_length(n, block):
+    ids = Stream(n, 3, 4, block).sample_ids(0, 5 * n)
+    for epoch in range(5):
+        order = permutation(3, epoch, n).tolist()
+        mine = ids[epoch * n : (epoch + 1) * n]
+        assert [each.index for each in mine] == order
+        assert all(each.index in each.block for each in mine)
+        blocks = list(dict.fromkeys(each.block for each in mine))
+        assert [index for each in blocks for index in each] == order
+        starts = [epoch * n + order.index(each[0]) for each in blocks]
+        assert all(start % block == 0 for start in starts[1:])
+        assert all(min(block, n) <= len(each) < 3 * block for each in blocks)
+        assert all(len(each) == block for each in blocks[1:-1])
+
+
+def test_blocks_of_a_stream_literal():
+    """As streams are, they are a promise to runs that will be resumed."""
+    found = [each.block for each in Stream(7, 0, 4, 3).sample_ids(0, 15)]
+    first, second = permutation(0, 0, 7).tolist(), permutation(0, 1, 7).tolist()
+    assert found[:7] == [tuple(first[:3])] * 3 + [tuple(first[3:])] * 4
+    assert found[7:14] == [tuple(second)] * 7
+    assert found[14] == tuple(permutation(0, 2, 7)[:4].tolist())
+
+
+def test_without_blocks_a_sample_has_none():
+    assert {each.block for each in Stream(7, 0, 4).sample_ids(0, 20)} == {()}
+
+
+def test_global_generators_are_restored_and_seeded_by_all_parts_of_a_key():
+    def drawn() -> tuple:
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    with restored_generators():
+        seed_generators("sample", 0, 1, 2)
+        inside = drawn()
+        seed_generators("sample", 0, 1, 2)
+        assert drawn() == inside
+        seed_generators("sample", 0, 1, 3)
+        assert not set(drawn()) & set(inside)
+    after = drawn()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    assert after == drawn()

@@ -17,7 +17,7 @@ from benchmarks.samples_compare import (
 )
 from benchmarks.samples_report import compared, judged, named
 from benchmarks.samples_run import DRAWN, Condition, Shown, alike, make_set, our_set, watched
-from yolods.data.sampler import keyed_generators
+from yolods.data.sampler import restored_generators, seed_generators
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,8 @@ def test_what_is_noted_is_what_was_drawn(half):
         len(plain["cls"]),
         plain["img"].float().mean(),
     )
-    with keyed_generators("sample", half.seed, 3, 7):
+    with restored_generators():
+        seed_generators("sample", half.seed, 3, 7)
         gains = np.random.uniform(-1, 1, 3)
     assert [row["hue"], row["saturation"], row["value"]] == gains.tolist()
     assert "drawn" not in half[3, 7]

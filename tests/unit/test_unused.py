@@ -34,6 +34,11 @@ def lines(hyper: Hyper, *, commanded: str = "", filed: str = "") -> tuple[str, .
             {"mosaic": 0.0, "mixup": 0.0, "cutmix": 0.0, "copy_paste": 0.0},
             "are all 0",
         ),
+        (
+            "mosaic_partners",
+            {"mosaic": 0.0, "mixup": 0.0, "cutmix": 0.0, "copy_paste": 0.0},
+            "are all 0",
+        ),
         ("copy_paste_mode", {"copy_paste": 0.0}, "copy_paste is 0"),
     ],
 )

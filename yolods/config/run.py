@@ -266,4 +266,5 @@ def numbered(folder: Path) -> Iterator[Path]:
 
 def _of_before(saved: Mapping[str, Any]) -> list[Given]:
     """Hyper-parameters that did not exist when the run started; it continues without them."""
-    return [] if "precise_bn" in saved else [Given("precise_bn", 0, "hyper.precise_bn")]
+    before = {"precise_bn": 0, "mosaic_partners": "all"}
+    return [Given(key, value, f"hyper.{key}") for key, value in before.items() if key not in saved]

@@ -3,15 +3,15 @@ index).
 
 It differs from YOLODataset in four ways. It receives a finished `Scan` and never writes a file.
 Random numbers are keyed by the sample, so that ranks, workers and restarts do not change them.
-Mosaic partners come from the whole set, and not from the images that a process happened to load
-last. A file that disappears is replaced and reported.
+Mosaic partners come from the whole set, or from the sample's block, and not from the images that a
+process happened to load last. A file that disappears is replaced and reported.
 """
 
 import copy
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,14 +19,21 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
+from torch import Tensor
 from ultralytics.data.augment import Albumentations, Compose
 from ultralytics.data.dataset import YOLODataset
 
-from yolods.compat import quiet_ultralytics
+from yolods.compat import loader_memory, quiet_ultralytics
 from yolods.config.deepspeed.batch import DEFAULT_BATCH
+from yolods.data.augment.finish import IMAGE_OUT
+from yolods.data.augment.partners import Partners
+from yolods.data.augment.quicken import quicken
+from yolods.data.augment.scratch import Scratch
+from yolods.data.images.decoded import Decoded, DecodedImages
 from yolods.data.index.labels import Identities
 from yolods.data.resize import fit, rectangles
-from yolods.data.sampler import SampleId, keyed_generators, keyed_seed
+from yolods.data.sampler import SampleId, keyed_seed, restored_generators, seed_generators
 from yolods.data.scan import Scan
 from yolods.data.source import Unreadable
 from yolods.errors import UserError
@@ -41,11 +48,11 @@ log = logging.getLogger(__name__)
 class DetectionSet(YOLODataset):
     """Images and boxes of one split.
 
-    With `augment`, items are augmented squares, addressed by a `SampleId` (epoch, index). Without
-    it, they are addressed by an index and letterboxed to the shape of their group of `eval_batch`.
-    An item is a dictionary: img (3, h, w) uint8 RGB, cls (n, 1) and bboxes (n, 4) float32
-    normalised xywh, batch_idx (n), im_file, ori_shape, resized_shape, ratio_pad, sources (all
-    images that are part of it), replaced (images that could not be read) and, for evaluation,
+    With `augment`, items are augmented squares, addressed by a `SampleId` or its epoch and index
+    alone. Without it, they are addressed by an index and letterboxed to the shape of their group of
+    `eval_batch`. An item is a dictionary: img (3, h, w) uint8 RGB, cls (n, 1) and bboxes (n, 4)
+    float32 normalised xywh, batch_idx (n), im_file, ori_shape, resized_shape, ratio_pad, sources
+    (all images that are part of it), replaced (images that could not be read) and, for evaluation,
     index. Images are named by their identities in `source`, also in `im_files`.
     """
 
@@ -82,10 +89,10 @@ class DetectionSet(YOLODataset):
                 default_cache_bytes(1); changes no sample.
         """
         self.seed, self.eval_batch = seed, eval_batch
-        self.cache_bytes = default_cache_bytes(1) if cache_bytes is None else cache_bytes
         self.source = scan.source
-        self._decoded: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
-        self._decoded_bytes = 0
+        limit = default_cache_bytes(1) if cache_bytes is None else cache_bytes
+        self.images = DecodedImages(self._decode, limit)
+        self._partners, self._scratch = Partners(), Scratch()
         self._replaced: list[str] = []
         self._sources: list[str] = []
         self._excluded: set[int] = set()
@@ -137,43 +144,83 @@ class DetectionSet(YOLODataset):
         """ultralytics' pipeline; also builds the one for the last `close_mosaic` epochs."""
         # With "ram", Mosaic draws partners from the whole set, not from a buffer of recent images.
         self.cache = "ram"
-        opened = self._keyed(self._build(copy.copy(hyp)))
+        opened = self._own(self._build(copy.copy(hyp)))
         if self._close_epoch is not None:
             closed = copy.copy(hyp)
             closed.mosaic = closed.copy_paste = closed.mixup = closed.cutmix = 0.0
-            self._closed = self._keyed(self._build(closed))
+            self._closed = self._own(self._build(closed))
         return opened
 
-    def _keyed(self, pipeline: Compose) -> Compose:
+    def _own(self, pipeline: Compose) -> Compose:
         for transform in pipeline.transforms:
             if isinstance(transform, Albumentations) and hasattr(
                 transform.transform, "set_random_seed"
             ):
                 transform.transform = _KeyedAlbumentations(transform.transform, self._further)
-        return pipeline
+        self._partners.serve(pipeline)
+        return quicken(pipeline, self._scratch)
 
     def _build(self, hyp: SimpleNamespace) -> Compose:
         with quiet_ultralytics():
             return super().build_transforms(hyp)
 
     def __getitem__(self, item: SampleId | tuple[int, int] | int) -> dict[str, Any]:
-        """The sample at (epoch, index) of an augmented set, or at an index of a plain one.
+        """The sample with this id of an augmented set, or at an index of a plain one.
 
         Raises:
             UserError: no image of the set can be read.
         """
-        epoch, index = item if self.augment else (0, item)
-        closed = self._close_epoch is not None and epoch >= self._close_epoch
+        with restored_generators():
+            return self.sample(item)
+
+    def collated(self, items: Sequence[SampleId] | Sequence[int]) -> dict[str, Any]:
+        """Several samples as `collate_fn` joins them.
+
+        Raises:
+            UserError: no image of the set can be read.
+        """
+        with restored_generators():
+            if not self.augment:
+                return self.collate_fn([self.sample(item) for item in items])
+            images = loader_memory(len(items), self.channels, self.imgsz, self.imgsz)
+            places = zip(items, images.numpy(), strict=True)
+            return self.collate_fn([self.sample(item, out) for item, out in places], images)
+
+    def sample(
+        self, item: SampleId | tuple[int, int] | int, out: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """As `__getitem__`, but the global generators stay as the sample has left them.
+
+        Args:
+            item: the sample's id or index.
+            out: (channels, imgsz, imgsz) uint8 that the image of an augmented set is written into.
+        """
+        at = SampleId(*item) if self.augment else SampleId(0, item)
         self._replaced, self._sources = [], []
-        # Albumentations draws from generators of its own, which `keyed_generators` does not reach.
-        self._further.seed(keyed_seed("albumentations", self.seed, epoch, index))
-        with keyed_generators("sample", self.seed, epoch, index):
-            transforms = self._closed if closed else self.transforms
-            sample = transforms(self.get_image_and_label(index))
+        # Albumentations draws from generators of its own, which `seed_generators` does not reach.
+        self._further.seed(keyed_seed("albumentations", self.seed, at.epoch, at.index))
+        seed_generators("sample", self.seed, at.epoch, at.index)
+        self.images.begin(at.block)
+        self._partners.begin(at)
+        label = self.get_image_and_label(at.index)
+        sample = self._augmented(label, at, out) if self.augment else self.transforms(label)
         sample["replaced"] = self._replaced
         sample["sources"] = tuple(self._sources)
         if not self.augment:
-            sample["index"] = index
+            sample["index"] = at.index
+        return sample
+
+    def _augmented(
+        self, label: dict[str, Any], at: SampleId, out: np.ndarray | None
+    ) -> dict[str, Any]:
+        closed = self._close_epoch is not None and at.epoch >= self._close_epoch
+        transforms = self._closed if closed else self.transforms
+        if out is None:
+            out = np.empty((self.channels, self.imgsz, self.imgsz), np.uint8)
+        sample = transforms({**label, IMAGE_OUT: out})
+        if IMAGE_OUT in sample:  # ultralytics' own `Format` does not know it
+            out[:] = sample["img"]
+            sample["img"] = torch.from_numpy(sample.pop(IMAGE_OUT))
         return sample
 
     def exclude(self, images: Iterable[str]) -> None:
@@ -194,8 +241,8 @@ class DetectionSet(YOLODataset):
             if place in self._excluded:
                 continue
             try:
-                label = super().get_image_and_label(place)
-                self._sources.append(self.im_files[place])
+                label = self._label(place)
+                self._sources.append(label["im_file"])
                 return label
             except Unreadable:
                 self._replaced.append(self.im_files[place])
@@ -212,21 +259,27 @@ class DetectionSet(YOLODataset):
             )
         )
 
+    def _label(self, place: int) -> dict[str, Any]:
+        """What ultralytics' method gives, which copies the label once more."""
+        label = self.labels[place]
+        del label["shape"]
+        label["img"], original, scaled = self.load_image(place)
+        label["ori_shape"], label["resized_shape"] = original, scaled
+        label["ratio_pad"] = (scaled[0] / original[0], scaled[1] / original[1])
+        if self.rect:
+            label["rect_shape"] = self.batch_shapes[self.batch[place]]
+        return self.update_labels_info(label)
+
     def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> tuple:
         """Image `i` scaled to a long side of `imgsz`: (uint8 BGR (h, w, c), original (h, w), scaled
         (h, w)).
 
-        The array is a copy, because augmentation writes into it.
+        The array may be read-only: it is not copied, because no transform writes into it.
         """
-        if i not in self._decoded:
-            decoded = self._decode(i)
-            if self._decoded_bytes + decoded[0].nbytes > self.cache_bytes:
-                return *decoded, decoded[0].shape[:2]
-            self._keep(i, decoded)
-        image, original = self._decoded[i]
-        return image.copy(), original, image.shape[:2]
+        image, original = self.images[i]
+        return image, original, image.shape[:2]
 
-    def _decode(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+    def _decode(self, i: int) -> Decoded:
         began, row = time.perf_counter(), int(self.labels.rows[i])
         image = self.source.read(row)
         self.decode_seconds += time.perf_counter() - began
@@ -234,25 +287,17 @@ class DetectionSet(YOLODataset):
             raise Unreadable(self.im_files[i])
         # A file's own shape, because it may have been replaced since its check.
         original = image.shape[:2] if self.source.side is None else self.labels.shape(i)
-        return fit(image, self.imgsz), original
-
-    def _keep(self, i: int, decoded: tuple[np.ndarray, tuple[int, int]]) -> None:
-        """Cache an image. None is evicted, which under random access would not pay."""
-        self._decoded[i] = decoded
-        self._decoded_bytes += decoded[0].nbytes
+        return Decoded(fit(image, self.imgsz), original)
 
     def _load_all(self) -> None:
-        free = available_memory()
+        limit = available_memory() * 0.8
         with ThreadPool(8) as pool:
             for i, decoded in enumerate(pool.imap(self._try_decode, range(self.ni))):
-                if decoded is None:
-                    continue
-                if self._decoded_bytes + decoded[0].nbytes > free * 0.8:
+                if decoded is not None and not self.images.keep(i, decoded, limit):
                     log.warning("cache=ram: %d of %d images fit into the free memory", i, self.ni)
                     break
-                self._keep(i, decoded)
 
-    def _try_decode(self, i: int) -> tuple[np.ndarray, tuple[int, int]] | None:
+    def _try_decode(self, i: int) -> Decoded | None:
         try:
             return self._decode(i)
         except Unreadable:
@@ -261,7 +306,8 @@ class DetectionSet(YOLODataset):
     def _blank(self, index: int) -> dict[str, Any]:
         """A grey image without boxes, in the shape of its batch."""
         shape = tuple(int(side) for side in self.batch_shapes[self.batch[index]])
-        label = copy.deepcopy(self.labels[index])
+        label = self.labels[index]
+        del label["shape"]
         label.update(
             img=np.full((*shape, self.channels), PADDING_GREY, np.uint8),
             cls=label["cls"][:0],
@@ -275,15 +321,23 @@ class DetectionSet(YOLODataset):
         return self.update_labels_info(label)
 
     @staticmethod
-    def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
-        """Stack samples: img (b, 3, h, w) uint8, cls (N, 1), bboxes (N, 4), batch_idx (N), tuples
-        for the rest.
+    def collate_fn(batch: list[dict[str, Any]], images: Tensor | None = None) -> dict[str, Any]:
+        """Join samples: img (b, c, h, w) uint8, cls (N, 1), bboxes (N, 4), batch_idx (N) float32,
+        tuples for the rest.
 
         `replaced` becomes one list for the whole batch.
+
+        Args:
+            batch: samples.
+            images: their images, if they are in one tensor already.
         """
-        stacked = YOLODataset.collate_fn(batch)
-        stacked["replaced"] = [file for files in stacked["replaced"] for file in files]
-        return stacked
+        joined: dict[str, Any] = {key: tuple(each[key] for each in batch) for key in batch[0]}
+        counts = torch.tensor([len(classes) for classes in joined["cls"]])
+        joined["batch_idx"] = torch.arange(len(batch)).float().repeat_interleave(counts)
+        joined["cls"], joined["bboxes"] = torch.cat(joined["cls"]), torch.cat(joined["bboxes"])
+        joined["img"] = torch.stack(joined["img"]) if images is None else images
+        joined["replaced"] = [image for each in joined["replaced"] for image in each]
+        return joined
 
 
 class _KeyedAlbumentations:

@@ -151,7 +151,7 @@ class _Reader(Dataset):
     def __getitem__(self, ids: Sequence[SampleId] | Sequence[int]) -> Collated | str:
         began, decoded = time.perf_counter(), self.dataset.decode_seconds
         try:
-            batch = self.dataset.collate_fn([self.dataset[i] for i in ids])
+            batch = self.dataset.collated(ids)
         except UserError as fault:
             return str(fault)
         seconds, decoding = time.perf_counter() - began, self.dataset.decode_seconds - decoded

@@ -7,6 +7,12 @@ r-th of R equal slices:
     position   0 1 2 3 4 | 5 6 7 8 9 | 10 ...      n = 5: a batch may cross into the next epoch
     batch      0 0 0 0 1   1 1 1 2 2   2           batch = 4
     rank       0 0 1 1 0   0 1 1 0 0   1           2 ranks
+
+A stream may be divided into blocks, whose images are mixed with no others. Blocks begin at
+multiples of their length. What an epoch's ends leave over belongs to the block beside it:
+
+    position   0 1 2 3 4 5 6 | 7 8 9 10 11 12 13 | 14 ...
+    block      0 0 0 1 1 1 1   2 2 2  2  2  2  2    3      n = 7, blocks of 3
 """
 
 import random
@@ -25,6 +31,10 @@ LISTED = 1 << 20
 TURNS = 6
 """Rounds of the network that orders a larger set. Four make a pseudorandom permutation of a good
 round function (Luby and Rackoff, 1988); two more for one that is only a quick hash."""
+BLOCK_LENGTH = 8
+"""Length of a block in samples. A loader process decodes each image of a block once if it makes the
+whole block, and it makes whole micro-batches. These are mostly multiples of 8, so that each block
+lies in one of them; longer blocks would often be divided between processes."""
 
 
 class SampleId(NamedTuple):
@@ -34,6 +44,8 @@ class SampleId(NamedTuple):
     """Epoch, from 0; it determines the augmentation together with the seed and the index."""
     index: int
     """Index of the image in the data set."""
+    block: tuple[int, ...] = ()
+    """Indices of the images that it may be mixed with, itself included; empty: all of the set."""
 
 
 def keyed_seed(*key: int | str) -> int:
@@ -62,10 +74,9 @@ def seed_generators(*key: int | str) -> None:
 
 
 @contextmanager
-def keyed_generators(*key: int | str) -> Iterator[None]:
-    """Seed the global generators by `key` in this context, and restore them afterwards."""
+def restored_generators() -> Iterator[None]:
+    """Restore the global generators at the end of this context, in which they may be seeded."""
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    seed_generators(*key)
     try:
         yield
     finally:
@@ -134,6 +145,8 @@ class Stream:
     """Seed of the run."""
     batch: int
     """Images per forward pass over all data-parallel ranks."""
+    block: int = 0
+    """Length of the blocks in samples; 0: samples are mixed with all images of the set."""
 
     def __post_init__(self) -> None:
         if self.n < 1 or self.batch < 1:
@@ -144,9 +157,32 @@ class Stream:
         epochs, places = np.divmod(np.arange(first_position, first_position + count), self.n)
         ids = []
         for epoch in np.unique(epochs).tolist():
-            shown = shown_at(self.seed, epoch, self.n, places[epochs == epoch])
-            ids += [SampleId(epoch, image) for image in shown.tolist()]
+            mine = places[epochs == epoch]
+            shown = shown_at(self.seed, epoch, self.n, mine).tolist()
+            ids += map(SampleId, [epoch] * len(mine), shown, self._blocks_of(epoch, mine.tolist()))
         return ids
+
+    def _blocks_of(self, epoch: int, places: Sequence[int]) -> Iterator[tuple[int, ...]]:
+        """The block of each place of an epoch; () without blocks."""
+        bounds, block = None, ()
+        for place in places:
+            found = self._block_at(epoch * self.n + place) if self.block else None
+            if found != bounds:
+                first, end = (each - epoch * self.n for each in found)
+                shown = shown_at(self.seed, epoch, self.n, np.arange(first, end))
+                bounds, block = found, tuple(shown.tolist())
+            yield block
+
+    def _block_at(self, position: int) -> tuple[int, int]:
+        """First position of the block at `position`, and the end of the block."""
+        start = position // self.n * self.n
+        end = start + self.n
+        # Blocks begin at multiples of their length, and at least that far from the epoch's ends.
+        first = -(-start // self.block) * self.block + self.block
+        last = (end // self.block) * self.block - self.block
+        before = min(position // self.block * self.block, last)
+        after = max(position // self.block * self.block + self.block, first)
+        return before if before >= first else start, after if after <= last else end
 
     def batch_ids(self, k: int, dp_rank: int = 0, dp_size: int = 1) -> list[SampleId]:
         """The batch / dp_size samples of batch k for `dp_rank`.

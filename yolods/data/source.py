@@ -92,20 +92,13 @@ class ImageFiles:
 
     def read(self, row: int) -> np.ndarray:
         """See `Source.read`."""
-        import cv2
-        from ultralytics.utils.patches import imread
+        from yolods.data.images.read import read_image
 
-        flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(
-            self._channels, cv2.IMREAD_UNCHANGED
-        )
         file = self.place(self.index.ids[row])
-        try:
-            image = imread(file, flags=flag)
-        except (OSError, ValueError, cv2.error) as error:
-            raise Unreadable(file) from error
+        image = read_image(file, self._channels)
         if image is None:
             raise Unreadable(file)
-        return image[..., None] if image.ndim == 2 else image
+        return image
 
     def place(self, identity: str) -> str:
         """The file, as the yaml spells it."""

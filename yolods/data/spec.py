@@ -43,6 +43,7 @@ IMAGE_SUFFIXES = frozenset(
 SPLITS = ("train", "val", "test")
 
 
+# Wide: one field per key of the yaml.
 @dataclass(frozen=True)
 class DataSpec:
     """A data yaml with its paths resolved."""

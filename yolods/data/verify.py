@@ -9,7 +9,7 @@ from PIL import UnidentifiedImageError
 from ultralytics.data.utils import exif_size
 
 from yolods.compat import image_opener
-from yolods.data.index.jpeg import plain_jpeg_shape
+from yolods.data.index.jpeg_header import plain_jpeg_shape
 
 TOLERANCE = 0.01  # coordinates may pass 0 and 1 by this much, as in ultralytics
 MIN_SIDE = 10  # pixels

@@ -11,7 +11,7 @@ from yolods.checkpoint.progress import Progress
 from yolods.config import RunConfig
 from yolods.data.dataset import DetectionSet
 from yolods.data.loader import scaled_size, train_loader
-from yolods.data.sampler import Stream
+from yolods.data.sampler import BLOCK_LENGTH, Stream
 from yolods.distributed.world import Ranks, Share
 from yolods.evaluation.evaluator import log_user_errors
 from yolods.optim.lr_schedule import Schedule
@@ -64,7 +64,8 @@ class TrainBatches:
         # In a pipeline only the first stage reads images; the engine sends the labels to the last.
         if not self._share.first_stage:
             return
-        stream = Stream(self._schedule.samples, self._config.seed, self._schedule.batch)
+        block = BLOCK_LENGTH if self._config.hyper.mosaic_partners == "block" else 0
+        stream = Stream(self._schedule.samples, self._config.seed, self._schedule.batch, block)
         loader = train_loader(
             self.dataset,
             stream,

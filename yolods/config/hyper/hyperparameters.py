@@ -194,6 +194,9 @@ class Hyper:
     precise_bn: int = setting(1024, whole(0))
     """Number of training images from which best.pt's BatchNorm statistics are recomputed at the
     end; 0: they are kept. Not in ultralytics."""
+    mosaic_partners: str = setting("all", one_of("all", "block"))
+    """Whether the images that a sample is mixed with come from the whole set, or from its block of
+    neighbours in the epoch, which are decoded once for all of them. Not in ultralytics."""
 
     def as_ultralytics(self) -> dict[str, Any]:
         """Overrides for ultralytics' `get_cfg`: only its own keys, with lists instead of tuples."""
@@ -205,7 +208,7 @@ class Hyper:
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
 
-OWN = ("ema_decay", "ema_tau", "sync_bn", "precise_bn")
+OWN = ("ema_decay", "ema_tau", "sync_bn", "precise_bn", "mosaic_partners")
 """Hyper-parameters that ultralytics does not have."""
 
 RULES: Mapping[str, Rule] = MappingProxyType(

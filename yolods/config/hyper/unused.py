@@ -57,7 +57,7 @@ _CASES = (
         "without evaluations (val is false) there is no best epoch",
     ),
     _Unused(
-        ("close_mosaic",),
+        ("close_mosaic", "mosaic_partners"),
         lambda hyper: not (hyper.mosaic or hyper.mixup or hyper.cutmix or hyper.copy_paste),
         "mosaic, mixup, cutmix and copy_paste are all 0",
     ),

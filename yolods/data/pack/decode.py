@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable
-from functools import cache
 
 import cv2
 import numpy as np
 
 from yolods.compat import image_opener
+from yolods.data.images.jpeg import simplejpeg
 from yolods.data.pack.bitmap import bitmap_pixels
 
 READ_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}
@@ -92,26 +91,10 @@ def _decoded_by_name(data: np.ndarray, suffix: str, flag: int) -> np.ndarray | N
 
 def _quickly(data: np.ndarray) -> np.ndarray | None:
     """A JPEG decoded by simplejpeg; None if it is not there, or the JPEG is not in order."""
-    decode = quick_decoder()
-    if decode is None:
+    library = simplejpeg()
+    if library is None:
         return None
     try:
-        return decode(data, colorspace="BGR")
+        return library.decode_jpeg(data, colorspace="BGR")
     except ValueError:
         return None  # cv2 decides about damage
-
-
-@cache
-def quick_decoder() -> Callable[..., np.ndarray] | None:
-    """simplejpeg's decoder, if it is installed and gives the same pixels as cv2."""
-    try:
-        from simplejpeg import decode_jpeg
-    except ImportError:
-        return None
-    rows, columns = np.mgrid[:67, :93].astype(np.float32)
-    waves = [np.sin(rows / (2 + k) + columns * columns / (50 + 20 * k)) for k in range(3)]
-    image = (127.5 + 127 * np.stack(waves, axis=2)).astype(np.uint8)
-    # Two libraries of the same kind may be built with different arithmetic.
-    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])
-    same = np.array_equal(decode_jpeg(data, colorspace="BGR"), cv2.imdecode(data, 1))
-    return decode_jpeg if same else None
