@@ -11,7 +11,7 @@ import pytest
 from benchmarks import loader, loader_report, loader_sets, partners
 from benchmarks.loader_report import CASES, TARGETS, Costs, judged, missed, tables, verdict
 from benchmarks.loader_sets import ImageSet
-from yolods.data.sampler import BLOCK
+from yolods.data.sampler import BLOCK_LENGTH
 
 HD = ImageSet("HD", Path("x.yaml"), 480, 100_000.0)
 
@@ -47,7 +47,7 @@ def test_tables_have_a_row_per_case_that_was_measured_everywhere():
 
 def test_cases_and_targets_name_each_other():
     assert {key for case, other, *_ in TARGETS for key in (case, other)} <= set(CASES)
-    assert loader_report.BLOCK == BLOCK
+    assert loader_report.BLOCK == BLOCK_LENGTH
 
 
 @pytest.mark.parametrize(
