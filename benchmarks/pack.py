@@ -99,7 +99,7 @@ def _measured(bccd: Path, scratch: Path) -> Found:
     kinds: dict[str, Callable[[int], Any]] = {
         "as is": lambda _: Encoding(),
         "JPEG": Encoding,
-        "raw": lambda side: Encoding(side, raw=True),
+        "raw": lambda side: Encoding(side, uncompressed=True),
     }
     packs: dict[tuple[str, str, int], Path] = {}
     found.lines += ["## What is stored", "", *SIZES]

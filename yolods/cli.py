@@ -294,7 +294,10 @@ def _pack_parser() -> FlagParser:
         "--quality", type=int, metavar="N", help="JPEG quality with --imgsz (default 95)"
     )
     parser.add_argument(
-        "--raw", action="store_true", help="with --imgsz: store pixels without compression"
+        "--raw",
+        dest="uncompressed",
+        action="store_true",
+        help="with --imgsz: store pixels without compression",
     )
     parser.add_argument(
         "--stride", type=int, metavar="N", help="of videos: take every N-th frame for training"

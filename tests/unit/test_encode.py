@@ -29,14 +29,14 @@ def test_files_are_kept_as_they_are():
 
 
 def test_raw_pixels_are_those_of_the_file_at_training_size():
-    made, pixels = stored_pixels(JPEG, "a.jpg", Encoding(48, raw=True))
+    made, pixels = stored_pixels(JPEG, "a.jpg", Encoding(48, uncompressed=True))
     assert made.suffix == ".bmp" and not made.plain_jpeg
     assert np.array_equal(pixels, fit(DECODED, 48))
 
 
 @pytest.mark.parametrize("raw", [True, False])
 def test_smaller_images_are_not_enlarged(raw):
-    _, pixels = stored_pixels(JPEG, "a.jpg", Encoding(160, raw=raw))
+    _, pixels = stored_pixels(JPEG, "a.jpg", Encoding(160, uncompressed=raw))
     assert np.array_equal(pixels, DECODED)
 
 
@@ -62,7 +62,7 @@ def test_an_image_that_is_turned_by_its_exif_is_stored_upright(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "a.jpg", exif=exif)
     data = (tmp_path / "a.jpg").read_bytes()
     assert encode_image(data, "a.jpg", Encoding(), 3).data == data
-    for encoding in (Encoding(83), Encoding(83, raw=True)):
+    for encoding in (Encoding(83), Encoding(83, uncompressed=True)):
         made, pixels = stored_pixels(data, "a.jpg", encoding)
         assert made.data != data
         assert pixels.shape == (83, 61, 3)
@@ -82,7 +82,7 @@ def test_a_file_without_an_ending_is_taken_for_a_jpeg():
 
 
 def test_grey_sets_have_grey_pixels():
-    _, pixels = stored_pixels(JPEG, "a.jpg", Encoding(48, raw=True), channels=1)
+    _, pixels = stored_pixels(JPEG, "a.jpg", Encoding(48, uncompressed=True), channels=1)
     grey = cv2.imdecode(np.frombuffer(JPEG, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert np.array_equal(pixels, fit(grey[..., None], 48))
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_stored_is_said():
         encode_image(b"no image", "a.jpg", Encoding(48), 3)
     for raw in (True, False):
         with pytest.raises(ValueError, match="4 channels"):
-            encode_image(np.zeros((9, 9, 4), np.uint8), "a", Encoding(48, raw=raw), 4)
+            encode_image(np.zeros((9, 9, 4), np.uint8), "a", Encoding(48, uncompressed=raw), 4)
 
 
 def test_settings_name_the_library_only_where_it_makes_bytes():
@@ -100,6 +100,6 @@ def test_settings_name_the_library_only_where_it_makes_bytes():
     assert Encoding(64).as_dict() == {
         "imgsz": 64,
         "quality": 95,
-        "raw": False,
+        "uncompressed": False,
         "opencv": cv2.__version__,
     }

@@ -73,7 +73,7 @@ def test_a_set_is_packed_and_used_by_its_yaml(pack, yaml, tmp_path):
 def test_flags_choose_how_images_are_stored(pack, tmp_path, words, settings):
     assert pack(*words, "--splits", "val")[0] == 0
     found = read_record(tmp_path / "out/val.pack").settings
-    assert (found["imgsz"], found["quality"], found["raw"]) == settings
+    assert (found["imgsz"], found["quality"], found["uncompressed"]) == settings
     assert not (tmp_path / "out/train.pack").exists()
 
 

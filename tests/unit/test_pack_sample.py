@@ -61,7 +61,9 @@ def test_equal_images_are_known_by_their_original_bytes():
 
 
 def test_an_image_that_cannot_be_decoded_keeps_its_bytes_and_is_told():
-    stored = store(Sample(checked(), b"no image", (8, 0, -1, -1)), Encoding(16, raw=True), 3)
+    stored = store(
+        Sample(checked(), b"no image", (8, 0, -1, -1)), Encoding(16, uncompressed=True), 3
+    )
     assert stored.image.data == b"no image"
     assert "cannot be decoded" in str(stored.check.problems[0])
     assert checked().problems == []

@@ -45,7 +45,8 @@ def test_processes_change_nothing(yaml, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "encoding", [AS_IS, Encoding(64), Encoding(64, raw=True), Encoding(640, raw=True)]
+    "encoding",
+    [AS_IS, Encoding(64), Encoding(64, uncompressed=True), Encoding(640, uncompressed=True)],
 )
 def test_the_estimate_is_a_little_more_than_the_pack(tmp_path, encoding):
     yaml = make_dataset(tmp_path / "set", train=40, val=1, size=96)
@@ -77,7 +78,7 @@ def test_a_file_that_vanishes_is_named(yaml, tmp_path):
 
 def test_a_pack_is_packed_again_at_another_size(yaml, tmp_path):
     made = packed_yaml(yaml, tmp_path / "out")
-    raw = Encoding(64, raw=True)
+    raw = Encoding(64, uncompressed=True)
     pack_of(yaml, tmp_path / "files.pack", encoding=raw)
     pack_of(made, tmp_path / "again.pack", encoding=raw)
     one, other = (np.load(tmp_path / f"{name}.pack/index/crc32.npy") for name in ("files", "again"))

@@ -49,7 +49,7 @@ def begin(yaml, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", [AS_IS, Encoding(64, raw=True)])
+@pytest.mark.parametrize("encoding", [AS_IS, Encoding(64, uncompressed=True)])
 def test_a_killed_call_is_gone_on_with_and_the_files_are_the_same(yaml, tmp_path, encoding):
     options = {"encoding": encoding, "shard_bytes": SMALL}
     record = pack_of(yaml, tmp_path / "whole.pack", **options)
@@ -134,7 +134,7 @@ def test_unpacked_it_is_the_same_set(yaml, tmp_path):
         assert hashes(tmp_path / "out" / kind / "train") == hashes(yaml.parent / kind / "train")
 
 
-@pytest.mark.parametrize("encoding", [Encoding(64), Encoding(64, raw=True)])
+@pytest.mark.parametrize("encoding", [Encoding(64), Encoding(64, uncompressed=True)])
 def test_unpacked_at_training_size_it_has_the_same_boxes(yaml, tmp_path, encoding):
     pack_of(yaml, tmp_path / "out/train.pack", encoding=encoding)
     unpack(tmp_path / "out/train.pack", tmp_path / "out")

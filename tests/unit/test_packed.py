@@ -22,7 +22,7 @@ from yolods.data.spec import as_ultralytics, read_spec
 from yolods.errors import UserError
 
 SIDE = 64
-RAW = Encoding(SIDE, raw=True)
+RAW = Encoding(SIDE, uncompressed=True)
 
 
 def opened(yaml, split="train"):
@@ -109,7 +109,9 @@ def test_it_may_be_moved(yaml, tmp_path):
     assert place == f"{tmp_path}/elsewhere/train.pack: images/train/000.jpg"
 
 
-@pytest.mark.parametrize("encoding", [AS_IS, Encoding(16, raw=True)], ids=["as it is", "raw"])
+@pytest.mark.parametrize(
+    "encoding", [AS_IS, Encoding(16, uncompressed=True)], ids=["as it is", "raw"]
+)
 def test_a_byte_that_changed_in_each_of_100_samples_is_named(tmp_path, encoding):
     yaml = make_dataset(tmp_path / "set", train=100, val=1, size=24)
     made = packed_yaml(yaml, tmp_path / "out", encoding, shard_bytes=60_000)

@@ -26,7 +26,7 @@ from yolods.data.pack.manifest import INDEX_FOLDER, PACK_FILE, SUMS_FILE
 from yolods.data.pack.sample import PACK_COLUMNS
 from yolods.data.pack.shard import ShardRecord
 from yolods.errors import UserError
-from yolods.system.files import sync_folder
+from yolods.system.files import partial_name, sync_folder
 
 UNFINISHED, SETTINGS, SHARD_FILE = "unfinished", "settings.json", "shard.json"
 ROWS_AT_ONCE = 4096
@@ -150,7 +150,7 @@ class BegunPack:
             if path.name not in kept | {SETTINGS}:
                 shutil.rmtree(path)
         for path in _tar_files(self._pack):
-            if path.suffix == ".part" or path.stem not in kept:
+            if path.name.startswith(".") or path.stem not in kept:
                 path.unlink()
 
 
@@ -284,4 +284,4 @@ def _flush(folder: Path) -> None:
 
 def _tar_files(folder: Path) -> list[Path]:
     """Tar files of a pack, finished or not."""
-    return [*folder.glob("[0-9]*.tar"), *folder.glob(".[0-9]*.tar.part")]
+    return [*folder.glob("[0-9]*.tar"), *folder.glob(partial_name("[0-9]*.tar"))]

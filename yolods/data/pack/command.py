@@ -226,16 +226,18 @@ def _damaged_images(pack: Path, record: PackRecord, name: str) -> list[str]:
 
 
 def _encoding(args: argparse.Namespace, faults: Faults) -> Encoding:
-    if args.raw and args.quality is not None:
+    if args.uncompressed and args.quality is not None:
         faults.add("--raw and --quality exclude each other: what is not compressed has no quality")
     if args.imgsz is None:
-        for flag in ("raw", "quality"):
-            if getattr(args, flag):
-                faults.add(f"--{flag} needs --imgsz, the long side in pixels that training uses")
+        for flag, value in {"--raw": args.uncompressed, "--quality": args.quality}.items():
+            if value:
+                faults.add(f"{flag} needs --imgsz, the long side in pixels that training uses")
     side = None
     if args.imgsz is not None:
         side = _number(args.imgsz, "--imgsz", 32, 65500, faults, 0)
-    return Encoding(side, _number(args.quality, "--quality", 1, 100, faults, QUALITY), args.raw)
+    return Encoding(
+        side, _number(args.quality, "--quality", 1, 100, faults, QUALITY), args.uncompressed
+    )
 
 
 def _number(

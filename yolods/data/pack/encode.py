@@ -25,7 +25,7 @@ class Encoding:
     """Long side in pixels; smaller images are not enlarged. None: as they are."""
     quality: int = QUALITY
     """Quality of a JPEG that is made, from 1 to 100."""
-    raw: bool = False
+    uncompressed: bool = False
     """Store pixels without compression."""
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def encode_image(
         if encoding.imgsz is None:
             return Encoded(data, suffix, shape is not None)
         # It would lose quality, and become larger, if it were compressed again.
-        if shape and max(shape) <= encoding.imgsz and not encoding.raw:
+        if shape and max(shape) <= encoding.imgsz and not encoding.uncompressed:
             return Encoded(data, ".jpg", True)
         image = decode_image(np.frombuffer(data, np.uint8), suffix, channels)
     return _of_pixels(image, encoding)
@@ -78,7 +78,7 @@ def encode_image(
 def _of_pixels(image: np.ndarray, encoding: Encoding) -> Encoded:
     if encoding.imgsz is not None and max(image.shape[:2]) > encoding.imgsz:
         image = fit(image, encoding.imgsz)
-    if encoding.raw:
+    if encoding.uncompressed:
         return Encoded(to_bitmap(image), ".bmp", False)
     if image.shape[2] not in (1, 3):
         raise ValueError(f"an image of {image.shape[2]} channels is no JPEG")

@@ -182,7 +182,7 @@ def _image_bytes(
         return int(sizes.sum())
     shares = np.minimum(encoding.imgsz / shapes.max(axis=1), 1)
     sides = np.ceil(shapes * shares[:, None]).astype(np.int64)
-    if encoding.raw:
+    if encoding.uncompressed:
         return sum(bitmap_size(h, w, samples.channels) for h, w in sides.tolist())
     pixels = sides.prod(axis=1)
     chosen = np.linspace(0, len(rows) - 1, min(MEASURED, len(rows))).astype(int)
