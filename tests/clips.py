@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tests.videos import picture
+from tests.videos import HEIGHT, WIDTH, picture
 
 RED, GREEN, BLUE = (40, 40, 220), (40, 200, 40), (220, 80, 40)
 CLASSES = {"square": RED, "disc": GREEN, "triangle": BLUE}
@@ -45,18 +45,45 @@ def with_splits(yaml: Path, text: str, name: str = "set.yaml") -> Path:
     return path
 
 
-def numbered_clip(path: Path, frames: int) -> Path:
-    """A video whose frames show their number (`tests.videos.shown_number`), with a text per frame.
+def numbered_clip(path: Path, frames: int, layout: str = "folder", base: int = 0) -> Path:
+    """A video whose frames show their number (`tests.videos.shown_number`), with labels.
 
-    The text has one box, whose centre tells the number as well: x is number / 1024.
+    Each frame has one box, whose centre tells the number as well: x is number / 1024.
+
+    Args:
+        path: the video.
+        frames: their number, up to 1024.
+        layout: of the labels.
+        base: the number of the first frame in them.
     """
-    labels = path.parent.parent / "labels" / path.stem
-    for folder in (path.parent, labels):
+    labels = path.parent.parent / "labels"
+    clip = labels / path.stem
+    for folder in (path.parent, labels if layout in ("beside", "sequence") else clip):
         folder.mkdir(parents=True, exist_ok=True)
     _write(path, [picture(number) for number in range(frames)])
+    if layout == "sequence":
+        clip.with_suffix(".txt").write_text(
+            "".join(_sequence_line(number, base) for number in range(frames))
+        )
+        return path
+    name = {"folder": "{}/{:06}.txt", "cvat": "{}/frame_{:06}.txt", "beside": "{}_{:06}.txt"}[
+        layout
+    ]
     for number in range(frames):
-        (labels / f"{number:06}.txt").write_text(f"0 {number / 1024} 0.5 0.1 0.1\n")
+        text = labels / name.format(path.stem, number + base)
+        text.write_text(f"0 {number / 1024} 0.5 0.1 0.1\n")
     return path
+
+
+def told_number(box: np.ndarray) -> int:
+    """The number that a box of a numbered clip tells: (5,) class, centre x, centre y, w, h."""
+    return round(float(box[1]) * 1024)
+
+
+def _sequence_line(number: int, base: int) -> str:
+    """MOT's line of a frame; the box may reach over the border, where it is cut."""
+    x, w, h = number / 1024 * WIDTH, 0.001 * WIDTH, 0.1 * HEIGHT
+    return f"{number + base},1,{x - w / 2:.6f},{0.45 * HEIGHT:.6f},{w:.6f},{h:.6f},1,1,1\n"
 
 
 class Scene:

@@ -19,7 +19,8 @@ def read(**data) -> VideoKeys:
 
 def test_what_is_not_written_has_a_default():
     assert read() == read(stride=None, base=None) == VideoKeys(1, None, 1, ())
-    assert read(stride=5, base=0, first_class=0) == VideoKeys(5, 0, 0, ())
+    keys = ("stride", "base", "first_class")
+    assert read(stride=5, base=0, first_class=0) == VideoKeys(5, 0, 0, (), keys)
 
 
 def test_videos_are_divided_by_shares():
@@ -74,5 +75,7 @@ def test_a_wrong_value_is_one_fault(data, said):
 def test_all_of_them_at_once():
     faults = Faults()
     data = {"stride": 0, "base": 7, "first_class": "a", "split": {"by": 1, "val": 2, "x": 3}}
-    assert read_video_keys(data, faults) == VideoKeys()
+    assert read_video_keys(data, faults) == VideoKeys(
+        named=("split", "stride", "base", "first_class")
+    )
     assert len(faults) == 6

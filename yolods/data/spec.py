@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from yolods.config.names.data_name import shipped_yaml, stores
 from yolods.data.source import SOURCES, VIDEOS
 from yolods.data.video.entries import VIDEO_SUFFIXES, is_video, videos_below
-from yolods.data.video.keys import ALL_VIDEOS, VIDEO_KEYS, VideoKeys, read_video_keys
+from yolods.data.video.keys import ALL_VIDEOS, VideoKeys, read_video_keys
 from yolods.data.video.labels.label_files import label_places
 from yolods.data.video.split import refuse_shared
 from yolods.errors import Faults, UserError
@@ -73,8 +73,6 @@ class DataSpec:
     """How videos are used."""
     kinds: dict[str, str] = field(default_factory=dict)
     """For each split that is not made of image files, the key of its source in `SOURCES`."""
-    unused: tuple[str, ...] = ()
-    """Keys of the yaml that have no effect on this data set."""
 
     @property
     def warnings(self) -> list[str]:
@@ -85,8 +83,8 @@ class DataSpec:
         found = []
         if twice:
             found.append(f"{self.yaml}: several classes have the same name: {', '.join(twice[:5])}")
-        if self.unused:
-            keys = ", ".join(self.unused)
+        if self.video.named and VIDEOS not in self.kinds.values():
+            keys = ", ".join(self.video.named)
             found.append(f"{self.yaml}: {keys}: no effect, because no split is made of videos")
         return found
 
@@ -400,7 +398,6 @@ def _read(path: Path, *, root: Path | None, may_download: bool) -> DataSpec:
         keypoints=_keypoints(data),
         video=video,
         kinds=kinds,
-        unused=() if VIDEOS in kinds.values() else tuple(key for key in VIDEO_KEYS if key in data),
         **{split: entry.paths for split, entry in found.items()},
     )
     if not (faults or needs_download):

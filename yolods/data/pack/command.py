@@ -71,9 +71,9 @@ class PackRequest:
     encoding: Encoding
     shard_bytes: int
     workers: int
-    stride: int | None
-    """Of training videos; None: as the yaml says."""
     overwrite: bool
+    stride: int | None = None
+    """Of training videos; None: as the yaml says."""
 
 
 def run_pack(args: argparse.Namespace) -> list[str]:

@@ -39,6 +39,8 @@ class VideoKeys:
     shares: tuple[tuple[str, float], ...] = ()
     """Splits but train, and the share of the videos that each gets; none: the yaml names the videos
     of each split."""
+    named: tuple[str, ...] = ()
+    """Which of these keys the yaml has."""
 
     @property
     def divided(self) -> tuple[str, ...]:
@@ -73,7 +75,8 @@ def read_video_keys(data: Mapping[str, Any], faults: Faults) -> VideoKeys:
         if data.get(key) is not None:
             good, value = check(rule, data[key], key, faults)
             found |= {key: value} if good else {}
-    return VideoKeys(**found, shares=_shares(data, faults))
+    named = tuple(key for key in VIDEO_KEYS if data.get(key) is not None)
+    return VideoKeys(**found, shares=_shares(data, faults), named=named)
 
 
 def _shares(data: Mapping[str, Any], faults: Faults) -> tuple[tuple[str, float], ...]:
