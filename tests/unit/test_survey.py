@@ -45,7 +45,7 @@ def test_the_estimate_follows_the_encoding(root):
         estimated_pack_bytes(look(root, encoding=each)) for each in (AS_IS, Encoding(48))
     )
     assert small < 0.7 * large
-    raw = look(root, encoding=Encoding(WIDTH, raw=True))[0]
+    raw = look(root, encoding=Encoding(WIDTH, 95, True))[0]
     assert HEIGHT * WIDTH * 3 <= raw.image_bytes < HEIGHT * WIDTH * 3 + 100
 
 
