@@ -38,15 +38,12 @@ from benchmarks.quality import BCCD
 HD_IMAGES = 480
 """More than a loader of ultralytics' keeps (128) and than the samples of all rounds."""
 METHOD = """\
-Each loader is a process of its own that makes batches of 16 samples, with ultralytics' default \
-augmentation (mosaic on)
-and torch.uint8 tensors as the result; nothing is sent to other processes. The loaders take turns, \
-and a round holds
-one turn of each, so that a ratio compares neighbours in time. What is counted is the CPU time of \
-the process. Nothing
-stays in memory but what the loader is made for: a block's images, or ultralytics' buffer of 128. \
-The files are in the
-system's cache. *All images in memory* is the augmentation alone; ultralytics' is the floor under \
+Each loader is a process of its own that makes batches of 16 samples with ultralytics' default
+augmentation, mosaic on. It is prepared as its own workers are, and sends nothing to other
+processes. The loaders take turns, and a round holds one turn of each, so that a ratio compares
+neighbours in time. What is counted is the CPU time of the process. Nothing stays in memory but what
+the loader is made for: a block's images, or ultralytics' buffer of 128. The files are in the
+system's cache. *All images in memory* is the augmentation alone; ultralytics' is the floor under
 its own loader."""
 
 

@@ -59,6 +59,7 @@ def main(way: SimpleNamespace) -> None:
 def _yolods(way: SimpleNamespace, asked: SimpleNamespace) -> Batches:
     """The loader of the yolods on PYTHONPATH, which may be an old one."""
     from yolods.data.dataset import DetectionSet
+    from yolods.data.loader import _prepare_worker
     from yolods.data.sampler import Stream
     from yolods.data.scan import scan
     from yolods.data.spec import as_ultralytics, read_spec
@@ -73,6 +74,7 @@ def _yolods(way: SimpleNamespace, asked: SimpleNamespace) -> Batches:
         seed=SEED,
         cache_bytes=EVERYTHING if way.keep else 0,
     )
+    _prepare_worker(0)
     stream = Stream(len(dataset), SEED, BATCH, *([way.block] if way.block else []))
     for k in count():
         ids = stream.batch_ids(k)

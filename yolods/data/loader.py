@@ -24,6 +24,7 @@ from yolods.config.image_size import drawn_between
 from yolods.data.dataset import DetectionSet
 from yolods.data.sampler import SampleId, Stream, keyed_seed
 from yolods.errors import OwnError, UserError
+from yolods.system.allocator import keep_freed_memory
 from yolods.system.interrupt import REQUESTS
 
 Collated = dict[str, Any]
@@ -214,8 +215,8 @@ def _unchanged(batch: Collated | str) -> Collated | str:
 
 
 def _prepare_worker(worker: int) -> None:
-    """Use one thread per worker, and ignore requests to stop, because the main process ends the
-    workers.
+    """Use one thread per worker, keep the memory of images, and ignore requests to stop, because
+    the main process ends the workers.
 
     Workers receive these signals too: from the terminal, and from DeepSpeed's launcher, which
     signals all processes that a rank has started.
@@ -225,3 +226,4 @@ def _prepare_worker(worker: int) -> None:
     # Otherwise OpenCV starts a thread per core in every worker.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    keep_freed_memory()
