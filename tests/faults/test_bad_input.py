@@ -204,8 +204,8 @@ def faulty_yaml(text: str) -> Path:
         (
             "train: labels/train\nval: images/val\nnames: [a]\n",
             [
-                "train: no images in {data}/labels/train; known types: avif bmp dng heic heif jp2 "
-                "jpeg jpg mpo png tif "
+                "train: no images in {data}/labels/train, and no videos; known types: avif bmp dng "
+                "heic heif jp2 jpeg jpg mpo png tif "
             ],
         ),
         (
