@@ -133,6 +133,21 @@ def test_a_users_yaml_and_files_are_not_replaced(pack, yaml, tmp_path):
     assert hashes(yaml.parent) == before
 
 
+def test_no_pack_is_made_among_the_images_or_among_files_of_others(pack, yaml, tmp_path):
+    before = sorted((tmp_path / "set").rglob("*"))
+    code, _, errors = pack(out=yaml.parent / "images/train/new")
+    assert code == 2 and f"is in {yaml.parent / 'images/train'}, which {yaml} names" in errors[0]
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "leaks.jpg").write_text("mine")
+    code, _, errors = pack(out=others)
+    assert code == 2 and "is not empty and has no packs" in errors[0]
+    code, _, errors = pack(out=others / "leaks.jpg")
+    assert code == 2 and "leaks.jpg is not a folder; name another --out" in errors[0]
+    assert (others / "leaks.jpg").read_text() == "mine"
+    assert sorted((tmp_path / "set").rglob("*")) == before
+
+
 def test_a_second_call_changes_nothing_and_other_flags_are_refused(pack, tmp_path):
     pack()
     before = hashes(tmp_path / "out")

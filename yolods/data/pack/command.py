@@ -137,6 +137,7 @@ def pack_data(request: PackRequest) -> list[str]:
     began = time.monotonic()
     spec = _read_data(request.data)
     _refuse_own_yaml(request.out / spec.yaml.name)
+    _refuse_foreign_folder(request.out, spec)
     samples = _checked(spec, request)
     _check_room(request.out, samples)
     with _writers(request, spec, samples) as writers:
@@ -379,6 +380,19 @@ def _pack_one(split: str, writer: PackWriter, samples: Packable, workers: int) -
         log.info("%s: %s, %s are on disk", split, state, size_text(writer.bytes_done))
     with tqdm(total=len(samples), desc=f"packing {split}", unit=" images", leave=False) as bar:
         samples.pack(writer, workers, bar.update)
+
+
+def _refuse_foreign_folder(out: Path, spec: DataSpec) -> None:
+    """Refuse a folder of the data, whose pictures would become images of the set, and one with
+    files of others, which would be replaced."""
+    real = out.resolve()
+    for source in (*spec.train, *spec.val, *spec.test):
+        if source.is_dir() and real.is_relative_to(source.resolve()):
+            raise UserError(f"{out} is in {source}, which {spec.yaml} names; name another --out")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is not a folder; name another --out")
+    if out.is_dir() and any(out.iterdir()) and not any(out.glob("*.pack")):
+        raise UserError(f"{out} is not empty and has no packs; name another --out, or a new one")
 
 
 def _refuse_own_yaml(file: Path) -> None:
