@@ -129,7 +129,7 @@ def test_a_process_that_dies_is_told(processes):
             os.kill(os.getpid(), signal.SIGKILL)
         return scene(row, 60, 80)
 
-    with pytest.raises(UserError, match=r"that hashes images died .*use fewer workers \(now 2\)"):
+    with pytest.raises(UserError, match=r"that hashes images died; .*use fewer workers \(now 2\)"):
         hash_images(fatal, range(40), workers=2)
 
 

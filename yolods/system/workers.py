@@ -51,7 +51,8 @@ def in_workers(
         yield from _in_order(pool, _do, items, workers * AHEAD)
     except BrokenProcessPool:
         raise UserError(
-            f"a process that {doing} died; the usual cause is too little memory"
+            f"a process that {doing} died; the usual cause is too little memory: free some, or use "
+            f"fewer workers (now {workers})"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

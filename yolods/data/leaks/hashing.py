@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import cv2
 import numpy as np
 
-from yolods.compat import end_workers
+from yolods.data.images.threads import one_opencv_thread
 from yolods.data.source import Unreadable
-from yolods.errors import UserError
 from yolods.system.humanize import plural
-from yolods.system.interrupt import REQUESTS
+from yolods.system.workers import in_workers
 
 HASH_BITS = 256
 """Bits of a hash: 16 rows of 8 differences to the right, and 8 rows of 16 differences downwards."""
@@ -135,14 +133,29 @@ def hash_images(
         UserError: a process died.
     """
     values, unreadable = np.zeros((len(rows), 4), np.uint64), 0
+    workers = min(workers, len(os.sched_getaffinity(0))) if len(rows) > _FEW else 1
+    chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+    found = in_workers(partial(_hashes, read), chunks, workers, doing="hashes images")
     # Closed also after Ctrl-C, so that no process stays.
-    with closing(_hashes(_Hashing(read, rows), workers)) as hashes:
+    with one_opencv_thread(), closing(found):
+        hashes = itertools.chain.from_iterable(found)
         for row, value in enumerate(_with_bar(hashes, len(rows), progress)):
             if value is None:
                 unreadable += 1
             else:
                 values[row] = value
     return Hashes(values, unreadable)
+
+
+def _hashes(read: Callable[[Row], np.ndarray], rows: Sequence[Row]) -> list[_Found]:
+    return [_hash(read, row) for row in rows]
+
+
+def _hash(read: Callable[[Row], np.ndarray], row: Row) -> _Found:
+    try:
+        return dhash(read(row))
+    except Unreadable:
+        return None
 
 
 def _with_bar(hashes: Iterable[_Found], total: int, text: str) -> Iterable[_Found]:
@@ -161,68 +174,3 @@ def _grey_thumbnail(image: np.ndarray) -> np.ndarray:
         image = image.mean(axis=2, dtype=np.float32)
     small = cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     return small.astype(np.float32)
-
-
-class _Hashing:
-    """The hashes by number of the image, computed when asked for: a data set of torch."""
-
-    def __init__(self, read: Callable[[Row], np.ndarray], rows: Sequence[Row]) -> None:
-        self._read, self._rows = read, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, number: int) -> _Found:
-        try:
-            return dhash(self._read(self._rows[number]))
-        except Unreadable:
-            return None
-
-
-def _hashes(images: _Hashing, workers: int) -> Iterator[_Found]:
-    """The hashes in order, from processes if there are many."""
-    workers = min(workers, len(os.sched_getaffinity(0)))  # torch warns of more
-    if len(images) <= _FEW or workers < 2:
-        yield from (images[number] for number in range(len(images)))
-        return
-    with closing(_from_processes(images, workers)) as chunks:
-        yield from itertools.chain.from_iterable(chunks)
-
-
-def _from_processes(images: _Hashing, workers: int) -> Iterator[list[_Found]]:
-    """The hashes in order, in lists of `_CHUNK`.
-
-    torch's loader is used because its processes end when this one is killed; those of
-    concurrent.futures would stay.
-    """
-    import torch
-
-    loader = torch.utils.data.DataLoader(
-        images,
-        batch_size=_CHUNK,
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=_leave_stopping_to_parent,
-        multiprocessing_context="fork",
-        # Otherwise the start of the processes draws from the global generator.
-        generator=torch.Generator(),
-    )
-    batches = iter(loader)
-    try:
-        yield from batches
-    except RuntimeError as error:
-        if re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
-            raise UserError(
-                f"a process that hashes images died ({str(error).splitlines()[0]}); the usual "
-                f"cause is too little memory: use fewer workers (now {workers})"
-            ) from error
-        raise
-    finally:
-        end_workers(batches)
-
-
-def _leave_stopping_to_parent(worker: int) -> None:
-    for request in REQUESTS:
-        signal.signal(request, signal.SIG_IGN)
-    # Otherwise OpenCV starts a thread per core in every process.
-    cv2.setNumThreads(0)

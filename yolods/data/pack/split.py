@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 from ultralytics.data.utils import img2label_paths
 
+from yolods.data.images.threads import one_opencv_thread
 from yolods.data.index.block import stat_of
 from yolods.data.index.checks import FilePair, checked_row, problems_by_row
 from yolods.data.index.table import Index
@@ -134,7 +134,7 @@ class SplitSamples:
         ]
         alone = len(rows) - done <= FEW
         found = in_workers(self.stored, left, 1 if alone else workers, doing="encodes images")
-        with _one_thread(), closing(found):
+        with one_opencv_thread(), closing(found):
             for part in found:
                 for stored in part:
                     writer.add(stored)
@@ -188,17 +188,6 @@ def _image_bytes(
     chosen = np.linspace(0, len(rows) - 1, min(MEASURED, len(rows))).astype(int)
     made = sum(len(each.image.data) for each in samples.stored(rows[chosen]))
     return int(made * pixels.sum() / pixels[chosen].sum())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Within, cv2 uses one thread, here and in processes that are forked: each has a core."""
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(0)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
 
 
 def _done(writer: PackWriter, index: Index, rows: np.ndarray | range) -> int:
