@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from tests.videos import HEIGHT, WIDTH, picture
+from yolods.data.index.image_files import CheckOptions
+from yolods.data.scan import Scan, scan
+from yolods.data.spec import read_spec
+from yolods.system.folders import cache_dir
 
 RED, GREEN, BLUE = (40, 40, 220), (40, 200, 40), (220, 80, 40)
 CLASSES = {"square": RED, "disc": GREEN, "triangle": BLUE}
@@ -43,6 +48,29 @@ def with_splits(yaml: Path, text: str, name: str = "set.yaml") -> Path:
     path = yaml.with_name(name)
     path.write_text(yaml.read_text() + text)
     return path
+
+
+NUMBERED_SPLITS = "train: videos\nval: more\nnames: [a]\nbase: 0\n"
+
+
+def numbered_set(root: Path) -> Path:
+    """Two numbered clips for train, one for val, and their `set.yaml`; returns the folder."""
+    numbered_clip(root / "videos/a.mp4", 6)
+    numbered_clip(root / "videos/b.avi", 5)
+    numbered_clip(root / "more/videos/v.mp4", 3)
+    (root / "set.yaml").write_text(NUMBERED_SPLITS)
+    return root
+
+
+def look(root: Path, split: str = "train", **options: Any) -> Scan:
+    """A split of a set's `set.yaml`, opened as one rank of a host does."""
+    checks = CheckOptions(progress=True, **options)
+    return scan(read_spec(root / "set.yaml"), split, cache=cache_dir() / "index", options=checks)
+
+
+def packs() -> list[Path]:
+    """The packs of videos in the cache."""
+    return sorted((cache_dir() / "videos").rglob("*.pack"))
 
 
 def numbered_clip(path: Path, frames: int, layout: str = "folder", base: int = 0) -> Path:

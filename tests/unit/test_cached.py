@@ -12,12 +12,10 @@ from collections import namedtuple
 
 import pytest
 
-from tests.clips import numbered_clip
+from tests.clips import look, numbered_set, packs
 from tests.packs import flip
 from tests.videos import shown_number
-from yolods.data.index.image_files import CheckOptions
 from yolods.data.pack.writer import PackWriter
-from yolods.data.scan import scan
 from yolods.data.source import Unreadable
 from yolods.data.spec import read_spec
 from yolods.data.video.packing import cached as cached_module
@@ -27,7 +25,6 @@ from yolods.errors import UserError
 from yolods.system.folders import cache_dir
 
 Disk = namedtuple("Disk", "total used free")
-SPLITS = "train: videos\nval: more\nnames: [a]\nbase: 0\n"
 
 
 @pytest.fixture(autouse=True)
@@ -38,20 +35,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def root(tmp_path):
-    numbered_clip(tmp_path / "set/videos/a.mp4", 6)
-    numbered_clip(tmp_path / "set/videos/b.avi", 5)
-    numbered_clip(tmp_path / "set/more/videos/v.mp4", 3)
-    (tmp_path / "set/set.yaml").write_text(SPLITS)
-    return tmp_path / "set"
-
-
-def look(root, split="train", **options):
-    checks = CheckOptions(progress=True, **options)
-    return scan(read_spec(root / "set.yaml"), split, cache=cache_dir() / "index", options=checks)
-
-
-def packs(root):
-    return sorted((cache_dir() / "videos").rglob("*.pack"))
+    return numbered_set(tmp_path / "set")
 
 
 def test_another_process_that_packs_is_waited_for(root, monkeypatch, caplog):
@@ -88,7 +72,7 @@ def test_another_process_that_packs_is_waited_for(root, monkeypatch, caplog):
 
 def test_a_damaged_pack_in_the_cache_is_made_again(root, caplog):
     look(root)
-    (place,) = packs(root)
+    (place,) = packs()
     (place / "00000.tar").unlink()
     with caplog.at_level(logging.WARNING):
         assert len(look(root).labels) == 11
@@ -126,7 +110,7 @@ def test_a_disk_without_room_is_told_before(root, monkeypatch):
     monkeypatch.setattr(cached_module.shutil, "disk_usage", lambda _: Disk(1, 1, 1000))
     with pytest.raises(UserError, match=r"for 11 frames \+ val .* for 3 frames\), 1000 B are free"):
         look(root)
-    assert packs(root) == []
+    assert packs() == []
 
 
 def test_a_disk_that_is_full_or_may_not_be_written_is_told(root, cache, monkeypatch):
@@ -147,7 +131,7 @@ def test_a_disk_that_is_full_or_may_not_be_written_is_told(root, cache, monkeypa
 
 def test_packs_that_no_start_has_opened_for_long_are_named(root, caplog):
     look(root, "val")
-    (old,) = packs(root)
+    (old,) = packs()
     os.utime(old.parent, (0, 0))
     with caplog.at_level(logging.INFO):
         look(root)
@@ -163,7 +147,7 @@ def test_faults_of_validation_videos_are_told_before_training_videos_are_packed(
         look(root)
     train, val = str(caught.value).splitlines()
     assert "labels frame 6" in train and "v.mp4: has no labels" in val
-    assert packs(root) == []
+    assert packs() == []
     with pytest.raises(UserError) as caught:
         look(root, "val")
     assert str(caught.value) == val

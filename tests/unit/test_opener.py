@@ -12,10 +12,17 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
-from tests.clips import make_clips, numbered_clip, with_splits
+from tests.clips import (
+    NUMBERED_SPLITS,
+    look,
+    make_clips,
+    numbered_clip,
+    numbered_set,
+    packs,
+    with_splits,
+)
 from tests.videos import cut, shown_number
 from yolods.data.index.fingerprint import samples_of
-from yolods.data.index.image_files import CheckOptions
 from yolods.data.pack.sample import frame_of
 from yolods.data.scan import scan
 from yolods.data.spec import read_spec
@@ -27,7 +34,6 @@ from yolods.errors import UserError
 from yolods.system.folders import cache_dir
 
 Disk = namedtuple("Disk", "total used free")
-SPLITS = "train: videos\nval: more\nnames: [a]\nbase: 0\n"
 
 
 @pytest.fixture(autouse=True)
@@ -38,20 +44,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def root(tmp_path):
-    numbered_clip(tmp_path / "set/videos/a.mp4", 6)
-    numbered_clip(tmp_path / "set/videos/b.avi", 5)
-    numbered_clip(tmp_path / "set/more/videos/v.mp4", 3)
-    (tmp_path / "set/set.yaml").write_text(SPLITS)
-    return tmp_path / "set"
-
-
-def look(root, split="train", **options):
-    checks = CheckOptions(progress=True, **options)
-    return scan(read_spec(root / "set.yaml"), split, cache=cache_dir() / "index", options=checks)
-
-
-def packs(root):
-    return sorted((cache_dir() / "videos").rglob("*.pack"))
+    return numbered_set(tmp_path / "set")
 
 
 def test_frames_of_videos_are_samples(root):
@@ -79,13 +72,13 @@ def test_a_later_start_and_the_other_ranks_find_the_pack(root, monkeypatch, capl
 
 @pytest.mark.parametrize("name", ["videos/a.mp4", "labels/a/000002.txt"])
 def test_a_file_that_changed_is_packed_anew(root, name):
-    before, (first,) = samples_of(look(root).labels), packs(root)
+    before, (first,) = samples_of(look(root).labels), packs()
     if name.endswith(".txt"):
         (root / name).write_text("")
     else:
         os.utime(root / name, ns=(0, 10**18))
     after = look(root)
-    assert len(packs(root)) == 2 and first in packs(root)
+    assert len(packs()) == 2 and first in packs()
     change = samples_of(after.labels).change_from(before)
     assert change == ("content" if name.endswith(".txt") else "times")
 
@@ -111,20 +104,20 @@ def test_every_fault_is_told_and_nothing_is_left(root):
         look(root)
     b, a, c = str(caught.value).splitlines()
     assert "b.avi: has no labels" in b and "labels frame 6" in a and "c.mp4: cut off" in c
-    assert packs(root) == [] and list((cache_dir() / "videos").iterdir()) == []
+    assert packs() == [] and list((cache_dir() / "videos").iterdir()) == []
 
 
 def test_classes_outside_the_names_are_refused_before_anything_is_packed(root):
     (root / "labels/b/000002.txt").write_text("4 .5 .5 .1 .1\n")
     with pytest.raises(UserError, match=r"000002.txt:1: class id 4 is outside the 1 names"):
         look(root)
-    assert packs(root) == []
+    assert packs() == []
     spec = read_spec(root / "set.yaml")
     assert scan(spec, "train", cache=cache_dir() / "index", single_cls=True).boxes == 11
 
 
 def test_a_stride_thins_training_alone(root):
-    (root / "set.yaml").write_text(SPLITS + "stride: 2\n")
+    (root / "set.yaml").write_text(NUMBERED_SPLITS + "stride: 2\n")
     assert [frame_of(each)[1] for each in look(root).index.ids] == [0, 2, 4, 0, 2, 4]
     assert [frame_of(each)[1] for each in look(root, "val").index.ids] == [0, 1, 2]
 
@@ -175,5 +168,5 @@ def test_the_note_names_the_pack(root, cache):
     look(root)
     (note,) = (cache / "index").rglob("videos.json")
     known = json.loads(note.read_text())
-    assert known["pack"] == str(packs(root)[0])
+    assert known["pack"] == str(packs()[0])
     assert known["videos"] == {f"videos/{n}": f"{root}/videos/{n}" for n in ("a.mp4", "b.avi")}

@@ -8,7 +8,7 @@ from ultralytics.utils.patches import imread
 
 from yolods.data.images.jpeg import decode_upright, simplejpeg
 
-_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}
+READ_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}
 """How cv2 reads a set of so many channels; other numbers: as the file has them."""
 
 
@@ -22,7 +22,7 @@ def read_image(file: str, channels: int) -> np.ndarray | None:
     try:
         image = _fast(file) if channels == 3 else None
         if image is None:
-            image = imread(file, flags=_FLAGS.get(channels, cv2.IMREAD_UNCHANGED))
+            image = imread(file, flags=READ_FLAGS.get(channels, cv2.IMREAD_UNCHANGED))
     except (OSError, ValueError, cv2.error):
         return None
     return image[..., None] if image is not None and image.ndim == 2 else image

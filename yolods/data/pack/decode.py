@@ -10,10 +10,9 @@ import numpy as np
 
 from yolods.compat import image_opener
 from yolods.data.images.jpeg import simplejpeg
+from yolods.data.images.read import READ_FLAGS
 from yolods.data.pack.bitmap import bitmap_pixels
 
-READ_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}
-"""How cv2 reads a set of so many channels; other numbers: as the file has them."""
 READ_BY_NAME = (".tif", ".tiff", ".avif", ".heic", ".heif")
 """Files that ultralytics decodes in a way of their own, which it chooses by their names."""
 EXIF_ORIENTATION = 274
