@@ -69,6 +69,34 @@ def test_of_a_large_set_a_sample_is_compared_and_that_is_said(spec, tmp_path, mo
     assert caplog.text == ""
 
 
+def test_without_room_in_the_cache_all_ranks_open_the_index_that_is_newer(
+    spec, tmp_path, monkeypatch
+):
+    """An older one in the cache stood before it once, and ranks trained on labels of before."""
+    folder, spare = tmp_path / "cache", tmp_path / "spare"
+    monkeypatch.setattr(image_files, "temporary", lambda name: spare)
+    open_files(spec, "train", folder, 1.0, CheckOptions())
+    (spec.root / "labels/train/000.txt").write_text("")
+    with monkeypatch.context() as full:
+        build = image_files._build
+
+        def without_room(store, *what):
+            if store._folder == folder:
+                raise OSError(28, "No space left on device")
+            return build(store, *what)
+
+        full.setattr(image_files, "_build", without_room)
+        built = open_files(spec, "train", folder, 1.0, CheckOptions()).source.index
+    trusted = CheckOptions(trusted=True)
+    opened = open_files(spec, "train", folder, 1.0, trusted).source.index
+    assert built.counts.backgrounds == 1 and opened.counts == built.counts
+    (spec.root / "labels/train/001.txt").write_text("")
+    again = open_files(spec, "train", folder, 1.0, CheckOptions()).source.index
+    assert again.columns.folder.is_relative_to(folder) and not spare.exists()
+    last = open_files(spec, "train", folder, 1.0, trusted).source.index
+    assert last.counts == again.counts and last.counts.backgrounds == 2
+
+
 def test_no_room_anywhere_is_a_fault_with_its_remedy(spec, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(image_files, "temporary", lambda name: tmp_path / "file" / name)

@@ -57,6 +57,10 @@ class IndexStore:
         replace_text(self._folder / CURRENT, name)
         self._remove_old(name)
 
+    def remove(self) -> None:
+        """Remove all builds. Only for a folder of this host: a mapped file stays whole there."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def _remove_old(self, newest: str) -> None:
         with os.scandir(self._folder) as entries:
             for entry in entries:

@@ -66,13 +66,14 @@ def open_files(
     Raises:
         UserError: a source is missing, or there is no image.
     """
-    stores = [IndexStore(folder), IndexStore(temporary(folder.name))]
-    index = next(filter(None, (store.newest() for store in stores)), None)
+    cache, spare = IndexStore(folder), IndexStore(temporary(folder.name))
+    # Where the cache had no room, what it has is older; a build in the cache removes the spare one.
+    index = spare.newest() or cache.newest()
     changed = _changed(index, spec, options) if index else "no index"
     if changed:
         if index and options.progress:
             log.info("%s: %s has changed since the last check; checking again", split, changed)
-        index = _build_somewhere(stores, spec, split, fraction, index, options)
+        index = _build_somewhere(cache, spare, spec, split, fraction, index, options)
     known = index.counts.further
     return OpenedFiles(
         _files(index, spec),
@@ -112,14 +113,15 @@ def temporary(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"yolods-{os.getuid()}" / name
 
 
-def _build_somewhere(stores: list[IndexStore], *what: Any) -> Index:
-    first, second = stores
+def _build_somewhere(cache: IndexStore, spare: IndexStore, *what: Any) -> Index:
     try:
-        return _build(first, *what)
+        index = _build(cache, *what)
+        spare.remove()
+        return index
     except OSError as error:
         log.warning("could not store the result of the data check in the cache: %s", error)
     try:
-        return _build(second, *what)
+        return _build(spare, *what)
     except OSError as error:
         raise UserError(
             f"no room for the index of the data: {error}; free some, or name another cache with "
