@@ -54,15 +54,15 @@ class Pace:
 class LoaderShare(NamedTuple):
     """One rank's part of an epoch's loading."""
 
-    images: int
+    images: int = 0
     """Samples made."""
-    seconds: float
+    seconds: float = 0.0
     """Seconds in which its processes made them, added up."""
-    decoding: float
+    decoding: float = 0.0
     """Seconds of these for reading and decoding."""
-    waited: float
+    waited: float = 0.0
     """Seconds in which the rank waited for them."""
-    processes: int
+    processes: int = 1
     """Processes that made them."""
 
 
@@ -71,23 +71,24 @@ class LoaderPace:
 
     def __init__(self, processes: int) -> None:
         """`processes`: the loader's; 0: the rank makes its samples itself."""
-        self._processes = max(processes, 1)
-        self._parts: list[tuple[Making, float]] = []
+        self._none = LoaderShare(processes=max(processes, 1))
+        self._share = self._none
 
     def count(self, making: Making, waited: float) -> None:
         """Count a micro-batch, and the seconds in which the rank waited for it."""
-        self._parts.append((making, waited))
+        so_far = self._share
+        self._share = LoaderShare(
+            so_far.images + making.images,
+            so_far.seconds + making.seconds,
+            so_far.decoding + making.decoding,
+            so_far.waited + waited,
+            so_far.processes,
+        )
 
     def take(self) -> LoaderShare:
         """The sums, which begin anew."""
-        parts, self._parts = self._parts, []
-        return LoaderShare(
-            sum(making.images for making, _ in parts),
-            sum(making.seconds for making, _ in parts),
-            sum(making.decoding for making, _ in parts),
-            sum(waited for _, waited in parts),
-            self._processes,
-        )
+        share, self._share = self._share, self._none
+        return share
 
 
 def loader_stats(shares: Iterable[LoaderShare], seconds: float) -> LoaderStats | None:
