@@ -19,6 +19,7 @@ from yolods.data.source import ImageFiles, identities
 from yolods.data.spec import DataSpec, find_images, unused_lines
 from yolods.data.verify import Problem
 from yolods.errors import UserError
+from yolods.system.bar import counting_bar
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,10 @@ def _build(
     )
     ids, spelled = identities(files, spec.root)
     pairs = [FilePair(*each) for each in zip(ids, files, labels, strict=True)]
-    with store.build() as writer, _bar(f"checking {split}", len(pairs), options.progress) as bar:
+    with (
+        store.build() as writer,
+        counting_bar(f"checking {split}", len(pairs), "images", shown=options.progress) as bar,
+    ):
         for block in check_pairs(
             pairs, spec.keypoints, earlier and Earlier(earlier), options.workers, bar.update
         ):
@@ -173,10 +177,3 @@ def first_of(samples: Any, fraction: float) -> Any:
 
 def _unused(file: Path, line: int, text: str) -> tuple[str, int, str]:
     return str(file), line, f"{text[:100]!r} is not the name of an image file; line ignored"
-
-
-def _bar(what: str, total: int, shown: bool) -> Any:
-    from tqdm import tqdm
-
-    hidden = None if shown else True  # None: hidden unless it goes to a terminal
-    return tqdm(total=total, desc=what, unit=" images", leave=False, disable=hidden)

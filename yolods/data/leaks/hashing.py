@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ import numpy as np
 
 from yolods.data.images.threads import one_opencv_thread
 from yolods.data.source import Unreadable
+from yolods.system.bar import counting_bar
 from yolods.system.humanize import plural
 from yolods.system.workers import in_workers
 
@@ -137,9 +138,10 @@ def hash_images(
     chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
     found = in_workers(partial(_hashes, read), chunks, workers, doing="hashes images")
     # Closed also after Ctrl-C, so that no process stays.
-    with one_opencv_thread(), closing(found):
-        hashes = itertools.chain.from_iterable(found)
-        for row, value in enumerate(_with_bar(hashes, len(rows), progress)):
+    bar = counting_bar(progress, len(rows), "images", shown=bool(progress))
+    with one_opencv_thread(), closing(found), bar:
+        for row, value in enumerate(itertools.chain.from_iterable(found)):
+            bar.update()
             if value is None:
                 unreadable += 1
             else:
@@ -156,14 +158,6 @@ def _hash(read: Callable[[Row], np.ndarray], row: Row) -> _Found:
         return dhash(read(row))
     except Unreadable:
         return None
-
-
-def _with_bar(hashes: Iterable[_Found], total: int, text: str) -> Iterable[_Found]:
-    if not text:
-        return hashes
-    from tqdm import tqdm
-
-    return tqdm(hashes, desc=text, total=total, unit=" images", leave=False, disable=None)
 
 
 def _grey_thumbnail(image: np.ndarray) -> np.ndarray:

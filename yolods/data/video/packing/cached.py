@@ -10,9 +10,6 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from yolods.data.pack.begun import PackBusy
 from yolods.data.pack.encode import Encoding
@@ -23,6 +20,7 @@ from yolods.data.video.packing.frame_set import FrameSet
 from yolods.data.video.packing.packer import PackableFrames, frames_settings
 from yolods.data.video.packing.survey import VideoFacts, survey
 from yolods.errors import Faults, UserError
+from yolods.system.bar import counting_bar
 from yolods.system.folders import cache_dir
 from yolods.system.humanize import age_text, plural, size_text
 
@@ -126,7 +124,7 @@ def _checked_frames(frames: FrameSet, opening: Opening, writer: PackWriter) -> P
 
 def _facts(split: str, frames: FrameSet, opening: Opening) -> list[VideoFacts]:
     shown, workers = opening.options.progress, max(opening.options.workers, 1)
-    with _bar(f"looking at {split}", len(frames.videos), "videos", shown=shown) as bar:
+    with counting_bar(f"looking at {split}", len(frames.videos), "videos", shown=shown) as bar:
         return survey(
             frames, AS_JPEG, any_class=opening.any_class, workers=workers, seen=bar.update
         )
@@ -155,7 +153,7 @@ def _pack_all(samples: PackableFrames, writer: PackWriter, opening: Opening) -> 
     if shown:
         log.info("%s", _announcement(samples, writer, split))
     try:
-        with _bar(f"packing {split}", len(samples), "frames", shown=shown) as bar:
+        with counting_bar(f"packing {split}", len(samples), "frames", shown=shown) as bar:
             samples.pack(writer, max(opening.options.workers, 1), bar.update)
     finally:
         _remove_empty(writer.folder.parent)
@@ -186,8 +184,3 @@ def _unused_bytes(folder: Path) -> int:
 def _remove_empty(folder: Path) -> None:
     with suppress(OSError):  # it has a pack
         folder.rmdir()
-
-
-def _bar(what: str, total: int, unit: str, *, shown: bool) -> tqdm[Any]:
-    hidden = None if shown else True  # None: hidden unless it goes to a terminal
-    return tqdm(total=total, desc=what, unit=f" {unit}", leave=False, disable=hidden)
