@@ -11,9 +11,10 @@ import fcntl
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -32,10 +33,27 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Lane(queue, end, config.getoption("--lane-events")))
 
 
-def take(queue: Path, end: str) -> str | None:
-    """Take the next file from an end of the queue; None if both ends have met."""
+@contextmanager
+def _locked(queue: Path) -> Iterator[TextIO]:
+    """The queue's file, which no other lane reads or writes meanwhile.
+
+    A lane once read it without the lock while the other one had emptied it to write it anew, and
+    ended before its first test.
+    """
     with open(queue, "r+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def files_in(queue: Path) -> list[str]:
+    """All files of the queue, taken or not."""
+    with _locked(queue) as file:
+        return json.load(file)["files"]
+
+
+def take(queue: Path, end: str) -> str | None:
+    """Take the next file from an end of the queue; None if both ends have met."""
+    with _locked(queue) as file:
         state = json.load(file)
         if state["front"] + state["back"] == len(state["files"]):
             return None
@@ -67,7 +85,7 @@ class Lane:
         by_file: dict[str, list[pytest.Item]] = defaultdict(list)
         for item in session.items:
             by_file[item.nodeid.partition("::")[0]].append(item)
-        unknown = by_file.keys() - set(json.loads(self._queue.read_text(encoding="utf-8"))["files"])
+        unknown = by_file.keys() - set(files_in(self._queue))
         if unknown:
             raise pytest.UsageError(f"these files are in no lane: {', '.join(sorted(unknown))}")
         self._tell(collected={file: len(items) for file, items in by_file.items()})

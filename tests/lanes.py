@@ -325,7 +325,9 @@ def _follow(lanes: Sequence[Lane], progress: Progress, screen: Screen) -> bool:
                 lane.at = event.get("begun", lane.at)
                 if event.get("outcome") == "failed":
                     screen.say(f"FAILED {event['ended']}")
-            lane.at = lane.at if lane in running else "done"
+            if lane not in running:
+                status = lane.process.returncode
+                lane.at = f"ended with status {status}" if _broke(lane) else "done"
         if not running:
             return False
         if time.monotonic() - progress.began > LIMIT_SECONDS:

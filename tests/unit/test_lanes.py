@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.forks import ROOT
-from tests.lane_plugin import take
+from tests.lane_plugin import files_in, take
 from tests.lanes import FAST, LIMIT_SECONDS, Progress, Record, expected, files_of, span
 
 SUITE = {
@@ -209,3 +211,17 @@ def test_progress_counts_work_and_not_tests() -> None:
     progress.take_in({"ended": "short.py::test_a", "outcome": "failed", "seconds": 1.0})
     assert progress.share() == pytest.approx(0.46) and progress.failed == ["short.py::test_a"]
     assert [span(8.2), span(62), span(779.6)] == ["8 s", "1 min 02 s", "13 min 00 s"]
+
+
+@pytest.mark.parametrize("read", [files_in, lambda queue: [take(queue, "front")]])
+def test_a_queue_that_another_lane_is_writing_is_waited_for(tmp_path: Path, read: Callable) -> None:
+    queue = tmp_path / "queue"
+    queue.write_text("")
+    with ThreadPoolExecutor(1) as lane:
+        with queue.open("w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            found = lane.submit(read, queue)
+            time.sleep(0.2)
+            assert not found.done()
+            json.dump({"files": ["a.py"], "front": 0, "back": 0}, other)
+        assert found.result(timeout=10) == ["a.py"]
