@@ -23,7 +23,7 @@ from typing import Literal
 from yolods.data.video.entries import is_video
 from yolods.errors import Faults
 
-Layout = Literal["folder", "beside", "cvat", "sequence"]
+LabelLayout = Literal["folder", "beside", "cvat", "sequence"]
 
 REPLACED = ("videos", "images")
 """Folders of videos, beside which there is one named `labels`."""
@@ -38,7 +38,7 @@ class LabelFiles:
     """The label files of one video."""
 
     video: Path
-    layout: Layout
+    layout: LabelLayout
     place: Path
     """What messages name: a folder, a sequence's text, or the pattern of texts in a folder."""
     files: Mapping[int, Path] = field(default_factory=dict)
@@ -156,7 +156,7 @@ def _find(video: Path, folders: _Folders) -> LabelFiles:
 
 def _in_folder(video: Path, folder: Path, folders: _Folders) -> list[LabelFiles]:
     clip = folder / video.stem
-    texts: dict[Layout, tuple[Path, list[tuple[int, Path]]]] = {
+    texts: dict[LabelLayout, tuple[Path, list[tuple[int, Path]]]] = {
         "folder": (clip / "NUMBER.txt", folders.numbered(clip, OF_FRAME)),
         "cvat": (clip / "frame_NUMBER.txt", folders.numbered(clip, OF_CVAT)),
         "beside": (folder / f"{video.stem}_NUMBER.txt", folders.clips(folder).get(video.stem, [])),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from yolods.data.video.labels.label_files import LabelFiles, Layout
+from yolods.data.video.labels.label_files import LabelFiles, LabelLayout
 from yolods.data.video.spans import span_text
 from yolods.errors import UserError
 from yolods.system.humanize import plural
 
-DEFINED: dict[Layout, int] = {"cvat": 0, "sequence": 1}
+DEFINED: dict[LabelLayout, int] = {"cvat": 0, "sequence": 1}
 """The first number of layouts that define it."""
 
 

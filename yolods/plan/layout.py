@@ -1,0 +1,94 @@
+"""One way to run a step: how model, optimizer and batch are divided among the ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from yolods.config import RunConfig
+
+BUCKET = 500_000_000
+"""DeepSpeed's default for "reduce_bucket_size" and "allgather_bucket_size", in elements."""
+
+
+# Wide: one field for each setting that memory, traffic or time depends on.
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What decides a step's memory, traffic and time besides the model and the images."""
+
+    imgsz: int
+    """Side of the images in pixels."""
+    micro_batch: int = 1
+    """Images per replica and forward pass."""
+    accumulation: int = 1
+    """Micro-batches per step."""
+    replicas: int = 1
+    """Data-parallel ranks."""
+    precision: str = "fp32"
+    """Data type of the parameters: fp32, bf16 or fp16. Masters and BatchNorm are always fp32."""
+    autocast: str | None = None
+    """bf16 or fp16: autocast over fp32 parameters; None: off."""
+    zero_stage: int = 1
+    """0 to 3; with several stages 0 or 1."""
+    offload_optimizer: bool = False
+    """Whether masters and optimizer states are in host memory."""
+    offload_param: bool = False
+    """Whether parameters are in host memory."""
+    cuts: tuple[int, ...] = ()
+    """Index of the first node of every pipeline stage except the first; (): no pipeline."""
+    schedule: str = "1f1b"
+    """Order of a pipeline's passes: 1f1b or zb."""
+    recompute: int = 0
+    """What the backward pass recomputes; 0: nothing. With a pipeline: nodes per segment. Without:
+    number of segments, -1 for about the square root of the nodes."""
+    sync_bn: bool = False
+    """Whether BatchNorm computes its batch statistics over all replicas."""
+    reduce_bucket: int = BUCKET
+    """Elements of DeepSpeed's buffer for gradients."""
+    gather_bucket: int = BUCKET
+    """Elements of DeepSpeed's buffer for updated parameters."""
+
+    @property
+    def stages(self) -> int:
+        """Number of pipeline stages; 1: no pipeline."""
+        return len(self.cuts) + 1
+
+    @property
+    def ranks(self) -> int:
+        """Number of all ranks: replicas x stages."""
+        return self.replicas * self.stages
+
+    @property
+    def images(self) -> int:
+        """Images per step."""
+        return self.micro_batch * self.replicas * self.accumulation
+
+
+def layout_of(config: RunConfig, cuts: tuple[int, ...] = ()) -> Layout:
+    """The layout that a run's configuration describes.
+
+    Args:
+        cuts: the cuts of its partition, if it has a pipeline.
+    """
+    ds = config.deepspeed
+    zero = ds.for_initialize().get("zero_optimization", {})
+    recompute = ds.pipeline.activation_checkpoint_interval if ds.pipeline else 0
+    if ds.recompute is not None:
+        recompute = ds.recompute.number_checkpoints or -1
+    return Layout(
+        imgsz=config.imgsz,
+        micro_batch=ds.micro_batch,
+        accumulation=ds.accumulation,
+        replicas=ds.dp_size,
+        precision=ds.precision,
+        autocast=ds.autocast,
+        zero_stage=ds.zero_stage,
+        offload_optimizer=ds.offload_optimizer,
+        offload_param=ds.offload_param,
+        cuts=cuts,
+        recompute=recompute,
+        sync_bn=config.hyper.sync_bn and ds.dp_size > 1,
+        reduce_bucket=int(zero.get("reduce_bucket_size", BUCKET)),
+        gather_bucket=int(zero.get("allgather_bucket_size", BUCKET)),
+    )

@@ -1,0 +1,1 @@
+"""What a rank holds in memory, by term, before anything runs."""
