@@ -461,7 +461,10 @@ def _launch_train(
         first = starts.first()
         _tell_lost(lost)
         _say_start("training", flags, gpus)
-        return supervise(first, starts.again, restarts=flags.max_restarts)
+        status = supervise(first, starts.again, restarts=flags.max_restarts)
+        if status == USER_ERROR:
+            claim.refuse()
+        return status
 
 
 def _refused(check: Callable[[int], object], ranks: int | None) -> list[str]:
