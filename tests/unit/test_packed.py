@@ -74,7 +74,7 @@ def test_samples_are_those_of_the_files(yaml, tmp_path, encoding):
 def test_an_image_is_read_in_chunks(yaml, tmp_path, monkeypatch, chunk):
     made = packed_yaml(yaml, tmp_path / "out", RAW)
     before, after = dataset(yaml, "val"), dataset(made, "val")
-    monkeypatch.setattr(packed_module, "CHUNK", chunk)
+    monkeypatch.setattr(packed_module, "READ_CHUNK", chunk)
     assert all(same(before[index], after[index]) for index in range(4))
     source = opened(made).source
     sizes = source.index.columns["size"]
@@ -246,3 +246,10 @@ def test_files_that_are_no_longer_read_are_closed(yaml, tmp_path):
     assert len(os.listdir("/proc/self/fd")) > before
     del source
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_pack_of_pixels_is_told_from_others(yaml, tmp_path):
+    raw = packed_yaml(yaml, tmp_path / "out", RAW)
+    jpeg = packed_yaml(yaml, tmp_path / "other", Encoding(SIDE))
+    found = [packed_module.is_raw_pack(opened(each).source) for each in (yaml, jpeg, raw)]
+    assert found == [False, False, True]

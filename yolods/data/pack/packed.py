@@ -22,12 +22,12 @@ from yolods.data.pack.manifest import (
     read_record,
 )
 from yolods.data.scan import Opening
-from yolods.data.source import Unreadable
+from yolods.data.source import Source, Unreadable
 from yolods.errors import UserError
 
 OPEN_FILES = 128
 """Tar files that a process keeps open; a process may open about a thousand files in all."""
-CHUNK = 1 << 18
+READ_CHUNK = 1 << 18
 """Bytes whose checksum is taken as soon as they are read, while a core's own cache has them."""
 
 
@@ -49,6 +49,11 @@ def open_pack(opening: Opening) -> PackedImages:
             f"{spec.yaml}: channels: {spec.channels}, but {paths[0]} was packed with {channels}"
         )
     return packed
+
+
+def is_raw_pack(source: Source) -> bool:
+    """Whether a source reads images that need no decoding."""
+    return isinstance(source, PackedImages) and bool(source.record.settings["uncompressed"])
 
 
 class PackedImages:
@@ -149,7 +154,7 @@ class PackedImages:
 def _fill(data: np.ndarray, descriptor: int, offset: int) -> tuple[int, int]:
     """Read a file from `offset` into `data`; returns the bytes that were there and their crc32."""
     view, read, crc32 = memoryview(data), 0, 0
-    while got := os.preadv(descriptor, [part := view[read : read + CHUNK]], offset + read):
+    while got := os.preadv(descriptor, [part := view[read : read + READ_CHUNK]], offset + read):
         crc32 = zlib.crc32(part[:got], crc32)
         read += got
     return read, crc32
