@@ -54,7 +54,7 @@ TARGETS = (
     ("jpeg-pack", OLD, ("HD", 320), 3.5),
     ("jpeg-pack", OLD, ("HD", 640), 1.6),
     ("raw-pack", OLD, ("HD", 640), 2.3),
-    ("raw-pack", THEIRS, ("HD", 640), 1.25),
+    *(("raw-pack", THEIRS, (name, size), 1.25) for name in ("HD", "BCCD") for size in (320, 640)),
 )
 """A case, the one that it is compared with, set and size in pixels, and how many times as fast it
 has to be."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from yolods.data.index.block import block_of, place_number, stat_of
+from yolods.data.index.block import block_of, place_number, stat_of, state_of
+from yolods.data.index.freshness import CHANGE_COLUMNS
 from yolods.data.index.labels import Labels
 from yolods.data.index.table import Index, IndexWriter
 from yolods.data.source import ImageFiles, identities
@@ -21,9 +22,11 @@ def index_of(pairs: Sequence[CheckedPair]) -> Index:
     folder = Path(tempfile.mkdtemp()) / "index"
     stats = [(*stat_of(pair.file), -1, -1) for pair in pairs]
     places = [place_number(*place_of(pair.file)) for pair in pairs]
-    with IndexWriter(folder) as writer:
+    with IndexWriter(folder, CHANGE_COLUMNS) as writer:
         if pairs:
-            writer.add(block_of(pairs, stats, places))
+            block = block_of(pairs, stats, places)
+            block.further = {"changed": np.array([(state_of(pair.file)[2], -1) for pair in pairs])}
+            writer.add(block)
     return Index(folder)
 
 

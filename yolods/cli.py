@@ -84,6 +84,7 @@ _DOCTOR = (
     "Find problems on this machine or on every host before a run starts. Exit status 2: the run "
     "would fail."
 )
+NO_LEAKS = "leaks between the splits are looked for when the packs are complete"
 _PACKS = (
     "Write a data set into packs: plain tar files with an index. A call that was stopped goes on "
     "where it ended."
@@ -461,7 +462,10 @@ def _launch_train(
         first = starts.first()
         _tell_lost(lost)
         _say_start("training", flags, gpus)
-        return supervise(first, starts.again, restarts=flags.max_restarts)
+        status = supervise(first, starts.again, restarts=flags.max_restarts)
+        if status == USER_ERROR:
+            claim.refuse()
+        return status
 
 
 def _refused(check: Callable[[int], object], ranks: int | None) -> list[str]:
@@ -530,6 +534,7 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
     from yolods.data.spec import places, read_spec, spare_places
     from yolods.doctor.run import run_doctor
     from yolods.errors import Faults
+    from yolods.hosts.probe import pack_fault
     from yolods.launch.command import hosts_of
 
     args = _doctor_parser().take(words)
@@ -551,7 +556,9 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
                 )
             else:
                 (trees, lists), spare = places(spec), spare_places(spec)
-                leaks = _leaks(spec, asked=args.leaks)
+                # A pack that is not complete is told by the report of each host that has it.
+                whole = not any(map(pack_fault, set(trees) - spare))
+                leaks = _leaks(spec, asked=args.leaks) if whole else [NO_LEAKS]
         except UserError as error:
             for line in str(error).splitlines():
                 faults.add(line)

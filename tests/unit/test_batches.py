@@ -31,7 +31,9 @@ class Read:
         self.given, self.asked, self.drawn = given, {}, []
         self.said: list[str] = []
         self.excluded: list[str] = []
-        hyper = SimpleNamespace(seed=0, multi_scale=multi_scale, mosaic_partners=partners)
+        hyper = SimpleNamespace(
+            seed=0, multi_scale=multi_scale, mosaic=1.0, mosaic_partners=partners
+        )
         config = SimpleNamespace(
             hyper=hyper, seed=7, imgsz=64, workers=0, deepspeed=SimpleNamespace(micro_batch=2)
         )
@@ -68,8 +70,11 @@ def test_they_begin_where_the_run_stands_and_are_shown_by_their_number(
     assert run.drawn == [6]
 
 
-def test_a_loader_that_holds_the_run_back_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Read([{}, {}])
+@pytest.mark.parametrize("partners", ["all", "block"])
+def test_a_loader_that_holds_the_run_back_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, partners: str
+) -> None:
+    run = Read([{}, {}], partners=partners)
     assert run.batches.loading(1.0) is None
     for _ in range(2):
         read(run, monkeypatch)
@@ -78,6 +83,7 @@ def test_a_loader_that_holds_the_run_back_is_said_once(monkeypatch: pytest.Monke
         assert stats.wait_share > 0.2
     (line,) = run.said
     assert line.startswith("the loader holds this run back") and "--imgsz 64 --raw" in line
+    assert ("mosaic_partners=block" in line) == (partners == "all")
 
 
 @pytest.mark.parametrize(("partners", "block"), [("all", 0), ("block", BLOCK_LENGTH)])

@@ -14,6 +14,7 @@ from tests.tiny import make_dataset
 from yolods.data.index import checks
 from yolods.data.index.builds import IndexStore
 from yolods.data.index.checks import Earlier, FilePair, check_pairs, scan_workers
+from yolods.data.index.freshness import CHANGE_COLUMNS
 from yolods.errors import UserError
 
 TRIANGLES = "0 0.1 0.1 0.9 0.2 0.5 0.8\n1 0.1 0.1 0.9 0.2 0.5 0.8 0.3 0.4\n"
@@ -44,7 +45,7 @@ def blocks_of(pairs, workers=1, earlier=None):
 
 def index_of_blocks(blocks, folder):
     store = IndexStore(folder)
-    with store.build() as writer:
+    with store.build(CHANGE_COLUMNS) as writer:
         for block in blocks:
             writer.add(block)
     return store.newest()
@@ -67,6 +68,23 @@ def test_several_processes_find_what_one_does_in_the_same_order(pairs, tmp_path,
     assert [len(block.ids) for block in blocks] == [3, 3, 2]
     assert same(index_of_blocks(blocks, tmp_path / "b"), alone)
     assert [row for row, _ in alone.problems()] == [2, 4]
+
+
+def test_an_edit_that_hides_itself_shows_in_the_last_change(pairs, tmp_path):
+    """Size and time of modification are as before."""
+    index = index_of_blocks(blocks_of(pairs), tmp_path / "a")
+    before = os.stat(pairs[5].label)
+    with open(pairs[5].label, "r+") as stream:
+        first = stream.read(1)
+        stream.seek(0)
+        stream.write({"0": "1", "1": "0"}[first])
+    os.utime(pairs[5].label, ns=(before.st_atime_ns, before.st_mtime_ns))
+    usual = index_of_blocks(blocks_of(pairs, earlier=Earlier(index)), tmp_path / "b")
+    every = index_of_blocks(blocks_of(pairs, earlier=Earlier(index, every=True)), tmp_path / "c")
+    anew = index_of_blocks(blocks_of(pairs), tmp_path / "d")
+    assert np.array_equal(usual.columns["box"], index.columns["box"])
+    assert not np.array_equal(every.columns["box"], index.columns["box"])
+    assert same(every, anew)
 
 
 def test_only_files_that_have_changed_are_read_again(pairs, tmp_path, monkeypatch):

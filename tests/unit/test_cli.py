@@ -2,6 +2,7 @@
 tests/faults."""
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.packs import AS_IS, make_odd_set, packed_yaml
 from yolods import __version__, cli
 from yolods.errors import UserError
 
@@ -232,6 +234,24 @@ def test_doctor_counts_a_json_that_is_not_there_once(tmp_path, monkeypatch, doct
     monkeypatch.chdir(tmp_path)
     assert len(doctor("--deepspeed_config", "nope")[1]["faults"]) == 1
     assert len(doctor("--deepspeed_config", "nope.json")[1]["faults"]) == 1
+
+
+def test_doctor_leaves_a_pack_that_is_cut_off_to_the_reports_of_the_hosts(
+    tmp_path, monkeypatch, doctor, capsys
+):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    yaml = packed_yaml(make_odd_set(tmp_path / "set"), tmp_path / "out", AS_IS)
+    shard = tmp_path / "out/train.pack/00000.tar"
+    whole = shard.read_bytes()
+    os.truncate(shard, len(whole) // 2)
+    status, found = doctor("--data", str(yaml))
+    assert (status, found["faults"]) == (0, [])
+    assert str(tmp_path / "out/train.pack") in found["trees"]
+    assert capsys.readouterr().out.splitlines() == [cli.NO_LEAKS, "verdict"]
+    shutil.rmtree(tmp_path / "out/val.pack/index")  # which no report shows
+    shard.write_bytes(whole)
+    (line,) = doctor("--data", str(yaml))[1]["faults"]
+    assert "out/val.pack/index is damaged" in line
 
 
 def test_doctor_says_that_a_start_would_download_what_is_not_here(tmp_path, doctor, capsys):

@@ -394,6 +394,56 @@ def test_numbers_are_names(tmp_path):
     assert (spec.names, spec.warnings) == (("7", "1.5", "no"), [])
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("strid", "stride"),
+        ("Base", "base"),
+        ("splits", "split"),
+        ("channel", "channels"),
+        ("kptshape", "kpt_shape"),
+        ("paths", "path"),
+    ],
+)
+def test_a_key_that_is_nearly_a_known_one_is_said_once(tmp_path, key, meant):
+    yaml = make_dataset(tmp_path)
+    write(yaml, f"{yaml.read_text()}{key}: 5\n")
+    assert read_spec(yaml).warnings == [
+        f"{yaml}: {key}: unknown key, ignored (did you mean '{meant}'?)"
+    ]
+
+
+def test_keys_of_other_tools_are_left_alone(tmp_path):
+    yaml = make_dataset(tmp_path)
+    others = "roboflow: {version: 1}\nname: cells\ntask: detect\nvalidate: 1\nfolder: x\n7: x\n"
+    write(yaml, yaml.read_text() + others + "channels: 3\nchannel: 3\n")
+    assert read_spec(yaml).warnings == []
+
+
+def test_no_yaml_of_ultralytics_has_a_key_that_looks_misspelt():
+    from ultralytics.utils import ROOT
+
+    files = sorted((ROOT / "cfg" / "datasets").glob("*.yaml"))
+    assert len(files) > 10
+    for file in files:
+        try:
+            told = "".join(read_spec(file).warnings)
+        except UserError as error:  # its images are not here
+            told = str(error)
+        assert "did you mean" not in told, file
+
+
+def test_a_key_that_is_missed_is_told_with_the_one_that_is_nearly_it(tmp_path):
+    make_dataset(tmp_path)
+    first, second = faults(
+        write(tmp_path / "d.yaml", "trains: images/train\nval: images/val\nnames: [a, b]\n")
+    )
+    assert "train: missing" in first
+    assert second == (
+        f"{tmp_path / 'd.yaml'}: trains: unknown key, ignored (did you mean 'train'?)"
+    )
+
+
 @pytest.mark.parametrize("name", ["a\\nb", "a\\tb", "a\\u2028b", "\\x1b[31m"])
 def test_a_name_of_several_lines_does_not_break_the_table_of_results(tmp_path, name):
     make_dataset(tmp_path)

@@ -40,6 +40,16 @@ def test_a_file_that_was_written_again_in_place(split):
     assert changed() == files[2]
 
 
+def test_a_file_that_was_written_again_with_its_old_time_shows_on_request(split):
+    files, _, changed = split
+    before = os.stat(files[2])
+    with open(files[2], "w") as stream:
+        stream.write("y")
+    os.utime(files[2], ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert changed() == ""
+    assert changed(every=True) == files[2]
+
+
 def test_a_file_that_came_and_one_that_went(split, tmp_path):
     *_, changed = split
     os.utime(tmp_path / "images", ns=(1, 1))  # whatever the clock's grain

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 
+import numpy as np
 import pytest
 
 from tests.tiny import make_dataset
@@ -67,6 +69,26 @@ def test_of_a_large_set_a_sample_is_compared_and_that_is_said(spec, tmp_path, mo
         every = CheckOptions(progress=True, every=True)
         open_files(spec, "train", tmp_path / "cache", 1.0, every)
     assert caplog.text == ""
+
+
+def test_a_copy_of_a_set_is_checked_again_and_used(spec, tmp_path):
+    """Its files have their old sizes and times, and times of their last change of their own."""
+    every, folder = CheckOptions(every=True), tmp_path / "cache"
+    before = open_files(spec, "train", folder, 1.0, every).source.index
+    for kind in ("images", "labels"):
+        there = spec.root / kind / "train"
+        times = os.stat(there)
+        for file in sorted(there.iterdir()):
+            shutil.copy2(file, file.with_suffix(".new"))
+            os.replace(file.with_suffix(".new"), file)
+        os.utime(there, ns=(times.st_atime_ns, times.st_mtime_ns))
+    usual = open_files(spec, "train", folder, 1.0, CheckOptions()).source.index
+    assert usual.columns.folder == before.columns.folder
+    after = open_files(spec, "train", folder, 1.0, every).source.index
+    assert after.columns.folder != before.columns.folder
+    assert np.array_equal(after.columns["digest"], before.columns["digest"])
+    again = open_files(spec, "train", folder, 1.0, every).source.index
+    assert again.columns.folder == after.columns.folder
 
 
 def test_without_room_in_the_cache_all_ranks_open_the_index_that_is_newer(

@@ -1,5 +1,6 @@
 """yolods.data.pack.command: `yolods pack` from its flags to its report."""
 
+import errno
 import os
 import shutil
 import signal
@@ -143,7 +144,9 @@ def test_no_pack_is_made_among_the_images_or_among_files_of_others(pack, yaml, t
     code, _, errors = pack(out=others)
     assert code == 2 and "is not empty and has no packs" in errors[0]
     code, _, errors = pack(out=others / "leaks.jpg")
-    assert code == 2 and "leaks.jpg is not a folder; name another --out" in errors[0]
+    assert code == 2 and "leaks.jpg: it is not a folder; name another --out" in errors[0]
+    code, _, errors = pack(out=others / "leaks.jpg/below")
+    assert code == 2 and errors[0].endswith("leaks.jpg is not a folder; name another --out")
     assert (others / "leaks.jpg").read_text() == "mine"
     assert sorted((tmp_path / "set").rglob("*")) == before
 
@@ -180,6 +183,32 @@ def test_ctrl_c_ends_it_and_says_how_to_go_on(pack, tmp_path, monkeypatch):
     assert code == 0 and "train: goes on" in shown
     pack("--shard-size", "12K", out=tmp_path / "fresh")
     assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.EACCES, "grant access to it, or name another --out"),
+        (errno.EROFS, "name another --out"),
+        (errno.EISDIR, "name another --out"),
+    ],
+)
+def test_a_place_that_refuses_while_it_packs_is_told(pack, monkeypatch, tmp_path, number, remedy):
+    file = str(tmp_path / "out/train.pack/00000.tar")
+
+    def refused(writer, stored):
+        raise OSError(number, os.strerror(number), file)
+
+    monkeypatch.setattr(PackWriter, "add", refused)
+    code, _, errors = pack()
+    assert (code, errors) == (2, [f"error: {file}: {os.strerror(number)}; {remedy}"])
+
+
+def test_a_folder_in_the_place_of_the_yaml_is_told(pack, tmp_path):
+    (tmp_path / "out/tiny.yaml").mkdir(parents=True)
+    code, _, (error,) = pack()
+    assert code == 2
+    assert error.endswith("tiny.yaml exists and is not the yaml of a pack; name another --out")
 
 
 def test_a_full_disk_is_told_before_and_while_it_packs(pack, monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 from multiprocessing.pool import ThreadPool
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +68,33 @@ def test_samples_are_those_of_the_files(yaml, tmp_path, encoding):
     assert all(same(before[0, index], after[0, index]) for index in range(11))
     before, after = dataset(yaml, "val"), dataset(made, "val")
     assert all(same(before[index], after[index]) for index in range(4))
+
+
+@pytest.mark.parametrize("chunk", [1000, 4096, 1 << 20])
+def test_an_image_is_read_in_chunks(yaml, tmp_path, monkeypatch, chunk):
+    made = packed_yaml(yaml, tmp_path / "out", RAW)
+    before, after = dataset(yaml, "val"), dataset(made, "val")
+    monkeypatch.setattr(packed_module, "READ_CHUNK", chunk)
+    assert all(same(before[index], after[index]) for index in range(4))
+    source = opened(made).source
+    sizes = source.index.columns["size"]
+    assert int(sizes.max()) > 4096
+    source._open = lambda _: _Short(source)
+    with pytest.raises(Unreadable, match="wrong checksum"):
+        source.read(0)
+
+
+class _Short:
+    """A tar file that ends in the middle of the first image."""
+
+    def __init__(self, source) -> None:
+        whole = Path(source._tars[0]).read_bytes()
+        end = int(source.index.columns["offset"][0] + source.index.columns["size"][0] // 2)
+        self.descriptor = os.memfd_create("short")
+        os.write(self.descriptor, whole[:end])
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
 
 
 def test_a_jpeg_at_training_size_is_close(yaml, tmp_path):
@@ -218,3 +246,10 @@ def test_files_that_are_no_longer_read_are_closed(yaml, tmp_path):
     assert len(os.listdir("/proc/self/fd")) > before
     del source
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_pack_of_pixels_is_told_from_others(yaml, tmp_path):
+    raw = packed_yaml(yaml, tmp_path / "out", RAW)
+    jpeg = packed_yaml(yaml, tmp_path / "other", Encoding(SIDE))
+    found = [packed_module.is_raw_pack(opened(each).source) for each in (yaml, jpeg, raw)]
+    assert found == [False, False, True]

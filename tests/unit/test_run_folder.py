@@ -240,6 +240,47 @@ def test_a_start_that_has_come_to_nothing_leaves_nothing() -> None:
     assert sorted(path.name for path in Path("runs").iterdir()) == ["exp"]
 
 
+def begin(claim: Claim) -> Path:
+    """What ranks write before the data has been checked."""
+    folder = claim.take(build("--project", "a/b")).run_dir
+    for name in ("weights", "logs"):
+        (folder / name).mkdir()
+    for name in ("train.log", "logs/rank1.log"):
+        (folder / name).write_text("why")
+    return folder
+
+
+def test_a_start_that_is_refused_leaves_its_name_to_the_next() -> None:
+    with pytest.raises(UserError, match="class id"), Claim() as claim:
+        begin(claim)
+        raise UserError("class id 9")
+    assert not Path("a").exists()
+    with Claim() as claim:  # a launcher, whose ranks have told why
+        assert begin(claim).name == "exp"
+        claim.refuse()
+    assert not Path("a").exists()
+
+
+def test_only_what_a_refused_start_wrote_is_removed() -> None:
+    with pytest.raises(UserError), Claim() as claim:
+        (begin(claim) / "notes.txt").write_text("mine")
+        raise UserError("class id 9")
+    assert [path.name for path in Path("a/b/exp").iterdir()] == ["notes.txt"]
+    with pytest.raises(UserError), Claim() as claim:  # its run had begun
+        (begin(claim) / CONFIG_FILE).write_text(build().to_json())
+        raise UserError("no image can be read")
+    assert Path("a/b/exp2/logs/rank1.log").exists() and Path("a/b/exp2/train.log").exists()
+    with pytest.raises(RuntimeError), Claim() as claim:  # the log says where
+        begin(claim)
+        raise RuntimeError("a fault of ours")
+    assert Path("a/b/exp3/train.log").exists()
+    finished(Path("runs/exp"))
+    with pytest.raises(UserError), Claim() as claim:
+        (claim.take(build("--exist-ok")).run_dir / "train.log").write_text("why")
+        raise UserError("class id 9")
+    assert Path("runs/exp/earlier/config.json").exists()
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
 def test_a_file_system_without_locks_will_do(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def refuse(*_: object) -> None:

@@ -84,3 +84,33 @@ def test_an_image_that_is_scaled_to_nothing():
     assert read_area(drawn["M"], SIZE).shared(Area(0, 0, 120, 100)) == (0, 0, 120, 100)
     ours = Warper(affine, Scratch()).warp(parts, 100, 120, drawn)
     assert np.array_equal(ours[..., :3], affine.apply_image(labels, drawn)["img"])
+
+
+@pytest.mark.parametrize("motion", [each for each in MOTIONS if "perspective" not in each])
+def test_the_area_is_where_the_corners_come_from(motion):
+    affine = RandomPerspective(**motion, size=SIZE)
+    random.seed(str(motion))
+    corners = np.array([[0, SIZE[0], 0, SIZE[0]], [0, 0, SIZE[1], SIZE[1]], [1, 1, 1, 1]])
+    for _ in range(20):
+        matrix = affine.get_params({"img": np.zeros((100, 120, 3), np.uint8)})["M"]
+        x, y, _ = np.linalg.solve(matrix.astype(float), corners)
+        area = read_area(matrix, SIZE)
+        expected = x.min() - MARGIN, y.min() - MARGIN, x.max() + MARGIN, y.max() + MARGIN
+        assert np.abs(np.array(area) - expected).max() <= 1.001
+        assert area.left <= x.min() and area.right >= x.max()
+        assert area.top <= y.min() and area.bottom >= y.max()
+
+
+def test_an_area_without_another_has_each_other_pixel_once():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        one, other = (Area(*ends) for ends in rng.integers(-3, 9, (2, 4)).tolist())
+        expected, found = np.zeros((2, 16, 16), int)
+        for x, y in np.ndindex(16, 16):
+            inside = one.left <= x < one.right and one.top <= y < one.bottom
+            covered = other.left <= x < other.right and other.top <= y < other.bottom
+            expected[y, x] = inside and not covered
+        for part in one.without(other):
+            for x, y in np.ndindex(16, 16):
+                found[y, x] += part.left <= x < part.right and part.top <= y < part.bottom
+        assert np.array_equal(found, expected)

@@ -71,11 +71,14 @@ class Claim:
         """The folder, if this process claimed it with `take`."""
         self._made: list[Path] = []
         """The folders that this process created for the claim, innermost first."""
+        self._refused = False
 
     def __enter__(self) -> Claim:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        if kind is not None and issubclass(kind, UserError):
+            self.refuse()
         if self._handle is not None and self._taken is not None:
             self._tidy(self._taken)
         if self._handle is not None:
@@ -117,6 +120,14 @@ class Claim:
             self._handle = _open(config.run_dir)
             self._share(config.run_dir)
         return config
+
+    def refuse(self) -> None:
+        """Note that the user was told why this start is refused.
+
+        Its log then repeats that, and goes with a folder that was created for it, unless the run
+        had begun. A `UserError` that ends the context means the same.
+        """
+        self._refused = True
 
     def _new(self, project: Path, name: str) -> Path:
         """Create the first folder of that name, with a number if needed, that nobody has taken."""
@@ -182,21 +193,30 @@ class Claim:
         return os.fstat(self._handle).st_nlink > 0  # 0: a run that just ended has unlinked the file
 
     def _tidy(self, folder: Path) -> None:
-        """Remove the lock file, and an empty folder of a failed start, which frees its name."""
+        """Remove the lock file, and the folder of a start that came to nothing, which frees its
+        name."""
         with suppress(OSError, _Taken):
             # A rank may outlive its launcher; its shared lock makes this raise, and the lock file
             # stays.
             self._lock(folder, fcntl.LOCK_EX)
             (folder / LOCK).unlink()
-            if self._made and {each.name for each in folder.iterdir()} <= {"weights"}:
-                with suppress(FileNotFoundError):
-                    (folder / "weights").rmdir()
+            if self._made and not (folder / CONFIG_FILE).exists():
+                _remove_start(folder, logs=self._refused)
                 for each in self._made:
                     each.rmdir()
 
 
 class _Taken(UserError):
     """Another run is using the folder."""
+
+
+def _remove_start(folder: Path, *, logs: bool) -> None:
+    """Remove what a start writes into its folder before a run begins; other files stay."""
+    for file in (folder / "train.log", *folder.glob("logs/rank*.log")) if logs else ():
+        file.unlink(missing_ok=True)
+    for name in ("weights", "logs"):
+        with suppress(OSError):  # it is not there, or not empty
+            (folder / name).rmdir()
 
 
 def make_folder(wanted: Path, exist_ok: bool = False) -> Path:

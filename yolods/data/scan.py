@@ -22,7 +22,7 @@ from yolods.data.verify import Problem
 from yolods.errors import UserError
 from yolods.system.humanize import plural
 
-VERSION = 4
+VERSION = 5
 """Version of the index's format and of the rules in verify.py; a new one voids old indexes."""
 
 LINES_SHOWN = 3

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from yolods.config.names.data_name import shipped_yaml, stores
 from yolods.data.source import SOURCES, VIDEOS
 from yolods.data.video.entries import VIDEO_SUFFIXES, is_video, videos_below
-from yolods.data.video.keys import ALL_VIDEOS, VideoKeys, read_video_keys
+from yolods.data.video.keys import ALL_VIDEOS, VIDEO_KEYS, VideoKeys, read_video_keys
 from yolods.data.video.labels.label_files import label_places
 from yolods.data.video.split import refuse_shared
-from yolods.errors import Faults, UserError
+from yolods.errors import Faults, UserError, nearest
 from yolods.parsing.rules import shown
 from yolods.parsing.yaml_file import NotYaml, parse_yaml
 
@@ -41,6 +41,10 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 SPLITS = ("train", "val", "test")
+KEYS = ("path", *SPLITS, "validation", "names", "nc", "channels", "kpt_shape", "download")
+"""The keys of a data yaml, beside those of videos. Any others are its user's own."""
+MISSPELT = 0.82
+"""How similar a key is to the one that is meant, from 0 to 1: about a wrong letter in six."""
 
 
 # Wide: one field per key of the yaml.
@@ -73,6 +77,8 @@ class DataSpec:
     """How videos are used."""
     kinds: dict[str, str] = field(default_factory=dict)
     """For each split that is not made of image files, the key of its source in `SOURCES`."""
+    misspelt: tuple[str, ...] = ()
+    """Lines about keys that are nearly one that is read here."""
 
     @property
     def warnings(self) -> list[str]:
@@ -80,7 +86,7 @@ class DataSpec:
         twice = [
             f"{name} ({count} times)" for name, count in Counter(self.names).items() if count > 1
         ]
-        found = []
+        found = [f"{self.yaml}: {line}" for line in self.misspelt]
         if twice:
             found.append(f"{self.yaml}: several classes have the same name: {', '.join(twice[:5])}")
         if self.video.named and VIDEOS not in self.kinds.values():
@@ -365,6 +371,7 @@ def _read(path: Path, *, root: Path | None, may_download: bool) -> DataSpec:
     file = _find_yaml(path)
     data = _load(file)
     faults = Faults()
+    misspelt = _misspelt(data)
     names = _names(data, faults)
     root = root or _root(data, file, faults)
     # ultralytics accepts `validation` as well.
@@ -398,13 +405,14 @@ def _read(path: Path, *, root: Path | None, may_download: bool) -> DataSpec:
         keypoints=_keypoints(data),
         video=video,
         kinds=kinds,
+        misspelt=misspelt,
         **{split: entry.paths for split, entry in found.items()},
     )
     if not (faults or needs_download):
         with faults.caught():
             refuse_shared({split: spec.videos(split) for split in SPLITS})
     if faults:
-        raise UserError("\n".join(f"{file}: {fault}" for fault in faults))
+        raise UserError("\n".join(f"{file}: {fault}" for fault in (*faults, *misspelt)))
     return spec
 
 
@@ -440,6 +448,19 @@ def _load(file: Path) -> dict[str, Any]:
             f"{type(data).__name__}"
         )
     return data
+
+
+def _misspelt(data: dict[Any, Any]) -> tuple[str, ...]:
+    """A line for each unknown key that is nearly a known one which the yaml lacks.
+
+    Unknown keys are no fault: other tools have theirs in a data yaml.
+    """
+    known = (*KEYS, *VIDEO_KEYS)
+    there = {*data, "val", "validation"} if data.keys() & {"val", "validation"} else {*data}
+    absent = [key for key in known if key not in there]
+    unknown = [key for key in data if isinstance(key, str) and key not in known]
+    meant = {key: nearest(key, absent, cutoff=MISSPELT) for key in unknown}
+    return tuple(f"{key}: unknown key, ignored{text}" for key, text in meant.items() if text)
 
 
 def _names(data: dict[str, Any], faults: Faults) -> tuple[str, ...]:

@@ -452,10 +452,10 @@ def _count(path: str, names: Iterator[str], ignored: tuple[str, ...], deadline: 
         except OSError:  # a dangling link, or a listed file that is missing: it does not count
             continue
         files += 1
-    return Count(path, True, files, size, fault=_pack_fault(path))
+    return Count(path, True, files, size, fault=pack_fault(path))
 
 
-def _pack_fault(path: str) -> str:
+def pack_fault(path: str) -> str:
     """The first tar file that a pack lacks, or that has another length; "" if it is no pack."""
     if not path.endswith(".pack"):
         return ""

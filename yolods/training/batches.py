@@ -11,6 +11,7 @@ from yolods.checkpoint.progress import Progress
 from yolods.config import RunConfig
 from yolods.data.dataset import DetectionSet
 from yolods.data.loader import scaled_size, train_loader
+from yolods.data.pack.packed import is_raw_pack
 from yolods.data.sampler import BLOCK_LENGTH, Stream
 from yolods.distributed.world import Ranks, Share
 from yolods.evaluation.evaluator import log_user_errors
@@ -100,7 +101,13 @@ class TrainBatches:
         this says so.
         """
         stats = loader_stats(self._ranks.to_main(self._loading.take()), seconds)
-        advice = loader_advice(stats, self._config.imgsz)
+        hyper = self._config.hyper
+        advice = loader_advice(
+            stats,
+            self._config.imgsz,
+            raw=is_raw_pack(self.dataset.source),
+            mosaic=hyper.mosaic if hyper.mosaic_partners == "all" else 0.0,
+        )
         if advice and not self._advised:
             self._advised = True
             self._telemetry.event("loader", advice, warn=True)

@@ -11,8 +11,11 @@ from yolods.stats import LoaderStats
 
 WAITED_TOO_LONG = 0.2
 """Share of an epoch from which on a run is told that its loader holds it back."""
-READ_FROM_A_PACK = 0.1
-"""Share of reading and decoding that remains with a raw pack (docs/data.md)."""
+READ_FROM_A_PACK = 0.25
+"""Share of reading and decoding that remains with a raw pack; 0.13 for images of 1280x720, 0.4 for
+those of 640x480 at 640 pixels (benchmarks/loader.md)."""
+WORTHWHILE = 1.1
+"""How many times as fast samples have to be made for a way to be named."""
 
 
 class Pace:
@@ -104,13 +107,39 @@ def loader_stats(shares: Iterable[LoaderShare], seconds: float) -> LoaderStats |
     )
 
 
-def loader_advice(stats: LoaderStats | None, imgsz: int) -> str:
-    """What to do about a loader that holds the run back; "" if it does not."""
+def loader_advice(
+    stats: LoaderStats | None, imgsz: int, *, raw: bool = False, mosaic: float = 0.0
+) -> str:
+    """What to do about a loader that holds the run back; "" if it does not.
+
+    Args:
+        stats: an epoch's.
+        imgsz: long side of the samples in pixels.
+        raw: whether the images come out of a raw pack already.
+        mosaic: share of the samples that are mosaics of images of the whole set.
+    """
     if stats is None or stats.wait_share < WAITED_TOO_LONG:
         return ""
-    gain = 1 / (1 - (1 - READ_FROM_A_PACK) * stats.decode_share)
+    ways = ["more --workers where cores are free"]
+    pack = _gain(stats, 1.0 if raw else READ_FROM_A_PACK)
+    if pack >= WORTHWHILE:
+        ways.append(
+            f"a raw pack at {imgsz} pixels (`pack --imgsz {imgsz} --raw`), which makes samples "
+            f"about {pack:.1f} x as fast"
+        )
+    # One image is decoded per sample then, instead of one and three more for each mosaic.
+    block = _gain(stats, 1 / (1 + 3 * mosaic))
+    if block >= WORTHWHILE:
+        ways.append(
+            f"`mosaic_partners=block`, about {block:.1f} x as fast without a pack, at some "
+            "accuracy on some sets (docs/data.md)"
+        )
     return (
         f"the loader holds this run back: ranks waited {stats.wait_share:.0%} of the epoch for "
-        f"images; more --workers where cores are free, or a raw pack at {imgsz} pixels "
-        f"(`pack --imgsz {imgsz} --raw`), which makes samples about {gain:.1f} x as fast"
+        f"images; {'; or '.join(ways)}"
     )
+
+
+def _gain(stats: LoaderStats, remains: float) -> float:
+    """How many times as fast samples are made if so much of reading and decoding remains."""
+    return 1 / (1 - (1 - remains) * stats.decode_share)

@@ -70,12 +70,9 @@ class Finish:
         call."""
         sides = image.shape[:2]
         hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV, dst=self._scratch.array("hsv", *sides, 3))
-        # A table for each plane takes cv2 half of the time of one table for three channels.
-        planes = self._scratch.array("planes", 3, *sides)
-        _split(hsv, planes)
-        for plane, table in zip(planes, _tables(gains), strict=True):
-            cv2.LUT(plane, table, dst=plane)
-        return cv2.cvtColor(cv2.merge(planes, hsv), cv2.COLOR_HSV2BGR, dst=hsv)
+        # A table per plane is faster alone, but not with the split and the merge that it needs.
+        cv2.LUT(hsv, _tables(gains), dst=hsv)
+        return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR, dst=hsv)
 
 
 _WAYS = {"vertical": 0, "horizontal": 1}
@@ -83,11 +80,11 @@ _WAYS = {"vertical": 0, "horizontal": 1}
 
 
 def _tables(gains: np.ndarray) -> np.ndarray:
-    """(3, 256) uint8 new hues, saturations and values by the old ones."""
-    tables = np.empty((3, 256), np.uint8)
-    tables[0] = (_LEVELS + gains[0] * _HUES) % _HUES
-    tables[1:] = np.clip(_LEVELS * (gains[1:, None] + 1), 0, 255)
-    tables[1, 0] = 0  # so that white stays white
+    """(1, 256, 3) uint8 new hues, saturations and values by the old ones."""
+    tables = np.empty((1, 256, 3), np.uint8)
+    tables[..., 0] = (_LEVELS + gains[0] * _HUES) % _HUES
+    tables[..., 1:] = np.clip(_LEVELS[:, None] * (gains[1:] + 1), 0, 255)
+    tables[0, 0, 1] = 0  # so that white stays white
     return tables
 
 

@@ -8,6 +8,7 @@ channel, which nobody looks at.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -53,6 +54,23 @@ class Area(NamedTuple):
             min(self.bottom, other.bottom),
         )
 
+    def without(self, other: Area) -> list[Area]:
+        """What of a rectangle lies outside of another: above, left, right and below."""
+        inner = self.shared(other)
+        if not inner:
+            return [self]
+        found = (
+            Area(self.left, self.top, self.right, inner.top),
+            Area(self.left, inner.top, inner.left, inner.bottom),
+            Area(inner.right, inner.top, self.right, inner.bottom),
+            Area(self.left, inner.bottom, self.right, self.bottom),
+        )
+        return [each for each in found if each]
+
+    def __bool__(self) -> bool:
+        """Whether it has a pixel."""
+        return self.left < self.right and self.top < self.bottom
+
 
 class Warper:
     """Warps canvases by the motions that ultralytics' `RandomPerspective` draws."""
@@ -97,26 +115,36 @@ def read_area(matrix: np.ndarray, size: tuple[int, int]) -> Area:
         matrix: (3, 3) from the canvas to the result.
         size: width and height of the result in pixels.
     """
-    corners = np.array([[0, size[0], 0, size[0]], [0, 0, size[1], size[1]], [1, 1, 1, 1]])
-    try:
-        x, y, _ = np.linalg.solve(matrix.astype(float), corners)
-    except np.linalg.LinAlgError:  # scaled to nothing
+    (a, b, c), (d, e, f), _ = matrix.tolist()
+    area = a * e - b * d
+    if not area:  # scaled to nothing
         return Area(-_FAR, -_FAR, _FAR, _FAR)
-    first, end = np.floor([x.min(), y.min()]) - MARGIN, np.ceil([x.max(), y.max()]) + MARGIN
-    return Area(*np.clip([*first, *end], -_FAR, _FAR).astype(int).tolist())
+    corners = [(u - c, v - f) for u in (0, size[0]) for v in (0, size[1])]
+    x = [_near((e * u - b * v) / area) for u, v in corners]
+    y = [_near((a * v - d * u) / area) for u, v in corners]
+    first = (math.floor(min(each)) - MARGIN for each in (x, y))
+    end = (math.ceil(max(each)) + MARGIN for each in (x, y))
+    return Area(*first, *end)
+
+
+def _near(place: float) -> float:
+    return max(-_FAR, min(_FAR, place))
 
 
 def _draw(pieces: Sequence[Piece], canvas: np.ndarray, area: Area) -> None:
     """Draw the part of a canvas within an area; the rest keeps what it had."""
-    canvas[area.top : max(area.bottom, 0), area.left : max(area.right, 0)] = GREY
+    bare = [area] if area else []
     for piece in pieces:
         height, width = piece.pixels.shape[:2]
         whole = Area(piece.left, piece.top, piece.left + width, piece.top + height)
         part = whole.shared(area)
-        if part.left < part.right and part.top < part.bottom:
+        if part:
             pixels = piece.pixels[part.top - piece.top : part.bottom - piece.top]
             pixels = pixels[:, part.left - piece.left : part.right - piece.left]
             _copy(pixels, canvas[part.top : part.bottom, part.left : part.right])
+            bare = [left for each in bare for left in each.without(part)]
+    for each in bare:
+        canvas[each.top : each.bottom, each.left : each.right] = GREY
 
 
 def _copy(pixels: np.ndarray, target: np.ndarray) -> None:

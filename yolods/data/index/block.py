@@ -103,8 +103,16 @@ def place_number(*parts: str) -> int:
 
 def stat_of(file: str) -> tuple[int, int]:
     """Size in bytes and modification time in ns of a file; (-1, -1) if it is absent."""
+    return state_of(file)[:2]
+
+
+def state_of(file: str) -> tuple[int, int, int]:
+    """As `stat_of`, and the time in ns when its content, name or rights changed last; or -1.
+
+    Programs can set the modification time, and not this one. A copy has one of its own.
+    """
     try:
         found = os.stat(file)
     except OSError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
+        return -1, -1, -1
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from yolods.data.index.block import Block, block_of, place_number, stat_of
+import numpy as np
+
+from yolods.data.index.block import Block, block_of, place_number, state_of
+from yolods.data.index.freshness import CHANGE_COLUMNS
 from yolods.data.index.table import Index
 from yolods.data.spec import place_of
 from yolods.data.verify import CheckedPair, Problem, check_pair
@@ -38,6 +41,8 @@ class Earlier:
     """The last check of a split, whose results stand for files that have not changed."""
 
     index: Index
+    every: bool = False
+    """Whether a file's last change counts as well as its size and time."""
     rows: Mapping[str, int] = field(init=False)
     """Row by identity."""
     problems: Mapping[int, list[Problem]] = field(init=False)
@@ -47,10 +52,15 @@ class Earlier:
         self.rows = {identity: row for row, identity in enumerate(self.index.ids)}
         self.problems = problems_by_row(self.index)
 
-    def checked(self, pair: FilePair, stat: Sequence[int]) -> CheckedPair | None:
-        """The result for a pair of files whose sizes and times are still `stat`."""
-        row = self.rows.get(pair.id)
-        if row is None or self.index.columns["stat"][row].tolist() != list(stat):
+    def checked(
+        self, pair: FilePair, stat: Sequence[int], changed: Sequence[int]
+    ) -> CheckedPair | None:
+        """The result for a pair of files whose sizes and times are still `stat`, and whose last
+        changes were `changed`."""
+        row, columns = self.rows.get(pair.id), self.index.columns
+        if row is None or columns["stat"][row].tolist() != list(stat):
+            return None
+        if self.every and columns["changed"][row].tolist() != list(changed):
             return None
         return checked_row(self.index, row, pair, self.problems.get(row, []))
 
@@ -128,14 +138,18 @@ def _check(
     keypoints: tuple[int, int] | None,
     earlier: Earlier | None,
 ) -> Block:
-    found, stats = [], []
+    found, stats, changes = [], [], []
     for pair in (pairs[place] for place in chunk):
         # Before the files are read: a file that changes meanwhile is checked again next time.
-        stat = (*stat_of(pair.image), *stat_of(pair.label))
-        item = earlier.checked(pair, stat) if earlier else None
+        image, label = state_of(pair.image), state_of(pair.label)
+        stat, changed = (*image[:2], *label[:2]), (image[2], label[2])
+        item = earlier.checked(pair, stat, changed) if earlier else None
         item = item or check_pair(pair.image, pair.label, keypoints)
         item.id = pair.id
         found.append(item)
         stats.append(stat)
+        changes.append(changed)
     places = [place_number(*place_of(pairs[place].image)) for place in chunk]
-    return block_of(found, stats, places)
+    block = block_of(found, stats, places)
+    block.further = {"changed": np.array(changes, CHANGE_COLUMNS["changed"].dtype)}
+    return block

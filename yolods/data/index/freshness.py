@@ -4,6 +4,10 @@ A folder's time changes with every file that is added to it, removed from it or 
 was written again in place shows only in its own size and time. Up to `ALL` files, all of them are
 looked at; of more, `DRAWN`, anew by every start, because a look at a million files takes
 several seconds locally and minutes on a file server.
+
+A file that was written again with its old size and time shows in the time of its last change, of
+content or rights, which no program can set. Only `every` compares it, because a copy of a data set
+has others: what is found is checked again, and no more.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from yolods.data.index.block import stat_of
+from yolods.data.index.block import stat_of, state_of
+from yolods.data.index.columns import ColumnType
 from yolods.data.index.table import Index
 
 ALL = 20_000
@@ -27,6 +32,10 @@ DRAWN = 5_000
 takes 15 microseconds of CPU time."""
 THREADS = 8
 """Threads that ask for sizes and times: a file server takes a while per question."""
+
+CHANGE_COLUMNS = {"changed": ColumnType("<i8", 2)}
+"""The column that an index of files has beside those of every index: when image and labels changed
+last, see `state_of`."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ def change(
         index: the index.
         before: the surroundings at its making.
         files_of: image and label file of a row.
-        every: look at every file.
+        every: look at every file, and also at the time of its last change.
     """
     now = surroundings(before.folders, before.lists)
     for one, other in ((now.folders, before.folders), (now.lists, before.lists)):
@@ -77,17 +86,21 @@ def change(
     rows = range(count) if all_of_them else sorted(random.Random().sample(range(count), DRAWN))
     parts = [rows[start::THREADS] for start in range(min(THREADS, len(rows)))]
     with ThreadPoolExecutor(THREADS) as pool:
-        looks = pool.map(lambda part: _first_change(index, part, files_of), parts)
+        looks = pool.map(lambda part: _first_change(index, part, files_of, every=every), parts)
         return next(filter(None, looks), "")
 
 
 def _first_change(
-    index: Index, rows: Sequence[int], files_of: Callable[[int], Sequence[str]]
+    index: Index, rows: Sequence[int], files_of: Callable[[int], Sequence[str]], *, every: bool
 ) -> str:
-    known = index.columns["stat"][np.asarray(rows)].reshape(-1, 2, 2).tolist()
-    for row, states in zip(rows, known, strict=True):
+    chosen = np.asarray(rows)
+    known = index.columns["stat"][chosen].reshape(-1, 2, 2)
+    if every:
+        known = np.concatenate([known, index.columns["changed"][chosen][..., None]], axis=2)
+    look: Callable[[str], tuple[int, ...]] = state_of if every else stat_of
+    for row, states in zip(rows, known.tolist(), strict=True):
         for file, state in zip(files_of(row), states, strict=True):
-            if list(stat_of(file)) != state:
+            if list(look(file)) != state:
                 return file
     return ""
 

@@ -13,7 +13,15 @@ from ultralytics.data.utils import img2label_paths
 
 from yolods.data.index.builds import IndexStore
 from yolods.data.index.checks import Earlier, FilePair, check_pairs
-from yolods.data.index.freshness import ALL, DRAWN, Surroundings, change, parents, surroundings
+from yolods.data.index.freshness import (
+    ALL,
+    CHANGE_COLUMNS,
+    DRAWN,
+    Surroundings,
+    change,
+    parents,
+    surroundings,
+)
 from yolods.data.index.table import Index
 from yolods.data.source import ImageFiles, identities
 from yolods.data.spec import DataSpec, find_images, unused_lines
@@ -149,12 +157,11 @@ def _build(
     ids, spelled = identities(files, spec.root)
     pairs = [FilePair(*each) for each in zip(ids, files, labels, strict=True)]
     with (
-        store.build() as writer,
+        store.build(CHANGE_COLUMNS) as writer,
         counting_bar(f"checking {split}", len(pairs), "images", shown=options.progress) as bar,
     ):
-        for block in check_pairs(
-            pairs, spec.keypoints, earlier and Earlier(earlier), options.workers, bar.update
-        ):
+        before = earlier and Earlier(earlier, options.every)
+        for block in check_pairs(pairs, spec.keypoints, before, options.workers, bar.update):
             writer.add(block)
         unused = unused_lines(paths)
         writer.counts.further |= {

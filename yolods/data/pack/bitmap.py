@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 import numpy as np
 
@@ -65,6 +66,7 @@ def bitmap_pixels(data: np.ndarray) -> np.ndarray | None:
     return np.ascontiguousarray(rows[:, :used]).reshape(height, width, channels)
 
 
+@lru_cache(maxsize=1024)  # the images of a set have few shapes
 def _headers(height: int, width: int, channels: int) -> bytes:
     start, colours = _start(channels), len(GREYS) if channels == 1 else 0
     pixels = height * _row_bytes(width, channels)

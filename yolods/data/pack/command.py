@@ -43,6 +43,7 @@ from yolods.data.video.packing.packer import PackableFrames
 from yolods.data.video.packing.survey import survey
 from yolods.errors import Faults, UserError
 from yolods.parsing.rules import check, whole
+from yolods.system.access import check_writable
 from yolods.system.files import replace_text
 from yolods.system.folders import cache_dir
 from yolods.system.humanize import age_text, size_text
@@ -53,6 +54,7 @@ DEMO_WORD = "demo"
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 FIRST_LINE = "# Packs of {name}, written by yolods pack."
 PROBLEMS_NAME, LEAKS_NAME = "problems.txt", "leaks.jpg"
+ANOTHER_OUT = "name another --out"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a disk without room."""
 IMAGES_NAMED = 20
@@ -88,16 +90,29 @@ def run_pack(args: argparse.Namespace) -> list[str]:
     try:
         return pack_data(request)
     except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise UserError(
-            f"{request.out}: the disk is full; free some of it, and the same command goes on "
-            "behind the last finished tar file"
-        ) from error
+        if error.errno in FULL:
+            raise UserError(
+                f"{request.out}: the disk is full; free some of it, and the same command goes on "
+                "behind the last finished tar file"
+            ) from error
+        if _is_below(error.filename, request.out):
+            raise UserError(_refused_write(error)) from error
+        raise
     except KeyboardInterrupt:
         without = " without --overwrite" if request.overwrite else ""
         log.info("stopped; the same command%s goes on behind the last finished tar file", without)
         raise
+
+
+def _is_below(file: object, folder: Path) -> bool:
+    """Whether the file that an error names is in a folder."""
+    return isinstance(file, str) and Path(file).is_relative_to(folder)
+
+
+def _refused_write(error: OSError) -> str:
+    """What to do about a file of ours that the system refuses to write."""
+    granted = "grant access to it, or " if error.errno in (errno.EACCES, errno.EPERM) else ""
+    return f"{error.filename}: {error.strerror}; {granted}{ANOTHER_OUT}"
 
 
 def read_request(args: argparse.Namespace) -> PackRequest:
@@ -136,6 +151,7 @@ def pack_data(request: PackRequest) -> list[str]:
     """
     began = time.monotonic()
     spec = _read_data(request.data)
+    check_writable(request.out, ANOTHER_OUT)
     _refuse_own_yaml(request.out / spec.yaml.name)
     _refuse_foreign_folder(request.out, spec)
     samples = _checked(spec, request)
@@ -389,16 +405,16 @@ def _refuse_foreign_folder(out: Path, spec: DataSpec) -> None:
     for source in (*spec.train, *spec.val, *spec.test):
         if source.is_dir() and real.is_relative_to(source.resolve()):
             raise UserError(f"{out} is in {source}, which {spec.yaml} names; name another --out")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is not a folder; name another --out")
     if out.is_dir() and any(out.iterdir()) and not any(out.glob("*.pack")):
         raise UserError(f"{out} is not empty and has no packs; name another --out, or a new one")
 
 
 def _refuse_own_yaml(file: Path) -> None:
     """Refuse to replace a yaml that is not a pack's."""
+    if not file.exists():
+        return
     first = FIRST_LINE.format(name=file.name)
-    if file.exists() and not file.read_text("utf-8", "replace").startswith(first):
+    if file.is_dir() or not file.read_text("utf-8", "replace").startswith(first):
         raise UserError(f"{file} exists and is not the yaml of a pack; name another --out")
 
 

@@ -22,11 +22,13 @@ from yolods.data.pack.manifest import (
     read_record,
 )
 from yolods.data.scan import Opening
-from yolods.data.source import Unreadable
+from yolods.data.source import Source, Unreadable
 from yolods.errors import UserError
 
 OPEN_FILES = 128
 """Tar files that a process keeps open; a process may open about a thousand files in all."""
+READ_CHUNK = 1 << 18
+"""Bytes whose checksum is taken as soon as they are read, while a core's own cache has them."""
 
 
 def open_pack(opening: Opening) -> PackedImages:
@@ -49,6 +51,11 @@ def open_pack(opening: Opening) -> PackedImages:
     return packed
 
 
+def is_raw_pack(source: Source) -> bool:
+    """Whether a source reads images that need no decoding."""
+    return isinstance(source, PackedImages) and bool(source.record.settings["uncompressed"])
+
+
 class PackedImages:
     """A `Source` of the images in a pack."""
 
@@ -63,6 +70,7 @@ class PackedImages:
         self.record = record
         """What the pack consists of."""
         self._pack = pack
+        self._tars = [str(pack / shard.file) for shard in record.shards]
         self._open = _opener()
 
     @classmethod
@@ -116,16 +124,16 @@ class PackedImages:
         columns = self.index.columns
         data = np.empty(int(columns["size"][row]), np.uint8)
         try:
-            file = self._open(str(self._tar(row)))
-            read = os.preadv(file.descriptor, [data], int(columns["offset"][row]))
+            file = self._open(self._tar(row))
+            read, crc32 = _fill(data, file.descriptor, int(columns["offset"][row]))
         except OSError as error:
             raise Unreadable(f"{self._named(row)}: {error}") from error
-        if read != len(data) or zlib.crc32(data) != int(columns["crc32"][row]):
+        if read != len(data) or crc32 != int(columns["crc32"][row]):
             raise Unreadable(f"{self._named(row)}: wrong checksum")
         return data
 
-    def _tar(self, row: int) -> Path:
-        return self._pack / self.record.shards[int(self.index.columns["shard"][row])].file
+    def _tar(self, row: int) -> str:
+        return self._tars[self.index.columns["shard"][row]]
 
     def _named(self, row: int) -> str:
         return f"{self._tar(row)}: {self.index.ids[row]}"
@@ -141,6 +149,15 @@ class PackedImages:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._open = _opener()
+
+
+def _fill(data: np.ndarray, descriptor: int, offset: int) -> tuple[int, int]:
+    """Read a file from `offset` into `data`; returns the bytes that were there and their crc32."""
+    view, read, crc32 = memoryview(data), 0, 0
+    while got := os.preadv(descriptor, [part := view[read : read + READ_CHUNK]], offset + read):
+        crc32 = zlib.crc32(part[:got], crc32)
+        read += got
+    return read, crc32
 
 
 class _OpenFile:
