@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -224,12 +225,37 @@ def _fill(
     Args:
         dtype: of the parameters in training. Buffers stay in fp32, as DeepSpeed leaves them.
     """
-    for name, layer in module.named_modules():
-        if not any(True for _ in own_tensors(layer)):
-            continue
-        # On the CPU, whose generators give the same numbers on every machine.
-        layer.to_empty(device="cpu", recurse=False)
+    layers = {
+        name: layer for name, layer in module.named_modules() if any(True for _ in own_tensors(layer))
+    }
+    size = max(sum(each.numel() for each in _own(layer)) for layer in layers.values())
+    # All layers use the same memory one after the other. Memory that is freed between the parts
+    # that stay would leave gaps, 300 MiB of them in a model of 500 M parameters. It is the host's,
+    # because generators of other devices give other numbers.
+    room = torch.empty(size)
+    cast = room if dtype == room.dtype else torch.empty(size, dtype=dtype)
+    for name, layer in layers.items():
+        layer.to_empty(device=room.device, recurse=False)
+        parameters = _own(layer)
+        for parameter, part in _parts_of(room, parameters):
+            parameter.data = part
         values.fill(name, layer)
-        for parameter in layer.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype)
+        if cast is not room:
+            for parameter, part in _parts_of(cast, parameters):
+                parameter.data = part.copy_(parameter.data)
         partition.divide(layer)
+
+
+def _own(layer: nn.Module) -> list[nn.Parameter]:
+    return list(layer.parameters(recurse=False))
+
+
+def _parts_of(
+    room: Tensor, parameters: list[nn.Parameter]
+) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each parameter with a part of `room` in its shape, one after the other."""
+    start = 0
+    for parameter in parameters:
+        end = start + parameter.numel()
+        yield parameter, room[start:end].view(parameter.shape)
+        start = end
