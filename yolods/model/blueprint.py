@@ -75,7 +75,7 @@ class Blueprint:
         given = (
             None
             if weights is None
-            else Transfer(self.on_meta(), PtFile(weights), by_name=by_name)
+            else Transfer(self.meta, self.names, PtFile(weights), by_name=by_name)
         )
         return Values(self, given)
 

@@ -8,7 +8,7 @@ another than the one that its yaml describes, and that checkpoints and .pt files
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,14 @@ _FIRST = "model.0.conv.weight"
 class Transfer:
     """Copies a file's weights into a model, one tensor at a time."""
 
-    def __init__(self, target: DetectionModel, file: PtFile, *, by_name: bool = True) -> None:
+    def __init__(
+        self, target: DetectionModel, names: Sequence[str], file: PtFile, *, by_name: bool = True
+    ) -> None:
         """Decide about every tensor; nothing is read yet.
 
         Args:
-            target: a model with the run's class names; may be on the meta device.
+            target: the model, or its like on the meta device.
+            names: its class names in the order of their ids.
             by_name: whether to match rows of the class head by class name.
 
         Raises:
@@ -42,8 +45,8 @@ class Transfer:
         """
         self._file = file
         wanted, given = target.state_dict(), file.shapes
-        rows = _rows_by_name(target.names, file.names) if by_name else None
-        by_row = {} if rows is None else dict.fromkeys(_class_layers(target), rows)
+        rows = _rows_by_name(names, file.names) if by_name else None
+        by_row = {} if rows is None else dict.fromkeys(_class_layers(target, len(names)), rows)
         ways = {
             name: _way(name, tensor.shape, given[name], by_row.get(name))
             for name, tensor in wanted.items()
@@ -102,18 +105,20 @@ def _copy_channels(into: Tensor, value: Tensor) -> None:
     into[:outputs, :inputs] = value.sum(1, keepdim=True) if inputs == 1 else value[:, :inputs]
 
 
-def _rows_by_name(ours: Any, theirs: Any) -> dict[int, int] | None:
+def _rows_by_name(ours: Sequence[str], theirs: Any) -> dict[int, int] | None:
     """Row of the file for each of our classes that it has.
 
     None: rows stay in their order, because they agree, because no name does, or because one side
     has numbers in place of names.
     """
-    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+    if not isinstance(theirs, dict):
         return None
-    if any(all(str(row) == str(name) for row, name in each.items()) for each in (ours, theirs)):
-        return None
+    for names in (dict(enumerate(ours)), theirs):
+        if all(str(row) == str(name) for row, name in names.items()):
+            return None
     places = {_plain(name): row for row, name in theirs.items()}
-    rows = {row: places[_plain(ours[row])] for row in range(len(ours)) if _plain(ours[row]) in places}
+    plain = [_plain(name) for name in ours]
+    rows = {row: places[name] for row, name in enumerate(plain) if name in places}
     agree = len(ours) == len(theirs) and rows == {row: row for row in range(len(ours))}
     return None if agree or not rows else rows
 
@@ -122,9 +127,9 @@ def _plain(name: object) -> str:
     return str(name).strip().lower()
 
 
-def _class_layers(net: DetectionModel) -> Iterator[str]:
+def _class_layers(net: DetectionModel, classes: int) -> Iterator[str]:
     """Names of the weights that have one row per class."""
     for level, branch in enumerate(net.model[-1].cv3):
-        if branch[-1].out_channels == len(net.names):
+        if branch[-1].out_channels == classes:
             last = f"model.{len(net.model) - 1}.cv3.{level}.{len(branch) - 1}"
             yield from (f"{last}.weight", f"{last}.bias")
