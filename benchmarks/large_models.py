@@ -13,22 +13,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
 from benchmarks.hardware import describe
+from tests import forks
 from tests.parity.small import NAMES, SAMPLES, configure, micro_batch
 from tests.ranks import on_ranks
 from yolods.config import RunConfig
@@ -159,9 +159,7 @@ def _numbers(
 
 def _state(engine: ZeroEngine) -> dict[str, torch.Tensor]:
     """This rank's weights, statistics and average."""
-    parts = {
-        name: each.ds_tensor[: _held(each)] for name, each in engine.net.named_parameters()
-    }
+    parts = {name: each.ds_tensor[: _held(each)] for name, each in engine.net.named_parameters()}
     buffers = dict(engine.net.named_buffers())
     masters = {f"master {place}": each for place, each in enumerate(engine.masters.shards())}
     copies = {name: each.detach().clone() for name, each in {**parts, **buffers}.items()}
@@ -260,3 +258,114 @@ def _status(name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise KeyError(name)
+
+
+# The record
+
+
+LIMIT = 250 * MIB
+"""What a rank may hold beyond its shard and the largest parameter."""
+HEAD = """# Models larger than a host
+
+{command}
+
+Two forked gloo ranks on this machine's CPU, ZeRO-3. Other jobs shared the cores, so bytes and CPU
+seconds are given and no wall times.
+
+{conditions}
+"""
+PEAKS = """
+## Host memory of a rank while {model} is built
+
+MiB beyond what was resident before; the larger of the two ranks. `divided`: peak until all layers
+are divided among the ranks, which is all that a host with GPUs holds. Its limit is the shard + the
+largest parameter in fp32 + 250 MiB. `engine`: peak from there until the engine exists; on a CPU
+this includes what a GPU would hold, of which `states` are the shards of weights, masters, gradients
+and average.
+
+| start | built | shard | largest | divided | limit | states | engine | CPU s to divide |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+"""
+NUMBERS = """
+## Numbers of {model}
+
+Every rank builds the model whole (weights by ultralytics' own `load`) and layer by layer, and takes
+two steps: differing tensors among weights, statistics, masters, average, losses and norms.
+
+| start | tensors that differ, by rank |
+| --- | --- |
+"""
+
+
+def peak_rows(model: str, cases: list[Case], ways: list[str], folder: str) -> list[str]:
+    """A row of the record per case and way."""
+    rows = []
+    for case, way in product(cases, ways):
+        given = {"model": model, "case": asdict(case), "way": way, "folder": folder}
+        found = on_ranks("benchmarks.large_models:measure", (RANKS,), timeout=900, **given)[RANKS]
+        each = [Memory(**rank) for rank in found]
+        top = {name: max(getattr(one, name) for one in each) for name in asdict(each[0])}
+        limit = top["shard"] + top["largest"] + LIMIT
+        names = ("shard", "largest", "divided")
+        cells = [*(top[name] for name in names), limit, top["states"], top["engine"]]
+        text = " | ".join(f"{cell / MIB:,.0f}" for cell in cells)
+        rows.append(f"| {case.title} | {way} | {text} | {top['seconds']:.1f} |")
+        print(rows[-1], flush=True)
+    return rows
+
+
+def number_rows(model: str, cases: list[Case], folder: str) -> list[str]:
+    """A row of the record per case."""
+    rows = []
+    for case in cases:
+        given = {"model": model, "cases": [asdict(case)], "folder": folder}
+        found = on_ranks("benchmarks.large_models:compare", (RANKS,), timeout=900, **given)[RANKS]
+        counts = ", ".join(", ".join(names[:3]) or "none" for (names,) in found)
+        rows.append(f"| {case.title} | {counts} |")
+        print(rows[-1], flush=True)
+    return rows
+
+
+def starts(weights: str) -> list[Case]:
+    """All starts: precision x initial or given weights x with or without `offload_param`."""
+    values = product(("fp32", "bf16"), (None, weights), (False, True))
+    return [Case(precision, given, offload) for precision, given, offload in values]
+
+
+def _given(folder: str, model: str) -> str:
+    path = str(Path(folder) / f"{model.replace('[', '-').replace(']', '-')}.pt")
+    call = {"path": path, "model": model}
+    screen = Path(folder) / "screen"
+    code = forks.forked("benchmarks.large_models:write_weights", call, screen=screen, timeout=900)
+    if code != 0:
+        raise RuntimeError(screen.read_text(encoding="utf-8", errors="replace"))
+    return path
+
+
+def main() -> int:
+    """Measure, print, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="yolov5[2,2]6", help="whose memory is measured")
+    parser.add_argument("--small", default="yolov5n", help="whose numbers are compared")
+    parser.add_argument("--starts", type=int, help="only this many of the eight starts")
+    parser.add_argument("--ways", nargs="+", default=["layers"], choices=[*WAYS])
+    parser.add_argument("--record", type=Path, help="file to write")
+    options = parser.parse_args()
+    # A busy machine needs longer for the imports than the tests allow.
+    forks.START_SECONDS = 900.0
+    with tempfile.TemporaryDirectory(prefix="yolods-large-") as folder:
+        command = f"    python benchmarks/large_models.py {' '.join(sys.argv[1:])}".rstrip()
+        text = HEAD.format(command=command, conditions="\n".join(describe([0, 1])))
+        text += NUMBERS.format(model=options.small)
+        cases = starts(_given(folder, options.small))[: options.starts]
+        text += "\n".join(number_rows(options.small, cases, folder)) + "\n"
+        text += PEAKS.format(model=options.model)
+        cases = starts(_given(folder, options.model))[: options.starts]
+        text += "\n".join(peak_rows(options.model, cases, options.ways, folder)) + "\n"
+    if options.record:
+        options.record.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.large_models import MIB, Case, Memory, write_weights
+from benchmarks.large_models import MIB, Case, Memory, blueprint_of
 from tests.forks import forked
 from tests.ranks import on_ranks
 
@@ -45,3 +45,21 @@ def test_weights_and_losses_are_those_of_a_model_that_was_built_whole(tmp_path):
         assert dict(zip((case.title for case in cases), found, strict=True)) == {
             case.title: [] for case in cases
         }
+
+
+def test_no_rank_ever_holds_the_whole_model(tmp_path):
+    """Not even in fp32 for a moment, from which bf16 is made, and not when weights are read."""
+    whole = 4 * blueprint_of(WIDE).parameters
+    case = Case("bf16", weights=weights_of(WIDE, tmp_path))
+    for found in on_ranks(
+        "benchmarks.large_models:measure",
+        (2,),
+        timeout=120,
+        model=WIDE,
+        case=vars(case),
+        way="layers",
+        folder=str(tmp_path),
+    )[2]:
+        memory = Memory(**found)
+        assert memory.shard == pytest.approx(whole / 4, rel=0.01)
+        assert memory.divided < min(whole, memory.shard + memory.largest + 250 * MIB)

@@ -217,16 +217,16 @@ def _parts(
     )
 
 
-def _fill(
-    module: nn.Module, values: Values, partition: LayerPartition, dtype: torch.dtype
-) -> None:
+def _fill(module: nn.Module, values: Values, partition: LayerPartition, dtype: torch.dtype) -> None:
     """Make a model on the meta device real and divide it among the ranks, layer by layer.
 
     Args:
         dtype: of the parameters in training. Buffers stay in fp32, as DeepSpeed leaves them.
     """
     layers = {
-        name: layer for name, layer in module.named_modules() if any(True for _ in own_tensors(layer))
+        name: layer
+        for name, layer in module.named_modules()
+        if any(True for _ in own_tensors(layer))
     }
     size = max(sum(each.numel() for each in _own(layer)) for layer in layers.values())
     # All layers use the same memory one after the other. Memory that is freed between the parts

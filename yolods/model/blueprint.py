@@ -57,7 +57,7 @@ class Blueprint:
         return max(int(max(self.strides)), 32)
 
     def on_meta(self) -> DetectionModel:
-        """A new model on the meta device with the run's class names, to be made real layer by layer."""
+        """A new model on the meta device, to be made real layer by layer."""
         net = meta_model(self.layers)
         net.names = dict(enumerate(self.names))
         return net

@@ -22,7 +22,7 @@ def initialises(root: nn.Module) -> bool:
     return all(
         isinstance(module, nn.Conv2d | nn.BatchNorm2d)
         for module in root.modules()
-        if any(True for _ in own_tensors(module))
+        if any(own_tensors(module))
     )
 
 
