@@ -237,11 +237,11 @@ def _fill(module: nn.Module, values: Values, partition: LayerPartition, dtype: t
     for name, layer in layers.items():
         layer.to_empty(device=room.device, recurse=False)
         parameters = _own(layer)
-        for parameter, part in _parts_of(room, parameters):
+        for parameter, part in _laid_out(room, parameters):
             parameter.data = part
         values.fill(name, layer)
         if cast is not room:
-            for parameter, part in _parts_of(cast, parameters):
+            for parameter, part in _laid_out(cast, parameters):
                 parameter.data = part.copy_(parameter.data)
         partition.divide(layer)
 
@@ -250,7 +250,7 @@ def _own(layer: nn.Module) -> list[nn.Parameter]:
     return list(layer.parameters(recurse=False))
 
 
-def _parts_of(
+def _laid_out(
     room: Tensor, parameters: list[nn.Parameter]
 ) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Each parameter with a part of `room` in its shape, one after the other."""
