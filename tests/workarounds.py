@@ -21,6 +21,7 @@ PACKAGE = "yolods"
 ALLOWED = (
     "yolods.compat",
     # These exist to read and replace parts of DeepSpeed's optimizers.
+    "yolods.zero.layers",
     "yolods.zero.master_weights",
     "yolods.zero.shards",
     "yolods.zero.gradients",

@@ -260,6 +260,33 @@ def local_checkpoints() -> Iterator[None]:
 
 
 @contextmanager
+def values_left_in_file() -> Iterator[None]:
+    """Make ultralytics load a checkpoint on the meta device, without reading a tensor's values.
+
+    `place_in_file` tells where the values are. Seen with ultralytics 8.4.190: `torch_safe_load`
+    passes `map_location="cpu"` to `torch.load` and has no parameter for it. Unnecessary once it
+    has.
+    """
+    from ultralytics.nn import tasks
+
+    theirs = tasks.torch_load
+    tasks.torch_load = lambda file, **settings: theirs(file, **{**settings, "map_location": "meta"})
+    try:
+        yield
+    finally:
+        tasks.torch_load = theirs
+
+
+def place_in_file(tensor: Tensor) -> int:
+    """Offset in bytes of the storage of a tensor that `torch.load` put on the meta device.
+
+    Seen with torch 2.13: torch documents this attribute of storages ("Serialization semantics"),
+    but under a private name.
+    """
+    return tensor.untyped_storage()._checkpoint_offset
+
+
+@contextmanager
 def quiet_ultralytics() -> Iterator[None]:
     """Silence ultralytics.
 

@@ -16,6 +16,7 @@ from yolods.engine.build_pipeline import build_stage, order_of, plan_stages
 from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
 from yolods.model.graph.graph import build_graph, live
+from yolods.model.weights import plain_copy, write_pt
 from yolods.plan.stage_plan import StagePlan
 
 CPU = torch.device("cpu")
@@ -133,27 +134,33 @@ def test_a_stage_gets_the_nodes_of_its_own_bounds_and_the_names_that_cross_them(
 
 @pytest.mark.parametrize(("resume", "read"), [(None, True), (Path("runs/exp"), False)])
 def test_a_stage_takes_its_own_of_the_weights_that_were_given_but_not_when_a_run_goes_on(
-    blueprint, monkeypatch, resume, read
+    blueprint, monkeypatch, tmp_path, resume, read
 ):
-    from yolods.model.architecture.build import build
-
-    torch.manual_seed(5)
-    whole = build(architecture(parse_name("yolov5[0.1,0.1]"), 2, 3), ("a", "b"))
-    asked: list[Any] = []
-
-    class Given(SimpleNamespace):
-        def whole(self, weights: Path, *, by_name: bool) -> tuple[Any, str]:
-            asked.append((weights, by_name))
-            return whole, "taken over"
-
-    drawn = Given(
-        **{name: getattr(blueprint, name) for name in ("strides", "names", "seed", "meta", "head")}
-    )
-    net, note, _ = built(monkeypatch, drawn, 1, configured(weights=Path("a.pt"), resume=resume))
+    """Layer by layer: no stage builds the whole model."""
+    other = Blueprint(blueprint.layers, blueprint.names, seed=5)
+    whole, _ = other.whole(None)
+    file = tmp_path / "a.pt"
+    write_pt(file, plain_copy(whole), whole.state_dict(), {}, half=False)
+    monkeypatch.setattr(Blueprint, "whole", lambda *_, **__: pytest.fail("a whole model"))
+    net, note, _ = built(monkeypatch, blueprint, 1, configured(weights=file, resume=resume))
     state = whole.state_dict()
     weight = next(
         name for name, each in net.named_parameters() if each.dim() == 4 and ".dfl" not in name
     )
     assert torch.equal(net.state_dict()[weight], state[weight]) is read
-    assert (asked, note) == (([(Path("a.pt"), True)], "taken over") if read else ([], ""))
+    assert note == (f"Transferred {len(state)}/{len(state)} tensors from {file}" if read else "")
     assert all(torch.isfinite(each).all() for each in net.state_dict().values())
+
+
+def test_layers_that_only_their_constructors_fill_come_from_a_whole_model(monkeypatch, tmp_path):
+    yaml = tmp_path / "own.yaml"
+    yaml.write_text(
+        "scale: ''\nactivation: torch.nn.PReLU()\n"
+        "backbone: [[-1, 1, Conv, [16, 3, 8]], [-1, 1, Conv, [16, 3]]]\n"
+        "head: [[-1, 1, Conv, [16, 3]], [[2], 1, Detect, [nc]]]\n"
+    )
+    blueprint = Blueprint(architecture(parse_name(str(yaml)), 2, 3), ("a", "b"), seed=0)
+    stages = [built(monkeypatch, blueprint, stage, configured())[0] for stage in range(2)]
+    found = {name: value for each in stages for name, value in each.state_dict().items()}
+    slopes = [name for name in found if name.endswith("act.weight")]
+    assert slopes and all(found[name].item() == 0.25 for name in slopes)

@@ -195,6 +195,30 @@ def test_ultralytics_still_renames_files():
     assert "check_yolov5u_filename" in source
 
 
+def test_values_stay_in_the_file_and_are_found_there(tmp_path):
+    import torch
+    from ultralytics.nn import tasks
+
+    theirs, path = tasks.torch_load, tmp_path / "a.pt"
+    values = torch.arange(100.0)
+    torch.save({"weights": values}, path)
+    with compat.values_left_in_file():
+        found = tasks.torch_load(str(path), map_location="cpu", weights_only=True)["weights"]
+    assert tasks.torch_load is theirs
+    assert found.is_meta and found.shape == (100,)
+    start = compat.place_in_file(found)
+    assert path.read_bytes()[start : start + 400] == values.numpy().tobytes()
+
+
+def test_ultralytics_still_loads_checkpoints_to_the_cpu_only():
+    """Once this fails, `values_left_in_file` may go."""
+    import inspect
+
+    from ultralytics.nn.tasks import torch_safe_load
+
+    assert "map_location" not in inspect.signature(torch_safe_load).parameters
+
+
 def test_only_the_warning_of_optimizers_is_dropped(caplog):
     logger = logging.getLogger("DeepSpeed")
     compat.accept_torch_optimizers()

@@ -13,10 +13,11 @@ import torch
 
 from yolods.distributed.world import Ranks
 from yolods.engine import build as module
-from yolods.engine.build import build_engine, build_pipeline, plan_schedule
+from yolods.engine.build import build_engine, build_pipeline, build_zero, plan_schedule
 from yolods.engine.pipeline.engine import StageBoundaries
 from yolods.engine.zero_engine import ZeroEngine
 from yolods.model.architecture.build import architecture, build, parse_name
+from yolods.model.blueprint import Blueprint
 from yolods.model.graph.graph import build_graph
 from yolods.model.graph.stage import RecomputedDetector, Stage
 from yolods.optim.optimizers import OptimizerChoice
@@ -185,3 +186,74 @@ def test_a_stage_has_the_mesh_and_the_last_one_the_loss(given, monkeypatch, stag
     assert (made["parts"].loss is not None) == (stage == 1)
     assert (given["mpu"], made["to"], made["cut"]) == (mesh, torch.bfloat16, cut)
     assert made["parts"].strides == (8.0, 16.0, 32.0)
+
+
+# A model that no rank holds whole
+
+
+class Division:
+    """Stands in for ZeRO-3's division: keeps what each layer was and frees it."""
+
+    def __init__(self, net: Any) -> None:
+        self.net, self.whole = net, {}
+
+    def divide(self, layer: Any) -> None:
+        real = [
+            name for name, each in self.net.named_parameters() if each.numel() and not each.is_meta
+        ]
+        assert {id(self.net.get_parameter(name)) for name in real} == {
+            id(each) for each in layer.parameters(recurse=False)
+        }, "more than one layer has memory"
+        for name in real:
+            parameter = self.net.get_parameter(name)
+            self.whole[name] = parameter.detach().clone()
+            parameter.ds_shape, parameter.data = parameter.shape, parameter.data.new_empty(0)
+
+
+def drawn() -> Blueprint:
+    return Blueprint(architecture(parse_name("yolov5[0.1,0.1]"), 2, 3), ("a", "b"), seed=3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recompute", [None, SimpleNamespace(number_checkpoints=3)])
+def test_under_zero_3_one_layer_at_a_time_has_memory(given, monkeypatch, precision, recompute):
+    divisions: list[Division] = []
+    real = module._fill
+
+    def fill(net: Any, values: Any, _: Any, dtype: torch.dtype) -> None:
+        divisions.append(Division(net))
+        real(net, values, divisions[0], dtype)
+
+    monkeypatch.setattr(module, "_fill", fill)
+    monkeypatch.setattr(Blueprint, "whole", lambda *_, **__: pytest.fail("a whole model"))
+    config = configured(zero_stage=3, precision=precision, recompute=recompute)
+    config.hyper.cls_remap, config.weights, config.resume = True, None, None
+    engine, note = build_zero(drawn(), config, CHOICE, ALONE)
+    monkeypatch.undo()
+    expected, _ = drawn().whole(None)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    assert note == "" and divisions[0].whole.keys() == dict(expected.named_parameters()).keys()
+    for name, parameter in expected.named_parameters():
+        assert torch.equal(divisions[0].whole[name], parameter.to(dtype)), name
+    buffers = dict(engine.net.named_buffers())
+    for name, buffer in expected.named_buffers():
+        assert buffers[name].dtype == buffer.dtype and torch.equal(buffers[name], buffer), name
+    assert isinstance(engine.net, RecomputedDetector) is (recompute is not None)
+
+
+@pytest.mark.parametrize(("stage", "activation"), [(2, None), (3, "torch.nn.PReLU()")])
+def test_other_models_are_built_whole(given, monkeypatch, tmp_path, stage, activation):
+    """Only ZeRO-3 divides weights, and some layers get their values only from their
+    constructors."""
+    yaml = tmp_path / "own.yaml"
+    extra = "" if activation is None else f"activation: {activation}\n"
+    yaml.write_text(
+        f"scale: ''\n{extra}backbone: [[-1, 1, Conv, [16, 3, 8]]]\n"
+        "head: [[-1, 1, Conv, [16, 3]], [[1], 1, Detect, [nc]]]\n"
+    )
+    monkeypatch.setattr(module, "_fill", lambda *_: pytest.fail("layer by layer"))
+    blueprint = Blueprint(architecture(parse_name(str(yaml)), 2, 3), ("a", "b"), seed=0)
+    config = configured(zero_stage=stage)
+    config.hyper.cls_remap, config.weights, config.resume = True, None, None
+    engine, _ = build_zero(blueprint, config, CHOICE, ALONE)
+    assert not any(each.is_meta for each in engine.net.parameters())

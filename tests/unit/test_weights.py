@@ -15,11 +15,11 @@ import torch
 from yolods.errors import UserError
 from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.weights import (
+    PtFile,
     check_file,
     plain_copy,
     read_pt,
     save_atomically,
-    transfer,
     write_pt,
 )
 
@@ -325,60 +325,53 @@ def test_a_damaged_file_with_a_published_name_stays(written, monkeypatch, no_net
     assert Path("yolov5nu.pt").read_bytes() == content
 
 
-def test_everything_is_taken_from_the_same_model(net):
-    other = make(seed=1)
-    taken, total = transfer(other, net)
-    assert taken == total == len(net.state_dict())
-    assert all(
-        torch.equal(other.state_dict()[name], tensor) for name, tensor in net.state_dict().items()
-    )
+# One tensor at a time
 
 
-def test_another_class_count_takes_all_but_the_class_rows(net):
-    other = make(names=("x", "y"), seed=1)
-    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    taken, total = transfer(other, net)
-    after, given = other.state_dict(), net.state_dict()
-    differing = {name for name in after if after[name].shape != given[name].shape}
-    assert all(torch.equal(after[name], given[name]) for name in after.keys() - differing)
-    assert differing == {
-        f"model.24.cv3.{level}.2.{kind}" for level in range(3) for kind in ("weight", "bias")
-    }
-    assert all(torch.equal(after[name], before[name]) for name in differing)
-    assert (taken, total) == (total - len(differing), len(after))
+def test_tensors_are_read_one_by_one_as_they_would_be_together(written):
+    together, file = read_pt(written).state_dict(), PtFile(written)
+    assert file.shapes == {name: tensor.shape for name, tensor in together.items()}
+    assert file.names == {0: "cat", 1: "dog", 2: "cow"}
+    for name, tensor in together.items():
+        value = file.read(name)
+        assert value.dtype == (torch.float16 if tensor.is_floating_point() else torch.int64)
+        assert torch.equal(value.to(tensor.dtype), tensor), name
 
 
-def test_class_rows_follow_their_names(net):
-    other = make(names=("Dog ", "horse"), seed=1)
-    untouched = other.state_dict()["model.24.cv3.0.2.weight"][1].clone()
-    taken, total = transfer(other, net)
-    for level in range(3):
-        for kind in ("weight", "bias"):
-            key = f"model.24.cv3.{level}.2.{kind}"
-            assert torch.equal(other.state_dict()[key][0], net.state_dict()[key][1])
-    assert torch.equal(other.state_dict()["model.24.cv3.0.2.weight"][1], untouched)
-    assert taken == total
+def test_views_with_gaps_are_read_as_the_view(tmp_path, net):
+    """Convolutions of a channels-last model, and a weight that is a part of a larger tensor."""
+    odd = deepcopy(net).to(memory_format=torch.channels_last)
+    whole = torch.rand(*odd.model[1].conv.weight.shape[:-1], 7)
+    odd.model[1].conv.weight = torch.nn.Parameter(whole[..., 2:5])
+    odd.model[0].bn.weight = torch.nn.Parameter(torch.tensor(2.0).expand(len(odd.model[0].bn.bias)))
+    torch.save({"model": odd, "ema": None}, tmp_path / "odd.pt")
+    file = PtFile(tmp_path / "odd.pt")
+    for name, tensor in odd.state_dict().items():
+        assert torch.equal(file.read(name), tensor), name
 
 
-def test_a_deeper_model_takes_the_tensors_that_fit(net):
-    other = make(seed=1, model="yolov5[0.67,0.1]")
-    taken, total = transfer(other, net)
-    assert 0 < taken < total
+def test_opening_reads_no_values(written, monkeypatch):
+    monkeypatch.setattr(PtFile, "read", lambda *_: pytest.fail("read"))
+    file = PtFile(written)
+    assert {tensor.device.type for tensor in file._tensors.values()} == {"meta"}
 
 
-def test_a_model_that_shares_nothing_is_one_line(net, tmp_path):
-    path = tmp_path / "own.yaml"
-    path.write_text(
-        "scale: ''\nbackbone: [[-1, 1, Conv, [24, 5, 8]]]\n"
-        "head: [[-1, 1, Conv, [24, 5]], [[1], 1, Detect, [nc]]]\n"
-    )
-    other = build(architecture(parse_name(str(path)), 3, 3), NAMES)
-    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    fits = [
-        name
-        for name in before
-        if name in net.state_dict() and before[name].shape == net.state_dict()[name].shape
-    ]
-    assert all(before[name].dtype == torch.int64 for name in fits)
-    with pytest.raises(UserError, match="no tensor of the checkpoint fits this model"):
-        transfer(other, net)
+@pytest.mark.parametrize("damage", ["gone", "shorter"])
+def test_a_file_that_is_lost_while_it_is_read_is_one_line(written, damage):
+    file = PtFile(written)
+    if damage == "gone":
+        written.unlink()
+    else:
+        os.truncate(written, 5000)
+    with pytest.raises(UserError) as caught:
+        file.read("model.24.cv3.2.2.weight")
+    said = {"gone": "No such file or directory", "shorter": "the file has become shorter"}[damage]
+    assert str(caught.value).startswith(f"--weights {written}: {said}")
+
+
+def test_what_cannot_be_opened_is_the_same_line_as_for_a_whole_file(tmp_path):
+    path = tmp_path / "a.pt"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError) as caught:
+        PtFile(path)
+    assert str(caught.value) == one_line(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,18 +18,21 @@ from yolods.engine.monitor_files import announce_folders
 from yolods.engine.pipeline.engine import PipelineEngine, StageBoundaries
 from yolods.engine.zero_engine import ZeroEngine
 from yolods.model.graph.stage import RecomputedDetector
+from yolods.model.initialise import initialises, own_tensors
 from yolods.model.inputs import InputFormat
 from yolods.model.layers import exchange_layers
 from yolods.model.loss.detection_loss import DetectionLoss
 from yolods.optim.ema import ShardedEma
 from yolods.optim.lr_schedule import Schedule
 from yolods.optim.optimizers import OptimizerChoice, build_optimizer, freeze, parameter_groups
+from yolods.zero.layers import LayerPartition
 from yolods.zero.master_weights import masters_of
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
     from yolods.config import RunConfig
+    from yolods.model.blueprint import Blueprint, Values
     from yolods.model.graph.stage import Stage
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,28 +62,58 @@ def plan_schedule(config: RunConfig, choice: OptimizerChoice, samples: int) -> S
     )
 
 
+def build_zero(
+    blueprint: Blueprint,
+    config: RunConfig,
+    choice: OptimizerChoice,
+    ranks: Ranks,
+    class_weights: Tensor | None = None,
+) -> tuple[ZeroEngine, str]:
+    """The engine of a run under ZeRO, and a line about transferred weights. A collective.
+
+    Under ZeRO-3 no rank holds the whole model, not even for a moment: one layer after the other
+    gets memory and values and is divided among the ranks.
+
+    Raises:
+        UserError: the file of weights cannot be read, or does not fit.
+    """
+    weights = None if config.resume else config.weights
+    by_name = config.hyper.cls_remap
+    if config.deepspeed.zero_stage < 3 or not initialises(blueprint.meta):
+        net, note = blueprint.whole(weights, by_name=by_name)
+        return build_engine(net, config, choice, ranks, class_weights), note
+    values = blueprint.values(weights, by_name=by_name)
+    engine = build_engine(blueprint.on_meta(), config, choice, ranks, class_weights, values)
+    return engine, values.note
+
+
 def build_engine(
     net: DetectionModel,
     config: RunConfig,
     choice: OptimizerChoice,
     ranks: Ranks,
     class_weights: Tensor | None = None,
+    values: Values | None = None,
 ) -> ZeroEngine:
     """Wrap a plain fp32 CPU model for training under ZeRO. A collective.
 
     Args:
-        net: changed in place: layers are replaced, parameters cast, partitioned and moved.
+        net: changed in place: layers are replaced, parameters cast, partitioned and moved. On the
+            meta device if `values` are given.
         config: the resolved run configuration.
         choice: the optimizer.
         ranks: this process among the ranks.
         class_weights: (nc,) weights of the class loss, or None.
+        values: what the layers of a model on the meta device are filled with; ZeRO-3 only.
     """
     share = Share(ranks.rank, ranks.size, alone=config.deepspeed.zero_stage < 3)
     loss = DetectionLoss(net.model[-1], ranks.device, config.hyper, class_weights)
     skip_own_decoding(net.model[-1])
     recompute = config.deepspeed.recompute
     module = net if recompute is None else RecomputedDetector(net, recompute.number_checkpoints)
-    return ZeroEngine(_parts(module, net.model[-1], config, choice, ranks, share, loss))
+    return ZeroEngine(
+        _parts(module, net.model[-1], config, choice, ranks, share, loss, values=values)
+    )
 
 
 def build_pipeline(
@@ -128,6 +162,7 @@ def _parts(
     share: Share,
     loss: DetectionLoss | None,
     mesh: Mesh | None = None,
+    values: Values | None = None,
 ) -> Parts:
     import deepspeed
 
@@ -146,6 +181,8 @@ def _parts(
         and ds.autocast is None,
         group=share.group,
     )
+    if values is not None:
+        _fill(module, values, LayerPartition(config.for_initialize()), _DTYPES[ds.precision])
     module.to(ranks.device)
     # Only images become channels-last. DeepSpeed 0.19.8 broadcasts `parameter.view(uint8)`, which
     # fails for a channels-last weight, and from ZeRO 1 on weights are slices of flat buffers, which
@@ -178,3 +215,47 @@ def _parts(
         strides=tuple(head.stride.tolist()),
         reg_max=head.reg_max,
     )
+
+
+def _fill(module: nn.Module, values: Values, partition: LayerPartition, dtype: torch.dtype) -> None:
+    """Make a model on the meta device real and divide it among the ranks, layer by layer.
+
+    Args:
+        dtype: of the parameters in training. Buffers stay in fp32, as DeepSpeed leaves them.
+    """
+    layers = {
+        name: layer
+        for name, layer in module.named_modules()
+        if any(True for _ in own_tensors(layer))
+    }
+    size = max(sum(each.numel() for each in _own(layer)) for layer in layers.values())
+    # All layers use the same memory one after the other. Memory that is freed between the parts
+    # that stay would leave gaps, 300 MiB of them in a model of 500 M parameters. It is the host's,
+    # because generators of other devices give other numbers.
+    room = torch.empty(size)
+    cast = room if dtype == room.dtype else torch.empty(size, dtype=dtype)
+    for name, layer in layers.items():
+        layer.to_empty(device=room.device, recurse=False)
+        parameters = _own(layer)
+        for parameter, part in _laid_out(room, parameters):
+            parameter.data = part
+        values.fill(name, layer)
+        if cast is not room:
+            for parameter, part in _laid_out(cast, parameters):
+                parameter.data = part.copy_(parameter.data)
+        partition.divide(layer)
+
+
+def _own(layer: nn.Module) -> list[nn.Parameter]:
+    return list(layer.parameters(recurse=False))
+
+
+def _laid_out(
+    room: Tensor, parameters: list[nn.Parameter]
+) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each parameter with a part of `room` in its shape, one after the other."""
+    start = 0
+    for parameter in parameters:
+        end = start + parameter.numel()
+        yield parameter, room[start:end].view(parameter.shape)
+        start = end

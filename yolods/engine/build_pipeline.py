@@ -14,7 +14,7 @@ from yolods.engine.pipeline.engine import PipelineEngine, StageBoundaries
 from yolods.model.blueprint import Blueprint
 from yolods.model.graph.graph import Graph, live
 from yolods.model.graph.stage import Stage
-from yolods.model.initialise import initialise
+from yolods.model.initialise import initialises
 from yolods.optim.optimizers import OptimizerChoice
 from yolods.plan.partition import table
 from yolods.plan.profile import measure
@@ -81,8 +81,8 @@ def build_stage(
 ) -> tuple[PipelineEngine, str]:
     """This rank's engine, and a line about transferred weights. A collective.
 
-    A rank holds only the layers of its own stage. Only if weights are given does it read the whole
-    model, in host memory, and it frees that model afterwards.
+    A rank holds only the layers of its own stage, and reads only their weights. Only if a user's
+    yaml has layers that `initialise` does not know does it build the whole model, in host memory.
     """
     ds = config.deepspeed
     assert ds.pipeline is not None
@@ -98,10 +98,14 @@ def build_stage(
 
 
 def _fill(stage: Stage, blueprint: Blueprint, config: RunConfig) -> str:
-    initialise(stage, blueprint.strides, len(blueprint.names), blueprint.seed)
-    if config.weights is None or config.resume:
-        return ""
-    net, note = blueprint.whole(config.weights, by_name=config.hyper.cls_remap)
+    weights, by_name = None if config.resume else config.weights, config.hyper.cls_remap
+    if initialises(blueprint.meta):
+        values = blueprint.values(weights, by_name=by_name)
+        for name, layer in stage.named_modules():
+            values.fill(name, layer)
+        return values.note
+    # Some of its layers get their values only from their own constructors.
+    net, note = blueprint.whole(weights, by_name=by_name)
     given = net.state_dict()
     stage.load_state_dict({name: given[name] for name in stage.state_dict()})
     return note

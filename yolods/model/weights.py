@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from yolods.compat import local_checkpoints
+from yolods.compat import local_checkpoints, place_in_file, values_left_in_file
 from yolods.errors import UserError
 from yolods.system.files import replace_file
 
@@ -35,6 +35,64 @@ def read_pt(path: Path) -> DetectionModel:
         UserError: the file is missing, damaged, an original anchor-based yolov5 checkpoint, or not
             a detection model.
     """
+    return _loaded(path).float()
+
+
+class PtFile:
+    """An ultralytics .pt whose tensors are read one at a time, when they are asked for.
+
+    It holds the model's structure and nothing else, so a host never has the whole in memory. It
+    reads instead of mapping the file, because a mapped file that is cut short or on a lost network
+    drive would kill the process with SIGBUS.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            UserError: as `read_pt`.
+        """
+        self.path = path
+        with values_left_in_file():
+            net = _loaded(path)
+        self.names: Any = net.names
+        """Class names as the file has them, usually {id: name}."""
+        self._tensors: dict[str, Tensor] = net.state_dict()
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shape of each tensor, by its name in the state_dict."""
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        """The values of one tensor, in the dtype of the file.
+
+        Raises:
+            UserError: the file can no longer be read, or is shorter than before.
+        """
+        listed = self._tensors[name]
+        # Elements from the first to the last; a tensor may be a view with gaps.
+        reach = 1 + sum(
+            (size - 1) * stride for size, stride in zip(listed.shape, listed.stride(), strict=True)
+        )
+        values = torch.empty(max(reach, 0) if listed.numel() else 0, dtype=listed.dtype)
+        room = memoryview(values.view(torch.uint8).numpy())
+        place = place_in_file(listed) + listed.storage_offset() * listed.element_size()
+        try:
+            # Unbuffered: the bytes go from the file into the tensor.
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(place)
+                read = 0
+                while read < len(room) and (count := file.readinto(room[read:])):
+                    read += count
+        except OSError as error:
+            raise UserError(f"--weights {self.path}: {error.strerror or error}") from None
+        if read < len(room):
+            raise UserError(f"--weights {self.path}: the file has become shorter while it was read")
+        return values.as_strided(listed.shape, listed.stride())
+
+
+def _loaded(path: Path) -> DetectionModel:
+    """The model of a .pt in the dtype of the file; raises as `read_pt`."""
     check_file(path)
     from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
@@ -54,7 +112,7 @@ def read_pt(path: Path) -> DetectionModel:
         raise UserError(
             f"--weights {path}: holds {type(net).__name__}, not an ultralytics detection model"
         )
-    return net.float()
+    return net
 
 
 def check_file(path: Path) -> None:
@@ -94,37 +152,6 @@ def _is_original_yolov5(path: Path) -> bool:
             )
     except (zipfile.BadZipFile, StopIteration, ValueError, OSError):
         return False
-
-
-def transfer(net: DetectionModel, source: DetectionModel) -> tuple[int, int]:
-    """Copy every weight of `source` that fits into `net`, by name and shape.
-
-    Rows of the class head are matched by class name.
-
-    Returns:
-        the number of copied tensors, and the number of tensors of `net`.
-
-    Raises:
-        UserError: no tensor fits.
-    """
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    net.load(source, verbose=False)
-    given = source.state_dict()
-    after = net.state_dict()
-    # `load` does not report what it copied. A tensor of another shape counts if it changed: class
-    # rows, for example.
-    taken = {
-        name
-        for name, tensor in after.items()
-        if name in given
-        and (given[name].shape == tensor.shape or not torch.equal(tensor, before.get(name, tensor)))
-    }
-    # Batch counters and the bins of the DFL fit any model and carry no training.
-    if not any(
-        name in taken and parameter.requires_grad for name, parameter in net.named_parameters()
-    ):
-        raise UserError("--weights: no tensor of the checkpoint fits this model")
-    return len(taken), len(after)
 
 
 def write_pt(

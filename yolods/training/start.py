@@ -41,14 +41,14 @@ from yolods.data.splits import (
 from yolods.distributed.store import KeyValueStore
 from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
-from yolods.engine.build import build_engine, plan_schedule
+from yolods.engine.build import build_zero, plan_schedule
 from yolods.engine.build_pipeline import build_stage, plan_stages
 from yolods.errors import Faults, UserError
 from yolods.evaluation.evaluator import Evaluator
 from yolods.model.blueprint import Blueprint
 from yolods.model.check import blueprint_of
 from yolods.model.freezing import told
-from yolods.model.weights import read_pt
+from yolods.model.weights import PtFile
 from yolods.optim.lr_schedule import Schedule
 from yolods.optim.optimizers import OptimizerChoice, choose_optimizer
 from yolods.system.files import replace_text
@@ -341,9 +341,8 @@ def _make_engine(
     weights = None if config.resume else config.weights
     if weights is not None:
         # Rank 0 reads the file first, so that a damaged one is reported once.
-        ranks.main_first(lambda: read_pt(weights) and None)
-    net, note = blueprint.whole(weights, by_name=config.hyper.cls_remap)
-    engine = build_engine(net, config, choice, ranks, class_weights)
+        ranks.main_first(lambda: PtFile(weights) and None)
+    engine, note = build_zero(blueprint, config, choice, ranks, class_weights)
     about = [str(engine.net)] if config.deepspeed.recompute else []
     return engine, [*about, *([note] if note else [])]
 

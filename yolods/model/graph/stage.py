@@ -20,10 +20,13 @@ class Stage(nn.Module):
     Parameters and buffers have the names of the whole DetectionModel.
     """
 
-    def __init__(self, graph: Graph, start: int, stop: int, *, recompute: int = 0) -> None:
-        """Create the nodes' layers on the CPU, with memory but without values (see `initialise`).
+    def __init__(
+        self, graph: Graph, start: int, stop: int, *, recompute: int = 0, device: str = "cpu"
+    ) -> None:
+        """Create the nodes' layers with memory but without values (see `initialise`).
 
         Args:
+            device: "cpu", or "meta" for layers without memory.
             recompute: number of nodes per segment whose activations the backward pass computes
                 again; 0 keeps all activations.
         """
@@ -32,7 +35,7 @@ class Stage(nn.Module):
         for node in graph.nodes[start:stop]:
             for name in node.modules:
                 attach(
-                    self, name, deepcopy(graph.skeleton.get_submodule(name)).to_empty(device="cpu")
+                    self, name, deepcopy(graph.skeleton.get_submodule(name)).to_empty(device=device)
                 )
         # A dict, not attributes: the modules are registered only once, under their names in the
         # whole model.
@@ -79,10 +82,10 @@ class RecomputedDetector(Stage):
     """A whole detector in segments, with the same outputs as ultralytics' DetectionModel."""
 
     def __init__(self, net: nn.Module, segments: int | None) -> None:
-        """Take over a CPU model's weights, under their names.
+        """Take over a model's weights, under their names.
 
         Args:
-            net: a DetectionModel.
+            net: a DetectionModel, on the CPU or on the meta device.
             segments: at most the number of nodes. None: about its square root, at which the
                 activations kept between segments and those that one segment recomputes in the
                 backward pass need about the same memory (arXiv 1604.06174).
@@ -90,8 +93,10 @@ class RecomputedDetector(Stage):
         graph = build_graph(net)
         nodes = len(graph.nodes)
         count = min(segments or round(math.sqrt(nodes)), nodes)
-        super().__init__(graph, 0, nodes, recompute=math.ceil(nodes / count))
-        self.load_state_dict(net.state_dict())
+        device = next(net.parameters()).device.type
+        super().__init__(graph, 0, nodes, recompute=math.ceil(nodes / count), device=device)
+        if device != "meta":
+            self.load_state_dict(net.state_dict())
 
     def __str__(self) -> str:
         """What is kept, for people."""

@@ -123,8 +123,8 @@ def _weights_matter(config: RunConfig) -> bool:
 
 
 def _check_weights(config: RunConfig, faults: Faults) -> None:
-    from yolods.model.weights import read_pt
+    from yolods.model.weights import PtFile
 
     assert config.weights is not None
     with faults.caught():
-        read_pt(config.weights)
+        PtFile(config.weights)
