@@ -1,22 +1,17 @@
-"""Reads any ultralytics .pt safely, and writes .pt files that `ultralytics.YOLO()` loads."""
+"""Reads any ultralytics .pt safely, and takes over the weights that fit."""
 
 from __future__ import annotations
 
 import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
-from copy import deepcopy
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
 from yolods.compat import local_checkpoints
 from yolods.errors import UserError
-from yolods.system.files import replace_file
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
@@ -125,62 +120,3 @@ def transfer(net: DetectionModel, source: DetectionModel) -> tuple[int, int]:
     ):
         raise UserError("--weights: no tensor of the checkpoint fits this model")
     return len(taken), len(after)
-
-
-def write_pt(
-    path: Path,
-    skeleton: DetectionModel,
-    weights: Mapping[str, Tensor],
-    facts: Mapping[str, Any],
-    *,
-    half: bool = True,
-) -> None:
-    """Write a checkpoint that `YOLO(path)` loads with only ultralytics installed; atomically.
-
-    Args:
-        path: target; replaced in one rename after the bytes are on the disk.
-        skeleton: a plain CPU model of the same architecture; its weights are overwritten.
-        weights: state_dict of the model, floating-point tensors in fp32.
-        facts: further top-level entries (epoch, train_args, train_metrics, ...).
-        half: whether to store fp16, as ultralytics does; otherwise fp32.
-
-    Raises:
-        OSError: the disk is full or not writable; the earlier file stays whole.
-    """
-    skeleton.load_state_dict(dict(weights), strict=True)
-    model = deepcopy(skeleton).to(memory_format=torch.contiguous_format).eval()
-    model = model.half() if half else model
-    # Values beyond fp16's range became inf above; a loaded model must compute with finite numbers.
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            torch.nan_to_num_(tensor)
-    model.criterion = None
-    model.args = dict(facts.get("train_args", {}))
-    import ultralytics
-
-    content = {
-        "epoch": -1,
-        "best_fitness": None,
-        "model": model,
-        "ema": None,
-        "updates": None,
-        "optimizer": None,
-        "train_args": model.args,
-        "date": datetime.now(timezone.utc).isoformat(),
-        "version": ultralytics.__version__,
-        "license": "AGPL-3.0 (https://ultralytics.com/license)",
-        "docs": "https://docs.ultralytics.com",
-        **facts,
-    }
-    save_atomically(path, content)
-
-
-def save_atomically(path: Path, content: object) -> None:
-    """Write with `torch.save` beside `path`, flush to the disk, then rename over `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda file: torch.save(content, file))
-
-
-def plain_copy(net: nn.Module) -> DetectionModel:
-    """A CPU copy of a newly built model, as the skeleton of later `write_pt` calls."""
-    return deepcopy(net).cpu()
