@@ -1,4 +1,4 @@
-"""Converts shards of any layout to whole named tensors and back.
+"""Where whole named tensors are in the shards of any layout.
 
 This lets a checkpoint resume under another layout.
 
@@ -50,102 +50,6 @@ class Place:
     """Number of elements, without padding."""
 
 
-def join_shards(
-    kind: str, groups: Sequence[Group], ranks: Sequence[Sequence[Tensor]]
-) -> dict[str, Tensor]:
-    """Join shards into whole tensors.
-
-    Args:
-        kind: `whole`, `flat` or `pieces`.
-        groups: contents of each shard.
-        ranks: the shards of every data-parallel rank, one per group.
-
-    Returns:
-        every whole parameter, by name.
-
-    Raises:
-        ValueError: a shard is too small for its contents.
-    """
-    whole: dict[str, Tensor] = {}
-    for place, group in enumerate(groups):
-        shards = [shards[place].flatten() for shards in ranks]
-        for shard in shards:
-            _check_room(kind, group, shard.numel(), len(ranks))
-        whole |= (
-            _join_pieces(shards, group) if kind == "pieces" else _split(_flat(kind, shards), group)
-        )
-    return whole
-
-
-def _flat(kind: str, shards: list[Tensor]) -> Tensor:
-    # In a whole layout every rank holds the same; in a flat one the ranks' parts are consecutive.
-    return shards[0] if kind == "whole" else torch.cat(shards)
-
-
-def _split(flat: Tensor, group: Group) -> dict[str, Tensor]:
-    """Cut parameters from a flat tensor; the end may be padding."""
-    whole, start = {}, 0
-    for name, shape in group:
-        count = math.prod(shape)
-        # Cloned, because a saved view would take the whole flat tensor into the file.
-        whole[name] = flat[start : start + count].view(tuple(shape)).clone()
-        start += count
-    return whole
-
-
-def _join_pieces(shards: list[Tensor], group: Group) -> dict[str, Tensor]:
-    whole, start = {}, 0
-    for name, shape in group:
-        count = math.prod(shape)
-        # All ranks hold pieces of equal size, so the last one may end in padding.
-        piece = math.ceil(count / len(shards))
-        whole[name] = (
-            torch.cat([shard[start : start + piece] for shard in shards])[:count]
-            .view(tuple(shape))
-            .clone()
-        )
-        start += piece
-    return whole
-
-
-def cut_shards(
-    kind: str,
-    groups: Sequence[Group],
-    whole: Mapping[str, Tensor],
-    sizes: Sequence[int],
-    index: int,
-    count: int,
-) -> list[Tensor]:
-    """Cut this rank's shards from whole tensors; inverse of `join_shards`.
-
-    Args:
-        sizes: elements of each of this rank's shards, padding included.
-        index: data-parallel rank.
-        count: data-parallel world size.
-
-    Returns:
-        flat tensors, one per group, padded with 0.
-
-    Raises:
-        ValueError: a tensor has another shape than its group states, or a shard is too small for
-            its contents.
-    """
-    if wrong := misfits(groups, whole):
-        raise ValueError("; ".join(wrong))
-    shards = []
-    for group, size in zip(groups, sizes, strict=True):
-        _check_room(kind, group, size, count)
-        parts = [whole[name].flatten() for name, _ in group]
-        if kind == "pieces":
-            shard = torch.cat([_piece(part, index, count) for part in parts])
-        elif kind == "flat":
-            shard = _window(torch.cat(parts), index * size, size)
-        else:
-            shard = torch.cat(parts)
-        shards.append(_window(shard, 0, size))
-    return shards
-
-
 def misfits(groups: Sequence[Group], shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """One line per parameter that `shapes` lacks or has in another shape.
 
@@ -177,18 +81,6 @@ def _check_room(kind: str, group: Group, size: int, count: int) -> None:
         )
 
 
-def _piece(tensor: Tensor, index: int, count: int) -> Tensor:
-    piece = math.ceil(tensor.numel() / count)
-    return _window(tensor, index * piece, piece)
-
-
-def _window(tensor: Tensor, start: int, size: int) -> Tensor:
-    """`size` elements from `start` on, filled up with zeros at the end."""
-    window = tensor[start : start + size]
-    missing = size - window.numel()
-    return torch.cat((window, window.new_zeros(missing))) if missing else window
-
-
 def spans(
     kind: str, groups: Sequence[Group], sizes: Sequence[int], index: int, count: int
 ) -> list[list[Span]]:
@@ -196,7 +88,10 @@ def spans(
 
     Parameters without a part are omitted.
 
-    Args: see `cut_shards`.
+    Args:
+        sizes: elements of each of this rank's shards, padding included.
+        index: data-parallel rank.
+        count: data-parallel world size.
     """
     found = []
     for group, size in zip(groups, sizes, strict=True):
