@@ -1,4 +1,4 @@
-"""Shards of any layout as whole tensors and back, all at once: the judge of what is done by parts."""
+"""Shards of any layout as whole tensors and back, all at once: the judge of the parts."""
 
 from __future__ import annotations
 

@@ -100,6 +100,7 @@ def _write(
             if number is None or value.shape != named[name].shape:
                 raise RuntimeError(f"{name} {tuple(value.shape)} does not belong to the model")
             _add(archive, f"data/{number}", _bytes(_stored(value, named[name].dtype)))
+            del value  # not held while the next one is made
     if places:
         raise RuntimeError(f"{', '.join(places)}: missing in the weights to write")
 

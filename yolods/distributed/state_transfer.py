@@ -32,6 +32,7 @@ def send_tensors(
         if tensor.numel():
             with waiting():
                 dist.send(tensor.contiguous(), peer, group=group)
+        del tensor  # not held while the next one is made
     _tell(None, peer, group)
 
 

@@ -229,6 +229,7 @@ class TrainingState:
             )
             if value is not None:
                 yield name, value
+            del value  # not held while the next one is gathered
         if keep:
             yield from ((name, host_copy(each)) for name, each in self.net.named_buffers())
 
