@@ -94,3 +94,13 @@ def test_a_file_that_was_cut_short_is_noticed(path: Path) -> None:
     assert torch.equal(stored.part(0, 25), CONTENT["flat"][:25])
     with pytest.raises(OSError, match="ends 100 bytes too early"):
         stored.part(0, 50)
+
+
+def test_a_torch_that_does_not_note_where_tensors_are_maps_the_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert module._notes_places(), "the torch of constraints.txt does"
+    monkeypatch.setattr(module, "_notes_places", lambda: False)
+    content = open_tensors(path)
+    for name in TENSORS:
+        assert torch.equal(in_memory(content[name]), CONTENT[name])

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from yolods.checkpoint.tensor_file import file_tensor
+from yolods.checkpoint.tensor_file import file_tensor, in_memory, load_places
 from yolods.system.files import replace_file
 
 if TYPE_CHECKING:
@@ -202,13 +202,11 @@ class PtWeights(Mapping[str, Tensor]):
         Args:
             path: the file. A run wrote it itself, so unpickling it is safe.
         """
-        content = torch.load(path, map_location="meta", weights_only=False)
-        self._tensors = {
-            name: file_tensor(path, like) for name, like in content["model"].state_dict().items()
-        }
+        named = load_places(path)["model"].state_dict()
+        self._tensors = {name: file_tensor(path, like) for name, like in named.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name].read()
+        return in_memory(self._tensors[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

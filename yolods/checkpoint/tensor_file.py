@@ -6,7 +6,9 @@ memory of the process, until the kernel needs them.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -92,24 +94,45 @@ def open_tensors(path: Path, *, stored: Callable[[str], bool] = lambda _: True) 
         path: the file.
         stored: whether the tensors under this key of the file's dictionary may be FileTensors.
     """
-    content = torch.load(path, map_location="meta", weights_only=False)
 
     def at_once(like: Tensor) -> Tensor:
-        return file_tensor(path, like).read()
+        return in_memory(file_tensor(path, like))
 
     def if_small(like: Tensor) -> Tensor | FileTensor:
         return at_once(like) if like.numel() <= SMALL else file_tensor(path, like)
 
     return {
-        key: _walk(value, if_small if stored(key) else at_once) for key, value in content.items()
+        key: _walk(value, if_small if stored(key) else at_once)
+        for key, value in load_places(path).items()
     }
 
 
-def file_tensor(path: Path, like: Tensor) -> FileTensor:
-    """What stands for a tensor that `torch.load` has put on the meta device."""
-    # torch notes where it would have read the bytes (torch/serialization.py, `load_tensor`).
+def load_places(path: Path) -> Any:
+    """The content of a file of `torch.save`, with tensors on the meta device for `file_tensor`."""
+    if not _notes_places():
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    return torch.load(path, map_location="meta", weights_only=False)
+
+
+def file_tensor(path: Path, like: Tensor) -> Tensor | FileTensor:
+    """What stands for a tensor that `load_places` has returned."""
+    if not like.is_meta:
+        return like
+    # Where torch would have read the bytes (torch/serialization.py, `load_tensor`, 2.13).
     begin = like.untyped_storage()._checkpoint_offset
     return FileTensor(path, like, begin + like.storage_offset() * like.element_size())
+
+
+@cache
+def _notes_places() -> bool:
+    """Whether this torch notes where it would have read a tensor.
+
+    Those before pytorch/pytorch#147787 do not; then files are mapped into memory.
+    """
+    file = io.BytesIO()
+    torch.save(torch.zeros(1), file)
+    file.seek(0)
+    return hasattr(torch.load(file, map_location="meta").untyped_storage(), "_checkpoint_offset")
 
 
 def _walk(value: Any, each: Callable[[Tensor], Any]) -> Any:
