@@ -519,6 +519,18 @@ def default_store() -> Any:
     return distributed_c10d._get_default_store()
 
 
+def place_in_file(tensor: Tensor) -> int | None:
+    """Byte at which the memory of a tensor begins in its file, if `torch.load` left it there.
+
+    Seen with torch 2.13: `map_location="meta"` notes it under a private name (their pull request
+    147787); earlier versions do not, which gives None. Unnecessary once there is a public name.
+
+    Args:
+        tensor: loaded with `map_location="meta"`.
+    """
+    return getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+
+
 def draw_partners(mix: Any, draw: Callable[[Callable[[], Any]], Any]) -> None:
     """Let a transform that mixes images draw its partners by `draw`, which gets its own way.
 

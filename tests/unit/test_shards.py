@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.whole_shards import cut_shards, join_shards
-from yolods.zero.shards import Group, fill_shard, misfits, places, spans
+from yolods.zero.shards import Group, fill_shard, locate, misfits, spans
 
 KINDS = ("whole", "flat", "pieces")
 AWKWARD: list[list[Group]] = [
@@ -143,7 +143,7 @@ def test_one_parameter_after_the_other_is_found_and_written(kind, count, align, 
     ranks = [cut_shards(kind, groups, values, sizes, index, count) for index in range(count)]
     found = {
         name: [ranks[part.rank][part.shard][part.start : part.start + part.count] for part in parts]
-        for name, parts in places(kind, groups, sizes, count).items()
+        for name, parts in locate(kind, groups, sizes, count).items()
     }
     assert {
         name: torch.cat([torch.zeros(0), *parts]).tolist() for name, parts in found.items()
@@ -198,4 +198,4 @@ def test_a_shard_that_is_too_small_is_neither_cut_nor_joined(kind):
     with pytest.raises(ValueError, match="shards that start with b hold"):
         fill_shard(kind, groups[1], torch.zeros(small[1]), values.__getitem__, 0, 2)
     with pytest.raises(ValueError, match="shards that start with b hold"):
-        places(kind, groups, small, 2)
+        locate(kind, groups, small, 2)

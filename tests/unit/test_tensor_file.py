@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from yolods.checkpoint import tensor_file as module
-from yolods.checkpoint.tensor_file import FileTensor, in_memory, open_tensors
+from yolods.checkpoint.tensor_file import FileTensor, as_tensor, open_tensors
 from yolods.device.host_copy import fill, host_copy
 
 CONTENT: dict[str, Any] = {
@@ -29,7 +29,7 @@ CONTENT: dict[str, Any] = {
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(module, "SMALL", -1)
+    monkeypatch.setattr(module, "READ_AT_ONCE", -1)
     monkeypatch.setattr(module, "READ", 5)
     torch.save(CONTENT, tmp_path / "a.pt")
     return tmp_path / "a.pt"
@@ -81,11 +81,11 @@ def test_only_what_may_be_stored_and_is_large_stays_in_the_file(
     lazy: Callable[[str], bool] = {"flat", "count"}.__contains__
     assert isinstance(open_tensors(path, stored=lazy)["flat"], FileTensor)
     assert torch.equal(open_tensors(path, stored=lazy)["half"], CONTENT["half"])
-    monkeypatch.setattr(module, "SMALL", 49)
+    monkeypatch.setattr(module, "READ_AT_ONCE", 49)
     content = open_tensors(path, stored=lazy)
     assert isinstance(content["flat"], FileTensor)
-    assert in_memory(content["count"]) is content["count"]
-    assert torch.equal(in_memory(content["flat"]), CONTENT["flat"])
+    assert as_tensor(content["count"]) is content["count"]
+    assert torch.equal(as_tensor(content["flat"]), CONTENT["flat"])
 
 
 def test_a_file_that_was_cut_short_is_noticed(path: Path) -> None:
@@ -103,4 +103,4 @@ def test_a_torch_that_does_not_note_where_tensors_are_maps_the_file(
     monkeypatch.setattr(module, "_notes_places", lambda: False)
     content = open_tensors(path)
     for name in TENSORS:
-        assert torch.equal(in_memory(content[name]), CONTENT[name])
+        assert torch.equal(as_tensor(content[name]), CONTENT[name])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from yolods.checkpoint.pt_file import write_pt
 from yolods.checkpoint.read import Checkpoint
-from yolods.checkpoint.tensor_file import in_memory
+from yolods.checkpoint.tensor_file import as_tensor
 from yolods.checkpoint.verify import NAME, faults_of, search, single_process
 from yolods.errors import UserError
 from yolods.model.graph.graph import meta_model
@@ -88,7 +88,7 @@ def merge_shards(checkpoint: Checkpoint, *, live: bool) -> Iterator[tuple[str, T
     statistics = checkpoint.statistics(average=not live)
     for name, value in checkpoint.frozen().items():
         if name not in weights:
-            yield name, in_memory(value)
+            yield name, as_tensor(value)
     for name in weights:
         yield name, weights[name]
     yield from statistics.items()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from yolods.checkpoint.tensor_file import file_tensor, in_memory, load_places
+from yolods.checkpoint.tensor_file import as_tensor, file_tensor, load_places
 from yolods.system.files import replace_file
 
 if TYPE_CHECKING:
@@ -30,6 +30,20 @@ if TYPE_CHECKING:
 
 ALIGNED = 64
 """Bytes: torch aligns records, so that tensors mapped from a file are aligned."""
+KINDS = {
+    torch.float64: torch.DoubleStorage,
+    torch.float32: torch.FloatStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.int64: torch.LongStorage,
+    torch.int32: torch.IntStorage,
+    torch.uint8: torch.ByteStorage,
+    torch.bool: torch.BoolStorage,
+}
+"""What the format calls memory by the dtype of the tensor."""
+_REBUILD = torch.empty(0).__reduce_ex__(2)[0]
+_REBUILD_PARAMETER = nn.Parameter(torch.empty(0)).__reduce_ex__(2)[0]
+"""The functions that build a tensor and a parameter again."""
 LOCAL_HEADER, LARGE_HEADER = 30, 20
 """Bytes of a record's header in a zip archive without its name, and more if it is large."""
 
@@ -120,9 +134,8 @@ class _Pickler(pickle.Pickler):
         if not isinstance(value, _Memory):
             return None
         tensor = value.tensor
-        kind = torch.empty(0, dtype=tensor.dtype)._typed_storage()._pickle_storage_type()
         number = self.numbers[id(tensor)]
-        return "storage", getattr(torch, kind), str(number), "cpu", tensor.numel()
+        return "storage", KINDS[tensor.dtype], str(number), "cpu", tensor.numel()
 
     def reducer_override(self, value: Any) -> Any:
         """How a tensor is built again: as in torch/_tensor.py, `_reduce_ex_internal`."""
@@ -130,13 +143,13 @@ class _Pickler(pickle.Pickler):
             return NotImplemented
         if isinstance(value, nn.Parameter):
             about = _Plain(value), value.requires_grad, OrderedDict()
-            return torch._utils._rebuild_parameter, about
+            return _REBUILD_PARAMETER, about
         tensor = value.parameter if isinstance(value, _Plain) else value
         self.numbers[id(tensor)] = len(self.tensors)
         self.tensors.append(tensor)
         strides = torch.empty(tensor.shape, device="meta").stride()
         about = _Memory(tensor), 0, tuple(tensor.shape), strides, False, OrderedDict()
-        return torch._utils._rebuild_tensor_v2, about
+        return _REBUILD, about
 
 
 class _Memory:
@@ -206,7 +219,7 @@ class PtWeights(Mapping[str, Tensor]):
         self._tensors = {name: file_tensor(path, like) for name, like in named.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        return in_memory(self._tensors[name])
+        return as_tensor(self._tensors[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from yolods.checkpoint.names import MODEL, PROGRESS
-from yolods.checkpoint.tensor_file import FileTensor, in_memory, open_tensors
-from yolods.zero.shards import Group, Place, places
+from yolods.checkpoint.tensor_file import FileTensor, as_tensor, open_tensors
+from yolods.zero.shards import Group, ShardPart, locate
 
 Shard = Tensor | FileTensor
 """A shard as it was read: in memory if it is small."""
@@ -39,7 +39,7 @@ class Leaves(Mapping[str, Tensor]):
     def __init__(self) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         """The parameters' shapes."""
-        self._parts: dict[str, list[tuple[Shard, Place]]] = {}
+        self._parts: dict[str, list[tuple[Shard, ShardPart]]] = {}
 
     def add(self, kind: str, groups: Sequence[Group], ranks: Sequence[Sequence[Shard]]) -> None:
         """Add the parameters of a stage.
@@ -56,7 +56,7 @@ class Leaves(Mapping[str, Tensor]):
         self.shapes |= {name: tuple(shape) for group in groups for name, shape in group}
         self._parts |= {
             name: [(ranks[place.rank][place.shard], place) for place in found]
-            for name, found in places(kind, groups, sizes, len(ranks)).items()
+            for name, found in locate(kind, groups, sizes, len(ranks)).items()
         }
 
     def __getitem__(self, name: str) -> Tensor:
@@ -75,7 +75,7 @@ class Leaves(Mapping[str, Tensor]):
         return len(self._parts)
 
 
-def _part(shard: Shard, place: Place) -> Tensor:
+def _part(shard: Shard, place: ShardPart) -> Tensor:
     if isinstance(shard, FileTensor):
         return shard.part(place.start, place.count)
     return shard.reshape(-1).narrow(0, place.start, place.count)
@@ -154,7 +154,7 @@ class Checkpoint:
             ]
             for place, name in enumerate(part["statistics"]):
                 found[name] = torch.stack(
-                    [in_memory(each[place]).float() for each in replicas]
+                    [as_tensor(each[place]).float() for each in replicas]
                 ).mean(0)
         return found
 

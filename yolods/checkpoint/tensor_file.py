@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolods.compat import place_in_file
 from yolods.device.host_copy import fill
 from yolods.device.stored import Stored
 
 READ = 1 << 24
 """Elements per read: 64 MiB in fp32."""
-SMALL = 1 << 16
+READ_AT_ONCE = 1 << 16
 """Elements of a tensor that is not worth a read of its own."""
 
 
@@ -96,10 +97,10 @@ def open_tensors(path: Path, *, stored: Callable[[str], bool] = lambda _: True) 
     """
 
     def at_once(like: Tensor) -> Tensor:
-        return in_memory(file_tensor(path, like))
+        return as_tensor(file_tensor(path, like))
 
     def if_small(like: Tensor) -> Tensor | FileTensor:
-        return at_once(like) if like.numel() <= SMALL else file_tensor(path, like)
+        return at_once(like) if like.numel() <= READ_AT_ONCE else file_tensor(path, like)
 
     return {
         key: _walk(value, if_small if stored(key) else at_once)
@@ -116,23 +117,19 @@ def load_places(path: Path) -> Any:
 
 def file_tensor(path: Path, like: Tensor) -> Tensor | FileTensor:
     """What stands for a tensor that `load_places` has returned."""
-    if not like.is_meta:
+    begin = place_in_file(like)
+    if begin is None:
         return like
-    # Where torch would have read the bytes (torch/serialization.py, `load_tensor`, 2.13).
-    begin = like.untyped_storage()._checkpoint_offset
     return FileTensor(path, like, begin + like.storage_offset() * like.element_size())
 
 
 @cache
 def _notes_places() -> bool:
-    """Whether this torch notes where it would have read a tensor.
-
-    Those before pytorch/pytorch#147787 do not; then files are mapped into memory.
-    """
+    """Whether this torch notes where it would have read a tensor; if not, files are mapped."""
     file = io.BytesIO()
     torch.save(torch.zeros(1), file)
     file.seek(0)
-    return hasattr(torch.load(file, map_location="meta").untyped_storage(), "_checkpoint_offset")
+    return place_in_file(torch.load(file, map_location="meta")) is not None
 
 
 def _walk(value: Any, each: Callable[[Tensor], Any]) -> Any:
@@ -145,6 +142,6 @@ def _walk(value: Any, each: Callable[[Tensor], Any]) -> Any:
     return value
 
 
-def in_memory(tensor: Tensor | Stored) -> Tensor:
+def as_tensor(tensor: Tensor | Stored) -> Tensor:
     """The tensor, read if it is stored."""
     return tensor.read() if isinstance(tensor, Stored) else tensor

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from yolods.distributed.phases import waiting
 
-Told = tuple[str, torch.Size, torch.dtype] | None
+Heading = tuple[str, torch.Size, torch.dtype] | None
 """A tensor that follows; None: there are no more."""
 
 
@@ -48,13 +48,13 @@ def receive_tensors(peer: int, group: dist.ProcessGroup | None) -> Iterator[tupl
         del tensor  # not held while the next one is received
 
 
-def _tell(about: Told, peer: int, group: dist.ProcessGroup | None) -> None:
+def _tell(about: Heading, peer: int, group: dist.ProcessGroup | None) -> None:
     with waiting():
         dist.send_object_list([about], peer, group=group)
 
 
-def _hear(peer: int, group: dist.ProcessGroup | None) -> Told:
-    box: list[Told] = [None]
+def _hear(peer: int, group: dist.ProcessGroup | None) -> Heading:
+    box: list[Heading] = [None]
     with waiting():
         dist.recv_object_list(box, peer, group=group)
     return box[0]

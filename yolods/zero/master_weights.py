@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from yolods.device.host_copy import fill, host_copy, on_host, sent
 from yolods.device.stored import Stored
-from yolods.zero.shards import Place, places
+from yolods.zero.shards import ShardPart, locate
 
 GATHERED = 1 << 24
 """Elements that all ranks gather at once. They take 64 MiB of a GPU."""
@@ -66,13 +66,13 @@ class Masters:
         return host_copy(self.owners()[place.shard].data) if keep else None
 
     @cached_property
-    def _places(self) -> dict[int, list[Place]]:
+    def _places(self) -> dict[int, list[ShardPart]]:
         """The parts of every trained parameter, by the parameter's identity."""
         members = self.members()
         groups = [[(str(id(each)), full_shape(each)) for each in group] for group in members]
         sizes = [owner.numel() for owner in self.owners()]
         count = 1 if self.kind == "whole" else dist.get_world_size(self._group)
-        return {int(name): found for name, found in places(self.kind, groups, sizes, count).items()}
+        return {int(name): found for name, found in locate(self.kind, groups, sizes, count).items()}
 
     @property
     def _group(self) -> dist.ProcessGroup:
@@ -294,7 +294,7 @@ def masters_of(optimizer: Any) -> Masters:
 @torch.no_grad()
 def _sent_whole(
     parameter: nn.Parameter,
-    parts: Sequence[Place],
+    parts: Sequence[ShardPart],
     owners: Sequence[Tensor],
     group: dist.ProcessGroup,
     *,
@@ -329,7 +329,7 @@ def _sent_whole(
 @torch.no_grad()
 def _gathered(
     parameter: nn.Parameter,
-    first: Place,
+    first: ShardPart,
     owner: Tensor,
     group: dist.ProcessGroup,
     *,

@@ -37,7 +37,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardPart:
     """Where a part of a parameter is among the shards of all ranks."""
 
     rank: int
@@ -112,9 +112,9 @@ def spans(
     return found
 
 
-def places(
+def locate(
     kind: str, groups: Sequence[Group], sizes: Sequence[int], count: int
-) -> dict[str, list[Place]]:
+) -> dict[str, list[ShardPart]]:
     """Where every parameter is: its parts, in order, without padding.
 
     Args:
@@ -126,12 +126,12 @@ def places(
     """
     for group, size in zip(groups, sizes, strict=True):
         _check_room(kind, group, size, count)
-    found: dict[str, list[Place]] = {name: [] for group in groups for name, _ in group}
+    found: dict[str, list[ShardPart]] = {name: [] for group in groups for name, _ in group}
     # In a whole layout every rank holds the same.
     for rank in range(1 if kind == "whole" else count):
         for shard, parts in enumerate(spans(kind, groups, sizes, rank, count)):
             for part in parts:
-                found[part.name].append(Place(rank, shard, part.start, part.count))
+                found[part.name].append(ShardPart(rank, shard, part.start, part.count))
     return found
 
 
