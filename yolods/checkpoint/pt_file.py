@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ALIGNED = 64
 """Bytes: torch aligns records, so that tensors mapped from a file are aligned."""
-KINDS = {
+STORAGES = {
     torch.float64: torch.DoubleStorage,
     torch.float32: torch.FloatStorage,
     torch.float16: torch.HalfStorage,
@@ -135,7 +135,7 @@ class _Pickler(pickle.Pickler):
             return None
         tensor = value.tensor
         number = self.numbers[id(tensor)]
-        return "storage", KINDS[tensor.dtype], str(number), "cpu", tensor.numel()
+        return "storage", STORAGES[tensor.dtype], str(number), "cpu", tensor.numel()
 
     def reducer_override(self, value: Any) -> Any:
         """How a tensor is built again: as in torch/_tensor.py, `_reduce_ex_internal`."""
