@@ -23,7 +23,7 @@ from yolods.checkpoint.read import Checkpoint, rank_file
 def test_shards_of_every_kind_are_put_together(tmp_path, monkeypatch, kind, count, small):
     """Six and three numbers over up to five ranks: parts are padded, and some hold nothing but
     padding."""
-    monkeypatch.setattr(tensor_file, "AT_ONCE", small)
+    monkeypatch.setattr(tensor_file, "READ_ALONG", small)
     checkpoint = write_ranks(tmp_path, kind, count)
     live, average = (dict(merge_shards(checkpoint, live=live)) for live in (True, False))
     assert live.keys() == average.keys() == {*WEIGHTS, "bn.mean", "dfl.weight"}
@@ -86,7 +86,7 @@ def test_an_optimizer_that_keeps_nothing_has_no_moments(tmp_path):
 
 
 def test_a_parameter_is_read_when_it_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_file, "AT_ONCE", -1)
+    monkeypatch.setattr(tensor_file, "READ_ALONG", -1)
     checkpoint = write_ranks(tmp_path, "flat", 2)
     masters = checkpoint.masters()
     assert masters.shapes == {"conv.weight": (2, 3), "conv.bias": (3,)}

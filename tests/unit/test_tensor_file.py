@@ -29,7 +29,7 @@ CONTENT: dict[str, Any] = {
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(module, "AT_ONCE", -1)
+    monkeypatch.setattr(module, "READ_ALONG", -1)
     monkeypatch.setattr(module, "READ", 5)
     torch.save(CONTENT, tmp_path / "a.pt")
     return tmp_path / "a.pt"
@@ -81,7 +81,7 @@ def test_only_what_may_be_stored_and_is_large_stays_in_the_file(
     lazy: Callable[[str], bool] = {"flat", "count"}.__contains__
     assert isinstance(open_tensors(path, stored=lazy)["flat"], FileTensor)
     assert torch.equal(open_tensors(path, stored=lazy)["half"], CONTENT["half"])
-    monkeypatch.setattr(module, "AT_ONCE", 49)
+    monkeypatch.setattr(module, "READ_ALONG", 49)
     content = open_tensors(path, stored=lazy)
     assert isinstance(content["flat"], FileTensor)
     assert as_tensor(content["count"]) is content["count"]

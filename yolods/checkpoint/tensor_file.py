@@ -21,7 +21,7 @@ from yolods.device.stored import Stored
 
 READ = 1 << 24
 """Elements per read: 64 MiB in fp32."""
-AT_ONCE = 1 << 16
+READ_ALONG = 1 << 16
 """Elements of a tensor that is not worth a read of its own."""
 
 
@@ -100,7 +100,7 @@ def open_tensors(path: Path, *, stored: Callable[[str], bool] = lambda _: True) 
         return as_tensor(file_tensor(path, like))
 
     def if_small(like: Tensor) -> Tensor | FileTensor:
-        return at_once(like) if like.numel() <= AT_ONCE else file_tensor(path, like)
+        return at_once(like) if like.numel() <= READ_ALONG else file_tensor(path, like)
 
     return {
         key: _walk(value, if_small if stored(key) else at_once)
