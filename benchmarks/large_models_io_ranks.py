@@ -119,7 +119,7 @@ def _engine(ranks: Ranks, folder: Path, model: str, layers: dict[str, Any]) -> E
     file = folder / f"ds{ranks.rank}.json"
     own = {"overflow": {"snapshot_steps": 0}}
     blocks = {"bf16": {"enabled": True}, "zero_optimization": ZERO, "yolods": own}
-    file.write_text(json.dumps({"train_micro_batch_size_per_gpu": 1, **blocks}), encoding="utf-8")
+    file.write_text(json.dumps({"train_micro_batch_size_per_gpu": 2, **blocks}), encoding="utf-8")
     parser = argparse.ArgumentParser()
     add_train_arguments(parser)
     flags = {"data": "demo", "model": model, "imgsz": IMGSZ, "deepspeed_config": file}
