@@ -206,8 +206,8 @@ class Watch:
 
     def _halves(self) -> tuple[State | None, State | None]:
         """The model's parameters and floating buffers, on rank 0."""
-        whole = self._engine.full_weights()
-        if whole is None:
+        whole = dict(self._engine.weights())
+        if not whole:
             return None, None
         floats = {
             name: each.contiguous() for name, each in whole.items() if each.is_floating_point()

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.whole_shards import cut_shards
 from yolods.checkpoint.checked_files import write_text
 from yolods.checkpoint.progress import Progress
 from yolods.checkpoint.read import Checkpoint
 from yolods.checkpoint.store import write_rank
 from yolods.checkpoint.verify import render_manifest
+from yolods.device.host_copy import host_copy
 from yolods.distributed.world import Ranks, Share
-from yolods.zero.shards import cut_shards
 
 ALONE = Ranks(0, 1, 0, "here", torch.device("cpu"))
 MODEL = {"architecture": {"nc": 2}, "names": ["a", "b"], "train_args": {}}
@@ -82,8 +83,8 @@ class Engine:
         return torch.tensor([self.share.dp_rank + more])
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Remember what came."""
-        self.loaded = state
+        """Remember what came, and read it as the real one does."""
+        self.loaded = host_copy(state)
 
 
 def write_ranks(folder: Path, kind: str, count: int, progress: Progress = FIRST) -> Checkpoint:

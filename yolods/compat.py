@@ -7,6 +7,7 @@ calls it first.
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,27 +264,19 @@ def local_checkpoints() -> Iterator[None]:
 def values_left_in_file() -> Iterator[None]:
     """Make ultralytics load a checkpoint on the meta device, without reading a tensor's values.
 
-    `place_in_file` tells where the values are. Seen with ultralytics 8.4.190: `torch_safe_load`
-    passes `map_location="cpu"` to `torch.load` and has no parameter for it. Unnecessary once it
-    has.
+    `place_in_file` tells where the values are. Where torch does not note that (`notes_places`), the
+    file is mapped instead. Seen with ultralytics 8.4.190: `torch_safe_load` passes
+    `map_location="cpu"` to `torch.load` and has no parameter for it. Unnecessary once it has.
     """
     from ultralytics.nn import tasks
 
+    ours = {"map_location": "meta"} if notes_places() else {"mmap": True}
     theirs = tasks.torch_load
-    tasks.torch_load = lambda file, **settings: theirs(file, **{**settings, "map_location": "meta"})
+    tasks.torch_load = lambda file, **settings: theirs(file, **{**settings, **ours})
     try:
         yield
     finally:
         tasks.torch_load = theirs
-
-
-def place_in_file(tensor: Tensor) -> int:
-    """Offset in bytes of the storage of a tensor that `torch.load` put on the meta device.
-
-    Seen with torch 2.13: torch documents this attribute of storages ("Serialization semantics"),
-    but under a private name.
-    """
-    return tensor.untyped_storage()._checkpoint_offset
 
 
 @contextmanager
@@ -544,6 +537,29 @@ def default_store() -> Any:
     from torch.distributed import distributed_c10d
 
     return distributed_c10d._get_default_store()
+
+
+def place_in_file(tensor: Tensor) -> int | None:
+    """Byte at which the memory of a tensor begins in its file, if `torch.load` left it there.
+
+    Seen with torch 2.13: `map_location="meta"` notes it under a private name (their pull request
+    147787); earlier versions do not, which gives None. Unnecessary once there is a public name.
+
+    Args:
+        tensor: loaded with `map_location="meta"`.
+    """
+    return getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+
+
+@lru_cache
+def notes_places() -> bool:
+    """Whether this torch notes what `place_in_file` tells."""
+    import torch
+
+    file = io.BytesIO()
+    torch.save(torch.zeros(1), file)
+    file.seek(0)
+    return place_in_file(torch.load(file, map_location="meta")) is not None
 
 
 def draw_partners(mix: Any, draw: Callable[[Callable[[], Any]], Any]) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +66,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _teach(path: Path) -> None:
     from ultralytics.cfg import get_cfg
 
+    from yolods.checkpoint.pt_file import write_pt
     from yolods.model.architecture.build import architecture, build, parse_name
-    from yolods.model.weights import plain_copy, write_pt
 
     torch.manual_seed(0)
     net = build(architecture(parse_name("yolov5n"), len(NAMES), 3), NAMES)
-    skeleton = plain_copy(net)
+    skeleton = deepcopy(net)
     net.args = get_cfg()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -85,7 +86,7 @@ def _teach(path: Path) -> None:
         net.loss(_rectangles(step))[0].sum().backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 10.0)
         optimizer.step()
-    write_pt(path, skeleton, net.state_dict(), {"train_args": {"imgsz": 64}})
+    write_pt(path, skeleton, net.state_dict().items(), {"train_args": {"imgsz": 64}})
 
 
 def _rectangles(seed: int, images: int = 8) -> dict[str, torch.Tensor]:

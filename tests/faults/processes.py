@@ -103,7 +103,7 @@ class Played:
         """fp32 masters and statistics at the end."""
         folder = self.run / "checkpoints"
         checkpoint = Checkpoint(folder / (folder / "latest").read_text())
-        return checkpoint.masters() | checkpoint.statistics(average=False)
+        return {**checkpoint.masters(), **checkpoint.statistics(average=False)}
 
 
 def play(case: Case | None, layout: str, data: Path, folder: Path) -> Played:

@@ -8,11 +8,16 @@ benchmarks/checkpoint_faults.md.
 from __future__ import annotations
 
 import logging
+import os
 import random
+import signal
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import yolods.system.files
 from tests.faults import checkpoints
@@ -25,6 +30,7 @@ from tests.faults.checkpoints import (
     Outcome,
     calls_of_a_save,
     damaged,
+    in_child,
     killed,
     on_a_small_disk,
     trial,
@@ -32,10 +38,13 @@ from tests.faults.checkpoints import (
 from tests.ranks import on_ranks
 from tests.stores import ALONE, MODEL, Engine
 from yolods.checkpoint import checked_files, store
+from yolods.checkpoint.pt_file import PtWeights, write_pt
 from yolods.checkpoint.read import rank_file
 from yolods.checkpoint.store import CheckpointStore, Progress
 from yolods.distributed.store import KeyValueStore, open_store
 from yolods.distributed.world import Ranks
+from yolods.model.architecture.build import architecture, parse_name
+from yolods.model.graph.graph import meta_model
 
 TRIALS = 28
 KILLS = 24
@@ -201,3 +210,53 @@ def check_verdict(
     assert CheckpointStore(folder, ALONE, keep=3, model=MODEL).load(whole).step == 1
     assert whole.loaded["masters"][0].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert caplog.messages == [third, second, choice]
+
+
+def _streamed(path: Path, value: float, killed_after: int | None = None) -> None:
+    """Write a .pt whose weights are all `value`, tensor by tensor; die after so many of them."""
+    layers = architecture(parse_name("yolov5[0.1,0.1]"), 2, 3)
+    skeleton = meta_model(layers)
+
+    def leaves() -> Iterator[tuple[str, torch.Tensor]]:
+        for number, (name, tensor) in enumerate(skeleton.state_dict().items()):
+            if number == killed_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield name, torch.full(tensor.shape, value, dtype=tensor.dtype)
+
+    write_pt(path, skeleton, leaves(), {})
+
+
+def _values(path: Path) -> set[float]:
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    return {float(each) for tensor in PtWeights(path).values() for each in tensor.unique()}
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 100, 300])
+def test_a_kill_while_weights_stream_into_a_file_leaves_the_earlier_one(tmp_path, killed_after):
+    path = tmp_path / "last.pt"
+    _streamed(path, 1.0)
+    _, ended = in_child(lambda: _streamed(path, 2.0, killed_after))
+    assert ended == signal.SIGKILL and _values(path) == {1.0}
+    _streamed(path, 3.0)
+    assert _values(path) == {3.0} and os.listdir(tmp_path) == [path.name], "no litter"
+
+
+def test_a_kill_at_any_call_of_a_stream_s_end_leaves_one_of_two_whole_files(tmp_path):
+    path = tmp_path / "last.pt"
+
+    def dying(number: int) -> int:
+        last = checkpoints.LastCall(number, "before", random.Random(0))
+        last.arm()
+        _streamed(path, 2.0)
+        return last.calls
+
+    calls, _ = in_child(lambda: dying(1 << 30))
+    seen = set()
+    for number in range(calls):
+        _streamed(path, 1.0)
+        _, ended = in_child(lambda number=number: dying(number))
+        assert ended == signal.SIGKILL
+        (value,) = _values(path)
+        seen.add(value)
+    assert seen == {1.0, 2.0}, "before the rename, and after it"

@@ -185,8 +185,8 @@ def _own_skips(engine: Engine) -> Report:
         if found is not None:
             *sums, total = engine.score(found[1], batch).tolist()
             loss = sum(sums) / max(total, 1)
-        weights = engine.full_weights()
-        if weights is not None:
+        weights = dict(engine.weights())
+        if weights:
             plain = plain_evaluation(weights, batch)
         sums = {"apart": apart, "averaged": _sums(engine.statistics())}
     return {

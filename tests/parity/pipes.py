@@ -149,8 +149,8 @@ def _one_step(engine: PipelineEngine, case: Case, size: int, weights: dict[str, 
     with kept_gradients(engine, case.scale) as gradients:
         result = engine.train_step(step, iter(mine), size if len(case.sizes) > 1 else None)
     plain = plain_step(case, size, weights)
-    names = {id(each): name for name, each in engine.net.named_parameters()}
-    after = {names[id(each)]: value for each, value in engine.masters.whole(keep=True)}
+    trained = [pair for pair in engine.net.named_parameters() if pair[1].requires_grad]
+    after = {name: engine.masters.whole(each, keep=True) for name, each in trained}
     # Nesterov's first step; only the first is compared, and no other optimizer's.
     clipped = (1 + MOMENTUM) * RATE * min(1.0, MAX_NORM / plain["norm"])
     statistics = floating_buffers(engine.net)

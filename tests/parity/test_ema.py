@@ -111,18 +111,18 @@ def _follow(small: Small) -> Report | None:
     from ultralytics.utils.torch_utils import ModelEMA
 
     engine = small.engine
-    weights = engine.full_weights()
+    weights = dict(engine.weights())
     net = weights and plain_model(weights)
     theirs = net and ModelEMA(net, decay=DECAY, tau=TAU)
     for number in range(STEPS):
         small.step(number)
-        weights = engine.full_weights()
+        weights = dict(engine.weights())
         if weights:
             net.load_state_dict(weights)
             theirs.update(net)
     with engine.ema.exchange():
-        mine = engine.full_weights()
-    if mine is None:
+        mine = dict(engine.weights())
+    if not mine:
         return None
     floating = [name for name, value in mine.items() if value.is_floating_point()]
     state = theirs.ema.state_dict()
@@ -140,12 +140,12 @@ def _exchange(small: Small) -> Report:
     engine = small.engine
     before = _bits(small)
     with engine.ema.exchange():
-        within = engine.full_weights()
+        within = dict(engine.weights())
         seen = _seen(small)
         predicted = _predict(small)
     after = _bits(small)
     report = {"left": _differing(before, after)}
-    if within is None:
+    if not within:
         return report
     plain = plain_model(within).eval()
     images = micro_batch(77)["img"].float() / 255
@@ -184,15 +184,15 @@ def _compare_merged(small: Small, folder: Path) -> Report:
     """The parameters and statistics that differ between a merged checkpoint and the weights of the
     engine."""
     engine = small.engine
-    live = engine.full_weights()
+    live = dict(engine.weights())
     with engine.ema.exchange():
-        average = engine.full_weights()
-    if live is None:
+        average = dict(engine.weights())
+    if not live:
         return {}
     checkpoint = Checkpoint(find_checkpoint(folder))
     report = {}
     for name, expected in (("live", live), ("average", average)):
-        merged = merge_shards(checkpoint, live=name == "live")
+        merged = dict(merge_shards(checkpoint, live=name == "live"))
         floating = {key: value for key, value in expected.items() if value.is_floating_point()}
         report[name] = _differing(merged, floating)
     export(folder, folder / "exported.pt", live=False, fp32=True)

@@ -61,13 +61,13 @@ def _engine(ranks: Ranks, name: str) -> Iterator[Engine]:
 
 def _restate(ranks: Ranks, name: str) -> dict[str, Any]:
     with _engine(ranks, name) as engine:
-        before = engine.full_weights()
+        before = dict(engine.weights())
         engine.deepspeed.eval()
         engine.restate_statistics(_passes(engine))
         norms = [norm for norm in engine.net.modules() if isinstance(norm, nn.BatchNorm2d)]
         trains = any(norm.training for norm in norms)
         assert (name == "sync_bn") == all(isinstance(norm, SyncBatchNormFloat32) for norm in norms)
-        return {"before": before, "after": engine.full_weights(), "trains": trains}
+        return {"before": before, "after": dict(engine.weights()), "trains": trains}
 
 
 def _passes(engine: Engine) -> Iterator[tuple[Tensor | None, int]]:

@@ -60,7 +60,7 @@ def _go_through(small: Small) -> Report:
         steps.append((result.loss, result.grad_norm))
 
     step()
-    start = engine.ranks.from_main(engine.full_weights())
+    start = engine.ranks.from_main(dict(engine.weights()))
     state = _copied(engine.state())
     state["frozen"] = engine.ranks.from_main(state["frozen"])
     step()

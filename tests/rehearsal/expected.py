@@ -1,7 +1,8 @@
 """The expected results of the rehearsal per kind of rank: waits by file and function, and peak
 memory.
 
-`MANY`: once per tensor. It is used for DeepSpeed only; waits in yolods are counted exactly.
+`MANY`: once per tensor. It is used for DeepSpeed, and for an export, which hands tensors over one
+at a time; other waits in yolods are counted exactly.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ GROUPS = 3
 """Parameter groups of the optimizer: biases, weights and BatchNorm's weights."""
 
 
-def copied(times: int) -> Waits:
+def copied(times: int | None) -> Waits:
     """Copies of all tensors to the host."""
     return {"yolods/device/host_copy.py:_wait_for": times}
 
@@ -51,14 +52,13 @@ ZERO: Rows = {
     "checkpoint": copied(2),  # frozen weights, and everything trained
     "load": {},
     "roll-back": {},
-    "export": copied(3),  # frozen weights, the others, and statistics
+    "export": copied(MANY),
 }
 """Rank 0 of ZeRO-0, 1 and 2."""
 
 FIRST = ZERO | {
     "evaluated batch": {},
     "checkpoint": copied(1),
-    "export": copied(2),
 }
 """A stage of a pipeline but the last: it has no frozen weights and computes no metrics."""
 
@@ -76,7 +76,6 @@ ZERO3 = ZERO | {
     "evaluation": fetched(2),
     "load": fetched(1) | SET,
     "roll-back": fetched(1),
-    "export": copied(2 + GROUPS),  # the others by groups of the optimizer
 }
 """Rank 0 of ZeRO-3."""
 
@@ -118,15 +117,6 @@ def rows_of(name: str, rank: int, stages: int) -> Rows:
     if "offload" in name or "zero3" in name:
         on_device, offloaded = (ZERO3, OFFLOAD3) if "zero3" in name else (ZERO, OFFLOAD)
         rows = offloaded if "offload" in name else on_device
-    elif name.endswith(("zero1_bf16", "zero1_fp16", "zero2_bf16", "zero2_fp16")):
-        rows = rows | {"export": _gathered(rows["export"])}
     if stages == 1 and rank > 0:
         rows = rows | {"checkpoint": copied(1), "export": {}}
     return rows
-
-
-def _gathered(export: Waits) -> Waits:
-    """The export's waits if masters exist beside rounded weights: one per parameter group."""
-    (times,) = export.values()
-    assert times is not None
-    return copied(times + GROUPS - 1)

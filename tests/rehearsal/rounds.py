@@ -78,7 +78,7 @@ def whole_round(ranks: Ranks, within: World, name: str, data: str, **hyper: obje
         }
         rounds.take("load", lambda: engine.load_state(whole))
         rounds.take("roll-back", lambda: engine._load_moving(engine.snapshots.snapshot))
-        rounds.take("export", engine.full_weights)
+        rounds.take("export", lambda: dict(engine.weights()))
     return rounds.report
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from yolods.checkpoint.pt_file import write_pt
 from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
-from yolods.model.weights import write_pt
 
 NAMES = ("cat", "dog", "fish")
 
@@ -67,7 +67,7 @@ def weights(tmp_path: Path) -> Path:
         for name, parameter in net.named_parameters():
             if name.endswith("2.bias"):
                 parameter.copy_(torch.arange(parameter.numel()))
-    write_pt(tmp_path / "given.pt", net, net.state_dict(), {}, half=False)
+    write_pt(tmp_path / "given.pt", net, net.state_dict().items(), {}, half=False)
     return tmp_path / "given.pt"
 
 
@@ -89,3 +89,4 @@ def test_the_skeleton_for_files_is_made_once():
     blueprint = blueprint_of("yolov5[0.33,0.1]")
     assert blueprint.skeleton is blueprint.skeleton
     assert blueprint.skeleton.names == {0: "cat", 1: "dog", 2: "fish"}
+    assert {each.device.type for each in blueprint.skeleton.parameters()} == {"meta"}

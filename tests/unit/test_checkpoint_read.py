@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.stores import MODEL, WEIGHTS, write_ranks
+from yolods.checkpoint import tensor_file
 from yolods.checkpoint.convert import merge_shards
 from yolods.checkpoint.read import Checkpoint, rank_file
 
@@ -18,11 +19,13 @@ from yolods.checkpoint.read import Checkpoint, rank_file
     ("kind", "count"),
     [("whole", 2), ("flat", 1), ("flat", 2), ("flat", 4), ("pieces", 2), ("pieces", 5)],
 )
-def test_shards_of_every_kind_are_put_together(tmp_path, kind, count):
+@pytest.mark.parametrize("small", [-1, 1 << 16])
+def test_shards_of_every_kind_are_put_together(tmp_path, monkeypatch, kind, count, small):
     """Six and three numbers over up to five ranks: parts are padded, and some hold nothing but
     padding."""
+    monkeypatch.setattr(tensor_file, "READ_ALONG", small)
     checkpoint = write_ranks(tmp_path, kind, count)
-    live, average = merge_shards(checkpoint, live=True), merge_shards(checkpoint, live=False)
+    live, average = (dict(merge_shards(checkpoint, live=live)) for live in (True, False))
     assert live.keys() == average.keys() == {*WEIGHTS, "bn.mean", "dfl.weight"}
     for name, value in WEIGHTS.items():
         assert torch.equal(live[name], value)
@@ -80,3 +83,15 @@ def test_an_optimizer_that_keeps_nothing_has_no_moments(tmp_path):
     state = torch.load(rank_file(tmp_path, 0))
     torch.save({**state, "optimizer": []}, rank_file(tmp_path, 0))
     assert checkpoint.moments() == {}
+
+
+def test_a_parameter_is_read_when_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_file, "READ_ALONG", -1)
+    checkpoint = write_ranks(tmp_path, "flat", 2)
+    masters = checkpoint.masters()
+    assert masters.shapes == {"conv.weight": (2, 3), "conv.bias": (3,)}
+    assert len(masters) == 2
+    for rank in range(2):
+        rank_file(checkpoint.folder, rank).unlink()
+    with pytest.raises(FileNotFoundError):
+        masters["conv.bias"]

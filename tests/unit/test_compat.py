@@ -508,3 +508,14 @@ def test_a_storage_is_told_from_others_where_data_is_at_no_address():
         compat.storage_key(one) == compat.storage_key(one.view(2, 2)) != compat.storage_key(other)
     )
     assert one.data_ptr() == other.data_ptr(), "the workaround is no longer needed"
+
+
+def test_torch_notes_where_a_tensor_is_that_it_left_in_its_file(tmp_path):
+    import torch
+
+    torch.save({"a": torch.zeros(5), "b": torch.arange(3.0)}, tmp_path / "a.pt")
+    left = torch.load(tmp_path / "a.pt", map_location="meta")
+    begin = compat.place_in_file(left["b"])
+    content = (tmp_path / "a.pt").read_bytes()
+    assert content[begin : begin + 12] == torch.arange(3.0).numpy().tobytes()
+    assert compat.place_in_file(torch.zeros(1)) is None

@@ -81,16 +81,23 @@ def test_an_export_writes_what_was_asked_for_and_says_so(
     written = {}
 
     def write(target: Path, net: object, state: dict, further: dict, *, half: bool) -> None:
-        written.update(target=target, net=net, state=state, further=further, half=half)
+        written.update(target=target, net=net, state=dict(state), further=further, half=half)
 
-    monkeypatch.setattr(convert, "build", lambda architecture, names: (architecture, names))
+    def described(architecture: dict) -> torch.nn.Module:
+        net = torch.nn.BatchNorm2d(3, device="meta")
+        net.architecture = architecture
+        return net
+
+    monkeypatch.setattr(convert, "meta_model", described)
     monkeypatch.setattr(convert, "write_pt", write)
     target = tmp_path / "best.pt"
     line = export(tmp_path, target, live=live, fp32=fp32)
     assert line == f"{target}: {which} of {checkpoint.folder}, after step 1"
-    assert written["net"] == (MODEL["architecture"], tuple(MODEL["names"]))
+    assert written["net"].architecture == MODEL["architecture"]
+    assert written["net"].names == dict(enumerate(MODEL["names"]))
     assert (written["further"], written["half"]) == ({"train_args": {}}, not fp32)
     assert torch.equal(written["state"]["conv.bias"], WEIGHTS["conv.bias"] + more)
+    assert written["state"].pop("num_batches_tracked").tolist() == 0, "as in a new model"
     assert written["state"].keys() == {*WEIGHTS, "bn.mean", "dfl.weight"}
 
 
@@ -106,7 +113,7 @@ def test_a_target_that_cannot_be_written_is_a_line(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     write_ranks(tmp_path, "whole", 1)
-    monkeypatch.setattr(convert, "build", lambda *_: None)
+    monkeypatch.setattr(convert, "meta_model", lambda _: torch.nn.Identity())
     monkeypatch.setattr(convert, "write_pt", full)
     with pytest.raises(
         UserError, match=r"^--to .*best\.pt: cannot write: .*No space left on device$"

@@ -53,13 +53,13 @@ def same(mine: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_who_takes_a_state_over_goes_on_as_the_other_would():
     first, second = trained(engine()), engine(seed=9)
     second.load_state(host_copy(first.state()))
-    assert same(first.full_weights(), second.full_weights())
+    assert same(dict(first.weights()), dict(second.weights()))
     assert second.deepspeed.global_steps == 3 and second.ema.updates == 3
     for each in (first, second):
         trained(each, 2)
-    assert same(first.full_weights(), second.full_weights()), "momentum, too"
+    assert same(dict(first.weights()), dict(second.weights())), "momentum, too"
     with first.ema.exchange(), second.ema.exchange():
-        assert same(first.full_weights(), second.full_weights())
+        assert same(dict(first.weights()), dict(second.weights()))
     assert all(
         map(torch.equal, first.snapshots.snapshot["masters"], second.snapshots.snapshot["masters"])
     )
@@ -67,7 +67,7 @@ def test_who_takes_a_state_over_goes_on_as_the_other_would():
 
 def test_a_state_of_other_frozen_layers_is_refused_and_changes_nothing():
     first, second = engine(), engine(seed=9)
-    before = second.full_weights()
+    before = dict(second.weights())
     state = host_copy(first.state())
     state["frozen"]["0.weight"] = state["frozen"]["0.weight"][:2]
     with pytest.raises(
@@ -75,15 +75,15 @@ def test_a_state_of_other_frozen_layers_is_refused_and_changes_nothing():
         match=r"^the state belongs to another model, or to other frozen layers: 0\.weight is ",
     ):
         second.load_state(state)
-    assert same(second.full_weights(), before)
+    assert same(dict(second.weights()), before)
 
 
 def test_ranks_that_hand_over_no_frozen_weights_keep_their_own():
     first, second = engine(), engine(seed=9)
-    kept = second.full_weights()["0.weight"]
+    kept = dict(second.weights())["0.weight"]
     second.load_state({**host_copy(first.state()), "frozen": {}})
-    assert torch.equal(second.full_weights()["0.weight"], kept)
-    assert torch.equal(second.full_weights()["1.weight"], first.full_weights()["1.weight"])
+    assert torch.equal(dict(second.weights())["0.weight"], kept)
+    assert torch.equal(dict(second.weights())["1.weight"], dict(first.weights())["1.weight"])
 
 
 def test_a_whole_model_is_adopted_and_optimizer_and_average_stay():
@@ -93,7 +93,7 @@ def test_a_whole_model_is_adopted_and_optimizer_and_average_stay():
     other = small_net(seed=5)
     other[2].running_mean.fill_(3.0)
     state.adopt(other.state_dict())
-    found = state.full_weights()
+    found = dict(state.weights())
     counted = "2.num_batches_tracked"
     assert same({**found, counted: torch.tensor(0)}, dict(other.state_dict()))
     assert torch.equal(state.masters.states()[0]["momentum_buffer"], moment)
@@ -102,7 +102,7 @@ def test_a_whole_model_is_adopted_and_optimizer_and_average_stay():
 
 def test_rank_0_alone_hands_over_the_model_in_fp32_and_a_copy():
     state = engine()
-    weights = state.full_weights()
+    weights = dict(state.weights())
     assert list(sorted(weights)) == sorted(state.net.state_dict())
     for name in ("0.weight", "1.weight", "2.running_mean"):
         weights[name].fill_(7.0)
@@ -111,7 +111,7 @@ def test_rank_0_alone_hands_over_the_model_in_fp32_and_a_copy():
     class Second(Ranks):
         """Rank 1 of two, that meets nobody."""
 
-    assert engine(ranks=Second(1, 2, 1, "here", CPU)).full_weights() is None
+    assert dict(engine(ranks=Second(1, 2, 1, "here", CPU)).weights()) == {}
 
 
 def test_shards_are_described_in_the_order_in_which_they_lie():

@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 from collections import Counter
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from tests.fake_detector import ALONE, CPU, HYPER, FakeDetector, evaluator_of, o
 from tests.far import Far, device, far  # noqa: F401
 from tests.tiny import make_dataset
 from yolods import compat
+from yolods.checkpoint.pt_file import write_pt
 from yolods.config import Hyper, add_val_arguments
 from yolods.data.loader import eval_batches, eval_loader
 from yolods.data.spec import as_ultralytics, read_spec
@@ -33,7 +35,7 @@ from yolods.evaluation.validate import validate
 from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.inputs import InputFormat
 from yolods.model.loss.detection_loss import DetectionLoss
-from yolods.model.weights import plain_copy, read_pt, write_pt
+from yolods.model.weights import read_pt
 from yolods.stats import LOSS_NAMES, METRIC_NAMES
 from yolods.telemetry import Telemetry
 
@@ -81,10 +83,13 @@ def trained(tmp_path_factory) -> Trained:
     split, names = open_val(yaml), read_spec(yaml).names
     torch.manual_seed(0)
     net = build(architecture(parse_name("yolov5[0.1,0.1]"), len(names), 3), names)
-    plain = plain_copy(net)
+    plain = deepcopy(net)
     _learn(net, split, epochs=12)
     write_pt(
-        root / "best.pt", plain, net.state_dict(), {"train_args": {"imgsz": 64, "task": "detect"}}
+        root / "best.pt",
+        plain,
+        net.state_dict().items(),
+        {"train_args": {"imgsz": 64, "task": "detect"}},
     )
     return Trained(yaml, root / "best.pt", split, names)
 

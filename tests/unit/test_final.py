@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +36,7 @@ class Ended:
         engine = SimpleNamespace(
             adopt=lambda weights: self.calls.append("load"),
             deepspeed=SimpleNamespace(eval=lambda: None),
-            full_weights=lambda: self.calls.append("gather") or ({} if main else None),
+            weights=self._gather,
             statistics=lambda: [self.buffer],
             ranks=SimpleNamespace(
                 from_main=lambda value: value if main else True,
@@ -57,6 +58,10 @@ class Ended:
             engine, self._evaluate, statistics if restates else None, writer, telemetry, plots=True
         )
 
+    def _gather(self) -> Iterator[tuple[str, int]]:
+        self.calls.append("gather")
+        yield "weight", 1
+
     def _evaluate(self, engine: Any, **named: Any) -> SimpleNamespace | None:
         self.calls.append("last judgement" if named.get("final") else "judge")
         self.judged.append(float(self.buffer))
@@ -64,6 +69,7 @@ class Ended:
         return None if fitness is None else SimpleNamespace(fitness=fitness)
 
     def _replace_best(self, weights: Any, epoch: int, evaluation: Any, fitness: float) -> None:
+        list(weights)
         self.calls.append("write")
         if self.error is not None:
             raise self.error
@@ -72,7 +78,7 @@ class Ended:
 
 @pytest.fixture(autouse=True)
 def _no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "read_pt", lambda path: SimpleNamespace(state_dict=dict))
+    monkeypatch.setattr(module, "PtWeights", lambda path: {})
 
 
 def test_better_statistics_are_written_and_the_file_is_read_again() -> None:

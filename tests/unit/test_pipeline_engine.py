@@ -236,9 +236,13 @@ def test_the_first_replica_s_stages_hand_their_weights_to_rank_0(
     engine.mesh.rank_at = lambda stage, replica: 10 * stage + replica
     engine.ranks = replace(engine.ranks, rank=10 * stage + replica, size=4)
     sent: list[Any] = []
-    monkeypatch.setattr(module, "send_state", lambda state, peer, group: sent.append((state, peer)))
-    monkeypatch.setattr(module, "receive_state", lambda peer, group: {f"of {peer}": torch.ones(1)})
-    state = {"mine": torch.zeros(1)}
-    found = engine._collect(state)
-    assert (list(found) if found else found) == (["mine", "of 10"] if stage == 0 else None)
+    monkeypatch.setattr(
+        module, "send_tensors", lambda leaves, peer, group: sent.append((dict(leaves), peer))
+    )
+    monkeypatch.setattr(
+        module, "receive_tensors", lambda peer, group: iter([(f"of {peer}", torch.ones(1))])
+    )
+    state = {"mine": torch.zeros(1)} if replica == 0 else {}
+    found = dict(engine._collect(iter(state.items())))
+    assert list(found) == (["mine", "of 10"] if stage == 0 else [])
     assert sent == ([(state, 0)] if (stage, replica) == (1, 0) else [])

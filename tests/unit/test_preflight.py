@@ -58,15 +58,15 @@ def test_classes_that_the_yaml_does_not_name_are_refused_before_a_process_starts
 
 
 def test_val_takes_the_name_of_a_shipped_yaml(tmp_path, monkeypatch):
+    from yolods.checkpoint.pt_file import write_pt
     from yolods.cli import _val_parser
     from yolods.data.spec import read_spec
     from yolods.evaluation.validate import check_val_arguments
-    from yolods.model.weights import plain_copy, write_pt
 
     monkeypatch.chdir(tmp_path)
     names = read_spec(Path("coco8.yaml")).names
     net = build(architecture(parse_name("yolov5[0.1,0.1]"), len(names), 3), names)
-    write_pt(tmp_path / "a.pt", plain_copy(net), net.state_dict(), {})
+    write_pt(tmp_path / "a.pt", net, net.state_dict().items(), {})
     check_val_arguments(_val_parser().parse_args(["--weights", "a.pt", "--data", "coco8.yaml"]))
     with pytest.raises(UserError, match=r"^--data coco9\.yaml: no such file"):
         check_val_arguments(_val_parser().parse_args(["--weights", "a.pt", "--data", "coco9.yaml"]))

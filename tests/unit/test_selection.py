@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -21,19 +22,21 @@ class Selected:
         self.written: list[dict[str, Any]] = []
         self.said: list[str] = []
         self.pictures: list[bool] = []
+        self.gathered = 0
         self.progress, self.judged = Progress(), []
         self._fitnesses = fitnesses
         hyper = SimpleNamespace(plots=True, val=val, patience=patience)
         engine = SimpleNamespace(
             evaluating=nullcontext,
-            full_weights=lambda: {"weight": 1} if main else None,
+            weights=self._gather,
             ranks=SimpleNamespace(
-                from_main=lambda value: self._fitness() if value is None else value
+                is_main=main, from_main=lambda value: self._fitness() if value is None else value
             ),
         )
         writer = SimpleNamespace(
+            # It takes one tensor and fails, as on a full disk.
             write_epoch=lambda weights, epoch, evaluation, **more: self.written.append(
-                {"epoch": epoch, **more}
+                {"epoch": epoch, "first": next(weights), **more}
             )
         )
         telemetry = SimpleNamespace(event=lambda kind, text: self.said.append(f"{kind}: {text}"))
@@ -43,6 +46,12 @@ class Selected:
 
     def _fitness(self) -> float:
         return self._fitnesses[self.progress.epochs_done]
+
+    def _gather(self) -> Iterator[tuple[str, int]]:
+        """Counts the tensors for which this rank was needed."""
+        for number in range(3):
+            self.gathered += 1
+            yield f"weight{number}", number
 
     def _evaluate(self, engine: Any, *, pictures: bool, telemetry: Any) -> SimpleNamespace:
         self.pictures.append(pictures)
@@ -111,6 +120,7 @@ def test_ranks_without_the_result_come_to_the_same_progress_and_write_nothing() 
         Selected(fitnesses, patience=2).run(),
     )
     assert other.written == []
+    assert other.gathered == main.gathered == 3 * 3, "also what a failed write has left"
     assert (
         other.progress == main.progress and other.selection.exhausted and main.selection.exhausted
     )

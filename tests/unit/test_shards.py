@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from yolods.zero.shards import Group, cut_shards, join_shards, misfits, spans
+from tests.whole_shards import cut_shards, join_shards
+from yolods.zero.shards import Group, fill_shard, locate, misfits, spans
 
 KINDS = ("whole", "flat", "pieces")
 AWKWARD: list[list[Group]] = [
@@ -130,18 +131,62 @@ def test_spans_say_where_each_parameter_lies(kind, count, align, groups):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("align", [1, 4])
+@pytest.mark.parametrize("groups", AWKWARD, ids=range(len(AWKWARD)))
+def test_one_parameter_after_the_other_is_found_and_written(kind, count, align, groups):
+    """As all at once: from the parts of all ranks, and into a rank's shards with what was there."""
+    if kind == "whole":
+        groups = [[member] for group in groups for member in group]
+    values = values_of(groups)
+    sizes = [size_of(kind, group, count, align) for group in groups]
+    ranks = [cut_shards(kind, groups, values, sizes, index, count) for index in range(count)]
+    found = {
+        name: [ranks[part.rank][part.shard][part.start : part.start + part.count] for part in parts]
+        for name, parts in locate(kind, groups, sizes, count).items()
+    }
+    assert {
+        name: torch.cat([torch.zeros(0), *parts]).tolist() for name, parts in found.items()
+    } == {name: value.flatten().tolist() for name, value in values.items()}
+    asked: list[str] = []
+
+    def leaf(name: str) -> Tensor:
+        asked.append(name)
+        return values[name]
+
+    for index, shards in enumerate(ranks):
+        for group, expected in zip(groups, shards, strict=True):
+            shape = group[0][1] if kind == "whole" else expected.shape
+            shard = torch.full(tuple(shape), torch.nan)
+            asked.clear()
+            fill_shard(kind, group, shard, leaf, index, count)
+            assert torch.equal(shard.flatten(), expected)
+            assert len(asked) == len({*asked}) <= len(group)
+
+
+def test_a_weight_in_another_memory_format_is_written_by_its_indices():
+    value = torch.arange(24.0).view(1, 2, 3, 4)
+    shard = torch.zeros(1, 2, 3, 4).to(memory_format=torch.channels_last)
+    fill_shard("whole", [("a", (1, 2, 3, 4))], shard, {"a": value}.__getitem__, 0, 1)
+    assert torch.equal(shard, value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(4, 5), (2, 4), (5, 2), (10,)])
 def test_a_tensor_of_another_size_is_not_cut(kind, shape):
     """It would shift all that lie behind it, or leave zeros; the same number of elements may be of
     another meaning."""
     groups: list[Group] = [[("a", (3,))], [("head", (2, 5))], [("b", (4,))]]
     values = {**values_of(groups), "head": torch.ones(shape)}
-    sizes = [size_of(kind, group, 2, 1) for group in groups]
+    shard = torch.zeros(size_of(kind, groups[1], 2, 1))
     with pytest.raises(ValueError) as caught:
-        cut_shards(kind, groups, values, sizes, 0, 2)
-    assert str(caught.value) == f"head is {shape} instead of (2, 5)"
-    del values["head"]
-    assert misfits(groups, values) == ["head (2, 5) is missing"]
+        fill_shard(kind, groups[1], shard, values.__getitem__, 0, 2)
+    line = f"head is {shape} instead of (2, 5)"
+    assert str(caught.value) == line
+    shapes = {name: value.shape for name, value in values.items()}
+    assert misfits(groups, shapes) == [line]
+    del shapes["head"]
+    assert misfits(groups, shapes) == ["head (2, 5) is missing"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,15 +196,6 @@ def test_a_shard_that_is_too_small_is_neither_cut_nor_joined(kind):
     sizes = [size_of(kind, group, 2, 1) for group in groups]
     small = [sizes[0], sizes[1] - 1]
     with pytest.raises(ValueError, match="shards that start with b hold"):
-        cut_shards(kind, groups, values, small, 0, 2)
-    ranks = [
-        [
-            shard[:size]
-            for shard, size in zip(
-                cut_shards(kind, groups, values, sizes, index, 2), small, strict=True
-            )
-        ]
-        for index in range(2)
-    ]
+        fill_shard(kind, groups[1], torch.zeros(small[1]), values.__getitem__, 0, 2)
     with pytest.raises(ValueError, match="shards that start with b hold"):
-        join_shards(kind, groups, ranks)
+        locate(kind, groups, small, 2)

@@ -4,7 +4,7 @@ tests/dist/test_travel.py."""
 from __future__ import annotations
 
 import queue
-from types import SimpleNamespace
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 
 from yolods.distributed import state_transfer
 from yolods.distributed.phases import PHASES
-from yolods.distributed.state_transfer import receive_state, send_state
+from yolods.distributed.state_transfer import receive_tensors, send_tensors
 
 
 class Wire:
@@ -35,13 +35,15 @@ class Wire:
         self._note("receive", peer, group)
         values[:] = self.objects.get(timeout=5)
 
-    def isend(self, tensor: torch.Tensor, peer: int, group: Any) -> SimpleNamespace:
+    def send(self, tensor: torch.Tensor, peer: int, group: Any) -> None:
         """As gloo: the bytes of the storage from the tensor's first element on."""
+        self._note("send", peer, group)
         assert tensor.is_contiguous()
-        return SimpleNamespace(wait=lambda: self.tensors.put(tensor.clone().view(-1)))
+        self.tensors.put(tensor.clone().view(-1))
 
-    def irecv(self, tensor: torch.Tensor, peer: int, group: Any) -> SimpleNamespace:
-        return SimpleNamespace(wait=lambda: tensor.view(-1).copy_(self.tensors.get(timeout=5)))
+    def recv(self, tensor: torch.Tensor, peer: int, group: Any) -> None:
+        self._note("receive", peer, group)
+        tensor.view(-1).copy_(self.tensors.get(timeout=5))
 
 
 @pytest.fixture
@@ -60,8 +62,8 @@ STATE = {
 
 
 def test_names_shapes_types_and_values_arrive_in_their_order(wire: Wire):
-    send_state(STATE, 1, None)
-    found = receive_state(0, None)
+    send_tensors(STATE.items(), 1, None)
+    found = dict(receive_tensors(0, None))
     assert list(found) == list(STATE)
     for name, sent in STATE.items():
         assert (found[name].shape, found[name].dtype) == (sent.shape, sent.dtype)
@@ -70,20 +72,33 @@ def test_names_shapes_types_and_values_arrive_in_their_order(wire: Wire):
 
 
 def test_a_second_state_does_not_mix_with_the_first(wire: Wire):
-    send_state({"a": torch.ones(2)}, 1, None)
-    send_state({"a": torch.zeros(3)}, 1, None)
-    assert [receive_state(0, None)["a"].tolist() for _ in range(2)] == [[1, 1], [0, 0, 0]]
+    send_tensors({"a": torch.ones(2)}.items(), 1, None)
+    send_tensors({"a": torch.zeros(3)}.items(), 1, None)
+    found = [dict(receive_tensors(0, None))["a"].tolist() for _ in range(2)]
+    assert found == [[1, 1], [0, 0, 0]]
 
 
 def test_nothing_at_all_can_be_sent(wire: Wire):
-    send_state({}, 1, None)
-    assert receive_state(0, None) == {}
+    send_tensors([], 1, None)
+    assert list(receive_tensors(0, None)) == []
+
+
+def test_a_tensor_is_made_when_the_one_before_has_been_sent(wire: Wire):
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for number in range(3):
+            assert wire.tensors.qsize() == number
+            yield str(number), torch.ones(2)
+
+    send_tensors(tensors(), 1, None)
+    arriving = receive_tensors(0, None)
+    assert next(arriving)[0] == "0" and wire.tensors.qsize() == 2
 
 
 def test_while_it_sends_and_receives_a_rank_waits_for_the_other(wire: Wire):
     """Otherwise the watchdog would count it as this rank's own time."""
     group = object()
-    send_state(STATE, 3, group)
-    receive_state(2, group)
-    assert wire.called == [("send", 3, group, True), ("receive", 2, group, True)]
+    send_tensors({"a": torch.ones(2)}.items(), 3, group)
+    list(receive_tensors(2, group))
+    sent, received = [("send", 3, group, True)] * 3, [("receive", 2, group, True)] * 3
+    assert wire.called == sent + received
     assert not PHASES.waits

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.stores import ALONE, GROUPS, MODEL, WEIGHTS, Engine, write_ranks
+from tests.whole_shards import cut_shards, join_shards
 from yolods.checkpoint import store as module
 from yolods.checkpoint.checked_files import FileRecord, damage, write_file
 from yolods.checkpoint.store import CheckpointStore, Progress, write_rank
 from yolods.checkpoint.verify import End, end_of, faults_of, names_in, newest_in
 from yolods.errors import UserError
 from yolods.training.checks import resume_check
-from yolods.zero.shards import cut_shards, join_shards
 
 
 def store_in(folder: Path, keep: int = 2, keep_best: bool = True) -> CheckpointStore:

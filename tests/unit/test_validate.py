@@ -13,11 +13,11 @@ import torch
 
 from tests.tiny import make_dataset
 from yolods import cli
+from yolods.checkpoint.pt_file import write_pt
 from yolods.config import add_val_arguments
 from yolods.errors import UserError
 from yolods.evaluation.validate import METRICS_FILE, _numbers, _write_metrics, check_val_arguments
 from yolods.model.architecture.build import architecture, build, parse_name
-from yolods.model.weights import plain_copy, write_pt
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def weights_of(*names: str, data: str | None = None) -> str:
     torch.manual_seed(0)
     net = build(architecture(parse_name("yolov5[0.1,0.1]"), len(names), 3), names)
     args = {"imgsz": 64} | ({} if data is None else {"data": data})
-    write_pt(Path("w.pt"), plain_copy(net), net.state_dict(), {"train_args": args})
+    write_pt(Path("w.pt"), net, net.state_dict().items(), {"train_args": args})
     return "w.pt"
 
 

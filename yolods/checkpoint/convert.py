@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from yolods.checkpoint.pt_file import write_pt
 from yolods.checkpoint.read import Checkpoint
+from yolods.checkpoint.tensor_file import as_tensor
 from yolods.checkpoint.verify import NAME, faults_of, search, single_process
 from yolods.errors import UserError
-from yolods.model.architecture.build import build
-from yolods.model.weights import write_pt
+from yolods.model.graph.graph import meta_model
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +40,12 @@ def export(source: Path, target: Path, *, live: bool, fp32: bool) -> str:
     checkpoint = Checkpoint(find_checkpoint(source))
     record = checkpoint.model
     # Not from the run's own files, which may be gone: the checkpoint itself describes the model.
-    net = build(record["architecture"], tuple(record["names"]))
+    net = meta_model(record["architecture"])
+    net.names = dict(enumerate(record["names"]))
     facts = {"train_args": record["train_args"]}
+    weights = chain(merge_shards(checkpoint, live=live), _counts(net))
     try:
-        write_pt(target, net, merge_shards(checkpoint, live=live), facts, half=not fp32)
+        write_pt(target, net, weights, facts, half=not fp32)
     except (OSError, RuntimeError) as error:
         raise UserError(f"--to {target}: cannot write: {error}") from None
     which = "trained weights" if live else "moving average"
@@ -75,7 +81,21 @@ def find_checkpoint(source: Path) -> Path:
     raise UserError("\n".join([f"{source}: no intact checkpoint in it; {remedy}", *skipped]))
 
 
-def merge_shards(checkpoint: Checkpoint, *, live: bool) -> dict[str, Tensor]:
-    """Every floating tensor of the model, fp32: the trained weights, or their moving average."""
+def merge_shards(checkpoint: Checkpoint, *, live: bool) -> Iterator[tuple[str, Tensor]]:
+    """Every floating tensor of the model, fp32, one at a time: the trained weights, or their moving
+    average."""
     weights = checkpoint.masters() if live else checkpoint.average()
-    return checkpoint.frozen() | weights | checkpoint.statistics(average=not live)
+    statistics = checkpoint.statistics(average=not live)
+    for name, value in checkpoint.frozen().items():
+        if name not in weights:
+            yield name, as_tensor(value)
+    for name in weights:
+        yield name, weights[name]
+    yield from statistics.items()
+
+
+def _counts(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """BatchNorm's counters of batches, which begin anew in an exported model."""
+    for name, tensor in net.state_dict().items():
+        if not tensor.is_floating_point():
+            yield name, torch.zeros(tensor.shape, dtype=tensor.dtype)

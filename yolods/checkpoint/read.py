@@ -1,9 +1,10 @@
-"""Reads a checkpoint of any layout as complete named tensors."""
+"""Reads a checkpoint of any layout as complete named tensors, one at a time."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,13 @@ import torch
 from torch import Tensor
 
 from yolods.checkpoint.names import MODEL, PROGRESS
-from yolods.zero.shards import join_shards
+from yolods.checkpoint.tensor_file import FileTensor, as_tensor, open_tensors
+from yolods.zero.shards import Group, ShardPart, locate
+
+Shard = Tensor | FileTensor
+"""A shard as it was read: in memory if it is small."""
+STORED = ("masters", "optimizer", "ema", "snapshot", "frozen")
+"""Parts of a rank's state that grow with the model."""
 
 
 def rank_file(folder: Path, rank: int) -> Path:
@@ -22,12 +29,61 @@ def rank_file(folder: Path, rank: int) -> Path:
 
 
 def load_rank(folder: Path, rank: int) -> dict[str, Any]:
-    """The state that a rank wrote, on the CPU, memory-mapped from its file.
+    """The state that a rank wrote; what may be large is read when it is used."""
+    return open_tensors(rank_file(folder, rank), stored=STORED.__contains__)
 
-    `weights_only` is off because it refuses the numpy arrays in RNG states; a run wrote the file
-    itself, so unpickling it is safe.
-    """
-    return torch.load(rank_file(folder, rank), map_location="cpu", weights_only=False, mmap=True)
+
+class Leaves(Mapping[str, Tensor]):
+    """Whole parameters by name. Each is put together from its parts when it is asked for."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """The parameters' shapes."""
+        self._parts: dict[str, list[tuple[Shard, ShardPart]]] = {}
+
+    def add(self, kind: str, groups: Sequence[Group], ranks: Sequence[Sequence[Shard]]) -> None:
+        """Add the parameters of a stage.
+
+        Args:
+            kind: see `zero.master_weights.Kind`.
+            groups: contents of each shard.
+            ranks: the shards of every data-parallel rank.
+
+        Raises:
+            ValueError: a shard is too small for its contents.
+        """
+        sizes = [shard.numel() for shard in ranks[0]]
+        self.shapes |= {name: tuple(shape) for group in groups for name, shape in group}
+        self._parts |= {
+            name: [(ranks[place.rank][place.shard], place) for place in found]
+            for name, found in locate(kind, groups, sizes, len(ranks)).items()
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts, shape = self._parts[name], self.shapes[name]
+        whole = torch.empty(math.prod(shape), dtype=dtype_of(parts[0][0]) if parts else None)
+        start = 0
+        for shard, place in parts:
+            whole[start : start + place.count] = _part(shard, place)
+            start += place.count
+        return whole.view(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
+def _part(shard: Shard, place: ShardPart) -> Tensor:
+    if isinstance(shard, FileTensor):
+        return shard.part(place.start, place.count)
+    return shard.reshape(-1).narrow(0, place.start, place.count)
+
+
+def dtype_of(shard: Shard) -> torch.dtype:
+    """The data type of a shard."""
+    return shard.like.dtype if isinstance(shard, FileTensor) else shard.dtype
 
 
 @dataclass(frozen=True)
@@ -65,22 +121,22 @@ class Checkpoint:
         ]
         return [self._ranks[rank] for _, rank in sorted(places)]
 
-    def _whole(self, shards_of: Callable[[dict[str, Any]], list[Tensor]]) -> dict[str, Tensor]:
-        whole: dict[str, Tensor] = {}
+    def _whole(self, shards_of: Callable[[dict[str, Any]], list[Shard]]) -> Leaves:
+        whole = Leaves()
         for stage, part in enumerate(self.model["stages"]):
             ranks = [shards_of(state) for state in self._of_stage(stage)]
-            whole |= join_shards(self.model["kind"], part["groups"], ranks)
+            whole.add(self.model["kind"], part["groups"], ranks)
         return whole
 
-    def masters(self) -> dict[str, Tensor]:
+    def masters(self) -> Leaves:
         """The trained weights, fp32."""
         return self._whole(lambda state: state["masters"])
 
-    def average(self) -> dict[str, Tensor]:
+    def average(self) -> Leaves:
         """The moving average of the weights, fp32."""
         return self._whole(lambda state: state["ema"]["shards"])
 
-    def moment(self, key: str) -> dict[str, Tensor]:
+    def moment(self, key: str) -> Leaves:
         """One kind of the optimizer's state, such as `exp_avg`, for every parameter."""
         return self._whole(lambda state: [each[key] for each in state["optimizer"]])
 
@@ -97,12 +153,14 @@ class Checkpoint:
                 for state in self._of_stage(stage)
             ]
             for place, name in enumerate(part["statistics"]):
-                found[name] = torch.stack([each[place].float() for each in replicas]).mean(0)
+                found[name] = torch.stack(
+                    [as_tensor(each[place]).float() for each in replicas]
+                ).mean(0)
         return found
 
-    def frozen(self) -> dict[str, Tensor]:
-        """Parameters that are not trained."""
-        found: dict[str, Tensor] = {}
+    def frozen(self) -> dict[str, Shard]:
+        """Parameters that are not trained; in memory or stored."""
+        found: dict[str, Shard] = {}
         for state in self._ranks:
             found |= state["frozen"]
         return found

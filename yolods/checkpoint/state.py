@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolods.checkpoint.read import Checkpoint
+from yolods.checkpoint.read import Checkpoint, Leaves, dtype_of
+from yolods.device.stored import Stored
+from yolods.distributed.world import Share
 from yolods.engine.base import Engine
 from yolods.errors import UserError
-from yolods.zero.shards import cut_shards, misfits
+from yolods.zero.shards import Group, fill_shard, misfits
 
 UNCHANGED = ("snapshot", "frozen", "rng")
 """Parts of a state that are never written in place, so a save need not copy them."""
@@ -26,25 +28,50 @@ def collect(engine: Engine) -> dict[str, Any]:
     return {**engine.state(), "rng": rng_state()}
 
 
+class CutShard(Stored):
+    """A rank's shard out of a checkpoint of another layout, read one parameter after the other."""
+
+    def __init__(self, like: Tensor, leaves: Leaves, kind: str, group: Group, share: Share) -> None:
+        """
+        Args:
+            like: on the meta device.
+            leaves: the checkpoint's parameters.
+            kind: how the engine cuts its shards.
+            group: contents of the shard.
+            share: this rank's place among the replicas.
+        """
+        super().__init__(like)
+        self._cut = leaves, kind, group, share
+
+    def view_as(self, other: Tensor) -> CutShard:
+        """The same values in the shape of `other`, which has as many elements."""
+        return CutShard(self.like.view(other.shape), *self._cut)
+
+    def write_to(self, target: Tensor) -> None:
+        """See `Stored.write_to`."""
+        leaves, kind, group, share = self._cut
+        fill_shard(kind, group, target, leaves.__getitem__, share.dp_rank, share.dp_size)
+
+
 def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
     """The state of `engine` on this rank, cut from a checkpoint of another layout.
+
+    Its shards are read while the engine loads them, so that no whole model is in memory.
 
     Raises:
         UserError: the checkpoint is of another model.
     """
-    mine = engine.describe()
+    mine, kind = engine.describe(), engine.masters.kind
     sizes = [shard.numel() for shard in engine.masters.shards()]
 
-    def shards(whole: dict[str, Tensor]) -> list[Tensor]:
-        _refuse_misfits(checkpoint, misfits(mine["groups"], whole))
-        return cut_shards(
-            engine.masters.kind,
-            mine["groups"],
-            whole,
-            sizes,
-            engine.share.dp_rank,
-            engine.share.dp_size,
-        )
+    def shards(leaves: Leaves, dtype: torch.dtype = torch.float32) -> list[CutShard]:
+        _refuse_misfits(checkpoint, misfits(mine["groups"], leaves.shapes))
+        return [
+            CutShard(
+                torch.empty(size, dtype=dtype, device="meta"), leaves, kind, group, engine.share
+            )
+            for group, size in zip(mine["groups"], sizes, strict=True)
+        ]
 
     def statistics(whole: dict[str, Tensor]) -> list[Tensor]:
         # Only names need a check: the shapes follow from the layers' weights, which are compared.
@@ -56,14 +83,11 @@ def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
     # An optimizer's state has tensors of the weight's shape, which are cut like weights, and
     # numbers such as `step`, which are the same for every parameter.
     example = checkpoint.moments()
-    numbers = {
-        key: value
-        for key, value in example.items()
-        if not isinstance(value, Tensor) or value.ndim == 0
-    }
+    numbers = {key: value for key, value in example.items() if not _is_cut(value)}
     states: list[dict[str, Any]] = [dict(numbers) for _ in sizes]
     for key in set(example) - set(numbers):
-        for state, shard in zip(states, shards(checkpoint.moment(key)), strict=True):
+        moments = shards(checkpoint.moment(key), dtype_of(example[key]))
+        for state, shard in zip(states, moments, strict=True):
             state[key] = shard
     shared = checkpoint.shared()
     return {
@@ -80,6 +104,11 @@ def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
         "stability": shared.get("stability", {}),
         "counters": shared["counters"],
     }
+
+
+def _is_cut(value: Any) -> bool:
+    """Whether a value in an optimizer's state is cut like a weight."""
+    return isinstance(value, Stored) or (isinstance(value, Tensor) and value.ndim > 0)
 
 
 def _refuse_misfits(checkpoint: Checkpoint, lines: list[str]) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolods.device.stored import Stored
+
 Place = tuple[Any, ...]
 """Keys and indices that lead to a tensor in nested dictionaries and lists."""
 
@@ -26,10 +28,15 @@ def on_host(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def host_copy(state: Any) -> Any:
-    """A copy of nested dictionaries, lists and tensors in new host memory; tuples become lists."""
+    """A copy of nested dictionaries, lists and tensors in new host memory; tuples become lists.
+
+    Stored tensors are read.
+    """
     sources: list[Tensor] = []
 
-    def copy(value: Tensor, _: Place) -> Tensor:
+    def copy(value: Tensor | Stored, _: Place) -> Tensor:
+        if isinstance(value, Stored):
+            return value.read()
         sources.append(value)
         return value.detach().to("cpu", non_blocking=True, copy=True)
 
@@ -39,13 +46,16 @@ def host_copy(state: Any) -> Any:
 
 
 @torch.no_grad()
-def fill(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
-    """Copy tensors into others of the same shapes.
+def fill(targets: Iterable[Tensor], sources: Iterable[Tensor | Stored]) -> None:
+    """Copy tensors, in memory or stored, into others of the same shapes.
 
     A source on the host may be overwritten as soon as this returns, unless it is pinned. The call
     does not wait for copies to a device.
     """
     for target, source in zip(targets, sources, strict=True):
+        if isinstance(source, Stored):
+            source.write_to(target)
+            continue
         target.copy_(_pinned(source) if target.is_cuda else source, non_blocking=target.is_cuda)
 
 
@@ -93,8 +103,8 @@ class HostCopy:
         return held
 
 
-def _walk(value: Any, copy: Callable[[Tensor, Place], Tensor], place: Place) -> Any:
-    if isinstance(value, Tensor):
+def _walk(value: Any, copy: Callable[[Any, Place], Tensor], place: Place) -> Any:
+    if isinstance(value, Tensor | Stored):
         return copy(value, place)
     if isinstance(value, Mapping):
         return {key: _walk(each, copy, (*place, key)) for key, each in value.items()}

@@ -1,4 +1,5 @@
-"""What a rank trains: describes it, saves it, restores it and gathers it into a whole model."""
+"""What a rank trains: describes it, saves it, restores it, and hands the whole model over tensor by
+tensor."""
 
 from __future__ import annotations
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from yolods.device.host_copy import fill, host_copy
+from yolods.device.stored import Stored
 from yolods.distributed.world import Ranks, Share
 from yolods.engine.snapshots import Snapshots
 from yolods.errors import UserError
 from yolods.optim.ema import ShardedEma
 from yolods.stability.controller import Stability, StockStability
-from yolods.zero.master_weights import Masters, frozen_weights, full_shape, set_parameter
-from yolods.zero.shards import cut_shards, misfits
+from yolods.zero.master_weights import Masters, frozen_weight, full_shape, set_parameter
+from yolods.zero.shards import fill_shard, misfits
 
 COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 """DeepSpeed's own counters, which its timers and logs use."""
@@ -118,6 +120,9 @@ class TrainingState:
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned, or a checkpoint cut to this rank's shards. A collective.
 
+        Args:
+            state: its tensors are in memory or stored.
+
         Raises:
             UserError: the state has other frozen layers than this model.
         """
@@ -125,7 +130,8 @@ class TrainingState:
             (name, full_shape(p)) for name, p in self.net.named_parameters() if not p.requires_grad
         ]
         # Only ranks that save their stage's weights have frozen ones in their state.
-        if state["frozen"] and (wrong := misfits([frozen], state["frozen"])):
+        shapes = {name: value.shape for name, value in state["frozen"].items()}
+        if shapes and (wrong := misfits([frozen], shapes)):
             raise UserError(
                 f"the state belongs to another model, or to other frozen layers: {wrong[0]}"
             )
@@ -162,19 +168,17 @@ class TrainingState:
         The optimizer state and the moving average do not change.
 
         Args:
-            weights: a state_dict; on every rank.
+            weights: a state_dict, on every rank. Each tensor is asked for when it is needed, so
+                that a mapping can read it from a file.
+
+        Raises:
+            ValueError: a tensor has another shape than in this model.
         """
-        mine, shards = self.describe(), self.masters.shards()
-        sizes = [shard.numel() for shard in shards]
-        pieces = cut_shards(
-            self.masters.kind,
-            mine["groups"],
-            weights,
-            sizes,
-            self.share.dp_rank,
-            self.share.dp_size,
-        )
-        fill(shards, [piece.view_as(shard) for piece, shard in zip(pieces, shards, strict=True)])
+        mine, kind = self.describe(), self.masters.kind
+        for group, shard in zip(mine["groups"], self.masters.shards(), strict=True):
+            fill_shard(
+                kind, group, shard, weights.__getitem__, self.share.dp_rank, self.share.dp_size
+            )
         fill(self.statistics(), [weights[name] for name in mine["statistics"]])
         for name, parameter in self.net.named_parameters():
             if not parameter.requires_grad:
@@ -194,33 +198,48 @@ class TrainingState:
 
     def _frozen_weights(self) -> dict[str, Tensor]:
         """Frozen parameters, fp32 on the CPU, on the ranks that save their stage's weights."""
-        frozen = {
-            name: each for name, each in self.net.named_parameters() if not each.requires_grad
+        keep = self._hands_over()
+        found = {
+            # All ranks gather them, and in the same order.
+            name: frozen_weight(each, keep=keep)
+            for name, each in self.net.named_parameters()
+            if not each.requires_grad
         }
-        return frozen_weights(frozen, keep=self._hands_over())
+        return {name: value for name, value in found.items() if value is not None}
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The whole model's state_dict, tensor by tensor: on rank 0 fp32 copies on the CPU.
+
+        No rank ever holds more than one whole tensor, if the caller keeps none. Every rank has to
+        exhaust the iterator; on ranks other than 0 it yields nothing. The weights must not change
+        meanwhile.
+        """
+        return self._collect(self._leaves())
 
     @torch.no_grad()
-    def full_weights(self) -> dict[str, Tensor] | None:
-        """The whole model's state_dict in fp32 on the CPU, on rank 0; None elsewhere.
-
-        Masters are gathered in pieces of bounded size, so no GPU holds a second copy of the whole
-        model.
-        """
-        names = {id(parameter): name for name, parameter in self.net.named_parameters()}
-        state = self._frozen_weights()
-        state |= {
-            names[id(each)]: value for each, value in self.masters.whole(keep=self._hands_over())
-        }
-        if self._hands_over():
-            state |= host_copy(dict(self.net.named_buffers()))
-        return self._collect(state)
+    def _leaves(self) -> Iterator[tuple[str, Tensor]]:
+        """This stage's tensors, on ranks that save its weights; the others take part."""
+        keep = self._hands_over()
+        for name, parameter in self.net.named_parameters():
+            trained = parameter.requires_grad
+            value = (
+                self.masters.whole(parameter, keep=keep)
+                if trained
+                else frozen_weight(parameter, keep=keep)
+            )
+            if value is not None:
+                yield name, value
+            del value  # not held while the next one is gathered
+        if keep:
+            yield from ((name, host_copy(each)) for name, each in self.net.named_buffers())
 
     def _hands_over(self) -> bool:
         """Whether this rank's copy of its weights is the one that is saved."""
         return self.ranks.is_main
 
-    def _collect(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        return state if self.ranks.is_main else None
+    def _collect(self, leaves: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Bring the tensors of all stages to rank 0."""
+        return leaves
 
 
 def _shaped(state: dict[str, Any], shard: Tensor) -> dict[str, Any]:
@@ -228,7 +247,7 @@ def _shaped(state: dict[str, Any], shard: Tensor) -> dict[str, Any]:
     return {
         # A count has one element, and so may a shard: then the value keeps its shape.
         key: value.view_as(shard)
-        if isinstance(value, Tensor) and value.numel() == shard.numel() > 1
+        if isinstance(value, Tensor | Stored) and value.numel() == shard.numel() > 1
         else value
         for key, value in state.items()
     }

@@ -95,11 +95,10 @@ class Blueprint:
 
     @cached_property
     def skeleton(self) -> DetectionModel:
-        """A whole CPU model to write .pt files from; only the rank that writes them uses it."""
-        # A resumed run builds this at another moment. Without the fork, the random numbers drawn
-        # here would shift all later ones, and the resumed run would differ.
-        with torch.random.fork_rng(devices=()):
-            return build(self.layers, self.names)
+        """The model on the meta device with its class names, to write .pt files from."""
+        net = meta_model(self.layers)
+        net.names = dict(enumerate(self.names))
+        return net
 
 
 class Values:

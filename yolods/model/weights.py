@@ -1,22 +1,18 @@
-"""Reads any ultralytics .pt safely, and writes .pt files that `ultralytics.YOLO()` loads."""
+"""Reads any ultralytics .pt safely, and takes over the weights that fit."""
 
 from __future__ import annotations
 
 import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
-from copy import deepcopy
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from yolods.compat import local_checkpoints, place_in_file, values_left_in_file
 from yolods.errors import UserError
-from yolods.system.files import replace_file
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
@@ -76,7 +72,10 @@ class PtFile:
         )
         values = torch.empty(max(reach, 0) if listed.numel() else 0, dtype=listed.dtype)
         room = memoryview(values.view(torch.uint8).numpy())
-        place = place_in_file(listed) + listed.storage_offset() * listed.element_size()
+        begin = place_in_file(listed)
+        if begin is None:  # The file is mapped, as this torch does not note places.
+            return listed.clone()
+        place = begin + listed.storage_offset() * listed.element_size()
         try:
             # Unbuffered: the bytes go from the file into the tensor.
             with self.path.open("rb", buffering=0) as file:
@@ -152,62 +151,3 @@ def _is_original_yolov5(path: Path) -> bool:
             )
     except (zipfile.BadZipFile, StopIteration, ValueError, OSError):
         return False
-
-
-def write_pt(
-    path: Path,
-    skeleton: DetectionModel,
-    weights: Mapping[str, Tensor],
-    facts: Mapping[str, Any],
-    *,
-    half: bool = True,
-) -> None:
-    """Write a checkpoint that `YOLO(path)` loads with only ultralytics installed; atomically.
-
-    Args:
-        path: target; replaced in one rename after the bytes are on the disk.
-        skeleton: a plain CPU model of the same architecture; its weights are overwritten.
-        weights: state_dict of the model, floating-point tensors in fp32.
-        facts: further top-level entries (epoch, train_args, train_metrics, ...).
-        half: whether to store fp16, as ultralytics does; otherwise fp32.
-
-    Raises:
-        OSError: the disk is full or not writable; the earlier file stays whole.
-    """
-    skeleton.load_state_dict(dict(weights), strict=True)
-    model = deepcopy(skeleton).to(memory_format=torch.contiguous_format).eval()
-    model = model.half() if half else model
-    # Values beyond fp16's range became inf above; a loaded model must compute with finite numbers.
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            torch.nan_to_num_(tensor)
-    model.criterion = None
-    model.args = dict(facts.get("train_args", {}))
-    import ultralytics
-
-    content = {
-        "epoch": -1,
-        "best_fitness": None,
-        "model": model,
-        "ema": None,
-        "updates": None,
-        "optimizer": None,
-        "train_args": model.args,
-        "date": datetime.now(timezone.utc).isoformat(),
-        "version": ultralytics.__version__,
-        "license": "AGPL-3.0 (https://ultralytics.com/license)",
-        "docs": "https://docs.ultralytics.com",
-        **facts,
-    }
-    save_atomically(path, content)
-
-
-def save_atomically(path: Path, content: object) -> None:
-    """Write with `torch.save` beside `path`, flush to the disk, then rename over `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda file: torch.save(content, file))
-
-
-def plain_copy(net: nn.Module) -> DetectionModel:
-    """A CPU copy of a newly built model, as the skeleton of later `write_pt` calls."""
-    return deepcopy(net).cpu()

@@ -19,6 +19,9 @@ from yolods.device.host_copy import fill
 from yolods.system.interrupt import Stopped
 from yolods.zero.master_weights import Masters
 
+SWAPPED = 1 << 24
+"""Elements that a swap copies at once: 64 MiB."""
+
 
 class ShardedEma:
     """Moving average of this rank's master shards and of the model's floating-point buffers."""
@@ -55,11 +58,12 @@ class ShardedEma:
     @torch.no_grad()
     def _swap(self) -> None:
         live = [*self._masters.shards(), *self._buffers]
-        # One tensor at a time, so that the swap needs memory for only one more.
+        # One part at a time, because under ZeRO a shard may be all that a rank holds.
         for mine, other in zip(live, [*self._mean_shards, *self.mean_buffers], strict=True):
-            kept = mine.clone()
-            mine.copy_(other)
-            other.copy_(kept)
+            for part, averaged in zip(_parts(mine), _parts(other), strict=True):
+                kept = part.clone()
+                part.copy_(averaged)
+                averaged.copy_(kept)
         self._masters.publish()
 
     @contextmanager
@@ -100,3 +104,8 @@ class ShardedEma:
                 [source.view_as(target) for target, source in zip(targets, sources, strict=True)],
             )
         self.updates = int(state["updates"])
+
+
+def _parts(tensor: Tensor) -> Sequence[Tensor]:
+    """Views of bounded size of a flat shard; a tensor with dimensions is one layer's weight."""
+    return tensor.split(SWAPPED) if tensor.ndim == 1 else (tensor,)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 import torch
 
 from yolods.checkpoint.progress import Progress
+from yolods.checkpoint.pt_file import PtWeights
+from yolods.distributed.phases import slowly
 from yolods.engine.base import Engine
 from yolods.errors import UserError
 from yolods.evaluation.evaluator import Evaluation, Evaluator
-from yolods.model.weights import read_pt
 from yolods.telemetry import Telemetry
 from yolods.training.precise_bn import TrainStatistics
 from yolods.training.selection import rounded_fitness
@@ -70,7 +72,7 @@ class FinalValidation:
         )
 
     def _load(self) -> None:
-        self._engine.adopt(read_pt(self._writer.best).state_dict())
+        self._engine.adopt(PtWeights(self._writer.best))
         self._engine.deepspeed.eval()
 
     def _restate(
@@ -93,7 +95,7 @@ class FinalValidation:
             and rounded_fitness(now) > rounded_fitness(before)
         )
         # Gathering is a collective and slow, so only for weights that are written.
-        weights = self._engine.full_weights() if is_better else None
+        weights = self._engine.weights() if is_better else iter(())
         if before is not None and now is not None:  # on rank 0
             told = (
                 f"BatchNorm's statistics over {statistics.images} train images without "
@@ -101,15 +103,18 @@ class FinalValidation:
                 f"{rounded_fitness(now):.5f}, "
             )
             try:
-                if weights is not None:
+                if is_better:
                     self._writer.replace_best(
                         weights, progress.best_epoch, now, rounded_fitness(now)
                     )
                 told += "used in best.pt" if is_better else "best.pt keeps those of training"
                 self._telemetry.event("statistics", told)
-            except (OSError, RuntimeError) as error:
+            except OSError as error:
                 told += f"but {self._writer.best} could not be written: {error}"
                 self._telemetry.event("statistics", told, warn=True)
+        with slowly("writing weights"):
+            # Every rank takes part in every tensor, also in those that a failed write has left.
+            deque(weights, maxlen=0)
         ranks.barrier()  # before any rank reads best.pt again
 
     def _judge(self) -> Evaluation | None:

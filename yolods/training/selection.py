@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import NamedTuple
 
 from yolods.checkpoint.progress import Progress
 from yolods.config import RunConfig
+from yolods.distributed.phases import slowly
 from yolods.engine.base import Engine
 from yolods.evaluation.evaluator import Evaluation, Evaluator
 from yolods.telemetry import Telemetry
@@ -60,17 +62,14 @@ class ModelSelection:
             if self._config.hyper.val or last:
                 pictures = last or epoch % math.ceil(self._config.epochs / PICTURES_A_RUN) == 0
                 evaluation, fitness = self._evaluate(pictures and self._config.hyper.plots)
-            weights = self._engine.full_weights()
-        # Of equally good epochs, best.pt is the last and patience counts from the first, as in
-        # ultralytics.
-        is_best = fitness is not None and progress.is_best(fitness)
-        is_as_good = fitness is not None and progress.is_as_good(fitness)
-        if fitness is not None:
-            progress = progress.after_evaluation(fitness)
-        if weights is not None:  # on rank 0
-            self.writer.write_epoch(
-                weights, epoch, evaluation, best_fitness=progress.best_fitness, is_best=is_as_good
-            )
+            # Of equally good epochs, best.pt is the last and patience counts from the first, as in
+            # ultralytics.
+            is_best = fitness is not None and progress.is_best(fitness)
+            is_as_good = fitness is not None and progress.is_as_good(fitness)
+            if fitness is not None:
+                progress = progress.after_evaluation(fitness)
+            # Here, because outside of this block the model is no longer the average.
+            self._write(epoch, evaluation, progress.best_fitness, is_as_good)
         return Judged(progress, evaluation, is_best and (progress.best_fitness or 0.0) > 0)
 
     def _evaluate(self, pictures: bool) -> tuple[Evaluation | None, float]:
@@ -78,6 +77,19 @@ class ModelSelection:
         evaluation = self.evaluator(self._engine, pictures=pictures, telemetry=self._telemetry)
         fitness = rounded_fitness(evaluation) if evaluation else None
         return evaluation, self._engine.ranks.from_main(fitness)
+
+    def _write(
+        self, epoch: int, evaluation: Evaluation | None, best_fitness: float | None, is_best: bool
+    ) -> None:
+        """Write the model's weights on rank 0, tensor by tensor, out of those of all ranks."""
+        weights = self._engine.weights()
+        with slowly("writing weights"):
+            if self._engine.ranks.is_main:
+                self.writer.write_epoch(
+                    weights, epoch, evaluation, best_fitness=best_fitness, is_best=is_best
+                )
+            # Every rank takes part in every tensor, also in those that a failed write has left.
+            deque(weights, maxlen=0)
 
     def lose_patience(self, progress: Progress) -> None:
         """Set `exhausted` and log it if the best epoch is `patience` epochs ago."""

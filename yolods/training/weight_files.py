@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
+from yolods.checkpoint.pt_file import write_pt
 from yolods.config import RunConfig
 from yolods.distributed.phases import slowly
 from yolods.evaluation.evaluator import Evaluation
 from yolods.model.blueprint import Blueprint
-from yolods.model.weights import write_pt
 from yolods.system.files import replace_copy
 from yolods.telemetry import Telemetry
 
@@ -33,7 +33,7 @@ class WeightsWriter:
 
     def write_epoch(
         self,
-        weights: Mapping[str, Tensor],
+        weights: Iterable[tuple[str, Tensor]],
         epoch: int,
         evaluation: Evaluation | None,
         *,
@@ -43,7 +43,8 @@ class WeightsWriter:
         """Write last.pt, best.pt if `is_best`, and epochN.pt if `save_period` is due.
 
         Args:
-            weights: the moving average as a state_dict, fp32 on the CPU.
+            weights: the moving average, every tensor of the state_dict in fp32 on the CPU; it is
+                not exhausted if the file cannot be written.
             epoch: from 0.
             evaluation: the result of these weights; None if they were not evaluated.
             best_fitness: the best of the run so far, this epoch included.
@@ -58,17 +59,21 @@ class WeightsWriter:
                     replace_copy(last, self.best)
                 if self._save_period > 0 and (epoch + 1) % self._save_period == 0:
                     replace_copy(last, self.folder / f"epoch{epoch + 1}.pt")
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             text = f"{self.folder} could not be written, the earlier files are kept: {error}"
             self._telemetry.event("weights", text, warn=True)
 
     def replace_best(
-        self, weights: Mapping[str, Tensor], epoch: int, evaluation: Evaluation, fitness: float
+        self,
+        weights: Iterable[tuple[str, Tensor]],
+        epoch: int,
+        evaluation: Evaluation,
+        fitness: float,
     ) -> None:
         """Replace best.pt by other weights.
 
         Raises:
-            OSError, RuntimeError: they could not be written; the earlier file is intact.
+            OSError: they could not be written; the earlier file is intact.
         """
         with slowly("writing weights"):
             write_pt(

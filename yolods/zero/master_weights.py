@@ -6,7 +6,9 @@ know. The moving average, checkpoints, .pt files and the memory checks all use t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -14,13 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from yolods.device.host_copy import fill, host_copy, on_host, sent
-from yolods.zero.shards import join_shards
+from yolods.device.stored import Stored
+from yolods.zero.shards import ShardPart, locate
 
 GATHERED = 1 << 24
-"""Elements that all ranks gather at once.
-
-They take 64 MiB of a GPU, and the host waits once per 64 MiB of the model.
-"""
+"""Elements that all ranks gather at once. They take 64 MiB of a GPU."""
 
 Kind = Literal["whole", "flat", "pieces"]
 """How shards are cut.
@@ -54,30 +54,29 @@ class Masters:
         """Copy the masters into the model's parameters on every rank. A collective."""
         raise NotImplementedError
 
-    def whole(self, *, keep: bool) -> list[tuple[nn.Parameter, Tensor]]:
-        """Every trained parameter with a copy of its whole fp32 value in host memory.
+    def whole(self, parameter: nn.Parameter, *, keep: bool) -> Tensor | None:
+        """A copy of a trained parameter's whole fp32 value in host memory.
 
         A collective of the ranks that share the masters.
 
         Args:
-            keep: whether this rank needs them; if not, it takes part and gets an empty list.
+            keep: whether this rank needs it; if not, it takes part and gets None.
         """
-        if not keep:
-            return []
-        parameters = [parameter for group in self.members() for parameter in group]
-        return list(zip(parameters, host_copy(self.shards()), strict=True))
+        (place,) = self._places[id(parameter)]
+        return host_copy(self.owners()[place.shard].data) if keep else None
 
-    def _gathered(self, keep: bool) -> list[tuple[nn.Parameter, Tensor]]:
-        """Like `whole`, for partial shards: gather them and cut the parameters out."""
-        group = self._optimizer.dp_process_group
-        found: list[tuple[nn.Parameter, Tensor]] = []
-        for members, shard in zip(self.members(), self.shards(), strict=True):
-            parts = _gather(shard.view(-1), members[0].device, group, keep)
-            if keep:
-                shapes = [(str(place), full_shape(each)) for place, each in enumerate(members)]
-                values = join_shards(self.kind, [shapes], [[part] for part in parts])
-                found += [(each, values[str(place)]) for place, each in enumerate(members)]
-        return found
+    @cached_property
+    def _places(self) -> dict[int, list[ShardPart]]:
+        """The parts of every trained parameter, by the parameter's identity."""
+        members = self.members()
+        groups = [[(str(id(each)), full_shape(each)) for each in group] for group in members]
+        sizes = [owner.numel() for owner in self.owners()]
+        count = 1 if self.kind == "whole" else dist.get_world_size(self._group)
+        return {int(name): found for name, found in locate(self.kind, groups, sizes, count).items()}
+
+    @property
+    def _group(self) -> dist.ProcessGroup:
+        return self._optimizer.dp_process_group
 
     @property
     def inner(self) -> torch.optim.Optimizer:
@@ -98,19 +97,27 @@ class Masters:
         counts_on_host = not any(group.get("fused") or group.get("capturable") for group in groups)
         for owner, saved in zip(self.owners(), states, strict=True):
             held = self.inner.state.get(owner, {})
-            tensors = {key: value for key, value in saved.items() if isinstance(value, Tensor)}
+            tensors = {
+                key: value for key, value in saved.items() if isinstance(value, Tensor | Stored)
+            }
             rooms = {
                 # torch keeps counts, which have no dimension, on the host, unless a fused or
                 # capturable kernel reads them on the GPU.
                 key: _room(
                     held.get(key),
-                    value,
-                    torch.device("cpu") if value.ndim == 0 and counts_on_host else owner.device,
+                    like,
+                    torch.device("cpu") if like.ndim == 0 and counts_on_host else owner.device,
                 )
-                for key, value in tensors.items()
+                for key, like in _likes(tensors)
             }
             fill(rooms.values(), tensors.values())
             self.inner.state[owner] = {**saved, **rooms}
+
+
+def _likes(tensors: Mapping[str, Tensor | Stored]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of the same shapes and dtypes, by name."""
+    for name, tensor in tensors.items():
+        yield name, tensor.like if isinstance(tensor, Stored) else tensor
 
 
 def _room(held: Any, value: Tensor, device: torch.device) -> Tensor:
@@ -184,16 +191,13 @@ class PartitionedMasters(Masters):
         """Parameters in the order of the flat buffers, which `round_robin_gradients` changes."""
         return self._optimizer.round_robin_bit16_groups
 
-    def whole(self, *, keep: bool) -> list[tuple[nn.Parameter, Tensor]]:
-        """Every parameter: this rank's own if that is fp32, otherwise gathered from the masters."""
-        parameters = [parameter for group in self.members() for parameter in group]
-        # fp32 parameters are exact copies of the masters, so nothing needs to be gathered.
-        if any(parameter.dtype != torch.float32 for parameter in parameters):
-            return self._gathered(keep)
-        return (
-            list(zip(parameters, host_copy([each.data for each in parameters]), strict=True))
-            if keep
-            else []
+    def whole(self, parameter: nn.Parameter, *, keep: bool) -> Tensor | None:
+        """This rank's own value if that is fp32; otherwise it is sent by those that hold it."""
+        # fp32 parameters are exact copies of the masters, so nothing needs to be sent.
+        if parameter.dtype == torch.float32:
+            return host_copy(parameter.data) if keep else None
+        return _sent_whole(
+            parameter, self._places[id(parameter)], self.owners(), self._group, keep=keep
         )
 
     def publish(self) -> None:
@@ -236,9 +240,10 @@ class Zero3Masters(Masters):
         """Parameters of every sub-group."""
         return self._optimizer.fp16_groups
 
-    def whole(self, *, keep: bool) -> list[tuple[nn.Parameter, Tensor]]:
-        """Every parameter, gathered from the masters, because no rank holds a whole one."""
-        return self._gathered(keep)
+    def whole(self, parameter: nn.Parameter, *, keep: bool) -> Tensor | None:
+        """The value, gathered from the masters, because no rank holds it."""
+        first = self._places[id(parameter)][0]
+        return _gathered(parameter, first, self.owners()[first.shard], self._group, keep=keep)
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -287,50 +292,87 @@ def masters_of(optimizer: Any) -> Masters:
 
 
 @torch.no_grad()
-def _gather(
-    shard: Tensor, device: torch.device, group: dist.ProcessGroup, keep: bool
-) -> list[Tensor]:
-    """The shards of all ranks of a group, in host memory; an empty list without `keep`.
+def _sent_whole(
+    parameter: nn.Parameter,
+    parts: Sequence[ShardPart],
+    owners: Sequence[Tensor],
+    group: dist.ProcessGroup,
+    *,
+    keep: bool,
+) -> Tensor | None:
+    """A parameter's whole value out of consecutive parts, each sent by the rank that holds it.
 
     Args:
-        shard: (n,) fp32, on the device of the masters.
-        device: the device on which the backend gathers.
+        owners: this rank's shards, on the device of the masters.
     """
-    ranks = dist.get_world_size(group)
-    whole = [torch.empty(len(shard)) for _ in range(ranks if keep else 0)]
-    # In bounded pieces, so that gathering needs the same device memory for every model.
-    count = max(GATHERED // ranks, 1)
-    for start in range(0, len(shard), count):
-        part = sent(shard[start : start + count], device)
-        gathered = part.new_empty(ranks * len(part))
-        dist.all_gather_into_tensor(gathered, part, group=group)
-        if keep:
-            (arrived,) = on_host(gathered)
-            for row, piece in zip(whole, arrived.view(ranks, -1), strict=True):
-                row[start : start + count] = piece
+    whole = torch.empty(full_shape(parameter)) if keep else None
+    rest = None if whole is None else whole.view(-1)
+    mine = dist.get_rank(group)
+    for part in parts:
+        # In bounded pieces, so that sending needs the same device memory for every model.
+        for start in range(0, part.count, GATHERED):
+            count = min(GATHERED, part.count - start)
+            if part.rank == mine:
+                held = owners[part.shard].data.view(-1).narrow(0, part.start + start, count)
+                piece = sent(held, parameter.device)
+            else:
+                piece = torch.empty(count, device=parameter.device)
+            source = dist.get_global_rank(group, part.rank)
+            dist.broadcast(piece, source, group=group)
+            if rest is not None:
+                (arrived,) = on_host(piece)
+                rest[:count] = arrived
+                rest = rest[count:]
     return whole
 
 
 @torch.no_grad()
-def frozen_weights(frozen: Mapping[str, nn.Parameter], *, keep: bool) -> dict[str, Tensor]:
-    """Whole fp32 values of parameters without a master, copied to host memory.
+def _gathered(
+    parameter: nn.Parameter,
+    first: ShardPart,
+    owner: Tensor,
+    group: dist.ProcessGroup,
+    *,
+    keep: bool,
+) -> Tensor | None:
+    """A parameter's whole value, of which every rank holds an equal piece at the same place.
 
-    A collective under ZeRO-3: all ranks call it, in the same order.
+    Args:
+        first: the first rank's piece.
+        owner: this rank's shard, on the device of the masters.
+    """
+    shape, ranks = full_shape(parameter), dist.get_world_size(group)
+    length = math.ceil(shape.numel() / ranks)
+    shard = owner.data.view(-1).narrow(0, first.start, length)
+    whole = torch.empty(ranks, length) if keep else None
+    # In bounded pieces, so that gathering needs the same device memory for every model.
+    count = max(GATHERED // ranks, 1)
+    for start in range(0, length, count):
+        part = sent(shard[start : start + count], parameter.device)
+        gathered = part.new_empty(ranks * len(part))
+        dist.all_gather_into_tensor(gathered, part, group=group)
+        if whole is not None:
+            (arrived,) = on_host(gathered)
+            whole[:, start : start + count] = arrived.view(ranks, -1)
+    # All pieces have the same length, so the last one may end in padding.
+    return None if whole is None else whole.view(-1)[: shape.numel()].view(shape)
+
+
+@torch.no_grad()
+def frozen_weight(parameter: nn.Parameter, *, keep: bool) -> Tensor | None:
+    """The whole fp32 value of a parameter without a master, copied to host memory.
+
+    A collective under ZeRO-3.
 
     Args:
         keep: as for `Masters.whole`.
     """
     from deepspeed.runtime.zero import GatheredParameters
 
-    if not any(hasattr(each, "ds_id") for each in frozen.values()):
-        return host_copy({name: each.float() for name, each in frozen.items()}) if keep else {}
-    found = {}
-    # One after the other, so that no GPU holds more than one whole parameter.
-    for name, parameter in frozen.items():
-        with GatheredParameters([parameter]):
-            if keep:
-                found[name] = host_copy(parameter.float())
-    return found
+    if not hasattr(parameter, "ds_id"):
+        return host_copy(parameter.float()) if keep else None
+    with GatheredParameters([parameter]):
+        return host_copy(parameter.float()) if keep else None
 
 
 @torch.no_grad()

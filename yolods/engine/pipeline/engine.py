@@ -9,6 +9,7 @@ it walks a stage's graph once per tensor that crosses the cut (deepspeed/runtime
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from yolods.distributed.mesh import Mesh
 from yolods.distributed.p2p import Message
 from yolods.distributed.stage_channels import connect
-from yolods.distributed.state_transfer import receive_state, send_state
+from yolods.distributed.state_transfer import receive_tensors, send_tensors
 from yolods.engine.base import Engine, Parts
 from yolods.engine.microbatches import ReplayableBatches
 from yolods.engine.pipeline.stage_stats import Gauge, peak_bytes, summarise
@@ -260,13 +261,14 @@ class PipelineEngine(Engine):
     def _hands_over(self) -> bool:
         return self.mesh.replica == 0
 
-    def _collect(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    def _collect(self, leaves: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Send the first replica's stages to rank 0, one after the other, from host to host."""
         mesh = self.mesh
         if self.ranks.is_main:
+            yield from leaves
             for stage in range(1, mesh.stages):
-                state |= receive_state(mesh.rank_at(stage, mesh.replica), mesh.host_group)
-            return state
-        if self._hands_over():
-            send_state(state, mesh.rank_at(0, mesh.replica), mesh.host_group)
-        return None
+                yield from receive_tensors(mesh.rank_at(stage, mesh.replica), mesh.host_group)
+        elif self._hands_over():
+            send_tensors(leaves, mesh.rank_at(0, mesh.replica), mesh.host_group)
+        else:
+            yield from leaves  # none, but its replicas need this rank
