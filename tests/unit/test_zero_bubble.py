@@ -112,7 +112,7 @@ def test_without_weights_parts_it_is_1f1b():
 
 
 def test_impossible_numbers_are_refused():
-    with pytest.raises(ValueError, match="stage 2 is not in 0..1"):
+    with pytest.raises(ValueError, match=r"stage 2 is not in 0\.\.1"):
         passes(2, 2, 4)
     with pytest.raises(ValueError, match="at least 0 seconds"):
         simulate_split([1.0], [1.0], [-1.0], 4)
