@@ -36,13 +36,13 @@ class PipelineConfig:
     """Number of stages; it must divide the world size. World size / stages is the replicas."""
     partition: str | tuple[int | str, ...] = setting("balanced", either(one_of(*PARTITIONS), _CUTS))
     """Where the model is cut: the name of a rule, or the cuts themselves."""
-    schedule: str = setting("1f1b", one_of(*SCHEDULES))
-    """Order of the passes: 1f1b, or zb (zero-bubble), which computes the weights' gradients where
-    1f1b would wait."""
     activation_checkpoint_interval: int = setting(0, whole(0))
     """Nodes per segment that the backward pass recomputes; 0: all activations are kept."""
     memory_gib: float | None = setting(None, optional(real(0, above=True)))
     """Memory limit per stage in GiB; None: 90% of the GPU's memory, unlimited on a CPU."""
+    schedule: str = setting("1f1b", one_of(*SCHEDULES))
+    """Order of the passes: 1f1b, or zb (zero-bubble), which computes the weights' gradients where
+    1f1b would wait."""
     use_reentrant: bool = setting(
         False,
         only_false(
