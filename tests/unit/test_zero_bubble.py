@@ -10,7 +10,7 @@ import pytest
 
 from yolods.plan import zero_bubble
 from yolods.plan.one_f_one_b import in_flight, instructions, simulate
-from yolods.plan.zero_bubble import held, passes, simulate_split
+from yolods.plan.zero_bubble import most_held, passes, simulate_split
 
 GRID = [(stages, count) for stages in range(1, 9) for count in range(1, 17)]
 
@@ -69,10 +69,10 @@ def test_every_pass_runs_once_in_its_order_and_nobody_waits_forever(stages: int,
 def test_no_stage_holds_more_than_the_first_one_does_under_1f1b(stages: int, count: int):
     for stage in range(stages):
         order = passes(stages, stage, count)
-        for last, most in (("B", in_flight(stages, stage, count)), ("W", held(stages, count))):
+        for last, most in (("B", in_flight(stages, stage, count)), ("W", most_held(stages, count))):
             steps = ((kind == "F") - (kind == last) for kind, _ in order)
             assert max(accumulate(steps)) <= most
-    assert held(stages, count) == in_flight(stages, 0, count)
+    assert most_held(stages, count) == in_flight(stages, 0, count)
 
 
 def test_the_simulation_is_what_playing_the_orders_gives():

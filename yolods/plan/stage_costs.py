@@ -14,7 +14,7 @@ import numpy as np
 from yolods.model.graph.graph import live
 from yolods.plan.cost import STATE_BYTES, Cost, Machine, node_seconds
 from yolods.plan.one_f_one_b import in_flight
-from yolods.plan.zero_bubble import held
+from yolods.plan.zero_bubble import most_held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Terms:
         kept only part of their activations: the inputs and output gradients of convolutions.
         """
         if self.schedule == "zb":
-            return held(stages, self.micro_batches)
+            return most_held(stages, self.micro_batches)
         return in_flight(stages, stage, self.micro_batches)
 
 

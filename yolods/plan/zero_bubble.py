@@ -38,7 +38,7 @@ def passes(stages: int, stage: int, micro_batches: int) -> tuple[Instruction, ..
     return (*order, *(("W", number) for number in left))
 
 
-def held(stages: int, micro_batches: int) -> int:
+def most_held(stages: int, micro_batches: int) -> int:
     """Largest number of micro-batches between their F and the end of their W, on any stage.
 
     Stage s has at most P - s of them between F and B, as under 1F1B, and at most s between B and
