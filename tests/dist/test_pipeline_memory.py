@@ -9,7 +9,6 @@ what is on its way, and all kernels' own.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +36,13 @@ culprits."""
 
 
 def measure(ranks: Ranks, folder: str) -> dict[str, list[int]]:
-    """On a rank: bytes at the peak of a step, above those at its beginning, for each of `COUNTS`,
-    under both schedules; and under 1F1B for the fewest and the most where what is sent is held to
-    the end of the step."""
-    with split_engine(ranks, replace(CASE, schedule="zb"), Path(folder)) as engine:
-        _peak(engine, COUNTS[0])
-        split = [_peak(engine, count) for count in COUNTS]
+    """On a rank: bytes at the peak of a step, above those at its beginning, for each of `COUNTS`;
+    and for the fewest and the most where what is sent is held to the end of the step."""
     with split_engine(ranks, CASE, Path(folder)) as engine:
         _peak(engine, COUNTS[0])  # headers and states are made once
         freed = [_peak(engine, count) for count in COUNTS]
         _hoard(engine)
-        hoarded = [_peak(engine, count) for count in COUNTS[::2]]
-        return {"freed": freed, "hoarded": hoarded, "split": split}
+        return {"freed": freed, "hoarded": [_peak(engine, count) for count in COUNTS[::2]]}
 
 
 def _peak(engine: PipelineEngine, count: int) -> int:
