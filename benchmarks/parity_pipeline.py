@@ -73,57 +73,58 @@ def groups() -> list[Group]:
     grids = "yolov5n, every cut between layers, 2 replicas"
     again = {"recompute": 3}
     return [
-        Group(cuts, tuple(_layer_cuts(N))),
-        Group(f"{cuts}, recomputing every node", tuple(_layer_cuts(N, recompute=1))),
-        Group(f"{cuts}, recomputing segments of 3", tuple(_layer_cuts(N, **again))),
-        Group(f"{cuts}, m = 1", tuple(_layer_cuts(N, micro_batches=1))),
-        Group(f"{cuts}, m = 4, exact", tuple(_layer_cuts(N, micro_batches=4, **EXACT))),
+        Group(cuts, tuple(layer_cuts(N))),
+        Group(f"{cuts}, recomputing every node", tuple(layer_cuts(N, recompute=1))),
+        Group(f"{cuts}, recomputing segments of 3", tuple(layer_cuts(N, **again))),
+        Group(f"{cuts}, m = 1", tuple(layer_cuts(N, micro_batches=1))),
+        Group(f"{cuts}, m = 4, exact", tuple(layer_cuts(N, micro_batches=4, **EXACT))),
         Group(
             f"{cuts}, m = 4, segments of 3, exact",
-            tuple(_layer_cuts(N, micro_batches=4, **again, **EXACT)),
+            tuple(layer_cuts(N, micro_batches=4, **again, **EXACT)),
         ),
-        Group(f"{cuts}, ZeRO-1", tuple(_layer_cuts(N, zero=1))),
+        Group(f"{cuts}, ZeRO-1", tuple(layer_cuts(N, zero=1))),
         Group(
-            f"{cuts}, bf16, ZeRO-1, exact", tuple(_layer_cuts(N, precision="bf16", zero=1, **EXACT))
+            f"{cuts}, bf16, ZeRO-1, exact", tuple(layer_cuts(N, precision="bf16", zero=1, **EXACT))
         ),
         Group(
-            f"{cuts}, autocast to bf16, exact", tuple(_layer_cuts(N, precision="autocast", **EXACT))
+            f"{cuts}, autocast to bf16, exact", tuple(layer_cuts(N, precision="autocast", **EXACT))
         ),
         Group(
             f"{cuts}, images of 64, 96 and 128 pixels in turn",
-            tuple(_layer_cuts(N, sizes=(64, 96, 128))),
+            tuple(layer_cuts(N, sizes=(64, 96, 128))),
         ),
-        Group("yolov5n, every cut inside a layer", tuple(_inner_cuts())),
+        Group("yolov5n, every cut inside a layer", tuple(inner_cuts())),
         Group(
             "yolov5n, every cut inside a layer, recomputing every node",
-            tuple(replace(case, recompute=1) for case in _inner_cuts()),
+            tuple(replace(case, recompute=1) for case in inner_cuts()),
         ),
         Group(
             "yolov5n6, every cut between layers, exact",
-            tuple(_layer_cuts(N6, sizes=(128,), **EXACT)),
+            tuple(layer_cuts(N6, sizes=(128,), **EXACT)),
         ),
         Group(
             "yolov5n6, every cut between layers, segments of 3, exact",
-            tuple(_layer_cuts(N6, sizes=(128,), **again, **EXACT)),
+            tuple(layer_cuts(N6, sizes=(128,), **again, **EXACT)),
         ),
         Group("yolov5n, 4 stages at random nodes", tuple(_random_splits())),
         Group(
             "yolov5n, 4 stages at random nodes, segments of 3",
             tuple(replace(c, **again) for c in _random_splits()),
         ),
-        Group(f"{grids}, exact", tuple(_layer_cuts(N, replicas=2, **EXACT))),
+        Group(f"{grids}, exact", tuple(layer_cuts(N, replicas=2, **EXACT))),
         Group(
             f"{grids}, BatchNorm over both, exact",
-            tuple(_layer_cuts(N, replicas=2, sync_bn=True, **EXACT)),
+            tuple(layer_cuts(N, replicas=2, sync_bn=True, **EXACT)),
         ),
         Group(
             f"{grids} side by side, ZeRO-1, recomputing every node, exact",
-            tuple(_layer_cuts(N, replicas=2, zero=1, recompute=1, slots=2, **EXACT)),
+            tuple(layer_cuts(N, replicas=2, zero=1, recompute=1, slots=2, **EXACT)),
         ),
     ]
 
 
-def _layer_cuts(model: str, **settings: Any) -> Iterator[Case]:
+def layer_cuts(model: str, **settings: Any) -> Iterator[Case]:
+    """Two stages, cut at every place between layers."""
     return (Case(cuts=(cut,), model=model, **settings) for cut in LAYERS[model])
 
 
@@ -135,7 +136,8 @@ def _nodes() -> list[str]:
     return [node.name for node in build_graph(architecture(parse_name(N), 3, 3)).nodes[1:-1]]
 
 
-def _inner_cuts() -> Iterator[Case]:
+def inner_cuts() -> Iterator[Case]:
+    """Two stages of yolov5n, cut at every place inside a layer."""
     return (Case(cuts=(name,)) for name in _nodes() if "." in name and not name.endswith(".open"))
 
 

@@ -285,12 +285,16 @@ def configure(task: Task, stages: int) -> RunConfig:
 
 
 def plan(task: Task, blueprint: Blueprint, ranks: Ranks) -> StagePlan:
-    """The cut that was asked for, or the fastest by a profile that rank 0 takes. A collective."""
+    """The cut that was asked for, or the fastest by a profile that rank 0 takes. A collective.
+
+    With a given cut nothing is profiled, and the table's times are assumed."""
     graph = build_graph(blueprint.meta)
     terms = Terms(
         micro_batch=task.images,
         micro_batches=max(task.micro_batches),
-        seconds=ranks.main_first(lambda: profile(task, blueprint, ranks)),
+        seconds=ranks.main_first(lambda: profile(task, blueprint, ranks))
+        if task.cut is None
+        else None,
         memory_limit=2.0
         ** 40,  # none that counts: without a limit memory is a second aim beside time
     )
