@@ -7,7 +7,7 @@ import pytest
 from yolods.distributed.link_rank import (
     PAIR_SECONDS,
     REPEATS,
-    SIZES,
+    MESSAGE_BYTES,
     affordable,
     bandwidth_of,
     rounds_of,
@@ -33,19 +33,19 @@ def test_one_host_has_no_link() -> None:
 def test_a_constant_cost_of_messages_does_not_lower_the_bandwidth() -> None:
     """Nor does a token bucket that passes the first bytes at once raise it."""
     for constant in (0.02, -0.01):
-        times = [constant + size / 12e6 for size in SIZES]
-        assert bandwidth_of(SIZES, times) == pytest.approx(12e6)
+        times = [constant + size / 12e6 for size in MESSAGE_BYTES]
+        assert bandwidth_of(MESSAGE_BYTES, times) == pytest.approx(12e6)
 
 
 def test_noise_without_a_slope_leaves_the_largest_message() -> None:
     times = [1.0, 0.9, 0.8, 0.7, 0.5]
-    assert bandwidth_of(SIZES, times) == SIZES[-1] / 0.5
+    assert bandwidth_of(MESSAGE_BYTES, times) == MESSAGE_BYTES[-1] / 0.5
 
 
 def test_slow_links_get_fewer_messages_but_at_least_two_sizes() -> None:
-    assert affordable(1e-3) == SIZES
-    assert affordable(1000.0) == SIZES[:2]
-    pace = 0.3 / SIZES[0]
+    assert affordable(1e-3) == MESSAGE_BYTES
+    assert affordable(1000.0) == MESSAGE_BYTES[:2]
+    pace = 0.3 / MESSAGE_BYTES[0]
     found = affordable(0.3)
-    assert SIZES[:2] < found < SIZES
+    assert MESSAGE_BYTES[:2] < found < MESSAGE_BYTES
     assert REPEATS * sum(found) * pace <= PAIR_SECONDS

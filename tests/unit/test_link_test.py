@@ -71,8 +71,8 @@ def test_ranks_that_fail_are_quoted(hostfile: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.process
 def test_a_launcher_that_hangs_is_ended(hostfile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script(monkeypatch, "trap '' TERM; while :; do sleep 0.1; done")
-    monkeypatch.setattr(link_test, "LIMIT_SECONDS", 0.3)
-    monkeypatch.setattr(link_test, "LEAVE_SECONDS", 0.2)
+    monkeypatch.setattr(link_test, "LINK_SECONDS", 0.3)
+    monkeypatch.setattr(link_test, "END_SECONDS", 0.2)
     with pytest.raises(UserError, match=r"no result within 0\.3 s; .*doctor"):
         measure_links(LaunchFlags(hostfile=hostfile), gpus=0, say=lambda text: None)
 
@@ -83,7 +83,7 @@ def test_hosts_that_do_not_answer_are_named(
     script(monkeypatch, "exit 1")
     answers = [Answer(HOSTS[0], None), Answer(HOSTS[1], None, "no answer within 12 s")]
     monkeypatch.setattr(link_test, "ask", lambda *_, **__: answers)
-    with pytest.raises(UserError, match="^beta: no answer within 12 s$"):
+    with pytest.raises(UserError, match=r"^beta: no answer within 12 s$"):
         measure_links(LaunchFlags(hostfile=hostfile), gpus=0, say=lambda text: None)
 
 

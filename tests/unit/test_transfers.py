@@ -15,7 +15,7 @@ from yolods.model.graph.graph import build_graph, live
 from yolods.plan.cost import Cost, cost
 from yolods.plan.layout import Layout
 from yolods.plan.traffic.transfers import (
-    BOX_BYTES,
+    LABEL_BYTES,
     HEADER_BYTES,
     PERSISTENT,
     SUMS,
@@ -129,7 +129,7 @@ def test_what_a_pipeline_sends() -> None:
     (gradients,) = of_kind(last, "boundary")
     assert activations.bytes == gradients.bytes == 3 * 2 * costs.crossing[cut]
     assert activations.calls == 3 * len(live(costs.graph, cut))
-    assert labels.bytes == 3 * (HEADER_BYTES + 2 * 1.5 * BOX_BYTES)
+    assert labels.bytes == 3 * (HEADER_BYTES + 2 * 1.5 * LABEL_BYTES)
     reduced = [volume(of_kind(stage, "reduce")) for stage in (first, last)]
     assert sum(reduced) == 4 * sum(elements()) and all(reduced)
     numbers = [of_kind(stage, "ours") for stage in (first, last)]

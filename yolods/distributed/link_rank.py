@@ -28,7 +28,7 @@ it."""
 RANK_SECONDS = 240.0
 """A rank ends itself after this time, whatever it waits for: nobody else can reach it on its
 host."""
-SIZES = tuple(2**power for power in range(18, 23))
+MESSAGE_BYTES = tuple(2**power for power in range(18, 23))
 """Bytes of the messages, 256 KB to 4 MB: a token bucket passes smaller ones unhindered."""
 REPEATS, PINGS = 5, 30
 PAIR_SECONDS = 15.0
@@ -74,7 +74,7 @@ def measure_pair(ranks: Ranks, pair: tuple[int, int]) -> dict[str, object] | Non
     for _ in range(3):
         exchange(small, peer)
     latency = statistics.median(exchange(small, peer) for _ in range(PINGS))
-    first = torch.zeros(SIZES[0] // 4, device=ranks.device)
+    first = torch.zeros(MESSAGE_BYTES[0] // 4, device=ranks.device)
     exchange(first, peer)
     # Both ranks need the same number of messages: the larger of their estimates decides.
     slower = torch.tensor([exchange(first, peer)], device=ranks.device)
@@ -92,12 +92,12 @@ def measure_pair(ranks: Ranks, pair: tuple[int, int]) -> dict[str, object] | Non
 
 def affordable(first_seconds: float) -> tuple[int, ...]:
     """The sizes, beginning with the smallest two, whose messages fit into PAIR_SECONDS."""
-    pace, spent = first_seconds / SIZES[0], 0.0
-    for count, size in enumerate(SIZES):
+    pace, spent = first_seconds / MESSAGE_BYTES[0], 0.0
+    for count, size in enumerate(MESSAGE_BYTES):
         spent += REPEATS * size * pace
         if count >= 2 and spent > PAIR_SECONDS:
-            return SIZES[:count]
-    return SIZES
+            return MESSAGE_BYTES[:count]
+    return MESSAGE_BYTES
 
 
 def bandwidth_of(sizes: Sequence[int], seconds: Sequence[float]) -> float:

@@ -29,9 +29,9 @@ from yolods.system.folders import home
 
 RANK_COMMAND = "link-test"
 """The command of a rank that measures (`distributed.link_rank`)."""
-LIMIT_SECONDS = 270.0
+LINK_SECONDS = 270.0
 """Time limit from the start of the launcher; ranks end themselves earlier (`RANK_SECONDS`)."""
-LEAVE_SECONDS = 5.0
+END_SECONDS = 5.0
 SHOWN_LINES = 8
 
 Say = Callable[[str], None]
@@ -123,7 +123,7 @@ def _follow(
     threading.Thread(target=_read, args=(process, lines), daemon=True).start()
     found: dict[tuple[str, str], Link] = {}
     others: list[str] = []
-    deadline = time.monotonic() + LIMIT_SECONDS
+    deadline = time.monotonic() + LINK_SECONDS
     try:
         while (line := _next(lines, deadline)) is not None:
             told = message_of(line)
@@ -135,7 +135,7 @@ def _follow(
                 say(f"{pair[0]} - {pair[1]}: {described(link)}")
     except TimeoutError:
         raise UserError(
-            f"--links: no result within {LIMIT_SECONDS:g} s; `yolods doctor --hostfile ...` looks "
+            f"--links: no result within {LINK_SECONDS:g} s; `yolods doctor --hostfile ...` looks "
             "for the cause"
         ) from None
     finally:
@@ -190,7 +190,7 @@ def _end(process: subprocess.Popen[str]) -> None:
     """Ask the launcher to stop, which asks the ranks, and kill it if it does not."""
     for tell in (process.terminate, process.kill):
         try:
-            process.wait(LEAVE_SECONDS)
+            process.wait(END_SECONDS)
             return
         except subprocess.TimeoutExpired:
             tell()

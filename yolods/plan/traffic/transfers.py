@@ -55,7 +55,7 @@ SUMS = 5
 """Numbers of a step besides the norms: three losses, boxes, and the request to stop."""
 HEADER_BYTES = 64 * 8
 """Of the shapes that precede a message of varying shape (`distributed.p2p`)."""
-BOX_BYTES = 6 * 4
+LABEL_BYTES = 6 * 4
 """Of a box with its image and its class (`engine.pipeline.engine`)."""
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -223,7 +223,7 @@ def _boundaries(
         volume = times * images * stage.sent_bytes
         found.append(Transfer("boundary", "send", volume, times * stage.sent_values, 2))
     if place == 0 and len(stages) > 1:
-        labels = HEADER_BYTES + round(BOX_BYTES * boxes * images)
+        labels = HEADER_BYTES + round(LABEL_BYTES * boxes * images)
         calls = 2 * times if boxes else times
         found.append(Transfer("boundary", "send", times * labels, calls, 2))
     return found
