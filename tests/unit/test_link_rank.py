@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from yolods.distributed.link_rank import (
+    MESSAGE_BYTES,
     PAIR_SECONDS,
     REPEATS,
-    MESSAGE_BYTES,
     affordable,
     bandwidth_of,
     rounds_of,

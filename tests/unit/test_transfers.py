@@ -15,8 +15,8 @@ from yolods.model.graph.graph import build_graph, live
 from yolods.plan.cost import Cost, cost
 from yolods.plan.layout import Layout
 from yolods.plan.traffic.transfers import (
-    LABEL_BYTES,
     HEADER_BYTES,
+    LABEL_BYTES,
     PERSISTENT,
     SUMS,
     Transfer,
