@@ -18,12 +18,12 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 # Started as a script, Python looks for modules in this folder, not in the clone that it belongs to.
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import hardware
 from benchmarks.plan_links_model import (
@@ -42,6 +42,7 @@ from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
 from yolods.plan.traffic.links import Link, nominal
 
+ROOT = Path(__file__).resolve().parent.parent
 BYTES_LIMIT, SLOWER_LIMIT, CORRELATION_LIMIT = 0.03, 0.05, 0.9
 """Largest difference of the bytes, of the chosen layout from the fastest one, and least rank
 correlation."""
@@ -236,6 +237,7 @@ def _nodes(results: Sequence[dict[str, Any]]) -> list[float]:
     return [statistics.fmean(values) for values in zip(*each, strict=True)]
 
 
+@lru_cache
 def _blueprint(task: Task) -> Blueprint:
     return Blueprint(architecture(parse_name(task.model), len(NAMES), 3), NAMES, seed=0)
 
