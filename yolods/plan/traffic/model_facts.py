@@ -15,7 +15,7 @@ from yolods.plan.cost import Cost
 _NORMS = tuple(kind for name, kind in vars(nn).items() if "Norm" in name and isinstance(kind, type))
 _CASTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layers whose gradients travel in autocast's type: DeepSpeed's default of
-"lower_precision_safe_modules" (0.19.8, runtime/torch_autocast.py)."""
+"lower_precision_safe_modules" (0.19.8, runtime/torch_autocast.py:15)."""
 
 
 @dataclass(frozen=True)

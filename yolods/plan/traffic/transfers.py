@@ -16,12 +16,12 @@ Sources, DeepSpeed 0.19.8 in deepspeed/runtime:
     engine.py:3073                     ZeRO 0 and 1 reduce only at the end of accumulation, 2 and 3
                                        after every backward pass
     engine.py:3828                     ZeRO 0: buckets of 500,000,000 elements
-    zero/stage_1_and_2.py:1413, 1694   a bucket is reduced before it would overflow, all-reduced
+    zero/stage_1_and_2.py:1422, 1695   a bucket is reduced before it would overflow, all-reduced
                                        unless "use_multi_rank_bucket_allreduce" is false
     zero/stage_1_and_2.py:441          a group is padded to a multiple of 2 x ranks
-    utils.py:1006                      one all-gather per group; "allgather_bucket_size" has no
+    utils.py:1008                      one all-gather per group; "allgather_bucket_size" has no
                                        effect where torch has all_gather_into_tensor
-    zero/stage3.py:1913                reduce-scatter; a gradient is padded to a multiple of ranks
+    zero/stage3.py:1912                reduce-scatter; a gradient is padded to a multiple of ranks
     zero/stage3.py:2841                parameters that stay whole are gathered after the step
     zero/partitioned_param_coordinator.py:634
                                        a parameter is gathered again for the backward pass
@@ -163,7 +163,7 @@ def _by_size(weights: Sequence[Weight], layout: Layout) -> Iterable[tuple[int, l
     """The bytes of an element and the gradients that travel in so many.
 
     Under autocast the gradients of convolutions do so in 16 bits, those of BatchNorm in 32
-    (zero/stage_1_and_2.py, `get_param_comm_dtype`).
+    (base_optimizer.py:393).
     """
     whole = _BYTES[layout.precision]
     if layout.autocast is None:
