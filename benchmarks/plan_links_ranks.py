@@ -52,27 +52,25 @@ def main() -> None:
     for case, engine in zip(LAYOUTS, engines, strict=True):
         for _ in range(SETTLED):
             _timed(case, engine, task, ranks, "", 0)
-    for rate in task.rates:
-        _limit(task.interface, rate)
-        ranks.barrier()
-        told = measure_pair(ranks, (0, 1))
-        if told is not None:
-            found["links"][rate] = told
-        for number in range(task.rounds):
-            # A round begins with another layout each time.
+    for number in range(task.rounds):
+        for rate in task.rates:
+            _limit(task.interface, rate)
+            ranks.barrier()
+            if not number and (told := measure_pair(ranks, (0, 1))) is not None:
+                found["links"][rate] = told
             for place in range(len(LAYOUTS)):
+                # Each round begins with another layout.
                 which = (place + number) % len(LAYOUTS)
                 step = _timed(LAYOUTS[which], engines[which], task, ranks, rate, number)
                 found["steps"].append(asdict(step))
-            if ranks.is_main:
-                print(f"{rate or 'unlimited'}: round {number + 1} of {task.rounds}", flush=True)
-            # Both ranks compute, as in a step of the layouts with two replicas.
-            ranks.barrier()
-            graph = task.costs(blueprint).graph
-            found["nodes"].append(
-                list(measure(graph, task.imgsz, task.micro, ranks.device, "fp32", 2))
-            )
-    Path(task.out.format(rank=ranks.rank)).write_text(json.dumps(found), encoding="utf-8")
+        _limit(task.interface, "")
+        # Both ranks compute, as in a step of the layouts with two replicas.
+        ranks.barrier()
+        graph = task.costs(blueprint).graph
+        found["nodes"].append(measure(graph, task.imgsz, task.micro, ranks.device, "fp32", 2))
+        Path(task.out.format(rank=ranks.rank)).write_text(json.dumps(found), encoding="utf-8")
+        if ranks.is_main:
+            print(f"round {number + 1} of {task.rounds}", file=sys.stderr, flush=True)
     ranks.barrier()
     leave()
 

@@ -27,7 +27,7 @@ Sources, DeepSpeed 0.19.8 in deepspeed/runtime:
                                        a parameter is gathered again for the backward pass
                                        only if more than "stage3_max_reuse_distance" elements are
                                        used between
-    zero/partition_parameters.py:471   the broadcasts at the start belong to no step
+    engine.py:2038                     the broadcasts at the start belong to no step
 
 Settings that `Layout` does not have are DeepSpeed's defaults. Offloading moves data between a host
 and its device and changes nothing between ranks. tests/dist/test_transfers.py compares all this
