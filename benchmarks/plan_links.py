@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--rates", nargs="+", default=["100mbit", "400mbit", "unlimited"])
     found.add_argument("--timeout", type=float, default=1800, help="seconds for all ranks")
     found.add_argument("--keep", type=Path, help="folder for the ranks' results")
+    found.add_argument("--read", type=Path, help="write the record of such a folder; run nothing")
     found.add_argument("--record", type=Path, help="file for the record")
     return found
 
@@ -66,34 +67,51 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Measure, and print or write the record."""
     options = parser().parse_args()
-    if reason := why_not():
+    if (reason := why_not()) and not options.read:
         print(reason, file=sys.stderr)
         return 2
     header = hardware.describe(sorted(os.sched_getaffinity(0)))
-    rates = tuple("" if rate == "unlimited" else rate for rate in options.rates)
     with tempfile.TemporaryDirectory(prefix="plan-links-") as name:
-        folder = options.keep or Path(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        task = Task(
-            "yolov5n",
-            options.imgsz,
-            options.micro,
-            options.accumulation,
-            options.rounds,
-            rates,
-            "",
-            str(folder / "{rank}.json"),
-        )
-        hosts_folder = Path(name) / "hosts"
-        hosts_folder.mkdir()
-        with two_hosts(hosts_folder) as hosts:
-            _run(hosts, task, options.timeout)
-        results = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
-    lines = record(task, results, header)
+        folder = options.read or options.keep or Path(name)
+        if not options.read:
+            folder.mkdir(parents=True, exist_ok=True)
+            _measure(_task(options, folder), header, folder, Path(name) / "hosts", options.timeout)
+        lines = record(*_read(folder))
     print("\n".join(lines))
     if options.record:
         options.record.write_text("\n".join([*lines, ""]), encoding="utf-8")
     return 0
+
+
+def _task(options: argparse.Namespace, folder: Path) -> Task:
+    return Task(
+        "yolov5n",
+        options.imgsz,
+        options.micro,
+        options.accumulation,
+        options.rounds,
+        tuple("" if rate == "unlimited" else rate for rate in options.rates),
+        "",
+        str(folder / "{rank}.json"),
+    )
+
+
+def _measure(
+    task: Task, header: Sequence[str], folder: Path, hosts_folder: Path, timeout: float
+) -> None:
+    about = {"task": task.as_json(), "header": list(header)}
+    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    hosts_folder.mkdir()
+    with two_hosts(hosts_folder) as hosts:
+        _run(hosts, task, timeout)
+
+
+def _read(folder: Path) -> tuple[Task, list[dict[str, Any]], list[str]]:
+    """The task, both ranks' results and the header of a measurement, also of one that was
+    stopped."""
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    results = [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
+    return Task.from_json(about["task"]), results, about["header"]
 
 
 def _run(hosts: TwoHosts, task: Task, timeout: float) -> None:
@@ -144,7 +162,7 @@ def record(task: Task, results: Sequence[dict[str, Any]], header: Sequence[str])
         f"{2 * task.accumulation} in a pipeline.",
         f"- Two network namespaces, `tc tbf`, burst 64 KB, MTU 1500, one segment per packet; gloo. "
         f"{SETTLED} steps of each layout do not count; then the layouts take turns, "
-        f"{task.rounds} rounds per link. Medians.",
+        f"{len(results[0]['nodes'])} rounds per link. Medians.",
         "- *predicted* bytes: `yolods.plan.traffic`, plus 66 bytes of headers per 1448 of data and "
         "gloo's own three headers of 48 bytes per message. Pure acknowledgements are not in it.",
         "- *CPU s*: of both ranks' processes together, per step.",
