@@ -44,6 +44,9 @@ def main() -> None:
     task = Task.from_json(os.environ[TASK])
     torch.set_num_threads(1)
     compat.prepare()
+    compat.skip_needless_builds()
+    compat.import_muon_uncompiled()
+    compat.stand_in_for_torchvision()
     ranks = join_world()
     blueprint = Blueprint(architecture(parse_name(task.model), len(NAMES), 3), NAMES, seed=0)
     built = [_built(case, blueprint, task, ranks) for case in LAYOUTS]
