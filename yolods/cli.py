@@ -38,6 +38,7 @@ USAGE = """usage: yolods COMMAND [flags]
   export    convert a checkpoint into a plain .pt
   pack      write images and labels into tar files that are read fast: yolods pack --data x.yaml --out DIR
   demo      train on the embedded data set
+  plan      choose the layout by memory and time, before anything runs: yolods plan --model x --ranks 8 --gpu A100
   doctor    find problems on every host before a run starts: yolods doctor --hostfile hosts
   launch    start a command through DeepSpeed's launcher: yolods launch train --data x.yaml --hostfile hosts
 
@@ -155,6 +156,7 @@ def _dispatch(words: list[str]) -> int:
         "launch": _launch,
         "doctor": _doctor,
         "pack": _pack,
+        "plan": _plan,
     }
     if command in ELSEWHERE:
         raise UserError(
@@ -362,6 +364,9 @@ def _launch(words: list[str]) -> int:
     if rest and rest[0] == "doctor":
         faults.raise_if_any()
         return _examine(flags, rest[1:])
+    if rest and rest[0] == "plan":
+        faults.raise_if_any()
+        return _show_plan(flags, rest[1:])
     demo = bool(rest) and rest[0] == "demo"
     if demo:
         rest = ["train", *DEMO_FLAGS, *rest[1:]]
@@ -567,6 +572,29 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
     )
     streams.show("\n".join((*lines[:-1], *fetched, *leaks, *lines[-1:])))
     return 0 if works else USER_ERROR
+
+
+def _plan(words: list[str]) -> int:
+    from yolods.launch.args import split_words
+
+    return _show_plan(*split_words(words))
+
+
+def _show_plan(flags: LaunchFlags, words: list[str]) -> int:
+    """Print the result of `yolods plan`."""
+    from yolods.launch.command import hosts_of
+    from yolods.launch.supervisor import say
+    from yolods.planner.flags import plan_parser
+    from yolods.telemetry.log import quiet_dependencies
+
+    args = plan_parser().take(words)
+    gpus = _count_gpus()
+    hosts = hosts_of(flags, gpus=0 if flags.hostfile else gpus)
+    quiet_dependencies(logging.WARNING)
+    with abrupt():
+        from yolods.planner.command import run_plan
+    streams.show(run_plan(args, hosts, gpus, say))
+    return 0
 
 
 def _leaks(spec: DataSpec, *, asked: bool) -> list[str]:

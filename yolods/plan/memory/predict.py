@@ -31,7 +31,7 @@ class MemoryModel:
         self._matrices: dict[tuple[int, int, int], StageCosts] = {}
 
     @cached_property
-    def _graph(self):  # noqa: ANN202
+    def _graph(self):
         return build_graph(self._blueprint.meta)
 
     def _costs(self, layout: Layout) -> StageCosts:
