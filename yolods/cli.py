@@ -683,10 +683,12 @@ def _train_rank(args: argparse.Namespace, claim: Claim) -> int:
 def _claimed(args: argparse.Namespace, claim: Claim, ranks: Ranks) -> RunConfig:
     """On rank 0: the configuration, in the folder that the launcher or this process claimed."""
     from yolods.config import build_run_config
+    from yolods.planner.auto import settled
 
-    config = build_run_config(
-        args, world_size=ranks.size, device=ranks.device.type, environ=os.environ
+    build = partial(
+        build_run_config, world_size=ranks.size, device=ranks.device.type, environ=os.environ
     )
+    config = build(settled(args, build, local=ranks.local_size))
     if args.run_dir:
         return claim.join(config)
     config = claim.take(config)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 from yolods.plan.cost import Cost
 from yolods.plan.layout import Layout
@@ -193,10 +194,7 @@ class Layouts:
         """Whether every stage has a weight, without which an optimizer cannot be built."""
         nodes = self._costs(precision).nodes
         bounds = (0, *cuts, len(nodes))
-        return all(
-            any(node.parameters for node in nodes[a:b])
-            for a, b in zip(bounds, bounds[1:], strict=False)
-        )
+        return all(any(node.parameters for node in nodes[a:b]) for a, b in pairwise(bounds))
 
     def _bucketed(self, layout: Layout) -> Iterator[Layout]:
         """The layout with each size of DeepSpeed's buffers; ZeRO-0 has none of this size, and a

@@ -33,7 +33,7 @@ from yolods.planner.request import (
 from yolods.planner.search import Found, Option, search_layouts
 from yolods.system.files import replace_text
 
-Tell = Callable[[str], object]
+Say = Callable[[str], object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class Planner:
 
 @lru_cache(maxsize=8)
 def _profile(graph: Graph, imgsz: int, precision: str) -> NodeTimes:
-    """The nodes' times on this machine's GPU, at the most images of a power of two up to 8 that fit."""
+    """The nodes' times on this machine's GPU, of as many images as fit, at most 8."""
     import torch
 
     from yolods.plan.profile import measure
@@ -98,7 +98,7 @@ def _profile(graph: Graph, imgsz: int, precision: str) -> NodeTimes:
     return measured_times(measure(graph, imgsz, 1, torch.device("cuda"), precision), 1)
 
 
-def run_plan(args: argparse.Namespace, hosts: Sequence[Host], gpus: int, tell: Tell) -> str:
+def run_plan(args: argparse.Namespace, hosts: Sequence[Host], gpus: int, tell: Say) -> str:
     """Run the command.
 
     Args:

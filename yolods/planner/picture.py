@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from yolods.plan.stage_plan import GIB
 from yolods.planner.report import MEMORY_TERMS
-from yolods.planner.request import GIB
 from yolods.planner.search import Option
 
 _COLOURS = {

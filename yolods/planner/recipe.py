@@ -16,7 +16,7 @@ from yolods.parsing.command_line import FlagParser
 from yolods.plan.layout import Layout, layout_of
 from yolods.plan.stage_plan import check_stages, counted
 
-FP16 = {
+LOSS_SCALE = {
     "enabled": True,
     "loss_scale": 0,
     "initial_scale_power": 16,
@@ -44,7 +44,7 @@ def recipe_of(layout: Layout, graph: Graph, *, batch_keys: bool = True) -> dict[
         "gradient_clipping": MAX_NORM,
     }
     if layout.precision != "fp32":
-        found[layout.precision] = FP16 if layout.precision == "fp16" else {"enabled": True}
+        found[layout.precision] = LOSS_SCALE if layout.precision == "fp16" else {"enabled": True}
     if layout.autocast:
         dtype = {"bf16": "bfloat16", "fp16": "float16"}[layout.autocast]
         found["torch_autocast"] = {"enabled": True, "dtype": dtype}

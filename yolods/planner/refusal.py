@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from yolods.plan.stage_plan import GIB
 from yolods.planner.choices import Choice
 from yolods.planner.report import need
-from yolods.planner.request import GIB, USED, Machines
+from yolods.planner.request import USED, Machines
 from yolods.planner.search import Found, Option
 from yolods.system.humanize import plural
 
@@ -51,8 +52,8 @@ class Refused:
         below, above = choice.images // few * few, (choice.images // few + 1) * few
         yield (
             f"{choice.images} images per step do not divide among "
-            f"{' or '.join(map(str, replicas))} replicas, which is what {choice.ranks} ranks allow; "
-            f"use --images-per-step {f'{below} or ' if below else ''}{above}"
+            f"{' or '.join(map(str, replicas))} replicas, which is what {choice.ranks} ranks "
+            f"allow; use --images-per-step {f'{below} or ' if below else ''}{above}"
         )
 
     def _memory(self, nearest: Option) -> Iterator[str]:
@@ -65,7 +66,8 @@ class Refused:
             share = f" / {USED:g}" if used == USED else ""
             flag = "--gpu-memory" if self.machines.device == "cuda" else "memory per rank"
             yield (
-                f"it would fit with {flag} {_up(gib)}: {device / GIB:.2f} GiB{share} = {gib:.2f} GiB"
+                f"it would fit with {flag} {_up(gib)}: {device / GIB:.2f} GiB{share} = "
+                f"{gib:.2f} GiB"
             )
         if host > limits.host:
             gib = host * self.machines.slots / GIB

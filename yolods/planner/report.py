@@ -8,12 +8,13 @@ from typing import Any
 
 from yolods.plan.layout import Layout
 from yolods.plan.memory.terms import RankMemory
+from yolods.plan.stage_plan import GIB
 from yolods.plan.time.step import Clock, StepSeconds
-from yolods.planner.request import GIB, Machines, Subject, machine_line
+from yolods.planner.request import Machines, Subject, machine_line
 from yolods.planner.search import TIE, Found, Option, best_by_trait, divides
 from yolods.system.humanize import size_text
 
-EXACT, MEASURED, ASSUMED = "exact", "measured", "assumed"
+_EXACT, _MEASURED, _ASSUMED = "exact", "measured", "assumed"
 MEMORY_TERMS = tuple(each.name for each in fields(RankMemory))
 """Names of the terms of a rank's memory."""
 TIME_TERMS = tuple(each.name for each in fields(StepSeconds))
@@ -27,8 +28,8 @@ def memory_kinds(device: str) -> dict[str, str]:
     Tensors follow from shapes and DeepSpeed's rules. The loss depends on the boxes that a batch
     happens to have, and the reserve on the allocator.
     """
-    kinds = dict.fromkeys(MEMORY_TERMS, EXACT)
-    return {**kinds, "loss": ASSUMED, "reserve": ASSUMED if device == "cuda" else EXACT}
+    kinds = dict.fromkeys(MEMORY_TERMS, _EXACT)
+    return {**kinds, "loss": _ASSUMED, "reserve": _ASSUMED if device == "cuda" else _EXACT}
 
 
 def time_kinds(clock: Clock, layout: Layout) -> dict[str, str]:
@@ -39,12 +40,12 @@ def time_kinds(clock: Clock, layout: Layout) -> dict[str, str]:
         links = {clock.network.within.source}
     elif clock.network.slots == 1:
         links = {clock.network.between.source}
-    sent = next((each for each in (ASSUMED, "given", MEASURED) if each in links), ASSUMED)
+    sent = next((each for each in (_ASSUMED, "given", _MEASURED) if each in links), _ASSUMED)
     return {
         "compute": compute,
-        "communication": EXACT if layout.ranks == 1 else sent,
-        "idle": compute if layout.stages > 1 else EXACT,
-        "optimizer": ASSUMED,
+        "communication": _EXACT if layout.ranks == 1 else sent,
+        "idle": compute if layout.stages > 1 else _EXACT,
+        "optimizer": _ASSUMED,
     }
 
 
@@ -79,7 +80,7 @@ def _sources(clock: Clock, subject: Subject, machines: Machines) -> Iterator[str
     figures = machines.figures
     how = (
         "measured on this device"
-        if source == MEASURED
+        if source == _MEASURED
         else f"assumed from published figures of {figures.name}"
         if machines.device == "cuda"
         else "assumed for any CPU: only the ratios mean anything"

@@ -21,6 +21,7 @@ from yolods.hosts.hostfile import MOST_SLOTS, Host
 from yolods.model.architecture.build import architecture
 from yolods.model.blueprint import Blueprint
 from yolods.plan.memory.boxes import BoxCounts
+from yolods.plan.stage_plan import GIB
 from yolods.plan.time.gpus import CPU, GPUS, GpuFigures, gpu_called, gpu_named
 from yolods.plan.time.routes import Network
 from yolods.plan.traffic.links import Link
@@ -28,7 +29,6 @@ from yolods.planner.choices import Choice
 from yolods.planner.search import Limits
 from yolods.system.humanize import plural
 
-GIB = 2**30
 USED = 0.9
 """Share of a GPU's memory that a rank may use; the rest is for CUDA's context and NCCL. A pipeline
 without "memory_gib" has the same limit (engine/build_pipeline.py)."""
@@ -134,12 +134,12 @@ def machines_of(args: argparse.Namespace, hosts: Sequence[Host], gpus: int) -> M
     )
 
 
-def subject_of(model: str, data: str | None, *, scanned: bool = True) -> Subject:
+def subject_of(model: str, data: str | None, *, single_cls: bool = False) -> Subject:
     """The model with the classes of the data, and the data's boxes.
 
     Args:
         data: a data yaml, "demo", or None: COCO's classes and boxes are assumed.
-        scanned: whether to read the labels of the data; else COCO's boxes are assumed.
+        single_cls: whether all classes become one.
 
     Raises:
         UserError: the model or the data cannot be read.
@@ -154,12 +154,13 @@ def subject_of(model: str, data: str | None, *, scanned: bool = True) -> Subject
 
     path = ensure_demo(cache_dir()) if data == DEMO else _yaml(data)
     spec = read_spec(path)
-    blueprint = Blueprint(architecture(name, len(spec.names), spec.channels), spec.names, 0)
-    if not scanned or spec.needs_download:
+    names = ("item",) if single_cls else spec.names
+    blueprint = Blueprint(architecture(name, len(names), spec.channels), names, 0)
+    if spec.needs_download:
         return Subject(model, blueprint, COCO, "assumed: those of COCO")
     from yolods.data.scan import scan
 
-    labels = scan(spec, "train", cache=cache_dir() / "index").labels
+    labels = scan(spec, "train", cache=cache_dir() / "index", single_cls=single_cls).labels
     totals = labels.totals
     boxes = BoxCounts(4 * totals.boxes / len(labels), 4 * totals.most)
     source = f"of {spec.yaml.name}: {totals.boxes} on {plural(len(labels), 'image')}"
@@ -185,7 +186,7 @@ def choice_of(args: argparse.Namespace, subject: Subject, machines: Machines) ->
             f"--optimizer {args.optimizer}: unknown{nearest(args.optimizer, known)}; known: "
             f"{', '.join(known)}"
         )
-    precisions = tuple(args.precision or _precisions(machines.figures))
+    precisions = tuple(args.precision or fast_precisions(machines.figures))
     for each in precisions:
         if machines.figures.peak(each) is None:
             faults.add(f"--precision {each}: {_no_units(machines.figures, each)}")
@@ -200,8 +201,8 @@ def choice_of(args: argparse.Namespace, subject: Subject, machines: Machines) ->
     )
 
 
-def _precisions(figures: GpuFigures) -> tuple[str, ...]:
-    """The data types to choose from: fp16 only where there is no bf16, which needs no loss scale."""
+def fast_precisions(figures: GpuFigures) -> tuple[str, ...]:
+    """The data types to choose from; fp16 only without bf16, which needs no loss scale."""
     half = ("bf16",) if figures.bf16 else ("fp16",) if figures.fp16 else ()
     return ("fp32", *half)
 

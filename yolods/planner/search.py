@@ -1,7 +1,7 @@
 """The fastest layout of every family, precision and way of recomputing that fits into memory.
 
-A cell is one such combination. Its layouts are taken in the order of a lower bound of their time, so
-that most are never simulated, and none that could win is left out.
+A cell is one such combination. Its layouts are taken in the order of a lower bound of their time,
+so that most are never simulated, and none that could win is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from yolods.plan.memory.terms import RankMemory
 from yolods.plan.time.step import Clock, StepSeconds
 from yolods.planner.choices import Choice, Family, Layouts, families, family_of, micro_batches
 
-Ranks = Callable[[Layout], tuple[RankMemory, ...]]
+MemoryOf = Callable[[Layout], tuple[RankMemory, ...]]
 """The memory of one rank of every stage of a layout."""
 TIE = 0.02
 """Layouts whose times differ by up to this share are equally fast: the times are estimates."""
@@ -70,7 +70,7 @@ class Found:
     choice: Choice
     limits: Limits
     cells: tuple[Option, ...]
-    """The fastest layout of each cell; of one that nothing fits into, the one nearest to fitting."""
+    """The fastest layout of each cell; of one that none fits, the nearest to fitting."""
     undivided: tuple[Family, ...]
     """Families without a layout: the images do not divide, or a stage has nothing to train."""
     examined: int
@@ -102,17 +102,17 @@ class Found:
         return min(self.cells, key=lambda each: (each.over, _simplicity(each)), default=None)
 
 
-def search_layouts(choice: Choice, clock: Clock, ranks: Ranks, limits: Limits) -> Found:
+def search_layouts(choice: Choice, clock: Clock, memory_of: MemoryOf, limits: Limits) -> Found:
     """Search all layouts of a choice.
 
     Args:
         choice: ranks, images per step and precisions.
         clock: the times.
-        ranks: the memory model.
+        memory_of: the memory model.
         limits: what a rank may use.
     """
     layouts = Layouts(choice, clock, limits.device)
-    walk, cells, empty = _Walk(layouts, clock, ranks, limits), [], []
+    walk, cells, empty = _Walk(layouts, clock, memory_of, limits), [], []
     for family in families(choice, layouts.nodes):
         found = [
             option
@@ -129,8 +129,9 @@ def search_layouts(choice: Choice, clock: Clock, ranks: Ranks, limits: Limits) -
 class _Walk:
     """Takes the layouts of a cell in the order of their bounds."""
 
-    def __init__(self, layouts: Layouts, clock: Clock, ranks: Ranks, limits: Limits) -> None:
-        self._layouts, self._clock, self._ranks, self._limits = layouts, clock, ranks, limits
+    def __init__(self, layouts: Layouts, clock: Clock, memory_of: MemoryOf, limits: Limits) -> None:
+        self._layouts, self._clock = layouts, clock
+        self._memory_of, self._limits = memory_of, limits
         self.examined = 0
 
     def best(self, cell: Iterator[Layout]) -> Option | None:
@@ -161,7 +162,7 @@ class _Walk:
         return other if other.over < option.over else option
 
     def _option(self, layout: Layout) -> Option:
-        memory = self._ranks(layout)
+        memory = self._memory_of(layout)
         over = self._limits.over(memory)
         return Option(layout, memory, None if over else self._clock.step(layout), over)
 

@@ -12,7 +12,7 @@ from yolods.plan.time.gpus import COMPUTE_EFFICIENCY, MEMORY_EFFICIENCY, GpuFigu
 
 FORWARD_TRAFFIC = 7 / 19
 """Share of `TRAFFIC` in the forward pass; the derivation at `TRAFFIC` counts 7 of 19 accesses."""
-LAUNCH = 5e-6
+KERNEL_LAUNCH = 5e-6
 """Assumed seconds until a kernel runs, which no size of a batch shortens."""
 KERNELS = (3, 5)
 """Kernels of a node's forward and backward pass: those of a convolution, BatchNorm and SiLU."""
@@ -82,7 +82,7 @@ def assumed_times(cost: Cost, gpu: GpuFigures, precision: str) -> NodeTimes:
     flops = np.array([node.flops for node in cost.nodes]) / (peak * COMPUTE_EFFICIENCY)
     kept = np.array([node.activation_bytes for node in cost.nodes])
     moved = TRAFFIC * kept / (gpu.bandwidth * MEMORY_EFFICIENCY)
-    each = np.full(len(flops), LAUNCH)
+    each = np.full(len(flops), KERNEL_LAUNCH)
     return NodeTimes(
         KERNELS[0] * each,
         KERNELS[1] * each,
