@@ -1,1 +1,0 @@
-"""What ranks send to each other in one step, and how long a link takes for it."""
