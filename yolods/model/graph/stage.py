@@ -20,10 +20,13 @@ class Stage(nn.Module):
     Parameters and buffers have the names of the whole DetectionModel.
     """
 
-    def __init__(self, graph: Graph, start: int, stop: int, *, recompute: int = 0) -> None:
-        """Create the nodes' layers on the CPU, with memory but without values (see `initialise`).
+    def __init__(
+        self, graph: Graph, start: int, stop: int, *, recompute: int = 0, device: str = "cpu"
+    ) -> None:
+        """Create the nodes' layers with memory but without values (see `initialise`).
 
         Args:
+            device: where; on "meta" without memory, too.
             recompute: number of nodes per segment whose activations the backward pass computes
                 again; 0 keeps all activations.
         """
@@ -32,7 +35,7 @@ class Stage(nn.Module):
         for node in graph.nodes[start:stop]:
             for name in node.modules:
                 attach(
-                    self, name, deepcopy(graph.skeleton.get_submodule(name)).to_empty(device="cpu")
+                    self, name, deepcopy(graph.skeleton.get_submodule(name)).to_empty(device=device)
                 )
         # A dict, not attributes: the modules are registered only once, under their names in the
         # whole model.
@@ -83,14 +86,11 @@ class RecomputedDetector(Stage):
 
         Args:
             net: a DetectionModel.
-            segments: at most the number of nodes. None: about its square root, at which the
-                activations kept between segments and those that one segment recomputes in the
-                backward pass need about the same memory (arXiv 1604.06174).
+            segments: see `segment_length`.
         """
         graph = build_graph(net)
         nodes = len(graph.nodes)
-        count = min(segments or round(math.sqrt(nodes)), nodes)
-        super().__init__(graph, 0, nodes, recompute=math.ceil(nodes / count))
+        super().__init__(graph, 0, nodes, recompute=segment_length(nodes, segments))
         self.load_state_dict(net.state_dict())
 
     def __str__(self) -> str:
@@ -105,6 +105,18 @@ class RecomputedDetector(Stage):
         """Raw predictions of images (N, C, H, W); the second item of a pair in evaluation mode."""
         raw = super().forward({IMAGE: images})[OUT]
         return raw if self.training else (None, raw)
+
+
+def segment_length(nodes: int, segments: int | None) -> int:
+    """Nodes per segment of a whole detector.
+
+    Args:
+        nodes: of the detector.
+        segments: at most the number of nodes. None: about its square root, at which the activations
+            kept between segments and those that one segment recomputes in the backward pass need
+            about the same memory (arXiv 1604.06174).
+    """
+    return math.ceil(nodes / min(segments or round(math.sqrt(nodes)), nodes))
 
 
 def attach(root: nn.Module, name: str, module: nn.Module) -> None:
