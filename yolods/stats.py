@@ -98,7 +98,7 @@ class StageStats:
     forward: float
     """Seconds in forward passes."""
     backward: float
-    """Seconds in backward passes."""
+    """Seconds in backward passes, with both of their parts."""
     idle: float
     """Share of the step spent waiting, in [0, 1]."""
     sent: float
@@ -116,4 +116,6 @@ class PipeStats:
     idle: float
     """Share of all stages' time spent waiting, in [0, 1]."""
     bound: float
-    """The idle share of the 1F1B schedule with these stage times, if sending took no time."""
+    """The idle share of the schedule with these stage times, if sending took no time."""
+    schedule: str = "1f1b"
+    """The order of the stages' passes: "1f1b" or "zb"."""

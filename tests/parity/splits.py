@@ -37,6 +37,8 @@ class Case:
     """Of the step, on each replica."""
     recompute: int = 0
     """activation_checkpoint_interval."""
+    schedule: str = "1f1b"
+    """Order of the passes: 1f1b or zb."""
     model: str = "yolov5n"
     """Architecture."""
     sizes: tuple[int, ...] = (SIZE,)
@@ -101,6 +103,7 @@ class Case:
             "stages": self.stages,
             "partition": list(self.cuts) or "balanced",
             "activation_checkpoint_interval": self.recompute,
+            "schedule": self.schedule,
         }
         return json.dumps(
             {

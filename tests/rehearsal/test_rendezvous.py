@@ -34,7 +34,14 @@ def train_and_predict(ranks: Ranks, folder: str) -> dict[str, dict[str, object]]
     """On a rank: the peers met in building the engine and until the end, per mesh of this size."""
     return {
         f"{stages} x {replicas}": _one(
-            ranks, Case(cuts=CUTS[stages], replicas=replicas, micro_batches=stages + 1), folder
+            ranks,
+            Case(
+                cuts=CUTS[stages],
+                replicas=replicas,
+                micro_batches=stages + 1,
+                schedule="zb" if stages == 3 else "1f1b",
+            ),
+            folder,
         )
         for stages, replicas in SHAPES
         if stages * replicas == ranks.size

@@ -144,6 +144,18 @@ STATIC = [
         "least 0",
     ),
     (
+        {"pipeline": {"stages": 2, "schedule": "zeb"}},
+        2,
+        "ds.json: \"pipeline\".schedule is 'zeb': it must be one of 1f1b, zb",
+    ),
+    (
+        {"pipeline": {"stages": 2, "schedule": "zb", "activation_checkpoint_interval": 3}},
+        2,
+        'ds.json: "pipeline".schedule "zb" with activation_checkpoint_interval 3 is not supported: '
+        "zb keeps the layers' inputs from the backward pass to the weights' part, which are what "
+        'recomputing is to free; set the interval to 0, or "schedule": "1f1b"',
+    ),
+    (
         {"pipeline": {"stages": 2, "use_reentrant": True}},
         2,
         'ds.json: "pipeline".use_reentrant is true: it must be false (several tensors cross a cut, '

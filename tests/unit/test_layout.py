@@ -42,6 +42,9 @@ def test_batches_ranks_and_images_multiply_out(tmp_path: Path) -> None:
         ({"activation_checkpointing": {}}, "recompute", -1),
         ({"activation_checkpointing": {"number_checkpoints": 3}}, "recompute", 3),
         ({"pipeline": {"stages": 2, "activation_checkpoint_interval": 4}}, "recompute", 4),
+        ({"pipeline": {"stages": 2, "schedule": "zb"}}, "schedule", "zb"),
+        ({"pipeline": {"stages": 2}}, "schedule", "1f1b"),
+        ({}, "schedule", "1f1b"),
     ],
 )
 def test_each_setting_of_the_json_arrives(

@@ -21,6 +21,7 @@ from yolods.engine.pipeline import engine as module
 from yolods.engine.pipeline.engine import PipelineEngine, StageBoundaries
 from yolods.model.graph.graph import IMAGE, OUT
 from yolods.optim.lr_schedule import Step
+from yolods.plan.zero_bubble import passes
 
 
 class Queue:
@@ -89,6 +90,7 @@ def stages(
     monkeypatch: pytest.MonkeyPatch,
     nets: tuple[nn.Module, nn.Module],
     cut: tuple[str, ...] = ("h", "f"),
+    schedule: str = "1f1b",
     **parts: Any,
 ) -> list[PipelineEngine]:
     """The engines of both stages, on channels between them."""
@@ -104,7 +106,7 @@ def stages(
         bounds = StageBoundaries(before=cut if stage else (), after=() if stage else cut)
         share = Share(0, 3, first_stage=stage == 0, last_stage=stage == 1)
         given = parts_of(LooseDeepSpeed(net), loss=loss if stage else None, share=share)
-        made.append(PipelineEngine(replace(given, **parts), mesh, bounds))
+        made.append(PipelineEngine(replace(given, **parts), mesh, bounds, schedule=schedule))
     return made
 
 
@@ -120,9 +122,12 @@ def accumulate(engines: list[PipelineEngine], numbers: range) -> list[Tensor]:
         return list(pool.map(run, engines))
 
 
+@pytest.mark.parametrize("schedule", ["1f1b", "zb"])
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_stages_have_the_gradients_and_losses_of_the_whole_model(monkeypatch, count: int):
-    engines = stages(monkeypatch, (Front(), Back()))
+def test_stages_have_the_gradients_and_losses_of_the_whole_model(
+    monkeypatch, count: int, schedule: str
+):
+    engines = stages(monkeypatch, (Front(), Back()), schedule=schedule)
     sums = accumulate(engines, range(1, count + 1))
     front, back = Front(), Back()
     expected = torch.zeros(4)
@@ -146,8 +151,11 @@ def test_stages_have_the_gradients_and_losses_of_the_whole_model(monkeypatch, co
         )
 
 
-def test_a_stage_keeps_no_more_micro_batches_than_1f1b_says_and_ends_with_none(monkeypatch):
-    engines = stages(monkeypatch, (Front(), Back()))
+@pytest.mark.parametrize("schedule", ["1f1b", "zb"])
+def test_a_stage_keeps_no_more_micro_batches_than_1f1b_says_and_ends_with_none(
+    monkeypatch, schedule: str
+):
+    engines = stages(monkeypatch, (Front(), Back()), schedule=schedule)
     flights = [0, 0]
     for engine in engines:
 
@@ -161,11 +169,29 @@ def test_a_stage_keeps_no_more_micro_batches_than_1f1b_says_and_ends_with_none(m
         engine._flights = Counted()
     accumulate(engines, range(1, 7))
     assert flights == [2, 1]
-    assert all(not engine._flights and not engine._ahead for engine in engines)
+    assert not any(
+        kept for each in engines for kept in (each._flights, each._ahead, each._deferred)
+    )
     assert all(
         channel.left == 0
         for channel in (engines[0]._channels.to_after, engines[1]._channels.to_before)
     )
+
+
+def test_zero_bubble_computes_weights_in_its_schedule_s_order_and_tells_when(monkeypatch):
+    engines = stages(monkeypatch, (Front(), Back()), schedule="zb")
+    told: list[list[tuple[str, int]]] = [[], []]
+    for engine in engines:
+        monkeypatch.setattr(engine.diagnosis, "at", lambda *at, own=told[engine.mesh.stage]:
+                            own.append(at))  # fmt: skip
+    accumulate(engines, range(1, 4))
+    for stage, seen in enumerate(told):
+        phases = {"F": "forward", "B": "backward", "W": "backward"}
+        assert seen == [(phases[kind], number) for kind, number in passes(2, stage, 3)]
+    for engine in engines:
+        times = engine.times()
+        assert times.weights > 0 and times.backward > 0
+    assert engines[0].report().schedule == "zb"
 
 
 def test_what_is_predicted_is_what_the_whole_model_says_and_on_the_last_stage_alone(monkeypatch):

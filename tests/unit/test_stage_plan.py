@@ -31,6 +31,7 @@ def configured(
     partition: object = "flops",
     freeze: object = None,
     memory_gib: float | None = None,
+    schedule: str = "1f1b",
     device: str = "cpu",
     **layout: Any,
 ) -> SimpleNamespace:
@@ -40,6 +41,7 @@ def configured(
         "partition": partition,
         "memory_gib": memory_gib,
         "activation_checkpoint_interval": 4,
+        "schedule": schedule,
     }
     usual = {
         **{
@@ -84,6 +86,7 @@ def test_terms_come_from_the_json_and_its_memory_wins_over_the_device_s():
     assert (terms.memory_limit, terms.state_bytes) == (5e9, 10.0)
     assert terms_of(configured(memory_gib=1.5), memory=5e9).memory_limit == 1.5 * GIB
     assert terms_of(configured()).memory_limit is None
+    assert terms_of(configured(schedule="zb")).schedule == "zb"
 
 
 def test_activations_are_counted_in_the_type_that_is_computed_in(blueprint: Blueprint, costs: Cost):

@@ -32,6 +32,19 @@ def test_a_perfect_pipeline_is_idle_for_exactly_the_bound(stages, micro_batches)
     assert told.bound == pytest.approx((stages - 1) / (micro_batches + stages - 1))
 
 
+def test_under_zero_bubble_the_bound_is_that_of_its_own_schedule():
+    """Two stages, F = B = W = 1 s, 4 micro-batches: one second of 13 is idle on each; under 1F1B it
+    would be 3 of 15."""
+    found = [
+        Gauge(stage, StageTimes(4.0, 4.0, 1.0, 13.0, 0, weights=4.0), sent=0.0, peak=0)
+        for stage in range(2)
+    ]
+    told = summarise(found, 4, "zb")
+    assert (told.schedule, told.bound) == ("zb", pytest.approx(1 / 13))
+    assert told.idle == pytest.approx(told.bound)
+    assert [stage.backward for stage in told.stages] == [8.0, 8.0], "both parts"
+
+
 def test_what_is_lost_besides_shows_above_the_bound():
     found = [
         gauge(stage, forward=4.0, backward=8.0, total=20.0 - 2.0 * stage) for stage in range(2)

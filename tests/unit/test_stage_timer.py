@@ -43,10 +43,12 @@ def test_passes_waits_and_the_whole_step(hands):
             assert clock.waiting(wait) == "arrived"
         with clock.backward():
             hands.now += 4.0
+        with clock.weights():
+            hands.now += 3.0
         clock.stop()
         hands.now += 50.0  # the optimizer's step is not the pipeline's time
         assert clock.times(7) == StageTimes(
-            forward=3.0, backward=4.0, waiting=0.5, total=7.5, sent=7
+            forward=3.0, backward=4.0, waiting=0.5, total=10.5, sent=7, weights=3.0
         )
 
 

@@ -41,10 +41,15 @@ def test_a_report_survives_json() -> None:
         again[key] = tuple(again[key])
     assert StabilityEvent(**again) == EVENT
     stage = StageStats(stage=0, forward=0.1, backward=0.2, idle=0.25, sent=1e6, peak=2e6)
-    pipe = PipeStats(stages=(stage,), idle=0.25, bound=0.2)
+    pipe = PipeStats(stages=(stage,), idle=0.25, bound=0.2, schedule="zb")
     told = json.loads(json.dumps(asdict(pipe)))
     assert (
-        PipeStats(stages=(StageStats(**told["stages"][0]),), idle=told["idle"], bound=told["bound"])
+        PipeStats(
+            stages=(StageStats(**told["stages"][0]),),
+            idle=told["idle"],
+            bound=told["bound"],
+            schedule=told["schedule"],
+        )
         == pipe
     )
 

@@ -103,8 +103,10 @@ def build_pipeline(
     ranks = mesh.ranks
     loss = DetectionLoss(head, ranks.device, config.hyper, class_weights) if mesh.last else None
     parts = _parts(stage, head, config, choice, ranks, _share_of(mesh), loss, mesh)
-    autocast = config.deepspeed.autocast
-    return PipelineEngine(parts, mesh, cut, None if autocast is None else _DTYPES[autocast])
+    ds = config.deepspeed
+    assert ds.pipeline is not None
+    autocast = None if ds.autocast is None else _DTYPES[ds.autocast]
+    return PipelineEngine(parts, mesh, cut, autocast, ds.pipeline.schedule)
 
 
 def _share_of(mesh: Mesh) -> Share:

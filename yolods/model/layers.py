@@ -125,9 +125,12 @@ class PointwiseConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) in channels-last memory -> (N, C', H, W), also channels-last."""
-        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(
-            0, 3, 1, 2
-        )
+        return self.product(x, self.weight, self.bias)
+
+    @staticmethod
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same with a weight (C', C, 1, 1) and a bias (C',)."""
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 def exchange_layers(

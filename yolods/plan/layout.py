@@ -87,6 +87,7 @@ def layout_of(config: RunConfig, cuts: tuple[int, ...] = ()) -> Layout:
         offload_optimizer=ds.offload_optimizer,
         offload_param=ds.offload_param,
         cuts=cuts,
+        schedule=ds.pipeline.schedule if ds.pipeline else "1f1b",
         recompute=recompute,
         sync_bn=config.hyper.sync_bn and ds.dp_size > 1,
         reduce_bucket=int(zero.get("reduce_bucket_size", BUCKET)),

@@ -29,7 +29,8 @@ from typing import Literal
 
 import numpy as np
 
-Instruction = tuple[Literal["F", "B"], int]
+Instruction = tuple[Literal["F", "B", "W"], int]
+"""A pass and its micro-batch. W, the weights' part of a backward pass, exists in `zero_bubble`."""
 
 
 def slots(stages: int, micro_batches: int) -> int:
@@ -125,9 +126,28 @@ def simulate(
     Raises:
         ValueError: a number is below 1, a time is negative, or the numbers of times differ.
     """
+    return replay(forward, backward, [0.0] * len(forward), micro_batches, transfer)
+
+
+def replay(
+    forward: Sequence[float],
+    backward: Sequence[float],
+    weights: Sequence[float],
+    micro_batches: int,
+    transfer: float | Sequence[float],
+) -> Simulation:
+    """Simulate a step whose forward and backward passes are in 1F1B's order.
+
+    Args:
+        weights: seconds per micro-batch on each stage that the previous stage does not wait for.
+            Stage s spends them after each backward pass, of the micro-batch s places earlier; what
+            is left follows the last backward pass.
+
+    The other arguments and errors are those of `simulate`.
+    """
     stages = len(forward)
     _check(stages, micro_batches)
-    times = np.stack([np.asarray(forward, float), np.asarray(backward, float)])
+    times = np.stack([np.asarray(each, float) for each in (forward, backward, weights)])
     delay = np.broadcast_to(np.asarray(transfer, float), (stages - 1,))
     if (times < 0).any() or (delay < 0).any():
         raise ValueError("times must be at least 0 seconds")
@@ -141,11 +161,14 @@ def simulate(
         for way in (0, 1):
             stage = _active(stages, micro_batches, slot, way)
             end = np.maximum(free[stage], arrived[way, stage + way]) + times[way, stage]
-            free[stage] = end
+            # Slot 2P - 1 - s + 2k is the backward of micro-batch k; here is whether k >= s.
+            late = way * (slot - 2 * stages + 1 + stage >= 2 * stage)
+            free[stage] = end + late * times[2, stage]
             # Boundary b is between stages b and b + 1.
             boundary = stage - way
             sends = (boundary >= 0) & (boundary < stages - 1)
             arrived[way, boundary[sends] + 1] = end[sends] + delay[boundary[sends]]
+    free += times[2] * np.minimum(np.arange(stages), micro_batches)
     return Simulation(float(free.max()), tuple((times.sum(0) * micro_batches).tolist()))
 
 

@@ -11,7 +11,6 @@ from yolods.config.deepspeed.pipeline import PARTITIONS
 from yolods.errors import Faults, UserError, nearest
 from yolods.model.graph.graph import Graph, live
 from yolods.plan.cost import Cost
-from yolods.plan.one_f_one_b import in_flight
 from yolods.plan.stage_costs import DEFAULT, StageCosts, Terms
 
 MIB = 2**20
@@ -324,7 +323,7 @@ def _refuse_overfull(stages: StageCosts, found: Partition) -> None:
         return
     for row in table(found, stages.cost, terms):
         if row.peak_bytes > terms.memory_limit:
-            flying = in_flight(found.stages, row.stage, terms.micro_batches)
+            flying = terms.flying(found.stages, row.stage)
             image = row.activation_bytes / flying / terms.micro_batch
             faults.add(
                 f"pipeline: stage {row.stage} ({row.first}..{row.last}) takes "

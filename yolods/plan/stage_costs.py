@@ -1,7 +1,7 @@
 """Costs of every possible stage: seconds and bytes of nodes a .. b - 1 for all a and b at once.
 
 Memory also depends on the stage's index: under 1F1B, stage s of P holds min(P - s, m) micro-batches
-at once.
+at once, under zero-bubble min(P, m).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from yolods.model.graph.graph import live
 from yolods.plan.cost import STATE_BYTES, Cost, Machine, node_seconds
 from yolods.plan.one_f_one_b import in_flight
+from yolods.plan.zero_bubble import held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,23 @@ class Terms:
 
     Segments are counted from a stage's start.
     """
+    schedule: str = "1f1b"
+    """Order of the passes: 1f1b or zb."""
     slack: float = 0.01
     """For `balanced`: partitions slower than the best by up to this share are ties.
 
     Memory decides between them.
     """
+
+    def flying(self, stages: int, stage: int) -> int:
+        """Micro-batches whose activations a stage holds at once.
+
+        Under zero-bubble those that wait for their weights' part count in full, although they have
+        kept only part of their activations: the inputs and output gradients of convolutions.
+        """
+        if self.schedule == "zb":
+            return held(stages, self.micro_batches)
+        return in_flight(stages, stage, self.micro_batches)
 
 
 DEFAULT = Terms()
@@ -85,7 +98,7 @@ class StageCosts:
 
         States, activations in flight, and what one backward pass adds.
         """
-        images = in_flight(stages, stage, self.terms.micro_batches) * self.terms.micro_batch
+        images = self.terms.flying(stages, stage) * self.terms.micro_batch
         return self.parameters * self.terms.state_bytes + images * self.activations + self.passing
 
 

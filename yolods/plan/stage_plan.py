@@ -74,6 +74,7 @@ def terms_of(
         memory_limit=memory if given is None else given * GIB,
         state_bytes=state_bytes(ds.precision, ds.zero_stage, ds.dp_size),
         recompute=ds.pipeline.activation_checkpoint_interval,
+        schedule=ds.pipeline.schedule,
     )
 
 

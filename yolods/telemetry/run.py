@@ -281,8 +281,9 @@ def pipe_line(stats: PipeStats) -> str:
     busy = " ".join(f"{1e3 * (stage.forward + stage.backward):.0f}" for stage in stats.stages)
     sent = " ".join(f"{stage.sent / 2**20:.1f}" for stage in stats.stages)
     peak = " ".join(f"{stage.peak / 2**20:.0f}" for stage in stats.stages)
+    schedule = {"1f1b": "1F1B", "zb": "zero-bubble"}[stats.schedule]
     return (
-        f"{'':>11}stages: busy {busy} ms per step, idle {stats.idle:.0%} (1F1B bound "
+        f"{'':>11}stages: busy {busy} ms per step, idle {stats.idle:.0%} ({schedule} bound "
         f"{stats.bound:.0%}), sent {sent} MiB, peak {peak} MiB"
     )
 

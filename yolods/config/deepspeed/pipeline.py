@@ -1,4 +1,4 @@
-"""The "pipeline" block of a DeepSpeed JSON: the number of stages, and where the model is cut."""
+"""The "pipeline" block of a DeepSpeed JSON: stages, where the model is cut, and the schedule."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from yolods.parsing.rules import (
 )
 
 PARTITIONS = ("balanced", "flops", "activations", "parameters", "uniform")
+SCHEDULES = ("1f1b", "zb")
 _CUTS = items(
     either(whole(1), text()),
     what='a list of cuts: 13 is before layer 13, "4.1" before the second node of layer 4',
@@ -39,6 +40,9 @@ class PipelineConfig:
     """Nodes per segment that the backward pass recomputes; 0: all activations are kept."""
     memory_gib: float | None = setting(None, optional(real(0, above=True)))
     """Memory limit per stage in GiB; None: 90% of the GPU's memory, unlimited on a CPU."""
+    schedule: str = setting("1f1b", one_of(*SCHEDULES))
+    """Order of the passes: 1f1b, or zb (zero-bubble), which computes the weights' gradients where
+    1f1b would wait."""
     use_reentrant: bool = setting(
         False,
         only_false(
@@ -63,6 +67,13 @@ def read_pipeline(
         faults.add(
             f'{where}: "pipeline".partition has {len(config.partition)} cuts and therefore '
             f"{len(config.partition) + 1} stages, but stages is {config.stages}"
+        )
+    if config.schedule == "zb" and config.activation_checkpoint_interval:
+        faults.add(
+            f'{where}: "pipeline".schedule "zb" with activation_checkpoint_interval '
+            f"{config.activation_checkpoint_interval} is not supported: zb keeps the layers' "
+            "inputs from the backward pass to the weights' part, which are what recomputing is to "
+            'free; set the interval to 0, or "schedule": "1f1b"'
         )
     return config
 

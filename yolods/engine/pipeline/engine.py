@@ -1,15 +1,15 @@
-"""A detector in pipeline stages: 1F1B over micro-batches.
+"""A detector in pipeline stages: 1F1B or zero-bubble over micro-batches.
 
-`plan.one_f_one_b` generates each stage's instructions. Sends never wait, and receives start one
-instruction ahead, so that data arrives while the stage computes. DeepSpeed owns each stage's
-optimizer (ZeRO 0 or 1 over the replicas) and its step. DeepSpeed's own pipeline engine is not used:
-it walks a stage's graph once per tensor that crosses the cut (deepspeed/runtime/pipe/engine.py,
-`_exec_backward_pass`, 0.19.8) and waits in every send.
+`plan.one_f_one_b` and `plan.zero_bubble` generate each stage's instructions. Sends never wait, and
+receives start one pass ahead, so that data arrives while the stage computes. DeepSpeed owns each
+stage's optimizer (ZeRO 0 or 1 over the replicas) and its step. DeepSpeed's own pipeline engine is
+not used: it walks a stage's graph once per tensor that crosses the cut
+(deepspeed/runtime/pipe/engine.py, `_exec_backward_pass`, 0.19.8) and waits in every send.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,12 @@ from yolods.distributed.stage_channels import connect
 from yolods.distributed.state_transfer import receive_state, send_state
 from yolods.engine.base import Engine, Parts
 from yolods.engine.microbatches import ReplayableBatches
+from yolods.engine.pipeline.split_backward import (
+    SplitPasses,
+    WeightsPart,
+    divide,
+    run_weights,
+)
 from yolods.engine.pipeline.stage_stats import Gauge, peak_bytes, summarise
 from yolods.engine.pipeline.stage_timer import StageTimer, StageTimes
 from yolods.model.decode import decode
@@ -29,6 +35,7 @@ from yolods.model.graph.graph import IMAGE, OUT
 from yolods.model.loss.detection_loss import as_float
 from yolods.optim.lr_schedule import Step
 from yolods.plan.one_f_one_b import Instruction, instructions
+from yolods.plan.zero_bubble import passes
 from yolods.stats import LOSS_NAMES, PipeStats
 
 EVALUATED = 4
@@ -41,6 +48,7 @@ class _Flight:
 
     received: dict[str, Tensor]
     sent: list[Tensor]
+    parts: list[WeightsPart]
     loss: Tensor | None = None
 
 
@@ -59,14 +67,28 @@ class PipelineEngine(Engine):
     """This rank's stage of the detector, on a mesh of stages x replicas."""
 
     def __init__(
-        self, parts: Parts, mesh: Mesh, cut: StageBoundaries, autocast: torch.dtype | None = None
+        self,
+        parts: Parts,
+        mesh: Mesh,
+        cut: StageBoundaries,
+        autocast: torch.dtype | None = None,
+        schedule: str = "1f1b",
     ) -> None:
+        """
+        Args:
+            autocast: data type of autocast; None: off.
+            schedule: the order of passes, "1f1b" or "zb".
+        """
         super().__init__(parts)
-        self.mesh, self._cut, self._autocast = mesh, cut, autocast
+        self.mesh, self._cut, self._autocast, self._schedule = mesh, cut, autocast, schedule
+        self._split = SplitPasses()
+        if schedule == "zb":
+            divide(self.net, self._split)
         device = parts.ranks.device
         self._channels = connect(mesh, device)
         self._clock = StageTimer(device)
         self._flights: dict[int, _Flight] = {}
+        self._deferred: dict[int, list[WeightsPart]] = {}
         self._ahead: dict[Instruction, Message] = {}
         self._steps = self._told = 0
         self._micro_batches = 1
@@ -76,13 +98,16 @@ class PipelineEngine(Engine):
         engine = self.deepspeed
         sums = torch.zeros(len(LOSS_NAMES) + 1, device=self.inputs.device)
         self._clock.start()
-        order = instructions(self.mesh.stages, self.mesh.stage, step.batches)
+        ordered = passes if self._schedule == "zb" else instructions
+        order = ordered(self.mesh.stages, self.mesh.stage, step.batches)
         for place, (kind, number) in enumerate(order):
-            self._start_receiving(order[place : place + 2], size)
+            self._start_receiving(order[place : place + 3], size)
             if kind == "F":
                 self._forward(number, feed, size, sums)
-            else:
+            elif kind == "B":
                 self._backward(number, size)
+            else:
+                self._weights(number)
         self._drain()
         self._clock.stop()
         self._steps, self._micro_batches = self._steps + 1, step.batches
@@ -91,8 +116,11 @@ class PipelineEngine(Engine):
         return sums
 
     def _start_receiving(self, coming: tuple[Instruction, ...], size: int | None) -> None:
-        """Post the receives of this and the next instruction, unless they are posted already."""
-        for kind, number in coming:
+        """Post the receives of this and the next forward or backward pass, unless they are posted.
+
+        Between two of these is at most one weights' part, which receives nothing.
+        """
+        for kind, number in [each for each in coming if each[0] != "W"][:2]:
             channel = self._channels.from_before if kind == "F" else self._channels.from_after
             # Its activation must have been sent before: the gradient has the same shapes.
             ready = kind == "F" or number in self._flights
@@ -105,7 +133,7 @@ class PipelineEngine(Engine):
         values, labels, images = self._take_in(number, feed, size)
         self.diagnosis.at("forward", number)
         with self._clock.forward():
-            with self._precision():
+            with self._precision(), self._divided() as parts:
                 outputs = self.net(values)
             loss = None
             if self.mesh.last:
@@ -116,7 +144,7 @@ class PipelineEngine(Engine):
                 loss = self.stability.scaled(loss)
         sent = [] if self.mesh.last else [outputs[name] for name in self._cut.after]
         received = {} if self.mesh.first else {name: values[name] for name in self._cut.before}
-        self._flights[number] = _Flight(received, sent, loss)
+        self._flights[number] = _Flight(received, sent, parts, loss)
         if self._channels.to_after is not None and self._channels.from_after is not None:
             self._channels.to_after.send(sent, ("F", size))
             self._channels.from_after.expect(sent, ("B", size))
@@ -129,8 +157,8 @@ class PipelineEngine(Engine):
             arrived = self._clock.waiting(self._ahead.pop(("F", number)).wait)
             assert self._channels.to_before is not None
             self._channels.to_before.expect(arrived, ("B", size))
-            # Under 1F1B the previous stage sends this activation after it has received all
-            # gradients that were sent to it, except the newest. All other sends are therefore
+            # Under both schedules the previous stage sends this activation after it has received
+            # all gradients that were sent to it, except the newest. All other sends are therefore
             # complete.
             self._channels.to_before.drain(leave=1)
             values = dict(
@@ -175,6 +203,13 @@ class PipelineEngine(Engine):
             self._channels.to_before.send(
                 [flight.received[name].grad for name in self._cut.before], ("B", size)
             )
+        if self._schedule == "zb":
+            self._deferred[number] = flight.parts
+
+    def _weights(self, number: int) -> None:
+        self.diagnosis.at("backward", number)
+        with self._clock.weights():
+            run_weights(self._deferred.pop(number))
 
     def _gradients_of(self, number: int) -> list[Tensor]:
         """Wait for the gradients of a micro-batch's outputs.
@@ -195,6 +230,11 @@ class PipelineEngine(Engine):
         if self._autocast is None:
             return nullcontext()
         return torch.autocast(self.inputs.device.type, self._autocast)
+
+    def _divided(self) -> AbstractContextManager[list[WeightsPart]]:
+        """Within, the forward pass of a micro-batch; collects its weights' parts, if they are to
+        run apart."""
+        return self._split.collecting() if self._schedule == "zb" else nullcontext([])
 
     def _drain(self) -> None:
         for channel in (self._channels.to_after, self._channels.to_before, self._channels.labels):
@@ -241,7 +281,9 @@ class PipelineEngine(Engine):
         steps, self._steps = max(self._steps, 1), 0
         gauge = Gauge(self.mesh.stage, times, sent / steps, peak_bytes(self.inputs.device))
         gauges = self.ranks.to_main(gauge)
-        return summarise(gauges, self._micro_batches) if self.ranks.is_main else None
+        return (
+            summarise(gauges, self._micro_batches, self._schedule) if self.ranks.is_main else None
+        )
 
     def layout(self) -> dict[str, Any]:
         """See `Engine.layout`. A collective, because a stage knows only its own shards."""

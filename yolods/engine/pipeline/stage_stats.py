@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from yolods.engine.pipeline.stage_timer import StageTimes
-from yolods.plan.one_f_one_b import simulate
+from yolods.plan.one_f_one_b import Simulation, simulate
+from yolods.plan.zero_bubble import simulate_split
 from yolods.stats import PipeStats, StageStats
 
 
@@ -35,42 +36,55 @@ def peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def summarise(gauges: Sequence[Gauge], micro_batches: int) -> PipeStats:
+def summarise(gauges: Sequence[Gauge], micro_batches: int, schedule: str = "1f1b") -> PipeStats:
     """Statistics per stage of one step.
 
     Args:
         gauges: at least one per stage.
         micro_batches: number of micro-batches in the step.
+        schedule: the order of its passes, "1f1b" or "zb".
     """
     count = 1 + max(gauge.stage for gauge in gauges)
     # All stages begin a step together, after the previous step, and later stages finish earlier.
     # Measured by its own duration each would seem busier than the schedule permits, and the bound
     # is a share of the whole step as well.
     whole = max(max(gauge.times.total for gauge in gauges), 1e-9)
-    stages = tuple(
-        _stage(stage, [gauge for gauge in gauges if gauge.stage == stage], whole)
-        for stage in range(count)
-    )
-    schedule = simulate(
-        [stage.forward / micro_batches for stage in stages],
-        [stage.backward / micro_batches for stage in stages],
-        micro_batches,
-    )
+    replicas = [[gauge for gauge in gauges if gauge.stage == stage] for stage in range(count)]
+    stages = tuple(_stage(stage, of_stage, whole) for stage, of_stage in enumerate(replicas))
     return PipeStats(
-        stages=stages, idle=sum(stage.idle for stage in stages) / count, bound=schedule.idle_share
+        stages=stages,
+        idle=sum(stage.idle for stage in stages) / count,
+        bound=_simulated(replicas, micro_batches, schedule).idle_share,
+        schedule=schedule,
     )
+
+
+def _simulated(
+    replicas: Sequence[Sequence[Gauge]], micro_batches: int, schedule: str
+) -> Simulation:
+    """The step that the schedule would take with the stages' mean times."""
+    forward, backward, weights = (
+        [_mean([getattr(gauge.times, kind) for gauge in each]) / micro_batches for each in replicas]
+        for kind in ("forward", "backward", "weights")
+    )
+    if schedule == "zb":
+        return simulate_split(forward, backward, weights, micro_batches)
+    return simulate(forward, backward, micro_batches)
 
 
 def _stage(stage: int, replicas: Sequence[Gauge], whole: float) -> StageStats:
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
-
-    busy = [gauge.times.forward + gauge.times.backward for gauge in replicas]
+    forward = [gauge.times.forward for gauge in replicas]
+    backward = [gauge.times.backward + gauge.times.weights for gauge in replicas]
+    busy = [sum(passes) for passes in zip(forward, backward, strict=True)]
     return StageStats(
         stage=stage,
-        forward=mean([gauge.times.forward for gauge in replicas]),
-        backward=mean([gauge.times.backward for gauge in replicas]),
-        idle=mean([max(1 - each / whole, 0.0) for each in busy]),
-        sent=mean([gauge.sent for gauge in replicas]),
+        forward=_mean(forward),
+        backward=_mean(backward),
+        idle=_mean([max(1 - each / whole, 0.0) for each in busy]),
+        sent=_mean([gauge.sent for gauge in replicas]),
         peak=max(gauge.peak for gauge in replicas),
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -17,7 +17,7 @@ import torch
 
 T = TypeVar("T")
 
-KINDS = ("forward", "backward", "waiting", "step")
+KINDS = ("forward", "backward", "weights", "waiting", "step")
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,15 @@ class StageTimes:
     forward: float
     """Seconds in forward passes."""
     backward: float
-    """Seconds in backward passes."""
+    """Seconds in backward passes; in their inputs' parts where they are divided."""
     waiting: float
     """Seconds spent waiting for the neighbouring stages."""
     total: float
     """Seconds from the first instruction to the last."""
     sent: int
     """Bytes sent to the neighbouring stages since the engine was created."""
+    weights: float = 0.0
+    """Seconds in the weights' parts of divided backward passes."""
 
 
 class StageTimer:
@@ -64,8 +66,12 @@ class StageTimer:
         return self._span("forward")
 
     def backward(self) -> AbstractContextManager[None]:
-        """Measure a backward pass."""
+        """Measure a backward pass, or its inputs' part."""
         return self._span("backward")
+
+    def weights(self) -> AbstractContextManager[None]:
+        """Measure the weights' part of a backward pass."""
+        return self._span("weights")
 
     def waiting(self, wait: Callable[[], T]) -> T:
         """Call `wait` and measure it: how long the host waits, or on a GPU the stream."""
@@ -77,8 +83,8 @@ class StageTimer:
         if self._on_gpu and self._spans["step"]:
             # The last event of the step; all others were recorded before it.
             self._spans["step"][-1][1].synchronize()
-        forward, backward, waiting, total = (self._seconds(kind) for kind in KINDS)
-        return StageTimes(forward, backward, waiting, total, sent)
+        forward, backward, weights, waiting, total = (self._seconds(kind) for kind in KINDS)
+        return StageTimes(forward, backward, waiting, total, sent, weights)
 
     def _now(self) -> Any:
         """The present moment: seconds, or an event recorded on the stream."""
