@@ -582,18 +582,15 @@ def _plan(words: list[str]) -> int:
 
 def _show_plan(flags: LaunchFlags, words: list[str]) -> int:
     """Print the result of `yolods plan`."""
-    from yolods.launch.command import hosts_of
     from yolods.launch.supervisor import say
     from yolods.planner.flags import plan_parser
     from yolods.telemetry.log import quiet_dependencies
 
     args = plan_parser().take(words)
-    gpus = _count_gpus()
-    hosts = hosts_of(flags, gpus=0 if flags.hostfile else gpus)
     quiet_dependencies(logging.WARNING)
     with abrupt():
         from yolods.planner.command import run_plan
-    streams.show(run_plan(args, hosts, gpus, say))
+    streams.show(run_plan(args, flags, _count_gpus(), say))
     return 0
 
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 
+from yolods.config.deepspeed.pipeline import SCHEDULES
 from yolods.plan.cost import Cost
 from yolods.plan.layout import Layout
 from yolods.plan.partition import nearest_within
@@ -71,8 +72,12 @@ class Choice:
     """Whether BatchNorm's statistics are shared among replicas."""
     single_value: bool = False
     """Whether one image per micro-batch would leave BatchNorm one value per channel."""
-    offload: bool = True
-    """Whether states and parameters may be in host memory."""
+    stages: int | None = None
+    """Only this number of pipeline stages; None: any."""
+    zero_stage: int | None = None
+    """Only this ZeRO stage; None: any."""
+    recompute: bool | None = None
+    """Only with or only without recomputing; None: both."""
 
 
 def divisors(number: int) -> tuple[int, ...]:
@@ -86,11 +91,15 @@ def families(choice: Choice, nodes: int) -> tuple[Family, ...]:
     for stages in (each for each in divisors(choice.ranks) if each <= nodes):
         for zero in (0, 1, 2, 3) if stages == 1 else (0, 1):
             found.append(Family(stages, zero))
-            if stages == 1 and zero and choice.offload:
+            if stages == 1 and zero:
                 found.append(Family(stages, zero, offload_optimizer=True))
-        if stages == 1 and choice.offload:
+        if stages == 1:
             found.append(Family(stages, 3, offload_optimizer=True, offload_param=True))
-    return tuple(found)
+    return tuple(
+        each
+        for each in found
+        if choice.stages in (None, each.stages) and choice.zero_stage in (None, each.zero_stage)
+    )
 
 
 def micro_batches(choice: Choice, replicas: int) -> tuple[int, ...]:
@@ -105,6 +114,11 @@ def micro_batches(choice: Choice, replicas: int) -> tuple[int, ...]:
         return (micro,) if exact else ()
     least = 2 if choice.single_value else 1
     return tuple(each for each in reversed(divisors(share)) if each >= least)
+
+
+def divides(choice: Choice, family: Family) -> bool:
+    """Whether the images divide among a family's replicas."""
+    return bool(micro_batches(choice, choice.ranks // family.stages))
 
 
 class Layouts:
@@ -126,16 +140,32 @@ class Layouts:
         """Nodes of the model."""
         return len(self._costs(self.choice.precisions[0]).nodes)
 
-    def of(self, family: Family, precision: str, *, recompute: bool) -> Iterator[Layout]:
-        """The layouts of a family in one precision, with or without recomputation.
+    def of(self, family: Family) -> Iterator[Layout]:
+        """The layouts of a family: every data type, batch, schedule, with and without recomputing.
 
         Their cuts balance time and ignore memory; `leaner` cuts by memory.
         """
-        if precision == "fp16" and family.zero_stage == 0:
-            return  # DeepSpeed's fp16 without ZeRO is refused (config/deepspeed/config.py)
+        ways = (False, True) if self.choice.recompute is None else (self.choice.recompute,)
+        for precision, recompute in product(self.choice.precisions, ways):
+            # DeepSpeed's fp16 without ZeRO is refused (config/deepspeed/config.py).
+            if precision == "fp16" and family.zero_stage == 0:
+                continue
+            cuts: tuple[int, ...] = ()
+            if family.stages > 1:
+                cuts = self._fastest(family.stages, precision, recompute)
+                if not self._all_train(cuts):
+                    continue
+            segments = self._segments(family) if recompute else 0
+            for layout in self._batched(family, precision):
+                layout = replace(layout, cuts=cuts, recompute=segments)
+                for schedule in self._schedules(layout):
+                    yield from self._bucketed(replace(layout, schedule=schedule))
+
+    def _batched(self, family: Family, precision: str) -> Iterator[Layout]:
+        """A layout for each possible micro-batch, without cuts."""
         replicas = self.choice.ranks // family.stages
         for micro in micro_batches(self.choice, replicas):
-            layout = Layout(
+            yield Layout(
                 imgsz=self.choice.imgsz,
                 micro_batch=micro,
                 accumulation=self.choice.images // replicas // micro,
@@ -144,15 +174,13 @@ class Layouts:
                 zero_stage=family.zero_stage,
                 offload_optimizer=family.offload_optimizer,
                 offload_param=family.offload_param,
-                recompute=self._segments(family) if recompute else 0,
                 sync_bn=self.choice.sync_bn and replicas > 1,
             )
-            if family.stages > 1:
-                cuts = self._fastest(family.stages, precision, recompute)
-                if not self._all_train(precision, cuts):
-                    return
-                layout = replace(layout, cuts=cuts)
-            yield from self._bucketed(layout)
+
+    def _schedules(self, layout: Layout) -> tuple[str, ...]:
+        """The schedules: zero-bubble keeps what recomputing is to free, so they exclude each
+        other."""
+        return SCHEDULES if layout.stages > 1 and not layout.recompute else SCHEDULES[:1]
 
     def leaner(self, layout: Layout) -> Layout | None:
         """The same layout cut by memory; None: those are its cuts already, or there is no
@@ -169,7 +197,7 @@ class Layouts:
             recompute=layout.recompute,
         )
         cuts = nearest_within(costs, layout.stages, terms).cuts
-        if cuts == layout.cuts or not self._all_train(layout.precision, cuts):
+        if cuts == layout.cuts or not self._all_train(cuts):
             return None
         return replace(layout, cuts=cuts)
 
@@ -190,9 +218,9 @@ class Layouts:
             return -1
         return max(round(math.sqrt(self.nodes / family.stages)), 1)
 
-    def _all_train(self, precision: str, cuts: tuple[int, ...]) -> bool:
+    def _all_train(self, cuts: tuple[int, ...]) -> bool:
         """Whether every stage has a weight, without which an optimizer cannot be built."""
-        nodes = self._costs(precision).nodes
+        nodes = self._costs(self.choice.precisions[0]).nodes
         bounds = (0, *cuts, len(nodes))
         return all(any(node.parameters for node in nodes[a:b]) for a, b in pairwise(bounds))
 

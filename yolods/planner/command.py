@@ -11,13 +11,15 @@ from pathlib import Path
 
 from yolods.config.run import DEFAULT_MODEL
 from yolods.errors import UserError
-from yolods.hosts.hostfile import Host
+from yolods.launch.args import LaunchFlags
+from yolods.launch.command import hosts_of
 from yolods.model.graph.graph import Graph, build_graph
 from yolods.plan.cost import Cost, cost
 from yolods.plan.memory.predict import MemoryModel
 from yolods.plan.stage_plan import DTYPE_BYTES
 from yolods.plan.time.nodes import NodeTimes, assumed_times, measured_times
 from yolods.plan.time.step import Clock
+from yolods.plan.traffic.links import Link
 from yolods.planner.choices import Choice
 from yolods.planner.picture import draw_memory
 from yolods.planner.recipe import check_recipe, recipe_of, refuse_existing
@@ -65,7 +67,14 @@ class Planner:
         """The times of a choice's layouts on some machines."""
         costs = {each: self._cost(choice.imgsz, each) for each in choice.precisions}
         times = {each: self._times(costs[each], each, machines) for each in choice.precisions}
-        return Clock(costs, times, machines.figures, machines.network)
+        return Clock(
+            costs,
+            times,
+            machines.figures,
+            machines.network,
+            boxes=self.subject.boxes.mean,
+            backend="nccl" if machines.device == "cuda" else "gloo",
+        )
 
     def search(self, choice: Choice, machines: Machines) -> Found:
         """The best layouts."""
@@ -98,12 +107,12 @@ def _profile(graph: Graph, imgsz: int, precision: str) -> NodeTimes:
     return measured_times(measure(graph, imgsz, 1, torch.device("cuda"), precision), 1)
 
 
-def run_plan(args: argparse.Namespace, hosts: Sequence[Host], gpus: int, tell: Say) -> str:
+def run_plan(args: argparse.Namespace, flags: LaunchFlags, gpus: int, tell: Say) -> str:
     """Run the command.
 
     Args:
         args: result of `plan_parser`.
-        hosts: the hosts of the hostfile, or this machine.
+        flags: the launcher's flags, which name the hosts.
         gpus: GPUs of this machine.
         tell: called with lines about the progress.
 
@@ -116,7 +125,14 @@ def run_plan(args: argparse.Namespace, hosts: Sequence[Host], gpus: int, tell: S
     for path, flag in ((args.out, "--out"), (args.plot, "--plot")):
         if path is not None:
             refuse_existing(path, flag, exist_ok=args.exist_ok)
-    machines = machines_of(args, hosts, gpus)
+    if args.ranks is not None and flags.hostfile is not None:
+        raise UserError(
+            f"--ranks {args.ranks} and {flags.hostfile_by}{flags.hostfile} both say where ranks "
+            "run; keep one"
+        )
+    hosts = () if args.ranks is not None else hosts_of(flags, gpus=0 if flags.hostfile else gpus)
+    measured = _measured_link(flags, gpus, tell) if args.links else None
+    machines = machines_of(args, hosts, gpus, measured)
     subject = subject_of(args.model or DEFAULT_MODEL, args.data)
     choice = choice_of(args, subject, machines)
     planner = Planner(subject, args.optimizer, measured=True)
@@ -138,6 +154,13 @@ def run_plan(args: argparse.Namespace, hosts: Sequence[Host], gpus: int, tell: S
     if args.json:
         return json.dumps(plan_json(found, clock, subject, machines, top=args.top), indent=2)
     return "\n".join(render_plan(found, clock, subject, machines, top=args.top))
+
+
+def _measured_link(flags: LaunchFlags, gpus: int, tell: Say) -> Link:
+    """The slowest link between the hostfile's hosts."""
+    from yolods.planner.link_test import measure_links
+
+    return measure_links(flags, gpus=gpus, say=tell).slowest
 
 
 def write_recipe(

@@ -42,6 +42,11 @@ def _add_run(group: argparse._ActionsContainer) -> None:
         choices=PRECISIONS,
         help="data types to choose from (default: those that the device computes fast)",
     )
+    group.add_argument("--stages", metavar="P", type=int, help="only this many pipeline stages")
+    group.add_argument("--zero", type=int, choices=range(4), help="only this ZeRO stage")
+    group.add_argument(
+        "--recompute", choices=("on", "off"), help="only with it, or without"
+    )
     group.add_argument(
         "--optimizer",
         metavar="NAME",
@@ -68,6 +73,9 @@ def _add_machines(group: argparse._ActionsContainer) -> None:
         type=float,
         nargs="+",
         help="bandwidth between hosts, and within one (default: assumed)",
+    )
+    group.add_argument(
+        "--links", action="store_true", help="measure the links between the hostfile's hosts"
     )
 
 

@@ -31,7 +31,7 @@ class Refused:
 
     def lines(self) -> list[str]:
         """Why nothing fits, and what would, each with its arithmetic."""
-        if not self.found.cells:
+        if not self.found.options:
             return [*self._undivided()]
         nearest = self.found.nearest
         assert nearest is not None
@@ -59,7 +59,7 @@ class Refused:
     def _memory(self, nearest: Option) -> Iterator[str]:
         """The memory of a device, and of a host, that would do for the nearest layout."""
         limits, used = self.found.limits, self.machines.limits.device / self.machines.memory
-        device = max(each.device for each in nearest.memory)
+        device = max(map(limits.taken, nearest.memory))
         host = max(each.host for each in nearest.memory)
         if device > limits.device:
             gib = device / used / GIB

@@ -10,8 +10,9 @@ from yolods.plan.layout import Layout
 from yolods.plan.memory.terms import RankMemory
 from yolods.plan.stage_plan import GIB
 from yolods.plan.time.step import Clock, StepSeconds
+from yolods.planner.choices import divides
 from yolods.planner.request import Machines, Subject, machine_line
-from yolods.planner.search import TIE, Found, Option, best_by_trait, divides
+from yolods.planner.search import TIE, Found, Option, traits
 from yolods.system.humanize import size_text
 
 _EXACT, _MEASURED, _ASSUMED = "exact", "measured", "assumed"
@@ -138,47 +139,40 @@ def _recompute(layout: Layout) -> str:
 
 def losers(found: Found, *, top: int) -> list[str]:
     """A line per family below the table, and per setting that no row has, with the reason."""
-    best, shown = found.best, {each.family for each in found.ranked[:top]}
-    by_family = best_by_trait(found, lambda each: _family_key(each))
+    shown = [each.family for each in found.ranked[:top]]
+    below = sorted(found.options, key=lambda each: (each.seconds, each.over))
     lines = [
-        f"{option.family.label}: {_why(option, found)}"
-        for option in sorted(by_family.values(), key=lambda each: (each.seconds, each.over))
-        if option.family not in shown
+        f"{each.family.label}: {_why(each, found)}" for each in below if each.family not in shown
     ]
     for family in found.undivided:
         replicas = found.choice.ranks // family.stages
         why = (
-            f"{found.choice.images} images do not divide among {replicas} replicas"
-            if not divides(found.choice, family)
-            else "a stage would have no weights to train"
+            "a stage would have no weights to train"
+            if divides(found.choice, family)
+            else f"{found.choice.images} images do not divide among {replicas} replicas"
         )
         lines.append(f"{family.label}: {why}")
-    if best is None:
-        return lines
-    for trait, name in ((_precision, "{}"), (_recomputes, "recompute {}")):
-        for value, option in best_by_trait(found, trait).items():
-            if value != trait(best.layout):
-                lines.append(f"{name.format(value)}: {_why(option, found)}")
-    lines.append(
+    return [*lines, *_settings(found, top)] if found.best else lines
+
+
+def _settings(found: Found, top: int) -> Iterator[str]:
+    """A line per value of a setting that no row of the table has."""
+    best, rows = found.best, [traits(each.layout) for each in found.ranked[:top]]
+    assert best is not None
+    for (name, value), bound in found.bounds.items():
+        if any(row.get(name) == value for row in rows):
+            continue
+        slower = bound / best.seconds - 1
+        why = (
+            f"at least {slower:.0%} slower: {bound * 1e3:.1f} ms without any waiting"
+            if slower > 0
+            else "no family is fastest with it, or it does not fit there"
+        )
+        yield f"{name} {value}: {why}"
+    yield (
         "autocast: not searched; it computes as fast as its data type, with weights and gradients "
         "in fp32, and so never takes less memory or sends less"
     )
-    return lines
-
-
-def _family_key(layout: Layout) -> object:
-    return (
-        *(layout.stages, layout.zero_stage),
-        *(layout.offload_optimizer, layout.offload_param),
-    )
-
-
-def _precision(layout: Layout) -> str:
-    return layout.precision
-
-
-def _recomputes(layout: Layout) -> str:
-    return "on" if layout.recompute else "off"
 
 
 def _why(option: Option, found: Found) -> str:
@@ -201,15 +195,14 @@ def _why(option: Option, found: Found) -> str:
 def need(option: Option, found: Found) -> str:
     """What a layout that does not fit takes, with the sum of its terms."""
     limits = found.limits
-    memory = option.fullest
-    if memory.device <= limits.device:
+    memory = max(option.memory, key=limits.taken)
+    if limits.taken(memory) <= limits.device:
         host = max(each.host for each in option.memory)
         return f"{size_text(host)} of host memory per rank > {size_text(limits.host)}"
-    terms = sorted(
-        ((getattr(memory, each), each) for each in MEMORY_TERMS if each != "host"), reverse=True
-    )
+    counted = [each for each in MEMORY_TERMS if each != "host" or limits.shared]
+    terms = sorted(((getattr(memory, each), each) for each in counted), reverse=True)
     parts = [f"{name.replace('_', ' ')} {size_text(size)}" for size, name in terms if size]
-    return f"{size_text(memory.device)} > {size_text(limits.device)}: {' + '.join(parts)}"
+    return f"{size_text(limits.taken(memory))} > {size_text(limits.device)}: {' + '.join(parts)}"
 
 
 def plan_json(

@@ -20,12 +20,12 @@ from yolods.errors import Faults, UserError, nearest
 from yolods.hosts.hostfile import MOST_SLOTS, Host
 from yolods.model.architecture.build import architecture
 from yolods.model.blueprint import Blueprint
-from yolods.plan.memory.boxes import BoxCounts
+from yolods.plan.memory.boxes import BoxCounts, box_counts
 from yolods.plan.stage_plan import GIB
 from yolods.plan.time.gpus import CPU, GPUS, GpuFigures, gpu_called, gpu_named
 from yolods.plan.time.routes import Network
-from yolods.plan.traffic.links import Link
-from yolods.planner.choices import Choice
+from yolods.plan.traffic.links import Link, nominal
+from yolods.planner.choices import Choice, divisors
 from yolods.planner.search import Limits
 from yolods.system.humanize import plural
 
@@ -34,7 +34,7 @@ USED = 0.9
 without "memory_gib" has the same limit (engine/build_pipeline.py)."""
 NOMINAL_IMAGES = 64
 """Default images per step: ultralytics' nbs."""
-COCO = BoxCounts(4 * 7.3, 4 * 93)
+COCO = BoxCounts(4 * 7.3, 93 + 3 * 7)
 """Assumed boxes per mosaic of four images: COCO train2017 has 7.3 boxes per image, at most 93."""
 LINK_EFFICIENCY = 0.7
 """Assumed share of the bandwidth within a host that collectives reach."""
@@ -42,8 +42,9 @@ NETWORK = 12.5e9
 """Assumed bytes per second between hosts of GPUs: 100 Gbit/s."""
 OFFICE = 1.25e8
 """Assumed bytes per second between hosts that compute on CPUs: 1 Gbit/s."""
-NEAR, FAR = 1e-5, 3e-5
-"""Assumed seconds of a message within a host and between hosts."""
+LATENCY = {"cuda": (2e-6, 1.4e-5), "cpu": (1e-4, 2e-4)}
+"""Assumed seconds of a message within a host and between hosts. For GPUs, NCCL's own assumptions
+for NVLink and for a network are of this size (nccl, src/graph/tuning.cc); for CPUs, gloo's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,8 @@ class Machines:
     def limits(self) -> Limits:
         """What a rank may use."""
         used = USED if self.device == "cuda" else 1.0
-        return Limits(self.memory * used, self.host_memory / self.slots)
+        shared = self.device == "cpu"
+        return Limits(self.memory * used, self.host_memory / self.slots, shared=shared)
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,16 @@ class Subject:
     """Where they come from, for people."""
 
 
-def machines_of(args: argparse.Namespace, hosts: Sequence[Host], gpus: int) -> Machines:
+def machines_of(
+    args: argparse.Namespace, hosts: Sequence[Host], gpus: int, measured: Link | None = None
+) -> Machines:
     """The machines that the flags describe.
 
     Args:
         args: result of `plan_parser`.
         hosts: the hosts of the hostfile, or this machine.
         gpus: GPUs of this machine.
+        measured: the link between hosts, if it was measured.
 
     Raises:
         UserError: numbers that do not fit together, or an unknown GPU.
@@ -129,7 +134,7 @@ def machines_of(args: argparse.Namespace, hosts: Sequence[Host], gpus: int) -> M
         memory=memory,
         memory_source=source,
         host_memory=(args.host_memory or math.inf) * GIB,
-        network=_network(args.link or (), figures, count, ranks // count),
+        network=_network(args, measured, figures, count, ranks // count),
         here=args.gpu is None and args.ranks is None and args.gpu_memory is None,
     )
 
@@ -161,9 +166,9 @@ def subject_of(model: str, data: str | None, *, single_cls: bool = False) -> Sub
     from yolods.data.scan import scan
 
     labels = scan(spec, "train", cache=cache_dir() / "index", single_cls=single_cls).labels
-    totals = labels.totals
-    boxes = BoxCounts(4 * totals.boxes / len(labels), 4 * totals.most)
-    source = f"of {spec.yaml.name}: {totals.boxes} on {plural(len(labels), 'image')}"
+    found = labels.index.columns["box"]
+    boxes = box_counts(labels.counts, found[:, 3] * found[:, 4])
+    source = f"of {spec.yaml.name}: {labels.totals.boxes} on {plural(len(labels), 'image')}"
     return Subject(model, blueprint, boxes, source)
 
 
@@ -174,8 +179,18 @@ def choice_of(args: argparse.Namespace, subject: Subject, machines: Machines) ->
         UserError: the image size does not fit the model, or numbers are not positive.
     """
     faults, grid, ranks = Faults(), subject.blueprint.grid, machines.ranks
-    for flag, value in (("--images-per-step", args.images_per_step), ("--top", args.top)):
-        _positive(flag, value, faults)
+    for flag in ("--images-per-step", "--top", "--stages"):
+        _positive(flag, getattr(args, flag[2:].replace("-", "_")), faults)
+    if args.stages and args.stages > 0 and ranks % args.stages:
+        faults.add(
+            f"--stages {args.stages} do not divide {plural(ranks, 'rank')}: {ranks} / "
+            f"{args.stages} = {ranks / args.stages:.2f}; use "
+            f"{', '.join(map(str, divisors(ranks)))}"
+        )
+    if (args.stages or 1) > 1 and (args.zero or 0) > 1:
+        faults.add(
+            f"--stages {args.stages} with --zero {args.zero}: a pipeline has ZeRO stage 0 or 1"
+        )
     if args.imgsz < 1:
         _positive("--imgsz", args.imgsz, faults)
     elif fault := size_fault(args.imgsz, grid, args.model or "this model", "--imgsz"):
@@ -198,13 +213,16 @@ def choice_of(args: argparse.Namespace, subject: Subject, machines: Machines) ->
         args.images_per_step or math.ceil(NOMINAL_IMAGES / ranks) * ranks,
         precisions,
         single_value=single_value_fault(args.imgsz, stride, 1) is not None,
+        stages=args.stages,
+        zero_stage=args.zero,
+        recompute=None if args.recompute is None else args.recompute == "on",
     )
 
 
 def fast_precisions(figures: GpuFigures) -> tuple[str, ...]:
     """The data types to choose from; fp16 only without bf16, which needs no loss scale."""
-    half = ("bf16",) if figures.bf16 else ("fp16",) if figures.fp16 else ()
-    return ("fp32", *half)
+    half = "bf16" if figures.bf16 else "fp16"
+    return ("fp32", half) if (figures.peak(half) or 0.0) > figures.fp32 else ("fp32",)
 
 
 def _no_units(figures: GpuFigures, precision: str) -> str:
@@ -269,17 +287,21 @@ def _ram() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _network(given: Sequence[float], figures: GpuFigures, hosts: int, slots: int) -> Network:
-    """The links: given in Gbit/s, or assumed. A single number means the slowest link."""
-    within = Link(figures.peer * LINK_EFFICIENCY, NEAR, "assumed")
-    between = Link(OFFICE if figures is CPU else NETWORK, FAR, "assumed")
-    links = [Link(rate * 1e9 / 8, FAR, "given") for rate in given]
-    if len(links) == 2:
-        between, within = links[0], replace(links[1], latency=NEAR)
-    elif links and hosts > 1:
-        between = links[0]
-    elif links:
-        within = replace(links[0], latency=NEAR)
+def _network(
+    args: argparse.Namespace, measured: Link | None, figures: GpuFigures, hosts: int, slots: int
+) -> Network:
+    """The links: measured, given in Gbit/s, or assumed. A single number means the slowest link."""
+    cpu = figures is CPU
+    near, far = LATENCY["cpu" if cpu else "cuda"]
+    within = Link(figures.peer * LINK_EFFICIENCY, near, "assumed")
+    between = measured or Link(OFFICE if cpu else NETWORK, far, "assumed")
+    given = [nominal(rate * 1e9, far) for rate in args.link or ()]
+    if len(given) == 2:
+        between, within = given[0], replace(given[1], latency=near)
+    elif given and hosts > 1:
+        between = given[0]
+    elif given:
+        within = replace(given[0], latency=near)
     return Network(within, between, max(slots, 1))
 
 

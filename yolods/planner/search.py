@@ -1,19 +1,19 @@
-"""The fastest layout of every family, precision and way of recomputing that fits into memory.
+"""The fastest layout of every family that fits into memory.
 
-A cell is one such combination. Its layouts are taken in the order of a lower bound of their time,
-so that most are never simulated, and none that could win is left out.
+The layouts of a family are taken in the order of a lower bound of their time, so that most are
+never simulated nor traced, and none that could be the fastest is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from yolods.plan.layout import Layout
 from yolods.plan.memory.terms import RankMemory
 from yolods.plan.time.step import Clock, StepSeconds
-from yolods.planner.choices import Choice, Family, Layouts, families, family_of, micro_batches
+from yolods.planner.choices import Choice, Family, Layouts, families, family_of
 
 MemoryOf = Callable[[Layout], tuple[RankMemory, ...]]
 """The memory of one rank of every stage of a layout."""
@@ -29,10 +29,18 @@ class Limits:
     """Bytes of device memory."""
     host: float = float("inf")
     """Bytes of host memory."""
+    shared: bool = False
+    """Whether both are the same memory, as on a CPU."""
+
+    def taken(self, memory: RankMemory) -> int:
+        """Bytes that count against `device`."""
+        return memory.device + (memory.host if self.shared else 0)
 
     def over(self, memory: Iterable[RankMemory]) -> float:
         """Bytes by which the fullest rank is above the limits; 0: all fit."""
-        return max(max(each.device - self.device, each.host - self.host, 0.0) for each in memory)
+        return max(
+            max(self.taken(each) - self.device, each.host - self.host, 0.0) for each in memory
+        )
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,10 @@ class Option:
         """Seconds of a step; infinite if it does not fit."""
         return float("inf") if self.step is None else self.step.total
 
+    def beats(self, other: Option | None) -> bool:
+        """Whether it is faster, or nearer to fitting if neither fits."""
+        return other is None or (self.seconds, self.over) < (other.seconds, other.over)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -69,27 +81,24 @@ class Found:
 
     choice: Choice
     limits: Limits
-    cells: tuple[Option, ...]
-    """The fastest layout of each cell; of one that none fits, the nearest to fitting."""
+    options: tuple[Option, ...]
+    """The fastest layout of each family; of one that none fits, the nearest to fitting."""
     undivided: tuple[Family, ...]
     """Families without a layout: the images do not divide, or a stage has nothing to train."""
+    bounds: dict[tuple[str, object], float]
+    """(setting, value) -> least possible seconds of layouts with it, fitting or not."""
     examined: int
     """Number of layouts whose time is bounded or computed."""
 
     @cached_property
     def ranked(self) -> tuple[Option, ...]:
-        """The fastest layout of each family that fits, the best first.
+        """The families that fit, the best first.
 
         Of equally fast ones the simpler comes first: fewer stages, no offload, a lower ZeRO stage.
         """
-        fitting = _best_by(self.fitting, lambda each: each.family)
-        first = min((each.seconds for each in fitting), default=0.0)
-        return tuple(sorted(fitting, key=lambda each: _rank(each, first)))
-
-    @property
-    def fitting(self) -> tuple[Option, ...]:
-        """The cells that fit."""
-        return tuple(each for each in self.cells if each.step is not None)
+        fitting = [each for each in self.options if each.step is not None]
+        fastest = min((each.seconds for each in fitting), default=0.0)
+        return tuple(sorted(fitting, key=lambda each: _rank(each, fastest)))
 
     @property
     def best(self) -> Option | None:
@@ -99,7 +108,7 @@ class Found:
     @property
     def nearest(self) -> Option | None:
         """The layout that misses the limits by least; None: there is no layout at all."""
-        return min(self.cells, key=lambda each: (each.over, _simplicity(each)), default=None)
+        return min(self.options, key=lambda each: (each.over, _simplicity(each)), default=None)
 
 
 def search_layouts(choice: Choice, clock: Clock, memory_of: MemoryOf, limits: Limits) -> Found:
@@ -112,54 +121,56 @@ def search_layouts(choice: Choice, clock: Clock, memory_of: MemoryOf, limits: Li
         limits: what a rank may use.
     """
     layouts = Layouts(choice, clock, limits.device)
-    walk, cells, empty = _Walk(layouts, clock, memory_of, limits), [], []
+    walk, options, empty = _Walk(layouts, clock, memory_of, limits), [], []
     for family in families(choice, layouts.nodes):
-        found = [
-            option
-            for precision in choice.precisions
-            for recompute in (False, True)
-            if (option := walk.best(layouts.of(family, precision, recompute=recompute)))
-        ]
-        cells += found
-        if not found:
+        option = walk.best(family)
+        if option is None:
             empty.append(family)
-    return Found(choice, limits, tuple(cells), tuple(empty), walk.examined)
+        else:
+            options.append(option)
+    return Found(choice, limits, tuple(options), tuple(empty), walk.bounds, walk.examined)
 
 
 class _Walk:
-    """Takes the layouts of a cell in the order of their bounds."""
+    """Takes the layouts of a family in the order of their bounds."""
 
     def __init__(self, layouts: Layouts, clock: Clock, memory_of: MemoryOf, limits: Limits) -> None:
         self._layouts, self._clock = layouts, clock
         self._memory_of, self._limits = memory_of, limits
         self.examined = 0
+        self.bounds: dict[tuple[str, object], float] = {}
 
-    def best(self, cell: Iterator[Layout]) -> Option | None:
-        """The fastest that fits, or the nearest to fitting; None: the cell is empty."""
+    def best(self, family: Family) -> Option | None:
+        """The fastest that fits, or the nearest to fitting; None: the family is empty."""
+        # The place decides between equal bounds, because layouts have no order.
         bounds = sorted(
-            ((self._clock.least(layout), place, layout) for place, layout in enumerate(cell))
+            (self._bound(layout), place, layout)
+            for place, layout in enumerate(self._layouts.of(family))
         )
-        self.examined += len(bounds)
         best: Option | None = None
         for bound, _, layout in bounds:
             if best is not None and bound >= best.seconds:
                 break
             option = self._fitted(layout)
-            if best is None or (option.seconds, option.over) < (best.seconds, best.over):
-                best = option
+            best = option if option.beats(best) else best
         return best
+
+    def _bound(self, layout: Layout) -> float:
+        bound = self._clock.least(layout)
+        self.examined += 1
+        for trait in traits(layout).items():
+            self.bounds[trait] = min(bound, self.bounds.get(trait, bound))
+        return bound
 
     def _fitted(self, layout: Layout) -> Option:
         """The layout, or its cuts by memory if only these fit."""
         option = self._option(layout)
-        if not option.over:
-            return option
-        leaner = self._layouts.leaner(layout)
+        leaner = self._layouts.leaner(layout) if option.over else None
         if leaner is None:
             return option
         self.examined += 1
         other = self._option(leaner)
-        return other if other.over < option.over else option
+        return other if other.beats(option) else option
 
     def _option(self, layout: Layout) -> Option:
         memory = self._memory_of(layout)
@@ -167,28 +178,18 @@ class _Walk:
         return Option(layout, memory, None if over else self._clock.step(layout), over)
 
 
-def best_by_trait(found: Found, trait: Callable[[Layout], object]) -> dict[object, Option]:
-    """The best cell of each value of a trait of layouts."""
-    return {trait(each.layout): each for each in _best_by(found.cells, lambda o: trait(o.layout))}
-
-
-def divides(choice: Choice, family: Family) -> bool:
-    """Whether the images divide among a family's replicas."""
-    return bool(micro_batches(choice, choice.ranks // family.stages))
-
-
-def _best_by(options: Iterable[Option], key: Callable[[Option], object]) -> list[Option]:
-    best: dict[object, Option] = {}
-    for option in options:
-        before = best.get(key(option))
-        if before is None or (option.seconds, option.over) < (before.seconds, before.over):
-            best[key(option)] = option
-    return list(best.values())
+def traits(layout: Layout) -> dict[str, object]:
+    """Settings that a family leaves open, by name."""
+    found: dict[str, object] = {
+        "precision": layout.precision,
+        "recompute": "on" if layout.recompute else "off",
+    }
+    return {**found, "schedule": layout.schedule} if layout.stages > 1 else found
 
 
 def _rank(option: Option, fastest: float) -> tuple[object, ...]:
     tied = option.seconds <= fastest * (1 + TIE)
-    return (not tied, *((_simplicity(option),) if tied else ()), option.seconds)
+    return (not tied, *(_simplicity(option) if tied else ()), option.seconds)
 
 
 def _simplicity(option: Option) -> tuple[int, ...]:

@@ -80,8 +80,9 @@ GPUS = {
 }
 """The known GPUs by name."""
 
-CPU = GpuFigures("CPU", float("inf"), 1e11, None, None, 2e10, 1e9, 2e10)
-"""One rank on a CPU: assumptions throughout, so that only ratios between layouts mean anything."""
+CPU = GpuFigures("CPU", float("inf"), 1e11, 2.5e10, None, 2e10, 1e9, 2e10)
+"""One rank on a CPU: assumptions throughout, so that only ratios between layouts mean anything. Few
+CPUs have units for bf16, and the others convert every number."""
 
 
 def gpu_named(name: str) -> GpuFigures:

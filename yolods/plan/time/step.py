@@ -23,6 +23,7 @@ from yolods.plan.time.nodes import NodeTimes
 from yolods.plan.time.routes import Network, Routes, routes
 from yolods.plan.traffic.links import Link, seconds
 from yolods.plan.traffic.transfers import Transfer, transfers
+from yolods.plan.zero_bubble import simulate_split
 
 OPTIMIZER_TRAFFIC = 44
 """Bytes of memory per parameter that a step of the optimizer reads or writes.
@@ -30,6 +31,8 @@ OPTIMIZER_TRAFFIC = 44
 In units of 4: gradient for the norm, for clipping (twice) and for the update, master and momentum
 twice each, the moving average twice and the master for it, and the new weight: 11.
 """
+WEIGHTS_SHARE = 0.5
+"""Share of a backward pass that computes the weights' gradients: half of a convolution's FLOPs."""
 _WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -64,6 +67,10 @@ class Clock:
     """The device."""
     network: Network
     """The links."""
+    boxes: float = 0.0
+    """Mean number of boxes per training sample, which a pipeline sends to its last stage."""
+    backend: str = "nccl"
+    """nccl or gloo."""
 
     def least(self, layout: Layout) -> float:
         """A lower bound of `step(layout).total`, without a simulation.
@@ -72,7 +79,9 @@ class Clock:
         micro-batches, and its last gradient still has to pass back.
         """
         forward, backward = self._passes(layout)
-        before = np.concatenate(([0.0], np.cumsum(forward + backward)[:-1]))
+        # Zero-bubble's stages may compute their weights' gradients while the last ones pass back.
+        fill = forward if layout.schedule == "zb" else forward + backward
+        before = np.concatenate(([0.0], np.cumsum(fill)[:-1]))
         busy = float((before + layout.accumulation * (forward + backward)).max())
         reduced = min(self._reduction(layout, each)[0] for each in self._routes(layout))
         return busy + reduced + self._optimizer(layout)
@@ -104,8 +113,8 @@ class Clock:
             )
         sends = tuple(self._sends(layout, links))
         args = tuple(forward.tolist()), tuple(backward.tolist()), layout.accumulation
-        swift = _makespan(*args, (0.0,) * len(sends))
-        makespan = _makespan(*args, sends)
+        swift = _makespan(layout.schedule, *args, (0.0,) * len(sends))
+        makespan = _makespan(layout.schedule, *args, sends)
         return StepSeconds(
             compute=compute,
             communication=exposed + max(makespan - swift, 0.0),
@@ -124,11 +133,28 @@ class Clock:
     def _reduction(self, layout: Layout, links: Routes) -> tuple[float, float]:
         """Seconds of the slowest stage's collectives: for which computation waits, and behind which
         it may hide them."""
-        sent = _transfers(self.costs[layout.autocast or layout.precision], layout)
-        slowest = max(_collectives(each, links.replicas) for each in sent)
-        exposed, hidden = (0.0, slowest) if layout.zero_stage == 3 else (slowest, 0.0)
+        costs = self.costs[layout.autocast or layout.precision]
+        exposed = hidden = 0.0
+        for stage in _transfers(costs, layout, self.boxes):
+            hides, waits = self._collectives(stage, links.replicas, layout.zero_stage == 3)
+            exposed, hidden = max(exposed, waits), max(hidden, hides)
         moved = self._through_host(layout)
         return (exposed, hidden + moved) if layout.offload_param else (exposed + moved, hidden)
+
+    def _collectives(
+        self, stage: Sequence[Transfer], link: Link, overlapped: bool
+    ) -> tuple[float, float]:
+        """Seconds of a stage's collectives: those behind computation, and those before it."""
+        hidden = exposed = 0.0
+        for each in stage:
+            if each.operation == "send":
+                continue
+            took = seconds(each, link, backend=self.backend)
+            if overlapped and each.kind in ("reduce", "gather"):
+                hidden += took
+            else:
+                exposed += took
+        return hidden, exposed
 
     def _through_host(self, layout: Layout) -> float:
         """Seconds between device and host memory: gradients and weights of offloaded states, and
@@ -157,12 +183,8 @@ class Clock:
 
 
 @lru_cache(maxsize=4096)
-def _transfers(costs: Cost, layout: Layout) -> tuple[tuple[Transfer, ...], ...]:
-    return transfers(costs, layout)
-
-
-def _collectives(stage: Sequence[Transfer], link: Link) -> float:
-    return sum(seconds(each, link) for each in stage if each.operation != "send")
+def _transfers(costs: Cost, layout: Layout, boxes: float) -> tuple[tuple[Transfer, ...], ...]:
+    return transfers(costs, layout, boxes=boxes)
 
 
 @lru_cache(maxsize=64)
@@ -172,9 +194,15 @@ def _counts(costs: Cost) -> np.ndarray:
 
 @lru_cache(maxsize=4096)
 def _makespan(
+    schedule: str,
     forward: tuple[float, ...],
     backward: tuple[float, ...],
     micro_batches: int,
     sends: tuple[float, ...],
 ) -> float:
-    return simulate(forward, backward, micro_batches, sends).makespan
+    if schedule == "1f1b":
+        return simulate(forward, backward, micro_batches, sends).makespan
+    # Of a convolution, both parts of a backward pass take as many FLOPs.
+    half = [WEIGHTS_SHARE * each for each in backward]
+    inputs = [each - part for each, part in zip(backward, half, strict=True)]
+    return simulate_split(forward, inputs, half, micro_batches, sends).makespan
