@@ -64,8 +64,8 @@ DEMO_FLAGS = (
 DEMO_RANKS = 2
 """Ranks of the demo on any machine: its batch must be divisible by them."""
 
-RANK_COMMANDS = ("train", "val", "demo")
-"""Commands that a launcher runs as ranks."""
+RANK_COMMANDS = ("train", "val", "demo", "link-test")
+"""Commands that a launcher runs as ranks; `link-test` is only for those of `plan --links`."""
 
 USER_ERROR, INTERRUPTED = 2, 130
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -162,13 +162,14 @@ def _dispatch(words: list[str]) -> int:
         raise UserError(
             f"yolods has no '{command}'; use ultralytics on best.pt: {ELSEWHERE[command]}"
         )
-    if command not in commands:
+    run = commands.get(command) or {"link-test": _link_test}.get(command)
+    if run is None:
         raise UserError(
             f"unknown command '{command}'{nearest(command, commands)}; the commands are "
             f"{', '.join(commands)}"
         )
     _check_environment(ranks=command in RANK_COMMANDS)
-    return commands[command](flags)
+    return run(flags)
 
 
 def _without_local_rank(words: Sequence[str]) -> list[str]:
@@ -713,6 +714,15 @@ def _val(words: list[str]) -> int:
         watchdog = Watchdog(kv_store, ranks, WatchdogConfig(), None)
         with noted(), open_log(None, ranks.rank, ranks.host), watchdog, patient():
             validate(args, ranks)
+    return 0
+
+
+def _link_test(words: list[str]) -> int:
+    """Measure links as one of the ranks that `plan --links` starts."""
+    _prepare_libraries()
+    from yolods.distributed.link_rank import run_link_rank
+
+    run_link_rank()
     return 0
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from yolods.plan.layout import Layout
 from yolods.plan.traffic.transfers import Transfer, rounds, sent_bytes
 
-SOURCES = ("measured", "given", "assumed")
+KNOWN_BY = ("measured", "given", "assumed")
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Link:
     latency: float
     """Seconds of a message without content, from the call to its receipt."""
     source: str = "assumed"
-    """How the numbers are known: one of `SOURCES`."""
+    """How the numbers are known: one of `KNOWN_BY`."""
 
     def __post_init__(self) -> None:
-        if self.bandwidth <= 0 or self.latency < 0 or self.source not in SOURCES:
+        if self.bandwidth <= 0 or self.latency < 0 or self.source not in KNOWN_BY:
             raise ValueError(f"no such link: {self}")
 
 

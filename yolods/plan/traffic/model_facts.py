@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
@@ -60,10 +61,7 @@ def stages_of(
     """
     ends, marks = [0, *cuts, len(costs.nodes)], marks_of(frozen)
     nodes = costs.graph.nodes
-    return tuple(
-        _stage(costs, nodes[begin:end], end, marks)
-        for begin, end in zip(ends, ends[1:], strict=False)
-    )
+    return tuple(_stage(costs, nodes[begin:end], end, marks) for begin, end in pairwise(ends))
 
 
 def _stage(costs: Cost, nodes: Iterable[Node], end: int, marks: list[str]) -> StageFacts:

@@ -7,7 +7,7 @@
     gather      all_gather           ZeRO 1, 2: per step         updated parameters, padded
                                      ZeRO 3: per micro-batch     parameters above 100,000 elements
                                              and per step        the smaller ones, one by one
-    boundary    send                 per micro-batch             activations, their gradients, labels
+    boundary    send                 per micro-batch             activations, gradients, labels
     ours        all_reduce           per step                    losses and norms
                                      per BatchNorm and pass      sums of `sync_bn`
 
@@ -16,14 +16,15 @@ Sources, DeepSpeed 0.19.8 in deepspeed/runtime:
     engine.py:3073                     ZeRO 0 and 1 reduce only at the end of accumulation, 2 and 3
                                        after every backward pass
     engine.py:3828                     ZeRO 0: buckets of 500,000,000 elements
-    zero/stage_1_and_2.py:1413, 1694   a bucket is reduced before it would overflow, by an all-reduce
+    zero/stage_1_and_2.py:1413, 1694   a bucket is reduced before it would overflow, all-reduced
                                        unless "use_multi_rank_bucket_allreduce" is false
     zero/stage_1_and_2.py:441          a group is padded to a multiple of 2 x ranks
     utils.py:1006                      one all-gather per group; "allgather_bucket_size" has no
                                        effect where torch has all_gather_into_tensor
-    zero/stage3.py:1913                reduce-scatter; each gradient is padded to a multiple of ranks
+    zero/stage3.py:1913                reduce-scatter; a gradient is padded to a multiple of ranks
     zero/stage3.py:2841                parameters that stay whole are gathered after the step
-    zero/partitioned_param_coordinator.py:634   a parameter is gathered again for the backward pass
+    zero/partitioned_param_coordinator.py:634
+                                       a parameter is gathered again for the backward pass
                                        only if more than "stage3_max_reuse_distance" elements are
                                        used between
     zero/partition_parameters.py:471   the broadcasts at the start belong to no step
@@ -54,7 +55,7 @@ SUMS = 5
 """Numbers of a step besides the norms: three losses, boxes, and the request to stop."""
 HEADER_BYTES = 64 * 8
 """Of the shapes that precede a message of varying shape (`distributed.p2p`)."""
-BOX_BYTES = 6 * 4
+LABEL_BYTES = 6 * 4
 """Of a box with its image and its class (`engine.pipeline.engine`)."""
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -222,7 +223,7 @@ def _boundaries(
         volume = times * images * stage.sent_bytes
         found.append(Transfer("boundary", "send", volume, times * stage.sent_values, 2))
     if place == 0 and len(stages) > 1:
-        labels = HEADER_BYTES + round(BOX_BYTES * boxes * images)
+        labels = HEADER_BYTES + round(LABEL_BYTES * boxes * images)
         calls = 2 * times if boxes else times
         found.append(Transfer("boundary", "send", times * labels, calls, 2))
     return found
