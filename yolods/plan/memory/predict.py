@@ -94,9 +94,11 @@ class MemoryModel:
         # Whether a backward pass of the step was completed before this stage holds most.
         later = layout.accumulation > waiting + 1
 
-        def moment(activations: int, gradients: int, *, buckets: int = 0, loss: int = 0) -> RankMemory:
+        def moment(
+            activations: int, gradients: int, *, buckets: int = 0, gathered: int = 0, loss: int = 0
+        ) -> RankMemory:
             return RankMemory(
-                weights=held.weights + held.gathered * (activations > 0),
+                weights=held.weights + gathered,
                 gradients=gradients,
                 states=held.states,
                 moving_average=held.moving_average,
@@ -107,18 +109,14 @@ class MemoryModel:
             )
 
         before = held.between if later else 0
-        yield moment(others + int(passes.forward.max()), before)
-        yield moment(others + passes.kept, before, loss=loss)
-        yield self._backward(passes, others, before, held, moment)
+        whole = held.gathered
+        yield moment(
+            others + int(passes.forward.max()), before, gathered=whole, buckets=held.gathering
+        )
+        yield moment(others + passes.kept, before, gathered=whole, loss=loss)
+        activations, gradients, buckets = _fullest(passes, before, held, reduces=not layout.cuts)
+        yield moment(others + activations, gradients, buckets=buckets, gathered=whole)
         yield moment(0, held.step)
-
-    def _backward(self, passes: Timeline, others: int, before: int, held: Holdings, moment: Any) -> RankMemory:
-        arrived = passes.arrived
-        gradients = np.full(len(arrived), before) if before else arrived * held.growing
-        gradients = gradients + held.flushed * (arrived > held.flush)
-        buckets = held.bucket * (arrived > 0)
-        at = int((passes.backward + gradients + buckets).argmax())
-        return moment(others + int(passes.backward[at]), int(gradients[at]), buckets=int(buckets[at]))
 
     def _nodes(self, layout: Layout, stage: int) -> range:
         bounds = (0, *layout.cuts, len(self.graph.nodes))
@@ -144,8 +142,14 @@ class MemoryModel:
         return elements * layout.micro_batch * BYTES[layout.autocast or layout.precision]
 
     def _crossing(self, layout: Layout, nodes: range) -> int:
-        """What a stage has received ahead of its next pass, and what it has not sent yet."""
-        return 0
+        """What else a stage holds of the values that cross its cuts, while it computes.
+
+        It receives the next pass's input or gradients ahead, and keeps what it sent last until the
+        next drain (`PipelineEngine._start_receiving`, `_take_in`).
+        """
+        if layout.accumulation < 2:
+            return 0
+        return 2 * (self._bytes(layout, nodes.start) + self._bytes(layout, nodes.stop))
 
     def _way(self, layout: Layout) -> Way:
         return Way(
@@ -190,3 +194,21 @@ class MemoryModel:
                 on_host=self._device == "cpu",
             )
         return self._losses[key]
+
+
+def _fullest(
+    passes: Timeline, before: int, held: Holdings, *, reduces: bool
+) -> tuple[int, int, int]:
+    """Bytes of activations, gradients and buckets at the fullest moment of a backward pass.
+
+    Args:
+        before: bytes of gradients from earlier passes of the step.
+        reduces: whether a backward pass fills the bucket. A pipeline fills it after the last one.
+    """
+    arrived = passes.arrived
+    gradients = np.full(len(arrived), before) if before else arrived * held.growing
+    if reduces:
+        gradients = gradients + held.flushed * (arrived > held.flush)
+    buckets = held.bucket * (arrived > 0) * reduces
+    at = int((passes.backward + gradients + buckets).argmax())
+    return int(passes.backward[at]), int(gradients[at]), int(buckets[at])

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -28,6 +28,8 @@ from yolods.plan.layout import Layout
 
 FP32 = 4
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+PREFETCHED = 50_000_000
+"""Elements that ZeRO-3 gathers ahead (zero/config.py:222)."""
 PERSISTENT = 100_000
 """Elements up to which ZeRO-3 keeps a parameter whole (zero/config.py:228)."""
 
@@ -108,6 +110,8 @@ class Holdings:
     """Always: buffers for communication."""
     gathered: int = 0
     """In forward and backward passes: parameters that ZeRO-3 has gathered."""
+    gathering: int = 0
+    """In forward passes: what they were gathered in."""
     between: int = 0
     """From the first backward pass to the step: gradients."""
     growing: int = 0
@@ -159,37 +163,82 @@ def _flat(layout: Layout, parameters: Parameters, kept: int) -> Holdings:
     size, total = BYTES[layout.precision], parameters.total
     share = math.ceil(total / layout.replicas)
     masters, states = FP32 * share, FP32 * kept * share
-    keeps = layout.zero_stage == 1
-    bucket = size * layout.reduce_bucket
-    return Holdings(
+    keeps, offloads = layout.zero_stage == 1, layout.offload_optimizer
+    reduced = 0 if offloads else size * share
+    held = Holdings(
         weights=_weights(parameters, size, total),
         states=masters + states,
         moving_average=FP32 * (share + parameters.statistics),
-        between=size * (total if keeps else share),
+        between=size * total if keeps else reduced,
         growing=size if keeps else 0,
-        bucket=bucket,
+        bucket=size * layout.reduce_bucket,
         flush=layout.reduce_bucket,
-        flushed=0 if keeps else size * share,
-        step=(size + FP32) * share,
+        flushed=0 if keeps else reduced,
+        step=0 if offloads else _flattened(size, share),
         host=_snapshot(parameters, masters, states),
     )
+    if not offloads:
+        return held
+    # The masters' gradients, new weights on their way to the device, and the gradients of earlier
+    # micro-batches, which ZeRO-2 adds up on the host (Z12:552, Z12:941, Z12:1824); one gradient on
+    # its way, at both ends (Z12:653).
+    accumulated = size * share if not keeps and layout.accumulation > 1 else 0
+    further = (FP32 + size) * share + accumulated + size * parameters.largest
+    return _moved(held, FP32 * parameters.statistics, further, size * parameters.largest)
 
 
 def _pieces(layout: Layout, parameters: Parameters, kept: int) -> Holdings:
-    """ZeRO-3."""
+    """ZeRO-3.
+
+    With the default limits it prefetches the parameters of the whole model at once if they have
+    less than 5e7 elements, copies each out of the buffer, and lets go of the buffer after the last
+    forward that uses one of them (zero/partition_parameters.py:795,
+    partitioned_param_coordinator.py). A single rank uses its partitions as they are.
+    """
     size, total = BYTES[layout.precision], parameters.total
     share = math.ceil(total / layout.replicas)
+    alone = layout.replicas == 1
+    whole = 0 if alone else parameters.small
+    gathered = 0 if alone else size * (total - parameters.small)
     masters, states = FP32 * share, FP32 * kept * share
-    return Holdings(
-        weights=_weights(parameters, size, share),
+    held = Holdings(
+        weights=_weights(parameters, size, share + whole),
         states=masters + states,
         moving_average=FP32 * (share + parameters.statistics),
         buffers=size * layout.reduce_bucket,
-        gathered=size * total,
-        between=size * share,
-        step=(size + FP32) * share,
+        gathered=gathered,
+        gathering=min(gathered, size * PREFETCHED),
+        between=0 if layout.offload_optimizer else size * share,
+        step=0 if layout.offload_optimizer else _flattened(size, share),
         host=_snapshot(parameters, masters, states),
     )
+    if not layout.offload_optimizer:
+        return held
+    # The masters' gradients, and the reduced gradients (Z3:1338, Z3:791).
+    return _moved(held, FP32 * parameters.statistics, (FP32 + size) * share, 0)
+
+
+def _moved(held: Holdings, statistics: int, further: int, buffers: int) -> Holdings:
+    """With masters, states and their average in host memory.
+
+    Args:
+        statistics: bytes of the running statistics' average, which stays.
+        further: bytes in host memory besides.
+        buffers: bytes on the device besides.
+    """
+    moved = held.states + held.moving_average - statistics
+    return replace(
+        held,
+        states=0,
+        moving_average=statistics,
+        buffers=held.buffers + buffers,
+        host=held.host + moved + further,
+    )
+
+
+def _flattened(size: int, share: int) -> int:
+    """Reduced gradients, their flat copy, and that in fp32 (Z12:3086)."""
+    return (2 * size + (0 if size == FP32 else FP32)) * share
 
 
 def _weights(parameters: Parameters, size: int, held: int) -> int:
