@@ -60,7 +60,11 @@ def memory_of(layout: Layout) -> tuple[RankMemory, ...]:
         RankMemory(
             weights=10 * MIB // layout.stages,
             states=0 if layout.offload_optimizer else 60 * MIB // share // layout.stages,
-            activations=kept * width * layout.micro_batch * MIB * (layout.stages - stage)
+            activations=kept
+            * width
+            * layout.micro_batch
+            * MIB
+            * (layout.stages - stage)
             // layout.stages,
             host=60 * MIB // share if layout.offload_optimizer else 0,
         )
