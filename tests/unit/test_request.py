@@ -96,7 +96,7 @@ def test_hosts_of_different_sizes_are_refused() -> None:
     [
         (("--imgsz", "70"), "--imgsz 70: this model needs a multiple of 32; use 64 or 96"),
         (("--precision", "bf16"), "T4 has no units for bf16; it computes in fp32, fp16"),
-        (("--optimizer", "Adma"), "--optimizer Adma: unknown (did you mean 'Adam'?)"),
+        (("--optimizer", "SDG"), "--optimizer SDG: unknown (did you mean 'SGD'?)"),
         (("--images-per-step", "0"), "--images-per-step 0: it must be above 0"),
         (("--stages", "3"), "--stages 3 do not divide 4 ranks: 4 / 3 = 1.33; use 1, 2, 4"),
         (("--stages", "2", "--zero", "2"), "a pipeline has ZeRO stage 0 or 1"),

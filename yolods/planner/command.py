@@ -35,8 +35,6 @@ from yolods.planner.request import (
 from yolods.planner.search import Found, Option, search_layouts
 from yolods.system.files import replace_text
 
-Say = Callable[[str], object]
-
 
 @dataclass(frozen=True, eq=False)
 class Planner:
@@ -107,7 +105,9 @@ def _profile(graph: Graph, imgsz: int, precision: str) -> NodeTimes:
     return measured_times(measure(graph, imgsz, 1, torch.device("cuda"), precision), 1)
 
 
-def run_plan(args: argparse.Namespace, flags: LaunchFlags, gpus: int, tell: Say) -> str:
+def run_plan(
+    args: argparse.Namespace, flags: LaunchFlags, gpus: int, tell: Callable[[str], None]
+) -> str:
     """Run the command.
 
     Args:
@@ -156,7 +156,7 @@ def run_plan(args: argparse.Namespace, flags: LaunchFlags, gpus: int, tell: Say)
     return "\n".join(render_plan(found, clock, subject, machines, top=args.top))
 
 
-def _measured_link(flags: LaunchFlags, gpus: int, tell: Say) -> Link:
+def _measured_link(flags: LaunchFlags, gpus: int, tell: Callable[[str], None]) -> Link:
     """The slowest link between the hostfile's hosts."""
     from yolods.planner.link_test import measure_links
 
