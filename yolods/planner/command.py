@@ -140,6 +140,7 @@ def run_plan(
         tell("measuring the model's nodes on this GPU")
     found = planner.search(choice, machines)
     if found.best is None:
+        tell("no layout fits; searching for what would")
         refused = Refused(found, machines, planner.search, subject.blueprint.grid)
         raise UserError("\n".join(refused.lines()))
     clock = planner.clock(choice, machines)

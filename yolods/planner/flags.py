@@ -44,9 +44,7 @@ def _add_run(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument("--stages", metavar="P", type=int, help="only this many pipeline stages")
     group.add_argument("--zero", type=int, choices=range(4), help="only this ZeRO stage")
-    group.add_argument(
-        "--recompute", choices=("on", "off"), help="only with it, or without"
-    )
+    group.add_argument("--recompute", choices=("on", "off"), help="only with it, or without")
     group.add_argument(
         "--optimizer",
         metavar="NAME",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from yolods.plan.stage_plan import GIB
 from yolods.planner.choices import Choice
 from yolods.planner.report import need
-from yolods.planner.request import USED, Machines
+from yolods.planner.request import Machines
 from yolods.planner.search import Found, Option
 from yolods.system.humanize import plural
 
@@ -40,8 +40,8 @@ class Refused:
             f"no layout fits; the nearest is {best}, which needs {need(nearest, self.found)}",
             *self._memory(nearest),
             *self._images(),
-            *self._ranks(),
-            *self._sizes(),
+            *self._ranks(_like(self.found.choice, nearest)),
+            *self._sizes(_like(self.found.choice, nearest)),
         ]
 
     def _undivided(self) -> Iterator[str]:
@@ -63,7 +63,7 @@ class Refused:
         host = max(each.host for each in nearest.memory)
         if device > limits.device:
             gib = device / used / GIB
-            share = f" / {USED:g}" if used == USED else ""
+            share = f" / {used:.2g}" if used < 1 else ""
             flag = "--gpu-memory" if self.machines.device == "cuda" else "memory per rank"
             yield (
                 f"it would fit with {flag} {_up(gib)}: {device / GIB:.2f} GiB{share} = "
@@ -88,9 +88,9 @@ class Refused:
             images = layout.micro_batch * layout.replicas
             yield f"--batch-size {images} would fit: {_said(found.best)}"
 
-    def _ranks(self) -> Iterator[str]:
+    def _ranks(self, choice: Choice) -> Iterator[str]:
         """The number of ranks that would do, on more hosts of the same kind."""
-        choice, machines = self.found.choice, self.machines
+        machines = self.machines
         for doubling in range(1, MOST_DOUBLINGS + 1):
             more = 2**doubling
             ranks = choice.ranks * more
@@ -103,9 +103,9 @@ class Refused:
                 )
                 return
 
-    def _sizes(self) -> Iterator[str]:
+    def _sizes(self, choice: Choice) -> Iterator[str]:
         """The largest image size that would do, by bisection over the multiples of the grid."""
-        choice, machines = self.found.choice, self.machines
+        machines = self.machines
         fits, fails, best = 0, choice.imgsz // self.grid, None
         while fails - fits > 1:
             middle = (fits + fails) // 2
@@ -116,6 +116,15 @@ class Refused:
                 fails = middle
         if best is not None:
             yield f"--imgsz {fits * self.grid} would fit: {_said(best)}"
+
+
+def _like(choice: Choice, nearest: Option) -> Choice:
+    """The choice among layouts like the nearest one.
+
+    Every other data type and way of recomputing would have to be traced anew at every size.
+    """
+    layout = nearest.layout
+    return replace(choice, precisions=(layout.precision,), recompute=layout.recompute != 0)
 
 
 def _said(option: Option) -> str:
