@@ -129,7 +129,7 @@ def test_host_memory_is_a_limit_too() -> None:
 
 def test_on_a_cpu_both_memories_are_one() -> None:
     memory = plans.memory_of(Layout(imgsz=64, offload_optimizer=True))
-    apart, shared = Limits(40 * plans.MIB), Limits(40 * plans.MIB, shared=True)
+    apart, shared = Limits(60 * plans.MIB), Limits(60 * plans.MIB, shared=True)
     assert not apart.over(memory)
     assert shared.over(memory) == 50 * plans.MIB
 

@@ -2,9 +2,10 @@
 
 What overlaps is what today's engine overlaps. DeepSpeed 0.19.8 reduces on a stream of its own only
 under ZeRO-3, because "overlap_comm" defaults to stage == 3 (runtime/zero/config.py:385) and no
-JSON of ds_configs/ sets it; there, gathers and reductions hide behind computation. Under ZeRO-0, 1
-and 2 the device waits for every reduction, and a pipeline reduces once, after its last backward
-pass. Sends over a cut hide behind computation as far as the schedule allows.
+JSON of ds_configs/ sets it; there, a share of gathers and reductions, at most `HIDDEN`, hides
+behind computation. Under ZeRO-0, 1 and 2 the device waits for every reduction, and a pipeline
+reduces once, after its last backward pass. Sends over a cut hide behind computation as far as the
+schedule allows.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ OPTIMIZER_TRAFFIC = 44
 
 In units of 4: gradient for the norm, for clipping (twice) and for the update, master and momentum
 twice each, the moving average twice and the master for it, and the new weight: 11.
+"""
+HIDDEN = 0.5
+"""Assumed largest share of ZeRO-3's collectives that hides behind computation: gathers start few
+layers ahead, the first ones wait for nothing, and the last reductions have nothing to hide behind.
 """
 WEIGHTS_SHARE = 0.5
 """Share of a backward pass that computes the weights' gradients: half of a convolution's FLOPs."""
@@ -107,7 +112,7 @@ class Clock:
         optimizer = self._optimizer(layout)
         compute = layout.accumulation * float((forward + backward).max())
         if layout.stages == 1:
-            waiting = max(hidden - compute, 0.0)
+            waiting = max(hidden - compute, (1 - HIDDEN) * hidden)
             return StepSeconds(
                 compute=compute, communication=exposed + waiting, optimizer=optimizer
             )
