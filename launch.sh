@@ -24,7 +24,7 @@ usage: ./launch.sh [WORD [ARGUMENT ...]]
   ./launch.sh test            run the test suite, in two lanes side by side
   ./launch.sh test --fast     run its quick part: unit tests that start no process
   ./launch.sh test ARG ...    run pytest with these arguments; paths in them count from the repository
-  ./launch.sh WORD [ARG ...]  run a yolods word, such as train, val, export, pack or doctor; WORD --help lists what it takes
+  ./launch.sh WORD [ARG ...]  run a yolods word, such as train, val, plan, export, pack or doctor; WORD --help lists what it takes
   ./launch.sh help            this text
 
 The first start makes .venv beside launch.sh and installs into it what setup.py asks for, in the versions that

@@ -38,6 +38,7 @@ USAGE = """usage: yolods COMMAND [flags]
   export    convert a checkpoint into a plain .pt
   pack      write images and labels into tar files that are read fast: yolods pack --data x.yaml --out DIR
   demo      train on the embedded data set
+  plan      choose the layout by memory and time, before anything runs: yolods plan --model x --ranks 8 --gpu A100
   doctor    find problems on every host before a run starts: yolods doctor --hostfile hosts
   launch    start a command through DeepSpeed's launcher: yolods launch train --data x.yaml --hostfile hosts
 
@@ -156,6 +157,7 @@ def _dispatch(words: list[str]) -> int:
         "launch": _launch,
         "doctor": _doctor,
         "pack": _pack,
+        "plan": _plan,
     }
     if command in ELSEWHERE:
         raise UserError(
@@ -364,6 +366,9 @@ def _launch(words: list[str]) -> int:
     if rest and rest[0] == "doctor":
         faults.raise_if_any()
         return _examine(flags, rest[1:])
+    if rest and rest[0] == "plan":
+        faults.raise_if_any()
+        return _show_plan(flags, rest[1:])
     demo = bool(rest) and rest[0] == "demo"
     if demo:
         rest = ["train", *DEMO_FLAGS, *rest[1:]]
@@ -577,6 +582,26 @@ def _examine(flags: LaunchFlags, words: list[str]) -> int:
     return 0 if works else USER_ERROR
 
 
+def _plan(words: list[str]) -> int:
+    from yolods.launch.args import split_words
+
+    return _show_plan(*split_words(words))
+
+
+def _show_plan(flags: LaunchFlags, words: list[str]) -> int:
+    """Print the result of `yolods plan`."""
+    from yolods.launch.supervisor import say
+    from yolods.planner.flags import plan_parser
+    from yolods.telemetry.log import quiet_dependencies
+
+    args = plan_parser().take(words)
+    quiet_dependencies(logging.WARNING)
+    with abrupt():
+        from yolods.planner.command import run_plan
+    streams.show(run_plan(args, flags, _count_gpus(), say))
+    return 0
+
+
 def _leaks(spec: DataSpec, *, asked: bool) -> list[str]:
     """Warnings of images of this host that are in two splits.
 
@@ -663,10 +688,12 @@ def _train_rank(args: argparse.Namespace, claim: Claim) -> int:
 def _claimed(args: argparse.Namespace, claim: Claim, ranks: Ranks) -> RunConfig:
     """On rank 0: the configuration, in the folder that the launcher or this process claimed."""
     from yolods.config import build_run_config
+    from yolods.planner.auto import settled
 
-    config = build_run_config(
-        args, world_size=ranks.size, device=ranks.device.type, environ=os.environ
+    build = partial(
+        build_run_config, world_size=ranks.size, device=ranks.device.type, environ=os.environ
     )
+    config = build(settled(args, build, local=ranks.local_size))
     if args.run_dir:
         return claim.join(config)
     config = claim.take(config)

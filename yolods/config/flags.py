@@ -68,7 +68,8 @@ def _given_flags(parser: argparse.ArgumentParser) -> None:
         "--deepspeed_config",
         "--deepspeed-config",
         metavar="JSON",
-        help="DeepSpeed JSON: a file, or the name of one in ds_configs/, such as zero2_bf16",
+        help="DeepSpeed JSON: a file, the name of one in ds_configs/, such as zero2_bf16, or auto: "
+        "the best of yolods plan",
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--data", metavar="YAML", help="data yaml, or demo")

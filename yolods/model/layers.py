@@ -51,14 +51,14 @@ class SyncBatchNormFloat32(BatchNormFloat32):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (N, C, H, W) by mean and variance over N, H, W and the ranks of `group`."""
-        if not self.training or not dist.is_initialized():
+        if not self.training or not self._joined():
             return super().forward(x)
         value = x.float()
         count = value.new_full((1,), value.numel() / value.shape[1])
         # Both functions keep x for the backward pass instead of its fp32 copy, which is twice as
         # large.
         sums = torch.cat((_Moments.apply(value, x.detach()), count))
-        sums = all_reduce(sums, group=self.group if self.group is not None else dist.group.WORLD)
+        sums = self._over_ranks(sums)
         total, squares, count = sums.split((self.num_features, self.num_features, 1))
         mean = total / count
         # Rounding can make the difference of the two means slightly negative.
@@ -69,6 +69,14 @@ class SyncBatchNormFloat32(BatchNormFloat32):
         scale = self.weight.float() * torch.rsqrt(variance + self.eps)
         shift = self.bias.float() - mean * scale
         return (_Scaled.apply(value, x.detach(), scale) + shift[:, None, None]).to(x.dtype)
+
+    def _joined(self) -> bool:
+        """Whether there are ranks to share statistics with."""
+        return dist.is_initialized()
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        """The sum of `sums` over the ranks, differentiable."""
+        return all_reduce(sums, group=self.group if self.group is not None else dist.group.WORLD)
 
 
 class _Moments(torch.autograd.Function):

@@ -91,6 +91,21 @@ def partition(
     return chosen
 
 
+def nearest_within(cost: Cost, stages: int, terms: Terms) -> Partition:
+    """As `partition` with "balanced", but without a refusal: if no partition is within the memory
+    limit, the one with the smallest peak. Without a limit, memory is ignored.
+
+    Args:
+        stages: at most the number of nodes.
+    """
+    table = StageCosts(cost, terms)
+    if terms.memory_limit is not None:
+        return _search(table, stages, "balanced")
+    any_fit = [np.ones(table.seconds.shape, bool)] * stages
+    best = _smallest([table.seconds] * stages, any_fit)
+    return Partition(_cuts(table.sent, [table.seconds <= best] * stages), len(cost.nodes))
+
+
 def _search(table: StageCosts, stages: int, policy: str) -> Partition:
     """The best partition over all cuts by largest weight, then peak memory, then bytes across.
 
@@ -124,21 +139,20 @@ def _smallest(weights: Sequence[np.ndarray], fits: Sequence[np.ndarray]) -> floa
         weights: for each stage, its weight if it runs nodes a .. b - 1.
         fits: for each stage, whether it may run these.
     """
-    best = np.full(len(weights[0]), np.inf)
+    best, some = np.full(len(weights[0]), np.inf), _not_empty(weights[0])
     best[0] = -np.inf
     # best[b]: smallest largest weight of the stages so far, if they run nodes 0 .. b - 1.
     for weight, fit in zip(weights, fits, strict=True):
-        # `triu` excludes b <= a, because every stage has at least one node.
-        best = np.where(np.triu(fit, 1), np.maximum(best[:, None], weight), np.inf).min(0)
+        best = np.where(fit & some, np.maximum(best[:, None], weight), np.inf).min(0)
     return float(best[-1])
 
 
 def _cuts(weight: np.ndarray, fits: Sequence[np.ndarray]) -> tuple[int, ...]:
     """The cuts with the smallest sum of weights; the earliest of equal ones."""
-    best, origins = np.full(len(weight), np.inf), []
+    best, origins, some = np.full(len(weight), np.inf), [], _not_empty(weight)
     best[0] = 0.0
     for fit in fits:
-        sums = np.where(np.triu(fit, 1), best[:, None] + weight, np.inf)
+        sums = np.where(fit & some, best[:, None] + weight, np.inf)
         origins.append(sums.argmin(0))
         best = sums.min(0)
     bounds = [len(weight) - 1]
@@ -146,6 +160,11 @@ def _cuts(weight: np.ndarray, fits: Sequence[np.ndarray]) -> tuple[int, ...]:
     for origin in reversed(origins):
         bounds.append(int(origin[bounds[-1]]))
     return tuple(reversed(bounds[1:-1]))
+
+
+def _not_empty(weight: np.ndarray) -> np.ndarray:
+    """Where b > a, because every stage has at least one node."""
+    return np.triu(np.ones(weight.shape, bool), 1)
 
 
 def _uniform(graph: Graph, stages: int) -> Partition:

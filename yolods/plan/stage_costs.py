@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -107,6 +108,7 @@ def _sums(weights: Sequence[float]) -> np.ndarray:
     return total - total[:, None]
 
 
+@lru_cache(maxsize=32)
 def _kept(cost: Cost) -> np.ndarray:
     """Bytes per image that nodes a .. b - 1 hold from forward to backward, each value once.
 
@@ -124,6 +126,7 @@ def _kept(cost: Cost) -> np.ndarray:
     return held
 
 
+@lru_cache(maxsize=32)
 def _recomputing(cost: Cost, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Memory of nodes a .. b - 1 if the backward pass recomputes segments of `length` nodes.
 

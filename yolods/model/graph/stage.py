@@ -86,15 +86,12 @@ class RecomputedDetector(Stage):
 
         Args:
             net: a DetectionModel, on the CPU or on the meta device.
-            segments: at most the number of nodes. None: about its square root, at which the
-                activations kept between segments and those that one segment recomputes in the
-                backward pass need about the same memory (arXiv 1604.06174).
+            segments: see `segment_length`.
         """
         graph = build_graph(net)
         nodes = len(graph.nodes)
-        count = min(segments or round(math.sqrt(nodes)), nodes)
         device = next(net.parameters()).device.type
-        super().__init__(graph, 0, nodes, recompute=math.ceil(nodes / count), device=device)
+        super().__init__(graph, 0, nodes, recompute=segment_length(nodes, segments), device=device)
         if device != "meta":
             self.load_state_dict(net.state_dict())
 
@@ -110,6 +107,18 @@ class RecomputedDetector(Stage):
         """Raw predictions of images (N, C, H, W); the second item of a pair in evaluation mode."""
         raw = super().forward({IMAGE: images})[OUT]
         return raw if self.training else (None, raw)
+
+
+def segment_length(nodes: int, segments: int | None) -> int:
+    """Nodes per segment of a whole detector.
+
+    Args:
+        nodes: of the detector.
+        segments: at most the number of nodes. None: about its square root, at which the activations
+            kept between segments and those that one segment recomputes in the backward pass need
+            about the same memory (arXiv 1604.06174).
+    """
+    return math.ceil(nodes / min(segments or round(math.sqrt(nodes)), nodes))
 
 
 def attach(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -13,6 +13,7 @@ from yolods.config.names.model_name import parse_name
 from yolods.data.classes import class_names
 from yolods.data.spec import DataSpec, check_classes, read_spec
 from yolods.errors import Faults
+from yolods.planner.auto import settled
 from yolods.training.checks.resume_check import check_before_start
 
 Tell = Callable[[str], object]
@@ -33,9 +34,13 @@ def check_train(
     Raises:
         UserError: all faults of flags, JSON, data, model and weights, one per line.
     """
-    return build_run_config(
-        args, world_size=world_size, device=device, check_files=partial(_check_files, tell=tell)
+    check = partial(
+        build_run_config,
+        world_size=world_size,
+        device=device,
+        check_files=partial(_check_files, tell=tell),
     )
+    return check(settled(args, check, tell=tell))
 
 
 def _check_files(config: RunConfig, faults: Faults, tell: Tell | None) -> None:

@@ -1,0 +1,82 @@
+"""`--deepspeed_config auto`: the plan's best, as a JSON that the run's configuration records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import make_dataset
+from yolods.cli import _train_parser
+from yolods.config import RunConfig
+from yolods.errors import UserError
+from yolods.planner import auto, request
+from yolods.training.checks.preflight import check_train
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("YOLODS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    data = make_dataset(tmp_path / "data", train=6)
+    return ["--data", str(data), "--model", "yolov5[0.33,0.1]", "--imgsz", "64"]
+
+
+def configured(words: list[str], ranks: int, said: list[str] | None = None) -> RunConfig:
+    tell = None if said is None else said.append
+    return check_train(_train_parser().read(words), ranks, "cpu", tell)
+
+
+@pytest.mark.slow
+def test_auto_keeps_the_batch_and_is_recorded(words: list[str], tmp_path: Path) -> None:
+    said: list[str] = []
+    config = configured([*words, "--batch-size", "8", "--deepspeed_config", "auto"], 2, said)
+    plain = configured([*words, "--batch-size", "8"], 2)
+    assert any(line.startswith("--deepspeed_config auto: ") for line in said)
+    batches, usual = config.deepspeed.batches, plain.deepspeed.batches
+    assert (batches.batch, batches.train_batch) == (usual.batch, usual.train_batch)
+    assert batches.accumulation_auto
+    assert config.deepspeed.path is not None
+    assert config.deepspeed.path.is_relative_to(tmp_path / "cache")
+    again = RunConfig.from_json(config.to_json(), tmp_path)
+    assert again.deepspeed.raw == config.deepspeed.raw
+    # The same on every process that asks.
+    same = configured([*words, "--batch-size", "8", "--deepspeed_config", "auto"], 2)
+    assert same.deepspeed.path == config.deepspeed.path
+
+
+@pytest.mark.slow
+def test_a_resume_keeps_the_runs_json(words: list[str], tmp_path: Path) -> None:
+    config = configured([*words, "--batch-size", "8", "--deepspeed_config", "auto"], 2)
+    run = tmp_path / "runs" / "exp"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(config.to_json())
+    args = _train_parser().read(["--resume", str(run), "--deepspeed_config", "auto"])
+    assert auto.settled(args, lambda _: RunConfig.from_json(config.to_json(), run)) != args
+    kept = auto.settled(args, lambda _: RunConfig.from_json(config.to_json(), run))
+    assert kept.deepspeed_config is None
+
+
+@pytest.mark.slow
+def test_auto_refuses_a_batch_that_does_not_fit(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request, "_ram", lambda: 2 * 60 * 2**20)
+    with pytest.raises(UserError, match="--deepspeed_config auto: no layout fits; the nearest is"):
+        configured([*words, "--batch-size", "64", "--deepspeed_config", "auto"], 2)
+
+
+def test_other_values_and_a_file_of_that_name_are_left_alone(
+    words: list[str], tmp_path: Path
+) -> None:
+    parser = _train_parser()
+    args = parser.read([*words, "--deepspeed_config", "zero2_fp32"])
+    assert auto.settled(args, lambda _: pytest.fail("built")) is args
+    (tmp_path / "auto").write_text("{}")
+    args = parser.read([*words, "--deepspeed_config", "auto"])
+    assert auto.settled(args, lambda _: pytest.fail("built")) is args
+
+
+def test_faults_of_other_flags_are_reported_as_ever(words: list[str]) -> None:
+    with pytest.raises(UserError, match="--imgsz 65"):
+        configured([*words, "--imgsz", "65", "--deepspeed_config", "auto"], 2)

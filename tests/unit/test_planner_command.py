@@ -1,0 +1,59 @@
+"""`yolods plan` from its words to the screen, a JSON and a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from yolods.cli import main
+
+SMALL = ("plan", "--model", "yolov5[0.33,0.1]", "--imgsz", "64")
+
+
+@pytest.mark.slow
+def test_the_report_the_recipe_and_the_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "ds.json"
+    words = (*SMALL, "--ranks", "4", "--gpu", "T4", "--images-per-step", "16", "--out", str(out))
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "yolov5[0.33,0.1] at 64, 16 images per step, 4 ranks on 1 host, T4" in shown
+    recipe = json.loads(out.read_text())
+    assert recipe["train_batch_size"] == 16
+    assert list(tmp_path.iterdir()) == [out]
+    assert main(words) == 2
+    assert "this file exists" in capsys.readouterr().err
+    assert main((*words, "--exist-ok", "--json")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["layouts"][0]["layout"]["micro_batch"] == recipe["train_micro_batch_size_per_gpu"]
+
+
+@pytest.mark.slow
+def test_what_fits_nothing_is_refused_with_what_would(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = (*SMALL, "--ranks", "1", "--gpu", "T4", "--gpu-memory", "0.001", "--precision", "fp32")
+    assert main(words) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: no layout fits; the nearest is ")
+    assert "it would fit with --gpu-memory " in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--ranks", "2", "--hostfile", "hosts"), "--ranks 2 and --hostfile hosts both say"),
+        (("--ranks", "2", "--gpu", "B9"), "--gpu B9: no figures of this GPU"),
+        (("--ranks", "2", "--zro", "1"), "unknown flag --zro"),
+        (("--ranks", "2", "--plot", "/"), "--plot /: this is a folder"),
+    ],
+)
+def test_wrong_flags_are_refused(
+    words: tuple[str, ...], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main((*SMALL, *words)) == 2
+    shown = capsys.readouterr().err
+    assert line in shown and "Traceback" not in shown

@@ -1,0 +1,64 @@
+"""The time of a step by terms, against formulas and the simulation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests import plans
+from yolods.plan.layout import Layout
+from yolods.plan.one_f_one_b import bound
+from yolods.plan.time.step import OPTIMIZER_TRAFFIC
+from yolods.plan.traffic.links import Link
+
+ONE = Layout(imgsz=plans.IMGSZ, micro_batch=4, accumulation=2)
+
+
+def test_one_rank_computes_and_waits_for_nobody() -> None:
+    clock = plans.clock()
+    step = clock.step(ONE)
+    forward, backward = clock.times["fp32"].stages((0, len(plans.graph().nodes)), 4)
+    assert step.compute == pytest.approx(2 * float(forward[0] + backward[0]))
+    assert step.idle == 0 and step.communication == 0
+    moved = OPTIMIZER_TRAFFIC * plans.costs("fp32").parameters
+    assert step.optimizer == pytest.approx(moved / (320e9 * 0.8))
+    assert step.total == pytest.approx(step.compute + step.optimizer)
+
+
+def test_a_slow_link_is_waited_for_except_by_zero_3_while_it_computes() -> None:
+    """Under ZeRO-3 only what exceeds computation is waited for; under the others everything is."""
+    slow = replace(plans.clock().network, within=Link(1e8, 1e-6, "given"))
+    clock = replace(plans.clock(), network=slow)
+    swift = plans.clock()
+    layout = replace(ONE, replicas=2, micro_batch=2, zero_stage=1)
+    assert clock.step(layout).communication > 10 * swift.step(layout).communication
+    third = replace(layout, zero_stage=3)
+    slowly, swiftly = clock.step(third), swift.step(third)
+    assert swiftly.communication < swift.step(layout).communication
+    assert slowly.communication > swiftly.communication
+
+
+def test_a_pipelines_idle_share_is_that_of_its_schedule() -> None:
+    """With stages of unequal times at least the bound for equal ones."""
+    layout = Layout(imgsz=plans.IMGSZ, micro_batch=1, accumulation=8, cuts=(9, 20, 40))
+    step = plans.clock().step(layout)
+    share = step.idle / (step.idle + step.compute)
+    assert bound(4, 8) * 0.5 < share
+    longer = plans.clock().step(replace(layout, accumulation=64))
+    assert longer.idle / (longer.idle + longer.compute) < share
+
+
+def test_zero_bubble_waits_less_than_1f1b() -> None:
+    layout = Layout(imgsz=plans.IMGSZ, micro_batch=1, accumulation=8, cuts=(9, 20, 40))
+    plain, split = (plans.clock().step(replace(layout, schedule=each)) for each in ("1f1b", "zb"))
+    assert split.compute == plain.compute
+    assert split.idle < plain.idle
+
+
+def test_offloaded_states_are_stepped_at_the_hosts_pace() -> None:
+    layout = replace(ONE, zero_stage=1)
+    away = plans.clock().step(replace(layout, offload_optimizer=True))
+    here = plans.clock().step(layout)
+    assert away.optimizer == pytest.approx(here.optimizer * 320 / 16)
+    assert away.communication > here.communication

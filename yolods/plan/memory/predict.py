@@ -1,0 +1,223 @@
+"""Predicts the memory of every rank of a layout, by term.
+
+Four moments of a step can be the fullest: the end of a forward pass, the loss, some moment of a
+backward pass, and the optimizer's step. Each is added up from the traced timeline of the passes
+(`timeline`), the loss (`loss_burst`) and what DeepSpeed holds meanwhile (`states`); the fullest
+moment is the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from yolods.model.blueprint import Blueprint
+from yolods.model.graph.graph import Graph, build_graph, live
+from yolods.model.graph.stage import segment_length
+from yolods.plan.layout import Layout
+from yolods.plan.memory.boxes import BoxCounts
+from yolods.plan.memory.loss_burst import loss_burst
+from yolods.plan.memory.states import (
+    BYTES,
+    Holdings,
+    Parameters,
+    holdings,
+    parameters_of,
+    state_tensors,
+)
+from yolods.plan.memory.terms import RankMemory
+from yolods.plan.memory.timeline import Timeline, whole, window
+from yolods.plan.memory.trace import (
+    Trace,
+    Way,
+    shapes_of,
+    trace_detector,
+    trace_nodes,
+    trace_recomputed,
+    trace_stage,
+)
+from yolods.plan.one_f_one_b import in_flight
+
+
+class MemoryModel:
+    """The memory of one model's ranks under any layout.
+
+    The first layout of a kind is traced, which takes seconds for the largest models. Further ones
+    cost formulas only, unless a pipeline recomputes: its stages are traced one by one.
+    """
+
+    def __init__(
+        self,
+        blueprint: Blueprint,
+        *,
+        boxes: BoxCounts,
+        optimizer: str = "SGD",
+        device: str = "cuda",
+    ) -> None:
+        """
+        Args:
+            blueprint: the model.
+            boxes: boxes per training sample.
+            optimizer: a key of `OPTIMIZERS`.
+            device: "cuda", or "cpu" for ranks on a CPU. There the device's memory is the host's:
+                `host` is then what a GPU's rank would have in host memory, and a part of the same.
+        """
+        self._blueprint, self._boxes, self._device = blueprint, boxes, device
+        self._kept = state_tensors(optimizer)
+        self._traces: dict[tuple[object, ...], Trace] = {}
+        self._losses: dict[tuple[object, ...], int] = {}
+        self._shapes: dict[int, dict[str, tuple[int, ...]]] = {}
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The model's nodes."""
+        return build_graph(self._blueprint.meta)
+
+    def ranks(self, layout: Layout) -> tuple[RankMemory, ...]:
+        """The memory of a rank of each stage when it holds most.
+
+        All replicas of a stage hold the same, up to the alignment of their shards.
+        """
+        return tuple(self._rank(layout, stage) for stage in range(layout.stages))
+
+    def _rank(self, layout: Layout, stage: int) -> RankMemory:
+        moments = self._moments(layout, stage)
+        if self._device == "cpu":
+            return max(moments, key=lambda moment: moment.device + moment.host)
+        return max(moments, key=lambda moment: moment.device)
+
+    def _moments(self, layout: Layout, stage: int) -> Iterator[RankMemory]:
+        """The moments of a step that can be the fullest."""
+        nodes = self._nodes(layout, stage)
+        held = holdings(layout, parameters_of(self.graph, nodes), self._kept)
+        passes = self._timeline(layout, nodes)
+        waiting = in_flight(layout.stages, stage, layout.accumulation) - 1
+        others = waiting * passes.kept + self._crossing(layout, nodes)
+        loss = self._loss(layout) if stage == layout.stages - 1 else 0
+        # Whether a backward pass of the step was completed before this stage holds most.
+        later = layout.accumulation > waiting + 1
+
+        def moment(
+            activations: int, gradients: int, *, buckets: int = 0, gathered: int = 0, loss: int = 0
+        ) -> RankMemory:
+            return RankMemory(
+                weights=held.weights + gathered,
+                gradients=gradients,
+                states=held.states,
+                moving_average=held.moving_average,
+                buckets=held.buffers + buckets,
+                activations=activations,
+                loss=loss,
+                host=held.host,
+            )
+
+        before = held.between if later else 0
+        whole = held.gathered
+        yield moment(
+            others + int(passes.forward.max()), before, gathered=whole, buckets=held.gathering
+        )
+        yield moment(others + passes.kept, before, gathered=whole, loss=loss)
+        activations, gradients, buckets = _fullest(passes, before, held, reduces=not layout.cuts)
+        yield moment(others + activations, gradients, buckets=buckets, gathered=whole)
+        yield moment(0, held.step)
+
+    def _nodes(self, layout: Layout, stage: int) -> range:
+        bounds = (0, *layout.cuts, len(self.graph.nodes))
+        return range(bounds[stage], bounds[stage + 1])
+
+    def _timeline(self, layout: Layout, nodes: range) -> Timeline:
+        if not layout.cuts:
+            return whole(self._traced(layout, nodes), layout.micro_batch)
+        received, sent = self._bytes(layout, nodes.start), self._bytes(layout, nodes.stop)
+        if layout.recompute:
+            passes = whole(self._traced(layout, nodes), layout.micro_batch)
+            return Timeline(
+                passes.forward + received, passes.backward + received + sent, passes.arrived
+            )
+        return window(self._traced(layout, nodes), nodes, layout.micro_batch, received, sent)
+
+    def _bytes(self, layout: Layout, cut: int) -> int:
+        """Bytes of a micro-batch's values that cross a cut; 0 at both ends."""
+        if not 0 < cut < len(self.graph.nodes):
+            return 0
+        if layout.imgsz not in self._shapes:
+            self._shapes[layout.imgsz] = shapes_of(self.graph, layout.imgsz)
+        shapes = self._shapes[layout.imgsz]
+        elements = sum(math.prod(shapes[name]) for name in live(self.graph, cut))
+        return elements * layout.micro_batch * BYTES[layout.autocast or layout.precision]
+
+    def _crossing(self, layout: Layout, nodes: range) -> int:
+        """What else a stage holds of the values that cross its cuts, while it computes.
+
+        It receives the next pass's input or gradients ahead, and keeps what it sent last until the
+        next drain (`PipelineEngine._start_receiving`, `_take_in`).
+        """
+        if layout.accumulation < 2:
+            return 0
+        return 2 * (self._bytes(layout, nodes.start) + self._bytes(layout, nodes.stop))
+
+    def _way(self, layout: Layout) -> Way:
+        return Way(
+            precision=layout.precision,
+            autocast=layout.autocast,
+            sync_bn=layout.sync_bn and layout.replicas > 1,
+            on_host=self._device == "cpu",
+        )
+
+    def _traced(self, layout: Layout, nodes: range) -> Trace:
+        way, imgsz, recompute = self._way(layout), layout.imgsz, layout.recompute
+        stage = nodes if layout.cuts and recompute else None
+        key = (way, imgsz, recompute, stage, bool(layout.cuts))
+        if key not in self._traces:
+            self._traces[key] = self._trace(layout, nodes, way)
+        return self._traces[key]
+
+    def _trace(self, layout: Layout, nodes: range, way: Way) -> Trace:
+        imgsz, recompute = layout.imgsz, layout.recompute
+        if layout.cuts and recompute:
+            shapes = self._shapes[imgsz]
+            return trace_stage(self.graph, nodes, shapes, recompute, way, imgsz)
+        if layout.cuts:
+            return trace_nodes(self.graph, way, imgsz)
+        if recompute:
+            count = None if recompute < 0 else recompute
+            length = segment_length(len(self.graph.nodes), count)
+            return trace_recomputed(self.graph, length, way, imgsz)
+        return trace_detector(self._blueprint.meta, way, imgsz)
+
+    def _loss(self, layout: Layout) -> int:
+        """Bytes of the loss, its backward pass included."""
+        way = self._way(layout)
+        key = (way.computes, layout.imgsz, layout.micro_batch)
+        if key not in self._losses:
+            self._losses[key] = loss_burst(
+                self._blueprint.head,
+                self._boxes,
+                layout.imgsz,
+                layout.micro_batch,
+                way.computes,
+                on_host=self._device == "cpu",
+            )
+        return self._losses[key]
+
+
+def _fullest(
+    passes: Timeline, before: int, held: Holdings, *, reduces: bool
+) -> tuple[int, int, int]:
+    """Bytes of activations, gradients and buckets at the fullest moment of a backward pass.
+
+    Args:
+        before: bytes of gradients from earlier passes of the step.
+        reduces: whether a backward pass fills the bucket. A pipeline fills it after the last one.
+    """
+    arrived = passes.arrived
+    gradients = np.full(len(arrived), before) if before else arrived * held.growing
+    if reduces:
+        gradients = gradients + held.flushed * (arrived > held.flush)
+    buckets = held.bucket * (arrived > 0) * reduces
+    at = int((passes.backward + gradients + buckets).argmax())
+    return int(passes.backward[at]), int(gradients[at]), int(buckets[at])

@@ -1,0 +1,107 @@
+"""A log of the storages that operations allocate: their bytes, and when each begins and ends."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class StorageLog(TorchDispatchMode):
+    """Within: every storage that operations allocate, with its first and its last moment.
+
+    A moment is the number of beginnings and endings before it. What a kernel allocates for itself
+    is not seen, but can be told.
+    """
+
+    def __init__(
+        self,
+        before: Callable[[], None] | None = None,
+        workspace: Callable[[Any, tuple[Any, ...]], int] | None = None,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        """
+        Args:
+            before: called before every operation.
+            workspace: returns the bytes that an operation with these arguments allocates and frees
+                beside its results.
+            device: kind of device whose storages are logged; those of fake tensors are on "meta".
+        """
+        super().__init__()
+        self._before, self._workspace, self._device = before, workspace, device
+        self.now = 0
+        """The present moment."""
+        self.sizes: list[int] = []
+        """Bytes of each storage, in the order of their beginnings."""
+        self.born: list[int] = []
+        """The moment at which each begins."""
+        self.dead: list[int] = []
+        """The moment at which each ends; -1 while it lives."""
+        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def leave_out(self, *tensors: Tensor) -> None:
+        """Do not count the storages of these tensors, however often operations return them."""
+        for tensor in tensors:
+            number = self._known.setdefault(tensor.untyped_storage(), -1)
+            if number >= 0:
+                self.sizes[number] = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and log what it allocates."""
+        if self._before is not None:
+            self._before()
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._log(tensor.untyped_storage())
+        if self._workspace is not None and (size := self._workspace(func, args)):
+            self._begin(size)
+            self._end(len(self.sizes) - 1)
+        return result
+
+    def held(self) -> np.ndarray:
+        """(moments + 1,) int64 bytes that exist at each moment."""
+        dead = np.array(self.dead, np.int64)
+        return held_bytes(
+            np.array(self.sizes, np.int64),
+            np.array(self.born, np.int64),
+            np.where(dead < 0, self.now, dead),
+            self.now,
+        )
+
+    def _log(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known or storage.device.type != self._device:
+            return
+        self._known[storage] = len(self.sizes)
+        weakref.finalize(storage, self._end, len(self.sizes))
+        self._begin(storage.nbytes())
+
+    def _begin(self, size: int) -> None:
+        self.sizes.append(size)
+        self.born.append(self.now)
+        self.dead.append(-1)
+        self.now += 1
+
+    def _end(self, number: int) -> None:
+        self.dead[number] = self.now
+        self.now += 1
+
+
+def held_bytes(sizes: np.ndarray, born: np.ndarray, dead: np.ndarray, length: int) -> np.ndarray:
+    """(length + 1,) int64 bytes that exist at each moment.
+
+    A storage counts from the moment of its beginning to that before its end.
+    """
+    changes = np.zeros(length + 1, np.int64)
+    np.add.at(changes, born, sizes)
+    np.add.at(changes, dead, -sizes)
+    return changes.cumsum()

@@ -1,0 +1,213 @@
+"""Seconds of one optimizer step under a layout: compute, communication, idle and optimizer.
+
+What overlaps is what today's engine overlaps. DeepSpeed 0.19.8 reduces on a stream of its own only
+under ZeRO-3, because "overlap_comm" defaults to stage == 3 (runtime/zero/config.py:385) and no
+JSON of ds_configs/ sets it; there, a share of gathers and reductions, at most `HIDDEN`, hides
+behind computation. Under ZeRO-0, 1 and 2 the device waits for every reduction, and a pipeline
+reduces once, after its last backward pass. Sends over a cut hide behind computation as far as the
+schedule allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import numpy as np
+
+from yolods.plan.cost import Cost
+from yolods.plan.layout import Layout
+from yolods.plan.one_f_one_b import simulate
+from yolods.plan.time.gpus import MEMORY_EFFICIENCY, GpuFigures
+from yolods.plan.time.nodes import NodeTimes
+from yolods.plan.time.routes import Network, Routes, routes
+from yolods.plan.traffic.links import Link, seconds
+from yolods.plan.traffic.transfers import Transfer, transfers
+from yolods.plan.zero_bubble import simulate_split
+
+OPTIMIZER_TRAFFIC = 44
+"""Bytes of memory per parameter that a step of the optimizer reads or writes.
+
+In units of 4: gradient for the norm, for clipping (twice) and for the update, master and momentum
+twice each, the moving average twice and the master for it, and the new weight: 11.
+"""
+HIDDEN = 0.5
+"""Assumed largest share of ZeRO-3's collectives that hides behind computation: gathers start few
+layers ahead, the first ones wait for nothing, and the last reductions have nothing to hide behind.
+"""
+WEIGHTS_SHARE = 0.5
+"""Share of a backward pass that computes the weights' gradients: half of a convolution's FLOPs."""
+_WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSeconds:
+    """Seconds of one step on the rank that takes longest, by what it does."""
+
+    compute: float = 0.0
+    """Forward and backward passes of the busiest stage."""
+    communication: float = 0.0
+    """Transfers for which computation waits."""
+    idle: float = 0.0
+    """Waiting for other stages."""
+    optimizer: float = 0.0
+    """Norm, clipping, update and moving average."""
+
+    @property
+    def total(self) -> float:
+        """Seconds of the step."""
+        return sum(getattr(self, each.name) for each in fields(self))
+
+
+@dataclass(frozen=True, eq=False)
+class Clock:
+    """What the time of a model's layouts is computed from."""
+
+    costs: dict[str, Cost]
+    """The model's costs by precision."""
+    times: dict[str, NodeTimes]
+    """The nodes' times by precision."""
+    gpu: GpuFigures
+    """The device."""
+    network: Network
+    """The links."""
+    boxes: float = 0.0
+    """Mean number of boxes per training sample, which a pipeline sends to its last stage."""
+    backend: str = "nccl"
+    """nccl or gloo."""
+
+    def least(self, layout: Layout) -> float:
+        """A lower bound of `step(layout).total`, without a simulation.
+
+        A stage starts when the first micro-batch has passed the stages before it, computes all
+        micro-batches, and its last gradient still has to pass back.
+        """
+        forward, backward = self._passes(layout)
+        # Zero-bubble's stages may compute their weights' gradients while the last ones pass back.
+        fill = forward if layout.schedule == "zb" else forward + backward
+        before = np.concatenate(([0.0], np.cumsum(fill)[:-1]))
+        busy = float((before + layout.accumulation * (forward + backward)).max())
+        reduced = min(self._reduction(layout, each)[0] for each in self._routes(layout))
+        return busy + reduced + self._optimizer(layout)
+
+    def step(self, layout: Layout) -> StepSeconds:
+        """The seconds of a step."""
+        found = [self._step(layout, each) for each in self._routes(layout)]
+        return min(found, key=lambda each: each.total)
+
+    def _routes(self, layout: Layout) -> tuple[Routes, ...]:
+        return routes(self.network, layout.stages, layout.replicas)
+
+    def _passes(self, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+        precision = layout.autocast or layout.precision
+        bounds = (0, *layout.cuts, len(self.costs[precision].nodes))
+        return self.times[precision].stages(
+            bounds, layout.micro_batch, recompute=layout.recompute != 0
+        )
+
+    def _step(self, layout: Layout, links: Routes) -> StepSeconds:
+        forward, backward = self._passes(layout)
+        exposed, hidden = self._reduction(layout, links)
+        optimizer = self._optimizer(layout)
+        compute = layout.accumulation * float((forward + backward).max())
+        if layout.stages == 1:
+            waiting = max(hidden - compute, (1 - HIDDEN) * hidden)
+            return StepSeconds(
+                compute=compute, communication=exposed + waiting, optimizer=optimizer
+            )
+        sends = tuple(self._sends(layout, links))
+        args = tuple(forward.tolist()), tuple(backward.tolist()), layout.accumulation
+        swift = _makespan(layout.schedule, *args, (0.0,) * len(sends))
+        makespan = _makespan(layout.schedule, *args, sends)
+        return StepSeconds(
+            compute=compute,
+            communication=exposed + max(makespan - swift, 0.0),
+            idle=min(swift, makespan) - compute,
+            optimizer=optimizer,
+        )
+
+    def _sends(self, layout: Layout, links: Routes) -> list[float]:
+        """Seconds of one micro-batch's transfer over each cut."""
+        crossing = self.costs[layout.autocast or layout.precision].crossing
+        return [
+            layout.micro_batch * crossing[cut] / link.bandwidth + link.latency
+            for cut, link in zip(layout.cuts, links.boundaries, strict=True)
+        ]
+
+    def _reduction(self, layout: Layout, links: Routes) -> tuple[float, float]:
+        """Seconds of the slowest stage's collectives: for which computation waits, and behind which
+        it may hide them."""
+        costs = self.costs[layout.autocast or layout.precision]
+        exposed = hidden = 0.0
+        for stage in _transfers(costs, layout, self.boxes):
+            hides, waits = self._collectives(stage, links.replicas, layout.zero_stage == 3)
+            exposed, hidden = max(exposed, waits), max(hidden, hides)
+        moved = self._through_host(layout)
+        return (exposed, hidden + moved) if layout.offload_param else (exposed + moved, hidden)
+
+    def _collectives(
+        self, stage: Sequence[Transfer], link: Link, overlapped: bool
+    ) -> tuple[float, float]:
+        """Seconds of a stage's collectives: those behind computation, and those before it."""
+        hidden = exposed = 0.0
+        for each in stage:
+            if each.operation == "send":
+                continue
+            took = seconds(each, link, backend=self.backend)
+            if overlapped and each.kind in ("reduce", "gather"):
+                hidden += took
+            else:
+                exposed += took
+        return hidden, exposed
+
+    def _through_host(self, layout: Layout) -> float:
+        """Seconds between device and host memory: gradients and weights of offloaded states, and
+        offloaded parameters before every pass."""
+        if not layout.offload_optimizer:
+            return 0.0
+        parameters = self._parameters(layout) / layout.replicas
+        width = _WIDTH[layout.precision]
+        # Gradients leave after each micro-batch from stage 2 on, new weights return once.
+        passes = layout.accumulation if layout.zero_stage > 1 else 1
+        moved = parameters * width * (passes + 1)
+        if layout.offload_param:
+            moved += parameters * width * 2 * layout.accumulation
+        return moved / (self.gpu.host * MEMORY_EFFICIENCY)
+
+    def _optimizer(self, layout: Layout) -> float:
+        share = layout.replicas if layout.zero_stage else 1
+        rate = self.gpu.host if layout.offload_optimizer else self.gpu.bandwidth
+        touched = OPTIMIZER_TRAFFIC * self._parameters(layout) / share
+        return touched / (rate * MEMORY_EFFICIENCY)
+
+    def _parameters(self, layout: Layout) -> int:
+        """Parameters of the largest stage."""
+        counts = _counts(self.costs[layout.autocast or layout.precision])
+        return int(np.add.reduceat(counts, (0, *layout.cuts)).max())
+
+
+@lru_cache(maxsize=4096)
+def _transfers(costs: Cost, layout: Layout, boxes: float) -> tuple[tuple[Transfer, ...], ...]:
+    return transfers(costs, layout, boxes=boxes)
+
+
+@lru_cache(maxsize=64)
+def _counts(costs: Cost) -> np.ndarray:
+    return np.array([node.parameters for node in costs.nodes])
+
+
+@lru_cache(maxsize=4096)
+def _makespan(
+    schedule: str,
+    forward: tuple[float, ...],
+    backward: tuple[float, ...],
+    micro_batches: int,
+    sends: tuple[float, ...],
+) -> float:
+    if schedule == "1f1b":
+        return simulate(forward, backward, micro_batches, sends).makespan
+    # Of a convolution, both parts of a backward pass take as many FLOPs.
+    half = [WEIGHTS_SHARE * each for each in backward]
+    inputs = [each - part for each, part in zip(backward, half, strict=True)]
+    return simulate_split(forward, inputs, half, micro_batches, sends).makespan

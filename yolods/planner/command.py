@@ -1,0 +1,200 @@
+"""`yolods plan`: from flags to the report, the JSON and the picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+from yolods.config.run import DEFAULT_MODEL
+from yolods.errors import UserError
+from yolods.launch.args import LaunchFlags
+from yolods.launch.command import hosts_of
+from yolods.model.graph.graph import Graph, build_graph
+from yolods.plan.cost import Cost, cost
+from yolods.plan.memory.predict import MemoryModel
+from yolods.plan.stage_plan import DTYPE_BYTES
+from yolods.plan.time.nodes import NodeTimes, assumed_times, measured_times
+from yolods.plan.time.step import Clock
+from yolods.plan.traffic.links import Link
+from yolods.planner.choices import Choice
+from yolods.planner.picture import draw_memory
+from yolods.planner.recipe import check_recipe, recipe_of, refuse_existing
+from yolods.planner.refusal import Refused
+from yolods.planner.report import plan_json, render_plan
+from yolods.planner.request import (
+    Machines,
+    Subject,
+    choice_of,
+    machines_of,
+    subject_of,
+)
+from yolods.planner.search import Found, Option, search_layouts
+from yolods.system.files import replace_text
+
+
+@dataclass(frozen=True, eq=False)
+class Planner:
+    """Searches layouts of one model, and keeps what a search needs again."""
+
+    subject: Subject
+    optimizer: str
+    """Name of the optimizer; auto counts as the larger of the two that it chooses between."""
+    measured: bool = False
+    """Whether to measure nodes on this machine's device instead of assuming their times."""
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The model's nodes."""
+        return build_graph(self.subject.blueprint.meta)
+
+    @cached_property
+    def _memory(self) -> dict[str, MemoryModel]:
+        name = "AdamW" if self.optimizer == "auto" else self.optimizer
+        return {
+            device: MemoryModel(
+                self.subject.blueprint, boxes=self.subject.boxes, optimizer=name, device=device
+            )
+            for device in ("cpu", "cuda")
+        }
+
+    def clock(self, choice: Choice, machines: Machines) -> Clock:
+        """The times of a choice's layouts on some machines."""
+        costs = {each: self._cost(choice.imgsz, each) for each in choice.precisions}
+        times = {each: self._times(costs[each], each, machines) for each in choice.precisions}
+        return Clock(
+            costs,
+            times,
+            machines.figures,
+            machines.network,
+            boxes=self.subject.boxes.mean,
+            backend="nccl" if machines.device == "cuda" else "gloo",
+        )
+
+    def search(self, choice: Choice, machines: Machines) -> Found:
+        """The best layouts."""
+        clock = self.clock(choice, machines)
+        return search_layouts(choice, clock, self._memory[machines.device].ranks, machines.limits)
+
+    def _cost(self, imgsz: int, precision: str) -> Cost:
+        return cost(self.graph, imgsz, DTYPE_BYTES[precision])
+
+    def _times(self, costs: Cost, precision: str, machines: Machines) -> NodeTimes:
+        if not (self.measured and machines.here and machines.device == "cuda"):
+            return assumed_times(costs, machines.figures, precision)
+        return _profile(self.graph, costs.imgsz, precision)
+
+
+@lru_cache(maxsize=8)
+def _profile(graph: Graph, imgsz: int, precision: str) -> NodeTimes:
+    """The nodes' times on this machine's GPU, of as many images as fit, at most 8."""
+    import torch
+
+    from yolods.plan.profile import measure
+
+    for images in (8, 4, 2):
+        try:
+            seconds = measure(graph, imgsz, images, torch.device("cuda"), precision)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+        else:
+            return measured_times(seconds, images)
+    return measured_times(measure(graph, imgsz, 1, torch.device("cuda"), precision), 1)
+
+
+def run_plan(
+    args: argparse.Namespace, flags: LaunchFlags, gpus: int, tell: Callable[[str], None]
+) -> str:
+    """Run the command.
+
+    Args:
+        args: result of `plan_parser`.
+        flags: the launcher's flags, which name the hosts.
+        gpus: GPUs of this machine.
+        tell: called with lines about the progress.
+
+    Returns:
+        the text for the screen.
+
+    Raises:
+        UserError: wrong flags, or nothing fits; then with what would.
+    """
+    for path, flag in ((args.out, "--out"), (args.plot, "--plot")):
+        if path is not None:
+            refuse_existing(path, flag, exist_ok=args.exist_ok)
+    if args.ranks is not None and flags.hostfile is not None:
+        raise UserError(
+            f"--ranks {args.ranks} and {flags.hostfile_by}{flags.hostfile} both say where ranks "
+            "run; keep one"
+        )
+    hosts = () if args.ranks is not None else hosts_of(flags, gpus=0 if flags.hostfile else gpus)
+    measured = _measured_link(flags, gpus, tell) if args.links else None
+    machines = machines_of(args, hosts, gpus, measured)
+    subject = subject_of(args.model or DEFAULT_MODEL, args.data)
+    choice = choice_of(args, subject, machines)
+    planner = Planner(subject, args.optimizer, measured=True)
+    if machines.here and machines.device == "cuda":
+        tell("measuring the model's nodes on this GPU")
+    found = planner.search(choice, machines)
+    if found.best is None:
+        tell("no layout fits; searching for what would")
+        refused = Refused(found, machines, planner.search, subject.blueprint.grid)
+        raise UserError("\n".join(refused.lines()))
+    clock = planner.clock(choice, machines)
+    if args.out is not None:
+        write_recipe(args.out, found.best, planner, _words(args), machines.device)
+        tell(f"wrote {args.out}: {found.best.family.label}, {found.best.layout.precision}")
+    if args.plot is not None:
+        title = f"{subject.model} at {choice.imgsz}, {choice.images} images per step"
+        title += f", {machines.ranks} ranks of {machines.figures.name}"
+        draw_memory(args.plot, found.ranked[: args.top], machines.limits.device, title)
+        tell(f"wrote {args.plot}")
+    if args.json:
+        return json.dumps(plan_json(found, clock, subject, machines, top=args.top), indent=2)
+    return "\n".join(render_plan(found, clock, subject, machines, top=args.top))
+
+
+def _measured_link(flags: LaunchFlags, gpus: int, tell: Callable[[str], None]) -> Link:
+    """The slowest link between the hostfile's hosts."""
+    from yolods.planner.link_test import measure_links
+
+    return measure_links(flags, gpus=gpus, say=tell).slowest
+
+
+def write_recipe(
+    path: Path,
+    option: Option,
+    planner: Planner,
+    words: Sequence[str],
+    device: str,
+    *,
+    batch_keys: bool = True,
+) -> None:
+    """Write a layout's JSON, after `train`'s own parser has read it.
+
+    Args:
+        path: the JSON; replaced if it exists.
+        words: the flags of `train` besides --deepspeed_config.
+        batch_keys: see `recipe_of`.
+
+    Raises:
+        UserError: `train` would refuse it.
+    """
+    text = json.dumps(recipe_of(option.layout, planner.graph, batch_keys=batch_keys), indent=2)
+    draft = path.with_name(f".{path.name}.draft.json")
+    try:
+        replace_text(draft, f"{text}\n")
+        check_recipe(draft, option.layout, planner.subject.blueprint, words, device)
+    finally:
+        draft.unlink(missing_ok=True)
+    replace_text(path, f"{text}\n")
+
+
+def _words(args: argparse.Namespace) -> list[str]:
+    """The flags of `train` for this plan."""
+    words = ["--data", args.data or "demo", "--model", args.model or DEFAULT_MODEL]
+    words += ["--imgsz", str(args.imgsz)]
+    return words if args.optimizer == "auto" else [*words, "--optimizer", args.optimizer]
