@@ -1,7 +1,7 @@
 """pytest's part of tests.lanes: a lane takes files from a shared queue and reports events.
 
---lane-queue FILE     JSON: the files in order, and how many were taken from its front and its back
---lane-end END        the end from which this lane takes files: "front" or "back"
+--lane-queue FILE     JSON: all files, and what is left of those with which each lane begins
+--lane-end END        this lane: "front" or "back"
 --lane-events FILE    the events so far, one JSON per line
 """
 
@@ -52,17 +52,18 @@ def files_in(queue: Path) -> list[str]:
 
 
 def take(queue: Path, end: str) -> str | None:
-    """Take the next file from an end of the queue; None if both ends have met."""
+    """Take the next file of a lane, or of the other one when it has none left; None if there is
+    none."""
     with _locked(queue) as file:
         state = json.load(file)
-        if state["front"] + state["back"] == len(state["files"]):
+        left = state[end] or state["back" if end == "front" else "front"]
+        if not left:
             return None
-        place = state["front"] if end == "front" else -1 - state["back"]
-        state[end] += 1
+        taken = left.pop(0)
         file.seek(0)
         file.truncate()
         json.dump(state, file)
-        return state["files"][place]
+        return taken
 
 
 class Lane:

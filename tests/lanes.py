@@ -1,10 +1,11 @@
 """`./launch.sh test`: the suite in two lanes side by side, two runs of pytest that share a queue of
 files.
 
-    front    begins with the longest files, whose tests start many processes and wait for them
+    front    begins with the other folders, whose tests start many processes and wait for them
     back     begins with tests/unit, most of which computes in one process
 
-The suite is finished when both ends of the queue meet, so neither lane waits for the other.
+Each takes the longest files first, and those of the other lane when it has none left. What is left
+at the end is short, so neither lane waits for the other.
 `--fast` runs the tests of tests/unit that are neither `slow` nor marked `process`. Further
 arguments are passed to pytest. The times of a run are stored in .pytest_cache, from which the next
 run estimates its duration; the first run estimates it from tests/seconds.json and the speed of this
@@ -108,13 +109,15 @@ def expected(root: Path, kind: str, loop: float) -> tuple[Record, str]:
     return Record({}, 0.0, loop), "nobody knows how long: no run has been recorded"
 
 
-def files_of(root: Path, kind: str, seconds: Mapping[str, float]) -> list[str]:
-    """The queue: files outside tests/unit, longest first, then tests/unit in reverse order."""
+def files_of(root: Path, kind: str, seconds: Mapping[str, float]) -> dict[str, list[str]]:
+    """The files with which each lane begins, the longest first."""
     folder = root / "tests" / "unit" if kind == "fast" else root / "tests"
     found = sorted(file.relative_to(root).as_posix() for file in folder.rglob("test_*.py"))
-    others = [file for file in found if "/unit/" not in file]
-    others.sort(key=lambda file: -seconds.get(file, NEW_FILE_SECONDS))
-    return [*others, *reversed([file for file in found if "/unit/" in file])]
+    found.sort(key=lambda file: -seconds.get(file, NEW_FILE_SECONDS))
+    return {
+        "front": [file for file in found if "/unit/" not in file],
+        "back": [file for file in found if "/unit/" in file],
+    }
 
 
 @dataclass
@@ -278,11 +281,14 @@ def main(words: Sequence[str], root: Path = ROOT) -> int:
     return status
 
 
-def _start(folder: Path, root: Path, files: Sequence[str], words: Sequence[str]) -> list[Lane]:
+def _start(
+    folder: Path, root: Path, files: Mapping[str, Sequence[str]], words: Sequence[str]
+) -> list[Lane]:
     queue = folder / "queue"
-    queue.write_text(json.dumps({"files": list(files), "front": 0, "back": 0}), encoding="utf-8")
+    every = [file for each in files.values() for file in each]
+    queue.write_text(json.dumps({"files": every, **files}), encoding="utf-8")
     lanes = []
-    for end in ("front", "back"):
+    for end in files:
         events, log = folder / f"{end}.events", folder / f"{end}.log"
         events.touch()
         # The lanes would overwrite each other's cache.

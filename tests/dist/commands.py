@@ -17,7 +17,7 @@ from tests.forks import environment
 from yolods.launch.deepspeed_runner import NODE_LAUNCHER
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("--model", "yolov5n", "--imgsz", "64", "--batch-size", "4", "--workers", "0")
+SMALL = ("--model", "yolov5[0.1,0.1]", "--imgsz", "64", "--batch-size", "4", "--workers", "0")
 """Flags of a run that takes seconds."""
 
 

@@ -23,6 +23,8 @@ from yolods.launch.command import free_port
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(220)]
 
 PATIENCE_SECONDS = 100.0
+MODEL = "yolov5n"
+"""Learns to find something within seconds."""
 GENTLE = ("--set", "optimizer=SGD", "--set", "lr0=0.0001")
 """So that the model still finds after the epoch what it found before."""
 NAMES = ("colour0", "colour1")
@@ -70,7 +72,7 @@ def _teach(path: Path) -> None:
     from yolods.model.architecture.build import architecture, build, parse_name
 
     torch.manual_seed(0)
-    net = build(architecture(parse_name("yolov5n"), len(NAMES), 3), NAMES)
+    net = build(architecture(parse_name(MODEL), len(NAMES), 3), NAMES)
     skeleton = deepcopy(net)
     net.args = get_cfg()
     for module in net.modules():
@@ -129,7 +131,9 @@ def _flags(data: Path, weights: Path) -> list[str]:
         str(data),
         "--weights",
         str(weights),
-        *SMALL,
+        "--model",
+        MODEL,
+        *SMALL[2:],
         "--epochs",
         "1",
         "--set",

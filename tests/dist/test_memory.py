@@ -41,6 +41,7 @@ ZERO: dict[int, dict[str, Any]] = {
         "reduce_bucket_size": BUCKET,
         "stage3_param_persistence_threshold": 0,  # else small parameters stay whole on every rank
         "stage3_max_live_parameters": 0,
+        "stage3_max_reuse_distance": 0,
         "stage3_prefetch_bucket_size": 0,
     },
 }
@@ -69,14 +70,14 @@ def _count(ranks: Ranks, file: Path) -> Counted:
         take_step = small.engine.deepspeed.step
 
         def count_and_step() -> None:
-            moments.append(_sort(small, before))
+            if number == STEPS - 1:  # Adam has its moments from the end of the first step on
+                moments.append(_sort(small, before))
             take_step()
 
         small.engine.deepspeed.step = count_and_step
         for number in range(STEPS):
             small.step(number)
-        # Adam has its moments from the end of the first step on.
-        return max(moments[len(moments) // STEPS :], key=lambda counted: counted["states"])
+        return max(moments, key=lambda counted: counted["states"])
 
 
 def _sort(small: Small, before: list[Tensor]) -> Counted:

@@ -89,7 +89,7 @@ def _kill_when(reached: Callable[[], bool], words: list[str], folder: Path) -> N
         ranks = ranks_of(process)
         assert len(ranks) == 2
         worked = cpu_seconds(ranks)
-        while cpu_seconds(ranks) < worked + 0.8 and time.monotonic() < deadline:
+        while cpu_seconds(ranks) < worked + 0.5 and time.monotonic() < deadline:
             time.sleep(0.01)
         kill(process)
 

@@ -77,13 +77,6 @@ def told(measured: Measured, kind: str, layout: str) -> Report:
     return first
 
 
-def allow_fp16() -> None:
-    """Let DeepSpeed's fp16 optimizers run on a CPU: it is only slow."""
-    from deepspeed.accelerator import get_accelerator
-
-    type(get_accelerator()).is_fp16_supported = lambda self: True
-
-
 def low_precision(name: str, *, buffers: bool = True, **settings: Any) -> dict[str, Any]:
     """The JSON blocks of a stock engine in fp16 or bf16.
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.half import allow_fp16
 from tests.parity.pipes import split_engine
 from tests.parity.small import CONFIGS, micro_batch, small_engine
 from tests.parity.splits import Case
@@ -37,12 +38,10 @@ KINDS = ("activation", "activation gradient", "parameter gradient", "spike", "im
 MICRO_BATCHES = 2
 WARM_STEPS = 20
 """Clean steps that come first: spikes are only told from what is usual."""
-BLOCKS: dict[str, Any] = {
-    "yolods": {"overflow": {"warmup_steps": 15, "quarantine": 0}},
-    # As high as this model bears: a first descent from 65536 would be an overflow of its own.
-    "fp16": {"enabled": True, "initial_scale_power": 6, "hysteresis": 1000},
-}
-"""Of every layout's JSON."""
+JUDGED = 5
+"""The last of them that are already judged."""
+# As high as this model bears: a first descent from 65536 would be an overflow of its own.
+FP16 = {"enabled": True, "initial_scale_power": 6, "hysteresis": 1000}
 SPIKE = 1e7
 SILENT = ("model.24.cv2.1.", "model.24.cv2.2.")
 """Boxes of the larger strides, of which images of 64 pixels mostly hold none: ten million times no
@@ -199,22 +198,16 @@ def _first(module: nn.Module, hook: Any) -> Any:
 
 
 @contextmanager
-def engine_of(
-    ranks: Ranks, layout: str, folder: Path, blocks: dict[str, Any] | None = None
-) -> Iterator[Engine]:
+def engine_of(ranks: Ranks, layout: str, folder: Path, blocks: dict[str, Any]) -> Iterator[Engine]:
     """A real engine of a layout on the tape's model.
 
     Args:
         folder: for its JSON.
-        blocks: of the JSON, in place of `BLOCKS`.
+        blocks: of its JSON.
     """
     half = layout.endswith("fp16")
     if half:
-        from deepspeed.accelerator import get_accelerator
-
-        type(get_accelerator()).is_fp16_supported = lambda self: True  # of a CPU; it is only slow
-    if blocks is None:
-        blocks = {key: block for key, block in BLOCKS.items() if half or key != "fp16"}
+        allow_fp16()
     with ExitStack() as stack:
         if layout.startswith("pipeline"):
             shape = {
@@ -246,20 +239,22 @@ def play(
     clean: int = 0,
     every: int = 3,
     attribution: str = "armed",
+    warm: int = WARM_STEPS,
 ) -> dict[str, Any]:
-    """Play a tape of `count` faults, a clean step after each `every`, and `clean` clean steps at
-    the end.
+    """Play a tape of `count` faults after `warm` clean steps, a clean step after each `every`, and
+    `clean` clean steps at the end.
 
     Returns:
         on each rank: `told`, what became of each fault; `alarms`, clean steps that were not
         applied.
     """
     told, alarms, number = [], 0, 0
-    blocks, kinds = None, KINDS
+    overflow = {"warmup_steps": warm - JUDGED, "quarantine": 0, "attribution": attribution}
+    blocks: dict[str, Any] = {"yolods": {"overflow": overflow}}
+    if layout.endswith("fp16"):
+        blocks["fp16"] = FP16
+    kinds = KINDS
     if attribution != "armed":
-        blocks = {
-            "yolods": {"overflow": {**BLOCKS["yolods"]["overflow"], "attribution": attribution}}
-        }
         # A parameter's hooks run in the order in which they were set: a probe that was first sees
         # nothing bad.
         kinds = tuple(kind for kind in KINDS if kind != "parameter gradient")
@@ -267,7 +262,7 @@ def play(
         injector = Injector(engine)
         held = ranks.from_main(ranks.to_main(convolutions(engine)))
         modules = sorted({name for names in held for name in names})
-        for _ in range(WARM_STEPS):
+        for _ in range(warm):
             alarms += not step_on(engine, injector, None, number).verdict.applied
             number += 1
         for place, fault in enumerate(draw(count, seed, modules, ranks.size, kinds=kinds)):
@@ -280,7 +275,7 @@ def play(
             alarms += not step_on(engine, injector, None, number).verdict.applied
             number += 1
         injector.close()
-    return {"told": told, "alarms": alarms, "clean": WARM_STEPS + count // every + clean}
+    return {"told": told, "alarms": alarms, "clean": warm + count // every + clean}
 
 
 def convolutions(engine: Engine) -> list[str]:

@@ -19,7 +19,6 @@ from tests.faults.stock import (
     Measured,
     Report,
     Stock,
-    allow_fp16,
     bad_image,
     low_precision,
     mended,
@@ -32,6 +31,7 @@ from tests.faults.stock import (
     stock,
     take,
 )
+from tests.half import allow_fp16
 from tests.parity.small import micro_batch
 from tests.ranks import on_ranks
 from yolods.distributed.world import Ranks

@@ -14,7 +14,6 @@ from tests.faults.stock import (
     Measured,
     Reached,
     Report,
-    allow_fp16,
     bad_gradient,
     mended,
     own_engine,
@@ -25,6 +24,7 @@ from tests.faults.stock import (
     told,
     true_norms,
 )
+from tests.half import allow_fp16
 from tests.ranks import on_ranks
 from yolods.distributed.world import Ranks
 

@@ -7,43 +7,36 @@ and recorded in benchmarks/fault_tape.md.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.faults.tape import KINDS, faults_in, summary
 from tests.ranks import on_ranks
 
-FAULTS = 8
-HALF = 5
-"""Faults under fp16, which a CPU is slow at, and of layouts that others resemble."""
+FAULTS = len(KINDS)
+"""Of a layout: one of each kind."""
+WARM_STEPS = 10
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
-@pytest.mark.parametrize(
-    "layout", ["zero0", "zero1_syncbn", "zero3", "pipeline", "zero2_fp16", "pipeline_fp16"]
-)
+LAYOUTS = ("zero0", "zero1_syncbn", "zero3", "pipeline", "zero2_fp16", "pipeline_fp16")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_faults_are_named_and_leave_nothing_behind(layout: str, tmp_path: Path) -> None:
-    count = HALF if layout.endswith("fp16") else FAULTS
-    reports = on_ranks(
-        "tests.faults.tape:play",
-        (2,),
-        timeout=180,
-        **{"layout": layout, "count": count, "seed": 0, "folder": str(tmp_path)},
-    )[2]
+    reports = _play(layout, tmp_path)
     assert not faults_in(reports, layout)
-    if count == FAULTS:
-        assert set(KINDS) <= set(summary(reports)), "the tape misses a kind of fault"
+    assert set(KINDS) <= set(summary(reports)), "the tape misses a kind of fault"
 
 
 @pytest.mark.parametrize("layout", ["zero2", "pipeline_recompute"])
 def test_probes_that_are_always_on_need_no_second_run(layout: str, tmp_path: Path) -> None:
-    told = {
-        "layout": layout,
-        "count": HALF,
-        "seed": 0,
-        "folder": str(tmp_path),
-        "attribution": "always",
-    }
-    reports = on_ranks("tests.faults.tape:play", (2,), timeout=180, **told)[2]
-    assert not faults_in(reports, layout)
+    assert not faults_in(_play(layout, tmp_path, attribution="always"), layout)
+
+
+def _play(layout: str, folder: Path, **told: str) -> list[dict[str, Any]]:
+    told |= {"layout": layout, "folder": str(folder)}
+    numbers = {"count": FAULTS, "seed": 0, "warm": WARM_STEPS}
+    return on_ranks("tests.faults.tape:play", (2,), timeout=180, **told, **numbers)[2]

@@ -1,5 +1,5 @@
-"""Activation checkpointing under ZeRO 0 to 3: a step of two ranks computes what it computes when
-all is kept."""
+"""Activation checkpointing under ZeRO 0, 2 and 3: a step of two ranks computes what it computes
+when all is kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.parity.small import CONFIGS, distances, seasoned_weights, small_engin
 from tests.ranks import on_ranks
 from yolods.distributed.world import Ranks
 
-STAGES = (0, 1, 2, 3)
+STAGES = (0, 2, 3)
+"""Stage 1 is the class of stage 2 in DeepSpeed."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 

@@ -36,7 +36,9 @@ STAGES = (0, 1, 2, 3)
 SIZES = (1, 2)
 OPTIMIZERS = {1: ("SGD",), 2: ("SGD", "AdamW")}
 """By number of ranks."""
-SYNC_BN_STAGES = (0, 3)
+SEASONED_STAGES = (0, 3)
+"""ZeRO stages of `default` and `sync_bn`, which change what a rank computes: with whole weights and
+with weights in parts."""
 RATES = {"SGD": 0.01, "AdamW": 0.001}
 MAX_NORM, WEIGHT_DECAY = 10.0, 0.0005
 
@@ -60,9 +62,8 @@ def measure(ranks: Ranks) -> dict[tuple[str, int], Report]:
         # without AVX-512.
         plain = _plain_step("SGD", ranks.size, seasoned, layout=torch.channels_last)
         joint = _plain_joint_step(seasoned)
-        for stage in STAGES:
+        for stage in SEASONED_STAGES:
             found["default", stage] = _compare(ranks, stage, plain, "SGD", weights=seasoned)
-        for stage in SYNC_BN_STAGES:
             settings = {"weights": seasoned, "channels_last": False, "sync_bn": True}
             found["sync_bn", stage] = _compare(ranks, stage, joint, "SGD", **settings)
     return found
@@ -201,7 +202,7 @@ def cases(*chosen: tuple[int, str]) -> pytest.MarkDecorator:
     rows = [
         (size, case, stage)
         for size, case in chosen
-        for stage in (SYNC_BN_STAGES if case == "sync_bn" else STAGES)
+        for stage in (STAGES if case in RATES else SEASONED_STAGES)
     ]
     return pytest.mark.parametrize(
         ("size", "case", "stage"),

@@ -20,8 +20,10 @@ from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
 from yolods.evaluation.evaluator import Evaluator
 
-ACCUMULATIONS = (1, 4)
+ACCUMULATIONS = (1, 2)
 """Micro-batches per observed step."""
+FILLED = (1, 4)
+"""The same for a pipeline of up to four stages, which four fill."""
 STEADY = (5, 8)
 """The same for a pipeline's steady phase, in which forward and backward passes alternate: with more
 micro-batches than stages, 8 need no more memory than 5."""
@@ -65,7 +67,7 @@ def whole_round(ranks: Ranks, within: World, name: str, data: str, **hyper: obje
         for number in range(WARM):
             assert not take_step(engine, number, 1).skipped
         rounds.take("build", lambda: None)
-        for micro_batches in (*ACCUMULATIONS, *STEADY) if stages_of(name) > 1 else ACCUMULATIONS:
+        for micro_batches in (*FILLED, *STEADY) if stages_of(name) > 1 else ACCUMULATIONS:
             rounds.take(f"step of {micro_batches}", lambda m=micro_batches: _applied(engine, m))
         rounds.take("snapshot", engine.snapshots.take)
         rounds.take("evaluation", lambda: _evaluate(engine, Path(data), Path(folder)))

@@ -21,21 +21,24 @@ def test_the_same_number_draws_the_same_configuration() -> None:
     assert len({json.dumps(draw(number).raw) for number in range(50)}) > 40
 
 
-def test_no_configuration_gives_a_traceback(tmp_path: Path) -> None:
-    passed, refused = [], 0
-    for number in range(CHECKED):
-        said = checked(draw(number), tmp_path)  # raises what the check did not foresee
-        if said is None:
-            passed.append(number)
-        else:
-            refused += 1
-            assert all(line.strip() and "Traceback" not in line for line in said.splitlines()), said
-    assert len(passed) > CHECKED // 10 and refused > CHECKED // 10
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> list[str | None]:
+    """What the check said of each configuration; it raises what it did not foresee."""
+    folder = tmp_path_factory.mktemp("checked")
+    return [checked(draw(number), folder) for number in range(CHECKED)]
 
 
-@pytest.mark.slow
-def test_configurations_that_pass_the_check_take_their_steps(tmp_path: Path) -> None:
-    passed = [number for number in range(CHECKED) if checked(draw(number), tmp_path) is None]
+def test_no_configuration_gives_a_traceback(said: list[str | None]) -> None:
+    refused = [text for text in said if text is not None]
+    for text in refused:
+        assert all(line.strip() and "Traceback" not in line for line in text.splitlines()), text
+    assert len(said) - len(refused) > CHECKED // 10 and len(refused) > CHECKED // 10
+
+
+def test_configurations_that_pass_the_check_take_their_steps(
+    said: list[str | None], tmp_path: Path
+) -> None:
+    passed = [number for number, text in enumerate(said) if text is None]
     for number in spread(passed, STARTED):
         assert step(draw(number), tmp_path) is None, (number, draw(number))
 

@@ -166,27 +166,23 @@ def test_lanes_that_hang_are_ended_in_time(suite, run_process, tmp_path) -> None
     )
 
 
-def test_both_ends_of_the_queue_meet(tmp_path: Path) -> None:
+def test_a_lane_without_files_takes_those_of_the_other(tmp_path: Path) -> None:
     queue = tmp_path / "queue"
-    queue.write_text(json.dumps({"files": ["a", "b", "c"], "front": 0, "back": 0}))
+    queue.write_text(json.dumps({"files": ["a", "b", "c"], "front": ["a", "b"], "back": ["c"]}))
     ends = ("front", "back", "back", "front", "back")
     assert [take(queue, end) for end in ends] == ["a", "c", "b", None, None]
+    assert files_in(queue) == ["a", "b", "c"]
 
 
-def test_the_queue_has_every_file_the_longest_in_front_and_unit_from_its_back_by_name(
-    tmp_path: Path,
-) -> None:
+def test_each_lane_begins_with_its_longest_files(tmp_path: Path) -> None:
     for name in ("dist/test_a", "faults/test_b", "unit/test_c", "unit/test_d"):
         (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tests" / f"{name}.py").touch()
     seconds = {"tests/faults/test_b.py": 90.0, "tests/unit/test_d.py": 500.0}
     unit = ["tests/unit/test_d.py", "tests/unit/test_c.py"]
-    assert files_of(tmp_path, "whole", seconds) == [
-        "tests/faults/test_b.py",
-        "tests/dist/test_a.py",
-        *unit,
-    ]
-    assert files_of(tmp_path, "fast", seconds) == unit
+    others = ["tests/faults/test_b.py", "tests/dist/test_a.py"]
+    assert files_of(tmp_path, "whole", seconds) == {"front": others, "back": unit}
+    assert files_of(tmp_path, "fast", seconds) == {"front": [], "back": unit}
     assert FAST == ("tests/unit", "-m", "not slow and not process")
 
 
@@ -223,5 +219,5 @@ def test_a_queue_that_another_lane_is_writing_is_waited_for(tmp_path: Path, read
             found = lane.submit(read, queue)
             time.sleep(0.2)
             assert not found.done()
-            json.dump({"files": ["a.py"], "front": 0, "back": 0}, other)
+            json.dump({"files": ["a.py"], "front": ["a.py"], "back": []}, other)
         assert found.result(timeout=10) == ["a.py"]
