@@ -31,6 +31,7 @@ from benchmarks.hardware import describe
 from tests import forks
 from tests.parity.small import NAMES, SAMPLES, configure, micro_batch
 from tests.ranks import on_ranks
+from yolods.checkpoint.pt_file import write_pt
 from yolods.config import RunConfig
 from yolods.distributed.world import Ranks
 from yolods.engine.build import build_engine, build_zero, plan_schedule
@@ -38,7 +39,7 @@ from yolods.engine.zero_engine import ZeroEngine
 from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.blueprint import Blueprint
 from yolods.model.initialise import initialise
-from yolods.model.weights import read_pt, save_atomically
+from yolods.model.weights import read_pt
 from yolods.optim.optimizers import OptimizerChoice
 
 MIB = 2**20
@@ -99,7 +100,7 @@ def write_weights(path: str, model: str) -> int:
     blueprint = blueprint_of(model, OTHER_NAMES, seed=7)
     net = build(blueprint.layers, OTHER_NAMES)
     initialise(net, net.stride, len(OTHER_NAMES), 7)
-    save_atomically(Path(path), {"model": net.half().eval(), "ema": None, "train_args": {}})
+    write_pt(Path(path), net, net.state_dict().items(), {})
     return 0
 
 

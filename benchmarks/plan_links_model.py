@@ -178,6 +178,7 @@ def predicted_seconds(
 
 def _by_clock(layout: Layout, task: Task, costs: Cost, nodes: Sequence[float], link: Link) -> float:
     import numpy as np
+
     from yolods.plan.time.gpus import CPU
     from yolods.plan.time.nodes import NodeTimes
     from yolods.plan.time.routes import Network

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from yolods.checkpoint.pt_file import write_pt
 from yolods.distributed.world import Ranks
 from yolods.engine import build_pipeline as module
 from yolods.engine.build_pipeline import build_stage, order_of, plan_stages
 from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
 from yolods.model.graph.graph import build_graph, live
-from yolods.model.weights import plain_copy, write_pt
 from yolods.plan.stage_plan import StagePlan
 
 CPU = torch.device("cpu")
@@ -140,7 +140,7 @@ def test_a_stage_takes_its_own_of_the_weights_that_were_given_but_not_when_a_run
     other = Blueprint(blueprint.layers, blueprint.names, seed=5)
     whole, _ = other.whole(None)
     file = tmp_path / "a.pt"
-    write_pt(file, plain_copy(whole), whole.state_dict(), {}, half=False)
+    write_pt(file, whole, whole.state_dict().items(), {}, half=False)
     monkeypatch.setattr(Blueprint, "whole", lambda *_, **__: pytest.fail("a whole model"))
     net, note, _ = built(monkeypatch, blueprint, 1, configured(weights=file, resume=resume))
     state = whole.state_dict()

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from yolods.checkpoint.pt_file import write_pt
 from yolods.errors import UserError
 from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
 from yolods.model.initialise import initialise
 from yolods.model.transfer import Transfer
-from yolods.model.weights import PtFile, read_pt, save_atomically
+from yolods.model.weights import PtFile, read_pt
 
 NAMES = ("cat", "dog", "cow")
 
@@ -31,7 +32,7 @@ def written(path: Path, blueprint: Blueprint) -> Path:
         for tensor in net.state_dict().values():
             if tensor.is_floating_point():
                 tensor.copy_(torch.rand(tensor.shape))
-    save_atomically(path, {"model": net.half(), "ema": None})
+    write_pt(path, net, net.state_dict().items(), {})
     return path
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,6 @@ from yolods.plan.memory.loss_burst import loss_burst
 from yolods.plan.memory.states import (
     BYTES,
     Holdings,
-    Parameters,
     holdings,
     parameters_of,
     state_tensors,
