@@ -66,7 +66,7 @@ def measured(
         "cases": {size: [asdict(case) for case in cases] for size, cases in CASES.items()},
         "folder": str(tmp_path_factory.mktemp("schedules")),
     }
-    return on_ranks("tests.parity.test_zero_bubble:measure", tuple(CASES), timeout=75, **call)
+    return on_ranks("tests.parity.test_zero_bubble:measure", tuple(CASES), timeout=85, **call)
 
 
 @pytest.mark.parametrize(
