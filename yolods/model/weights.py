@@ -53,6 +53,10 @@ class PtFile:
         self.names: Any = net.names
         """Class names as the file has them, usually {id: name}."""
         self._tensors: dict[str, Tensor] = net.state_dict()
+        # One for all reads: memory that is freed between tensors that stay would leave gaps.
+        self._room = torch.empty(
+            max((_bytes(tensor) for tensor in self._tensors.values()), default=0), dtype=torch.uint8
+        )
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -60,22 +64,18 @@ class PtFile:
         return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> Tensor:
-        """The values of one tensor, in the dtype of the file.
+        """The values of one tensor, in the dtype of the file, until the next tensor is read.
 
         Raises:
             UserError: the file can no longer be read, or is shorter than before.
         """
         listed = self._tensors[name]
-        # Elements from the first to the last; a tensor may be a view with gaps.
-        reach = 1 + sum(
-            (size - 1) * stride for size, stride in zip(listed.shape, listed.stride(), strict=True)
-        )
-        values = torch.empty(max(reach, 0) if listed.numel() else 0, dtype=listed.dtype)
-        room = memoryview(values.view(torch.uint8).numpy())
         begin = place_in_file(listed)
         if begin is None:  # The file is mapped, as this torch does not note places.
             return listed.clone()
         place = begin + listed.storage_offset() * listed.element_size()
+        part = self._room[: _bytes(listed)]
+        room = memoryview(part.numpy())
         try:
             # Unbuffered: the bytes go from the file into the tensor.
             with self.path.open("rb", buffering=0) as file:
@@ -87,7 +87,15 @@ class PtFile:
             raise UserError(f"--weights {self.path}: {error.strerror or error}") from None
         if read < len(room):
             raise UserError(f"--weights {self.path}: the file has become shorter while it was read")
-        return values.as_strided(listed.shape, listed.stride())
+        return part.view(listed.dtype).as_strided(listed.shape, listed.stride())
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Bytes from the first to the last element; a tensor may be a view with gaps."""
+    if not tensor.numel():
+        return 0
+    sides = zip(tensor.shape, tensor.stride(), strict=True)
+    return (1 + sum((size - 1) * stride for size, stride in sides)) * tensor.element_size()
 
 
 def _loaded(path: Path) -> DetectionModel:
