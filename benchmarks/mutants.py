@@ -149,8 +149,8 @@ MUTANTS = (
     ),
     Mutant(
         "a parameter's pieces are put together out of place",
-        "torch.cat([shard[start : start + piece] for shard in shards])[:count]",
-        "torch.cat([shard[start : start + piece] for shard in reversed(shards)])[:count]",
+        'for rank in range(1 if kind == "whole" else count):',
+        'for rank in reversed(range(1 if kind == "whole" else count)):',
         ("test_shards.py",),
     ),
     Mutant(

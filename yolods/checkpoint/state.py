@@ -108,7 +108,8 @@ def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
 
 def _is_cut(value: Any) -> bool:
     """Whether a value in an optimizer's state is cut like a weight."""
-    return isinstance(value, Stored) or (isinstance(value, Tensor) and value.ndim > 0)
+    like = value.like if isinstance(value, Stored) else value
+    return isinstance(like, Tensor) and like.ndim > 0
 
 
 def _refuse_misfits(checkpoint: Checkpoint, lines: list[str]) -> None:

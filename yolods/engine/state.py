@@ -214,24 +214,7 @@ class TrainingState:
         exhaust the iterator; on ranks other than 0 it yields nothing. The weights must not change
         meanwhile.
         """
-        return self._collect(self._leaves())
-
-    @torch.no_grad()
-    def _leaves(self) -> Iterator[tuple[str, Tensor]]:
-        """This stage's tensors, on ranks that save its weights; the others take part."""
-        keep = self._hands_over()
-        for name, parameter in self.net.named_parameters():
-            trained = parameter.requires_grad
-            value = (
-                self.masters.whole(parameter, keep=keep)
-                if trained
-                else frozen_weight(parameter, keep=keep)
-            )
-            if value is not None:
-                yield name, value
-            del value  # not held while the next one is gathered
-        if keep:
-            yield from ((name, host_copy(each)) for name, each in self.net.named_buffers())
+        return self._collect(_leaves(self.net, self.masters, keep=self._hands_over()))
 
     def _hands_over(self) -> bool:
         """Whether this rank's copy of its weights is the one that is saved."""
@@ -240,6 +223,19 @@ class TrainingState:
     def _collect(self, leaves: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Bring the tensors of all stages to rank 0."""
         return leaves
+
+
+@torch.no_grad()
+def _leaves(net: nn.Module, masters: Masters, *, keep: bool) -> Iterator[tuple[str, Tensor]]:
+    """A stage's tensors, on ranks that save its weights; the others take part."""
+    for name, parameter in net.named_parameters():
+        whole = masters.whole if parameter.requires_grad else frozen_weight
+        value = whole(parameter, keep=keep)
+        if value is not None:
+            yield name, value
+        del value  # not held while the next one is gathered
+    if keep:
+        yield from ((name, host_copy(each)) for name, each in net.named_buffers())
 
 
 def _shaped(state: dict[str, Any], shard: Tensor) -> dict[str, Any]:
