@@ -81,8 +81,11 @@ class Clock:
         """A lower bound of `step(layout).total`, without a simulation.
 
         A stage starts when the first micro-batch has passed the stages before it, computes all
-        micro-batches, and its last gradient still has to pass back.
+        micro-batches, and its last gradient still has to pass back. Without a pipeline, the bound
+        is the time itself.
         """
+        if layout.stages == 1:
+            return self.step(layout).total
         forward, backward = self._passes(layout)
         # Zero-bubble's stages may compute their weights' gradients while the last ones pass back.
         fill = forward if layout.schedule == "zb" else forward + backward
