@@ -69,8 +69,8 @@ def key_of(family: Family) -> tuple[object, ...]:
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [1000.0, 80.0, 45.0])
 def test_the_search_finds_what_trying_everything_finds(limit: float) -> None:
-    """Without a pipeline exactly. A pipeline's cuts balance its stages, which with few micro-batches
-    is not the fastest step: on these two stages it takes up to 4.3% longer."""
+    """Without a pipeline exactly. A pipeline's cuts balance its stages, which is not the fastest
+    step of few micro-batches: on these two stages it takes up to 4.3% longer."""
     found = search_layouts(CHOICE, plans.clock(), plans.memory_of, Limits(limit * plans.MIB))
     best: dict[tuple[object, ...], float] = {}
     for layout, seconds in everything():
