@@ -57,9 +57,18 @@ def render_plan(
     rows = found.ranked[:top]
     lines = [_title(found, subject, machines), *_sources(clock, subject, machines), ""]
     if rows:
-        kinds = {**time_kinds(clock, rows[0].layout), **memory_kinds(machines.device)}
+        kinds = {**_column_kinds(clock, rows), **memory_kinds(machines.device)}
         lines += [*_table(rows, kinds, found), ""]
     return [*lines, *(f"- {line}" for line in losers(found, top=top))]
+
+
+def _column_kinds(clock: Clock, rows: Sequence[Option]) -> dict[str, str]:
+    """What the times of each column are: as good as its worst row."""
+    found = dict.fromkeys(TIME_TERMS, _EXACT)
+    for each in rows:
+        told = time_kinds(clock, each.layout)
+        found |= {term: kind for term, kind in told.items() if kind != _EXACT}
+    return found
 
 
 def _title(found: Found, subject: Subject, machines: Machines) -> str:

@@ -48,9 +48,9 @@ class StepSeconds:
     compute: float = 0.0
     """Forward and backward passes of the busiest stage."""
     communication: float = 0.0
-    """Transfers for which computation waits."""
+    """Collectives for which computation waits."""
     idle: float = 0.0
-    """Waiting for other stages."""
+    """Waiting for other stages, and for what they send."""
     optimizer: float = 0.0
     """Norm, clipping, update and moving average."""
 
@@ -81,20 +81,24 @@ class Clock:
         """A lower bound of `step(layout).total`, without a simulation.
 
         A stage starts when the first micro-batch has passed the stages before it, computes all
-        micro-batches, and its last gradient still has to pass back.
+        micro-batches, and its last gradient still has to pass back. Without a pipeline, the bound
+        is the time itself.
         """
+        if layout.stages == 1:
+            return self.step(layout).total
         forward, backward = self._passes(layout)
-        # Zero-bubble's stages may compute their weights' gradients while the last ones pass back.
-        fill = forward if layout.schedule == "zb" else forward + backward
-        before = np.concatenate(([0.0], np.cumsum(fill)[:-1]))
-        busy = float((before + layout.accumulation * (forward + backward)).max())
+        busy = _least_makespan(layout.schedule, forward, backward, layout.accumulation)
         reduced = min(self._reduction(layout, each)[0] for each in self._routes(layout))
         return busy + reduced + self._optimizer(layout)
 
     def step(self, layout: Layout) -> StepSeconds:
-        """The seconds of a step."""
-        found = [self._step(layout, each) for each in self._routes(layout)]
-        return min(found, key=lambda each: each.total)
+        """The seconds of a step, in the order of ranks whose links take less time."""
+
+        def sent(links: Routes) -> float:
+            sends = sum(self._sends(layout, links))
+            return self._reduction(layout, links)[0] + 2 * layout.accumulation * sends
+
+        return self._step(layout, min(self._routes(layout), key=sent))
 
     def _routes(self, layout: Layout) -> tuple[Routes, ...]:
         return routes(self.network, layout.stages, layout.replicas)
@@ -117,13 +121,12 @@ class Clock:
                 compute=compute, communication=exposed + waiting, optimizer=optimizer
             )
         sends = tuple(self._sends(layout, links))
-        args = tuple(forward.tolist()), tuple(backward.tolist()), layout.accumulation
-        swift = _makespan(layout.schedule, *args, (0.0,) * len(sends))
-        makespan = _makespan(layout.schedule, *args, sends)
+        passes = tuple(forward.tolist()), tuple(backward.tolist())
+        makespan = _makespan(layout.schedule, *passes, layout.accumulation, sends)
         return StepSeconds(
             compute=compute,
-            communication=exposed + max(makespan - swift, 0.0),
-            idle=min(swift, makespan) - compute,
+            communication=exposed,
+            idle=makespan - compute,
             optimizer=optimizer,
         )
 
@@ -195,6 +198,23 @@ def _transfers(costs: Cost, layout: Layout, boxes: float) -> tuple[tuple[Transfe
 @lru_cache(maxsize=64)
 def _counts(costs: Cost) -> np.ndarray:
     return np.array([node.parameters for node in costs.nodes])
+
+
+def _least_makespan(
+    schedule: str, forward: np.ndarray, backward: np.ndarray, micro_batches: int
+) -> float:
+    """A lower bound of the seconds from the first forward pass to the end of the last pass."""
+    first = np.cumsum(forward) - forward
+    busy = first + micro_batches * (forward + backward)
+    if schedule == "1f1b":
+        return float((busy + np.cumsum(backward) - backward).max())
+    # Stage s runs W of micro-batch k after B of k + s (`zero_bubble`): before its last B at least
+    # m - 1 - s of them. Then the gradient passes back, and the first stage ends with a W.
+    weights = WEIGHTS_SHARE * backward
+    inputs = backward - weights
+    early = np.maximum(micro_batches - 1 - np.arange(len(forward)), 0)
+    last = first + micro_batches * (forward + inputs) + early * weights
+    return float(max(busy.max(), (last + np.cumsum(inputs) - inputs + weights[0]).max()))
 
 
 @lru_cache(maxsize=4096)
