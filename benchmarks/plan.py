@@ -1,6 +1,6 @@
 """What `yolods plan` predicts, compared with what runs measure.
 
-    python benchmarks/plan.py --memory [--cases 40] [--seed 1] [--record benchmarks/plan_memory.md]
+python benchmarks/plan.py --memory [--cases 40] [--seed 1] [--record benchmarks/plan_memory.md]
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -36,9 +37,9 @@ MIB = 2**20
 CASE_SECONDS = 600.0
 GRID = {
     "model": ("yolov5n", "yolov5s"),
-    "imgsz": (160, 192, 256),
-    "micro_batch": (1, 2, 3),
-    "accumulation": (1, 2, 3),
+    "imgsz": (160, 192),
+    "micro_batch": (1, 2),
+    "accumulation": (1, 2),
     "precision": ("fp32", "bf16"),
     "zero_stage": (0, 1, 2, 3),
     "ranks": (1, 2),
@@ -123,24 +124,24 @@ def _model(model: str, classes: int, boxes: int, optimizer: str) -> MemoryModel:
     return MemoryModel(blueprint, boxes=counts, optimizer=optimizer, device="cpu")
 
 
-def outcome(case: MemoryCase) -> Outcome:
-    """Run a case on forked gloo ranks, and compare; on a CPU all memory is the host's."""
+def measured(case: MemoryCase) -> list[int]:
+    """Run a case on forked gloo ranks of the product; the peak of each in bytes.
+
+    Raises:
+        RuntimeError: a rank failed; its traceback was printed.
+    """
     with tempfile.TemporaryDirectory(prefix="yolods-plan-") as folder:
         arguments = {"folder": folder, "case": asdict(case)}
         # This process has imported everything, and so its forks have.
-        failed = run_worlds(
-            "benchmarks.plan_memory_run:measured_peak",
-            (case.ranks,),
-            CASE_SECONDS,
-            arguments,
-            folder,
-            None,
-            None,
-        )
-        if failed:
+        function = "benchmarks.plan_memory_run:measured_peak"
+        if run_worlds(function, (case.ranks,), CASE_SECONDS, arguments, folder, None, None):
             raise RuntimeError(f"{case} failed; see above")
         files = [Path(folder, f"{case.ranks}-{rank}.pt") for rank in range(case.ranks)]
-        peaks = [torch.load(file) for file in files]
+        return [torch.load(file) for file in files]
+
+
+def compared(case: MemoryCase, peaks: Sequence[int]) -> Outcome:
+    """The rank whose prediction is furthest from its peak; on a CPU all memory is the host's."""
     found = [
         Outcome(case, rank.device + rank.host, peak)
         for rank, peak in zip(predicted(case), peaks, strict=True)
@@ -152,26 +153,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `--memory`."""
     parser.add_argument("--cases", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--measured", type=Path, help="keep peaks in this file, to go on later")
     parser.add_argument("--lanes", type=int, default=1, help="cases that run at the same time")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the cases, print them as they come, and write the record; 1 if a target was missed."""
+    """Measure and predict the cases, and write the record; 1 if a target was missed."""
     cases = draw(args.cases, args.seed)
     header = describe(sorted(os.sched_getaffinity(0)))
-    found: list[Outcome] = []
+    peaks = _known(args.measured)
     prepare()
     with ProcessPoolExecutor(args.lanes, multiprocessing.get_context("fork")) as lanes:
-        started = {lanes.submit(outcome, case): case for case in cases}
+        started = {lanes.submit(measured, case): case for case in cases if case not in peaks}
         for number, done in enumerate(as_completed(started), 1):
-            found.append(done.result())
-            print(f"{number}/{len(cases)} {_row(found[-1])}", flush=True)
-    found.sort(key=lambda each: cases.index(each.case))
-    lines = report(found, args.seed, header)
-    print("\n".join(lines[-2:]))
+            if (fault := done.exception()) is not None:
+                print(f"not measured: {fault}", flush=True)
+                continue
+            peaks[started[done]] = done.result()
+            print(f"measured {number} of {len(started)}", flush=True)
+            if args.measured:
+                with args.measured.open("a", encoding="utf-8") as file:
+                    line = {"case": asdict(started[done]), "peaks": done.result()}
+                    file.write(json.dumps(line) + "\n")
+    found = [compared(case, peaks[case]) for case in cases if case in peaks]
+    lines = report(found, args, header)
+    print("\n".join(lines[-len(found) - 2 :]))
     if args.record:
         args.record.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return int(not _met(found))
+    return int(len(found) < len(cases) or not _met(found))
+
+
+def _known(file: Path | None) -> dict[MemoryCase, list[int]]:
+    """Peaks from an earlier run."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file and file.exists() else []
+    told = [json.loads(line) for line in lines]
+    return {
+        MemoryCase(**{**each["case"], "cuts": tuple(each["case"]["cuts"])}): each["peaks"]
+        for each in told
+    }
 
 
 def prepare() -> None:
@@ -189,14 +208,14 @@ def _met(found: Sequence[Outcome]) -> bool:
     return max(errors) <= EACH and sum(errors) / len(errors) <= MEAN
 
 
-def report(found: Sequence[Outcome], seed: int, header: Sequence[str]) -> list[str]:
-    """The record."""
+def report(found: Sequence[Outcome], args: argparse.Namespace, header: Sequence[str]) -> list[str]:
+    """The record; cases that could not be measured are counted and left out."""
     errors = [abs(each.error) for each in found]
     names = [field.name for field in fields(MemoryCase)]
     return [
         "# Predicted and measured memory of a training step",
         "",
-        f"`python benchmarks/plan.py --memory --cases {len(found)} --seed {seed} --record "
+        f"`python benchmarks/plan.py --memory --cases {args.cases} --seed {args.seed} --record "
         f"benchmarks/plan_memory.md`, {datetime.now(UTC):%Y-%m-%d}.",
         "",
         *header,
@@ -207,7 +226,7 @@ def report(found: Sequence[Outcome], seed: int, header: Sequence[str]) -> list[s
         f"|{' - |' * (len(names) + 3)}",
         *(_row(each) for each in found),
         "",
-        f"Largest error {max(errors):.1%} (target {EACH:.0%}), mean of absolute errors "
+        f"{len(found)} of {args.cases} cases were measured. Largest error {max(errors):.1%} (target {EACH:.0%}), mean of absolute errors "
         f"{sum(errors) / len(errors):.2%} (target {MEAN:.1%}): {'met' if _met(found) else 'missed'}.",
     ]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,13 @@ from yolods.plan.layout import Layout
 from yolods.plan.memory.boxes import BoxCounts
 from yolods.plan.memory.loss_burst import loss_burst
 from yolods.plan.memory.segments import reserved_share
-from yolods.plan.memory.states import BYTES, Holdings, Parameters, holdings, parameters_of, state_tensors
+from yolods.plan.memory.states import (
+    BYTES,
+    Holdings,
+    holdings,
+    parameters_of,
+    state_tensors,
+)
 from yolods.plan.memory.terms import RankMemory
 from yolods.plan.memory.timeline import Timeline, whole, window
 from yolods.plan.memory.trace import (
@@ -136,7 +141,9 @@ class MemoryModel:
         received, sent = self._bytes(layout, nodes.start), self._bytes(layout, nodes.stop)
         if layout.recompute:
             passes = whole(self._traced(layout, nodes), layout.micro_batch)
-            return Timeline(passes.forward + received, passes.backward + received + sent, passes.arrived)
+            return Timeline(
+                passes.forward + received, passes.backward + received + sent, passes.arrived
+            )
         return window(self._traced(layout, nodes), nodes, layout.micro_batch, received, sent)
 
     def _bytes(self, layout: Layout, cut: int) -> int:

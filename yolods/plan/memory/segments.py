@@ -1,11 +1,11 @@
 """A replay of CUDA's caching allocator: what it reserves for a series of allocations.
 
 The rules are those of torch 2.13, c10/cuda/CUDACachingAllocator.cpp: sizes are multiples of 512
-bytes; blocks up to 1 MiB come from segments of 2 MiB, larger ones from segments of 20 MiB, and those
-of 10 MiB and more from a segment of their own, a multiple of 2 MiB; the smallest free block that is
-large enough is taken, and split if enough remains; neighbours that are free are merged. Segments are
-never given back. Streams, and what happens when memory runs out, are left out. Not compared with a
-GPU.
+bytes; blocks up to 1 MiB come from segments of 2 MiB, larger ones from segments of 20 MiB, and
+those of 10 MiB and more from a segment of their own, a multiple of 2 MiB; the smallest free block
+that is large enough is taken, and split if enough remains; neighbours that are free are merged.
+Segments are never given back. Streams, and what happens when memory runs out, are left out. Not
+compared with a GPU.
 """
 
 from __future__ import annotations
