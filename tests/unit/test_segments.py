@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from yolods.plan.memory.segments import MIB, Segments, reserved_share
+from yolods.plan.memory.segments import Segments, reserved_share
 from yolods.plan.memory.trace import Trace
+
+MIB = 2**20
 
 
 @pytest.mark.parametrize(

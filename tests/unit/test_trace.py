@@ -11,7 +11,7 @@ from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
 from yolods.model.graph.graph import Graph, build_graph, live
 from yolods.plan.cost import cost
-from yolods.plan.memory.timeline import whole, window
+from yolods.plan.memory.timeline import stage_timeline, whole_timeline
 from yolods.plan.memory.trace import (
     Way,
     shapes_of,
@@ -37,7 +37,9 @@ def graph() -> Graph:
 
 @pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("bf16", 2), ("fp16", 2)])
 def test_a_forward_pass_keeps_what_the_costs_say(precision: str, size: int) -> None:
-    kept = whole(trace_detector(blueprint().meta, Way(precision=precision), SIZE), IMAGES).kept
+    kept = whole_timeline(
+        trace_detector(blueprint().meta, Way(precision=precision), SIZE), IMAGES
+    ).kept
     counted = cost(graph(), SIZE, size).activation_bytes * IMAGES
     # Besides what autograd keeps there are the head's outputs.
     assert counted < kept < 1.05 * counted
@@ -47,33 +49,35 @@ def test_every_gradient_arrives_once_and_nothing_is_left() -> None:
     trace = trace_detector(blueprint().meta, FP32, SIZE)
     trained = [each for each in blueprint().meta.parameters() if each.requires_grad]
     assert sorted(trace.arrivals[:, 1]) == sorted(each.numel() for each in trained)
-    assert whole(trace, IMAGES).backward[-1] == 0
+    assert whole_timeline(trace, IMAGES).backward[-1] == 0
 
 
 def test_memory_is_linear_in_the_images() -> None:
     trace = trace_detector(blueprint().meta, FP32, SIZE)
-    one, two, three = (whole(trace, images).kept for images in (1, 2, 3))
+    one, two, three = (whole_timeline(trace, images).kept for images in (1, 2, 3))
     assert three - two == two - one > 0
 
 
 def test_recomputation_keeps_less_and_returns_the_same_gradients() -> None:
     trace = trace_recomputed(graph(), 8, FP32, SIZE)
     plain = trace_detector(blueprint().meta, FP32, SIZE)
-    assert whole(trace, IMAGES).kept < 0.3 * whole(plain, IMAGES).kept
+    assert whole_timeline(trace, IMAGES).kept < 0.3 * whole_timeline(plain, IMAGES).kept
     assert trace.arrivals[:, 1].sum() == plain.arrivals[:, 1].sum()
 
 
 def test_synchronised_statistics_in_bf16_cost_memory_for_a_moment() -> None:
     peaks = [
-        int(whole(trace_detector(blueprint().meta, way, SIZE), IMAGES).backward.max())
+        int(whole_timeline(trace_detector(blueprint().meta, way, SIZE), IMAGES).backward.max())
         for way in (Way(precision="bf16"), Way(precision="bf16", sync_bn=True))
     ]
     assert peaks[0] < peaks[1] < 1.5 * peaks[0]
 
 
 def test_autocast_halves_activations_of_fp32_weights() -> None:
-    cast = whole(trace_detector(blueprint().meta, Way(precision="fp32", autocast="bf16"), 256), 64)
-    plain = whole(trace_detector(blueprint().meta, FP32, 256), 64)
+    cast = whole_timeline(
+        trace_detector(blueprint().meta, Way(precision="fp32", autocast="bf16"), 256), 64
+    )
+    plain = whole_timeline(trace_detector(blueprint().meta, FP32, 256), 64)
     assert 0.5 < cast.kept / plain.kept < 0.6
 
 
@@ -88,8 +92,8 @@ def test_a_window_is_what_the_stage_alone_has(nodes: range) -> None:
         return int(4 * IMAGES * sum(sizes))
 
     received, sent = crossing(nodes.start), crossing(nodes.stop)
-    mine = window(trace_nodes(graph(), FP32, SIZE), nodes, IMAGES, received, sent)
-    alone = whole(trace_stage(graph(), nodes, shapes, 0, FP32, SIZE), IMAGES)
+    mine = stage_timeline(trace_nodes(graph(), FP32, SIZE), nodes, IMAGES, received, sent)
+    alone = whole_timeline(trace_stage(graph(), nodes, shapes, 0, FP32, SIZE), IMAGES)
     assert mine.kept == pytest.approx(alone.kept + received, rel=0.01)
     assert mine.forward.max() == pytest.approx(alone.forward.max() + received, rel=0.01)
     assert mine.backward.max() == pytest.approx(alone.backward.max() + received + sent, rel=0.04)

@@ -29,7 +29,7 @@ from yolods.plan.memory.states import (
     state_tensors,
 )
 from yolods.plan.memory.terms import RankMemory
-from yolods.plan.memory.timeline import Timeline, whole, window
+from yolods.plan.memory.timeline import Timeline, stage_timeline, whole_timeline
 from yolods.plan.memory.trace import (
     Trace,
     Way,
@@ -137,14 +137,16 @@ class MemoryModel:
 
     def _timeline(self, layout: Layout, nodes: range) -> Timeline:
         if not layout.cuts:
-            return whole(self._traced(layout, nodes), layout.micro_batch)
+            return whole_timeline(self._traced(layout, nodes), layout.micro_batch)
         received, sent = self._bytes(layout, nodes.start), self._bytes(layout, nodes.stop)
         if layout.recompute:
-            passes = whole(self._traced(layout, nodes), layout.micro_batch)
+            passes = whole_timeline(self._traced(layout, nodes), layout.micro_batch)
             return Timeline(
                 passes.forward + received, passes.backward + received + sent, passes.arrived
             )
-        return window(self._traced(layout, nodes), nodes, layout.micro_batch, received, sent)
+        return stage_timeline(
+            self._traced(layout, nodes), nodes, layout.micro_batch, received, sent
+        )
 
     def _bytes(self, layout: Layout, cut: int) -> int:
         """Bytes of a micro-batch's values that cross a cut; 0 at both ends."""

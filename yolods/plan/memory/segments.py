@@ -17,29 +17,29 @@ import numpy as np
 
 from yolods.plan.memory.trace import Trace
 
-MIB = 2**20
+_MIB = 2**20
 GRAIN = 512
 """Bytes of which every size is a multiple."""
-SMALL = MIB
+SMALL_BLOCK = _MIB
 """Largest block of the pool of small blocks."""
-SMALL_SEGMENT, LARGE_SEGMENT = 2 * MIB, 20 * MIB
-OWN_SEGMENT = 10 * MIB
+SMALL_SEGMENT, LARGE_SEGMENT = 2 * _MIB, 20 * _MIB
+OWN_SEGMENT = 10 * _MIB
 """From this size on a block has a segment of its own size."""
 REPLAYS = 2
 """Micro-batches until the reserved memory no longer grows."""
 
 
 @dataclass(eq=False)
-class Block:
+class _Block:
     """A part of a segment."""
 
     place: int
     size: int
     free: bool = False
-    before: Block | None = None
-    after: Block | None = None
+    before: _Block | None = None
+    after: _Block | None = None
 
-    def __lt__(self, other: Block) -> bool:
+    def __lt__(self, other: _Block) -> bool:
         """In the order in which blocks are chosen."""
         return (self.size, self.place) < (other.size, other.place)
 
@@ -50,28 +50,28 @@ class Segments:
     def __init__(self) -> None:
         self.reserved = 0
         """Bytes of all segments."""
-        self._free: dict[bool, list[Block]] = {True: [], False: []}
+        self._free: dict[bool, list[_Block]] = {True: [], False: []}
 
-    def allocate(self, size: int) -> Block:
+    def allocate(self, size: int) -> _Block:
         """A block for `size` bytes."""
         size = max(-(-size // GRAIN) * GRAIN, GRAIN)
-        small = size <= SMALL
+        small = size <= SMALL_BLOCK
         pool = self._free[small]
-        at = bisect_left(pool, Block(-1, size))
+        at = bisect_left(pool, _Block(-1, size))
         block = pool.pop(at) if at < len(pool) else self._segment(size)
         block.free = False
         rest = block.size - size
-        if rest >= GRAIN if small else rest > SMALL:
-            split = Block(block.place + size, rest, True, block, block.after)
+        if rest >= GRAIN if small else rest > SMALL_BLOCK:
+            split = _Block(block.place + size, rest, True, block, block.after)
             if block.after is not None:
                 block.after.before = split
             block.after, block.size = split, size
             insort(pool, split)
         return block
 
-    def release(self, block: Block, asked: int) -> None:
+    def release(self, block: _Block, asked: int) -> None:
         """Take a block back that was given for `asked` bytes."""
-        pool = self._free[asked <= SMALL]
+        pool = self._free[asked <= SMALL_BLOCK]
         block.free = True
         if block.after is not None and block.after.free:
             pool.pop(bisect_left(pool, block.after))
@@ -81,8 +81,8 @@ class Segments:
             block = _merge(block.before, block)
         insort(pool, block)
 
-    def _segment(self, size: int) -> Block:
-        if size <= SMALL:
+    def _segment(self, size: int) -> _Block:
+        if size <= SMALL_BLOCK:
             whole = SMALL_SEGMENT
         elif size < OWN_SEGMENT:
             whole = LARGE_SEGMENT
@@ -90,10 +90,10 @@ class Segments:
             whole = -(-size // SMALL_SEGMENT) * SMALL_SEGMENT
         place = self.reserved
         self.reserved += whole
-        return Block(place, whole)
+        return _Block(place, whole)
 
 
-def _merge(first: Block, second: Block) -> Block:
+def _merge(first: _Block, second: _Block) -> _Block:
     first.size += second.size
     first.after = second.after
     if second.after is not None:
@@ -109,7 +109,7 @@ def reserved_share(trace: Trace, images: int) -> float:
     events = numbers[np.argsort(moments, kind="stable")].tolist()
     segments, held, peak = Segments(), 0, 1
     for _ in range(REPLAYS):
-        blocks: dict[int, Block] = {}
+        blocks: dict[int, _Block] = {}
         for event in events:
             number = event if event >= 0 else -1 - event
             if not sizes[number]:
