@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ class MemoryCase:
         return content
 
 
+_SMALLEST, _RANGE = 0.02, 0.4
+"""Sides of boxes, in shares of the image: most are small."""
 MARK = "the measured step"
 
 
@@ -100,6 +103,8 @@ def measured_peak(ranks: Ranks, folder: str, case: dict[str, Any]) -> int:
         engine.training()
         for number in range(STEPS - 1):
             _step(engine, given, number)
+        # Cycles of references would keep a bucket alive until the collector comes by.
+        gc.collect()
         # As after the first hundred steps of a run: this one has the optimizer's states.
         engine.snapshots.take()
         with torch.profiler.record_function(MARK):
@@ -171,11 +176,18 @@ def _batches(case: MemoryCase, number: int) -> Iterator[dict[str, Tensor]]:
         yield batch_of(case, number * case.accumulation + place)
 
 
+def box_areas() -> tuple[float, ...]:
+    """Areas of such boxes, in sixteen equal parts of their distribution."""
+    sides = [_SMALLEST + _RANGE * ((place + 0.5) / 32) ** 2 for place in range(32)]
+    areas = sorted(wide * high for wide in sides for high in sides)
+    return tuple(sum(areas[start : start + 64]) / 64 for start in range(0, len(areas), 64))
+
+
 def batch_of(case: MemoryCase, seed: int) -> dict[str, Tensor]:
     """A micro-batch on the host as the loader returns it, with `case.boxes` boxes an image."""
     generator = torch.Generator().manual_seed(seed)
     total = case.micro_batch * case.boxes
-    sides = 0.02 + 0.4 * torch.rand(total, 2, generator=generator) ** 2
+    sides = _SMALLEST + _RANGE * torch.rand(total, 2, generator=generator) ** 2
     centre = sides / 2 + (1 - sides) * torch.rand(total, 2, generator=generator)
     shape = (case.micro_batch, 3, case.imgsz, case.imgsz)
     return {

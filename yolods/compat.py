@@ -601,3 +601,24 @@ def storage_key(tensor: Tensor) -> int:
     Seen with torch 2.13: on the meta device the public `data_ptr` is always 0.
     """
     return tensor.untyped_storage()._cdata
+
+
+def next_backward() -> int:
+    """Number that autograd will give to the next operation it records; they ascend.
+
+    Seen with torch 2.13: only a private function tells it.
+    """
+    from torch.autograd import _get_sequence_nr
+
+    return _get_sequence_nr()
+
+
+def running_backward() -> int | None:
+    """Number of the recorded operation whose backward pass runs in this thread; None if none does.
+
+    Seen with torch 2.13: only private functions tell it.
+    """
+    import torch
+
+    node = torch._C._current_autograd_node()
+    return None if node is None else node._sequence_nr()

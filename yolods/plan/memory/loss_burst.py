@@ -1,7 +1,8 @@
 """The memory that the detection loss needs between the forward and the backward pass.
 
-The product's own loss runs on the meta device, with labels that have as many boxes as the data. The
-sizes of all its tensors follow from the labels (see `DetectionLoss`), so nothing has to be computed:
+The product's own loss runs on the meta device, with labels that have as many boxes as the data.
+The sizes of all its tensors follow from the labels (see `DetectionLoss`), so nothing has to be
+computed:
 
 - the number of scores, images x anchors x classes, decides the tables of logits, probabilities and
   target scores;

@@ -20,6 +20,7 @@ from yolods.model.graph.stage import segment_length
 from yolods.plan.layout import Layout
 from yolods.plan.memory.boxes import BoxCounts
 from yolods.plan.memory.loss_burst import loss_burst
+from yolods.plan.memory.segments import reserved_share
 from yolods.plan.memory.states import (
     BYTES,
     Holdings,
@@ -28,7 +29,7 @@ from yolods.plan.memory.states import (
     state_tensors,
 )
 from yolods.plan.memory.terms import RankMemory
-from yolods.plan.memory.timeline import Timeline, whole, window
+from yolods.plan.memory.timeline import Timeline, stage_timeline, whole_timeline
 from yolods.plan.memory.trace import (
     Trace,
     Way,
@@ -67,6 +68,7 @@ class MemoryModel:
         self._blueprint, self._boxes, self._device = blueprint, boxes, device
         self._kept = state_tensors(optimizer)
         self._traces: dict[tuple[object, ...], Trace] = {}
+        self._shares: dict[tuple[int, int], float] = {}
         self._losses: dict[tuple[object, ...], int] = {}
         self._shapes: dict[int, dict[str, tuple[int, ...]]] = {}
 
@@ -110,11 +112,17 @@ class MemoryModel:
                 buckets=held.buffers + buckets,
                 activations=activations,
                 loss=loss,
-                host=held.host,
+                reserve=round(share * (activations + loss)),
+                host=host,
             )
 
-        before = held.between if later else 0
+        # Images of a step that may have to run again stay on the host (`ReplayableBatches`).
+        shape = (layout.accumulation, layout.micro_batch, self.graph.channels, layout.imgsz**2)
+        host = held.host + (math.prod(shape) if stage == 0 else 0)
+        # ZeRO-3 has a buffer for them from the start.
+        before = held.between if later or layout.zero_stage == 3 else 0
         whole = held.gathered
+        share = self._reserved(layout, nodes)
         yield moment(
             others + int(passes.forward.max()), before, gathered=whole, buckets=held.gathering
         )
@@ -129,14 +137,16 @@ class MemoryModel:
 
     def _timeline(self, layout: Layout, nodes: range) -> Timeline:
         if not layout.cuts:
-            return whole(self._traced(layout, nodes), layout.micro_batch)
+            return whole_timeline(self._traced(layout, nodes), layout.micro_batch)
         received, sent = self._bytes(layout, nodes.start), self._bytes(layout, nodes.stop)
         if layout.recompute:
-            passes = whole(self._traced(layout, nodes), layout.micro_batch)
+            passes = whole_timeline(self._traced(layout, nodes), layout.micro_batch)
             return Timeline(
                 passes.forward + received, passes.backward + received + sent, passes.arrived
             )
-        return window(self._traced(layout, nodes), nodes, layout.micro_batch, received, sent)
+        return stage_timeline(
+            self._traced(layout, nodes), nodes, layout.micro_batch, received, sent
+        )
 
     def _bytes(self, layout: Layout, cut: int) -> int:
         """Bytes of a micro-batch's values that cross a cut; 0 at both ends."""
@@ -186,6 +196,19 @@ class MemoryModel:
             length = segment_length(len(self.graph.nodes), count)
             return trace_recomputed(self.graph, length, way, imgsz)
         return trace_detector(self._blueprint.meta, way, imgsz)
+
+    def _reserved(self, layout: Layout, nodes: range) -> float:
+        """Bytes that the allocator holds beyond the passes' tensors, per byte of them.
+
+        Weights, states and buffers are large and stay where they are, so they leave no gaps.
+        """
+        if self._device == "cpu":
+            return 0.0
+        trace = self._traced(layout, nodes)
+        key = (id(trace), layout.micro_batch)
+        if key not in self._shares:
+            self._shares[key] = reserved_share(trace, layout.micro_batch) - 1
+        return self._shares[key]
 
     def _loss(self, layout: Layout) -> int:
         """Bytes of the loss, its backward pass included."""

@@ -14,15 +14,9 @@ bytes each, D replicas, and k state tensors of the optimizer per weight:
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-import torch
-from torch import nn
-
-from yolods.config.optimizers.supported import OPTIMIZERS
 from yolods.model.graph.graph import Graph
 from yolods.plan.layout import Layout
 
@@ -32,6 +26,15 @@ PREFETCHED = 50_000_000
 """Elements that ZeRO-3 gathers ahead (zero/config.py:222)."""
 PERSISTENT = 100_000
 """Elements up to which ZeRO-3 keeps a parameter whole (zero/config.py:228)."""
+
+
+STATE_TENSORS = {
+    "SGD": 1,
+    "RMSprop": 2,
+    **dict.fromkeys(("Adam", "AdamW", "Adamax", "NAdam", "RAdam"), 2),
+}
+"""State tensors per weight of each of `OPTIMIZERS`. Finding out by a step would take seconds, which
+torch's import of its compiler costs."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,13 @@ class Parameters:
         return sum(each for each in self.trained if each <= PERSISTENT)
 
 
-@lru_cache(maxsize=32)
 def state_tensors(optimizer: str) -> int:
-    """State tensors of a weight's shape that an optimizer keeps, found by one step of two numbers.
+    """State tensors of a weight's shape that an optimizer keeps, with its default arguments.
 
     Args:
-        optimizer: a key of `OPTIMIZERS`, with its default arguments.
+        optimizer: a key of `OPTIMIZERS`.
     """
-    entry = OPTIMIZERS[optimizer]
-    module, _, name = entry.made_by.partition(":")
-    weight = nn.Parameter(torch.zeros(2))
-    weight.grad = torch.ones(2)
-    made = getattr(importlib.import_module(module), name)([weight], **entry.arguments(0.9))
-    made.step()
-    found = made.state[weight].values()
-    return sum(isinstance(each, torch.Tensor) and each.shape == weight.shape for each in found)
+    return STATE_TENSORS[optimizer]
 
 
 def parameters_of(graph: Graph, nodes: range) -> Parameters:

@@ -69,7 +69,7 @@ class StorageLog(TorchDispatchMode):
         return result
 
     def held(self) -> np.ndarray:
-        """(moments + 1,) int64 bytes that exist at each moment."""
+        """(moments + 1,) int64 bytes that exist at each moment; 0 after the last one."""
         dead = np.array(self.dead, np.int64)
         return held_bytes(
             np.array(self.sizes, np.int64),

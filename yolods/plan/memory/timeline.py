@@ -29,13 +29,13 @@ class Timeline:
         return int(self.forward[-1])
 
 
-def whole(trace: Trace, images: int) -> Timeline:
+def whole_timeline(trace: Trace, images: int) -> Timeline:
     """The passes of a module as it was traced, for a micro-batch of `images` images."""
     held = held_bytes(_sizes(trace, images), trace.born, trace.dead, trace.length)
     return Timeline(held[: trace.turn + 1], held[trace.turn :], _arrived(trace)[trace.turn :])
 
 
-def window(trace: Trace, nodes: range, images: int, received: int, sent: int) -> Timeline:
+def stage_timeline(trace: Trace, nodes: range, images: int, received: int, sent: int) -> Timeline:
     """The passes of a pipeline stage, from a trace of all nodes.
 
     The engine holds what a stage received, and its gradient, until that has been sent; and what it

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd import _get_sequence_nr
 
+from yolods.compat import next_backward, running_backward
 from yolods.model.graph.graph import IMAGE, OUT, Graph, live, modules_of, run_node
 from yolods.model.graph.stage import Stage
 from yolods.model.inputs import InputFormat
@@ -233,13 +233,11 @@ class _Run:
         """Give the module fake tensors, in place."""
         way, module = self._way, self._module
         for part in module.modules():
-            for name, weight in part._parameters.items():
-                if weight is not None:
-                    empty = self.empty(weight.shape, way.dtype)
-                    part._parameters[name] = nn.Parameter(empty, weight.requires_grad)
-            for name, buffer in part._buffers.items():
-                if buffer is not None:
-                    part._buffers[name] = self.empty(buffer.shape, buffer.dtype)
+            for name, weight in list(part.named_parameters(recurse=False)):
+                empty = self.empty(weight.shape, way.dtype)
+                setattr(part, name, nn.Parameter(empty, weight.requires_grad))
+            for name, buffer in list(part.named_buffers(recurse=False)):
+                setattr(part, name, self.empty(buffer.shape, buffer.dtype))
         exchange_layers(
             module,
             low_precision=way.precision != "fp32",
@@ -276,18 +274,18 @@ class _Run:
     def enter_node(self) -> None:
         """The next node's forward pass begins; after the last one, it has ended."""
         self._forward.append(self.log.now)
-        self._sequence.append(_get_sequence_nr())
+        self._sequence.append(next_backward())
 
     def _arrived(self, weight: Tensor) -> None:
         # Let go of at once; `gradients` knows what a layout keeps.
         self._arrivals.append((self.log.now, weight.numel()))
-        weight.grad = None
+        nn.ParameterList([weight]).zero_grad()
 
     def _at(self) -> None:
         """Before every operation: note which node's backward pass this is."""
         # autograd runs what was recorded last first, so nodes end in the reverse order.
-        current = torch._C._current_autograd_node() if self._backward else None
-        if current is None or (number := current._sequence_nr()) >= self._sequence[-1]:
+        number = running_backward() if self._backward else None
+        if number is None or number >= self._sequence[-1]:
             return
         node = bisect_right(self._sequence, number) - 1
         while len(self._sequence) - 1 - len(self._backward) > node:

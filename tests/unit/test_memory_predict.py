@@ -1,0 +1,78 @@
+"""Properties that every prediction of a rank's memory has; tests/parity/test_plan_memory.py has the
+comparison with real runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import pytest
+
+from yolods.model.architecture.build import architecture, parse_name
+from yolods.model.blueprint import Blueprint
+from yolods.plan.layout import Layout
+from yolods.plan.memory import predict
+from yolods.plan.memory.boxes import BoxCounts
+from yolods.plan.memory.predict import MemoryModel
+
+PLAIN = Layout(
+    imgsz=64, micro_batch=2, accumulation=2, replicas=2, reduce_bucket=1000, gather_bucket=1000
+)
+
+
+@lru_cache
+def model(boxes: int = 5) -> MemoryModel:
+    blueprint = Blueprint(architecture(parse_name("yolov5n"), 3, 3), ("a", "b", "c"), seed=0)
+    return MemoryModel(blueprint, boxes=BoxCounts(boxes, boxes))
+
+
+def device(layout: Layout) -> int:
+    (rank,) = model().ranks(layout)
+    return rank.device
+
+
+def test_a_pipeline_has_a_prediction_per_stage() -> None:
+    ranks = model().ranks(replace(PLAIN, cuts=(15, 40), accumulation=4))
+    assert len(ranks) == 3
+    # Under 1F1B earlier stages hold more micro-batches.
+    assert ranks[0].activations > ranks[1].activations > 0
+
+
+def test_more_sharding_needs_less() -> None:
+    needs = [device(replace(PLAIN, zero_stage=stage, replicas=8)) for stage in (0, 1, 2)]
+    assert needs == sorted(needs, reverse=True)
+
+
+def test_recomputation_needs_less() -> None:
+    assert device(replace(PLAIN, imgsz=256, recompute=-1)) < device(replace(PLAIN, imgsz=256))
+
+
+def test_offloading_empties_the_device() -> None:
+    (plain,), (moved,) = (
+        model().ranks(replace(PLAIN, offload_optimizer=offload)) for offload in (False, True)
+    )
+    assert moved.device < plain.device
+    assert moved.host > plain.host
+
+
+def test_the_fullest_moment_can_be_the_loss() -> None:
+    (rank,) = model(boxes=2000).ranks(replace(PLAIN, zero_stage=0))
+    assert rank.loss > 0
+
+
+def test_a_bucket_is_allocated_whole() -> None:
+    (small,), (large,) = (
+        model().ranks(replace(PLAIN, reduce_bucket=bucket)) for bucket in (1000, 10_000_000)
+    )
+    assert large.buckets - small.buckets == 4 * 9_999_000
+
+
+def test_a_layout_of_a_known_kind_is_not_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    device(PLAIN)
+    model().ranks(replace(PLAIN, cuts=(20,)))
+    for name in ("trace_detector", "trace_nodes", "trace_recomputed", "trace_stage"):
+        monkeypatch.delattr(predict, name)
+    for stage in (0, 1, 2, 3):
+        device(replace(PLAIN, zero_stage=stage, micro_batch=3, accumulation=5, replicas=16))
+    for cut in range(5, 50, 5):
+        model().ranks(replace(PLAIN, cuts=(cut,), accumulation=8))
