@@ -39,6 +39,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from yolods.model.freezing import Frozen
 from yolods.plan.cost import Cost
@@ -88,7 +89,8 @@ def transfers(
         boxes: mean number of boxes per training sample.
         frozen: the hyper-parameter `freeze`.
     """
-    stages = stages_of(costs, layout.cuts, frozen)
+    cuts = layout.cuts
+    stages = _stages(costs, cuts) if frozen is None else stages_of(costs, cuts, frozen)
     names = sum(len(stage.trained) for stage in stages)
     numbers = Transfer("ours", "all_reduce", 4 * (SUMS + names), 1, layout.ranks)
     found = []
@@ -97,6 +99,12 @@ def transfers(
         own += _boundaries(stages, place, layout, boxes)
         found.append(tuple(each for each in (*own, numbers) if each.ranks > 1 and each.bytes))
     return tuple(found)
+
+
+@lru_cache(maxsize=256)
+def _stages(costs: Cost, cuts: tuple[int, ...]) -> tuple[StageFacts, ...]:
+    """`stages_of`, kept, because a plan asks for the same cuts hundreds of times."""
+    return tuple(stages_of(costs, cuts, None))
 
 
 def sent_bytes(transfer: Transfer, *, backend: str = "nccl") -> float:
