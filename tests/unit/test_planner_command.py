@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from yolods.cli import main
+from yolods.errors import UserError
+from yolods.launch.args import LaunchFlags
+from yolods.planner.command import run_plan
+from yolods.planner.flags import plan_parser
 
 SMALL = ("plan", "--model", "yolov5[0.33,0.1]", "--imgsz", "64")
 
@@ -57,3 +61,9 @@ def test_wrong_flags_are_refused(
     assert main((*SMALL, *words)) == 2
     shown = capsys.readouterr().err
     assert line in shown and "Traceback" not in shown
+
+
+def test_ranks_are_given_once() -> None:
+    args = plan_parser().take([*SMALL[1:], "--ranks", "2"])
+    with pytest.raises(UserError, match="both say where ranks run; keep one"):
+        run_plan(args, LaunchFlags(hostfile=Path("hosts")), 0, lambda _: None)

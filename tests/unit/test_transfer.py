@@ -14,7 +14,7 @@ from yolods.errors import UserError
 from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
 from yolods.model.initialise import initialise
-from yolods.model.transfer import Transfer
+from yolods.model.transfer import WeightTransfer
 from yolods.model.weights import PtFile, read_pt
 
 NAMES = ("cat", "dog", "cow")
@@ -133,4 +133,4 @@ def test_a_model_that_shares_nothing_is_one_line(given, tmp_path):
     )
     target = blueprint_of(model=str(path))
     with pytest.raises(UserError, match="no tensor of the checkpoint fits this model"):
-        Transfer(target.meta, target.names, PtFile(given))
+        WeightTransfer(target.meta, target.names, PtFile(given))

@@ -13,11 +13,10 @@ import pytest
 from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.graph.graph import build_graph, live
 from yolods.plan.cost import Cost, cost
-from yolods.plan.layout import Layout
+from yolods.plan.layout import PERSISTENT, Layout
 from yolods.plan.traffic.transfers import (
     HEADER_BYTES,
     LABEL_BYTES,
-    PERSISTENT,
     SUMS,
     Transfer,
     rounds,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from yolods.model.architecture.build import build
 from yolods.model.graph.graph import meta_model
 from yolods.model.initialise import initialise_layer, own_tensors
-from yolods.model.transfer import Transfer
+from yolods.model.transfer import WeightTransfer
 from yolods.model.weights import PtFile
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Blueprint:
         return max(int(max(self.strides)), 32)
 
     def on_meta(self) -> DetectionModel:
-        """A new model on the meta device, to be made real layer by layer."""
+        """A new model on the meta device, with its class names, to be made real layer by layer."""
         net = meta_model(self.layers)
         net.names = dict(enumerate(self.names))
         return net
@@ -75,7 +75,7 @@ class Blueprint:
         given = (
             None
             if weights is None
-            else Transfer(self.meta, self.names, PtFile(weights), by_name=by_name)
+            else WeightTransfer(self.meta, self.names, PtFile(weights), by_name=by_name)
         )
         return Values(self, given)
 
@@ -95,16 +95,14 @@ class Blueprint:
 
     @cached_property
     def skeleton(self) -> DetectionModel:
-        """The model on the meta device with its class names, to write .pt files from."""
-        net = meta_model(self.layers)
-        net.names = dict(enumerate(self.names))
-        return net
+        """The model on the meta device, to write .pt files from."""
+        return self.on_meta()
 
 
 class Values:
     """The values that a model's tensors start with, for one layer at a time."""
 
-    def __init__(self, blueprint: Blueprint, given: Transfer | None) -> None:
+    def __init__(self, blueprint: Blueprint, given: WeightTransfer | None) -> None:
         """
         Args:
             given: what is copied from a .pt; None: all values are initial ones.

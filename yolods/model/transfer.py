@@ -27,7 +27,7 @@ _FIRST = "model.0.conv.weight"
 """The weight that also fits with other numbers of channels."""
 
 
-class Transfer:
+class WeightTransfer:
     """Copies a file's weights into a model, one tensor at a time."""
 
     def __init__(

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
 
 BUCKET = 500_000_000
 """DeepSpeed's default for "reduce_bucket_size" and "allgather_bucket_size", in elements."""
+PERSISTENT = 100_000
+"""Elements up to which ZeRO-3 keeps a parameter whole ("stage3_param_persistence_threshold",
+deepspeed 0.19.8, zero/config.py:228)."""
+PREFETCHED = 50_000_000
+"""Elements that ZeRO-3 gathers ahead ("stage3_prefetch_bucket_size", zero/config.py:222)."""
 
 
 # Wide: one field for each setting that memory, traffic or time depends on.

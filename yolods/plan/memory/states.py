@@ -18,14 +18,10 @@ import math
 from dataclasses import dataclass, replace
 
 from yolods.model.graph.graph import Graph
-from yolods.plan.layout import Layout
+from yolods.plan.layout import PERSISTENT, PREFETCHED, Layout
 
 FP32 = 4
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-PREFETCHED = 50_000_000
-"""Elements that ZeRO-3 gathers ahead (zero/config.py:222)."""
-PERSISTENT = 100_000
-"""Elements up to which ZeRO-3 keeps a parameter whole (zero/config.py:228)."""
 
 
 STATE_TENSORS = {

@@ -43,13 +43,9 @@ from functools import lru_cache
 
 from yolods.model.freezing import Frozen
 from yolods.plan.cost import Cost
-from yolods.plan.layout import BUCKET, Layout
+from yolods.plan.layout import BUCKET, PERSISTENT, PREFETCHED, Layout
 from yolods.plan.traffic.model_facts import StageFacts, Weight, stages_of
 
-PERSISTENT = 100_000
-"""Elements up to which ZeRO-3 keeps a parameter whole ("stage3_param_persistence_threshold")."""
-PREFETCH = 50_000_000
-"""Elements that ZeRO-3 gathers in one call ("stage3_prefetch_bucket_size")."""
 REUSE = 1_000_000_000
 """Elements between two uses beyond which ZeRO-3 gathers again ("stage3_max_reuse_distance")."""
 SUMS = 5
@@ -193,7 +189,7 @@ def _gathers(stage: StageFacts, layout: Layout) -> list[Transfer]:
     small = [each.elements for each in stage.weights if each.elements <= PERSISTENT]
     kept = sum(_padded(count, ranks) for count in small)
     large = _gathered(stage, ranks)
-    calls = layout.accumulation * math.ceil(large / PREFETCH)
+    calls = layout.accumulation * math.ceil(large / PREFETCHED)
     return [
         Transfer("gather", "all_gather", layout.accumulation * size * large, calls, ranks),
         Transfer("gather", "all_gather", size * kept, len(small), ranks),
