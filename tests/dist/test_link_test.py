@@ -57,7 +57,6 @@ def test_the_speed_of_a_cable(two_hosts: TwoHosts, run_process: Callable, tmp_pa
     assert told["source"] == "measured"
     ((pair, (bandwidth, latency)),) = told["links"].items()
     assert pair == "alpha beta"
-    # Of a frame of 1514 bytes 1448 are data. Ranks that seldom get a core keep no link busy: half
-    # of the rate was seen with 50 processes on two cores.
-    assert 0.25 * BITS / 8 < bandwidth < BITS / 8
+    # Of a frame of 1514 bytes 1448 are data, 0.956. The rest is what busy cores cost.
+    assert 0.75 * BITS / 8 < bandwidth < BITS / 8
     assert 0 < latency < 0.1

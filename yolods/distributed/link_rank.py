@@ -1,6 +1,6 @@
-"""The ranks that measure links, one per host: they exchange messages with their neighbours.
+"""The ranks that measure links, one per host: they send messages to their neighbours.
 
-    1    hosts 0 - 1, 2 - 3, ...      each pair at the same time, and both ends send, as in a ring
+    1    hosts 0 - 1, 2 - 3, ...      each pair at the same time
     2    hosts 1 - 2, 3 - 4, ...      on both sides of a host, but not at once
     3    last - first                 if their number is odd
 
@@ -63,32 +63,48 @@ def rounds_of(size: int) -> list[list[tuple[int, int]]]:
 
 
 def measure_pair(ranks: Ranks, pair: tuple[int, int]) -> dict[str, object] | None:
-    """Exchange messages with the other rank of a pair. A collective of the two.
+    """Measure the link to the other rank of a pair, one way after the other. A collective of both.
+
+    A full duplex link is as fast both ways at once; the slower way counts. Messages that gloo sends
+    and receives at the same time showed half of a cable's rate.
 
     Returns:
         on the pair's first rank the ranks, the latency and the bandwidth; None on the second.
     """
-    peer = pair[1] if ranks.rank == pair[0] else pair[0]
-    small = torch.zeros(1, device=ranks.device)
-    # The first exchange connects the two.
-    for _ in range(3):
-        exchange(small, peer)
-    # The fastest of several: whatever else a host does only lengthens an exchange.
-    latency = min(exchange(small, peer) for _ in range(PINGS))
-    first = torch.zeros(MESSAGE_BYTES[0] // 4, device=ranks.device)
-    exchange(first, peer)
-    # Both ranks need the same number of messages: the larger of their estimates decides.
-    slower = torch.tensor([exchange(first, peer)], device=ranks.device)
-    theirs = torch.empty_like(slower)
-    exchange(slower, peer, theirs)
-    sizes = affordable(max(slower.item(), theirs.item()))
-    times = []
-    for size in sizes:
-        message = torch.zeros(size // 4, device=ranks.device)
-        times.append(min(exchange(message, peer) for _ in range(REPEATS)))
-    if ranks.rank != pair[0]:
+    first = ranks.rank == pair[0]
+    peer = pair[1] if first else pair[0]
+    ways = [measure_way(ranks.device, peer, leads=leads) for leads in (first, not first)]
+    own, theirs = next(filter(None, ways)), torch.zeros(2, device=ranks.device)
+    if not first:
+        dist.send(torch.tensor(own, device=ranks.device), peer)
         return None
-    return {"pair": pair, "latency": latency, "bandwidth": bandwidth_of(sizes, times)}
+    dist.recv(theirs, peer)
+    latency, bandwidth = theirs.tolist()
+    return {"pair": pair, "latency": max(own[0], latency), "bandwidth": min(own[1], bandwidth)}
+
+
+def measure_way(device: torch.device, peer: int, *, leads: bool) -> tuple[float, float] | None:
+    """Send messages to the peer (`leads`), or receive them.
+
+    Returns:
+        on the rank that leads, the latency in seconds and the bandwidth in bytes per second.
+    """
+    answer = torch.zeros(1, device=device)
+    # The first exchange connects the two. Then the fastest of several: whatever else a host does
+    # only lengthens an exchange.
+    for _ in range(3):
+        pass_on(answer, answer, peer, leads=leads)
+    there_and_back = min(pass_on(answer, answer, peer, leads=leads) for _ in range(PINGS))
+    message = torch.zeros(MESSAGE_BYTES[0] // 4, device=device)
+    pass_on(message, answer, peer, leads=leads)
+    # Both ranks need the same number of messages: the rank that leads decides.
+    pace = torch.tensor([pass_on(message, answer, peer, leads=leads)], device=device)
+    pass_on(pace, answer, peer, leads=leads)
+    times = []
+    for size in (sizes := affordable(pace.item())):
+        message = torch.zeros(size // 4, device=device)
+        times.append(min(pass_on(message, answer, peer, leads=leads) for _ in range(REPEATS)))
+    return (there_and_back / 2, bandwidth_of(sizes, times)) if leads else None
 
 
 def affordable(first_seconds: float) -> tuple[int, ...]:
@@ -114,14 +130,16 @@ def bandwidth_of(sizes: Sequence[int], seconds: Sequence[float]) -> float:
     return spread / rise if rise > 0 else sizes[-1] / seconds[-1]
 
 
-def exchange(message: torch.Tensor, peer: int, into: torch.Tensor | None = None) -> float:
-    """Send a message to the peer while one of the same size comes from it; returns the seconds."""
-    into = torch.empty_like(message) if into is None else into
+def pass_on(message: torch.Tensor, answer: torch.Tensor, peer: int, *, leads: bool) -> float:
+    """Send a message to the peer (`leads`) or receive it; returns the seconds to the answer."""
     _settle(message)
     began = time.perf_counter()
-    parts = [dist.P2POp(dist.isend, message, peer), dist.P2POp(dist.irecv, into, peer)]
-    for work in dist.batch_isend_irecv(parts):
-        work.wait()
+    if leads:
+        dist.send(message, peer)
+        dist.recv(answer, peer)
+    else:
+        dist.recv(message, peer)
+        dist.send(answer, peer)
     _settle(message)
     return time.perf_counter() - began
 
