@@ -42,7 +42,7 @@ def test_what_fits_nothing_is_refused_with_what_would(
     words = (*SMALL, "--ranks", "1", "--gpu", "T4", "--gpu-memory", "0.001", "--precision", "fp32")
     assert main(words) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("error: no layout fits; the nearest is ")
+    assert "\nerror: no layout fits; the nearest is " in shown
     assert "it would fit with --gpu-memory " in shown
 
 

@@ -77,7 +77,8 @@ class Planner:
     def search(self, choice: Choice, machines: Machines) -> Found:
         """The best layouts."""
         clock = self.clock(choice, machines)
-        return search_layouts(choice, clock, self._memory[machines.device].ranks, machines.limits)
+        memory = self._memory[machines.device]
+        return search_layouts(choice, clock, memory.ranks, machines.limits, memory.least)
 
     def _cost(self, imgsz: int, precision: str) -> Cost:
         return cost(self.graph, imgsz, DTYPE_BYTES[precision])

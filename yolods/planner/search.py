@@ -7,7 +7,7 @@ never simulated nor traced, and none that could be the fastest is left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from yolods.plan.layout import Layout
@@ -111,7 +111,13 @@ class Found:
         return min(self.options, key=lambda each: (each.over, _simplicity(each)), default=None)
 
 
-def search_layouts(choice: Choice, clock: Clock, memory_of: MemoryOf, limits: Limits) -> Found:
+def search_layouts(
+    choice: Choice,
+    clock: Clock,
+    memory_of: MemoryOf,
+    limits: Limits,
+    least_of: MemoryOf | None = None,
+) -> Found:
     """Search all layouts of a choice.
 
     Args:
@@ -119,24 +125,41 @@ def search_layouts(choice: Choice, clock: Clock, memory_of: MemoryOf, limits: Li
         clock: the times.
         memory_of: the memory model.
         limits: what a rank may use.
+        least_of: what a rank needs at least, quicker to compute: dismisses layouts.
     """
     layouts = Layouts(choice, clock, limits.device)
-    walk, options, empty = _Walk(layouts, clock, memory_of, limits), [], []
+    walk, options, empty = _Walk(layouts, clock, memory_of, limits, least_of), [], []
     for family in families(choice, layouts.nodes):
         option = walk.best(family)
         if option is None:
             empty.append(family)
         else:
             options.append(option)
-    return Found(choice, limits, tuple(options), tuple(empty), walk.bounds, walk.examined)
+    found = Found(choice, limits, tuple(options), tuple(empty), walk.bounds, walk.examined)
+    # The arithmetic of the nearest is shown, and it may be known by its least memory only.
+    while found.best is None and found.nearest is not None:
+        near = found.nearest
+        exact = walk.exactly(near.layout)
+        if exact.over == near.over:
+            break
+        options[options.index(near)] = exact
+        found = replace(found, options=tuple(options))
+    return found
 
 
 class _Walk:
     """Takes the layouts of a family in the order of their bounds."""
 
-    def __init__(self, layouts: Layouts, clock: Clock, memory_of: MemoryOf, limits: Limits) -> None:
+    def __init__(
+        self,
+        layouts: Layouts,
+        clock: Clock,
+        memory_of: MemoryOf,
+        limits: Limits,
+        least_of: MemoryOf | None,
+    ) -> None:
         self._layouts, self._clock = layouts, clock
-        self._memory_of, self._limits = memory_of, limits
+        self._memory_of, self._least_of, self._limits = memory_of, least_of, limits
         self.examined = 0
         self.bounds: dict[tuple[str, object], float] = {}
 
@@ -173,6 +196,14 @@ class _Walk:
         return other if other.beats(option) else option
 
     def _option(self, layout: Layout) -> Option:
+        if self._least_of is not None:
+            least = self._least_of(layout)
+            if over := self._limits.over(least):
+                return Option(layout, least, None, over)
+        return self.exactly(layout)
+
+    def exactly(self, layout: Layout) -> Option:
+        """The layout with its whole memory."""
         memory = self._memory_of(layout)
         over = self._limits.over(memory)
         return Option(layout, memory, None if over else self._clock.step(layout), over)

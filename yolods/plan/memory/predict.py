@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -84,6 +85,46 @@ class MemoryModel:
         """
         return tuple(self._rank(layout, stage) for stage in range(layout.stages))
 
+    def least(self, layout: Layout) -> tuple[RankMemory, ...]:
+        """What a rank of each stage holds at least; a search dismisses layouts by it.
+
+        That is `ranks`, unless a stage recomputes and would have to be traced. Of its passes'
+        tensors, this counts those that it keeps for its backward passes, and those that the largest
+        recomputed segment leaves behind.
+        """
+        if not (layout.cuts and layout.recompute):
+            return self.ranks(layout)
+        return tuple(self._least(layout, stage) for stage in range(layout.stages))
+
+    def _least(self, layout: Layout, stage: int) -> RankMemory:
+        nodes = self._nodes(layout, stage)
+        held = holdings(layout, parameters_of(self.graph, nodes), self._kept)
+        flights = in_flight(layout.stages, stage, layout.accumulation)
+        starts = range(nodes.start, nodes.stop, layout.recompute)
+        kept = flights * sum(self._bytes(layout, start) for start in starts)
+        segment = max(self._segment(layout, start, nodes.stop) for start in starts)
+        return RankMemory(
+            weights=held.weights + held.gathered,
+            states=held.states,
+            moving_average=held.moving_average,
+            buckets=held.buffers,
+            activations=kept + segment,
+            host=held.host + self._images(layout, stage),
+        )
+
+    def _segment(self, layout: Layout, start: int, stop: int) -> int:
+        """Bytes that the forward pass of the segment from node `start` on leaves behind."""
+        nodes = range(start, min(start + layout.recompute, stop))
+        trace = self._traced(replace(layout, recompute=0), nodes)
+        return stage_timeline(trace, nodes, layout.micro_batch, 0, 0).kept
+
+    def _images(self, layout: Layout, stage: int) -> int:
+        """Bytes of a step's images on the host, for a second run of it (`ReplayableBatches`)."""
+        if stage:
+            return 0
+        images = layout.accumulation * layout.micro_batch
+        return images * self.graph.channels * layout.imgsz**2
+
     def _rank(self, layout: Layout, stage: int) -> RankMemory:
         moments = self._moments(layout, stage)
         if self._device == "cpu":
@@ -116,9 +157,7 @@ class MemoryModel:
                 host=host,
             )
 
-        # Images of a step that may have to run again stay on the host (`ReplayableBatches`).
-        shape = (layout.accumulation, layout.micro_batch, self.graph.channels, layout.imgsz**2)
-        host = held.host + (math.prod(shape) if stage == 0 else 0)
+        host = held.host + self._images(layout, stage)
         # ZeRO-3 has a buffer for them from the start.
         before = held.between if later or layout.zero_stage == 3 else 0
         whole = held.gathered
