@@ -61,7 +61,7 @@ def test_a_resume_keeps_the_runs_json(words: list[str], tmp_path: Path) -> None:
 def test_auto_refuses_a_batch_that_does_not_fit(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request, "_ram", lambda: 2 * 60 * 2**20)
+    monkeypatch.setattr(request, "_ram", lambda: 2 * 4 * 2**20)
     with pytest.raises(UserError, match="--deepspeed_config auto: no layout fits; the nearest is"):
         configured([*words, "--batch-size", "64", "--deepspeed_config", "auto"], 2)
 

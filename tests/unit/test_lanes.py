@@ -36,12 +36,12 @@ SUITE = {
 }
 FAILS = {"tests/unit/test_d.py": "def test_six():\n    assert 6 == 7, 'six is not seven'\n"}
 WAITS = {
-    f"tests/{folder}/test_{('w', 'aa')[number]}.py": "import subprocess, sys\n\ndef test_waits():\n"
+    f"tests/{folder}/test_0{number}.py": "import subprocess, sys\n\ndef test_waits():\n"
     f"    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
     f"    open('child{number}', 'w').write(str(child.pid))\n    child.wait()\n"
     for number, folder in enumerate(("dist", "unit"))
 }
-"""One for each lane."""
+"""One for each lane, the first that it takes: a lane also takes the file after the current one."""
 
 
 @pytest.fixture
