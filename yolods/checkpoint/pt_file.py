@@ -46,6 +46,8 @@ _REBUILD_PARAMETER = nn.Parameter(torch.empty(0)).__reduce_ex__(2)[0]
 """The functions that build a tensor and a parameter again."""
 LOCAL_HEADER, LARGE_HEADER = 30, 20
 """Bytes of a record's header in a zip archive without its name, and more if it is large."""
+LARGE_BYTES = 1 << 30
+"""Bytes from which a record counts as large; a plain header holds sizes below 4 GiB."""
 
 
 def write_pt(
@@ -197,7 +199,7 @@ def _frame() -> dict[str, bytes]:
 def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     """Write a record, uncompressed and aligned, with its checksum."""
     record = zipfile.ZipInfo(f"archive/{name}")
-    large = len(data) >= 1 << 30
+    large = len(data) >= LARGE_BYTES
     begin = archive.start_dir + LOCAL_HEADER + len(record.filename) + LARGE_HEADER * large
     # An extra field, of which readers skip what they do not know: its name, its length, and as many
     # bytes as move the data to a multiple of the alignment. torch's has the same name.
