@@ -30,6 +30,7 @@ def configured(**settings: Any) -> SimpleNamespace:
         "partition": "flops",
         "memory_gib": None,
         "activation_checkpoint_interval": 3,
+        "schedule": "1f1b",
     }
     layout = {
         **{

@@ -33,6 +33,7 @@ def configured(
     """A run's configuration, as far as an engine looks at it."""
     usual = {
         **{"precision": "fp32", "autocast": None, "zero_stage": 1, "dp_size": 1, "recompute": None},
+        "pipeline": SimpleNamespace(schedule="1f1b"),
         **{
             "offload_optimizer": False,
             "accumulation": 4,

@@ -23,8 +23,11 @@ from yolods.plan.memory.trace import (
 
 SIZE, IMAGES = 64, 4
 FP32 = Way(precision="fp32")
+OUTPUTS = 2 * (4 * 16 + 3)
+"""Numbers per anchor: of boxes and of 3 classes, level by level and joined."""
 _MIDDLE = pytest.mark.xfail(
-    reason="not explained: 0.4 MiB too much in the backward pass of a middle stage at 64 pixels"
+    reason="not explained: 0.4 MiB too much in the backward pass of a middle stage at 64 pixels",
+    strict=True,
 )
 
 
@@ -99,7 +102,10 @@ def test_a_window_is_what_the_stage_alone_has(nodes: range) -> None:
     received, sent = crossing(nodes.start), crossing(nodes.stop)
     mine = stage_timeline(trace_nodes(graph(), FP32, SIZE), nodes, IMAGES, received, sent)
     alone = whole_timeline(trace_stage(graph(), nodes, shapes, 0, FP32, SIZE), IMAGES)
-    assert mine.kept == pytest.approx(alone.kept + received, rel=0.01)
+    # While the loss is computed, the engine still holds the outputs that it reads.
+    last = nodes.stop == len(graph().nodes)
+    read = 4 * IMAGES * sum((SIZE // side) ** 2 for side in (8, 16, 32)) * OUTPUTS if last else 0
+    assert mine.kept == pytest.approx(alone.kept + received + read, rel=0.01)
     assert mine.forward.max() == pytest.approx(alone.forward.max() + received, rel=0.01)
     assert mine.backward.max() == pytest.approx(alone.backward.max() + received + sent, rel=0.04)
     assert mine.arrived[-1] == alone.arrived[-1]
