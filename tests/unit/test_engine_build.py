@@ -164,7 +164,7 @@ def test_a_recomputed_detector_is_asked_for_by_segments(given):
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_stage_has_the_mesh_and_the_last_one_the_loss(given, monkeypatch, stage):
     made: dict[str, Any] = {}
-    names = ("parts", "mesh", "cut", "to")
+    names = ("parts", "mesh", "cut", "to", "schedule")
     monkeypatch.setattr(
         module, "PipelineEngine", lambda *told: made.update(zip(names, told, strict=True))
     )

@@ -174,9 +174,7 @@ def test_weights_of_another_model_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_large_record_is_written_as_such(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_record_is_written_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record's header has to be chosen before its bytes are written."""
     monkeypatch.setattr(module, "LARGE_BYTES", 4)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
