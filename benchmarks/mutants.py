@@ -215,8 +215,8 @@ MUTANTS = (
     ),
     Mutant(
         "a canvas keeps what the last sample has left",
-        "max(area.bottom, 0), area.left : max(area.right, 0)] = GREY",
-        "0, 0:0] = GREY",
+        "canvas[each.top : each.bottom, each.left : each.right] = GREY",
+        "canvas[0:0, 0:0] = GREY",
         ("test_warp.py",),
     ),
     Mutant(

@@ -120,7 +120,8 @@ def test_ranks_without_the_result_come_to_the_same_progress_and_write_nothing() 
         Selected(fitnesses, patience=2).run(),
     )
     assert other.written == []
-    assert other.gathered == main.gathered == 3 * 3, "also what a failed write has left"
+    # All tensors in each epoch that writes weights, also those that a failed write has left.
+    assert other.gathered == main.gathered == 3 * len(main.judged)
     assert (
         other.progress == main.progress and other.selection.exhausted and main.selection.exhausted
     )

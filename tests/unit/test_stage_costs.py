@@ -10,6 +10,13 @@ import pytest
 from yolods.plan.cost import Machine
 from yolods.plan.stage_costs import StageCosts, Terms
 
+
+class Fake(SimpleNamespace):
+    """Costs are kept by the graph and the terms that they are of, so these have to be hashable."""
+
+    __hash__ = object.__hash__
+
+
 NODES = (
     SimpleNamespace(flops=1, parameters=100, inner_bytes=1, keeps=("image",)),
     SimpleNamespace(flops=2, parameters=200, inner_bytes=2, keeps=("a",)),
@@ -18,8 +25,8 @@ NODES = (
 # Value -> its writer and its last reader: node 0 writes a, which skips node 1 as well as feeding
 # it.
 LIFETIMES = {"image": (-1, 0), "a": (0, 2), "b": (1, 2), "out": (2, 3)}
-COST = SimpleNamespace(
-    graph=SimpleNamespace(nodes=NODES, lifetimes=LIFETIMES),
+COST = Fake(
+    graph=Fake(nodes=NODES, lifetimes=LIFETIMES),
     nodes=NODES,
     values={"image": 10, "a": 20, "b": 30, "out": 40},
     crossing=(0, 20, 50, 0),

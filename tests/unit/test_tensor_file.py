@@ -57,9 +57,9 @@ def test_every_tensor_is_read_as_it_was_written(path: Path, name: str, into: Any
 def test_a_part_is_read_without_the_rest(path: Path, name: str) -> None:
     stored, expected = open_tensors(path)[name], CONTENT[name].reshape(-1)
     first, count = len(expected) // 3, len(expected) // 2
-    assert torch.equal(stored.part(first, count), expected[first : first + count])
+    assert torch.equal(stored.piece(first, count), expected[first : first + count])
     with pytest.raises(AssertionError, match="outside"):
-        stored.part(1, len(expected))
+        stored.piece(1, len(expected))
 
 
 def test_a_tensor_keeps_its_values_in_another_shape(path: Path) -> None:
@@ -91,9 +91,9 @@ def test_only_what_may_be_stored_and_is_large_stays_in_the_file(
 def test_a_file_that_was_cut_short_is_noticed(path: Path) -> None:
     stored = open_tensors(path)["flat"]
     path.write_bytes(path.read_bytes()[: stored._begin + 100])
-    assert torch.equal(stored.part(0, 25), CONTENT["flat"][:25])
+    assert torch.equal(stored.piece(0, 25), CONTENT["flat"][:25])
     with pytest.raises(OSError, match="ends 100 bytes too early"):
-        stored.part(0, 50)
+        stored.piece(0, 50)
 
 
 def test_a_torch_that_does_not_note_where_tensors_are_maps_the_file(

@@ -77,7 +77,7 @@ class Leaves(Mapping[str, Tensor]):
 
 def _part(shard: Shard, place: ShardPart) -> Tensor:
     if isinstance(shard, FileTensor):
-        return shard.part(place.start, place.count)
+        return shard.piece(place.start, place.count)
     return shard.reshape(-1).narrow(0, place.start, place.count)
 
 

@@ -47,9 +47,9 @@ class FileTensor(Stored):
             return
         for start in range(0, self.numel(), READ):
             here = target.view(-1)[start : start + READ]
-            fill([here], [self.part(start, len(here))])
+            fill([here], [self.piece(start, len(here))])
 
-    def part(self, start: int, count: int) -> Tensor:
+    def piece(self, start: int, count: int) -> Tensor:
         """`count` of the flattened tensor's elements from `start` on, in new memory.
 
         Raises:

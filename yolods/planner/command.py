@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -185,12 +186,10 @@ def write_recipe(
         UserError: `train` would refuse it.
     """
     text = json.dumps(recipe_of(option.layout, planner.graph, batch_keys=batch_keys), indent=2)
-    draft = path.with_name(f".{path.name}.draft.json")
-    try:
-        replace_text(draft, f"{text}\n")
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / path.name
+        draft.write_text(f"{text}\n", encoding="utf-8")
         check_recipe(draft, option.layout, planner.subject.blueprint, words, device)
-    finally:
-        draft.unlink(missing_ok=True)
     replace_text(path, f"{text}\n")
 
 
