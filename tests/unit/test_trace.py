@@ -26,8 +26,8 @@ FP32 = Way(precision="fp32")
 OUTPUTS = 2 * (4 * 16 + 3)
 """Numbers per anchor: of boxes and of 3 classes, level by level and joined."""
 _COPIES = pytest.mark.xfail(
-    reason="the trace of all nodes has, for a moment, a copy of each large weight's gradient, which "
-    "a stage alone does not make; why autograd copies there is not known",
+    reason="the trace of all nodes has, for a moment, a copy of each large weight's gradient, "
+    "which a stage alone does not make; why autograd copies there is not known",
     strict=True,
 )
 
