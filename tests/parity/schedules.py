@@ -52,8 +52,11 @@ def _taken(
         mine = [batch_of(case, place, engine.mesh.replica) for place in range(case.micro_batches)]
         with kept_gradients(engine, case.scale) as gradients:
             result = engine.train_step(step, iter(mine))
-        names = {id(each): name for name, each in engine.net.named_parameters()}
-        masters = {names[id(each)]: value for each, value in engine.masters.whole(keep=True)}
+        masters = {
+            name: engine.masters.whole(each, keep=True)
+            for name, each in engine.net.named_parameters()
+            if each.requires_grad
+        }
         return {
             "gradient": {name: value.clone() for name, value in gradients.items()},
             "loss": {"items": torch.tensor(list(result.loss.values()))},
