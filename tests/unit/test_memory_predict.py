@@ -76,3 +76,16 @@ def test_a_layout_of_a_known_kind_is_not_traced_again(monkeypatch: pytest.Monkey
         device(replace(PLAIN, zero_stage=stage, micro_batch=3, accumulation=5, replicas=16))
     for cut in range(5, 50, 5):
         model().ranks(replace(PLAIN, cuts=(cut,), accumulation=8))
+
+
+def test_what_a_recomputing_stage_needs_at_least_is_below_what_it_needs() -> None:
+    """A search dismisses layouts by it, so it must never be above."""
+    found = model()
+    for layout in (
+        Layout(imgsz=64, cuts=(20,), recompute=4, accumulation=3, micro_batch=2),
+        Layout(imgsz=64, cuts=(9, 31), recompute=6, accumulation=4, precision="bf16"),
+    ):
+        pairs = zip(found.least(layout), found.ranks(layout), strict=True)
+        for least, exact in pairs:
+            assert 0 < least.device <= exact.device
+            assert least.host == exact.host

@@ -97,7 +97,7 @@ class MemoryModel:
         return tuple(self._least(layout, stage) for stage in range(layout.stages))
 
     def _least(self, layout: Layout, stage: int) -> RankMemory:
-        nodes = self._nodes(layout, stage)
+        nodes = _nodes_of(self.graph, layout, stage)
         held = holdings(layout, parameters_of(self.graph, nodes), self._kept)
         flights = in_flight(layout.stages, stage, layout.accumulation)
         starts = range(nodes.start, nodes.stop, layout.recompute)
@@ -109,7 +109,7 @@ class MemoryModel:
             moving_average=held.moving_average,
             buckets=held.buffers,
             activations=kept + segment,
-            host=held.host + self._images(layout, stage),
+            host=held.host + _images(self.graph, layout, stage),
         )
 
     def _segment(self, layout: Layout, start: int, stop: int) -> int:
@@ -117,13 +117,6 @@ class MemoryModel:
         nodes = range(start, min(start + layout.recompute, stop))
         trace = self._traced(replace(layout, recompute=0), nodes)
         return stage_timeline(trace, nodes, layout.micro_batch, 0, 0).kept
-
-    def _images(self, layout: Layout, stage: int) -> int:
-        """Bytes of a step's images on the host, for a second run of it (`ReplayableBatches`)."""
-        if stage:
-            return 0
-        images = layout.accumulation * layout.micro_batch
-        return images * self.graph.channels * layout.imgsz**2
 
     def _rank(self, layout: Layout, stage: int) -> RankMemory:
         moments = self._moments(layout, stage)
@@ -133,7 +126,7 @@ class MemoryModel:
 
     def _moments(self, layout: Layout, stage: int) -> Iterator[RankMemory]:
         """The moments of a step that can be the fullest."""
-        nodes = self._nodes(layout, stage)
+        nodes = _nodes_of(self.graph, layout, stage)
         held = holdings(layout, parameters_of(self.graph, nodes), self._kept)
         passes = self._timeline(layout, nodes)
         waiting = in_flight(layout.stages, stage, layout.accumulation) - 1
@@ -157,7 +150,7 @@ class MemoryModel:
                 host=host,
             )
 
-        host = held.host + self._images(layout, stage)
+        host = held.host + _images(self.graph, layout, stage)
         # ZeRO-3 has a buffer for them from the start.
         before = held.between if later or layout.zero_stage == 3 else 0
         whole = held.gathered
@@ -169,10 +162,6 @@ class MemoryModel:
         activations, gradients, buckets = _fullest(passes, before, held, reduces=not layout.cuts)
         yield moment(others + activations, gradients, buckets=buckets, gathered=whole)
         yield moment(0, held.step)
-
-    def _nodes(self, layout: Layout, stage: int) -> range:
-        bounds = (0, *layout.cuts, len(self.graph.nodes))
-        return range(bounds[stage], bounds[stage + 1])
 
     def _timeline(self, layout: Layout, nodes: range) -> Timeline:
         if not layout.cuts:
@@ -207,16 +196,12 @@ class MemoryModel:
             return 0
         return 2 * (self._bytes(layout, nodes.start) + self._bytes(layout, nodes.stop))
 
-    def _way(self, layout: Layout) -> Way:
-        return Way(
-            precision=layout.precision,
-            autocast=layout.autocast,
-            sync_bn=layout.sync_bn and layout.replicas > 1,
-            on_host=self._device == "cpu",
-        )
-
     def _traced(self, layout: Layout, nodes: range) -> Trace:
-        way, imgsz, recompute = self._way(layout), layout.imgsz, layout.recompute
+        way, imgsz, recompute = (
+            _way_of(layout, on_host=self._device == "cpu"),
+            layout.imgsz,
+            layout.recompute,
+        )
         stage = nodes if layout.cuts and recompute else None
         key = (way, imgsz, recompute, stage, bool(layout.cuts))
         if key not in self._traces:
@@ -251,7 +236,7 @@ class MemoryModel:
 
     def _loss(self, layout: Layout) -> int:
         """Bytes of the loss, its backward pass included."""
-        way = self._way(layout)
+        way = _way_of(layout, on_host=self._device == "cpu")
         key = (way.computes, layout.imgsz, layout.micro_batch)
         if key not in self._losses:
             self._losses[key] = loss_burst(
@@ -281,3 +266,24 @@ def _fullest(
     buckets = held.bucket * (arrived > 0) * reduces
     at = int((passes.backward + gradients + buckets).argmax())
     return int(passes.backward[at]), int(gradients[at]), int(buckets[at])
+
+
+def _nodes_of(graph: Graph, layout: Layout, stage: int) -> range:
+    bounds = (0, *layout.cuts, len(graph.nodes))
+    return range(bounds[stage], bounds[stage + 1])
+
+
+def _images(graph: Graph, layout: Layout, stage: int) -> int:
+    """Bytes of a step's images on the host, for a second run of it (`ReplayableBatches`)."""
+    if stage:
+        return 0
+    return layout.accumulation * layout.micro_batch * graph.channels * layout.imgsz**2
+
+
+def _way_of(layout: Layout, *, on_host: bool) -> Way:
+    return Way(
+        precision=layout.precision,
+        autocast=layout.autocast,
+        sync_bn=layout.sync_bn and layout.replicas > 1,
+        on_host=on_host,
+    )
