@@ -59,7 +59,8 @@ def measure_steps(
     task = Task("", MODEL, SIZE, IMAGES, tuple(counts), rounds, (OURS,), CUT, tuple(cores))
     bench = Bench(task, ranks)
     bench.ours._clock = CpuClock(ranks.device)
-    divide(bench.ours.net, bench.ours._split)
+    if not bench.ours.mesh.first:  # as `PipelineEngine` does
+        divide(bench.ours.net, bench.ours._split)
     found = []
     for count in counts:
         for number in range(-1, rounds):
