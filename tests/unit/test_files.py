@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yolods.system.files import replace_copy, replace_file, replace_text
+from yolods.system.files import read_at, replace_copy, replace_file, replace_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,3 +62,11 @@ def test_files_are_replaced_by_one_helper_only():
         if own.search(file.read_text())
     }
     assert found == {"yolods/system/files.py"}
+
+
+def test_a_part_of_a_file_is_read_in_place_and_what_is_missing_is_counted(tmp_path):
+    path, room = tmp_path / "a", bytearray(4)
+    path.write_bytes(b"0123456789")
+    assert read_at(path, 3, memoryview(room)) == 0 and room == b"3456"
+    assert read_at(path, 8, memoryview(room)) == 2 and room[:2] == b"89"
+    assert read_at(path, 20, memoryview(room)) == 4

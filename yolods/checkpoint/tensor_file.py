@@ -16,6 +16,7 @@ from torch import Tensor
 from yolods.compat import notes_places, place_in_file
 from yolods.device.host_copy import fill
 from yolods.device.stored import Stored
+from yolods.system.files import read_at
 
 READ = 1 << 24
 """Elements per read: 64 MiB in fp32."""
@@ -73,13 +74,9 @@ class FileTensor(Stored):
         if not count:
             return values
         room = memoryview(values.view(torch.uint8).numpy())
-        # Unbuffered: the bytes go from the kernel to the tensor's memory.
-        with self._path.open("rb", buffering=0) as file:
-            file.seek(self._begin + start * self.like.element_size())
-            while room and (got := file.readinto(room)):
-                room = room[got:]
-        if room:
-            raise OSError(f"{self._path} ends {len(room)} bytes too early")
+        begin = self._begin + start * self.like.element_size()
+        if missing := read_at(self._path, begin, room):
+            raise OSError(f"{self._path} ends {missing} bytes too early")
         return values
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from yolods.compat import local_checkpoints, place_in_file, values_left_in_file
 from yolods.errors import UserError
+from yolods.system.files import read_at
 
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
@@ -75,17 +76,11 @@ class PtFile:
             return listed.clone()
         place = begin + listed.storage_offset() * listed.element_size()
         part = self._room[: _bytes(listed)]
-        room = memoryview(part.numpy())
         try:
-            # Unbuffered: the bytes go from the file into the tensor.
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(place)
-                read = 0
-                while read < len(room) and (count := file.readinto(room[read:])):
-                    read += count
+            missing = read_at(self.path, place, memoryview(part.numpy()))
         except OSError as error:
             raise UserError(f"--weights {self.path}: {error.strerror or error}") from None
-        if read < len(room):
+        if missing:
             raise UserError(f"--weights {self.path}: the file has become shorter while it was read")
         return part.view(listed.dtype).as_strided(listed.shape, listed.stride())
 

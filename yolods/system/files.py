@@ -89,6 +89,23 @@ def write_all(handle: int, data: bytes | memoryview) -> None:
         view = view[os.write(handle, view) :]
 
 
+def read_at(path: Path, begin: int, room: memoryview) -> int:
+    """Read bytes of a file into memory, from byte `begin` on.
+
+    Returns:
+        the bytes at the end of `room` that the file is too short for.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    # Unbuffered: the bytes go from the kernel to that memory.
+    with path.open("rb", buffering=0) as file:
+        file.seek(begin)
+        while room and (count := file.readinto(room)):
+            room = room[count:]
+    return len(room)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's names to disk: a flushed file is lost in a power cut if its name is not.
 
