@@ -90,8 +90,9 @@ def test_a_request_to_stop_is_handed_on_and_ends_it(tmp_path: Path) -> None:
 
 
 SAYS = (
-    "import signal, sys, time; from yolods.system.interrupt import heed\n"
-    "heed(lambda number, frame: (print(number, flush=True), sys.exit(1)))\n"
+    "import os, signal, sys, time; from yolods.system.interrupt import heed\n"
+    # Not `print`: the signal may come while the line below is still printing.
+    "heed(lambda number, frame: (os.write(1, b'%d' % number), sys.exit(1)))\n"
     "print('up', flush=True); time.sleep(60)"
 )
 
