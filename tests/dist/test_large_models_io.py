@@ -23,7 +23,7 @@ are most of so small a model."""
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("large")
     call = "benchmarks.large_models_io_ranks:measure"
-    return on_ranks(call, (2,), timeout=150, folder=str(folder), model="yolov5m")[2]
+    return on_ranks(call, (2,), timeout=150, folder=str(folder), model="yolov5l")[2]
 
 
 def test_no_phase_takes_more_than_is_allowed(seen: list[dict[str, Any]]) -> None:

@@ -19,21 +19,15 @@ CASES = (
     MemoryCase(**SMALL, zero_stage=0, precision="bf16"),
     MemoryCase(**SMALL, zero_stage=1, recompute=4, classes=80, boxes=100),
     MemoryCase(**SMALL, zero_stage=1, ranks=2, cuts=(20,)),
-)
-APART = (
     MemoryCase(**SMALL, zero_stage=1, ranks=2, precision="bf16", sync_bn=True),
     MemoryCase(**SMALL, zero_stage=2, ranks=2, offload=True),
     MemoryCase(**SMALL, zero_stage=3, ranks=2),
 )
-"""Cases whose ranks differ by 2 to 10 MB from each other and from run to run: more than `EACH`."""
-
-
-_UNEXPLAINED = pytest.mark.xfail(reason="what the replicas' peaks differ by is not explained")
 
 
 @pytest.mark.parametrize(
     "case",
-    [*CASES, *(pytest.param(case, marks=_UNEXPLAINED) for case in APART)],
+    CASES,
     ids=lambda case: f"zero{case.zero_stage}-{case.ranks}",
 )
 def test_the_peak_is_the_predicted_one(case: MemoryCase) -> None:
