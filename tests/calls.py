@@ -20,6 +20,7 @@ RECORDED = {
     "isend": 0,
     "send": 0,
     "gather": 0,
+    "all_to_all_single": 1,
 }
 """Function of torch.distributed -> the position of the tensor that a rank puts in."""
 

@@ -26,6 +26,8 @@ ALLOWED = (
     "yolods.zero.shards",
     "yolods.zero.gradients",
     "yolods.zero.loss_scale",
+    "yolods.zero.owned_reduction",
+    "yolods.zero.whole_reduction",
 )
 """Modules that may contain such places."""
 SETTINGS = "torch.backends."

@@ -33,8 +33,6 @@ CUTS = {2: (4,), 4: (2, 4, 8)}
 """First layer of each stage but the first, by number of stages."""
 SCALE_POWER = 4
 """fp16's initial loss scale as a power of 2, so low that no step is skipped."""
-BUCKETS, BUCKET = {"reduce_bucket_size", "allgather_bucket_size"}, 10_000
-"""Elements per bucket: the model needs several, but is smaller than one of the files' buckets."""
 WARM = 3
 """Steps after which DeepSpeed's timer, fp16's loss scale and the optimizer states are settled."""
 RATE, MOMENTUM = 1e-4, 0.9
@@ -67,8 +65,6 @@ def _configure(ranks: Ranks, name: str, folder: Path, hyper: dict[str, Any]) -> 
     settings = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
     if "fp16" in settings:
         settings["fp16"]["initial_scale_power"] = SCALE_POWER
-    for key in BUCKETS & settings.get("zero_optimization", {}).keys():
-        settings["zero_optimization"][key] = BUCKET
     file = folder / f"{name}-{ranks.rank}.json"
     file.write_text(json.dumps(settings), encoding="utf-8")
     if "offload_optimizer" in settings.get("zero_optimization", {}):

@@ -47,13 +47,6 @@ def test_micro_batches_divide_and_leave_batchnorm_two_values() -> None:
     assert divides(replace(CHOICE, images=6), Family(2, 0))
 
 
-def test_a_bucket_is_no_larger_than_the_gradients() -> None:
-    elements = sum(node.parameters for node in plans.costs("fp32").nodes)
-    layouts = Layouts(CHOICE, plans.clock(), 1e12)
-    sizes = {layout.reduce_bucket for layout in layouts.of(Family(1, 2))}
-    assert sizes == {min(elements, 50_000_000), min(elements, 5_000_000)}
-
-
 def test_cuts_balance_time_and_the_leaner_ones_memory() -> None:
     layouts = Layouts(CHOICE, plans.clock(), 1.0)
     layout = next(iter(layouts.of(Family(2, 0))))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from yolods.config.reduction import ReductionConfig
 from yolods.distributed.world import Ranks
 from yolods.engine import build as module
 from yolods.engine.build import build_engine, build_pipeline, build_zero, plan_schedule
@@ -34,6 +35,7 @@ def configured(
     usual = {
         **{"precision": "fp32", "autocast": None, "zero_stage": 1, "dp_size": 1, "recompute": None},
         "pipeline": SimpleNamespace(schedule="1f1b"),
+        "reduction": ReductionConfig(owned=True, overlapped=True),
         **{
             "offload_optimizer": False,
             "accumulation": 4,
@@ -59,7 +61,7 @@ def configured(
         epochs=3,
         weight_decay=5e-4,
         monitor_folders={} if tmp_path is None else {"WANDB_DIR": str(tmp_path / "wandb")},
-        for_initialize=lambda: {"train_batch_size": 2},
+        for_initialize=lambda bucket=None: {"train_batch_size": 2},
     )
 
 
@@ -76,7 +78,9 @@ def given(monkeypatch) -> dict[str, Any]:
 
     def initialize(**arguments: Any) -> tuple[Any, None]:
         told.update(arguments, folder=os.environ.get("WANDB_DIR"))
-        return SimpleNamespace(module=arguments["model"], optimizer=arguments["optimizer"]), None
+        engine = SimpleNamespace(module=arguments["model"], optimizer=arguments["optimizer"])
+        engine.dp_world_size = 1
+        return engine, None
 
     monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(initialize=initialize))
     monkeypatch.setattr(module, "build_stability", lambda *_: SimpleNamespace(restores=True))

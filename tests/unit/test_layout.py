@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.test_deepspeed_pipeline import configured
-from yolods.plan.layout import BUCKET, Layout, layout_of
+from yolods.plan.layout import Layout, layout_of
 
 BATCH = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3}
 
@@ -30,7 +30,14 @@ def test_batches_ranks_and_images_multiply_out(tmp_path: Path) -> None:
     ("content", "field", "value"),
     [
         ({"zero_optimization": {"stage": 3}}, "zero_stage", 3),
-        ({"zero_optimization": {"stage": 1}}, "reduce_bucket", BUCKET),
+        ({"zero_optimization": {"stage": 1}}, "reduce_bucket", None),
+        ({"zero_optimization": {"stage": 1}}, "owned", True),
+        (
+            {"zero_optimization": {"stage": 2, "use_multi_rank_bucket_allreduce": True}},
+            "owned",
+            False,
+        ),
+        ({"zero_optimization": {"stage": 2, "overlap_comm": False}}, "overlapped", False),
         ({"zero_optimization": {"stage": 1, "reduce_bucket_size": 1e6}}, "reduce_bucket", 10**6),
         ({"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}, "precision", "bf16"),
         ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "autocast", "bf16"),

@@ -9,7 +9,7 @@ from functools import lru_cache
 import pytest
 
 from tests import plans
-from yolods.plan.layout import BUCKET, Layout
+from yolods.plan.layout import Layout
 from yolods.planner.choices import Choice, Family, family_of
 from yolods.planner.search import Limits, search_layouts
 
@@ -39,7 +39,6 @@ def everything() -> tuple[tuple[Layout, float], ...]:
         cuts = range(1, nodes, 3) if stages > 1 else (0,)
         schedules = ("1f1b", "zb") if stages > 1 and not recompute else ("1f1b",)
         for (away, param), cut, schedule in itertools.product(aways, cuts, schedules):
-            bucket = sum(node.parameters for node in plans.costs("fp32").nodes)
             layout = Layout(
                 imgsz=plans.IMGSZ,
                 micro_batch=micro,
@@ -52,8 +51,6 @@ def everything() -> tuple[tuple[Layout, float], ...]:
                 cuts=(cut,) if stages > 1 else (),
                 recompute=(0 if not recompute else -1 if stages == 1 else 5),
                 schedule=schedule,
-                reduce_bucket=bucket if zero else BUCKET,
-                gather_bucket=bucket if zero else BUCKET,
             )
             found.append((layout, plans.clock().step(layout).total))
     return tuple(found)

@@ -54,8 +54,9 @@ def zero(stage: int, **changed: object) -> tuple[Transfer, ...]:
 
 @pytest.mark.parametrize(("stage", "times"), [(0, 1), (1, 1), (2, 4), (3, 4)])
 def test_gradients_are_reduced_once_a_step_or_once_a_micro_batch(stage: int, times: int) -> None:
-    found = of_kind(zero(stage, accumulation=4), "reduce")
-    assert {each.operation for each in found} == {"reduce_scatter" if stage == 3 else "all_reduce"}
+    found = of_kind(zero(stage, accumulation=4, reduce_bucket=10**7), "reduce")
+    operation = ("all_reduce", "exchange", "exchange", "reduce_scatter")[stage]
+    assert {each.operation for each in found} == {operation}
     whole = 4 * sum(elements())
     # ZeRO-3 pads each of some hundred gradients by less than one element per rank.
     assert times * whole <= volume(found) <= times * (whole + 4 * len(elements()))
@@ -89,10 +90,29 @@ def test_a_model_of_more_than_a_thousand_million_is_gathered_again_backward() ->
 
 
 def test_buckets_make_more_calls_and_no_more_bytes() -> None:
-    (one,) = of_kind(zero(1), "reduce")
+    (one,) = of_kind(zero(1, reduce_bucket=10**7), "reduce")
     (many,) = of_kind(zero(1, reduce_bucket=300_000), "reduce")
     assert one.calls == 1 and many.bytes == one.bytes
     assert many.bytes / 4 / 300_000 < many.calls < 2 * many.bytes / 4 / 300_000
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_by_default_five_sixths_are_on_their_way_early(stage: int) -> None:
+    """The last bucket is sent after the backward pass; none has more than a sixth."""
+    (found,) = of_kind(zero(stage), "reduce")
+    assert 6 <= found.calls <= 10
+    (late,) = of_kind(zero(stage, overlapped=False), "reduce")
+    assert late.calls == 1 and late.bytes == found.bytes
+
+
+@pytest.mark.parametrize(("stage", "times"), [(1, 2), (2, 5)])
+def test_what_zero_sends_in_a_step_of_four_micro_batches(stage: int, times: int) -> None:
+    """P bytes are half of 4 P over two ranks; DeepSpeed's own way sends twice the gradients."""
+    one = 4 * sum(elements()) / 2
+    found = [each for each in zero(stage, accumulation=4) if each.kind != "ours"]
+    assert sum(map(sent_bytes, found)) == pytest.approx(times * one, rel=1e-4)
+    found = [each for each in zero(stage, accumulation=4, owned=False) if each.kind != "ours"]
+    assert sum(map(sent_bytes, found)) == pytest.approx((2 * times - 1) * one, rel=1e-4)
 
 
 def test_low_precision_halves_and_autocast_halves_only_convolutions() -> None:

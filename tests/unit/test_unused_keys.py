@@ -46,14 +46,18 @@ def test_keys_of_one_reason_share_a_line():
 @pytest.mark.parametrize(
     ("stage", "key", "readers"),
     [
-        (0, "overlap_comm", "stage 1, 2 and 3 read it"),
+        (0, "contiguous_gradients", None),
+        (0, "reduce_scatter", "stage 1, 2 and 3 read it"),
+        (0, "overlap_comm", None),
+        (0, "reduce_bucket_size", None),
         (3, "allgather_partitions", "stage 1 and 2 read it"),
         (2, "stage3_prefetch_bucket_size", "stage 3 reads it"),
         (3, "stage3_prefetch_bucket_size", None),
     ],
 )
 def test_who_reads_a_key_of_another_stage_is_named(stage, key, readers):
-    value = False if key == "allgather_partitions" else 7 if "size" in key else True
+    off = key in ("allgather_partitions", "reduce_scatter")
+    value = False if off else 7 if "size" in key else True
     lines = told(zero(stage, **{key: value}))
     assert lines == () if readers is None else readers in lines[0]
 
@@ -73,8 +77,8 @@ def test_a_value_that_repeats_what_a_missing_key_does_asks_for_nothing(key, valu
 
 
 def test_one_is_a_size_and_not_an_on():
-    (line,) = told(zero(0, reduce_bucket_size=1))
-    assert "reduce_bucket_size" in line
+    (line,) = told(zero(0, allgather_bucket_size=1))
+    assert "allgather_bucket_size" in line
 
 
 def test_a_block_that_is_off_or_empty_is_not_told():
@@ -88,8 +92,9 @@ def test_a_block_that_is_off_or_empty_is_not_told():
 
 def test_a_pipeline_reduces_once_whatever_is_asked_of_overlap():
     assert told(zero(1, overlap_comm=True)) == ()
-    (line,) = told(zero(1, overlap_comm=True), pipelined=True)
-    assert "a pipeline's stage reduces its gradients once" in line
+    for changed in (zero(1, overlap_comm=True), zero(0, reduce_bucket_size=7)):
+        (line,) = told(changed, pipelined=True)
+        assert "a pipeline's stage reduces its gradients once" in line
 
 
 @pytest.mark.parametrize(

@@ -113,14 +113,21 @@ class RunConfig:
             return decay
         return decay * self.deepspeed.train_batch / self.hyper.nbs
 
-    def for_initialize(self) -> dict[str, Any]:
+    def for_initialize(self, bucket: int | None = None) -> dict[str, Any]:
         """The dictionary for `deepspeed.initialize`; a fresh copy.
 
         It has no "optimizer": yolods always builds the optimizer itself, because DeepSpeed would
         compile a kernel of its own for one that torch has.
+
+        Args:
+            bucket: "reduce_bucket_size" where the JSON has none, which depends on the model.
         """
         settings = self.deepspeed.for_initialize()
         settings.pop("optimizer", None)
+        if bucket is not None:
+            zero = settings.setdefault("zero_optimization", {})
+            if zero.get("reduce_bucket_size") is None:
+                zero["reduce_bucket_size"] = bucket
         return kept_within(self.run_dir, settings)
 
     @property

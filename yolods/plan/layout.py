@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from yolods.plan.buckets import bucket_elements
+
 if TYPE_CHECKING:
     from yolods.config import RunConfig
 
 BUCKET = 500_000_000
-"""DeepSpeed's default for "reduce_bucket_size" and "allgather_bucket_size", in elements."""
+"""DeepSpeed's default for "allgather_bucket_size", and its buckets without ZeRO, in elements."""
 PERSISTENT = 100_000
 """Elements up to which ZeRO-3 keeps a parameter whole ("stage3_param_persistence_threshold",
 deepspeed 0.19.8, zero/config.py:228)."""
@@ -49,8 +51,12 @@ class Layout:
     number of segments, -1 for about the square root of the nodes."""
     sync_bn: bool = False
     """Whether BatchNorm computes its batch statistics over all replicas."""
-    reduce_bucket: int = BUCKET
-    """Elements of DeepSpeed's buffer for gradients."""
+    owned: bool = True
+    """ZeRO-1 and 2: whether gradients reach only the rank that updates them."""
+    overlapped: bool = True
+    """Whether the reduction begins within the backward pass; a pipeline's never does."""
+    reduce_bucket: int | None = None
+    """Elements of DeepSpeed's buffer for gradients; None: by the model (`buckets`)."""
     gather_bucket: int = BUCKET
     """Elements of DeepSpeed's buffer for updated parameters."""
 
@@ -63,6 +69,16 @@ class Layout:
     def ranks(self) -> int:
         """Number of all ranks: replicas x stages."""
         return self.replicas * self.stages
+
+    def bucket(self, trained: int) -> int:
+        """Elements of the buffer for gradients of a model or stage.
+
+        Args:
+            trained: elements of all its gradients.
+        """
+        if self.reduce_bucket is not None:
+            return self.reduce_bucket
+        return bucket_elements(trained, whole=not self.overlapped or self.stages > 1)
 
     @property
     def images(self) -> int:
@@ -95,6 +111,8 @@ def layout_of(config: RunConfig, cuts: tuple[int, ...] = ()) -> Layout:
         schedule=ds.pipeline.schedule if ds.pipeline else "1f1b",
         recompute=recompute,
         sync_bn=config.hyper.sync_bn and ds.dp_size > 1,
-        reduce_bucket=int(zero.get("reduce_bucket_size", BUCKET)),
+        owned=ds.reduction.owned or ds.zero_stage not in (1, 2),
+        overlapped=ds.reduction.overlapped or ds.pipeline is not None,
+        reduce_bucket=None if (size := zero.get("reduce_bucket_size")) is None else int(size),
         gather_bucket=int(zero.get("allgather_bucket_size", BUCKET)),
     )

@@ -16,8 +16,6 @@ from yolods.plan.stage_costs import Terms
 from yolods.plan.stage_plan import state_bytes
 from yolods.plan.time.step import Clock
 
-BUCKETS = (50_000_000, 5_000_000)
-"""Elements of DeepSpeed's buffers to choose from; never more than the gradients have."""
 CUT_IMAGES = 4
 """Images of the pass whose times are balanced. The time of a pass grows with its images in all
 nodes alike, except for the launches of kernels, so one number serves all."""
@@ -159,7 +157,7 @@ class Layouts:
             for layout in self._batched(family, precision):
                 layout = replace(layout, cuts=cuts, recompute=segments)
                 for schedule in self._schedules(layout):
-                    yield from self._bucketed(replace(layout, schedule=schedule))
+                    yield replace(layout, schedule=schedule)
 
     def _batched(self, family: Family, precision: str) -> Iterator[Layout]:
         """A layout for each possible micro-batch, without cuts."""
@@ -223,17 +221,6 @@ class Layouts:
         nodes = self._costs(self.choice.precisions[0]).nodes
         bounds = (0, *cuts, len(nodes))
         return all(any(node.parameters for node in nodes[a:b]) for a, b in pairwise(bounds))
-
-    def _bucketed(self, layout: Layout) -> Iterator[Layout]:
-        """The layout with each size of DeepSpeed's buffers; ZeRO-0 has none of this size, and a
-        pipeline fills none."""
-        nodes = self._costs(layout.precision).nodes
-        elements = sum(node.parameters for node in nodes)
-        sizes = () if layout.zero_stage == 0 else BUCKETS if layout.stages == 1 else BUCKETS[:1]
-        if not sizes:
-            yield layout
-        for size in dict.fromkeys(min(each, elements) for each in sizes):
-            yield replace(layout, reduce_bucket=size, gather_bucket=size)
 
 
 def _states(layout: Layout) -> float:

@@ -59,10 +59,8 @@ def recipe_of(layout: Layout, graph: Graph, *, batch_keys: bool = True) -> dict[
 
 def _zero(layout: Layout) -> dict[str, Any]:
     block: dict[str, Any] = {"stage": layout.zero_stage}
-    if layout.zero_stage:
+    if layout.reduce_bucket is not None:
         block["reduce_bucket_size"] = layout.reduce_bucket
-    if layout.zero_stage in (1, 2):
-        block["allgather_bucket_size"] = layout.gather_bucket
     if layout.offload_optimizer:
         block["offload_optimizer"] = {"device": "cpu"}
     if layout.offload_param:
@@ -114,12 +112,11 @@ def check_recipe(
 
 
 def _trained(layout: Layout) -> tuple[Any, ...]:
-    """What of a layout a JSON decides; a bucket that nothing fills does not count."""
-    buckets = (layout.reduce_bucket, layout.gather_bucket) if layout.zero_stage in (1, 2) else ()
+    """What of a layout a JSON decides."""
     return (
         *(layout.imgsz, layout.micro_batch, layout.accumulation, layout.replicas),
         *(layout.precision, layout.autocast, layout.zero_stage, layout.cuts, layout.recompute),
-        *(layout.offload_optimizer, layout.offload_param, layout.schedule, *buckets),
+        *(layout.offload_optimizer, layout.offload_param, layout.schedule, layout.reduce_bucket),
     )
 
 

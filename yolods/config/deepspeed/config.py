@@ -37,6 +37,7 @@ from yolods.config.deepspeed.yolods_block import YolodsConfig, read_yolods_block
 from yolods.config.hyper.hyperparameters import Hyper
 from yolods.config.names.recipes import find_json
 from yolods.config.optimizers.json_block import JsonOptimizer, read_optimizer
+from yolods.config.reduction import ReductionConfig, read_reduction
 from yolods.errors import Faults
 from yolods.parsing.json_file import read_json
 
@@ -48,11 +49,7 @@ DEFAULT_JSON: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": "auto",
     "gradient_accumulation_steps": "auto",
     "gradient_clipping": MAX_NORM,
-    "zero_optimization": {
-        "stage": 1,
-        "reduce_bucket_size": 50000000,
-        "allgather_bucket_size": 50000000,
-    },
+    "zero_optimization": {"stage": 1},
 }
 """The configuration without --deepspeed_config: the same as ds_configs/zero1_fp32.json."""
 
@@ -89,6 +86,8 @@ class DeepSpeedConfig:
     """Whether optimizer states and master weights are kept in host memory."""
     offload_param: bool
     """Whether parameters are kept in host memory."""
+    reduction: ReductionConfig
+    """How gradients are reduced over the replicas."""
     batches: BatchPlan
     """Batch sizes."""
     gradient_clipping: float
@@ -242,15 +241,14 @@ def resolve(
     return DeepSpeedConfig(
         path=path,
         text=json.dumps(raw),
-        resolved=json.dumps(
-            _resolved(sound, batches, blocks.clipping, optimizer, any(blocks.offload.values()))
-        ),
+        resolved=json.dumps(_resolved(sound, batches, blocks)),
         zero_stage=blocks.zero_stage,
         precision=blocks.precision,
         autocast=blocks.autocast,
         fp16=blocks.fp16,
         offload_optimizer=blocks.offload["optimizer"],
         offload_param=blocks.offload["param"],
+        reduction=blocks.reduction,
         batches=batches,
         gradient_clipping=blocks.clipping,
         optimizer=optimizer,
@@ -270,6 +268,7 @@ class _Blocks:
     fp16: Fp16Config
     zero_stage: int
     offload: dict[str, bool]
+    reduction: ReductionConfig
     clipping: float
     own: YolodsConfig
     pipeline: PipelineConfig | None
@@ -303,6 +302,7 @@ def _read_blocks(
         fp16=fp16,
         zero_stage=stage,
         offload=offload,
+        reduction=read_reduction(zero, stage, pipelined="pipeline" in sound),
         clipping=float(_value(sound, "gradient_clipping", MAX_NORM)),
         own=own,
         pipeline=pipeline,
@@ -491,13 +491,7 @@ def _check_offload_stage(
         )
 
 
-def _resolved(
-    sound: Mapping[str, Any],
-    batches: BatchPlan,
-    clipping: float,
-    optimizer: JsonOptimizer | None,
-    offload: bool,
-) -> dict[str, Any]:
+def _resolved(sound: Mapping[str, Any], batches: BatchPlan, blocks: _Blocks) -> dict[str, Any]:
     """The JSON for `deepspeed.initialize`: without our blocks and keys that have no effect, with
     numbers for the batch keys, and with our defaults where DeepSpeed's do not work."""
     resolved = {key: value for key, value in sound.items() if key not in (*OURS, *OFF, *UNUSED)}
@@ -507,7 +501,7 @@ def _resolved(
         TRAIN: batches.train_batch,
         MICRO: batches.micro,
         ACCUMULATION: batches.accumulation,
-        "gradient_clipping": clipping,
+        "gradient_clipping": blocks.clipping,
         "timers": resolved_timers(sound),
     }
     if _value(sound, "steps_per_print", None) is None:
@@ -516,6 +510,11 @@ def _resolved(
     # DeepSpeed counts only its own and apex' optimizers as tested, and yolods uses torch's, as
     # ultralytics does.
     resolved["zero_allow_untested_optimizer"] = True
+    if blocks.reduction.owned:
+        # DeepSpeed's overlap waits for the whole device at the end of each backward pass. Ours
+        # (`zero.owned_reduction`) needs neither its stream nor its second bucket.
+        zero = resolved.get("zero_optimization", {})
+        resolved["zero_optimization"] = {**zero, "overlap_comm": False}
     if "pipeline" in sound:
         # Both belong to the hooks and buckets of DeepSpeed's backward pass. A pipeline stage runs
         # our own backward pass, which reduces gradients once per step.
@@ -529,11 +528,11 @@ def _resolved(
             "contiguous_gradients": False,
             "overlap_comm": False,
         }
-    if offload:
+    if any(blocks.offload.values()):
         # By default DeepSpeed requires its CPUAdam here, which takes minutes to compile on the
         # first start.
         resolved.setdefault("zero_force_ds_cpu_optimizer", False)
-    if optimizer is not None:
+    if (optimizer := blocks.optimizer) is not None:
         params = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in optimizer.params.items()

@@ -42,9 +42,8 @@ OFF: tuple[str, ...] = (
 DeepSpeed either."""
 
 _STAGED: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(
-        ("contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "overlap_comm"), (1, 2, 3)
-    ),
+    **dict.fromkeys(("reduce_bucket_size", "overlap_comm"), (0, 1, 2, 3)),
+    **dict.fromkeys(("contiguous_gradients", "reduce_scatter"), (1, 2, 3)),
     **dict.fromkeys(
         ("allgather_partitions", "allgather_bucket_size", "use_multi_rank_bucket_allreduce"), (1, 2)
     ),
@@ -153,11 +152,17 @@ def _zero(settings: JsonSettings) -> list[tuple[str, str]]:
             read_by = " and ".join(", ".join(map(str, stages)).rsplit(", ", 1))
             reads = f"only ZeRO stage {read_by} read{'s' * (len(stages) == 1)} it"
             found.append((key, f"{reads}, not {settings.zero_stage}"))
-        elif settings.pipelined and name in ("overlap_comm", "contiguous_gradients") and value:
+        elif settings.pipelined and value and name in _pipelined(settings.zero_stage):
             found.append(
                 (key, "a pipeline's stage reduces its gradients once, after all micro-batches")
             )
     return found
+
+
+def _pipelined(stage: int) -> tuple[str, ...]:
+    """Keys that have no effect in a pipeline."""
+    keys = ("overlap_comm", "contiguous_gradients")
+    return keys if stage else (*keys, "reduce_bucket_size")
 
 
 def _zero_offload(settings: JsonSettings) -> list[tuple[str, str]]:

@@ -155,6 +155,7 @@ def _flat(layout: Layout, parameters: Parameters, kept: int) -> Holdings:
     share = math.ceil(total / layout.replicas)
     masters, states = FP32 * share, FP32 * kept * share
     keeps, offloads = layout.zero_stage == 1, layout.offload_optimizer
+    bucket = layout.bucket(total)
     reduced = 0 if offloads else size * share
     held = Holdings(
         weights=_weights(parameters, size, total),
@@ -162,8 +163,8 @@ def _flat(layout: Layout, parameters: Parameters, kept: int) -> Holdings:
         moving_average=FP32 * (share + parameters.statistics),
         between=size * total if keeps else reduced,
         growing=size if keeps else 0,
-        bucket=size * layout.reduce_bucket,
-        flush=layout.reduce_bucket,
+        bucket=size * bucket,
+        flush=bucket,
         flushed=0 if keeps else reduced,
         step=0 if offloads else _flattened(size, share),
         host=_snapshot(parameters, masters, states),
@@ -196,7 +197,7 @@ def _pieces(layout: Layout, parameters: Parameters, kept: int) -> Holdings:
         weights=_weights(parameters, size, share + whole),
         states=masters + states,
         moving_average=FP32 * (share + parameters.statistics),
-        buffers=size * layout.reduce_bucket,
+        buffers=size * layout.bucket(total),
         gathered=gathered,
         gathering=min(gathered, size * PREFETCHED),
         between=0 if layout.offload_optimizer else size * share,

@@ -1,16 +1,15 @@
 """Seconds of one optimizer step under a layout: compute, communication, idle and optimizer.
 
-What overlaps is what today's engine overlaps. DeepSpeed 0.19.8 reduces on a stream of its own only
-under ZeRO-3, because "overlap_comm" defaults to stage == 3 (runtime/zero/config.py:385) and no
-JSON of ds_configs/ sets it; there, a share of gathers and reductions, at most `HIDDEN`, hides
-behind computation. Under ZeRO-0, 1 and 2 the device waits for every reduction, and a pipeline
-reduces once, after its last backward pass. Sends over a cut hide behind computation as far as the
-schedule allows.
+What overlaps is what the engine overlaps. Reductions begin within the backward pass, unless
+"overlap_comm" is false, and under ZeRO-3 gathers overlap, too: at most a share `HIDDEN` of them
+hides behind computation. Under ZeRO-1 and 2 the device waits for the gather of new weights. A
+pipeline reduces once, after its last backward pass. Sends over a cut hide behind computation as far
+as the schedule allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -33,7 +32,7 @@ In units of 4: gradient for the norm, for clipping (twice) and for the update, m
 twice each, the moving average twice and the master for it, and the new weight: 11.
 """
 HIDDEN = 0.5
-"""Assumed largest share of ZeRO-3's collectives that hides behind computation: gathers start few
+"""Assumed largest share of overlapped collectives that hides behind computation: gathers start few
 layers ahead, the first ones wait for nothing, and the last reductions have nothing to hide behind.
 """
 WEIGHTS_SHARE = 0.5
@@ -144,13 +143,13 @@ class Clock:
         costs = self.costs[layout.autocast or layout.precision]
         exposed = hidden = 0.0
         for stage in _transfers(costs, layout, self.boxes):
-            hides, waits = self._collectives(stage, links.replicas, layout.zero_stage == 3)
+            hides, waits = self._collectives(stage, links.replicas, _overlapped(layout))
             exposed, hidden = max(exposed, waits), max(hidden, hides)
         moved = self._through_host(layout)
         return (exposed, hidden + moved) if layout.offload_param else (exposed + moved, hidden)
 
     def _collectives(
-        self, stage: Sequence[Transfer], link: Link, overlapped: bool
+        self, stage: Sequence[Transfer], link: Link, overlapped: Collection[str]
     ) -> tuple[float, float]:
         """Seconds of a stage's collectives: those behind computation, and those before it."""
         hidden = exposed = 0.0
@@ -158,7 +157,7 @@ class Clock:
             if each.operation == "send":
                 continue
             took = seconds(each, link, backend=self.backend)
-            if overlapped and each.kind in ("reduce", "gather"):
+            if each.kind in overlapped:
                 hidden += took
             else:
                 exposed += took
@@ -188,6 +187,14 @@ class Clock:
         """Parameters of the largest stage."""
         counts = _counts(self.costs[layout.autocast or layout.precision])
         return int(np.add.reduceat(counts, (0, *layout.cuts)).max())
+
+
+def _overlapped(layout: Layout) -> Collection[str]:
+    """The kinds of transfers behind which the device computes."""
+    if layout.zero_stage == 3:
+        return ("reduce", "gather")
+    # DeepSpeed's own reduction begins early only under ZeRO-2, and then waits for every bucket.
+    return ("reduce",) if layout.overlapped and layout.owned and layout.stages == 1 else ()
 
 
 @lru_cache(maxsize=4096)

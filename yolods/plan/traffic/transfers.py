@@ -1,7 +1,8 @@
 """What a rank sends in one step: the collectives of DeepSpeed and of yolods, with their bytes.
 
     kind        operation            when                        on what
-    reduce      all_reduce           ZeRO 0, 1: per step         all gradients
+    reduce      all_reduce           ZeRO 0: per step            all gradients
+                exchange             ZeRO 1: per step            all gradients
                                      ZeRO 2: per micro-batch
                 reduce_scatter       ZeRO 3: per micro-batch     all gradients, padded
     gather      all_gather           ZeRO 1, 2: per step         updated parameters, padded
@@ -15,9 +16,11 @@ Sources, DeepSpeed 0.19.8 in deepspeed/runtime:
 
     engine.py:3073                     ZeRO 0 and 1 reduce only at the end of accumulation, 2 and 3
                                        after every backward pass
-    engine.py:3828                     ZeRO 0: buckets of 500,000,000 elements
+    engine.py:3828                     ZeRO 0: buckets of 500,000,000 elements, unless yolods
+                                       reduces within the backward pass (`zero.whole_reduction`)
     zero/stage_1_and_2.py:1422, 1695   a bucket is reduced before it would overflow, all-reduced
-                                       unless "use_multi_rank_bucket_allreduce" is false
+                                       where the JSON asks for DeepSpeed's own way; otherwise
+                                       `zero.owned_reduction` exchanges the parts
     zero/stage_1_and_2.py:441          a group is padded to a multiple of 2 x ranks
     utils.py:1008                      one all-gather per group; "allgather_bucket_size" has no
                                        effect where torch has all_gather_into_tensor
@@ -65,7 +68,7 @@ class Transfer:
     kind: str
     """What for: reduce, gather, boundary or ours."""
     operation: str
-    """all_reduce, reduce_scatter, all_gather or send."""
+    """all_reduce, exchange (each part to its owner), reduce_scatter, all_gather or send."""
     bytes: int
     """Bytes of the whole tensors over all calls: what is reduced, what is gathered, or what this
     rank sends."""
@@ -134,25 +137,27 @@ def _reduces(stage: StageFacts, layout: Layout) -> list[Transfer]:
     if level == 0:
         sizes = [weight.elements for weight in stage.trained]
         volume = sum(sizes) * _BYTES[layout.precision]
-        return [Transfer("reduce", "all_reduce", volume, _fills_whole(sizes), ranks)]
+        early = layout.overlapped and layout.stages == 1
+        calls = _fills(sizes[::-1], layout.bucket(sum(sizes))) if early else _fills_whole(sizes)
+        return [Transfer("reduce", "all_reduce", volume, calls, ranks)]
     times = layout.accumulation if level > 1 else 1
+    bucket = layout.bucket(sum(weight.elements for weight in stage.trained))
     found = []
-    for size, weights in _by_size(_in_order(stage, level), layout):
+    for size, weights in _by_size(_in_order(stage, layout), layout):
         elements = [weight.elements for weight in weights]
-        calls = times * _fills(elements, layout.reduce_bucket)
+        calls = times * _fills(elements, bucket)
         if level == 3:
             elements = [_padded(count, ranks) for count in elements]
-        operation = "reduce_scatter" if level == 3 else "all_reduce"
+        flat = "exchange" if layout.owned else "all_reduce"
+        operation = "reduce_scatter" if level == 3 else flat
         found.append(Transfer("reduce", operation, times * size * sum(elements), calls, ranks))
     return found
 
 
-def _in_order(stage: StageFacts, level: int) -> list[Weight]:
-    """The gradients in the order in which they enter the buckets.
-
-    ZeRO-1 goes through the optimizer's groups after the backward pass, 2 and 3 follow that pass.
-    """
-    if level == 1:
+def _in_order(stage: StageFacts, layout: Layout) -> list[Weight]:
+    """The gradients in the order in which they enter the buckets: that of the backward pass, or
+    that of the optimizer's groups where ZeRO-1 reduces after it."""
+    if layout.zero_stage == 1 and (layout.stages > 1 or not layout.overlapped or not layout.owned):
         return [weight for group in _groups(stage) for weight in group]
     return stage.trained[::-1]
 

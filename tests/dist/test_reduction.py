@@ -1,0 +1,150 @@
+"""Gradients that reach only their owners, and begin early: equal to DeepSpeed's own reduction."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.calls import Calls
+from tests.ranks import on_ranks
+from yolods.config.reduction import ReductionConfig
+from yolods.distributed.world import Ranks
+from yolods.engine.build_reduction import reduce_early
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+STEPS = 3
+CASES: dict[str, dict[str, Any]] = {
+    **{f"zero{stage}": {"zero_optimization": {"stage": stage}} for stage in range(3)},
+    "zero1 accumulated": {"zero_optimization": {"stage": 1}, "gradient_accumulation_steps": 2},
+    "zero2 accumulated": {"zero_optimization": {"stage": 2}, "gradient_accumulation_steps": 2},
+    "zero0 accumulated": {"zero_optimization": {"stage": 0}, "gradient_accumulation_steps": 2},
+    "zero1 apart": {"zero_optimization": {"stage": 1, "contiguous_gradients": False}},
+    "zero1 bf16 on the way": {
+        "zero_optimization": {"stage": 1},
+        "communication_data_type": "bf16",
+    },
+    "zero1 bf16": {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}},
+    "zero1 bf16 in fp32": {
+        "zero_optimization": {"stage": 1},
+        "bf16": {"enabled": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+    },
+    "zero2 bf16": {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}},
+}
+BUCKET = 600
+"""Elements. The largest of the model's gradients has more, and some buckets have several."""
+REDUCING = {"all_reduce", "all_to_all_single", "reduce"}
+
+
+def _model() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(4, 4, 3), nn.SiLU()) for _ in range(6)]
+    return nn.Sequential(*layers, nn.Conv2d(4, 64, 3), nn.Flatten(), nn.Linear(64, 3))
+
+
+def _engine(content: dict[str, Any], *, ours: bool) -> Any:
+    import deepspeed
+
+    model = _model()
+    weights = [each for each in model.parameters() if each.ndim > 1]
+    others = [each for each in model.parameters() if each.ndim == 1]
+    groups = [{"params": weights}, {"params": others}]
+    zero = {**content["zero_optimization"], "reduce_bucket_size": BUCKET, "overlap_comm": False}
+    settings = {"train_micro_batch_size_per_gpu": 2, "zero_allow_untested_optimizer": True}
+    settings |= {**content, "zero_optimization": zero}
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=torch.optim.SGD(groups, 0.1, momentum=0.9),
+        config=settings,
+        dist_init_required=False,
+    )
+    if ours:
+        owned = content["zero_optimization"]["stage"] > 0
+        reduce_early(engine, ReductionConfig(owned=owned, overlapped=True))
+    return engine
+
+
+def _trained(ranks: Ranks, calls: Calls, content: dict[str, Any], *, ours: bool) -> dict[str, Any]:
+    """Weights after a few steps, bytes put into reductions in one, and those before the backward
+    pass was over."""
+    engine = _engine(content, ours=ours)
+    accumulation = content.get("gradient_accumulation_steps", 1)
+    first = next(engine.module.parameters())
+    early: list[int] = []
+    first.register_hook(lambda gradient: early.append(_bytes(calls)))
+    for step in range(STEPS):
+        calls.take()
+        for place in range(accumulation):
+            torch.manual_seed(100 * step + 10 * place + ranks.rank)
+            images = torch.randn(2, 4, 15, 15).to(first.dtype)
+            engine.set_gradient_accumulation_boundary(place == accumulation - 1)
+            engine.backward(engine(images).float().square().sum(), scale_wrt_gas=False)
+            if place < accumulation - 1:
+                engine.step()
+        bytes_ = _bytes(calls)
+        engine.step()
+    weights = [each.detach().float().clone() for each in engine.module.parameters()]
+    engine.destroy()
+    del engine
+    gc.collect()
+    return {"weights": weights, "bytes": bytes_, "early": early[-1]}
+
+
+def _bytes(calls: Calls) -> int:
+    """Bytes that a ring, or an exchange of parts, makes two ranks send on average."""
+    made = [call for call in calls.made if call.operation in REDUCING]
+    return sum(
+        call.elements * call.size * (2 if call.operation == "all_reduce" else 1) for call in made
+    )
+
+
+def measure(ranks: Ranks, within: Calls, backend: str) -> dict[str, dict[str, Any]]:
+    """On a rank: DeepSpeed's reduction and ours, case by case."""
+    import torch.distributed as dist
+
+    if backend == "nccl":  # the way that it takes; gloo carries it
+        dist.get_backend = lambda group=None: "nccl"
+    return {
+        name: {
+            "theirs": _trained(ranks, within, content, ours=False),
+            "ours": _trained(ranks, within, content, ours=True),
+        }
+        for name, content in CASES.items()
+    }
+
+
+@pytest.mark.parametrize(("size", "backend"), [(2, "gloo"), (3, "gloo"), (2, "nccl")])
+def test_the_sums_are_deepspeeds(size: int, backend: str) -> None:
+    """Bit for bit on two ranks; on three the order of the sums differs."""
+    found = on_ranks(
+        "tests.dist.test_reduction:measure",
+        [size],
+        timeout=90,
+        within="tests.calls:recorded",
+        backend=backend,
+    )[size]
+    for name, content in CASES.items():
+        for rank in found:
+            ours, theirs = rank[name]["ours"], rank[name]["theirs"]
+            pairs = list(zip(ours["weights"], theirs["weights"], strict=True))
+            if size == 2:
+                assert all(torch.equal(mine, other) for mine, other in pairs), name
+            else:
+                limit = 1e-2 if "bf16" in name else 1e-6
+                assert max(_apart(mine, other) for mine, other in pairs) < limit, name
+            kept = "in fp32" in name  # DeepSpeed's BF16_Optimizer has no buckets
+            if content["zero_optimization"]["stage"] and not kept:
+                assert ours["bytes"] == theirs["bytes"] / 2, name
+            else:
+                assert ours["bytes"] == theirs["bytes"], name
+            if "apart" not in name and not kept:
+                assert ours["early"] > 0.7 * ours["bytes"] > theirs["early"] - 1, name
+
+
+def _apart(mine: Tensor, other: Tensor) -> float:
+    return float((mine - other).norm() / other.norm().clamp_min(1e-30))
