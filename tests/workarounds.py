@@ -27,6 +27,7 @@ ALLOWED = (
     "yolods.zero.gradients",
     "yolods.zero.loss_scale",
     "yolods.zero.owned_reduction",
+    "yolods.zero.resident",
     "yolods.zero.whole_reduction",
 )
 """Modules that may contain such places."""

@@ -1,4 +1,4 @@
-"""Buckets for a model, and an engine's reduction; real engines: tests/dist/test_reduction.py."""
+"""Buckets for a model, and an engine's reduction; with ranks: tests/dist/test_early_reduction.py."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from yolods.config.reduction import ReductionConfig
+from yolods.config.reducing import ReductionConfig
 from yolods.engine import build_reduction
-from yolods.engine.build_reduction import bucket_of, reduce_early
+from yolods.engine.build_reduction import bucket_of, lower_traffic
 
 EARLY = ReductionConfig(owned=True, overlapped=True)
 LATE = ReductionConfig(owned=True, overlapped=False)
@@ -64,8 +64,8 @@ def test_each_stage_gets_its_reduction(
         zero_optimization_stage=lambda: stage,
         zero_reduce_bucket_size=lambda: 5,
     )
-    reduce_early(engine, reduction)
+    lower_traffic(engine, reduction)
     assert made == ([] if expected is None else [expected])
     engine.dp_world_size = 1
-    reduce_early(engine, reduction)
+    lower_traffic(engine, reduction)
     assert len(made) <= 1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from yolods.config.reduction import ReductionConfig
+from yolods.config.reducing import ReductionConfig
 from yolods.distributed.world import Ranks
 from yolods.engine import build as module
 from yolods.engine.build import build_engine, build_pipeline, build_zero, plan_schedule

@@ -1,4 +1,4 @@
-"""Parts of gradients for their owners; real ranks: tests/dist/test_reduction.py."""
+"""Parts of gradients for their owners; real ranks: tests/dist/test_early_reduction.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole gradients in buckets; real ranks: tests/dist/test_reduction.py."""
+"""Whole gradients in buckets; real ranks: tests/dist/test_early_reduction.py."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from yolods.compat import keep_lone_gradients_apart, skip_own_decoding
 from yolods.distributed.mesh import Mesh
 from yolods.distributed.world import Ranks, Share
 from yolods.engine.base import Parts
-from yolods.engine.build_reduction import bucket_of, reduce_early
+from yolods.engine.build_reduction import bucket_of, lower_traffic
 from yolods.engine.build_stability import build_stability
 from yolods.engine.monitor_files import announce_folders
 from yolods.engine.pipeline.engine import PipelineEngine, StageBoundaries
@@ -201,7 +201,7 @@ def _parts(
         dist_init_required=False,
     )
     keep_lone_gradients_apart(engine)
-    reduce_early(engine, ds.reduction)
+    lower_traffic(engine, ds.reduction)
     masters = masters_of(engine.optimizer)
     statistics = [buffer for buffer in engine.module.buffers() if buffer.is_floating_point()]
     return Parts(

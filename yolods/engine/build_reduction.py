@@ -1,4 +1,4 @@
-"""Connects a DeepSpeed engine with the code that reduces its gradients."""
+"""Connects a DeepSpeed engine with the code that keeps its communication low."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import nn
 
 from yolods.plan.buckets import bucket_elements
 from yolods.zero.owned_reduction import OwnedReduction
+from yolods.zero.resident import gather_together
 from yolods.zero.whole_reduction import WholeReduction
 
 if TYPE_CHECKING:
-    from yolods.config.reduction import ReductionConfig
+    from yolods.config.reducing import ReductionConfig
 
 
 def bucket_of(reduction: ReductionConfig, module: nn.Module) -> int:
@@ -27,14 +28,16 @@ def bucket_of(reduction: ReductionConfig, module: nn.Module) -> int:
     return bucket_elements(elements, whole=not reduction.overlapped)
 
 
-def reduce_early(engine: Any, reduction: ReductionConfig) -> None:
-    """Let a new engine with several replicas reduce gradients as the configuration says.
+def lower_traffic(engine: Any, reduction: ReductionConfig) -> None:
+    """Let a new engine with several replicas reduce gradients as the configuration says, and gather
+    small parameters together.
 
     Args:
         engine: the result of `deepspeed.initialize`.
     """
     if engine.dp_world_size == 1:
         return
+    gather_together(engine.optimizer)
     if reduction.owned and OwnedReduction.fits(engine.optimizer):
         OwnedReduction(engine.optimizer, overlapped=reduction.overlapped)
     elif (

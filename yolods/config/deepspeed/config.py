@@ -37,7 +37,7 @@ from yolods.config.deepspeed.yolods_block import YolodsConfig, read_yolods_block
 from yolods.config.hyper.hyperparameters import Hyper
 from yolods.config.names.recipes import find_json
 from yolods.config.optimizers.json_block import JsonOptimizer, read_optimizer
-from yolods.config.reduction import ReductionConfig, read_reduction
+from yolods.config.reducing import ReductionConfig, read_reduction
 from yolods.errors import Faults
 from yolods.parsing.json_file import read_json
 

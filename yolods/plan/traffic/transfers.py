@@ -7,7 +7,7 @@
                 reduce_scatter       ZeRO 3: per micro-batch     all gradients, padded
     gather      all_gather           ZeRO 1, 2: per step         updated parameters, padded
                                      ZeRO 3: per micro-batch     parameters above 100,000 elements
-                                             and per step        the smaller ones, one by one
+                                             and per step        the smaller ones
     boundary    send                 per micro-batch             activations, gradients, labels
     ours        all_reduce           per step                    losses and norms
                                      per BatchNorm and pass      sums of `sync_bn`
@@ -25,7 +25,8 @@ Sources, DeepSpeed 0.19.8 in deepspeed/runtime:
     utils.py:1008                      one all-gather per group; "allgather_bucket_size" has no
                                        effect where torch has all_gather_into_tensor
     zero/stage3.py:1912                reduce-scatter; a gradient is padded to a multiple of ranks
-    zero/stage3.py:2841                parameters that stay whole are gathered after the step
+    zero/stage3.py:2841                parameters that stay whole are gathered after the step, by
+                                       `zero.resident` in one call
     zero/partitioned_param_coordinator.py:634
                                        a parameter is gathered again for the backward pass
                                        only if more than "stage3_max_reuse_distance" elements are
@@ -197,7 +198,7 @@ def _gathers(stage: StageFacts, layout: Layout) -> list[Transfer]:
     calls = layout.accumulation * math.ceil(large / PREFETCHED)
     return [
         Transfer("gather", "all_gather", layout.accumulation * size * large, calls, ranks),
-        Transfer("gather", "all_gather", size * kept, len(small), ranks),
+        Transfer("gather", "all_gather", size * kept, min(len(small), 1), ranks),
     ]
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tests.calls import Calls
 from tests.ranks import on_ranks
-from yolods.config.reduction import ReductionConfig
+from yolods.config.reducing import ReductionConfig
 from yolods.distributed.world import Ranks
-from yolods.engine.build_reduction import reduce_early
+from yolods.engine.build_reduction import lower_traffic
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -65,7 +65,7 @@ def _engine(content: dict[str, Any], *, ours: bool) -> Any:
     )
     if ours:
         owned = content["zero_optimization"]["stage"] > 0
-        reduce_early(engine, ReductionConfig(owned=owned, overlapped=True))
+        lower_traffic(engine, ReductionConfig(owned=owned, overlapped=True))
     return engine
 
 
@@ -122,7 +122,7 @@ def measure(ranks: Ranks, within: Calls, backend: str) -> dict[str, dict[str, An
 def test_the_sums_are_deepspeeds(size: int, backend: str) -> None:
     """Bit for bit on two ranks; on three the order of the sums differs."""
     found = on_ranks(
-        "tests.dist.test_reduction:measure",
+        "tests.dist.test_early_reduction:measure",
         [size],
         timeout=90,
         within="tests.calls:recorded",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.unit.test_deepspeed_pipeline import configured
-from yolods.config.reduction import ReductionConfig, read_reduction
+from yolods.config.reducing import ReductionConfig, read_reduction
 
 
 @pytest.mark.parametrize(
