@@ -483,6 +483,68 @@ def _apart(flatten: Callable[[Sequence[Tensor]], Tensor]) -> Callable[[Sequence[
     return flat
 
 
+@contextmanager
+def equal_weights_stay(told: Callable[[str], None]) -> Iterator[None]:
+    """Let `deepspeed.initialize` broadcast rank 0's weights only where the ranks' weights differ.
+
+    Seen with deepspeed 0.19.8: without ZeRO-3 it broadcasts every parameter, one call each, 220 for
+    YOLOv5n (runtime/engine.py, `_broadcast_model`). All ranks have built the same weights from the
+    same seed or file; a checksum of 16 bytes per rank confirms it.
+
+    Args:
+        told: gets a line if they differ; then DeepSpeed broadcasts as before.
+    """
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    theirs = DeepSpeedEngine._broadcast_model
+
+    def unless_equal(engine: Any) -> None:
+        if _are_equal(list(engine.module.parameters()), engine.seq_data_parallel_group):
+            return
+        told("the ranks have built different weights; all ranks take those of rank 0")
+        theirs(engine)
+
+    DeepSpeedEngine._broadcast_model = unless_equal
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._broadcast_model = theirs
+
+
+def _are_equal(tensors: Sequence[Tensor], group: Any) -> bool:
+    """Whether all ranks of a group have the same values. A collective."""
+    import torch.distributed as dist
+
+    mine = weights_checksum(tensors)
+    found = mine.new_empty(dist.get_world_size(group) * 2)
+    dist.all_gather_into_tensor(found, mine, group=group)
+    return bool((found.view(-1, 2) == mine).all())
+
+
+def weights_checksum(tensors: Sequence[Tensor]) -> Tensor:
+    """Two sums over the bits of contiguous tensors, modulo 2 ** 64: (2,) int64 on their device.
+
+    The second one multiplies every element by its position, so that it also notices values in other
+    places, as in Adler-32.
+    """
+    import torch
+
+    device = tensors[0].device if tensors else None
+    total = torch.zeros(2, dtype=torch.int64, device=device)
+    first = 1
+    for tensor in tensors:
+        bits = tensor.detach().view(-1).view({2: torch.int16, 4: torch.int32}[tensor.itemsize])
+        # In pieces, which bounds the memory of the products.
+        for piece in bits.split(_SUMMED):
+            place = torch.arange(first, first + len(piece), device=device)
+            total += torch.stack((piece.sum(), (piece * place).sum()))
+            first += len(piece)
+    return total
+
+
+_SUMMED = 1 << 20
+
+
 def lend(launcher: Any, subprocess: Any, signal: Any) -> None:
     """Give one of DeepSpeed's launchers other modules for processes and signals.
 

@@ -1,4 +1,4 @@
-"""Buckets for a model, and an engine's reduction; with ranks: tests/dist/test_early_reduction.py."""
+"""A model's buckets, and an engine's reduction; with ranks: tests/dist/test_early_reduction.py."""
 
 from __future__ import annotations
 

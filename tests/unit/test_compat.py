@@ -1,6 +1,7 @@
 """Workarounds for dependencies: each does what it says, and tells when it is no longer needed."""
 
 import importlib.util
+import inspect
 import logging
 import os
 import subprocess
@@ -426,6 +427,47 @@ def test_torch_still_refuses_to_copy_a_lone_gradient_onto_itself():
     (synced,) = _unflatten_dense_tensors(_flatten_dense_tensors([gradient]), [gradient])
     with pytest.raises(RuntimeError, match="single memory location"):
         gradient.copy_(synced)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checksum_sees_one_bit_and_two_values_that_changed_places(dtype):
+    weights = [torch.randn(5, 3).to(dtype), torch.randn(7).to(dtype)]
+    expected = compat.weights_checksum(weights)
+    assert torch.equal(expected, compat.weights_checksum([each.clone() for each in weights]))
+    changed = [each.clone() for each in weights]
+    changed[1].view(torch.int16)[-1] ^= 1
+    assert not torch.equal(expected, compat.weights_checksum(changed))
+    swapped = [weights[0].clone(), weights[1].clone()]
+    swapped[0].view(-1)[3], swapped[1][2] = weights[1][2], weights[0].view(-1)[3]
+    assert not torch.equal(expected, compat.weights_checksum(swapped))
+    assert torch.equal(compat.weights_checksum([]), torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_weights_are_broadcast_only_where_ranks_differ(monkeypatch, equal):
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    told, broadcast = [], []
+
+    def gather(found, mine, group):
+        found.copy_(torch.cat((mine, mine if equal else mine + 1)))
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_into_tensor", gather)
+    monkeypatch.setattr(DeepSpeedEngine, "_broadcast_model", broadcast.append)
+    engine = SimpleNamespace(module=torch.nn.Linear(2, 3), seq_data_parallel_group=None)
+    with compat.equal_weights_stay(told.append):
+        DeepSpeedEngine._broadcast_model(engine)
+    assert (broadcast, len(told)) == (([], 0) if equal else ([engine], 1))
+    assert DeepSpeedEngine._broadcast_model == broadcast.append
+
+
+def test_deepspeed_still_broadcasts_every_parameter():
+    """Once this fails, `equal_weights_stay` may go."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    text = inspect.getsource(DeepSpeedEngine._broadcast_model)
+    assert "for n, p in self.module.named_parameters():" in text and "dist.broadcast" in text
 
 
 def test_a_launcher_starts_processes_and_sets_handlers_through_what_it_is_lent():

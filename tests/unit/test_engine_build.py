@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,6 +84,7 @@ def given(monkeypatch) -> dict[str, Any]:
         return engine, None
 
     monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(initialize=initialize))
+    monkeypatch.setattr(module, "equal_weights_stay", lambda _: nullcontext())
     monkeypatch.setattr(module, "build_stability", lambda *_: SimpleNamespace(restores=True))
     monkeypatch.delenv("WANDB_DIR", raising=False)
     return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from yolods.compat import keep_lone_gradients_apart, skip_own_decoding
+from yolods.compat import equal_weights_stay, keep_lone_gradients_apart, skip_own_decoding
 from yolods.distributed.mesh import Mesh
 from yolods.distributed.world import Ranks, Share
 from yolods.engine.base import Parts
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from yolods.model.blueprint import Blueprint, Values
     from yolods.model.graph.stage import Stage
 
+log = logging.getLogger(__name__)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -193,13 +195,14 @@ def _parts(
     groups = parameter_groups(module, config.weight_decay)
     # Before `initialize`: DeepSpeed's monitors read these variables while they start.
     announce_folders(config.monitor_folders)
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        optimizer=build_optimizer(choice, groups, ranks.device, offload=ds.offload_optimizer),
-        config=config.for_initialize(bucket_of(ds.reduction, module)),
-        mpu=mesh,
-        dist_init_required=False,
-    )
+    with equal_weights_stay(log.warning):
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=build_optimizer(choice, groups, ranks.device, offload=ds.offload_optimizer),
+            config=config.for_initialize(bucket_of(ds.reduction, module)),
+            mpu=mesh,
+            dist_init_required=False,
+        )
     keep_lone_gradients_apart(engine)
     lower_traffic(engine, ds.reduction)
     masters = masters_of(engine.optimizer)
