@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.calls import Calls
 from tests.ranks import on_ranks
+from yolods.compat import equal_weights_stay
 from yolods.config.reducing import ReductionConfig
 from yolods.distributed.world import Ranks
 from yolods.engine.build_reduction import lower_traffic
@@ -41,8 +42,8 @@ BUCKET = 600
 REDUCING = {"all_reduce", "all_to_all_single", "reduce"}
 
 
-def _model() -> nn.Sequential:
-    torch.manual_seed(0)
+def _model(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
     layers = [nn.Sequential(nn.Conv2d(4, 4, 3), nn.SiLU()) for _ in range(6)]
     return nn.Sequential(*layers, nn.Conv2d(4, 64, 3), nn.Flatten(), nn.Linear(64, 3))
 
@@ -103,6 +104,27 @@ def _bytes(calls: Calls) -> int:
     )
 
 
+def starts(ranks: Ranks, within: Calls) -> dict[str, Any]:
+    """On a rank: the start of a run with equal weights, and with others on every rank."""
+    import deepspeed
+
+    found = {}
+    for name, seed in (("equal", 0), ("different", ranks.rank)):
+        told: list[str] = []
+        within.take()
+        with equal_weights_stay(told.append):
+            engine, *_ = deepspeed.initialize(
+                model=_model(seed),
+                optimizer=torch.optim.SGD(_model().parameters(), 0.1),
+                config={"train_micro_batch_size_per_gpu": 2},
+                dist_init_required=False,
+            )
+        calls = [call.operation for call in within.take()]
+        weights = [each.detach().clone() for each in engine.module.parameters()]
+        found[name] = {"told": told, "calls": calls, "weights": weights}
+    return found
+
+
 def measure(ranks: Ranks, within: Calls, backend: str) -> dict[str, dict[str, Any]]:
     """On a rank: DeepSpeed's reduction and ours, case by case."""
     import torch.distributed as dist
@@ -144,6 +166,19 @@ def test_the_sums_are_deepspeeds(size: int, backend: str) -> None:
                 assert ours["bytes"] == theirs["bytes"], name
             if "apart" not in name and not kept:
                 assert ours["early"] > 0.7 * ours["bytes"] > theirs["early"] - 1, name
+
+
+def test_a_start_broadcasts_only_weights_that_differ() -> None:
+    first, second = on_ranks(
+        "tests.dist.test_early_reduction:starts", [2], timeout=60, within="tests.calls:recorded"
+    )[2]
+    for rank in (first, second):
+        assert rank["equal"]["told"] == [] and "broadcast" not in rank["equal"]["calls"]
+        assert len(rank["different"]["told"]) == 1
+        assert rank["different"]["calls"].count("broadcast") == len(rank["equal"]["weights"])
+        for name in ("equal", "different"):
+            pairs = zip(rank[name]["weights"], _model().parameters(), strict=True)
+            assert all(torch.equal(mine, other) for mine, other in pairs), name
 
 
 def _apart(mine: Tensor, other: Tensor) -> float:
