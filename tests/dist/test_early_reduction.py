@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +40,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 BUCKET = 600
 """Elements. The largest of the model's gradients has more, and some buckets have several."""
+ACCUMULATED = "zero2 accumulated"
+"""The case that can be reduced after every micro-batch or once."""
 REDUCING = {"all_reduce", "all_to_all_single", "reduce"}
 
 
@@ -48,7 +51,7 @@ def _model(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(4, 64, 3), nn.Flatten(), nn.Linear(64, 3))
 
 
-def _engine(content: dict[str, Any], *, ours: bool) -> Any:
+def _engine(ranks: Ranks, content: dict[str, Any], ours: str) -> Any:
     import deepspeed
 
     model = _model()
@@ -65,15 +68,16 @@ def _engine(content: dict[str, Any], *, ours: bool) -> Any:
         dist_init_required=False,
     )
     if ours:
-        owned = content["zero_optimization"]["stage"] > 0
-        lower_traffic(engine, ReductionConfig(owned=owned, overlapped=True))
+        stage = content["zero_optimization"]["stage"]
+        reduction = ReductionConfig(owned=stage > 0, overlapped=True, once=ours)
+        lower_traffic(engine, SimpleNamespace(zero_stage=stage, reduction=reduction), ranks)
     return engine
 
 
-def _trained(ranks: Ranks, calls: Calls, content: dict[str, Any], *, ours: bool) -> dict[str, Any]:
+def _trained(ranks: Ranks, calls: Calls, content: dict[str, Any], ours: str) -> dict[str, Any]:
     """Weights after a few steps, bytes put into reductions in one, and those before the backward
     pass was over."""
-    engine = _engine(content, ours=ours)
+    engine = _engine(ranks, content, ours)
     accumulation = content.get("gradient_accumulation_steps", 1)
     first = next(engine.module.parameters())
     early: list[int] = []
@@ -133,8 +137,9 @@ def measure(ranks: Ranks, within: Calls, backend: str) -> dict[str, dict[str, An
         dist.get_backend = lambda group=None: "nccl"
     return {
         name: {
-            "theirs": _trained(ranks, within, content, ours=False),
-            "ours": _trained(ranks, within, content, ours=True),
+            "theirs": _trained(ranks, within, content, ""),
+            "ours": _trained(ranks, within, content, "micro_batch"),
+            **({"once": _trained(ranks, within, content, "step")} if name == ACCUMULATED else {}),
         }
         for name, content in CASES.items()
     }
@@ -160,6 +165,11 @@ def test_the_sums_are_deepspeeds(size: int, backend: str) -> None:
                 limit = 1e-2 if "bf16" in name else 1e-6
                 assert max(_apart(mine, other) for mine, other in pairs) < limit, name
             kept = "in fp32" in name  # DeepSpeed's BF16_Optimizer has no buckets
+            if name == ACCUMULATED:
+                once = rank[name]["once"]
+                assert once["bytes"] == ours["bytes"] / 2
+                pairs = list(zip(once["weights"], theirs["weights"], strict=True))
+                assert max(_apart(mine, other) for mine, other in pairs) < 1e-6
             if content["zero_optimization"]["stage"] and not kept:
                 assert ours["bytes"] == theirs["bytes"] / 2, name
             else:

@@ -36,7 +36,7 @@ def configured(
     usual = {
         **{"precision": "fp32", "autocast": None, "zero_stage": 1, "dp_size": 1, "recompute": None},
         "pipeline": SimpleNamespace(schedule="1f1b"),
-        "reduction": ReductionConfig(owned=True, overlapped=True),
+        "reduction": ReductionConfig(owned=True, overlapped=True, once="auto"),
         **{
             "offload_optimizer": False,
             "accumulation": 4,

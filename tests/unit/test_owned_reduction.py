@@ -82,7 +82,7 @@ def comm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Com
 
 def test_a_rank_stores_the_mean_of_what_it_owns(comm: Comm) -> None:
     optimizer = DeepSpeedZeroOptimizer()
-    OwnedReduction(optimizer, overlapped=False)
+    OwnedReduction(optimizer, overlapped=False, once=False)
     optimizer.average_tensor(torch.arange(1.0, 7.0), FP32)
     assert comm.counts in ([[2, 4]], [[0, 2], [1, 4]])
     assert optimizer.parameters[0].grad.tolist() == [0, 0, 6]
@@ -91,7 +91,7 @@ def test_a_rank_stores_the_mean_of_what_it_owns(comm: Comm) -> None:
 
 def test_a_few_buckets_are_under_way_until_the_pass_is_over(comm: Comm) -> None:
     optimizer = DeepSpeedZeroOptimizer()
-    OwnedReduction(optimizer, overlapped=True)
+    OwnedReduction(optimizer, overlapped=True, once=False)
     for _ in range(UNDER_WAY):
         optimizer.average_tensor(torch.ones(6), FP32)
     assert comm.waits == 0 and not optimizer.parameters[1].grad.any()
@@ -106,7 +106,7 @@ def test_a_few_buckets_are_under_way_until_the_pass_is_over(comm: Comm) -> None:
 def test_an_offloaded_bucket_is_complete_at_once(comm: Comm) -> None:
     optimizer = DeepSpeedZeroOptimizer()
     optimizer.cpu_offload = True
-    OwnedReduction(optimizer, overlapped=True)
+    OwnedReduction(optimizer, overlapped=True, once=False)
     optimizer.average_tensor(torch.ones(6), FP32)
     assert optimizer.parameters[1].grad.all()
 

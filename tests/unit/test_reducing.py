@@ -26,12 +26,14 @@ def test_what_the_json_asks_for_wins(
     zero: dict[str, Any], owned: bool, overlapped: bool, stage: int
 ) -> None:
     found = read_reduction(zero, stage, pipelined=False)
-    assert found == ReductionConfig(owned=owned and stage in (1, 2), overlapped=overlapped)
+    assert found == ReductionConfig(
+        owned=owned and stage in (1, 2), overlapped=overlapped, once="auto"
+    )
 
 
 def test_a_stage_of_a_pipeline_reduces_after_its_passes() -> None:
     found = read_reduction({"overlap_comm": True}, 1, pipelined=True)
-    assert found == ReductionConfig(owned=True, overlapped=False)
+    assert found == ReductionConfig(owned=True, overlapped=False, once="auto")
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,14 @@ def zero(stage: int, **changed: object) -> tuple[Transfer, ...]:
     return found
 
 
-@pytest.mark.parametrize(("stage", "times"), [(0, 1), (1, 1), (2, 4), (3, 4)])
-def test_gradients_are_reduced_once_a_step_or_once_a_micro_batch(stage: int, times: int) -> None:
-    found = of_kind(zero(stage, accumulation=4, reduce_bucket=10**7), "reduce")
+@pytest.mark.parametrize(
+    ("stage", "once", "times"),
+    [(0, True, 1), (1, True, 1), (2, True, 1), (2, False, 4), (3, True, 4)],
+)
+def test_gradients_are_reduced_once_a_step_or_once_a_micro_batch(
+    stage: int, once: bool, times: int
+) -> None:
+    found = of_kind(zero(stage, accumulation=4, reduce_bucket=10**7, once=once), "reduce")
     operation = ("all_reduce", "exchange", "exchange", "reduce_scatter")[stage]
     assert {each.operation for each in found} == {operation}
     whole = 4 * sum(elements())
@@ -110,14 +115,22 @@ def test_by_default_five_sixths_are_on_their_way_early(stage: int) -> None:
     assert late.calls == 1 and late.bytes == found.bytes
 
 
-@pytest.mark.parametrize(("stage", "times"), [(1, 2), (2, 5)])
-def test_what_zero_sends_in_a_step_of_four_micro_batches(stage: int, times: int) -> None:
-    """P bytes are half of 4 P over two ranks; DeepSpeed's own way sends twice the gradients."""
-    one = 4 * sum(elements()) / 2
-    found = [each for each in zero(stage, accumulation=4) if each.kind != "ours"]
-    assert sum(map(sent_bytes, found)) == pytest.approx(times * one, rel=1e-4)
-    found = [each for each in zero(stage, accumulation=4, owned=False) if each.kind != "ours"]
-    assert sum(map(sent_bytes, found)) == pytest.approx((2 * times - 1) * one, rel=1e-4)
+@pytest.mark.parametrize(
+    ("stage", "settings", "times"),
+    [
+        (1, {}, 2),
+        (1, {"owned": False}, 3),
+        (2, {}, 2),
+        (2, {"once": False}, 5),
+        (2, {"owned": False}, 9),
+    ],
+)
+def test_what_zero_sends_in_a_step_of_four_micro_batches(
+    stage: int, settings: dict[str, bool], times: int
+) -> None:
+    """In units of the half of all gradients, which each of two ranks owns."""
+    found = [each for each in zero(stage, accumulation=4, **settings) if each.kind != "ours"]
+    assert sum(map(sent_bytes, found)) == pytest.approx(times * 2 * sum(elements()), rel=1e-4)
 
 
 def test_low_precision_halves_and_autocast_halves_only_convolutions() -> None:

@@ -16,14 +16,20 @@ class ReductionConfig:
     asks for DeepSpeed's own way, by "use_multi_rank_bucket_allreduce" or "reduce_scatter"."""
     overlapped: bool
     """Whether the reduction begins within the backward pass ("overlap_comm", on by default)."""
+    once: str
+    """ZeRO-2, if `owned`: whether a step's micro-batches send their gradients together: "step",
+    "micro_batch", or "auto", by the memory that whole gradients take."""
 
 
-def read_reduction(zero: Mapping[str, Any], stage: int, *, pipelined: bool) -> ReductionConfig:
+def read_reduction(
+    zero: Mapping[str, Any], stage: int, once: str = "auto", *, pipelined: bool
+) -> ReductionConfig:
     """The reduction that a JSON describes.
 
     Args:
         zero: the sound keys of "zero_optimization".
         stage: of ZeRO.
+        once: the value of "yolods".accumulation.reduce.
         pipelined: whether the model is split; a stage reduces once, after its last backward pass.
     """
     theirs = (
@@ -33,4 +39,5 @@ def read_reduction(zero: Mapping[str, Any], stage: int, *, pipelined: bool) -> R
     return ReductionConfig(
         owned=stage in (1, 2) and not theirs,
         overlapped=zero.get("overlap_comm") is not False and not pipelined,
+        once=once,
     )

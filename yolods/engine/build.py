@@ -204,7 +204,7 @@ def _parts(
             dist_init_required=False,
         )
     keep_lone_gradients_apart(engine)
-    lower_traffic(engine, ds.reduction)
+    lower_traffic(engine, ds, ranks)
     masters = masters_of(engine.optimizer)
     statistics = [buffer for buffer in engine.module.buffers() if buffer.is_floating_point()]
     return Parts(

@@ -53,6 +53,8 @@ class Layout:
     """Whether BatchNorm computes its batch statistics over all replicas."""
     owned: bool = True
     """ZeRO-1 and 2: whether gradients reach only the rank that updates them."""
+    once: bool = True
+    """ZeRO-2: whether gradients reach their owners once per step, or per micro-batch."""
     overlapped: bool = True
     """Whether the reduction begins within the backward pass; a pipeline's never does."""
     reduce_bucket: int | None = None
@@ -112,6 +114,7 @@ def layout_of(config: RunConfig, cuts: tuple[int, ...] = ()) -> Layout:
         recompute=recompute,
         sync_bn=config.hyper.sync_bn and ds.dp_size > 1,
         owned=ds.reduction.owned or ds.zero_stage not in (1, 2),
+        once=ds.reduction.owned and ds.reduction.once != "micro_batch",
         overlapped=ds.reduction.overlapped or ds.pipeline is not None,
         reduce_bucket=None if (size := zero.get("reduce_bucket_size")) is None else int(size),
         gather_bucket=int(zero.get("allgather_bucket_size", BUCKET)),

@@ -101,11 +101,13 @@ class OwnedReduction:
             )
         return True
 
-    def __init__(self, optimizer: Any, *, overlapped: bool) -> None:
+    def __init__(self, optimizer: Any, *, overlapped: bool, once: bool) -> None:
         """
         Args:
             optimizer: a `DeepSpeedZeroOptimizer`.
             overlapped: whether a bucket is sent as soon as it is full, under ZeRO-1 as well.
+            once: whether a step's gradients are sent in its last backward pass only, under ZeRO-2
+                as well; until then every rank adds up whole ones.
         """
         self._optimizer = optimizer
         # Offloading copies each reduced bucket to the host at once.
@@ -120,14 +122,17 @@ class OwnedReduction:
         optimizer.reduce_ipg_grads = self._reduce
         optimizer.buffered_reduce_fallback = self._average_apart
         optimizer._buffered_reduce_fallback_preserving_fp32 = self._average_named
-        if overlapped and optimizer.contiguous_gradients and not optimizer.partition_gradients:
-            self._seen: set[int] = set()
+        self._seen: set[int] = set()
+        self._end_pass = optimizer.overlapping_partition_gradients_reduce_epilogue
+        if optimizer.partition_gradients and once:
+            optimizer.process_gradients = self._take
+            optimizer.overlapping_partition_gradients_reduce_epilogue = self._finish_last
+        elif overlapped and optimizer.contiguous_gradients and not optimizer.partition_gradients:
             optimizer.process_gradients = self._take
             optimizer.reduce_gradients = self._finish
 
     def _take(self, parameter: nn.Parameter, group: int) -> None:
-        """DeepSpeed's `process_gradients`, called when a gradient is known; ZeRO-1 would only
-        note it."""
+        """DeepSpeed's `process_gradients`, called when a gradient is known."""
         optimizer = self._optimizer
         optimizer.setup_buckets()
         if optimizer.use_grad_accum_attribute:
@@ -147,7 +152,12 @@ class OwnedReduction:
                 ):
                     optimizer.reduce_ready_partitions_and_remove_grads(parameter, group)
         self._seen.clear()
-        optimizer.overlapping_partition_gradients_reduce_epilogue()
+        self._end_pass()
+
+    def _finish_last(self) -> None:
+        """DeepSpeed's epilogue of each backward pass under ZeRO-2: only the last one has one."""
+        if self._optimizer.is_gradient_accumulation_boundary():
+            self._finish()
 
     def _reduce(self, comm_dtype: torch.dtype | None = None) -> None:
         """DeepSpeed's `reduce_ipg_grads`: with a data type to make room in the bucket, without one

@@ -302,7 +302,9 @@ def _read_blocks(
         fp16=fp16,
         zero_stage=stage,
         offload=offload,
-        reduction=read_reduction(zero, stage, pipelined="pipeline" in sound),
+        reduction=read_reduction(
+            zero, stage, own.accumulation.reduce, pipelined="pipeline" in sound
+        ),
         clipping=float(_value(sound, "gradient_clipping", MAX_NORM)),
         own=own,
         pipeline=pipeline,

@@ -122,6 +122,16 @@ class WatchdogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AccumulationConfig:
+    """How ZeRO-2 treats the gradients of several micro-batches; described in docs/training.md."""
+
+    reduce: str = setting("auto", one_of("auto", "step", "micro_batch"))
+    """`step`: whole gradients are added up and reduced once. `micro_batch`: they are reduced after
+    every backward pass, so that a rank never holds more than a bucket and its own part. `auto`:
+    `step` where whole gradients take a small share of the device's memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class YolodsConfig:
     """Everything under "yolods"."""
 
@@ -133,6 +143,8 @@ class YolodsConfig:
     """When checkpoints are written, and how many are kept."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     """When a rank counts as lost or stuck."""
+    accumulation: AccumulationConfig = field(default_factory=AccumulationConfig)
+    """How often ZeRO-2 reduces gradients."""
 
     def as_dict(self) -> dict[str, Any]:
         """The block with every default written out, ready for JSON."""

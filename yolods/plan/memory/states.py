@@ -154,7 +154,8 @@ def _flat(layout: Layout, parameters: Parameters, kept: int) -> Holdings:
     size, total = BYTES[layout.precision], parameters.total
     share = math.ceil(total / layout.replicas)
     masters, states = FP32 * share, FP32 * kept * share
-    keeps, offloads = layout.zero_stage == 1, layout.offload_optimizer
+    offloads = layout.offload_optimizer
+    keeps = layout.zero_stage == 1 or (layout.once and layout.owned and layout.accumulation > 1)
     bucket = layout.bucket(total)
     reduced = 0 if offloads else size * share
     held = Holdings(

@@ -3,7 +3,7 @@
     kind        operation            when                        on what
     reduce      all_reduce           ZeRO 0: per step            all gradients
                 exchange             ZeRO 1: per step            all gradients
-                                     ZeRO 2: per micro-batch
+                                     ZeRO 2: the same, or per micro-batch (`Layout.once`)
                 reduce_scatter       ZeRO 3: per micro-batch     all gradients, padded
     gather      all_gather           ZeRO 1, 2: per step         updated parameters, padded
                                      ZeRO 3: per micro-batch     parameters above 100,000 elements
@@ -141,7 +141,8 @@ def _reduces(stage: StageFacts, layout: Layout) -> list[Transfer]:
         early = layout.overlapped and layout.stages == 1
         calls = _fills(sizes[::-1], layout.bucket(sum(sizes))) if early else _fills_whole(sizes)
         return [Transfer("reduce", "all_reduce", volume, calls, ranks)]
-    times = layout.accumulation if level > 1 else 1
+    each_pass = level == 3 or (level == 2 and not (layout.once and layout.owned))
+    times = layout.accumulation if each_pass else 1
     bucket = layout.bucket(sum(weight.elements for weight in stage.trained))
     found = []
     for size, weights in _by_size(_in_order(stage, layout), layout):
