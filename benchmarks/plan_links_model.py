@@ -129,6 +129,8 @@ def messages(transfer: Transfer) -> tuple[int, float]:
     turns = rounds(transfer, backend="gloo")
     if transfer.operation == "send":
         return 1, whole
+    if transfer.operation == "exchange":  # one part to each other rank
+        return turns, whole / turns
     segments = 2
     if transfer.operation != "all_gather":
         parts = math.ceil(transfer.bytes / transfer.calls / GLOO_SEGMENT)

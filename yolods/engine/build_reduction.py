@@ -68,8 +68,8 @@ def _adds_up(module: nn.Module, ds: DeepSpeedConfig, ranks: Ranks) -> bool:
     if not fits and ds.accumulation > 1 and ranks.is_main:
         log.warning(
             "ZeRO-2 sends the gradients of each of %d micro-batches, %.1f times as much as those "
-            "of a step, because whole gradients take %.0f of %.0f MiB of memory, more than 1/%d. To "
-            'send them once: "yolods": {"accumulation": {"reduce": "step"}}',
+            "of a step, because whole gradients take %.0f of %.0f MiB of memory, more than 1/%d. "
+            'To send them once: "yolods": {"accumulation": {"reduce": "step"}}',
             *(
                 ds.accumulation,
                 (ds.accumulation + 1) / 2,
