@@ -164,7 +164,8 @@ def _flat(layout: Layout, parameters: Parameters, kept: int) -> Holdings:
         moving_average=FP32 * (share + parameters.statistics),
         between=size * total if keeps else reduced,
         growing=size if keeps else 0,
-        bucket=size * bucket,
+        # What is sent is a copy, and two may be under way (`zero.owned_reduction`).
+        bucket=size * bucket * (3 if layout.owned else 1),
         flush=bucket,
         flushed=0 if keeps else reduced,
         step=0 if offloads else _flattened(size, share),
