@@ -33,6 +33,7 @@ OPERATIONS = {
     "all_reduce": "all_reduce",
     "all_gather_into_tensor": "all_gather",
     "reduce_scatter_tensor": "reduce_scatter",
+    "all_to_all_single": "exchange",
     "isend": "send",
 }
 SETTLED = 2
@@ -45,6 +46,12 @@ TWO: dict[str, dict[str, Any]] = {
     "zero0 sync_bn": {"zero_optimization": {"stage": 0}},
     "zero1 small buckets": {"zero_optimization": {"stage": 1, **SMALL}},
     "zero2 autocast": {**AUTOCAST, "zero_optimization": {"stage": 2}},
+    "zero2 each micro-batch": {
+        "zero_optimization": {"stage": 2},
+        "yolods": {"accumulation": {"reduce": "micro_batch"}},
+    },
+    "zero1 late": {"zero_optimization": {"stage": 1, "overlap_comm": False}},
+    "zero1 theirs": {"zero_optimization": {"stage": 1, "use_multi_rank_bucket_allreduce": True}},
     "zero2 small buckets": {"zero_optimization": {"stage": 2, **SMALL}},
     "zero3 bf16": {**BF16, "zero_optimization": {"stage": 3, **SMALL}},
 }
