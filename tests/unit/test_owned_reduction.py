@@ -111,6 +111,20 @@ def test_an_offloaded_bucket_is_complete_at_once(comm: Comm) -> None:
     assert optimizer.parameters[1].grad.all()
 
 
+def test_a_gradient_in_another_memory_format_is_stored_in_order(comm: Comm) -> None:
+    optimizer = DeepSpeedZeroOptimizer()
+    optimizer.parameters = [nn.Parameter(torch.zeros(1, 3, 1, 2))]
+    optimizer.bit16_groups = [optimizer.parameters]
+    optimizer.ipg_buckets[FP32].params = [(0, 0, 10)]
+    optimizer.param_to_partition_ids = {0: {10: [1]}}
+    optimizer.grad_start_offset = {0: {1: {10: 0}}}
+    gradient = torch.zeros(1, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    optimizer.get_gradient_for_reduction = lambda parameter: gradient
+    OwnedReduction(optimizer, overlapped=False, once=False)
+    optimizer.average_tensor(torch.arange(6.0), FP32)
+    assert gradient.flatten().tolist() == [0, 2, 4, 6, 8, 10]
+
+
 def test_bf16_is_added_in_fp32_and_rounded_once() -> None:
     rows = torch.tensor([[256.0], [1.0], [1.0]], dtype=torch.bfloat16)
     assert owned_reduction._sum(rows).item() == 258

@@ -207,8 +207,8 @@ class OwnedReduction:
         sent = torch.cat([each for part in parts for each in part])
         if self._optimizer.gradient_average:
             sent.div_(self._ranks)
-        send = self._exchange if self._to_all else self._chains
-        works, result = send(sent.to(dtype), counts)
+        sent = sent.to(dtype)
+        works, result = (self._exchange if self._to_all else self._chains)(sent, counts)
         self._under_way.append(_UnderWay(works, result, places, sent))
 
     def _exchange(self, sent: Tensor, counts: list[int]) -> tuple[list[dist.Work], Tensor]:
@@ -260,7 +260,11 @@ class OwnedReduction:
                 optimizer._add_to_grad_partition_buffer(output, part)
                 continue
             gradient = optimizer.get_gradient_for_reduction(place.parameter)
-            gradient.view(-1).narrow(0, start, count).copy_(part)
+            flat = gradient.reshape(-1)
+            flat.narrow(0, start, count).copy_(part)
+            if flat.data_ptr() != gradient.data_ptr():
+                # A gradient in another memory format, of which `reshape` has made a copy.
+                gradient.copy_(flat.view_as(gradient))
 
     def _pieces_of(self, group: int, number: int, size: int) -> list[_Piece]:
         """Who owns what of a parameter, in order."""
