@@ -76,25 +76,24 @@ def _step(small: Small, number: int, accumulation: int) -> Any:
 def _counted(small: Small, calls: Calls, accumulation: int) -> Sent:
     """A step's calls, and which of them began between the beginning of a backward pass and the
     gradient of the model's first weight, which is the last one."""
-    engine, marks = small.engine.deepspeed, []
+    engine, spans = small.engine.deepspeed, []
     backward = engine.backward
 
-    def marked(*arguments: Any, **named: Any) -> Any:
-        marks.append(len(calls.made))
+    def begun(*arguments: Any, **named: Any) -> Any:
+        spans.append([len(calls.made)] * 2)
         return backward(*arguments, **named)
 
-    first = next(small.engine.net.parameters())
-    first.register_hook(lambda gradient: marks.append(len(calls.made)))
-    engine.backward = marked
+    def ended(gradient: Any) -> None:
+        spans[-1][1] = len(calls.made)
+
+    next(small.engine.net.parameters()).register_hook(ended)
+    engine.backward = begun
     for number in range(SETTLED + 1):
         calls.take()
-        marks.clear()
+        spans.clear()
         _step(small, number, accumulation)
     made = calls.take()
-    early = [
-        call for start, end in zip(marks[::2], marks[1::2], strict=True) for call in made[start:end]
-    ]
-    return sent_by(made, early)
+    return sent_by(made, [call for start, end in spans for call in made[start:end]])
 
 
 def accuracy(ranks: Ranks, within: Calls, types: list[str], folder: str) -> dict[str, Any]:
