@@ -155,7 +155,8 @@ def _flat(layout: Layout, parameters: Parameters, kept: int) -> Holdings:
     share = math.ceil(total / layout.replicas)
     masters, states = FP32 * share, FP32 * kept * share
     offloads = layout.offload_optimizer
-    keeps = layout.zero_stage == 1 or (layout.once and layout.owned and layout.accumulation > 1)
+    once = layout.once and layout.owned and layout.replicas > 1 and layout.accumulation > 1
+    keeps = layout.zero_stage == 1 or once
     bucket = layout.bucket(total)
     reduced = 0 if offloads else size * share
     held = Holdings(
@@ -165,7 +166,7 @@ def _flat(layout: Layout, parameters: Parameters, kept: int) -> Holdings:
         between=size * total if keeps else reduced,
         growing=size if keeps else 0,
         # What is sent is a copy, and two may be under way (`zero.owned_reduction`).
-        bucket=size * bucket * (3 if layout.owned else 1),
+        bucket=size * bucket * (3 if layout.owned and layout.replicas > 1 else 1),
         flush=bucket,
         flushed=0 if keeps else reduced,
         step=0 if offloads else _flattened(size, share),
