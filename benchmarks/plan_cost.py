@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         "",
         *header,
         "",
-        "Every model has a process of its own, and so has the search. CPU seconds are without imports.",
+        "Every model and the search have a process each. CPU seconds are without imports.",
         "",
         "| what | cost | met |",
         "| --- | --- | --- |",
