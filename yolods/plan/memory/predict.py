@@ -21,6 +21,7 @@ from yolods.model.graph.stage import segment_length
 from yolods.plan.layout import Layout
 from yolods.plan.memory.boxes import BoxCounts
 from yolods.plan.memory.loss_burst import loss_burst
+from yolods.plan.memory.partitioning import dividing_elements, released_elements
 from yolods.plan.memory.segments import reserved_share
 from yolods.plan.memory.states import (
     BYTES,
@@ -159,9 +160,28 @@ class MemoryModel:
             others + int(passes.forward.max()), before, gathered=whole, buckets=held.gathering
         )
         yield moment(others + passes.kept, before, gathered=whole, loss=loss)
-        activations, gradients, buckets = _fullest(passes, before, held, reduces=not layout.cuts)
-        yield moment(others + activations, gradients, buckets=buckets, gathered=whole)
+        gathered, buckets = self._around(layout, passes, held)
+        gradients = _gradients(passes, before, held, reduces=not layout.cuts)
+        at = int((passes.backward + gradients + buckets + gathered).argmax())
+        yield moment(
+            others + int(passes.backward[at]),
+            int(gradients[at]),
+            buckets=int(buckets[at]),
+            gathered=int(gathered[at]),
+        )
         yield moment(0, held.step)
+
+    def _around(
+        self, layout: Layout, passes: Timeline, held: Holdings
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(moments,) int64 bytes of gathered parameters, and of buckets, in a backward pass."""
+        if layout.zero_stage < 3:
+            filled = (passes.arrived > 0) & (not layout.cuts)
+            return np.zeros_like(passes.arrived), held.bucket * filled
+        size, on_host = BYTES[layout.precision], self._device == "cpu"
+        copies = dividing_elements(passes, layout.reduce_bucket, layout.replicas, gloo=on_host)
+        released = size * released_elements(passes) * (held.gathered > 0)
+        return held.gathered - released, size * copies
 
     def _timeline(self, layout: Layout, nodes: range) -> Timeline:
         if not layout.cuts:
@@ -170,7 +190,10 @@ class MemoryModel:
         if layout.recompute:
             passes = whole_timeline(self._traced(layout, nodes), layout.micro_batch)
             return Timeline(
-                passes.forward + received, passes.backward + received + sent, passes.arrived
+                passes.forward + received,
+                passes.backward + received + sent,
+                passes.arrivals,
+                passes.ended,
             )
         return stage_timeline(
             self._traced(layout, nodes), nodes, layout.micro_batch, received, sent
@@ -250,10 +273,8 @@ class MemoryModel:
         return self._losses[key]
 
 
-def _fullest(
-    passes: Timeline, before: int, held: Holdings, *, reduces: bool
-) -> tuple[int, int, int]:
-    """Bytes of activations, gradients and buckets at the fullest moment of a backward pass.
+def _gradients(passes: Timeline, before: int, held: Holdings, *, reduces: bool) -> np.ndarray:
+    """(moments,) int64 bytes of gradients during a backward pass.
 
     Args:
         before: bytes of gradients from earlier passes of the step.
@@ -261,11 +282,7 @@ def _fullest(
     """
     arrived = passes.arrived
     gradients = np.full(len(arrived), before) if before else arrived * held.growing
-    if reduces:
-        gradients = gradients + held.flushed * (arrived > held.flush)
-    buckets = held.bucket * (arrived > 0) * reduces
-    at = int((passes.backward + gradients + buckets).argmax())
-    return int(passes.backward[at]), int(gradients[at]), int(buckets[at])
+    return gradients + held.flushed * (arrived > held.flush) * reduces
 
 
 def _nodes_of(graph: Graph, layout: Layout, stage: int) -> range:

@@ -100,7 +100,7 @@ class Holdings:
     buffers: int = 0
     """Always: buffers for communication."""
     gathered: int = 0
-    """In forward and backward passes: parameters that ZeRO-3 has gathered."""
+    """From the first forward pass to the last use of each: parameters that ZeRO-3 has gathered."""
     gathering: int = 0
     """In forward passes: what they were gathered in."""
     between: int = 0
