@@ -257,10 +257,12 @@ class _Run:
                 weight.register_post_accumulate_grad_hook(self._arrived)
 
     def empty(self, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
-        """A fake tensor; without a data type a value (C, H, W) of all images."""
-        if dtype is None:
-            shape, dtype = (IMAGES, *shape), self._way.computes
-        return torch.empty(tuple(shape), dtype=dtype)
+        """A fake tensor; without a data type a value (C, H, W) of all images, channels-last, as
+        the engine receives it: its layout decides which gradients autograd copies."""
+        if dtype is not None:
+            return torch.empty(tuple(shape), dtype=dtype)
+        last = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+        return torch.empty((IMAGES, *shape), dtype=self._way.computes, memory_format=last)
 
     def image(self, imgsz: int) -> Tensor:
         """The images as `InputFormat` makes them."""
