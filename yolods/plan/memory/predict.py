@@ -160,7 +160,7 @@ class MemoryModel:
             others + int(passes.forward.max()), before, gathered=whole, buckets=held.gathering
         )
         yield moment(others + passes.kept, before, gathered=whole, loss=loss)
-        gathered, buckets = self._around(layout, passes, held)
+        gathered, buckets = _around(layout, passes, held, on_host=self._device == "cpu")
         gradients = _gradients(passes, before, held, reduces=not layout.cuts)
         at = int((passes.backward + gradients + buckets + gathered).argmax())
         yield moment(
@@ -170,18 +170,6 @@ class MemoryModel:
             gathered=int(gathered[at]),
         )
         yield moment(0, held.step)
-
-    def _around(
-        self, layout: Layout, passes: Timeline, held: Holdings
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(moments,) int64 bytes of gathered parameters, and of buckets, in a backward pass."""
-        if layout.zero_stage < 3:
-            filled = (passes.arrived > 0) & (not layout.cuts)
-            return np.zeros_like(passes.arrived), held.bucket * filled
-        size, on_host = BYTES[layout.precision], self._device == "cpu"
-        copies = dividing_elements(passes, layout.reduce_bucket, layout.replicas, gloo=on_host)
-        released = size * released_elements(passes) * (held.gathered > 0)
-        return held.gathered - released, size * copies
 
     def _timeline(self, layout: Layout, nodes: range) -> Timeline:
         if not layout.cuts:
@@ -271,6 +259,19 @@ class MemoryModel:
                 on_host=self._device == "cpu",
             )
         return self._losses[key]
+
+
+def _around(
+    layout: Layout, passes: Timeline, held: Holdings, *, on_host: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(moments,) int64 bytes of gathered parameters, and of buckets, in a backward pass."""
+    if layout.zero_stage < 3:
+        filled = (passes.arrived > 0) & (not layout.cuts)
+        return np.zeros_like(passes.arrived), held.bucket * filled
+    size = BYTES[layout.precision]
+    beside = dividing_elements(passes, layout.reduce_bucket, layout.replicas, gloo=on_host)
+    released = released_elements(passes) * (held.gathered > 0)
+    return held.gathered - size * released, size * beside
 
 
 def _gradients(passes: Timeline, before: int, held: Holdings, *, reduces: bool) -> np.ndarray:
