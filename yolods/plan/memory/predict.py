@@ -41,7 +41,7 @@ from yolods.plan.memory.trace import (
     trace_recomputed,
     trace_stage,
 )
-from yolods.plan.one_f_one_b import in_flight
+from yolods.plan.zero_bubble import flying
 
 
 class MemoryModel:
@@ -100,7 +100,7 @@ class MemoryModel:
     def _least(self, layout: Layout, stage: int) -> RankMemory:
         nodes = _nodes_of(self.graph, layout, stage)
         held = holdings(layout, parameters_of(self.graph, nodes), self._kept)
-        flights = in_flight(layout.stages, stage, layout.accumulation)
+        flights = flying(layout.schedule, layout.stages, stage, layout.accumulation)
         starts = range(nodes.start, nodes.stop, layout.recompute)
         kept = flights * sum(self._bytes(layout, start) for start in starts)
         segment = max(self._segment(layout, start, nodes.stop) for start in starts)
@@ -130,7 +130,7 @@ class MemoryModel:
         nodes = _nodes_of(self.graph, layout, stage)
         held = holdings(layout, parameters_of(self.graph, nodes), self._kept)
         passes = self._timeline(layout, nodes)
-        waiting = in_flight(layout.stages, stage, layout.accumulation) - 1
+        waiting = flying(layout.schedule, layout.stages, stage, layout.accumulation) - 1
         others = waiting * passes.kept + self._crossing(layout, nodes)
         loss = self._loss(layout) if stage == layout.stages - 1 else 0
         # Whether a backward pass of the step was completed before this stage holds most.

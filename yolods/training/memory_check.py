@@ -1,0 +1,167 @@
+"""Compares the memory of a run's first steps with what the plan predicts for its layout.
+
+On a GPU both are bytes of tensors: torch's allocator knows the most that it gave out. On a CPU the
+allocator keeps no account, so the growth of the process's resident memory since before the engine
+was built stands for it. That has what libraries load meanwhile as well, and what malloc keeps; and
+it lacks the part of a bucket that no gradient ever fills, for which the prediction is corrected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from yolods.config import RunConfig
+from yolods.distributed.world import Ranks
+from yolods.model.blueprint import Blueprint
+from yolods.plan.layout import layout_of, undescribed
+from yolods.plan.memory.boxes import BoxCounts
+from yolods.plan.memory.predict import MemoryModel
+from yolods.plan.partition import MIB
+from yolods.telemetry import Telemetry
+
+STEPS, FEWEST = 100, 10
+"""Steps after which a run is compared, and steps that suffice if its first epoch has no more."""
+MEMORY_TOLERANCE = {"cuda": 0.1, "cpu": 0.25}
+"""Relative difference of which a run is told: what it trains on is not known exactly."""
+MEMORY_SLACK = {"cuda": 0, "cpu": 100 * 2**20}
+"""Bytes besides: on a CPU, of libraries and of malloc."""
+PREDICTED_CURVE, MEASURED_CURVE = "memory/predicted_mib", "memory/measured_mib"
+
+
+class MemoryMeter:
+    """The most memory that this process has held since the meter was made."""
+
+    def __init__(self, device: torch.device) -> None:
+        """`device`: of the rank. Call it before the engine is built."""
+        self._device = device
+        self._before = 0 if device.type == "cuda" else _resident("VmRSS")
+
+    def restart(self) -> None:
+        """Forget the peak so far, but not what there was before."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return
+        with suppress(OSError):  # not every container may; then the peak is since the start
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+    def peak(self) -> int:
+        """Bytes."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return max(_resident("VmHWM") - self._before, 0)
+
+
+def _resident(key: str) -> int:
+    """Bytes of a line of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:")) * 1024
+
+
+class MemoryCheck:
+    """Compares once, in the first epoch of this start."""
+
+    def __init__(
+        self,
+        meter: MemoryMeter,
+        ranks: Ranks,
+        stage: int,
+        predict: Callable[[], Sequence[int]],
+        telemetry: Telemetry,
+    ) -> None:
+        """
+        Args:
+            meter: it begins anew here, so that building the engine does not count.
+            stage: this rank's stage of the pipeline; 0 without one.
+            predict: on rank 0, returns bytes per rank of each stage; takes about a second, because
+                it traces the model. () if the layout is one that the model does not cover.
+        """
+        self._meter, self._ranks, self._stage = meter, ranks, stage
+        self._predict, self._telemetry = predict, telemetry
+        self._steps, self._done = 0, False
+        meter.restart()
+
+    def step(self, scalars: dict[str, float | None], *, epoch_ends: bool) -> None:
+        """Count a step; when it is time, compare, and tell the result. A collective.
+
+        Args:
+            scalars: the step's curves; gets both numbers of rank 0.
+            epoch_ends: whether the step ended an epoch, after which an evaluation follows.
+        """
+        self._steps += 1
+        if self._done or not (self._steps >= STEPS or epoch_ends):
+            return
+        self._done = True
+        if self._steps < FEWEST:
+            return
+        found = self._ranks.to_main((self._stage, self._meter.peak()))
+        stages = self._predict() if self._ranks.is_main else ()
+        if not stages:
+            return
+        pairs = [(stages[stage], peak) for stage, peak in found]
+        scalars |= {PREDICTED_CURVE: pairs[0][0] / MIB, MEASURED_CURVE: pairs[0][1] / MIB}
+        line, differs = memory_line(pairs, self._ranks.device.type)
+        self._telemetry.event("memory", line, warn=differs)
+
+
+def memory_line(pairs: Sequence[tuple[int, int]], kind: str) -> tuple[str, bool]:
+    """A line about each rank's predicted and measured bytes, and whether they differ too much.
+
+    Args:
+        kind: cpu or cuda.
+    """
+    errors = [predicted / measured - 1 if measured else 0.0 for predicted, measured in pairs]
+    worst = max(range(len(pairs)), key=lambda rank: abs(errors[rank]))
+    what = "most that torch allocated" if kind == "cuda" else "growth of resident memory"
+    line = f"memory in MiB ({what}): {_of_rank(0, pairs, errors)}"
+    if worst:
+        line += f"; furthest off is {_of_rank(worst, pairs, errors)}"
+    predicted, measured = pairs[worst]
+    differs = abs(predicted - measured) > MEMORY_TOLERANCE[kind] * measured + MEMORY_SLACK[kind]
+    if differs:
+        line += (
+            f". They differ by more than {MEMORY_TOLERANCE[kind]:.0%}"
+            + (f" and {MEMORY_SLACK[kind] // MIB} MiB" if MEMORY_SLACK[kind] else "")
+            + ": do not choose a layout by `yolods plan` without leaving that much room"
+        )
+    return line, differs
+
+
+def _of_rank(rank: int, pairs: Sequence[tuple[int, int]], errors: Sequence[float]) -> str:
+    predicted, measured = pairs[rank]
+    return (
+        f"rank {rank} {measured / MIB:.0f}, predicted {predicted / MIB:.0f} ({errors[rank]:+.1%})"
+    )
+
+
+def predicted_ranks(
+    config: RunConfig,
+    blueprint: Blueprint,
+    boxes: BoxCounts,
+    optimizer: str,
+    cuts: tuple[int, ...],
+    device: str,
+) -> tuple[int, ...]:
+    """Bytes of a rank of each stage; () if the model of memory does not cover the layout.
+
+    Args:
+        boxes: of the training samples.
+        optimizer: the run's.
+        cuts: of the run's partition; () without a pipeline.
+        device: cpu or cuda.
+    """
+    if undescribed(config):
+        return ()
+    layout, model = (
+        layout_of(config, cuts),
+        MemoryModel(blueprint, boxes=boxes, optimizer=optimizer, device=device),
+    )
+    if device == "cuda":
+        return tuple(rank.device - rank.reserve for rank in model.ranks(layout))
+    filled = min(layout.reduce_bucket, blueprint.parameters)
+    ranks = model.ranks(replace(layout, reduce_bucket=filled))
+    return tuple(rank.device + rank.host for rank in ranks)
