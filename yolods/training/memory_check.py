@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 from yolods.config import RunConfig
+from yolods.data.index.labels import Labels
 from yolods.distributed.world import Ranks
 from yolods.model.blueprint import Blueprint
 from yolods.plan.layout import layout_of, undescribed
-from yolods.plan.memory.boxes import BoxCounts
+from yolods.plan.memory.boxes import box_counts
 from yolods.plan.memory.predict import MemoryModel
 from yolods.plan.partition import MIB
 from yolods.telemetry import Telemetry
@@ -141,7 +142,7 @@ def _of_rank(rank: int, pairs: Sequence[tuple[int, int]], errors: Sequence[float
 def predicted_ranks(
     config: RunConfig,
     blueprint: Blueprint,
-    boxes: BoxCounts,
+    labels: Labels,
     optimizer: str,
     cuts: tuple[int, ...],
     device: str,
@@ -149,17 +150,16 @@ def predicted_ranks(
     """Bytes of a rank of each stage; () if the model of memory does not cover the layout.
 
     Args:
-        boxes: of the training samples.
+        labels: of the train set.
         optimizer: the run's.
         cuts: of the run's partition; () without a pipeline.
         device: cpu or cuda.
     """
     if undescribed(config):
         return ()
-    layout, model = (
-        layout_of(config, cuts),
-        MemoryModel(blueprint, boxes=boxes, optimizer=optimizer, device=device),
-    )
+    layout, box = layout_of(config, cuts), labels.index.columns["box"]
+    boxes = box_counts(labels.counts, box[:, 3] * box[:, 4], config.hyper.mosaic)
+    model = MemoryModel(blueprint, boxes=boxes, optimizer=optimizer, device=device)
     if device == "cuda":
         return tuple(rank.device - rank.reserve for rank in model.ranks(layout))
     filled = min(layout.reduce_bucket, blueprint.parameters)
