@@ -49,7 +49,7 @@ def test_a_run_is_compared_once() -> None:
     for scalars in curves:
         check.step(scalars, epoch_ends=False)
     ((line, warned),) = heard.lines
-    assert "rank 0 101, predicted 100 (-1.0%)" in line and "rank 1 49, predicted 50" in line
+    assert "rank 0 101, predicted 100; rank 1 49, predicted 50" in line
     assert not warned
     assert [each for each in curves if each] == [{PREDICTED_CURVE: 100.0, MEASURED_CURVE: 101.0}]
     assert curves[STEPS - 1]
@@ -73,10 +73,12 @@ def test_a_layout_that_is_not_covered_is_not_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "measured", "differs"), [("cuda", 115, True), ("cpu", 190, False)]
+    ("kind", "mib", "differs"),
+    [("cuda", 115, True), ("cuda", 105, False), ("cpu", 600, False), ("cpu", 80, True)],
 )
-def test_a_difference_is_told(kind: str, measured: int, differs: bool) -> None:
-    line, found = memory_line([(100 * MIB, measured * MIB)], kind)
+def test_a_difference_is_told(kind: str, mib: int, differs: bool) -> None:
+    """On a CPU, libraries may have more, but tensors need what they need."""
+    line, found = memory_line([(100 * MIB, mib * MIB)], kind)
     assert found is differs is ("differ" in line)
 
 
