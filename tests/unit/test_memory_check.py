@@ -6,10 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.unit.test_deepspeed_pipeline import configured
+from yolods.model.architecture.build import architecture, parse_name
+from yolods.model.blueprint import Blueprint
 from yolods.plan.layout import undescribed
 from yolods.plan.partition import MIB
 from yolods.telemetry import Telemetry
@@ -21,6 +24,7 @@ from yolods.training.memory_check import (
     MemoryCheck,
     MemoryMeter,
     memory_line,
+    predicted_ranks,
 )
 
 
@@ -96,3 +100,19 @@ def test_what_a_layout_does_not_describe(tmp_path: Path) -> None:
     far = {**batch, "zero_optimization": {"stage": 3, "stage3_max_live_parameters": 10}}
     assert undescribed(configured(tmp_path, far, 2)) == ("stage3_max_live_parameters",)
     assert undescribed(configured(tmp_path, plain, 2, "--freeze", "3")) == ("freeze",)
+
+
+@pytest.mark.slow  # it traces the model
+def test_every_stage_has_a_prediction_and_an_uncovered_layout_none(tmp_path: Path) -> None:
+    blueprint = Blueprint(architecture(parse_name("yolov5n"), 3, 3), ("a", "b", "c"), seed=0)
+    box = np.array([[0, 0.5, 0.5, 0.1, 0.1], [1, 0.5, 0.5, 0.3, 0.3]], np.float32)
+    labels = SimpleNamespace(counts=np.array([1, 1]), index=SimpleNamespace(columns={"box": box}))
+    batch = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3}
+
+    def predicted(content: dict[str, Any], cuts: tuple[int, ...], *words: str) -> tuple[int, ...]:
+        config = configured(tmp_path, {**batch, **content}, 2, "--imgsz", "64", *words)
+        return predicted_ranks(config, blueprint, labels, "SGD", cuts, "cuda")
+
+    stages = predicted({"pipeline": {"stages": 2}}, (20,))
+    assert len(stages) == 2 and min(stages) > 0
+    assert predicted({"pipeline": {"stages": 2}}, (20,), "--freeze", "3") == ()

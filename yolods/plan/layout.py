@@ -78,6 +78,8 @@ def undescribed(config: RunConfig) -> tuple[str, ...]:
     """Names of settings that change a rank's memory and that its `Layout` does not have."""
     ds = config.deepspeed
     content = ds.for_initialize()
+    # As the formulas for memory assume it; the engine says so for a pipeline.
+    usual = {"overlap_comm": False, "contiguous_gradients": ds.pipeline is None}
     halves = [content.get(block, {}) for block in ("bf16", "fp16")]
     found = {
         "freeze": bool(config.hyper.freeze),
@@ -87,7 +89,10 @@ def undescribed(config: RunConfig) -> tuple[str, ...]:
             for block in halves
             for key in block
         ),
-        **{key: key not in _DESCRIBED for key in content.get("zero_optimization", {})},
+        **{
+            key: key not in _DESCRIBED and value != usual.get(key)
+            for key, value in content.get("zero_optimization", {}).items()
+        },
     }
     return tuple(name for name, changes in found.items() if changes)
 
