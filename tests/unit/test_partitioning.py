@@ -39,3 +39,8 @@ def test_a_gradient_that_needs_padding_is_copied_also_alone() -> None:
 
 def test_gathered_parameters_go_with_their_gradients_and_small_ones_stay() -> None:
     assert released_elements(PASSES).tolist() == [0, 0, 0, *[LARGE] * 5]
+
+
+def test_one_rank_joins_nothing_under_zero_2() -> None:
+    assert not dividing_elements(PASSES, 1_000_000, 1, joins=False).any()
+    assert dividing_elements(PASSES, 1_000_000, 2)[6] == LARGE + SMALL + 30

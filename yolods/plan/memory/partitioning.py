@@ -1,6 +1,6 @@
-"""What a backward pass under ZeRO-3 holds besides activations, moment by moment.
+"""What a backward pass under ZeRO-2 and 3 holds besides activations, moment by moment.
 
-By deepspeed 0.19.8, runtime/zero/stage3.py (Z3):
+By deepspeed 0.19.8, runtime/zero/stage3.py (Z3) and stage_1_and_2.py (Z12):
 
 - A complete gradient is copied into the bucket, which exists from the start. One that is larger
   than the bucket stays where it is (Z3:1627).
@@ -8,7 +8,8 @@ By deepspeed 0.19.8, runtime/zero/stage3.py (Z3):
   the ranks (Z3:1587, Z3:1407). `reduce_scatter_coalesced` joins the parts of all ranks in a flat
   copy (runtime/comm/coalesced_collectives.py:122), unless there is a single gradient without
   padding. torch's gloo copies that once more (ProcessGroupGloo::reduce_scatter_tensor_coalesced,
-  torch 2.13); NCCL reduces it where it is.
+  torch 2.13); NCCL reduces it where it is. ZeRO-2 joins the parts too, unless there is one rank
+  only, and reduces the copy where it is (Z12:2367).
 - A gathered parameter is let go of after its last use in the step, which is the backward pass of
   its layer (partitioned_param_coordinator.py, `__params_to_release`, with the default distance of
   1e9 elements).
@@ -22,39 +23,37 @@ from yolods.plan.layout import PERSISTENT
 from yolods.plan.memory.timeline import Timeline
 
 
-def dividing_elements(passes: Timeline, bucket: int, replicas: int, *, gloo: bool) -> np.ndarray:
+def dividing_elements(
+    passes: Timeline, bucket: int, replicas: int, *, gloo: bool = False, joins: bool = True
+) -> np.ndarray:
     """(moments,) int64 elements of gradients beside the bucket, of them and of their copies.
 
     Args:
         passes: of one micro-batch.
         bucket: elements of the bucket.
         replicas: ranks among which gradients are divided.
-        gloo: whether gloo is the backend.
+        gloo: whether the backend copies what it reduces.
+        joins: whether several gradients are joined in a copy.
     """
     held = np.zeros(len(passes.backward), np.int64)
     filled = count = since = 0
+
+    def divide(until: int) -> None:
+        copies = gloo + (joins and (count > 1 or filled % replicas > 0))
+        # A gradient beside the bucket for a while, and copies at the end.
+        held[since:until] += filled * (filled > bucket)
+        held[until - 1] += copies * filled
+
     for moment, elements in passes.arrivals.tolist():
         if filled and filled + elements > bucket:
-            # Before this gradient's own memory is free.
-            _divide(held[since:moment], filled, bucket, _copies(filled, count, replicas, gloo))
+            divide(moment)  # before this gradient's own memory is free
             filled = count = 0
         if not filled:
             since = moment
         filled, count = filled + elements, count + 1
     if filled:
-        copies = _copies(filled, count, replicas, gloo)
-        _divide(held[since : passes.ended + 1], filled, bucket, copies)
+        divide(passes.ended + 1)
     return held
-
-
-def _divide(held: np.ndarray, filled: int, bucket: int, copies: int) -> None:
-    """Add what a content of the bucket holds: beside it for a while, and copied at the end."""
-    held += filled * (filled > bucket)
-    held[-1:] += copies * filled
-
-
-def _copies(filled: int, count: int, replicas: int, gloo: bool) -> int:
-    return int(count > 1 or filled % replicas > 0) + gloo
 
 
 def released_elements(passes: Timeline) -> np.ndarray:

@@ -265,11 +265,13 @@ def _around(
     layout: Layout, passes: Timeline, held: Holdings, *, on_host: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """(moments,) int64 bytes of gathered parameters, and of buckets, in a backward pass."""
+    size, bucket, replicas = BYTES[layout.precision], layout.reduce_bucket, layout.replicas
     if layout.zero_stage < 3:
-        filled = (passes.arrived > 0) & (not layout.cuts)
-        return np.zeros_like(passes.arrived), held.bucket * filled
-    size = BYTES[layout.precision]
-    beside = dividing_elements(passes, layout.reduce_bucket, layout.replicas, gloo=on_host)
+        buckets = held.bucket * ((passes.arrived > 0) & (not layout.cuts))
+        if layout.zero_stage == 2:
+            buckets += size * dividing_elements(passes, bucket, replicas, joins=replicas > 1)
+        return np.zeros_like(passes.arrived), buckets
+    beside = dividing_elements(passes, bucket, replicas, gloo=on_host)
     released = released_elements(passes) * (held.gathered > 0)
     return held.gathered - size * released, size * beside
 
