@@ -125,6 +125,7 @@ class Loop:
             self.store,
             self.telemetry,
             SimpleNamespace(news=list, step_seconds=dict),
+            SimpleNamespace(step=lambda scalars, epoch_ends: None),
             progress or Progress(),
         )
 

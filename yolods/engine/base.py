@@ -72,6 +72,9 @@ class Parts:
 class Engine(TrainingState):
     """A detector on a DeepSpeed engine. All methods are collectives unless they say otherwise."""
 
+    stage = 0
+    """This rank's stage of a pipeline."""
+
     def __init__(self, parts: Parts) -> None:
         super().__init__(
             parts.deepspeed,

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ from yolods.training.checks.resume_check import (
 )
 from yolods.training.final import FinalValidation
 from yolods.training.loop import Run
+from yolods.training.memory_check import MemoryCheck, MemoryMeter, predicted_ranks
 from yolods.training.precise_bn import TrainStatistics
 from yolods.training.provenance import Provenance, provenance
 from yolods.training.selection import ModelSelection
@@ -113,7 +115,8 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     ranks.main_first(lambda: _write_config(config, origin))
     schedule = plan_schedule(config, choice, len(train.dataset))
     weights = class_weights(train.scan, len(names), hyper.cls_pw)
-    engine, notes = _make_engine(blueprint, config, choice, ranks, weights)
+    meter = MemoryMeter(ranks.device)
+    engine, notes, cuts = _make_engine(blueprint, config, choice, ranks, weights)
     progress = Progress(run=config.run)
     if checkpoint is not None:
         # After the engine exists, because `load` copies into its tensors.
@@ -126,6 +129,11 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
         _announce(
             config, origin, ranks, telemetry, blueprint, splits, choice, schedule, progress, notes
         )
+    predict = partial(
+        predicted_ranks,
+        *(config, blueprint, train.scan.labels, choice.name, cuts, ranks.device.type),
+    )
+    memory = MemoryCheck(meter, ranks, engine.stage, predict, telemetry)
     batches = TrainBatches(
         config, train.dataset, schedule, ranks, engine.share, telemetry, stride=blueprint.grid
     )
@@ -133,7 +141,8 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     selection = ModelSelection(config, engine, evaluator, writer, telemetry)
     final = FinalValidation(engine, evaluator, statistics, writer, telemetry, plots=hyper.plots)
     return Run(
-        config, engine, schedule, batches, selection, final, store, telemetry, watchdog, progress
+        *(config, engine, schedule, batches, selection, final, store, telemetry, watchdog, memory),
+        progress,
     )
 
 
@@ -332,19 +341,20 @@ def _make_engine(
     choice: OptimizerChoice,
     ranks: Ranks,
     class_weights: Tensor | None,
-) -> tuple[Engine, list[str]]:
-    """The engine that the JSON configures, and lines about it for the log."""
+) -> tuple[Engine, list[str], tuple[int, ...]]:
+    """The engine that the JSON configures, lines about it for the log, and a pipeline's cuts."""
     if config.deepspeed.pipeline is not None:
         plan = plan_stages(blueprint, config, ranks)
         engine, note = build_stage(blueprint, plan, config, choice, ranks, class_weights)
-        return engine, [*plan.lines, *([note] if note else [])]
+        cuts = tuple(plan.partition.bounds[1:-1])
+        return engine, [*plan.lines, *([note] if note else [])], cuts
     weights = None if config.resume else config.weights
     if weights is not None:
         # Rank 0 reads the file first, so that a damaged one is reported once.
         ranks.main_first(lambda: PtFile(weights) and None)
     engine, note = build_zero(blueprint, config, choice, ranks, class_weights)
     about = [str(engine.net)] if config.deepspeed.recompute else []
-    return engine, [*about, *([note] if note else [])]
+    return engine, [*about, *([note] if note else [])], ()
 
 
 def _share_cores(config: RunConfig, local_ranks: int) -> RunConfig:

@@ -21,6 +21,7 @@ from yolods.model.graph.stage import segment_length
 from yolods.plan.layout import Layout
 from yolods.plan.memory.boxes import BoxCounts
 from yolods.plan.memory.loss_burst import loss_burst
+from yolods.plan.memory.partitioning import dividing_elements, released_elements
 from yolods.plan.memory.segments import reserved_share
 from yolods.plan.memory.states import (
     BYTES,
@@ -40,7 +41,7 @@ from yolods.plan.memory.trace import (
     trace_recomputed,
     trace_stage,
 )
-from yolods.plan.one_f_one_b import in_flight
+from yolods.plan.zero_bubble import flying
 
 
 class MemoryModel:
@@ -99,7 +100,7 @@ class MemoryModel:
     def _least(self, layout: Layout, stage: int) -> RankMemory:
         nodes = _nodes_of(self.graph, layout, stage)
         held = holdings(layout, parameters_of(self.graph, nodes), self._kept)
-        flights = in_flight(layout.stages, stage, layout.accumulation)
+        flights = flying(layout.schedule, layout.stages, stage, layout.accumulation)
         starts = range(nodes.start, nodes.stop, layout.recompute)
         kept = flights * sum(self._bytes(layout, start) for start in starts)
         segment = max(self._segment(layout, start, nodes.stop) for start in starts)
@@ -129,7 +130,7 @@ class MemoryModel:
         nodes = _nodes_of(self.graph, layout, stage)
         held = holdings(layout, parameters_of(self.graph, nodes), self._kept)
         passes = self._timeline(layout, nodes)
-        waiting = in_flight(layout.stages, stage, layout.accumulation) - 1
+        waiting = flying(layout.schedule, layout.stages, stage, layout.accumulation) - 1
         others = waiting * passes.kept + self._crossing(layout, nodes)
         loss = self._loss(layout) if stage == layout.stages - 1 else 0
         # Whether a backward pass of the step was completed before this stage holds most.
@@ -159,8 +160,15 @@ class MemoryModel:
             others + int(passes.forward.max()), before, gathered=whole, buckets=held.gathering
         )
         yield moment(others + passes.kept, before, gathered=whole, loss=loss)
-        activations, gradients, buckets = _fullest(passes, before, held, reduces=not layout.cuts)
-        yield moment(others + activations, gradients, buckets=buckets, gathered=whole)
+        gathered, buckets = _around(layout, passes, held, on_host=self._device == "cpu")
+        gradients = _gradients(passes, before, held, reduces=not layout.cuts)
+        at = int((passes.backward + gradients + buckets + gathered).argmax())
+        yield moment(
+            others + int(passes.backward[at]),
+            int(gradients[at]),
+            buckets=int(buckets[at]),
+            gathered=int(gathered[at]),
+        )
         yield moment(0, held.step)
 
     def _timeline(self, layout: Layout, nodes: range) -> Timeline:
@@ -170,7 +178,10 @@ class MemoryModel:
         if layout.recompute:
             passes = whole_timeline(self._traced(layout, nodes), layout.micro_batch)
             return Timeline(
-                passes.forward + received, passes.backward + received + sent, passes.arrived
+                passes.forward + received,
+                passes.backward + received + sent,
+                passes.arrivals,
+                passes.ended,
             )
         return stage_timeline(
             self._traced(layout, nodes), nodes, layout.micro_batch, received, sent
@@ -250,10 +261,23 @@ class MemoryModel:
         return self._losses[key]
 
 
-def _fullest(
-    passes: Timeline, before: int, held: Holdings, *, reduces: bool
-) -> tuple[int, int, int]:
-    """Bytes of activations, gradients and buckets at the fullest moment of a backward pass.
+def _around(
+    layout: Layout, passes: Timeline, held: Holdings, *, on_host: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(moments,) int64 bytes of gathered parameters, and of buckets, in a backward pass."""
+    size, bucket, replicas = BYTES[layout.precision], layout.reduce_bucket, layout.replicas
+    if layout.zero_stage < 3:
+        buckets = held.bucket * ((passes.arrived > 0) & (not layout.cuts))
+        if layout.zero_stage == 2:
+            buckets += size * dividing_elements(passes, bucket, replicas, joins=replicas > 1)
+        return np.zeros_like(passes.arrived), buckets
+    beside = dividing_elements(passes, bucket, replicas, gloo=on_host)
+    released = released_elements(passes) * (held.gathered > 0)
+    return held.gathered - size * released, size * beside
+
+
+def _gradients(passes: Timeline, before: int, held: Holdings, *, reduces: bool) -> np.ndarray:
+    """(moments,) int64 bytes of gradients during a backward pass.
 
     Args:
         before: bytes of gradients from earlier passes of the step.
@@ -261,11 +285,7 @@ def _fullest(
     """
     arrived = passes.arrived
     gradients = np.full(len(arrived), before) if before else arrived * held.growing
-    if reduces:
-        gradients = gradients + held.flushed * (arrived > held.flush)
-    buckets = held.bucket * (arrived > 0) * reduces
-    at = int((passes.backward + gradients + buckets).argmax())
-    return int(passes.backward[at]), int(gradients[at]), int(buckets[at])
+    return gradients + held.flushed * (arrived > held.flush) * reduces
 
 
 def _nodes_of(graph: Graph, layout: Layout, stage: int) -> range:
