@@ -20,8 +20,8 @@ from yolods import __version__, compat
 from yolods.errors import OwnError, UserError, nearest
 from yolods.parsing.command_line import FlagNames, FlagParser
 from yolods.system import streams
-from yolods.system.interrupt import Stopped, abrupt, held, noted, patient
-from yolods.system.invocation import LAUNCH, launch_command
+from yolods.system.interrupt import Stopped, abrupt, held, noted, patient, release_ctrl_c
+from yolods.system.invocation import LAUNCH, called, launch_command, tell_caller
 
 if TYPE_CHECKING:
     from yolods.config import RunConfig
@@ -431,9 +431,13 @@ def _launch_train(
     """
     from yolods.config.run_folder import Claim
     from yolods.launch.command import launcher_command
-    from yolods.launch.supervisor import say, supervise
+    from yolods.launch.supervisor import end_with_parent, say, supervise
     from yolods.training.checks.preflight import check_train
     from yolods.training.restart import Restarts
+
+    if caller := called():
+        end_with_parent()
+        release_ctrl_c()  # the caller has held it back until here
 
     def check(
         words: Sequence[str], ranks: int, tell: Callable[[str], object] | None = None
@@ -454,6 +458,7 @@ def _launch_train(
             tell = Path(stack.enter_context(TemporaryDirectory(prefix="yolods-")), "run")
         else:
             config, tell = claim.take(config), None
+            tell_caller(caller, config.run_dir, config.start)
             _say_put_aside(config, claim)
         starts = Restarts(
             words,

@@ -8,6 +8,7 @@ from typing import Any
 
 from yolods.config.hyper.hyperparameters import RULES, Given
 from yolods.config.hyper.unsupported import FLAGS, REFUSED, YOLOV5
+from yolods.config.loggers import LOGGERS
 from yolods.config.optimizers.supported import OPTIMIZERS
 from yolods.errors import nearest
 from yolods.parsing.command_line import FlagNames, RefusedFlag
@@ -122,6 +123,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--epochs", type=int, metavar="N", help="default 100")
     parser.add_argument("--hyp", metavar="YAML", help="hyper-parameters")
+    parser.add_argument(
+        "--loggers",
+        metavar="NAME,...",
+        help=f"also send curves to {', '.join(LOGGERS)}; a resume keeps them, none ends them",
+    )
     # Messages between launcher and ranks: the folder that the launcher claimed, the identity of the
     # start, and the file by which ranks report back.
     parser.add_argument("--run-dir", metavar="DIR", help=argparse.SUPPRESS)

@@ -71,6 +71,22 @@ class FlagParser(argparse.ArgumentParser):
         """Raise, where argparse would print a usage and exit."""
         raise argparse.ArgumentError(None, message)
 
+    def shown(self) -> list[argparse.Action]:
+        """The flags that the help lists."""
+        return [
+            action
+            for action in self._actions
+            if action.option_strings and action.help != argparse.SUPPRESS
+        ]
+
+    def why_not(self, flag: str) -> str | None:
+        """Why a flag is not supported, or what to write in place of an unknown one; None: there is
+        nothing to say."""
+        flag = self._spelt(flag)
+        if flag in self._option_string_actions:
+            return self._refusal(flag)
+        return self._foreign(flag.lstrip("-").replace("-", "_"))
+
     def print_help(self, file: Any = None) -> None:
         """Print the help; raises UserError if it cannot be written to the screen."""
         show(self.format_help().rstrip())
