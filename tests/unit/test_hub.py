@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +62,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
     kind = type("Fresh", (Fake,), {"calls": []})
     module = ModuleType("fake")
     module.Fresh = kind
-    monkeypatch.setattr(hub.importlib, "import_module", lambda name: {"fake": module}[name])
+    monkeypatch.setitem(sys.modules, "fake", module)
     monkeypatch.setitem(hub.SINKS, "fake", ("fake", "Fresh"))
     return kind
 

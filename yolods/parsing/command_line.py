@@ -226,8 +226,8 @@ class FlagParser(argparse.ArgumentParser):
 
 _MAY_BE_EMPTY = ("weights", "project", "name", "launcher_args", argparse.SUPPRESS)
 """`--weights ''` means random weights, as in yolov5; project and name have own messages."""
-_WRONG_VALUE = re.compile(r"invalid (int|float) value: (.*)")
-_KINDS = {"int": "a whole number", "float": "a number"}
+_WRONG_VALUE = re.compile(r"invalid (int|float|images) value: (.*)")
+_KINDS = {"int": "a whole number", "float": "a number", "images": "a whole number, or auto"}
 
 
 def _told(message: str) -> str:

@@ -53,7 +53,10 @@ class Clearml(Sink):
         for tag, value in metrics.items():
             self._task.get_logger().report_single_value(tag, value)
         if model is not None:
-            self._task.update_output_model(model_path=str(model), model_name=model.name)
+            # By default ClearML deletes the file after the upload.
+            self._task.update_output_model(
+                model_path=str(model), model_name=model.name, auto_delete_file=False
+            )
 
     def close(self) -> None:
         self._task.close()

@@ -25,13 +25,14 @@ class Mlflow(Sink):
         from mlflow.entities import Metric, Param, ViewType
 
         self._metric, self._param = Metric, Param
-        tracking = os.environ.get("MLFLOW_TRACKING_URI")
+        server, folder = os.environ.get("MLFLOW_TRACKING_URI"), facts.folder.absolute()
         # Without a server, MLflow would write into the working directory.
-        place = None if tracking else (facts.folder / "mlruns").absolute().as_uri()
-        self._client = client = mlflow.MlflowClient(tracking_uri=tracking or place)
+        place = server or f"sqlite:///{folder / 'mlflow.db'}"
+        files = None if server else (folder / "mlruns").as_uri()
+        self._client = client = mlflow.MlflowClient(tracking_uri=place)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "yolods")
         found = client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else client.create_experiment(name)
+        experiment = found.experiment_id if found else client.create_experiment(name, files)
         query = f"tags.`{_IDENTITY}` = '{facts.run}'"
         runs = client.search_runs([experiment], query, run_view_type=ViewType.ACTIVE_ONLY)
         run = (
