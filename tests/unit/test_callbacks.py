@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from yolods.api.callbacks import NAMES, Callbacks
+from yolods.api.callbacks import CALLED, Callbacks
 from yolods.errors import UserError
 
 START = {"kind": "start", "epochs": 2, "step": 0, "start": "a"}
@@ -30,7 +30,7 @@ def epoch_line(epoch: int, **changed: Any) -> dict[str, Any]:
 
 def test_they_are_called_in_ultralytics_order_with_what_is_known():
     seen = []
-    given = {name: lambda run, name=name: seen.append((name, run)) for name in NAMES}
+    given = {name: lambda run, name=name: seen.append((name, run)) for name in CALLED}
     heard = Callbacks(given)
     heard.call("teardown")
     assert seen == [], "nothing before the run has begun"
@@ -94,4 +94,4 @@ def test_every_name_is_ultralytics_own():
 
     from yolods.api.callbacks import _ELSEWHERE
 
-    assert set(NAMES) | set(_ELSEWHERE) <= set(default_callbacks)
+    assert set(CALLED) | set(_ELSEWHERE) <= set(default_callbacks)

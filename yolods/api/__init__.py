@@ -6,11 +6,7 @@ follow     reads what the run tells, as it happens
 callbacks  calls the caller's functions under ultralytics' names
 outcome    what a call returns or raises
 call       `train` itself
+names      what the package offers, imported when it is used
 
 Nothing here imports torch: the caller's process computes nothing.
 """
-
-from yolods.api.call import train
-from yolods.api.outcome import CallError, RunFailed, Trained
-
-__all__ = ["CallError", "RunFailed", "Trained", "train"]

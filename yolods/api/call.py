@@ -15,9 +15,9 @@ from yolods.api.words import flags_of
 from yolods.errors import UserError
 from yolods.launch.supervisor import MEANINGS
 
-FEED = "jsonl"
+_FEED = "jsonl"
 """The logger that a call follows."""
-REFUSED, STOPPED = 2, (129, 130, 143)
+_REFUSED, _STOPPED = 2, (129, 130, 143)
 """Exit statuses: a user's error, and a stop on request with a checkpoint."""
 
 
@@ -32,7 +32,7 @@ def train(
     `print` prints. Ctrl-C, or the interrupt of a notebook, stops them with a checkpoint.
 
     Args:
-        callbacks: functions by ultralytics' names (`callbacks.NAMES`), which get a `Moment`. They
+        callbacks: functions by ultralytics' names (`callbacks.CALLED`), which get a `Moment`. They
             are called in this process while the ranks go on; an exception stops the run.
         words: flags and hyper-parameters; None means not given.
 
@@ -56,7 +56,7 @@ def train(
                 status = launcher.wait(follower.poll)
             finally:
                 heard.call("teardown")
-            if status == REFUSED:
+            if status == _REFUSED:
                 raise CallError("\n".join(launcher.errors) or _ended(status, follower.folder))
             launcher.show_errors()
     return _outcome(status, follower.folder, heard)
@@ -66,12 +66,12 @@ def _followed(words: Mapping[str, Any]) -> list[str]:
     """The flags, with the logger that a call follows."""
     given = words.get("loggers")
     names = [] if given is None else given.split(",") if isinstance(given, str) else list(given)
-    return flags_of({**words, "loggers": list(dict.fromkeys([*names, FEED]))})
+    return flags_of({**words, "loggers": list(dict.fromkeys([*names, _FEED]))})
 
 
 def _outcome(status: int, folder: Path | None, heard: Callbacks) -> Trained:
     """The result of a run that was not refused."""
-    if status in STOPPED:
+    if status in _STOPPED:
         raise KeyboardInterrupt(_ended(status, folder))
     if status or folder is None:
         raise RunFailed(_ended(status, folder), status=status, folder=folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 from yolods.errors import Faults, nearest
 
-NAMES = (
+CALLED = (
     *("on_pretrain_routine_end", "on_train_start", "on_train_epoch_start", "on_train_epoch_end"),
     *("on_val_end", "on_model_save", "on_fit_epoch_end", "on_train_end", "teardown"),
 )
@@ -68,7 +68,7 @@ class Callbacks:
     def __init__(self, given: Mapping[str, Callback | Iterable[Callback]]) -> None:
         """
         Args:
-            given: a function, or several, by name of NAMES.
+            given: a function, or several, by name of CALLED.
 
         Raises:
             UserError: one line for each name that is not called, and each value that is no
@@ -81,12 +81,12 @@ class Callbacks:
             if name in _ELSEWHERE:
                 faults.add(
                     f"callbacks: {name} is not called, because steps run in other processes; there "
-                    f"are {', '.join(NAMES)}"
+                    f"are {', '.join(CALLED)}"
                 )
-            elif name not in NAMES:
+            elif name not in CALLED:
                 faults.add(
-                    f"callbacks: {name}: unknown{nearest(name, NAMES)}; there are "
-                    f"{', '.join(NAMES)}"
+                    f"callbacks: {name}: unknown{nearest(name, CALLED)}; there are "
+                    f"{', '.join(CALLED)}"
                 )
             elif not all(map(callable, several)):
                 faults.add(f"callbacks: {name} is {found!r}: it must be a function")

@@ -18,8 +18,8 @@ import yolods
 from yolods.system.interrupt import held
 from yolods.system.invocation import CALLER
 
-POLL_SECONDS = 0.2
-LEAVE_SECONDS = 2.0
+_POLL_SECONDS = 0.2
+_LEAVE_SECONDS = 2.0
 """How long to read after the end: a connection that ssh keeps open may hold the streams."""
 ERROR = "error: "
 """How the command line begins the lines of a user's error."""
@@ -75,15 +75,15 @@ class Launcher:
         stopped: BaseException | None = None
         while self._process.poll() is None:
             try:
-                self._pass_on(POLL_SECONDS)
+                self._pass_on(_POLL_SECONDS)
                 if stopped is None:
                     meanwhile()
             except BaseException as reason:
                 stopped = stopped or reason
                 self._interrupt()
-        deadline = time.monotonic() + LEAVE_SECONDS
+        deadline = time.monotonic() + _LEAVE_SECONDS
         while self._streams.get_map() and time.monotonic() < deadline:
-            self._pass_on(POLL_SECONDS)
+            self._pass_on(_POLL_SECONDS)
         if stopped is not None:
             raise stopped
         meanwhile()

@@ -79,14 +79,6 @@ class FlagParser(argparse.ArgumentParser):
             if action.option_strings and action.help != argparse.SUPPRESS
         ]
 
-    def why_not(self, flag: str) -> str | None:
-        """Why a flag is not supported, or what to write in place of an unknown one; None: there is
-        nothing to say."""
-        flag = self._spelt(flag)
-        if flag in self._option_string_actions:
-            return self._refusal(flag)
-        return self._foreign(flag.lstrip("-").replace("-", "_"))
-
     def print_help(self, file: Any = None) -> None:
         """Print the help; raises UserError if it cannot be written to the screen."""
         show(self.format_help().rstrip())
@@ -197,7 +189,7 @@ class FlagParser(argparse.ArgumentParser):
         name, _, value = word.partition("=")
         flag = self._spelt(f"--{name}")
         if flag in self._option_string_actions:
-            return f"{word}: {self._refusal(flag) or self._with_dashes(flag, value)}"
+            return f"{word}: {self.why_not(flag) or self._with_dashes(flag, value)}"
         remedy = self._foreign(name.replace("-", "_"))
         return f"{word}: {remedy or 'write flags as --name VALUE'}"
 
@@ -213,8 +205,12 @@ class FlagParser(argparse.ArgumentParser):
             value = ""
         return f"write flags with dashes: {flag} {value}".rstrip()
 
-    def _refusal(self, flag: str) -> str | None:
-        """Why a known flag is not supported; None: it is supported."""
+    def why_not(self, flag: str) -> str | None:
+        """Why a flag is not supported, or what to write in place of an unknown one; None: there is
+        nothing to say."""
+        flag = self._spelt(flag)
+        if flag not in self._option_string_actions:
+            return self._foreign(flag.lstrip("-").replace("-", "_"))
         if self._option_string_actions[flag].dest != argparse.SUPPRESS:
             return None
         try:

@@ -83,10 +83,8 @@ class RunTelemetry(Telemetry):
         self._drawn = {0, 1, 2}
         if close_mosaic_batch is not None:
             self._drawn |= {close_mosaic_batch + i for i in range(3)}
-        self._step = start_step
-        self._closed = False
+        self._step, self._closed, self._first_step = start_step, False, True
         self._pipe: PipeStats | None = None
-        self._first_step = True
         self._console = Console(
             epochs=epochs, images_per_epoch=images_per_epoch, batch_size=batch_size, stream=stream
         )
@@ -103,12 +101,9 @@ class RunTelemetry(Telemetry):
         steps = steps_per_epoch or max(images_per_epoch // batch_size, 1)
         with harmless("TensorBoard's event file"):
             self._board = TensorBoardWriter(
-                run_dir,
-                steps_per_epoch=steps,
-                start_step=start_step,
-                events=earlier,
-                also=self._sinks.scalars,
+                run_dir, steps_per_epoch=steps, start_step=start_step, events=earlier
             )
+            self._board.also = self._sinks.scalars
         self._painter = Painter(run_dir, names, self._show_picture) if plots else None
 
     def start(

@@ -45,7 +45,6 @@ class TensorBoardWriter:
         steps_per_epoch: int,
         start_step: int = 0,
         events: Sequence[Mapping[str, Any]] = (),
-        also: Callable[[Mapping[str, float], int], None] | None = None,
     ) -> None:
         """Open an event file in `run_dir`, which makes readers hide earlier points after
         `start_step`.
@@ -55,7 +54,6 @@ class TensorBoardWriter:
             steps_per_epoch: optimizer steps per epoch.
             start_step: number of steps that a resumed run starts from.
             events: earlier events of stability.jsonl, which the counts include.
-            also: called with every point that is written: the values by curve, and the step.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -64,7 +62,8 @@ class TensorBoardWriter:
         # every further one as a restart.
         self._writer = SummaryWriter(str(run_dir), purge_step=start_step + 1, flush_secs=20)
         self._every = max(steps_per_epoch // _POINTS_AN_EPOCH, 1)
-        self._also = also
+        self.also: Callable[[Mapping[str, float], int], None] | None = None
+        """Called with every point that is written: the values by curve, and the step."""
         self._pending: list[StepRecord] = []
         self._counted = Counter(tag for event in events for tag in _tags_of(event))
         self.step_number = start_step
@@ -218,8 +217,8 @@ class TensorBoardWriter:
             for tag, value in values.items()
             if value is not None and math.isfinite(value)
         }
-        if self._also is not None:
-            self._also(points, self.step_number)
+        if self.also is not None:
+            self.also(points, self.step_number)
         for tag, value in points.items():
             self._writer.add_scalar(tag, value, self.step_number)
 

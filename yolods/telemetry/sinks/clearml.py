@@ -16,8 +16,10 @@ class Clearml(Sink):
     def __init__(self, facts: RunFacts) -> None:
         from clearml import Task
 
+        # Its offline mode has no models (clearml 2.1.12).
+        self._takes_models = not Task.is_offline()
         project = os.environ.get("CLEARML_PROJECT", "yolods")
-        known = [] if Task.is_offline() else Task.get_tasks(project_name=project, tags=[facts.run])
+        known = self._takes_models and Task.get_tasks(project_name=project, tags=[facts.run])
         self._task = Task.init(
             project_name=project,
             task_name=facts.name,
@@ -52,7 +54,7 @@ class Clearml(Sink):
     def finish(self, metrics: Mapping[str, float], model: Path | None) -> None:
         for tag, value in metrics.items():
             self._task.get_logger().report_single_value(tag, value)
-        if model is not None:
+        if model is not None and self._takes_models:
             # By default ClearML deletes the file after the upload.
             self._task.update_output_model(
                 model_path=str(model), model_name=model.name, auto_delete_file=False

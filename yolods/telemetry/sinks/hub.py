@@ -28,7 +28,7 @@ SINKS: dict[str, tuple[str, str] | None] = {
     "jsonl": None,
 }
 """Name of --loggers -> module and class; None: the feed itself."""
-LEAVE_SECONDS = 60.0
+_LEAVE_SECONDS = 60.0
 """How long the end of a run waits for a service that has not received everything."""
 
 
@@ -107,14 +107,14 @@ class Sinks:
         posts, self._posts = self._posts, []
         for post in posts:
             post.end()
-        deadline = time.monotonic() + LEAVE_SECONDS
+        deadline = time.monotonic() + _LEAVE_SECONDS
         for post in posts:
             post.join(max(deadline - time.monotonic(), 0))
             if post.is_alive():
                 _log.warning(
                     "%s has not taken everything within %.0f s; %s has all of it",
                     post.name,
-                    LEAVE_SECONDS,
+                    _LEAVE_SECONDS,
                     FEED_FILE,
                 )
 
