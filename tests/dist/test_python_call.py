@@ -79,12 +79,13 @@ def test_a_call_is_interrupted_and_goes_on(place: Path, capsys: pytest.CaptureFi
 
 
 def test_what_the_launcher_refuses_is_raised_with_all_faults(
-    place: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(yolods.CallError) as caught:
         yolods.train(data="nowhere.yaml", epochs=0, imgsz=65)
     shown = str(caught.value).splitlines()
     assert len(shown) == 3
     assert "--data nowhere.yaml: no such file" in shown
     assert "error" not in capsys.readouterr().err
-    assert not (place / "runs").exists()
+    assert list(tmp_path.iterdir()) == []

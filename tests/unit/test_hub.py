@@ -154,7 +154,7 @@ def test_a_fault_is_one_warning_and_the_feed_goes_on(fake, tmp_path, caplog, fau
 def test_a_service_that_hangs_holds_up_neither_a_step_nor_the_end(
     fake, tmp_path, caplog, monkeypatch
 ):
-    monkeypatch.setattr(hub, "_LEAVE_SECONDS", 0.2)
+    monkeypatch.setattr(hub, "_FINISH_SECONDS", 0.2)
     fake.slow = threading.Event()
     start(tmp_path, epochs=range(1), step=0, ends=True)
     assert "fake has not taken everything within 0 s" in caplog.text

@@ -54,6 +54,8 @@ class Trained:
 class CallError(UserError):
     """Wrong words or files: one line per fault. Nothing was trained."""
 
+    __module__ = "yolods"  # what a traceback shows, and where callers find it
+
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback, which has nothing to say here."""
         return [f"error: {line}" for line in str(self).splitlines()]
@@ -61,6 +63,8 @@ class CallError(UserError):
 
 class RunFailed(RuntimeError):
     """The run began and did not finish; a checkpoint may be there to go on from."""
+
+    __module__ = "yolods"
 
     def __init__(self, text: str, *, status: int, folder: Path | None) -> None:
         super().__init__(text)

@@ -28,8 +28,9 @@ SINKS: dict[str, tuple[str, str] | None] = {
     "jsonl": None,
 }
 """Name of --loggers -> module and class; None: the feed itself."""
-_LEAVE_SECONDS = 60.0
-"""How long the end of a run waits for a service that has not received everything."""
+_FINISH_SECONDS, _LEAVE_SECONDS = 60.0, 5.0
+"""How long a finished run, and one that is interrupted, waits for a service that has not received
+everything."""
 
 
 class Sinks:
@@ -100,21 +101,24 @@ class Sinks:
         told = {"metrics": metrics and dict(metrics), "model": model and str(model)}
         self._write("finish", **told, seconds=seconds)
         self._put(lambda sink: sink.finish(metrics or {}, model))
-        self.close()
+        self._end(_FINISH_SECONDS)
 
     def close(self) -> None:
         """End the threads; may be called twice."""
+        self._end(_LEAVE_SECONDS)
+
+    def _end(self, seconds: float) -> None:
         posts, self._posts = self._posts, []
         for post in posts:
             post.end()
-        deadline = time.monotonic() + _LEAVE_SECONDS
+        deadline = time.monotonic() + seconds
         for post in posts:
             post.join(max(deadline - time.monotonic(), 0))
             if post.is_alive():
                 _log.warning(
                     "%s has not taken everything within %.0f s; %s has all of it",
                     post.name,
-                    _LEAVE_SECONDS,
+                    seconds,
                     FEED_FILE,
                 )
 
