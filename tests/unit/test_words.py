@@ -53,9 +53,9 @@ def test_the_command_line_reads_what_is_made():
     [
         ({"epoch": 1}, "epoch: unknown word (did you mean 'epochs'?); docs/"),
         ({"mosaik": 1}, "mosaik: unknown (did you mean the hyper-parameter 'mosaic'?)"),
-        ({"device": "0"}, "device: device is not supported: choose devices with the launcher's"),
+        ({"device": "0"}, "device is not supported: choose devices with the launcher's"),
         ({"conf_thres": 0.1}, "conf_thres: write conf=VALUE"),
-        ({"amp": True}, "amp: amp is not supported: set the precision in the DeepSpeed JSON"),
+        ({"amp": True}, "amp is not supported: set the precision in the DeepSpeed JSON"),
         ({"no_ssh": True}, "no_ssh: a start on every host"),
         ({"run_dir": "x"}, "run_dir: unknown word"),
         ({"exist_ok": 3}, "exist_ok is 3: it must be True or False"),

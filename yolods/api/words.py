@@ -55,14 +55,7 @@ def _word(option: str) -> str:
 def _flag(word: str, name: str, action: argparse.Action, value: Any, faults: Faults) -> list[str]:
     """The flag for one word."""
     if word == "set":
-        pairs = (
-            [f"{key}={_spelt(each)}" for key, each in value.items()]
-            if isinstance(value, Mapping)
-            else [value]
-            if isinstance(value, str)
-            else list(value)
-        )
-        return [part for pair in pairs for part in ("--set", str(pair))]
+        return [part for pair in _pairs(value) for part in (name, pair)]
     if action.nargs in (0, "?") and isinstance(value, bool):
         return [name] if value else []
     if action.nargs == 0:
@@ -77,6 +70,13 @@ def _flag(word: str, name: str, action: argparse.Action, value: Any, faults: Fau
     return [f"{name}={value}"]
 
 
+def _pairs(value: Any) -> list[str]:
+    """The hyper-parameters in `set`, which may be a mapping, one `key=value`, or a list of them."""
+    if isinstance(value, Mapping):
+        return [f"{key}={_spelt(each)}" for key, each in value.items()]
+    return [value] if isinstance(value, str) else list(map(str, value))
+
+
 def _spelt(value: Any) -> str:
     """A value in YAML's spelling, as `--set` reads it."""
     return str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)
@@ -85,7 +85,8 @@ def _spelt(value: Any) -> str:
 def _unknown(word: str, parser: FlagParser, known: Sequence[str]) -> str:
     """What to say of a word that `train` does not have."""
     if told := parser.why_not(f"--{word}"):
-        return f"{word}: {_as_words(told)}"
+        text = _as_words(told)
+        return text if text.startswith(f"{word} ") else f"{word}: {text}"
     return f"{word}: unknown word{nearest(word, known)}; docs/configuration.md lists them"
 
 
