@@ -56,8 +56,8 @@ def test_a_killed_launcher_has_the_status_of_a_shell(start):
 @pytest.mark.parametrize("reason", [KeyboardInterrupt, ValueError])
 def test_ctrl_c_and_exceptions_stop_it_and_are_raised_when_it_has_ended(start, reason, capsys):
     rest = """
-signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # as `yolods launch train` does
 try:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # as `yolods launch train` does
     time.sleep(10)
 except KeyboardInterrupt:
     time.sleep(0.3)
@@ -97,6 +97,25 @@ time.sleep(10)
         with pytest.raises(KeyboardInterrupt):
             process.wait(lambda: None)
     assert len(pressed) >= 2
+
+
+@pytest.mark.process
+def test_ctrl_c_during_the_start_is_not_lost(start, monkeypatch):
+    rest = """
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+time.sleep(10)
+"""
+    before = signal.getsignal(signal.SIGINT)
+    register = launcher.selectors.DefaultSelector
+
+    def pressed():
+        signal.raise_signal(signal.SIGINT)
+        return register()
+
+    monkeypatch.setattr(launcher.selectors, "DefaultSelector", pressed)
+    with start(rest) as process, pytest.raises(KeyboardInterrupt):
+        process.wait(lambda: None)
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_its_environment_has_this_yolods_and_no_notebook():

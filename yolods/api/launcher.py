@@ -8,9 +8,10 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TextIO
 
@@ -43,8 +44,7 @@ class Launcher:
         self._line = ""
         # A bar needs the terminal itself; anything else is passed on through this process.
         terminal = _terminal(sys.stdout)
-        # Ctrl-C must not come between the start and the block that passes it on.
-        with held():
+        with _undisturbed() as self._pressed:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "yolods", "launch", *words],
                 env=environment(os.environ, told),
@@ -73,6 +73,9 @@ class Launcher:
             meanwhile: called a few times per second.
         """
         stopped: BaseException | None = None
+        if self._pressed:
+            stopped = KeyboardInterrupt()
+            self._interrupt()
         while self._process.poll() is None:
             try:
                 self._pass_on(_POLL_SECONDS)
@@ -129,6 +132,27 @@ class Launcher:
                 self.errors.append(line.removeprefix(ERROR))
             else:
                 _show(sys.stderr, f"{line}\n")
+
+
+@contextmanager
+def _undisturbed() -> Iterator[list[int]]:
+    """Note Ctrl-C instead of raising it, so that it cannot come between a start and the code that
+    passes it on; in a process that is started within, it is held back.
+
+    A mask alone would not do, because another thread, of which a kernel has many, may take the
+    signal.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        with held():
+            yield noted
+        return
+    earlier = signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    try:
+        with held():
+            yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler if earlier is None else earlier)
 
 
 def environment(environ: Mapping[str, str], told: Path) -> dict[str, str]:
