@@ -93,8 +93,8 @@ def _told(option: Option, machines: Machines, json_too: bool, batch_too: bool) -
             source = "its share of this host's memory; on a CPU, more images are not faster"
         yield (
             f"--batch-size auto: {layout.micro_batch * layout.replicas} images = "
-            f"{layout.micro_batch} x {layout.replicas}, {layout.accumulation} times per step: "
-            f"predicted {memory} ({source})"
+            f"{layout.micro_batch} x {layout.replicas}; a step accumulates {layout.accumulation}: "
+            f"{layout.images} images; predicted {memory} ({source})"
         )
 
 
