@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,11 +19,13 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The packages that are found."""
     packages = {"wandb", "mlflow"}
     found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name: (name in packages or None) if name in LOGGERS.values() else found(name),
-    )
+
+    def find(name: str) -> object:
+        if name not in LOGGERS.values():
+            return found(name)
+        return SimpleNamespace(origin="__init__.py") if name in packages else None
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
     return packages
 
 
@@ -49,6 +52,14 @@ def test_unknown_names_and_missing_packages_are_refused_together(installed):
     assert unknown.startswith("--loggers wandbb: unknown (did you mean 'wandb'?); known: wandb, ")
     assert comet.endswith("comet_ml is not installed; pip install comet-ml, or omit comet")
     assert "the package clearml is not installed" in clearml
+
+
+def test_a_folder_of_that_name_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "comet_ml").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    faults = Faults()
+    read_loggers("comet", faults)
+    assert len(faults) == 1
 
 
 def configured(*words: str) -> RunConfig:

@@ -41,4 +41,6 @@ def read_loggers(text: str | None, faults: Faults) -> tuple[str, ...]:
 def _missing(name: str) -> str | None:
     """The package that a logger needs and that is not installed; found without an import."""
     package = LOGGERS[name]
-    return package if package and importlib.util.find_spec(package) is None else None
+    found = importlib.util.find_spec(package) if package else None
+    # A folder that W&B has left in the working directory is found as a package without a file.
+    return package if package and (found is None or found.origin is None) else None
