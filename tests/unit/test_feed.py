@@ -6,6 +6,8 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
+
 from yolods.telemetry.sinks.feed import Feed, lines_of
 
 
@@ -34,7 +36,9 @@ def test_a_line_that_a_kill_cut_short_is_removed(tmp_path: Path) -> None:
 
 def test_what_json_lacks_is_null_and_what_is_no_line_is_skipped(tmp_path: Path) -> None:
     file = tmp_path / "feed.jsonl"
-    Feed(file).add("epoch", epoch=0, metrics={"a": math.nan}, fitness=math.inf)
+    metrics = {"a": math.nan, "b": np.float32(0.5), "c": np.float32(math.nan)}
+    Feed(file).add("epoch", epoch=0, metrics=metrics, fitness=math.inf, is_best=np.bool_(True))
     line = json.loads(file.read_text())
-    assert line["metrics"] == {"a": None} and line["fitness"] is None
+    assert line["metrics"] == {"a": None, "b": 0.5, "c": None}
+    assert line["fitness"] is None and line["is_best"] is True
     assert list(lines_of(b'\xff\n[1]\n{"kind": "x"}\n')) == [{"kind": "x"}]

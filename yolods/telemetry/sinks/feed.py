@@ -88,7 +88,8 @@ def lines_of(content: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _finite(value: Any) -> Any:
-    """inf and nan, which JSON lacks, as null."""
+    """Numbers of numpy, which JSON does not know, as Python's, and inf and nan as null."""
     if isinstance(value, Mapping):
         return {key: _finite(each) for key, each in value.items()}
+    value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
