@@ -24,7 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with data, for a kernel that has this tree's yolods."""
     make_dataset(tmp_path / "data", train=8, val=4)
     monkeypatch.chdir(tmp_path)
-    for name, value in environment().items():
+    for name, value in {**environment(), "IPYTHONDIR": str(tmp_path / "ipython")}.items():
         monkeypatch.setenv(name, value)
     return tmp_path
 
