@@ -15,6 +15,7 @@ from yolods.telemetry.interface import Telemetry
 from yolods.telemetry.log import FILE_ONLY, quiet_dependencies
 from yolods.telemetry.plots import Batch, Painter, Prediction, harmless
 from yolods.telemetry.results import ResultsTable
+from yolods.telemetry.sinks.hub import Sinks
 from yolods.telemetry.tensorboard import TensorBoardWriter
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class RunTelemetry(Telemetry):
         start_step: int = 0,
         plots: bool = True,
         stream: TextIO | None = None,
+        sinks: Sinks | None = None,
     ) -> None:
         """Open the files of the run, and remove rows and curve points after `start_step`.
 
@@ -70,6 +72,7 @@ class RunTelemetry(Telemetry):
             start_step: number of steps that a resumed run starts from.
             plots: draw pictures.
             stream: the screen; None: sys.stdout.
+            sinks: the run's loggers; None: there are none.
 
         Raises:
             OSError: `run_dir` cannot be created.
@@ -80,16 +83,15 @@ class RunTelemetry(Telemetry):
         self._drawn = {0, 1, 2}
         if close_mosaic_batch is not None:
             self._drawn |= {close_mosaic_batch + i for i in range(3)}
-        self._step = start_step
-        self._closed = False
+        self._step, self._closed, self._first_step = start_step, False, True
         self._pipe: PipeStats | None = None
-        self._first_step = True
         self._console = Console(
             epochs=epochs, images_per_epoch=images_per_epoch, batch_size=batch_size, stream=stream
         )
         self._results: ResultsTable | None = None
         self._board: TensorBoardWriter | None = None
         self._events = EventFile(run_dir / STABILITY_FILE)
+        self._sinks = sinks or Sinks()
         earlier: list[Mapping[str, Any]] = []
         with harmless(STABILITY_FILE):
             earlier = self._events.keep(start_step)
@@ -101,6 +103,7 @@ class RunTelemetry(Telemetry):
             self._board = TensorBoardWriter(
                 run_dir, steps_per_epoch=steps, start_step=start_step, events=earlier
             )
+            self._board.also = self._sinks.scalars
         self._painter = Painter(run_dir, names, self._show_picture) if plots else None
 
     def start(
@@ -117,6 +120,7 @@ class RunTelemetry(Telemetry):
         self._on_board(
             "the configuration", lambda board: board.start(config, model_summary, compared)
         )
+        self._sinks.start(config, self._epochs, self._step)
         self._console.say(f"Logging results to {self.run_dir}")
         self._console.say(f"TensorBoard: {tensorboard()} --logdir {self.run_dir}")
         self._console.say(f"Starting training for {self._epochs} epochs...")
@@ -135,6 +139,7 @@ class RunTelemetry(Telemetry):
 
     def epoch_begin(self, epoch: int) -> None:
         self._console.epoch_begin(epoch)
+        self._sinks.epoch_begin(epoch)
 
     def step(self, record: StepRecord) -> None:
         if self._first_step:
@@ -200,6 +205,7 @@ class RunTelemetry(Telemetry):
             with harmless(f"the row of epoch {stats.epoch + 1} in results.csv"):
                 self._results.append(stats)
         self._on_board("the curves", lambda board: board.epoch_end(stats))
+        self._sinks.epoch_end(stats, self._step)
 
     def event(self, kind: str, text: str, *, warn: bool = False) -> None:
         if warn:
@@ -216,6 +222,8 @@ class RunTelemetry(Telemetry):
             for name in _FINAL_PICTURES:
                 self._show_picture(f"plots/{Path(name).stem}", self.run_dir / name, self._step)
         self._on_board("the final metrics", lambda board: board.finish(metrics or {}))
+        best = self.run_dir / "weights" / "best.pt"
+        self._sinks.finish(metrics, best if best.is_file() else None, seconds)
         for line in self._last_words(metrics, seconds):
             self._console.say(line)
 
@@ -228,13 +236,16 @@ class RunTelemetry(Telemetry):
             self._painter.close()
         self._on_board("its last points", lambda board: board.close())
         self._board = None
+        self._sinks.close()
 
     def _show_picture(self, tag: str, file: Path, step: int) -> None:
-        """Add a picture to TensorBoard; thread-safe, because the event writer has a queue."""
+        """Add a picture to TensorBoard and the loggers; thread-safe, because both have queues."""
         board = self._board
         if board is not None and file.is_file():
             with harmless(f"{file.name} in TensorBoard"):
                 board.picture(tag, file, step)
+        if file.is_file():
+            self._sinks.picture(tag, file, step)
 
     def _on_board(self, what: str, write: Callable[[TensorBoardWriter], None]) -> None:
         """Write to TensorBoard. The first failure ends it: a full disk would fail at every step."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -62,6 +62,8 @@ class TensorBoardWriter:
         # every further one as a restart.
         self._writer = SummaryWriter(str(run_dir), purge_step=start_step + 1, flush_secs=20)
         self._every = max(steps_per_epoch // _POINTS_AN_EPOCH, 1)
+        self.also: Callable[[Mapping[str, float], int], None] | None = None
+        """Called with every point that is written: the values by curve, and the step."""
         self._pending: list[StepRecord] = []
         self._counted = Counter(tag for event in events for tag in _tags_of(event))
         self.step_number = start_step
@@ -108,16 +110,14 @@ class TensorBoardWriter:
                 f"pipeline/sent_mib_{where}": stage.sent / 2**20,
                 f"pipeline/peak_mib_{where}": stage.peak / 2**20,
             }
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, self.step_number)
+        self._scalars(values)
 
     def ranks(self, seconds: Mapping[int, float]) -> None:
         """Add one point to each curve of the ranks."""
         usual = median(seconds.values())
         values = {f"ranks/seconds_rank{rank}": own for rank, own in seconds.items()}
         values["ranks/slowest_to_median"] = max(seconds.values()) / max(usual, 1e-9)
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, self.step_number)
+        self._scalars(values)
 
     def epoch_end(self, stats: EpochStats) -> None:
         """Write an epoch's validation losses, metrics, rate and number."""
@@ -212,9 +212,15 @@ class TensorBoardWriter:
             )
 
     def _scalars(self, values: Mapping[str, float | None]) -> None:
-        for tag, value in values.items():
-            if value is not None and math.isfinite(value):
-                self._writer.add_scalar(tag, value, self.step_number)
+        points = {
+            tag: float(value)
+            for tag, value in values.items()
+            if value is not None and math.isfinite(value)
+        }
+        if self.also is not None:
+            self.also(points, self.step_number)
+        for tag, value in points.items():
+            self._writer.add_scalar(tag, value, self.step_number)
 
     def _pr_curve(self, tag: str, precision: Any, recall: Any, labels: int) -> None:
         """Add a curve; the arrays (1000,) cover confidences 0 to 1, `labels` counts the boxes."""

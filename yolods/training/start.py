@@ -54,6 +54,8 @@ from yolods.optim.lr_schedule import Schedule
 from yolods.optim.optimizers import OptimizerChoice, choose_optimizer
 from yolods.system.files import replace_text
 from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry, model_table
+from yolods.telemetry.sinks.hub import Sinks
+from yolods.telemetry.sinks.sink import RunFacts
 from yolods.training.batches import TrainBatches
 from yolods.training.checks.resume_check import (
     RECORD,
@@ -452,6 +454,7 @@ def _open_telemetry(
         start_epoch=progress.epochs_done,
         start_step=progress.step,
         plots=hyper.plots,
+        sinks=Sinks(config.loggers, RunFacts(config.run, config.start, config.run_dir)),
     )
 
 
