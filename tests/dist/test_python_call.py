@@ -4,7 +4,9 @@ meanwhile."""
 from __future__ import annotations
 
 import signal
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,7 +31,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name, value in forks.environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(launcher.subprocess, "Popen", forks.Popen)
+    # Not in the module `subprocess` itself, by which the fork server is started.
+    forked = SimpleNamespace(Popen=forks.Popen, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(launcher, "subprocess", forked)
     return tmp_path
 
 
