@@ -82,7 +82,7 @@ def test_bytes_are_those_of_the_calls(tmp_path: Path) -> None:
             curves, calls = rank[layout]
             assert measured(curves) == pytest.approx(by_hand(calls)), layout
             assert curves["communication/calls"] == sum(call.ranks == 2 for call in calls), layout
-            assert 0 < curves["communication/seconds"] and curves["communication/held_share"] > 0
+            assert curves["communication/seconds"] > 0 and curves["communication/held_share"] > 0
     assert set(measured(results[0]["pipeline"][0])) == {"reduce", "boundary"}
     report = results[0]["report"]
     assert isinstance(report, CommunicationStats) and results[1]["report"] is None

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from yolods.traffic import carried as module
-from yolods.traffic.carried import FORMS, Carried, carried
+from yolods.traffic.carried import FORMS, Carried, carried_by
 
 FLOATS = torch.zeros(250)  # 1000 bytes
 
@@ -49,7 +49,7 @@ def test_arguments_are_where_torch_takes_them(function: str) -> None:
 
 
 def sent(function: str, *arguments: Any, own: int = 1, backend: str = "gloo", **named: Any) -> Any:
-    found = carried(function, arguments, {"group": Group(own), **named}, backend)
+    found = carried_by(function, arguments, {"group": Group(own), **named}, backend)
     assert found is not None and found.group == "four"
     return round(found.sent, 6)
 
@@ -100,12 +100,12 @@ def test_others() -> None:
 
 def test_a_boundary_has_another_end() -> None:
     group = {"group": Group()}
-    there = carried("isend", (FLOATS.half(), 13), group, "gloo")
+    there = carried_by("isend", (FLOATS.half(), 13), group, "gloo")
     assert there == Carried("boundary", "four", 500, 13)
-    assert carried("irecv", (FLOATS,), {"src": 10, **group}, "nccl") == Carried(
+    assert carried_by("irecv", (FLOATS,), {"src": 10, **group}, "nccl") == Carried(
         "boundary", "four", 0, 10
     )
-    assert carried("send", (FLOATS,), {"group_dst": 2, **group}, "gloo") == Carried(
+    assert carried_by("send", (FLOATS,), {"group_dst": 2, **group}, "gloo") == Carried(
         "boundary", "four", 1000, 12
     )
 
@@ -116,11 +116,12 @@ def test_arguments_by_name() -> None:
 
 
 def test_who_is_alone_or_outside_sends_nothing() -> None:
-    assert carried("all_reduce", (FLOATS,), {"group": Group(0, 1)}, "gloo") is None
+    assert carried_by("all_reduce", (FLOATS,), {"group": Group(0, 1)}, "gloo") is None
     assert (
-        carried("all_reduce", (FLOATS,), {"group": dist.GroupMember.NON_GROUP_MEMBER}, "x") is None
+        carried_by("all_reduce", (FLOATS,), {"group": dist.GroupMember.NON_GROUP_MEMBER}, "x")
+        is None
     )
-    assert carried("all_reduce", (FLOATS,), {}, "gloo") is None, "there is no world"
+    assert carried_by("all_reduce", (FLOATS,), {}, "gloo") is None, "there is no world"
 
 
 def test_the_page_of_rules_names_every_function() -> None:

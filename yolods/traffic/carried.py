@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from yolods.plan.traffic.transfers import Transfer, sent_bytes
 
-KINDS = ("reduce", "gather", "boundary", "ours")
+TRAFFIC_KINDS = ("reduce", "gather", "boundary", "ours")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Carried:
     """What a call carries."""
 
     kind: str
-    """One of KINDS."""
+    """One of TRAFFIC_KINDS."""
     group: str
     """Name of the group, the same on all its ranks."""
     sent: float
@@ -87,7 +87,7 @@ class Carried:
     """The rank at the other end of a send or receive, in the world's numbering."""
 
 
-def carried(
+def carried_by(
     function: str, arguments: Sequence[Any], named: Mapping[str, Any], backend: str
 ) -> Carried | None:
     """What a call carries; None if the group has no other rank, or not this one.
@@ -145,6 +145,8 @@ def _peer(
 def _by_ring(form: Form, volume: int, ranks: int, backend: str) -> float:
     if form.operation == "all_gather":
         volume *= ranks
+    if form.operation == "send":
+        ranks = 2  # however many the group has
     return sent_bytes(Transfer(form.kind, form.operation, volume, 1, ranks), backend=backend)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from yolods.stats import CommunicationStats, RankCommunication
-from yolods.traffic.carried import KINDS
+from yolods.traffic.carried import TRAFFIC_KINDS
 from yolods.traffic.measured import StepTraffic
 from yolods.traffic.theory import Need
 
@@ -28,8 +28,8 @@ class RankShare:
     steps: int = 0
     seconds: float = 0.0
     """Of all its steps."""
-    sent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
-    calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    sent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TRAFFIC_KINDS, 0.0))
+    calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TRAFFIC_KINDS, 0))
     in_calls: float = 0.0
     hidden: float = 0.0
     held: float = 0.0
@@ -54,7 +54,7 @@ class EpochTraffic:
         """Add a step whose seconds have been read."""
         sums = self._sums
         sums.steps, sums.seconds = sums.steps + 1, sums.seconds + step.seconds
-        for kind in KINDS:
+        for kind in TRAFFIC_KINDS:
             sums.sent[kind] += step.sent[kind]
             sums.calls[kind] += step.calls[kind]
         sums.in_calls += sum(step.in_calls.values())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from yolods.traffic.carried import KINDS, Carried
+from yolods.traffic.carried import TRAFFIC_KINDS, Carried
 
 
 class Moments(Protocol):
@@ -53,11 +53,11 @@ class StepTraffic:
     """Number of the step since the meter began."""
     seconds: float
     """The whole step's."""
-    sent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+    sent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TRAFFIC_KINDS, 0.0))
     """Bytes by kind."""
-    calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TRAFFIC_KINDS, 0))
     """Calls by kind, without the receives, which send nothing."""
-    in_calls: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+    in_calls: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TRAFFIC_KINDS, 0.0))
     """Seconds in collectives by kind, whether or not the rank stood still meanwhile."""
     held: float = 0.0
     """Seconds in which the rank stood still in them."""

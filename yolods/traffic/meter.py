@@ -21,7 +21,7 @@ import torch.distributed as dist
 from yolods.distributed.collective_waits import observe
 from yolods.distributed.world import Ranks
 from yolods.stats import CommunicationStats
-from yolods.traffic.carried import FORMS, Carried, carried
+from yolods.traffic.carried import FORMS, Carried, carried_by
 from yolods.traffic.epoch import EpochTraffic, combine
 from yolods.traffic.measured import (
     MeteredCall,
@@ -141,7 +141,7 @@ class Meter(NoMeter):
     def _called(
         self, function: str, arguments: tuple[Any, ...], named: Mapping[str, Any]
     ) -> MeteredCall | None:
-        found = carried(function, arguments, named, self._backend) if function in FORMS else None
+        found = carried_by(function, arguments, named, self._backend) if function in FORMS else None
         if found is None:
             return None
         if self._step is None:

@@ -26,7 +26,7 @@ from torch import nn
 from yolods.model.freezing import Frozen
 from yolods.plan.cost import Cost
 from yolods.plan.layout import Layout
-from yolods.plan.traffic.model_facts import StageFacts, stages_of, whole
+from yolods.plan.traffic.model_facts import StageFacts, stages_of, uncut
 from yolods.plan.traffic.transfers import transfers
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -63,7 +63,7 @@ def need_of_whole(net: nn.Module, layout: Layout, frozen: Frozen = None) -> Need
         net: the model, on any device.
         frozen: the hyper-parameter `freeze`.
     """
-    return needed([whole(net, frozen)], layout)
+    return needed([uncut(net, frozen)], layout)
 
 
 def need_of_stages(costs: Cost, layout: Layout, frozen: Frozen = None) -> Need:

@@ -64,7 +64,7 @@ def stages_of(
     return tuple(_stage(costs, nodes[begin:end], end, marks) for begin, end in pairwise(ends))
 
 
-def whole(net: nn.Module, frozen: Frozen = None) -> StageFacts:
+def uncut(net: nn.Module, frozen: Frozen = None) -> StageFacts:
     """A model that is not cut, without its costs: it sends nothing to a next stage."""
     marks, weights, norms = marks_of(frozen), [], []
     for name, module in net.named_modules():
