@@ -23,12 +23,15 @@ from benchmarks.communication_layouts import LAYOUTS, SIZES, Plan, case_of
 from benchmarks.plan_links_model import NAMES, SETTLED, TASK
 from benchmarks.plan_links_ranks import built, interface_counts, limit, made_batch
 from yolods import compat
+from yolods.distributed.collective_waits import observe
 from yolods.distributed.world import Ranks, join_world, leave
 from yolods.engine.base import Engine
 from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
 from yolods.optim.lr_schedule import Step
 from yolods.plan.layout import Layout
+from yolods.traffic.meter import Meter
+from yolods.traffic.moments import HostMoments
 from yolods.traffic.theory import need_of_stages, need_of_whole
 
 
@@ -47,6 +50,7 @@ def main() -> None:
         limit(plan.interface, rate)
         found["known"][rate] = {name: _known(name, plan, ranks) for name in _OPERATIONS}
     limit(plan.interface, "")
+    found["cost"] = _cost()
     for layout in LAYOUTS:
         found["layouts"].append(_measured(layout, blueprint, plan, ranks))
         if ranks.is_main:
@@ -87,6 +91,21 @@ def _known(name: str, plan: Plan, ranks: Ranks) -> list[float]:
         ranks.barrier()
         found.append((interface_counts(plan.interface)[0] - before) / times)
     return found
+
+
+def _cost() -> float:
+    """CPU seconds of the meter per call, without the call itself."""
+    meter, part, times = Meter("gloo", HostMoments()), torch.zeros(1000), 300
+    costs = []
+    for _ in range(10):
+        began = time.process_time()
+        meter.begin()
+        for _ in range(times):
+            meter.behind(meter.before("all_reduce", (part,), {}), None)
+        meter.end(1.0)
+        costs.append((time.process_time() - began) / times)
+    observe(None)
+    return statistics.median(costs)
 
 
 def _measured(name: str, blueprint: Blueprint, plan: Plan, ranks: Ranks) -> dict[str, Any]:
