@@ -237,8 +237,8 @@ def _cost_part(plan: Plan, results: Sequence[dict[str, Any]]) -> list[str]:
     return [
         "## Cost of the meter",
         "",
-        f"{cost * 1e6:.1f} us of CPU time per call, measured without the call itself (300 calls per "
-        f"step, median of 10). With one wait per call that is at most {shares[name]:.3%} of a step "
+        f"{cost * 1e6:.1f} us of CPU time per call, measured without the call itself (median of 10 "
+        f"steps of 300 calls). With one wait per call that is at most {shares[name]:.3%} of a step "
         f"({name}); target {COST_LIMIT:.1%}: {'met' if shares[name] <= COST_LIMIT else 'missed'}.",
         "",
     ]
