@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -160,15 +160,12 @@ class Meter(NoMeter):
             return
         self._thread.inside = False
         call.held[-1] = (call.held[-1][0], self._moments.now())
-        if isinstance(result, dist.Work):
+        # torch returns a placeholder without a future for a call that it will join with others.
+        if isinstance(result, dist.Work) and result.get_future is not None:
             self._pending[id(result)] = call
+            # gloo has no future for a send or receive.
             if call.carried.peer is None:
-                self._follow(call, result)
-
-    def _follow(self, call: MeteredCall, work: dist.Work) -> None:
-        # torch has no future for a call that it will join with others.
-        with suppress(RuntimeError, ValueError, NotImplementedError):
-            work.get_future().add_done_callback(partial(self._done, call))
+                result.get_future().add_done_callback(partial(self._done, call))
 
     def _done(self, call: MeteredCall, _: Any) -> None:
         call.done = self._moments.now()
