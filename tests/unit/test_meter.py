@@ -15,7 +15,7 @@ from yolods.distributed import collective_waits
 from yolods.distributed.world import Ranks
 from yolods.traffic import meter as module
 from yolods.traffic.meter import Meter, NoMeter, open_meter
-from yolods.traffic.moments import DeviceMoments, HostMoments
+from yolods.traffic.moments import HostMoments
 
 FLOATS = torch.zeros(250)  # 1000 bytes, of which all_reduce on four ranks sends 1500
 
@@ -25,6 +25,9 @@ class Future:
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         self.tell = lambda: callback(self)
+
+    def wait(self) -> None:
+        self.waits()
 
 
 class Work(dist.Work):
@@ -172,7 +175,7 @@ def test_between_steps_only_bytes_count(clock: Clock) -> None:
 
 def test_a_device_is_read_in_a_later_step_and_never_waited_for(clock: Clock) -> None:
     device = Device()
-    meter = Meter("nccl", DeviceMoments(device.event))
+    meter = Meter("nccl", device.moments())
     meter.begin()
     call = meter.before("all_reduce", (FLOATS,), {"group": Group()})
     device.given = 250.0
@@ -189,14 +192,13 @@ def test_a_device_is_read_in_a_later_step_and_never_waited_for(clock: Clock) -> 
 
 
 def test_a_device_hides_what_its_streams_do_at_the_same_time(clock: Clock) -> None:
-    """The callback of torch's future runs at once, on a stream that the collective holds up."""
+    """The collective takes 400 ms, and the rank waits for the last 100."""
     device = Device()
-    meter = Meter("nccl", DeviceMoments(device.event))
+    meter = Meter("nccl", device.moments())
     meter.begin()
     call, work = meter.before("all_reduce", (FLOATS,), {"group": Group()}), Work()
+    work.future.waits = lambda: setattr(device, "aside", 400.0)
     meter.behind(call, work)
-    device.given = 400.0  # the collective's end, on its own stream
-    work.future.tell()
     device.given = 300.0  # the main stream's own work, before it waits
     call = meter.before("wait", (work,), {})
     device.given = 400.0

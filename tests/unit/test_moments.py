@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,8 +22,21 @@ class Device:
     at: float = 0.0
     """How far it has come."""
 
+    aside: float | None = None
+    """Of the stream on which nobody computes, while it is current: what it waits for."""
+
     def event(self) -> StreamEvent:
         return StreamEvent(self)
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Within, that stream is current."""
+        self.aside = self.given
+        yield
+        self.aside = None
+
+    def moments(self) -> DeviceMoments:
+        return DeviceMoments(self.event, self.beside)
 
 
 @dataclass
@@ -28,7 +45,7 @@ class StreamEvent:
     place: float | None = None
 
     def record(self) -> None:
-        self.place = self.device.given
+        self.place = self.device.given if self.device.aside is None else self.device.aside
 
     def query(self) -> bool:
         assert self.place is not None
@@ -50,7 +67,7 @@ def test_a_host_reads_its_clock() -> None:
 
 def test_a_device_is_asked_and_not_waited_for() -> None:
     device = Device()
-    moments = DeviceMoments(device.event)
+    moments = device.moments()
     begin = moments.now()
     device.given = 40.0
     end = moments.now()
@@ -59,3 +76,20 @@ def test_a_device_is_asked_and_not_waited_for() -> None:
         moments.seconds(begin, end)
     device.at = 40.0
     assert moments.passed(end) and moments.seconds(begin, end) == 0.04
+
+
+def test_an_event_behind_a_collective_stands_on_the_stream_aside() -> None:
+    """The collective ends 40 ms after the work of the main stream, which goes on."""
+    device, noted = Device(given=10.0), []
+    moments = device.moments()
+
+    def until_it_ends() -> None:
+        assert device.aside is not None, "the main stream waits"
+        device.aside = 50.0
+
+    work: Any = SimpleNamespace(get_future=lambda: SimpleNamespace(wait=until_it_ends))
+    begin = moments.now()
+    moments.at_end_of(work, noted.append)
+    assert not noted[0].query() and device.given == 10.0
+    device.at = 50.0
+    assert moments.seconds(begin, noted[0]) == 0.04

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import torch.distributed as dist
 
 from yolods.traffic.carried import TRAFFIC_KINDS, Carried
 
@@ -14,6 +16,9 @@ class Moments(Protocol):
 
     def now(self) -> Any:
         """The present moment."""
+
+    def at_end_of(self, work: dist.Work, note: Callable[[Any], None]) -> None:
+        """Note the moment at which an asynchronous collective is done."""
 
     def passed(self, moment: Any) -> bool:
         """Whether it has come."""
@@ -33,6 +38,10 @@ class MeteredCall:
     """From when to when the rank stood still in it: in the call, or in a wait for its work."""
     done: Any = None
     """The moment at which an asynchronous collective was done; None: it is not known."""
+
+    def ended(self, moment: Any) -> None:
+        """Note that moment."""
+        self.done = moment
 
 
 @dataclass(frozen=True)

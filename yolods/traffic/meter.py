@@ -2,7 +2,7 @@
 
 It sees every call of torch.distributed, whoever makes it (`distributed.collective_waits`). An
 asynchronous collective is done when its future says so: on a CPU the clock is read then, on a GPU
-an event is recorded behind it on a stream of torch's. Nobody waits for either.
+an event is recorded behind it on a stream of its own. Nobody waits for either.
 """
 
 from __future__ import annotations
@@ -165,10 +165,7 @@ class Meter(NoMeter):
             self._pending[id(result)] = call
             # gloo has no future for a send or receive.
             if call.carried.peer is None:
-                result.get_future().add_done_callback(partial(self._done, call))
-
-    def _done(self, call: MeteredCall, _: Any) -> None:
-        call.done = self._moments.now()
+                self._moments.at_end_of(result, call.ended)
 
     def failed(self, call: MeteredCall | None) -> None:
         """The call has raised: the run ends, or somebody handles it; its time means nothing."""
@@ -183,7 +180,10 @@ def open_meter(ranks: Ranks) -> NoMeter:
         return NoMeter()
     if ranks.device.type != "cuda":
         return Meter("gloo", HostMoments())
-    return Meter("nccl", DeviceMoments(partial(torch.cuda.Event, enable_timing=True)))
+    # Of the other priority than those on which DeepSpeed reduces, which come from the same few.
+    aside = torch.cuda.Stream(priority=-1)
+    event = partial(torch.cuda.Event, enable_timing=True)
+    return Meter("nccl", DeviceMoments(event, partial(torch.cuda.stream, aside)))
 
 
 def curves(step: StepTraffic, timed: StepTraffic | None) -> dict[str, float | None]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
+
+import torch.distributed as dist
 
 
 class TimedEvent(Protocol):
@@ -30,6 +33,10 @@ class HostMoments:
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.now: Callable[[], Any] = clock
 
+    def at_end_of(self, work: dist.Work, note: Callable[[Any], None]) -> None:
+        """Note the moment at which an asynchronous collective is done, in whichever thread."""
+        work.get_future().add_done_callback(lambda _: note(self.now()))
+
     def passed(self, moment: Any) -> bool:
         """Always: a moment is taken when it has come."""
         return True
@@ -42,14 +49,30 @@ class HostMoments:
 class DeviceMoments:
     """Events on a device's streams."""
 
-    def __init__(self, event: Callable[[], TimedEvent]) -> None:
-        self._event = event
+    def __init__(
+        self, event: Callable[[], TimedEvent], aside: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        """
+        Args:
+            event: creates one.
+            aside: within, a stream is current on which nobody computes.
+        """
+        self._event, self._aside = event, aside
 
     def now(self) -> TimedEvent:
         """The place that the current stream has been given work to."""
         event = self._event()
         event.record()
         return event
+
+    def at_end_of(self, work: dist.Work, note: Callable[[Any], None]) -> None:
+        """Note an event behind an asynchronous collective. Only the stream aside waits for it.
+
+        `Work.wait` would do the same, but it also releases the tensors that the collective reads.
+        """
+        with self._aside():
+            work.get_future().wait()
+            note(self.now())
 
     def passed(self, moment: TimedEvent) -> bool:
         """Whether the device has reached it; does not wait."""
