@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.communication import by_kind
+from benchmarks.communication import by_kind, shares
 from benchmarks.communication_layouts import LAYOUTS, SIZES, Plan, case_of, on_the_wire
 
 PLAN = Plan("yolov5n", 64, 2, 3, ("", "100mbit"), "eth0", "{rank}.json")
@@ -27,6 +27,17 @@ def test_kinds_of_a_steps_curves() -> None:
         "seconds": 0.1,
     }
     assert by_kind(curves) == ({"reduce": 1.5e6}, {"reduce": 2.0})
+
+
+def test_what_a_slow_link_costs() -> None:
+    """One second, a quarter of it in collectives; then 2.5, and 1.75 of it: all is the link's."""
+
+    def both(seconds: float, share: float) -> list[dict[str, object]]:
+        return [{"seconds": seconds, "curves": {"communication/held_share": share}}] * 2
+
+    found = shares(both(1.0, 0.25), both(2.5, 0.7))
+    assert (found.lost, found.share) == (0.6, 0.7)
+    assert (found.apart, found.more, found.more_apart) == pytest.approx((10, 0.6, 0))
 
 
 def test_a_plan_survives_its_way_to_the_ranks() -> None:
