@@ -93,8 +93,6 @@ def _measure(
 def _run(hosts: TwoHosts, plan: Plan, timeout: float) -> None:
     ranks = []
     for rank, host in enumerate((hosts.first, hosts.second)):
-        # One segment per packet, as on a wire: the interfaces count what they are given.
-        host.run("ip", "link", "set", "dev", host.interface, "gso_max_segs", "1")
         own = replace(plan, interface=host.interface)
         ranks.append(_start(host, rank, own, hosts.first.address))
     try:
@@ -133,11 +131,12 @@ def record(plan: Plan, results: Sequence[dict[str, Any]], header: Sequence[str])
     lines += [
         f"- {plan.model} at {plan.imgsz} px, fp32, micro-batches of {plan.micro} images, 2 ranks; "
         f"{plan.steps} steps of each layout and link after 3 that do not count.",
-        "- Two network namespaces, `tc tbf`, burst 64 KB, MTU 1500, one segment per packet; gloo.",
+        "- Two network namespaces, `tc tbf`, burst 64 KB, MTU 1500; gloo. Bytes are counted with "
+        "one segment per packet, as on a wire, in steps of their own; time is measured without.",
         "- *meter*: `sent_mb` of `yolods.traffic`, payload alone. *with headers*: the same on the "
         "wire, by the overhead that was measured on this link: the interface's bytes of an "
-        f"all-reduce, an all-gather and a send of {small} bytes and of {large >> 20} MiB give the "
-        "bytes per call and per byte of each. *interface*: what its counter says.",
+        f"all-reduce, an all-gather, a send, a receive of {small} bytes and of {large >> 20} MiB "
+        "give the bytes per call and per byte of each. *interface*: what its counter says.",
         "- *theory*: `yolods.traffic.theory`. MB of rank 0 and rank 1, per step.",
         "",
     ]
@@ -154,10 +153,11 @@ def _bytes_part(plan: Plan, results: Sequence[dict[str, Any]]) -> list[str]:
     for layouts in zip(*(rank["layouts"] for rank in results), strict=True):
         for rate in plan.rates:
             cells = []
-            for rank, layout in zip(results, layouts, strict=True):
-                own = layout["rates"][rate]
-                sent, calls = by_kind(own["curves"])
-                wire = on_the_wire(sent, calls, rank["known"][rate])
+            counted = [by_kind(own["rates"][rate]["curves"]) for own in layouts]
+            for place, (rank, layout) in enumerate(zip(results, layouts, strict=True)):
+                own, (sent, calls) = layout["rates"][rate], counted[place]
+                others = [each.get("boundary", 0.0) for each in counted[1 - place]]
+                wire = on_the_wire(sent, calls, rank["known"][rate], (others[0], others[1]))
                 apart = wire / own["interface"] - 1
                 worst = max(worst, abs(apart))
                 payload = sum(sent.values()) / 1e6

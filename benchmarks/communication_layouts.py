@@ -27,6 +27,9 @@ OPERATION = {
     "ours": "all_reduce",
 }
 """By which operation of known size a kind is judged; gloo's reduce_scatter is an all-reduce."""
+LARGE, SINGLE = 65535, 1
+"""Segments per packet that the kernel hands to an interface: for measuring time, because each
+packet costs CPU time, and for counting bytes, because an interface counts what it is given."""
 
 
 def case_of(name: str) -> Case:
@@ -67,22 +70,28 @@ class Plan:
 
 
 def on_the_wire(
-    sent: Mapping[str, float], calls: Mapping[str, float], known: Mapping[str, Sequence[float]]
+    sent: Mapping[str, float],
+    calls: Mapping[str, float],
+    known: Mapping[str, Sequence[float]],
+    received: tuple[float, float] = (0.0, 0.0),
 ) -> float:
     """Bytes that an interface sends for these bytes of payload.
 
     A straight line through both sizes of `SIZES` for each operation: bytes per call, for the
-    headers of gloo's messages, and bytes per byte of payload, for those of packets.
+    headers of gloo's messages, and bytes per byte of payload, for those of packets. What goes one
+    way is acknowledged by packets of their own, so that a receive has such a line as well.
 
     Args:
         sent: payload by kind, as the meter has counted it.
         calls: calls by kind.
         known: the interface's bytes per call of each operation, at both sizes.
+        received: payload and calls that the other rank has sent over a boundary.
     """
+    parts = [(OPERATION[kind], sent[kind], calls[kind]) for kind in sent]
     total = 0.0
-    for kind, payload in sent.items():
-        small, large = known[OPERATION[kind]]
+    for operation, payload, count in (*parts, ("receive", *received)):
+        small, large = known[operation]
         sizes = [size for size, _ in SIZES]
         slope = (large - small) / (sizes[1] - sizes[0])
-        total += slope * payload + (small - slope * sizes[0]) * calls[kind]
+        total += slope * payload + (small - slope * sizes[0]) * count
     return total

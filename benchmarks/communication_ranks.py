@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.distributed as dist
 
-from benchmarks.communication_layouts import LAYOUTS, SIZES, Plan, case_of
+from benchmarks.communication_layouts import LARGE, LAYOUTS, SINGLE, SIZES, Plan, case_of
 from benchmarks.plan_links_model import NAMES, SETTLED, TASK
 from benchmarks.plan_links_ranks import built, interface_counts, limit, made_batch
 from yolods import compat
@@ -46,9 +47,10 @@ def main() -> None:
     ranks = join_world()
     blueprint = Blueprint(architecture(parse_name(plan.model), len(NAMES), 3), NAMES, seed=0)
     found: dict[str, Any] = {"known": {}, "layouts": []}
+    _segments(plan, SINGLE)
     for rate in plan.rates:
         limit(plan.interface, rate)
-        found["known"][rate] = {name: _known(name, plan, ranks) for name in _OPERATIONS}
+        found["known"][rate] = _all_known(plan, ranks)
     limit(plan.interface, "")
     found["cost"] = _cost()
     for layout in LAYOUTS:
@@ -64,22 +66,32 @@ def _all_gather(part: torch.Tensor, rank: int) -> None:
     dist.all_gather_into_tensor(torch.empty(2 * part.numel()), part)
 
 
-def _swap(part: torch.Tensor, rank: int) -> None:
-    """Each rank sends to the other, as two neighbouring stages do."""
-    works = [dist.isend(part, 1 - rank), dist.irecv(torch.empty_like(part), 1 - rank)]
-    for work in works:
-        work.wait()
+def _from_0(part: torch.Tensor, rank: int) -> None:
+    dist.recv(part, 0) if rank else dist.send(part, 1)
+
+
+def _from_1(part: torch.Tensor, rank: int) -> None:
+    dist.send(part, 0) if rank else dist.recv(part, 1)
 
 
 _OPERATIONS: dict[str, Callable[[torch.Tensor, int], object]] = {
     "all_reduce": lambda part, rank: dist.all_reduce(part),
     "all_gather": _all_gather,
-    "send": _swap,
+    "from 0": _from_0,
+    "from 1": _from_1,
 }
 
 
+def _all_known(plan: Plan, ranks: Ranks) -> dict[str, list[float]]:
+    """Bytes of the interface for transfers of known size; a send goes one way."""
+    found = {name: _known(name, plan, ranks) for name in _OPERATIONS}
+    for word, rank in (("send", ranks.rank), ("receive", 1 - ranks.rank)):
+        found[word] = found.pop(f"from {rank}")
+    return found
+
+
 def _known(name: str, plan: Plan, ranks: Ranks) -> list[float]:
-    """Bytes of the interface per call that makes a rank send so many bytes of payload."""
+    """Bytes of the interface per call with so many bytes of payload."""
     found = []
     for size, times in SIZES:
         part, call = torch.zeros(size // 4), _OPERATIONS[name]
@@ -91,6 +103,12 @@ def _known(name: str, plan: Plan, ranks: Ranks) -> list[float]:
         ranks.barrier()
         found.append((interface_counts(plan.interface)[0] - before) / times)
     return found
+
+
+def _segments(plan: Plan, number: int) -> None:
+    """Segments per packet that the kernel hands to the interface."""
+    words = ["ip", "link", "set", "dev", plan.interface, "gso_max_segs", str(number)]
+    subprocess.run(words, check=True, timeout=30)
 
 
 def _cost() -> float:
@@ -119,22 +137,32 @@ def _measured(name: str, blueprint: Blueprint, plan: Plan, ranks: Ranks) -> dict
         _step(engine, plan, micro_batches, number)
     for rate in plan.rates:
         limit(plan.interface, rate)
-        _step(engine, plan, micro_batches, SETTLED)
-        ranks.barrier()
-        before = interface_counts(plan.interface)[0]
-        steps = [_step(engine, plan, micro_batches, place) for place in range(plan.steps)]
-        ranks.barrier()
-        counted = (interface_counts(plan.interface)[0] - before) / plan.steps
+        counted = _counted(engine, plan, micro_batches, ranks, SINGLE)
+        found["rates"][rate] = {**_counted(engine, plan, micro_batches, ranks, LARGE), **counted}
         limit(plan.interface, "")
-        report = engine.traffic.report(ranks)
-        found["rates"][rate] = {
-            "interface": counted,
-            "seconds": statistics.median(step["seconds"] for step in steps),
-            "curves": {key: statistics.median(step[key] for step in steps) for key in steps[0]},
-            "waiting": report.waiting if report else None,
-        }
     engine.deepspeed.destroy()
     return found
+
+
+def _counted(
+    engine: Engine, plan: Plan, micro_batches: int, ranks: Ranks, segments: int
+) -> dict[str, Any]:
+    """Some steps: the interface's bytes if packets are single, else the time."""
+    _segments(plan, segments)
+    _step(engine, plan, micro_batches, SETTLED)
+    ranks.barrier()
+    before = interface_counts(plan.interface)[0]
+    steps = [_step(engine, plan, micro_batches, place) for place in range(plan.steps)]
+    ranks.barrier()
+    counted = (interface_counts(plan.interface)[0] - before) / plan.steps
+    report = engine.traffic.report(ranks)
+    if segments == SINGLE:
+        return {"interface": counted}
+    return {
+        "seconds": statistics.median(step["seconds"] for step in steps),
+        "curves": {key: statistics.median(step[key] for step in steps) for key in steps[0]},
+        "waiting": report.waiting if report else None,
+    }
 
 
 def _needed(blueprint: Blueprint, plan: Plan, layout: Layout, name: str) -> float:

@@ -14,8 +14,11 @@ def test_headers_by_what_was_measured() -> None:
     """100 bytes per call, and a twentieth of the payload."""
     line = [100 + 1.05 * size for size, _ in SIZES]
     known = dict.fromkeys(("all_reduce", "all_gather", "send"), line)
+    known["receive"] = [10 + 0.02 * size for size, _ in SIZES]
     sent, calls = {"reduce": 1e6, "boundary": 2e5, "ours": 0.0}, {"reduce": 3, "boundary": 4}
     assert on_the_wire(sent, {**calls, "ours": 1}, known) == pytest.approx(1.05 * 1.2e6 + 800)
+    both = on_the_wire({"boundary": 1e6}, {"boundary": 2}, known, (5e5, 3))
+    assert both == pytest.approx(1.05e6 + 200 + 1e4 + 30)
 
 
 def test_kinds_of_a_steps_curves() -> None:
