@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import hardware
-from benchmarks.communication_layouts import SIZES, Plan, on_the_wire
+from benchmarks.communication_layouts import LAYOUTS, SIZES, Plan, on_the_wire
 from benchmarks.plan_links_model import TASK
 from tests.two_hosts import TestHost, TwoHosts, two_hosts, why_not
 
@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--micro", type=int, default=2, help="images per micro-batch")
     found.add_argument("--steps", type=int, default=5, help="steps of each layout per link")
     found.add_argument("--rates", nargs="+", default=["unlimited", "100mbit"])
+    found.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
     found.add_argument("--timeout", type=float, default=560, help="seconds for all ranks")
     found.add_argument("--keep", type=Path, help="folder for the ranks' results")
     found.add_argument("--read", type=Path, help="write the record of such a folder; run nothing")
@@ -77,7 +78,9 @@ def main() -> int:
 def _plan(options: argparse.Namespace, folder: Path) -> Plan:
     rates = tuple("" if rate == "unlimited" else rate for rate in options.rates)
     out = str(folder / "{rank}.json")
-    return Plan(options.model, options.imgsz, options.micro, options.steps, rates, "", out)
+    # In the order of LAYOUTS, whatever the order on the command line.
+    layouts = tuple(name for name in LAYOUTS if name in options.layouts)
+    return Plan(options.model, options.imgsz, options.micro, options.steps, rates, "", out, layouts)
 
 
 def _measure(

@@ -50,6 +50,8 @@ class Plan:
     interface: str
     out: str
     """Path of a rank's results, with {rank}."""
+    layouts: tuple[str, ...] = tuple(LAYOUTS)
+    """Those to measure."""
 
     def as_json(self) -> str:
         """For `from_json`."""
@@ -59,7 +61,8 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """The plan of `as_json`."""
         found = json.loads(text)
-        return cls(**{**found, "rates": tuple(found["rates"])})
+        lists = {name: tuple(found[name]) for name in ("rates", "layouts") if name in found}
+        return cls(**{**found, **lists})
 
     def task(self, name: str) -> Task:
         """A layout's task in the terms of `plan_links`."""

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.distributed as dist
 
-from benchmarks.communication_layouts import LARGE, LAYOUTS, SINGLE, SIZES, Plan, case_of
+from benchmarks.communication_layouts import LARGE, SINGLE, SIZES, Plan, case_of
 from benchmarks.plan_links_model import NAMES, SETTLED, TASK
 from benchmarks.plan_links_ranks import built, interface_counts, limit, made_batch
 from yolods import compat
@@ -53,7 +53,7 @@ def main() -> None:
         found["known"][rate] = _all_known(plan, ranks)
     limit(plan.interface, "")
     found["cost"] = _cost()
-    for layout in LAYOUTS:
+    for layout in plan.layouts:
         found["layouts"].append(_measured(layout, blueprint, plan, ranks))
         if ranks.is_main:
             print(f"{layout} is done", file=sys.stderr, flush=True)
