@@ -30,6 +30,7 @@ from yolods.stability.controller import Stability, StockStability
 from yolods.stability.guard import Verdict
 from yolods.stability.record import StepRecord
 from yolods.stats import PipeStats
+from yolods.traffic.meter import open_meter
 from yolods.zero.master_weights import Masters
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Engine(TrainingState):
             parts.share,
             snapshot_steps=parts.overflow.snapshot_steps,
         )
+        self.traffic = open_meter(parts.ranks)
         self.inputs, self._loss, self._frozen = parts.inputs, parts.loss, parts.frozen
         self._strides, self._reg_max = parts.strides, parts.reg_max
         self.diagnosis = Diagnosis(
@@ -122,9 +124,10 @@ class Engine(TrainingState):
         # Before DeepSpeed's step: only here are the gradients already reduced, but not yet unscaled
         # or clipped. DeepSpeed's step reads the decision through its optimizer.
         can_return = self.snapshots.snapshot is not None
-        record = self.stability.before_step(
-            sums, step.batches * self.share.dp_size, can_return=can_return
-        )
+        with self.traffic.ours():
+            record = self.stability.before_step(
+                sums, step.batches * self.share.dp_size, can_return=can_return
+            )
         if record.verdict.applied:
             # After the verdict, which shows that these weights are good, and before the step
             # changes them.

@@ -8,7 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from yolods.stats import EpochStats, LoaderStats, PipeStats, StabilityEvent
+from yolods.stats import (
+    CommunicationStats,
+    EpochStats,
+    LoaderStats,
+    PipeStats,
+    StabilityEvent,
+)
 from yolods.telemetry.console import Console
 from yolods.telemetry.events import STABILITY_FILE, EventFile
 from yolods.telemetry.interface import Telemetry
@@ -85,6 +91,7 @@ class RunTelemetry(Telemetry):
             self._drawn |= {close_mosaic_batch + i for i in range(3)}
         self._step, self._closed, self._first_step = start_step, False, True
         self._pipe: PipeStats | None = None
+        self._sent: CommunicationStats | None = None
         self._console = Console(
             epochs=epochs, images_per_epoch=images_per_epoch, batch_size=batch_size, stream=stream
         )
@@ -191,6 +198,10 @@ class RunTelemetry(Telemetry):
         self._pipe = stats
         self._on_board("the pipeline's curves", lambda board: board.pipeline(stats))
 
+    def communication(self, stats: CommunicationStats) -> None:
+        self._sent = stats
+        self._on_board("the communication's curves", lambda board: board.communication(stats))
+
     def ranks(self, seconds: Mapping[int, float]) -> None:
         if len(seconds) > 1:
             self._on_board("the ranks' curves", lambda board: board.ranks(seconds))
@@ -199,6 +210,8 @@ class RunTelemetry(Telemetry):
         self._console.epoch_end(stats)
         if self._pipe is not None:
             self._console.say(pipe_line(self._pipe))
+        if self._sent is not None:
+            self._console.say(communication_line(self._sent))
         if stats.loader is not None:
             self._console.say(loader_line(stats.loader))
         if self._results:
@@ -297,6 +310,20 @@ def pipe_line(stats: PipeStats) -> str:
         f"{'':>11}stages: busy {busy} ms per step, idle {stats.idle:.0%} ({schedule} bound "
         f"{stats.bound:.0%}), sent {sent} MiB, peak {peak} MiB"
     )
+
+
+def communication_line(stats: CommunicationStats) -> str:
+    """The line about what the ranks sent: means per step and rank, beside what theory asks for."""
+    asked = f" ({stats.layout} = {_mb(stats.needed)})" if stats.needed is not None else ""
+    return (
+        f"{'':>11}communication: {_mb(stats.sent)} and {stats.calls:.0f} calls per step and rank"
+        f"{asked}, {stats.seconds:.2f} s of {stats.step_seconds:.2f} s, {stats.hidden:.0%} hidden, "
+        f"{stats.waiting:.0%} waiting"
+    )
+
+
+def _mb(count: float) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e6:.3f} MB"
 
 
 def loader_line(stats: LoaderStats) -> str:

@@ -18,7 +18,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from yolods.compat import leave_failures_to_the_next_write
-from yolods.stats import EpochStats, PipeStats, StabilityEvent
+from yolods.stats import CommunicationStats, EpochStats, PipeStats, StabilityEvent
 
 if TYPE_CHECKING:
     from torch import nn
@@ -110,6 +110,21 @@ class TensorBoardWriter:
                 f"pipeline/sent_mib_{where}": stage.sent / 2**20,
                 f"pipeline/peak_mib_{where}": stage.peak / 2**20,
             }
+        self._scalars(values)
+
+    def communication(self, stats: CommunicationStats) -> None:
+        """Add one point per rank to each curve of an epoch's communication."""
+        values = {} if stats.needed is None else {"communication/needed_mb": stats.needed / 1e6}
+        for rank in stats.ranks:
+            where = f"rank{rank.rank}"
+            values |= {
+                f"communication/ranks/sent_mb_{where}": sum(rank.sent.values()) / 1e6,
+                f"communication/ranks/held_share_{where}": rank.held,
+                f"communication/ranks/waiting_share_{where}": rank.waiting,
+                f"communication/ranks/between_steps_mb_{where}": rank.between / 1e6,
+            }
+            for peer, sent in rank.boundaries.items():
+                values[f"communication/boundaries/mb_{where}_to_rank{peer}"] = sent / 1e6
         self._scalars(values)
 
     def ranks(self, seconds: Mapping[int, float]) -> None:

@@ -136,9 +136,11 @@ class Run:
         began, before = time.perf_counter(), self.progress
         planned = self.schedule.step_at(before.position)
         imgsz = self.batches.size(before.step)
+        self.engine.traffic.begin()
         record = self.engine.train_step(planned, batches, imgsz, stop=interrupt.asked())
         mark("between steps")  # the last pass has ended; what follows is not its time
         seconds = time.perf_counter() - began
+        record.scalars.update(self.engine.traffic.end(seconds))
         samples = planned.batches * self.schedule.batch
         self._pace.count(samples)
         self.progress = before.after_step(
@@ -196,6 +198,8 @@ class Run:
         }
         if (pipe := self.engine.report()) is not None:
             self.telemetry.pipeline(pipe)
+        if (communication := self.engine.traffic.report(self.engine.ranks)) is not None:
+            self.telemetry.communication(communication)
         self.telemetry.ranks(self.watchdog.step_seconds())
         while self._epoch_ended and not self.selection.exhausted:
             self._close_epoch(trained)

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -52,10 +52,13 @@ from yolods.model.freezing import told
 from yolods.model.weights import PtFile
 from yolods.optim.lr_schedule import Schedule
 from yolods.optim.optimizers import OptimizerChoice, choose_optimizer
+from yolods.plan.layout import layout_of
+from yolods.plan.stage_plan import counted
 from yolods.system.files import replace_text
 from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry, model_table
 from yolods.telemetry.sinks.hub import Sinks
 from yolods.telemetry.sinks.sink import RunFacts
+from yolods.traffic.theory import Need, need_of_stages, need_of_whole
 from yolods.training.batches import TrainBatches
 from yolods.training.checks.resume_check import (
     RECORD,
@@ -349,14 +352,32 @@ def _make_engine(
         plan = plan_stages(blueprint, config, ranks)
         engine, note = build_stage(blueprint, plan, config, choice, ranks, class_weights)
         cuts = tuple(plan.partition.bounds[1:-1])
+        engine.traffic.need = _need(blueprint, config, ranks, cuts)
         return engine, [*plan.lines, *([note] if note else [])], cuts
     weights = None if config.resume else config.weights
     if weights is not None:
         # Rank 0 reads the file first, so that a damaged one is reported once.
         ranks.main_first(lambda: PtFile(weights) and None)
     engine, note = build_zero(blueprint, config, choice, ranks, class_weights)
+    engine.traffic.need = _need(blueprint, config, ranks)
     about = [str(engine.net)] if config.deepspeed.recompute else []
     return engine, [*about, *([note] if note else [])], ()
+
+
+def _need(
+    blueprint: Blueprint, config: RunConfig, ranks: Ranks, cuts: Sequence[int] = ()
+) -> Need | None:
+    """What theory asks a rank to send per step; None where nobody shows it.
+
+    Args:
+        cuts: index of the first node of every stage except the first.
+    """
+    if ranks.size == 1 or not ranks.is_main:
+        return None
+    layout, frozen = layout_of(config, tuple(cuts)), config.hyper.freeze
+    if not cuts:
+        return need_of_whole(blueprint.meta, layout, frozen)
+    return need_of_stages(counted(blueprint, config), layout, frozen)
 
 
 def _share_cores(config: RunConfig, local_ranks: int) -> RunConfig:
