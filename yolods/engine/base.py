@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from yolods.compression.powersgd import PowerSgd
 from yolods.distributed.phases import mark
 from yolods.distributed.world import Ranks, Share
 from yolods.engine.diagnosis import Diagnosis
@@ -67,6 +68,8 @@ class Parts:
     """Pixels per cell of each level."""
     reg_max: int
     """Bins of the head's distance distribution."""
+    compression: PowerSgd | None = None
+    """What averages the gradients over the replicas; None: DeepSpeed."""
 
 
 class Engine(TrainingState):
@@ -80,6 +83,7 @@ class Engine(TrainingState):
             parts.stability,
             parts.ranks,
             parts.share,
+            parts.compression,
             snapshot_steps=parts.overflow.snapshot_steps,
         )
         self.inputs, self._loss, self._frozen = parts.inputs, parts.loss, parts.frozen
@@ -138,6 +142,8 @@ class Engine(TrainingState):
         if record.verdict.applied:
             # After the masters have moved. A skipped step does not advance the average's warm-up.
             self.ema.update()
+            if self.compression is not None:
+                self.compression.commit()
             return record
         # Before the second run, so that it starts from the same statistics as the first. Needed
         # without a second run too: a nan in running statistics would stay there.

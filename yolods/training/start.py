@@ -42,6 +42,7 @@ from yolods.distributed.store import KeyValueStore
 from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
 from yolods.engine.build import build_zero, plan_schedule
+from yolods.engine.build_compression import compression_lines
 from yolods.engine.build_pipeline import build_stage, plan_stages
 from yolods.errors import Faults, UserError
 from yolods.evaluation.evaluator import Evaluator
@@ -344,6 +345,7 @@ def _make_engine(
         ranks.main_first(lambda: PtFile(weights) and None)
     engine, note = build_zero(blueprint, config, choice, ranks, class_weights)
     about = [str(engine.net)] if config.deepspeed.recompute else []
+    about += compression_lines(engine.compression, config.deepspeed)
     return engine, [*about, *([note] if note else [])]
 
 

@@ -235,6 +235,7 @@ def resolve(
         world_size=world_size,
         device=device,
         stock=own.overflow.handling == "stock",
+        compressed=own.compression.kind != "none",
         optimizer=optimizer.name if optimizer else hyper.optimizer,
         arguments=optimizer.params if optimizer else {},
     )
@@ -243,7 +244,14 @@ def resolve(
         path=path,
         text=json.dumps(raw),
         resolved=json.dumps(
-            _resolved(sound, batches, blocks.clipping, optimizer, any(blocks.offload.values()))
+            _resolved(
+                sound,
+                batches,
+                blocks.clipping,
+                optimizer,
+                any(blocks.offload.values()),
+                own_reduction=settings.pipelined or settings.compressed,
+            )
         ),
         zero_stage=blocks.zero_stage,
         precision=blocks.precision,
@@ -497,6 +505,8 @@ def _resolved(
     clipping: float,
     optimizer: JsonOptimizer | None,
     offload: bool,
+    *,
+    own_reduction: bool,
 ) -> dict[str, Any]:
     """The JSON for `deepspeed.initialize`: without our blocks and keys that have no effect, with
     numbers for the batch keys, and with our defaults where DeepSpeed's do not work."""
@@ -516,9 +526,9 @@ def _resolved(
     # DeepSpeed counts only its own and apex' optimizers as tested, and yolods uses torch's, as
     # ultralytics does.
     resolved["zero_allow_untested_optimizer"] = True
-    if "pipeline" in sound:
+    if own_reduction:
         # Both belong to the hooks and buckets of DeepSpeed's backward pass. A pipeline stage runs
-        # our own backward pass, which reduces gradients once per step.
+        # our own backward pass, which reduces gradients once per step, as compression does.
         zero = {
             key: value
             for key, value in resolved.get("zero_optimization", {}).items()

@@ -83,6 +83,10 @@ _FOR_NVME = (
         "fast_init",
     ),
 )
+_OF_REDUCTION = (
+    *("reduce_bucket_size", "reduce_scatter", "contiguous_gradients"),
+    "use_multi_rank_bucket_allreduce",
+)
 _NOTHING: dict[str, Any] = {
     **dict.fromkeys(ON_BY_DEFAULT, True),
     "zero_hpz_partition_size": 1,
@@ -129,6 +133,8 @@ def _found(settings: JsonSettings) -> list[tuple[str, str]]:
         found.append(
             ('"timers".throughput', "DeepSpeed's timer does not see the passes of a pipeline")
         )
+    if settings.compressed and settings.world_size == 1:
+        found.append(('"yolods".compression', "one rank sends no gradients"))
     if sound.get("zero_force_ds_cpu_optimizer") and not settings.offload["optimizer"]:
         found.append(
             ('"zero_force_ds_cpu_optimizer"', "no optimizer states are kept in host memory")
@@ -157,6 +163,8 @@ def _zero(settings: JsonSettings) -> list[tuple[str, str]]:
             found.append(
                 (key, "a pipeline's stage reduces its gradients once, after all micro-batches")
             )
+        elif settings.compressed and name in _OF_REDUCTION:
+            found.append((key, "compression replaces DeepSpeed's reduction of gradients"))
     return found
 
 
