@@ -65,9 +65,7 @@ def together(monkeypatch) -> Together:
 
 
 def compression(rank: int = 2, ranks: int = 2, min_saving: float = 2.0) -> PowerSgd:
-    return PowerSgd(
-        SHAPES, rank=rank, min_saving=min_saving, ranks=ranks, group=None, device=CPU
-    )
+    return PowerSgd(SHAPES, rank=rank, min_saving=min_saving, ranks=ranks, group=None, device=CPU)
 
 
 def gradients(step: int, rank: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -102,9 +100,7 @@ def test_several_steps_are_those_of_the_paper(together: Together, rank: int) -> 
     wanted = [name for name in sizes if name in both[0].compressed]
     assert wanted, "something is compressed"
     begin = both[0].state()["factors"]
-    papers = {
-        name: Paper(begin[name].double().numpy().copy(), 2, sizes[name]) for name in wanted
-    }
+    papers = {name: Paper(begin[name].double().numpy().copy(), 2, sizes[name]) for name in wanted}
     for step in range(6):
         local = [gradients(step, number) for number in range(2)]
         whole = [[each.double().numpy().copy() for each in own] for own in local]
@@ -136,7 +132,7 @@ def test_what_is_applied_and_what_is_remembered_add_up_to_the_exact_mean(
         local = [[each * scale for each in gradients(step, number, dtype)] for number in range(2)]
         for place in range(len(SHAPES)):
             exact[place] += (local[0][place].double() + local[1][place].double()) / 2 / scale
-        together.run(lambda number, own=local: both[number].average_(own[number], scale))
+        together.run(lambda number, own=local, by=scale: both[number].average_(own[number], by))
         assert all(map(torch.equal, *local)), "the same on every rank, bit for bit"
         for place in range(len(SHAPES)):
             applied[place] += local[0][place].double() / scale

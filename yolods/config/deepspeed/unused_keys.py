@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from yolods.config.deepspeed.keys import ON_BY_DEFAULT
@@ -133,8 +134,7 @@ def _found(settings: JsonSettings) -> list[tuple[str, str]]:
         found.append(
             ('"timers".throughput', "DeepSpeed's timer does not see the passes of a pipeline")
         )
-    if settings.compressed and settings.world_size == 1:
-        found.append(('"yolods".compression', "one rank sends no gradients"))
+    found += _compression_keys(settings)
     if sound.get("zero_force_ds_cpu_optimizer") and not settings.offload["optimizer"]:
         found.append(
             ('"zero_force_ds_cpu_optimizer"', "no optimizer states are kept in host memory")
@@ -190,6 +190,19 @@ def _asks(name: str, value: Any) -> bool:
         and value != {}
         and (value is not nothing if isinstance(value, bool) else value != nothing)
     )
+
+
+def _compression_keys(settings: JsonSettings) -> list[tuple[str, str]]:
+    if settings.compressed:
+        alone = settings.world_size == 1
+        return [('"yolods".compression', "one rank sends no gradients")] if alone else []
+    own = settings.sound.get("yolods")
+    given = own.get("compression") if isinstance(own, Mapping) else None
+    return [
+        (f'"yolods".compression.{key}', '"kind" is "none"; set it to "powersgd"')
+        for key in (given if isinstance(given, Mapping) else ())
+        if key != "kind"
+    ]
 
 
 def _precision(settings: JsonSettings) -> list[tuple[str, str]]:
