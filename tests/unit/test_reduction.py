@@ -51,7 +51,7 @@ class DeepSpeedZeroOptimizer:
         self.finished += 1
 
 
-class BF16_Optimizer:  # noqa: N801  (DeepSpeed's name)
+class BF16_Optimizer:
     def __init__(self, groups: list[list[nn.Parameter]]) -> None:
         self.bf16_groups = groups
         self.fp32_groups_gradients = [
