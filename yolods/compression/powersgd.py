@@ -35,7 +35,7 @@ from yolods.device.host_copy import fill
 DEPENDENT = 1e-6
 """A column of P that loses all but this part of its length when the columns before it are removed
 consists of rounding errors. It becomes 0."""
-SEED = 0
+_SEED = 0
 """Of the matrices Q at the start, which have to be the same on all ranks."""
 
 
@@ -106,7 +106,7 @@ class PowerSgd:
         self._second, right = _message(rights, device)
         self._uncompressed, *left = parts
         self._stacks = [
-            _stack(tuple(places), shape, left[number], right[number], SEED + number)
+            _stack(tuple(places), shape, left[number], right[number], _SEED + number)
             for number, (shape, places) in enumerate(alike.items())
         ]
         self.elements = sum(rows * columns for rows, columns in sizes)

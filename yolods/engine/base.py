@@ -131,8 +131,7 @@ class Engine(TrainingState):
             # changes them.
             self.snapshots.remember()
         mark("the optimizer")
-        # A skipped step calls this too: DeepSpeed frees the gradients here. Otherwise the next step
-        # would add its gradients to these.
+        # After a skip, too: here DeepSpeed frees the gradients, to which the next step would add.
         self.deepspeed.step()
         # After DeepSpeed's step, which must unscale with the loss scale that backward used. Before
         # it, a doubling of the scale would halve this step's gradients.
