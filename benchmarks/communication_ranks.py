@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from benchmarks.communication_layouts import LARGE, SINGLE, SIZES, Plan, case_of
 from benchmarks.plan_links_model import NAMES, SETTLED, TASK
-from benchmarks.plan_links_ranks import built, interface_counts, limit, made_batch
+from benchmarks.plan_links_ranks import built, interface_bytes, limit_rate, made_batch
 from yolods import compat
 from yolods.distributed.collective_waits import observe
 from yolods.distributed.world import Ranks, join_world, leave
@@ -49,9 +49,9 @@ def main() -> None:
     found: dict[str, Any] = {"known": {}, "layouts": []}
     _segments(plan, SINGLE)
     for rate in plan.rates:
-        limit(plan.interface, rate)
+        limit_rate(plan.interface, rate)
         found["known"][rate] = _all_known(plan, ranks)
-    limit(plan.interface, "")
+    limit_rate(plan.interface, "")
     found["cost"] = _cost()
     for layout in plan.layouts:
         found["layouts"].append(_measured(layout, blueprint, plan, ranks))
@@ -97,11 +97,11 @@ def _known(name: str, plan: Plan, ranks: Ranks) -> list[float]:
         part, call = torch.zeros(size // 4), _OPERATIONS[name]
         call(part, ranks.rank)
         ranks.barrier()
-        before = interface_counts(plan.interface)[0]
+        before = interface_bytes(plan.interface)[0]
         for _ in range(times):
             call(part, ranks.rank)
         ranks.barrier()
-        found.append((interface_counts(plan.interface)[0] - before) / times)
+        found.append((interface_bytes(plan.interface)[0] - before) / times)
     return found
 
 
@@ -136,10 +136,10 @@ def _measured(name: str, blueprint: Blueprint, plan: Plan, ranks: Ranks) -> dict
     for number in range(SETTLED):
         _step(engine, plan, micro_batches, number)
     for rate in plan.rates:
-        limit(plan.interface, rate)
+        limit_rate(plan.interface, rate)
         counted = _counted(engine, plan, micro_batches, ranks, SINGLE)
         found["rates"][rate] = {**_counted(engine, plan, micro_batches, ranks, LARGE), **counted}
-        limit(plan.interface, "")
+        limit_rate(plan.interface, "")
     engine.deepspeed.destroy()
     return found
 
@@ -151,10 +151,10 @@ def _counted(
     _segments(plan, segments)
     _step(engine, plan, micro_batches, SETTLED)
     ranks.barrier()
-    before = interface_counts(plan.interface)[0]
+    before = interface_bytes(plan.interface)[0]
     steps = [_step(engine, plan, micro_batches, place) for place in range(plan.steps)]
     ranks.barrier()
-    counted = (interface_counts(plan.interface)[0] - before) / plan.steps
+    counted = (interface_bytes(plan.interface)[0] - before) / plan.steps
     report = engine.traffic.report(ranks)
     if segments == SINGLE:
         return {"interface": counted}
@@ -174,7 +174,9 @@ def _needed(blueprint: Blueprint, plan: Plan, layout: Layout, name: str) -> floa
 def _step(engine: Engine, plan: Plan, micro_batches: int, number: int) -> dict[str, Any]:
     """One step as a run takes it: its curves and its seconds."""
     task = plan.task("ZeRO-1")
-    batches = [made_batch(task, number * 100 + place) for place in range(micro_batches)]
+    batches = [
+        made_batch(task.micro, task.imgsz, number * 100 + place) for place in range(micro_batches)
+    ]
     began = time.perf_counter()
     engine.traffic.begin()
     engine.train_step(Step(0, micro_batches, 0, (0.0,) * 3, 0.9), iter(batches))

@@ -20,7 +20,7 @@ from yolods.zero.shards import Group, ShardPart, locate
 
 Shard = Tensor | FileTensor
 """A shard as it was read: in memory if it is small."""
-STORED = ("masters", "optimizer", "ema", "snapshot", "frozen")
+STORED = ("masters", "optimizer", "ema", "snapshot", "frozen", "compression")
 """Parts of a rank's state that grow with the model."""
 
 
@@ -173,6 +173,10 @@ class Checkpoint:
         for state in self._ranks:
             found |= state.get("counts", {})
         return found
+
+    def compression(self) -> list[dict[str, Any]]:
+        """Every rank's state of the compression of gradients; empty if the run had none."""
+        return [state["compression"] for state in self._ranks if state.get("compression")]
 
     def shared(self) -> Mapping[str, Any]:
         """The state that is equal on all ranks: loss scale, DeepSpeed's counters, EMA updates."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from yolods.compression.powersgd import PowerSgd
 from yolods.distributed.phases import mark
 from yolods.distributed.world import Ranks, Share
 from yolods.engine.diagnosis import Diagnosis
@@ -68,6 +69,8 @@ class Parts:
     """Pixels per cell of each level."""
     reg_max: int
     """Bins of the head's distance distribution."""
+    compression: PowerSgd | None = None
+    """What averages the gradients over the replicas; None: DeepSpeed."""
 
 
 class Engine(TrainingState):
@@ -84,6 +87,7 @@ class Engine(TrainingState):
             parts.stability,
             parts.ranks,
             parts.share,
+            parts.compression,
             snapshot_steps=parts.overflow.snapshot_steps,
         )
         self.traffic = open_meter(parts.ranks)
@@ -133,8 +137,7 @@ class Engine(TrainingState):
             # changes them.
             self.snapshots.remember()
         mark("the optimizer")
-        # A skipped step calls this too: DeepSpeed frees the gradients here. Otherwise the next step
-        # would add its gradients to these.
+        # After a skip, too: here DeepSpeed frees the gradients, to which the next step would add.
         self.deepspeed.step()
         # After DeepSpeed's step, which must unscale with the loss scale that backward used. Before
         # it, a doubling of the scale would halve this step's gradients.
@@ -144,6 +147,8 @@ class Engine(TrainingState):
         if record.verdict.applied:
             # After the masters have moved. A skipped step does not advance the average's warm-up.
             self.ema.update()
+            if self.compression is not None:
+                self.compression.commit()
             return record
         # Before the second run, so that it starts from the same statistics as the first. Needed
         # without a second run too: a nan in running statistics would stay there.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolods.compression.powersgd import PowerSgd
 from yolods.device.host_copy import fill, host_copy
 from yolods.device.stored import Stored
 from yolods.distributed.world import Ranks, Share
@@ -41,6 +42,7 @@ class TrainingState:
         stability: Stability | StockStability,
         ranks: Ranks,
         share: Share,
+        compression: PowerSgd | None = None,
         *,
         snapshot_steps: int,
     ) -> None:
@@ -48,10 +50,12 @@ class TrainingState:
         Args:
             deepspeed: the DeepSpeedEngine.
             share: this replica's share of the data.
+            compression: what averages the gradients; None: DeepSpeed, which remembers nothing.
             snapshot_steps: applied steps between two snapshots in memory; 0 for none.
         """
         self.deepspeed, self.masters, self.ema = deepspeed, masters, ema
         self.stability, self.ranks, self.share = stability, ranks, share
+        self.compression = compression
         self.snapshots = Snapshots(
             self.statistics, self._moving, every=snapshot_steps, restores=stability.restores
         )
@@ -102,6 +106,7 @@ class TrainingState:
             "ema": self.ema.state_dict(),
             "statistics": self.statistics(),
             "counts": dict(self._counts()),
+            "compression": {} if self.compression is None else self.compression.state(),
         }
 
     def state(self) -> dict[str, Any]:
@@ -159,6 +164,9 @@ class TrainingState:
         counts = dict(self._counts())
         fill(counts.values(), [state["counts"][name] for name in counts])
         self.ema.load_state_dict(state["ema"])
+        if self.compression is not None:
+            # Missing in the checkpoint of a run without compression.
+            self.compression.load(state.get("compression") or {})
         # Last, because the model's own weights follow the masters that were filled above.
         self.masters.publish()
 

@@ -43,6 +43,7 @@ from yolods.distributed.store import KeyValueStore
 from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
 from yolods.engine.build import build_zero, plan_schedule
+from yolods.engine.build_compression import compression_lines
 from yolods.engine.build_pipeline import build_stage, plan_stages
 from yolods.errors import Faults, UserError
 from yolods.evaluation.evaluator import Evaluator
@@ -361,6 +362,7 @@ def _make_engine(
     engine, note = build_zero(blueprint, config, choice, ranks, class_weights)
     engine.traffic.need = _need(blueprint, config, ranks)
     about = [str(engine.net)] if config.deepspeed.recompute else []
+    about += compression_lines(engine.compression, config.deepspeed)
     return engine, [*about, *([note] if note else [])], ()
 
 
@@ -418,7 +420,11 @@ def _prepare_folder(config: RunConfig, parameters: int) -> None:
     with writable(config.run_dir):
         (config.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         policy = config.deepspeed.own.checkpoint
-        _check_space(config.run_dir, parameters, policy.keep + policy.keep_best)
+        each = BYTES_A_PARAMETER
+        if config.deepspeed.own.compression.kind != "none":
+            # What every rank has not sent yet of its gradients, and a second time in the snapshot.
+            each += 8 * config.deepspeed.dp_size
+        _check_space(config.run_dir, parameters, policy.keep + policy.keep_best, each)
 
 
 def _write_config(config: RunConfig, origin: Provenance) -> None:
@@ -427,14 +433,14 @@ def _write_config(config: RunConfig, origin: Provenance) -> None:
         replace_text(config.run_dir / CONFIG_FILE, json.dumps(_as_dict(config, origin), indent=2))
 
 
-def _check_space(folder: Path, parameters: int, keep: int) -> None:
+def _check_space(folder: Path, parameters: int, keep: int, each: int = BYTES_A_PARAMETER) -> None:
     # One more than is kept: a new checkpoint is complete before an old one is removed.
-    needed = parameters * BYTES_A_PARAMETER * (keep + 1)
+    needed = parameters * each * (keep + 1)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
             f"{folder}: {free / 2**30:.2f} GiB are free, but {keep + 1} checkpoints of "
-            f"{parameters / 1e6:.1f} M parameters x {BYTES_A_PARAMETER} bytes need "
+            f"{parameters / 1e6:.1f} M parameters x {each} bytes need "
             f"{needed / 2**30:.2f} GiB; free some space, or choose another --project"
         )
 

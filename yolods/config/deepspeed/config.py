@@ -235,6 +235,7 @@ def resolve(
         world_size=world_size,
         device=device,
         stock=own.overflow.handling == "stock",
+        compressed=own.compression.kind != "none",
         optimizer=optimizer.name if optimizer else hyper.optimizer,
         arguments=optimizer.params if optimizer else {},
     )
@@ -242,9 +243,7 @@ def resolve(
     return DeepSpeedConfig(
         path=path,
         text=json.dumps(raw),
-        resolved=json.dumps(
-            _resolved(sound, batches, blocks.clipping, optimizer, any(blocks.offload.values()))
-        ),
+        resolved=json.dumps(_resolved(sound, batches, blocks)),
         zero_stage=blocks.zero_stage,
         precision=blocks.precision,
         autocast=blocks.autocast,
@@ -491,13 +490,7 @@ def _check_offload_stage(
         )
 
 
-def _resolved(
-    sound: Mapping[str, Any],
-    batches: BatchPlan,
-    clipping: float,
-    optimizer: JsonOptimizer | None,
-    offload: bool,
-) -> dict[str, Any]:
+def _resolved(sound: Mapping[str, Any], batches: BatchPlan, blocks: _Blocks) -> dict[str, Any]:
     """The JSON for `deepspeed.initialize`: without our blocks and keys that have no effect, with
     numbers for the batch keys, and with our defaults where DeepSpeed's do not work."""
     resolved = {key: value for key, value in sound.items() if key not in (*OURS, *OFF, *UNUSED)}
@@ -507,7 +500,7 @@ def _resolved(
         TRAIN: batches.train_batch,
         MICRO: batches.micro,
         ACCUMULATION: batches.accumulation,
-        "gradient_clipping": clipping,
+        "gradient_clipping": blocks.clipping,
         "timers": resolved_timers(sound),
     }
     if _value(sound, "steps_per_print", None) is None:
@@ -516,9 +509,9 @@ def _resolved(
     # DeepSpeed counts only its own and apex' optimizers as tested, and yolods uses torch's, as
     # ultralytics does.
     resolved["zero_allow_untested_optimizer"] = True
-    if "pipeline" in sound:
+    if "pipeline" in sound or blocks.own.compression.kind != "none":
         # Both belong to the hooks and buckets of DeepSpeed's backward pass. A pipeline stage runs
-        # our own backward pass, which reduces gradients once per step.
+        # our own backward pass, which reduces gradients once per step, as compression does.
         zero = {
             key: value
             for key, value in resolved.get("zero_optimization", {}).items()
@@ -529,11 +522,11 @@ def _resolved(
             "contiguous_gradients": False,
             "overlap_comm": False,
         }
-    if offload:
+    if any(blocks.offload.values()):
         # By default DeepSpeed requires its CPUAdam here, which takes minutes to compile on the
         # first start.
         resolved.setdefault("zero_force_ds_cpu_optimizer", False)
-    if optimizer is not None:
+    if (optimizer := blocks.optimizer) is not None:
         params = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in optimizer.params.items()

@@ -122,6 +122,18 @@ class WatchdogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompressionConfig:
+    """How gradients are compressed between ranks; described in docs/training.md."""
+
+    kind: str = setting("none", one_of("none", "powersgd"))
+    """`powersgd`: as products of two thin matrices (https://arxiv.org/abs/1905.13727)."""
+    rank: int = setting(2, whole(1, 64))
+    """Columns of these matrices: more send more, and leave less for later steps."""
+    min_saving: float = setting(2.0, real(1))
+    """A gradient is compressed if its matrices have at most its elements divided by this."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class YolodsConfig:
     """Everything under "yolods"."""
 
@@ -133,6 +145,8 @@ class YolodsConfig:
     """When checkpoints are written, and how many are kept."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     """When a rank counts as lost or stuck."""
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+    """How gradients are compressed between ranks."""
 
     def as_dict(self) -> dict[str, Any]:
         """The block with every default written out, ready for JSON."""
