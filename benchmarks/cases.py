@@ -33,6 +33,8 @@ class Case:
     `python -m yolods`."""
     copies: int = 1
     """Independent runs at once, each on cores of its own."""
+    powersgd: int = 0
+    """Rank of PowerSGD; 0: gradients are not compressed. Only in benchmarks/quality.py."""
 
     @property
     def cores(self) -> int:

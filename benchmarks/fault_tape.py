@@ -50,6 +50,8 @@ CLEAN_SHARES = {
     "zero3": 0.5,
     "pipeline": 3,
     "zero1_syncbn": 0.5,
+    "zero0_powersgd": 0.5,
+    "zero1_powersgd": 0.5,
 }
 """Of the clean steps, by how quick a layout takes them."""
 

@@ -49,7 +49,7 @@ def main() -> None:
     compat.stand_in_for_torchvision()
     ranks = join_world()
     blueprint = Blueprint(architecture(parse_name(task.model), len(NAMES), 3), NAMES, seed=0)
-    built = [_built(case, blueprint, task, ranks) for case in LAYOUTS]
+    built = [built(case, blueprint, task, ranks) for case in LAYOUTS]
     engines, cuts = [engine for engine, _ in built], [found for _, found in built]
     found: dict[str, Any] = {"cuts": cuts, "links": {}, "steps": [], "nodes": []}
     for case, engine in zip(LAYOUTS, engines, strict=True):
@@ -57,7 +57,7 @@ def main() -> None:
             _timed(case, engine, task, ranks, "", 0)
     for number in range(task.rounds):
         for rate in task.rates:
-            _limit(task.interface, rate)
+            limit_rate(task.interface, rate)
             ranks.barrier()
             if not number and (told := measure_pair(ranks, (0, 1))) is not None:
                 found["links"][rate] = told
@@ -66,7 +66,7 @@ def main() -> None:
                 which = (place + number) % len(LAYOUTS)
                 step = _timed(LAYOUTS[which], engines[which], task, ranks, rate, number)
                 found["steps"].append(asdict(step))
-        _limit(task.interface, "")
+        limit_rate(task.interface, "")
         # Both ranks compute, as in a step of the layouts with two replicas.
         ranks.barrier()
         graph = task.costs(blueprint).graph
@@ -78,7 +78,7 @@ def main() -> None:
     leave()
 
 
-def _built(
+def built(
     case: Case, blueprint: Blueprint, task: Task, ranks: Ranks
 ) -> tuple[Engine, tuple[int, ...]]:
     """The engine as a run builds it, and where its stages begin."""
@@ -112,37 +112,40 @@ def _configured(case: Case, task: Task, size: int) -> RunConfig:
 def _timed(case: Case, engine: Engine, task: Task, ranks: Ranks, rate: str, number: int) -> Step:
     """One step, from a moment at which both ranks are ready to the end of both."""
     micro_batches = task.accumulation * case.stages
-    batches = [_batch(task, number * 100 + place) for place in range(micro_batches)]
+    batches = [
+        made_batch(task.micro, task.imgsz, number * 100 + place) for place in range(micro_batches)
+    ]
     ranks.barrier()
     # What a barrier alone sends is subtracted.
-    before = _sent(task.interface)
+    before = interface_bytes(task.interface)
     ranks.barrier()
-    between = _sent(task.interface)
+    between = interface_bytes(task.interface)
     began, busy = time.perf_counter(), time.process_time()
     engine.train_step(StepPlan(0, micro_batches, 0, (0.0,) * 3, 0.9), iter(batches))
     cpu = time.process_time() - busy
     ranks.barrier()
-    seconds, after = time.perf_counter() - began, _sent(task.interface)
+    seconds, after = time.perf_counter() - began, interface_bytes(task.interface)
     sent = [
         now - then - (then - first) for first, then, now in zip(before, between, after, strict=True)
     ]
     return Step(case.name, rate, number, seconds, cpu, sent[0], sent[1])
 
 
-def _batch(task: Task, seed: int) -> dict[str, Tensor]:
+def made_batch(images: int, imgsz: int, seed: int) -> dict[str, Tensor]:
+    """A micro-batch of noise with boxes."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (task.micro, 3, task.imgsz, task.imgsz)
-    count = task.micro * BOXES
+    shape = (images, 3, imgsz, imgsz)
+    count = images * BOXES
     size = 0.1 + 0.4 * torch.rand(count, 2, generator=generator)
     return {
         "img": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
-        "batch_idx": torch.arange(task.micro).repeat_interleave(BOXES).float(),
+        "batch_idx": torch.arange(images).repeat_interleave(BOXES).float(),
         "cls": torch.zeros(count, 1),
         "bboxes": torch.cat((torch.full((count, 2), 0.5), size), 1),
     }
 
 
-def _sent(interface: str) -> tuple[int, int]:
+def interface_bytes(interface: str) -> tuple[int, int]:
     """Bytes and packets that an interface of this network namespace has sent."""
     for line in _lines():
         name, _, numbers = line.partition(":")
@@ -157,7 +160,7 @@ def _lines() -> Iterator[str]:
     yield from Path("/proc/self/net/dev").read_text(encoding="utf-8").splitlines()
 
 
-def _limit(interface: str, rate: str) -> None:
+def limit_rate(interface: str, rate: str) -> None:
     """Limit what the interface sends; "": not at all."""
     # Fails if nothing limits it yet.
     subprocess.run(["tc", "qdisc", "del", "dev", interface, "root"], stderr=subprocess.DEVNULL)

@@ -58,10 +58,24 @@ CASES = {
         ),
         Case("zero2_fp32", "yolods zero2_fp32, 2 ranks", "zero2_fp32.json", ranks=2),
         Case("pipeline2_fp32", "yolods pipeline2_fp32, 2 stages", "pipeline2_fp32.json", ranks=2),
+        Case("zero0_fp32", "yolods zero0_fp32, 2 ranks", "zero0_fp32.json", ranks=2),
+        *(
+            Case(
+                f"powersgd{rank}",
+                f"yolods zero0_fp32 with PowerSGD of rank {rank}, 2 ranks",
+                "zero0_fp32.json",
+                ranks=2,
+                powersgd=rank,
+            )
+            for rank in (1, 2, 4)
+        ),
     )
 }
 """Those on one rank first: then cores are idle once per seed at most, before the first that needs
 two."""
+
+USUAL = (REFERENCE, "zero1_fp32", "zero2_bf16_autocast", "zero2_fp32", "pipeline2_fp32")
+"""What is trained unless the command line says otherwise."""
 
 BCCD = Path("shared/data/bccd/bccd.yaml")
 """The blood cells, in any of the folders that this clone lies in."""
@@ -97,8 +111,8 @@ def parser() -> argparse.ArgumentParser:
         "--cases",
         nargs="+",
         choices=CASES,
-        default=list(CASES),
-        help="what to train (default: all)",
+        default=list(USUAL),
+        help=f"what to train (default: {' '.join(USUAL)})",
     )
     made.add_argument("--epochs", type=int, default=12, metavar="N", help="of a run (default 12)")
     made.add_argument(

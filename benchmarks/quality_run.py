@@ -203,7 +203,9 @@ def _train(plan: Plan, job: Job, benchmark: int) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    write_unwatched(ROOT / "ds_configs" / job.case.config, plan.folder(job))
+    write_unwatched(
+        ROOT / "ds_configs" / job.case.config, plan.folder(job), powersgd=job.case.powersgd
+    )
     words = yolods_words(plan, job)
     ranks = [
         forked(lambda: _train_yolods(words), screen, RANK=str(rank), LOCAL_RANK=str(rank), **world)
@@ -285,11 +287,18 @@ def yolods_words(plan: Plan, job: Job) -> list[str]:
     return words
 
 
-def write_unwatched(config: Path, folder: Path) -> None:
+def write_unwatched(config: Path, folder: Path, *, powersgd: int = 0) -> None:
     """Copy a DeepSpeed JSON and turn the watchdog off, which would end ranks that a busy machine
-    does not let run."""
+    does not let run.
+
+    Args:
+        powersgd: rank of the compression of gradients; 0: none.
+    """
     settings = json.loads(config.read_text(encoding="utf-8"))
-    settings.setdefault("yolods", {})["watchdog"] = {"enabled": False}
+    own = settings.setdefault("yolods", {})
+    own["watchdog"] = {"enabled": False}
+    if powersgd:
+        own["compression"] = {"kind": "powersgd", "rank": powersgd}
     (folder / config.name).write_text(json.dumps(settings), encoding="utf-8")
 
 

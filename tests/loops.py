@@ -17,6 +17,7 @@ from yolods.optim.lr_schedule import Schedule, Step
 from yolods.stability.record import StepRecord
 from yolods.stats import LOSS_NAMES, LoaderStats
 from yolods.telemetry import NullTelemetry, Telemetry
+from yolods.traffic.meter import NoMeter
 from yolods.training.loop import Run
 
 ALONE = Ranks(0, 1, 0, "here", torch.device("cpu"))
@@ -125,6 +126,7 @@ class Loop:
             self.store,
             self.telemetry,
             SimpleNamespace(news=list, step_seconds=dict),
+            SimpleNamespace(step=lambda scalars, epoch_ends: None),
             progress or Progress(),
         )
 
@@ -134,6 +136,7 @@ class Loop:
             training=lambda: None,
             train_step=self._train_step,
             report=lambda: None,
+            traffic=NoMeter(),
             evaluating=nullcontext,
         )
 

@@ -48,6 +48,7 @@ class Engine:
         self.held = cut_shards(kind, GROUPS, weights, sizes, rank, ranks)
         self.masters = SimpleNamespace(kind=kind, shards=lambda: self.held)
         self.loaded: dict[str, Any] = {}
+        self.compression: Any = None
 
     def layout(self) -> dict[str, Any]:
         """As the real one: how state is cut, and where each rank stands."""

@@ -25,6 +25,7 @@ ALLOWED = (
     "yolods.zero.master_weights",
     "yolods.zero.shards",
     "yolods.zero.gradients",
+    "yolods.zero.reduction",
     "yolods.zero.loss_scale",
     "yolods.zero.owned_reduction",
     "yolods.zero.resident",

@@ -20,8 +20,8 @@ from yolods import __version__, compat
 from yolods.errors import OwnError, UserError, nearest
 from yolods.parsing.command_line import FlagNames, FlagParser
 from yolods.system import streams
-from yolods.system.interrupt import Stopped, abrupt, held, noted, patient
-from yolods.system.invocation import LAUNCH, launch_command
+from yolods.system.interrupt import Stopped, abrupt, held, noted, patient, release_ctrl_c
+from yolods.system.invocation import LAUNCH, called, launch_command, tell_caller
 
 if TYPE_CHECKING:
     from yolods.config import RunConfig
@@ -40,6 +40,7 @@ USAGE = """usage: yolods COMMAND [flags]
   demo      train on the embedded data set
   plan      choose the layout by memory and time, before anything runs: yolods plan --model x --ranks 8 --gpu A100
   doctor    find problems on every host before a run starts: yolods doctor --hostfile hosts
+  completion  complete words and flags in a shell: source <(yolods completion bash)
   launch    start a command through DeepSpeed's launcher: yolods launch train --data x.yaml --hostfile hosts
 
 yolods COMMAND --help lists the flags of a command."""  # noqa: E501
@@ -80,6 +81,10 @@ ELSEWHERE = {
 }
 """Commands of ultralytics that yolods lacks, and the calls that do the same with a finished
 model."""
+OTHER_FORMATS = frozenset(
+    ("format", "include", "model", "imgsz", "half", "int8", "dynamic", "simplify", "opset", "nms")
+)
+"""Words of the exports of ultralytics and yolov5, which write other formats."""
 
 _DOCTOR = (
     "Find problems on this machine or on every host before a run starts. Exit status 2: the run "
@@ -158,6 +163,7 @@ def _dispatch(words: list[str]) -> int:
         "doctor": _doctor,
         "pack": _pack,
         "plan": _plan,
+        "completion": _completion,
     }
     if command in ELSEWHERE:
         raise UserError(
@@ -431,9 +437,13 @@ def _launch_train(
     """
     from yolods.config.run_folder import Claim
     from yolods.launch.command import launcher_command
-    from yolods.launch.supervisor import say, supervise
+    from yolods.launch.supervisor import end_with_parent, say, supervise
     from yolods.training.checks.preflight import check_train
     from yolods.training.restart import Restarts
+
+    if caller := called():
+        end_with_parent()
+        release_ctrl_c()  # the caller has held it back until here
 
     def check(
         words: Sequence[str], ranks: int, tell: Callable[[str], object] | None = None
@@ -454,6 +464,7 @@ def _launch_train(
             tell = Path(stack.enter_context(TemporaryDirectory(prefix="yolods-")), "run")
         else:
             config, tell = claim.take(config), None
+            tell_caller(caller, config.run_dir, config.start)
             _say_put_aside(config, claim)
         starts = Restarts(
             words,
@@ -734,6 +745,12 @@ def _link_test(words: list[str]) -> int:
 
 
 def _export(words: list[str]) -> int:
+    names = {word.lstrip("-").partition("=")[0] for word in words}
+    if found := sorted(names & OTHER_FORMATS):
+        raise UserError(
+            f"export {found[0]}: yolods export writes a .pt out of a run's checkpoint; for other "
+            "formats, use ultralytics on best.pt: YOLO('best.pt').export(format='onnx')"
+        )
     args = _export_parser().take(words)
     from yolods.checkpoint.convert import export
 
@@ -753,6 +770,24 @@ def _pack(words: list[str]) -> int:
     with noted(), open_log(None):
         lines = run_pack(args)
     streams.show("\n".join(lines))
+    return 0
+
+
+def _completion(words: list[str]) -> int:
+    from yolods.config.loggers import LOGGERS
+    from yolods.config.names.recipes import recipes
+    from yolods.launch.args import add_launch_arguments
+    from yolods.parsing.completion import SHELLS, completion_script
+    from yolods.planner.flags import plan_parser
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        raise UserError(f"write yolods completion {' or '.join(SHELLS)}")
+    plan, train = plan_parser(), _train_parser(for_help=True)
+    add_launch_arguments(plan)
+    parsers = {"train": train, "val": _val_parser(for_help=True), "export": _export_parser()}
+    parsers |= {"pack": _pack_parser(), "demo": train, "plan": plan, "doctor": _doctor_parser()}
+    values = {"--deepspeed_config": [*recipes(), "auto"], "--loggers": LOGGERS}
+    streams.show(completion_script(words[0], parsers, ("completion", "launch"), values))
     return 0
 
 

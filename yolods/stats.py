@@ -119,3 +119,56 @@ class PipeStats:
     """The idle share of the schedule with these stage times, if sending took no time."""
     schedule: str = "1f1b"
     """The order of the stages' passes: "1f1b" or "zb"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankCommunication:
+    """One rank's communication in an epoch, per step."""
+
+    rank: int
+    """The rank."""
+    sent: Mapping[str, float]
+    """Bytes that it sent, by kind: reduce, gather, boundary, ours."""
+    calls: Mapping[str, float]
+    """Calls by kind."""
+    held: float
+    """Share of its steps in which it stood still in collectives, in [0, 1]."""
+    waiting: float
+    """Share of its steps in which it waited for others to call them, in [0, 1]."""
+    boundaries: Mapping[int, float]
+    """Bytes that a pipeline's stage sent, by the rank that received them."""
+    between: float
+    """Bytes that it sent outside of steps, in the whole epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommunicationStats:
+    """What the ranks sent in an epoch, as means per step and rank."""
+
+    ranks: tuple[RankCommunication, ...]
+    """Every rank, in order."""
+    seconds: float
+    """Seconds in collectives."""
+    step_seconds: float
+    """Seconds of a step."""
+    hidden: float
+    """Share of the seconds in collectives in which a rank went on with its own work, in [0, 1]."""
+    needed: float | None
+    """Bytes per step and rank that theory asks of the layout; None if unknown."""
+    layout: str
+    """Name of the layout, with the formula of these bytes."""
+
+    @property
+    def sent(self) -> float:
+        """Bytes per step and rank."""
+        return sum(sum(rank.sent.values()) for rank in self.ranks) / len(self.ranks)
+
+    @property
+    def calls(self) -> float:
+        """Calls per step and rank."""
+        return sum(sum(rank.calls.values()) for rank in self.ranks) / len(self.ranks)
+
+    @property
+    def waiting(self) -> float:
+        """Share of the step spent waiting for others, in [0, 1], as the mean over the ranks."""
+        return sum(rank.waiting for rank in self.ranks) / len(self.ranks)

@@ -84,7 +84,7 @@ def _digest(engine: Engine) -> str:
     """Of everything that this rank would save, but DeepSpeed's counts of steps."""
     state = engine.state()
     found = hashlib.sha256()
-    for key in ("masters", "optimizer", "ema", "statistics", "stability"):
+    for key in ("masters", "optimizer", "ema", "statistics", "stability", "compression"):
         _feed(found, state[key])
     return found.hexdigest()
 
@@ -103,7 +103,7 @@ def _feed(found: Any, value: Any) -> None:
         found.update(json.dumps(value).encode())
 
 
-@pytest.mark.parametrize("layout", ["zero2_fp16", "pipeline"])
+@pytest.mark.parametrize("layout", ["zero1_powersgd_fp16", "zero2_fp16", "pipeline"])
 def test_a_save_in_the_middle_of_trouble_is_taken_up_bit_for_bit(
     layout: str, tmp_path: Path
 ) -> None:

@@ -32,8 +32,11 @@ from yolods.optim.lr_schedule import Step
 from yolods.stability.record import StepRecord
 
 MODEL = "yolov5[0.33,0.1]"
-LAYOUTS = ("zero0", "zero1", "zero2", "zero3", "pipeline", "zero1_syncbn")
-HALF_LAYOUTS = ("zero1_fp16", "zero2_fp16", "zero3_fp16", "pipeline_fp16")
+LAYOUTS = (
+    *("zero0", "zero1", "zero2", "zero3", "pipeline", "zero1_syncbn"),
+    *("zero0_powersgd", "zero1_powersgd"),
+)
+HALF_LAYOUTS = ("zero1_fp16", "zero2_fp16", "zero3_fp16", "pipeline_fp16", "zero1_powersgd_fp16")
 KINDS = ("activation", "activation gradient", "parameter gradient", "spike", "image")
 MICRO_BATCHES = 2
 WARM_STEPS = 20
@@ -205,6 +208,10 @@ def engine_of(ranks: Ranks, layout: str, folder: Path, blocks: dict[str, Any]) -
         folder: for its JSON.
         blocks: of its JSON.
     """
+    if "_powersgd" in layout:
+        layout = layout.replace("_powersgd", "")
+        compression = {"compression": {"kind": "powersgd", "rank": 2}}
+        blocks = {**blocks, "yolods": {**blocks.get("yolods", {}), **compression}}
     half = layout.endswith("fp16")
     if half:
         allow_fp16()
@@ -334,8 +341,9 @@ def _suffers(engine: Engine, fault: Fault) -> bool:
 
 
 def _held(engine: Engine) -> list[Tensor]:
-    """Weights, moments, statistics and averages of this rank."""
+    """Weights, moments, statistics, averages and unsent gradients of this rank."""
     state = engine._moving()
+    compression = [each for part in state["compression"].values() for each in part.values()]
     moments = [
         value for each in state["optimizer"] for value in each.values() if isinstance(value, Tensor)
     ]
@@ -348,6 +356,7 @@ def _held(engine: Engine) -> list[Tensor]:
             *state["statistics"],
             *ema["shards"],
             *ema["buffers"],
+            *compression,
         )
     ]
 

@@ -21,7 +21,10 @@ WARM_STEPS = 10
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
-LAYOUTS = ("zero0", "zero1_syncbn", "zero3", "pipeline", "zero2_fp16", "pipeline_fp16")
+LAYOUTS = (
+    *("zero0", "zero1_syncbn", "zero3", "pipeline", "zero2_fp16", "pipeline_fp16"),
+    "zero1_powersgd",
+)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -9,6 +9,7 @@ import pytest
 from tests.tiny import make_dataset
 from yolods.cli import _train_parser
 from yolods.config import RunConfig
+from yolods.config.flags import AUTO_BATCH
 from yolods.errors import UserError
 from yolods.planner import auto, request
 from yolods.training.checks.preflight import check_train
@@ -80,3 +81,68 @@ def test_other_values_and_a_file_of_that_name_are_left_alone(
 def test_faults_of_other_flags_are_reported_as_ever(words: list[str]) -> None:
     with pytest.raises(UserError, match="--imgsz 65"):
         configured([*words, "--imgsz", "65", "--deepspeed_config", "auto"], 2)
+
+
+@pytest.mark.slow
+def test_the_batch_is_what_fits_and_a_step_keeps_its_images(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    config = configured([*words, "--batch-size", "auto"], 2, said)
+    (line,) = said
+    assert line.startswith(
+        "--batch-size auto: 64 images = 32 x 2; a step accumulates 1: 64 images; "
+    )
+    assert "its share of this host's memory; on a CPU, more images are not faster" in line
+    assert (config.batch_size, config.deepspeed.train_batch) == (64, 64)
+    # The most that fit: with a byte less than they take, it is half of them.
+    need = taken_by(line)
+    monkeypatch.setattr(request, "_ram", lambda: int(2 * need * 0.9 * 2**30))
+    less = configured([*words, "--batch-size", "auto"], 2)
+    assert less.batch_size < 64 and less.deepspeed.train_batch == 64
+    monkeypatch.setattr(request, "_ram", lambda: 2 * 2**20)
+    with pytest.raises(UserError, match=r"--batch-size auto: even [12] images? per rank would"):
+        configured([*words, "--batch-size", "auto"], 2)
+
+
+def taken_by(line: str) -> float:
+    """The GiB in a line."""
+    return float(line.partition("predicted ")[2].partition(" GiB")[0])
+
+
+@pytest.mark.slow
+def test_layout_and_batch_may_both_be_left_to_the_plan(words: list[str]) -> None:
+    said: list[str] = []
+    both = [*words, "--batch-size", "auto", "--deepspeed_config", "auto"]
+    config = configured(both, 2, said)
+    assert [line.partition(":")[0] for line in said] == [
+        "--deepspeed_config auto",
+        "--batch-size auto",
+    ]
+    assert config.deepspeed.train_batch == 64
+    assert f"{config.batch_size} images" in said[1]
+    again = configured(both, 2)
+    assert (again.batch_size, again.deepspeed.path) == (config.batch_size, config.deepspeed.path)
+
+
+def test_a_pipeline_and_a_batch_of_the_json_are_refused_with_the_remedy(
+    words: list[str], tmp_path: Path
+) -> None:
+    auto_batch = [*words, "--batch-size", "auto", "--deepspeed_config"]
+    with pytest.raises(UserError, match=r"in a pipeline, .* add --deepspeed_config auto"):
+        configured([*auto_batch, "pipeline2_fp32"], 2)
+    (tmp_path / "own.json").write_text('{"train_micro_batch_size_per_gpu": 4}')
+    with pytest.raises(UserError, match="= 8, but --batch-size is 64; use --batch-size 8, omit"):
+        configured([*auto_batch, str(tmp_path / "own.json")], 2)
+
+
+@pytest.mark.parametrize("typed", ["--batch-size=auto", "--batch-size=-1", "--batch=-1"])
+def test_auto_has_ultralytics_spelling_too(typed: str) -> None:
+    args = _train_parser().read([typed])
+    assert (args.batch_size, args.faults) == (AUTO_BATCH, ())
+    assert _train_parser().read(typed.split("=")).batch_size == AUTO_BATCH
+
+
+def test_a_batch_that_is_neither_is_refused(words: list[str]) -> None:
+    with pytest.raises(UserError, match="--batch-size is 'x': it must be a whole number, or auto"):
+        configured([*words, "--batch-size", "x"], 2)

@@ -1,6 +1,7 @@
 """The command line: words, help, exit status, and who speaks. Flags: test_config_run; mistakes:
 tests/faults."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -133,6 +134,26 @@ def test_of_a_start_on_every_host_the_first_one_claims_the_folder(tmp_path, monk
     assert "--run-dir" not in second
     assert second[-2] == "--tell"
     assert not (tmp_path / "runs").exists(), "nothing has come of either"
+
+
+def test_a_call_from_python_is_told_the_folder_and_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("YOLODS_CALLER", str(tmp_path / "told"))
+    started, tied = [], []
+
+    def supervise(first, again, *, restarts):
+        started.append(list(first.command))
+        assert "YOLODS_CALLER" not in os.environ, "it is none of the ranks' business"
+        return 0
+
+    monkeypatch.setattr("yolods.launch.supervisor.supervise", supervise)
+    monkeypatch.setattr("yolods.launch.supervisor.end_with_parent", lambda: tied.append(1))
+    assert cli.main(["launch", "train", "--data=demo", "--imgsz=64", "--loggers=jsonl"]) == 0
+    (command,) = started
+    folder, start = json.loads((tmp_path / "told").read_text())
+    assert folder == command[command.index("--run-dir") + 1] == str(tmp_path / "runs" / "exp")
+    assert start == command[command.index("--start-id") + 1]
+    assert "--loggers=jsonl" in command and tied == [1]
 
 
 MPIRUN = {

@@ -20,6 +20,7 @@ from yolods.engine.snapshots import Snapshots
 from yolods.optim.lr_schedule import Step
 from yolods.stability import controller as module
 from yolods.stability.controller import Stability, StockStability
+from yolods.traffic.meter import NoMeter
 from yolods.zero.gradients import Decision
 
 CPU = torch.device("cpu")
@@ -58,6 +59,7 @@ class Passes(Engine):
         self.snapshots = Snapshots(lambda: [torch.ones(2)], dict, every=0, restores=True)
         self.diagnosis = SimpleNamespace(when="off", note_loss=lambda loss: None)
         self.ema = SimpleNamespace(update=lambda: None)
+        self.traffic = NoMeter()
 
     def _accumulate(self, step: Step, feed: ReplayableBatches, size: int | None) -> torch.Tensor:
         sums = torch.zeros(4)

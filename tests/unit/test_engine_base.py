@@ -4,6 +4,7 @@ on one rank."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -154,3 +155,34 @@ def test_statistics_are_taken_anew_over_the_images_that_count():
     frozen.net.eval()
     frozen.restate_statistics([(images, 3)])
     assert frozen.net[2].running_mean.tolist() == [0, 0]
+
+
+class Remembers:
+    """A compression that counts the steps whose remainders it keeps."""
+
+    def __init__(self) -> None:
+        self.kept = torch.zeros(1)
+
+    def commit(self) -> None:
+        self.kept += 1
+
+    def state(self) -> dict[str, Any]:
+        return {"memory": {"0.weight": self.kept}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.kept.copy_(state["memory"]["0.weight"])
+
+
+def test_what_was_not_sent_is_kept_after_an_applied_step_and_goes_back_with_the_weights():
+    parts = parts_of(LooseDeepSpeed(small_net()), loss=square_loss, snapshot_steps=2)
+    made = ZeroEngine(replace(parts, compression=Remembers()))
+    made.training()
+    take(made)
+    take(made)
+    assert made.compression.kept == 2
+    made.stability.verdict = SKIP
+    take(made)
+    assert made.compression.kept == 2
+    made.stability.verdict = ROLLBACK
+    take(made)
+    assert made.compression.kept == 0, "as it was before the step that took the snapshot"

@@ -41,6 +41,48 @@ def test_a_plain_layout_has_no_fault():
 
 CASES = [
     (
+        {"compressed": True, "zero_stage": 2},
+        {"compressed": True, "zero_stage": 1},
+        '"yolods".compression with ZeRO stage 2: from stage 2 on, DeepSpeed divides gradients',
+    ),
+    (
+        {"compressed": True, "pipelined": True},
+        {"compressed": True, "zero_stage": 0},
+        '"yolods".compression with "pipeline" is not supported',
+    ),
+    (
+        {"compressed": True, "offload": OFFLOADED},
+        {"offload": OFFLOADED},
+        '"yolods".compression with "offload_optimizer" is not supported',
+    ),
+    (
+        {"compressed": True, "stock": True},
+        {"stock": True},
+        "decides only during its step whether the memory of unsent gradients may be kept; keep",
+    ),
+    (
+        {
+            "compressed": True,
+            "precision": "fp16",
+            "sound": {"data_types": {"grad_accum_dtype": "fp32"}},
+        },
+        {"compressed": True, "precision": "fp16"},
+        '"fp16" and "data_types".grad_accum_dtype fp32: DeepSpeed adds such gradients up',
+    ),
+    (
+        {
+            "compressed": True,
+            "sound": {"communication_data_type": "bf16", **zero(overlap_comm=True)},
+        },
+        {"compressed": True, "sound": zero(overlap_comm=False)},
+        'remove "zero_optimization".overlap_comm, communication_data_type',
+    ),
+    (
+        {"compressed": True, "sound": {"gradient_predivide_factor": 2.0}},
+        {"sound": {"gradient_predivide_factor": 2.0}},
+        "after the last backward pass of a step; remove gradient_predivide_factor",
+    ),
+    (
         {"sound": zero(prefetch_bucket_size=1, stage3_prefetch_bucket_size=2)},
         {"sound": zero(stage3_prefetch_bucket_size=2)},
         "are the same setting; keep stage3_prefetch_bucket_size",

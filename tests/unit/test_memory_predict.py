@@ -38,6 +38,16 @@ def test_a_pipeline_has_a_prediction_per_stage() -> None:
     assert ranks[0].activations > ranks[1].activations > 0
 
 
+def test_zero_bubble_keeps_what_waits_for_its_weights_part() -> None:
+    """The last stage most of all; the first one holds no more than under 1F1B."""
+    plain, split = (
+        model().ranks(replace(PLAIN, cuts=(15, 40), accumulation=6, schedule=schedule))
+        for schedule in ("1f1b", "zb")
+    )
+    assert split[0].activations == plain[0].activations
+    assert split[2].activations > plain[2].activations
+
+
 def test_more_sharding_needs_less() -> None:
     needs = [device(replace(PLAIN, zero_stage=stage, replicas=8)) for stage in (0, 1, 2)]
     assert needs == sorted(needs, reverse=True)

@@ -49,6 +49,19 @@ def test_offloading_moves_states_to_the_host(stage: int) -> None:
     assert moved.host >= plain.host + plain.states + plain.moving_average
 
 
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_offloaded_parameters_are_on_the_host_and_come_when_they_are_used(replicas: int) -> None:
+    layouts = (
+        _layout(zero_stage=3, replicas=replicas, offload_optimizer=True, offload_param=away)
+        for away in (False, True)
+    )
+    kept, away = (holdings(layout, PARAMETERS, 2) for layout in layouts)
+    share = 4 * COUNT // replicas
+    assert away.host - kept.host == share
+    assert away.weights == 4 * 50_000
+    assert away.gathered == 4 * 1_150_000
+
+
 def test_the_snapshot_is_one_of_masters_states_and_average() -> None:
     held = holdings(_layout(zero_stage=1, replicas=2, precision="bf16"), PARAMETERS, 2)
     assert held.host == 4 * (1 + 2 + 1) * COUNT / 2

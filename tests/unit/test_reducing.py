@@ -36,6 +36,17 @@ def test_a_stage_of_a_pipeline_reduces_after_its_passes() -> None:
     assert found == ReductionConfig(owned=True, overlapped=False, once="auto")
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_compression_reduces_by_itself(tmp_path: Any, stage: int) -> None:
+    content = {
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": stage},
+        "yolods": {"compression": {"kind": "powersgd"}},
+    }
+    found = configured(tmp_path, content, 2).deepspeed.reduction
+    assert found == ReductionConfig(owned=False, overlapped=False, once="auto")
+
+
 @pytest.mark.parametrize(
     ("zero", "expected"),
     [

@@ -231,3 +231,24 @@ def test_ranks_that_nothing_would_end_are_told_of(enabled, size, device, environ
         config, SimpleNamespace(size=size, device=torch.device(device)), environ
     )
     assert (line is not None) == said
+
+
+def test_rank_0_opens_the_loggers_of_its_run(tmp_path):
+    from yolods.config import add_train_arguments, build_run_config
+
+    parser = argparse.ArgumentParser()
+    add_train_arguments(parser)
+    flags = ["--data", "demo", "--imgsz", "64", "--project", str(tmp_path), "--loggers", "jsonl"]
+    flags += ["--run-dir", str(tmp_path / "exp"), "--start-id", "s"]
+    config = build_run_config(parser.parse_args(flags), world_size=1, device="cpu")
+    progress = SimpleNamespace(epochs_done=0, step=0)
+    ranks = SimpleNamespace(is_main=True)
+    with start._open_telemetry(config, ranks, ("a",), schedule_of(32, 16), progress) as telemetry:
+        telemetry.start({"a": 1}, "| layer |")
+    (line,) = (tmp_path / "exp" / "telemetry.jsonl").read_text().splitlines()
+    told = json.loads(line)
+    assert (told["start"], told["loggers"], told["epochs"]) == ("s", ["jsonl"], 100)
+    ranks.is_main = False
+    assert (
+        type(start._open_telemetry(config, ranks, ("a",), None, None)).__name__ == "NullTelemetry"
+    )

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.sent import communication
 from yolods.stability.record import StepRecord
 from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
 from yolods.telemetry.interface import NullTelemetry, Telemetry
-from yolods.telemetry.run import RunTelemetry
+from yolods.telemetry.run import RunTelemetry, communication_line
 
 NAMES = {0: "disc", 1: "bar"}
 
@@ -137,6 +138,20 @@ def test_a_run_leaves_its_files_and_says_where(tmp_path: Path) -> None:
     ):
         assert text in shown
     assert f"tensorboard --logdir {tmp_path / 'exp'}" in shown
+
+
+def test_the_line_of_what_ranks_send(tmp_path: Path) -> None:
+    """Means over both ranks, which wait for 12.5 and 0% of a step; only after it was measured."""
+    screen = io.StringIO()
+    telemetry = open_run(tmp_path, plots=False, stream=screen)
+    telemetry.communication(communication(needed=36.5e6))
+    train(telemetry)
+    assert (
+        "communication: 3.0 MB and 3 calls per step and rank (ZeRO-1 needs 2P = 36.5 MB), 0.41 s "
+        "of 0.93 s, 12% hidden, 6% waiting\n"
+    ) in screen.getvalue()
+    small = communication_line(communication(needed=None)).split(", ")[0]
+    assert small.endswith("3 calls per step and rank"), small
 
 
 def test_which_training_batches_are_drawn(tmp_path: Path) -> None:

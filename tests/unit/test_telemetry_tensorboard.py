@@ -14,6 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
+from tests.sent import communication
 from yolods.stability.guard import Verdict
 from yolods.stability.record import StepRecord
 from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
@@ -228,6 +229,19 @@ def test_each_rank_has_a_curve_and_the_slowest_stands_out(tmp_path: Path) -> Non
     read = events(tmp_path)
     assert curve(read, "ranks/slowest_to_median") == [(0, 1.5)]
     assert curve(read, "ranks/seconds_rank2") == [(0, 0.75)]
+
+
+def test_what_ranks_send_has_curves_by_rank_and_by_boundary(tmp_path: Path) -> None:
+    board = TensorBoardWriter(tmp_path, steps_per_epoch=1)
+    board.communication(communication(needed=1e6))
+    board.close()
+    read = events(tmp_path)
+    assert curve(read, "communication/needed_mb") == [(0, 1.0)]
+    assert curve(read, "communication/ranks/sent_mb_rank1") == [(0, 3.0)]
+    assert curve(read, "communication/ranks/held_share_rank1") == [(0, 0.5)]
+    assert curve(read, "communication/ranks/waiting_share_rank0") == [(0, 0.125)]
+    assert curve(read, "communication/ranks/between_steps_mb_rank0") == [(0, 7.0)]
+    assert curve(read, "communication/boundaries/mb_rank0_to_rank1") == [(0, 2.0)]
 
 
 def test_an_optimizer_without_a_momentum_has_no_curve_of_it(tmp_path):

@@ -16,6 +16,7 @@ TRACE = Trace(
     born=np.array([0, 1, 2]),
     dead=np.array([4, 3, 5]),
     turn=2,
+    ended=5,
     length=6,
     arrivals=np.array([[3, 7], [5, 5]]),
     forward=(0, 1, 2),

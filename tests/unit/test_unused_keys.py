@@ -110,3 +110,21 @@ def test_only_stage_2_passes_over_the_type_that_gradients_are_to_accumulate_in(
 ):
     lines = told({**zero(stage), "data_types": types}, precision=precision)
     assert lines == () if part is None else part in lines[0]
+
+
+def test_compression_replaces_the_reduction_and_needs_two_ranks_and_a_kind():
+    (line,) = told(zero(1, reduce_bucket_size=5, reduce_scatter=False), compressed=True)
+    assert line == (
+        'ds.json: no effect: "zero_optimization".reduce_bucket_size, '
+        '"zero_optimization".reduce_scatter (compression replaces DeepSpeed\'s reduction of '
+        "gradients)"
+    )
+    (line,) = told(zero(0), compressed=True, world_size=1)
+    assert line == 'ds.json: no effect: "yolods".compression (one rank sends no gradients)'
+    block = {"yolods": {"compression": {"rank": 4, "min_saving": 3}}}
+    (line,) = told({**zero(0), **block})
+    assert line == (
+        'ds.json: no effect: "yolods".compression.rank, "yolods".compression.min_saving '
+        '("kind" is "none"; set it to "powersgd")'
+    )
+    assert told({**zero(0), **block}, compressed=True) == ()

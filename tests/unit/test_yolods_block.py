@@ -50,6 +50,22 @@ def test_a_setting_moves_and_the_others_stay():
             {"overflow": {"spike_ratio": 1}},
             'ds: "yolods".overflow.spike_ratio is 1: it must be a number above 1',
         ),
+        (
+            {"compression": {"rank": 0}},
+            'ds: "yolods".compression.rank is 0: it must be a whole number in [1, 64]',
+        ),
+        (
+            {"compression": {"kind": "topk"}},
+            "ds: \"yolods\".compression.kind is 'topk': it must be one of none, powersgd",
+        ),
+        (
+            {"compression": {"min_savings": 2}},
+            "ds: \"yolods\".compression: unknown key 'min_savings' (did you mean 'min_saving'?)",
+        ),
+        (
+            {"compression": {"min_saving": 0.5}},
+            'ds: "yolods".compression.min_saving is 0.5: it must be a number of at least 1',
+        ),
         ({"watchdog": True}, 'ds: "yolods".watchdog is true: it must be an object of settings'),
     ],
 )

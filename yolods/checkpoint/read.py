@@ -15,11 +15,12 @@ from torch import Tensor
 
 from yolods.checkpoint.names import MODEL, PROGRESS
 from yolods.checkpoint.tensor_file import FileTensor, as_tensor, open_tensors
+from yolods.system.allocator import trim_before
 from yolods.zero.shards import Group, ShardPart, locate
 
 Shard = Tensor | FileTensor
 """A shard as it was read: in memory if it is small."""
-STORED = ("masters", "optimizer", "ema", "snapshot", "frozen")
+STORED = ("masters", "optimizer", "ema", "snapshot", "frozen", "compression")
 """Parts of a rank's state that grow with the model."""
 
 
@@ -61,6 +62,7 @@ class Leaves(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         parts, shape = self._parts[name], self.shapes[name]
+        trim_before(4 * math.prod(shape))
         whole = torch.empty(math.prod(shape), dtype=dtype_of(parts[0][0]) if parts else None)
         start = 0
         for shard, place in parts:
@@ -171,6 +173,10 @@ class Checkpoint:
         for state in self._ranks:
             found |= state.get("counts", {})
         return found
+
+    def compression(self) -> list[dict[str, Any]]:
+        """Every rank's state of the compression of gradients; empty if the run had none."""
+        return [state["compression"] for state in self._ranks if state.get("compression")]
 
     def shared(self) -> Mapping[str, Any]:
         """The state that is equal on all ranks: loss scale, DeepSpeed's counters, EMA updates."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from yolods.checkpoint.read import Checkpoint, Leaves, dtype_of
+from yolods.checkpoint.tensor_file import as_tensor
 from yolods.device.stored import Stored
 from yolods.distributed.world import Share
 from yolods.engine.base import Engine
@@ -51,6 +53,29 @@ class CutShard(Stored):
         """See `Stored.write_to`."""
         leaves, kind, group, share = self._cut
         fill_shard(kind, group, target, leaves.__getitem__, share.dp_rank, share.dp_size)
+
+
+class MeanMemory(Stored):
+    """The mean of what the ranks have not sent yet of a gradient."""
+
+    def __init__(self, memories: Sequence[Tensor | Stored]) -> None:
+        """
+        Args:
+            memories: every rank's, of one shape, fp32.
+        """
+        first = memories[0]
+        super().__init__(first.like if isinstance(first, Stored) else first.to("meta"))
+        self._memories = memories
+
+    def view_as(self, other: Tensor) -> MeanMemory:
+        """The same values in the shape of `other`, which has as many elements."""
+        return MeanMemory([each.view_as(other) for each in self._memories])
+
+    def write_to(self, target: Tensor) -> None:
+        """See `Stored.write_to`."""
+        target.zero_()
+        for each in self._memories:
+            target += as_tensor(each).to(target.device) / len(self._memories)
 
 
 def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
@@ -101,8 +126,21 @@ def recut(checkpoint: Checkpoint, engine: Engine) -> dict[str, Any]:
         "statistics": statistics(checkpoint.statistics(average=False)),
         "counts": checkpoint.counts(),
         "frozen": checkpoint.frozen(),
+        "compression": _mean_memories(checkpoint.compression()),
         "stability": shared.get("stability", {}),
         "counters": shared["counters"],
+    }
+
+
+def _mean_memories(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The state of the compression for any number of ranks: what is applied depends on the mean of
+    the memories alone. The factors are the same on all ranks."""
+    if not ranks:
+        return {}
+    names = ranks[0]["memory"]
+    return {
+        "memory": {name: MeanMemory([each["memory"][name] for each in ranks]) for name in names},
+        "factors": ranks[0]["factors"],
     }
 
 

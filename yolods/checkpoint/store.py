@@ -329,6 +329,7 @@ class CheckpointStore:
             checkpoint.model[key] == json.loads(json.dumps(value)) for key, value in layout.items()
         ):
             state = load_rank(checkpoint.folder, self._ranks.rank)
+            _tell_unsent(state, engine, averaged=False)
             engine.load_state({**state, "frozen": checkpoint.frozen()})
             set_rng_state(state["rng"])
         else:
@@ -336,8 +337,24 @@ class CheckpointStore:
                 "%s was written under another layout; its shards are redistributed",
                 checkpoint.folder,
             )
-            engine.load_state(recut(checkpoint, engine))
+            state = recut(checkpoint, engine)
+            _tell_unsent(state, engine, averaged=True)
+            engine.load_state(state)
         return Progress.from_json(checkpoint.progress)
+
+
+def _tell_unsent(state: Mapping[str, Any], engine: Engine, *, averaged: bool) -> None:
+    """Log what becomes of gradients that the ranks had not sent yet."""
+    saved = (state.get("compression") or {}).get("memory", {})
+    held = () if engine.compression is None else engine.compression.compressed
+    if dropped := len(set(saved) - set(held)):
+        log.warning(
+            "what the ranks had not sent yet of %d gradients is dropped: they are no longer "
+            "compressed",
+            dropped,
+        )
+    if averaged and set(saved) & set(held):
+        log.info("every rank gets the mean of what the ranks had not sent yet of their gradients")
 
 
 def _patience(kind: type[BaseException] | None) -> float:

@@ -6,6 +6,7 @@ hyper/       hyper-parameters; messages about those not supported or without eff
 optimizers/  one entry per optimizer, the unsupported ones, the JSON's "optimizer" block
 names/       resolves the name of a model, a data set or a JSON of ds_configs/
 flags        command-line flags of `train` and `val`
+loggers      the names of --loggers and the packages they need
 run          the whole configuration of a run as one frozen object (config.json)
 build        builds a `RunConfig` from the command line
 resume       finds the run to resume and checks that it is still the same run

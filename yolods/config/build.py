@@ -13,6 +13,7 @@ from yolods.config.flags import hyper_flags
 from yolods.config.hyper.hyperparameters import Hyper, HyperRead, read_hyper
 from yolods.config.hyper.unused import unused
 from yolods.config.image_size import single_value_fault, size_fault
+from yolods.config.loggers import read_loggers
 from yolods.config.names.data_name import shipped_yaml
 from yolods.config.names.model_name import name_of_weights, parse_name
 from yolods.config.names.recipes import find_json
@@ -95,6 +96,7 @@ def _fresh(args: argparse.Namespace, world_size: int, device: str, faults: Fault
     imgsz = numbers.get("imgsz", RunConfig.imgsz)
     _check_sizes(imgsz, sources.get("imgsz", "--imgsz"), model, hyper, config, faults)
     project, name, exist_ok = read_folder(args, faults)
+    loggers = read_loggers(getattr(args, "loggers", None), faults)
     # --exist-ok moves the folder's old contents before the weights are read.
     if (
         exist_ok
@@ -116,6 +118,7 @@ def _fresh(args: argparse.Namespace, world_size: int, device: str, faults: Fault
         project=project,
         name=name,
         exist_ok=exist_ok,
+        loggers=loggers,
         hyper=hyper,
         deepspeed=config,
         device=device,
@@ -345,6 +348,7 @@ def _resumed(
     numbers, _ = _numbers(args, read, faults)
     check_unchanged(saved, _with_file(args, read), read, numbers, faults)
     layout = _layout(args, faults)
+    loggers = getattr(args, "loggers", None)
     config = saved.deepspeed
     if layout is not None or world_size != config.world_size or device != saved.device:
         config = relaid(saved, layout, world_size, device, faults)
@@ -358,6 +362,7 @@ def _resumed(
         epochs=numbers.get("epochs", saved.epochs),
         workers=numbers.get("workers", saved.workers),
         check_data=bool(args.check_data),
+        loggers=read_loggers(",".join(saved.loggers) if loggers is None else loggers, faults),
         given=_as_typed(args),
         notes=tuple(dict.fromkeys((*said, *config.notes, *kept, *read.notes))),
         start=_start(args),

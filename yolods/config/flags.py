@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from yolods.config.hyper.hyperparameters import RULES, Given
 from yolods.config.hyper.unsupported import FLAGS, REFUSED, YOLOV5
+from yolods.config.loggers import LOGGERS
 from yolods.config.optimizers.supported import OPTIMIZERS
 from yolods.errors import nearest
 from yolods.parsing.command_line import FlagNames, RefusedFlag
@@ -61,9 +62,24 @@ class _Refuse(argparse.Action):
         raise RefusedFlag(flag, _REFUSED_FLAGS[flag])
 
 
-def _given_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of distributed subcommands. DeepSpeed's launcher adds the hidden
-    --local_rank."""
+AUTO_BATCH = -1
+"""The value of --batch-size that leaves it to the plan: typed auto, or -1 as in ultralytics."""
+
+
+def images(text: str) -> int:
+    """A number of images, or AUTO_BATCH; argparse names this function in its message."""
+    return AUTO_BATCH if text == "auto" else int(text)
+
+
+def _given_flags(
+    parser: argparse.ArgumentParser, batch: Callable[[str], int] = int, or_auto: str = ""
+) -> None:
+    """Add the flags of distributed subcommands. DeepSpeed's launcher adds the hidden --local_rank.
+
+    Args:
+        batch: reads --batch-size.
+        or_auto: what else --batch-size may be, for the help.
+    """
     parser.add_argument(
         "--deepspeed_config",
         "--deepspeed-config",
@@ -74,7 +90,7 @@ def _given_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--data", metavar="YAML", help="data yaml, or demo")
     parser.add_argument("--weights", metavar="PT", help="ultralytics .pt")
-    _image_flags(parser)
+    _image_flags(parser, batch, or_auto)
     _folder_flags(parser)
     parser.add_argument(
         "--set",
@@ -84,7 +100,9 @@ def _given_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _image_flags(parser: argparse.ArgumentParser) -> None:
+def _image_flags(
+    parser: argparse.ArgumentParser, batch: Callable[[str], int], or_auto: str
+) -> None:
     """Add the flags for size, number and reading of images."""
     parser.add_argument(
         "--imgsz", "--img", "--img-size", type=int, metavar="PX", help="image size (default 640)"
@@ -92,9 +110,9 @@ def _image_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size",
         "--batch",
-        type=int,
+        type=batch,
         metavar="N",
-        help="images per forward pass over all ranks (default 16)",
+        help=f"images per forward pass over all ranks{or_auto} (default 16)",
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="loader processes per rank (default 8; 0 on a CPU)"
@@ -116,12 +134,17 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
     Parsing a flag of yolov5's train.py that is not supported raises UserError with the remedy.
     """
-    _given_flags(parser)
+    _given_flags(parser, images, ", or auto: as many as the plan says that fit")
     parser.add_argument(
         "--model", "--cfg", metavar="NAME", help="yolov5n..x, yolov5n6..x6, yolov5[d,w] or a yaml"
     )
     parser.add_argument("--epochs", type=int, metavar="N", help="default 100")
     parser.add_argument("--hyp", metavar="YAML", help="hyper-parameters")
+    parser.add_argument(
+        "--loggers",
+        metavar="NAME,...",
+        help=f"also send curves to {', '.join(LOGGERS)}; a resume keeps them, none ends them",
+    )
     # Messages between launcher and ranks: the folder that the launcher claimed, the identity of the
     # start, and the file by which ranks report back.
     parser.add_argument("--run-dir", metavar="DIR", help=argparse.SUPPRESS)

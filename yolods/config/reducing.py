@@ -22,7 +22,12 @@ class ReductionConfig:
 
 
 def read_reduction(
-    zero: Mapping[str, Any], stage: int, once: str = "auto", *, pipelined: bool
+    zero: Mapping[str, Any],
+    stage: int,
+    once: str = "auto",
+    *,
+    pipelined: bool,
+    compressed: bool = False,
 ) -> ReductionConfig:
     """The reduction that a JSON describes.
 
@@ -31,13 +36,15 @@ def read_reduction(
         stage: of ZeRO.
         once: the value of "yolods".accumulation.reduce.
         pipelined: whether the model is split; a stage reduces once, after its last backward pass.
+        compressed: whether compression reduces gradients in place of anything described here, once,
+            after the last backward pass.
     """
     theirs = (
         zero.get("use_multi_rank_bucket_allreduce") is not None
         or zero.get("reduce_scatter") is False
     )
     return ReductionConfig(
-        owned=stage in (1, 2) and not theirs,
-        overlapped=zero.get("overlap_comm") is not False and not pipelined,
+        owned=stage in (1, 2) and not theirs and not compressed,
+        overlapped=zero.get("overlap_comm") is not False and not pipelined and not compressed,
         once=once,
     )

@@ -68,6 +68,8 @@ class RunConfig:
     """The requested name; `run_dir` appends a number if that folder existed."""
     exist_ok: bool = False
     """Whether the run may write into an existing folder."""
+    loggers: tuple[str, ...] = ()
+    """Names of --loggers that also receive the run's curves."""
     resume: Path | None = None
     """Folder of the run being resumed; None: a new run."""
     hyper: Hyper
@@ -157,6 +159,7 @@ class RunConfig:
                 "project": str(self.project),
                 "name": self.name,
                 "exist_ok": self.exist_ok,
+                "loggers": list(self.loggers),
                 "device": self.device,
                 "ranks": config.world_size,
                 "hyper": self.hyper.as_dict(),
@@ -209,6 +212,7 @@ class RunConfig:
                 project=Path(saved["project"]),
                 name=saved["name"],
                 exist_ok=saved["exist_ok"],
+                loggers=tuple(map(str, saved.get("loggers") or ())),
                 resume=run_dir,
                 hyper=hyper,
                 deepspeed=config,

@@ -44,6 +44,7 @@ OUTPUTS = (
     ),
     *(partial_name(name) for name in (CONFIG_FILE, "results.csv", "stability.jsonl")),
     *("stability.jsonl", "events.out.tfevents.*", "labels.jpg", "train_batch*.jpg"),
+    *("telemetry.jsonl", "wandb", "mlruns", "mlflow.db", "comet"),
     *(
         "val_batch*.jpg",
         "Box*_curve.png",

@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -141,6 +141,28 @@ class Streams:
             return False
 
 
+class Observer(Protocol):
+    """Somebody who is told of every call, in the thread that makes it."""
+
+    def before(self, function: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        """A function, or `wait` of a work, is about to be called; returns the call's handle."""
+
+    def behind(self, call: Any, result: Any) -> None:
+        """It has returned."""
+
+    def failed(self, call: Any) -> None:
+        """It has raised."""
+
+
+_observer: Observer | None = None
+
+
+def observe(observer: Observer | None) -> None:
+    """Tell this one of every call from now on, instead of an earlier one; None: nobody."""
+    global _observer
+    _observer = observer
+
+
 def mark_collectives(
     event: Callable[[], Event] | None = None, tracker: PhaseTracker = PHASES
 ) -> None:
@@ -164,6 +186,24 @@ def _marked(function: F, tracker: PhaseTracker, streams: Streams | None) -> F:
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
         with tracker.waiting() if streams is None else streams.around():
-            return function(*arguments, **named)
+            if (observer := _observer) is None:
+                return function(*arguments, **named)
+            return _observed(observer, function, arguments, named)
 
     return call
+
+
+def _observed(
+    observer: Observer,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    named: Mapping[str, Any],
+) -> Any:
+    call = observer.before(function.__name__, arguments, named)
+    try:
+        result = function(*arguments, **named)
+    except BaseException:
+        observer.failed(call)
+        raise
+    observer.behind(call, result)
+    return result

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from yolods.compression.powersgd import PowerSgd
 from yolods.distributed.phases import mark
 from yolods.distributed.world import Ranks, Share
 from yolods.engine.diagnosis import Diagnosis
@@ -30,6 +31,7 @@ from yolods.stability.controller import Stability, StockStability
 from yolods.stability.guard import Verdict
 from yolods.stability.record import StepRecord
 from yolods.stats import PipeStats
+from yolods.traffic.meter import open_meter
 from yolods.zero.master_weights import Masters
 
 if TYPE_CHECKING:
@@ -67,10 +69,15 @@ class Parts:
     """Pixels per cell of each level."""
     reg_max: int
     """Bins of the head's distance distribution."""
+    compression: PowerSgd | None = None
+    """What averages the gradients over the replicas; None: DeepSpeed."""
 
 
 class Engine(TrainingState):
     """A detector on a DeepSpeed engine. All methods are collectives unless they say otherwise."""
+
+    stage = 0
+    """This rank's stage of a pipeline."""
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(
@@ -80,8 +87,10 @@ class Engine(TrainingState):
             parts.stability,
             parts.ranks,
             parts.share,
+            parts.compression,
             snapshot_steps=parts.overflow.snapshot_steps,
         )
+        self.traffic = open_meter(parts.ranks)
         self.inputs, self._loss, self._frozen = parts.inputs, parts.loss, parts.frozen
         self._strides, self._reg_max = parts.strides, parts.reg_max
         self.diagnosis = Diagnosis(
@@ -119,16 +128,16 @@ class Engine(TrainingState):
         # Before DeepSpeed's step: only here are the gradients already reduced, but not yet unscaled
         # or clipped. DeepSpeed's step reads the decision through its optimizer.
         can_return = self.snapshots.snapshot is not None
-        record = self.stability.before_step(
-            sums, step.batches * self.share.dp_size, can_return=can_return
-        )
+        with self.traffic.ours():
+            record = self.stability.before_step(
+                sums, step.batches * self.share.dp_size, can_return=can_return
+            )
         if record.verdict.applied:
             # After the verdict, which shows that these weights are good, and before the step
             # changes them.
             self.snapshots.remember()
         mark("the optimizer")
-        # A skipped step calls this too: DeepSpeed frees the gradients here. Otherwise the next step
-        # would add its gradients to these.
+        # After a skip, too: here DeepSpeed frees the gradients, to which the next step would add.
         self.deepspeed.step()
         # After DeepSpeed's step, which must unscale with the loss scale that backward used. Before
         # it, a doubling of the scale would halve this step's gradients.
@@ -138,6 +147,8 @@ class Engine(TrainingState):
         if record.verdict.applied:
             # After the masters have moved. A skipped step does not advance the average's warm-up.
             self.ema.update()
+            if self.compression is not None:
+                self.compression.commit()
             return record
         # Before the second run, so that it starts from the same statistics as the first. Needed
         # without a second run too: a nan in running statistics would stay there.

@@ -14,6 +14,7 @@ from yolods.compat import equal_weights_stay, keep_lone_gradients_apart, skip_ow
 from yolods.distributed.mesh import Mesh
 from yolods.distributed.world import Ranks, Share
 from yolods.engine.base import Parts
+from yolods.engine.build_compression import build_compression
 from yolods.engine.build_reduction import bucket_of, lower_traffic
 from yolods.engine.build_stability import build_stability
 from yolods.engine.monitor_files import announce_folders
@@ -207,12 +208,14 @@ def _parts(
     lower_traffic(engine, ds, ranks)
     masters = masters_of(engine.optimizer)
     statistics = [buffer for buffer in engine.module.buffers() if buffer.is_floating_point()]
+    stability = build_stability(engine, masters, ds, ranks, share)
     return Parts(
         deepspeed=engine,
         loss=loss,
         masters=masters,
         ema=ShardedEma(masters, statistics, decay=hyper.ema_decay, tau=hyper.ema_tau),
-        stability=build_stability(engine, masters, ds, ranks, share),
+        stability=stability,
+        compression=build_compression(engine, ds, stability, ranks, share),
         overflow=ds.own.overflow,
         inputs=InputFormat(ranks.device, _DTYPES[ds.precision], channels_last),
         ranks=ranks,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolods.compression.powersgd import PowerSgd
 from yolods.device.host_copy import fill, host_copy
 from yolods.device.stored import Stored
 from yolods.distributed.world import Ranks, Share
@@ -16,6 +17,7 @@ from yolods.engine.snapshots import Snapshots
 from yolods.errors import UserError
 from yolods.optim.ema import ShardedEma
 from yolods.stability.controller import Stability, StockStability
+from yolods.system.allocator import trim_before
 from yolods.zero.master_weights import Masters, frozen_weight, full_shape, set_parameter
 from yolods.zero.shards import fill_shard, misfits
 
@@ -40,6 +42,7 @@ class TrainingState:
         stability: Stability | StockStability,
         ranks: Ranks,
         share: Share,
+        compression: PowerSgd | None = None,
         *,
         snapshot_steps: int,
     ) -> None:
@@ -47,10 +50,12 @@ class TrainingState:
         Args:
             deepspeed: the DeepSpeedEngine.
             share: this replica's share of the data.
+            compression: what averages the gradients; None: DeepSpeed, which remembers nothing.
             snapshot_steps: applied steps between two snapshots in memory; 0 for none.
         """
         self.deepspeed, self.masters, self.ema = deepspeed, masters, ema
         self.stability, self.ranks, self.share = stability, ranks, share
+        self.compression = compression
         self.snapshots = Snapshots(
             self.statistics, self._moving, every=snapshot_steps, restores=stability.restores
         )
@@ -101,6 +106,7 @@ class TrainingState:
             "ema": self.ema.state_dict(),
             "statistics": self.statistics(),
             "counts": dict(self._counts()),
+            "compression": {} if self.compression is None else self.compression.state(),
         }
 
     def state(self) -> dict[str, Any]:
@@ -158,6 +164,9 @@ class TrainingState:
         counts = dict(self._counts())
         fill(counts.values(), [state["counts"][name] for name in counts])
         self.ema.load_state_dict(state["ema"])
+        if self.compression is not None:
+            # Missing in the checkpoint of a run without compression.
+            self.compression.load(state.get("compression") or {})
         # Last, because the model's own weights follow the masters that were filled above.
         self.masters.publish()
 
@@ -230,6 +239,7 @@ def _leaves(net: nn.Module, masters: Masters, *, keep: bool) -> Iterator[tuple[s
     """A stage's tensors, on ranks that save its weights; the others take part."""
     for name, parameter in net.named_parameters():
         whole = masters.whole if parameter.requires_grad else frozen_weight
+        trim_before(4 * full_shape(parameter).numel())
         value = whole(parameter, keep=keep)
         if value is not None:
             yield name, value

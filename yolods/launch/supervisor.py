@@ -95,12 +95,17 @@ def supervise(first: Start, again: Callable[[int], Start | int], *, restarts: in
 
 
 def be_a_child() -> None:
-    """Tie this process to its parent: the kernel sends SIGTERM when the parent dies.
+    """Tie this process to its parent, which forwards Ctrl-C, so that the terminal's is ignored.
 
-    The parent forwards Ctrl-C, so this process ignores the terminal's. Runs between fork and exec.
+    Runs between fork and exec.
     """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    end_with_parent()
     hold_ctrl_c()
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its parent dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 class _Requests:

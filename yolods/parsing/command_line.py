@@ -71,6 +71,14 @@ class FlagParser(argparse.ArgumentParser):
         """Raise, where argparse would print a usage and exit."""
         raise argparse.ArgumentError(None, message)
 
+    def shown(self) -> list[argparse.Action]:
+        """The flags that the help lists."""
+        return [
+            action
+            for action in self._actions
+            if action.option_strings and action.help != argparse.SUPPRESS
+        ]
+
     def print_help(self, file: Any = None) -> None:
         """Print the help; raises UserError if it cannot be written to the screen."""
         show(self.format_help().rstrip())
@@ -181,7 +189,7 @@ class FlagParser(argparse.ArgumentParser):
         name, _, value = word.partition("=")
         flag = self._spelt(f"--{name}")
         if flag in self._option_string_actions:
-            return f"{word}: {self._refusal(flag) or self._with_dashes(flag, value)}"
+            return f"{word}: {self.why_not(flag) or self._with_dashes(flag, value)}"
         remedy = self._foreign(name.replace("-", "_"))
         return f"{word}: {remedy or 'write flags as --name VALUE'}"
 
@@ -197,8 +205,12 @@ class FlagParser(argparse.ArgumentParser):
             value = ""
         return f"write flags with dashes: {flag} {value}".rstrip()
 
-    def _refusal(self, flag: str) -> str | None:
-        """Why a known flag is not supported; None: it is supported."""
+    def why_not(self, flag: str) -> str | None:
+        """Why a flag is not supported, or what to write in place of an unknown one; None: there is
+        nothing to say."""
+        flag = self._spelt(flag)
+        if flag not in self._option_string_actions:
+            return self._foreign(flag.lstrip("-").replace("-", "_"))
         if self._option_string_actions[flag].dest != argparse.SUPPRESS:
             return None
         try:
@@ -210,8 +222,8 @@ class FlagParser(argparse.ArgumentParser):
 
 _MAY_BE_EMPTY = ("weights", "project", "name", "launcher_args", argparse.SUPPRESS)
 """`--weights ''` means random weights, as in yolov5; project and name have own messages."""
-_WRONG_VALUE = re.compile(r"invalid (int|float) value: (.*)")
-_KINDS = {"int": "a whole number", "float": "a number"}
+_WRONG_VALUE = re.compile(r"invalid (int|float|images) value: (.*)")
+_KINDS = {"int": "a whole number", "float": "a number", "images": "a whole number, or auto"}
 
 
 def _told(message: str) -> str:

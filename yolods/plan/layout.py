@@ -88,6 +88,33 @@ class Layout:
         return self.micro_batch * self.replicas * self.accumulation
 
 
+_DESCRIBED = ("stage", "reduce_bucket_size", "allgather_bucket_size", "offload_optimizer")
+"""Keys of "zero_optimization" that a layout has."""
+
+
+def undescribed(config: RunConfig) -> tuple[str, ...]:
+    """Names of settings that change a rank's memory and that its `Layout` does not have."""
+    ds = config.deepspeed
+    content = ds.for_initialize()
+    # As the formulas for memory assume it; the engine says so for a pipeline.
+    usual = {"overlap_comm": False, "contiguous_gradients": ds.pipeline is None}
+    halves = [content.get(block, {}) for block in ("bf16", "fp16")]
+    found = {
+        "freeze": bool(config.hyper.freeze),
+        "multi_scale": bool(config.hyper.multi_scale),
+        "masters in low precision": any(
+            key.endswith(("master_weights_and_grads", "optimizer_states")) and block[key]
+            for block in halves
+            for key in block
+        ),
+        **{
+            key: key not in _DESCRIBED and value != usual.get(key)
+            for key, value in content.get("zero_optimization", {}).items()
+        },
+    }
+    return tuple(name for name, changes in found.items() if changes)
+
+
 def layout_of(config: RunConfig, cuts: tuple[int, ...] = ()) -> Layout:
     """The layout that a run's configuration describes.
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from yolods.model.graph.graph import live
 from yolods.plan.cost import STATE_BYTES, Cost, Machine, node_seconds
-from yolods.plan.one_f_one_b import in_flight
-from yolods.plan.zero_bubble import most_held
+from yolods.plan.zero_bubble import flying
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +53,8 @@ class Terms:
     """
 
     def flying(self, stages: int, stage: int) -> int:
-        """Micro-batches whose activations a stage holds at once.
-
-        Under zero-bubble those that wait for their weights' part count in full, although they have
-        kept only part of their activations: the inputs and output gradients of convolutions.
-        """
-        if self.schedule == "zb":
-            return most_held(stages, self.micro_batches)
-        return in_flight(stages, stage, self.micro_batches)
+        """Micro-batches whose activations a stage holds at once."""
+        return flying(self.schedule, stages, stage, self.micro_batches)
 
 
 DEFAULT = Terms()

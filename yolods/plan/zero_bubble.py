@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from yolods.plan.one_f_one_b import Instruction, Simulation, instructions, replay
+from yolods.plan.one_f_one_b import Instruction, Simulation, in_flight, instructions, replay
 
 
 def passes(stages: int, stage: int, micro_batches: int) -> tuple[Instruction, ...]:
@@ -45,6 +45,20 @@ def most_held(stages: int, micro_batches: int) -> int:
     the end of W. Stage 0, which holds the most under 1F1B, holds no more.
     """
     return min(stages, micro_batches)
+
+
+def flying(schedule: str, stages: int, stage: int, micro_batches: int) -> int:
+    """Micro-batches whose activations a stage holds at once.
+
+    Under zero-bubble those that wait for their weights' part count in full, although they have
+    kept only part of their activations: the inputs and output gradients of convolutions.
+
+    Args:
+        schedule: 1f1b or zb.
+    """
+    if schedule == "zb":
+        return most_held(stages, micro_batches)
+    return in_flight(stages, stage, micro_batches)
 
 
 def simulate_split(

@@ -1,4 +1,5 @@
-"""`--deepspeed_config auto` of `train`: the plan's best layout for the run's ranks and device.
+"""`--deepspeed_config auto` and `--batch-size auto` of `train`: what the plan chooses for the run's
+ranks and device.
 
 Only assumed times are used, so that the launcher, which checks the run, and rank 0, which
 configures it, come to the same layout. The JSON is in yolods' cache, and its content in the run's
@@ -10,12 +11,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolods.config import RunConfig, cache_dir
+from yolods.config.flags import AUTO_BATCH
 from yolods.errors import UserError
+from yolods.system.humanize import plural
 
 if TYPE_CHECKING:
     from yolods.planner.choices import Choice
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
     from yolods.planner.request import Machines
     from yolods.planner.search import Option
 
+_GIB = 2**30
 AUTO = "auto"
 """The value of --deepspeed_config that leaves the layout to the plan."""
 
@@ -34,39 +40,105 @@ def settled(
     local: int | None = None,
     tell: Callable[[str], object] | None = None,
 ) -> argparse.Namespace:
-    """The flags of `train` with a JSON in place of "auto"; other flags are returned as they are.
+    """The flags of `train` with a JSON and a batch in place of "auto"; other flags are returned as
+    they are.
 
-    The batch stays as it would be without a JSON, so that the plan changes no result beyond the
-    data type. A resume keeps the run's JSON.
+    Images per step stay as they would be without a JSON, so that the plan changes no result beyond
+    the data type and the images that share BatchNorm's statistics. A resume keeps the run's own.
 
     Args:
         build: builds the run's configuration from flags, and raises UserError for their faults.
         local: ranks per host; None: all ranks are on one.
-        tell: called with a line about the layout.
+        tell: called with a line about what was chosen.
 
     Raises:
         UserError: the flags are wrong, or nothing fits; then with what would.
     """
-    named = getattr(args, "deepspeed_config", None)
-    if named != AUTO or Path(AUTO).exists():
+    json_too = getattr(args, "deepspeed_config", None) == AUTO and not Path(AUTO).exists()
+    batch_too = getattr(args, "batch_size", None) == AUTO_BATCH
+    if not (json_too or batch_too):
         return args
-    plain = argparse.Namespace(**{**vars(args), "deepspeed_config": None})
+    left = {"deepspeed_config": None} if json_too else {}
+    left |= {"batch_size": None} if batch_too else {}
+    plain = argparse.Namespace(**{**vars(args), **left})
     config = build(plain)
     if config.resume:
         return plain
-    option, planner, machines = _planned(config, local)
-    path = _written(option, planner)
-    if tell is not None:
-        limit = machines.limits.device
-        gib = option.fullest.device / 2**30
-        tell(
-            f"--deepspeed_config auto: {option.family.label}, {option.layout.precision}, "
-            f"{gib:.2f} GiB of {limit / 2**30:.2f} per rank; `yolods plan` shows the others"
+    if json_too:
+        option, planner, machines = _planned(config, local, any_batch=batch_too)
+        left["deepspeed_config"] = str(_written(option, planner))
+    else:
+        option, machines = _filled(config, local)
+    layout = option.layout
+    if batch_too:
+        left["batch_size"] = layout.micro_batch * layout.replicas
+    for line in _told(option, machines, json_too, batch_too) if tell is not None else ():
+        tell(line)
+    return argparse.Namespace(**{**vars(args), **left})
+
+
+def _told(option: Option, machines: Machines, json_too: bool, batch_too: bool) -> Iterator[str]:
+    """A line for each choice, with its memory and where that number comes from."""
+    layout, limits = option.layout, machines.limits
+    taken = max(map(limits.taken, option.memory)) / _GIB
+    memory = f"{taken:.2f} GiB of {limits.device / _GIB:.2f} per rank"
+    if json_too:
+        yield (
+            f"--deepspeed_config auto: {option.family.label}, {layout.precision}, {memory}; "
+            "`yolods plan` shows the others"
         )
-    return argparse.Namespace(**{**vars(args), "deepspeed_config": str(path)})
+    if batch_too:
+        source = f"{machines.figures.name}, {machines.memory_source}"
+        if machines.device == "cpu":
+            source = "its share of this host's memory; on a CPU, more images are not faster"
+        yield (
+            f"--batch-size auto: {layout.micro_batch * layout.replicas} images = "
+            f"{layout.micro_batch} x {layout.replicas}; a step accumulates {layout.accumulation}: "
+            f"{layout.images} images; predicted {memory} ({source})"
+        )
 
 
-def _planned(config: RunConfig, local: int | None) -> tuple[Option, Planner, Machines]:
+def _filled(config: RunConfig, local: int | None) -> tuple[Option, Machines]:
+    """The configuration's own layout with the most images per forward pass that fit, of those that
+    divide the images of a step (nbs).
+
+    Raises:
+        UserError: not even the fewest fit, or there is a pipeline.
+    """
+    from yolods.plan.layout import layout_of
+    from yolods.planner.choices import micro_batches
+    from yolods.planner.command import Planner
+    from yolods.planner.request import subject_of
+    from yolods.planner.search import Option
+
+    if config.deepspeed.pipeline is not None:
+        raise UserError(
+            "--batch-size auto: in a pipeline, the micro-batches of a step decide how long stages "
+            "idle; write a number, or add --deepspeed_config auto, which chooses both"
+        )
+    subject = subject_of(config.model, str(config.data), single_cls=config.hyper.single_cls)
+    machines = _machines(config, local or config.deepspeed.world_size)
+    planner = Planner(subject, config.hyper.optimizer)
+    layout, limits = layout_of(config), machines.limits
+    choice = _choice(config, machines, any_batch=True)
+    for micro in micro_batches(choice, layout.replicas):
+        tried = replace(
+            layout, micro_batch=micro, accumulation=choice.images // layout.replicas // micro
+        )
+        memory = planner.memory(tried, machines)
+        if not limits.over(memory):
+            return Option(tried, memory, None), machines
+    need = max(map(limits.taken, memory)) / _GIB
+    raise UserError(
+        f"--batch-size auto: even {plural(micro, 'image')} per rank would take {need:.2f} GiB of "
+        f"{limits.device / _GIB:.2f} GiB ({machines.figures.name}, {machines.memory_source}); "
+        "choose a smaller --imgsz or --model, or --deepspeed_config auto"
+    )
+
+
+def _planned(
+    config: RunConfig, local: int | None, *, any_batch: bool
+) -> tuple[Option, Planner, Machines]:
     """The best layout for a configuration's model, data, batch and ranks."""
     from yolods.planner.command import Planner
     from yolods.planner.refusal import Refused
@@ -75,7 +147,7 @@ def _planned(config: RunConfig, local: int | None) -> tuple[Option, Planner, Mac
     subject = subject_of(config.model, str(config.data), single_cls=config.hyper.single_cls)
     machines = _machines(config, local or config.deepspeed.world_size)
     planner = Planner(subject, config.hyper.optimizer)
-    found = planner.search(_choice(config, machines), machines)
+    found = planner.search(_choice(config, machines, any_batch=any_batch), machines)
     if found.best is None:
         lines = Refused(found, machines, planner.search, subject.blueprint.grid).lines()
         raise UserError("\n".join(f"--deepspeed_config auto: {line}" for line in lines))
@@ -93,7 +165,13 @@ def _machines(config: RunConfig, local: int) -> Machines:
     return machines_of(args, (), int(config.device == "cuda"))
 
 
-def _choice(config: RunConfig, machines: Machines) -> Choice:
+def _choice(config: RunConfig, machines: Machines, *, any_batch: bool) -> Choice:
+    """What the layouts have in common.
+
+    Args:
+        any_batch: whether the images per forward pass are open; those of a step are then nbs,
+            rounded up to a multiple of the ranks.
+    """
     from yolods.config.image_size import single_value_fault
     from yolods.config.names.model_name import parse_name
     from yolods.planner.choices import Choice
@@ -101,12 +179,13 @@ def _choice(config: RunConfig, machines: Machines) -> Choice:
 
     stride = parse_name(config.model).stride
     scale = config.hyper.multi_scale
+    ranks = machines.ranks
     return Choice(
         config.imgsz,
-        machines.ranks,
-        config.deepspeed.train_batch,
+        ranks,
+        math.ceil(config.hyper.nbs / ranks) * ranks if any_batch else config.deepspeed.train_batch,
         fast_precisions(machines.figures),
-        forward_images=config.batch_size,
+        forward_images=None if any_batch else config.batch_size,
         sync_bn=config.hyper.sync_bn,
         single_value=single_value_fault(config.imgsz, stride, 1, multi_scale=scale) is not None,
     )

@@ -16,7 +16,9 @@ from yolods.launch.args import LaunchFlags
 from yolods.launch.command import hosts_of
 from yolods.model.graph.graph import Graph, build_graph
 from yolods.plan.cost import Cost, cost
+from yolods.plan.layout import Layout
 from yolods.plan.memory.predict import MemoryModel
+from yolods.plan.memory.terms import RankMemory
 from yolods.plan.stage_plan import DTYPE_BYTES
 from yolods.plan.time.nodes import NodeTimes, assumed_times, measured_times
 from yolods.plan.time.step import Clock
@@ -80,6 +82,10 @@ class Planner:
         clock = self.clock(choice, machines)
         memory = self._memory[machines.device]
         return search_layouts(choice, clock, memory.ranks, machines.limits, memory.least)
+
+    def memory(self, layout: Layout, machines: Machines) -> tuple[RankMemory, ...]:
+        """The predicted memory of one rank of every stage."""
+        return self._memory[machines.device].ranks(layout)
 
     def _cost(self, imgsz: int, precision: str) -> Cost:
         return cost(self.graph, imgsz, DTYPE_BYTES[precision])

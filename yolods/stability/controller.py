@@ -75,6 +75,11 @@ class Stability:
         """The loss to pass to `backward`."""
         return self._scale.scale_loss(loss) if self._scale is not None and self._by_hand else loss
 
+    @property
+    def gradient_scale(self) -> float:
+        """The loss scale that this step's gradients contain until DeepSpeed's step."""
+        return self._scale.cur_scale if self._scale is not None else 1.0
+
     def before_step(self, sums: Tensor, micro_batches: int, *, can_return: bool) -> StepRecord:
         """Measure the gradients and decide about the step, before DeepSpeed's step. A collective.
 
@@ -115,7 +120,7 @@ class Stability:
         *items, instances, stop = numbers[: len(sums)]
         # The root comes after the sum over shards: norms do not add up, squares do.
         norms, *weights = np.sqrt(numbers[len(sums) :]).reshape(-1, len(self._names))
-        scale = self._scale.cur_scale if self._scale is not None else 1.0
+        scale = self.gradient_scale
         grad_stats = GradStats(
             names=self._names,
             # The gradients themselves stay scaled until DeepSpeed's step.

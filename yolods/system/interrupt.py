@@ -99,7 +99,7 @@ def heed(handler: Any) -> dict[signal.Signals, Any]:
         if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN
     ]
     earlier = {number: signal.signal(number, handler) for number in heeded}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    release_ctrl_c()
     return earlier
 
 
@@ -119,7 +119,12 @@ def held() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        release_ctrl_c()
+
+
+def release_ctrl_c() -> None:
+    """Deliver a Ctrl-C that was held back, and those that follow."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def passed_on(number: int) -> int:

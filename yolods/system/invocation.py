@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
+
+from yolods.system.files import replace_text
 
 LAUNCH = ("yolods", "launch")
 """The launcher's command without launch.sh, as after `pip install`."""
 SCRIPT = "YOLODS_LAUNCH_SCRIPT"
 """Variable in which launch.sh passes its own path, as it was typed."""
+
+CALLER = "YOLODS_CALLER"
+"""Variable in which `yolods.train` passes the file that names the run's folder."""
+
+
+def called() -> Path | None:
+    """The file of the Python call that started this launcher; None: there was none.
+
+    The variable is removed, so that the ranks do not see it.
+    """
+    path = os.environ.pop(CALLER, None)
+    return Path(path) if path else None
+
+
+def tell_caller(file: Path | None, run_dir: Path, start: str) -> None:
+    """Name the run's folder and its start to the Python call that started this launcher."""
+    if file is not None:
+        replace_text(file, json.dumps([str(run_dir.absolute()), start]))
 
 
 def script(environ: Mapping[str, str] | None = None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from yolods.stats import EpochStats, PipeStats, StabilityEvent
+from yolods.stats import CommunicationStats, EpochStats, PipeStats, StabilityEvent
 from yolods.telemetry.plots import Batch, Prediction
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ class Telemetry:
 
     def pipeline(self, stats: PipeStats) -> None:
         """The times and memory of a pipeline's stages in the last step of an epoch."""
+
+    def communication(self, stats: CommunicationStats) -> None:
+        """What the ranks sent in the steps of an epoch."""
 
     def ranks(self, seconds: Mapping[int, float]) -> None:
         """Seconds per step of each rank, without waiting for others; empty if not known yet."""

@@ -8,13 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from yolods.stats import EpochStats, LoaderStats, PipeStats, StabilityEvent
+from yolods.stats import (
+    CommunicationStats,
+    EpochStats,
+    LoaderStats,
+    PipeStats,
+    StabilityEvent,
+)
 from yolods.telemetry.console import Console
 from yolods.telemetry.events import STABILITY_FILE, EventFile
 from yolods.telemetry.interface import Telemetry
 from yolods.telemetry.log import FILE_ONLY, quiet_dependencies
 from yolods.telemetry.plots import Batch, Painter, Prediction, harmless
 from yolods.telemetry.results import ResultsTable
+from yolods.telemetry.sinks.hub import Sinks
 from yolods.telemetry.tensorboard import TensorBoardWriter
 
 if TYPE_CHECKING:
@@ -55,6 +62,7 @@ class RunTelemetry(Telemetry):
         start_step: int = 0,
         plots: bool = True,
         stream: TextIO | None = None,
+        sinks: Sinks | None = None,
     ) -> None:
         """Open the files of the run, and remove rows and curve points after `start_step`.
 
@@ -70,6 +78,7 @@ class RunTelemetry(Telemetry):
             start_step: number of steps that a resumed run starts from.
             plots: draw pictures.
             stream: the screen; None: sys.stdout.
+            sinks: the run's loggers; None: there are none.
 
         Raises:
             OSError: `run_dir` cannot be created.
@@ -80,16 +89,16 @@ class RunTelemetry(Telemetry):
         self._drawn = {0, 1, 2}
         if close_mosaic_batch is not None:
             self._drawn |= {close_mosaic_batch + i for i in range(3)}
-        self._step = start_step
-        self._closed = False
+        self._step, self._closed, self._first_step = start_step, False, True
         self._pipe: PipeStats | None = None
-        self._first_step = True
+        self._sent: CommunicationStats | None = None
         self._console = Console(
             epochs=epochs, images_per_epoch=images_per_epoch, batch_size=batch_size, stream=stream
         )
         self._results: ResultsTable | None = None
         self._board: TensorBoardWriter | None = None
         self._events = EventFile(run_dir / STABILITY_FILE)
+        self._sinks = sinks or Sinks()
         earlier: list[Mapping[str, Any]] = []
         with harmless(STABILITY_FILE):
             earlier = self._events.keep(start_step)
@@ -101,6 +110,7 @@ class RunTelemetry(Telemetry):
             self._board = TensorBoardWriter(
                 run_dir, steps_per_epoch=steps, start_step=start_step, events=earlier
             )
+            self._board.also = self._sinks.scalars
         self._painter = Painter(run_dir, names, self._show_picture) if plots else None
 
     def start(
@@ -117,6 +127,7 @@ class RunTelemetry(Telemetry):
         self._on_board(
             "the configuration", lambda board: board.start(config, model_summary, compared)
         )
+        self._sinks.start(config, self._epochs, self._step)
         self._console.say(f"Logging results to {self.run_dir}")
         self._console.say(f"TensorBoard: {tensorboard()} --logdir {self.run_dir}")
         self._console.say(f"Starting training for {self._epochs} epochs...")
@@ -135,6 +146,7 @@ class RunTelemetry(Telemetry):
 
     def epoch_begin(self, epoch: int) -> None:
         self._console.epoch_begin(epoch)
+        self._sinks.epoch_begin(epoch)
 
     def step(self, record: StepRecord) -> None:
         if self._first_step:
@@ -186,6 +198,10 @@ class RunTelemetry(Telemetry):
         self._pipe = stats
         self._on_board("the pipeline's curves", lambda board: board.pipeline(stats))
 
+    def communication(self, stats: CommunicationStats) -> None:
+        self._sent = stats
+        self._on_board("the communication's curves", lambda board: board.communication(stats))
+
     def ranks(self, seconds: Mapping[int, float]) -> None:
         if len(seconds) > 1:
             self._on_board("the ranks' curves", lambda board: board.ranks(seconds))
@@ -194,12 +210,15 @@ class RunTelemetry(Telemetry):
         self._console.epoch_end(stats)
         if self._pipe is not None:
             self._console.say(pipe_line(self._pipe))
+        if self._sent is not None:
+            self._console.say(communication_line(self._sent))
         if stats.loader is not None:
             self._console.say(loader_line(stats.loader))
         if self._results:
             with harmless(f"the row of epoch {stats.epoch + 1} in results.csv"):
                 self._results.append(stats)
         self._on_board("the curves", lambda board: board.epoch_end(stats))
+        self._sinks.epoch_end(stats, self._step)
 
     def event(self, kind: str, text: str, *, warn: bool = False) -> None:
         if warn:
@@ -216,6 +235,8 @@ class RunTelemetry(Telemetry):
             for name in _FINAL_PICTURES:
                 self._show_picture(f"plots/{Path(name).stem}", self.run_dir / name, self._step)
         self._on_board("the final metrics", lambda board: board.finish(metrics or {}))
+        best = self.run_dir / "weights" / "best.pt"
+        self._sinks.finish(metrics, best if best.is_file() else None, seconds)
         for line in self._last_words(metrics, seconds):
             self._console.say(line)
 
@@ -228,13 +249,16 @@ class RunTelemetry(Telemetry):
             self._painter.close()
         self._on_board("its last points", lambda board: board.close())
         self._board = None
+        self._sinks.close()
 
     def _show_picture(self, tag: str, file: Path, step: int) -> None:
-        """Add a picture to TensorBoard; thread-safe, because the event writer has a queue."""
+        """Add a picture to TensorBoard and the loggers; thread-safe, because both have queues."""
         board = self._board
         if board is not None and file.is_file():
             with harmless(f"{file.name} in TensorBoard"):
                 board.picture(tag, file, step)
+        if file.is_file():
+            self._sinks.picture(tag, file, step)
 
     def _on_board(self, what: str, write: Callable[[TensorBoardWriter], None]) -> None:
         """Write to TensorBoard. The first failure ends it: a full disk would fail at every step."""
@@ -286,6 +310,20 @@ def pipe_line(stats: PipeStats) -> str:
         f"{'':>11}stages: busy {busy} ms per step, idle {stats.idle:.0%} ({schedule} bound "
         f"{stats.bound:.0%}), sent {sent} MiB, peak {peak} MiB"
     )
+
+
+def communication_line(stats: CommunicationStats) -> str:
+    """The line about what the ranks sent: means per step and rank, beside what theory asks for."""
+    asked = f" ({stats.layout} = {_mb(stats.needed)})" if stats.needed is not None else ""
+    return (
+        f"{'':>11}communication: {_mb(stats.sent)} and {stats.calls:.0f} calls per step and rank"
+        f"{asked}, {stats.seconds:.2f} s of {stats.step_seconds:.2f} s, {stats.hidden:.0%} hidden, "
+        f"{stats.waiting:.0%} waiting"
+    )
+
+
+def _mb(count: float) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e6:.3f} MB"
 
 
 def loader_line(stats: LoaderStats) -> str:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from yolods.compat import leave_failures_to_the_next_write
-from yolods.stats import EpochStats, PipeStats, StabilityEvent
+from yolods.stats import CommunicationStats, EpochStats, PipeStats, StabilityEvent
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,6 +62,8 @@ class TensorBoardWriter:
         # every further one as a restart.
         self._writer = SummaryWriter(str(run_dir), purge_step=start_step + 1, flush_secs=20)
         self._every = max(steps_per_epoch // _POINTS_AN_EPOCH, 1)
+        self.also: Callable[[Mapping[str, float], int], None] | None = None
+        """Called with every point that is written: the values by curve, and the step."""
         self._pending: list[StepRecord] = []
         self._counted = Counter(tag for event in events for tag in _tags_of(event))
         self.step_number = start_step
@@ -108,16 +110,29 @@ class TensorBoardWriter:
                 f"pipeline/sent_mib_{where}": stage.sent / 2**20,
                 f"pipeline/peak_mib_{where}": stage.peak / 2**20,
             }
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, self.step_number)
+        self._scalars(values)
+
+    def communication(self, stats: CommunicationStats) -> None:
+        """Add one point per rank to each curve of an epoch's communication."""
+        values = {} if stats.needed is None else {"communication/needed_mb": stats.needed / 1e6}
+        for rank in stats.ranks:
+            where = f"rank{rank.rank}"
+            values |= {
+                f"communication/ranks/sent_mb_{where}": sum(rank.sent.values()) / 1e6,
+                f"communication/ranks/held_share_{where}": rank.held,
+                f"communication/ranks/waiting_share_{where}": rank.waiting,
+                f"communication/ranks/between_steps_mb_{where}": rank.between / 1e6,
+            }
+            for peer, sent in rank.boundaries.items():
+                values[f"communication/boundaries/mb_{where}_to_rank{peer}"] = sent / 1e6
+        self._scalars(values)
 
     def ranks(self, seconds: Mapping[int, float]) -> None:
         """Add one point to each curve of the ranks."""
         usual = median(seconds.values())
         values = {f"ranks/seconds_rank{rank}": own for rank, own in seconds.items()}
         values["ranks/slowest_to_median"] = max(seconds.values()) / max(usual, 1e-9)
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, self.step_number)
+        self._scalars(values)
 
     def epoch_end(self, stats: EpochStats) -> None:
         """Write an epoch's validation losses, metrics, rate and number."""
@@ -212,9 +227,15 @@ class TensorBoardWriter:
             )
 
     def _scalars(self, values: Mapping[str, float | None]) -> None:
-        for tag, value in values.items():
-            if value is not None and math.isfinite(value):
-                self._writer.add_scalar(tag, value, self.step_number)
+        points = {
+            tag: float(value)
+            for tag, value in values.items()
+            if value is not None and math.isfinite(value)
+        }
+        if self.also is not None:
+            self.also(points, self.step_number)
+        for tag, value in points.items():
+            self._writer.add_scalar(tag, value, self.step_number)
 
     def _pr_curve(self, tag: str, precision: Any, recall: Any, labels: int) -> None:
         """Add a curve; the arrays (1000,) cover confidences 0 to 1, `labels` counts the boxes."""

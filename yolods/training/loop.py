@@ -26,11 +26,13 @@ from yolods.system.invocation import launch_command
 from yolods.telemetry import STABILITY_FILE, Telemetry
 from yolods.training.batches import TrainBatches
 from yolods.training.final import FinalValidation
+from yolods.training.memory_check import MemoryCheck
 from yolods.training.pace import Pace
 from yolods.training.selection import ModelSelection
 from yolods.watchdog.watchdog import Watchdog
 
 
+# Wide: one attribute for each thing that a step needs.
 class Run:
     """A training run on this rank. `fit` and everything it calls is a collective."""
 
@@ -45,17 +47,20 @@ class Run:
         store: CheckpointStore,
         telemetry: Telemetry,
         watchdog: Watchdog,
+        memory: MemoryCheck,
         progress: Progress,
     ) -> None:
         """
         Args:
             selection: evaluates every epoch and writes its weights.
             final: evaluates the best epoch's weights at the end.
+            memory: compares the memory of the first steps with the plan's.
             progress: where to continue; `Progress()` for a new run.
         """
         self.config, self.engine, self.schedule, self.batches = config, engine, schedule, batches
         self.selection, self.final, self.store = selection, final, store
-        self.telemetry, self.watchdog, self.progress = telemetry, watchdog, progress
+        self.telemetry, self.watchdog, self.memory = telemetry, watchdog, memory
+        self.progress = progress
         self._pace = Pace(progress.seconds)
         self._saved = progress.step
 
@@ -103,6 +108,7 @@ class Run:
     def _step(self, batches: Iterator[dict[str, Any]]) -> None:
         """Take one optimizer step and do everything that is due after it."""
         record = self._train(batches)
+        self.memory.step(record.scalars, epoch_ends=self._epoch_ended)
         with slowly("the screen"):  # a user may hold it with Ctrl-S
             self.telemetry.step(record)
         if record.skipped or record.verdict.vanished:
@@ -130,9 +136,11 @@ class Run:
         began, before = time.perf_counter(), self.progress
         planned = self.schedule.step_at(before.position)
         imgsz = self.batches.size(before.step)
+        self.engine.traffic.begin()
         record = self.engine.train_step(planned, batches, imgsz, stop=interrupt.asked())
         mark("between steps")  # the last pass has ended; what follows is not its time
         seconds = time.perf_counter() - began
+        record.scalars.update(self.engine.traffic.end(seconds))
         samples = planned.batches * self.schedule.batch
         self._pace.count(samples)
         self.progress = before.after_step(
@@ -190,6 +198,8 @@ class Run:
         }
         if (pipe := self.engine.report()) is not None:
             self.telemetry.pipeline(pipe)
+        if (communication := self.engine.traffic.report(self.engine.ranks)) is not None:
+            self.telemetry.communication(communication)
         self.telemetry.ranks(self.watchdog.step_seconds())
         while self._epoch_ended and not self.selection.exhausted:
             self._close_epoch(trained)

@@ -7,8 +7,9 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from yolods.distributed.store import KeyValueStore
 from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
 from yolods.engine.build import build_zero, plan_schedule
+from yolods.engine.build_compression import compression_lines
 from yolods.engine.build_pipeline import build_stage, plan_stages
 from yolods.errors import Faults, UserError
 from yolods.evaluation.evaluator import Evaluator
@@ -51,8 +53,13 @@ from yolods.model.freezing import told
 from yolods.model.weights import PtFile
 from yolods.optim.lr_schedule import Schedule
 from yolods.optim.optimizers import OptimizerChoice, choose_optimizer
+from yolods.plan.layout import layout_of
+from yolods.plan.stage_plan import counted
 from yolods.system.files import replace_text
 from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry, model_table
+from yolods.telemetry.sinks.hub import Sinks
+from yolods.telemetry.sinks.sink import RunFacts
+from yolods.traffic.theory import Need, need_of_stages, need_of_whole
 from yolods.training.batches import TrainBatches
 from yolods.training.checks.resume_check import (
     RECORD,
@@ -67,6 +74,7 @@ from yolods.training.checks.resume_check import (
 )
 from yolods.training.final import FinalValidation
 from yolods.training.loop import Run
+from yolods.training.memory_check import MemoryCheck, MemoryMeter, predicted_ranks
 from yolods.training.precise_bn import TrainStatistics
 from yolods.training.provenance import Provenance, provenance
 from yolods.training.selection import ModelSelection
@@ -113,7 +121,8 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     ranks.main_first(lambda: _write_config(config, origin))
     schedule = plan_schedule(config, choice, len(train.dataset))
     weights = class_weights(train.scan, len(names), hyper.cls_pw)
-    engine, notes = _make_engine(blueprint, config, choice, ranks, weights)
+    meter = MemoryMeter(ranks.device)
+    engine, notes, cuts = _make_engine(blueprint, config, choice, ranks, weights)
     progress = Progress(run=config.run)
     if checkpoint is not None:
         # After the engine exists, because `load` copies into its tensors.
@@ -126,6 +135,11 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
         _announce(
             config, origin, ranks, telemetry, blueprint, splits, choice, schedule, progress, notes
         )
+    predict = partial(
+        predicted_ranks,
+        *(config, blueprint, train.scan.labels, choice.name, cuts, ranks.device.type),
+    )
+    memory = MemoryCheck(meter, ranks, engine.stage, predict, telemetry)
     batches = TrainBatches(
         config, train.dataset, schedule, ranks, engine.share, telemetry, stride=blueprint.grid
     )
@@ -133,7 +147,8 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     selection = ModelSelection(config, engine, evaluator, writer, telemetry)
     final = FinalValidation(engine, evaluator, statistics, writer, telemetry, plots=hyper.plots)
     return Run(
-        config, engine, schedule, batches, selection, final, store, telemetry, watchdog, progress
+        *(config, engine, schedule, batches, selection, final, store, telemetry, watchdog, memory),
+        progress,
     )
 
 
@@ -332,19 +347,39 @@ def _make_engine(
     choice: OptimizerChoice,
     ranks: Ranks,
     class_weights: Tensor | None,
-) -> tuple[Engine, list[str]]:
-    """The engine that the JSON configures, and lines about it for the log."""
+) -> tuple[Engine, list[str], tuple[int, ...]]:
+    """The engine that the JSON configures, lines about it for the log, and a pipeline's cuts."""
     if config.deepspeed.pipeline is not None:
         plan = plan_stages(blueprint, config, ranks)
         engine, note = build_stage(blueprint, plan, config, choice, ranks, class_weights)
-        return engine, [*plan.lines, *([note] if note else [])]
+        cuts = tuple(plan.partition.bounds[1:-1])
+        engine.traffic.need = _need(blueprint, config, ranks, cuts)
+        return engine, [*plan.lines, *([note] if note else [])], cuts
     weights = None if config.resume else config.weights
     if weights is not None:
         # Rank 0 reads the file first, so that a damaged one is reported once.
         ranks.main_first(lambda: PtFile(weights) and None)
     engine, note = build_zero(blueprint, config, choice, ranks, class_weights)
+    engine.traffic.need = _need(blueprint, config, ranks)
     about = [str(engine.net)] if config.deepspeed.recompute else []
-    return engine, [*about, *([note] if note else [])]
+    about += compression_lines(engine.compression, config.deepspeed)
+    return engine, [*about, *([note] if note else [])], ()
+
+
+def _need(
+    blueprint: Blueprint, config: RunConfig, ranks: Ranks, cuts: Sequence[int] = ()
+) -> Need | None:
+    """What theory asks a rank to send per step; None where nobody shows it.
+
+    Args:
+        cuts: index of the first node of every stage except the first.
+    """
+    if ranks.size == 1 or not ranks.is_main:
+        return None
+    layout, frozen = layout_of(config, tuple(cuts)), config.hyper.freeze
+    if not cuts:
+        return need_of_whole(blueprint.meta, layout, frozen)
+    return need_of_stages(counted(blueprint, config), layout, frozen)
 
 
 def _share_cores(config: RunConfig, local_ranks: int) -> RunConfig:
@@ -385,7 +420,11 @@ def _prepare_folder(config: RunConfig, parameters: int) -> None:
     with writable(config.run_dir):
         (config.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         policy = config.deepspeed.own.checkpoint
-        _check_space(config.run_dir, parameters, policy.keep + policy.keep_best)
+        each = BYTES_A_PARAMETER
+        if config.deepspeed.own.compression.kind != "none":
+            # What every rank has not sent yet of its gradients, and a second time in the snapshot.
+            each += 8 * config.deepspeed.dp_size
+        _check_space(config.run_dir, parameters, policy.keep + policy.keep_best, each)
 
 
 def _write_config(config: RunConfig, origin: Provenance) -> None:
@@ -394,14 +433,14 @@ def _write_config(config: RunConfig, origin: Provenance) -> None:
         replace_text(config.run_dir / CONFIG_FILE, json.dumps(_as_dict(config, origin), indent=2))
 
 
-def _check_space(folder: Path, parameters: int, keep: int) -> None:
+def _check_space(folder: Path, parameters: int, keep: int, each: int = BYTES_A_PARAMETER) -> None:
     # One more than is kept: a new checkpoint is complete before an old one is removed.
-    needed = parameters * BYTES_A_PARAMETER * (keep + 1)
+    needed = parameters * each * (keep + 1)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
             f"{folder}: {free / 2**30:.2f} GiB are free, but {keep + 1} checkpoints of "
-            f"{parameters / 1e6:.1f} M parameters x {BYTES_A_PARAMETER} bytes need "
+            f"{parameters / 1e6:.1f} M parameters x {each} bytes need "
             f"{needed / 2**30:.2f} GiB; free some space, or choose another --project"
         )
 
@@ -442,6 +481,7 @@ def _open_telemetry(
         start_epoch=progress.epochs_done,
         start_step=progress.step,
         plots=hyper.plots,
+        sinks=Sinks(config.loggers, RunFacts(config.run, config.start, config.run_dir)),
     )
 
 

@@ -134,10 +134,10 @@ class OwnedReduction:
     def _take(self, parameter: nn.Parameter, group: int) -> None:
         """DeepSpeed's `process_gradients`, called when a gradient is known."""
         optimizer = self._optimizer
-        optimizer.setup_buckets()
         if optimizer.use_grad_accum_attribute:
             optimizer._fill_param_grad_accum_attribute(parameter)
         if optimizer.is_gradient_accumulation_boundary():
+            optimizer.setup_buckets()
             self._seen.add(id(parameter))
             optimizer.reduce_ready_partitions_and_remove_grads(parameter, group)
 
@@ -172,8 +172,10 @@ class OwnedReduction:
         Args:
             tensor: (elements,) the gradients of `ipg_buckets[communication_data_type]`, in order.
         """
+        self._settle(max(self._most - 1, 0))
         self._begin(tensor, communication_data_type)
-        self._settle(self._most)
+        if not self._most:
+            self._settle(0)
 
     def _average_apart(
         self, rank: int | None, grads: list[Tensor], dtype: torch.dtype, **_: Any
@@ -283,10 +285,11 @@ class OwnedReduction:
 
 
 def _sum(rows: Tensor) -> Tensor:
-    """The sum of (N, n) over N: (n,), in fp32 and in the order of the rows, rounded once."""
+    """The sum of (N, n) over N: (n,), in fp32 and in the order of the rows, rounded once. Rows of
+    fp32 are added up in the first one."""
     if len(rows) == 1:
         return rows[0]
     total = rows[0].float()
     for row in rows[1:]:
-        total = total + row
+        total.add_(row)
     return total.to(rows.dtype)

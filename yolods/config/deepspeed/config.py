@@ -234,6 +234,7 @@ def resolve(
         world_size=world_size,
         device=device,
         stock=own.overflow.handling == "stock",
+        compressed=own.compression.kind != "none",
         optimizer=optimizer.name if optimizer else hyper.optimizer,
         arguments=optimizer.params if optimizer else {},
     )
@@ -303,7 +304,11 @@ def _read_blocks(
         zero_stage=stage,
         offload=offload,
         reduction=read_reduction(
-            zero, stage, own.accumulation.reduce, pipelined="pipeline" in sound
+            zero,
+            stage,
+            own.accumulation.reduce,
+            pipelined="pipeline" in sound,
+            compressed=own.compression.kind != "none",
         ),
         clipping=float(_value(sound, "gradient_clipping", MAX_NORM)),
         own=own,
@@ -517,9 +522,9 @@ def _resolved(sound: Mapping[str, Any], batches: BatchPlan, blocks: _Blocks) -> 
         # (`zero.owned_reduction`) needs neither its stream nor its second bucket.
         zero = resolved.get("zero_optimization", {})
         resolved["zero_optimization"] = {**zero, "overlap_comm": False}
-    if "pipeline" in sound:
+    if "pipeline" in sound or blocks.own.compression.kind != "none":
         # Both belong to the hooks and buckets of DeepSpeed's backward pass. A pipeline stage runs
-        # our own backward pass, which reduces gradients once per step.
+        # our own backward pass, which reduces gradients once per step, as compression does.
         zero = {
             key: value
             for key, value in resolved.get("zero_optimization", {}).items()

@@ -55,6 +55,8 @@ class JsonSettings:
     """One of `OPTIMIZERS`, or auto."""
     arguments: Mapping[str, Any]
     """The optimizer's arguments from the JSON."""
+    compressed: bool = False
+    """Whether gradients are compressed between ranks."""
 
     @property
     def zero(self) -> Mapping[str, Any]:
@@ -88,6 +90,7 @@ def check_limits(settings: JsonSettings, where: str, faults: Faults) -> None:
         _optimizer,
         _monitors,
         _pipe,
+        _compression,
     ):
         check(settings, where, faults)
 
@@ -298,3 +301,47 @@ def _pipe(settings: JsonSettings, where: str, faults: Faults) -> None:
             faults.add(
                 f'{where}: "{key}" with "pipeline" is not supported: it would show zeros; {instead}'
             )
+
+
+def _compression(settings: JsonSettings, where: str, faults: Faults) -> None:
+    """Refuse what leaves no whole local gradient to compress, or reduces it in another way."""
+    if not settings.compressed:
+        return
+    name, sound = f'{where}: "yolods".compression', settings.sound
+    if settings.pipelined:
+        faults.add(
+            f'{name} with "pipeline" is not supported: the replicas of a stage average its '
+            "gradients within the pipeline's own steps; remove one of them"
+        )
+    elif settings.zero_stage > 1:
+        faults.add(
+            f"{name} with ZeRO stage {settings.zero_stage}: from stage 2 on, DeepSpeed divides "
+            "gradients among the ranks during the backward pass, and no rank has a whole one to "
+            "compress; use stage 0 or 1"
+        )
+    if settings.offload["optimizer"]:
+        faults.add(
+            f'{name} with "offload_optimizer" is not supported: DeepSpeed sends gradients to the '
+            "host in the reduction that compression replaces; remove one of them"
+        )
+    if settings.stock:
+        faults.add(
+            f'{name} with "overflow": {{"handling": "stock"}}: DeepSpeed decides only during its '
+            'step whether the memory of unsent gradients may be kept; keep "handling": "own"'
+        )
+    if settings.gradients != settings.precision and settings.precision == "fp16":
+        faults.add(
+            f'{name} with "fp16" and "data_types".grad_accum_dtype {settings.gradients}: DeepSpeed '
+            "adds such gradients up in the reduction that compression replaces; remove one of them"
+        )
+    asked = [
+        *(['"zero_optimization".overlap_comm'] if settings.zero.get("overlap_comm") else []),
+        *(key for key in ("communication_data_type", "prescale_gradients") if sound.get(key)),
+    ]
+    if sound.get("gradient_predivide_factor", 1.0) != 1:
+        asked.append("gradient_predivide_factor")
+    if asked:
+        faults.add(
+            f"{name} averages gradients itself, in fp32, after the last backward pass of a step; "
+            f"remove {', '.join(asked)}"
+        )

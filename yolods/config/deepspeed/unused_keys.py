@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from yolods.config.deepspeed.keys import ON_BY_DEFAULT
@@ -82,6 +83,10 @@ _FOR_NVME = (
         "fast_init",
     ),
 )
+_OF_REDUCTION = (
+    *("reduce_bucket_size", "reduce_scatter", "contiguous_gradients"),
+    "use_multi_rank_bucket_allreduce",
+)
 _NOTHING: dict[str, Any] = {
     **dict.fromkeys(ON_BY_DEFAULT, True),
     "zero_hpz_partition_size": 1,
@@ -128,6 +133,7 @@ def _found(settings: JsonSettings) -> list[tuple[str, str]]:
         found.append(
             ('"timers".throughput', "DeepSpeed's timer does not see the passes of a pipeline")
         )
+    found += _compression_keys(settings)
     if sound.get("zero_force_ds_cpu_optimizer") and not settings.offload["optimizer"]:
         found.append(
             ('"zero_force_ds_cpu_optimizer"', "no optimizer states are kept in host memory")
@@ -156,6 +162,8 @@ def _zero(settings: JsonSettings) -> list[tuple[str, str]]:
             found.append(
                 (key, "a pipeline's stage reduces its gradients once, after all micro-batches")
             )
+        elif settings.compressed and name in _OF_REDUCTION:
+            found.append((key, "compression replaces DeepSpeed's reduction of gradients"))
     return found
 
 
@@ -187,6 +195,19 @@ def _asks(name: str, value: Any) -> bool:
         and value != {}
         and (value is not nothing if isinstance(value, bool) else value != nothing)
     )
+
+
+def _compression_keys(settings: JsonSettings) -> list[tuple[str, str]]:
+    if settings.compressed:
+        alone = settings.world_size == 1
+        return [('"yolods".compression', "one rank sends no gradients")] if alone else []
+    own = settings.sound.get("yolods")
+    given = own.get("compression") if isinstance(own, Mapping) else None
+    return [
+        (f'"yolods".compression.{key}', '"kind" is "none"; set it to "powersgd"')
+        for key in (given if isinstance(given, Mapping) else ())
+        if key != "kind"
+    ]
 
 
 def _precision(settings: JsonSettings) -> list[tuple[str, str]]:

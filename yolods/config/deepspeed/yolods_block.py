@@ -132,6 +132,18 @@ class AccumulationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompressionConfig:
+    """How gradients are compressed between ranks; described in docs/training.md."""
+
+    kind: str = setting("none", one_of("none", "powersgd"))
+    """`powersgd`: as products of two thin matrices (https://arxiv.org/abs/1905.13727)."""
+    rank: int = setting(2, whole(1, 64))
+    """Columns of these matrices: more send more, and leave less for later steps."""
+    min_saving: float = setting(2.0, real(1))
+    """A gradient is compressed if its matrices have at most its elements divided by this."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class YolodsConfig:
     """Everything under "yolods"."""
 
@@ -145,6 +157,8 @@ class YolodsConfig:
     """When a rank counts as lost or stuck."""
     accumulation: AccumulationConfig = field(default_factory=AccumulationConfig)
     """How often ZeRO-2 reduces gradients."""
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+    """How gradients are compressed between ranks."""
 
     def as_dict(self) -> dict[str, Any]:
         """The block with every default written out, ready for JSON."""

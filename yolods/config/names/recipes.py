@@ -15,7 +15,7 @@ def find_json(named: str | Path, faults: Faults) -> Path:
     An existing file wins. If the name is neither, a fault lists the names in ds_configs/.
     """
     path, stem = Path(named), Path(named).name.removesuffix(".json")
-    ready = {file.stem: file for file in sorted(_folder().glob("*.json"))}
+    ready = recipes()
     is_name = path.parent == Path(".")
     if is_name and stem in ready and not path.is_file():  # a folder of that name may be a run
         return ready[stem]
@@ -27,6 +27,11 @@ def find_json(named: str | Path, faults: Faults) -> Path:
             f"--deepspeed_config {named}: no such file{hint}; ds_configs/ has {', '.join(ready)}"
         )
     return path
+
+
+def recipes() -> dict[str, Path]:
+    """The files of ds_configs/ by name."""
+    return {file.stem: file for file in sorted(_folder().glob("*.json"))}
 
 
 def _folder() -> Path:

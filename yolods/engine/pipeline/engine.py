@@ -82,6 +82,7 @@ class PipelineEngine(Engine):
         """
         super().__init__(parts)
         self.mesh, self._cut, self._autocast, self._schedule = mesh, cut, autocast, schedule
+        self.stage = mesh.stage
         self._split = SplitPasses()
         # Stage 0 runs each W right after its B: in one pass they take less time.
         if schedule == "zb" and not mesh.first:

@@ -12,8 +12,10 @@ computed:
 
 The last is an upper estimate: several boxes may take the same slot, which a host does not know in
 advance, so on a GPU the tensors have this size all the same. On a CPU they are as large as what was
-found. The loss then runs on real tensors, whose scores say nothing; a trained model's boxes may
-take a few slots more or fewer.
+found: the loss then runs on real tensors, for boxes in random places and outputs as scattered as
+an untrained model's. Boxes that are spread evenly would hardly ever want the same slot, and equal
+outputs would let each box take the slots around its centre: both find too many slots. A trained
+model's boxes may take a few more or fewer.
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ from yolods.model.loss.detection_loss import DetectionLoss
 from yolods.plan.memory.boxes import BoxCounts
 from yolods.plan.memory.storage_log import StorageLog
 
-_STEPS = (0.754877666, 0.569840291)
-"""Of the additive sequence that fills a square most evenly (Roberts 2018, the plastic number)."""
+_SCATTER = 0.5
+"""Standard deviation of the outputs; an untrained yolov5n's boxes have 0.35, its scores 0.8."""
+_OBLONG = 2.0
+"""Largest ratio of a box's sides: an assumption."""
 
 
 def loss_burst(
@@ -57,9 +61,14 @@ def loss_burst(
     sides = [int(imgsz // stride) for stride in head.stride.tolist()]
     anchors = sum(side * side for side in sides)
 
+    numbers = torch.Generator().manual_seed(0)
+
     def outputs(channels: int) -> Tensor:
         shape = (images, channels, anchors)
-        return torch.zeros(shape, dtype=dtype, device=device).requires_grad_()
+        if not on_host:
+            return torch.empty(shape, dtype=dtype, device=device).requires_grad_()
+        scattered = _SCATTER * torch.randn(shape, generator=numbers)
+        return scattered.to(dtype).requires_grad_()
 
     predictions = {
         "boxes": outputs(4 * head.reg_max),
@@ -76,13 +85,17 @@ def loss_burst(
 
 
 def labels(boxes: BoxCounts, images: int) -> dict[str, Tensor]:
-    """Labels of a full micro-batch as the loader returns them: squares, evenly over the images."""
-    count = boxes.in_batch(images)
-    numbers = np.arange(count)[:, None]
-    sides = np.sqrt(np.array(boxes.areas))[numbers % len(boxes.areas)]
-    centres = sides / 2 + (1 - sides) * ((numbers + 1) * np.array(_STEPS) % 1)
+    """Labels of a full micro-batch as the loader returns them, evenly over the images.
+
+    The boxes are at random places; always the same for the same arguments.
+    """
+    count, numbers = boxes.in_batch(images), np.random.default_rng(0)
+    areas = np.resize(np.array(boxes.areas), (count, 1))
+    ratios = _OBLONG ** numbers.uniform(-1, 1, (count, 1))
+    sides = np.sqrt(np.hstack((areas * ratios, areas / ratios))).clip(max=1)
+    centres = sides / 2 + (1 - sides) * numbers.random((count, 2))
     return {
         "batch_idx": torch.arange(count).mul(images).div(max(count, 1)).floor(),
         "cls": torch.zeros(count, 1),
-        "bboxes": torch.from_numpy(np.hstack((centres, sides, sides))).float(),
+        "bboxes": torch.from_numpy(np.hstack((centres, sides))).float(),
     }

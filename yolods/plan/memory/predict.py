@@ -20,7 +20,9 @@ from yolods.model.graph.graph import Graph, build_graph, live
 from yolods.model.graph.stage import segment_length
 from yolods.plan.layout import Layout
 from yolods.plan.memory.boxes import BoxCounts
+from yolods.plan.memory.exchanging import exchanging_bytes, moved_elements
 from yolods.plan.memory.loss_burst import loss_burst
+from yolods.plan.memory.partitioning import dividing_elements, released_elements
 from yolods.plan.memory.segments import reserved_share
 from yolods.plan.memory.states import (
     BYTES,
@@ -40,7 +42,7 @@ from yolods.plan.memory.trace import (
     trace_recomputed,
     trace_stage,
 )
-from yolods.plan.one_f_one_b import in_flight
+from yolods.plan.zero_bubble import flying
 
 
 class MemoryModel:
@@ -99,7 +101,7 @@ class MemoryModel:
     def _least(self, layout: Layout, stage: int) -> RankMemory:
         nodes = _nodes_of(self.graph, layout, stage)
         held = holdings(layout, parameters_of(self.graph, nodes), self._kept)
-        flights = in_flight(layout.stages, stage, layout.accumulation)
+        flights = flying(layout.schedule, layout.stages, stage, layout.accumulation)
         starts = range(nodes.start, nodes.stop, layout.recompute)
         kept = flights * sum(self._bytes(layout, start) for start in starts)
         segment = max(self._segment(layout, start, nodes.stop) for start in starts)
@@ -129,7 +131,7 @@ class MemoryModel:
         nodes = _nodes_of(self.graph, layout, stage)
         held = holdings(layout, parameters_of(self.graph, nodes), self._kept)
         passes = self._timeline(layout, nodes)
-        waiting = in_flight(layout.stages, stage, layout.accumulation) - 1
+        waiting = flying(layout.schedule, layout.stages, stage, layout.accumulation) - 1
         others = waiting * passes.kept + self._crossing(layout, nodes)
         loss = self._loss(layout) if stage == layout.stages - 1 else 0
         # Whether a backward pass of the step was completed before this stage holds most.
@@ -159,8 +161,26 @@ class MemoryModel:
             others + int(passes.forward.max()), before, gathered=whole, buckets=held.gathering
         )
         yield moment(others + passes.kept, before, gathered=whole, loss=loss)
-        activations, gradients, buckets = _fullest(passes, before, held, reduces=not layout.cuts)
-        yield moment(others + activations, gradients, buckets=buckets, gathered=whole)
+        gathered, buckets = _around(layout, passes, held, on_host=self._device == "cpu")
+        gradients = _gradients(passes, before, held, reduces=not layout.cuts)
+        if _exchanges(layout) and layout.zero_stage:
+            if layout.accumulation > 1 and held.growing:
+                # A pass before the last one of the step adds up whole gradients, without a bucket.
+                first = held.between if layout.accumulation > 2 else passes.arrived * held.growing
+                whole_gradients = passes.backward + first
+                at = int(whole_gradients.argmax())
+                yield moment(
+                    others + int(passes.backward[at]),
+                    int(whole_gradients[at] - passes.backward[at]),
+                )
+            gradients = gradients + _left(layout, passes, held)
+        at = int((passes.backward + gradients + buckets + gathered).argmax())
+        yield moment(
+            others + int(passes.backward[at]),
+            int(gradients[at]),
+            buckets=int(buckets[at]),
+            gathered=int(gathered[at]),
+        )
         yield moment(0, held.step)
 
     def _timeline(self, layout: Layout, nodes: range) -> Timeline:
@@ -170,7 +190,10 @@ class MemoryModel:
         if layout.recompute:
             passes = whole_timeline(self._traced(layout, nodes), layout.micro_batch)
             return Timeline(
-                passes.forward + received, passes.backward + received + sent, passes.arrived
+                passes.forward + received,
+                passes.backward + received + sent,
+                passes.arrivals,
+                passes.ended,
             )
         return stage_timeline(
             self._traced(layout, nodes), nodes, layout.micro_batch, received, sent
@@ -250,10 +273,46 @@ class MemoryModel:
         return self._losses[key]
 
 
-def _fullest(
-    passes: Timeline, before: int, held: Holdings, *, reduces: bool
-) -> tuple[int, int, int]:
-    """Bytes of activations, gradients and buckets at the fullest moment of a backward pass.
+def _around(
+    layout: Layout, passes: Timeline, held: Holdings, *, on_host: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(moments,) int64 bytes of gathered parameters, and of buckets, in a backward pass."""
+    total = int(passes.arrivals[:, 1].sum())
+    size, bucket, replicas = BYTES[layout.precision], layout.bucket(total), layout.replicas
+    if layout.zero_stage < 3:
+        buckets = held.bucket * ((passes.arrived > 0) & (not layout.cuts))
+        if _exchanges(layout):
+            if layout.zero_stage:
+                buckets += exchanging_bytes(passes, layout, bucket, size, gloo=on_host)
+            elif layout.overlapped:
+                buckets += size * passes.arrived  # copies on their way (`zero.whole_reduction`)
+        elif layout.zero_stage == 2:
+            buckets += size * dividing_elements(passes, bucket, replicas, joins=replicas > 1)
+        return np.zeros_like(passes.arrived), buckets
+    beside = dividing_elements(passes, bucket, replicas, gloo=on_host)
+    released = released_elements(passes) * (held.gathered > 0)
+    return held.gathered - size * released, size * beside
+
+
+def _exchanges(layout: Layout) -> bool:
+    """Whether yolods' own reduction runs in the backward pass."""
+    own = layout.zero_stage < 3 and layout.owned
+    return own and layout.replicas > 1 and not layout.cuts
+
+
+def _left(layout: Layout, passes: Timeline, held: Holdings) -> np.ndarray:
+    """(moments,) int64 bytes by which whole gradients change in a step's last backward pass, as
+    they move into the bucket; a rank keeps its own part of them."""
+    if not (held.growing and layout.overlapped):
+        return np.zeros_like(passes.arrived)
+    total, size = int(passes.arrivals[:, 1].sum()), BYTES[layout.precision]
+    part = 0 if layout.offload_optimizer else size * math.ceil(total / layout.replicas)
+    moved = moved_elements(passes, layout.bucket(total))
+    return part * (passes.arrived > held.flush) - size * moved
+
+
+def _gradients(passes: Timeline, before: int, held: Holdings, *, reduces: bool) -> np.ndarray:
+    """(moments,) int64 bytes of gradients during a backward pass.
 
     Args:
         before: bytes of gradients from earlier passes of the step.
@@ -261,11 +320,7 @@ def _fullest(
     """
     arrived = passes.arrived
     gradients = np.full(len(arrived), before) if before else arrived * held.growing
-    if reduces:
-        gradients = gradients + held.flushed * (arrived > held.flush)
-    buckets = held.bucket * (arrived > 0) * reduces
-    at = int((passes.backward + gradients + buckets).argmax())
-    return int(passes.backward[at]), int(gradients[at]), int(buckets[at])
+    return gradients + held.flushed * (arrived > held.flush) * reduces
 
 
 def _nodes_of(graph: Graph, layout: Layout, stage: int) -> range:

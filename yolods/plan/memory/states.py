@@ -100,7 +100,7 @@ class Holdings:
     buffers: int = 0
     """Always: buffers for communication."""
     gathered: int = 0
-    """In forward and backward passes: parameters that ZeRO-3 has gathered."""
+    """From the first forward pass to the last use of each: parameters that ZeRO-3 has gathered."""
     gathering: int = 0
     """In forward passes: what they were gathered in."""
     between: int = 0
@@ -165,8 +165,7 @@ def _flat(layout: Layout, parameters: Parameters, kept: int) -> Holdings:
         moving_average=FP32 * (share + parameters.statistics),
         between=size * total if keeps else reduced,
         growing=size if keeps else 0,
-        # What is sent is a copy, and two may be under way (`zero.owned_reduction`).
-        bucket=size * bucket * (3 if layout.owned and layout.replicas > 1 else 1),
+        bucket=size * bucket,
         flush=bucket,
         flushed=0 if keeps else reduced,
         step=0 if offloads else _flattened(size, share),
@@ -188,16 +187,18 @@ def _pieces(layout: Layout, parameters: Parameters, kept: int) -> Holdings:
     With the default limits it prefetches the parameters of the whole model at once if they have
     less than 5e7 elements, copies each out of the buffer, and lets go of the buffer after the last
     forward that uses one of them (zero/partition_parameters.py:795,
-    partitioned_param_coordinator.py). A single rank uses its partitions as they are.
+    partitioned_param_coordinator.py). A single rank uses its partitions as they are, unless they
+    are in host memory (offload_param).
     """
     size, total = BYTES[layout.precision], parameters.total
     share = math.ceil(total / layout.replicas)
-    alone = layout.replicas == 1
+    away = layout.offload_param
+    alone = layout.replicas == 1 and not away
     whole = 0 if alone else parameters.small
     gathered = 0 if alone else size * (total - parameters.small)
     masters, states = FP32 * share, FP32 * kept * share
     held = Holdings(
-        weights=_weights(parameters, size, share + whole),
+        weights=_weights(parameters, size, whole if away else share + whole),
         states=masters + states,
         moving_average=FP32 * (share + parameters.statistics),
         buffers=size * layout.bucket(total),
@@ -205,7 +206,7 @@ def _pieces(layout: Layout, parameters: Parameters, kept: int) -> Holdings:
         gathering=min(gathered, size * PREFETCHED),
         between=0 if layout.offload_optimizer else size * share,
         step=0 if layout.offload_optimizer else _flattened(size, share),
-        host=_snapshot(parameters, masters, states),
+        host=_snapshot(parameters, masters, states) + size * share * away,
     )
     if not layout.offload_optimizer:
         return held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -19,9 +20,19 @@ class Timeline:
     backward: np.ndarray
     """(moments,) int64 bytes during the backward pass, without the parameters' gradients that are
     complete."""
-    arrived: np.ndarray
-    """(moments,) int64: elements of the parameters whose gradients are complete, at each moment of
-    the backward pass."""
+    arrivals: np.ndarray
+    """(parameters, 2) int64: the moment of the backward pass at which a parameter's gradient is
+    complete, and its elements; in the order of the moments."""
+    ended: int
+    """The moment of the backward pass after which the engine lets go of the outputs."""
+
+    @cached_property
+    def arrived(self) -> np.ndarray:
+        """(moments,) int64: elements of the parameters whose gradients are complete, at each moment
+        of the backward pass."""
+        elements = np.zeros(len(self.backward), np.int64)
+        np.add.at(elements, self.arrivals[:, 0], self.arrivals[:, 1])
+        return elements.cumsum()
 
     @property
     def kept(self) -> int:
@@ -32,7 +43,12 @@ class Timeline:
 def whole_timeline(trace: Trace, images: int) -> Timeline:
     """The passes of a module as it was traced, for a micro-batch of `images` images."""
     held = held_bytes(_sizes(trace, images), trace.born, trace.dead, trace.length)
-    return Timeline(held[: trace.turn + 1], held[trace.turn :], _arrived(trace)[trace.turn :])
+    return Timeline(
+        held[: trace.turn + 1],
+        held[trace.turn :],
+        _arrivals(trace, trace.turn, trace.length),
+        trace.ended - trace.turn,
+    )
 
 
 def stage_timeline(trace: Trace, nodes: range, images: int, received: int, sent: int) -> Timeline:
@@ -59,11 +75,11 @@ def stage_timeline(trace: Trace, nodes: range, images: int, received: int, sent:
     dead = np.where(ahead & (dead >= stop) & (dead <= back) & (sent > 0), end, dead)
     mine = np.where(ahead | behind, sizes, 0)
     held = held_bytes(mine, born, np.minimum(dead, end), trace.length)
-    arrived = _arrived(trace)
     return Timeline(
         held[start : stop + 1] + received,
         held[back : end + 1] + received + sent,
-        arrived[back : end + 1] - arrived[back],
+        _arrivals(trace, back, end),
+        min(end, trace.ended) - back,
     )
 
 
@@ -71,7 +87,8 @@ def _sizes(trace: Trace, images: int) -> np.ndarray:
     return trace.fixed + images * trace.each
 
 
-def _arrived(trace: Trace) -> np.ndarray:
-    elements = np.zeros(trace.length + 1, np.int64)
-    np.add.at(elements, trace.arrivals[:, 0], trace.arrivals[:, 1])
-    return elements.cumsum()
+def _arrivals(trace: Trace, start: int, end: int) -> np.ndarray:
+    """The gradients that arrive after moment `start` and until `end`, counted from `start`."""
+    moments = trace.arrivals[:, 0]
+    mine = trace.arrivals[(moments > start) & (moments <= end)]
+    return mine - np.array([start, 0])

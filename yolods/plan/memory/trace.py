@@ -84,6 +84,8 @@ class Trace:
     """(storages,) int64 moments."""
     turn: int
     """The moment between forward and backward."""
+    ended: int
+    """The last moment of the backward pass, at which the engine still holds the outputs."""
     length: int
     """The moment after everything."""
     arrivals: np.ndarray
@@ -226,8 +228,9 @@ class _Run:
                 if self._forward:
                     self._backward = [turn]
                 seed.backward()
+                ended = self.log.now - 1
                 del seed, outputs
-        return self._result(turn)
+        return self._result(turn, ended)
 
     def _prepare(self) -> None:
         """Give the module fake tensors, in place."""
@@ -254,10 +257,12 @@ class _Run:
                 weight.register_post_accumulate_grad_hook(self._arrived)
 
     def empty(self, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
-        """A fake tensor; without a data type a value (C, H, W) of all images."""
-        if dtype is None:
-            shape, dtype = (IMAGES, *shape), self._way.computes
-        return torch.empty(tuple(shape), dtype=dtype)
+        """A fake tensor; without a data type a value (C, H, W) of all images, channels-last, as
+        the engine receives it: its layout decides which gradients autograd copies."""
+        if dtype is not None:
+            return torch.empty(tuple(shape), dtype=dtype)
+        last = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+        return torch.empty((IMAGES, *shape), dtype=self._way.computes, memory_format=last)
 
     def image(self, imgsz: int) -> Tensor:
         """The images as `InputFormat` makes them."""
@@ -291,7 +296,7 @@ class _Run:
         while len(self._sequence) - 1 - len(self._backward) > node:
             self._backward.append(self.log.now)
 
-    def _result(self, turn: int) -> Trace:
+    def _result(self, turn: int, ended: int) -> Trace:
         log = self.log
         sizes = np.array(log.sizes, np.int64)
         dead = np.array(log.dead, np.int64)
@@ -305,6 +310,7 @@ class _Run:
             born=np.array(log.born, np.int64),
             dead=np.where(dead < 0, log.now, dead),
             turn=turn,
+            ended=ended,
             length=log.now,
             arrivals=np.array(self._arrivals, np.int64).reshape(-1, 2),
             forward=tuple(self._forward),

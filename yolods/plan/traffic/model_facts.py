@@ -64,6 +64,16 @@ def stages_of(
     return tuple(_stage(costs, nodes[begin:end], end, marks) for begin, end in pairwise(ends))
 
 
+def uncut(net: nn.Module, frozen: Frozen = None) -> StageFacts:
+    """A model that is not cut, without its costs: it sends nothing to a next stage."""
+    marks, weights, norms = marks_of(frozen), [], []
+    for name, module in net.named_modules():
+        weights += _weights(name, module, marks)
+        if isinstance(module, nn.BatchNorm2d) and not is_frozen(name, marks):
+            norms.append(module.num_features)
+    return StageFacts(tuple(weights), tuple(norms), 0, 0)
+
+
 def _stage(costs: Cost, nodes: Iterable[Node], end: int, marks: list[str]) -> StageFacts:
     owned = {name for node in nodes for name in node.modules}
     weights, norms = [], []

@@ -1,0 +1,1 @@
+"""Averages gradients over ranks with fewer bytes than the gradients have."""

@@ -1,0 +1,1 @@
+"""What each rank sends in a step, how long it takes, and what theory asks for."""

@@ -1,0 +1,116 @@
+"""Calls of one step, and the numbers that follow from them once their moments have passed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch.distributed as dist
+
+from yolods.traffic.carried import TRAFFIC_KINDS, Carried
+
+
+class Moments(Protocol):
+    """`HostMoments` or `DeviceMoments`."""
+
+    def now(self) -> Any:
+        """The present moment."""
+
+    def at_end_of(self, work: dist.Work, note: Callable[[Any], None]) -> None:
+        """Note the moment at which an asynchronous collective is done."""
+
+    def passed(self, moment: Any) -> bool:
+        """Whether it has come."""
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """Between two moments that have passed."""
+
+
+@dataclass(slots=True, eq=False)
+class MeteredCall:
+    """A call, and the waits for what it has started."""
+
+    carried: Carried
+    begin: Any
+    """The moment of the call."""
+    held: list[tuple[Any, Any]] = field(default_factory=list)
+    """From when to when the rank stood still in it: in the call, or in a wait for its work."""
+    done: Any = None
+    """The moment at which an asynchronous collective was done; None: it is not known."""
+
+    def ended(self, moment: Any) -> None:
+        """Note that moment."""
+        self.done = moment
+
+
+@dataclass(frozen=True)
+class CallTimes:
+    """How long a collective took on one rank."""
+
+    seconds: float
+    """From the call to the end of the collective."""
+    held: float
+    """Seconds of these, in which the rank stood still."""
+
+
+@dataclass
+class StepTraffic:
+    """What one rank has sent and waited for in one step."""
+
+    step: int
+    """Number of the step since the meter began."""
+    seconds: float
+    """The whole step's."""
+    sent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TRAFFIC_KINDS, 0.0))
+    """Bytes by kind."""
+    calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TRAFFIC_KINDS, 0))
+    """Calls by kind, without the receives, which send nothing."""
+    in_calls: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TRAFFIC_KINDS, 0.0))
+    """Seconds in collectives by kind, whether or not the rank stood still meanwhile."""
+    held: float = 0.0
+    """Seconds in which the rank stood still in them."""
+    at_boundaries: float = 0.0
+    """Seconds of these at the boundaries of a pipeline's stage."""
+    peers: dict[int, float] = field(default_factory=dict)
+    """Bytes by the rank to which a stage has sent them."""
+    groups: dict[str, list[CallTimes]] = field(default_factory=dict)
+    """The collectives of each group, in the order of the calls, which is that of all its ranks."""
+
+    @property
+    def hidden(self) -> float:
+        """Seconds in collectives in which the rank went on with work of its own."""
+        return max(sum(self.in_calls.values()) - self.held, 0.0)
+
+
+def count(step: StepTraffic, call: Carried) -> None:
+    """Count a call's bytes, which are known before its seconds."""
+    step.sent[call.kind] += call.sent
+    if call.sent or call.peer is None:
+        step.calls[call.kind] += 1
+    if call.sent and call.peer is not None:
+        step.peers[call.peer] = step.peers.get(call.peer, 0.0) + call.sent
+
+
+def can_be_read(calls: Sequence[MeteredCall], moments: Moments) -> bool:
+    """Whether all moments of these calls have passed."""
+    ends = [call.held[-1][1] for call in calls if call.held]
+    ends += [call.done for call in calls if call.done is not None]
+    return all(map(moments.passed, ends))
+
+
+def read(step: StepTraffic, calls: Sequence[MeteredCall], moments: Moments) -> None:
+    """Add the seconds of calls that `can_be_read`."""
+    for call in calls:
+        held = sum(moments.seconds(*span) for span in call.held)
+        seconds = held
+        # Of a send or receive nobody knows when the data began to move, so only waits count.
+        if call.done is not None:
+            seconds = max(moments.seconds(call.begin, call.done), held)
+        step.in_calls[call.carried.kind] += seconds
+        step.held += held
+        if call.carried.peer is not None:
+            step.at_boundaries += held
+        else:
+            times = CallTimes(seconds, held)
+            step.groups.setdefault(call.carried.group, []).append(times)
