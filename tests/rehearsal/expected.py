@@ -29,11 +29,9 @@ def published(times: int) -> Waits:
     return {"deepspeed/runtime/zero/stage_1_and_2.py:update_lp_params": times * GROUPS}
 
 
-def fetched(times: int | None) -> Waits:
-    """Gathering ZeRO-3's small, unpartitioned parameters after the masters changed."""
-    return {"deepspeed/runtime/zero/partition_parameters.py:_allgather_params_coalesced": times}
-
-
+FETCHED: Waits = {"deepspeed/runtime/zero/partition_parameters.py:_all_gather_dtype": MANY}
+"""With parameters on the host, gathering ZeRO-3's small, unpartitioned ones after the masters
+changed: each part's copy to the device."""
 OFFLOADED: Waits = {"deepspeed/runtime/zero/stage_1_and_2.py:_wait_for_offload_copies": MANY}
 REDUCED: Waits = {"deepspeed/runtime/zero/stage3.py:independent_gradient_partition_epilogue": 1}
 SET: Waits = {"deepspeed/runtime/zero/partition_parameters.py:_allgather_params_sequential": 1}
@@ -72,18 +70,15 @@ OFFLOAD = ZERO | {
 
 ZERO3 = ZERO | {
     "micro-batch": REDUCED,
-    "step": READ | fetched(1),
-    "evaluation": fetched(2),
-    "load": fetched(1) | SET,
-    "roll-back": fetched(1),
+    "load": SET,
 }
 """Rank 0 of ZeRO-3."""
 
 OFFLOAD3 = ZERO3 | {
-    "step": READ | fetched(MANY),
-    "evaluation": fetched(MANY),
-    "load": fetched(MANY) | SET_OFFLOADED,
-    "roll-back": fetched(MANY),
+    "step": READ | FETCHED,
+    "evaluation": FETCHED,
+    "load": FETCHED | SET_OFFLOADED,
+    "roll-back": FETCHED,
 }
 """Rank 0 of ZeRO-3 with optimizer and parameter offload."""
 
@@ -92,21 +87,23 @@ PEAKS: dict[str, tuple[int, ...]] = {
     "pipeline4_zero1_bf16": (901632, 701952, 173056, 2975232),
     "pipeline4_zero1_fp16": (902656, 702976, 174080, 2976256),
     "zero0_bf16_autocast": (3661824, 3661824),
-    "zero0_fp32": (3996672, 3996672),
-    "zero1_bf16": (2309120, 2310144),
-    "zero1_fp16": (2309120, 2310144),
-    "zero1_fp32": (3421696, 3421696),
-    "zero2_bf16": (2199040, 2334720),
-    "zero2_bf16_autocast": (2967552, 3180544),
-    "zero2_fp16": (2199040, 2334720),
-    "zero2_fp32": (3289088, 3560448),
-    "zero2_offload_fp32": (2224128, 2224128),
+    "zero0_fp32": (4136448, 4136448),
+    "zero1_bf16": (2309120, 2404864),
+    "zero1_fp16": (2309120, 2404864),
+    "zero1_fp32": (3492352, 3679232),
+    "zero2_bf16": (2288128, 2404864),
+    "zero2_bf16_autocast": (3118080, 3369472),
+    "zero2_fp16": (2288128, 2404864),
+    "zero2_fp32": (3422208, 3679232),
+    "zero2_offload_fp32": (2577920, 2577920),
     "zero3_bf16": (2348544, 2348544),
     "zero3_fp16": (2348544, 2348544),
     "zero3_fp32": (3554816, 3554816),
     "zero3_offload_fp16": (1163776, 1163776),
 }
-"""Peak device memory in bytes in a step of four micro-batches, by rank."""
+"""Peak device memory in bytes in a step of four micro-batches, by rank. Under ZeRO-1 and 2 the last
+rank owns the first buckets of a backward pass, and receives them from both while activations are
+still held."""
 SLACK = 4096
 """Bytes that more micro-batches, or a load, may add: each micro-batch's numbers are kept."""
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from yolods.config.deepspeed.yolods_block import CompressionConfig
 from yolods.distributed.world import Ranks, Share
-from yolods.engine import build_compression as built
-from yolods.engine.build_compression import compression_lines
+from yolods.engine import build_reduction as built
+from yolods.engine.build_reduction import compression_lines
 from yolods.stability.controller import Stability
 
 CPU = torch.device("cpu")

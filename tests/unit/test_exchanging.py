@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from yolods.plan.layout import Layout
-from yolods.plan.memory.exchanging import UNDER_WAY, exchanging_bytes, moved_elements
+from yolods.plan.memory.exchanging import _UNDER_WAY, exchanging_bytes, moved_elements
 from yolods.plan.memory.timeline import Timeline
 from yolods.zero import owned_reduction
 
@@ -20,7 +20,7 @@ TWO = Layout(imgsz=64, replicas=2)
 
 
 def test_as_many_are_under_way_as_in_the_engine() -> None:
-    assert UNDER_WAY == owned_reduction.UNDER_WAY
+    assert _UNDER_WAY == owned_reduction.UNDER_WAY
 
 
 def test_two_copies_at_a_time() -> None:

@@ -72,9 +72,20 @@ def test_the_fullest_moment_can_be_the_loss() -> None:
 
 def test_a_bucket_is_allocated_whole() -> None:
     (small,), (large,) = (
-        model().ranks(replace(PLAIN, reduce_bucket=bucket)) for bucket in (1000, 10_000_000)
+        model().ranks(replace(PLAIN, replicas=1, reduce_bucket=bucket))
+        for bucket in (1000, 10_000_000)
     )
-    assert large.buckets - small.buckets == 3 * 4 * 9_999_000  # with two copies under way
+    assert large.buckets - small.buckets == 4 * 9_999_000
+
+
+def test_only_replicas_exchange_buckets() -> None:
+    """Of which two are under way, by copies, while the next one fills."""
+    bucket = 1_000_000
+    (alone,), (pair,) = (
+        model().ranks(replace(PLAIN, replicas=replicas, reduce_bucket=bucket))
+        for replicas in (1, 2)
+    )
+    assert alone.buckets == 4 * bucket < pair.buckets
 
 
 def test_a_layout_of_a_known_kind_is_not_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:

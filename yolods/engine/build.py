@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,7 @@ from yolods.compat import equal_weights_stay, keep_lone_gradients_apart, skip_ow
 from yolods.distributed.mesh import Mesh
 from yolods.distributed.world import Ranks, Share
 from yolods.engine.base import Parts
-from yolods.engine.build_compression import build_compression
-from yolods.engine.build_reduction import bucket_of, lower_traffic
+from yolods.engine.build_reduction import bucket_of, build_compression, lower_traffic
 from yolods.engine.build_stability import build_stability
 from yolods.engine.monitor_files import announce_folders
 from yolods.engine.pipeline.engine import PipelineEngine, StageBoundaries
@@ -170,8 +169,6 @@ def _parts(
     mesh: Mesh | None = None,
     values: Values | None = None,
 ) -> Parts:
-    import deepspeed
-
     hyper, ds = config.hyper, config.deepspeed
     frozen = freeze(module, hyper.freeze)
     channels_last = hyper.channels_last is not False
@@ -194,18 +191,8 @@ def _parts(
     # fails for a channels-last weight, and from ZeRO 1 on weights are slices of flat buffers, which
     # have no memory format. Convolutions follow the format of the images.
     groups = parameter_groups(module, config.weight_decay)
-    # Before `initialize`: DeepSpeed's monitors read these variables while they start.
-    announce_folders(config.monitor_folders)
-    with equal_weights_stay(log.warning):
-        engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=build_optimizer(choice, groups, ranks.device, offload=ds.offload_optimizer),
-            config=config.for_initialize(bucket_of(ds.reduction, module)),
-            mpu=mesh,
-            dist_init_required=False,
-        )
-    keep_lone_gradients_apart(engine)
-    lower_traffic(engine, ds, ranks)
+    optimizer = build_optimizer(choice, groups, ranks.device, offload=ds.offload_optimizer)
+    engine = _initialize(module, optimizer, config, ranks, mesh)
     masters = masters_of(engine.optimizer)
     statistics = [buffer for buffer in engine.module.buffers() if buffer.is_floating_point()]
     stability = build_stability(engine, masters, ds, ranks, share)
@@ -225,6 +212,32 @@ def _parts(
         strides=tuple(head.stride.tolist()),
         reg_max=head.reg_max,
     )
+
+
+def _initialize(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: RunConfig,
+    ranks: Ranks,
+    mesh: Mesh | None,
+) -> Any:
+    """DeepSpeed's engine, with yolods' own reduction of gradients."""
+    import deepspeed
+
+    # Before `initialize`: DeepSpeed's monitors read these variables while they start.
+    announce_folders(config.monitor_folders)
+    ds = config.deepspeed
+    with equal_weights_stay(log.warning):
+        engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            config=config.for_initialize(bucket_of(ds.reduction, module)),
+            mpu=mesh,
+            dist_init_required=False,
+        )
+    keep_lone_gradients_apart(engine)
+    lower_traffic(engine, ds, ranks)
+    return engine
 
 
 def _fill(module: nn.Module, values: Values, partition: LayerPartition, dtype: torch.dtype) -> None:

@@ -43,8 +43,8 @@ from yolods.distributed.store import KeyValueStore
 from yolods.distributed.world import Ranks
 from yolods.engine.base import Engine
 from yolods.engine.build import build_zero, plan_schedule
-from yolods.engine.build_compression import compression_lines
 from yolods.engine.build_pipeline import build_stage, plan_stages
+from yolods.engine.build_reduction import compression_lines
 from yolods.errors import Faults, UserError
 from yolods.evaluation.evaluator import Evaluator
 from yolods.model.blueprint import Blueprint

@@ -18,7 +18,7 @@ import numpy as np
 from yolods.plan.layout import Layout
 from yolods.plan.memory.timeline import Timeline
 
-UNDER_WAY = 2
+_UNDER_WAY = 2
 """As in `zero.owned_reduction`."""
 _FP32 = 4
 
@@ -94,7 +94,7 @@ def _held(passes: Timeline, copies: list[tuple[int, int, int]], *, waits: bool) 
     for moment, parts, adding in copies:
         before = sum(each for each, _ in way)
         held[since : moment + 1] = np.maximum(held[since : moment + 1], before)
-        if len(way) == UNDER_WAY:
+        if len(way) == _UNDER_WAY:
             held[moment] = max(held[moment], before + way.popleft()[1])
         way.append((parts, adding))
         held[moment] = max(held[moment], sum(each for each, _ in way))
