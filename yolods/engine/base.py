@@ -133,8 +133,7 @@ class Engine(TrainingState):
                 sums, step.batches * self.share.dp_size, can_return=can_return
             )
         if record.verdict.applied:
-            # After the verdict, which shows that these weights are good, and before the step
-            # changes them.
+            # The verdict has shown that these weights are good, and the step will change them.
             self.snapshots.remember()
         mark("the optimizer")
         # After a skip, too: here DeepSpeed frees the gradients, to which the next step would add.
