@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from yolods.checkpoint.tensor_file import as_tensor, file_tensor, load_places
-from yolods.system.allocator import trim_before
 from yolods.system.files import replace_file
 
 if TYPE_CHECKING:
@@ -222,9 +221,7 @@ class PtWeights(Mapping[str, Tensor]):
         self._tensors = {name: file_tensor(path, like) for name, like in named.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        stored = self._tensors[name]
-        trim_before(4 * stored.numel())
-        return as_tensor(stored)
+        return as_tensor(self._tensors[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

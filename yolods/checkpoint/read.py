@@ -15,7 +15,6 @@ from torch import Tensor
 
 from yolods.checkpoint.names import MODEL, PROGRESS
 from yolods.checkpoint.tensor_file import FileTensor, as_tensor, open_tensors
-from yolods.system.allocator import trim_before
 from yolods.zero.shards import Group, ShardPart, locate
 
 Shard = Tensor | FileTensor
@@ -62,7 +61,6 @@ class Leaves(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         parts, shape = self._parts[name], self.shapes[name]
-        trim_before(4 * math.prod(shape))
         whole = torch.empty(math.prod(shape), dtype=dtype_of(parts[0][0]) if parts else None)
         start = 0
         for shard, place in parts:

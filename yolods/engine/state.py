@@ -16,7 +16,6 @@ from yolods.engine.snapshots import Snapshots
 from yolods.errors import UserError
 from yolods.optim.ema import ShardedEma
 from yolods.stability.controller import Stability, StockStability
-from yolods.system.allocator import trim_before
 from yolods.zero.master_weights import Masters, frozen_weight, full_shape, set_parameter
 from yolods.zero.shards import fill_shard, misfits
 
@@ -231,7 +230,6 @@ def _leaves(net: nn.Module, masters: Masters, *, keep: bool) -> Iterator[tuple[s
     """A stage's tensors, on ranks that save its weights; the others take part."""
     for name, parameter in net.named_parameters():
         whole = masters.whole if parameter.requires_grad else frozen_weight
-        trim_before(4 * full_shape(parameter).numel())
         value = whole(parameter, keep=keep)
         if value is not None:
             yield name, value

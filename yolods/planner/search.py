@@ -174,9 +174,6 @@ class _Walk:
         for bound, _, layout in bounds:
             if best is not None and bound >= best.seconds:
                 break
-            # A simulation takes milliseconds, the trace of a stage that recomputes a second.
-            if best is not None and best.step and self._clock.step(layout).total >= best.seconds:
-                continue
             option = self._fitted(layout)
             best = option if option.beats(best) else best
         return best

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -75,15 +76,13 @@ class RunTelemetry(Telemetry):
             OSError: `run_dir` cannot be created.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.run_dir = run_dir
-        self._epochs = epochs
+        self.run_dir, self._epochs = run_dir, epochs
         self._drawn = {0, 1, 2}
         if close_mosaic_batch is not None:
             self._drawn |= {close_mosaic_batch + i for i in range(3)}
         self._step = start_step
-        self._closed = False
+        self._closed, self._first_step = False, True
         self._pipe: PipeStats | None = None
-        self._first_step = True
         self._console = Console(
             epochs=epochs, images_per_epoch=images_per_epoch, batch_size=batch_size, stream=stream
         )
@@ -96,10 +95,14 @@ class RunTelemetry(Telemetry):
         # Each file by itself: without one of them, the others are still written.
         with harmless("results.csv"):
             self._results = ResultsTable(run_dir / "results.csv", start_epoch)
-        steps = steps_per_epoch or max(images_per_epoch // batch_size, 1)
         with harmless("TensorBoard's event file"):
             self._board = TensorBoardWriter(
-                run_dir, steps_per_epoch=steps, start_step=start_step, events=earlier
+                run_dir,
+                steps_per_epoch=steps_per_epoch or max(images_per_epoch // batch_size, 1),
+                images_per_epoch=images_per_epoch,
+                start_step=start_step,
+                events=earlier,
+                history=self._results.earlier if self._results else None,
             )
         self._painter = Painter(run_dir, names, self._show_picture) if plots else None
 
@@ -109,16 +112,21 @@ class RunTelemetry(Telemetry):
         model_summary: str,
         notes: Sequence[str] = (),
         hyper: Mapping[str, Any] | None = None,
+        planned: Sequence[float] = (),
     ) -> None:
         quiet_dependencies()  # again: all of them are imported by now
         for note in notes:
             self._console.say(note)
         compared = config if hyper is None else hyper
         self._on_board(
-            "the configuration", lambda board: board.start(config, model_summary, compared)
+            "the configuration",
+            lambda board: board.start(config, model_summary, compared, notes, planned),
         )
+        if self._step:
+            resumed = f"resumed after step {self._step}"
+            self._on_board("an event", lambda board: board.text("events/resume", resumed))
         self._console.say(f"Logging results to {self.run_dir}")
-        self._console.say(f"TensorBoard: {tensorboard()} --logdir {self.run_dir}")
+        self._console.say(f"TensorBoard: {tensorboard(self.run_dir)}")
         self._console.say(f"Starting training for {self._epochs} epochs...")
 
     def labels(self, boxes: np.ndarray) -> None:
@@ -190,6 +198,9 @@ class RunTelemetry(Telemetry):
         if len(seconds) > 1:
             self._on_board("the ranks' curves", lambda board: board.ranks(seconds))
 
+    def memory(self, peaks: Mapping[int, float]) -> None:
+        self._on_board("the memory", lambda board: board.memory(peaks))
+
     def epoch_end(self, stats: EpochStats) -> None:
         self._console.epoch_end(stats)
         if self._pipe is not None:
@@ -202,6 +213,9 @@ class RunTelemetry(Telemetry):
         self._on_board("the curves", lambda board: board.epoch_end(stats))
 
     def event(self, kind: str, text: str, *, warn: bool = False) -> None:
+        if kind == "stop":
+            # Now, because a bar that is closed later would be drawn once more below these lines.
+            self._console.close()
         if warn:
             _log.warning(text)
         else:
@@ -257,7 +271,7 @@ class RunTelemetry(Telemetry):
         best = self.run_dir / "weights" / "best.pt"
         if best.is_file():
             lines.append(f"  model      {best}, which ultralytics.YOLO() loads")
-        lines.append(f"  curves     {tensorboard()} --logdir {self.run_dir}")
+        lines.append(f"  curves     {tensorboard(self.run_dir)}")
         for word, name in (
             ("numbers", "results.csv"),
             ("pictures", "results.png"),
@@ -268,12 +282,11 @@ class RunTelemetry(Telemetry):
         return lines
 
 
-def tensorboard() -> str:
-    """TensorBoard's command for a shell: the path beside this Python, which is on few PATHs."""
-    command = Path(sys.executable).with_name("tensorboard")
-    if not command.is_file():
-        return "tensorboard"
-    return str(command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command)
+def tensorboard(folder: Path) -> str:
+    """TensorBoard's command for a shell, with its path beside this Python: few PATHs have it."""
+    command, here = Path(sys.executable).with_name("tensorboard"), Path.cwd()
+    name = str(command.relative_to(here) if command.is_relative_to(here) else command)
+    return shlex.join([name if command.is_file() else command.name, "--logdir", str(folder)])
 
 
 def pipe_line(stats: PipeStats) -> str:
@@ -292,7 +305,7 @@ def loader_line(stats: LoaderStats) -> str:
     """The loader's line: the samples that it could make, how much is decoding, and the wait."""
     return (
         f"{'':>11}loader: {stats.images_per_second:.0f} images/s, {stats.decode_share:.0%} of it "
-        f"decoding; waited for {stats.wait_share:.0%} of the epoch"
+        f"decoding; waited {stats.wait_share:.0%} of the epoch"
     )
 
 
