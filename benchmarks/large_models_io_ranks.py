@@ -32,8 +32,6 @@ from yolods.optim.optimizers import choose_optimizer
 NAMES = ("one", "two", "three")
 MIB = 2**20
 IMGSZ = 64
-FORWARD = "a forward pass"
-"""The phase that needs a device's memory."""
 ZERO = {
     "stage": 3,
     # DeepSpeed's own copies of whole layers belong to the device's memory, which here is the host's
@@ -69,7 +67,7 @@ def measure(ranks: Ranks, folder: str, model: str) -> dict[str, Any]:
 
     def evaluate() -> None:
         with engine.evaluating():
-            pass
+            engine.predict(torch.zeros(1, 3, IMGSZ, IMGSZ, dtype=torch.uint8))
 
     def merge() -> None:
         if ranks.is_main:
@@ -77,8 +75,10 @@ def measure(ranks: Ranks, folder: str, model: str) -> dict[str, Any]:
         ranks.barrier()
 
     phases: dict[str, Callable[[], object]] = {
-        FORWARD: lambda: engine.predict(torch.zeros(1, 3, IMGSZ, IMGSZ, dtype=torch.uint8)),
-        "the average takes the weights' place and gives it back": evaluate,
+        "a forward pass": lambda: engine.predict(
+            torch.zeros(1, 3, IMGSZ, IMGSZ, dtype=torch.uint8)
+        ),
+        "evaluation of the average": evaluate,
         "last.pt": hand_over,
         "best.pt loaded for the final evaluation": lambda: engine.adopt(PtWeights(pt)),
         "a checkpoint": lambda: store.save(engine, Progress(step=1)),

@@ -22,7 +22,6 @@ from benchmarks.leaks_scenes import (
     on_white,
 )
 from benchmarks.report import Spread
-from yolods.data.images.read import read_image
 from yolods.data.leaks.hashing import (
     FEWEST_SLOPES,
     GREY_LEVELS,
@@ -36,7 +35,7 @@ from yolods.data.leaks.hashing import (
 )
 from yolods.data.leaks.search import MOST_BITS, near_pairs
 from yolods.data.leaks.warning import SplitImages, warning_lines
-from yolods.data.source import Unreadable, identities
+from yolods.data.source import ImageFiles
 from yolods.data.spec import DataSpec, find_images, read_spec
 
 CLIPS, FRAMES, GAP = 4, 150, 30
@@ -131,15 +130,8 @@ class Opened:
 
 
 def _images(spec: DataSpec, split: str) -> SplitImages:
-    files = find_images(spec.sources(split))[0]
-    names, _ = identities(files, spec.root)
-
-    def read(row: int) -> np.ndarray:
-        if (image := read_image(files[row], spec.channels)) is None:
-            raise Unreadable(files[row])
-        return image
-
-    return SplitImages(split, names, read)
+    source = ImageFiles(find_images(spec.sources(split))[0], spec.root, spec.channels)
+    return SplitImages(split, source.ids, lambda row: source.read(source.ids[row]))
 
 
 def published(sets: Mapping[str, Opened], warned: Collection[str]) -> Part:

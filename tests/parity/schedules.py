@@ -33,11 +33,7 @@ def schedules_apart(
         for schedule in ("1f1b", "zb")
     )
     return {
-        # A stage without BatchNorm has no statistics.
-        **{
-            what: worst(distances(split[what], plain[what])) if plain[what] else (0.0, "-")
-            for what in plain
-        },
+        **{what: worst(distances(split[what], plain[what])) for what in plain},
         "equal": all(
             torch.equal(value, plain[what][name])
             for what, found in split.items()

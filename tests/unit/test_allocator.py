@@ -1,20 +1,14 @@
-"""yolods.system.allocator: freed memory is used again without page faults, or given back."""
+"""yolods.system.allocator: freed memory is used again without page faults."""
 
 import ctypes
 import os
 import resource
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from yolods.system.allocator import (
-    _MMAP_THRESHOLD,
-    _TRIM_THRESHOLD,
-    keep_freed_memory,
-    trim_before,
-)
+from yolods.system.allocator import _MMAP_THRESHOLD, _TRIM_THRESHOLD, keep_freed_memory
 
 MIB = 1 << 20
 
@@ -72,31 +66,3 @@ def test_another_c_library_is_left_alone(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert not keep_freed_memory()
-
-
-def resident() -> int:
-    """Bytes of this process' resident memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def kept_before(size: int) -> int:
-    """MiB of freed memory that stay after `trim_before(size)`; 100 MiB were freed, in gaps."""
-    assert ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 32 << 20)
-    arrays = [np.ones(MIB, np.uint8) for _ in range(200)]
-    gaps = arrays[::2]
-    held = resident() - 100 * MIB
-    del arrays[::2]
-    del gaps
-    trim_before(size)
-    return max(resident() - held, 0) // MIB
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone")
-def test_gaps_are_given_back_before_large_memory_is_taken():
-    assert in_a_fork(lambda: kept_before(MIB)) > 80
-    assert in_a_fork(lambda: kept_before(16 * MIB)) < 20
-
-
-def test_without_glibc_nothing_is_given_back(monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    trim_before(1 << 30)

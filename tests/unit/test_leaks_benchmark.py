@@ -1,11 +1,10 @@
 """benchmarks/leaks: a video split at random by frame is warned of, one split by video is not."""
 
-import cv2
 import numpy as np
 import pytest
 
 from benchmarks import leaks, leaks_scenes
-from benchmarks.leaks_parts import Case, Opened, Part, _by_video, _hashed
+from benchmarks.leaks_parts import Case, Part, _by_video, _hashed
 from benchmarks.leaks_scenes import CHANGES, moving_camera
 
 
@@ -38,16 +37,3 @@ def test_frames_and_copies_are_images():
     changed = {name: change(frame) for name, change in CHANGES.items()}
     assert all(image.dtype == np.uint8 and image.ndim == 3 for image in changed.values())
     assert changed["without 2% at each border"].shape == (460, 614, 3)
-
-
-def test_a_published_split_is_opened(tmp_path):
-    for split, frame in zip(("train", "val"), leaks_scenes.fixed_camera(0, 0, 2), strict=True):
-        folder = tmp_path / "images" / split
-        folder.mkdir(parents=True)
-        cv2.imwrite(str(folder / "a.png"), frame)
-    yaml = tmp_path / "set.yaml"
-    content = f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames: [cell]\n"
-    yaml.write_text(content)
-    opened = Opened(yaml)
-    assert opened.train.names == ["images/train/a.png"]
-    assert len(opened.hashes["val"].values) == 1
