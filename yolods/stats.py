@@ -87,6 +87,10 @@ class EpochStats:
     """Whether this epoch's fitness is the best so far."""
     loader: LoaderStats | None = None
     """How fast samples were made; None if none were read."""
+    best_fitness: float | None = None
+    """The best fitness so far; None if no epoch was evaluated."""
+    best_epoch: int | None = None
+    """Its epoch, from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from tests import forks
 from tests.dist.commands import SMALL, front_door, started, yolods
 from tests.tiny import make_dataset
 from yolods.launch.command import free_port
+from yolods.telemetry.board.names import board_tag
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(220)]
 
@@ -222,7 +223,7 @@ def _leaves_its_numbers(folder: Path, row: list[str]) -> None:
         **left["metrics"],
         **{f"val/{name}": loss for name, loss in left["loss"].items()},
     }.items():
-        (point,) = events.Scalars(tag)
+        (point,) = events.Scalars(board_tag(tag))
         assert point.value == pytest.approx(value, rel=1e-6)
 
 

@@ -59,7 +59,7 @@ class Passes(Engine):
         self.snapshots = Snapshots(lambda: [torch.ones(2)], dict, every=0, restores=True)
         self.diagnosis = SimpleNamespace(when="off", note_loss=lambda loss: None)
         self.ema = SimpleNamespace(update=lambda: None)
-        self.traffic = NoMeter()
+        self.traffic, self.compression = NoMeter(), None
 
     def _accumulate(self, step: Step, feed: ReplayableBatches, size: int | None) -> torch.Tensor:
         sums = torch.zeros(4)

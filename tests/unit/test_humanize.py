@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolods.system.humanize import age_text, amount, plural, size_text
+from yolods.system.humanize import age_text, amount, clock_text, plural, size_text
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,10 @@ def test_time_comes_in_the_largest_unit_of_which_there_are_two(seconds, words):
 def test_only_one_has_no_s():
     assert [plural(count, "rank") for count in (0, 1, 2)] == ["0 ranks", "1 rank", "2 ranks"]
     assert amount(1, 2048) == "1 file, 2 KiB"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (754, "12:34"), (3600, "1:00:00")]
+)
+def test_a_duration_as_on_a_clock(seconds, text):
+    assert clock_text(seconds) == text

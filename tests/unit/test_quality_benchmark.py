@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks import quality, quality_report
-from benchmarks.quality import CASES, Pool, Results, go_on_from, next_job, read_results
+from benchmarks.quality import CASES, USUAL, Pool, Results, go_on_from, next_job, read_results
 from benchmarks.quality_report import (
     Difference,
     averaged,
@@ -142,7 +142,7 @@ def test_the_verdicts_follow_from_the_differences(
     shift: float, alone: str, all_of_them: str, file: str
 ) -> None:
     values, lines = (0.3, 0.4, 0.5), []
-    for case in CASES:
+    for case in USUAL:
         for name in ("bccd", "demo"):
             for seed, value in enumerate(values):
                 best = last = value
@@ -270,7 +270,7 @@ def test_all_runs_are_made_and_leave_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(quality, "lead", Led(tmp_path))
-    jobs = [job(case, seed) for seed in (0, 1) for case in CASES]
+    jobs = [job(case, seed) for seed in (0, 1) for case in USUAL]
     assert pool(tmp_path, jobs).work() == []
     assert len(Results(tmp_path / "results.jsonl", SETTINGS).done) == 10
     assert not list((tmp_path / "running").iterdir())
@@ -284,7 +284,7 @@ def test_a_run_that_fails_is_told_and_the_others_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(quality, "lead", Led(tmp_path, {"zero2_fp32-demo-0": "fails"}))
-    failed = pool(tmp_path, [job(case, 0) for case in CASES]).work()
+    failed = pool(tmp_path, [job(case, 0) for case in USUAL]).work()
     assert [one.name for one in failed] == ["zero2_fp32-demo-0"]
     assert len(Results(tmp_path / "results.jsonl", SETTINGS).done) == 4
     assert "a fault in the run" in capsys.readouterr().out

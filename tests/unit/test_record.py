@@ -20,6 +20,7 @@ from yolods.stability.record import StepRecord
 from yolods.stats import LOSS_NAMES
 from yolods.system import interrupt
 from yolods.telemetry import RunTelemetry
+from yolods.telemetry.board.names import board_tag, image_tag
 
 LOSS = dict(zip(LOSS_NAMES, (1.0, 2.0, 3.0), strict=True))
 
@@ -134,8 +135,11 @@ def drawn(
 
 RATES = {f"lr/pg{place}" for place in range(3)} | {"optim/momentum"}
 MEASURED = {"optim/skipped_share", *(f"train/{name}" for name in LOSS_NAMES), *TIMES}
-LOADER = {f"data/{name}" for name in ("images_per_second", "decode_share", "wait_share")}
-OF_EPOCHS = {"epoch", "time/images_per_second_epoch", *LOADER}
+LOADER = {f"data/loader_{name}" for name in ("images_per_second", "decode_share", "wait_share")}
+OF_EPOCHS = {"epoch", "time/images_per_second_epoch", "memory/peak_gib_rank0", *LOADER}
+EVERY_RUN = {board_tag(name) for name in RATES | MEASURED | OF_EPOCHS} | {
+    image_tag(f"train/{name}") for name in LOSS_NAMES
+}
 
 
 def test_a_new_curve_is_one_line_where_its_value_is_computed(
@@ -146,10 +150,12 @@ def test_a_new_curve_is_one_line_where_its_value_is_computed(
     before = drawn(tmp_path / "before", judged_by("stock"), monkeypatch)
     stock = judged_by("stock")
     after = drawn(tmp_path / "after", Errand(stock._engine, 1, by_hand=False), monkeypatch)
-    assert set(before) == RATES | MEASURED | OF_EPOCHS, "the names are those of every run so far"
+    assert set(before) == EVERY_RUN, "the names are those of every run so far"
     assert after.pop("toy/boxes_twice") == [10.0] * 4
     assert set(after) == set(before)
-    assert after["lr/pg0"] == [0.5] * 4 and after["optim/momentum"] == pytest.approx([0.9] * 4)
+    assert after["optimizer/lr_pg0"] == [0.5] * 4 and after["optimizer/momentum"] == pytest.approx(
+        [0.9] * 4
+    )
 
 
 def test_the_own_handling_draws_norms_and_how_they_lie(
@@ -161,10 +167,10 @@ def test_the_own_handling_draws_norms_and_how_they_lie(
         module, "squares", lambda parts, places, count: parts[0].new_tensor([9.0, 16.0])
     )
     curves = drawn(tmp_path, judged_by("own"), monkeypatch)
-    assert set(curves) == RATES | MEASURED | OF_EPOCHS | {
-        *("optim/grad_norm", "optim/grad_norm_after_clipping", "optim/clip_factor"),
+    assert set(curves) == EVERY_RUN | {
+        f"optimizer/{name}" for name in ("grad_norm", "grad_norm_after_clipping", "clip_factor")
     }
-    assert curves["optim/grad_norm"] == [5.0] * 4
+    assert curves["optimizer/grad_norm"] == [5.0] * 4
     reader = EventAccumulator(str(tmp_path))
     reader.Reload()
-    assert "stability/log10_gradient_norm_by_parameter" in reader.Tags()["tensors"]
+    assert "gradients/log10_norm_of_all" in reader.Tags()["tensors"]

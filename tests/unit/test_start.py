@@ -14,6 +14,7 @@ import torch
 from tests.indexes import boxes_of, image_files, labels_of
 from tests.tiny import make_dataset
 from yolods.checkpoint.read import Checkpoint
+from yolods.config.hyper.hyperparameters import Hyper
 from yolods.data.index.fingerprint import samples_of
 from yolods.data.splits import most_boxes
 from yolods.errors import UserError
@@ -252,3 +253,47 @@ def test_rank_0_opens_the_loggers_of_its_run(tmp_path):
     assert (
         type(start._open_telemetry(config, ranks, ("a",), None, None)).__name__ == "NullTelemetry"
     )
+
+
+def test_gpus_have_a_planned_memory_and_its_fault_ends_no_run(monkeypatch, caplog):
+    config = SimpleNamespace(hyper=SimpleNamespace(mosaic=1.0))
+    train, choice = split_of(3, 1), OptimizerChoice("SGD", 0.01, 0.9, 0.1)
+    seen = []
+
+    def planned(config, blueprint, counts, optimizer):
+        seen.append((counts.most, optimizer))
+        if optimizer == "SGD":
+            return (2**30,)
+        raise KeyError("an operator")
+
+    monkeypatch.setattr(start, "planned_bytes", planned)
+    cpu, gpu = (SimpleNamespace(device=torch.device(kind)) for kind in ("cpu", "cuda"))
+    assert start._planned(config, cpu, None, train, choice) == () and not seen
+    assert start._planned(config, gpu, None, train, choice) == (2**30,)
+    assert seen == [(3 + 3 * 2, "SGD")], "a mosaic: the fullest image and three means"
+    assert start._planned(config, gpu, None, train, replace(choice, name="Adam")) == ()
+    assert "the plan does not know this run's memory" in caplog.text
+
+
+def test_hparams_begin_with_the_layout():
+    """TensorBoard sorts columns by their characters, and shows the first five."""
+    ds = SimpleNamespace(
+        autocast=None,
+        precision="bf16",
+        pipeline=SimpleNamespace(stages=2),
+        zero_stage=1,
+        offload_optimizer=False,
+        offload_param=False,
+        micro_batch=4,
+    )
+    config = SimpleNamespace(deepspeed=ds, model="yolov5n", data=Path("d"), imgsz=64, epochs=3)
+    ranks = SimpleNamespace(size=4, device=torch.device("cpu"))
+    found = start._run_settings(config, ranks, schedule_of(100, 8, 2))
+    columns = sorted({**found, **Hyper().as_dict()})
+    assert {name: found[name] for name in columns[:5]} == {
+        "Images per step": 16,
+        "Pipeline stages": 2,
+        "Precision": "bf16",
+        "Ranks": 4,
+        "ZeRO stage": 1,
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -153,6 +154,9 @@ def test_without_a_terminal_there_is_one_line_an_epoch() -> None:
         "0.6",
         "41.5",
         "best",
+        "0",
+        "s",
+        "left",
     ]
 
 
@@ -161,7 +165,7 @@ def test_epoch_without_evaluation_shows_dashes() -> None:
     console = make(stream)
     console.epoch_begin(0)
     console.epoch_end(epoch_stats(evaluated=False))
-    assert lines(stream)[-1].split()[-5:] == ["-", "-", "-", "-", "41.5"]
+    assert lines(stream)[-1].split()[-7:] == ["-", "-", "-", "-", "-", "-", "41.5"]
 
 
 def test_a_long_epoch_says_every_thirty_seconds_that_it_is_alive() -> None:
@@ -209,3 +213,56 @@ def test_a_screen_that_is_gone_does_not_end_the_run(capsys: pytest.CaptureFixtur
     console.say("still here")
     console.close()
     assert capsys.readouterr().err == ""
+
+
+def test_eighty_columns_show_every_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    now = [0.0]
+    stream = Terminal()
+    console = make(stream, clock=lambda: now[0])
+    console.epoch_begin(0)
+    for step in range(1, 6):
+        now[0] += 12.0
+        console.step(step_record(step, loss=1.234))
+    console.val_begin(2)
+    console.val_progress(2)
+    console.val_end([("all", 64, 210, (0.692, 0.00469, 0.000833, 8.33e-05))], final=False)
+    console.epoch_end(epoch_stats())
+    console.close()
+    shown = lines(stream)
+    assert all(len(line) < 80 for line in shown)
+    last = [line for line in shown if line.split()[0] == "1/3"][-1].split()
+    assert last[:8] == ["1/3", gpu_memory(), "1.234", "1.234", "1.234", "33", "320", "5/5"]
+    assert shown[-2].split() == ["all", "64", "210", "0.692", "0.00469", "0.000833", "8.33e-05"]
+    assert shown[-1].strip() == "best so far; 41.5 images/s; 2 minutes left"
+
+
+def test_an_epoch_that_is_not_the_best_names_the_one_that_is() -> None:
+    stream = Terminal()
+    console = make(stream)
+    console.epoch_begin(1)
+    stats = replace(epoch_stats(2), is_best=False, best_fitness=0.6, best_epoch=0)
+    console.epoch_end(stats)
+    assert lines(stream)[-1].strip() == "best: epoch 1, fitness 0.6; 41.5 images/s"
+
+
+def test_time_left_of_a_run_counts_from_where_this_start_began() -> None:
+    """A resume in the middle of epoch 2 of 3: half an epoch took a minute, one is left."""
+    now = [0.0]
+    stream = io.StringIO()
+    console = make(stream, clock=lambda: now[0], heartbeat=1e9)
+    console.epoch_begin(1)
+    for position in (128, 144, 160):
+        now[0] += 24.0
+        console.step(replace(step_record(1), position=position))
+    console.epoch_end(epoch_stats(1))
+    assert lines(stream)[-1].endswith("best  2 minutes left")
+
+
+def test_a_row_after_a_resume_without_a_step_has_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run was stopped between an epoch's last step and its evaluation."""
+    stream = io.StringIO()
+    console = make(stream)
+    console.epoch_begin(0)
+    console.epoch_end(epoch_stats())
+    assert lines(stream)[-1].split()[5:7] == ["-", "-"]

@@ -42,6 +42,7 @@ def test_file_is_what_ultralytics_writes(tmp_path: Path, monkeypatch: pytest.Mon
     theirs, ours = tmp_path / "theirs.csv", tmp_path / "results.csv"
     monkeypatch.setattr(time, "time", lambda: 112.34567891)
     table = ResultsTable(ours)
+    assert table.earlier == {}
     for epoch in range(2):
         stats = epoch_stats(epoch)
         trainer = SimpleNamespace(
@@ -62,6 +63,7 @@ def test_resume_drops_rows_from_the_resumed_epoch_on(tmp_path: Path) -> None:
         first.append(epoch_stats(epoch, seconds=1.0))
     resumed = ResultsTable(path, start_epoch=2)
     assert epochs_in(path) == [1, 2]
+    assert resumed.earlier["epoch"] == [1.0, 2.0] and resumed.earlier["time"] == [1.0, 1.0]
     resumed.append(epoch_stats(2, seconds=9.0))
     assert epochs_in(path) == [1, 2, 3]
     assert read_results(path)["time"] == [1.0, 1.0, 9.0]

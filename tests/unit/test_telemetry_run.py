@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import io
 import logging
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from tests.sent import communication
 from yolods.stability.record import StepRecord
 from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
 from yolods.telemetry.interface import NullTelemetry, Telemetry
-from yolods.telemetry.run import RunTelemetry, communication_line
+from yolods.telemetry.run import RunTelemetry, communication_line, tensorboard
 
 NAMES = {0: "disc", 1: "bar"}
 
@@ -221,3 +223,28 @@ def test_close_may_come_at_any_time_and_twice(tmp_path: Path) -> None:
     telemetry.close()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == left
     assert any(name.startswith("events.out") and content for name, content in left.items())
+
+
+def test_the_bar_is_not_drawn_again_below_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    with open_run(tmp_path, stream=screen) as telemetry:
+        telemetry.epoch_begin(0)
+        telemetry.step(step_record(1, 0))
+        telemetry.event("stop", "Ctrl-C: stopped after step 1, in epoch 1")
+        telemetry.event("stop", "to resume: yolods train --resume runs/exp")
+    assert screen.getvalue().endswith("--resume runs/exp\n")
+    assert screen.getvalue().count("Ctrl-C") == 1
+
+
+def test_tensorboards_command_is_one_that_a_shell_takes() -> None:
+    words = shlex.split(tensorboard(Path("my runs/exp")))
+    assert words[1:] == ["--logdir", "my runs/exp"]
+    assert shutil.which(words[0]), "it exists as typed"

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util import tensor_util
 
 from tests.sent import communication
+from yolods.stability.grad_stats import GradStats
 from yolods.stability.guard import Verdict
 from yolods.stability.record import StepRecord
 from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
@@ -64,6 +65,13 @@ def curve(reader: EventAccumulator, tag: str) -> list[tuple[int, float]]:
     ]
 
 
+def texts(reader: EventAccumulator, tag: str) -> list[str]:
+    return [
+        tensor_util.make_ndarray(each.tensor_proto).item().decode()
+        for each in reader.Tensors(f"{tag}/text_summary")
+    ]
+
+
 def test_curves_of_steps_and_epochs_share_the_axis_of_steps(tmp_path: Path) -> None:
     board = TensorBoardWriter(tmp_path, steps_per_epoch=2)
     for step in (1, 2):
@@ -71,15 +79,15 @@ def test_curves_of_steps_and_epochs_share_the_axis_of_steps(tmp_path: Path) -> N
     board.epoch_end(epoch_stats(0))
     board.close()
     reader = events(tmp_path)
-    assert curve(reader, "train/box_loss") == [(1, 10.0), (2, 5.0)]
-    assert curve(reader, "lr/pg0") == [(1, 0.001), (2, 0.002)]
-    assert curve(reader, "optim/grad_norm") == [(1, 2.0), (2, 2.0)]
-    assert curve(reader, "optim/loss_scale") == [(1, 65536.0), (2, 65536.0)]
-    assert curve(reader, "time/images_per_second") == [(1, 32.0), (2, 32.0)]
-    assert curve(reader, "time/data_share") == [(1, 0.25), (2, 0.25)]
-    assert curve(reader, "val/cls_loss") == [(2, 3.0)]
-    assert curve(reader, "metrics/mAP50-95(B)") == [(2, 0.6)]
-    assert curve(reader, "epoch") == [(2, 1.0)]
+    assert curve(reader, "Loss/box_train") == [(1, 10.0), (2, 5.0)]
+    assert curve(reader, "optimizer/lr_pg0") == [(1, 0.001), (2, 0.002)]
+    assert curve(reader, "optimizer/grad_norm") == [(1, 2.0), (2, 2.0)]
+    assert curve(reader, "stability/loss_scale") == [(1, 65536.0), (2, 65536.0)]
+    assert curve(reader, "data/images_per_second") == [(1, 32.0), (2, 32.0)]
+    assert curve(reader, "data/wait_share_of_step") == [(1, 0.25), (2, 0.25)]
+    assert curve(reader, "Loss/cls_val") == [(2, 3.0)]
+    assert curve(reader, "Metrics/mAP50-95") == [(2, 0.6)]
+    assert curve(reader, "data/epoch") == [(2, 1.0)]
 
 
 def test_a_long_epoch_is_thinned_to_means(tmp_path: Path) -> None:
@@ -87,7 +95,7 @@ def test_a_long_epoch_is_thinned_to_means(tmp_path: Path) -> None:
     for step in range(1, 11):
         board.step(step_record(step, loss=dict.fromkeys(LOSS_NAMES, float(step))))
     board.close()
-    assert curve(events(tmp_path), "train/box_loss") == [(4, 2.5), (8, 6.5), (10, 9.5)]
+    assert curve(events(tmp_path), "Loss/box_train") == [(4, 2.5), (8, 6.5), (10, 9.5)]
 
 
 def test_skipped_steps_and_absent_numbers_leave_no_false_points(tmp_path: Path) -> None:
@@ -98,10 +106,10 @@ def test_skipped_steps_and_absent_numbers_leave_no_false_points(tmp_path: Path) 
     board.step(step_record(2, grad_norm=None, loss_scale=None))
     board.close()
     reader = events(tmp_path)
-    assert curve(reader, "train/box_loss") == [(2, 5.0)]
-    assert curve(reader, "optim/skipped_share") == [(1, 1.0), (2, 0.0)]
-    assert curve(reader, "optim/loss_scale") == [(1, 65536.0)]
-    assert "optim/grad_norm" not in reader.Tags()["tensors"]
+    assert curve(reader, "Loss/box_train") == [(2, 5.0)]
+    assert curve(reader, "stability/skipped_share") == [(1, 1.0), (2, 0.0)]
+    assert curve(reader, "stability/loss_scale") == [(1, 65536.0)]
+    assert "optimizer/grad_norm" not in reader.Tags()["tensors"]
 
 
 def test_resume_hides_what_was_written_past_the_checkpoint(tmp_path: Path) -> None:
@@ -114,20 +122,20 @@ def test_resume_hides_what_was_written_past_the_checkpoint(tmp_path: Path) -> No
     resumed.step(step_record(5, loss=dict.fromkeys(LOSS_NAMES, 0.5)))
     resumed.close()
     reader = events(tmp_path)
-    assert curve(reader, "train/box_loss") == [
+    assert curve(reader, "Loss/box_train") == [
         (1, 10.0),
         (2, 5.0),
         (3, 3.33333),
         (4, 2.5),
         (5, 0.5),
     ]
-    assert curve(reader, "val/box_loss") == [], "the epoch that ended at step 6 has not been yet"
+    assert curve(reader, "Loss/box_val") == [], "the epoch that ended at step 6 has not been yet"
 
 
 def test_texts_and_hyper_parameters_live_in_the_run_itself(tmp_path: Path) -> None:
     board = TensorBoardWriter(tmp_path, steps_per_epoch=1)
     config = {"hyp": {"lr0": 0.01}, "freeze": None, "path": Path("x")}
-    board.start(config, "| layer |\n| --- |\n| Conv |", config)
+    board.start(config, "| layer |\n| --- |\n| Conv |", config, ["2 ranks on cpu", "Batch 16"])
     board.step(step_record(1))
     board.finish(epoch_stats(0).metrics)
     board.close()
@@ -141,6 +149,7 @@ def test_texts_and_hyper_parameters_live_in_the_run_itself(tmp_path: Path) -> No
         .decode()
     )
     assert json.loads(text.strip("`").removeprefix("json"))["hyp"] == {"lr0": 0.01}
+    assert texts(reader, "Layout") == ["```\n2 ranks on cpu\nBatch 16\n```"]
     from tensorboard.plugins.hparams import plugin_data_pb2
 
     def content(name: str) -> plugin_data_pb2.HParamsPluginData:
@@ -151,8 +160,8 @@ def test_texts_and_hyper_parameters_live_in_the_run_itself(tmp_path: Path) -> No
     assert hyper["hyp.lr0"].number_value == 0.01
     assert hyper["freeze"].string_value == "None"
     metrics = [info.name.tag for info in content("experiment").experiment.metric_infos]
-    assert "metrics/best_mAP50-95" in metrics
-    assert curve(reader, "metrics/best_mAP50-95") == [(1, 0.6)]
+    assert "final/mAP50-95" in metrics
+    assert curve(reader, "final/mAP50-95") == [(1, 0.6)]
     assert content("session_end_info").session_end_info.status == 1, "success"
 
 
@@ -162,7 +171,7 @@ def test_a_picture_goes_in_as_the_bytes_on_disk(tmp_path: Path) -> None:
     board = TensorBoardWriter(tmp_path, steps_per_epoch=1)
     board.picture("train/batch0", file, step=5)
     board.close()
-    event = events(tmp_path).Tensors("train/batch0")[0]
+    event = events(tmp_path).Tensors("images/train_batch0")[0]
     width, height, data = tensor_util.make_ndarray(event.tensor_proto)
     assert (event.step, width, height, data) == (5, b"30", b"20", file.read_bytes())
     assert Image.open(io.BytesIO(data)).size == (30, 20)
@@ -249,4 +258,115 @@ def test_an_optimizer_without_a_momentum_has_no_curve_of_it(tmp_path):
     board.step(step_record(1, momentum=None))
     board.close()
     tags = events(tmp_path).Tags()["tensors"]
-    assert "optim/momentum" not in tags and "lr/pg0" in tags
+    assert "optimizer/momentum" not in tags and "optimizer/lr_pg0" in tags
+
+
+def test_runs_with_other_batches_have_an_axis_of_images_in_common(tmp_path: Path) -> None:
+    board = TensorBoardWriter(tmp_path, steps_per_epoch=2, images_per_epoch=32)
+    for step in (1, 2):
+        board.step(step_record(step))
+    board.epoch_end(epoch_stats(0))
+    board.close()
+    reader = events(tmp_path)
+    assert curve(reader, "by_images/loss_box_train") == [(16, 10.0), (32, 5.0)]
+    assert curve(reader, "by_images/loss_box_val") == [(32, 3.0)]
+    assert curve(reader, "by_images/mAP50-95") == [(32, 0.6)]
+
+
+def test_a_resume_writes_the_curves_over_images_again_from_results(tmp_path: Path) -> None:
+    """Opening the file hides what is numbered above the checkpoint's step, thus nearly all of
+    them."""
+    first = TensorBoardWriter(tmp_path, steps_per_epoch=2, images_per_epoch=32)
+    for step in range(1, 7):
+        first.step(step_record(step))
+        if step % 2 == 0:
+            first.epoch_end(epoch_stats(step // 2 - 1))
+    first.close()
+    history = {"epoch": [1.0, 2.0], "metrics/mAP50(B)": [0.7, 0.7], "val/box_loss": [3.0, math.nan]}
+    resumed = TensorBoardWriter(
+        tmp_path, steps_per_epoch=2, images_per_epoch=32, start_step=4, history=history
+    )
+    resumed.step(step_record(5))
+    resumed.close()
+    reader = events(tmp_path)
+    assert curve(reader, "by_images/mAP50") == [(32, 0.7), (64, 0.7)]
+    assert curve(reader, "by_images/loss_box_val") == [(32, 3.0)], "nan is no point"
+    assert curve(reader, "by_images/loss_box_train") == [(80, 2.0)]
+
+
+def test_a_resume_does_not_repeat_points_that_are_still_shown(tmp_path: Path) -> None:
+    """With one image per step the numbers of both axes are the same, and nothing was hidden."""
+    first = TensorBoardWriter(tmp_path, steps_per_epoch=2, images_per_epoch=2)
+    first.step(step_record(1))
+    first.epoch_end(epoch_stats(0))
+    first.close()
+    history = {"epoch": [1.0], "metrics/mAP50(B)": [0.7]}
+    TensorBoardWriter(
+        tmp_path, steps_per_epoch=2, images_per_epoch=2, start_step=2, history=history
+    ).close()
+    assert curve(events(tmp_path), "by_images/mAP50") == [(2, 0.7)]
+
+
+def test_lines_of_one_step_share_a_text(tmp_path: Path) -> None:
+    """TensorBoard shows one text per tag and step, so that the first line was lost."""
+    board = TensorBoardWriter(tmp_path, steps_per_epoch=1)
+    board.text("events/stop", "stopped")
+    board.text("events/stop", "to resume: x")
+    board.step(step_record(1))
+    board.text("events/stop", "again")
+    board.close()
+    shown = texts(events(tmp_path), "events/stop")
+    assert shown[1:] == ["stopped  \nto resume: x", "again"]
+
+
+def test_memory_of_ranks_stands_beside_the_plan(tmp_path: Path) -> None:
+    board = TensorBoardWriter(tmp_path, steps_per_epoch=1)
+    board.start({}, "", {}, planned=[2**31])
+    board.memory({0: 2**30, 1: 2**29})
+    board.close()
+    read = events(tmp_path)
+    assert curve(read, "memory/peak_gib_rank1") == [(0, 0.5)]
+    assert curve(read, "memory/planned_gib_stage0") == [(0, 2.0)]
+
+
+def test_gradient_norms_have_a_histogram_per_layer_and_epoch(tmp_path: Path) -> None:
+    stats = GradStats(
+        names=("model.0.conv.weight", "model.0.bn.bias", "model.10.conv.weight"),
+        norms=np.array([1.0, 0.01, math.inf]),
+        weights=None,
+        loss=(1.0,) * 3,
+        instances=1,
+        scale=1.0,
+    )
+    board = TensorBoardWriter(tmp_path, steps_per_epoch=2)
+    board.step(step_record(1, grad_stats=stats))
+    board.step(step_record(2))
+    board.epoch_end(epoch_stats(0))
+    board.epoch_end(epoch_stats(1))
+    board.close()
+    read = events(tmp_path)
+    tags = {tag for tag in read.Tags()["tensors"] if tag.startswith("gradients")}
+    assert tags == {"gradients/log10_norm_of_all", "gradients/log10_norm/model.0"}
+    (layer,) = read.Tensors("gradients/log10_norm/model.0")
+    assert layer.step == 2
+    assert tensor_util.make_ndarray(layer.tensor_proto)[:, 2].sum() == 2, "both parameters"
+
+
+def test_custom_scalars_show_only_charts_with_curves(tmp_path: Path) -> None:
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    board = TensorBoardWriter(tmp_path, steps_per_epoch=1)
+    board.epoch_end(epoch_stats(0))
+    board.ranks({0: 0.5, 1: 0.5})
+    board.epoch_end(epoch_stats(1))
+    board.epoch_end(epoch_stats(2))
+    board.close()
+    written = events(tmp_path).Tensors("custom_scalars__config__")
+    layouts = [
+        layout_pb2.Layout.FromString(tensor_util.make_ndarray(each.tensor_proto).item())
+        for each in written
+    ]
+    assert [[each.title for each in layout.category] for layout in layouts] == [
+        ["Training", "By images"],
+        ["Training", "By images", "Ranks"],
+    ], "again only where there is something new"

@@ -467,4 +467,4 @@ def test_adamw_has_no_curve_of_a_momentum_that_it_does_not_have(runs):
         reader.Reload()
         return {tag for kind in ("scalars", "tensors") for tag in reader.Tags().get(kind, ())}
 
-    assert "optim/momentum" in tags("sgd") and "optim/momentum" not in tags("plain")
+    assert "optimizer/momentum" in tags("sgd") and "optimizer/momentum" not in tags("plain")

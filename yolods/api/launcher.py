@@ -91,7 +91,7 @@ class Launcher:
             raise stopped
         meanwhile()
         code = self._process.wait()
-        return code if code >= 0 else 128 - code
+        return 128 - code if code < 0 else code
 
     def show_errors(self) -> None:
         """Print the lines of errors, which are otherwise left to an exception."""

@@ -73,6 +73,7 @@ class Parts:
     """What averages the gradients over the replicas; None: DeepSpeed."""
 
 
+# Wide: one interface of ZeRO and of pipelines, for steps, evaluations and reports.
 class Engine(TrainingState):
     """A detector on a DeepSpeed engine. All methods are collectives unless they say otherwise."""
 
@@ -144,10 +145,7 @@ class Engine(TrainingState):
         record.scalars.update(self._rates(step))
         record = replace(record, data_seconds=feed.waited, replaced=tuple(feed.replaced))
         if record.verdict.applied:
-            # After the masters have moved. A skipped step does not advance the average's warm-up.
-            self.ema.update()
-            if self.compression is not None:
-                self.compression.commit()
+            self._count_in()
             return record
         # Before the second run, so that it starts from the same statistics as the first. Needed
         # without a second run too: a nan in running statistics would stay there.
@@ -161,6 +159,16 @@ class Engine(TrainingState):
             assert self.snapshots.snapshot is not None
             self._load_moving(self.snapshots.snapshot)
         return replace(record, culprits=culprits)
+
+    def _count_in(self) -> None:
+        """Let the average and the compression follow a step that was applied.
+
+        After the masters have moved. A skipped step advances neither the average's warm-up nor the
+        compression's memory of what it has not sent.
+        """
+        self.ema.update()
+        if self.compression is not None:
+            self.compression.commit()
 
     def _rates(self, step: Step) -> dict[str, float | None]:
         """Curves of the step's learning rates and momentum.

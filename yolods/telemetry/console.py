@@ -11,23 +11,16 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from yolods.stats import LOSS_NAMES, METRIC_NAMES, EpochStats
+from yolods.system.humanize import age_text
 from yolods.telemetry.log import CLEAR_LINE, FILE_ONLY
+from yolods.telemetry.screen.rows import NARROW, ULTRALYTICS, WIDE, Rows, columns_of
+from yolods.telemetry.screen.short_bar import ShortBar
 
 if TYPE_CHECKING:
     from yolods.stability.record import StepRecord
 
 _log = logging.getLogger("yolods.console")
 
-_TRAIN_TITLES = ("Epoch", "GPU_mem", *LOSS_NAMES, "Instances", "Size")
-_VAL_HEADER = ("%22s" + "%11s" * 6) % (
-    "Class",
-    "Images",
-    "Instances",
-    "Box(P",
-    "R",
-    "mAP50",
-    "mAP50-95)",
-)
 _HEADER_EVERY = 20
 """Epochs between two headers without a terminal."""
 
@@ -69,7 +62,8 @@ class RunningLoss:
 
 # Wide: a method per event of a run that is shown, and the state of one screen.
 class Console:
-    """Writes lines to a stream and to train.log, and on a terminal ultralytics' progress bar.
+    """Writes lines to a stream and to train.log, and on a terminal ultralytics' progress bar; on a
+    narrow one shorter rows, so that none of their numbers is cut.
 
     Without a terminal (a file, a job scheduler) there is one line per epoch, and in a long epoch
     another one every `heartbeat` seconds.
@@ -93,11 +87,13 @@ class Console:
         self._terminal = self._stream.isatty()
         self._heartbeat, self._clock = heartbeat, clock
         self._bar: Any = None
+        self._rows = ULTRALYTICS
         self._epoch = 0
         self._loss = RunningLoss()
         self._last: StepRecord | None = None
-        self._last_line = self._epoch_start = clock()
+        self._last_line = self._epoch_start = self._began = clock()
         self._first_batch: int | None = None
+        self._begun_at: float | None = None
         self._val_done = self._val_batches = 0
         self._epochs_since_header = _HEADER_EVERY
 
@@ -111,9 +107,15 @@ class Console:
         self._close_bar()
         self._epoch, self._loss, self._last, self._first_batch = epoch, RunningLoss(), None, None
         self._last_line = self._epoch_start = self._clock()
-        # The widths are ultralytics', whose users know these columns.
-        header = ("%11s" * len(_TRAIN_TITLES)) % _TRAIN_TITLES
-        full_header = header + ("%11s" * 5) % ("Box(P", "R", "mAP50", "mAP50-95)", "images/s")
+        if self._begun_at is None:
+            self._began = self._clock()
+        full_header = ULTRALYTICS.train_header + ("%11s" * 5) % (
+            "Box(P",
+            "R",
+            "mAP50",
+            "mAP50-95)",
+            "images/s",
+        )
         if self._epochs_since_header >= _HEADER_EVERY:
             self._epochs_since_header = 0
             self._record(full_header)
@@ -121,13 +123,17 @@ class Console:
                 self._write(full_header)
         self._epochs_since_header += 1
         if self._terminal:
-            self._write(f"\n{header}")
-            self._bar = self._new_bar(f"{f'{epoch + 1}/{self.epochs}':>11}", self.batches)
+            self._fit()
+            self._write(f"\n{self._rows.train_header}")
+            text = f"{self._of_epochs:>{self._rows.train_widths[0]}}"
+            self._bar = self._new_bar(text, self.batches)
 
     def step(self, record: StepRecord) -> None:
         """Move the bar to the step's position; without a bar, show a line now and then."""
         self._loss.add(record)
         self._last = record
+        if self._begun_at is None:
+            self._begun_at = (record.position - record.samples) / self.images_per_epoch
         done = min(
             math.ceil((record.position - self._epoch * self.images_per_epoch) / self.batch_size),
             self.batches,
@@ -136,30 +142,36 @@ class Console:
         if self._first_batch is None:
             self._first_batch = max(done - max(math.ceil(record.samples / self.batch_size), 1), 0)
         if self._bar is not None:
-            self._bar.desc = self._train_cells()
+            self._bar.desc = self._train_cells(self._rows)
             self._bar.update(max(done - self._bar.n, 0))
         elif self._clock() - self._last_line >= self._heartbeat:
             self._last_line = self._clock()
             self.say(self._alive(done))
 
     def epoch_end(self, stats: EpochStats) -> None:
-        """Log the epoch's line (training, metrics, rate), and show it if there is no terminal."""
+        """Log the epoch's line (training, metrics, rate), and show it if there is no terminal; a
+        terminal, which has just shown its numbers, gets the rest of it."""
         self._close_bar()
         metrics = stats.metrics or {}
         cells = "".join(f"{_number(metrics.get(name, math.nan)):>11}" for name in METRIC_NAMES)
         rate = f"{stats.images_per_second:11.1f}"
         best = "  best" if stats.is_best else ""
-        line = f"{self._train_cells(stats.train_loss)}{cells}{rate}{best}"
-        self._record(line)
-        if not self._terminal:
-            self._write(line)
+        row = self._train_cells(ULTRALYTICS, stats.train_loss)
+        left = self._left(stats.epoch + 1)
+        self._record(f"{row}{cells}{rate}{best}")
+        if self._terminal:
+            told = (_best(stats), f"{stats.images_per_second:.1f} images/s", left)
+            self._write(f"{'':>11}{'; '.join(filter(None, told))}")
+        else:
+            self._write(f"{row}{cells}{rate}{best}{left and f'  {left}'}")
 
     def val_begin(self, batches: int, what: str = "validation") -> None:
         """Start a bar of `batches` with the validation header or the name of another pass."""
         self._close_bar()
         if self._terminal:
+            self._fit()
             self._bar = self._new_bar(
-                _VAL_HEADER if what == "validation" else f"{what:>22}", batches
+                self._rows.val_header if what == "validation" else f"{what:>22}", batches
             )
         self._last_line = self._clock()
         self._val_what, self._val_done, self._val_batches = what, 0, batches
@@ -183,12 +195,10 @@ class Console:
         """
         had_header = self._bar is not None
         self._close_bar()
-        lines = [
-            ("%22s" + "%11i" * 2 + "%11.3g" * len(values)) % (*cells, *values)
-            for *cells, values in rows
-        ]
+        table = self._rows if self._terminal else ULTRALYTICS
+        lines = [table.val(*row) for row in rows]
         if final:
-            for line in lines if had_header else [_VAL_HEADER, *lines]:
+            for line in lines if had_header else [table.val_header, *lines]:
                 self.say(line)
         elif self._terminal and lines:
             self._write(lines[0])
@@ -197,16 +207,33 @@ class Console:
         """Close an open bar, so that the next text starts on its own line."""
         self._close_bar()
 
-    def _train_cells(self, loss: Mapping[str, float] | None = None) -> str:
+    def _fit(self) -> None:
+        """Choose the rows for the terminal's present width."""
+        self._rows = ULTRALYTICS if columns_of(self._stream) >= WIDE else NARROW
+
+    @property
+    def _of_epochs(self) -> str:
+        return f"{self._epoch + 1}/{self.epochs}"
+
+    def _train_cells(self, rows: Rows, loss: Mapping[str, float] | None = None) -> str:
         """ultralytics' seven columns: epoch, memory, three losses, instances and image size."""
         mean = self._loss.mean() if loss is None else loss
-        instances, imgsz = (self._last.instances, self._last.imgsz) if self._last else (0, 0)
-        numbers = (*(mean[name] for name in LOSS_NAMES), instances, imgsz)
-        return ("%11s" * 2 + "%11.4g" * 5) % (
-            f"{self._epoch + 1}/{self.epochs}",
-            gpu_memory(),
-            *numbers,
-        )
+        losses = [mean[name] for name in LOSS_NAMES]
+        # A run that was stopped after an epoch's last step goes on with its evaluation.
+        batch = (self._last.instances, self._last.imgsz) if self._last else None
+        return rows.train(self._of_epochs, gpu_memory(), losses, batch)
+
+    def _left(self, reached: float) -> str:
+        """The time left for the run at this start's pace, evaluations included; "" at its end.
+
+        Args:
+            reached: epochs so far.
+        """
+        done = reached - (self._begun_at or 0.0)
+        if self._begun_at is None or done <= 0 or reached >= self.epochs:
+            return ""
+        seconds = (self._clock() - self._began) / done * (self.epochs - reached)
+        return f"{age_text(round(seconds))} left"
 
     def _alive(self, done: int) -> str:
         elapsed = self._clock() - self._epoch_start
@@ -214,12 +241,17 @@ class Console:
         losses = ", ".join(f"{name} {mean[name]:.4g}" for name in LOSS_NAMES)
         batches_here = max(done - (self._first_batch or 0), 1)
         left = elapsed / batches_here * (self.batches - done)
-        epoch = f"{self._epoch + 1}/{self.epochs}"
-        return f"{epoch:>11} batch {done}/{self.batches}, {losses}, {left:.0f} s left in this epoch"
+        run = self._left(self._epoch + done / self.batches)
+        return (
+            f"{self._of_epochs:>11} batch {done}/{self.batches}, {losses}, {left:.0f} s left in "
+            f"this epoch{run and f', {run} in the run'}"
+        )
 
     def _new_bar(self, text: str, total: int) -> Any:
         from ultralytics.utils.tqdm import TQDM
 
+        if self._rows is NARROW:
+            return ShortBar(text, total, self._stream, columns=columns_of(self._stream))
         return TQDM(total=total, desc=text, disable=False, file=self._stream)
 
     def _close_bar(self) -> None:
@@ -244,3 +276,12 @@ class Console:
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3g}"
+
+
+def _best(stats: EpochStats) -> str:
+    """Which epoch is the best so far; "" if none has found anything."""
+    if stats.is_best:
+        return "best so far"
+    if stats.best_epoch is None or not stats.best_fitness:
+        return ""
+    return f"best: epoch {stats.best_epoch + 1}, fitness {stats.best_fitness:.3g}"

@@ -29,6 +29,7 @@ class Telemetry:
         model_summary: str,
         notes: Sequence[str] = (),
         hyper: Mapping[str, Any] | None = None,
+        planned: Sequence[float] = (),
     ) -> None:
         """The run is about to take its first step.
 
@@ -37,6 +38,7 @@ class Telemetry:
             model_summary: the model as markdown; see `model_table`.
             notes: lines to show.
             hyper: values by which TensorBoard's HParams tab compares runs; None: all of `config`.
+            planned: bytes of memory of a rank of each stage by the plan; (): unknown.
         """
 
     def labels(self, boxes: np.ndarray) -> None:
@@ -81,6 +83,12 @@ class Telemetry:
 
     def ranks(self, seconds: Mapping[int, float]) -> None:
         """Seconds per step of each rank, without waiting for others; empty if not known yet."""
+
+    def memory(self, peaks: Mapping[int, float]) -> None:
+        """Peak memory of each rank so far, in bytes.
+
+        Of a GPU it is what torch has allocated on the device, of a CPU that of the whole process.
+        """
 
     def epoch_end(self, stats: EpochStats) -> None:
         """An epoch is finished, its evaluation included."""

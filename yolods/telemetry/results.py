@@ -48,6 +48,8 @@ class ResultsTable:
             OSError: the file cannot be written.
         """
         self.path = path
+        self.earlier: dict[str, list[float]] = {}
+        """The columns of the rows that were there and stay."""
         self._columns: list[str] | None = None
         if not path.exists():
             return
@@ -59,6 +61,7 @@ class ResultsTable:
         if header:
             # The file's own columns: a resume with other parameter groups must not mix two formats.
             self._columns = header
+            self.earlier = _by_column(header, kept)
             replace_text(path, "".join(",".join(cells) + "\n" for cells in [header, *kept]))
         else:
             path.unlink()
@@ -81,7 +84,10 @@ class ResultsTable:
 
 def read_results(path: Path) -> dict[str, list[float]]:
     """The columns of the file, from complete rows: a kill may truncate the last line."""
-    header, rows = _parse(path)
+    return _by_column(*_parse(path))
+
+
+def _by_column(header: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, list[float]]:
     return {name: [float(cells[i]) for cells in rows] for i, name in enumerate(header)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -84,11 +85,8 @@ class RunTelemetry(Telemetry):
             OSError: `run_dir` cannot be created.
         """
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.run_dir = run_dir
-        self._epochs = epochs
-        self._drawn = {0, 1, 2}
-        if close_mosaic_batch is not None:
-            self._drawn |= {close_mosaic_batch + i for i in range(3)}
+        self.run_dir, self._epochs, self._sinks = run_dir, epochs, sinks or Sinks()
+        self._drawn = _drawn_batches(close_mosaic_batch)
         self._step, self._closed, self._first_step = start_step, False, True
         self._pipe: PipeStats | None = None
         self._sent: CommunicationStats | None = None
@@ -98,17 +96,20 @@ class RunTelemetry(Telemetry):
         self._results: ResultsTable | None = None
         self._board: TensorBoardWriter | None = None
         self._events = EventFile(run_dir / STABILITY_FILE)
-        self._sinks = sinks or Sinks()
         earlier: list[Mapping[str, Any]] = []
         with harmless(STABILITY_FILE):
             earlier = self._events.keep(start_step)
         # Each file by itself: without one of them, the others are still written.
         with harmless("results.csv"):
             self._results = ResultsTable(run_dir / "results.csv", start_epoch)
-        steps = steps_per_epoch or max(images_per_epoch // batch_size, 1)
         with harmless("TensorBoard's event file"):
             self._board = TensorBoardWriter(
-                run_dir, steps_per_epoch=steps, start_step=start_step, events=earlier
+                run_dir,
+                steps_per_epoch=steps_per_epoch or max(images_per_epoch // batch_size, 1),
+                images_per_epoch=images_per_epoch,
+                start_step=start_step,
+                events=earlier,
+                history=self._results.earlier if self._results else None,
             )
             self._board.also = self._sinks.scalars
         self._painter = Painter(run_dir, names, self._show_picture) if plots else None
@@ -119,17 +120,22 @@ class RunTelemetry(Telemetry):
         model_summary: str,
         notes: Sequence[str] = (),
         hyper: Mapping[str, Any] | None = None,
+        planned: Sequence[float] = (),
     ) -> None:
         quiet_dependencies()  # again: all of them are imported by now
         for note in notes:
             self._console.say(note)
         compared = config if hyper is None else hyper
         self._on_board(
-            "the configuration", lambda board: board.start(config, model_summary, compared)
+            "the configuration",
+            lambda board: board.start(config, model_summary, compared, notes, planned),
         )
         self._sinks.start(config, self._epochs, self._step)
+        if self._step:
+            resumed = f"resumed after step {self._step}"
+            self._on_board("an event", lambda board: board.text("events/resume", resumed))
         self._console.say(f"Logging results to {self.run_dir}")
-        self._console.say(f"TensorBoard: {tensorboard()} --logdir {self.run_dir}")
+        self._console.say(f"TensorBoard: {tensorboard(self.run_dir)}")
         self._console.say(f"Starting training for {self._epochs} epochs...")
 
     def labels(self, boxes: np.ndarray) -> None:
@@ -206,6 +212,9 @@ class RunTelemetry(Telemetry):
         if len(seconds) > 1:
             self._on_board("the ranks' curves", lambda board: board.ranks(seconds))
 
+    def memory(self, peaks: Mapping[int, float]) -> None:
+        self._on_board("the memory", lambda board: board.memory(peaks))
+
     def epoch_end(self, stats: EpochStats) -> None:
         self._console.epoch_end(stats)
         if self._pipe is not None:
@@ -221,6 +230,9 @@ class RunTelemetry(Telemetry):
         self._sinks.epoch_end(stats, self._step)
 
     def event(self, kind: str, text: str, *, warn: bool = False) -> None:
+        if kind == "stop":
+            # Now, because a bar that is closed later would be drawn once more below these lines.
+            self._console.close()
         if warn:
             _log.warning(text)
         else:
@@ -281,7 +293,7 @@ class RunTelemetry(Telemetry):
         best = self.run_dir / "weights" / "best.pt"
         if best.is_file():
             lines.append(f"  model      {best}, which ultralytics.YOLO() loads")
-        lines.append(f"  curves     {tensorboard()} --logdir {self.run_dir}")
+        lines.append(f"  curves     {tensorboard(self.run_dir)}")
         for word, name in (
             ("numbers", "results.csv"),
             ("pictures", "results.png"),
@@ -292,12 +304,11 @@ class RunTelemetry(Telemetry):
         return lines
 
 
-def tensorboard() -> str:
-    """TensorBoard's command for a shell: the path beside this Python, which is on few PATHs."""
-    command = Path(sys.executable).with_name("tensorboard")
-    if not command.is_file():
-        return "tensorboard"
-    return str(command.relative_to(Path.cwd()) if command.is_relative_to(Path.cwd()) else command)
+def tensorboard(folder: Path) -> str:
+    """TensorBoard's command for a shell, with its path beside this Python: few PATHs have it."""
+    command, here = Path(sys.executable).with_name("tensorboard"), Path.cwd()
+    name = str(command.relative_to(here) if command.is_relative_to(here) else command)
+    return shlex.join([name if command.is_file() else command.name, "--logdir", str(folder)])
 
 
 def pipe_line(stats: PipeStats) -> str:
@@ -330,7 +341,7 @@ def loader_line(stats: LoaderStats) -> str:
     """The loader's line: the samples that it could make, how much is decoding, and the wait."""
     return (
         f"{'':>11}loader: {stats.images_per_second:.0f} images/s, {stats.decode_share:.0%} of it "
-        f"decoding; waited for {stats.wait_share:.0%} of the epoch"
+        f"decoding; waited {stats.wait_share:.0%} of the epoch"
     )
 
 
@@ -341,3 +352,9 @@ def class_rows(metrics: DetMetrics, images: int) -> list[tuple[str, int, int, li
         counts = int(metrics.nt_per_image[index]), int(metrics.nt_per_class[index])
         rows.append((metrics.names[index], *counts, list(metrics.class_result(row))))
     return rows
+
+
+def _drawn_batches(close_mosaic_batch: int | None) -> set[int]:
+    """Numbers of the micro-batches that are drawn: the first three, and three without mosaic."""
+    starts = (0,) if close_mosaic_batch is None else (0, close_mosaic_batch)
+    return {start + place for start in starts for place in range(3)}

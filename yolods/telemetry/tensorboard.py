@@ -1,9 +1,13 @@
 """TensorBoard: curves, pictures, PR curves, the model's table and the hyper-parameters, in the
-run's folder.
+run's folder. `board/` has their names.
 
-The x axis of every curve is the optimizer step, for validation as well. A single axis makes it
-possible to hide, on a resume, everything written after the checkpoint (`purge_step` compares all
-tags with one number), and to lay a validation loss over the training loss.
+The x axis is the optimizer step, for validation as well, so that a validation loss can be laid over
+the training loss, and so that a resume can hide everything written after the checkpoint
+(`purge_step` compares all tags with one number).
+
+Runs with other batches have no step in common. Losses and metrics therefore have a second curve
+each, over the number of images (`by_images/`). As such a number is larger than that of its step, a
+resume hides these curves also before the checkpoint, and writes them again from results.csv.
 """
 
 from __future__ import annotations
@@ -19,11 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from yolods.compat import leave_failures_to_the_next_write
 from yolods.stats import CommunicationStats, EpochStats, PipeStats, StabilityEvent
+from yolods.telemetry.board.charts import Charts, charts_of
+from yolods.telemetry.board.names import board_tag, image_tag, picture_tag
 
 if TYPE_CHECKING:
     from torch import nn
     from ultralytics.utils.metrics import DetMetrics
 
+    from yolods.stability.grad_stats import GradStats
     from yolods.stability.record import StepRecord
 
 _POINTS_AN_EPOCH = 50
@@ -43,8 +50,10 @@ class TensorBoardWriter:
         run_dir: Path,
         *,
         steps_per_epoch: int,
+        images_per_epoch: int = 1,
         start_step: int = 0,
         events: Sequence[Mapping[str, Any]] = (),
+        history: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         """Open an event file in `run_dir`, which makes readers hide earlier points after
         `start_step`.
@@ -52,8 +61,10 @@ class TensorBoardWriter:
         Args:
             run_dir: the run's folder.
             steps_per_epoch: optimizer steps per epoch.
+            images_per_epoch: number of training images.
             start_step: number of steps that a resumed run starts from.
             events: earlier events of stability.jsonl, which the counts include.
+            history: columns of results.csv up to `start_step`.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -63,21 +74,41 @@ class TensorBoardWriter:
         self._writer = SummaryWriter(str(run_dir), purge_step=start_step + 1, flush_secs=20)
         self._every = max(steps_per_epoch // _POINTS_AN_EPOCH, 1)
         self.also: Callable[[Mapping[str, float], int], None] | None = None
-        """Called with every point that is written: the values by curve, and the step."""
+        """Called with every point over steps: the values by their names in the record, and the
+        step."""
         self._pending: list[StepRecord] = []
         self._counted = Counter(tag for event in events for tag in _tags_of(event))
+        self._images_per_epoch = images_per_epoch
+        self._norms = _LayerNorms()
+        self._planned: tuple[float, ...] = ()
+        self._texts: dict[str, tuple[int, str]] = {}
+        self._tags: set[str] = set()
+        self._charts: Charts = {}
         self.step_number = start_step
+        if history:
+            self._recall(history, start_step + 1)
 
     def start(
-        self, config: Mapping[str, Any], model_summary: str, hyper: Mapping[str, Any]
+        self,
+        config: Mapping[str, Any],
+        model_summary: str,
+        hyper: Mapping[str, Any],
+        notes: Sequence[str] = (),
+        planned: Sequence[float] = (),
     ) -> None:
-        """Write the resolved configuration, the model as markdown, and the hyper-parameters."""
+        """Write the resolved configuration, the model as markdown, the layout as it is told on the
+        screen, and the hyper-parameters; see `Telemetry.start`."""
         from torch.utils.tensorboard.summary import hparams
+
+        self._planned = tuple(planned)
+        if notes:
+            lines = "\n".join(notes)
+            self._writer.add_text("Layout", f"```\n{lines}\n```", self.step_number)
 
         self._writer.add_text(
             "config", f"```json\n{json.dumps(config, indent=2, default=str)}\n```", self.step_number
         )
-        self._writer.add_text("model", model_summary, self.step_number)
+        self._writer.add_text("Model", model_summary, self.step_number)
         # `add_hparams` would write to a sub-folder, which TensorBoard shows as a second run; so its
         # three summaries are written here.
         experiment, session, _ = hparams(_flat(hyper), dict.fromkeys(_BEST.values(), 0.0))
@@ -92,10 +123,10 @@ class TensorBoardWriter:
             self._write_pending()
 
     def stability(self, event: StabilityEvent) -> None:
-        """Count an event by action, by cause and by the layer where it began."""
+        """Tell an event, and count it by action, by cause and by the layer where it began."""
         from yolods.stability.event import sentence
 
-        self.text("events/stability", sentence(event))
+        self.text("events/stability", f"step {event.step}: {sentence(event)}")
         tags = _tags_of(vars(event))
         self._counted.update(tags)
         self._scalars({tag: float(self._counted[tag]) for tag in tags})
@@ -127,6 +158,14 @@ class TensorBoardWriter:
                 values[f"communication/boundaries/mb_{where}_to_rank{peer}"] = sent / 1e6
         self._scalars(values)
 
+    def memory(self, peaks: Mapping[int, float]) -> None:
+        """Add one point to each rank's curve of its peak memory in bytes, and to the plan's."""
+        gib = {f"peak_gib_rank{rank}": peak / 2**30 for rank, peak in peaks.items()}
+        gib |= {
+            f"planned_gib_stage{stage}": peak / 2**30 for stage, peak in enumerate(self._planned)
+        }
+        self._scalars({f"memory/{name}": value for name, value in gib.items()})
+
     def ranks(self, seconds: Mapping[int, float]) -> None:
         """Add one point to each curve of the ranks."""
         usual = median(seconds.values())
@@ -144,15 +183,20 @@ class TensorBoardWriter:
             "time/images_per_second_epoch": stats.images_per_second,
         }
         if stats.loader is not None:
-            values |= {f"data/{name}": value for name, value in asdict(stats.loader).items()}
+            values |= {f"data/loader_{name}": value for name, value in asdict(stats.loader).items()}
         if stats.fitness is not None:
             values["metrics/fitness"] = stats.fitness
         self._scalars(values)
+        self._over_images(values, (stats.epoch + 1) * self._images_per_epoch)
+        for tag, norms in self._norms.take():
+            self._writer.add_histogram(tag, norms, self.step_number)
+        self._write_charts()
         self._writer.flush()
 
     def evaluated(self, values: Mapping[str, float]) -> None:
         """Add one point to each curve, for an evaluation outside a run."""
         self._scalars(values)
+        self._write_charts()
         self._writer.flush()
 
     def picture(self, tag: str, file: Path, step: int | None = None) -> None:
@@ -165,7 +209,7 @@ class TensorBoardWriter:
         picture = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=file.read_bytes()
         )
-        summary = Summary(value=[Summary.Value(tag=tag, image=picture)])
+        summary = Summary(value=[Summary.Value(tag=picture_tag(tag), image=picture)])
         self._writer.file_writer.add_summary(summary, self.step_number if step is None else step)
 
     def pr_curves(self, metrics: DetMetrics, *, final: bool) -> None:
@@ -187,7 +231,11 @@ class TensorBoardWriter:
         self._pr_curve("pr/all classes", box.p_curve.mean(0), box.r_curve.mean(0), labels.sum())
 
     def text(self, tag: str, text: str) -> None:
-        """Add a line of text."""
+        """Add a line of text, below those that the step already has under this tag."""
+        step, earlier = self._texts.get(tag, (None, ""))
+        if step == self.step_number:
+            text = f"{earlier}  \n{text}"  # TensorBoard keeps one text per step
+        self._texts[tag] = self.step_number, text
         self._writer.add_text(tag, text, self.step_number)
 
     def finish(self, metrics: Mapping[str, float]) -> None:
@@ -212,30 +260,47 @@ class TensorBoardWriter:
         for record in steps:
             for tag, value in record.curves().items():
                 values.setdefault(tag, []).append(value)
-        self._scalars({tag: _mean(series) for tag, series in values.items()})
-        self._layer_norms(steps[-1])
+        means = {tag: _mean(series) for tag, series in values.items()}
+        self._scalars(means)
+        self._over_images(means, steps[-1].position)
+        if (norms := self._norms.add(steps[-1].grad_stats)) is not None:
+            self._writer.add_histogram(f"{_NORMS}_of_all", norms, self.step_number)
 
-    def _layer_norms(self, record: StepRecord) -> None:
-        """Add a histogram of all parameters' gradient norms, by orders of magnitude."""
-        import numpy as np
+    def _recall(self, history: Mapping[str, Sequence[float]], purged: int) -> None:
+        """Write the curves over images that opening the file has hidden: points from `purged` on.
 
-        norms = np.array(() if record.grad_stats is None else record.grad_stats.norms)
-        norms = norms[np.isfinite(norms) & (norms > 0)]
-        if norms.size:
-            self._writer.add_histogram(
-                "stability/log10_gradient_norm_by_parameter", np.log10(norms), record.step
-            )
+        Those before it are still shown, and must not be written twice.
+        """
+        for row, epoch in enumerate(history["epoch"]):
+            images = round(epoch) * self._images_per_epoch
+            if images >= purged:
+                self._over_images({name: values[row] for name, values in history.items()}, images)
 
     def _scalars(self, values: Mapping[str, float | None]) -> None:
-        points = {
-            tag: float(value)
-            for tag, value in values.items()
-            if value is not None and math.isfinite(value)
-        }
+        points = _finite(values)
         if self.also is not None:
             self.also(points, self.step_number)
-        for tag, value in points.items():
-            self._writer.add_scalar(tag, value, self.step_number)
+        self._points({board_tag(name): value for name, value in points.items()}, self.step_number)
+
+    def _over_images(self, values: Mapping[str, float | None], images: int) -> None:
+        """Add points of losses and metrics over the number of images that the run has seen."""
+        tagged = {image_tag(name): value for name, value in values.items()}
+        known = {tag: value for tag, value in tagged.items() if tag is not None}
+        self._points(_finite(known), images)
+
+    def _points(self, values: Mapping[str, float], x: int) -> None:
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, x)
+        self._tags.update(values)
+
+    def _write_charts(self) -> None:
+        """Write the charts of Custom Scalars, if curves for another one have appeared."""
+        from torch.utils.tensorboard.summary import custom_scalars
+
+        charts = charts_of(self._tags)
+        if charts != self._charts:
+            self._charts = charts
+            self._writer.file_writer.add_summary(custom_scalars(charts), self.step_number)
 
     def _pr_curve(self, tag: str, precision: Any, recall: Any, labels: int) -> None:
         """Add a curve; the arrays (1000,) cover confidences 0 to 1, `labels` counts the boxes."""
@@ -259,9 +324,46 @@ class TensorBoardWriter:
         )
 
 
+class _LayerNorms:
+    """The gradient norms of an epoch, by layer."""
+
+    def __init__(self) -> None:
+        self._by_layer: dict[str, list[Any]] = {}
+
+    def add(self, grad_stats: GradStats | None) -> Any:
+        """Note a step's norms; returns the logarithms of those that have one, or None."""
+        import numpy as np
+
+        if grad_stats is None:
+            return None
+        norms = np.asarray(grad_stats.norms)
+        good = np.isfinite(norms) & (norms > 0)
+        if not good.any():
+            return None
+        logs = np.log10(norms, where=good, out=np.full(norms.shape, np.nan))
+        for name, log in zip(grad_stats.names, logs, strict=True):
+            if not math.isnan(log):
+                self._by_layer.setdefault(layer_of(name), []).append(log)
+        return logs[good]
+
+    def take(self) -> list[tuple[str, Any]]:
+        """The tag and the logarithms of each layer, from the first one on; forgets them."""
+        import numpy as np
+
+        found, self._by_layer = self._by_layer, {}
+        return [(f"{_NORMS}/{layer}", np.array(logs)) for layer, logs in found.items()]
+
+
+def layer_of(parameter: str) -> str:
+    """The layer that a parameter belongs to: `model.9` for `model.9.cv1.conv.weight`."""
+    return ".".join(parameter.split(".")[:2])
+
+
+_NORMS = "gradients/log10_norm"
+"""Histograms of gradient norms by orders of magnitude: of all parameters, and by layer."""
+# Not among the metrics: a card with a single point would come first there. HParams shows the first.
 _BEST = {
-    f"metrics/{name}(B)": f"metrics/best_{name}"
-    for name in ("precision", "recall", "mAP50", "mAP50-95")
+    f"metrics/{name}(B)": f"final/{name}" for name in ("mAP50-95", "mAP50", "precision", "recall")
 }
 
 
@@ -273,6 +375,15 @@ def _tags_of(event: Mapping[str, Any]) -> list[str]:
         f"stability/by_cause/{event['cause']}",
         *(f"stability/by_layer/{layer}" for layer in layers),
     ]
+
+
+def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Those that can be drawn."""
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if value is not None and math.isfinite(value)
+    }
 
 
 def _mean(series: list[float | None]) -> float | None:

@@ -15,6 +15,7 @@ from yolods.checkpoint.verify import newest_in
 from yolods.config import RunConfig
 from yolods.distributed.phases import PHASES, mark, slowly
 from yolods.engine.base import Engine
+from yolods.engine.pipeline.stage_stats import peak_bytes
 from yolods.errors import UserError
 from yolods.optim.lr_schedule import Schedule
 from yolods.stability.event import event_of, sentence
@@ -201,6 +202,8 @@ class Run:
         if (communication := self.engine.traffic.report(self.engine.ranks)) is not None:
             self.telemetry.communication(communication)
         self.telemetry.ranks(self.watchdog.step_seconds())
+        peaks = self.engine.ranks.to_main(peak_bytes(self.engine.ranks.device))
+        self.telemetry.memory(dict(enumerate(peaks)))
         while self._epoch_ended and not self.selection.exhausted:
             self._close_epoch(trained)
         self._pace.begin_epoch()
@@ -221,6 +224,8 @@ class Run:
                     fitness=evaluation.fitness if evaluation else None,
                     lr={f"lr/pg{place}": value for place, value in enumerate(self.progress.lr)},
                     is_best=is_best,
+                    best_fitness=self.progress.best_fitness,
+                    best_epoch=self.progress.best_epoch,
                     **trained,
                 )
             )

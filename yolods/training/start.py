@@ -54,6 +54,8 @@ from yolods.model.weights import PtFile
 from yolods.optim.lr_schedule import Schedule
 from yolods.optim.optimizers import OptimizerChoice, choose_optimizer
 from yolods.plan.layout import layout_of
+from yolods.plan.memory.boxes import box_counts
+from yolods.plan.memory.of_run import planned_bytes
 from yolods.plan.stage_plan import counted
 from yolods.system.files import replace_text
 from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry, model_table
@@ -511,9 +513,30 @@ def _announce(
         epoch = progress.position // schedule.samples + 1
         notes.append(f"Resuming after step {progress.step}, in epoch {epoch}")
     compared = {**_run_settings(config, ranks, schedule), **config.hyper.as_dict()}
-    telemetry.start(_as_dict(config, origin), model_table(blueprint.meta), notes, compared)
+    planned = _planned(config, ranks, blueprint, splits[0], choice)
+    telemetry.start(_as_dict(config, origin), model_table(blueprint.meta), notes, compared, planned)
     if not config.resume:
         telemetry.labels(splits[0].scan.labels.boxes())
+
+
+def _planned(
+    config: RunConfig, ranks: Ranks, blueprint: Blueprint, train: Split, choice: OptimizerChoice
+) -> tuple[int, ...]:
+    """Bytes of a rank of each stage that the plan predicts; () if there is no prediction.
+
+    There is none on a CPU: a rank's memory is that of its process, with Python and all libraries,
+    and the prediction, which takes a second, would be compared with nothing.
+    """
+    if ranks.device.type == "cpu":
+        return ()
+    labels = train.scan.labels
+    boxes = labels.boxes()
+    counts = box_counts(labels.counts, boxes[:, 3] * boxes[:, 4], config.hyper.mosaic)
+    try:
+        return planned_bytes(config, blueprint, counts, choice.name)
+    except Exception as error:  # only drawn, and no reason to end a run
+        log.warning("the plan does not know this run's memory: %s", error)
+        return ()
 
 
 def _setup_lines(
@@ -582,19 +605,23 @@ def _as_dict(config: RunConfig, origin: Provenance) -> dict[str, Any]:
 
 
 def _run_settings(config: RunConfig, ranks: Ranks, schedule: Schedule) -> dict[str, Any]:
-    """The settings besides hyper-parameters by which TensorBoard's HParams compares runs."""
+    """The settings besides hyper-parameters by which TensorBoard's HParams compares runs.
+
+    It sorts columns by their characters and shows the first five. Those that make up the layout
+    therefore have capital letters, which come first.
+    """
     ds = config.deepspeed
     return {
+        "Images per step": schedule.batch * schedule.accumulation,
+        "Pipeline stages": ds.pipeline.stages if ds.pipeline else 1,
+        "Precision": f"{ds.autocast} autocast" if ds.autocast else ds.precision,
+        "Ranks": ranks.size,
+        "ZeRO stage": ds.zero_stage,
         "model": config.model,
         "data": str(config.data),
         "imgsz": config.imgsz,
         "epochs": config.epochs,
-        "ranks": ranks.size,
         "device": ranks.device.type,
-        "zero_stage": ds.zero_stage,
-        "pipeline_stages": ds.pipeline.stages if ds.pipeline else 1,
-        "precision": f"{ds.autocast} autocast" if ds.autocast else ds.precision,
         "offload": ds.offload_optimizer or ds.offload_param,
         "micro_batch": ds.micro_batch,
-        "images_per_step": schedule.batch * schedule.accumulation,
     }

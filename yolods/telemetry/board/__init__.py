@@ -1,0 +1,1 @@
+"""TensorBoard's names and charts: in which groups a run's curves are found."""

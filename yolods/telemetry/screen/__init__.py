@@ -1,0 +1,1 @@
+"""What the terminal shows, for its width."""
