@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from yolods.plan.layout import Layout
-from yolods.plan.memory.exchanging import _UNDER_WAY, exchanging_bytes, moved_elements
+from yolods.plan.memory.partitioning import _UNDER_WAY, exchanging_bytes, moved_elements
 from yolods.plan.memory.timeline import Timeline
 from yolods.zero import owned_reduction
 

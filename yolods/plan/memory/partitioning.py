@@ -1,4 +1,4 @@
-"""What a backward pass under ZeRO-2 and 3 holds besides activations, moment by moment.
+"""What a backward pass holds besides activations, moment by moment, to divide gradients.
 
 By deepspeed 0.19.8, runtime/zero/stage3.py (Z3) and stage_1_and_2.py (Z12):
 
@@ -13,14 +13,28 @@ By deepspeed 0.19.8, runtime/zero/stage3.py (Z3) and stage_1_and_2.py (Z12):
 - A gathered parameter is let go of after its last use in the step, which is the backward pass of
   its layer (partitioned_param_coordinator.py, `__params_to_release`, with the default distance of
   1e9 elements).
+
+By `zero.owned_reduction` and `zero.whole_reduction`:
+
+- A bucket that is full is sent from a copy, while the next one fills. At most two are under way:
+  before the third is copied, the first is stored. On gloo the owner of a part receives it from all
+  ranks at once and adds up in fp32: in the first one or, in 16 bits, in a copy of it and another.
+- NCCL reduces each part where it is, in the copy.
+- ZeRO-0 keeps the copies until the backward pass is over.
 """
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 
-from yolods.plan.layout import PERSISTENT
+from yolods.plan.layout import PERSISTENT, Layout
 from yolods.plan.memory.timeline import Timeline
+
+_UNDER_WAY = 2
+"""As in `zero.owned_reduction`."""
+_FP32 = 4
 
 
 def dividing_elements(
@@ -62,3 +76,88 @@ def released_elements(passes: Timeline) -> np.ndarray:
     elements = np.zeros(len(passes.backward), np.int64)
     np.add.at(elements, large[:, 0], large[:, 1])
     return elements.cumsum()
+
+
+def exchanging_bytes(
+    passes: Timeline, layout: Layout, bucket: int, size: int, *, gloo: bool
+) -> np.ndarray:
+    """(moments,) int64 bytes of the fullest replica under ZeRO-1 or 2, in a step's last pass.
+
+    Args:
+        passes: of one micro-batch.
+        layout: the rank's; with several replicas.
+        bucket: elements of the bucket.
+        size: bytes of an element.
+        gloo: whether ranks exchange parts, instead of reducing them in a chain.
+    """
+    waits = layout.offload_optimizer or not layout.overlapped
+    sent = _sent(passes, bucket)
+    total, ranks = int(passes.arrivals[:, 1].sum()), layout.replicas
+    if not gloo:
+        copies = [(moment, size * (last - first), 0) for moment, first, last in sent]
+        return _held(passes, copies, waits=waits)
+    found = np.zeros(len(passes.backward), np.int64)
+    for rank in range(ranks):
+        copies = []
+        for moment, first, last in sent:
+            mine = _owned(first, last, total, rank, ranks)
+            parts = size * (last - first + ranks * mine)
+            copies.append((moment, parts, (size < _FP32) * 2 * _FP32 * mine))
+        found = np.maximum(found, _held(passes, copies, waits=waits))
+    return found
+
+
+def moved_elements(passes: Timeline, bucket: int) -> np.ndarray:
+    """(moments,) int64 elements of the gradients that have moved into the bucket so far; one that
+    is larger than the bucket stays where it is."""
+    fits = passes.arrivals[passes.arrivals[:, 1] <= bucket]
+    elements = np.zeros(len(passes.backward), np.int64)
+    np.add.at(elements, fits[:, 0], fits[:, 1])
+    return elements.cumsum()
+
+
+def _sent(passes: Timeline, bucket: int) -> list[tuple[int, int, int]]:
+    """The moment at which each bucket is sent, its first element and the one after its last, as
+    counted in the order of the arrivals."""
+    found, first, last = [], 0, 0
+    for moment, elements in passes.arrivals.tolist():
+        if last > first and last - first + elements > bucket:
+            found.append((moment - 1, first, last))  # before this gradient's own memory is free
+            first = last
+        last += elements
+    return [*found, (passes.ended, first, last)]
+
+
+def _owned(first: int, last: int, total: int, rank: int, ranks: int) -> int:
+    """How many of the elements from `first` on a rank owns: the last rank owns the last layers,
+    whose gradients come first."""
+    place = ranks - 1 - rank
+    return max(min(last, total * (place + 1) // ranks) - max(first, total * place // ranks), 0)
+
+
+def _held(passes: Timeline, copies: list[tuple[int, int, int]], *, waits: bool) -> np.ndarray:
+    """(moments,) int64 bytes under way.
+
+    Args:
+        copies: of each bucket the moment at which it is sent, its bytes under way, and those in
+            which it is added up.
+        waits: whether each is stored at once.
+    """
+    held = np.zeros(len(passes.backward), np.int64)
+    way: deque[tuple[int, int]] = deque()
+    since = 0
+    for moment, parts, adding in copies:
+        before = sum(each for each, _ in way)
+        held[since : moment + 1] = np.maximum(held[since : moment + 1], before)
+        if len(way) == _UNDER_WAY:
+            held[moment] = max(held[moment], before + way.popleft()[1])
+        way.append((parts, adding))
+        held[moment] = max(held[moment], sum(each for each, _ in way))
+        since = moment + 1
+        if waits:
+            held[moment] = max(held[moment], parts + adding)
+            way.clear()
+    while way:
+        held[passes.ended] = max(held[passes.ended], sum(each for each, _ in way) + way[0][1])
+        way.popleft()
+    return held

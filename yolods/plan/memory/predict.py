@@ -20,9 +20,13 @@ from yolods.model.graph.graph import Graph, build_graph, live
 from yolods.model.graph.stage import segment_length
 from yolods.plan.layout import Layout
 from yolods.plan.memory.boxes import BoxCounts
-from yolods.plan.memory.exchanging import exchanging_bytes, moved_elements
 from yolods.plan.memory.loss_burst import loss_burst
-from yolods.plan.memory.partitioning import dividing_elements, released_elements
+from yolods.plan.memory.partitioning import (
+    dividing_elements,
+    exchanging_bytes,
+    moved_elements,
+    released_elements,
+)
 from yolods.plan.memory.segments import reserved_share
 from yolods.plan.memory.states import (
     BYTES,
