@@ -184,7 +184,8 @@ def test_every_source_says_its_faults_at_once():
         "docs/configuration.md lists them",
         "--set lr0 is 9: it must be a number in (0, 1]",
         "--hyp hyp.yaml: epochs is 0: it must be a whole number of at least 1",
-        "ds.json: \"yolods\": unknown key 'x'; known: clipping, overflow, checkpoint, watchdog",
+        "ds.json: \"yolods\": unknown key 'x'; known: clipping, overflow, checkpoint, "
+        "watchdog, compression",
         'ds.json: "fp16" with ZeRO stage 0 divides gradients by a loss scale that was never '
         'applied; set "zero_optimization": {"stage": 1}',
         'ds.json: "fp16": the CPU backend has no fp16; use bf16 or fp32',
