@@ -218,11 +218,12 @@ PLAIN_LAYOUT = tuple(
 
 @cases(*PLAIN_LAYOUT, (2, "default"), (2, "sync_bn"))
 def test_loss_and_gradients_are_ultralytics_own(report: Report, case: str) -> None:
-    """`default` has channels-last images and matrix products for 1x1 convolutions, which sum up in
-    another order."""
+    """`default` has channels-last images and matrix products for 1x1 convolutions, and `sync_bn`
+    statistics of two halves, which sum up in another order. Processors round differently: with
+    `sync_bn` 1.08e-5 was seen on one with AVX-512, less than 1e-5 on others."""
     assert report["loss"] < 1e-5
     largest, name = worst(report["gradients"])
-    assert largest < (1e-4 if case == "default" else 1e-5), name
+    assert largest < (1e-4 if case in ("default", "sync_bn") else 1e-5), name
     # Zero on both sides shows nothing. 64 pixels hold no box that is large enough for the boxes of
     # the largest stride.
     assert all(name.startswith("model.24.cv2.2.") for name in report["silent"]), report["silent"]

@@ -43,10 +43,8 @@ def configured(
             "accumulation_auto": True,
             "micro_batch": 2,
         },
-        **{
-            "batches": SimpleNamespace(batch=16),
-            "own": SimpleNamespace(overflow=overflow(), compression=SimpleNamespace(kind="none")),
-        },
+        "batches": SimpleNamespace(batch=16),
+        "own": SimpleNamespace(overflow=overflow(), compression=SimpleNamespace(kind="none")),
     }
     hypers = {
         **{

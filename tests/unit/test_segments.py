@@ -63,6 +63,7 @@ def test_the_share_of_a_series() -> None:
         born=np.array([0, 1]),
         dead=np.array([2, 3]),
         turn=2,
+        ended=3,
         length=4,
         arrivals=np.zeros((0, 2), int),
         forward=(),
