@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -169,7 +169,7 @@ class Lab:
                 "batch-size": BATCH,
                 "workers": 0,
             },
-            **{"epochs": given.pop("epochs"), "deepspeed_config": CONFIGS / f"{layout}.json"},
+            **{"epochs": given.pop("epochs"), "deepspeed_config": self._config(layout, switched)},
             **{"project": self.folder / "runs"},
         }
         words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
@@ -183,6 +183,18 @@ class Lab:
                 "benchmarks.trainer_ours:train", (size,), timeout=LIMIT, **call
             )[size]
         return self._done[key]
+
+    def _config(self, layout: str, switched: Collection[str]) -> Path:
+        """The layout's JSON. A rank adds up the micro-batches of a step before they are sent; where
+        both have to round alike, each is sent, as ultralytics' loss joins the ranks' halves."""
+        usual = CONFIGS / f"{layout}.json"
+        if "rounding" not in switched or not layout.startswith("zero2"):
+            return usual
+        content = json.loads(usual.read_text("utf-8"))
+        content.setdefault("yolods", {})["accumulation"] = {"reduce": "micro_batch"}
+        file = self.folder / usual.name
+        file.write_text(json.dumps(content), "utf-8")
+        return file
 
     def keep(self, trace: Any) -> str:
         """A file of a trace's batches, to be handed in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,10 @@ def test_what_they_say_is_in_the_log_and_not_between_the_lines_of_the_epochs(fol
     for words in ("time (ms) | ", "CPU Virtual Memory", "Comm. Op"):
         assert words in log and words not in screen
     first, second = log.split("Comm. Op")[1:]  # a table per epoch
-    # The model's weights are sent round once, in the first epoch: counting started anew.
-    assert "DeepSpeed: broadcast" in first and "DeepSpeed: broadcast" not in second
-    assert "DeepSpeed: all_reduce" in second
+    # Of the first bucket's size, once per step of each epoch: counting starts anew.
+    row = re.compile(r"DeepSpeed: all_to_all_single\n.*DeepSpeed: +[\d.]+ KB +(\d+) ")
+    counts = [row.search(table) for table in (first, second)]
+    assert [count and count.group(1) for count in counts] == ["2", "2"]
 
 
 def test_what_has_no_effect_is_said_once_on_the_screen_and_in_the_log(folder: Path) -> None:

@@ -23,13 +23,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 CASE = Case(cuts=(13,), replicas=1)
 
 
+KINDS = {"all_reduce": "reduce", "all_to_all_single": "reduce", "isend": "boundary"}
+
+
 def by_hand(calls: list[Call]) -> dict[str, float]:
     """MB that a rank of two sends, by the kind of its calls."""
     found: dict[str, float] = {}
     for call in calls:
-        kind = {"all_reduce": "reduce", "isend": "boundary"}.get(call.operation, "gather")
-        # An all-reduce sends half of the tensor twice, a gather this rank's half of the whole once.
-        volume = call.elements * call.size / 1e6
+        kind = KINDS.get(call.operation, "gather")
+        # An all-reduce sends half of the tensor twice, a gather this rank's half of the whole once,
+        # and what an all-to-all keeps is in all buckets together as much as what it sends.
+        half = call.operation == "all_to_all_single"
+        volume = call.elements * call.size / 1e6 / (1 + half)
         if call.ranks == 2:
             found[kind] = found.get(kind, 0.0) + volume
     return found
@@ -80,7 +85,8 @@ def test_bytes_are_those_of_the_calls(tmp_path: Path) -> None:
     for rank in results:
         for layout in ("zero", "pipeline"):
             curves, calls = rank[layout]
-            assert measured(curves) == pytest.approx(by_hand(calls)), layout
+            # The padding of the last bucket makes the halves unequal.
+            assert measured(curves) == pytest.approx(by_hand(calls), rel=1e-5), layout
             assert curves["communication/calls"] == sum(call.ranks == 2 for call in calls), layout
             assert curves["communication/seconds"] > 0 and curves["communication/held_share"] > 0
     assert set(measured(results[0]["pipeline"][0])) == {"reduce", "boundary"}
