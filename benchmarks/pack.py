@@ -124,7 +124,9 @@ SIZES = [
 
 def _size_row(name: str, kind: str, folder: Path, seconds: float) -> str:
     total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    images = len(list(folder.rglob("*.jpg"))) or _packed_images(folder)
+    # A pack may hold a picture of leaks beside its tar files.
+    packed = any(folder.rglob("pack.json"))
+    images = _packed_images(folder) if packed else len(list(folder.rglob("*.jpg")))
     time = f"{seconds:.1f}" if seconds else ""
     return f"| {name} | {kind} | {total / 1e6:.1f} | {total / images / 1e3:.0f} | {time} |"
 
