@@ -13,9 +13,12 @@ import torch
 from tests.unit.test_deepspeed_pipeline import configured
 from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
-from yolods.plan.layout import undescribed
+from yolods.plan.layout import layout_of, undescribed
+from yolods.plan.memory.boxes import box_counts
+from yolods.plan.memory.predict import MemoryModel
 from yolods.plan.partition import MIB
 from yolods.telemetry import Telemetry
+from yolods.training import memory_check
 from yolods.training.memory_check import (
     FEWEST,
     MEASURED_CURVE,
@@ -116,3 +119,35 @@ def test_every_stage_has_a_prediction_and_an_uncovered_layout_none(tmp_path: Pat
     stages = predicted({"pipeline": {"stages": 2}}, (20,))
     assert len(stages) == 2 and min(stages) > 0
     assert predicted({"pipeline": {"stages": 2}}, (20,), "--freeze", "3") == ()
+
+
+@pytest.mark.slow  # it traces the model
+def test_a_gpus_prediction_is_the_plans(tmp_path: Path) -> None:
+    blueprint = Blueprint(architecture(parse_name("yolov5[0.1,0.1]"), 2, 3), ("a", "b"), seed=0)
+    config = configured(tmp_path, {"zero_optimization": {"stage": 1}}, 2, "--imgsz", "64")
+    (found,) = predicted_ranks(config, blueprint, _labels(3, 1), "AdamW", (), "cuda")
+    counts = box_counts(np.array([3, 1]), np.full(4, 0.01), config.hyper.mosaic)
+    (rank,) = MemoryModel(blueprint, boxes=counts, optimizer="AdamW").ranks(layout_of(config))
+    assert found == rank.device - rank.reserve and 0 < rank.reserve < found
+
+
+def test_a_fault_of_the_prediction_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = []
+
+    def faulty(blueprint: object, *, boxes: Any, optimizer: str, device: str) -> None:
+        seen.append((boxes.most, optimizer))
+        raise KeyError("an operator")
+
+    monkeypatch.setattr(memory_check, "MemoryModel", faulty)
+    config = configured(tmp_path, {}, 2, "--imgsz", "64")
+    assert predicted_ranks(config, None, _labels(3, 1), "Adam", (), "cuda") == ()
+    assert seen == [(3 + 3 * 2, "Adam")], "a mosaic: the fullest image and three means"
+    assert "the plan does not know this run's memory" in caplog.text
+
+
+def _labels(*counts: int) -> SimpleNamespace:
+    """Labels of images with so many boxes of a tenth of the sides."""
+    box = np.tile(np.array([0, 0.5, 0.5, 0.1, 0.1]), (sum(counts), 1))
+    return SimpleNamespace(counts=np.array(counts), index=SimpleNamespace(columns={"box": box}))

@@ -255,24 +255,16 @@ def test_rank_0_opens_the_loggers_of_its_run(tmp_path):
     )
 
 
-def test_gpus_have_a_planned_memory_and_its_fault_ends_no_run(monkeypatch, caplog):
-    config = SimpleNamespace(hyper=SimpleNamespace(mosaic=1.0))
-    train, choice = split_of(3, 1), OptimizerChoice("SGD", 0.01, 0.9, 0.1)
+def test_gpus_have_a_planned_memory():
     seen = []
 
-    def planned(config, blueprint, counts, optimizer):
-        seen.append((counts.most, optimizer))
-        if optimizer == "SGD":
-            return (2**30,)
-        raise KeyError("an operator")
+    def predict():
+        seen.append(True)
+        return (2**30,)
 
-    monkeypatch.setattr(start, "planned_bytes", planned)
-    cpu, gpu = (SimpleNamespace(device=torch.device(kind)) for kind in ("cpu", "cuda"))
-    assert start._planned(config, cpu, None, train, choice) == () and not seen
-    assert start._planned(config, gpu, None, train, choice) == (2**30,)
-    assert seen == [(3 + 3 * 2, "SGD")], "a mosaic: the fullest image and three means"
-    assert start._planned(config, gpu, None, train, replace(choice, name="Adam")) == ()
-    assert "the plan does not know this run's memory" in caplog.text
+    assert start._planned("cpu", (), predict) == () and not seen
+    assert start._planned("cuda", (20,), predict) == () and not seen
+    assert start._planned("cuda", (), predict) == (2**30,)
 
 
 def test_hparams_begin_with_the_layout():

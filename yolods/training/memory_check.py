@@ -9,6 +9,7 @@ gradient ever fills has none, so the prediction leaves it out.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +27,7 @@ from yolods.plan.memory.predict import MemoryModel
 from yolods.plan.partition import MIB
 from yolods.telemetry import Telemetry
 
+log = logging.getLogger(__name__)
 STEPS, FEWEST = 100, 10
 """Steps after which a run is compared, and steps that suffice if its first epoch has no more."""
 MEMORY_TOLERANCE = 0.1
@@ -155,6 +157,8 @@ def predicted_ranks(
 ) -> tuple[int, ...]:
     """Bytes of a rank of each stage; () if the model of memory does not cover the layout.
 
+    A fault of the prediction is one warning: it is only shown, and no reason to end a run.
+
     Args:
         labels: of the train set.
         optimizer: the run's.
@@ -163,6 +167,21 @@ def predicted_ranks(
     """
     if undescribed(config):
         return ()
+    try:
+        return _predicted(config, blueprint, labels, optimizer, cuts, device)
+    except Exception as error:
+        log.warning("the plan does not know this run's memory: %s", error)
+        return ()
+
+
+def _predicted(
+    config: RunConfig,
+    blueprint: Blueprint,
+    labels: Labels,
+    optimizer: str,
+    cuts: tuple[int, ...],
+    device: str,
+) -> tuple[int, ...]:
     layout, box = layout_of(config, cuts), labels.index.columns["box"]
     boxes = box_counts(labels.counts, box[:, 3] * box[:, 4], config.hyper.mosaic)
     model = MemoryModel(blueprint, boxes=boxes, optimizer=optimizer, device=device)

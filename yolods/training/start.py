@@ -7,9 +7,9 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,6 @@ from yolods.model.weights import PtFile
 from yolods.optim.lr_schedule import Schedule
 from yolods.optim.optimizers import OptimizerChoice, choose_optimizer
 from yolods.plan.layout import layout_of
-from yolods.plan.memory.boxes import box_counts
-from yolods.plan.memory.of_run import planned_bytes
 from yolods.plan.stage_plan import counted
 from yolods.system.files import replace_text
 from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry, model_table
@@ -133,14 +131,14 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     telemetry = _open_telemetry(config, ranks, names, schedule, progress)
     evaluator = _open_evaluator(config, names, splits, engine, ranks)
     statistics = _open_statistics(config, spec, train, options, engine, ranks)
+    # A trace takes a second, and two places ask.
+    labels, kind = train.scan.labels, ranks.device.type
+    predict = cache(partial(predicted_ranks, config, blueprint, labels, choice.name, cuts, kind))
     if ranks.is_main:
         _announce(
-            config, origin, ranks, telemetry, blueprint, splits, choice, schedule, progress, notes
+            *(config, origin, ranks, telemetry, blueprint, splits, choice, schedule, progress),
+            *(notes, _planned(kind, cuts, predict)),
         )
-    predict = partial(
-        predicted_ranks,
-        *(config, blueprint, train.scan.labels, choice.name, cuts, ranks.device.type),
-    )
     memory = MemoryCheck(meter, ranks, engine.stage, predict, telemetry)
     batches = TrainBatches(
         config, train.dataset, schedule, ranks, engine.share, telemetry, stride=blueprint.grid
@@ -498,8 +496,13 @@ def _announce(
     schedule: Schedule,
     progress: Progress,
     about: list[str],
+    planned: tuple[int, ...],
 ) -> None:
-    """Log what the run is about to do. Rank 0 only."""
+    """Log what the run is about to do. Rank 0 only.
+
+    Args:
+        planned: bytes of a rank of each stage by the plan, to be drawn; (): not drawn.
+    """
     notes = [
         *origin.lines(),
         *_setup_lines(config, ranks, blueprint, choice, schedule),
@@ -513,30 +516,20 @@ def _announce(
         epoch = progress.position // schedule.samples + 1
         notes.append(f"Resuming after step {progress.step}, in epoch {epoch}")
     compared = {**_run_settings(config, ranks, schedule), **config.hyper.as_dict()}
-    planned = _planned(config, ranks, blueprint, splits[0], choice)
     telemetry.start(_as_dict(config, origin), model_table(blueprint.meta), notes, compared, planned)
     if not config.resume:
         telemetry.labels(splits[0].scan.labels.boxes())
 
 
 def _planned(
-    config: RunConfig, ranks: Ranks, blueprint: Blueprint, train: Split, choice: OptimizerChoice
+    device: str, cuts: tuple[int, ...], predict: Callable[[], tuple[int, ...]]
 ) -> tuple[int, ...]:
-    """Bytes of a rank of each stage that the plan predicts; () if there is no prediction.
+    """Bytes of a rank that TensorBoard draws beside its peak; () if none are drawn.
 
-    There is none on a CPU: a rank's memory is that of its process, with Python and all libraries,
-    and the prediction, which takes a second, would be compared with nothing.
+    There are none on a CPU, where a rank's peak is that of its process, with Python and all
+    libraries, and none of a pipeline, whose stages have a table of their own.
     """
-    if ranks.device.type == "cpu":
-        return ()
-    labels = train.scan.labels
-    boxes = labels.boxes()
-    counts = box_counts(labels.counts, boxes[:, 3] * boxes[:, 4], config.hyper.mosaic)
-    try:
-        return planned_bytes(config, blueprint, counts, choice.name)
-    except Exception as error:  # only drawn, and no reason to end a run
-        log.warning("the plan does not know this run's memory: %s", error)
-        return ()
+    return () if device == "cpu" or cuts else predict()
 
 
 def _setup_lines(
