@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,15 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import hardware
 from benchmarks.communication_layouts import LAYOUTS, SIZES, Plan, on_the_wire
-from benchmarks.plan_links_model import TASK
-from tests.two_hosts import TestHost, TwoHosts, two_hosts, why_not
+from benchmarks.on_two_hosts import run_ranks
+from tests.two_hosts import two_hosts, why_not
 
 ROOT = Path(__file__).resolve().parent.parent
 BYTES_LIMIT, SHARE_LIMIT = 0.02, 5.0
 """Largest difference of the bytes, and of the share of communication in points."""
 COST_LIMIT = 0.005
 """Largest share of a step that measuring may take."""
-PORT = "29500"
 PREFIX = "communication/"
 
 
@@ -90,40 +88,13 @@ def _measure(
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
     hosts_folder.mkdir()
     with two_hosts(hosts_folder) as hosts:
-        _run(hosts, plan, timeout)
-
-
-def _run(hosts: TwoHosts, plan: Plan, timeout: float) -> None:
-    ranks = []
-    for rank, host in enumerate((hosts.first, hosts.second)):
-        own = replace(plan, interface=host.interface)
-        ranks.append(_start(host, rank, own, hosts.first.address))
-    try:
-        for process in ranks:
-            if process.wait(timeout):
-                raise SystemExit(f"a rank ended with status {process.returncode}")
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-
-
-def _start(host: TestHost, rank: int, plan: Plan, master: str) -> subprocess.Popen[bytes]:
-    variables = {
-        "RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": "0",
-        "LOCAL_SIZE": "1",
-        "MASTER_ADDR": master,
-        "MASTER_PORT": PORT,
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        TASK: plan.as_json(),
-    }
-    words = ["env", *(f"{name}={value}" for name, value in variables.items())]
-    words += [sys.executable, str(ROOT / "benchmarks" / "communication_ranks.py")]
-    return subprocess.Popen(host.words(words, ROOT), stdin=subprocess.DEVNULL)
+        run_ranks(
+            hosts,
+            "communication_ranks.py",
+            lambda interface: replace(plan, interface=interface).as_json(),
+            timeout,
+            single_segments=False,
+        )
 
 
 def record(plan: Plan, results: Sequence[dict[str, Any]], header: Sequence[str]) -> list[str]:

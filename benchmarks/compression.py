@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,11 +25,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import hardware
-from benchmarks.plan_links_model import TASK
-from tests.two_hosts import TestHost, TwoHosts, two_hosts, why_not
+from benchmarks.on_two_hosts import run_ranks
+from tests.two_hosts import two_hosts, why_not
 
 ROOT = Path(__file__).resolve().parent.parent
-PORT = "29500"
 TARGET_SECONDS = 1.5
 """Of a step with PowerSGD at 100 Mbit/s, where ZeRO-1 took 5.85 s (issue 17)."""
 
@@ -125,48 +123,18 @@ def main() -> int:
         )
         (folder / "hosts").mkdir()
         with two_hosts(folder / "hosts") as hosts:
-            _run(hosts, job, options.timeout)
+            run_ranks(
+                hosts,
+                "compression_ranks.py",
+                lambda interface: json.dumps({**asdict(job), "interface": interface}),
+                options.timeout,
+            )
         results = [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
     lines = record(job, results, header)
     print("\n".join(lines))
     if options.record:
         options.record.write_text("\n".join([*lines, ""]), encoding="utf-8")
     return 0
-
-
-def _run(hosts: TwoHosts, job: Job, timeout: float) -> None:
-    ranks = []
-    for rank, host in enumerate((hosts.first, hosts.second)):
-        # One segment per packet, as on a wire: the interfaces count what they are given.
-        host.run("ip", "link", "set", "dev", host.interface, "gso_max_segs", "1")
-        own = Job(**{**asdict(job), "interface": host.interface})
-        ranks.append(_start(host, rank, own, hosts.first.address))
-    try:
-        for process in ranks:
-            if process.wait(timeout):
-                raise SystemExit(f"a rank ended with status {process.returncode}")
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-
-
-def _start(host: TestHost, rank: int, job: Job, master: str) -> subprocess.Popen[bytes]:
-    variables = {
-        "RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": "0",
-        "LOCAL_SIZE": "1",
-        "MASTER_ADDR": master,
-        "MASTER_PORT": PORT,
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        TASK: json.dumps(asdict(job)),
-    }
-    words = ["env", *(f"{name}={value}" for name, value in variables.items())]
-    words += [sys.executable, str(ROOT / "benchmarks" / "compression_ranks.py")]
-    return subprocess.Popen(host.words(words, ROOT), stdin=subprocess.DEVNULL)
 
 
 def record(job: Job, results: Sequence[dict[str, Any]], header: Sequence[str]) -> list[str]:

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -26,18 +25,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import hardware
+from benchmarks.on_two_hosts import run_ranks
 from benchmarks.plan_links_model import (
     LAYOUTS,
     NAMES,
     SETTLED,
-    TASK,
     Step,
     Task,
     predicted_bytes,
     predicted_seconds,
     rank_correlation,
 )
-from tests.two_hosts import TestHost, TwoHosts, two_hosts, why_not
+from tests.two_hosts import two_hosts, why_not
 from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
 from yolods.plan.traffic.links import Link, nominal
@@ -46,7 +45,6 @@ ROOT = Path(__file__).resolve().parent.parent
 BYTES_LIMIT, SLOWER_LIMIT, CORRELATION_LIMIT = 0.03, 0.05, 0.9
 """Largest difference of the bytes, of the chosen layout from the fastest one, and least rank
 correlation."""
-PORT = "29500"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -103,7 +101,12 @@ def _measure(
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
     hosts_folder.mkdir()
     with two_hosts(hosts_folder) as hosts:
-        _run(hosts, task, timeout)
+        run_ranks(
+            hosts,
+            "plan_links_ranks.py",
+            lambda interface: Task(**{**vars(task), "interface": interface}).as_json(),
+            timeout,
+        )
 
 
 def _read(folder: Path) -> tuple[Task, list[dict[str, Any]], list[str]]:
@@ -112,41 +115,6 @@ def _read(folder: Path) -> tuple[Task, list[dict[str, Any]], list[str]]:
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     results = [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
     return Task.from_json(about["task"]), results, about["header"]
-
-
-def _run(hosts: TwoHosts, task: Task, timeout: float) -> None:
-    ranks = []
-    for rank, host in enumerate((hosts.first, hosts.second)):
-        # One segment per packet, as on a wire: the interfaces count what they are given.
-        host.run("ip", "link", "set", "dev", host.interface, "gso_max_segs", "1")
-        own = Task(**{**vars(task), "interface": host.interface})
-        ranks.append(_start(host, rank, own, hosts.first.address))
-    try:
-        for process in ranks:
-            if process.wait(timeout):
-                raise SystemExit(f"a rank ended with status {process.returncode}")
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-
-
-def _start(host: TestHost, rank: int, task: Task, master: str) -> subprocess.Popen[bytes]:
-    variables = {
-        "RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": "0",
-        "LOCAL_SIZE": "1",
-        "MASTER_ADDR": master,
-        "MASTER_PORT": PORT,
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        TASK: task.as_json(),
-    }
-    words = ["env", *(f"{name}={value}" for name, value in variables.items())]
-    words += [sys.executable, str(ROOT / "benchmarks" / "plan_links_ranks.py")]
-    return subprocess.Popen(host.words(words, ROOT), stdin=subprocess.DEVNULL)
 
 
 def record(task: Task, results: Sequence[dict[str, Any]], header: Sequence[str]) -> list[str]:

@@ -49,8 +49,8 @@ def main() -> None:
     compat.stand_in_for_torchvision()
     ranks = join_world()
     blueprint = Blueprint(architecture(parse_name(task.model), len(NAMES), 3), NAMES, seed=0)
-    built = [built(case, blueprint, task, ranks) for case in LAYOUTS]
-    engines, cuts = [engine for engine, _ in built], [found for _, found in built]
+    pairs = [built(case, blueprint, task, ranks) for case in LAYOUTS]
+    engines, cuts = [engine for engine, _ in pairs], [found for _, found in pairs]
     found: dict[str, Any] = {"cuts": cuts, "links": {}, "steps": [], "nodes": []}
     for case, engine in zip(LAYOUTS, engines, strict=True):
         for _ in range(SETTLED):
