@@ -98,5 +98,7 @@ def test_gaps_are_given_back_before_large_memory_is_taken():
 
 
 def test_without_glibc_nothing_is_given_back(monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    asked = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: asked.append(name) or object())
     trim_before(1 << 30)
+    assert asked == [None]

@@ -61,5 +61,7 @@ def test_one_alone_and_what_is_quantized_or_doubled_take_deepspeeds_way(calls: C
 
 
 def test_other_optimizers_are_left_alone() -> None:
-    gather_together(SimpleNamespace())
-    gather_together(SimpleNamespace(persistent_parameters=[]))
+    other, empty = SimpleNamespace(), SimpleNamespace(persistent_parameters=[])
+    gather_together(other)
+    gather_together(empty)
+    assert vars(other) == {} and vars(empty) == {"persistent_parameters": []}
