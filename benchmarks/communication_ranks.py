@@ -52,6 +52,8 @@ def main() -> None:
         limit_rate(plan.interface, rate)
         found["known"][rate] = _all_known(plan, ranks)
     limit_rate(plan.interface, "")
+    # A connection keeps the limit of segments that stood when it was made, and engines make some.
+    _segments(plan, LARGE)
     found["cost"] = _cost()
     for layout in plan.layouts:
         found["layouts"].append(_measured(layout, blueprint, plan, ranks))

@@ -128,6 +128,7 @@ def main() -> int:
                 "compression_ranks.py",
                 lambda interface: json.dumps({**asdict(job), "interface": interface}),
                 options.timeout,
+                single_segments=False,
             )
         results = [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
     lines = record(job, results, header)
@@ -144,7 +145,7 @@ def record(job: Job, results: Sequence[dict[str, Any]], header: Sequence[str]) -
     lines += [
         f"- {job.model} at {job.imgsz} px, fp32, {2 * job.micro} images per step: one micro-batch "
         f"of {job.micro} on each of two ranks.",
-        "- Two network namespaces, `tc tbf`, burst 64 KB, MTU 1500, one segment per packet; gloo, "
+        "- Two network namespaces, `tc tbf`, burst 64 KB, MTU 1500; gloo, "
         "one thread per rank. Two steps of each case do not count; then the cases take turns, "
         f"{job.rounds} rounds per link. Medians, and in brackets the smallest and largest.",
         "- *gradients MB*: what a rank sends of gradients by the rule of a ring, 2 (N - 1) / N of "

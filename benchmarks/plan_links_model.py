@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+from yolods.distributed.exchange import MESSAGE_BYTES
 from yolods.model.blueprint import Blueprint
 from yolods.model.graph.graph import build_graph
 from yolods.plan.cost import Cost, cost
@@ -123,14 +124,16 @@ def messages(transfer: Transfer) -> tuple[int, float]:
     """Messages of gloo per call, and bytes of each.
 
     An all-reduce sends its part in each round in at least two segments of at most 1 MiB
-    (gloo/allreduce.cc, `ring`), an all-gather in two (gloo/allgather.cc).
+    (gloo/allreduce.cc, `ring`), an all-gather in two (gloo/allgather.cc). An exchange has messages
+    of yolods' own length.
     """
     whole = sent_bytes(transfer, backend="gloo") / transfer.calls
     turns = rounds(transfer, backend="gloo")
     if transfer.operation == "send":
         return 1, whole
     if transfer.operation == "exchange":  # one part to each other rank
-        return turns, whole / turns
+        count = turns * math.ceil(whole / turns / MESSAGE_BYTES)
+        return count, whole / count
     segments = 2
     if transfer.operation != "all_gather":
         parts = math.ceil(transfer.bytes / transfer.calls / GLOO_SEGMENT)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.calls import Call
 
-REDUCING = ("all_reduce", "reduce", "reduce_scatter_tensor", "all_to_all_single")
+REDUCING = ("all_reduce", "reduce", "reduce_scatter_tensor", "exchange")
 NUMBERS = 10_000
 """A call with fewer bytes carries numbers of a step, such as losses, and no gradients."""
 

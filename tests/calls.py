@@ -21,8 +21,9 @@ RECORDED = {
     "send": 0,
     "gather": 0,
     "all_to_all_single": 1,
+    "exchange": 1,
 }
-"""Function of torch.distributed -> the position of the tensor that a rank puts in."""
+"""Function of torch.distributed, or yolods' own -> the position of the tensor that a rank puts in."""
 
 
 NAMES = ("tensor", "input_tensor", "input", "input_list")
@@ -61,15 +62,18 @@ def recorded() -> Iterator[Calls]:
     import torch.distributed as dist
     from torch.distributed import distributed_c10d
 
+    from yolods.zero import owned_reduction
+
     calls, inside = Calls(), threading.local()
-    originals = {name: getattr(dist, name) for name in RECORDED}
+    places = {name: (dist, distributed_c10d) for name in RECORDED} | {"exchange": (owned_reduction,)}
+    originals = {name: getattr(places[name][0], name) for name in RECORDED}
     for name, place in RECORDED.items():
         wrapper = _recording(originals[name], name, place, calls, inside)
-        for module in (dist, distributed_c10d):
+        for module in places[name]:
             setattr(module, name, wrapper)
     yield calls
     for name, function in originals.items():
-        for module in (dist, distributed_c10d):
+        for module in places[name]:
             setattr(module, name, function)
 
 
@@ -81,8 +85,9 @@ def _recording(
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
         # One function of torch.distributed may call another.
-        if not getattr(inside, "call", False):
-            group = named.get("group")
+        outermost = not getattr(inside, "call", False)
+        if outermost:
+            group = named.get("group", arguments[-1] if name == "exchange" else None)
             # The tensor may be given by any name, but it is the only one beside an output.
             named_tensor = next((named[key] for key in NAMES if key in named), None)
             tensor = arguments[place] if len(arguments) > place else named_tensor
@@ -95,6 +100,6 @@ def _recording(
         try:
             return function(*arguments, **named)
         finally:
-            inside.call = False
+            inside.call = not outermost
 
     return call

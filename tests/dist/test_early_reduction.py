@@ -40,7 +40,7 @@ BUCKET = 600
 """Elements. The largest of the model's gradients has more, and some buckets have several."""
 ACCUMULATED = "zero2"
 """The case that can be reduced after every micro-batch or once."""
-REDUCING = {"all_reduce", "all_to_all_single", "reduce"}
+REDUCING = {"all_reduce", "exchange", "reduce"}
 
 
 def _model(seed: int = 0) -> nn.Sequential:

@@ -51,8 +51,8 @@ def test_what_they_say_is_in_the_log_and_not_between_the_lines_of_the_epochs(fol
     for words in ("time (ms) | ", "CPU Virtual Memory", "Comm. Op"):
         assert words in log and words not in screen
     first, second = log.split("Comm. Op")[1:]  # a table per epoch
-    # Of the first bucket's size, once per step of each epoch: counting starts anew.
-    row = re.compile(r"DeepSpeed: all_to_all_single\n.*DeepSpeed: +[\d.]+ KB +(\d+) ")
+    # Of the first message's size, once per step of each epoch: counting starts anew.
+    row = re.compile(r"DeepSpeed: isend\n.*DeepSpeed: +[\d.]+ KB +(\d+) ")
     counts = [row.search(table) for table in (first, second)]
     assert [count and count.group(1) for count in counts] == ["2", "2"]
 

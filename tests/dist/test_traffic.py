@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 CASE = Case(cuts=(13,), replicas=1)
 
 
-KINDS = {"all_reduce": "reduce", "all_to_all_single": "reduce", "isend": "boundary"}
+KINDS = {"all_reduce": "reduce", "exchange": "reduce", "isend": "boundary"}
 
 
 def by_hand(calls: list[Call]) -> dict[str, float]:
@@ -32,8 +32,8 @@ def by_hand(calls: list[Call]) -> dict[str, float]:
     for call in calls:
         kind = KINDS.get(call.operation, "gather")
         # An all-reduce sends half of the tensor twice, a gather this rank's half of the whole once,
-        # and what an all-to-all keeps is in all buckets together as much as what it sends.
-        half = call.operation == "all_to_all_single"
+        # and what an exchange keeps is in all buckets together as much as what it sends.
+        half = call.operation == "exchange"
         volume = call.elements * call.size / 1e6 / (1 + half)
         if call.ranks == 2:
             found[kind] = found.get(kind, 0.0) + volume

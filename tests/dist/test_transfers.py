@@ -33,7 +33,7 @@ OPERATIONS = {
     "all_reduce": "all_reduce",
     "all_gather_into_tensor": "all_gather",
     "reduce_scatter_tensor": "reduce_scatter",
-    "all_to_all_single": "exchange",
+    "exchange": "exchange",
     "isend": "send",
 }
 SETTLED = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolods.plan.traffic.links import Link, nominal, seconds
+from yolods.plan.traffic.links import GLOO_GATHER, Link, nominal, seconds
 from yolods.plan.traffic.transfers import Transfer
 
 LINK = Link(1e6, 0.01, "given")
@@ -29,3 +29,12 @@ def test_headers_take_their_part_of_a_nominal_link() -> None:
 def test_an_impossible_link_is_refused(numbers: tuple[float, float, str]) -> None:
     with pytest.raises(ValueError, match="no such link"):
         Link(*numbers)
+
+
+def test_an_all_gather_of_two_ranks_halts_on_gloo() -> None:
+    link = Link(1e6, 0.0)
+    gather = Transfer("gather", "all_gather", 2_000_000, 1, 2)
+    assert seconds(gather, link) == 1.0
+    assert seconds(gather, link, backend="gloo") == GLOO_GATHER
+    of_four = Transfer("gather", "all_gather", 4_000_000, 1, 4)
+    assert seconds(of_four, link, backend="gloo") == 3.0

@@ -52,11 +52,11 @@ class Comm:
     def _wait(self) -> None:
         self.waits += 1
 
-    def all_to_all_single(
-        self, output: Tensor, tensor: Tensor, *, input_split_sizes: list[int], **_: Any
+    def exchange(
+        self, output: Tensor, tensor: Tensor, received: list[int], counts: list[int], group: Any
     ) -> Any:
-        self.counts.append(input_split_sizes)
-        mine = tensor.split(input_split_sizes)[1]
+        self.counts.append(counts)
+        mine = tensor.split(counts)[1]
         output.copy_(torch.cat([3 * mine, mine]))
         return SimpleNamespace(wait=self._wait)
 
@@ -77,6 +77,7 @@ def comm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Com
         get_global_rank=lambda _, rank: rank,
     )
     monkeypatch.setattr(owned_reduction, "dist", dist)
+    monkeypatch.setattr(owned_reduction, "exchange", made.exchange)
     return made
 
 
@@ -101,6 +102,18 @@ def test_a_few_buckets_are_under_way_until_the_pass_is_over(comm: Comm) -> None:
     before = comm.waits
     optimizer.reduce_ipg_grads()
     assert comm.waits == before * (UNDER_WAY + 1)
+
+
+@pytest.mark.parametrize("comm", ["gloo"], indirect=True)
+def test_zero_1_on_gloo_keeps_all_buckets_under_way(comm: Comm) -> None:
+    optimizer = DeepSpeedZeroOptimizer()
+    optimizer.partition_gradients = False
+    OwnedReduction(optimizer, overlapped=True, once=False)
+    for _ in range(UNDER_WAY + 3):
+        optimizer.average_tensor(torch.ones(6), FP32)
+    assert comm.waits == 0
+    optimizer.reduce_ipg_grads()
+    assert comm.waits == UNDER_WAY + 3
 
 
 def test_an_offloaded_bucket_is_complete_at_once(comm: Comm) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from yolods.plan.memory.partitioning import dividing_elements, released_elements
+from yolods.plan.memory.partitioning import (
+    copied_elements,
+    dividing_elements,
+    released_elements,
+)
 from yolods.plan.memory.timeline import Timeline
 
 LARGE, SMALL = 150_000, 60
@@ -35,6 +39,13 @@ def test_a_gradient_larger_than_the_bucket_stays_where_it_is_until_the_next() ->
 def test_a_gradient_that_needs_padding_is_copied_also_alone() -> None:
     found = dividing_elements(PASSES, 100, 7, gloo=False)
     assert found[2] == SMALL and found[4] == 2 * LARGE
+
+
+def test_zero_0_copies_a_bucket_when_it_is_complete() -> None:
+    assert copied_elements(PASSES, 1_000_000).tolist() == [0] * 5 + [LARGE + SMALL + 30] * 3
+    found = copied_elements(PASSES, LARGE + SMALL)
+    assert found.tolist() == [0, 0, 0, LARGE + SMALL, LARGE + SMALL, *[LARGE + SMALL + 30] * 3]
+    assert copied_elements(PASSES, 1).tolist() == PASSES.arrived.tolist()
 
 
 def test_gathered_parameters_go_with_their_gradients_and_small_ones_stay() -> None:

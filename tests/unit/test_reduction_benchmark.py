@@ -23,7 +23,7 @@ from tests.calls import Call
         ("all_reduce", 2, 400),
         ("all_reduce", 4, 600),
         ("reduce_scatter_tensor", 4, 600),
-        ("all_to_all_single", 4, 300),
+        ("exchange", 4, 300),
         ("all_gather_into_tensor", 4, 1200),  # 400 bytes are one rank's part
         ("broadcast", 2, 200),
     ],
@@ -33,7 +33,7 @@ def test_bytes_of_a_ring(operation: str, ranks: int, expected: float) -> None:
 
 
 def test_a_step_is_the_sum_of_its_calls_and_numbers_are_no_gradients() -> None:
-    gradients = [Call("all_to_all_single", 10_000, 4, 2), Call("all_reduce", 10_000, 4, 2)]
+    gradients = [Call("exchange", 10_000, 4, 2), Call("all_reduce", 10_000, 4, 2)]
     made = [*gradients, Call("all_reduce", 200, 4, 2), Call("all_gather_into_tensor", 9000, 4, 2)]
     sent = sent_by(made, made[:1])
     assert (sent.bytes, sent.calls) == (20_000 + 40_000 + 800 + 36_000, 4)

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -161,6 +161,22 @@ def observe(observer: Observer | None) -> None:
     """Tell this one of every call from now on, instead of an earlier one; None: nobody."""
     global _observer
     _observer = observer
+
+
+def observed(function: F) -> F:
+    """Tell the observer of a function of yolods' own that calls several of torch.distributed's, or
+    waits for them, as of a single call.
+
+    What it calls marks the waiting.
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        if (observer := _observer) is None:
+            return function(*arguments, **named)
+        return _observed(observer, function, arguments, named)
+
+    return cast(F, call)
 
 
 def mark_collectives(

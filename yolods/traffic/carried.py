@@ -16,7 +16,8 @@ with their sources. The others:
                   (gloo/reduce.cc); NCCL: a chain to the root
     gather        every rank but the root sends its tensor
     scatter       the root sends the parts of the others
-    all_to_all    every rank sends the parts of the others, which need not be equal
+    all_to_all    every rank sends the parts of the others, which need not be equal; so does
+                  yolods' own `exchange`
 """
 
 from __future__ import annotations
@@ -68,9 +69,11 @@ FORMS = {
     "scatter": Form("ours", "scatter_list", 1, 3, "src", 2),
     "all_to_all": Form("reduce", "input_tensor_list", 1, 2),
     "all_to_all_single": Form("reduce", "input", 1, 4),
+    "exchange": Form("reduce", "input", 1, 4),
     "barrier": Form("ours", "", 0, 0),
 }
-"""Functions that move data. Those for plain objects call these."""
+"""Functions that move data, and yolods' own `distributed.exchange`. Those for plain objects call
+these."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def carried_by(
     if not isinstance(group, dist.ProcessGroup) or group.size() == 1:
         return None
     volume = _volume(_argument(arguments, named, form.payload, form.place)) if form.payload else 0
-    if function.startswith("all_to_all"):
+    if function.startswith("all_to_all") or function == "exchange":
         return Carried(form.kind, group.group_name, volume - _kept(form, arguments, named, group))
     peer = _peer(form, arguments, named, group) if form.peer else None
     if form.operation:

@@ -7,7 +7,7 @@ false, calls `reduce` for every owner. gloo's `reduce` is a ring over the whole 
 all-reduce is, and then gathers the result at the owner; and DeepSpeed waits for the whole device
 before each of these calls (deepspeed/runtime/zero/stage_1_and_2.py, `allreduce_and_copy`, 0.19.8).
 
-    gloo    `all_to_all_single` with unequal parts; the owner adds them in the order of the ranks
+    gloo    an exchange of unequal parts; the owner adds them in the order of the ranks
     NCCL    `reduce` to every owner: a chain, in which a rank sends a part at most once. Over
             several hosts an all-to-all would cross the network once per rank of a host
 
@@ -17,6 +17,7 @@ Therefore a reduce-scatter, whose parts are equal, would send mostly padding.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,9 +27,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from yolods.distributed.exchange import exchange
+
 UNDER_WAY = 2
-"""Most buckets under way at a time: enough for a link that is never idle, and a bound of the
-memory."""
+"""Most buckets under way at a time: enough for a link that is never idle in one direction, and a
+bound of the memory. On gloo ZeRO-1, which has the memory for all gradients, has no such bound:
+consecutive buckets belong to one owner, to which all data flows, and only when others are under
+way as well do the links carry data in both directions."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +115,14 @@ class OwnedReduction:
                 as well; until then every rank adds up whole ones.
         """
         self._optimizer = optimizer
-        # Offloading copies each reduced bucket to the host at once.
-        self._most = UNDER_WAY if overlapped and not optimizer.cpu_offload else 0
         self._group = optimizer.dp_process_group
         self._rank, self._ranks = dist.get_rank(self._group), dist.get_world_size(self._group)
         self._to_all = dist.get_backend(self._group) == "gloo"
+        bound = optimizer.partition_gradients or not self._to_all
+        self._most = UNDER_WAY if bound else sys.maxsize
+        # Offloading copies each reduced bucket to the host at once.
+        if optimizer.cpu_offload or not overlapped:
+            self._most = 0
         self._pieces: dict[tuple[int, int], list[_Piece]] = {}
         self._under_way: deque[_UnderWay] = deque()
         self._reduce_buckets = optimizer.reduce_ipg_grads
@@ -215,18 +223,9 @@ class OwnedReduction:
 
     def _exchange(self, sent: Tensor, counts: list[int]) -> tuple[list[dist.Work], Tensor]:
         """Send every rank its part, and get this rank's from all."""
-        from deepspeed import comm
-
         mine = counts[self._rank]
         received = sent.new_empty(self._ranks * mine)
-        work = comm.all_to_all_single(
-            received,
-            sent,
-            output_split_sizes=[mine] * self._ranks,
-            input_split_sizes=counts,
-            group=self._group,
-            async_op=True,
-        )
+        work = exchange(received, sent, [mine] * self._ranks, counts, self._group)
         return [work], received.view(self._ranks, mine)
 
     def _chains(self, sent: Tensor, counts: list[int]) -> tuple[list[dist.Work], Tensor]:

@@ -16,11 +16,13 @@ By deepspeed 0.19.8, runtime/zero/stage3.py (Z3) and stage_1_and_2.py (Z12):
 
 By `zero.owned_reduction` and `zero.whole_reduction`:
 
-- A bucket that is full is sent from a copy, while the next one fills. At most two are under way:
-  before the third is copied, the first is stored. On gloo the owner of a part receives it from all
-  ranks at once and adds up in fp32: in the first one or, in 16 bits, in a copy of it and another.
+- A bucket that is full is sent from a copy, while the next one fills. At most two are under way,
+  under ZeRO-1 on gloo all: before the third is copied, the first is stored. On gloo the owner of a
+  part receives it from all ranks at once and adds up in fp32: in the first one or, in 16 bits, in a
+  copy of it and another.
 - NCCL reduces each part where it is, in the copy.
-- ZeRO-0 keeps the copies until the backward pass is over.
+- ZeRO-0 copies a bucket when its last gradient is complete, and keeps the copies until the backward
+  pass is over.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ def exchanging_bytes(
     total, ranks = int(passes.arrivals[:, 1].sum()), layout.replicas
     if not gloo:
         copies = [(moment, size * (last - first), 0) for moment, first, last in sent]
-        return _held(passes, copies, waits=waits)
+        return _held(passes, copies, _UNDER_WAY, waits=waits)
+    most = _UNDER_WAY if layout.zero_stage == 2 else len(sent)
     found = np.zeros(len(passes.backward), np.int64)
     for rank in range(ranks):
         copies = []
@@ -103,7 +106,7 @@ def exchanging_bytes(
             mine = _owned(first, last, total, rank, ranks)
             parts = size * (last - first + ranks * mine)
             copies.append((moment, parts, (size < _FP32) * 2 * _FP32 * mine))
-        found = np.maximum(found, _held(passes, copies, waits=waits))
+        found = np.maximum(found, _held(passes, copies, most, waits=waits))
     return found
 
 
@@ -113,6 +116,19 @@ def moved_elements(passes: Timeline, bucket: int) -> np.ndarray:
     fits = passes.arrivals[passes.arrivals[:, 1] <= bucket]
     elements = np.zeros(len(passes.backward), np.int64)
     np.add.at(elements, fits[:, 0], fits[:, 1])
+    return elements.cumsum()
+
+
+def copied_elements(passes: Timeline, bucket: int) -> np.ndarray:
+    """(moments,) int64 elements that ZeRO-0 has copied: those of the buckets that are complete."""
+    elements = np.zeros(len(passes.backward), np.int64)
+    filled = complete = 0
+    for moment, found in passes.arrivals.tolist():
+        if filled and filled + found > bucket:
+            elements[complete] += filled
+            filled = 0
+        filled, complete = filled + found, moment
+    elements[complete] += filled
     return elements.cumsum()
 
 
@@ -135,12 +151,15 @@ def _owned(first: int, last: int, total: int, rank: int, ranks: int) -> int:
     return max(min(last, total * (place + 1) // ranks) - max(first, total * place // ranks), 0)
 
 
-def _held(passes: Timeline, copies: list[tuple[int, int, int]], *, waits: bool) -> np.ndarray:
+def _held(
+    passes: Timeline, copies: list[tuple[int, int, int]], most: int, *, waits: bool
+) -> np.ndarray:
     """(moments,) int64 bytes under way.
 
     Args:
         copies: of each bucket the moment at which it is sent, its bytes under way, and those in
             which it is added up.
+        most: buckets under way.
         waits: whether each is stored at once.
     """
     held = np.zeros(len(passes.backward), np.int64)
@@ -149,7 +168,7 @@ def _held(passes: Timeline, copies: list[tuple[int, int, int]], *, waits: bool) 
     for moment, parts, adding in copies:
         before = sum(each for each, _ in way)
         held[since : moment + 1] = np.maximum(held[since : moment + 1], before)
-        if len(way) == _UNDER_WAY:
+        if len(way) == most:
             held[moment] = max(held[moment], before + way.popleft()[1])
         way.append((parts, adding))
         held[moment] = max(held[moment], sum(each for each, _ in way))

@@ -22,6 +22,7 @@ from yolods.plan.layout import Layout
 from yolods.plan.memory.boxes import BoxCounts
 from yolods.plan.memory.loss_burst import loss_burst
 from yolods.plan.memory.partitioning import (
+    copied_elements,
     dividing_elements,
     exchanging_bytes,
     moved_elements,
@@ -289,7 +290,7 @@ def _around(
             if layout.zero_stage:
                 buckets += exchanging_bytes(passes, layout, bucket, size, gloo=on_host)
             elif layout.overlapped:
-                buckets += size * passes.arrived  # copies on their way (`zero.whole_reduction`)
+                buckets += size * copied_elements(passes, bucket)
         elif layout.zero_stage == 2:
             buckets += size * dividing_elements(passes, bucket, replicas, joins=replicas > 1)
         return np.zeros_like(passes.arrived), buckets
