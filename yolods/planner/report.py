@@ -110,7 +110,7 @@ def _table(rows: Sequence[Option], kinds: dict[str, str], found: Found) -> list[
     ]
     head = ["", "layout", "type", "micro", "steps", "recompute", "ms", *TIME_TERMS]
     head += ["GiB", *shown]
-    head = [_SHORT.get(name, name.replace("_", " ")) for name in head]
+    head = [_shown(name) for name in head]
     under = ["", "", "", "", "", "", "", *(kinds[each] for each in TIME_TERMS)]
     under += ["", *(kinds[each] for each in shown)]
     cells = [head, under, *(_row(place, each, shown) for place, each in enumerate(rows, 1))]
@@ -123,6 +123,11 @@ def _table(rows: Sequence[Option], kinds: dict[str, str], found: Found) -> list[
         ).rstrip()
         for row in cells
     ]
+
+
+def _shown(name: str) -> str:
+    """The name of a term in the report."""
+    return _SHORT.get(name, name.replace("_", " "))
 
 
 def _row(place: int, option: Option, shown: Sequence[str]) -> list[str]:
@@ -195,10 +200,8 @@ def _why(option: Option, found: Found) -> str:
         return "as fast, but not as simple"
     terms = {each: getattr(option.step, each) - getattr(best.step, each) for each in TIME_TERMS}
     worst = max(terms, key=lambda each: terms[each])
-    return (
-        f"{slower:.0%} slower: {worst} {getattr(option.step, worst) * 1e3:.1f} ms instead of "
-        f"{getattr(best.step, worst) * 1e3:.1f} ms"
-    )
+    own, least = (getattr(step, worst) * 1e3 for step in (option.step, best.step))
+    return f"{slower:.0%} slower: {_shown(worst)} {own:.1f} ms instead of {least:.1f} ms"
 
 
 def need(option: Option, found: Found) -> str:
