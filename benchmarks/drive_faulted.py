@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.drive_yolods import launch_this
 from yolods import cli
+from yolods.commands import running
 
 EVERY = "FAULT_EVERY"
 
@@ -29,7 +30,7 @@ def main() -> int:
 
 def disturb_training(every: int) -> None:
     """Put faults into the training run that this process starts."""
-    prepare = cli._prepare_libraries
+    prepare = running.prepare_libraries
 
     def prepare_and_disturb() -> None:
         # Not before: yolods.training.loop imports what the command line first has to prepare.
@@ -44,7 +45,7 @@ def disturb_training(every: int) -> None:
 
         Run.fit = disturbed  # type: ignore[method-assign]
 
-    cli._prepare_libraries = prepare_and_disturb
+    running.prepare_libraries = prepare_and_disturb
 
 
 def disturb(run: Any, every: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.observer import Task, Watch
 from yolods import cli
+from yolods.commands import running
 
 
 def main() -> int:
@@ -42,7 +43,7 @@ def launch_this(file: str) -> None:
 
 def watch_training(task: Task) -> None:
     """Put a watch on the training run that this process starts."""
-    prepare = cli._prepare_libraries
+    prepare = running.prepare_libraries
 
     def prepare_and_watch() -> None:
         # Not before: yolods.training.loop imports what the command line first has to prepare.
@@ -57,7 +58,7 @@ def watch_training(task: Task) -> None:
 
         Run.fit = watched  # type: ignore[method-assign]
 
-    cli._prepare_libraries = prepare_and_watch
+    running.prepare_libraries = prepare_and_watch
 
 
 def attend(run: Any, watch: Watch) -> None:

@@ -67,51 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says. Returns the exit status: 1 if the run with faults fell
     behind."""
     words = list(sys.argv[1:] if argv is None else argv)
-    made = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    made.add_argument("--data", default="demo", metavar="YAML", help="data yaml, or demo (default)")
-    made.add_argument(
-        "--model", default="yolov5n", metavar="NAME", help="of the zoo (default yolov5n)"
-    )
-    made.add_argument(
-        "--imgsz", type=int, default=320, metavar="PX", help="image size (default 320)"
-    )
-    made.add_argument(
-        "--epochs", type=int, default=10, metavar="N", help="of each run (default 10)"
-    )
-    made.add_argument(
-        "--batch-size",
-        type=int,
-        default=4,
-        metavar="N",
-        help="images a step, all ranks (default 4)",
-    )
-    made.add_argument("--ranks", type=int, default=2, metavar="N", help="gloo ranks (default 2)")
-    made.add_argument(
-        "--every", type=int, default=50, metavar="N", help="steps from fault to fault (default 50)"
-    )
-    made.add_argument(
-        "--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="of all runs (default 0)"
-    )
-    made.add_argument(
-        "--runs", nargs="+", choices=RUNS, default=RUNS, help="of each seed (default: all)"
-    )
-    made.add_argument(
-        "--deepspeed_config", type=Path, default=HERE.parent / "ds_configs" / "zero2_fp32.json"
-    )
-    made.add_argument(
-        "--limit",
-        type=float,
-        default=0.03,
-        metavar="X",
-        help="largest loss of mAP50 (default 0.03)",
-    )
-    made.add_argument(
-        "--record",
-        type=Path,
-        metavar="MD",
-        help="write the result to this file, among what is in it",
-    )
-    options = made.parse_args(words)
+    options = _parser().parse_args(words)
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     before = (
         options.record.read_text(encoding="utf-8")
@@ -145,6 +101,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     apart = differences(joined(before, rows, "")[0])
     return 0 if apart and statistics.mean(apart.values()) >= -options.limit else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument(
+        "--data", default="demo", metavar="YAML", help="data yaml, or demo (default)"
+    )
+    parser.add_argument(
+        "--model", default="yolov5n", metavar="NAME", help="of the zoo (default yolov5n)"
+    )
+    parser.add_argument(
+        "--imgsz", type=int, default=320, metavar="PX", help="image size (default 320)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=10, metavar="N", help="of each run (default 10)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=4,
+        metavar="N",
+        help="images a step, all ranks (default 4)",
+    )
+    parser.add_argument("--ranks", type=int, default=2, metavar="N", help="gloo ranks (default 2)")
+    parser.add_argument(
+        "--every", type=int, default=50, metavar="N", help="steps from fault to fault (default 50)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="of all runs (default 0)"
+    )
+    parser.add_argument(
+        "--runs", nargs="+", choices=RUNS, default=RUNS, help="of each seed (default: all)"
+    )
+    parser.add_argument(
+        "--deepspeed_config", type=Path, default=HERE.parent / "ds_configs" / "zero2_fp32.json"
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=0.03,
+        metavar="X",
+        help="largest loss of mAP50 (default 0.03)",
+    )
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="MD",
+        help="write the result to this file, among what is in it",
+    )
+    return parser
 
 
 def _runs(options: argparse.Namespace, work: Path) -> Iterator[Result]:

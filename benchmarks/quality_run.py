@@ -104,10 +104,10 @@ def import_all() -> None:
         RuntimeError: an import has started a thread, whose locks would stay locked in the forks for
             ever.
     """
-    from yolods.cli import _prepare_libraries
+    from yolods.commands.running import prepare_libraries
 
     compat.prepare()
-    _prepare_libraries()
+    prepare_libraries()
     compat.use_local_font()
     for module in IMPORTED:
         importlib.import_module(module)

@@ -294,95 +294,111 @@ class _Notes:
         return self.row
 
 
+def _sample(make: Callable, notes: _Notes) -> Callable:
+    """Begin the notes of a sample, and put them into it."""
+
+    def noted(*given: Any) -> dict[str, Any]:
+        notes.begin()
+        made = make(*given)
+        made["drawn"] = notes.finished(made)
+        return made
+
+    return noted
+
+
+def _gains(apply: Callable, notes: _Notes) -> Callable:
+    """Note the gains of hue, saturation and value."""
+
+    def noted(*given: Any) -> Any:
+        state = np.random.get_state()
+        drawn, after = np.random.uniform(-1, 1, 3), np.random.get_state()[2]
+        np.random.set_state(state)
+        done = apply(*given)
+        if np.random.get_state()[2] != after:
+            raise RuntimeError(
+                "three gains, and nothing else, are no longer drawn by numpy's uniform"
+            )
+        for name, gain in zip(("hue", "saturation", "value"), drawn, strict=True):
+            notes[name] = gain
+        return done
+
+    return noted
+
+
+def _flip(draw: Callable, notes: _Notes) -> Callable:
+    """Note whether the image is flipped."""
+
+    def noted(flip: Any, labels: Any) -> dict[str, Any]:
+        drawn = draw(flip, labels)
+        notes["flip up-down" if flip.direction == "vertical" else "flip left-right"] = drawn["flip"]
+        return drawn
+
+    return noted
+
+
+def _centre(draw: Callable, notes: _Notes) -> Callable:
+    """Note that the sample is a mosaic, and its centre."""
+
+    def noted(mosaic: Any, labels: Any) -> dict[str, Any]:
+        drawn = draw(mosaic, labels)
+        notes["mosaic"] = 1.0
+        notes["centre x"], notes["centre y"] = (drawn["layout"][0][side] for side in ("x2a", "y2a"))
+        return drawn
+
+    return noted
+
+
+def _partners(draw: Callable, notes: _Notes) -> Callable:
+    """Note the other images of a mosaic."""
+
+    def noted(mosaic: Any) -> list[int]:
+        drawn = draw(mosaic)
+        for number, index in enumerate(drawn, start=1):
+            notes[f"partner {number}"] = index
+        return drawn
+
+    return noted
+
+
+def _affine(draw: Callable, notes: _Notes) -> Callable:
+    """Note scale and translation."""
+
+    def noted(perspective: Any, labels: Any) -> dict[str, Any]:
+        drawn = draw(perspective, labels)
+        notes["scale"] = drawn["scale"]
+        for axis, (name, side) in enumerate((("translation x", 1), ("translation y", 0))):
+            moved = (
+                drawn["M"][axis, 2] + drawn["scale"] * drawn["orig_shape"][side] / 2
+            )  # without turn and shear
+            notes[name] = moved / drawn["size"][axis] - 0.5
+        return drawn
+
+    return noted
+
+
+_WATCHED: Sequence[tuple[type, str, Callable]] = (
+    (BaseDataset, "__getitem__", _sample),
+    (DetectionSet, "sample", _sample),
+    (augment.RandomHSV, "apply_image", _gains),
+    (Finish, "drawn_gains", _gains),
+    (augment.RandomFlip, "get_params", _flip),
+    (augment.Mosaic, "get_params", _centre),
+    (augment.Mosaic, "get_indexes", _partners),
+    (augment.RandomPerspective, "get_params", _affine),
+)
+"""What is watched: a class, its method, and what wraps the method with the notes."""
+
+
 @contextmanager
 def watched() -> Iterator[None]:
     """Within: every sample of either pipeline carries what was drawn for it under `drawn`, and is
     what it was."""
     notes = _Notes()
-
-    def sample(make: Callable) -> Callable:
-        def noted(*given: Any) -> dict[str, Any]:
-            notes.begin()
-            made = make(*given)
-            made["drawn"] = notes.finished(made)
-            return made
-
-        return noted
-
-    def gains(apply: Callable) -> Callable:
-        def noted(*given: Any) -> Any:
-            state = np.random.get_state()
-            drawn, after = np.random.uniform(-1, 1, 3), np.random.get_state()[2]
-            np.random.set_state(state)
-            done = apply(*given)
-            if np.random.get_state()[2] != after:
-                raise RuntimeError(
-                    "three gains, and nothing else, are no longer drawn by numpy's uniform"
-                )
-            for name, gain in zip(("hue", "saturation", "value"), drawn, strict=True):
-                notes[name] = gain
-            return done
-
-        return noted
-
-    def flip(draw: Callable) -> Callable:
-        def noted(flip: Any, labels: Any) -> dict[str, Any]:
-            drawn = draw(flip, labels)
-            notes["flip up-down" if flip.direction == "vertical" else "flip left-right"] = drawn[
-                "flip"
-            ]
-            return drawn
-
-        return noted
-
-    def centre(draw: Callable) -> Callable:
-        def noted(mosaic: Any, labels: Any) -> dict[str, Any]:
-            drawn = draw(mosaic, labels)
-            notes["mosaic"] = 1.0
-            notes["centre x"], notes["centre y"] = (
-                drawn["layout"][0][side] for side in ("x2a", "y2a")
-            )
-            return drawn
-
-        return noted
-
-    def partners(draw: Callable) -> Callable:
-        def noted(mosaic: Any) -> list[int]:
-            drawn = draw(mosaic)
-            for number, index in enumerate(drawn, start=1):
-                notes[f"partner {number}"] = index
-            return drawn
-
-        return noted
-
-    def affine(draw: Callable) -> Callable:
-        def noted(perspective: Any, labels: Any) -> dict[str, Any]:
-            drawn = draw(perspective, labels)
-            notes["scale"] = drawn["scale"]
-            for axis, (name, side) in enumerate((("translation x", 1), ("translation y", 0))):
-                moved = (
-                    drawn["M"][axis, 2] + drawn["scale"] * drawn["orig_shape"][side] / 2
-                )  # without turn and shear
-                notes[name] = moved / drawn["size"][axis] - 0.5
-            return drawn
-
-        return noted
-
-    changes: Sequence[tuple[type, str, Callable]] = (
-        (BaseDataset, "__getitem__", sample),
-        (DetectionSet, "sample", sample),
-        (augment.RandomHSV, "apply_image", gains),
-        (Finish, "drawn_gains", gains),
-        (augment.RandomFlip, "get_params", flip),
-        (augment.Mosaic, "get_params", centre),
-        (augment.Mosaic, "get_indexes", partners),
-        (augment.RandomPerspective, "get_params", affine),
-    )
-    originals = [owner.__dict__[name] for owner, name, _ in changes]
-    for (owner, name, wrap), original in zip(changes, originals, strict=True):
-        setattr(owner, name, wrap(original))
+    originals = [owner.__dict__[name] for owner, name, _ in _WATCHED]
+    for (owner, name, wrap), original in zip(_WATCHED, originals, strict=True):
+        setattr(owner, name, wrap(original, notes))
     try:
         yield
     finally:
-        for (owner, name, _), original in zip(changes, originals, strict=True):
+        for (owner, name, _), original in zip(_WATCHED, originals, strict=True):
             setattr(owner, name, original)

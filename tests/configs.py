@@ -326,12 +326,12 @@ def checked(drawn: Drawn, folder: Path) -> str | None:
     Raises:
         Exception: whatever the check did not foresee.
     """
-    from yolods.cli import _train_parser
+    from yolods.commands.parsers import train_parser
     from yolods.errors import UserError
     from yolods.training.checks.preflight import check_train
 
     try:
-        check_train(_train_parser().read(command(drawn, folder)[1:]), drawn.ranks, "cpu")
+        check_train(train_parser().read(command(drawn, folder)[1:]), drawn.ranks, "cpu")
     except UserError as error:
         return str(error)
     return None

@@ -524,8 +524,8 @@ def _are_equal(tensors: Sequence[Tensor], group: Any) -> bool:
 def weights_checksum(tensors: Sequence[Tensor]) -> Tensor:
     """Two sums over the bits of contiguous tensors, modulo 2 ** 64: (2,) int64 on their device.
 
-    The second one multiplies every element by its position, so that it also notices values in other
-    places, as in Adler-32.
+    Their elements, of 2 or 4 bytes each, are added as integers. The second sum multiplies every
+    element by its position, so that it also notices values in other places, as in Adler-32.
     """
     import torch
 

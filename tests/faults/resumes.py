@@ -351,12 +351,12 @@ def _seen(run: str, asked: tuple[str, ...], status: int, shown: str, *, touched:
 
 def _asked(words: list[str]) -> tuple[str, ...]:
     """What the launcher's check says, which starts nothing."""
-    from yolods.cli import _train_parser
+    from yolods.commands.parsers import train_parser
     from yolods.errors import UserError
     from yolods.training.checks.preflight import check_train
 
     try:
-        check_train(_train_parser().read(words[1:]), 2, "cpu")
+        check_train(train_parser().read(words[1:]), 2, "cpu")
     except UserError as error:
         return tuple(str(error).splitlines())
     return ()

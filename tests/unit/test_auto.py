@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import make_dataset
-from yolods.cli import _train_parser
+from yolods.commands.parsers import train_parser
 from yolods.config import RunConfig
 from yolods.config.flags import AUTO_BATCH
 from yolods.errors import UserError
@@ -25,7 +25,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def configured(words: list[str], ranks: int, said: list[str] | None = None) -> RunConfig:
     tell = None if said is None else said.append
-    return check_train(_train_parser().read(words), ranks, "cpu", tell)
+    return check_train(train_parser().read(words), ranks, "cpu", tell)
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_a_resume_keeps_the_runs_json(words: list[str], tmp_path: Path) -> None:
     run = tmp_path / "runs" / "exp"
     run.mkdir(parents=True)
     (run / "config.json").write_text(config.to_json())
-    args = _train_parser().read(["--resume", str(run), "--deepspeed_config", "auto"])
+    args = train_parser().read(["--resume", str(run), "--deepspeed_config", "auto"])
     assert auto.settled(args, lambda _: RunConfig.from_json(config.to_json(), run)) != args
     kept = auto.settled(args, lambda _: RunConfig.from_json(config.to_json(), run))
     assert kept.deepspeed_config is None
@@ -70,7 +70,7 @@ def test_auto_refuses_a_batch_that_does_not_fit(
 def test_other_values_and_a_file_of_that_name_are_left_alone(
     words: list[str], tmp_path: Path
 ) -> None:
-    parser = _train_parser()
+    parser = train_parser()
     args = parser.read([*words, "--deepspeed_config", "zero2_fp32"])
     assert auto.settled(args, lambda _: pytest.fail("built")) is args
     (tmp_path / "auto").write_text("{}")
@@ -138,9 +138,9 @@ def test_a_pipeline_and_a_batch_of_the_json_are_refused_with_the_remedy(
 
 @pytest.mark.parametrize("typed", ["--batch-size=auto", "--batch-size=-1", "--batch=-1"])
 def test_auto_has_ultralytics_spelling_too(typed: str) -> None:
-    args = _train_parser().read([typed])
+    args = train_parser().read([typed])
     assert (args.batch_size, args.faults) == (AUTO_BATCH, ())
-    assert _train_parser().read(typed.split("=")).batch_size == AUTO_BATCH
+    assert train_parser().read(typed.split("=")).batch_size == AUTO_BATCH
 
 
 def test_a_batch_that_is_neither_is_refused(words: list[str]) -> None:

@@ -288,7 +288,7 @@ def test_the_places_that_the_drivers_watch_are_there():
     from ultralytics.models.yolo.detect import DetectionTrainer
     from ultralytics.nn.tasks import DetectionModel
 
-    from yolods import cli
+    from yolods.commands import launching, running
     from yolods.engine.zero_engine import ZeroEngine
     from yolods.launch import command
     from yolods.model.inputs import InputFormat
@@ -297,8 +297,8 @@ def test_the_places_that_the_drivers_watch_are_there():
     from yolods.training.batches import TrainBatches
     from yolods.training.loop import Run
 
-    assert callable(cli._prepare_libraries) and callable(command.launcher_command)
-    assert "launcher_command" in inspect.getsource(cli._launch)
+    assert callable(running.prepare_libraries) and callable(command.launcher_command)
+    assert "launcher_command" in inspect.getsource(launching.launch)
     for owner, names in (
         (Run, ("fit",)),
         (TrainBatches, ("read",)),

@@ -123,9 +123,10 @@ import socket, sys
 def refuse(*a, **k): raise AssertionError(f"reached for the network: {a}")
 socket.socket.connect = refuse
 socket.getaddrinfo = refuse
-from yolods import cli, compat
+from yolods import compat
+from yolods.commands.running import prepare_libraries
 compat.prepare()
-cli._prepare_libraries()
+prepare_libraries()
 import deepspeed, matplotlib.pyplot, ultralytics
 from ultralytics.models.yolo.detect import DetectionValidator
 from yolods.compat import use_local_font

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from yolods import cli
+from yolods.commands.parsers import train_parser
 from yolods.parsing.completion import SHELLS, completion_script
 
 
@@ -64,7 +65,7 @@ def test_bash_offers_words_flags_and_values(script, words, some, none):
 
 
 def test_the_scripts_of_the_shells_differ_by_their_first_line():
-    parsers = {"train": cli._train_parser()}
+    parsers = {"train": train_parser()}
     bash, zsh = (completion_script(shell, parsers, (), {}) for shell in SHELLS)
     assert zsh.endswith(bash) and zsh.startswith("autoload")
 

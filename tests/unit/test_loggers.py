@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from yolods.cli import _train_parser
+from yolods.commands.parsers import train_parser
 from yolods.config import RunConfig, build_run_config
 from yolods.config.loggers import LOGGERS, read_loggers
 from yolods.errors import Faults, UserError
@@ -63,7 +63,7 @@ def test_a_folder_of_that_name_is_no_package(tmp_path, monkeypatch):
 
 
 def configured(*words: str) -> RunConfig:
-    return build_run_config(_train_parser().read(words), world_size=1, device="cpu")
+    return build_run_config(train_parser().read(words), world_size=1, device="cpu")
 
 
 def test_a_resume_keeps_them_unless_told_otherwise(installed, tmp_path: Path):

@@ -29,12 +29,12 @@ backbone:
     ],
 )
 def test_it_is_refused_before_a_process_starts(tmp_path, monkeypatch, words, part):
-    from yolods.cli import _train_parser
+    from yolods.commands.parsers import train_parser
     from yolods.training.checks.preflight import check_train
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "crop6.yaml").write_text(FOUR_LEVELS)
-    args = _train_parser().parse_args(["--data", "demo", *words.split()])
+    args = train_parser().parse_args(["--data", "demo", *words.split()])
     args.model = args.model or "yolov5n"
     with pytest.raises(UserError) as caught:
         check_train(args, 2, "cpu")
@@ -45,12 +45,12 @@ def test_classes_that_the_yaml_does_not_name_are_refused_before_a_process_starts
     tmp_path, monkeypatch
 ):
     from tests.tiny import make_dataset
-    from yolods.cli import _train_parser
+    from yolods.commands.parsers import train_parser
     from yolods.training.checks.preflight import check_train
 
     yaml = make_dataset(tmp_path)
     monkeypatch.chdir(tmp_path)
-    args = _train_parser().parse_args(["--data", str(yaml), "--set", "classes=0,2"])
+    args = train_parser().parse_args(["--data", str(yaml), "--set", "classes=0,2"])
     with pytest.raises(
         UserError, match=r"classes: 2 is no class of .*tiny\.yaml, which names 2 \(ids 0 to 1\)"
     ):
@@ -59,7 +59,7 @@ def test_classes_that_the_yaml_does_not_name_are_refused_before_a_process_starts
 
 def test_val_takes_the_name_of_a_shipped_yaml(tmp_path, monkeypatch):
     from yolods.checkpoint.pt_file import write_pt
-    from yolods.cli import _val_parser
+    from yolods.commands.parsers import val_parser
     from yolods.data.spec import read_spec
     from yolods.evaluation.validate import check_val_arguments
 
@@ -67,9 +67,9 @@ def test_val_takes_the_name_of_a_shipped_yaml(tmp_path, monkeypatch):
     names = read_spec(Path("coco8.yaml")).names
     net = build(architecture(parse_name("yolov5[0.1,0.1]"), len(names), 3), names)
     write_pt(tmp_path / "a.pt", net, net.state_dict().items(), {})
-    check_val_arguments(_val_parser().parse_args(["--weights", "a.pt", "--data", "coco8.yaml"]))
+    check_val_arguments(val_parser().parse_args(["--weights", "a.pt", "--data", "coco8.yaml"]))
     with pytest.raises(UserError, match=r"^--data coco9\.yaml: no such file"):
-        check_val_arguments(_val_parser().parse_args(["--weights", "a.pt", "--data", "coco9.yaml"]))
+        check_val_arguments(val_parser().parse_args(["--weights", "a.pt", "--data", "coco9.yaml"]))
     with pytest.raises(
         UserError, match=r"^--set mosaic has no effect on val, which uses conf, iou, max_det"
     ):
@@ -83,4 +83,4 @@ def test_val_takes_the_name_of_a_shipped_yaml(tmp_path, monkeypatch):
             "--set",
             "iou=0.6",
         ]
-        check_val_arguments(_val_parser().parse_args(words))
+        check_val_arguments(val_parser().parse_args(words))

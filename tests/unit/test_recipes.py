@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from yolods.cli import _train_parser
+from yolods.commands.parsers import train_parser
 from yolods.hosts.hostfile import parse_hostfile
 from yolods.launch.args import LaunchFlags, split_words
 from yolods.launch.command import launcher_command
@@ -35,7 +35,7 @@ def parsed(words: list[str]) -> LaunchFlags:
     """The launcher's flags; what is left has to be `train` and flags that it knows."""
     flags, (word, *rest) = split_words(words, {})
     assert word == "train"
-    _train_parser().parse_args(rest)
+    train_parser().parse_args(rest)
     return flags
 
 

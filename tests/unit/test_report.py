@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -67,6 +68,15 @@ def test_what_is_too_large_is_shown_as_a_sum() -> None:
     assert nearest is not None
     line = need(nearest, result)
     assert "> 1 MiB: " in line and " + " in line
+
+
+def test_a_slower_family_names_the_column_that_is_to_blame() -> None:
+    clock = plans.clock(slots=1)  # one rank per host: what is sent takes long
+    result = search_layouts(CHOICE, clock, plans.memory_of, Limits(1e12))
+    lines = render_plan(result, clock, plans.subject(), plans.machines(), top=1)
+    head = next(line for line in lines if line.lstrip().startswith("layout")).split()
+    blamed = set(re.findall(r"slower: (\w+) [\d.]+ ms instead", "\n".join(lines)))
+    assert "exposed" in blamed and blamed <= set(head)
 
 
 def test_slower_settings_say_by_how_much_at_least() -> None:

@@ -408,8 +408,8 @@ def test_a_progress_that_counts_no_epochs_is_left_to_the_ranks(capsys, monkeypat
 def test_a_resume_is_checked_without_torch(left):
     script = (
         "import sys\nfrom yolods.training.checks.preflight import check_train\n"
-        "from yolods.cli import _train_parser\n"
-        f"check_train(_train_parser().read(['--resume', {str(left)!r}]), 2, 'cpu')\n"
+        "from yolods.commands.parsers import train_parser\n"
+        f"check_train(train_parser().read(['--resume', {str(left)!r}]), 2, 'cpu')\n"
         "print(sorted({'torch', 'ultralytics'} & set(sys.modules)))"
     )
     done = subprocess.run(

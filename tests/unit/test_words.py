@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from yolods.api.words import flags_of
-from yolods.cli import _train_parser
+from yolods.commands.parsers import train_parser
 from yolods.config.hyper.hyperparameters import RULES
 from yolods.errors import Faults, UserError
 from yolods.launch.args import read_words
@@ -42,7 +42,7 @@ def test_the_command_line_reads_what_is_made():
     )
     faults = Faults()
     launch, rest = read_words(["train", *words], faults)
-    args = _train_parser().read(rest[1:])
+    args = train_parser().read(rest[1:])
     assert not faults and not args.faults
     assert launch.hostfile == Path("hosts")
     assert (args.data, args.batch_size, args.set) == ("demo", 8, ["lr0=0.1", "cos_lr=true"])

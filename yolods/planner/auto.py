@@ -54,40 +54,45 @@ def settled(
     Raises:
         UserError: the flags are wrong, or nothing fits; then with what would.
     """
-    json_too = getattr(args, "deepspeed_config", None) == AUTO and not Path(AUTO).exists()
-    batch_too = getattr(args, "batch_size", None) == AUTO_BATCH
-    if not (json_too or batch_too):
+    auto_json = getattr(args, "deepspeed_config", None) == AUTO and not Path(AUTO).exists()
+    auto_batch = getattr(args, "batch_size", None) == AUTO_BATCH
+    if not (auto_json or auto_batch):
         return args
-    left = {"deepspeed_config": None} if json_too else {}
-    left |= {"batch_size": None} if batch_too else {}
+    left = {"deepspeed_config": None} if auto_json else {}
+    left |= {"batch_size": None} if auto_batch else {}
     plain = argparse.Namespace(**{**vars(args), **left})
     config = build(plain)
     if config.resume:
         return plain
-    if json_too:
-        option, planner, machines = _planned(config, local, any_batch=batch_too)
+    if auto_json:
+        option, planner, machines = _planned(config, local, any_batch=auto_batch)
         left["deepspeed_config"] = str(_written(option, planner))
     else:
         option, machines = _filled(config, local)
     layout = option.layout
-    if batch_too:
+    if auto_batch:
         left["batch_size"] = layout.micro_batch * layout.replicas
-    for line in _told(option, machines, json_too, batch_too) if tell is not None else ():
+    for line in _told(option, machines, auto_json, auto_batch) if tell is not None else ():
         tell(line)
     return argparse.Namespace(**{**vars(args), **left})
 
 
-def _told(option: Option, machines: Machines, json_too: bool, batch_too: bool) -> Iterator[str]:
-    """A line for each choice, with its memory and where that number comes from."""
+def _told(option: Option, machines: Machines, auto_json: bool, auto_batch: bool) -> Iterator[str]:
+    """A line for each choice, with its memory and where that number comes from.
+
+    Args:
+        auto_json: whether the layout was chosen.
+        auto_batch: whether the batch was chosen.
+    """
     layout, limits = option.layout, machines.limits
     taken = max(map(limits.taken, option.memory)) / _GIB
     memory = f"{taken:.2f} GiB of {limits.device / _GIB:.2f} per rank"
-    if json_too:
+    if auto_json:
         yield (
             f"--deepspeed_config auto: {option.family.label}, {layout.precision}, {memory}; "
             "`yolods plan` shows the others"
         )
-    if batch_too:
+    if auto_batch:
         source = f"{machines.figures.name}, {machines.memory_source}"
         if machines.device == "cpu":
             source = "its share of this host's memory; on a CPU, more images are not faster"

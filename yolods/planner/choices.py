@@ -181,8 +181,8 @@ class Layouts:
         return SCHEDULES if layout.stages > 1 and not layout.recompute else SCHEDULES[:1]
 
     def leaner(self, layout: Layout) -> Layout | None:
-        """The same layout cut by memory; None: those are its cuts already, or there is no
-        pipeline."""
+        """The same layout cut by memory; None: those are its cuts already, a stage would have no
+        weights, or there is no pipeline."""
         if layout.stages == 1:
             return None
         costs, bytes_each = self._costs(layout.precision), _states(layout)

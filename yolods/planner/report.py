@@ -80,25 +80,25 @@ def _title(found: Found, subject: Subject, machines: Machines) -> str:
 
 
 def _sources(clock: Clock, subject: Subject, machines: Machines) -> Iterator[str]:
-    limit = size_text(found_limit) if (found_limit := machines.limits.device) < 2**60 else "all"
     yield (
-        f"memory: a rank may use {limit} of {size_text(machines.memory)} "
-        f"({machines.memory_source}); boxes per sample {subject.boxes.mean:.1f}, at most "
-        f"{subject.boxes.most} ({subject.boxes_source})"
+        f"memory: a rank may use {size_text(machines.limits.device)} of "
+        f"{size_text(machines.memory)} ({machines.memory_source}); boxes per sample "
+        f"{subject.boxes.mean:.1f}, at most {subject.boxes.most} ({subject.boxes_source})"
     )
-    source = next(iter(clock.times.values())).source
-    figures = machines.figures
-    how = (
-        "measured on this device"
-        if source == _MEASURED
-        else f"assumed from published figures of {figures.name}"
-        if machines.device == "cuda"
-        else "assumed for any CPU: only the ratios mean anything"
+    if next(iter(clock.times.values())).source == _MEASURED:
+        compute = "measured on this device"
+    elif machines.device == "cuda":
+        compute = f"assumed from published figures of {machines.figures.name}"
+    else:
+        compute = "assumed for any CPU: only the ratios mean anything"
+    links = {"within a host": clock.network.within}
+    if machines.hosts > 1:
+        links["between hosts"] = clock.network.between
+    bandwidths = ", ".join(
+        f"{where} {link.bandwidth * 8e-9:.4g} Gbit/s ({link.source})"
+        for where, link in links.items()
     )
-    links = [("within a host", clock.network.within)]
-    links += [("between hosts", clock.network.between)] if machines.hosts > 1 else []
-    said = ", ".join(f"{w} {link.bandwidth * 8e-9:.4g} Gbit/s ({link.source})" for w, link in links)
-    yield f"time: compute {how}; links {said}"
+    yield f"time: compute {compute}; links {bandwidths}"
 
 
 def _table(rows: Sequence[Option], kinds: dict[str, str], found: Found) -> list[str]:
@@ -110,7 +110,7 @@ def _table(rows: Sequence[Option], kinds: dict[str, str], found: Found) -> list[
     ]
     head = ["", "layout", "type", "micro", "steps", "recompute", "ms", *TIME_TERMS]
     head += ["GiB", *shown]
-    head = [_SHORT.get(name, name.replace("_", " ")) for name in head]
+    head = [_shown(name) for name in head]
     under = ["", "", "", "", "", "", "", *(kinds[each] for each in TIME_TERMS)]
     under += ["", *(kinds[each] for each in shown)]
     cells = [head, under, *(_row(place, each, shown) for place, each in enumerate(rows, 1))]
@@ -123,6 +123,11 @@ def _table(rows: Sequence[Option], kinds: dict[str, str], found: Found) -> list[
         ).rstrip()
         for row in cells
     ]
+
+
+def _shown(name: str) -> str:
+    """The name of a term in the report."""
+    return _SHORT.get(name, name.replace("_", " "))
 
 
 def _row(place: int, option: Option, shown: Sequence[str]) -> list[str]:
@@ -195,10 +200,8 @@ def _why(option: Option, found: Found) -> str:
         return "as fast, but not as simple"
     terms = {each: getattr(option.step, each) - getattr(best.step, each) for each in TIME_TERMS}
     worst = max(terms, key=lambda each: terms[each])
-    return (
-        f"{slower:.0%} slower: {worst} {getattr(option.step, worst) * 1e3:.1f} ms instead of "
-        f"{getattr(best.step, worst) * 1e3:.1f} ms"
-    )
+    own, least = (getattr(step, worst) * 1e3 for step in (option.step, best.step))
+    return f"{slower:.0%} slower: {_shown(worst)} {own:.1f} ms instead of {least:.1f} ms"
 
 
 def need(option: Option, found: Found) -> str:
@@ -226,7 +229,7 @@ def plan_json(
         "ranks": machines.ranks,
         "hosts": machines.hosts,
         "device": machines.figures.name,
-        "limit_bytes": None if machines.limits.device > 2**60 else machines.limits.device,
+        "limit_bytes": machines.limits.device,
         "boxes": {**asdict(subject.boxes), "source": subject.boxes_source},
         "examined": found.examined,
         "layouts": [

@@ -303,7 +303,8 @@ def _sent_whole(
     """A parameter's whole value out of consecutive parts, each sent by the rank that holds it.
 
     Args:
-        owners: this rank's shards, on the device of the masters.
+        owners: this rank's shards in the order of `Masters.owners`; under offload in host memory.
+        keep: as for `Masters.whole`.
     """
     whole = torch.empty(full_shape(parameter)) if keep else None
     rest = None if whole is None else whole.view(-1)
@@ -339,7 +340,8 @@ def _gathered(
 
     Args:
         first: the first rank's piece.
-        owner: this rank's shard, on the device of the masters.
+        owner: this rank's shard with its piece; under offload in host memory.
+        keep: as for `Masters.whole`.
     """
     shape, ranks = full_shape(parameter), dist.get_world_size(group)
     length = math.ceil(shape.numel() / ranks)

@@ -142,6 +142,7 @@ def _found(settings: JsonSettings) -> list[tuple[str, str]]:
 
 
 def _zero(settings: JsonSettings) -> list[tuple[str, str]]:
+    """The keys of zero_optimization without effect, each with its reason; not those of offload."""
     found = []
     for key, value in settings.zero.items():
         name = key.removeprefix("stage3_")
@@ -155,9 +156,9 @@ def _zero(settings: JsonSettings) -> list[tuple[str, str]]:
         elif name == "save_muon_momentum_buffer_in_memory":
             found.append((key, "it is for Muon, with states on NVMe"))
         elif stages is not None and settings.zero_stage not in stages:
-            read_by = " and ".join(", ".join(map(str, stages)).rsplit(", ", 1))
-            reads = f"only ZeRO stage {read_by} read{'s' * (len(stages) == 1)} it"
-            found.append((key, f"{reads}, not {settings.zero_stage}"))
+            readers = " and ".join(", ".join(map(str, stages)).rsplit(", ", 1))
+            read = "reads" if len(stages) == 1 else "read"
+            found.append((key, f"only ZeRO stage {readers} {read} it, not {settings.zero_stage}"))
         elif settings.pipelined and value and name in _pipelined(settings.zero_stage):
             found.append(
                 (key, "a pipeline's stage reduces its gradients once, after all micro-batches")

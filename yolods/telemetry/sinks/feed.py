@@ -3,7 +3,7 @@
     kind         keys besides `time`
     start        start, loggers, epochs, step (steps that the run continues from)
     epoch_begin  epoch (from 0)
-    scalars      step, values (by the names of TensorBoard's curves)
+    scalars      step, values (by name: losses and metrics as in results.csv)
     epoch        epoch, step, seconds, train_loss, val_loss, metrics, fitness, lr, is_best,
                  images_per_second
     finish       metrics, model, seconds

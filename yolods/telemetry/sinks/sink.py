@@ -44,7 +44,8 @@ class Sink(ABC):
 
     @abstractmethod
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Add a point at an optimizer step to each curve; the names are TensorBoard's."""
+        """Add a point at an optimizer step to each curve; losses and metrics are named as in
+        results.csv."""
 
     @abstractmethod
     def picture(self, tag: str, file: Path, step: int) -> None:

@@ -84,8 +84,7 @@ class Depends:
         splits = {
             key: None if value is None else value.as_dict() for key, value in self._splits.items()
         }
-        # Through JSON, so that tuples are lists, as in a record that was read from a file.
-        return json.loads(json.dumps({**kept, **splits}))
+        return _as_read({**kept, **splits})
 
     @property
     def _splits(self) -> dict[str, Samples | None]:
@@ -269,10 +268,15 @@ def _compare_names(
         )
 
 
+def _as_read(facts: Facts) -> dict[str, Any]:
+    """The facts as a record that was read from a file has them: tuples are lists."""
+    return json.loads(json.dumps(dict(facts)))
+
+
 def _compare_models(before: Depends, now: Depends, run: Path, faults: Faults) -> None:
     had, has = before.settings.get("model"), now.settings.get("model")
     if before.architecture is not None and now.architecture is not None:
-        apart = _first_difference(before.architecture, json.loads(json.dumps(now.architecture)))
+        apart = _first_difference(before.architecture, _as_read(now.architecture))
         if apart is None:
             return
         where, was, is_now = apart
@@ -315,7 +319,7 @@ def _compare_settings(
     for key, what in _TOLD.items():
         if before.settings.get(key, now.settings.get(key)) != now.settings.get(key):
             notes.add(what.format(now.settings[key], before.settings[key]))
-    for key, has in json.loads(json.dumps(dict(now.hyper))).items():
+    for key, has in _as_read(now.hyper).items():
         if (had := before.hyper.get(key, has)) == has:
             continue
         if key in SETTLED:
@@ -329,7 +333,7 @@ def _compare_settings(
 
 
 def _compare_optimizers(before: Depends, now: Depends, notes: Faults) -> None:
-    had, has = before.optimizer, json.loads(json.dumps(dict(now.optimizer)))
+    had, has = before.optimizer, _as_read(now.optimizer)
     if not (had and has):
         return
     if now.hyper["optimizer"] == "auto" and had != has:
