@@ -23,7 +23,7 @@ RECORDED = {
     "all_to_all_single": 1,
     "exchange": 1,
 }
-"""Function of torch.distributed, or yolods' own -> the position of the tensor that a rank puts in."""
+"""Function of torch.distributed, or yolods' own -> position of the tensor that a rank puts in."""
 
 
 NAMES = ("tensor", "input_tensor", "input", "input_list")
@@ -65,7 +65,9 @@ def recorded() -> Iterator[Calls]:
     from yolods.zero import owned_reduction
 
     calls, inside = Calls(), threading.local()
-    places = {name: (dist, distributed_c10d) for name in RECORDED} | {"exchange": (owned_reduction,)}
+    places = {name: (dist, distributed_c10d) for name in RECORDED} | {
+        "exchange": (owned_reduction,)
+    }
     originals = {name: getattr(places[name][0], name) for name in RECORDED}
     for name, place in RECORDED.items():
         wrapper = _recording(originals[name], name, place, calls, inside)

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from yolods.traffic import carried as module
 from yolods.distributed.exchange import exchange
+from yolods.traffic import carried as module
 from yolods.traffic.carried import FORMS, Carried, carried_by
 
 FLOATS = torch.zeros(250)  # 1000 bytes
