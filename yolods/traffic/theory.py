@@ -20,7 +20,7 @@ so that a run of small layers sends less than 2GP.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -57,14 +57,18 @@ def needed(stages: Sequence[StageFacts], layout: Layout, boundaries: float = 0.0
     return Need(sent, name if len(stages) == 1 else f"{len(stages)} stages need")
 
 
-def need_of_whole(net: nn.Module, layout: Layout, frozen: Frozen = None) -> Need:
+def need_of_whole(
+    net: nn.Module, layout: Layout, frozen: Frozen = None, *, compressed: bool = False
+) -> Need:
     """`needed` of a layout without a pipeline.
 
     Args:
         net: the model, on any device.
         frozen: the hyper-parameter `freeze`.
+        compressed: whether gradients are compressed, so that a rank sends less than this.
     """
-    return needed([uncut(net, frozen)], layout)
+    need = needed([uncut(net, frozen)], layout)
+    return replace(need, layout=f"without compression {need.layout}") if compressed else need
 
 
 def need_of_stages(costs: Cost, layout: Layout, frozen: Frozen = None) -> Need:
