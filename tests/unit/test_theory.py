@@ -40,6 +40,8 @@ def test_precisions() -> None:
     # Under autocast the gradients of convolutions have 16 bits, parameters 32.
     cast = Layout(imgsz=64, replicas=2, autocast="bf16")
     assert needed([STAGE], cast).sent == 0.5 * (2 * 1000 + 4 * 24 + 4 * 1024)
+    whole = Layout(imgsz=64, replicas=2, zero_stage=0, autocast="bf16")
+    assert needed([STAGE], whole).sent == 0.5 * 2 * 4 * 1024
 
 
 def test_a_pipeline() -> None:

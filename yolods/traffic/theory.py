@@ -102,9 +102,9 @@ def _reductions(layout: Layout) -> int:
 def _over_replicas(stage: StageFacts, layout: Layout) -> float:
     """Bytes between the replicas of a stage."""
     part, size = (layout.replicas - 1) / layout.replicas, _BYTES[layout.precision]
-    reduced = sum(
-        each.elements * (2 if layout.autocast and each.casts else size) for each in stage.trained
-    )
+    # Without ZeRO, DeepSpeed sends all gradients in the parameters' type, under autocast as well.
+    casts = layout.autocast is not None and layout.zero_stage > 0
+    reduced = sum(each.elements * (2 if casts and each.casts else size) for each in stage.trained)
     if layout.zero_stage == 0:
         return 2 * part * reduced
     kept = stage.weights if layout.zero_stage == 3 else stage.trained
