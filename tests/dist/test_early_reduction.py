@@ -35,11 +35,18 @@ CASES: dict[str, dict[str, Any]] = {
         "data_types": {"grad_accum_dtype": "fp32"},
     },
     "zero2 bf16": {"zero_optimization": {"stage": 2}, **BF16},
+    "zero2 bf16 added in fp32": {
+        "zero_optimization": {"stage": 2},
+        **BF16,
+        **TWICE,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+    },
 }
 BUCKET = 600
 """Elements. The largest of the model's gradients has more, and some buckets have several."""
-ACCUMULATED = "zero2"
-"""The case that can be reduced after every micro-batch or once."""
+ACCUMULATED = ("zero2", "zero2 bf16 added in fp32")
+"""The cases that can be reduced after every micro-batch or once."""
 REDUCING = {"all_reduce", "exchange", "reduce"}
 
 
@@ -139,7 +146,7 @@ def measure(
         name: {
             "theirs": _trained(ranks, within, content, ""),
             "ours": _trained(ranks, within, content, "micro_batch"),
-            **({"once": _trained(ranks, within, content, "step")} if name == ACCUMULATED else {}),
+            **({"once": _trained(ranks, within, content, "step")} if name in ACCUMULATED else {}),
         }
         for name, content in CASES.items()
         if name in names

@@ -100,7 +100,9 @@ def test_whole_gradients_are_kept_where_memory_allows(
     owned.fits = lambda _: True  # type: ignore[attr-defined]
     monkeypatch.setattr(build_reduction, "OwnedReduction", owned)
     monkeypatch.setattr(build_reduction.dist, "all_reduce", lambda least, _: least.fill_(memory))
-    engine = SimpleNamespace(optimizer=None, dp_world_size=2, module=nn.Linear(1000, 1, bias=False))
+    optimizer = SimpleNamespace(gradient_accumulation_dtype=torch.float32)
+    module = nn.Linear(1000, 1, bias=False, dtype=torch.bfloat16)
+    engine = SimpleNamespace(optimizer=optimizer, dp_world_size=2, module=module)
     reduction = ReductionConfig(owned=True, overlapped=True, once=once)
     ds: Any = SimpleNamespace(zero_stage=2, reduction=reduction, accumulation=4)
     lower_traffic(engine, ds, RANKS)

@@ -278,7 +278,7 @@ TABLE: list[Row] = [
     *rows(SAID, "io_buffer_double show_statistics decoupled", True, Z1, "checkpoint.writer."),
     *rows(SAID, "checkpoint.writer.data_parallel", "replica"),
     *rows(WORKS, "data_types.grad_accum_dtype", "fp32", {**BF16, **Z1}),
-    *rows(SAID, "data_types.grad_accum_dtype", "fp32", {**BF16, **Z2}),
+    *rows(WORKS, "data_types.grad_accum_dtype", "fp32", {**BF16, **Z2}),
     *rows(REFUSED, "data_types.grad_accum_dtype", "fp32", {**BF16, **Z0}),
     *rows(REFUSED, "data_types.grad_accum_dtype", "fp32", {**BF16, **Z1, **PIPE}),
     *rows(WORKS, "data_types.param_dtype", "bf16", {**BF16, **Z1}),

@@ -40,6 +40,8 @@ def test_precisions() -> None:
     # Under autocast the gradients of convolutions have 16 bits, parameters 32.
     cast = Layout(imgsz=64, replicas=2, autocast="bf16")
     assert needed([STAGE], cast).sent == 0.5 * (2 * 1000 + 4 * 24 + 4 * 1024)
+    whole = Layout(imgsz=64, replicas=2, zero_stage=0, autocast="bf16")
+    assert needed([STAGE], whole).sent == 0.5 * 2 * 4 * 1024
 
 
 def test_a_pipeline() -> None:
@@ -51,7 +53,12 @@ def test_a_pipeline() -> None:
 
 def test_a_whole_model() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    assert need_of_whole(net, Layout(imgsz=64, replicas=2)).sent == 0.5 * 2 * 4 * (2 + 2 + 2 + 2)
+    layout = Layout(imgsz=64, replicas=2)
+    assert need_of_whole(net, layout).sent == 0.5 * 2 * 4 * (2 + 2 + 2 + 2)
+    # A run that compresses sends less than that, which is no fault of the numbers.
+    compressed = need_of_whole(net, layout, compressed=True)
+    assert compressed.sent == need_of_whole(net, layout).sent
+    assert compressed.layout == "without compression ZeRO-1 needs 2P"
 
 
 def test_a_model_in_two_stages() -> None:

@@ -97,21 +97,6 @@ def test_a_pipeline_reduces_once_whatever_is_asked_of_overlap():
         assert "a pipeline's stage reduces its gradients once" in line
 
 
-@pytest.mark.parametrize(
-    ("stage", "precision", "types", "part"),
-    [
-        (2, "bf16", {"grad_accum_dtype": "fp32"}, "accumulates in the parameters' type, bf16"),
-        (2, "bf16", {"grad_accum_dtype": "torch.bfloat16"}, None),
-        (1, "bf16", {"grad_accum_dtype": "fp32"}, None),
-    ],
-)
-def test_only_stage_2_passes_over_the_type_that_gradients_are_to_accumulate_in(
-    stage, precision, types, part
-):
-    lines = told({**zero(stage), "data_types": types}, precision=precision)
-    assert lines == () if part is None else part in lines[0]
-
-
 def test_compression_replaces_the_reduction_and_needs_two_ranks_and_a_kind():
     (line,) = told(zero(1, reduce_bucket_size=5, reduce_scatter=False), compressed=True)
     assert line == (

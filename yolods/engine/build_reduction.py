@@ -54,19 +54,20 @@ def lower_traffic(engine: Any, ds: DeepSpeedConfig, ranks: Ranks) -> None:
         return
     gather_together(engine.optimizer)
     if reduction.owned and OwnedReduction.fits(engine.optimizer):
-        once = ds.zero_stage == 2 and _adds_up(engine.module, ds, ranks)
+        once = ds.zero_stage == 2 and _adds_up(engine, ds, ranks)
         OwnedReduction(engine.optimizer, overlapped=reduction.overlapped, once=once)
     elif ds.zero_stage == 0 and reduction.overlapped and WholeReduction.fits(engine):
         WholeReduction(engine, dist.group.WORLD, engine.zero_reduce_bucket_size())
 
 
-def _adds_up(module: nn.Module, ds: DeepSpeedConfig, ranks: Ranks) -> bool:
+def _adds_up(engine: Any, ds: DeepSpeedConfig, ranks: Ranks) -> bool:
     """Whether ZeRO-2 adds up whole gradients over a step's micro-batches; if not, what that costs
     is told."""
     if ds.reduction.once != "auto":
         return ds.reduction.once == "step"
-    trained = [each for each in module.parameters() if each.requires_grad]
-    needed = sum(each.numel() * each.element_size() for each in trained)
+    trained = [each for each in engine.module.parameters() if each.requires_grad]
+    size = engine.optimizer.gradient_accumulation_dtype.itemsize
+    needed = sum(each.numel() for each in trained) * size
     memory = _least_memory(ranks)
     fits = needed * GRADIENT_SHARE <= memory
     if not fits and ds.accumulation > 1 and ranks.is_main:

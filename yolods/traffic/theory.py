@@ -20,7 +20,7 @@ so that a run of small layers sends less than 2GP.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -57,14 +57,18 @@ def needed(stages: Sequence[StageFacts], layout: Layout, boundaries: float = 0.0
     return Need(sent, name if len(stages) == 1 else f"{len(stages)} stages need")
 
 
-def need_of_whole(net: nn.Module, layout: Layout, frozen: Frozen = None) -> Need:
+def need_of_whole(
+    net: nn.Module, layout: Layout, frozen: Frozen = None, *, compressed: bool = False
+) -> Need:
     """`needed` of a layout without a pipeline.
 
     Args:
         net: the model, on any device.
         frozen: the hyper-parameter `freeze`.
+        compressed: whether gradients are compressed, so that a rank sends less than this.
     """
-    return needed([uncut(net, frozen)], layout)
+    need = needed([uncut(net, frozen)], layout)
+    return replace(need, layout=f"without compression {need.layout}") if compressed else need
 
 
 def need_of_stages(costs: Cost, layout: Layout, frozen: Frozen = None) -> Need:
@@ -98,9 +102,9 @@ def _reductions(layout: Layout) -> int:
 def _over_replicas(stage: StageFacts, layout: Layout) -> float:
     """Bytes between the replicas of a stage."""
     part, size = (layout.replicas - 1) / layout.replicas, _BYTES[layout.precision]
-    reduced = sum(
-        each.elements * (2 if layout.autocast and each.casts else size) for each in stage.trained
-    )
+    # Without ZeRO, DeepSpeed sends all gradients in the parameters' type, under autocast as well.
+    casts = layout.autocast is not None and layout.zero_stage > 0
+    reduced = sum(each.elements * (2 if casts and each.casts else size) for each in stage.trained)
     if layout.zero_stage == 0:
         return 2 * part * reduced
     kept = stage.weights if layout.zero_stage == 3 else stage.trained

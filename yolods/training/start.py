@@ -378,7 +378,8 @@ def _need(
         return None
     layout, frozen = layout_of(config, tuple(cuts)), config.hyper.freeze
     if not cuts:
-        return need_of_whole(blueprint.meta, layout, frozen)
+        compressed = config.deepspeed.own.compression.kind != "none"
+        return need_of_whole(blueprint.meta, layout, frozen, compressed=compressed)
     return need_of_stages(counted(blueprint, config), layout, frozen)
 
 

@@ -82,6 +82,7 @@ class OwnedReduction:
         *("_get_compact_grad_partition_slice", "_add_to_grad_partition_buffer"),
         *("process_gradients", "reduce_gradients", "reduce_ready_partitions_and_remove_grads"),
         *("setup_buckets", "overlapping_partition_gradients_reduce_epilogue"),
+        *("use_separate_grad_accum", "use_grad_accum_attribute", "gradient_accumulation_dtype"),
     )
     """Attributes of DeepSpeed's optimizer that this class reads or replaces."""
 
@@ -133,6 +134,9 @@ class OwnedReduction:
         self._seen: set[int] = set()
         self._end_pass = optimizer.overlapping_partition_gradients_reduce_epilogue
         if optimizer.partition_gradients and once:
+            # DeepSpeed adds up in "grad_accum_dtype" only in a rank's own part; the sums of a
+            # parameter's whole gradients would keep the parameter's type.
+            optimizer.use_grad_accum_attribute = optimizer.use_separate_grad_accum
             optimizer.process_gradients = self._take
             optimizer.overlapping_partition_gradients_reduce_epilogue = self._finish_last
         elif overlapped and optimizer.contiguous_gradients and not optimizer.partition_gradients:

@@ -214,9 +214,6 @@ def _compression_keys(settings: JsonSettings) -> list[tuple[str, str]]:
 def _precision(settings: JsonSettings) -> list[tuple[str, str]]:
     """Keys without effect in the blocks about data types."""
     sound, found = settings.sound, []
-    if settings.gradients != settings.precision and settings.zero_stage == 2:
-        reason = f"ZeRO stage 2 accumulates in the parameters' type, {settings.precision}"
-        found.append(('"data_types".grad_accum_dtype', reason))
     if "keep_in_fp32_modules" in (sound.get("data_types") or {}):
         found.append(('"data_types".keep_in_fp32_modules', "all buffers of a detector stay fp32"))
     if (sound.get("fp16") or {}).get("auto_cast"):
