@@ -65,8 +65,9 @@ def _yolods(way: SimpleNamespace, asked: SimpleNamespace) -> Batches:
     from yolods.data.spec import as_ultralytics, read_spec
 
     spec = read_spec(Path(asked.yaml))
+    found = scan(spec, "train", cache=Path(asked.cache))
     dataset = DetectionSet(
-        scan(spec, "train", cache=Path(asked.cache)),
+        found,
         as_ultralytics(spec),
         _settings(asked.imgsz),
         imgsz=asked.imgsz,
@@ -75,13 +76,31 @@ def _yolods(way: SimpleNamespace, asked: SimpleNamespace) -> Batches:
         cache_bytes=EVERYTHING if way.keep else 0,
     )
     _prepare_worker(0)
-    stream = Stream(len(dataset), SEED, BATCH, *([way.block] if way.block else []))
+    block = default_block(found, asked.imgsz) if way.block is None else way.block
+    stream = Stream(len(dataset), SEED, BATCH, *([block] if block else []))
     for k in count():
         ids = stream.batch_ids(k)
         if hasattr(dataset, "collated"):
             yield dataset.collated(ids)
         else:
             yield dataset.collate_fn([dataset[i] for i in ids])
+
+
+def default_block(found: Any, imgsz: int) -> int:
+    """The length of the blocks that mosaic partners come from by default in a set of the images of
+    this scan, so often repeated that they are larger than a cache; 0: from the whole set."""
+    import numpy as np
+
+    from yolods.config.hyper.hyperparameters import Hyper
+    from yolods.data.augment.partner_choice import KEPT_WHOLE, choose_partners, decoded_bytes
+    from yolods.data.sampler import BLOCK_LENGTH
+
+    shapes = found.labels.shapes
+    times = KEPT_WHOLE // decoded_bytes(shapes, imgsz, 3) + 1
+    labels = SimpleNamespace(shapes=np.tile(shapes, (times, 1)))
+    large = SimpleNamespace(source=found.source, labels=labels)
+    chosen = choose_partners(Hyper(), large, imgsz, 3)
+    return BLOCK_LENGTH if chosen.partners == "block" else 0
 
 
 def _ultralytics(way: SimpleNamespace, asked: SimpleNamespace) -> Batches:

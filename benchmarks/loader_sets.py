@@ -111,11 +111,13 @@ def can_pack() -> bool:
 
 
 def packed(source: ImageSet, out: Path, words: Sequence[str]) -> ImageSet:
-    """The set as a pack, made by `yolods pack` with these further words.
+    """The set as a pack in the folder `out`, made by `yolods pack` with these further words unless
+    it is there.
 
     Raises:
         CalledProcessError: the command failed.
     """
     command = [sys.executable, "-m", "yolods", "pack", "--data", str(source.yaml)]
-    subprocess.run([*command, "--out", str(out), *words], cwd=ROOT, check=True)
+    if not out.exists():
+        subprocess.run([*command, "--out", str(out), *words], cwd=ROOT, check=True)
     return ImageSet(source.title, next(out.glob("*.yaml")), source.images, source.bytes)

@@ -7,6 +7,9 @@ seen twice.
 Each leg resumes the run as a user would, takes a step or two, saves in the middle of the epoch, and
 takes the next step without saving it. The leg after it repeats that step from the checkpoint: its
 loss has to be the same.
+
+The first leg begins where the decoded set does not fit the loader's cache, so that mosaic partners
+come from blocks. All others could keep the whole set, and have to go on with blocks.
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 
 from tests.ranks import on_ranks
 from tests.tiny import make_dataset
-from yolods.data.sampler import permutation
+from yolods.data.augment import partner_choice
+from yolods.data.sampler import BLOCK_LENGTH, permutation
 from yolods.distributed.world import Ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(235)]
@@ -51,6 +56,8 @@ WORDS = (
         "--set",
         "warmup_epochs=0",
         "--set",
+        "close_mosaic=0",
+        "--set",
         "lr0=0.01",
         "--set",
         "ema_tau=10",
@@ -70,10 +77,12 @@ class Leg(NamedTuple):
     """Of the model."""
     steps: int
     """That are taken and saved; 0: to the epoch's end."""
+    keeps_all: bool = True
+    """Whether the decoded set counts as one that fits the cache."""
 
 
 LEGS = (
-    Leg("ZeRO-2 on 2", 2, 2, 1, 2),
+    Leg("ZeRO-2 on 2", 2, 2, 1, 2, keeps_all=False),
     Leg("ZeRO-3 on 2", 2, 3, 1, 1),
     Leg("pipeline 2 x 1", 2, 0, 2, 1),
     Leg("ZeRO-1 on 1", 1, 1, 1, 1),
@@ -113,16 +122,18 @@ def _travel(ranks: Ranks, leg: Leg) -> Report:
     args = parser.parse_args([*words, "--deepspeed_config", layout])
     config = ranks.main_first(lambda: build_run_config(args, world_size=ranks.size, device="cpu"))
     kv_store = open_store(ranks)
-    run = start_run(
-        config, ranks, kv_store, Watchdog(kv_store, ranks, config.deepspeed.own.watchdog, None)
-    )
-    report: Report = {"losses": [], "read": [], "first": run.progress.step}
+    limit = partner_choice.KEPT_WHOLE if leg.keeps_all else 0
+    with patch.object(partner_choice, "KEPT_WHOLE", limit):
+        run = start_run(
+            config, ranks, kv_store, Watchdog(kv_store, ranks, config.deepspeed.own.watchdog, None)
+        )
+    report: Report = {"losses": [], "read": [], "mixed": [], "first": run.progress.step}
     take_step = run.engine.train_step
     last = leg.steps + 1 if leg.steps else TAKEN - run.progress.step
 
     def step_and_note(step: Any, batches: Iterator[Any], *rest: Any, **named: Any) -> Any:
         read: list[str] = []
-        result = take_step(step, _noted(batches, read), *rest, **named)
+        result = take_step(step, _noted(batches, read, report["mixed"]), *rest, **named)
         report["losses"].append(result.loss)
         report["read"].append(read)
         if len(report["losses"]) == last:
@@ -153,9 +164,10 @@ def _write_layout(leg: Leg) -> str:
     return str(file)
 
 
-def _noted(batches: Iterator[Any], read: list[str]) -> Iterator[Any]:
+def _noted(batches: Iterator[Any], read: list[str], mixed: list[list[str]]) -> Iterator[Any]:
     for batch in batches:
         read += batch["im_file"]
+        mixed += map(list, batch["sources"])
         yield batch
 
 
@@ -209,6 +221,16 @@ def test_an_epoch_over_all_of_them_has_every_image_once_and_in_its_place(
     names = [Path(file).name for file in tape]
     assert sorted(names) == [f"{number:03}.jpg" for number in range(IMAGES)]
     assert names == [f"{number:03}.jpg" for number in permutation(SEED, 0, IMAGES)]
+
+
+def test_all_of_them_mix_images_of_a_block_only(tour: list[list[Report]]) -> None:
+    places = {image: place for place, image in enumerate(permutation(SEED, 0, IMAGES).tolist())}
+    for leg, ranks in zip(LEGS, tour, strict=True):
+        mixed = [sources for rank in ranks for sources in rank["mixed"]]
+        assert mixed and all(len(sources) == 4 for sources in mixed), "mosaics"
+        for sources in mixed:
+            blocks = {places[int(Path(file).stem)] // BLOCK_LENGTH for file in sources}
+            assert len(blocks) == 1, f"{leg.name}: {sources}"
 
 
 def _in_order(shares: list[list[str]]) -> list[str]:

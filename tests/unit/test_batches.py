@@ -31,9 +31,7 @@ class Read:
         self.given, self.asked, self.drawn = given, {}, []
         self.said: list[str] = []
         self.excluded: list[str] = []
-        hyper = SimpleNamespace(
-            seed=0, multi_scale=multi_scale, mosaic=1.0, mosaic_partners=partners
-        )
+        hyper = SimpleNamespace(seed=0, multi_scale=multi_scale, mosaic=1.0)
         config = SimpleNamespace(
             hyper=hyper, seed=7, imgsz=64, workers=0, deepspeed=SimpleNamespace(micro_batch=2)
         )
@@ -47,7 +45,9 @@ class Read:
         source = SimpleNamespace(place=lambda image: f"/data/{image}")
         dataset = SimpleNamespace(exclude=self.excluded.extend, source=source)
         self.batches = TrainBatches(
-            config, dataset, schedule, ranks, share or Share(1, 2), telemetry, stride=32
+            *(config, dataset, schedule, ranks, share or Share(1, 2), telemetry),
+            stride=32,
+            partners=partners,
         )
 
     def load(self, dataset: Any, stream: Any, **asked: Any) -> Any:

@@ -366,7 +366,7 @@ def test_exponents_without_a_dot_are_numbers(tmp_path):
             "them",
         ),
         ("mosaic_partner: all", "(did you mean 'mosaic_partners'?)"),
-        ("mosaic_partners: none", "mosaic_partners is 'none': it must be one of all, block"),
+        ("mosaic_partners: none", "mosaic_partners is 'none': it must be one of auto, all, block"),
         ("pose: 1.0", "pose is not supported: it is for pose estimation"),
         ("anchor_t: 4", "anchor_t is not supported: YOLOv5 here is YOLOv5u, which has no anchors"),
         ("weights: x.pt", "weights is not a hyper-parameter: use --weights"),

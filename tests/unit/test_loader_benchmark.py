@@ -6,11 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
 
-from benchmarks import loader, loader_report, loader_sets, partners
+from benchmarks import loader, loader_report, loader_run, loader_sets, partners
 from benchmarks.loader_report import CASES, TARGETS, Costs, judged, missed, tables, verdict
 from benchmarks.loader_sets import ImageSet
+from yolods.data.augment import partner_choice
 from yolods.data.sampler import BLOCK_LENGTH
 
 HD = ImageSet("HD", Path("x.yaml"), 480, 100_000.0)
@@ -31,9 +33,9 @@ def test_a_target_is_judged_where_both_were_measured():
     fast = costs(old=[20.0], block=[10.0])
     assert [each.target for each in judged([fast])] == [1.6] and missed([fast]) == []
     assert verdict([fast]) == f"**1 of {len(TARGETS)} targets could be judged, and are met.**"
-    slow = costs(imgsz=320, old=[20.0], block=[10.0])
+    slow = costs(imgsz=320, old=[20.0], jpeg_pack=[10.0])
     assert [each.target for each in missed([fast, slow])] == [3.5]
-    assert "Missed: HD at 320 px, block 2.00 (2.00..2.00), not 3.5." in verdict([fast, slow])
+    assert "Missed: HD at 320 px, jpeg-pack 2.00 (2.00..2.00), not 3.5." in verdict([fast, slow])
 
 
 def test_tables_have_a_row_per_case_that_was_measured_everywhere():
@@ -48,6 +50,31 @@ def test_tables_have_a_row_per_case_that_was_measured_everywhere():
 def test_cases_and_targets_name_each_other():
     assert {key for case, other, *_ in TARGETS for key in (case, other)} <= set(CASES)
     assert loader_report.BLOCK == BLOCK_LENGTH
+
+
+@pytest.mark.parametrize(("raw", "length"), [(False, BLOCK_LENGTH), (True, 0)])
+def test_the_default_is_that_of_a_set_larger_than_the_cache(monkeypatch, raw, length):
+    monkeypatch.setattr(partner_choice, "is_raw_pack", lambda source: raw)
+    labels = SimpleNamespace(shapes=np.full((7, 2), 480))
+    found = SimpleNamespace(source=None, labels=labels)
+    assert [loader_run.default_block(found, imgsz) for imgsz in (320, 640)] == [length] * 2
+
+
+def test_cases_of_one_kind_share_a_pack(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(loader_sets.subprocess, "run", lambda words, **_: make(words))
+
+    def make(words: list[str]) -> None:
+        out = Path(words[words.index("--out") + 1])
+        out.mkdir()
+        (out / "x.yaml").touch()
+        made.append(out)
+
+    yamls = [
+        loader.as_read(CASES[key], HD, 640, tmp_path).yaml
+        for key in ("jpeg-pack", "jpeg-default", "raw-pack")
+    ]
+    assert yamls[0] == yamls[1] != yamls[2] and len(made) == 2
 
 
 @pytest.mark.parametrize(

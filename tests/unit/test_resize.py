@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ultralytics.data.dataset import YOLODataset
 
-from yolods.data.resize import fit, rectangles
+from yolods.data.resize import fit, fitted, rectangles
 
 
 def sides_of(count: int, seed: int = 0) -> np.ndarray:
@@ -58,3 +58,10 @@ def test_an_image_is_scaled_to_its_long_side_and_left_alone_if_it_has_it(channel
     assert fit(image, 41) is image
     assert fit(image, 20).shape == (15, 20, channels)
     assert fit(image, 82).shape == (60, 82, channels)
+
+
+def test_sizes_of_scaled_images_are_known_without_them():
+    shapes = np.random.default_rng(2).integers(10, 400, (200, 2)).astype(np.int32)
+    for side in (31, 96, 333):
+        scaled = [fit(np.zeros((*shape, 1), np.uint8), side).shape[:2] for shape in shapes.tolist()]
+        assert fitted(shapes, side).tolist() == [list(shape) for shape in scaled]

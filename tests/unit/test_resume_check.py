@@ -239,6 +239,26 @@ def test_what_optimizer_auto_stood_for_stays(run, tmp_path):
     )
 
 
+def test_what_mosaic_partners_auto_stood_for_stays(run, tmp_path):
+    """It goes by the number of images; with others, a sample would change in the middle of a
+    run."""
+    found = compared(whole(run, tmp_path, partners="block"), whole(run, tmp_path, partners="all"))
+    assert found.notes == (
+        "mosaic_partners=auto would now choose all, and chose block before: the run continues with "
+        "block",
+    )
+
+
+@pytest.mark.parametrize(("named", "partners"), [("all", "all"), ("block", "block"), (None, "all")])
+def test_records_of_before_auto_have_the_partners_that_the_run_had(run, tmp_path, named, partners):
+    record = whole(run, tmp_path).record()
+    del record["partners"], record["hyper"]["mosaic_partners"]
+    record["hyper"] |= {"mosaic_partners": named} if named else {}
+    model = {"names": list(NAMES), "architecture": layers()}
+    assert read_depends({**model, RECORD: record}).partners == partners
+    assert read_depends(model).partners == "all", "without a record"
+
+
 def test_other_versions_are_told(run, tmp_path):
     before = whole(run, tmp_path)
     found = compared(

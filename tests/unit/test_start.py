@@ -140,9 +140,9 @@ def test_fewer_workers_than_asked_for_are_told_of(monkeypatch, asked, cores, ran
 AUTO = {"name": "AdamW", "lr": 0.001667, "momentum": 0.9, "warmup_bias_lr": 0.0, "arguments": {}}
 
 
-def resumed(folder: Path, optimizer: dict, *words: str) -> start._Footing:
-    """What a run of two images stands on that goes on from a checkpoint made with this
-    optimizer."""
+def resumed(folder: Path, optimizer: dict, *words: str, partners: str = "all") -> start._Footing:
+    """What a run of two images stands on that goes on from a checkpoint made with this optimizer
+    and these mosaic partners."""
     from yolods.config import add_train_arguments, build_run_config
 
     parser = argparse.ArgumentParser()
@@ -154,9 +154,12 @@ def resumed(folder: Path, optimizer: dict, *words: str) -> start._Footing:
     blueprint = Blueprint(architecture(parse_name("yolov5n"), 2, 3), names, 0)
     source = image_files(["a.jpg", "b.jpg"], folder)
     labels = labels_of(source)
-    splits = (SimpleNamespace(scan=SimpleNamespace(labels=labels, source=source)),) * 2
+    split = SimpleNamespace(
+        scan=SimpleNamespace(labels=labels, source=source), dataset=SimpleNamespace(channels=3)
+    )
     samples = samples_of(labels)
-    before = depends_on(config, names=names, optimizer=optimizer, train=samples, val=samples)
+    known = {"names": names, "train": samples, "val": samples}
+    before = depends_on(config, optimizer=optimizer, partners=partners, **known)
     model = {
         "names": names,
         "architecture": blueprint.layers,
@@ -168,7 +171,7 @@ def resumed(folder: Path, optimizer: dict, *words: str) -> start._Footing:
     (kept / "model.json").write_text(json.dumps(model))
     (kept / "progress.json").write_text(json.dumps({"step": 4, "epochs_done": 1}))
     now = OptimizerChoice("SGD", 0.01, 0.937, 0.0)
-    return start._footing(config, blueprint, now, splits, Checkpoint(kept))
+    return start._footing(config, blueprint, now, (split, split), Checkpoint(kept))
 
 
 def test_a_run_keeps_the_optimizer_that_auto_chose_for_it(tmp_path, caplog):
@@ -185,6 +188,23 @@ def test_a_run_keeps_the_optimizer_that_auto_chose_for_it(tmp_path, caplog):
 def test_an_optimizer_that_was_named_is_the_one_that_is_named(tmp_path):
     footing = resumed(tmp_path, {**AUTO, "name": "SGD"}, "--optimizer", "SGD", "--set", "lr0=0.01")
     assert (footing.choice.name, footing.choice.momentum) == ("SGD", 0.937)
+
+
+def test_a_run_keeps_the_mosaic_partners_that_auto_chose_for_it(tmp_path, caplog):
+    """Its two images would be kept decoded now, wherever it began."""
+    footing = resumed(tmp_path, AUTO, partners="block")
+    assert footing.partners == ("block", "as the run began")
+    assert footing.record["partners"] == "block"
+    assert (
+        "mosaic_partners=auto would now choose all, and chose block before: the run continues with "
+        "block"
+    ) in caplog.messages
+
+
+def test_mosaic_partners_that_were_named_are_those_that_are_named(tmp_path, caplog):
+    footing = resumed(tmp_path, AUTO, "--set", "mosaic_partners=block", partners="all")
+    assert footing.partners == ("block", "") and footing.record["partners"] == "block"
+    assert not [line for line in caplog.messages if "mosaic_partners" in line]
 
 
 SCHEDULE = SimpleNamespace(samples=6, batch=4, accumulation=1)

@@ -25,6 +25,17 @@ def fit(image: np.ndarray, side: int) -> np.ndarray:
     return image[..., None] if image.ndim == 2 else image
 
 
+def fitted(shapes: np.ndarray, side: int) -> np.ndarray:
+    """(n, 2) int64 height and width to which `fit` scales images.
+
+    Args:
+        shapes: (n, 2) height and width of each image in pixels.
+        side: pixels.
+    """
+    scaled = shapes * (side / shapes.max(1, keepdims=True))
+    return np.minimum(np.ceil(scaled), side).astype(np.int64)
+
+
 def rectangles(
     sides: np.ndarray, batch: int, *, imgsz: int, stride: int, pad: float
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -36,15 +36,18 @@ class TrainBatches:
         telemetry: Telemetry,
         *,
         stride: int,
+        partners: str,
     ) -> None:
         """
         Args:
             dataset: the train set, with augmentation.
             share: this rank's part of the stream, and whether it reads images at all.
             stride: pixels; the sides of images are multiples of it.
+            partners: where mosaic partners come from: all or block.
         """
         self._config, self.dataset, self._schedule = config, dataset, schedule
-        self._ranks, self._share, self._telemetry, self._stride = ranks, share, telemetry, stride
+        self._ranks, self._share, self._telemetry = ranks, share, telemetry
+        self._stride, self._partners = stride, partners
         self._loading, self._advised = LoaderPace(config.workers), False
         self._unreadable: set[str] = set()
         self._replaced = 0
@@ -65,7 +68,7 @@ class TrainBatches:
         # In a pipeline only the first stage reads images; the engine sends the labels to the last.
         if not self._share.first_stage:
             return
-        block = BLOCK_LENGTH if self._config.hyper.mosaic_partners == "block" else 0
+        block = BLOCK_LENGTH if self._partners == "block" else 0
         stream = Stream(self._schedule.samples, self._config.seed, self._schedule.batch, block)
         loader = train_loader(
             self.dataset,
@@ -101,12 +104,11 @@ class TrainBatches:
         this says so.
         """
         stats = loader_stats(self._ranks.to_main(self._loading.take()), seconds)
-        hyper = self._config.hyper
         advice = loader_advice(
             stats,
             self._config.imgsz,
             raw=is_raw_pack(self.dataset.source),
-            mosaic=hyper.mosaic if hyper.mosaic_partners == "all" else 0.0,
+            mosaic=self._config.hyper.mosaic if self._partners == "all" else 0.0,
         )
         if advice and not self._advised:
             self._advised = True

@@ -24,6 +24,7 @@ from yolods.config import RunConfig
 from yolods.config.optimizers.supported import OPTIMIZERS
 from yolods.config.run import CONFIG_FILE
 from yolods.config.run_folder import writable
+from yolods.data.augment.partner_choice import PartnerChoice, choose_partners
 from yolods.data.classes import class_names
 from yolods.data.index.fingerprint import samples_of
 from yolods.data.sampler import keyed_seed, seed_generators
@@ -137,11 +138,13 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     if ranks.is_main:
         _announce(
             *(config, origin, ranks, telemetry, blueprint, splits, choice, schedule, progress),
-            *(notes, _planned(kind, cuts, predict)),
+            *(footing.partners.lines + notes, _planned(kind, cuts, predict)),
         )
     memory = MemoryCheck(meter, ranks, engine.stage, predict, telemetry)
     batches = TrainBatches(
-        config, train.dataset, schedule, ranks, engine.share, telemetry, stride=blueprint.grid
+        *(config, train.dataset, schedule, ranks, engine.share, telemetry),
+        stride=blueprint.grid,
+        partners=footing.partners.partners,
     )
     writer = WeightsWriter(config, blueprint, telemetry)
     selection = ModelSelection(config, engine, evaluator, writer, telemetry)
@@ -262,6 +265,8 @@ class _Footing:
     """The record to store in this run's checkpoints."""
     choice: OptimizerChoice
     """The optimizer; a resumed run keeps the one that it has."""
+    partners: PartnerChoice
+    """Where mosaic partners come from; a resumed run keeps that as well."""
     comparison: Comparison
     """The differences from the checkpoint's record; none for a new run."""
 
@@ -281,9 +286,11 @@ def _footing(
     Raises:
         UserError: one line per change that prevents a resume, or the run is finished.
     """
-    now = _depends(config, blueprint, choice, splits)
+    train = splits[0]
+    partners = choose_partners(config.hyper, train.scan, config.imgsz, train.dataset.channels)
+    now = _depends(config, blueprint, choice, partners, splits)
     if checkpoint is None:
-        return _Footing(now.record(), choice, Comparison())
+        return _Footing(now.record(), choice, partners, Comparison())
     before = read_depends(checkpoint.model)
     comparison = compare(before, now, config.run_dir, config.data)
     _refuse_resume(config, checkpoint.progress, comparison)
@@ -293,11 +300,18 @@ def _footing(
     # optimizer, whose moments would then be missing.
     if config.hyper.optimizer == "auto" and before.optimizer:
         now, choice = replace(now, optimizer=before.optimizer), OptimizerChoice(**before.optimizer)
-    return _Footing(now.record(), choice, comparison)
+    if config.hyper.mosaic_partners == "auto":
+        now = replace(now, partners=before.partners)
+        partners = PartnerChoice(before.partners, "as the run began")
+    return _Footing(now.record(), choice, partners, comparison)
 
 
 def _depends(
-    config: RunConfig, blueprint: Blueprint, choice: OptimizerChoice, splits: tuple[Split, Split]
+    config: RunConfig,
+    blueprint: Blueprint,
+    choice: OptimizerChoice,
+    partners: PartnerChoice,
+    splits: tuple[Split, Split],
 ) -> Depends:
     """What the checkpoints of this start depend on."""
     train, val = (samples_of(split.scan.labels) for split in splits)
@@ -306,6 +320,7 @@ def _depends(
         names=blueprint.names,
         architecture=blueprint.layers,
         optimizer={**asdict(choice), "arguments": dict(choice.arguments)},
+        partners=partners.partners,
         train=train,
         val=val,
     )

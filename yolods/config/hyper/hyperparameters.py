@@ -194,9 +194,10 @@ class Hyper:
     precise_bn: int = setting(1024, whole(0))
     """Number of training images from which best.pt's BatchNorm statistics are recomputed at the
     end; 0: they are kept. Not in ultralytics."""
-    mosaic_partners: str = setting("all", one_of("all", "block"))
+    mosaic_partners: str = setting("auto", one_of("auto", "all", "block"))
     """Whether the images that a sample is mixed with come from the whole set, or from its block of
-    neighbours in the epoch, which are decoded once for all of them. Not in ultralytics."""
+    neighbours in the epoch, which are decoded once for all of them; auto: from the whole set unless
+    it is too large for loaders to keep it decoded. Not in ultralytics."""
 
     def as_ultralytics(self) -> dict[str, Any]:
         """Overrides for ultralytics' `get_cfg`: only its own keys, with lists instead of tuples."""

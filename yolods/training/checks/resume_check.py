@@ -49,6 +49,8 @@ _ABOUT: Mapping[Change, str] = {
         "continues exactly"
     ),
 }
+_PARTNERS_BEFORE = "all"
+"""Where mosaic partners came from before there was a choice."""
 RECORD = "depends"
 """The record's key in model.json."""
 
@@ -69,6 +71,8 @@ class Depends:
     """Every hyper-parameter."""
     optimizer: Facts = field(default_factory=dict)
     """The optimizer, also if `auto` chose it: name, lr, momentum, warmup_bias_lr, arguments."""
+    partners: str = ""
+    """Where mosaic partners come from, also if `auto` chose it: all or block."""
     train: Samples | None = None
     """The training images."""
     val: Samples | None = None
@@ -84,7 +88,7 @@ class Depends:
         splits = {
             key: None if value is None else value.as_dict() for key, value in self._splits.items()
         }
-        return _as_read({**kept, **splits})
+        return _as_read({**kept, "partners": self.partners, **splits})
 
     @property
     def _splits(self) -> dict[str, Samples | None]:
@@ -138,12 +142,14 @@ def read_depends(model: Facts) -> Depends:
     if record is None:
         told = model.get("train_args", {})
         settings = {key: told[key] for key in ("model", "imgsz", "epochs", "batch") if key in told}
-        return replace(basic, settings=settings, hyper=told)
+        return replace(basic, settings=settings, hyper=told, partners=_PARTNERS_BEFORE)
     splits = {
         key: None if record[key] is None else Samples(**record[key]) for key in ("train", "val")
     }
     kept = {key: dict(record[key]) for key in ("settings", "hyper", "optimizer", "versions")}
-    return replace(basic, **kept, **splits)
+    # Before `auto` there were only these two, and before them only one.
+    partners = record.get("partners") or kept["hyper"].get("mosaic_partners", _PARTNERS_BEFORE)
+    return replace(basic, **kept, **splits, partners=partners)
 
 
 def compare(before: Depends, now: Depends, run: Path, data: Path) -> Comparison:
@@ -330,6 +336,12 @@ def _compare_settings(
                 f"{shown(has)}"
             )
     _compare_optimizers(before, now, notes)
+    auto = now.hyper["mosaic_partners"] == "auto" and now.partners
+    if auto and now.partners != before.partners:
+        notes.add(
+            f"mosaic_partners=auto would now choose {now.partners}, and chose {before.partners} "
+            f"before: the run continues with {before.partners}"
+        )
 
 
 def _compare_optimizers(before: Depends, now: Depends, notes: Faults) -> None:
