@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from yolods.distributed.exchange import MESSAGE_BYTES
+from yolods.distributed.exchange import LONGEST_MESSAGE
 from yolods.model.blueprint import Blueprint
 from yolods.model.graph.graph import build_graph
 from yolods.plan.cost import Cost, cost
@@ -132,7 +132,7 @@ def messages(transfer: Transfer) -> tuple[int, float]:
     if transfer.operation == "send":
         return 1, whole
     if transfer.operation == "exchange":  # one part to each other rank
-        count = turns * math.ceil(whole / turns / MESSAGE_BYTES)
+        count = turns * math.ceil(whole / turns / LONGEST_MESSAGE)
         return count, whole / count
     segments = 2
     if transfer.operation != "all_gather":

@@ -27,7 +27,6 @@ from torch import Tensor
 from benchmarks.plan_links_model import BOXES, LAYOUTS, NAMES, SETTLED, TASK, Case, Step, Task
 from yolods import compat
 from yolods.config import RunConfig, add_train_arguments, build_run_config
-from yolods.distributed.link_rank import measure_pair
 from yolods.distributed.world import Ranks, join_world, leave
 from yolods.engine.base import Engine
 from yolods.engine.build import build_engine
@@ -37,6 +36,7 @@ from yolods.model.blueprint import Blueprint
 from yolods.optim.lr_schedule import Step as StepPlan
 from yolods.optim.optimizers import choose_optimizer
 from yolods.plan.profile import measure
+from yolods.planner.links.link_rank import measure_pair
 
 
 def main() -> None:

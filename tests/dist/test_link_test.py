@@ -23,7 +23,7 @@ def main() -> None:
     """On the first host: measure, and print what was found."""
     from yolods import compat
     from yolods.launch.args import LaunchFlags
-    from yolods.planner.link_test import measure_links
+    from yolods.planner.links.link_test import measure_links
 
     compat.prepare()
     found = measure_links(LaunchFlags(hostfile=Path(sys.argv[1])), gpus=0, say=print)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from yolods.distributed import exchange as module
-from yolods.distributed.exchange import MESSAGE_BYTES, Exchange, exchange
+from yolods.distributed.exchange import LONGEST_MESSAGE, Exchange, exchange
 
 
 class Wire:
@@ -67,7 +67,7 @@ def test_an_empty_part_is_no_message(wire: Wire) -> None:
 
 
 def test_a_long_part_is_several_messages(wire: Wire) -> None:
-    size = MESSAGE_BYTES // 2 + 1
+    size = LONGEST_MESSAGE // 2 + 1
     part = torch.zeros(size, dtype=torch.bfloat16)
     exchange(torch.zeros(0, dtype=torch.bfloat16), part, [0, 0, 0], [size, 0, 0], None)  # type: ignore[arg-type]
     assert [len(values) for _, values in wire.sent] == [size - 1, 1]

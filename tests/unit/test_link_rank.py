@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolods.distributed.link_rank import (
+from yolods.planner.links.link_rank import (
     MESSAGE_BYTES,
     PAIR_SECONDS,
     REPEATS,

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from yolods.distributed.link_rank import MARK
 from yolods.errors import UserError
 from yolods.hosts.hostfile import Host, parse_hostfile
 from yolods.hosts.remote import Answer
 from yolods.launch.args import LaunchFlags
 from yolods.plan.traffic.links import Link
-from yolods.planner import link_test
-from yolods.planner.link_test import MeasuredLinks, described, measure_links, message_of
+from yolods.planner.links import link_test
+from yolods.planner.links.link_rank import MARK
+from yolods.planner.links.link_test import MeasuredLinks, described, measure_links, message_of
 
 HOSTS = (Host("alpha", 4, (0, 1)), Host("beta", 4, (0, 1)))
 TOLD = '{"pair": [0, 1], "latency": 0.001, "bandwidth": 12500000.0}'

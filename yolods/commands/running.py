@@ -155,7 +155,7 @@ def val_command(words: list[str]) -> int:
 def link_test_command(words: list[str]) -> int:
     """Measure links as one of the ranks that `plan --links` starts."""
     prepare_libraries()
-    from yolods.distributed.link_rank import run_link_rank
+    from yolods.planner.links.link_rank import run_link_rank
 
     run_link_rank()
     return 0

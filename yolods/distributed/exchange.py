@@ -17,8 +17,8 @@ from torch import Tensor
 
 from yolods.distributed.collective_waits import observed
 
-MESSAGE_BYTES = 2**19
-"""Most bytes of a message."""
+LONGEST_MESSAGE = 2**19
+"""Bytes."""
 _TAG = 101
 """Of these messages; a pipeline's have others."""
 
@@ -74,7 +74,7 @@ def exchange(
     rank = dist.get_rank(group)
     ours, theirs = input.split(list(input_split_sizes)), output.split(list(output_split_sizes))
     theirs[rank].copy_(ours[rank])
-    most = max(MESSAGE_BYTES // input.element_size(), 1)
+    most = max(LONGEST_MESSAGE // input.element_size(), 1)
     works: list[dist.Work] = []
     for peer in _others(rank, dist.get_world_size(group)):
         place = dist.get_global_rank(group, peer)

@@ -167,7 +167,7 @@ def run_plan(
 
 def _measured_link(flags: LaunchFlags, gpus: int, tell: Callable[[str], None]) -> Link:
     """The slowest link between the hostfile's hosts."""
-    from yolods.planner.link_test import measure_links
+    from yolods.planner.links.link_test import measure_links
 
     return measure_links(flags, gpus=gpus, say=tell).slowest
 

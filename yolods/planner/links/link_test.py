@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yolods.distributed.link_rank import MARK
 from yolods.errors import Faults, UserError
 from yolods.hosts.env_forwarding import in_memory, travelling
 from yolods.hosts.hostfile import Host
@@ -25,10 +24,11 @@ from yolods.launch.command import hosts_of, launcher_command
 from yolods.launch.multi_host import crosses_hosts
 from yolods.launch.supervisor import be_a_child
 from yolods.plan.traffic.links import Link
+from yolods.planner.links.link_rank import MARK
 from yolods.system.folders import home
 
 RANK_COMMAND = "link-test"
-"""The command of a rank that measures (`distributed.link_rank`)."""
+"""The command of a rank that measures (`planner.links.link_rank`)."""
 LINK_SECONDS = 270.0
 """Time limit from the start of the launcher; ranks end themselves earlier (`RANK_SECONDS`)."""
 END_SECONDS = 5.0

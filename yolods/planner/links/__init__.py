@@ -1,0 +1,1 @@
+"""`yolods plan --links`: what the links between hosts carry."""
