@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import hardware
 from benchmarks.communication_layouts import LAYOUTS, SIZES, Plan, on_the_wire
-from benchmarks.on_two_hosts import run_ranks
+from benchmarks.on_two_hosts import links_in_words, run_ranks
 from tests.two_hosts import two_hosts, why_not
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,7 +105,7 @@ def record(plan: Plan, results: Sequence[dict[str, Any]], header: Sequence[str])
     lines += [
         f"- {plan.model} at {plan.imgsz} px, fp32, micro-batches of {plan.micro} images, 2 ranks; "
         f"{plan.steps} steps of each layout and link after 3 that do not count.",
-        "- Two network namespaces, `tc tbf`, burst 64 KB, MTU 1500; gloo. Bytes are counted with "
+        f"- {links_in_words()}; gloo. Bytes are counted with "
         "one segment per packet, as on a wire, in steps of their own; time is measured without.",
         "- *meter*: `sent_mb` of `yolods.traffic`, payload alone. *with headers*: the same on the "
         "wire, by the overhead that was measured on this link: the interface's bytes of an "

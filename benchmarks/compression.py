@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import hardware
-from benchmarks.on_two_hosts import run_ranks
+from benchmarks.on_two_hosts import links_in_words, run_ranks
 from tests.two_hosts import two_hosts, why_not
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,12 +145,12 @@ def record(job: Job, results: Sequence[dict[str, Any]], header: Sequence[str]) -
     lines += [
         f"- {job.model} at {job.imgsz} px, fp32, {2 * job.micro} images per step: one micro-batch "
         f"of {job.micro} on each of two ranks.",
-        "- Two network namespaces, `tc tbf`, burst 64 KB, MTU 1500; gloo, "
+        f"- {links_in_words()}; gloo, "
         "one thread per rank. Two steps of each case do not count; then the cases take turns, "
         f"{job.rounds} rounds per link. Medians, and in brackets the smallest and largest.",
         "- *gradients MB*: what a rank sends of gradients by the rule of a ring, 2 (N - 1) / N of "
         "what is averaged. ZeRO-1 sends the updated weights besides, (N - 1) / N of them.",
-        "- *sent MB*: what rank 0's interface counted, with all headers.",
+        "- *sent MB*: what rank 0's interface counted; it gets up to 64 KB with one header.",
         "- *averaging s*: of a step, what PowerSGD takes with its messages.",
         "",
     ]

@@ -5,12 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from benchmarks.cases import ROOT
 from benchmarks.plan_links_model import TASK
 from tests.two_hosts import TestHost, TwoHosts
 
 PORT = "29500"
+_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+
+
+def links_in_words() -> str:
+    """How the hosts' links are made, for a record. TCP's congestion control is this machine's."""
+    control = _CONTROL.read_text(encoding="ascii").strip()
+    return f"Two network namespaces, `tc tbf`, burst 64 KB, MTU 1500, TCP {control}"
 
 
 def run_ranks(

@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import hardware
-from benchmarks.on_two_hosts import run_ranks
+from benchmarks.on_two_hosts import links_in_words, run_ranks
 from benchmarks.plan_links_model import (
     LAYOUTS,
     NAMES,
@@ -128,7 +128,7 @@ def record(task: Task, results: Sequence[dict[str, Any]], header: Sequence[str])
         f"{2 * task.micro * task.accumulation} images per step under every layout: "
         f"{task.accumulation} micro-batches on each of two replicas, or "
         f"{2 * task.accumulation} in a pipeline.",
-        f"- Two network namespaces, `tc tbf`, burst 64 KB, MTU 1500, one segment per packet; gloo. "
+        f"- {links_in_words()}, one segment per packet; gloo. "
         f"{SETTLED} steps of each layout do not count; then the layouts take turns, "
         f"{len(results[0]['nodes'])} rounds per link. Medians.",
         "- *predicted* bytes: `yolods.plan.traffic`, plus 66 bytes of headers per 1448 of data and "
