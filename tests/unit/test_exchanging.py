@@ -16,7 +16,7 @@ PASSES = Timeline(
     ended=8,
 )
 """Four gradients, each of which fills a bucket of ten elements."""
-TWO = Layout(imgsz=64, replicas=2)
+TWO = Layout(imgsz=64, replicas=2, zero_stage=2)
 
 
 def test_as_many_are_under_way_as_in_the_engine() -> None:
@@ -39,6 +39,14 @@ def test_on_gloo_the_owner_receives_from_all_ranks() -> None:
     owns the others. Between them each has one of its own."""
     found = exchanging_bytes(PASSES, TWO, 10, 4, gloo=True)
     assert found.tolist() == [0, 0, 120, 120, 240, 240, 240, 160, 240]
+
+
+def test_zero_1_on_gloo_keeps_all_under_way() -> None:
+    layout = Layout(imgsz=64, replicas=2, zero_stage=1)
+    found = exchanging_bytes(PASSES, layout, 10, 4, gloo=True)
+    assert found.tolist() == [0, 0, 120, 120, 240, 240, 280, 280, 320]
+    on_nccl = exchanging_bytes(PASSES, layout, 10, 4, gloo=False)
+    assert on_nccl.max() == 80
 
 
 def test_16_bits_are_added_up_in_32() -> None:
