@@ -50,7 +50,9 @@ from yolods.plan.one_f_one_b import (
 COST = 0.3
 """How much longer a divided pass takes than a whole one, as a share of its W.
 
-Measured on two CPU cores: benchmarks/zero_bubble.md.
+On an EPYC 0.16 (benchmarks/zero_bubble.md); on a Xeon 0.31, where F, B and W of 93, 81 and 76 ms
+replaced 88 and 138 ms. The larger one is assumed, because what too few divided passes lose does
+not grow with m, and what too many lose does. On GPUs it was not measured.
 """
 
 
