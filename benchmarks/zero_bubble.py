@@ -31,21 +31,26 @@ from tests.parity.schedules import LIMIT
 from tests.parity.splits import Case
 from tests.ranks import on_ranks
 from yolods.launch.command import ALLOCATOR
+from yolods.plan.zero_bubble import COST
 
 SECONDS_PER_CASE = 60
 CHUNK = 8
 """Cuts per start of the ranks."""
+FEW, MANY = 3, 5
+"""Micro-batches whose gradients are compared."""
 
 GRADIENTS = f"""\
-A step of yolov5n in two stages, cut at every layer and inside of layers, at 64 pixels with 3
-micro-batches of 2 images, fp32, from equal weights. Largest relative distance (norms in fp64) of
-zero-bubble's gradients, losses and BatchNorm statistics from 1F1B's; the limit is {LIMIT:g}.
+A step of yolov5n in two stages, cut at every layer and inside of layers, at 64 pixels with {FEW}
+micro-batches of 2 images, of which zero-bubble divides all backward passes, and with {MANY}, of
+which it divides the last one; fp32, from equal weights. Largest relative distance (norms in fp64)
+of zero-bubble's gradients, losses and BatchNorm statistics from 1F1B's; the limit is {LIMIT:g}.
 *equal*: cuts at which all of them are equal to the bit."""
 
-SIMULATED = """\
+SIMULATED = f"""\
 Idle share of equal stages whose F, B and W take the given times, without transfers
 (`yolods.plan.zero_bubble.simulate_split`, `yolods.plan.one_f_one_b.simulate`). Target: with 4
-stages and 8 micro-batches at most 0.6 of 1F1B's."""
+stages and 8 micro-batches at most 0.6 of 1F1B's. *step*: zero-bubble's step beside 1F1B's if W of
+a divided pass takes {1 + COST:g} times as long (`yolods.plan.zero_bubble.COST`)."""
 
 STEPS = f"""\
 Two ranks, pinned to a core each, one thread: {MODEL} at {SIZE} pixels cut before {CUT}, {IMAGES}
@@ -54,15 +59,20 @@ turns; each round begins with the other one, and the first round does not count.
 (lowest..highest). *step*: wall time of `train_step`. *zb / 1F1B*: round by round. *played*: the
 time that the passes would take with a core for each stage, from the CPU seconds of each pass, in
 the order of the schedule; other processes do not change it. *CPU*: seconds of both ranks in a
-step, gloo's threads included. *F, B, W*: CPU milliseconds of a pass on the stages 0 / 1; under
-1F1B B contains W. Targets: no slower at any number of micro-batches, and faster at 4."""
+step, gloo's threads included. *F, whole, B, W*: CPU milliseconds of a forward pass, of an undivided
+backward pass, and of the parts of a divided one, on the stages 0 / 1. Targets: no slower at any
+number of micro-batches, and faster at 4."""
 
 
 def gradients(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     """The section's table, and what misses its target."""
     groups = {
-        "cuts between layers": list(layer_cuts(N, micro_batches=3)),
-        "cuts inside layers": [Case(cuts=case.cuts, micro_batches=3) for case in inner_cuts()],
+        f"cuts {where} layers, m = {count}": [Case(cuts=cuts, micro_batches=count) for cuts in each]
+        for where, each in {
+            "between": [case.cuts for case in layer_cuts(N)],
+            "inside": [case.cuts for case in inner_cuts()],
+        }.items()
+        for count in (FEW, MANY)
     }
     found: dict[str, list[tuple[str, list[dict[str, Any]]]]] = {name: [] for name in groups}
     with tempfile.TemporaryDirectory(prefix="yolods-zero-bubble-") as folder:

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.report import Spread
 from yolods.plan.one_f_one_b import Instruction, instructions, simulate
-from yolods.plan.zero_bubble import passes, simulate_split
+from yolods.plan.zero_bubble import COST, passes, simulate_split
 
 SCHEDULES = ("1f1b", "zb")
 NAMES = {"1f1b": "1F1B", "zb": "zero-bubble"}
@@ -38,13 +38,23 @@ class Step:
     forwards: Sequence[float]
     """CPU seconds of each forward pass, by micro-batch."""
     backwards: Sequence[float]
-    """Likewise, of each backward pass or its inputs' part."""
+    """Likewise, of each backward pass or, of a divided one, its inputs' part."""
     weights: Sequence[float]
-    """Likewise, of each weights' part; empty under 1F1B."""
+    """Likewise, of the weights' parts of the divided ones, which are the last ones."""
     loss: float
     """Sum of the loss items."""
     norm: float
     """Gradient norm."""
+
+    @property
+    def wholes(self) -> Sequence[float]:
+        """CPU seconds of the undivided backward passes."""
+        return self.backwards[: self.micro_batches - len(self.weights)]
+
+    @property
+    def inputs(self) -> Sequence[float]:
+        """CPU seconds of the inputs' parts of divided ones."""
+        return self.backwards[self.micro_batches - len(self.weights) :]
 
 
 def played(stages: Sequence[Step]) -> float:
@@ -64,7 +74,8 @@ def played(stages: Sequence[Step]) -> float:
                     break
                 seconds = {"F": stage.forwards, "B": stage.backwards, "W": stage.weights}[kind]
                 start = max(free[place], 0.0 if outside else ended[done, source])
-                free[place] = ended[done, place] = start + seconds[number]
+                # The divided passes are the last ones.
+                free[place] = ended[done, place] = start + seconds[number - count]
                 left[place].pop(0)
     return max(free)
 
@@ -107,13 +118,13 @@ def counts_of(taken: Sequence[Sequence[Step]]) -> list[int]:
 
 def step_tables(taken: Sequence[Sequence[Step]]) -> list[str]:
     """Steps by schedule, and their ratios."""
-    rows = ["| m | schedule | step, s | played, s | CPU, s | F, ms | B, ms | W, ms |"]
-    rows.append("| ---: | --- |" + " ---: |" * 6)
+    rows = ["| m | schedule | step, s | played, s | CPU, s | F, ms | whole, ms | B, ms | W, ms |"]
+    rows.append("| ---: | --- |" + " ---: |" * 7)
     for count in counts_of(taken):
         for schedule in SCHEDULES:
             pairs = pairs_of(taken, schedule, count)
             cells = [Spread.of(of(pairs)).text(2) for of in (walls, _played, _cpu)]
-            cells += [_passes(pairs, kind) for kind in ("forwards", "backwards", "weights")]
+            cells += [_passes(pairs, kind) for kind in ("forwards", "wholes", "inputs", "weights")]
             rows.append(f"| {count} | {NAMES[schedule]} | {' | '.join(cells)} |")
     rows += ["", "| m | zb / 1F1B: step | played | CPU |", "| ---: | ---: | ---: | ---: |"]
     for count in counts_of(taken):
@@ -124,13 +135,11 @@ def step_tables(taken: Sequence[Sequence[Step]]) -> list[str]:
 
 def _passes(pairs: Pairs, kind: str) -> str:
     """CPU milliseconds of a pass, by stage."""
-    if not getattr(pairs[0][0], kind):
-        return "-"
-    stages = zip(*pairs, strict=True)
-    return " / ".join(
-        f"{1e3 * median(each for step in stage for each in getattr(step, kind)):.0f}"
-        for stage in stages
-    )
+    stages = [
+        [each for step in stage for each in getattr(step, kind)]
+        for stage in zip(*pairs, strict=True)
+    ]
+    return " / ".join(f"{1e3 * median(each):.0f}" if each else "-" for each in stages)
 
 
 def misses(taken: Sequence[Sequence[Step]]) -> list[str]:
@@ -148,17 +157,17 @@ def misses(taken: Sequence[Sequence[Step]]) -> list[str]:
 
 def idle_table() -> tuple[list[str], list[str]]:
     """Idle shares of both schedules, and what misses the target."""
-    rows = ["| stages | m | F, B, W | 1F1B | zero-bubble | zb / 1F1B |"]
-    rows.append("| ---: | ---: | --- |" + " ---: |" * 3)
+    rows = ["| stages | m | F, B, W | 1F1B | zero-bubble | zb / 1F1B | step |"]
+    rows.append("| ---: | ---: | --- |" + " ---: |" * 4)
     missed = []
     for stages, count in SHAPES:
         for forward, backward, weights in TIMES:
-            plain = simulate([forward] * stages, [backward + weights] * stages, count).idle_share
-            split = simulate_split(
-                [forward] * stages, [backward] * stages, [weights] * stages, count
-            ).idle_share
+            whole = simulate([forward] * stages, [backward + weights] * stages, count)
+            times = [[each] * stages for each in (forward, backward, weights)]
+            plain, split = whole.idle_share, simulate_split(*times, count).idle_share
+            step = simulate_split(*times, count, cost=COST).makespan / whole.makespan
             parts = f"{forward:g}, {backward:g}, {weights:g}"
-            cells = f"{plain:.1%} | {split:.1%} | {split / plain:.2f}"
+            cells = f"{plain:.1%} | {split:.1%} | {split / plain:.2f} | {step:.3f}"
             rows.append(f"| {stages} | {count} | {parts} | {cells} |")
             if (stages, count) == (4, 8) and split > SHARE * plain:
                 missed.append(f"F, B, W {parts}: {split / plain:.2f} of 1F1B's > {SHARE}")

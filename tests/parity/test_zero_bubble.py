@@ -34,6 +34,7 @@ CASES = {
     4: [
         Case(cuts=(4, 9, 17), micro_batches=6),
         Case(cuts=(6, 13, 18), micro_batches=2, zero=1),
+        Case(cuts=(6, 13, 18), micro_batches=12),
         Case(cuts=(13,), replicas=2, sync_bn=True, zero=1),
     ],
 }

@@ -184,13 +184,14 @@ def test_zero_bubble_computes_weights_in_its_schedule_s_order_and_tells_when(mon
     for engine in engines:
         monkeypatch.setattr(engine.diagnosis, "at", lambda *at, own=told[engine.mesh.stage]:
                             own.append(at))  # fmt: skip
-    accumulate(engines, range(1, 4))
-    for stage, seen in enumerate(told):
-        phases = {"F": "forward", "B": "backward", "W": "backward"}
-        assert seen == [(phases[kind], number) for kind, number in passes(2, stage, 3)]
-    for engine in engines:
-        times = engine.times()
-        assert times.weights > 0 and times.backward > 0
+    phases = {"F": "forward", "B": "backward", "W": "backward"}
+    for count in (3, 6):  # the second stage divides all passes, and the last one
+        accumulate(engines, range(1, count + 1))
+        for stage, seen in enumerate(told):
+            assert seen == [(phases[kind], number) for kind, number in passes(2, stage, count)]
+            seen.clear()
+        front, back = (engine.times() for engine in engines)
+        assert front.weights == 0 < back.weights and min(front.backward, back.backward) > 0
     assert engines[0].report().schedule == "zb"
 
 

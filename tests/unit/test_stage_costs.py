@@ -84,11 +84,14 @@ def test_memory_is_states_activations_in_flight_and_what_passes():
     )  # there are no more than three
 
 
-def test_under_zero_bubble_every_stage_holds_what_the_first_one_does_under_1f1b():
+def test_where_zero_bubble_divides_all_every_stage_holds_what_the_first_one_does_under_1f1b():
     plain, split = (stages(micro_batches=3, schedule=schedule) for schedule in ("1f1b", "zb"))
     for stage in range(3):
         assert (split.memory(3, stage) == plain.memory(3, 0)).all()
     assert plain.memory(3, 2)[0, 1] < split.memory(3, 2)[0, 1]
+    plain, split = (stages(micro_batches=9, schedule=schedule) for schedule in ("1f1b", "zb"))
+    for stage in range(3):
+        assert (split.memory(3, stage) == plain.memory(3, stage)).all()
 
 
 def test_both_ends_are_crossed_there_and_back():

@@ -33,16 +33,23 @@ def test_a_perfect_pipeline_is_idle_for_exactly_the_bound(stages, micro_batches)
 
 
 def test_under_zero_bubble_the_bound_is_that_of_its_own_schedule():
-    """Two stages, F = B = W = 1 s, 4 micro-batches: one second of 13 is idle on each; under 1F1B it
-    would be 3 of 15."""
-    found = [
-        Gauge(stage, StageTimes(4.0, 4.0, 1.0, 13.0, 0, weights=4.0), sent=0.0, peak=0)
-        for stage in range(2)
-    ]
-    told = summarise(found, 4, "zb")
-    assert (told.schedule, told.bound) == ("zb", pytest.approx(1 / 13))
-    assert told.idle == pytest.approx(told.bound)
-    assert [stage.backward for stage in told.stages] == [8.0, 8.0], "both parts"
+    """Two stages, F = B = W = 1 s. The second one divides all of 3 passes, or the last one of 4: of
+    10 or 14 seconds each stage is idle for 1 or 2; under 1F1B it would be 3 of 12 or of 15."""
+    for count, divided, idle in ((3, 3, 1 / 10), (4, 1, 2 / 14)):
+        whole = 3.0 * count + (1 if divided == count else 2)
+        found = [
+            Gauge(
+                stage,
+                StageTimes(count, 2.0 * count - apart, 1.0, whole, 0, weights=apart),
+                sent=0.0,
+                peak=0,
+            )
+            for stage, apart in enumerate((0.0, float(divided)))
+        ]
+        told = summarise(found, count, "zb")
+        assert (told.schedule, told.bound) == ("zb", pytest.approx(idle))
+        assert told.idle == pytest.approx(told.bound)
+        assert [stage.backward for stage in told.stages] == [2.0 * count] * 2, "both parts"
 
 
 def test_what_is_lost_besides_shows_above_the_bound():

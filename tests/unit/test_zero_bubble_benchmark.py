@@ -17,18 +17,24 @@ from benchmarks.zero_bubble_report import (
     step_tables,
 )
 from yolods.plan.one_f_one_b import simulate
-from yolods.plan.zero_bubble import simulate_split
+from yolods.plan.zero_bubble import division, simulate_split
 
 
 def step(
-    schedule: str, *, count: int = 4, number: int = 0, wall: float = 1.0, **changes: Any
+    schedule: str,
+    *,
+    count: int = 4,
+    divided: int = 0,
+    number: int = 0,
+    wall: float = 1.0,
+    **changes: Any,
 ) -> Step:
-    """A step whose forward passes take 1 s and whose backward passes take 3 s."""
-    split = schedule == "zb"
+    """A step whose forward passes take 1 s and whose backward passes take 3 s, 1 s of them for the
+    weights' part."""
     values = {
         "forwards": [1.0] * count,
-        "backwards": [2.0 if split else 3.0] * count,
-        "weights": [1.0] * count if split else [],
+        "backwards": [3.0] * (count - divided) + [2.0] * divided,
+        "weights": [1.0] * divided,
         "loss": 3.0,
         "norm": 2.0,
         **changes,
@@ -43,25 +49,41 @@ def step(
 def test_equal_passes_take_as_long_as_the_simulations_say(stages: int, count: int):
     plain = played([step("1f1b", count=count)] * stages)
     assert plain == pytest.approx(simulate([1.0] * stages, [3.0] * stages, count).makespan)
-    split = played([step("zb", count=count)] * stages)
+    firsts = [division(stages, stage, count).first for stage in range(stages)]
+    split = played([step("zb", count=count, divided=count - first) for first in firsts])
     expected = simulate_split([1.0] * stages, [2.0] * stages, [1.0] * stages, count)
     assert split == pytest.approx(expected.makespan)
 
 
 def test_a_single_long_pass_is_played_where_it_is():
     """The last stage's first inputs' part takes 5 s longer, and both stages wait for it."""
-    slow = step("zb", count=2, backwards=[7.0, 2.0])
-    assert played([step("zb", count=2), slow]) == played([step("zb", count=2)] * 2) + 5
+    first, last = step("zb", count=2), step("zb", count=2, divided=2)
+    slow = step("zb", count=2, divided=2, backwards=[7.0, 2.0])
+    assert played([first, slow]) == played([first, last]) + 5
+
+
+def test_whole_and_divided_passes_are_told_apart():
+    pair = [step("zb"), step("zb", divided=1)]
+    rows = step_tables([[step("1f1b"), each] for each in pair])
+    assert rows[2].endswith("| 1000 / 1000 | 3000 / 3000 | - / - | - / - |")
+    assert rows[3].endswith("| 1000 / 1000 | 3000 / 3000 | - / 2000 | - / 1000 |")
 
 
 def taken(walls: dict[str, tuple[float, float]]) -> list[list[Step]]:
     """Two rounds on two stages."""
-    rank = [
-        step(schedule, number=number, wall=walls[schedule][number])
-        for number in range(2)
-        for schedule in SCHEDULES
+    return [
+        [
+            step(
+                schedule,
+                number=number,
+                wall=walls[schedule][number],
+                divided=stage if schedule == "zb" else 0,
+            )
+            for number in range(2)
+            for schedule in SCHEDULES
+        ]
+        for stage in range(2)
     ]
-    return [rank, rank]
 
 
 def test_ratios_are_taken_round_by_round_and_a_slower_schedule_misses():

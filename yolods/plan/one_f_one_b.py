@@ -30,7 +30,18 @@ from typing import Literal
 import numpy as np
 
 Instruction = tuple[Literal["F", "B", "W"], int]
-"""A pass and its micro-batch. W, the weights' part of a backward pass, exists in `zero_bubble`."""
+"""A pass and its micro-batch. W, the weights' part of a divided backward pass, exists in
+`zero_bubble`."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which backward passes of a stage are divided, and when it runs their weights' parts."""
+
+    first: int
+    """The first micro-batch whose pass is divided. Those of all later ones are, too."""
+    lag: int
+    """W of micro-batch k follows B of micro-batch k + lag; what is left follows the last B."""
 
 
 def slots(stages: int, micro_batches: int) -> int:
@@ -126,28 +137,34 @@ def simulate(
     Raises:
         ValueError: a number is below 1, a time is negative, or the numbers of times differ.
     """
-    return replay(forward, backward, [0.0] * len(forward), micro_batches, transfer)
+    nothing = [0.0] * len(forward)
+    whole = [Division(micro_batches, 0)] * len(forward)
+    return replay(forward, backward, nothing, nothing, whole, micro_batches, transfer)
 
 
 def replay(
     forward: Sequence[float],
-    backward: Sequence[float],
+    whole: Sequence[float],
+    inputs: Sequence[float],
     weights: Sequence[float],
+    divisions: Sequence[Division],
     micro_batches: int,
     transfer: float | Sequence[float],
 ) -> Simulation:
     """Simulate a step whose forward and backward passes are in 1F1B's order.
 
     Args:
-        weights: seconds per micro-batch on each stage that the previous stage does not wait for.
-            Stage s spends them after each backward pass, of the micro-batch s places earlier; what
-            is left follows the last backward pass.
+        whole: seconds of an undivided backward pass on each stage.
+        inputs: seconds of B, the part of a divided one for which the previous stage waits.
+        weights: seconds of W, its other part.
+        divisions: of each stage.
 
     The other arguments and errors are those of `simulate`.
     """
     stages = len(forward)
     _check(stages, micro_batches)
-    times = np.stack([np.asarray(each, float) for each in (forward, backward, weights)])
+    times = np.stack([np.asarray(each, float) for each in (forward, whole, inputs, weights)])
+    first, lag = np.array([(each.first, each.lag) for each in divisions]).T
     delay = np.broadcast_to(np.asarray(transfer, float), (stages - 1,))
     if (times < 0).any() or (delay < 0).any():
         raise ValueError("times must be at least 0 seconds")
@@ -160,16 +177,19 @@ def replay(
         # Forwards, then backwards; in one slot they are on different stages.
         for way in (0, 1):
             stage = _active(stages, micro_batches, slot, way)
-            end = np.maximum(free[stage], arrived[way, stage + way]) + times[way, stage]
-            # Slot 2P - 1 - s + 2k is the backward of micro-batch k; here is whether k >= s.
-            late = way * (slot - 2 * stages + 1 + stage >= 2 * stage)
-            free[stage] = end + late * times[2, stage]
+            # Slot 2P - 1 - s + 2k is the backward of micro-batch k; this is k - first.
+            after = (slot - 2 * stages + 1 + stage) // 2 - first[stage]
+            row = way + way * (after >= 0)
+            end = np.maximum(free[stage], arrived[way, stage + way]) + times[row, stage]
+            free[stage] = end + way * (after >= lag[stage]) * times[3, stage]
             # Boundary b is between stages b and b + 1.
             boundary = stage - way
             sends = (boundary >= 0) & (boundary < stages - 1)
             arrived[way, boundary[sends] + 1] = end[sends] + delay[boundary[sends]]
-    free += times[2] * np.minimum(np.arange(stages), micro_batches)
-    return Simulation(float(free.max()), tuple((times.sum(0) * micro_batches).tolist()))
+    divided = micro_batches - first
+    free += times[3] * np.minimum(lag, divided)
+    busy = micro_batches * times[0] + first * times[1] + divided * (times[2] + times[3])
+    return Simulation(float(free.max()), tuple(busy.tolist()))
 
 
 def _active(stages: int, micro_batches: int, slot: int, backward: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Costs of every possible stage: seconds and bytes of nodes a .. b - 1 for all a and b at once.
 
 Memory also depends on the stage's index: under 1F1B, stage s of P holds min(P - s, m) micro-batches
-at once, under zero-bubble min(P, m).
+at once, under zero-bubble as many, or min(P, m) if it divides all backward passes.
 """
 
 from __future__ import annotations

@@ -84,13 +84,14 @@ class PipelineEngine(Engine):
         self.mesh, self._cut, self._autocast, self._schedule = mesh, cut, autocast, schedule
         self.stage = mesh.stage
         self._split = SplitPasses()
-        # Stage 0 runs each W right after its B: in one pass they take less time.
+        # Nobody waits for stage 0, which divides no pass.
         if schedule == "zb" and not mesh.first:
             divide(self.net, self._split)
         device = parts.ranks.device
         self._channels = connect(mesh, device)
         self._clock = StageTimer(device)
         self._flights: dict[int, _Flight] = {}
+        self._divided: frozenset[int] = frozenset()
         self._deferred: dict[int, list[WeightsPart]] = {}
         self._ahead: dict[Instruction, Message] = {}
         self._steps = self._told = 0
@@ -103,6 +104,7 @@ class PipelineEngine(Engine):
         self._clock.start()
         ordered = passes if self._schedule == "zb" else instructions
         order = ordered(self.mesh.stages, self.mesh.stage, step.batches)
+        self._divided = frozenset(number for kind, number in order if kind == "W")
         for place, (kind, number) in enumerate(order):
             self._start_receiving(order[place : place + 3], size)
             if kind == "F":
@@ -136,7 +138,7 @@ class PipelineEngine(Engine):
         values, labels, images = self._take_in(number, feed, size)
         self.diagnosis.at("forward", number)
         with self._clock.forward():
-            with self._precision(), self._divided() as parts:
+            with self._precision(), self._collecting(number) as parts:
                 outputs = self.net(values)
             loss = None
             if self.mesh.last:
@@ -206,7 +208,7 @@ class PipelineEngine(Engine):
             self._channels.to_before.send(
                 [flight.received[name].grad for name in self._cut.before], ("B", size)
             )
-        if self._schedule == "zb":
+        if number in self._divided:
             self._deferred[number] = flight.parts
 
     def _weights(self, number: int) -> None:
@@ -234,10 +236,10 @@ class PipelineEngine(Engine):
             return nullcontext()
         return torch.autocast(self.inputs.device.type, self._autocast)
 
-    def _divided(self) -> AbstractContextManager[list[WeightsPart]]:
+    def _collecting(self, number: int) -> AbstractContextManager[list[WeightsPart]]:
         """Within, the forward pass of a micro-batch; collects its weights' parts, if they are to
         run apart."""
-        return self._split.collecting() if self._schedule == "zb" else nullcontext([])
+        return self._split.collecting() if number in self._divided else nullcontext([])
 
     def _drain(self) -> None:
         for channel in (self._channels.to_after, self._channels.to_before, self._channels.labels):

@@ -10,7 +10,7 @@ import torch
 
 from yolods.engine.pipeline.stage_timer import StageTimes
 from yolods.plan.one_f_one_b import Simulation, simulate
-from yolods.plan.zero_bubble import simulate_split
+from yolods.plan.zero_bubble import division, simulate_split
 from yolods.stats import PipeStats, StageStats
 
 
@@ -64,12 +64,21 @@ def _simulated(
 ) -> Simulation:
     """The step that the schedule would take with the stages' mean times."""
     forward, backward, weights = (
-        [_mean([getattr(gauge.times, kind) for gauge in each]) / micro_batches for each in replicas]
+        [_mean([getattr(gauge.times, kind) for gauge in each]) for each in replicas]
         for kind in ("forward", "backward", "weights")
     )
-    if schedule == "zb":
-        return simulate_split(forward, backward, weights, micro_batches)
-    return simulate(forward, backward, micro_batches)
+    forward = [each / micro_batches for each in forward]
+    both = [sum(parts) / micro_batches for parts in zip(backward, weights, strict=True)]
+    if schedule == "1f1b":
+        return simulate(forward, both, micro_batches)
+    # Whole passes were measured together with the inputs' parts of divided ones.
+    stages = len(replicas)
+    divided = [
+        micro_batches - division(stages, stage, micro_batches).first for stage in range(stages)
+    ]
+    apart = [each / max(count, 1) for each, count in zip(weights, divided, strict=True)]
+    inputs = [max(each - part, 0.0) for each, part in zip(both, apart, strict=True)]
+    return simulate_split(forward, inputs, apart, micro_batches)
 
 
 def _stage(stage: int, replicas: Sequence[Gauge], whole: float) -> StageStats:

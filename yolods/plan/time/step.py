@@ -23,7 +23,7 @@ from yolods.plan.time.nodes import NodeTimes
 from yolods.plan.time.routes import Network, Routes, routes
 from yolods.plan.traffic.links import Link, seconds
 from yolods.plan.traffic.transfers import Transfer, transfers
-from yolods.plan.zero_bubble import simulate_split
+from yolods.plan.zero_bubble import division, simulate_split
 
 OPTIMIZER_TRAFFIC = 44
 """Bytes of memory per parameter that a step of the optimizer reads or writes.
@@ -215,11 +215,13 @@ def _least_makespan(
     busy = first + micro_batches * (forward + backward)
     if schedule == "1f1b":
         return float((busy + np.cumsum(backward) - backward).max())
-    # Stage s runs W of micro-batch k after B of k + s (`zero_bubble`): before its last B at least
-    # m - 1 - s of them. Then the gradient passes back, and the first stage ends with a W.
+    # W of micro-batch k runs after B of k + lag: before a stage's last B at least m - 1 - lag of
+    # them. Then the gradient passes back, and the first stage ends with a W.
     weights = WEIGHTS_SHARE * backward
     inputs = backward - weights
-    early = np.maximum(micro_batches - 1 - np.arange(len(forward)), 0)
+    stages = len(forward)
+    lags = np.array([division(stages, stage, micro_batches).lag for stage in range(stages)])
+    early = np.maximum(micro_batches - 1 - lags, 0)
     last = first + micro_batches * (forward + inputs) + early * weights
     return float(max(busy.max(), (last + np.cumsum(inputs) - inputs + weights[0]).max()))
 
