@@ -46,6 +46,20 @@ def test_what_runs_beside_the_ranks_own_work_is_hidden() -> None:
     assert step.hidden == pytest.approx(1.25)
 
 
+def test_seconds_in_which_several_are_under_way_count_once() -> None:
+    """Each of three begins before the last one is done: 2 s, not 1.5 + 1 + 0.75."""
+    step, gather = StepTraffic(1, 3.0), Carried("gather", "all", 1000.0)
+    calls = [
+        MeteredCall(REDUCE, 0.0, [(0.0, 0.0), (1.25, 1.5)], done=1.5),
+        MeteredCall(REDUCE, 0.25, [(0.25, 0.25), (1.5, 1.5)], done=1.25),
+        MeteredCall(gather, 1.25, [(1.25, 1.25), (1.5, 2.0)], done=2.0),
+    ]
+    read(step, calls, HostMoments())
+    assert (step.in_calls["reduce"], step.in_calls["gather"]) == (1.5, 0.5)
+    assert (step.held, step.hidden) == (0.75, 1.25)
+    assert [times.seconds for times in step.groups["all"]] == [1.5, 1.0, 0.75]
+
+
 def test_at_a_boundary_only_the_wait_counts() -> None:
     """A receive is posted long before the neighbour has anything to send."""
     step = StepTraffic(1, 2.0)

@@ -67,7 +67,7 @@ class StepTraffic:
     calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TRAFFIC_KINDS, 0))
     """Calls by kind, without the receives, which send nothing."""
     in_calls: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TRAFFIC_KINDS, 0.0))
-    """Seconds in collectives by kind, whether or not the rank stood still meanwhile."""
+    """Seconds in collectives by kind, whether or not the rank stood still meanwhile; see `read`."""
     held: float = 0.0
     """Seconds in which the rank stood still in them."""
     at_boundaries: float = 0.0
@@ -100,17 +100,46 @@ def can_be_read(calls: Sequence[MeteredCall], moments: Moments) -> bool:
 
 
 def read(step: StepTraffic, calls: Sequence[MeteredCall], moments: Moments) -> None:
-    """Add the seconds of calls that `can_be_read`."""
+    """Add the seconds of calls that `can_be_read`.
+
+    A second in which several are under way counts once, for the one that began first: buckets of
+    gradients that are sent together would otherwise take longer than the step.
+    """
+    spans: list[tuple[Any, Any, str]] = []
     for call in calls:
         held = sum(moments.seconds(*span) for span in call.held)
+        spans += [(*span, call.carried.kind) for span in call.held]
         seconds = held
         # Of a send or receive nobody knows when the data began to move, so only waits count.
         if call.done is not None:
             seconds = max(moments.seconds(call.begin, call.done), held)
-        step.in_calls[call.carried.kind] += seconds
+            spans.append((call.begin, call.done, call.carried.kind))
         step.held += held
         if call.carried.peer is not None:
             step.at_boundaries += held
         else:
             times = CallTimes(seconds, held)
             step.groups.setdefault(call.carried.group, []).append(times)
+    for kind, seconds in _under_way(spans, moments):
+        step.in_calls[kind] += seconds
+
+
+def _under_way(spans: Sequence[tuple[Any, Any, str]], moments: Moments) -> list[tuple[str, float]]:
+    """Kind of each span, and its seconds that belong to no span that began earlier.
+
+    Args:
+        spans: beginning, end and kind.
+    """
+    if not spans:
+        return []
+    # A device only tells how long after one moment another one was.
+    zero = spans[0][0]
+    timed = sorted(
+        (moments.seconds(zero, begin), moments.seconds(zero, end), kind)
+        for begin, end, kind in spans
+    )
+    found, until = [], timed[0][0]
+    for begin, end, kind in timed:
+        found.append((kind, max(end - max(begin, until), 0.0)))
+        until = max(until, end)
+    return found
