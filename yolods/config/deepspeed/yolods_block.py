@@ -137,7 +137,7 @@ class CompressionConfig:
 
     kind: str = setting("none", one_of("none", "powersgd"))
     """`powersgd`: as products of two thin matrices (https://arxiv.org/abs/1905.13727)."""
-    rank: int = setting(2, whole(1, 64))
+    rank: int = setting(4, whole(1, 64))
     """Columns of these matrices: more send more, and leave less for later steps."""
     min_saving: float = setting(2.0, real(1))
     """A gradient is compressed if its matrices have at most its elements divided by this."""
