@@ -313,7 +313,9 @@ def _left(layout: Layout, passes: Timeline, held: Holdings) -> np.ndarray:
     total, size = int(passes.arrivals[:, 1].sum()), BYTES[layout.precision]
     part = 0 if layout.offload_optimizer else size * math.ceil(total / layout.replicas)
     moved = moved_elements(passes, layout.bucket(total))
-    return part * (passes.arrived > held.flush) - size * moved
+    # The last bucket is emptied when the pass is over; a model of one bucket has no other.
+    emptied = (passes.arrived > held.flush) | (np.arange(len(moved)) >= passes.ended)
+    return part * emptied - size * moved
 
 
 def _gradients(passes: Timeline, before: int, held: Holdings, *, reduces: bool) -> np.ndarray:
