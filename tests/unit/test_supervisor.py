@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,12 @@ def test_what_it_was_asked_by_is_what_the_launcher_hears(
 ) -> None:
     """SIGINT to this process alone must not be told as SIGTERM."""
     process = subprocess.Popen(
-        supervised(SAYS, leave(0)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        supervised(SAYS, leave(0)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run under nohup inherit that SIGHUP is ignored, and so would this process.
+        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "up\n"
     process.send_signal(number)
