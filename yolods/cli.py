@@ -9,12 +9,12 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from yolods import __version__, compat
 from yolods.errors import OwnError, UserError, nearest
@@ -38,6 +38,7 @@ USAGE = """usage: yolods COMMAND [flags]
   export    convert a checkpoint into a plain .pt
   pack      write images and labels into tar files that are read fast: yolods pack --data x.yaml --out DIR
   demo      train on the embedded data set
+  trace     what every rank did in a few steps, as a trace and a picture: yolods trace runs/exp
   plan      choose the layout by memory and time, before anything runs: yolods plan --model x --ranks 8 --gpu A100
   doctor    find problems on every host before a run starts: yolods doctor --hostfile hosts
   completion  complete words and flags in a shell: source <(yolods completion bash)
@@ -65,7 +66,7 @@ DEMO_FLAGS = (
 DEMO_RANKS = 2
 """Ranks of the demo on any machine: its batch must be divisible by them."""
 
-RANK_COMMANDS = ("train", "val", "demo", "link-test")
+RANK_COMMANDS = ("train", "val", "demo", "trace", "link-test")
 """Commands that a launcher runs as ranks; `link-test` is only for those of `plan --links`."""
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -163,6 +164,7 @@ def _dispatch(words: list[str]) -> int:
         "doctor": _doctor,
         "pack": _pack,
         "plan": _plan,
+        "trace": _trace,
         "completion": _completion,
     }
     if command in ELSEWHERE:
@@ -375,6 +377,9 @@ def _launch(words: list[str]) -> int:
     if rest and rest[0] == "plan":
         faults.raise_if_any()
         return _show_plan(flags, rest[1:])
+    if rest and rest[0] == "trace":
+        faults.raise_if_any()
+        return _launch_trace(flags, rest[1:])
     demo = bool(rest) and rest[0] == "demo"
     if demo:
         rest = ["train", *DEMO_FLAGS, *rest[1:]]
@@ -407,8 +412,29 @@ def _launch(words: list[str]) -> int:
     if flags.max_restarts != LaunchFlags.max_restarts:
         say("--max_restarts has no effect: an evaluation is not restarted")
     _say_start("an evaluation", flags, gpus)
+    _become(command, variables)
+
+
+def _become(command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
+    """Replace this process by DeepSpeed's launcher."""
     with held():  # until the launcher handles Ctrl-C itself, after its imports
         os.execvpe(command[0], command, {**os.environ, **variables})
+
+
+def _launch_trace(flags: LaunchFlags, words: list[str]) -> NoReturn:
+    """Check the run to trace, then become DeepSpeed's launcher."""
+    from yolods.launch.command import launcher_command, ranks_of
+    from yolods.training.checks.trace_check import flags_of_run, trace_parser, traced_config
+
+    args, gpus = trace_parser().take(words), _count_gpus()
+    flags = flags_of_run(args, flags, gpus)
+    ranks, device = ranks_of(flags, gpus=gpus), "cuda" if gpus else "cpu"
+    traced_config(args, ranks, device, launches=True)
+    command, variables = launcher_command(
+        ["trace", *words], flags, gpus=gpus, python=sys.executable
+    )
+    _say_start("a trace", flags, gpus)
+    _become(command, variables)
 
 
 def _tell_lost(variables: Sequence[str]) -> None:
@@ -735,6 +761,37 @@ def _val(words: list[str]) -> int:
     return 0
 
 
+def _trace(words: list[str]) -> int:
+    from yolods.distributed.rank_env import read_launched_rank
+
+    if not read_launched_rank(os.environ).launched:
+        from yolods.launch.args import split_words
+
+        _launch_trace(*split_words(words))
+    from yolods.distributed.world import join_timeout, joined
+    from yolods.training.checks.trace_check import trace_parser, traced_config
+
+    args = trace_parser().take(words)
+    _prepare_libraries()
+    with joined() as ranks:
+        compat.forget_mpi(os.environ)  # both as for a training
+        compat.take_gpus_by_name(os.environ)
+        from yolods.distributed.store import open_store
+        from yolods.telemetry import open_log
+        from yolods.trace.tracing import WARM_UP
+        from yolods.training.start import start_run
+        from yolods.watchdog.watchdog import Watchdog
+
+        with join_timeout():
+            config = ranks.main_first(lambda: traced_config(args, ranks.size, ranks.device.type))
+            kv_store = open_store(ranks)
+        watchdog = Watchdog(kv_store, ranks, config.deepspeed.own.watchdog, None)
+        with noted(), open_log(None, ranks.rank, ranks.host), watchdog:
+            run = start_run(config, ranks, kv_store, watchdog)
+            run.rehearse(WARM_UP + config.trace, None if args.epoch is None else args.epoch - 1)
+    return 0
+
+
 def _link_test(words: list[str]) -> int:
     """Measure links as one of the ranks that `plan --links` starts."""
     _prepare_libraries()
@@ -779,13 +836,17 @@ def _completion(words: list[str]) -> int:
     from yolods.launch.args import add_launch_arguments
     from yolods.parsing.completion import SHELLS, completion_script
     from yolods.planner.flags import plan_parser
+    from yolods.training.checks.trace_check import trace_parser
 
     if len(words) != 1 or words[0] not in SHELLS:
         raise UserError(f"write yolods completion {' or '.join(SHELLS)}")
     plan, train = plan_parser(), _train_parser(for_help=True)
+    trace = trace_parser()
     add_launch_arguments(plan)
+    add_launch_arguments(trace)
     parsers = {"train": train, "val": _val_parser(for_help=True), "export": _export_parser()}
     parsers |= {"pack": _pack_parser(), "demo": train, "plan": plan, "doctor": _doctor_parser()}
+    parsers["trace"] = trace
     values = {"--deepspeed_config": [*recipes(), "auto"], "--loggers": LOGGERS}
     streams.show(completion_script(words[0], parsers, ("completion", "launch"), values))
     return 0
