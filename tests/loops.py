@@ -17,6 +17,7 @@ from yolods.optim.lr_schedule import Schedule, Step
 from yolods.stability.record import StepRecord
 from yolods.stats import LOSS_NAMES, LoaderStats
 from yolods.telemetry import NullTelemetry, Telemetry
+from yolods.trace.tracing import NoTracing
 from yolods.traffic.meter import NoMeter
 from yolods.training.loop import Run
 
@@ -128,6 +129,7 @@ class Loop:
             SimpleNamespace(news=list, step_seconds=dict),
             SimpleNamespace(step=lambda scalars, epoch_ends: None),
             progress or Progress(),
+            NoTracing(),
         )
 
     def _engine(self) -> SimpleNamespace:

@@ -21,6 +21,7 @@ from yolods.commands.one_process import (
 )
 from yolods.commands.parsers import HELP
 from yolods.commands.running import demo_command, link_test_command, train_command, val_command
+from yolods.commands.tracing import trace_command
 from yolods.errors import OwnError, UserError, nearest
 from yolods.system import streams
 from yolods.system.interrupt import Stopped
@@ -33,6 +34,7 @@ USAGE = """usage: yolods COMMAND [flags]
   export    convert a checkpoint into a plain .pt
   pack      write images and labels into tar files that are read fast: yolods pack --data x.yaml --out DIR
   demo      train on the embedded data set
+  trace     what every rank did in a few steps, as a trace and a picture: yolods trace runs/exp
   plan      choose the layout by memory and time, before anything runs: yolods plan --model x --ranks 8 --gpu A100
   doctor    find problems on every host before a run starts: yolods doctor --hostfile hosts
   completion  complete words and flags in a shell: source <(yolods completion bash)
@@ -40,7 +42,7 @@ USAGE = """usage: yolods COMMAND [flags]
 
 yolods COMMAND --help lists the flags of a command."""  # noqa: E501
 
-RANK_COMMANDS = ("train", "val", "demo", "link-test")
+RANK_COMMANDS = ("train", "val", "demo", "trace", "link-test")
 """Commands that a launcher runs as ranks; `link-test` is only for those of `plan --links`."""
 
 INTERRUPTED = 130
@@ -124,6 +126,7 @@ def _dispatch(words: list[str]) -> int:
         "doctor": doctor_command,
         "pack": pack_command,
         "plan": plan_command,
+        "trace": trace_command,
         "completion": completion_command,
     }
     if command in ELSEWHERE:

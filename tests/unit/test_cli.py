@@ -13,7 +13,7 @@ from yolods import __version__, cli
 from yolods.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-WORDS = ("train", "val", "export", "pack", "plan", "demo", "doctor", "launch")
+WORDS = ("train", "val", "export", "pack", "trace", "plan", "demo", "doctor", "launch")
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])

@@ -55,6 +55,8 @@ def offered(script: Path, *words: str) -> set[str]:
         (("yolods", "plan", "--precision", ""), {"fp32", "bf16"}, set()),
         (("yolods", "export", "--"), {"--to", "--live"}, {"--data"}),
         (("yolods", "doctor", "--le"), {"--leaks"}, set()),
+        (("yolods", "trace", "--"), {"--steps", "--epoch", "--hostfile"}, {"--data"}),
+        (("yolods", "train", "--tr"), {"--trace"}, set()),
         (("yolods", "train", "--data", "x"), set(), {"--data"}),
     ],
 )

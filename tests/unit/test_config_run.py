@@ -124,6 +124,16 @@ def test_hyper_parameters_by_flag(words, key, value):
     assert getattr(hyper, key) == value
 
 
+def test_steps_to_trace_are_given_by_flag_or_file_and_are_few():
+    assert build("--data", "demo").trace == 0
+    assert build("--data", "demo", "--trace", "5").trace == 5
+    Path("hyp.yaml").write_text("trace: 7\n")
+    assert build("--data", "demo", "--hyp", "hyp.yaml").trace == 7
+    for number in ("0", "101"):
+        with pytest.raises(UserError, match=f"--trace is {number}: it must be"):
+            build("--data", "demo", "--trace", number)
+
+
 def test_every_hyper_flag_is_a_hyper_parameter():
     assert set(HYPER_FLAGS) <= set(RULES)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from yolods.errors import Faults, UserError
-from yolods.launch.args import LaunchFlags, read_words, split_words
+from yolods.launch.args import LaunchFlags, read_words, recorded_flags, split_words
 
 
 def test_the_launchers_flags_are_taken_out_of_the_words():
@@ -101,3 +101,11 @@ def test_all_mistakes_in_the_launchers_flags_are_told_at_once():
 def test_an_empty_flag_of_the_launcher_is_not_taken_for_this_machine_or_for_all_hosts(flag):
     with pytest.raises(UserError, match=f"^{flag} is empty: is a shell variable unset"):
         split_words(["train", flag, "", "--data", "x"])
+
+
+def test_flags_of_a_recorded_command_are_relative_to_its_folder(monkeypatch):
+    monkeypatch.setenv("HOSTFILE", "of-this-shell")
+    typed = "./launch.sh train --data 'a b.yaml' --hostfile hosts --include a:0 --epochs 3"
+    found = recorded_flags(typed, Path("/work"))
+    assert found == LaunchFlags(hostfile=Path("/work/hosts"), include="a:0")
+    assert recorded_flags("", Path("/work")) == LaunchFlags()

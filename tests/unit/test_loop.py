@@ -16,6 +16,7 @@ from yolods.stability.attribution import INPUT, Culprit
 from yolods.stability.guard import Verdict
 from yolods.stats import LOSS_NAMES
 from yolods.system import interrupt
+from yolods.trace.tracing import NoTracing
 from yolods.training.loop import is_due
 
 
@@ -226,3 +227,55 @@ def test_losses_of_skipped_steps_are_left_out_of_the_epoch() -> None:
     loop.fit()
     assert isinstance(loop.telemetry, Lines)
     assert loop.telemetry.epochs[0].train_loss == dict.fromkeys(LOSS_NAMES, 1.0)
+
+
+class Traces(NoTracing):
+    """Notes what it is asked."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self._calls = calls
+
+    def before_step(self, step: int) -> None:
+        self._calls.append(f"trace {step}")
+
+    def finish(self) -> None:
+        self._calls.append("trace ends")
+
+    def drop(self) -> None:
+        self._calls.append("no trace")
+
+
+def traced(**more: Any) -> Loop:
+    loop = Loop(**more)
+    loop.run.tracing = Traces(loop.calls)
+    return loop
+
+
+def test_a_trace_hears_of_each_step_and_ends_before_the_last_validation() -> None:
+    calls = traced(epochs=1).fit().calls
+    assert calls[3:] == [
+        *("trace 1", "step 1", "trace 2", "step 2", "judge epoch 1", "save 2", "trace ends", *END)
+    ]
+
+
+def test_a_run_that_stops_has_no_trace() -> None:
+    loop = traced()
+    loop.steps[2] = good(stop=True)
+    with pytest.raises(interrupt.Stopped):
+        loop.fit()
+    assert "no trace" in loop.calls and "trace ends" not in loop.calls
+
+
+def test_a_rehearsal_takes_steps_and_nothing_else() -> None:
+    loop = traced(epochs=1)
+    loop.run.rehearse(3, epoch=2)  # beyond the end of the run
+    assert loop.calls == [
+        *("read from 16", "trace 1", "step 1", "trace 2", "step 2", "trace 3", "step 3"),
+        "trace ends",
+    ]
+    assert not loop.store.saved and not loop.telemetry.records and not loop.telemetry.epochs
+    loop = traced()
+    loop.steps[1] = good(stop=True)
+    with pytest.raises(interrupt.Stopped):
+        loop.run.rehearse(3)
+    assert loop.calls == ["read from 0", "trace 1", "step 1"]

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from yolods.traffic.moments import DeviceMoments, HostMoments
+from yolods.traffic.moments import DeviceMoments, HostMoments, moments_of
 
 
 @dataclass
@@ -93,3 +94,7 @@ def test_an_event_behind_a_collective_stands_on_the_stream_aside() -> None:
     assert not noted[0].query() and device.given == 10.0
     device.at = 50.0
     assert moments.seconds(begin, noted[0]) == 0.04
+
+
+def test_a_cpu_is_measured_by_the_hosts_clock() -> None:
+    assert isinstance(moments_of(torch.device("cpu")), HostMoments)

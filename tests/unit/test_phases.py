@@ -77,3 +77,19 @@ def test_who_waits_says_so_where_the_wait_is() -> None:
             assert tracker.waits
         assert tracker.waits
     assert not tracker.waits
+
+
+def test_a_listener_hears_every_mark_until_it_leaves() -> None:
+    tracker, heard = started(), []
+    tracker.mark("before")
+    tracker.hear(heard.append)
+    tracker.mark("forward", 3, step=7)
+    with tracker.slowly("drawing"):
+        pass
+    tracker.hear(None)
+    tracker.mark("behind")
+    assert [str(mark) for mark in heard] == [
+        "step 7, forward 3",
+        "step 7, drawing",
+        "step 7, forward 3",
+    ]

@@ -30,6 +30,7 @@ from yolods.launch.args import read_words
         ({"loggers": ["wandb", "jsonl"]}, ["--loggers=wandb,jsonl"]),
         ({"batch": 8, "num_gpus": 2}, ["--batch=8", "--num-gpus=2"]),
         ({"noval": True}, ["--noval"]),
+        ({"trace": 5}, ["--trace=5"]),
     ],
 )
 def test_words_become_flags(words, flags):

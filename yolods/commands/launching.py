@@ -7,12 +7,12 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from yolods import __version__
 from yolods.commands import USER_ERROR
@@ -59,6 +59,9 @@ def launch(words: list[str], *, dispatch: Callable[[list[str]], int]) -> int:
     if rest and rest[0] == "plan":
         faults.raise_if_any()
         return show_plan(flags, rest[1:])
+    if rest and rest[0] == "trace":
+        faults.raise_if_any()
+        launch_trace(flags, rest[1:])
     demo = bool(rest) and rest[0] == "demo"
     if demo:
         rest = ["train", *DEMO_FLAGS, *rest[1:]]
@@ -91,8 +94,34 @@ def launch(words: list[str], *, dispatch: Callable[[list[str]], int]) -> int:
     if flags.max_restarts != LaunchFlags.max_restarts:
         say("--max_restarts has no effect: an evaluation is not restarted")
     _say_start("an evaluation", flags, gpus)
+    _become(command, variables)
+
+
+def _become(command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
+    """Replace this process by DeepSpeed's launcher."""
     with held():  # until the launcher handles Ctrl-C itself, after its imports
         os.execvpe(command[0], command, {**os.environ, **variables})
+
+
+def launch_trace(flags: LaunchFlags, words: list[str]) -> NoReturn:
+    """Check the run to trace, then become DeepSpeed's launcher.
+
+    Args:
+        flags: the launcher's.
+        words: the flags of `yolods trace`.
+    """
+    from yolods.launch.command import launcher_command, ranks_of
+    from yolods.training.checks.trace_check import flags_of_run, trace_parser, traced_config
+
+    args, gpus = trace_parser().take(words), count_gpus(os.environ)
+    flags = flags_of_run(args, flags, gpus)
+    ranks, device = ranks_of(flags, gpus=gpus), "cuda" if gpus else "cpu"
+    traced_config(args, ranks, device, launches=True)
+    command, variables = launcher_command(
+        ["trace", *words], flags, gpus=gpus, python=sys.executable
+    )
+    _say_start("a trace", flags, gpus)
+    _become(command, variables)
 
 
 def _tell_lost(variables: Sequence[str]) -> None:

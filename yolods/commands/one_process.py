@@ -163,13 +163,16 @@ def completion_command(words: list[str]) -> int:
     from yolods.launch.args import add_launch_arguments
     from yolods.parsing.completion import SHELLS, completion_script
     from yolods.planner.flags import plan_parser
+    from yolods.training.checks.trace_check import trace_parser
 
     if len(words) != 1 or words[0] not in SHELLS:
         raise UserError(f"write yolods completion {' or '.join(SHELLS)}")
-    plan, train = plan_parser(), train_parser(for_help=True)
+    plan, train, trace = plan_parser(), train_parser(for_help=True), trace_parser()
     add_launch_arguments(plan)
+    add_launch_arguments(trace)
     parsers = {"train": train, "val": val_parser(for_help=True), "export": export_parser()}
     parsers |= {"pack": pack_parser(), "demo": train, "plan": plan, "doctor": doctor_parser()}
+    parsers["trace"] = trace
     values = {"--deepspeed_config": [*recipes(), "auto"], "--loggers": LOGGERS}
     streams.show(completion_script(words[0], parsers, ("completion", "launch"), values))
     return 0

@@ -19,7 +19,15 @@ from yolods.config.names.model_name import name_of_weights, parse_name
 from yolods.config.names.recipes import find_json
 from yolods.config.optimizers.json_block import merge_optimizer
 from yolods.config.resume import check_unchanged, find_run, passed_over, relaid
-from yolods.config.run import CONFIG_FILE, DEFAULT_MODEL, DEMO, NUMBERS, RunConfig, next_run_dir
+from yolods.config.run import (
+    CONFIG_FILE,
+    DEFAULT_MODEL,
+    DEMO,
+    NUMBERS,
+    TRACE_STEPS,
+    RunConfig,
+    next_run_dir,
+)
 from yolods.errors import Faults, UserError
 from yolods.parsing.rules import check
 
@@ -28,8 +36,9 @@ WRITTEN = {
     "imgsz": "--imgsz",
     "batch_size": "--batch-size",
     "workers": "--workers",
+    "trace": "--trace",
 }
-"""Keys of `NUMBERS` -> their flags."""
+"""Keys of `NUMBERS`, and trace -> their flags."""
 
 
 def build_run_config(
@@ -115,6 +124,7 @@ def _fresh(args: argparse.Namespace, world_size: int, device: str, faults: Fault
         imgsz=imgsz,
         workers=numbers.get("workers", default_workers(device)),
         check_data=bool(args.check_data),
+        trace=numbers.get("trace", 0),
         project=project,
         name=name,
         exist_ok=exist_ok,
@@ -183,13 +193,13 @@ def _as_typed(args: argparse.Namespace) -> tuple[tuple[str, Any], ...]:
 def _numbers(
     args: argparse.Namespace, read: HyperRead, faults: Faults
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """The given values of epochs, imgsz, batch_size and workers, and their sources; a flag
+    """The given values of epochs, imgsz, batch_size, workers and trace, and their sources; a flag
     overrides the hyp file."""
     numbers: dict[str, int] = {}
     sources: dict[str, str] = {}
     # The hyp file's numbers have not been checked yet, and argparse checks only that a flag is an
     # integer.
-    for key, rule in NUMBERS.items():
+    for key, rule in {**NUMBERS, "trace": TRACE_STEPS}.items():
         value, source = getattr(args, key, None), WRITTEN[key]
         if value is None and key in read.flags:
             value, source = read.flags[key], f"--hyp {args.hyp}: {key}"
@@ -362,6 +372,7 @@ def _resumed(
         epochs=numbers.get("epochs", saved.epochs),
         workers=numbers.get("workers", saved.workers),
         check_data=bool(args.check_data),
+        trace=numbers.get("trace", 0),
         loggers=read_loggers(",".join(saved.loggers) if loggers is None else loggers, faults),
         given=_as_typed(args),
         notes=tuple(dict.fromkeys((*said, *config.notes, *kept, *read.notes))),

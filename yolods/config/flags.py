@@ -145,6 +145,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         help=f"also send curves to {', '.join(LOGGERS)}; a resume keeps them, none ends them",
     )
+    parser.add_argument(
+        "--trace",
+        type=int,
+        metavar="N",
+        help="record N steps of all ranks into trace.json and trace.png",
+    )
     # Messages between launcher and ranks: the folder that the launcher claimed, the identity of the
     # start, and the file by which ranks report back.
     parser.add_argument("--run-dir", metavar="DIR", help=argparse.SUPPRESS)

@@ -35,16 +35,25 @@ def find_run(asked: str | bool, project: Path, config_file: str, faults: Faults)
             "--resume without a value for the newest run"
         )
         return None
-    path = Path(str(asked))
-    # The path itself, or a file at most two levels below the run's folder, such as weights/last.pt.
+    return run_at(str(asked), config_file, f"--resume {asked}", faults)
+
+
+def run_at(asked: str, config_file: str, where: str, faults: Faults) -> Path | None:
+    """The folder of the run that a path names, or lies in; None, and a fault added: there is none.
+
+    Args:
+        asked: the run's folder, or a file at most two levels below it, such as weights/last.pt.
+        where: begins the message.
+    """
+    path = Path(asked)
     for folder in (path, *list(path.parents)[:2]):
         if (folder / config_file).is_file():
             return folder
     if path.exists():
-        faults.add(f"--resume {asked}: not a run's folder, it has no {config_file}")
+        faults.add(f"{where}: not a run's folder, it has no {config_file}")
     else:
         runs = {str(file.parent): file.parent for file in path.parent.glob(f"*/{config_file}")}
-        faults.add(f"--resume {asked}: no such folder{nearest(str(path), runs)}")
+        faults.add(f"{where}: no such folder{nearest(str(path), runs)}")
     return None
 
 

@@ -32,6 +32,9 @@ NUMBERS: Mapping[str, Rule] = MappingProxyType(
 )
 """Rules for the numbers of a run, whether from flags, hyp file or config.json."""
 
+TRACE_STEPS = whole(1, 100)
+"""Rule for the steps that a start traces: all of them are in memory until the last one."""
+
 _SAVED: Mapping[str, Rule] = MappingProxyType(
     {
         **NUMBERS,
@@ -86,6 +89,8 @@ class RunConfig:
     """Lines to show at the start: settings without effect, and values that override others."""
     check_data: bool = False
     """Whether this start compares every file with the last check of the data."""
+    trace: int = 0
+    """Steps of this start that are traced; 0: none."""
     run: str = ""
     """The run's identity over all its starts; "": none yet (`run_folder` assigns it)."""
     start: str = ""
@@ -136,6 +141,17 @@ class RunConfig:
     def monitor_folders(self) -> dict[str, str]:
         """Environment variables that make DeepSpeed's services write into the run's folder."""
         return folder_variables(self.run_dir, self.deepspeed.for_initialize())
+
+    @property
+    def only_traced(self) -> bool:
+        """Whether this start takes a few steps from a run's checkpoint and leaves the run as it
+        is: it writes into another folder than the one it resumes."""
+        return self.resume is not None and self.resume != self.run_dir
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return (self.resume or self.run_dir) / "checkpoints"
 
     @property
     def is_demo(self) -> bool:

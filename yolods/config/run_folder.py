@@ -52,6 +52,9 @@ OUTPUTS = (
         "predictions.json",
         "metrics.json",
         "deepspeed",
+        "trace.json",
+        "trace.png",
+        "trace",
     ),
 )
 """Patterns of all that a run writes into its folder. CONFIG_FILE comes first: without it the folder

@@ -1,8 +1,9 @@
 """Tracks what this process is doing: the step, the phase and the time in it, for the watchdog.
 
 The main thread marks each phase when it enters it, which costs about a microsecond; the watchdog's
-thread reads the newest mark. That thread counts time in ticks instead of reading the clock: a
-machine that slept, or a run that was suspended with Ctrl-Z, has not been slow.
+thread reads the newest mark, and a trace hears of every one. The thread counts time in ticks
+instead of reading the clock: a machine that slept, or a run that was suspended with Ctrl-Z, has not
+been slow.
 
 A phase is late when it lasts far longer than ever before (`watchdog.failure_detector`). A new phase
 has no earlier time to compare with, and a phase inside `slowly` may take its time: compilation, the
@@ -62,6 +63,7 @@ class PhaseTracker:
         # A counter instead of a flag, because waits nest and several threads may wait.
         self._waits, self._lock = 0, threading.Lock()
         self._device: Callable[[], bool] | None = None
+        self._listener: Callable[[Mark], object] | None = None
         self._mark = Mark(0, "the start", None, 1, 0, True)
         self._seen: Mark | None = None
         self._seconds = 0.0
@@ -75,6 +77,12 @@ class PhaseTracker:
         count = before.count + 1 if step == before.step else 0
         # A new object in one assignment: the watchdog's thread reads it without a lock.
         self._mark = Mark(step, phase, number, times, count, self._slow > 0)
+        if self._listener is not None:
+            self._listener(self._mark)
+
+    def hear(self, listener: Callable[[Mark], object] | None) -> None:
+        """Call `listener` with every new mark from now on, in the main thread; None: nobody."""
+        self._listener = listener
 
     @contextmanager
     def slowly(self, phase: str) -> Iterator[None]:

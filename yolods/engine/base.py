@@ -134,6 +134,7 @@ class Engine(TrainingState):
                 sums, step.batches * self.share.dp_size, can_return=can_return
             )
         if record.verdict.applied:
+            mark("a snapshot")
             # The verdict has shown that these weights are good, and the step will change them.
             self.snapshots.remember()
         mark("the optimizer")
@@ -166,6 +167,7 @@ class Engine(TrainingState):
         After the masters have moved. A skipped step advances neither the average's warm-up nor the
         compression's memory of what it has not sent.
         """
+        mark("the average")
         self.ema.update()
         if self.compression is not None:
             self.compression.commit()

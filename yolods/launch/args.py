@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,17 @@ def read_words(
         given |= {"hostfile": Path(named), "hostfile_by": "HOSTFILE="}
     _drop_bad(given, faults)
     return LaunchFlags(**given), rest
+
+
+def recorded_flags(command: str, folder: Path) -> LaunchFlags:
+    """The launcher's flags in the command that started a run.
+
+    Args:
+        command: as typed, quoted for a shell.
+        folder: the working directory of the command.
+    """
+    flags, _ = read_words(shlex.split(command), Faults(), {})
+    return replace(flags, hostfile=None if flags.hostfile is None else folder / flags.hostfile)
 
 
 def _drop_bad(given: dict[str, Any], faults: Faults) -> None:

@@ -12,10 +12,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from yolods.distributed.collective_waits import observe
@@ -31,7 +29,7 @@ from yolods.traffic.measured import (
     count,
     read,
 )
-from yolods.traffic.moments import DeviceMoments, HostMoments
+from yolods.traffic.moments import moments_of
 from yolods.traffic.theory import Need
 
 _OURS, _UNKNOWN = Carried("ours", "", 0.0), Carried("gather", "", 0.0)
@@ -58,6 +56,9 @@ class NoMeter:
         """
         return {}
 
+    def keep(self, calls: list[MeteredCall] | None) -> None:
+        """Append every call to `calls` as well, also between steps; None: no longer."""
+
     def report(self, ranks: Ranks) -> CommunicationStats | None:
         """All ranks' numbers since the last report, on rank 0 of several. A collective."""
         return None
@@ -78,6 +79,7 @@ class Meter(NoMeter):
         self._step: StepTraffic | None = None
         self._number = 0
         self._calls: list[MeteredCall] = []
+        self._kept: list[MeteredCall] | None = None
         self._pending: dict[int, MeteredCall] = {}
         self._unread: deque[tuple[StepTraffic, list[MeteredCall], Any]] = deque()
         self._epoch = EpochTraffic()
@@ -113,6 +115,10 @@ class Meter(NoMeter):
     def _is_over(self, calls: list[MeteredCall], end: Any) -> bool:
         return self._moments.passed(end) and can_be_read(calls, self._moments)
 
+    def keep(self, calls: list[MeteredCall] | None) -> None:
+        """See `NoMeter.keep`."""
+        self._kept = calls
+
     def report(self, ranks: Ranks) -> CommunicationStats | None:
         """See `NoMeter.report`."""
         shares = ranks.to_main(self._epoch.take())
@@ -134,6 +140,8 @@ class Meter(NoMeter):
         else:
             call = self._called(function, arguments, named)
         if call is not None:
+            if self._kept is not None and not call.held:
+                self._kept.append(call)
             self._thread.inside = True
             call.held.append((self._moments.now(), None))
         return call
@@ -146,7 +154,7 @@ class Meter(NoMeter):
             return None
         if self._step is None:
             self._epoch.between += found.sent
-            return None
+            return None if self._kept is None else MeteredCall(found, self._moments.now())
         if self._own:
             found = replace(found, kind="ours", peer=None)
         count(self._step, found)
@@ -178,12 +186,8 @@ def open_meter(ranks: Ranks) -> NoMeter:
     """The meter of this rank."""
     if ranks.size == 1:
         return NoMeter()
-    if ranks.device.type != "cuda":
-        return Meter("gloo", HostMoments())
-    # Of the other priority than those on which DeepSpeed reduces, which come from the same few.
-    aside = torch.cuda.Stream(priority=-1)
-    event = partial(torch.cuda.Event, enable_timing=True)
-    return Meter("nccl", DeviceMoments(event, partial(torch.cuda.stream, aside)))
+    backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+    return Meter(backend, moments_of(ranks.device))
 
 
 def curves(step: StepTraffic, timed: StepTraffic | None) -> dict[str, float | None]:

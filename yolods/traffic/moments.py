@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 
 
@@ -81,3 +83,13 @@ class DeviceMoments:
     def seconds(self, begin: TimedEvent, end: TimedEvent) -> float:
         """Between two moments that have passed."""
         return begin.elapsed_time(end) / 1e3
+
+
+def moments_of(device: torch.device) -> HostMoments | DeviceMoments:
+    """What measures the work of a rank that computes on this device."""
+    if device.type != "cuda":
+        return HostMoments()
+    # Of the other priority than those on which DeepSpeed reduces, which come from the same few.
+    aside = torch.cuda.Stream(priority=-1)
+    event = partial(torch.cuda.Event, enable_timing=True)
+    return DeviceMoments(event, partial(torch.cuda.stream, aside))

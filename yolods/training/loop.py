@@ -25,6 +25,7 @@ from yolods.stats import EpochStats
 from yolods.system import interrupt
 from yolods.system.invocation import launch_command
 from yolods.telemetry import STABILITY_FILE, Telemetry
+from yolods.trace.tracing import NoTracing
 from yolods.training.batches import TrainBatches
 from yolods.training.final import FinalValidation
 from yolods.training.memory_check import MemoryCheck
@@ -50,6 +51,7 @@ class Run:
         watchdog: Watchdog,
         memory: MemoryCheck,
         progress: Progress,
+        tracing: NoTracing,
     ) -> None:
         """
         Args:
@@ -57,11 +59,12 @@ class Run:
             final: evaluates the best epoch's weights at the end.
             memory: compares the memory of the first steps with the plan's.
             progress: where to continue; `Progress()` for a new run.
+            tracing: traces some steps.
         """
         self.config, self.engine, self.schedule, self.batches = config, engine, schedule, batches
         self.selection, self.final, self.store = selection, final, store
         self.telemetry, self.watchdog, self.memory = telemetry, watchdog, memory
-        self.progress = progress
+        self.progress, self.tracing = progress, tracing
         self._pace = Pace(progress.seconds)
         self._saved = progress.step
 
@@ -85,10 +88,33 @@ class Run:
                 self._close_epochs()
                 while self._goes_on:
                     self._pass()
+                self.tracing.finish()
                 self._finish()
             except interrupt.Stopped as stopped:
+                self.tracing.drop()
                 self._put_down(stopped)
                 raise
+
+    def rehearse(self, steps: int, epoch: int | None = None) -> None:
+        """Take steps for a trace, without a checkpoint, an evaluation or a result.
+
+        Args:
+            steps: how many; the run's end does not matter.
+            epoch: take them from its beginning (from 0); None: from `progress`.
+
+        Raises:
+            Stopped: by Ctrl-C or SIGTERM, or because a launcher is gone.
+        """
+        self.engine.training()
+        if epoch is not None:
+            self.progress = replace(self.progress, position=epoch * self.schedule.samples)
+        PHASES.started()
+        with interrupt.patient(), closing(self.batches.read(self.progress)) as batches:
+            for _ in range(steps):
+                self.tracing.before_step(self.progress.step + 1)
+                if self._train(batches).stop:
+                    raise interrupt.Stopped()
+            self.tracing.finish()
 
     @property
     def _goes_on(self) -> bool:
@@ -108,6 +134,7 @@ class Run:
 
     def _step(self, batches: Iterator[dict[str, Any]]) -> None:
         """Take one optimizer step and do everything that is due after it."""
+        self.tracing.before_step(self.progress.step + 1)
         record = self._train(batches)
         self.memory.step(record.scalars, epoch_ends=self._epoch_ended)
         with slowly("the screen"):  # a user may hold it with Ctrl-S

@@ -56,10 +56,12 @@ from yolods.optim.lr_schedule import Schedule
 from yolods.optim.optimizers import OptimizerChoice, choose_optimizer
 from yolods.plan.layout import layout_of
 from yolods.plan.stage_plan import counted
+from yolods.system import streams
 from yolods.system.files import replace_text
 from yolods.telemetry import NullTelemetry, RunTelemetry, Telemetry, model_table
 from yolods.telemetry.sinks.hub import Sinks
 from yolods.telemetry.sinks.sink import RunFacts
+from yolods.trace.tracing import NoTracing, TracedPlace, Tracing
 from yolods.traffic.theory import Need, need_of_stages, need_of_whole
 from yolods.training.batches import TrainBatches
 from yolods.training.checks.resume_check import (
@@ -135,7 +137,7 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     # A trace takes a second, and two places ask.
     labels, kind = train.scan.labels, ranks.device.type
     predict = cache(partial(predicted_ranks, config, blueprint, labels, choice.name, cuts, kind))
-    if ranks.is_main:
+    if ranks.is_main and not config.only_traced:
         _announce(
             *(config, origin, ranks, telemetry, blueprint, splits, choice, schedule, progress),
             *(footing.partners.lines + notes, _planned(kind, cuts, predict)),
@@ -152,7 +154,21 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     return Run(
         *(config, engine, schedule, batches, selection, final, store, telemetry, watchdog, memory),
         progress,
+        _open_tracing(config, ranks, engine, telemetry),
     )
+
+
+def _open_tracing(
+    config: RunConfig, ranks: Ranks, engine: Engine, telemetry: Telemetry
+) -> NoTracing:
+    """What traces the steps that this start is asked to trace."""
+    if not config.trace:
+        return NoTracing()
+    pipeline = config.deepspeed.pipeline
+    schedule = None if pipeline is None else pipeline.schedule
+    place = TracedPlace(engine.stage, engine.share.dp_rank, schedule)
+    tell = streams.show if config.only_traced else partial(telemetry.event, "trace")
+    return Tracing(config.trace, config.run_dir, ranks, place, engine.traffic, tell)
 
 
 def _split_options(config: RunConfig, stride: int, ranks: Ranks) -> SplitOptions:
@@ -201,7 +217,7 @@ def _open_store(
     """
     policy = config.deepspeed.own.checkpoint
     return CheckpointStore(
-        config.run_dir / "checkpoints",
+        config.checkpoints,
         ranks,
         keep=policy.keep,
         keep_best=policy.keep_best,
@@ -292,7 +308,7 @@ def _footing(
     if checkpoint is None:
         return _Footing(now.record(), choice, partners, Comparison())
     before = read_depends(checkpoint.model)
-    comparison = compare(before, now, config.run_dir, config.data)
+    comparison = compare(before, now, config.checkpoints.parent, config.data)
     _refuse_resume(config, checkpoint.progress, comparison)
     for line in comparison.notes:
         log.warning("%s", line)
@@ -329,7 +345,7 @@ def _depends(
 def _refuse_resume(config: RunConfig, progress: Mapping[str, Any], comparison: Comparison) -> None:
     """Raise UserError if the run is finished or has changed too much."""
     faults = Faults()
-    if is_over(config, progress["step"], progress["epochs_done"]):
+    if is_over(config, progress["step"], progress["epochs_done"]) and not config.only_traced:
         faults.add(finished(config))
     for line in comparison.faults:
         faults.add(line)
@@ -434,6 +450,9 @@ def seed_everything(seed: int, *, deterministic: bool) -> None:
 def _prepare_folder(config: RunConfig, parameters: int) -> None:
     """Create the run folder, and check that its disk has room for what the run writes."""
     with writable(config.run_dir):
+        if config.only_traced:
+            config.run_dir.mkdir(exist_ok=True)
+            return
         (config.run_dir / "weights").mkdir(parents=True, exist_ok=True)
         policy = config.deepspeed.own.checkpoint
         each = BYTES_A_PARAMETER
@@ -445,6 +464,8 @@ def _prepare_folder(config: RunConfig, parameters: int) -> None:
 
 def _write_config(config: RunConfig, origin: Provenance) -> None:
     """Write config.json: everything that determines the run, and the versions and devices."""
+    if config.only_traced:  # the run keeps its own
+        return
     with writable(config.run_dir):
         replace_text(config.run_dir / CONFIG_FILE, json.dumps(_as_dict(config, origin), indent=2))
 
@@ -482,7 +503,7 @@ def _small_set(schedule: Schedule, ranks: int) -> list[str]:
 def _open_telemetry(
     config: RunConfig, ranks: Ranks, names: tuple[str, ...], schedule: Schedule, progress: Progress
 ) -> Telemetry:
-    if not ranks.is_main:
+    if not ranks.is_main or config.only_traced:
         return NullTelemetry()
     hyper = config.hyper
     closing = (config.epochs - hyper.close_mosaic) * schedule.samples // schedule.batch

@@ -175,6 +175,7 @@ FLAGS = {
     "batch": "--batch-size",
     "batch_size": "--batch-size",
     "workers": "--workers",
+    "trace": "--trace",
     "deepspeed_config": "--deepspeed_config",
     "device": "the launcher's --num_gpus, --include or --hostfile, or CUDA_VISIBLE_DEVICES",
 }
@@ -187,5 +188,6 @@ FLAGS_IN_FILE = {
     "imgsz": "imgsz",
     "batch": "batch_size",
     "workers": "workers",
+    "trace": "trace",
 }
 """Those that a hyp file may set: key in the file -> name of the flag. The flag wins."""

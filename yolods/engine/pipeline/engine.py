@@ -19,6 +19,7 @@ from torch import Tensor
 
 from yolods.distributed.mesh import Mesh
 from yolods.distributed.p2p import Message
+from yolods.distributed.phases import mark
 from yolods.distributed.stage_channels import connect
 from yolods.distributed.state_transfer import receive_tensors, send_tensors
 from yolods.engine.base import Engine, Parts
@@ -113,6 +114,7 @@ class PipelineEngine(Engine):
                 self._backward(number, size)
             else:
                 self._weights(number)
+        mark("reduction")
         self._drain()
         self._clock.stop()
         self._steps, self._micro_batches = self._steps + 1, step.batches
@@ -159,6 +161,7 @@ class PipelineEngine(Engine):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
         """A micro-batch's inputs, its targets (host; last stage only) and its number of images."""
         if not self.mesh.first:
+            mark("boundary", number)
             arrived = self._clock.waiting(self._ahead.pop(("F", number)).wait)
             assert self._channels.to_before is not None
             self._channels.to_before.expect(arrived, ("B", size))
@@ -188,12 +191,12 @@ class PipelineEngine(Engine):
 
     def _backward(self, number: int, size: int | None) -> None:
         flight = self._flights.pop(number)
+        gradients = [] if flight.loss is not None else self._gradients_of(number)
         self.diagnosis.at("backward", number)
         if flight.loss is not None:
             with self._clock.backward():
                 flight.loss.backward()
         else:
-            gradients = self._gradients_of(number)
             # The output of frozen layers has no graph; its gradient ends here.
             pairs = [
                 pair for pair in zip(flight.sent, gradients, strict=True) if pair[0].requires_grad
@@ -213,6 +216,7 @@ class PipelineEngine(Engine):
 
     def _weights(self, number: int) -> None:
         self.diagnosis.at("backward", number)
+        mark("weights", number)
         with self._clock.weights():
             run_weights(self._deferred.pop(number))
 
@@ -221,6 +225,7 @@ class PipelineEngine(Engine):
 
         The micro-batch must have left `_flights`.
         """
+        mark("boundary", number)
         gradients = self._clock.waiting(self._ahead.pop(("B", number)).wait)
         # A gradient has arrived, so its activation and its targets have arrived too; those of
         # micro-batches in flight may not have. Draining the targets, which travel from host to

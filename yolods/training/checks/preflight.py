@@ -38,12 +38,17 @@ def check_train(
         build_run_config,
         world_size=world_size,
         device=device,
-        check_files=partial(_check_files, tell=tell),
+        check_files=partial(check_files, tell=tell),
     )
     return check(settled(args, check, tell=tell))
 
 
-def _check_files(config: RunConfig, faults: Faults, tell: Tell | None) -> None:
+def check_files(config: RunConfig, faults: Faults, tell: Tell | None = None) -> None:
+    """Add the faults of data, model, weights, and the checkpoint to resume from.
+
+    Args:
+        tell: as for `check_train`.
+    """
     # With faults in flags or JSON, defaults replace the refused values; a check of the model
     # against them would report faults that the user does not have.
     sound = not faults

@@ -190,7 +190,7 @@ def check_before_start(config: RunConfig, faults: Faults) -> None:
         faults: receives one line per change that prevents a resume, or the line that the run is
             finished.
     """
-    folder = config.run_dir / "checkpoints"
+    folder = config.checkpoints
     if not names_in(folder, config.run):
         faults.add(nothing_in(folder))
         return
@@ -198,11 +198,10 @@ def check_before_start(config: RunConfig, faults: Faults) -> None:
     if left is None:  # damaged: ranks search for an earlier one, with checksums
         return
     before, progress = left
-    if is_over(config, progress["step"], progress["epochs_done"]):
+    if is_over(config, progress["step"], progress["epochs_done"]) and not config.only_traced:
         faults.add(finished(config))
-    for line in compare(
-        before, depends_on(config, **_known(config)), config.run_dir, config.data
-    ).faults:
+    run = folder.parent
+    for line in compare(before, depends_on(config, **_known(config)), run, config.data).faults:
         faults.add(line)
 
 
@@ -222,7 +221,7 @@ def _known(config: RunConfig) -> Facts:
 
 def is_over(config: RunConfig, step: int, epochs_done: int) -> bool:
     """Whether the run has nothing left to do after this step, its final validation included."""
-    end = end_of(config.run_dir / "checkpoints")
+    end = end_of(config.checkpoints)
     over = end is not None and (end.run, end.step, end.status) == (config.run, step, 0)
     return over and epochs_done >= config.epochs
 

@@ -1,0 +1,1 @@
+"""What every rank did in a few steps: recorded, put on one clock, drawn and added up."""
