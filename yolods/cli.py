@@ -355,6 +355,16 @@ def _doctor_parser() -> FlagParser:
     return parser
 
 
+def _trace_parser() -> FlagParser:
+    from yolods.launch.args import add_launch_arguments
+    from yolods.training.checks.trace_check import trace_parser
+
+    parser = trace_parser()
+    # Taken out of the words before; here they are for the help and the completion.
+    add_launch_arguments(parser.add_argument_group("the launcher's flags"))
+    return parser
+
+
 def _launch(words: list[str]) -> int:
     """Check everything that a single process can check, then become DeepSpeed's launcher.
 
@@ -424,9 +434,9 @@ def _become(command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
 def _launch_trace(flags: LaunchFlags, words: list[str]) -> NoReturn:
     """Check the run to trace, then become DeepSpeed's launcher."""
     from yolods.launch.command import launcher_command, ranks_of
-    from yolods.training.checks.trace_check import flags_of_run, trace_parser, traced_config
+    from yolods.training.checks.trace_check import flags_of_run, traced_config
 
-    args, gpus = trace_parser().take(words), _count_gpus()
+    args, gpus = _trace_parser().take(words), _count_gpus()
     flags = flags_of_run(args, flags, gpus)
     ranks, device = ranks_of(flags, gpus=gpus), "cuda" if gpus else "cpu"
     traced_config(args, ranks, device, launches=True)
@@ -769,9 +779,9 @@ def _trace(words: list[str]) -> int:
 
         _launch_trace(*split_words(words))
     from yolods.distributed.world import join_timeout, joined
-    from yolods.training.checks.trace_check import trace_parser, traced_config
+    from yolods.training.checks.trace_check import traced_config
 
-    args = trace_parser().take(words)
+    args = _trace_parser().take(words)
     _prepare_libraries()
     with joined() as ranks:
         compat.forget_mpi(os.environ)  # both as for a training
@@ -836,17 +846,14 @@ def _completion(words: list[str]) -> int:
     from yolods.launch.args import add_launch_arguments
     from yolods.parsing.completion import SHELLS, completion_script
     from yolods.planner.flags import plan_parser
-    from yolods.training.checks.trace_check import trace_parser
 
     if len(words) != 1 or words[0] not in SHELLS:
         raise UserError(f"write yolods completion {' or '.join(SHELLS)}")
     plan, train = plan_parser(), _train_parser(for_help=True)
-    trace = trace_parser()
     add_launch_arguments(plan)
-    add_launch_arguments(trace)
     parsers = {"train": train, "val": _val_parser(for_help=True), "export": _export_parser()}
     parsers |= {"pack": _pack_parser(), "demo": train, "plan": plan, "doctor": _doctor_parser()}
-    parsers["trace"] = trace
+    parsers["trace"] = _trace_parser()
     values = {"--deepspeed_config": [*recipes(), "auto"], "--loggers": LOGGERS}
     streams.show(completion_script(words[0], parsers, ("completion", "launch"), values))
     return 0
