@@ -21,7 +21,7 @@ from yolods.commands.one_process import (
 )
 from yolods.commands.parsers import HELP
 from yolods.commands.running import demo_command, link_test_command, train_command, val_command
-from yolods.commands.tracing import trace_command
+from yolods.commands.trace_run import trace_command
 from yolods.errors import OwnError, UserError, nearest
 from yolods.system import streams
 from yolods.system.interrupt import Stopped

@@ -29,6 +29,15 @@ def test_version(capsys, word):
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
+@pytest.mark.parametrize("words", [["trace"], ["launch", "trace"]])
+def test_a_trace_lists_the_launchers_flags_too(capsys, words):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*words, "--help"])
+    shown = capsys.readouterr().out
+    assert caught.value.code == 0 and "usage: yolods trace" in shown
+    assert all(flag in shown for flag in ("RUN", "--steps", "--epoch", "--hostfile", "--num_gpus"))
+
+
 @pytest.mark.process
 @pytest.mark.parametrize(
     "words", [["train", "--help"], ["launch", "train", "--data", "nowhere.yaml"]]

@@ -15,7 +15,7 @@ from yolods import cli
 from yolods.config import add_train_arguments, build_run_config
 from yolods.errors import UserError
 from yolods.launch.args import LaunchFlags
-from yolods.training.checks.trace_check import flags_of_run, trace_parser, traced_config
+from yolods.training.checks.trace_check import flags_of_run, trace_flags, traced_config
 
 RUN = Path("runs/exp")
 WORDS = ("--data", "data/tiny.yaml", "--model", "yolov5n", "--imgsz", "64", "--batch-size", "4")
@@ -42,7 +42,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def typed(*words: str) -> argparse.Namespace:
-    return trace_parser().take(words)
+    return trace_flags().take(words)
 
 
 def came_from(command: str, hosts: Sequence[str] = ("here",)) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from tests.traced import call, part, record
-from yolods.plan.one_f_one_b import instructions, simulate
+from yolods.plan.one_f_one_b import Instruction, instructions, simulate
 from yolods.plan.zero_bubble import passes, simulate_split
 from yolods.trace.schedule import Pass, as_run, ideal, idle_share, makespan, stages_in
 
@@ -13,15 +15,20 @@ FORWARD, BACKWARD, WEIGHTS = (1.0, 1.5, 2.0), (2.0, 1.0, 2.5), (0.5, 1.0, 0.75)
 
 
 def rows(schedule: str, micro_batches: int) -> list[list[Pass]]:
+    """The passes of all stages, at moments that mean nothing."""
     order = passes if schedule == "zb" else instructions
-    seconds = {"F": FORWARD, "B": BACKWARD, "W": WEIGHTS}
+    ordered = [order(len(FORWARD), stage, micro_batches) for stage in range(len(FORWARD))]
     return [
-        [
-            Pass(what, 99.0, seconds[what[0]][stage])
-            for what in order(len(FORWARD), stage, micro_batches)
-        ]
-        for stage in range(len(FORWARD))
+        [Pass(what, 99.0, seconds(what, stage, each, schedule)) for what in each]
+        for stage, each in enumerate(ordered)
     ]
+
+
+def seconds(what: Instruction, stage: int, order: Sequence[Instruction], schedule: str) -> float:
+    """Of a pass. Zero-bubble's undivided backward passes, which have no W, take B + W."""
+    kind, number = what
+    whole = schedule == "zb" and kind == "B" and ("W", number) not in order
+    return {"F": FORWARD, "B": BACKWARD, "W": WEIGHTS}[kind][stage] + whole * WEIGHTS[stage]
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 3, 8])

@@ -83,14 +83,20 @@ def test_a_run_that_stops_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()) and PHASES._listener is None
 
 
-def test_a_full_disk_costs_the_trace_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("broken", "left"), [("replace_text", "trace.png"), ("draw_trace", "trace.json")]
+)
+def test_what_cannot_be_written_costs_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, left: str
+) -> None:
+    def full(*given: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "replace_text", full)
+    monkeypatch.setattr(module, broken, full)
     lines = write_trace(tmp_path, [record(part(0, 1, "forward"))], [CLOCK], None)
-    assert lines[-1].startswith("the trace could not be written: [Errno 28]")
-    assert not list(tmp_path.iterdir())
+    (told,) = (line for line in lines if "could not be written" in line)
+    assert told.endswith("could not be written: [Errno 28] No space left on device")
+    assert [each.name for each in tmp_path.iterdir()] == [left]
 
 
 def test_of_a_pipeline_the_schedule_is_drawn_too(

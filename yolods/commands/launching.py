@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 from yolods import __version__
 from yolods.commands import USER_ERROR
 from yolods.commands.one_process import examine, show_plan
-from yolods.commands.parsers import HELP, train_parser, val_parser
+from yolods.commands.parsers import HELP, trace_parser, train_parser, val_parser
 from yolods.commands.running import DEMO_FLAGS, say_put_aside
 from yolods.errors import UserError
 from yolods.hosts.devices import count_gpus
@@ -111,7 +111,7 @@ def launch_trace(flags: LaunchFlags, words: list[str]) -> NoReturn:
         words: the flags of `yolods trace`.
     """
     from yolods.launch.command import launcher_command, ranks_of
-    from yolods.training.checks.trace_check import flags_of_run, trace_parser, traced_config
+    from yolods.training.checks.trace_check import flags_of_run, traced_config
 
     args, gpus = trace_parser().take(words), count_gpus(os.environ)
     flags = flags_of_run(args, flags, gpus)

@@ -13,6 +13,7 @@ from yolods.commands.parsers import (
     doctor_parser,
     export_parser,
     pack_parser,
+    trace_parser,
     train_parser,
     val_parser,
 )
@@ -163,16 +164,14 @@ def completion_command(words: list[str]) -> int:
     from yolods.launch.args import add_launch_arguments
     from yolods.parsing.completion import SHELLS, completion_script
     from yolods.planner.flags import plan_parser
-    from yolods.training.checks.trace_check import trace_parser
 
     if len(words) != 1 or words[0] not in SHELLS:
         raise UserError(f"write yolods completion {' or '.join(SHELLS)}")
-    plan, train, trace = plan_parser(), train_parser(for_help=True), trace_parser()
+    plan, train = plan_parser(), train_parser(for_help=True)
     add_launch_arguments(plan)
-    add_launch_arguments(trace)
     parsers = {"train": train, "val": val_parser(for_help=True), "export": export_parser()}
     parsers |= {"pack": pack_parser(), "demo": train, "plan": plan, "doctor": doctor_parser()}
-    parsers["trace"] = trace
+    parsers["trace"] = trace_parser()
     values = {"--deepspeed_config": [*recipes(), "auto"], "--loggers": LOGGERS}
     streams.show(completion_script(words[0], parsers, ("completion", "launch"), values))
     return 0

@@ -141,6 +141,17 @@ def doctor_parser() -> FlagParser:
     return parser
 
 
+def trace_parser() -> FlagParser:
+    """The flags of `yolods trace`, and the launcher's for the help and the completion: a command
+    takes those out of its words before."""
+    from yolods.launch.args import add_launch_arguments
+    from yolods.training.checks.trace_check import trace_flags
+
+    parser = trace_flags()
+    add_launch_arguments(parser.add_argument_group("the launcher's flags"))
+    return parser
+
+
 def _show_launch_arguments(parser: FlagParser) -> None:
     from yolods.launch.args import add_launch_arguments, add_restart_argument
 

@@ -134,11 +134,9 @@ class Tracing(NoTracing):
         self._recorder.start()
 
     def _write(self, records: Sequence[RankRecord], clocks: Sequence[RankClock]) -> None:
-        """Write the files, and tell about them; a full disk costs them, and not the run."""
+        """Write the files, and tell about them."""
         moved = [clock.move(each) for clock, each in zip(clocks, records, strict=True)]
-        found = with_waits(moved)
-        lines = write_trace(self._folder, found, clocks, self._place.schedule)
-        for line in lines:
+        for line in write_trace(self._folder, with_waits(moved), clocks, self._place.schedule):
             self._tell(line)
 
 
@@ -156,20 +154,35 @@ def write_trace(
     step, count = typical_step(records), len(records[0].steps())
     stages = stages_in(records) if schedule else []
     plan = ideal(as_run(stages, step), schedule) if schedule else []
-    bound = idle_share(plan) if schedule else None
     error = max(clock.error for clock in clocks)
     about = {"steps": count, "ranks": len(records), "schedule": schedule or "none"}
-    lines = trace_lines(records, bound)
-    try:
+    file, picture = folder / TRACE_FILE, folder / TRACE_PICTURE
+
+    def write_file() -> None:
         document = chrome_trace(records, clocks, about)
-        replace_text(folder / TRACE_FILE, json.dumps(document, separators=(",", ":")))
+        replace_text(file, json.dumps(document, separators=(",", ":")))
+
+    def draw() -> None:
         title = f"step {step}, {plural(len(records), 'rank')}"
-        draw_trace(folder / TRACE_PICTURE, records, step, title, stages, plan)
-    except OSError as fault:
-        return [*lines, f"the trace could not be written: {fault}"]
+        draw_trace(picture, records, step, title, stages, plan)
+
     return [
-        *lines,
-        f"{folder / TRACE_FILE}: open it at https://ui.perfetto.dev or chrome://tracing; clocks of "
-        f"the ranks agree to {error * 1e6:.0f} us",
-        f"{folder / TRACE_PICTURE}: step {step} as a picture",
+        *trace_lines(records, idle_share(plan) if schedule else None),
+        _written(
+            file,
+            write_file,
+            "open it at https://ui.perfetto.dev or chrome://tracing; clocks of the ranks agree to "
+            f"{error * 1e6:.0f} us",
+        ),
+        _written(picture, draw, f"step {step} as a picture"),
     ]
+
+
+def _written(file: Path, write: Callable[[], object], what: str) -> str:
+    """Write a file; the line about it. Whatever fails costs the file, and not the run."""
+    try:
+        write()
+    except Exception as fault:
+        reason = str(fault).strip() or type(fault).__name__
+        return f"{file} could not be written: {reason.splitlines()[0]}"
+    return f"{file}: {what}"

@@ -118,8 +118,7 @@ def start_run(config: RunConfig, ranks: Ranks, kv_store: KeyValueStore, watchdog
     checkpoint = store.find() if config.resume else None
     footing = ranks.main_first(lambda: _footing(config, blueprint, choice, splits, checkpoint))
     model[RECORD], choice = footing.record, footing.choice
-    # Only now, after the last check: a folder that contains this file is a run, and --resume
-    # without a folder takes the newest run.
+    # After the last check: a folder with this file is a run, and --resume takes the newest one.
     origin = provenance(ranks)
     ranks.main_first(lambda: _write_config(config, origin))
     schedule = plan_schedule(config, choice, len(train.dataset))

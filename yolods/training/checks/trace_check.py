@@ -25,7 +25,7 @@ TRACE_FOLDER = "trace"
 """The only folder of the run into which `yolods trace` writes."""
 
 
-def trace_parser() -> FlagParser:
+def trace_flags() -> FlagParser:
     """The parser of `yolods trace`; `launch.args` takes --hostfile and its relatives before."""
     parser = FlagParser(
         prog="yolods trace",
@@ -51,7 +51,7 @@ def traced_config(
     """The run's configuration for a start that only traces it.
 
     Args:
-        args: of `trace_parser`.
+        args: of `trace_flags`.
         world_size: number of ranks.
         device: "cpu" or "cuda".
         launches: whether no process is there yet: then data and model are checked as well.
@@ -84,7 +84,7 @@ def flags_of_run(args: argparse.Namespace, typed: LaunchFlags, gpus: int) -> Lau
     """The launcher's flags for the run's own hosts and ranks, unless others were typed.
 
     Args:
-        args: of `trace_parser`.
+        args: of `trace_flags`.
         typed: the launcher's flags of this command.
         gpus: GPUs of this machine.
 

@@ -6,6 +6,7 @@ import os
 
 from yolods import compat
 from yolods.commands.launching import launch_trace
+from yolods.commands.parsers import trace_parser
 from yolods.commands.running import prepare_libraries
 from yolods.system.interrupt import noted
 
@@ -19,7 +20,7 @@ def trace_command(words: list[str]) -> int:
 
         launch_trace(*split_words(words))
     from yolods.distributed.world import join_timeout, joined
-    from yolods.training.checks.trace_check import trace_parser, traced_config
+    from yolods.training.checks.trace_check import traced_config
 
     args = trace_parser().take(words)
     prepare_libraries()
