@@ -109,7 +109,7 @@ MUTANTS = (
         "gradients are not unscaled where a shard is flat",
         "            flat.mul_(decision.factor)\n",
         "            pass\n",
-        ("parity/test_clipping.py",),
+        ("test_gradients.py",),
     ),
     Mutant(
         "a spike does not count until the run has patience left",
@@ -139,7 +139,7 @@ MUTANTS = (
         "a file's checksum is not compared",
         'if f"{crc:08x}" == expected.crc32',
         "if expected.crc32",
-        ("test_store.py",),
+        ("test_checked_files.py",),
     ),
     Mutant(
         "another run's checkpoints are taken for its own",

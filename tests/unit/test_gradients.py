@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from yolods.zero.gradients import ROW, SMALL, squares
+from yolods.zero.gradients import ROW, SMALL, Decision, Gradients, squares
+from yolods.zero.shards import Span
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 SIZES = [1, SMALL, SMALL + 1, ROW - 1, ROW + 1, 2 * ROW, 9 * ROW + 1, 2**20 + 12345]
@@ -79,3 +82,22 @@ def test_no_gradient_is_copied(dtype: torch.dtype) -> None:
     events = seen.kineto_results.events()
     allocated = sum(max(event.nbytes(), 0) for event in events if event.name() == "[memory]")
     assert allocated < 2**16, "a copy in fp32 would be of 8 MiB"
+
+
+def settled(decision: Decision) -> list[float]:
+    """A shard of two parameters, all ones, as an optimizer without a fused kernel gets it."""
+    own = SimpleNamespace(
+        decision=decision,
+        _folded=lambda device: False,
+        _spans=[[Span("a", 0, 1, 0), Span("b", 1, 2, 0)]],
+    )
+    flat = torch.ones(3)
+    Gradients._settle(own, flat, 0)  # type: ignore[arg-type]
+    return flat.tolist()
+
+
+def test_a_shard_is_unscaled_and_clipped_where_no_kernel_does_it() -> None:
+    assert settled(Decision(factor=0.5)) == [0.5, 0.5, 0.5]
+    assert settled(Decision(factor=0.5, limit=0.25)) == [0.25, 0.25, 0.25]
+    assert settled(Decision(factors={"a": 0.5, "b": 2.0})) == [0.5, 2.0, 2.0]
+    assert settled(Decision()) == [1.0, 1.0, 1.0]

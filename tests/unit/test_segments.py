@@ -60,6 +60,7 @@ def test_the_share_of_a_series() -> None:
     trace = Trace(
         fixed=np.array([0, 3 * MIB]),
         each=np.array([8 * MIB, 0]),
+        for_several=np.array([False, False]),
         born=np.array([0, 1]),
         dead=np.array([2, 3]),
         turn=2,

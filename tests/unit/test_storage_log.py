@@ -37,10 +37,17 @@ def test_what_was_there_before_is_left_out() -> None:
 
 
 def test_a_workspace_exists_beside_the_result() -> None:
-    with StorageLog(workspace=lambda operation, arguments: 1000) as log:
+    with StorageLog(workspace=lambda operation, arguments: (1000, 0)) as log:
         made = torch.empty(10)
     assert log.held().tolist() == [40, 1040, 40, 0]
-    assert made.numel() == 10
+    assert made.numel() == 10 and not log.for_several
+
+
+def test_of_a_workspace_a_part_may_be_for_several_images() -> None:
+    with StorageLog(workspace=lambda operation, arguments: (1000, 500)) as log:
+        made = torch.empty(10)
+    assert log.sizes == [40, 1000, 500] and log.for_several == [2]
+    assert log.held().max() == 1540 and made.numel() == 10
 
 
 def test_only_one_kind_of_device_counts() -> None:

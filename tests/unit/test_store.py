@@ -44,6 +44,28 @@ def test_what_was_saved_is_loaded(tmp_path):
     assert not (tmp_path / ".writing").exists()
 
 
+def test_each_line_of_a_save_is_on_the_disk_before_the_next(tmp_path, monkeypatch):
+    """`latest` must not name a checkpoint that a power cut could take away."""
+    done: list[str] = []
+    replace, sync = os.replace, module.sync_folder
+
+    def renamed(source, target):
+        done.append(f"{Path(target).name} is renamed")
+        replace(source, target)
+
+    def synced(folder):
+        done.append(f"{'in ' if folder == tmp_path else ''}{folder.name}")
+        sync(folder)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(module, "sync_folder", synced)
+    store_in(tmp_path).save(Engine(), Progress(step=5))
+    named = done.index("step00000005 is renamed")
+    assert done[named - 1] == "step00000005", "its files"
+    assert done[named + 1] == f"in {tmp_path.name}", "its name"
+    assert done.index("latest is renamed") > named + 1
+
+
 def of_run(folder: Path, run: str, start: str = "s1") -> CheckpointStore:
     return CheckpointStore(folder, ALONE, keep=9, model=MODEL, run=run, start=start)
 
@@ -77,7 +99,9 @@ def test_a_checkpoint_of_a_run_without_identity_goes_on_as_before(tmp_path):
 def test_an_end_says_whose_it_is_and_a_stop_is_none(tmp_path):
     def is_over(run: str, step: int) -> bool:
         return resume_check.is_over(
-            SimpleNamespace(run=run, run_dir=tmp_path, epochs=2), step, epochs_done=2
+            SimpleNamespace(run=run, checkpoints=tmp_path / "checkpoints", epochs=2),
+            step,
+            epochs_done=2,
         )
 
     folder = tmp_path / "checkpoints"

@@ -13,6 +13,7 @@ from yolods.plan.memory.trace import Trace
 TRACE = Trace(
     fixed=np.array([0, 0, 0]),
     each=np.array([10, 1, 10]),
+    for_several=np.array([False, True, False]),
     born=np.array([0, 1, 2]),
     dead=np.array([4, 3, 5]),
     turn=2,
@@ -22,6 +23,10 @@ TRACE = Trace(
     forward=(0, 1, 2),
     backward=(6, 4, 2),
 )
+
+
+def test_a_single_image_does_without_what_is_for_several() -> None:
+    assert whole_timeline(TRACE, images=1).forward.tolist() == [10, 10, 20]
 
 
 def test_the_whole_model() -> None:

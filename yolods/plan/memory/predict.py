@@ -178,7 +178,7 @@ class MemoryModel:
                     others + int(passes.backward[at]),
                     int(whole_gradients[at] - passes.backward[at]),
                 )
-            gradients = gradients + _left(layout, passes, held)
+            gradients = gradients + _left(layout, passes, held) + _last(passes, held)
         at = int((passes.backward + gradients + buckets + gathered).argmax())
         yield moment(
             others + int(passes.backward[at]),
@@ -316,6 +316,13 @@ def _left(layout: Layout, passes: Timeline, held: Holdings) -> np.ndarray:
     # The last bucket is emptied when the pass is over; a model of one bucket has no other.
     emptied = (passes.arrived > held.flush) | (np.arange(len(moved)) >= passes.ended)
     return part * emptied - size * moved
+
+
+def _last(passes: Timeline, held: Holdings) -> np.ndarray:
+    """(moments,) int64 bytes of a rank's part, if only the end of a backward pass makes it: where
+    one bucket is enough. The copies of the bucket are still under way then."""
+    ended = np.arange(len(passes.arrived)) >= passes.ended
+    return held.flushed * (ended & (passes.arrived <= held.flush))
 
 
 def _gradients(passes: Timeline, before: int, held: Holdings, *, reduces: bool) -> np.ndarray:

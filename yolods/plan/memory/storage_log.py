@@ -23,7 +23,7 @@ class StorageLog(TorchDispatchMode):
     def __init__(
         self,
         before: Callable[[], None] | None = None,
-        workspace: Callable[[Any, tuple[Any, ...]], int] | None = None,
+        workspace: Callable[[Any, tuple[Any, ...]], tuple[int, int]] | None = None,
         *,
         device: str = "cpu",
     ) -> None:
@@ -31,7 +31,7 @@ class StorageLog(TorchDispatchMode):
         Args:
             before: called before every operation.
             workspace: returns the bytes that an operation with these arguments allocates and frees
-                beside its results.
+                beside its results: for any number of images, and in addition for several.
             device: kind of device whose storages are logged; those of fake tensors are on "meta".
         """
         super().__init__()
@@ -44,6 +44,8 @@ class StorageLog(TorchDispatchMode):
         """The moment at which each begins."""
         self.dead: list[int] = []
         """The moment at which each ends; -1 while it lives."""
+        self.for_several: list[int] = []
+        """Numbers of the storages that a single image does not need."""
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = (
             weakref.WeakKeyDictionary()
         )
@@ -63,9 +65,8 @@ class StorageLog(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._log(tensor.untyped_storage())
-        if self._workspace is not None and (size := self._workspace(func, args)):
-            self._begin(size)
-            self._end(len(self.sizes) - 1)
+        if self._workspace is not None:
+            self._use(*self._workspace(func, args))
         return result
 
     def held(self) -> np.ndarray:
@@ -77,6 +78,17 @@ class StorageLog(TorchDispatchMode):
             np.where(dead < 0, self.now, dead),
             self.now,
         )
+
+    def _use(self, always: int, for_several: int) -> None:
+        """Log what an operation allocates and frees; both at once."""
+        first = len(self.sizes)
+        if always:
+            self._begin(always)
+        if for_several:
+            self.for_several.append(len(self.sizes))
+            self._begin(for_several)
+        for number in range(first, len(self.sizes)):
+            self._end(number)
 
     def _log(self, storage: torch.UntypedStorage) -> None:
         if storage in self._known or storage.device.type != self._device:

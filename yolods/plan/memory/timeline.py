@@ -84,7 +84,7 @@ def stage_timeline(trace: Trace, nodes: range, images: int, received: int, sent:
 
 
 def _sizes(trace: Trace, images: int) -> np.ndarray:
-    return trace.fixed + images * trace.each
+    return np.where(trace.for_several & (images == 1), 0, trace.fixed + images * trace.each)
 
 
 def _arrivals(trace: Trace, start: int, end: int) -> np.ndarray:

@@ -36,6 +36,8 @@ _COPIES = {
 }
 """By operation: the place of the weight among its arguments, and the copies of it."""
 _BF16_BUFFER = 200_000
+_SMALL = 20480
+"""Most elements of an image for which torch takes its own kernels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,8 @@ class Trace:
     """(storages,) int64 bytes of storages that do not depend on the number of images; else 0."""
     each: np.ndarray
     """(storages,) int64 bytes per image; else 0."""
+    for_several: np.ndarray
+    """(storages,) bool: which of them a micro-batch of one image does not have."""
     born: np.ndarray
     """(storages,) int64 moments."""
     dead: np.ndarray
@@ -307,6 +311,7 @@ class _Run:
         return Trace(
             fixed=np.where(per_image, 0, sizes),
             each=np.where(per_image, sizes // IMAGES, 0),
+            for_several=np.isin(np.arange(len(sizes)), log.for_several),
             born=np.array(log.born, np.int64),
             dead=np.where(dead < 0, log.now, dead),
             turn=turn,
@@ -318,22 +323,26 @@ class _Run:
         )
 
 
-def _workspace(operation: Any, arguments: tuple[Any, ...]) -> int:
-    """Bytes that a convolution on a CPU allocates for itself.
+def _workspace(operation: Any, arguments: tuple[Any, ...]) -> tuple[int, int]:
+    """Bytes that a convolution on a CPU allocates for itself, and more of them for several images.
 
     For channels-last images oneDNN copies a weight that is not channels-last, and reorders it: two
     copies at once in the forward pass, and three in the backward pass, in addition to its gradient
     (torch 2.13, read from the allocator's events). In bf16 it has another buffer, whose size
-    changes little. On a GPU this is cuDNN's choice, which nobody knows without it.
+    changes little. A single small image in fp32 does not go to oneDNN (ATen/native/Convolution.cpp,
+    `use_mkldnn`), and torch's own kernels make one copy in either pass. On a GPU this is cuDNN's
+    choice, which nobody knows without it.
     """
     copies = _COPIES.get(operation)
     if copies is None:
-        return 0
-    weight = arguments[copies[0]]
+        return 0, 0
+    images, weight = arguments[copies[0] - 1 : copies[0] + 1]
     buffer = 0 if weight.dtype == torch.float32 else _BF16_BUFFER
     if weight[0, 0].numel() == 1:
-        return buffer
-    return copies[1] * weight.numel() * weight.element_size() + buffer
+        return buffer, 0
+    copy = weight.numel() * weight.element_size()
+    own = weight.dtype == torch.float32 and images[0].numel() <= _SMALL and weight.shape[-1] <= 3
+    return (copy, (copies[1] - 1) * copy) if own else (copies[1] * copy + buffer, 0)
 
 
 def _seed(outputs: dict[str, Any]) -> Tensor:
