@@ -83,6 +83,10 @@ def test_refusals_are_one_exception_without_internals(ended):
     with pytest.raises(yolods.CallError) as caught:
         yolods.train(data="demo")
     assert str(caught.value) == "one\ntwo"
+    with pytest.raises(yolods.CallError, match="loggers is 5: it must be names"):
+        yolods.train(data="demo", loggers=5)
+    with pytest.raises(yolods.CallError, match="callbacks is a list"):
+        yolods.train(data="demo", callbacks=[])
     with pytest.raises(yolods.CallError, match="epoch: unknown word") as caught:
         yolods.train(epoch=1)
     assert caught.value.__suppress_context__

@@ -69,6 +69,9 @@ def test_they_are_called_in_ultralytics_order_with_what_is_known():
         ({"on_train_batch_end": print}, "on_train_batch_end is not called, because steps run in"),
         ({"on_train_end": "print"}, "on_train_end is 'print': it must be a function"),
         ({"on_train_end": [print, 3]}, "it must be a function"),
+        ({3: print}, "callbacks: 3: unknown; there are"),
+        ([print], "callbacks is a list: it must be a dict, such as {'on_fit_epoch_end'"),
+        (print, "it must be a dict"),
     ],
 )
 def test_wrong_ones_are_refused(given, told):
