@@ -49,6 +49,9 @@ _VAL_BATCHES_SHOWN = 3
 class RunTelemetry(Telemetry):
     """Rank 0's screen, train.log, results.csv, TensorBoard and pictures of one run folder."""
 
+    _judged: DetMetrics | None = None
+    """The latest evaluation, until it is known whether it is an epoch's."""
+
     def __init__(
         self,
         run_dir: Path,
@@ -183,7 +186,11 @@ class RunTelemetry(Telemetry):
 
     def val_end(self, metrics: DetMetrics, images: int, *, final: bool = False) -> None:
         self._console.val_end(class_rows(metrics, images), final=final)
-        self._on_board("a PR curve", lambda board: board.pr_curves(metrics, final=final))
+        # An epoch's are drawn at its end: weights that are only compared, as for best.pt after the
+        # last epoch, would have curves at the same step.
+        self._judged = None if final else metrics
+        if final:
+            self._on_board("a PR curve", lambda board: board.pr_curves(metrics, final=True))
 
     def evaluated(self, values: Mapping[str, float]) -> None:
         self._on_board("the metrics", lambda board: board.evaluated(values))
@@ -226,6 +233,9 @@ class RunTelemetry(Telemetry):
         if self._results:
             with harmless(f"the row of epoch {stats.epoch + 1} in results.csv"):
                 self._results.append(stats)
+        judged, self._judged = self._judged, None
+        if judged is not None:
+            self._on_board("a PR curve", lambda board: board.pr_curves(judged, final=False))
         self._on_board("the curves", lambda board: board.epoch_end(stats))
         self._sinks.epoch_end(stats, self._step)
 
