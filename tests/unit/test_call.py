@@ -54,7 +54,7 @@ def ended(monkeypatch):
 def test_a_finished_run_is_returned(ended, tmp_path):
     launcher = ended(0, tmp_path)
     feed = Feed(tmp_path / FEED_FILE)
-    feed.add("start", start="s", loggers=["jsonl"], epochs=1, step=0)
+    feed.add("start", start="s", loggers=["jsonl"], epochs=1, step=0, first_epoch=0)
     losses = {"train_loss": {"box_loss": 1.0}, "val_loss": None, "lr": {}, "seconds": 3.0}
     feed.add("epoch", epoch=0, step=2, metrics=None, fitness=None, **losses)
     feed.add("finish", metrics={"metrics/mAP50(B)": 0.5}, model=None, seconds=4.0)

@@ -10,7 +10,7 @@ import pytest
 from yolods.api.callbacks import CALLED, Callbacks
 from yolods.errors import UserError
 
-START = {"kind": "start", "epochs": 2, "step": 0, "start": "a"}
+START = {"kind": "start", "epochs": 2, "step": 0, "first_epoch": 0, "start": "a"}
 
 
 def epoch_line(epoch: int, **changed: Any) -> dict[str, Any]:
@@ -78,6 +78,14 @@ def test_wrong_ones_are_refused(given, told):
     with pytest.raises(UserError) as caught:
         Callbacks(given)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(("first", "epoch"), [(1, 1), (2, 1)])
+def test_a_resume_begins_in_its_epoch_and_keeps_the_last_one_if_none_is_left(first, epoch):
+    seen = []
+    heard = Callbacks({"on_train_start": seen.append})
+    heard.hear(Path("runs/exp"), {**START, "step": 5, "first_epoch": first})
+    assert [(run.epoch, run.step) for run in seen] == [(epoch, 5)]
 
 
 def test_several_functions_of_one_name_and_their_exceptions():

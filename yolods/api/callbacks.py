@@ -108,7 +108,9 @@ class Callbacks:
         kind = line["kind"]
         if kind == "start":
             first = self.moment is None
-            self.moment = replace(now, epochs=line["epochs"], step=line["step"])
+            # None is left where only the final evaluation was missing.
+            epoch = min(line["first_epoch"], line["epochs"] - 1)
+            self.moment = replace(now, epochs=line["epochs"], epoch=epoch, step=line["step"])
             if first:  # not at a restart after a failure
                 self.call("on_pretrain_routine_end", "on_train_start")
         elif kind == "epoch_begin":

@@ -89,7 +89,7 @@ class RunTelemetry(Telemetry):
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir, self._epochs, self._sinks = run_dir, epochs, sinks or Sinks()
-        self._drawn = _drawn_batches(close_mosaic_batch)
+        self._drawn, self._start_epoch = _drawn_batches(close_mosaic_batch), start_epoch
         self._step, self._closed, self._first_step = start_step, False, True
         self._pipe: PipeStats | None = None
         self._sent: CommunicationStats | None = None
@@ -133,7 +133,7 @@ class RunTelemetry(Telemetry):
             "the configuration",
             lambda board: board.start(config, model_summary, compared, notes, planned),
         )
-        self._sinks.start(config, self._epochs, self._step)
+        self._sinks.start(config, self._epochs, self._step, self._start_epoch)
         if self._step:
             resumed = f"resumed after step {self._step}"
             self._on_board("an event", lambda board: board.text("events/resume", resumed))
