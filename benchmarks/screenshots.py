@@ -34,6 +34,7 @@ PAGES = {
     "timeseries": ("?smoothing=0#timeseries", (1500, 1000)),
     "by_images": ("?smoothing=0&tagFilter=by_images/mAP#timeseries", (1500, 620)),
     "custom_scalars": ("#custom_scalars", (1500, 1000)),
+    "hparams": ("#hparams", (1500, 360)),
     "images": ("#images&tagFilter=val_batch0_pred", (1280, 900)),
     # Not the layout: it names the host.
     "text": ("#text&tagFilter=Model", (1280, 700)),

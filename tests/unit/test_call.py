@@ -54,7 +54,7 @@ def ended(monkeypatch):
 def test_a_finished_run_is_returned(ended, tmp_path):
     launcher = ended(0, tmp_path)
     feed = Feed(tmp_path / FEED_FILE)
-    feed.add("start", start="s", loggers=["jsonl"], epochs=1, step=0)
+    feed.add("start", start="s", loggers=["jsonl"], epochs=1, step=0, first_epoch=0)
     losses = {"train_loss": {"box_loss": 1.0}, "val_loss": None, "lr": {}, "seconds": 3.0}
     feed.add("epoch", epoch=0, step=2, metrics=None, fitness=None, **losses)
     feed.add("finish", metrics={"metrics/mAP50(B)": 0.5}, model=None, seconds=4.0)
@@ -83,6 +83,10 @@ def test_refusals_are_one_exception_without_internals(ended):
     with pytest.raises(yolods.CallError) as caught:
         yolods.train(data="demo")
     assert str(caught.value) == "one\ntwo"
+    with pytest.raises(yolods.CallError, match="loggers is 5: it must be names"):
+        yolods.train(data="demo", loggers=5)
+    with pytest.raises(yolods.CallError, match="callbacks is a list"):
+        yolods.train(data="demo", callbacks=[])
     with pytest.raises(yolods.CallError, match="epoch: unknown word") as caught:
         yolods.train(epoch=1)
     assert caught.value.__suppress_context__

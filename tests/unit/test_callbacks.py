@@ -10,7 +10,7 @@ import pytest
 from yolods.api.callbacks import CALLED, Callbacks
 from yolods.errors import UserError
 
-START = {"kind": "start", "epochs": 2, "step": 0, "start": "a"}
+START = {"kind": "start", "epochs": 2, "step": 0, "first_epoch": 0, "start": "a"}
 
 
 def epoch_line(epoch: int, **changed: Any) -> dict[str, Any]:
@@ -69,12 +69,23 @@ def test_they_are_called_in_ultralytics_order_with_what_is_known():
         ({"on_train_batch_end": print}, "on_train_batch_end is not called, because steps run in"),
         ({"on_train_end": "print"}, "on_train_end is 'print': it must be a function"),
         ({"on_train_end": [print, 3]}, "it must be a function"),
+        ({3: print}, "callbacks: 3: unknown; there are"),
+        ([print], "callbacks is a list: it must be a dict, such as {'on_fit_epoch_end'"),
+        (print, "it must be a dict"),
     ],
 )
 def test_wrong_ones_are_refused(given, told):
     with pytest.raises(UserError) as caught:
         Callbacks(given)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(("first", "epoch"), [(1, 1), (2, 1)])
+def test_a_resume_begins_in_its_epoch_and_keeps_the_last_one_if_none_is_left(first, epoch):
+    seen = []
+    heard = Callbacks({"on_train_start": seen.append})
+    heard.hear(Path("runs/exp"), {**START, "step": 5, "first_epoch": first})
+    assert [(run.epoch, run.step) for run in seen] == [(epoch, 5)]
 
 
 def test_several_functions_of_one_name_and_their_exceptions():

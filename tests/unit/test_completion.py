@@ -53,6 +53,8 @@ def offered(script: Path, *words: str) -> set[str]:
         (("yolods", "train", "--loggers", "w"), {"wandb"}, {"mlflow"}),
         (("yolods", "demo", "--deepspeed_config", "zero2_b"), {"zero2_bf16"}, set()),
         (("yolods", "plan", "--precision", ""), {"fp32", "bf16"}, set()),
+        (("yolods", "train", "--optimizer", ""), {"auto", "AdamW", "SGD"}, {"--data"}),
+        (("yolods", "completion", ""), {"bash", "zsh"}, {"train"}),
         (("yolods", "export", "--"), {"--to", "--live"}, {"--data"}),
         (("yolods", "doctor", "--le"), {"--leaks"}, set()),
         (("yolods", "trace", "--"), {"--steps", "--epoch", "--hostfile"}, {"--data"}),
@@ -68,7 +70,7 @@ def test_bash_offers_words_flags_and_values(script, words, some, none):
 
 def test_the_scripts_of_the_shells_differ_by_their_first_line():
     parsers = {"train": train_parser()}
-    bash, zsh = (completion_script(shell, parsers, (), {}) for shell in SHELLS)
+    bash, zsh = (completion_script(shell, parsers, {}, {}) for shell in SHELLS)
     assert zsh.endswith(bash) and zsh.startswith("autoload")
 
 

@@ -142,6 +142,7 @@ def test_every_scalar_arrives_once_over_a_resume_as_well(fake, tmp_path):
     lines = list(lines_of((tmp_path / FEED_FILE).read_bytes()))
     assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == [0, 1, 2]
     assert [line["start"] for line in lines if line["kind"] == "start"] == ["start0", "start4"]
+    assert [line["first_epoch"] for line in lines if line["kind"] == "start"] == [0, 1]
 
 
 @pytest.mark.parametrize("faulty", ["open", "config", "scalars", "finish", "close"])

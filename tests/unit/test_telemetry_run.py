@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.sent import communication
 from yolods.stability.record import StepRecord
@@ -140,6 +141,21 @@ def test_a_run_leaves_its_files_and_says_where(tmp_path: Path) -> None:
     ):
         assert text in shown
     assert f"tensorboard --logdir {tmp_path / 'exp'}" in shown
+
+
+def test_pr_curves_are_of_epochs_and_of_the_end_but_not_of_what_is_compared(tmp_path: Path) -> None:
+    metrics = make_metrics()
+    with open_run(tmp_path, plots=False) as telemetry:
+        for epoch in range(2):
+            telemetry.epoch_begin(epoch)
+            telemetry.step(step_record(epoch + 1, epoch))
+            telemetry.val_end(metrics, 2)
+            telemetry.epoch_end(epoch_stats(epoch))
+        for final in (False, False, True):  # best.pt with two statistics, and what was chosen
+            telemetry.val_end(metrics, 2, final=final)
+    reader = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
+    reader.Reload()
+    assert [point.step for point in reader.Tensors("pr/all classes")] == [1, 2, 2]
 
 
 def test_the_line_of_what_ranks_send(tmp_path: Path) -> None:

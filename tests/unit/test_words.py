@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from yolods.api.words import flags_of
@@ -31,6 +32,11 @@ from yolods.launch.args import read_words
         ({"batch": 8, "num_gpus": 2}, ["--batch=8", "--num-gpus=2"]),
         ({"noval": True}, ["--noval"]),
         ({"trace": 5}, ["--trace=5"]),
+        ({"epochs": np.int64(3), "exist_ok": np.True_}, ["--epochs=3", "--exist-ok"]),
+        ({"lr0": np.float32(0.5), "val": np.False_}, ["--set", "lr0=0.5", "--set", "val=false"]),
+        ({"freeze": np.arange(2)}, ["--set", "freeze=[0, 1]"]),
+        ({"freeze": range(2)}, ["--set", "freeze=[0, 1]"]),
+        ({"set": {"freeze": [np.int32(4)]}}, ["--set", "freeze=[4]"]),
     ],
 )
 def test_words_become_flags(words, flags):
@@ -61,6 +67,9 @@ def test_the_command_line_reads_what_is_made():
         ({"run_dir": "x"}, "run_dir: unknown word"),
         ({"exist_ok": 3}, "exist_ok is 3: it must be True or False"),
         ({"data": {"train": 1}}, "data is a dict: it must be text or a number"),
+        ({"data": b"demo"}, "data is a bytes: it must be text or a number"),
+        ({"set": 5}, "set is 5: it must be a dict, such as {'lr0': 0.01}"),
+        ({"name": "a\0b"}, "name has a NUL character"),
     ],
 )
 def test_wrong_words_are_refused_in_words(words, told):

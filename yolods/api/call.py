@@ -45,7 +45,8 @@ def train(
         KeyboardInterrupt: the run was interrupted.
     """
     try:
-        heard, flags = Callbacks(callbacks or {}), _followed(words)
+        heard = Callbacks({} if callbacks is None else callbacks)
+        flags = _followed(words)
     except UserError as error:
         raise CallError(str(error)) from None
     with tempfile.TemporaryDirectory(prefix="yolods-") as place:
@@ -63,8 +64,10 @@ def train(
 
 
 def _followed(words: Mapping[str, Any]) -> list[str]:
-    """The flags, with the logger that a call follows."""
+    """The flags, with the logger that a call follows; raises UserError as `flags_of` does."""
     given = words.get("loggers")
+    if not isinstance(given, str | Iterable | None):
+        raise UserError(f"loggers is {given!r}: it must be names, such as 'wandb,mlflow'")
     names = [] if given is None else given.split(",") if isinstance(given, str) else list(given)
     return flags_of({**words, "loggers": list(dict.fromkeys([*names, _FEED]))})
 

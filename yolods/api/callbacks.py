@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from yolods.errors import Faults, nearest
+from yolods.errors import Faults, UserError, nearest
 
 CALLED = (
     *("on_pretrain_routine_end", "on_train_start", "on_train_epoch_start", "on_train_epoch_end"),
@@ -71,9 +71,14 @@ class Callbacks:
             given: a function, or several, by name of CALLED.
 
         Raises:
-            UserError: one line for each name that is not called, and each value that is no
-                function.
+            UserError: `given` is no mapping; or one line for each name that is not called, and
+                each value that is no function.
         """
+        if not isinstance(given, Mapping):
+            raise UserError(
+                f"callbacks is a {type(given).__name__}: it must be a dict, such as "
+                "{'on_fit_epoch_end': function}"
+            )
         faults = Faults()
         self._given: dict[str, tuple[Callback, ...]] = {}
         for name, found in given.items():
@@ -85,7 +90,7 @@ class Callbacks:
                 )
             elif name not in CALLED:
                 faults.add(
-                    f"callbacks: {name}: unknown{nearest(name, CALLED)}; there are "
+                    f"callbacks: {name}: unknown{nearest(str(name), CALLED)}; there are "
                     f"{', '.join(CALLED)}"
                 )
             elif not all(map(callable, several)):
@@ -103,7 +108,9 @@ class Callbacks:
         kind = line["kind"]
         if kind == "start":
             first = self.moment is None
-            self.moment = replace(now, epochs=line["epochs"], step=line["step"])
+            # None is left where only the final evaluation was missing.
+            epoch = min(line["first_epoch"], line["epochs"] - 1)
+            self.moment = replace(now, epochs=line["epochs"], epoch=epoch, step=line["step"])
             if first:  # not at a restart after a failure
                 self.call("on_pretrain_routine_end", "on_train_start")
         elif kind == "epoch_begin":

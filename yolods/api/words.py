@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +26,36 @@ def flags_of(words: Mapping[str, Any]) -> list[str]:
     A hyper-parameter may be a word by itself (`mosaic=0.5`), or be in `set={"mosaic": 0.5}`.
 
     Raises:
-        UserError: one line for each word that `train` does not have, with the nearest that it has.
+        UserError: one line for each word that `train` does not have, with the nearest that it has,
+            and for each value that a flag cannot spell.
     """
     parser = FlagParser(prog="train", description="", foreign=foreign, add_help=False)
     for add in (add_train_arguments, add_launch_arguments, add_restart_argument):
         add(parser)
     known = {_word(name): (name, flag) for flag in parser.shown() for name in flag.option_strings}
     faults, flags = Faults(), list[str]()
-    for word, value in words.items():
+    for word, given in words.items():
+        value, made = _plain(given), list[str]()
         if value is None:
             continue
         if word in _BY_HAND:
             faults.add(f"{word}: a start on every host is made with the command line")
         elif word in RULES:
-            flags += ["--set", f"{word}={_spelt(value)}"]
+            made = ["--set", f"{word}={_spelt(value)}"]
         elif word in known:
-            flags += _flag(word, *known[word], value, faults)
+            made = _flag(word, *known[word], value, faults)
         else:
             faults.add(_unknown(word, parser, [*known, *RULES]))
+        if any("\0" in flag for flag in made):
+            faults.add(f"{word} has a NUL character, which no command line can hold")
+        flags += made
     faults.raise_if_any()
     return flags
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy, such as those of a sweep, as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _word(option: str) -> str:
@@ -55,13 +65,16 @@ def _word(option: str) -> str:
 def _flag(word: str, name: str, action: argparse.Action, value: Any, faults: Faults) -> list[str]:
     """The flag for one word."""
     if word == "set":
+        if not isinstance(value, str | Iterable):
+            faults.add(f"set is {value!r}: it must be a dict, such as {{'lr0': 0.01}}")
+            return []
         return [part for pair in _pairs(value) for part in (name, pair)]
     if action.nargs in (0, "?") and isinstance(value, bool):
         return [name] if value else []
     if action.nargs == 0:
         faults.add(f"{word} is {value!r}: it must be True or False")
         return []
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         value = ",".join(map(str, value))
     if not isinstance(value, str | int | float | Path):
         faults.add(f"{word} is a {type(value).__name__}: it must be text or a number")
@@ -79,7 +92,14 @@ def _pairs(value: Any) -> list[str]:
 
 def _spelt(value: Any) -> str:
     """A value in YAML's spelling, as `--set` reads it."""
-    return str(value) if isinstance(value, str | Path) else json.dumps(value, default=str)
+    return str(value) if isinstance(value, str | Path) else json.dumps(value, default=_as_json)
+
+
+def _as_json(value: Any) -> Any:
+    """What JSON does not know: a number of numpy, a range or a set as a list, and a path."""
+    if (plain := _plain(value)) is not value:
+        return plain
+    return list(value) if isinstance(value, range | set | frozenset) else str(value)
 
 
 def _unknown(word: str, parser: FlagParser, known: Sequence[str]) -> str:

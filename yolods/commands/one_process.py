@@ -161,6 +161,7 @@ def completion_command(words: list[str]) -> int:
     """Run `yolods completion`."""
     from yolods.config.loggers import LOGGERS
     from yolods.config.names.recipes import recipes
+    from yolods.config.optimizers.supported import OPTIMIZERS
     from yolods.launch.args import add_launch_arguments
     from yolods.parsing.completion import SHELLS, completion_script
     from yolods.planner.flags import plan_parser
@@ -173,5 +174,7 @@ def completion_command(words: list[str]) -> int:
     parsers |= {"pack": pack_parser(), "demo": train, "plan": plan, "doctor": doctor_parser()}
     parsers["trace"] = trace_parser()
     values = {"--deepspeed_config": [*recipes(), "auto"], "--loggers": LOGGERS}
-    streams.show(completion_script(words[0], parsers, ("completion", "launch"), values))
+    values |= {"--optimizer": ["auto", *OPTIMIZERS]}
+    others = {"completion": SHELLS, "launch": ()}
+    streams.show(completion_script(words[0], parsers, others, values))
     return 0

@@ -38,7 +38,7 @@ complete -o default -F _yolods yolods launch.sh ./launch.sh
 def completion_script(
     shell: str,
     parsers: Mapping[str, FlagParser],
-    others: Sequence[str],
+    others: Mapping[str, Sequence[str]],
     values: Mapping[str, Iterable[str]],
 ) -> str:
     """The script for a shell to source. Where it has nothing to offer, the shell offers files.
@@ -46,10 +46,11 @@ def completion_script(
     Args:
         shell: one of SHELLS.
         parsers: the commands that have flags.
-        others: further commands, such as `launch`, which another one follows.
+        others: further commands, and the words that may follow each; none for `launch`, which
+            another command follows.
         values: values of flags that their parsers accept but do not list.
     """
-    flags, offered = [], []
+    flags, offered = [], [_case(f":{name}", words) for name, words in others.items() if words]
     for name, parser in parsers.items():
         known = parser.shown()
         flags.append(_case(name, (option for each in known for option in each.option_strings)))

@@ -49,6 +49,9 @@ _VAL_BATCHES_SHOWN = 3
 class RunTelemetry(Telemetry):
     """Rank 0's screen, train.log, results.csv, TensorBoard and pictures of one run folder."""
 
+    _judged: DetMetrics | None = None
+    """The latest evaluation, until it is known whether it is an epoch's."""
+
     def __init__(
         self,
         run_dir: Path,
@@ -86,7 +89,7 @@ class RunTelemetry(Telemetry):
         """
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir, self._epochs, self._sinks = run_dir, epochs, sinks or Sinks()
-        self._drawn = _drawn_batches(close_mosaic_batch)
+        self._drawn, self._start_epoch = _drawn_batches(close_mosaic_batch), start_epoch
         self._step, self._closed, self._first_step = start_step, False, True
         self._pipe: PipeStats | None = None
         self._sent: CommunicationStats | None = None
@@ -130,7 +133,7 @@ class RunTelemetry(Telemetry):
             "the configuration",
             lambda board: board.start(config, model_summary, compared, notes, planned),
         )
-        self._sinks.start(config, self._epochs, self._step)
+        self._sinks.start(config, self._epochs, self._step, self._start_epoch)
         if self._step:
             resumed = f"resumed after step {self._step}"
             self._on_board("an event", lambda board: board.text("events/resume", resumed))
@@ -183,7 +186,11 @@ class RunTelemetry(Telemetry):
 
     def val_end(self, metrics: DetMetrics, images: int, *, final: bool = False) -> None:
         self._console.val_end(class_rows(metrics, images), final=final)
-        self._on_board("a PR curve", lambda board: board.pr_curves(metrics, final=final))
+        # An epoch's are drawn at its end: weights that are only compared, as for best.pt after the
+        # last epoch, would have curves at the same step.
+        self._judged = None if final else metrics
+        if final:
+            self._on_board("a PR curve", lambda board: board.pr_curves(metrics, final=True))
 
     def evaluated(self, values: Mapping[str, float]) -> None:
         self._on_board("the metrics", lambda board: board.evaluated(values))
@@ -226,6 +233,9 @@ class RunTelemetry(Telemetry):
         if self._results:
             with harmless(f"the row of epoch {stats.epoch + 1} in results.csv"):
                 self._results.append(stats)
+        judged, self._judged = self._judged, None
+        if judged is not None:
+            self._on_board("a PR curve", lambda board: board.pr_curves(judged, final=False))
         self._on_board("the curves", lambda board: board.epoch_end(stats))
         self._sinks.epoch_end(stats, self._step)
 

@@ -1,7 +1,8 @@
 """telemetry.jsonl: everything that loggers are told, one JSON object per line, each thing once.
 
     kind         keys besides `time`
-    start        start, loggers, epochs, step (steps that the run continues from)
+    start        start, loggers, epochs, step (steps that the run continues from), first_epoch (from
+                 0, the epoch that it continues in; `epochs` if none is left)
     epoch_begin  epoch (from 0)
     scalars      step, values (by name: losses and metrics as in results.csv)
     epoch        epoch, step, seconds, train_loss, val_loss, metrics, fitness, lr, is_best,

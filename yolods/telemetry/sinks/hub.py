@@ -52,19 +52,22 @@ class Sinks:
         if self._feed is not None:
             self._posts = [_Post(name, facts) for name in names if SINKS[name] is not None]
 
-    def start(self, config: Mapping[str, Any], epochs: int, step: int) -> None:
+    def start(
+        self, config: Mapping[str, Any], epochs: int, step: int, first_epoch: int = 0
+    ) -> None:
         """The run is about to take its first step.
 
         Args:
             config: the resolved configuration.
             epochs: number of epochs.
             step: steps that a resumed run continues from.
+            first_epoch: epoch (from 0) that it continues in.
         """
         if self._feed is None:
             return
         known = set(self._feed.loggers)
-        names, start = list(self._names), self._facts.start
-        self._write("start", start=start, loggers=names, epochs=epochs, step=step)
+        told = {"start": self._facts.start, "loggers": list(self._names), "epochs": epochs}
+        self._write("start", **told, step=step, first_epoch=first_epoch)
         for post in self._posts:
             if post.name not in known:
                 post.put(lambda sink: sink.config(config))
