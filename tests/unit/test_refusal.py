@@ -60,6 +60,14 @@ def test_images_that_do_not_divide_are_refused_with_the_neighbours() -> None:
     assert "use --images-per-step 2 or 4" in line
 
 
+def test_other_obstacles_than_the_division_are_named() -> None:
+    fp16 = replace(CHOICE, precisions=("fp16",), stages=1, zero_stage=0)
+    assert refused(fp16, plans.machines(2)) == ["fp16 needs ZeRO 1 or above"]
+    lone = replace(CHOICE, images=2, stages=1, single_value=True)
+    (line,) = refused(lone, plans.machines(2))
+    assert "use --images-per-step 4 or more" in line
+
+
 def test_the_image_size_that_is_named_is_the_largest_that_fits() -> None:
     def by_size(choice: Choice, machines: Machines, most: int) -> Found:
         limits = replace(machines.limits, device=1e12 if choice.imgsz <= most else 1.0)

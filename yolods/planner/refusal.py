@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from yolods.plan.stage_plan import GIB
-from yolods.planner.choices import Choice
+from yolods.planner.choices import Choice, obstacle
 from yolods.planner.report import need
 from yolods.planner.request import Machines
 from yolods.planner.search import Found, Option
@@ -45,9 +45,14 @@ class Refused:
         ]
 
     def _undivided(self) -> Iterator[str]:
-        """Nothing was even tried: the images do not divide in any family."""
-        choice = self.found.choice
-        replicas = sorted({choice.ranks // each.stages for each in self.found.undivided})
+        """No family has a layout."""
+        choice, empty = self.found.choice, self.found.undivided
+        divided = [each for each in empty if choice.images % (choice.ranks // each.stages) == 0]
+        yield from dict.fromkeys(obstacle(choice, each) for each in divided)
+        shares = {choice.ranks // each.stages for each in empty}
+        replicas = sorted(each for each in shares if choice.images % each)
+        if not replicas:
+            return
         few = replicas[0]
         below, above = choice.images // few * few, (choice.images // few + 1) * few
         yield (

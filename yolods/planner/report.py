@@ -10,7 +10,7 @@ from yolods.plan.layout import Layout
 from yolods.plan.memory.terms import RankMemory
 from yolods.plan.stage_plan import GIB
 from yolods.plan.time.step import Clock, StepSeconds
-from yolods.planner.choices import divides
+from yolods.planner.choices import obstacle
 from yolods.planner.request import Machines, Subject, machine_line
 from yolods.planner.search import TIE, Found, Option, traits
 from yolods.system.humanize import size_text
@@ -158,14 +158,7 @@ def losers(found: Found, *, top: int) -> list[str]:
     lines = [
         f"{each.family.label}: {_why(each, found)}" for each in below if each.family not in shown
     ]
-    for family in found.undivided:
-        replicas = found.choice.ranks // family.stages
-        why = (
-            "a stage would have no weights to train"
-            if divides(found.choice, family)
-            else f"{found.choice.images} images do not divide among {replicas} replicas"
-        )
-        lines.append(f"{family.label}: {why}")
+    lines += [f"{each.label}: {obstacle(found.choice, each)}" for each in found.undivided]
     return [*lines, *_settings(found, top)] if found.best else lines
 
 

@@ -34,6 +34,9 @@ USED = 0.9
 without "memory_gib" has the same limit (engine/build_pipeline.py)."""
 NOMINAL_IMAGES = 64
 """Default images per step: ultralytics' nbs."""
+MOST_IMAGES = 2**17
+"""Most images per step, more than COCO's train2017 has. A pipeline's simulation takes time for
+each micro-batch."""
 COCO = BoxCounts(4 * 7.3, 93 + 3 * 7)
 """Assumed boxes per mosaic of four images: COCO train2017 has 7.3 boxes per image, at most 93."""
 LINK_EFFICIENCY = 0.7
@@ -181,6 +184,8 @@ def choice_of(args: argparse.Namespace, subject: Subject, machines: Machines) ->
     faults, grid, ranks = Faults(), subject.blueprint.grid, machines.ranks
     for flag in ("--images-per-step", "--top", "--stages"):
         _positive(flag, getattr(args, flag[2:].replace("-", "_")), faults)
+    if (args.images_per_step or 0) > MOST_IMAGES:
+        faults.add(f"--images-per-step {args.images_per_step}: at most {MOST_IMAGES} are planned")
     if args.stages and args.stages > 0 and ranks % args.stages:
         faults.add(
             f"--stages {args.stages} do not divide {plural(ranks, 'rank')}: {ranks} / "
@@ -201,7 +206,7 @@ def choice_of(args: argparse.Namespace, subject: Subject, machines: Machines) ->
             f"--optimizer {args.optimizer}: unknown{nearest(args.optimizer, known)}; known: "
             f"{', '.join(known)}"
         )
-    precisions = tuple(args.precision or fast_precisions(machines.figures))
+    precisions = tuple(dict.fromkeys(args.precision or fast_precisions(machines.figures)))
     for each in precisions:
         if machines.figures.peak(each) is None:
             faults.add(f"--precision {each}: {_no_units(machines.figures, each)}")
