@@ -33,7 +33,14 @@ def test_the_memory_that_is_named_does_fit() -> None:
     named = next(line for line in lines if "--gpu-memory" in line)
     enough = float(re.search(r"--gpu-memory ([\d.]+)", named)[1])  # type: ignore[index]
     assert search(CHOICE, replace(small, memory=enough * GIB)).best is not None
-    assert "GiB / 0.9 =" in named
+    assert re.search(r": ([\d.]+) MiB / 0.9 = (?!\1)[\d.]+ MiB$", named)
+    assert "searched down to 1 image" in "\n".join(lines)
+
+
+def test_the_least_micro_batch_that_was_searched_is_named() -> None:
+    choice = replace(CHOICE, single_value=True)
+    lines = refused(choice, plans.machines(2, 5 * plans.MIB))
+    assert "micro-batches were searched down to 2 images" in "\n".join(lines)
 
 
 def test_the_ranks_that_are_named_do_fit() -> None:

@@ -53,6 +53,10 @@ def test_without_a_gpu_ranks_share_this_machines_memory() -> None:
     one, two = (machines("--ranks", count) for count in ("1", "2"))
     assert one.device == "cpu" and one.limits.shared
     assert one.limits.device == pytest.approx(2 * two.limits.device)
+    assert one.memory_source == "measured"
+    given = machines("--ranks", "4", "--hosts", "2", "--host-memory", "3")
+    assert given.limits.device == given.limits.host == pytest.approx(1.5 * GIB)
+    assert given.memory_source == "given"
 
 
 def test_links_are_given_measured_or_assumed() -> None:

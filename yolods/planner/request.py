@@ -128,7 +128,9 @@ def machines_of(
     faults.raise_if_any()
     device = "cpu" if figures is CPU else "cuda"
     if device == "cpu":
-        memory, source = _ram() / max(ranks // count, 1), "measured"
+        # What ranks on CPUs compute with is their host's memory.
+        host, source = (args.host_memory * GIB, "given") if args.host_memory else (_ram(), source)
+        memory = host / max(ranks // count, 1)
     return Machines(
         hosts=count,
         ranks=ranks,
