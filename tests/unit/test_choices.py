@@ -9,11 +9,11 @@ from yolods.planner.choices import (
     Choice,
     Family,
     Layouts,
-    divides,
     divisors,
     families,
     family_of,
     micro_batches,
+    obstacle,
 )
 
 CHOICE = Choice(plans.IMGSZ, 4, 16, ("fp32", "fp16"))
@@ -43,8 +43,19 @@ def test_micro_batches_divide_and_leave_batchnorm_two_values() -> None:
     assert micro_batches(CHOICE, 3) == ()
     assert micro_batches(replace(CHOICE, forward_images=8), 2) == (4,)
     assert micro_batches(replace(CHOICE, forward_images=1), 2) == ()
-    assert not divides(replace(CHOICE, images=6), Family(1, 0))
-    assert divides(replace(CHOICE, images=6), Family(2, 0))
+
+
+def test_an_empty_family_has_its_own_reason() -> None:
+    lone = replace(CHOICE, images=4, imgsz=32, single_value=True)
+    for choice, family, why in (
+        (replace(CHOICE, images=6), Family(1, 0), "6 images do not divide among 4 replicas"),
+        (lone, Family(1, 0), "4 images / 4 replicas = 1 image per micro-batch"),
+        (lone, Family(1, 0), "use --images-per-step 8 or more"),
+        (replace(CHOICE, forward_images=6), Family(1, 1), "6 images per pass do not divide"),
+        (replace(CHOICE, precisions=("fp16",)), Family(1, 0), "fp16 needs ZeRO 1 or above"),
+        (CHOICE, Family(4, 0), "a stage would have no weights to train"),
+    ):
+        assert why in obstacle(choice, family)
 
 
 def test_cuts_balance_time_and_the_leaner_ones_memory() -> None:
@@ -80,3 +91,6 @@ def test_fp16_needs_zero() -> None:
 
 def test_divisors() -> None:
     assert divisors(12) == (1, 2, 3, 4, 6, 12)
+    assert divisors(16) == (1, 2, 4, 8, 16)
+    # A loop over all numbers up to this prime would take a minute.
+    assert divisors(1_000_000_007) == (1, 1_000_000_007)

@@ -53,6 +53,8 @@ def test_what_fits_nothing_is_refused_with_what_would(
         (("--ranks", "2", "--gpu", "B9"), "--gpu B9: no figures of this GPU"),
         (("--ranks", "2", "--zro", "1"), "unknown flag --zro"),
         (("--ranks", "2", "--plot", "/"), "--plot /: this is a folder"),
+        (("--ranks", "2", "--out", "/proc/ds.json"), "--out /proc/ds.json: no file can be written"),
+        (("--ranks", "2", "--out", "a", "--plot", "./a"), "--out and --plot both name a;"),
     ],
 )
 def test_wrong_flags_are_refused(

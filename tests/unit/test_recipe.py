@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,3 +66,14 @@ def test_a_file_is_not_replaced_unasked(tmp_path: Path) -> None:
         refuse_existing(tmp_path, "--plot", exist_ok=True)
     with pytest.raises(UserError, match="there is no folder"):
         refuse_existing(tmp_path / "no" / "ds.json", "--out", exist_ok=True)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_is_refused_before_the_search(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no file can be written to /proc \(.+\); choose another"):
+        refuse_existing(Path("/proc/ds.json"), "--out", exist_ok=False)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="this is a device or a pipe, not a file"):
+        refuse_existing(pipe, "--out", exist_ok=True)
+    assert pipe.is_fifo()

@@ -33,7 +33,14 @@ def test_the_memory_that_is_named_does_fit() -> None:
     named = next(line for line in lines if "--gpu-memory" in line)
     enough = float(re.search(r"--gpu-memory ([\d.]+)", named)[1])  # type: ignore[index]
     assert search(CHOICE, replace(small, memory=enough * GIB)).best is not None
-    assert "GiB / 0.9 =" in named
+    assert re.search(r": ([\d.]+) MiB / 0.9 = (?!\1)[\d.]+ MiB$", named)
+    assert "searched down to 1 image" in "\n".join(lines)
+
+
+def test_the_least_micro_batch_that_was_searched_is_named() -> None:
+    choice = replace(CHOICE, single_value=True)
+    lines = refused(choice, plans.machines(2, 5 * plans.MIB))
+    assert "micro-batches were searched down to 2 images" in "\n".join(lines)
 
 
 def test_the_ranks_that_are_named_do_fit() -> None:
@@ -58,6 +65,14 @@ def test_images_that_do_not_divide_are_refused_with_the_neighbours() -> None:
     (line,) = refused(choice, plans.machines(2))
     assert "3 images per step do not divide among 2 replicas" in line
     assert "use --images-per-step 2 or 4" in line
+
+
+def test_other_obstacles_than_the_division_are_named() -> None:
+    fp16 = replace(CHOICE, precisions=("fp16",), stages=1, zero_stage=0)
+    assert refused(fp16, plans.machines(2)) == ["fp16 needs ZeRO 1 or above"]
+    lone = replace(CHOICE, images=2, stages=1, single_value=True)
+    (line,) = refused(lone, plans.machines(2))
+    assert "use --images-per-step 4 or more" in line
 
 
 def test_the_image_size_that_is_named_is_the_largest_that_fits() -> None:

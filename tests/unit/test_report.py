@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,25 @@ def test_every_term_says_what_it_is() -> None:
     kinds = {*time_kinds(plans.clock(), best.layout).values(), *memory_kinds("cuda").values()}
     assert kinds <= KNOWN
     assert time_kinds(plans.clock(), best.layout)["compute"] == "assumed"
+
+
+def test_idle_time_is_as_good_as_the_links_it_waits_for() -> None:
+    clock = plans.clock()
+    measured = {each: replace(times, source="measured") for each, times in clock.times.items()}
+    layout = next(each.layout for each in found().options if each.layout.stages == 2)
+    kinds = time_kinds(replace(clock, times=measured), layout)
+    assert (kinds["compute"], kinds["idle"]) == ("measured", clock.network.within.source)
+    assert kinds["idle"] != "measured"
+
+
+def test_a_row_names_zero_bubble() -> None:
+    result = found()
+    rows = render_plan(result, plans.clock(), plans.subject(), plans.machines(), top=99)
+    split = [each for each in result.ranked if each.layout.schedule == "zb"]
+    assert split
+    for option in split:
+        row = next(each for each in rows if f"  {option.family.label}" in each)
+        assert f"{option.family.label}, zb" in row
 
 
 def test_every_family_is_in_the_table_or_has_a_line() -> None:

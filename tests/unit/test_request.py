@@ -53,6 +53,10 @@ def test_without_a_gpu_ranks_share_this_machines_memory() -> None:
     one, two = (machines("--ranks", count) for count in ("1", "2"))
     assert one.device == "cpu" and one.limits.shared
     assert one.limits.device == pytest.approx(2 * two.limits.device)
+    assert one.memory_source == "measured"
+    given = machines("--ranks", "4", "--hosts", "2", "--host-memory", "3")
+    assert given.limits.device == given.limits.host == pytest.approx(1.5 * GIB)
+    assert given.memory_source == "given"
 
 
 def test_links_are_given_measured_or_assumed() -> None:
@@ -98,6 +102,7 @@ def test_hosts_of_different_sizes_are_refused() -> None:
         (("--precision", "bf16"), "T4 has no units for bf16; it computes in fp32, fp16"),
         (("--optimizer", "SDG"), "--optimizer SDG: unknown (did you mean 'SGD'?)"),
         (("--images-per-step", "0"), "--images-per-step 0: it must be above 0"),
+        (("--images-per-step", str(10**20)), f"{10**20}: at most 131072 are planned"),
         (("--stages", "3"), "--stages 3 do not divide 4 ranks: 4 / 3 = 1.33; use 1, 2, 4"),
         (("--stages", "2", "--zero", "2"), "a pipeline has ZeRO stage 0 or 1"),
     ],
@@ -112,6 +117,11 @@ def test_the_images_per_step_are_a_multiple_of_the_ranks() -> None:
     args = plan_parser().take(["--imgsz", "64"])
     assert choice_of(args, plans.subject(), plans.machines(4)).images == 64
     assert choice_of(args, plans.subject(), plans.machines(48)).images == 96
+
+
+def test_a_data_type_given_twice_is_searched_once() -> None:
+    args = plan_parser().take(["--imgsz", "64", "--precision", "fp16", "fp32", "fp16"])
+    assert choice_of(args, plans.subject(), plans.machines(4)).precisions == ("fp16", "fp32")
 
 
 def test_one_pixel_needs_two_images() -> None:

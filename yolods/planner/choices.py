@@ -80,7 +80,8 @@ class Choice:
 
 def divisors(number: int) -> tuple[int, ...]:
     """All divisors, ascending."""
-    return tuple(each for each in range(1, number + 1) if number % each == 0)
+    small = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
+    return tuple(sorted({*small, *(number // each for each in small)}))
 
 
 def families(choice: Choice, nodes: int) -> tuple[Family, ...]:
@@ -114,9 +115,24 @@ def micro_batches(choice: Choice, replicas: int) -> tuple[int, ...]:
     return tuple(each for each in reversed(divisors(share)) if each >= least)
 
 
-def divides(choice: Choice, family: Family) -> bool:
-    """Whether the images divide among a family's replicas."""
-    return bool(micro_batches(choice, choice.ranks // family.stages))
+def obstacle(choice: Choice, family: Family) -> str:
+    """Why a family without a layout has none."""
+    replicas = choice.ranks // family.stages
+    if choice.images % replicas:
+        return f"{choice.images} images do not divide among {replicas} replicas"
+    if not micro_batches(choice, replicas):
+        if choice.forward_images is not None:
+            return (
+                f"{choice.forward_images} images per pass do not divide among {replicas} replicas"
+            )
+        return (
+            f"{choice.images} images / {replicas} replicas = 1 image per micro-batch, whose last "
+            f"feature map is one pixel: too little for BatchNorm at {choice.imgsz} pixels; use "
+            f"--images-per-step {2 * replicas} or more"
+        )
+    if family.zero_stage == 0 and set(choice.precisions) == {"fp16"}:
+        return "fp16 needs ZeRO 1 or above"
+    return "a stage would have no weights to train"
 
 
 class Layouts:

@@ -133,6 +133,8 @@ def run_plan(
     for path, flag in ((args.out, "--out"), (args.plot, "--plot")):
         if path is not None:
             refuse_existing(path, flag, exist_ok=args.exist_ok)
+    if args.out is not None and args.plot is not None and args.out.resolve() == args.plot.resolve():
+        raise UserError(f"--out and --plot both name {args.out}; name two files")
     if args.ranks is not None and flags.hostfile is not None:
         raise UserError(
             f"--ranks {args.ranks} and {flags.hostfile_by}{flags.hostfile} both say where ranks "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,16 +122,27 @@ def _trained(layout: Layout) -> tuple[Any, ...]:
 
 
 def refuse_existing(path: Path, flag: str, *, exist_ok: bool) -> None:
-    """Refuse a file that would be replaced unasked, or a folder.
+    """Refuse a file that would be replaced unasked, and a path that cannot be written.
 
     Raises:
-        UserError: the path exists, or its folder does not.
+        UserError: the path exists or is no regular file, or nothing can be written to its folder.
     """
     if path.is_dir():
         raise UserError(f"{flag} {path}: this is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{flag} {path}: this is a device or a pipe, not a file; name a file")
     if path.exists() and not exist_ok:
         raise UserError(
             f"{flag} {path}: this file exists; name another, or replace it with --exist-ok"
         )
     if not path.parent.is_dir():
         raise UserError(f"{flag} {path}: there is no folder {path.parent}; create it first")
+    try:
+        # Creating a file is the only proof: some file systems refuse even root.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{flag} {path}: no file can be written to {path.parent} ({error.strerror}); choose "
+            "another folder"
+        ) from error

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from yolods.plan.stage_plan import GIB
-from yolods.planner.choices import Choice
+from yolods.planner.choices import Choice, micro_batches, obstacle
 from yolods.planner.report import need
 from yolods.planner.request import Machines
 from yolods.planner.search import Found, Option
-from yolods.system.humanize import plural
+from yolods.system.humanize import plural, size_text
 
 MOST_DOUBLINGS = 6
 """How often the ranks are doubled in search of enough."""
@@ -45,9 +45,14 @@ class Refused:
         ]
 
     def _undivided(self) -> Iterator[str]:
-        """Nothing was even tried: the images do not divide in any family."""
-        choice = self.found.choice
-        replicas = sorted({choice.ranks // each.stages for each in self.found.undivided})
+        """No family has a layout."""
+        choice, empty = self.found.choice, self.found.undivided
+        divided = [each for each in empty if choice.images % (choice.ranks // each.stages) == 0]
+        yield from dict.fromkeys(obstacle(choice, each) for each in divided)
+        shares = {choice.ranks // each.stages for each in empty}
+        replicas = sorted(each for each in shares if choice.images % each)
+        if not replicas:
+            return
         few = replicas[0]
         below, above = choice.images // few * few, (choice.images // few + 1) * few
         yield (
@@ -66,21 +71,26 @@ class Refused:
             share = f" / {used:.2g}" if used < 1 else ""
             flag = "--gpu-memory" if self.machines.device == "cuda" else "memory per rank"
             yield (
-                f"it would fit with {flag} {_up(gib)}: {device / GIB:.2f} GiB{share} = "
-                f"{gib:.2f} GiB"
+                f"it would fit with {flag} {_up(gib)}: {size_text(device)}{share} = "
+                f"{size_text(device / used)}"
             )
         if host > limits.host:
             gib = host * self.machines.slots / GIB
             yield (
-                f"it would fit with --host-memory {_up(gib)}: {host / GIB:.2f} GiB x "
-                f"{plural(self.machines.slots, 'rank')} = {gib:.2f} GiB"
+                f"it would fit with --host-memory {_up(gib)}: {size_text(host)} x "
+                f"{plural(self.machines.slots, 'rank')} = {size_text(host * self.machines.slots)}"
             )
 
     def _images(self) -> Iterator[str]:
         """The images of a forward pass that would do, where they are given."""
         choice = self.found.choice
         if choice.forward_images is None:
-            yield "fewer images per step would not help: a micro-batch has one image already"
+            replicas = {choice.ranks // each.family.stages for each in self.found.options}
+            least = min(micro_batches(choice, each)[-1] for each in replicas)
+            yield (
+                "fewer images per step would not help: micro-batches were searched down to "
+                f"{plural(least, 'image')}"
+            )
             return
         found = self.again(replace(choice, forward_images=None), self.machines)
         if found.best:

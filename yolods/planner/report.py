@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -10,7 +10,7 @@ from yolods.plan.layout import Layout
 from yolods.plan.memory.terms import RankMemory
 from yolods.plan.stage_plan import GIB
 from yolods.plan.time.step import Clock, StepSeconds
-from yolods.planner.choices import divides
+from yolods.planner.choices import obstacle
 from yolods.planner.request import Machines, Subject, machine_line
 from yolods.planner.search import TIE, Found, Option, traits
 from yolods.system.humanize import size_text
@@ -41,13 +41,16 @@ def time_kinds(clock: Clock, layout: Layout) -> dict[str, str]:
         links = {clock.network.within.source}
     elif clock.network.slots == 1:
         links = {clock.network.between.source}
-    sent = next((each for each in (_ASSUMED, "given", _MEASURED) if each in links), _ASSUMED)
     return {
         "compute": compute,
-        "communication": _EXACT if layout.ranks == 1 else sent,
-        "idle": compute if layout.stages > 1 else _EXACT,
+        "communication": _EXACT if layout.ranks == 1 else _worst(links),
+        "idle": _worst({compute, *links}) if layout.stages > 1 else _EXACT,
         "optimizer": _ASSUMED,
     }
+
+
+def _worst(kinds: Collection[str]) -> str:
+    return next((each for each in (_ASSUMED, "given", _MEASURED) if each in kinds), _ASSUMED)
 
 
 def render_plan(
@@ -135,7 +138,7 @@ def _row(place: int, option: Option, shown: Sequence[str]) -> list[str]:
     assert step is not None
     return [
         str(place),
-        option.family.label,
+        option.family.label + (f", {layout.schedule}" if layout.schedule != "1f1b" else ""),
         layout.precision,
         str(layout.micro_batch),
         str(layout.accumulation),
@@ -158,14 +161,7 @@ def losers(found: Found, *, top: int) -> list[str]:
     lines = [
         f"{each.family.label}: {_why(each, found)}" for each in below if each.family not in shown
     ]
-    for family in found.undivided:
-        replicas = found.choice.ranks // family.stages
-        why = (
-            "a stage would have no weights to train"
-            if divides(found.choice, family)
-            else f"{found.choice.images} images do not divide among {replicas} replicas"
-        )
-        lines.append(f"{family.label}: {why}")
+    lines += [f"{each.label}: {obstacle(found.choice, each)}" for each in found.undivided]
     return [*lines, *_settings(found, top)] if found.best else lines
 
 

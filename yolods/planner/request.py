@@ -34,6 +34,9 @@ USED = 0.9
 without "memory_gib" has the same limit (engine/build_pipeline.py)."""
 NOMINAL_IMAGES = 64
 """Default images per step: ultralytics' nbs."""
+MOST_IMAGES = 2**17
+"""Most images per step, more than COCO's train2017 has. A pipeline's simulation takes time for
+each micro-batch."""
 COCO = BoxCounts(4 * 7.3, 93 + 3 * 7)
 """Assumed boxes per mosaic of four images: COCO train2017 has 7.3 boxes per image, at most 93."""
 LINK_EFFICIENCY = 0.7
@@ -125,7 +128,9 @@ def machines_of(
     faults.raise_if_any()
     device = "cpu" if figures is CPU else "cuda"
     if device == "cpu":
-        memory, source = _ram() / max(ranks // count, 1), "measured"
+        # What ranks on CPUs compute with is their host's memory.
+        host, source = (args.host_memory * GIB, "given") if args.host_memory else (_ram(), source)
+        memory = host / max(ranks // count, 1)
     return Machines(
         hosts=count,
         ranks=ranks,
@@ -181,6 +186,8 @@ def choice_of(args: argparse.Namespace, subject: Subject, machines: Machines) ->
     faults, grid, ranks = Faults(), subject.blueprint.grid, machines.ranks
     for flag in ("--images-per-step", "--top", "--stages"):
         _positive(flag, getattr(args, flag[2:].replace("-", "_")), faults)
+    if (args.images_per_step or 0) > MOST_IMAGES:
+        faults.add(f"--images-per-step {args.images_per_step}: at most {MOST_IMAGES} are planned")
     if args.stages and args.stages > 0 and ranks % args.stages:
         faults.add(
             f"--stages {args.stages} do not divide {plural(ranks, 'rank')}: {ranks} / "
@@ -201,7 +208,7 @@ def choice_of(args: argparse.Namespace, subject: Subject, machines: Machines) ->
             f"--optimizer {args.optimizer}: unknown{nearest(args.optimizer, known)}; known: "
             f"{', '.join(known)}"
         )
-    precisions = tuple(args.precision or fast_precisions(machines.figures))
+    precisions = tuple(dict.fromkeys(args.precision or fast_precisions(machines.figures)))
     for each in precisions:
         if machines.figures.peak(each) is None:
             faults.add(f"--precision {each}: {_no_units(machines.figures, each)}")
