@@ -55,7 +55,7 @@ def test_contents_are_flushed_before_the_name_and_the_name_after_it(tmp_path, mo
 def test_files_are_replaced_by_one_helper_only():
     """`.part` names, and renames over a file, stand nowhere else; checkpoints rename whole
     folders."""
-    own = re.compile(r"\.part\b|\.with_name\(f\"\.")
+    own = re.compile(r"\.part[\"']|\.with_name\(f\"\.")
     found = {
         str(file.relative_to(ROOT))
         for file in (ROOT / "yolods").rglob("*.py")

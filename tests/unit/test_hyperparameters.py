@@ -40,7 +40,8 @@ def read(tmp_path: Path, text: str = "", sets: tuple[str, ...] = (), flags: tupl
 
 def test_every_ultralytics_setting_is_taken_refused_or_a_flag_and_no_other_is(default_yaml):
     taken = {name for name in RULES if name not in OWN}
-    flags = {name for name in FLAGS if name not in ("weights", "batch_size", "deepspeed_config")}
+    ours = ("weights", "batch_size", "deepspeed_config", "trace")
+    flags = {name for name in FLAGS if name not in ours}
     assert taken | set(REFUSED) | flags == set(default_yaml)
     assert not taken & set(REFUSED)
     assert not flags & (taken | set(REFUSED))

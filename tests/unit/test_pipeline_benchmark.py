@@ -189,7 +189,7 @@ def test_the_stock_backward_walks_the_trunk_once_a_tensor(stock, walks):
     sent = [trunk * scale for scale in (1.0, 10.0, 100.0)]
     engine = Ours.__new__(Ours)
     engine.stock, engine.mesh = stock, SimpleNamespace(last=False)
-    engine._schedule = "1f1b"
+    engine._divided = frozenset()
     engine._clock = Meter(torch.device("cpu"))
     engine._channels = SimpleNamespace(to_before=None, to_after=None, labels=None)
     engine.diagnosis = SimpleNamespace(at=lambda phase, number: None)
