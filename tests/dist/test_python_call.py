@@ -65,7 +65,7 @@ def test_a_call_is_interrupted_and_goes_on(place: Path, capsys: pytest.CaptureFi
     called.clear()
     told["on_fit_epoch_end"] = [note("on_fit_epoch_end")]
     result = yolods.train(resume=place / "runs" / "exp", callbacks=told)
-    assert called[0] == ("on_train_start", 0)
+    assert called[0] == ("on_train_start", done[-1] + 1), "where the run continues"
     assert called[-2][0] == "on_train_end"
     ended = [epoch for name, epoch in called if name == "on_fit_epoch_end"]
     assert ended == list(range(done[-1] + 1, EPOCHS)), "each epoch once, over both calls"

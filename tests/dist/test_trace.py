@@ -185,22 +185,20 @@ def test_zero_on_two_ranks_and_a_trace_of_the_finished_run(folder: Path) -> None
     document = read(run)
     check_whole(document, 2)
     assert {"collectives: reduce", "collectives: gather"} <= set(tracks(document).values())
-    plain, _ = train(folder, "plain", "zero1", 2)
-    check_same(run, plain)
     # On the ranks of the run, although nobody types how many.
-    before = list(files(plain))
-    screen = ended(["trace", "runs/plain", "--steps", "2", "--epoch", "2"], folder)
-    assert list(files(plain)) == before
-    assert sorted(each.name for each in (plain / "trace").iterdir()) == ["trace.json", "trace.png"]
-    document = read(plain / "trace")
+    before = list(files(run))
+    screen = ended(["trace", "runs/zero", "--steps", "2", "--epoch", "2"], folder)
+    assert list(files(run)) == before
+    assert sorted(each.name for each in (run / "trace").iterdir()) == ["trace.json", "trace.png"]
+    document = read(run / "trace")
     steps = sorted({step for _, step in covered(document)})
     check_whole(document, 2, steps)
     assert len(steps) == 2 and f"traced steps {steps[0]} to {steps[1]}: " in screen
     assert "starting a trace on 2 ranks" in screen
     # Once more, by the launcher's word, over the files of the first one.
-    ended(["launch", "trace", "runs/plain", "--num_gpus", "2", "--steps", "1"], folder)
-    assert len({step for _, step in covered(read(plain / "trace"))}) == 1
-    assert list(files(plain)) == before
+    ended(["launch", "trace", "runs/zero", "--num_gpus", "2", "--steps", "1"], folder)
+    assert len({step for _, step in covered(read(run / "trace"))}) == 1
+    assert list(files(run)) == before
 
 
 def test_one_rank(folder: Path) -> None:
