@@ -27,6 +27,31 @@ def test_the_newest_build_counts_and_an_open_one_stays_whole(tmp_path):
     assert len([*(tmp_path / "deep/index").iterdir()]) == 3, "a run may have mapped the first"
 
 
+def test_hosts_that_build_in_one_folder_at_the_same_time_do_not_meet(tmp_path, monkeypatch):
+    """Both have written their build, and name it as the newest one."""
+    replace, others = os.replace, [IndexStore(tmp_path)]
+
+    def late(source, target):
+        if others:
+            build(others.pop(), "of the other host")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    build(IndexStore(tmp_path), "mine")
+    assert not others and [*IndexStore(tmp_path).newest().ids] == ["mine"]
+
+
+def test_what_a_kill_left_goes_in_time(tmp_path):
+    store, left = IndexStore(tmp_path), tmp_path / ".currentabc.part"
+    build(store, "one")
+    left.write_text("half")
+    build(store, "two")
+    assert left.exists(), "its process may still be at work"
+    os.utime(left, (0, 0))
+    build(store, "three")
+    assert not left.exists() and [*store.newest().ids] == ["three"]
+
+
 def test_builds_that_no_run_can_still_have_are_removed(tmp_path):
     store = IndexStore(tmp_path)
     build(store, "one")

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -31,15 +32,15 @@ def replace_file(path: Path, write: Callable[[BinaryIO], object], *, shared: boo
             file is left.
     """
     with (
-        _beside(path, str(os.getpid()) if shared else "") as handle,
+        _beside(path, _own_name() if shared else "") as handle,
         os.fdopen(handle, "wb", closefd=False) as file,
     ):
         write(file)
 
 
-def replace_text(path: Path, text: str, *, errors: str = "strict") -> None:
+def replace_text(path: Path, text: str, *, errors: str = "strict", shared: bool = False) -> None:
     """As `replace_file`, with a text in UTF-8; `errors` as in `str.encode`."""
-    with _beside(path) as handle:
+    with _beside(path, _own_name() if shared else "") as handle:
         write_all(handle, text.encode("utf-8", errors))
 
 
@@ -47,6 +48,11 @@ def replace_copy(source: Path, path: Path) -> None:
     """As `replace_file`, with the bytes of another file."""
     with source.open("rb") as original:
         replace_file(path, lambda file: shutil.copyfileobj(original, file, 1 << 20))
+
+
+def _own_name() -> str:
+    """A word that no other process has, on no host: a file server knows no process numbers."""
+    return uuid.uuid4().hex
 
 
 def partial_name(name: str, whose: str = "") -> str:

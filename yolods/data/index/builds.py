@@ -3,17 +3,16 @@ newest one."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from yolods.data.index.columns import ColumnType
 from yolods.data.index.table import Index, IndexWriter
-from yolods.system.files import replace_text
+from yolods.system.files import partial_name, replace_text
 
 CURRENT = "current"
 KEPT = 7 * 24 * 3600
@@ -54,7 +53,8 @@ class IndexStore:
         except BaseException:
             shutil.rmtree(self._folder / name, ignore_errors=True)
             raise
-        replace_text(self._folder / CURRENT, name)
+        # Hosts that start together may share this folder, and each of them builds.
+        replace_text(self._folder / CURRENT, name, shared=True)
         self._remove_old(name)
 
     def remove(self) -> None:
@@ -62,8 +62,12 @@ class IndexStore:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _remove_old(self, newest: str) -> None:
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                old = time.time() - entry.stat().st_mtime > KEPT
-                if entry.is_dir() and entry.name != newest and old:
-                    shutil.rmtree(entry.path, ignore_errors=True)
+        for path in self._folder.iterdir():
+            # Another host may remove the same ones.
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime <= KEPT or path.name == newest:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.match(partial_name(CURRENT, "*")):  # of a process that was killed
+                    path.unlink()
