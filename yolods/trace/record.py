@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from yolods.distributed.phases import Mark
+from yolods.traffic.epoch import shortest_calls
 
 STEP_TRACK = "steps"
 """The track of whole steps."""
@@ -144,24 +145,17 @@ def with_waits(records: Sequence[RankRecord]) -> tuple[RankRecord, ...]:
     for its data. So a rank has waited for others as long as its call took longer than the shortest
     one. Of a send or receive nobody knows when the other rank was there: all of it counts.
     """
-    durations: dict[str, list[list[float]]] = {}
-    for record in records:
-        own: dict[str, list[float]] = {}
-        for call in _collectives(record):
-            own.setdefault(call.group, []).append(call.end - call.begin)
-        for group, each in own.items():
-            durations.setdefault(group, []).append(each)
-    # If ranks differ in the number of a group's calls, nobody knows which belong together.
-    shortest = {
-        group: [min(same) for same in zip(*ranks, strict=True)]
-        for group, ranks in durations.items()
-        if len({len(each) for each in ranks}) == 1
-    }
+    shortest = shortest_calls([_durations(record) for record in records])
     return tuple(_waited(record, shortest) for record in records)
 
 
-def _collectives(record: RankRecord) -> list[CallRecord]:
-    return [call for call in record.calls if call.peer is None and call.group]
+def _durations(record: RankRecord) -> dict[str, list[float]]:
+    """Seconds of a rank's collectives by group."""
+    found: dict[str, list[float]] = {}
+    for call in record.calls:
+        if call.peer is None and call.group:
+            found.setdefault(call.group, []).append(call.end - call.begin)
+    return found
 
 
 def _waited(record: RankRecord, shortest: dict[str, list[float]]) -> RankRecord:

@@ -9,7 +9,7 @@ their newest steps and compare them at the end of an epoch.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from yolods.stats import CommunicationStats, RankCommunication
@@ -126,7 +126,12 @@ def waits(shares: Iterable[RankShare]) -> list[float]:
     waited, whole = [0.0] * len(ranks), [0.0] * len(ranks)
     for number in common:
         together = [steps[number] for steps in ranks]
-        shortest = _shortest(together)
+        shortest = shortest_calls(
+            [
+                {group: [call.seconds for call in calls] for group, calls in step.groups.items()}
+                for step in together
+            ]
+        )
         for rank, step in enumerate(together):
             whole[rank] += step.seconds
             waited[rank] += step.at_boundaries
@@ -139,11 +144,17 @@ def waits(shares: Iterable[RankShare]) -> list[float]:
     ]
 
 
-def _shortest(together: Sequence[StepTraffic]) -> dict[str, list[float]]:
-    """The least seconds of each call by group; none of a group whose ranks differ in the number."""
+def shortest_calls(ranks: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    """The least seconds of each call over the ranks, by group: the last rank to make a call waits
+    for no other.
+
+    Args:
+        ranks: of each rank the seconds of its calls by group, in their order. If the ranks of a
+            group differ in the number, nobody knows which belong together: it has none.
+    """
     found: dict[str, list[float]] = {}
-    for group in {group for step in together for group in step.groups}:
-        calls = [step.groups[group] for step in together if group in step.groups]
+    for group in {group for own in ranks for group in own}:
+        calls = [own[group] for own in ranks if group in own]
         if len({len(each) for each in calls}) == 1:
-            found[group] = [min(each.seconds for each in same) for same in zip(*calls, strict=True)]
+            found[group] = [min(same) for same in zip(*calls, strict=True)]
     return found
