@@ -70,3 +70,15 @@ def test_of_a_large_set_a_sample_is_looked_at_and_all_on_request(split, monkeypa
     found = {changed() for _ in range(64)}
     assert found == {"", files[1]}, "each start draws anew"
     assert changed(every=True) == files[1]
+
+
+@pytest.mark.parametrize("slow", (0.0, 1.0), ids=("many-threads", "one-thread"))
+def test_every_file_is_looked_at_however_fast_the_answers_are(split, monkeypatch, slow):
+    """The last image lies beyond those that are tried first."""
+    files, _, changed = split
+    monkeypatch.setattr(freshness, "TRIED", 1)
+    monkeypatch.setattr(freshness, "SLOW", slow)
+    assert changed() == ""
+    for file in files[:0:-1]:
+        os.utime(file, ns=(1, 1))
+        assert changed() == file

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,12 @@ DRAWN = 5_000
 """Images of a larger set that a start looks at: a file that the kernel has not looked up lately
 takes 15 microseconds of CPU time."""
 THREADS = 8
-"""Threads that ask for sizes and times: a file server takes a while per question."""
+"""Threads that ask a slow file system for sizes and times."""
+TRIED = 64
+"""Images that one thread looks at first, to see how long an answer takes."""
+SLOW = 0.001
+"""Seconds per image, with its label file, above which threads pay. A local file system answers in
+a hundredth of that, and threads then wait for the interpreter's lock: they double the CPU time."""
 
 CHANGE_COLUMNS = {"changed": ColumnType("<i8", 2)}
 """The column that an index of files has beside those of every index: when image and labels changed
@@ -84,16 +91,20 @@ def change(
     count = index.counts.images
     all_of_them = every or count <= ALL
     rows = range(count) if all_of_them else sorted(random.Random().sample(range(count), DRAWN))
-    parts = [rows[start::THREADS] for start in range(min(THREADS, len(rows)))]
-    with ThreadPoolExecutor(THREADS) as pool:
-        looks = pool.map(lambda part: _first_change(index, part, files_of, every=every), parts)
-        return next(filter(None, looks), "")
+    look = partial(_first_change, index, files_of=files_of, every=every)
+    began = time.monotonic()
+    if found := look(rows[:TRIED]):
+        return found
+    threads = THREADS if time.monotonic() - began > TRIED * SLOW else 1
+    parts = [rows[TRIED + start :: threads] for start in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        return next(filter(None, pool.map(look, parts)), "")
 
 
 def _first_change(
     index: Index, rows: Sequence[int], files_of: Callable[[int], Sequence[str]], *, every: bool
 ) -> str:
-    chosen = np.asarray(rows)
+    chosen = np.asarray(rows, dtype=np.int64)
     known = index.columns["stat"][chosen].reshape(-1, 2, 2)
     if every:
         known = np.concatenate([known, index.columns["changed"][chosen][..., None]], axis=2)
