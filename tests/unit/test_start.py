@@ -262,7 +262,7 @@ def test_rank_0_opens_the_loggers_of_its_run(tmp_path):
     flags = ["--data", "demo", "--imgsz", "64", "--project", str(tmp_path), "--loggers", "jsonl"]
     flags += ["--run-dir", str(tmp_path / "exp"), "--start-id", "s"]
     config = build_run_config(parser.parse_args(flags), world_size=1, device="cpu")
-    progress = SimpleNamespace(epochs_done=0, step=0)
+    progress = SimpleNamespace(epochs_done=0, step=0, epoch_ends=())
     ranks = SimpleNamespace(is_main=True)
     with start._open_telemetry(config, ranks, ("a",), schedule_of(32, 16), progress) as telemetry:
         telemetry.start({"a": 1}, "| layer |")

@@ -516,6 +516,7 @@ def _open_telemetry(
         close_mosaic_batch=closing if hyper.close_mosaic and closing > 0 else None,
         start_epoch=progress.epochs_done,
         start_step=progress.step,
+        epoch_ends=dict(progress.epoch_ends),
         plots=hyper.plots,
         sinks=Sinks(config.loggers, RunFacts(config.run, config.start, config.run_dir)),
     )
