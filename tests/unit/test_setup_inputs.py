@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,13 @@ from yolods.distributed.world import Ranks
 from yolods.errors import UserError
 from yolods.training.setup import inputs as module
 
-CONFIG = SimpleNamespace(
-    data="data.yaml", hyper=Hyper(), imgsz=64, epochs=1, workers=0, check_data=True, eval_batch=4
-)
+RANKS = Ranks(0, 1, 0, "host", torch.device("cpu"))
+
+
+def configured(**changes: object) -> SimpleNamespace:
+    settings = {"hyper": Hyper(), "imgsz": 64, "epochs": 1, "workers": 0, "check_data": True}
+    settings |= {"data": "data.yaml", "weights": None, "resume": False, "eval_batch": 4}
+    return SimpleNamespace(**{**settings, **changes})
 
 
 @pytest.fixture
@@ -43,7 +48,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_images_are_looked_at_last(done: list[str]) -> None:
-    opened = module.open_inputs(CONFIG, Ranks(0, 1, 0, "host", torch.device("cpu")))
+    opened = module.open_inputs(configured(), RANKS)
     assert done == ["yaml", "model", "disk", "train", "val"]
     (_, options, augmented), (_, same, plain) = opened.train, opened.val
     assert (augmented, plain) == (True, False) and options is same
@@ -58,5 +63,16 @@ def test_a_disk_without_room_is_told_before_images_are_looked_at(
 
     monkeypatch.setattr(module, "prepare_folder", full)
     with pytest.raises(UserError, match="7 parameters"):
-        module.open_inputs(CONFIG, Ranks(0, 1, 0, "host", torch.device("cpu")))
+        module.open_inputs(configured(), RANKS)
     assert done == ["yaml", "model"]
+
+
+def test_weights_are_looked_at_before_images_and_not_for_a_resume(
+    done: list[str], tmp_path: Path
+) -> None:
+    missing = tmp_path / "none.pt"
+    with pytest.raises(UserError, match="no such file"):
+        module.open_inputs(configured(weights=missing), RANKS)
+    assert done == ["yaml", "model"]
+    module.open_inputs(configured(weights=missing, resume=True), RANKS)
+    assert done[-1] == "val"

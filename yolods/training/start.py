@@ -21,7 +21,6 @@ from yolods.engine.build_pipeline import build_stage, plan_stages
 from yolods.engine.build_reduction import compression_lines
 from yolods.evaluation.evaluator import Evaluator
 from yolods.model.blueprint import Blueprint
-from yolods.model.weights import PtFile
 from yolods.optim.lr_schedule import Schedule
 from yolods.optim.optimizers import OptimizerChoice, choose_optimizer
 from yolods.plan.layout import layout_of
@@ -162,10 +161,6 @@ def _make_engine(
         cuts = tuple(plan.partition.bounds[1:-1])
         engine.traffic.need = _need(blueprint, config, ranks, cuts)
         return engine, [*plan.lines, *([note] if note else [])], cuts
-    weights = None if config.resume else config.weights
-    if weights is not None:
-        # Rank 0 reads the file first, so that a damaged one is reported once.
-        ranks.main_first(lambda: PtFile(weights) and None)
     engine, note = build_zero(blueprint, config, choice, ranks, class_weights)
     engine.traffic.need = _need(blueprint, config, ranks)
     about = [str(engine.net)] if config.deepspeed.recompute else []

@@ -11,6 +11,7 @@ from yolods.data.splits import Split, SplitOptions, open_split, read_data
 from yolods.distributed.world import Ranks
 from yolods.model.blueprint import Blueprint
 from yolods.model.check import blueprint_of
+from yolods.model.weights import PtFile
 from yolods.training.setup.run_files import prepare_folder
 
 
@@ -36,10 +37,15 @@ def open_inputs(config: RunConfig, ranks: Ranks) -> Inputs:
     The order: cheap checks first, so that a mistake costs seconds and not the time of a scan.
 
     Raises:
-        UserError: on every rank: a fault in data or model, or the disk has no room for the run.
+        UserError: on every rank: a fault in data, model or weights, or the disk has no room for the
+            run.
     """
     spec, hyper = read_data(config.data, ranks), config.hyper
     blueprint = blueprint_of(config, class_names(spec, hyper), spec.channels)
+    weights = None if config.resume else config.weights
+    if weights is not None:
+        # Rank 0 alone, so that a damaged file is reported once.
+        ranks.main_first(lambda: PtFile(weights) and None)
     ranks.main_first(lambda: prepare_folder(config, blueprint.parameters))
     options = _split_options(config, blueprint.grid, ranks)
     train = open_split(spec, "train", hyper, options, ranks, augment=True)
