@@ -41,7 +41,7 @@ def open_inputs(config: RunConfig, ranks: Ranks) -> Inputs:
             run.
     """
     spec, hyper = read_data(config.data, ranks), config.hyper
-    blueprint = blueprint_of(config, class_names(spec, hyper), spec.channels)
+    blueprint = blueprint_of(config, class_names(spec.names, hyper), spec.channels)
     weights = None if config.resume else config.weights
     if weights is not None:
         # Rank 0 alone, so that a damaged file is reported once.
