@@ -121,7 +121,7 @@ def _cost() -> float:
         began = time.process_time()
         meter.begin()
         for _ in range(times):
-            meter.behind(meter.before("all_reduce", (part,), {}), None)
+            meter.after(meter.before("all_reduce", (part,), {}), None)
         meter.end(1.0)
         costs.append((time.process_time() - began) / times)
     observe(None)

@@ -9,7 +9,8 @@ from pathlib import Path
 import yaml
 
 from yolods.data.demo import ensure_demo
-from yolods.data.spec import list_images, read_spec
+from yolods.data.images.listing import list_images
+from yolods.data.spec import read_spec
 
 
 def copy_of(data: str, work: Path) -> tuple[Path, int]:

@@ -22,6 +22,7 @@ from benchmarks.leaks_scenes import (
     on_white,
 )
 from benchmarks.report import Spread
+from yolods.data.images.listing import find_images
 from yolods.data.images.read import read_image
 from yolods.data.leaks.hashing import (
     FEWEST_SLOPES,
@@ -37,7 +38,7 @@ from yolods.data.leaks.hashing import (
 from yolods.data.leaks.search import MOST_BITS, near_pairs
 from yolods.data.leaks.warning import SplitImages, warning_lines
 from yolods.data.source import Unreadable, identities
-from yolods.data.spec import DataSpec, find_images, read_spec
+from yolods.data.spec import DataSpec, read_spec
 
 CLIPS, FRAMES, GAP = 4, 150, 30
 """Generated videos, frames of each, and frames left out between blocks."""

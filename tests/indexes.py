@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from yolods.data.images.listing import place_of
 from yolods.data.index.block import block_of, place_number, stat_of, state_of
 from yolods.data.index.freshness import CHANGE_COLUMNS
 from yolods.data.index.labels import Labels
 from yolods.data.index.table import Index, IndexWriter
 from yolods.data.source import ImageFiles, identities
-from yolods.data.spec import place_of
 from yolods.data.verify import CheckedPair
 
 

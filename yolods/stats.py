@@ -63,12 +63,15 @@ class LoaderStats:
     loader processes makes them itself, which counts."""
 
 
+# Wide: a field for each fact about an epoch.
 @dataclass(frozen=True, kw_only=True)
 class EpochStats:
     """One epoch, after its evaluation if there was one."""
 
     epoch: int
     """Epoch, from 0."""
+    position: int
+    """Samples of the stream consumed so far; the epoch's last step may reach into the next one."""
     seconds: float
     """Wall time of the run in seconds so far, over all its starts."""
     train_loss: Mapping[str, float]

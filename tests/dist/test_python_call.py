@@ -82,6 +82,26 @@ def test_a_call_is_interrupted_and_goes_on(place: Path, capsys: pytest.CaptureFi
     assert "mAP50" in str(result)
 
 
+def test_a_callback_that_fails_is_what_is_said_to_have_stopped_the_run(
+    place: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def broken(run) -> None:
+        raise ValueError("mine")
+
+    data = make_dataset(place / "data", train=8, val=4)
+    told = {"on_train_epoch_end": broken}
+    with pytest.raises(ValueError, match="mine"):
+        yolods.train(data=data, epochs=EPOCHS, **SMALL, callbacks=told)
+    shown, run = capsys.readouterr(), place / "runs" / "exp"
+    failed = "callback on_train_epoch_end (test_a_callback_that_fails_is_what_is_said_to_have_"
+    (line,) = [line for line in shown.err.splitlines() if "callback" in line]
+    assert line.startswith(f"yolods: {failed}") and "failed: ValueError: mine; the run" in line
+    assert "SIGTERM: stopped after step" in shown.out and "Ctrl-C" not in shown.out
+    log = (run / "train.log").read_text()
+    assert log.index(failed) < log.index("SIGTERM: stopped after step")
+    assert list((run / "checkpoints").glob("step*"))
+
+
 def test_what_the_launcher_refuses_is_raised_with_all_faults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

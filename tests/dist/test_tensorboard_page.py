@@ -101,6 +101,7 @@ def _answer(address: str, body: bytes | None = None) -> Any:
 def _epoch(epoch: int) -> EpochStats:
     return EpochStats(
         epoch=epoch,
+        position=8 * (epoch + 1),
         seconds=1.0,
         train_loss=dict.fromkeys(LOSS_NAMES, 1.0),
         val_loss=dict.fromkeys(LOSS_NAMES, 1.0),

@@ -41,7 +41,8 @@ def before_the_run(text: str | None) -> mock._patch:
         return once_training_begins(lambda: shutil.rmtree(what))
     if word == "disk-left":
         return mock.patch(
-            "yolods.training.start.shutil.disk_usage", lambda _: SimpleNamespace(free=int(what))
+            "yolods.training.setup.run_files.shutil.disk_usage",
+            lambda _: SimpleNamespace(free=int(what)),
         )
     if word == "disk-fills":
         full = mock.Mock(side_effect=OSError(28, "No space left on device"))

@@ -261,7 +261,8 @@ def test_a_record_is_on_disk_after_every_section(tmp_path):
 def test_the_copy_holds_every_image_and_label_and_nothing_else(tmp_path):
     from benchmarks.copies import copy_of
     from tests.tiny import make_dataset
-    from yolods.data.spec import list_images, read_spec
+    from yolods.data.images.listing import list_images
+    from yolods.data.spec import read_spec
 
     source = make_dataset(tmp_path / "source")
     before = sorted(path for path in (tmp_path / "source").rglob("*"))

@@ -88,7 +88,7 @@ def test_a_resume_begins_in_its_epoch_and_keeps_the_last_one_if_none_is_left(fir
     assert [(run.epoch, run.step) for run in seen] == [(epoch, 5)]
 
 
-def test_several_functions_of_one_name_and_their_exceptions():
+def test_several_functions_of_one_name_and_their_exceptions(tmp_path, capsys):
     calls = []
 
     def fail(run: object) -> None:
@@ -96,8 +96,40 @@ def test_several_functions_of_one_name_and_their_exceptions():
 
     heard = Callbacks({"on_train_start": [calls.append, fail]})
     with pytest.raises(ValueError, match="mine"):
-        heard.hear(Path("x"), START)
+        heard.hear(tmp_path, START)
     assert len(calls) == 1
+    name = "test_several_functions_of_one_name_and_their_exceptions.<locals>.fail"
+    line = f"callback on_train_start ({name}) failed: ValueError: mine"
+    told = f"{line}; the run stops with a checkpoint"
+    assert capsys.readouterr().err == f"yolods: {told}\n"
+    assert (tmp_path / "train.log").read_text().endswith(f"ERROR   yolods.telemetry.log: {told}\n")
+
+
+@pytest.mark.parametrize("name", ["on_train_end", "teardown"])
+def test_a_callback_that_fails_after_the_last_step_stops_nothing(name, tmp_path, capsys):
+    heard = Callbacks({name: Failing()})
+    heard.hear(tmp_path, START)
+    with pytest.raises(LookupError):
+        heard.hear(tmp_path, {"kind": "finish", "metrics": None, "seconds": 1.0})
+        heard.call("teardown")
+    assert capsys.readouterr().err == f"yolods: callback {name} (Failing) failed: LookupError\n"
+
+
+class Failing:
+    """A callback that is an object."""
+
+    def __call__(self, run: object) -> None:
+        raise LookupError
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, SystemExit])
+def test_a_callback_that_asks_to_stop_has_not_failed(reason, tmp_path, capsys):
+    def leave(run: object) -> None:
+        raise reason
+
+    with pytest.raises(reason):
+        Callbacks({"on_train_start": leave}).hear(tmp_path, START)
+    assert capsys.readouterr().err == "" and not list(tmp_path.iterdir())
 
 
 def test_every_name_is_ultralytics_own():

@@ -31,6 +31,6 @@ def test_short_lists_are_shown_whole_and_of_long_ones_what_differs():
 
 
 def test_a_run_of_one_class_has_one_name():
-    spec = SimpleNamespace(names=("cat", "dog"))
-    assert class_names(spec, SimpleNamespace(single_cls=False)) == ("cat", "dog")
-    assert class_names(spec, SimpleNamespace(single_cls=True)) == ("item",)
+    names = ("cat", "dog")
+    assert class_names(names, SimpleNamespace(single_cls=False)) == names
+    assert class_names(names, SimpleNamespace(single_cls=True)) == ("item",)

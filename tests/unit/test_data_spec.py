@@ -9,16 +9,8 @@ import pytest
 
 from tests.tiny import make_dataset
 from yolods.config.names.data_name import shipped_yaml, stores
-from yolods.data.spec import (
-    IMAGE_SUFFIXES,
-    as_ultralytics,
-    fetch,
-    find_images,
-    list_images,
-    places,
-    read_spec,
-    unused_lines,
-)
+from yolods.data.images.listing import find_images, list_images
+from yolods.data.spec import as_ultralytics, fetch, places, read_spec
 from yolods.errors import UserError
 
 
@@ -60,12 +52,6 @@ def test_ultralytics_reads_the_same(tmp_path, monkeypatch):
         theirs["path"],
     )
     assert (ours["train"], ours["val"]) == ([theirs["train"]], [theirs["val"]])
-
-
-def test_image_types_are_those_of_ultralytics():
-    from ultralytics.data.utils import IMG_FORMATS
-
-    assert IMAGE_SUFFIXES == IMG_FORMATS
 
 
 def test_every_fault_at_once(tmp_path):
@@ -283,63 +269,6 @@ def test_links_at_every_height_of_a_path_keep_their_spelling(tmp_path, where):
     assert len(list_images(spec.train)) == 6
 
 
-@pytest.mark.parametrize("target", [".", "..", "../..", "/"])
-def test_a_link_to_a_folder_above_it_adds_no_images(tmp_path, target):
-    make_dataset(tmp_path, train=4)
-    (tmp_path / "images/train/again").symlink_to(target)
-    assert [Path(file).name for file in list_images((tmp_path / "images/train",))] == [
-        f"{i:03}.jpg" for i in range(4)
-    ]
-
-
-def test_each_real_folder_is_looked_into_once_under_its_own_name(tmp_path):
-    make_dataset(tmp_path, train=4)
-    (tmp_path / "images/train").rename(tmp_path / "images/b")
-    for name, target in (("a", "b"), ("c", "b"), ("x", "y"), ("y", "x")):
-        (tmp_path / "images" / name).symlink_to(target)
-    found = list_images((tmp_path / "images",))
-    assert [str(Path(file).relative_to(tmp_path / "images")) for file in found] == [
-        *(f"b/{i:03}.jpg" for i in range(4)),
-        *(f"val/{i:03}.jpg" for i in range(4)),
-    ]
-
-
-def test_a_link_to_images_elsewhere_is_followed_and_so_are_links_in_there(tmp_path):
-    make_dataset(tmp_path / "other", train=2)
-    make_dataset(tmp_path / "third", train=3)
-    (tmp_path / "other/images/train/more").symlink_to(tmp_path / "third/images/train")
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images/link").symlink_to(tmp_path / "other/images/train")
-    found = list_images((tmp_path / "images",))
-    assert [str(Path(file).relative_to(tmp_path / "images")) for file in found] == [
-        *(f"link/{i:03}.jpg" for i in range(2)),
-        *(f"link/more/{i:03}.jpg" for i in range(3)),
-    ]
-
-
-def test_hidden_files_and_folders_are_no_part_of_a_set(tmp_path):
-    make_dataset(tmp_path, train=2)
-    (tmp_path / "images/train/.hidden").mkdir()
-    for name in (".hidden/a.jpg", ".b.jpg"):
-        (tmp_path / "images/train" / name).write_bytes(b"")
-    assert len(list_images((tmp_path / "images/train",))) == 2
-
-
-def test_lines_of_a_list_that_name_no_image_are_known(tmp_path):
-    make_dataset(tmp_path, train=2)
-    text = (
-        './images/train/000.jpg\n\n"./images/train/001.jpg"\n./images/train/001.jpg 10,20,30,40,0\n'
-        "# note\n"
-    )
-    file = write(tmp_path / "list.txt", text)
-    sources = (file, tmp_path / "images/train", tmp_path / "images/train/000.jpg")
-    assert [(line, text) for _, line, text in unused_lines(sources)] == [
-        (3, '"./images/train/001.jpg"'),
-        (4, "./images/train/001.jpg 10,20,30,40,0"),
-        (5, "# note"),
-    ]
-
-
 @pytest.mark.process
 def test_reading_needs_neither_torch_nor_ultralytics(tmp_path):
     yaml = make_dataset(tmp_path)
@@ -462,22 +391,6 @@ def test_classes_of_one_name_are_said(tmp_path):
     assert spec.warnings == [
         f"{tmp_path / 'd.yaml'}: several classes have the same name: a (2 times)"
     ]
-
-
-def test_an_image_that_several_sources_name_is_there_as_often_and_counted(tmp_path):
-    make_dataset(tmp_path, train=3, val=2)
-    (tmp_path / "linked").symlink_to("images")
-    (tmp_path / "list.txt").write_text("./images/val/000.jpg\n" * 3)
-    sources = [
-        tmp_path / name
-        for name in ("images/train", "images", "list.txt", "images/train", "linked/val")
-    ]
-    files, again, folders, videos = find_images(tuple(sources))
-    assert len(files) == 3 + 5 + 3 + 3 + 2
-    assert files.count(str(tmp_path / "images/val/000.jpg")) == 1 + 3
-    assert (again, videos) == (3 + 3 + 3 + 2, 0)
-    assert {Path(each).name for each in folders} == {"train", "images", "val"}
-    assert find_images((tmp_path / "images/train", tmp_path / "images/val")).named_again == 0
 
 
 # Videos

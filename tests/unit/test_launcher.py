@@ -53,27 +53,34 @@ def test_a_killed_launcher_has_the_status_of_a_shell(start):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("reason", [KeyboardInterrupt, ValueError])
-def test_ctrl_c_and_exceptions_stop_it_and_are_raised_when_it_has_ended(start, reason, capsys):
+@pytest.mark.parametrize(
+    ("reason", "heard"), [(KeyboardInterrupt, signal.SIGINT), (ValueError, signal.SIGTERM)]
+)
+def test_ctrl_c_and_exceptions_stop_it_and_are_raised_when_it_has_ended(
+    start, reason, heard, capsys
+):
     rest = """
-try:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # as `yolods launch train` does
-    time.sleep(10)
-except KeyboardInterrupt:
+def leave(number, frame):
     time.sleep(0.3)
-    print("saved", flush=True)
+    print("saved after", number, flush=True)
+    sys.exit(1)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, leave)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # as `yolods launch train` does
+print("ready", flush=True)
+time.sleep(10)
 """
     seen = []
 
     def fail() -> None:
-        seen.append(capsys.readouterr().err)
-        if "yolods: off" not in "".join(seen):
+        seen.append(capsys.readouterr().out)
+        if "ready" not in "".join(seen):
             return
         raise reason("mine")
 
     with start(rest) as process, pytest.raises(reason):
         process.wait(fail)
-    assert "saved" in capsys.readouterr().out
+    assert f"saved after {heard:d}\n" in capsys.readouterr().out
 
 
 @pytest.mark.process

@@ -147,6 +147,16 @@ def test_a_fault_of_the_prediction_ends_no_run(
     assert "the plan does not know this run's memory" in caplog.text
 
 
+def test_a_run_that_compresses_gradients_is_not_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was not sent takes memory of which a layout knows nothing."""
+    packed = {"yolods": {"compression": {"kind": "powersgd"}}}
+    config = configured(tmp_path, packed, 2, "--imgsz", "64")
+    assert predicted_ranks(config, None, _labels(3, 1), "Adam", (), "cuda") == ()
+    assert caplog.messages == [], "it was not tried"
+
+
 def _labels(*counts: int) -> SimpleNamespace:
     """Labels of images with so many boxes of a tenth of the sides."""
     box = np.tile(np.array([0, 0.5, 0.5, 0.1, 0.1]), (sum(counts), 1))

@@ -69,14 +69,14 @@ def take(meter: Meter, clock: Clock, seconds: float, function: str, *arguments: 
     call = meter.before(function, arguments, {"group": Group()})
     clock.now += seconds
     work = None if seconds else Work()
-    meter.behind(call, work)
+    meter.after(call, work)
     return work
 
 
 def wait(meter: Meter, clock: Clock, work: Work, seconds: float) -> None:
     call = meter.before("wait", (work,), {})
     clock.now += seconds
-    meter.behind(call, True)
+    meter.after(call, True)
 
 
 def test_a_step_of_calls_that_wait(clock: Clock) -> None:
@@ -111,7 +111,7 @@ def test_a_collective_beside_the_ranks_own_work(clock: Clock) -> None:
     call = meter.before("wait", (work,), {})
     clock.now = 1.0
     work.future.tell()
-    meter.behind(call, True)
+    meter.after(call, True)
     found = meter.end(2.0)
     assert found["communication/seconds"] == 1.0
     assert found["communication/hidden_share"] == 0.75
@@ -135,8 +135,8 @@ def test_of_functions_that_call_each_other_the_outermost_counts(clock: Clock) ->
     outer = meter.before("all_reduce", (FLOATS,), {"group": Group()})
     assert meter.before("all_reduce", (FLOATS,), {"group": Group()}) is None
     assert meter.before("wait", (Work(),), {}) is None
-    meter.behind(None, None)
-    meter.behind(outer, None)
+    meter.after(None, None)
+    meter.after(outer, None)
     assert meter.end(1.0)["communication/calls"] == 1
 
 
@@ -160,7 +160,7 @@ def test_the_work_of_joined_calls_is_waited_for(clock: Clock) -> None:
     joined.get_future = None  # type: ignore[method-assign,assignment]
     meter = host_meter(clock)
     call = meter.before("all_gather_into_tensor", (None, FLOATS), {"group": Group()})
-    meter.behind(call, joined)
+    meter.after(call, joined)
     wait(meter, clock, Work(), 0.5)
     found = meter.end(1.0)
     assert (found["communication/calls"], found["communication/seconds"]) == (1, 0.5)
@@ -179,7 +179,7 @@ def test_a_device_is_read_in_a_later_step_and_never_waited_for(clock: Clock) -> 
     meter.begin()
     call = meter.before("all_reduce", (FLOATS,), {"group": Group()})
     device.given = 250.0
-    meter.behind(call, None)
+    meter.after(call, None)
     first = meter.end(1.0)
     assert first["communication/sent_mb"] == 0.0015 and "communication/seconds" not in first
     device.at = 250.0
@@ -198,11 +198,11 @@ def test_a_device_hides_what_its_streams_do_at_the_same_time(clock: Clock) -> No
     meter.begin()
     call, work = meter.before("all_reduce", (FLOATS,), {"group": Group()}), Work()
     work.future.waits = lambda: setattr(device, "aside", 400.0)
-    meter.behind(call, work)
+    meter.after(call, work)
     device.given = 300.0  # the main stream's own work, before it waits
     call = meter.before("wait", (work,), {})
     device.given = 400.0
-    meter.behind(call, True)
+    meter.after(call, True)
     device.at = 399.0
     assert "communication/seconds" not in meter.end(1.0)
     device.at = 400.0

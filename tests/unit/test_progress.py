@@ -70,6 +70,9 @@ def test_an_epoch_ends_with_its_losses() -> None:
     after = stepped(Progress(epochs_done=2), record(1.0, 1.0, 1.0)).after_epoch()
     assert (after.epochs_done, after.loss_sums, after.loss_weight) == (3, (), 0)
     assert (after.position, after.step) == (16, 1)
+    assert after.epoch_ends == ((2, 16),)
+    assert stepped(after, record(1.0, 1.0, 1.0)).after_epoch().epoch_ends == ((2, 16), (3, 32))
+    assert after.among(10, before=5).epoch_ends == (), "they count images that are gone"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,8 @@ def test_of_equally_good_epochs_the_last_is_written_and_patience_counts_from_the
 
 def test_a_checkpoint_gives_it_back() -> None:
     progress = stepped(
-        Progress(run="a", image_faults=(("x.jpg", 2),), best_fitness=0.5), record(1.0, 2.0, 3.0)
+        Progress(run="a", image_faults=(("x.jpg", 2),), epoch_ends=((0, 8),), best_fitness=0.5),
+        record(1.0, 2.0, 3.0),
     )
     assert Progress.from_json(json.loads(json.dumps(asdict(progress)))) == progress
 
@@ -120,6 +124,7 @@ def test_the_names_of_its_fields_are_those_of_every_checkpoint_so_far() -> None:
             "replaced",
             "rollbacks",
             "image_faults",
+            "epoch_ends",
         ),
     ]
     old = {

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from yolods.checkpoint import pt_file as module
 from yolods.checkpoint.pt_file import PtWeights, write_pt
+from yolods.errors import UserError
 from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.graph.graph import meta_model
 from yolods.model.weights import read_pt
@@ -143,6 +144,28 @@ def test_numbers_beyond_fp16_stay_finite(written: Path) -> None:
     read = PtWeights(written)
     assert all(torch.isfinite(tensor).all() for tensor in read.values())
     assert read["model.0.conv.weight"].view(-1)[0] == torch.finfo(torch.float16).max
+
+
+class Foreign:
+    """Runs code where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self._mark),)
+
+
+def test_only_a_whole_file_of_ultralytics_classes_is_read(written: Path) -> None:
+    mark = written.parent / "executed"
+    torch.save({"model": Foreign(mark)}, written)
+    with pytest.raises(UserError) as caught:
+        PtWeights(written)
+    assert str(caught.value).startswith(f"{written}: not a loadable ultralytics checkpoint")
+    assert not mark.exists()
+    os.truncate(written, 100)
+    with pytest.raises(UserError, match="it is damaged"):
+        PtWeights(written)
 
 
 def test_writing_leaves_the_skeleton_and_the_weights_alone(tmp_path: Path, net: Any) -> None:

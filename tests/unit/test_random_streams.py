@@ -28,7 +28,7 @@ from yolods.data.sampler import SampleId, Stream, permutation
 from yolods.data.scan import scan
 from yolods.data.spec import as_ultralytics, read_spec
 from yolods.model.initialise import initialise
-from yolods.training import start
+from yolods.training.setup.seeding import seed_everything
 
 pytestmark = pytest.mark.slow
 
@@ -170,7 +170,7 @@ def runs(seeds: Iterable[int]) -> dict[str, list[Iterable]]:
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     columns: dict[str, list[Iterable]] = {"Python's": [], "numpy's": [], "torch's": []}
     for seed in seeds:
-        start.seed_everything(seed, deterministic=False)
+        seed_everything(seed, deterministic=False)
         for name, way in zip(columns, (python_words, numpy_words, torch_words), strict=True):
             columns[name].append(way())
     random.setstate(before[0])

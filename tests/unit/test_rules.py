@@ -15,6 +15,7 @@ from yolods.parsing.rules import (
     check,
     either,
     flag,
+    is_count,
     items,
     one_of,
     only_false,
@@ -152,3 +153,8 @@ def test_a_block_is_filled_and_what_is_wrong_in_it_keeps_its_default():
         "block.inner: unknown key 'siz' (did you mean 'size'?); known: size",
         "block is [1]: it must be an object of settings, {...}",
     ]
+
+
+def test_what_counts_something():
+    values = [1, 80, 0, -1, True, 2.0, "3", None]
+    assert list(map(is_count, values)) == [True, True, *(6 * [False])]

@@ -119,6 +119,21 @@ def test_what_it_was_asked_by_is_what_the_launcher_hears(
     assert by_a_user(int(process.stdout.read())) == number
 
 
+def test_a_second_ctrl_c_kills_what_hangs_though_something_else_had_asked_first() -> None:
+    hangs = (
+        "import signal, time; yolods = [signal.signal(each, signal.SIG_IGN) for each in (2, 15)]; "
+        "print('up', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen(supervised(hangs), stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "up\n"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
+        time.sleep(0.3)  # two signals of one number that are not handled yet are one
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 143
+
+
 def test_ctrl_c_in_a_terminal_while_its_child_imports_shows_no_traceback() -> None:
     """The child has not come to its handlers, and gets Ctrl-C from the terminal as well."""
     importing = "import time; print('up', flush=True); time.sleep(60)"

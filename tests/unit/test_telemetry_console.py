@@ -52,6 +52,7 @@ def step_record(
 def epoch_stats(epoch: int = 0, *, evaluated: bool = True) -> EpochStats:
     return EpochStats(
         epoch=epoch,
+        position=32 * (epoch + 1),
         seconds=1.0,
         train_loss=dict.fromkeys(LOSS_NAMES, 2.5),
         val_loss=dict.fromkeys(LOSS_NAMES, 3.0) if evaluated else None,

@@ -18,6 +18,7 @@ def epoch_stats(epoch: int, *, evaluated: bool = True, seconds: float = 12.34567
     losses = {name: 1.23456789 / (i + epoch + 1) for i, name in enumerate(LOSS_NAMES)}
     return EpochStats(
         epoch=epoch,
+        position=32 * (epoch + 1),
         seconds=seconds,
         train_loss=losses,
         val_loss={name: 2 * value for name, value in losses.items()} if evaluated else None,

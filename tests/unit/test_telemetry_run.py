@@ -66,6 +66,7 @@ def step_record(step: int, epoch: int) -> StepRecord:
 def epoch_stats(epoch: int) -> EpochStats:
     return EpochStats(
         epoch=epoch,
+        position=32 * (epoch + 1),
         seconds=1.0,
         train_loss=dict.fromkeys(LOSS_NAMES, 1.0),
         val_loss=dict.fromkeys(LOSS_NAMES, 1.0),

@@ -38,9 +38,10 @@ def step_record(
     return record.placed(step=step, epoch=0, position=step * 16, samples=16, imgsz=64, seconds=0.5)
 
 
-def epoch_stats(epoch: int) -> EpochStats:
+def epoch_stats(epoch: int, position: int | None = None) -> EpochStats:
     return EpochStats(
         epoch=epoch,
+        position=32 * (epoch + 1) if position is None else position,
         seconds=1.0,
         train_loss=dict.fromkeys(LOSS_NAMES, 2.5),
         val_loss=dict.fromkeys(LOSS_NAMES, 3.0),
@@ -294,11 +295,36 @@ def test_a_resume_writes_the_curves_over_images_again_from_results(tmp_path: Pat
     assert curve(reader, "by_images/loss_box_train") == [(80, 2.0)]
 
 
+def test_an_epoch_has_the_images_of_its_last_step_which_may_reach_into_the_next(
+    tmp_path: Path,
+) -> None:
+    """Its validation stood before the last of the steps that it judges."""
+    first = TensorBoardWriter(tmp_path, steps_per_epoch=1, images_per_epoch=20)
+    for step, epoch in ((1, None), (2, 0), (3, 1)):
+        first.step(step_record(step))
+        if epoch is not None:
+            first.epoch_end(epoch_stats(epoch, position=16 * step))
+    first.close()
+    assert curve(events(tmp_path), "by_images/loss_box_val") == [(32, 3.0), (48, 3.0)]
+    assert curve(events(tmp_path), "by_images/loss_box_train")[1:] == [(32, 5.0), (48, 3.33333)]
+    history = {"epoch": [1.0, 2.0], "val/box_loss": [3.0, 3.0]}
+    TensorBoardWriter(
+        tmp_path,
+        steps_per_epoch=1,
+        images_per_epoch=20,
+        start_step=3,
+        history=history,
+        epoch_ends={1: 48},
+    ).close()
+    curves = curve(events(tmp_path), "by_images/loss_box_val")
+    assert curves == [(20, 3.0), (48, 3.0)], "an older checkpoint does not know its first epoch's"
+
+
 def test_a_resume_does_not_repeat_points_that_are_still_shown(tmp_path: Path) -> None:
     """With one image per step the numbers of both axes are the same, and nothing was hidden."""
     first = TensorBoardWriter(tmp_path, steps_per_epoch=2, images_per_epoch=2)
     first.step(step_record(1))
-    first.epoch_end(epoch_stats(0))
+    first.epoch_end(epoch_stats(0, position=2))
     first.close()
     history = {"epoch": [1.0], "metrics/mAP50(B)": [0.7]}
     TensorBoardWriter(

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from yolods.errors import Faults, UserError, nearest
+from yolods.launch.supervisor import say
+from yolods.telemetry.log import add_line
 
 CALLED = (
     *("on_pretrain_routine_end", "on_train_start", "on_train_epoch_start", "on_train_epoch_end"),
@@ -127,10 +129,29 @@ class Callbacks:
             self.call("on_train_end")
 
     def call(self, *names: str) -> None:
-        """Call the functions of these names, if the run has begun."""
+        """Call the functions of these names, if the run has begun.
+
+        An exception of one is told at once, because the ranks take some time to stop.
+        """
         for name in names if self.moment is not None else ():
             for function in self._given.get(name, ()):
-                function(self.moment)
+                try:
+                    function(self.moment)
+                except Exception as error:
+                    self._tell_failure(name, function, error)
+                    raise
+
+    def _tell_failure(self, name: str, function: Callback, error: Exception) -> None:
+        """One line on the screen and in the run's log."""
+        called = getattr(function, "__qualname__", type(function).__qualname__)
+        text = " ".join(str(error).split())
+        reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        line = f"callback {name} ({called}) failed: {reason}"
+        if not (self.finished or name == "teardown"):
+            line += "; the run stops with a checkpoint"
+        say(line)
+        if self.moment is not None:
+            add_line(self.moment.save_dir, line)
 
 
 def _many(value: object) -> bool:

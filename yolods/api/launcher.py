@@ -66,8 +66,9 @@ class Launcher:
     def wait(self, meanwhile: Callable[[], None]) -> int:
         """Pass the output on until the launcher has ended; its exit status, as a shell shows it.
 
-        Ctrl-C, or an exception of `meanwhile`, stops the run as Ctrl-C in a terminal does: the
-        ranks write a checkpoint. A second Ctrl-C kills them. It is raised when all have ended.
+        Ctrl-C stops the run as in a terminal, and an exception of `meanwhile` stops it as SIGTERM
+        does: the ranks write a checkpoint. A second Ctrl-C kills them. What stopped the run is
+        raised when all have ended.
 
         Args:
             meanwhile: called a few times per second.
@@ -75,7 +76,7 @@ class Launcher:
         stopped: BaseException | None = None
         if self._pressed:
             stopped = KeyboardInterrupt()
-            self._interrupt()
+            self._ask_to_stop(stopped)
         while self._process.poll() is None:
             try:
                 self._pass_on(_POLL_SECONDS)
@@ -83,7 +84,7 @@ class Launcher:
                     meanwhile()
             except BaseException as reason:
                 stopped = stopped or reason
-                self._interrupt()
+                self._ask_to_stop(reason)
         deadline = time.monotonic() + _LEAVE_SECONDS
         while self._streams.get_map() and time.monotonic() < deadline:
             self._pass_on(_POLL_SECONDS)
@@ -106,9 +107,11 @@ class Launcher:
         for stream in self._decoders:
             stream.close()
 
-    def _interrupt(self) -> None:
+    def _ask_to_stop(self, reason: BaseException) -> None:
+        # The ranks say what has stopped them, and nobody pressed Ctrl-C if a callback failed.
+        pressed = isinstance(reason, KeyboardInterrupt)
         with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(signal.SIGINT if pressed else signal.SIGTERM)
 
     def _pass_on(self, seconds: float) -> None:
         """Pass on what arrives within some time."""

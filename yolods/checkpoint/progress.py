@@ -51,13 +51,18 @@ class Progress:
     """Number of returns to a snapshot."""
     image_faults: tuple[tuple[str, int], ...] = ()
     """Identities of images that were not finite (old checkpoints: their files), with counts."""
+    epoch_ends: tuple[tuple[int, int], ...] = ()
+    """Epochs done (from 0), with the position of each at its end; old checkpoints have none."""
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Progress:
         """Read progress.json; its lists become tuples."""
-        faults = tuple((file, count) for file, count in record.get("image_faults", ()))
         lists = {key: tuple(record.get(key, ())) for key in ("loss_sums", "lr")}
-        return cls(**{**record, **lists, "image_faults": faults})
+        pairs = {
+            key: tuple((one, other) for one, other in record.get(key, ()))
+            for key in ("image_faults", "epoch_ends")
+        }
+        return cls(**{**record, **lists, **pairs})
 
     def after_step(
         self,
@@ -131,9 +136,9 @@ class Progress:
             behind: number of epochs whose samples the run has seen.
         """
         done = self.epochs_done + 1
-        if done < behind:
-            return replace(self, epochs_done=done)
-        return replace(self, epochs_done=done, loss_sums=(), loss_weight=0)
+        ends = (*self.epoch_ends, (self.epochs_done, self.position))
+        after = replace(self, epochs_done=done, epoch_ends=ends)
+        return after if done < behind else replace(after, loss_sums=(), loss_weight=0)
 
     def among(self, images: int, before: int | None) -> Progress:
         """The progress on a train set of another size: completed epochs count, the current one
@@ -144,9 +149,10 @@ class Progress:
             before: number of images at the checkpoint; None if unknown.
         """
         behind = max(self.position // before if before else 0, self.epochs_done)
+        placed = replace(self, position=behind * images, epoch_ends=())
         if behind > self.epochs_done:  # the sums belong to an epoch not yet evaluated
-            return replace(self, position=behind * images)
-        return replace(self, position=behind * images, loss_sums=(), loss_weight=0)
+            return placed
+        return replace(placed, loss_sums=(), loss_weight=0)
 
     def fits(self, images: int, step: int) -> bool:
         """Whether the position lies in the current epoch, or in the step that ended it.

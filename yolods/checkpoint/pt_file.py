@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from yolods.checkpoint.tensor_file import as_tensor, file_tensor, load_places
+from yolods.checkpoint.tensor_file import as_tensor, file_tensor
+from yolods.errors import UserError
+from yolods.model.weights import read_structure
 from yolods.system.allocator import trim_before
 from yolods.system.files import replace_file
 
@@ -215,10 +217,13 @@ class PtWeights(Mapping[str, Tensor]):
 
     def __init__(self, path: Path) -> None:
         """
-        Args:
-            path: the file. A run wrote it itself, so unpickling it is safe.
+        Raises:
+            UserError: the file is missing or damaged, or names other classes than ultralytics'.
         """
-        named = load_places(path)["model"].state_dict()
+        try:
+            named = read_structure(path).state_dict()
+        except UserError as error:
+            raise UserError(str(error).removeprefix("--weights ")) from None
         self._tensors = {name: file_tensor(path, like) for name, like in named.items()}
 
     def __getitem__(self, name: str) -> Tensor:

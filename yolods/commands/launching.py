@@ -53,15 +53,10 @@ def launch(words: list[str], *, dispatch: Callable[[list[str]], int]) -> int:
     lost = forget_ranks(os.environ)
     faults = Faults()
     flags, rest = read_words(words, faults)
-    if rest and rest[0] == "doctor":
+    own_start = {"doctor": examine, "plan": show_plan, "trace": launch_trace}
+    if rest and rest[0] in own_start:
         faults.raise_if_any()
-        return examine(flags, rest[1:])
-    if rest and rest[0] == "plan":
-        faults.raise_if_any()
-        return show_plan(flags, rest[1:])
-    if rest and rest[0] == "trace":
-        faults.raise_if_any()
-        launch_trace(flags, rest[1:])
+        return own_start[rest[0]](flags, rest[1:])
     demo = bool(rest) and rest[0] == "demo"
     if demo:
         rest = ["train", *DEMO_FLAGS, *rest[1:]]

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from ultralytics.data.utils import img2label_paths
 
+from yolods.data.classes import check_classes
 from yolods.data.index.image_files import CheckOptions, first_of, open_files
 from yolods.data.index.labels import Labels
 from yolods.data.index.table import Index
 from yolods.data.source import ImageFiles, Source, opener_of
-from yolods.data.spec import DataSpec, check_classes
+from yolods.data.spec import DataSpec
 from yolods.data.verify import Problem
 from yolods.errors import UserError
 from yolods.system.humanize import plural

@@ -1,45 +1,28 @@
-"""Reads a data yaml: the images of each split and the names of the classes. All faults are reported
-together.
+"""Reads a data yaml: the places of each split's images and the names of the classes. All faults are
+reported together.
 
 Needs only the standard library and yaml, so that it can run before any process starts.
 """
 
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from yolods.config.names.data_name import shipped_yaml, stores
+from yolods.data.classes import read_names
+from yolods.data.images.listing import IMAGE_SUFFIXES, images_in
 from yolods.data.source import SOURCES, VIDEOS
 from yolods.data.video.entries import VIDEO_SUFFIXES, is_video, videos_below
 from yolods.data.video.keys import ALL_VIDEOS, VIDEO_KEYS, VideoKeys, read_video_keys
 from yolods.data.video.labels.label_files import label_places
 from yolods.data.video.split import refuse_shared
 from yolods.errors import Faults, UserError, nearest
-from yolods.parsing.rules import shown
+from yolods.parsing.rules import is_count
 from yolods.parsing.yaml_file import NotYaml, parse_yaml
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        "avif",
-        "bmp",
-        "dng",
-        "heic",
-        "heif",
-        "jp2",
-        "jpeg",
-        "jpg",
-        "mpo",
-        "png",
-        "tif",
-        "tiff",
-        "webp",
-    )
-)
 SPLITS = ("train", "val", "test")
 KEYS = ("path", *SPLITS, "validation", "names", "nc", "channels", "kpt_shape", "download")
 """The keys of a data yaml, beside those of videos. Any others are its user's own."""
@@ -166,24 +149,6 @@ def as_ultralytics(spec: DataSpec, *, single_cls: bool = False) -> dict[str, Any
     }
 
 
-def check_classes(names: Sequence[str], where: object, classes: Iterable[int] | None) -> None:
-    """Refuse ids in `classes` that no class has.
-
-    Args:
-        names: class names in the order of their ids.
-        where: the source of the names, for the message.
-        classes: ids of the classes to keep; None: all.
-
-    Raises:
-        UserError: there is such an id.
-    """
-    if foreign := [each for each in classes or () if each >= len(names)]:
-        raise UserError(
-            f"classes: {', '.join(map(str, foreign))} is no class of {where}, which names "
-            f"{len(names)} (ids 0 to {len(names) - 1})"
-        )
-
-
 def places(spec: DataSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """All paths of a data set: (files and folders, .txt lists), without duplicates.
 
@@ -226,153 +191,12 @@ def _last_replaced(parts: tuple[str, ...]) -> list[str]:
     return [*parts[:place], "labels", *parts[place + 1 :]]
 
 
-def unused_lines(sources: tuple[Path, ...]) -> list[tuple[Path, int, str]]:
-    """Lines of .txt lists that name no image file: (list, line from 1, text). They are ignored."""
-    lists = [source for source in sources if not source.is_dir() and not _is_image(str(source))]
-    return [
-        (source, number, line.strip())
-        for source in lists
-        for number, line in enumerate(_lines(source), 1)
-        if line.strip() and not _is_image(line.strip())
-    ]
-
-
-def list_images(sources: tuple[Path, ...]) -> list[str]:
-    """Sorted image files of all sources: folders, .txt lists and single files.
-
-    A list has one path per line; "./" refers to the list's folder, and the files need not exist. A
-    file that is named several times is returned as often, as in ultralytics, because some users
-    show rare images more often in this way.
-
-    Raises:
-        UserError: a source is missing, or there is no image.
-    """
-    return find_images(sources).files
-
-
-class FoundImages(NamedTuple):
-    """The image files of a split's sources."""
-
-    files: list[str]
-    """Sorted; see `list_images`."""
-    named_again: int
-    """How often the sources name a file that they have already named."""
-    folders: list[str]
-    """All folders that were searched, also those without images."""
-    videos: int
-    """Number of videos in these folders, which are not used."""
-
-
-def find_images(sources: tuple[Path, ...]) -> FoundImages:
-    """The result of `list_images`, and how it was found."""
-    files: list[str] = []
-    folders: list[str] = []
-    videos: list[str] = []
-    for source in sources:
-        if not source.exists():
-            raise UserError(f"{source} does not exist (named in the data yaml)")
-        files.extend(_images_in(source, folders, videos))
-    if not files:
-        raise UserError(
-            f"no images in {', '.join(map(str, sources))}; known types: "
-            f"{' '.join(sorted(IMAGE_SUFFIXES))}"
-        )
-    again = len(files) - len({place_of(each) for each in files})
-    return FoundImages(sorted(files), again, folders, len(videos))
-
-
-def place_of(file: str) -> tuple[str, str]:
-    """A key that is equal for two spellings of one file: its real folder and its name there."""
-    folder, name = os.path.split(file)
-    return _real(folder), name
-
-
-@lru_cache(maxsize=4096)
-def _real(folder: str) -> str:
-    return os.path.realpath(folder)
-
-
-def _images_in(
-    source: Path, folders: list[str] | None = None, videos: list[str] | None = None
-) -> Iterator[str]:
-    """Image files of one source. Folders that are searched are appended to `folders`, and videos in
-    them to `videos`."""
-    if source.is_dir():
-        names = _files_below(str(source), [] if folders is None else folders)
-    elif _is_image(str(source)):
-        names = iter((str(source),))
-    else:
-        beside = str(source.parent) + os.sep
-        names = (
-            beside + x[2:] if x.startswith("./") else x
-            for x in (line.strip() for line in _lines(source))
-        )
-    for name in names:
-        if _is_image(name):
-            yield name
-        elif videos is not None and _suffix_of(name) in VIDEO_SUFFIXES:
-            videos.append(name)
-
-
-def _lines(source: Path) -> list[str]:
-    return source.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
-
-
-def _files_below(top: str, searched: list[str]) -> Iterator[str]:
-    """Files in a folder and below it, without hidden ones. Each real folder is searched once, and
-    appended to `searched`.
-
-    Links to folders are followed after the folders themselves, so that files appear under their
-    real paths if these are below `top`. A link to one of its own parent folders is not followed,
-    because it would lead to all files again, and to more.
-    """
-    seen: set[tuple[int, int]] = set()
-    links = [top]
-    while links:
-        start = links.pop(0)
-        for folder, below, files in os.walk(start):
-            # Device and inode, because two links may lead to one folder by different paths.
-            identity = _identity(folder)
-            if identity in seen:
-                below.clear()
-                continue
-            seen.add(identity)
-            searched.append(folder)
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            linked = [
-                path
-                for path in (os.path.join(folder, name) for name in below)
-                if os.path.islink(path)
-            ]
-            links += [path for path in linked if not _above(path)]
-            yield from (os.path.join(folder, name) for name in files if not name.startswith("."))
-
-
-def _identity(path: str) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
-
-
-def _above(link: str) -> bool:
-    """Whether a link leads to one of its own parent folders."""
-    target = os.path.realpath(link)
-    return os.path.commonpath((target, os.path.realpath(os.path.dirname(link)))) == target
-
-
-def _is_image(name: str) -> bool:
-    return _suffix_of(name) in IMAGE_SUFFIXES
-
-
-def _suffix_of(name: str) -> str:
-    return name.rpartition(".")[-1].lower()
-
-
 def _read(path: Path, *, root: Path | None, may_download: bool) -> DataSpec:
     file = _find_yaml(path)
     data = _load(file)
     faults = Faults()
     misspelt = _misspelt(data)
-    names = _names(data, faults)
+    names = read_names(data, faults)
     root = root or _root(data, file, faults)
     # ultralytics accepts `validation` as well.
     if "val" not in data and "validation" in data:
@@ -392,7 +216,7 @@ def _read(path: Path, *, root: Path | None, may_download: bool) -> DataSpec:
             for text in entry.missing:
                 faults.add(text)
     channels = data.get("channels", 3)
-    if not _is_count(channels):
+    if not is_count(channels):
         faults.add(f"channels: {channels!r} is not a number of image channels (3 colour, 1 grey)")
     kinds = {split: entry.kind for split, entry in found.items() if entry.kind}
     spec = DataSpec(
@@ -461,74 +285,6 @@ def _misspelt(data: dict[Any, Any]) -> tuple[str, ...]:
     unknown = [key for key in data if isinstance(key, str) and key not in known]
     meant = {key: nearest(key, absent, cutoff=MISSPELT) for key in unknown}
     return tuple(f"{key}: unknown key, ignored{text}" for key, text in meant.items() if text)
-
-
-def _names(data: dict[str, Any], faults: Faults) -> tuple[str, ...]:
-    names, nc = data.get("names"), data.get("nc")
-    if nc is not None and not _is_count(nc):
-        faults.add(f"nc: {nc!r} is not a number of classes")
-        nc = None
-    if names is None:
-        if nc is None:
-            faults.add("names: missing; list the class names, as in `names: [cat, dog]`")
-        return tuple(f"class_{i}" for i in range(nc or 0))
-    if names in ([], {}):
-        faults.add("names: is empty; at least one class is needed")
-        return ()
-    if isinstance(names, dict):
-        names = _from_mapping(names, faults)
-    elif not isinstance(names, list):
-        faults.add(
-            f"names: must be a list or a mapping from class id to name, not {type(names).__name__}"
-        )
-        return ()
-    if names and nc is not None and len(names) != nc:
-        faults.add(
-            f"names and nc disagree: {len(names)} names, nc: {nc}; remove nc, or correct one of "
-            "them"
-        )
-    for place, name in enumerate(names):
-        if fault := _name_fault(name):
-            faults.add(f"names: class {place} is {shown(name)}: {fault}")
-    return tuple(str(name) for name in names)
-
-
-def _name_fault(name: Any) -> str:
-    """Why this is not a class name, with the remedy; "" if it is one. Numbers are allowed."""
-    if isinstance(name, bool):
-        return "YAML reads yes, no, on and off as true and false; put the name in quotes"
-    if not isinstance(name, str | int | float):
-        return f"a name must be text, not {type(name).__name__}; put it in quotes"
-    # Tables and file names contain these names.
-    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in str(name)):
-        return "a name must be one line without control characters"
-    return ""
-
-
-def _from_mapping(names: dict[Any, Any], faults: Faults) -> list[Any]:
-    strange = [key for key in names if not _is_id(key)]
-    if strange:
-        faults.add(f"names: keys must be class ids 0 to {len(names) - 1}, found {strange[0]!r}")
-        return []
-    numbered = {int(key): name for key, name in names.items()}
-    if len(numbered) < len(names):
-        faults.add("names: an id occurs twice, with and without quotes; keep one")
-        return []
-    expected = range(len(names))
-    if sorted(numbered) != list(expected):
-        absent = [str(i) for i in expected if i not in numbered]
-        extra = [str(i) for i in sorted(numbered) if i not in expected]
-        detail = "; ".join(
-            f"{word} {', '.join(ids[:5])}"
-            for word, ids in (("without", absent), ("not expected:", extra))
-            if ids
-        )
-        faults.add(
-            f"names: {len(names)} classes need the ids 0 to {max(len(names) - 1, 0)} "
-            f"({detail or 'none given'})"
-        )
-        return []
-    return [numbered[i] for i in expected]
 
 
 def _root(data: dict[str, Any], file: Path, faults: Faults) -> Path:
@@ -616,7 +372,7 @@ def _kind(path: Path) -> str | None:
         return path.suffix
     if is_video(path) and not path.is_dir():
         return VIDEOS
-    if next(_images_in(path), None) is not None:
+    if next(images_in(path), None) is not None:
         return ""
     if path.is_dir() and next(videos_below(path), None) is not None:
         return VIDEOS
@@ -640,18 +396,6 @@ def _spelled(path: Path) -> Path:
 
 def _keypoints(data: dict[str, Any]) -> tuple[int, int] | None:
     shape = data.get("kpt_shape")
-    if isinstance(shape, list) and len(shape) == 2 and all(map(_is_count, shape)):
+    if isinstance(shape, list) and len(shape) == 2 and all(map(is_count, shape)):
         return shape[0], shape[1]
     return None
-
-
-def _is_id(key: Any) -> bool:
-    return (
-        key.isdecimal()
-        if isinstance(key, str)
-        else isinstance(key, int) and not isinstance(key, bool)
-    )
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -88,12 +88,12 @@ class _Given:
     """A collective in a stream, between two events."""
 
     before: Event
-    behind: Event | None = None
+    after: Event | None = None
     """None: the host is still in the call, as in the first use of a communicator."""
 
     @property
     def passed(self) -> bool:
-        return self.behind is not None and self.behind.query()
+        return self.after is not None and self.after.query()
 
 
 class Streams:
@@ -123,9 +123,9 @@ class Streams:
             with self._lock:
                 self._given.remove(given)
             raise
-        behind = self._event()
-        behind.record()
-        given.behind = behind
+        after = self._event()
+        after.record()
+        given.after = after
 
     def wait(self) -> bool:
         """Whether a stream has reached a collective and not completed it.
@@ -147,7 +147,7 @@ class Observer(Protocol):
     def before(self, function: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         """A function, or `wait` of a work, is about to be called; returns the call's handle."""
 
-    def behind(self, call: Any, result: Any) -> None:
+    def after(self, call: Any, result: Any) -> None:
         """It has returned."""
 
     def failed(self, call: Any) -> None:
@@ -221,5 +221,5 @@ def _observed(
     except BaseException:
         observer.failed(call)
         raise
-    observer.behind(call, result)
+    observer.after(call, result)
     return result

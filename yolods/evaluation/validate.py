@@ -19,9 +19,9 @@ from yolods.config.names.data_name import shipped_yaml
 from yolods.config.names.recipes import find_json
 from yolods.config.run import CONFIG_FILE, DEMO, NUMBERS
 from yolods.config.run_folder import make_folder, writable
-from yolods.data.classes import both, class_names, difference
+from yolods.data.classes import both, check_classes, class_names, difference
 from yolods.data.demo import COUNTS, NAMES
-from yolods.data.spec import check_classes, read_spec
+from yolods.data.spec import read_spec
 from yolods.data.splits import SplitOptions, most_boxes, open_split, read_data
 from yolods.distributed.phases import PHASES
 from yolods.distributed.world import Ranks, Share
@@ -256,7 +256,7 @@ def validate(args: argparse.Namespace, ranks: Ranks) -> Evaluation | None:
     hyper = request.hyper
     net = _read_model(request.weights)
     spec = read_data(request.data, ranks)
-    names = class_names(spec, hyper)
+    names = class_names(spec.names, hyper)
     options = _options(args, net, ranks)
     split = open_split(spec, request.split, hyper, options, ranks, augment=False)
     # After the data are opened, so that a fault in them leaves no empty folder.

@@ -113,6 +113,8 @@ class _Requests:
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
+        self._pressed = False
+        """Whether Ctrl-C was pressed."""
         self._child: subprocess.Popen[bytes] | None = None
         self._earlier: dict[int, Any] = {}
 
@@ -127,11 +129,12 @@ class _Requests:
     def _note(self, number: int, frame: Any) -> None:
         number = by_a_user(number)
         # The second Ctrl-C: a rank that hangs would never leave.
-        if number == self.asked == signal.SIGINT:
+        if number == signal.SIGINT and self._pressed:
             for process in _family():
                 with suppress(psutil.Error):
                     process.kill()
             return
+        self._pressed |= number == signal.SIGINT
         self.asked = self.asked or signal.Signals(number)
         self._hand_on()
 

@@ -35,6 +35,18 @@ def read_pt(path: Path) -> DetectionModel:
     return _loaded(path).float()
 
 
+def read_structure(path: Path) -> DetectionModel:
+    """As `read_pt`, with the values left in the file; `place_in_file` tells where they are.
+
+    Its tensors are on the meta device, or map the file where torch does not note places.
+
+    Raises:
+        UserError: as `read_pt`.
+    """
+    with values_left_in_file():
+        return _loaded(path)
+
+
 class PtFile:
     """An ultralytics .pt whose tensors are read one at a time, when they are asked for.
 
@@ -49,8 +61,7 @@ class PtFile:
             UserError: as `read_pt`.
         """
         self.path = path
-        with values_left_in_file():
-            net = _loaded(path)
+        net = read_structure(path)
         self.names: Any = net.names
         """Class names as the file has them, usually {id: name}."""
         self._tensors: dict[str, Tensor] = net.state_dict()

@@ -201,6 +201,11 @@ def check(rule: Rule, value: Any, where: str, faults: Faults) -> tuple[bool, Any
         return False, None
 
 
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number above 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def shown(value: Any) -> str:
     """A value for a message: at most 60 characters, JSON's booleans, "empty" for None."""
     if value is None or isinstance(value, bool):

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import TextIO
 
 CLEAR_LINE = "\r\033[K"
+LOG_FILE = "train.log"
+"""Of rank 0, in the run's folder."""
 HELD_RECORDS = 100
 """Number of warnings that a rank other than 0 keeps until its file is created."""
 FILE_ONLY = "yolods_file_only"
@@ -172,7 +174,7 @@ class Log:
         self._screen.setFormatter(logging.Formatter("%(message)s"))
         self._handlers: list[logging.Handler] = [self._screen]
         if run_dir is not None:
-            self.path = run_dir / ("train.log" if rank == 0 else f"logs/rank{rank}.log")
+            self.path = run_dir / (LOG_FILE if rank == 0 else f"logs/rank{rank}.log")
             self._handlers.append((_File if rank == 0 else _Reluctant)(self.path, level))
         # The root logger, so that lines of every library arrive here, whatever its name is.
         root = logging.getLogger()
@@ -204,6 +206,14 @@ class Log:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def add_line(run_dir: Path, text: str) -> None:
+    """Append an error to a run's train.log from a process that is none of its ranks."""
+    file = _File(run_dir / LOG_FILE, logging.ERROR)
+    file.handle(logging.LogRecord(__name__, logging.ERROR, __file__, 0, text, None, None))
+    with contextlib.suppress(OSError):  # a full disk was reported when the line was written
+        file.close()
 
 
 def open_log(run_dir: Path | None, rank: int = 0, host: str | None = None) -> Log:

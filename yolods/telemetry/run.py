@@ -64,6 +64,7 @@ class RunTelemetry(Telemetry):
         close_mosaic_batch: int | None = None,
         start_epoch: int = 0,
         start_step: int = 0,
+        epoch_ends: Mapping[int, int] | None = None,
         plots: bool = True,
         stream: TextIO | None = None,
         sinks: Sinks | None = None,
@@ -80,6 +81,7 @@ class RunTelemetry(Telemetry):
             close_mosaic_batch: number of the first micro-batch without mosaic; None: there is none.
             start_epoch: epoch (from 0) that a resumed run starts from.
             start_step: number of steps that a resumed run starts from.
+            epoch_ends: images seen at the end of epochs (from 0) before `start_epoch`, if known.
             plots: draw pictures.
             stream: the screen; None: sys.stdout.
             sinks: the run's loggers; None: there are none.
@@ -99,9 +101,6 @@ class RunTelemetry(Telemetry):
         self._results: ResultsTable | None = None
         self._board: TensorBoardWriter | None = None
         self._events = EventFile(run_dir / STABILITY_FILE)
-        earlier: list[Mapping[str, Any]] = []
-        with harmless(STABILITY_FILE):
-            earlier = self._events.keep(start_step)
         # Each file by itself: without one of them, the others are still written.
         with harmless("results.csv"):
             self._results = ResultsTable(run_dir / "results.csv", start_epoch)
@@ -111,11 +110,18 @@ class RunTelemetry(Telemetry):
                 steps_per_epoch=steps_per_epoch or max(images_per_epoch // batch_size, 1),
                 images_per_epoch=images_per_epoch,
                 start_step=start_step,
-                events=earlier,
+                events=self._kept_events(start_step),
                 history=self._results.earlier if self._results else None,
+                epoch_ends=epoch_ends,
             )
             self._board.also = self._sinks.scalars
         self._painter = Painter(run_dir, names, self._show_picture) if plots else None
+
+    def _kept_events(self, start_step: int) -> Sequence[Mapping[str, Any]]:
+        """Earlier events of stability.jsonl, from which later ones are removed."""
+        with harmless(STABILITY_FILE):
+            return self._events.keep(start_step)
+        return ()
 
     def start(
         self,

@@ -54,6 +54,7 @@ class TensorBoardWriter:
         start_step: int = 0,
         events: Sequence[Mapping[str, Any]] = (),
         history: Mapping[str, Sequence[float]] | None = None,
+        epoch_ends: Mapping[int, int] | None = None,
     ) -> None:
         """Open an event file in `run_dir`, which makes readers hide earlier points after
         `start_step`.
@@ -65,6 +66,8 @@ class TensorBoardWriter:
             start_step: number of steps that a resumed run starts from.
             events: earlier events of stability.jsonl, which the counts include.
             history: columns of results.csv up to `start_step`.
+            epoch_ends: images seen at the end of each epoch (from 0) of `history`; of others, those
+                of its samples are taken.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -86,7 +89,7 @@ class TensorBoardWriter:
         self._charts: Charts = {}
         self.step_number = start_step
         if history:
-            self._recall(history, start_step + 1)
+            self._recall(history, epoch_ends or {}, start_step + 1)
 
     def start(
         self,
@@ -187,7 +190,7 @@ class TensorBoardWriter:
         if stats.fitness is not None:
             values["metrics/fitness"] = stats.fitness
         self._scalars(values)
-        self._over_images(values, (stats.epoch + 1) * self._images_per_epoch)
+        self._over_images(values, stats.position)
         for tag, norms in self._norms.take():
             self._writer.add_histogram(tag, norms, self.step_number)
         self._write_charts()
@@ -266,13 +269,16 @@ class TensorBoardWriter:
         if (norms := self._norms.add(steps[-1].grad_stats)) is not None:
             self._writer.add_histogram(f"{_NORMS}_of_all", norms, self.step_number)
 
-    def _recall(self, history: Mapping[str, Sequence[float]], purged: int) -> None:
+    def _recall(
+        self, history: Mapping[str, Sequence[float]], ends: Mapping[int, int], purged: int
+    ) -> None:
         """Write the curves over images that opening the file has hidden: points from `purged` on.
 
         Those before it are still shown, and must not be written twice.
         """
-        for row, epoch in enumerate(history["epoch"]):
-            images = round(epoch) * self._images_per_epoch
+        for row, number in enumerate(history["epoch"]):
+            epoch = round(number)
+            images = ends.get(epoch - 1, epoch * self._images_per_epoch)
             if images >= purged:
                 self._over_images({name: values[row] for name, values in history.items()}, images)
 

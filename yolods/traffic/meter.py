@@ -162,7 +162,7 @@ class Meter(NoMeter):
         self._calls.append(call)
         return call
 
-    def behind(self, call: MeteredCall | None, result: Any) -> None:
+    def after(self, call: MeteredCall | None, result: Any) -> None:
         """The call has returned."""
         if call is None:
             return

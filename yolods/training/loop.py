@@ -245,6 +245,7 @@ class Run:
             self.telemetry.epoch_end(
                 EpochStats(
                     epoch=epoch,
+                    position=self.progress.position,
                     seconds=self._pace.seconds,
                     val_loss=evaluation.loss if evaluation else None,
                     metrics=evaluation.metrics if evaluation else None,

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from yolods.data.images.listing import place_of
 from yolods.data.index.block import Block, block_of, place_number, state_of
 from yolods.data.index.freshness import CHANGE_COLUMNS
 from yolods.data.index.table import Index
-from yolods.data.spec import place_of
 from yolods.data.verify import CheckedPair, Problem, check_pair
 from yolods.system.workers import in_workers
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ultralytics.data.utils import img2label_paths
 
+from yolods.data.images.listing import find_images, unused_lines
 from yolods.data.index.builds import IndexStore
 from yolods.data.index.checks import Earlier, FilePair, check_pairs
 from yolods.data.index.freshness import (
@@ -24,7 +25,7 @@ from yolods.data.index.freshness import (
 )
 from yolods.data.index.table import Index
 from yolods.data.source import ImageFiles, identities
-from yolods.data.spec import DataSpec, find_images, unused_lines
+from yolods.data.spec import DataSpec
 from yolods.data.verify import Problem
 from yolods.errors import UserError
 from yolods.system.bar import counting_bar

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path, PurePosixPath
 
-from yolods.data.spec import IMAGE_SUFFIXES
+from yolods.data.images.listing import IMAGE_SUFFIXES
 from yolods.system.files import partial_name, sync_folder
 
 BLOCK, TAR_RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE

@@ -10,8 +10,8 @@ from functools import partial
 from yolods import __version__
 from yolods.config import RunConfig, build_run_config
 from yolods.config.names.model_name import parse_name
-from yolods.data.classes import class_names
-from yolods.data.spec import DataSpec, check_classes, read_spec
+from yolods.data.classes import check_classes, class_names
+from yolods.data.spec import DataSpec, read_spec
 from yolods.errors import Faults
 from yolods.planner.auto import settled
 from yolods.training.checks.resume_check import check_before_start
@@ -67,11 +67,9 @@ def check_files(config: RunConfig, faults: Faults, tell: Tell | None = None) -> 
             )
     if model:
         # A faulty yaml is replaced by one class, so that the model's faults are reported too.
-        names, channels = (
-            (("item",), 3) if spec is None else (class_names(spec, config.hyper), spec.channels)
-        )
+        names, channels = (("item",), 3) if spec is None else (spec.names, spec.channels)
         with faults.caught():
-            _check_model(config, names, channels, sound, faults)
+            _check_model(config, class_names(names, config.hyper), channels, sound, faults)
     if weights:
         _check_weights(config, faults)
 

@@ -211,7 +211,7 @@ def _known(config: RunConfig) -> Facts:
         return {}
     with suppress(UserError):
         spec = read_spec(config.data)
-        names = class_names(spec, config.hyper)
+        names = class_names(spec.names, config.hyper)
         return {
             "names": names,
             "architecture": architecture(parse_name(config.model), len(names), spec.channels),
