@@ -30,11 +30,11 @@ class Call(Protocol):
         """That of a send or receive."""
 
 
-Place = tuple[int, int]
+CallPlace = tuple[int, int]
 """A rank, and the index of one of its calls."""
 
 
-def needed_calls(ranks: Sequence[Sequence[Call]]) -> list[list[tuple[Place, ...]]]:
+def needed_calls(ranks: Sequence[Sequence[Call]]) -> list[list[tuple[CallPlace, ...]]]:
     """For each call of each rank the calls that it needs: of a collective those of all its ranks,
     its own among them; of a receive the send.
 
@@ -44,12 +44,12 @@ def needed_calls(ranks: Sequence[Sequence[Call]]) -> list[list[tuple[Place, ...]
     Args:
         ranks: the calls of all ranks, in their order.
     """
-    found: list[list[tuple[Place, ...]]] = [[() for _ in calls] for calls in ranks]
-    collectives: dict[str, list[list[Place]]] = {}
-    sends: dict[tuple[str, int, int, int], list[Place]] = {}
-    receives: dict[tuple[str, int, int, int], list[Place]] = {}
+    found: list[list[tuple[CallPlace, ...]]] = [[() for _ in calls] for calls in ranks]
+    collectives: dict[str, list[list[CallPlace]]] = {}
+    sends: dict[tuple[str, int, int, int], list[CallPlace]] = {}
+    receives: dict[tuple[str, int, int, int], list[CallPlace]] = {}
     for rank, calls in enumerate(ranks):
-        own: dict[str, list[Place]] = {}
+        own: dict[str, list[CallPlace]] = {}
         for place, call in enumerate(calls):
             here = rank, place
             if call.peer is None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from yolods.traffic.matching import Place, needed_calls
+from yolods.traffic.matching import CallPlace, needed_calls
 
 
 class TimedCall(NamedTuple):
@@ -104,7 +104,7 @@ def replayed_waits(ranks: Sequence[Sequence[TimedCall]]) -> list[float] | None:
     needs = needed_calls(ranks)
     starts = _starts(ranks, needs)
     replayed = [_Replayed(*each) for each in zip(ranks, starts, strict=True)]
-    made: dict[Place, float] = {}
+    made: dict[CallPlace, float] = {}
     moved = True
     while moved:
         moved = False
@@ -124,7 +124,7 @@ def replayed_waits(ranks: Sequence[Sequence[TimedCall]]) -> list[float] | None:
 
 
 def _starts(
-    ranks: Sequence[Sequence[TimedCall]], needs: Sequence[Sequence[tuple[Place, ...]]]
+    ranks: Sequence[Sequence[TimedCall]], needs: Sequence[Sequence[tuple[CallPlace, ...]]]
 ) -> list[float]:
     """Seconds from each rank's clock to one that all share."""
     for together in reversed(needs[0]):
