@@ -174,12 +174,11 @@ def _time_part(plan: Plan, results: Sequence[dict[str, Any]]) -> list[str]:
             fast, slow = ([own["rates"][each] for own in layouts] for each in (plan.rates[0], rate))
             found = shares(fast, slow)
             worst = [max(worst[0], abs(found.apart)), max(worst[1], abs(found.more_apart))]
-            waiting = layouts[0]["rates"][rate]["waiting"]
             rows.append(
-                f"| {layouts[0]['name']} | {found.fast:.2f} | {found.before:.0%} "
-                f"| {found.slow:.2f} | {found.share:.0%} | {found.lost:.0%} "
-                f"| {found.apart:+.0f} | {found.more:.0%} | {found.more_apart:+.0f} "
-                f"| {waiting:.0%} |"
+                f"| {layouts[0]['name']} | {found.fast:.3f} | {found.before:.0%} "
+                f"| {fast[0]['waiting']:.0%} | {found.slow:.3f} | {found.share:.0%} "
+                f"| {slow[0]['waiting']:.0%} | {found.lost:.0%} | {found.apart:+.1f} "
+                f"| {found.more:.0%} | {found.more_apart:+.1f} |"
             )
         lines += _shares_page(rate, rows, worst)
     return lines
@@ -188,17 +187,19 @@ def _time_part(plan: Plan, results: Sequence[dict[str, Any]]) -> list[str]:
 def _shares_page(rate: str, rows: Sequence[str], worst: Sequence[float]) -> list[str]:
     met = ["met" if each <= SHARE_LIMIT else "missed" for each in worst]
     return [
-        f"*share* is `held_share`. *lost* is how much of the step at {rate} the unlimited one does "
-        "not take. A share includes what the ranks wait for each other and copy on any link, so "
-        "*more* is the share by which their seconds in collectives have grown. *off*: points from "
-        "*lost*. Means of both ranks, medians of the steps.",
+        "*held* and *waiting* are `held_share` and `waiting_share`, which a run's line and "
+        f"TensorBoard say of an epoch. *lost* is how much of the step at {rate} the unlimited one "
+        "does not take. The unlimited link takes time as well, so *more* is the share by which the "
+        "seconds that links hold have grown. *off*: points from *lost*. Seconds are means of both "
+        "ranks, medians of the steps; shares are means of both.",
         "",
-        f"| layout | unlimited s | share | {rate} s | share | lost | off | more | off | waiting |",
-        f"|{' - |' * 10}",
+        f"| layout | unlimited s | held | waiting | {rate} s | held | waiting | lost | off | more "
+        "| off |",
+        f"|{' - |' * 11}",
         *rows,
         "",
-        f"Share against lost: largest difference {worst[0]:.0f} points, target {SHARE_LIMIT:.0f}: "
-        f"{met[0]}. More against lost: {worst[1]:.0f} points: {met[1]}.",
+        f"Held against lost: largest difference {worst[0]:.1f} points, target {SHARE_LIMIT:.0f}: "
+        f"{met[0]}. More against lost: {worst[1]:.1f} points: {met[1]}.",
         "",
     ]
 
@@ -211,7 +212,7 @@ class Shares:
     """Seconds on the faster link."""
     slow: float
     before: float
-    """Share that the ranks stood still in collectives on the faster link, of its own step."""
+    """Share that the faster link held, of its own step."""
     share: float
     """The same on the slower link."""
 
@@ -222,7 +223,7 @@ class Shares:
 
     @property
     def more(self) -> float:
-        """By how much the seconds in collectives have grown."""
+        """By how much the seconds that links hold have grown."""
         return self.share - self.before * self.fast / self.slow
 
     @property
@@ -238,7 +239,8 @@ class Shares:
 
 def shares(fast: Sequence[Mapping[str, Any]], slow: Sequence[Mapping[str, Any]]) -> Shares:
     """Of both ranks' results on a fast link and on a slow one."""
-    return Shares(_seconds(fast), _seconds(slow), _share(fast), _share(slow))
+    # What all ranks say together, the first one tells.
+    return Shares(_seconds(fast), _seconds(slow), fast[0]["held"], slow[0]["held"])
 
 
 def _cost_part(plan: Plan, results: Sequence[dict[str, Any]]) -> list[str]:
@@ -261,10 +263,6 @@ def _cost_part(plan: Plan, results: Sequence[dict[str, Any]]) -> list[str]:
 
 def _seconds(ranks: Sequence[Mapping[str, Any]]) -> float:
     return statistics.fmean(own["seconds"] for own in ranks)
-
-
-def _share(ranks: Sequence[Mapping[str, Any]]) -> float:
-    return statistics.fmean(own["curves"][f"{PREFIX}held_share"] for own in ranks)
 
 
 if __name__ == "__main__":

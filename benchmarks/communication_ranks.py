@@ -152,6 +152,7 @@ def _counted(
     """Some steps: the interface's bytes if packets are single, else the time."""
     _segments(plan, segments)
     _step(engine, plan, micro_batches, SETTLED)
+    engine.traffic.report(ranks)
     ranks.barrier()
     before = interface_bytes(plan.interface)[0]
     steps = [_step(engine, plan, micro_batches, place) for place in range(plan.steps)]
@@ -163,6 +164,7 @@ def _counted(
     return {
         "seconds": statistics.median(step["seconds"] for step in steps),
         "curves": {key: statistics.median(step[key] for step in steps) for key in steps[0]},
+        "held": report.held if report else None,
         "waiting": report.waiting if report else None,
     }
 

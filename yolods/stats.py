@@ -139,9 +139,10 @@ class RankCommunication:
     calls: Mapping[str, float]
     """Calls by kind."""
     held: float
-    """Share of its steps in which it stood still in collectives, in [0, 1]."""
+    """Share of its steps in which it stood still because of the links, in [0, 1]."""
     waiting: float
-    """Share of its steps in which it waited for others to call them, in [0, 1]."""
+    """Share of its steps in which it would have stood still if the links took no time, because
+    others were at work, in [0, 1]."""
     boundaries: Mapping[int, float]
     """Bytes that a pipeline's stage sent, by the rank that received them."""
     between: float
@@ -174,6 +175,11 @@ class CommunicationStats:
     def calls(self) -> float:
         """Calls per step and rank."""
         return sum(sum(rank.calls.values()) for rank in self.ranks) / len(self.ranks)
+
+    @property
+    def held(self) -> float:
+        """Share of the step that the links held, in [0, 1], as the mean over the ranks."""
+        return sum(rank.held for rank in self.ranks) / len(self.ranks)
 
     @property
     def waiting(self) -> float:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from tests.parity.small import ACCUMULATION, MICRO, small_engine
 from tests.parity.splits import Case, batch_of
 from tests.ranks import on_ranks
 from yolods.distributed.world import Ranks
+from yolods.engine.pipeline.engine import PipelineEngine
 from yolods.optim.lr_schedule import Step
 from yolods.stats import CommunicationStats
 
@@ -88,11 +92,89 @@ def test_bytes_are_those_of_the_calls(tmp_path: Path) -> None:
             # The padding of the last bucket makes the halves unequal.
             assert measured(curves) == pytest.approx(by_hand(calls), rel=1e-5), layout
             assert curves["communication/calls"] == sum(call.ranks == 2 for call in calls), layout
-            assert curves["communication/seconds"] > 0 and curves["communication/held_share"] > 0
+            assert curves["communication/seconds"] > 0 and curves["communication/still_share"] > 0
     assert set(measured(results[0]["pipeline"][0])) == {"reduce", "boundary"}
     report = results[0]["report"]
     assert isinstance(report, CommunicationStats) and results[1]["report"] is None
     assert [rank.rank for rank in report.ranks] == [0, 1]
+
+
+GRIDS = (
+    Case(cuts=(13,), replicas=2, micro_batches=4),
+    Case(cuts=(4, 10, 17), micro_batches=4),
+)
+LATE = 0.15
+"""Seconds: of more work for a micro-batch, or of a longer way for a message."""
+
+
+@contextmanager
+def slow_stage(engine: PipelineEngine) -> Iterator[None]:
+    """The last stage works longer."""
+    hook = engine.net.register_forward_pre_hook(
+        lambda *_: time.sleep(LATE * engine.mesh.last) if engine.net.training else None
+    )
+    yield
+    hook.remove()
+
+
+@contextmanager
+def slow_links(engine: PipelineEngine) -> Iterator[None]:
+    """Activations and gradients arrive later than somebody comes to wait for them."""
+    meter: Any = engine.traffic
+    behind = meter.behind
+
+    def later(call: Any, result: Any) -> None:
+        if call is not None and result is True and call.carried.tag in (1, 2):
+            time.sleep(LATE * (not call.carried.sent))
+        behind(call, result)
+
+    meter.behind = later
+    yield
+    meter.behind = behind
+
+
+def one_step(engine: PipelineEngine, case: Case, ranks: Ranks) -> CommunicationStats | None:
+    """What is said of it."""
+    images = [batch_of(case, place, engine.mesh.replica) for place in range(case.micro_batches)]
+    began = time.perf_counter()
+    engine.traffic.begin()
+    engine.train_step(Step(0, case.micro_batches, 0, (0.0,) * 3, 0.9), iter(images))
+    engine.traffic.end(time.perf_counter() - began)
+    return engine.traffic.report(ranks)
+
+
+def waits_of_a_grid(ranks: Ranks, grid: int, folder: str) -> tuple[Any, ...]:
+    """A step with a slow stage and one with slow links; the stage of this rank."""
+    case = GRIDS[grid]
+    with split_engine(ranks, case, Path(folder)) as engine:
+        for _ in range(2):
+            one_step(engine, case, ranks)
+        with slow_stage(engine):
+            stage = one_step(engine, case, ranks)
+        with slow_links(engine):
+            links = one_step(engine, case, ranks)
+        return stage, links, engine.mesh.stage
+
+
+@pytest.mark.parametrize("grid", range(len(GRIDS)))
+def test_a_slow_stage_is_waited_for_and_slow_links_hold(tmp_path: Path, grid: int) -> None:
+    results = on_ranks(
+        "tests.dist.test_traffic:waits_of_a_grid",
+        [4],
+        once="tests.parity.pipes:draw",
+        grid=grid,
+        folder=str(tmp_path),
+    )[4]
+    stage, links = results[0][:2]
+    case, places = GRIDS[grid], [found[2] for found in results]
+    for rank, place in zip(stage.ranks, places, strict=True):
+        if place < case.stages - 1:
+            assert rank.waiting * stage.step_seconds > 0.7 * LATE * case.micro_batches
+            assert rank.held < rank.waiting / 2
+    for rank in links.ranks:
+        # At least the first activation's way to the last stage, and the last gradient's back.
+        assert rank.held * links.step_seconds > 1.8 * LATE * (case.stages - 1)
+        assert rank.waiting < rank.held / 2
 
 
 def alone(ranks: Ranks, within: Calls) -> tuple[dict[str, Any], bool]:

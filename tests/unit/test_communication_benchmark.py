@@ -36,7 +36,7 @@ def test_what_a_slow_link_costs() -> None:
     """One second, a quarter of it in collectives; then 2.5, and 1.75 of it: all is the link's."""
 
     def both(seconds: float, share: float) -> list[dict[str, object]]:
-        return [{"seconds": seconds, "curves": {"communication/held_share": share}}] * 2
+        return [{"seconds": seconds, "held": share}, {"seconds": seconds, "held": None}]
 
     found = shares(both(1.0, 0.25), both(2.5, 0.7))
     assert (found.lost, found.share) == (0.6, 0.7)

@@ -98,7 +98,7 @@ def test_a_step_of_calls_that_wait(clock: Clock) -> None:
         "communication/seconds_reduce": 0.25,
         "communication/seconds_gather": 0.5,
         "communication/seconds_ours": 0.25,
-        "communication/held_share": 0.25,
+        "communication/still_share": 0.25,
         "communication/hidden_share": 0.0,
     }
 
@@ -115,7 +115,7 @@ def test_a_collective_beside_the_ranks_own_work(clock: Clock) -> None:
     found = meter.end(2.0)
     assert found["communication/seconds"] == 1.0
     assert found["communication/hidden_share"] == 0.75
-    assert found["communication/held_share"] == 0.125
+    assert found["communication/still_share"] == 0.125
 
 
 def test_a_boundary(clock: Clock) -> None:
@@ -128,6 +128,9 @@ def test_a_boundary(clock: Clock) -> None:
     assert found["communication/sent_mb_boundary"] == 0.001
     assert found["communication/calls_boundary"] == 1
     assert found["communication/seconds_boundary"] == 0.5
+    sent, received = meter._epoch.newest.timed  # type: ignore[union-attr]
+    assert (sent.peer, sent.sent, received.peer, received.sent) == (13, 1000, 10, 0)
+    assert sent.later and received.held == ((0.0, 0.0), (5.0, 5.5))
 
 
 def test_of_functions_that_call_each_other_the_outermost_counts(clock: Clock) -> None:
@@ -186,7 +189,7 @@ def test_a_device_is_read_in_a_later_step_and_never_waited_for(clock: Clock) -> 
     meter.begin()
     second = meter.end(1.0)
     assert second["communication/sent_mb"] == 0.0
-    assert (second["communication/seconds"], second["communication/held_share"]) == (0.0, 0.0)
+    assert (second["communication/seconds"], second["communication/still_share"]) == (0.0, 0.0)
     report = meter.report(Ranks(0, 1, 0, "h", torch.device("cpu")))
     assert report is not None and report.seconds == 0.125, "the mean of two steps"
 

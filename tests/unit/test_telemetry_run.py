@@ -167,7 +167,7 @@ def test_the_line_of_what_ranks_send(tmp_path: Path) -> None:
     train(telemetry)
     assert (
         "communication: 3.0 MB and 3 calls per step and rank (ZeRO-1 needs 2P = 36.5 MB), 0.41 s "
-        "of 0.93 s, 12% hidden, 6% waiting\n"
+        "of 0.93 s, 12% hidden, 38% held, 6% waiting\n"
     ) in screen.getvalue()
     small = communication_line(communication(needed=None)).split(", ")[0]
     assert small.endswith("3 calls per step and rank"), small

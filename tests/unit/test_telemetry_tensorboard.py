@@ -247,6 +247,8 @@ def test_what_ranks_send_has_curves_by_rank_and_by_boundary(tmp_path: Path) -> N
     board.close()
     read = events(tmp_path)
     assert curve(read, "communication/needed_mb") == [(0, 1.0)]
+    assert curve(read, "communication/held_share") == [(0, 0.375)]
+    assert curve(read, "communication/waiting_share") == [(0, 0.0625)]
     assert curve(read, "communication/ranks/sent_mb_rank1") == [(0, 3.0)]
     assert curve(read, "communication/ranks/held_share_rank1") == [(0, 0.5)]
     assert curve(read, "communication/ranks/waiting_share_rank0") == [(0, 0.125)]

@@ -345,7 +345,7 @@ def communication_line(stats: CommunicationStats) -> str:
     return (
         f"{'':>11}communication: {_mb(stats.sent)} and {stats.calls:.0f} calls per step and rank"
         f"{asked}, {stats.seconds:.2f} s of {stats.step_seconds:.2f} s, {stats.hidden:.0%} hidden, "
-        f"{stats.waiting:.0%} waiting"
+        f"{stats.held:.0%} held, {stats.waiting:.0%} waiting"
     )
 
 

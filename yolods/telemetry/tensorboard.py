@@ -147,8 +147,12 @@ class TensorBoardWriter:
         self._scalars(values)
 
     def communication(self, stats: CommunicationStats) -> None:
-        """Add one point per rank to each curve of an epoch's communication."""
+        """Add one point to each curve of an epoch's communication, and to each of its ranks."""
         values = {} if stats.needed is None else {"communication/needed_mb": stats.needed / 1e6}
+        values |= {
+            "communication/held_share": stats.held,
+            "communication/waiting_share": stats.waiting,
+        }
         for rank in stats.ranks:
             where = f"rank{rank.rank}"
             values |= {

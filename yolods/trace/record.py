@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from yolods.distributed.phases import Mark
-from yolods.traffic.epoch import shortest_calls
+from yolods.traffic.matching import needed_calls
 
 STEP_TRACK = "steps"
 """The track of whole steps."""
@@ -88,6 +88,8 @@ class CallRecord:
     """Spans in which the rank stood still in it."""
     waited: float = 0.0
     """Seconds of `held`, from their beginning, in which another rank had not called it yet."""
+    tag: int = 0
+    """That of a send or receive."""
 
 
 @dataclass(frozen=True)
@@ -139,37 +141,29 @@ def parts_between(marks: Sequence[tuple[float, Mark]], end: float) -> tuple[Part
 
 
 def with_waits(records: Sequence[RankRecord]) -> tuple[RankRecord, ...]:
-    """The records, whose calls know how long they waited for other ranks.
+    """The records, whose calls know how long they waited for other ranks: until the last call that
+    they need was made, of a collective on all its ranks, of a receive the send.
 
-    A collective ends on all ranks at about the same time, and the last one to call it waits only
-    for its data. So a rank has waited for others as long as its call took longer than the shortest
-    one. Of a send or receive nobody knows when the other rank was there: all of it counts.
+    Args:
+        records: all ranks, in their order and on one clock.
     """
-    shortest = shortest_calls([_durations(record) for record in records])
-    return tuple(_waited(record, shortest) for record in records)
+    needs = needed_calls([record.calls for record in records])
+    return tuple(
+        replace(
+            record,
+            calls=tuple(
+                replace(call, waited=_waited(call, [records[a].calls[b].begin for a, b in needed]))
+                for call, needed in zip(record.calls, own, strict=True)
+            ),
+        )
+        for record, own in zip(records, needs, strict=True)
+    )
 
 
-def _durations(record: RankRecord) -> dict[str, list[float]]:
-    """Seconds of a rank's collectives by group."""
-    found: dict[str, list[float]] = {}
-    for call in record.calls:
-        if call.peer is None and call.group:
-            found.setdefault(call.group, []).append(call.end - call.begin)
-    return found
-
-
-def _waited(record: RankRecord, shortest: dict[str, list[float]]) -> RankRecord:
-    least = {group: iter(each) for group, each in shortest.items()}
-    calls = []
-    for call in record.calls:
-        held = sum(end - begin for begin, end in call.held)
-        waited = 0.0
-        if call.peer is not None:
-            waited = held
-        elif call.group in least:
-            waited = min(held, max(call.end - call.begin - next(least[call.group]), 0.0))
-        calls.append(replace(call, waited=waited))
-    return replace(record, calls=tuple(calls))
+def _waited(call: CallRecord, begun: Sequence[float]) -> float:
+    """Seconds that a call stood still before the last of those that it needs had begun."""
+    last = max(begun, default=call.begin)
+    return sum(max(min(end, last) - begin, 0.0) for begin, end in call.held)
 
 
 def halves(call: CallRecord) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:

@@ -78,5 +78,7 @@ class Recorder:
         end = held[-1][1] if call.done is None else max(self._seconds(call.done), held[0][1])
         what = call.carried
         return CallRecord(
-            what.kind, what.group, what.sent, what.peer, held[0][0], max(end, held[-1][1]), held
+            *(what.kind, what.group, what.sent, what.peer),
+            *(held[0][0], max(end, held[-1][1]), held),
+            tag=what.tag,
         )

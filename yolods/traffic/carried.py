@@ -88,6 +88,8 @@ class Carried:
     """Bytes that this rank sends."""
     peer: int | None = None
     """The rank at the other end of a send or receive, in the world's numbering."""
+    tag: int = 0
+    """That of a send or receive."""
 
 
 def carried_by(
@@ -117,7 +119,9 @@ def carried_by(
         sent = _from(function, volume, group.rank(), group.size(), peer or 0, backend)
     if form.kind != "boundary":
         return Carried(form.kind, group.group_name, sent)
-    return Carried(form.kind, group.group_name, sent, dist.get_global_rank(group, peer or 0))
+    other = dist.get_global_rank(group, peer or 0)
+    tag = _argument(arguments, named, "tag", 3) or 0
+    return Carried(form.kind, group.group_name, sent, other, tag)
 
 
 def _argument(

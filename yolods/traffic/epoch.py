@@ -1,24 +1,26 @@
 """All ranks' traffic of an epoch, and whose time it was that a collective took.
 
-A collective ends on all ranks at about the same time, and the last rank to call it waits only for
-the data. A rank that called it earlier has waited for others as well: for the seconds by which its
-call took longer than the shortest one. No rank knows that alone, so the ranks keep the times of
-their newest steps and compare them at the end of an epoch.
+A rank stands still in a call because its data is on the way, or because another rank is not there
+yet. No rank can tell the two apart alone, so the ranks keep the calls of their newest steps and
+compare them at the end of an epoch (`replay`).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from yolods.stats import CommunicationStats, RankCommunication
 from yolods.traffic.carried import TRAFFIC_KINDS
 from yolods.traffic.measured import StepTraffic
+from yolods.traffic.replay import replayed_waits
 from yolods.traffic.theory import Need
 
 KEPT_CALLS = 4096
 """Calls whose times a rank keeps for the comparison: those of its newest steps."""
+COMPARED_CALLS = 16384
+"""Calls of all ranks that are compared, but at least one step: a fraction of a second's work."""
 
 
 @dataclass
@@ -32,7 +34,7 @@ class RankShare:
     calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TRAFFIC_KINDS, 0))
     in_calls: float = 0.0
     hidden: float = 0.0
-    held: float = 0.0
+    still: float = 0.0
     peers: dict[int, float] = field(default_factory=dict)
     between: float = 0.0
     """Bytes sent outside of steps."""
@@ -58,14 +60,14 @@ class EpochTraffic:
             sums.sent[kind] += step.sent[kind]
             sums.calls[kind] += step.calls[kind]
         sums.in_calls += sum(step.in_calls.values())
-        sums.hidden, sums.held = sums.hidden + step.hidden, sums.held + step.held
+        sums.hidden, sums.still = sums.hidden + step.hidden, sums.still + step.still
         for peer, sent in step.peers.items():
             sums.peers[peer] = sums.peers.get(peer, 0.0) + sent
         self.newest = step
         self._kept.append(step)
-        self._kept_calls += _compared(step)
+        self._kept_calls += len(step.timed)
         while self._kept_calls > KEPT_CALLS and len(self._kept) > 1:
-            self._kept_calls -= _compared(self._kept.popleft())
+            self._kept_calls -= len(self._kept.popleft().timed)
 
     def take(self) -> RankShare:
         """The sums, which begin anew."""
@@ -75,10 +77,6 @@ class EpochTraffic:
         self._kept.clear()
         self._kept_calls = 0
         return share
-
-
-def _compared(step: StepTraffic) -> int:
-    return sum(map(len, step.groups.values()))
 
 
 def combine(shares: Sequence[RankShare], need: Need | None) -> CommunicationStats | None:
@@ -91,18 +89,8 @@ def combine(shares: Sequence[RankShare], need: Need | None) -> CommunicationStat
     if not all(share.steps for share in shares):
         return None
     steps = [share.steps for share in shares]
-    ranks = tuple(
-        RankCommunication(
-            rank=rank,
-            sent={kind: each / share.steps for kind, each in share.sent.items()},
-            calls={kind: each / share.steps for kind, each in share.calls.items()},
-            held=share.held / max(share.seconds, 1e-9),
-            waiting=waiting,
-            boundaries={peer: each / share.steps for peer, each in share.peers.items()},
-            between=share.between,
-        )
-        for rank, (share, waiting) in enumerate(zip(shares, waits(shares), strict=True))
-    )
+    parts = enumerate(zip(shares, divided(shares), strict=True))
+    ranks = tuple(_of_rank(rank, share, waited) for rank, (share, waited) in parts)
     in_calls = sum(share.in_calls for share in shares)
     hidden = sum(share.hidden for share in shares)
     return CommunicationStats(
@@ -115,46 +103,33 @@ def combine(shares: Sequence[RankShare], need: Need | None) -> CommunicationStat
     )
 
 
-def waits(shares: Iterable[RankShare]) -> list[float]:
-    """Share of its newest steps in which each rank waited for others, in [0, 1].
+def _of_rank(rank: int, share: RankShare, waited: float) -> RankCommunication:
+    """Means of a rank, which waited for others in a part of the time that it stood still."""
+    still = share.still / max(share.seconds, 1e-9)
+    return RankCommunication(
+        rank=rank,
+        sent={kind: each / share.steps for kind, each in share.sent.items()},
+        calls={kind: each / share.steps for kind, each in share.calls.items()},
+        held=still * (1 - waited),
+        waiting=still * waited,
+        boundaries={peer: each / share.steps for peer, each in share.peers.items()},
+        between=share.between,
+    )
 
-    At the boundary of a pipeline's stage all of the time counts: nobody knows whether the neighbour
-    was at work or its data under way.
-    """
+
+def divided(shares: Sequence[RankShare]) -> list[float]:
+    """Share of the time that each rank stood still, in which it waited for others, in [0, 1]: in
+    the newest steps that all of them have kept."""
     ranks = [{step.step: step for step in share.newest} for share in shares]
-    common = set.intersection(*(set(steps) for steps in ranks))
-    waited, whole = [0.0] * len(ranks), [0.0] * len(ranks)
-    for number in common:
+    waited, still, left = [0.0] * len(ranks), [0.0] * len(ranks), COMPARED_CALLS
+    for number in sorted(set.intersection(*map(set, ranks)), reverse=True):
         together = [steps[number] for steps in ranks]
-        shortest = shortest_calls(
-            [
-                {group: [call.seconds for call in calls] for group, calls in step.groups.items()}
-                for step in together
-            ]
-        )
-        for rank, step in enumerate(together):
-            whole[rank] += step.seconds
-            waited[rank] += step.at_boundaries
-            for group, calls in step.groups.items():
-                for call, least in zip(calls, shortest.get(group, ()), strict=False):
-                    waited[rank] += min(call.held, max(call.seconds - least, 0.0))
-    return [
-        min(part / seconds, 1.0) if seconds else 0.0
-        for part, seconds in zip(waited, whole, strict=True)
-    ]
-
-
-def shortest_calls(ranks: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-    """The least seconds of each call over the ranks, by group: the last rank to make a call waits
-    for no other.
-
-    Args:
-        ranks: of each rank the seconds of its calls by group, in their order. If the ranks of a
-            group differ in the number, nobody knows which belong together: it has none.
-    """
-    found: dict[str, list[float]] = {}
-    for group in {group for own in ranks for group in own}:
-        calls = [own[group] for own in ranks if group in own]
-        if len({len(each) for each in calls}) == 1:
-            found[group] = [min(same) for same in zip(*calls, strict=True)]
-    return found
+        found = replayed_waits([step.timed for step in together])
+        if found is not None:
+            for rank, step in enumerate(together):
+                waited[rank] += min(found[rank], step.still)
+                still[rank] += step.still
+        left -= sum(len(step.timed) for step in together)
+        if left <= 0:
+            break
+    return [part / whole if whole else 0.0 for part, whole in zip(waited, still, strict=True)]

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch.distributed as dist
 
 from yolods.traffic.carried import TRAFFIC_KINDS, Carried
+from yolods.traffic.replay import TimedCall
 
 
 class Moments(Protocol):
@@ -32,26 +33,16 @@ class MeteredCall:
     """A call, and the waits for what it has started."""
 
     carried: Carried
-    begin: Any
-    """The moment of the call."""
     held: list[tuple[Any, Any]] = field(default_factory=list)
     """From when to when the rank stood still in it: in the call, or in a wait for its work."""
     done: Any = None
     """The moment at which an asynchronous collective was done; None: it is not known."""
+    later: bool = False
+    """Whether it has returned a work to wait for."""
 
     def ended(self, moment: Any) -> None:
         """Note that moment."""
         self.done = moment
-
-
-@dataclass(frozen=True)
-class CallTimes:
-    """How long a collective took on one rank."""
-
-    seconds: float
-    """From the call to the end of the collective."""
-    held: float
-    """Seconds of these, in which the rank stood still."""
 
 
 @dataclass
@@ -68,19 +59,17 @@ class StepTraffic:
     """Calls by kind, without the receives, which send nothing."""
     in_calls: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TRAFFIC_KINDS, 0.0))
     """Seconds in collectives by kind, whether or not the rank stood still meanwhile; see `read`."""
-    held: float = 0.0
+    still: float = 0.0
     """Seconds in which the rank stood still in them."""
-    at_boundaries: float = 0.0
-    """Seconds of these at the boundaries of a pipeline's stage."""
     peers: dict[int, float] = field(default_factory=dict)
     """Bytes by the rank to which a stage has sent them."""
-    groups: dict[str, list[CallTimes]] = field(default_factory=dict)
-    """The collectives of each group, in the order of the calls, which is that of all its ranks."""
+    timed: list[TimedCall] = field(default_factory=list)
+    """Its calls, in their order."""
 
     @property
     def hidden(self) -> float:
         """Seconds in collectives in which the rank went on with work of its own."""
-        return max(sum(self.in_calls.values()) - self.held, 0.0)
+        return max(sum(self.in_calls.values()) - self.still, 0.0)
 
 
 def count(step: StepTraffic, call: Carried) -> None:
@@ -105,39 +94,34 @@ def read(step: StepTraffic, calls: Sequence[MeteredCall], moments: Moments) -> N
     A second in which several are under way counts once, for the one that began first: buckets of
     gradients that are sent together would otherwise take longer than the step.
     """
-    spans: list[tuple[Any, Any, str]] = []
+    calls = [call for call in calls if call.held]
+    if not calls:
+        return
+    zero = calls[0].held[0][0]  # a device only tells how long after one moment another one was
+    spans: list[tuple[float, float, str]] = []
     for call in calls:
-        held = sum(moments.seconds(*span) for span in call.held)
-        spans += [(*span, call.carried.kind) for span in call.held]
-        seconds = held
+        what = call.carried
+        held = tuple(
+            (moments.seconds(zero, begin), moments.seconds(zero, end)) for begin, end in call.held
+        )
+        spans += [(*span, what.kind) for span in held]
         # Of a send or receive nobody knows when the data began to move, so only waits count.
         if call.done is not None:
-            seconds = max(moments.seconds(call.begin, call.done), held)
-            spans.append((call.begin, call.done, call.carried.kind))
-        step.held += held
-        if call.carried.peer is not None:
-            step.at_boundaries += held
-        else:
-            times = CallTimes(seconds, held)
-            step.groups.setdefault(call.carried.group, []).append(times)
-    for kind, seconds in _under_way(spans, moments):
+            done = max(moments.seconds(zero, call.done), held[0][0])
+            spans.append((held[0][0], done, what.kind))
+        step.still += sum(end - begin for begin, end in held)
+        step.timed.append(TimedCall(what.group, what.peer, what.sent, what.tag, call.later, held))
+    for kind, seconds in _under_way(spans):
         step.in_calls[kind] += seconds
 
 
-def _under_way(spans: Sequence[tuple[Any, Any, str]], moments: Moments) -> list[tuple[str, float]]:
+def _under_way(spans: Sequence[tuple[float, float, str]]) -> list[tuple[str, float]]:
     """Kind of each span, and its seconds that belong to no span that began earlier.
 
     Args:
-        spans: beginning, end and kind.
+        spans: beginning, end and kind; at least one.
     """
-    if not spans:
-        return []
-    # A device only tells how long after one moment another one was.
-    zero = spans[0][0]
-    timed = sorted(
-        (moments.seconds(zero, begin), moments.seconds(zero, end), kind)
-        for begin, end, kind in spans
-    )
+    timed = sorted(spans)
     found, until = [], timed[0][0]
     for begin, end, kind in timed:
         found.append((kind, max(end - max(begin, until), 0.0)))

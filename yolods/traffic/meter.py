@@ -135,7 +135,7 @@ class Meter(NoMeter):
             call = self._pending.pop(id(arguments[0]), None)
             # The work of several calls that torch joined into one.
             if call is None and self._step is not None:
-                call = MeteredCall(_OURS if self._own else _UNKNOWN, None)
+                call = MeteredCall(_OURS if self._own else _UNKNOWN)
                 self._calls.append(call)
         else:
             call = self._called(function, arguments, named)
@@ -154,11 +154,11 @@ class Meter(NoMeter):
             return None
         if self._step is None:
             self._epoch.between += found.sent
-            return None if self._kept is None else MeteredCall(found, self._moments.now())
+            return None if self._kept is None else MeteredCall(found)
         if self._own:
             found = replace(found, kind="ours", peer=None)
         count(self._step, found)
-        call = MeteredCall(found, self._moments.now())
+        call = MeteredCall(found)
         self._calls.append(call)
         return call
 
@@ -168,6 +168,7 @@ class Meter(NoMeter):
             return
         self._thread.inside = False
         call.held[-1] = (call.held[-1][0], self._moments.now())
+        call.later |= isinstance(result, dist.Work)
         # torch returns a placeholder without a future for a call that it will join with others.
         if isinstance(result, dist.Work) and result.get_future is not None:
             self._pending[id(result)] = call
@@ -209,7 +210,7 @@ def curves(step: StepTraffic, timed: StepTraffic | None) -> dict[str, float | No
         return found
     whole = sum(timed.in_calls.values())
     found[f"{prefix}/seconds"] = whole
-    found[f"{prefix}/held_share"] = timed.held / timed.seconds
+    found[f"{prefix}/still_share"] = timed.still / timed.seconds
     if whole:
         found[f"{prefix}/hidden_share"] = timed.hidden / whole
     for kind in (kind for kind, calls in timed.calls.items() if calls):

@@ -19,7 +19,7 @@ _CHARTS = (
     ("Ranks", "memory of each rank in GiB: peak, planned", r"memory/(peak|planned)_gib_"),
     ("Communication", "MB per step: sent, needed", r"communication/(sent|needed)_mb$"),
     ("Communication", "seconds per step by kind", r"communication/seconds"),
-    ("Communication", "held and hidden shares", r"communication/(held|hidden)_share"),
+    ("Communication", "shares: still, hidden, held, waiting", r"communication/\w+_share$"),
     ("Pipeline", "idle share and its bound", r"pipeline/idle"),
     ("Pipeline", "seconds per step of each stage", r"pipeline/seconds_stage\d"),
     ("Optimizer", "gradient norm before and after clipping", r"optimizer/grad_norm"),
