@@ -4,6 +4,7 @@
     become(..)      in a fork: run the command and exit as it does; never returns
     ForkedPopen     `subprocess.Popen` that forks: Forking in a fork, whose launchers and ranks are
                     forks again, and tests.forks.Popen in the tests
+    go_on_as(..)    `os.execvpe` in a fork, which goes on as the other command in the same process
 
 A start by exec takes 3 s of CPU for each of two launchers and 5 s for each rank, all of it for
 imports; a fork takes 0.2 s.
@@ -25,6 +26,8 @@ Different from exec, so that tests which depend on it start the real command:
 - All ranks iterate over sets of strings in the same order: they share the hash seed, unlike real
   ranks.
 - Options of the interpreter other than -u, and its handling of closed or broken streams.
+- A process that goes on as another command shows what it had printed and not yet written, and
+  leaves the peak of its memory to that command.
 """
 
 from __future__ import annotations
@@ -229,6 +232,7 @@ def become(
             prepare()
         _put_back(command.unbuffered or bool(os.environ.get("PYTHONUNBUFFERED")))
         subprocess.Popen = Forking  # type: ignore[misc]
+        os.execvpe = go_on_as
         sys.argv = [command.module, *command.words]
         runpy.run_module(command.module, run_name="__main__", alter_sys=True)
         code = 0
@@ -250,6 +254,17 @@ def become(
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
         os._exit((code or 0) & 255)  # never return into the parent's code
+
+
+_execvpe = os.execvpe
+
+
+def go_on_as(file: str, args: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """`os.execvpe` of a forked process."""
+    if (command := command_of(args)) is None:
+        _execvpe(file, args, env)
+    assert is_alone(), f"this process has threads, and cannot go on as {command}"
+    become(command, (-1, -1, -1), env=dict(env), mask=signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 
 
 def _show(text: str) -> None:

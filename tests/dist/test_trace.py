@@ -57,10 +57,13 @@ def ended(words: Sequence[str], folder: Path) -> str:
     return screen.read_text()
 
 
-def train(folder: Path, name: str, layout: str, ranks: int, *more: str) -> tuple[Path, str]:
-    """Train five epochs of one to three steps; returns the run and its screen."""
+def train(
+    folder: Path, name: str, layout: str, ranks: int, *more: str, epochs: int = 4
+) -> tuple[Path, str]:
+    """Train epochs of three steps under ZeRO-1, and of one or two in a pipeline; returns the run
+    and its screen."""
     words = ["launch", "train", "--num_gpus", str(ranks), "--data", "data/tiny.yaml", *SMALL]
-    words += ["--epochs", "5", "--set", "nbs=16", "--deepspeed_config", f"{layout}.json"]
+    words += ["--epochs", str(epochs), "--set", "nbs=16", "--deepspeed_config", f"{layout}.json"]
     screen = ended([*words, "--noplots", "--noval", "--name", name, *more], folder)
     return folder / "runs" / name, screen
 
@@ -181,7 +184,7 @@ def test_weights_parts_of_zero_bubble_are_apart(folder: Path) -> None:
 
 
 def test_zero_on_two_ranks_and_a_trace_of_the_finished_run(folder: Path) -> None:
-    run, _ = train(folder, "zero", "zero1", 2, "--trace", "3")
+    run, _ = train(folder, "zero", "zero1", 2, "--trace", "3", epochs=3)
     document = read(run)
     check_whole(document, 2)
     assert {"collectives: reduce", "collectives: gather"} <= set(tracks(document).values())
@@ -202,7 +205,7 @@ def test_zero_on_two_ranks_and_a_trace_of_the_finished_run(folder: Path) -> None
 
 
 def test_one_rank(folder: Path) -> None:
-    run, screen = train(folder, "one", "zero1", 1, "--trace", "3")
+    run, screen = train(folder, "one", "zero1", 1, "--trace", "3", epochs=2)
     document = read(run)
     check_whole(document, 1)
     assert not any(name.startswith("collectives") for name in tracks(document).values())
@@ -219,7 +222,7 @@ def test_a_stop_or_a_kill_while_steps_are_traced_leaves_no_file(folder: Path) ->
         with open(screen, "w") as out, started(command, folder, out, popen=forks.Popen) as process:
             results = run / "results.csv"
             wait_for(
-                lambda results=results: results.is_file() and results.read_text().count("\n") > 2,
+                lambda results=results: results.is_file() and results.read_text().count("\n") > 1,
                 120,
                 process,
                 screen,

@@ -56,9 +56,15 @@ tempfile.tempdir = "/nowhere"
 held = open(os.devnull)
 sys.stdout = sys.stderr
 words = [sys.executable, "-u", "-m", "probe", *sys.argv[1:]]
-done = subprocess.run(words, preexec_fn=yolods.system.interrupt.hold_ctrl_c, stdin=subprocess.DEVNULL)
-sys.exit(done.returncode)
+if __name__ == "__main__":
+    done = subprocess.run(words, preexec_fn=yolods.system.interrupt.hold_ctrl_c, stdin=subprocess.DEVNULL)
+    sys.exit(done.returncode)
 """  # noqa: E501
+EARLIER = """
+import parent
+with parent.yolods.system.interrupt.held():
+    parent.os.execvpe(parent.sys.executable, parent.words, parent.os.environ)
+"""
 
 
 def started(
@@ -83,6 +89,7 @@ def started(
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "probe.py").write_text(PROBE)
     (tmp_path / "parent.py").write_text(PARENT)
+    (tmp_path / "earlier.py").write_text(EARLIER)
     (tmp_path / "custom").mkdir()
     (tmp_path / "custom" / "sitecustomize.py").write_text(
         "import os; os.environ['CUSTOMISED'] = 'yes'\n"
@@ -90,9 +97,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("module", ["probe", "parent"])
+@pytest.mark.parametrize("module", ["probe", "parent", "earlier"])
 def test_a_fork_finds_what_a_new_python_finds(folder: Path, module: str) -> None:
-    """`parent` has changed what a process can change before it starts the probe."""
+    """`parent` has changed what a process can change before it starts the probe; `earlier` becomes
+    the probe after the same changes."""
     env = {
         "PYTHONPATH": os.pathsep.join([str(folder / "custom"), forks.environment()["PYTHONPATH"]]),
         "MINE": "ä",

@@ -112,15 +112,17 @@ def _learn(net, split: Split, epochs: int) -> None:
 
 @pytest.fixture(scope="module")
 def theirs(trained, tmp_path_factory) -> SimpleNamespace:
-    return asked_of_ultralytics(trained, tmp_path_factory.mktemp("theirs"), batch=16)
+    return asked_of_ultralytics(trained, tmp_path_factory.mktemp("theirs"), batch=16, plots=True)
 
 
-def asked_of_ultralytics(trained: Trained, folder: Path, batch: int) -> SimpleNamespace:
+def asked_of_ultralytics(
+    trained: Trained, folder: Path, batch: int, *, plots: bool = False
+) -> SimpleNamespace:
     """What ultralytics' validator says of the same model, as its trainer asks it: metrics, losses
     and details.
 
-    Its confusion matrix is counted at the confidence that it is made for, 0.25, and not at the
-    metrics' 0.001.
+    With plots it fills its confusion matrix, here at the confidence that it is made for, 0.25, and
+    not at the metrics' 0.001.
     """
     from ultralytics.cfg import get_cfg
     from ultralytics.models.yolo.detect import DetectionValidator
@@ -136,7 +138,7 @@ def asked_of_ultralytics(trained: Trained, folder: Path, batch: int) -> SimpleNa
         "imgsz": 64,
         "batch": batch,
         "workers": 0,
-        "plots": True,
+        "plots": plots,
         "rect": True,
     }
     validator = DetectionValidator(save_dir=folder / "theirs", args=settings)

@@ -39,7 +39,7 @@ if plan == "ranks":
 if plan == "fails":
     sys.exit("out of luck")
 for epoch in range(len(table.read_text().splitlines()) - 1, epochs):
-    time.sleep(0.3)
+    time.sleep(float(os.environ["PACE"]))
     drift = 1e-5 if plan == "drifts" and resumed else 0.0
     with table.open("a") as file:
         file.write(f"{epoch}, {1 / (epoch + 1) + drift:.5f}, 2, 3, 0.25\\n")
@@ -52,6 +52,8 @@ for epoch in range(len(table.read_text().splitlines()) - 1, epochs):
         sys.exit(143)
 (run / "weights" / "best.pt").touch()
 '''  # noqa: E501
+SLOW = "0.3"
+"""Seconds of an epoch of a run that has to be caught in the middle."""
 
 
 @pytest.fixture
@@ -59,6 +61,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     stand_in = tmp_path / "train.py"
     stand_in.write_text(STAND_IN)
     monkeypatch.setattr(gpu_runs, "COMMAND", (sys.executable, str(stand_in)))
+    monkeypatch.setenv("PACE", "0.02")
     (tmp_path / "data.yaml").touch()
     return Job(
         tmp_path / "notes", tmp_path / "work", 40, False, tmp_path / "data.yaml", time.monotonic()
@@ -89,7 +92,10 @@ def test_bccd_is_skipped_where_it_is_not_at_hand(job: Job) -> None:
     assert item["skipped"] == f"the data set is not there ({job.data}); --data names another place"
 
 
-def test_runs_that_are_not_over_in_time_are_read_as_they_are(job: Job) -> None:
+def test_runs_that_are_not_over_in_time_are_read_as_they_are(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PACE", SLOW)
     job.seconds = gpu_runs.RESERVE + 2
     first = taken(gpu_runs.bccd, job)[0]
     assert 0 < first["facts"]["epochs"] < 12
@@ -103,6 +109,7 @@ def test_a_resumed_run_is_compared_digit_by_digit(
     job: Job, plan: str, doubts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLAN", plan)
+    monkeypatch.setenv("PACE", SLOW)
     compared: list[Path] = []
     monkeypatch.setattr(
         gpu_runs, "_same_weights", lambda item, one, other: compared.extend([one, other])
@@ -153,6 +160,7 @@ def test_a_killed_rank_has_to_be_named(
     job: Job, speaks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLAN", "ranks")
+    monkeypatch.setenv("PACE", SLOW)
     monkeypatch.setenv("SPEAKS", speaks)
     for item in taken(gpu_ranks.death, job):
         assert "failed" not in item, item

@@ -25,7 +25,7 @@ from yolods.system.interrupt import heed
 def stop(number, frame):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     open(f"asked{os.environ['RANK']}", "w").write(str(number))
-    time.sleep(3)  # a long step
+    time.sleep(1.5)  # a long step
     open(f"saved{os.environ['RANK']}", "w").close()
     os._exit(143)
 heed(stop)
@@ -35,7 +35,7 @@ time.sleep(60)
 
 
 def launch(folder: str) -> int:
-    """DeepSpeed's patience is a second here, and not 30."""
+    """DeepSpeed's patience is half a second here, and not 30."""
     import os
 
     from deepspeed.launcher import launch as stock
@@ -53,7 +53,7 @@ def launch(folder: str) -> int:
     ]
     wait = psutil.wait_procs
     patience = mock.patch.object(
-        stock.psutil, "wait_procs", lambda left, timeout: wait(left, timeout=1)
+        stock.psutil, "wait_procs", lambda left, timeout: wait(left, timeout=0.5)
     )
     with (
         mock.patch.object(sys, "argv", ["launch", *ours]),
