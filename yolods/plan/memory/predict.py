@@ -165,7 +165,7 @@ class MemoryModel:
         yield rank.during(passes, others, gradients, buckets, gathered)
         if waiting and not later:
             # The second backward pass finds whole gradients, but a micro-batch less in flight.
-            second = (waiting - 1) * passes.kept + self._ending(layout, nodes, waiting)
+            second = (waiting - 1) * passes.kept + self._crossing(layout, nodes, left=waiting)
             yield rank.during(passes, second, none + held.between, none, none)
         yield rank.at(0, held.step)
 
@@ -195,26 +195,20 @@ class MemoryModel:
         elements = sum(math.prod(shapes[name]) for name in live(self.graph, cut))
         return elements * layout.micro_batch * BYTES[layout.autocast or layout.precision]
 
-    def _crossing(self, layout: Layout, nodes: range) -> int:
+    def _crossing(self, layout: Layout, nodes: range, left: int | None = None) -> int:
         """What else a stage holds of the values that cross its cuts, while it computes.
 
         It receives the next pass's input or gradients ahead, and keeps what it sent last until the
         next drain (`PipelineEngine._start_receiving`, `_take_in`).
+
+        Args:
+            left: in its second backward pass, if no forward pass is left: the backward passes that
+                are left, this one included.
         """
         if layout.accumulation < 2:
             return 0
-        return 2 * (self._bytes(layout, nodes.start) + self._bytes(layout, nodes.stop))
-
-    def _ending(self, layout: Layout, nodes: range, waiting: int) -> int:
-        """The same in the second backward pass of a stage that has no forward pass left.
-
-        It keeps the gradients that it has sent, and receives the next ones ahead if any follow.
-
-        Args:
-            waiting: micro-batches in flight besides the first.
-        """
-        following = self._bytes(layout, nodes.stop) if waiting > 1 else 0
-        return self._bytes(layout, nodes.start) + following
+        before, after = self._bytes(layout, nodes.start), self._bytes(layout, nodes.stop)
+        return 2 * (before + after) if left is None else before + after * (left > 1)
 
     def _traced(self, layout: Layout, nodes: range) -> Trace:
         way, imgsz, recompute = (
