@@ -14,6 +14,7 @@ from yolods.plan.layout import Layout
 from yolods.plan.memory import predict
 from yolods.plan.memory.boxes import BoxCounts
 from yolods.plan.memory.predict import MemoryModel
+from yolods.plan.memory.states import parameters_of
 
 PLAIN = Layout(
     imgsz=64, micro_batch=2, accumulation=2, replicas=2, reduce_bucket=1000, gather_bucket=1000
@@ -21,9 +22,9 @@ PLAIN = Layout(
 
 
 @lru_cache
-def model(boxes: int = 5) -> MemoryModel:
+def model(boxes: int = 5, device: str = "cuda") -> MemoryModel:
     blueprint = Blueprint(architecture(parse_name("yolov5n"), 3, 3), ("a", "b", "c"), seed=0)
-    return MemoryModel(blueprint, boxes=BoxCounts(boxes, boxes))
+    return MemoryModel(blueprint, boxes=BoxCounts(boxes, boxes), device=device)
 
 
 def device(layout: Layout) -> int:
@@ -52,6 +53,19 @@ def test_zero_bubble_keeps_what_waits_for_its_weights_part() -> None:
     assert split[2] > plain[2]
     plain, split = both(12)
     assert split == plain
+
+
+def test_the_second_backward_pass_finds_whole_gradients() -> None:
+    """Also where no forward pass comes between: a step of as many micro-batches as are in flight.
+    On a CPU this stage is fullest in its last convolution, whose weights are large and whose
+    gradients are the first to arrive."""
+    found, cut = model(device="cpu"), 17
+    layout = replace(PLAIN, zero_stage=0, replicas=1, cuts=(cut,), recompute=4)
+    two, three = (found.ranks(replace(layout, accumulation=count))[0] for count in (2, 3))
+    whole = 4 * parameters_of(found.graph, range(cut)).total
+    assert two.gradients == three.gradients == whole
+    # It also has a micro-batch less in flight.
+    assert two.activations < three.activations
 
 
 def test_more_sharding_needs_less() -> None:

@@ -1,8 +1,7 @@
-"""`yolods plan` from its words to the screen, a JSON and a picture."""
+"""What `yolods plan` refuses; tests/dist/test_plan_trains.py has what it writes."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,25 +13,6 @@ from yolods.planner.command import run_plan
 from yolods.planner.flags import plan_parser
 
 SMALL = ("plan", "--model", "yolov5[0.33,0.1]", "--imgsz", "64")
-
-
-@pytest.mark.slow
-def test_the_report_the_recipe_and_the_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "ds.json"
-    words = (*SMALL, "--ranks", "4", "--gpu", "T4", "--images-per-step", "16", "--out", str(out))
-    assert main(words) == 0
-    shown = capsys.readouterr().out
-    assert "yolov5[0.33,0.1] at 64, 16 images per step, 4 ranks on 1 host, T4" in shown
-    recipe = json.loads(out.read_text())
-    assert recipe["train_batch_size"] == 16
-    assert list(tmp_path.iterdir()) == [out]
-    assert main(words) == 2
-    assert "this file exists" in capsys.readouterr().err
-    assert main((*words, "--exist-ok", "--json")) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["layouts"][0]["layout"]["micro_batch"] == recipe["train_micro_batch_size_per_gpu"]
 
 
 @pytest.mark.slow

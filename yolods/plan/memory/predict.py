@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -139,54 +139,35 @@ class MemoryModel:
         waiting = flying(layout.schedule, layout.stages, stage, layout.accumulation) - 1
         others = waiting * passes.kept + self._crossing(layout, nodes)
         loss = self._loss(layout) if stage == layout.stages - 1 else 0
+        host = held.host + _images(self.graph, layout, stage)
+        rank = _Rank(held, host, self._reserved(layout, nodes))
         # Whether a backward pass of the step was completed before this stage holds most.
         later = layout.accumulation > waiting + 1
-
-        def moment(
-            activations: int, gradients: int, *, buckets: int = 0, gathered: int = 0, loss: int = 0
-        ) -> RankMemory:
-            return RankMemory(
-                weights=held.weights + gathered,
-                gradients=gradients,
-                states=held.states,
-                moving_average=held.moving_average,
-                buckets=held.buffers + buckets,
-                activations=activations,
-                loss=loss,
-                reserve=round(share * (activations + loss)),
-                host=host,
-            )
-
-        host = held.host + _images(self.graph, layout, stage)
         # ZeRO-3 has a buffer for them from the start.
         before = held.between if later or layout.zero_stage == 3 else 0
         whole = held.gathered
-        share = self._reserved(layout, nodes)
-        yield moment(
+        yield rank.at(
             others + int(passes.forward.max()), before, gathered=whole, buckets=held.gathering
         )
-        yield moment(others + passes.kept, before, gathered=whole, loss=loss)
+        yield rank.at(others + passes.kept, before, gathered=whole, loss=loss)
         gathered, buckets = _around(layout, passes, held, on_host=self._device == "cpu")
-        gradients = _gradients(passes, before, held, reduces=not layout.cuts)
+        arrived, none = passes.arrived, np.zeros_like(passes.arrived)
+        gradients = np.full_like(arrived, before) if before else arrived * held.growing
         if _exchanges(layout) and layout.zero_stage:
             if layout.accumulation > 1 and held.growing:
                 # A pass before the last one of the step adds up whole gradients, without a bucket.
-                first = held.between if layout.accumulation > 2 else passes.arrived * held.growing
-                whole_gradients = passes.backward + first
-                at = int(whole_gradients.argmax())
-                yield moment(
-                    others + int(passes.backward[at]),
-                    int(whole_gradients[at] - passes.backward[at]),
-                )
-            gradients = gradients + _left(layout, passes, held) + _last(passes, held)
-        at = int((passes.backward + gradients + buckets + gathered).argmax())
-        yield moment(
-            others + int(passes.backward[at]),
-            int(gradients[at]),
-            buckets=int(buckets[at]),
-            gathered=int(gathered[at]),
-        )
-        yield moment(0, held.step)
+                first = gradients if layout.accumulation > 2 else arrived * held.growing
+                yield rank.during(passes, others, first, none, none)
+            gradients = gradients + _exchanged(layout, passes, held)
+        elif not layout.cuts:
+            # A pipeline fills the bucket after its last backward pass.
+            gradients = gradients + held.flushed * (arrived > held.flush)
+        yield rank.during(passes, others, gradients, buckets, gathered)
+        if waiting and not later:
+            # The second backward pass finds whole gradients, but a micro-batch less in flight.
+            second = (waiting - 1) * passes.kept + self._crossing(layout, nodes, left=waiting)
+            yield rank.during(passes, second, none + held.between, none, none)
+        yield rank.at(0, held.step)
 
     def _timeline(self, layout: Layout, nodes: range) -> Timeline:
         if not layout.cuts:
@@ -214,15 +195,20 @@ class MemoryModel:
         elements = sum(math.prod(shapes[name]) for name in live(self.graph, cut))
         return elements * layout.micro_batch * BYTES[layout.autocast or layout.precision]
 
-    def _crossing(self, layout: Layout, nodes: range) -> int:
+    def _crossing(self, layout: Layout, nodes: range, left: int | None = None) -> int:
         """What else a stage holds of the values that cross its cuts, while it computes.
 
         It receives the next pass's input or gradients ahead, and keeps what it sent last until the
         next drain (`PipelineEngine._start_receiving`, `_take_in`).
+
+        Args:
+            left: in its second backward pass, if no forward pass is left: the backward passes that
+                are left, this one included.
         """
         if layout.accumulation < 2:
             return 0
-        return 2 * (self._bytes(layout, nodes.start) + self._bytes(layout, nodes.stop))
+        before, after = self._bytes(layout, nodes.start), self._bytes(layout, nodes.stop)
+        return 2 * (before + after) if left is None else before + after * (left > 1)
 
     def _traced(self, layout: Layout, nodes: range) -> Trace:
         way, imgsz, recompute = (
@@ -278,6 +264,62 @@ class MemoryModel:
         return self._losses[key]
 
 
+@dataclass(frozen=True)
+class _Rank:
+    """What a rank holds at every moment."""
+
+    held: Holdings
+    host: int
+    """Bytes of host memory."""
+    share: float
+    """Bytes that the allocator holds beyond the passes' tensors, per byte of them."""
+
+    def at(
+        self,
+        activations: int,
+        gradients: int,
+        *,
+        buckets: int = 0,
+        gathered: int = 0,
+        loss: int = 0,
+    ) -> RankMemory:
+        """The memory of a moment, from the bytes that only some moments have."""
+        return RankMemory(
+            weights=self.held.weights + gathered,
+            gradients=gradients,
+            states=self.held.states,
+            moving_average=self.held.moving_average,
+            buckets=self.held.buffers + buckets,
+            activations=activations,
+            loss=loss,
+            reserve=round(self.share * (activations + loss)),
+            host=self.host,
+        )
+
+    def during(
+        self,
+        passes: Timeline,
+        others: int,
+        gradients: np.ndarray,
+        buckets: np.ndarray,
+        gathered: np.ndarray,
+    ) -> RankMemory:
+        """The memory of the fullest moment of a backward pass.
+
+        Args:
+            passes: of the micro-batch.
+            others: bytes of activations besides it.
+            gradients: (moments,) int64 bytes, as are `buckets` and `gathered`.
+        """
+        at = int((passes.backward + gradients + buckets + gathered).argmax())
+        return self.at(
+            others + int(passes.backward[at]),
+            int(gradients[at]),
+            buckets=int(buckets[at]),
+            gathered=int(gathered[at]),
+        )
+
+
 def _around(
     layout: Layout, passes: Timeline, held: Holdings, *, on_host: bool
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -305,36 +347,18 @@ def _exchanges(layout: Layout) -> bool:
     return own and layout.replicas > 1 and not layout.cuts
 
 
-def _left(layout: Layout, passes: Timeline, held: Holdings) -> np.ndarray:
-    """(moments,) int64 bytes by which whole gradients change in a step's last backward pass, as
-    they move into the bucket; a rank keeps its own part of them."""
-    if not (held.growing and layout.overlapped):
+def _exchanged(layout: Layout, passes: Timeline, held: Holdings) -> np.ndarray:
+    """(moments,) int64 bytes by which gradients change in a step's last backward pass, in which
+    yolods' own reduction runs: whole ones move into the bucket, and a rank keeps its own part."""
+    # The last bucket is emptied when the pass is over; a model of one bucket has no other.
+    emptied = (passes.arrived > held.flush) | (np.arange(len(passes.arrived)) >= passes.ended)
+    if not held.growing:
+        return held.flushed * emptied
+    if not layout.overlapped:
         return np.zeros_like(passes.arrived)
     total, size = int(passes.arrivals[:, 1].sum()), BYTES[layout.precision]
     part = 0 if layout.offload_optimizer else size * math.ceil(total / layout.replicas)
-    moved = moved_elements(passes, layout.bucket(total))
-    # The last bucket is emptied when the pass is over; a model of one bucket has no other.
-    emptied = (passes.arrived > held.flush) | (np.arange(len(moved)) >= passes.ended)
-    return part * emptied - size * moved
-
-
-def _last(passes: Timeline, held: Holdings) -> np.ndarray:
-    """(moments,) int64 bytes of a rank's part, if only the end of a backward pass makes it: where
-    one bucket is enough. The copies of the bucket are still under way then."""
-    ended = np.arange(len(passes.arrived)) >= passes.ended
-    return held.flushed * (ended & (passes.arrived <= held.flush))
-
-
-def _gradients(passes: Timeline, before: int, held: Holdings, *, reduces: bool) -> np.ndarray:
-    """(moments,) int64 bytes of gradients during a backward pass.
-
-    Args:
-        before: bytes of gradients from earlier passes of the step.
-        reduces: whether a backward pass fills the bucket. A pipeline fills it after the last one.
-    """
-    arrived = passes.arrived
-    gradients = np.full(len(arrived), before) if before else arrived * held.growing
-    return gradients + held.flushed * (arrived > held.flush) * reduces
+    return part * emptied - size * moved_elements(passes, layout.bucket(total))
 
 
 def _nodes_of(graph: Graph, layout: Layout, stage: int) -> range:
