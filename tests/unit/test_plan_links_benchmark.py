@@ -65,6 +65,6 @@ def test_spearman() -> None:
 
 
 def test_the_verdict_judges_the_choice_and_the_order() -> None:
-    assert "met" in verdict([1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0], "a model")
-    wrong = verdict([2.0, 1.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0], "a model")
+    assert "met" in verdict([1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0])
+    wrong = verdict([2.0, 1.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0])
     assert "ZeRO-0 is chosen: 100.0% slower" in wrong and "missed" in wrong

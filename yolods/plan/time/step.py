@@ -21,7 +21,7 @@ from yolods.plan.one_f_one_b import simulate
 from yolods.plan.time.gpus import MEMORY_EFFICIENCY, GpuFigures
 from yolods.plan.time.nodes import NodeTimes
 from yolods.plan.time.routes import Network, Routes, routes
-from yolods.plan.traffic.links import Link, seconds
+from yolods.plan.traffic.links import Link, copying_seconds, seconds
 from yolods.plan.traffic.transfers import Transfer, transfers
 from yolods.plan.zero_bubble import division, simulate_split
 
@@ -47,7 +47,8 @@ class StepSeconds:
     compute: float = 0.0
     """Forward and backward passes of the busiest stage."""
     communication: float = 0.0
-    """Collectives for which computation waits."""
+    """Collectives for which computation waits, and what a CPU copies for messages instead of
+    computing."""
     idle: float = 0.0
     """Waiting for other stages, and for what they send."""
     optimizer: float = 0.0
@@ -75,6 +76,8 @@ class Clock:
     """Mean number of boxes per training sample, which a pipeline sends to its last stage."""
     backend: str = "nccl"
     """nccl or gloo."""
+    update: float | None = None
+    """Measured seconds of the optimizer's step on all parameters; None: by its memory traffic."""
 
     def least(self, layout: Layout) -> float:
         """A lower bound of `step(layout).total`, without a simulation.
@@ -151,14 +154,21 @@ class Clock:
     def _collectives(
         self, stage: Sequence[Transfer], link: Link, overlapped: Collection[str]
     ) -> tuple[float, float]:
-        """Seconds of a stage's collectives: those behind computation, and those before it."""
+        """Seconds of a stage's collectives: those behind computation, and those before it.
+
+        What a CPU copies for messages hides behind nothing: it would compute meanwhile. Nor does a
+        reduction in a single bucket, which is full when the backward pass is over.
+        """
         hidden = exposed = 0.0
         for each in stage:
+            copied = copying_seconds(each, link, backend=self.backend)
             if each.operation == "send":
+                exposed += copied
                 continue
             took = seconds(each, link, backend=self.backend)
-            if each.kind in overlapped:
-                hidden += took
+            if each.kind in overlapped and not (each.kind == "reduce" and each.calls == 1):
+                hidden += took - copied
+                exposed += copied
             else:
                 exposed += took
         return hidden, exposed
@@ -179,6 +189,9 @@ class Clock:
 
     def _optimizer(self, layout: Layout) -> float:
         share = layout.replicas if layout.zero_stage else 1
+        if self.update is not None:
+            whole = self.costs[layout.autocast or layout.precision].parameters
+            return self.update * self._parameters(layout) / whole / share
         rate = self.gpu.host if layout.offload_optimizer else self.gpu.bandwidth
         touched = OPTIMIZER_TRAFFIC * self._parameters(layout) / share
         return touched / (rate * MEMORY_EFFICIENCY)
