@@ -185,7 +185,7 @@ def predicted_seconds(
         Network(link, link, slots=1),
         float(BOXES),
         "gloo",
-        profile.optimizer,
+        profile,
     )
     return clock.step(case.layout(task, cuts)).total
 

@@ -21,7 +21,7 @@ from yolods.planner.links.link_test import MeasuredLinks, described, measure_lin
 
 HOSTS = (Host("alpha", 4, (0, 1)), Host("beta", 4, (0, 1)))
 TOLD = '{"pair": [0, 1], "latency": 0.001, "bandwidth": 12500000.0, "copying": 1e-09}'
-PROFILE = StepProfile((0.1, 0.2), 0.6, 0.05, 0.01, 4, 64, "fp32")
+PROFILE = StepProfile((0.1, 0.2), 0.6, 0.05, 0.02, 0.01, 4, 64, "fp32")
 
 
 @pytest.fixture

@@ -68,3 +68,7 @@ def test_the_verdict_judges_the_choice_and_the_order() -> None:
     assert "met" in verdict([1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0])
     wrong = verdict([2.0, 1.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0])
     assert "ZeRO-0 is chosen: 100.0% slower" in wrong and "missed" in wrong
+
+
+def test_of_equally_fast_layouts_the_simplest_is_chosen() -> None:
+    assert "ZeRO-0 is chosen" in verdict([1.0, 2.0, 3.0, 4.0, 5.0], [1.01, 2.0, 3.0, 4.0, 1.0])

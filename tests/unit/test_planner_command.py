@@ -81,7 +81,7 @@ def test_times_of_cpus_come_from_the_steps_of_their_ranks(
     def measured(*_: Any, steps: StepsOf, **__: Any) -> MeasuredLinks:
         asked.append(steps)
         nodes = (0.001,) * len(plans.graph().nodes)
-        profile = StepProfile(nodes, 0.2, 0.03, 0.004, steps.images, steps.imgsz, "fp32")
+        profile = StepProfile(nodes, 0.2, 0.03, 0.002, 0.004, steps.images, steps.imgsz, "fp32")
         return MeasuredLinks({("a", "b"): Link(1e9, 1e-4, "measured", 1e-9)}, {"fp32": profile})
 
     monkeypatch.setattr(command, "measure_links", measured)

@@ -118,7 +118,7 @@ def test_the_json_has_bytes_and_seconds() -> None:
 
 def test_what_hosts_have_measured_is_called_so() -> None:
     times = {each: replace(one, source="measured") for each, one in plans.clock().times.items()}
-    clock = replace(plans.clock(), times=times, update=0.01)
+    clock = replace(plans.clock(), times=times, profile=plans.PROFILE)
     best = found().best
     assert best is not None
     assert time_kinds(clock, best.layout)["optimizer"] == "measured"

@@ -92,12 +92,27 @@ def test_what_a_cpu_copies_is_never_hidden() -> None:
     assert (after.compute, after.idle) == (before.compute, before.idle)
 
 
-def test_a_measured_update_is_shared_like_the_states() -> None:
-    clock = replace(plans.clock(), update=0.6)
-    assert clock.step(ONE).optimizer == pytest.approx(0.6)
-    assert clock.step(replace(ONE, zero_stage=0, replicas=3)).optimizer == pytest.approx(0.6)
-    assert clock.step(replace(ONE, zero_stage=1, replicas=3)).optimizer == pytest.approx(0.2)
-    cut = replace(ONE, cuts=(20,))
+def test_a_measured_update_is_that_of_a_stages_parameters() -> None:
+    """ZeRO shares it among the ranks, but copies instead."""
+    clock = replace(plans.clock(), profile=plans.PROFILE)
+    for zero in range(3):
+        step = clock.step(replace(ONE, zero_stage=zero, replicas=3))
+        assert step.optimizer == pytest.approx(plans.PROFILE.optimizer)
     nodes = [each.parameters for each in plans.costs("fp32").nodes]
     largest = max(sum(nodes[:20]), sum(nodes[20:])) / sum(nodes)
-    assert clock.step(cut).optimizer == pytest.approx(0.6 * largest)
+    cut = clock.step(replace(ONE, cuts=(20,)))
+    assert cut.optimizer == pytest.approx(plans.PROFILE.optimizer * largest)
+
+
+@pytest.mark.parametrize(("zero", "times"), [(0, 1), (1, 1), (2, 1), (3, ONE.accumulation)])
+def test_a_reduction_copies_gradients_once_for_each_time_it_sends_them(
+    zero: int, times: int
+) -> None:
+    layout = replace(ONE, replicas=2, zero_stage=zero)
+    before, after = (
+        replace(plans.clock(), profile=each).step(layout) for each in (None, plans.PROFILE)
+    )
+    copied = after.communication - before.communication
+    assert copied == pytest.approx(times * plans.PROFILE.reduction, rel=0.02)
+    alone = replace(plans.clock(), profile=plans.PROFILE).step(ONE)
+    assert alone.communication == 0

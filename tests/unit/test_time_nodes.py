@@ -60,7 +60,7 @@ def test_a_device_without_units_for_a_type_is_refused() -> None:
 
 
 def test_a_profile_of_steps_keeps_its_passes_and_the_last_stage_has_the_loss() -> None:
-    profile = StepProfile((0.1, 0.3), 0.8, 0.05, 0.2, images=2, imgsz=64, precision="fp32")
+    profile = StepProfile((0.1, 0.3), 0.8, 0.05, 0.1, 0.2, images=2, imgsz=64, precision="fp32")
     times = profiled_times(profile)
     forward, backward = times.stages((0, 1, 2), 2)
     assert forward == pytest.approx([0.1, 0.3])

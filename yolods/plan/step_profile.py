@@ -43,6 +43,8 @@ class StepProfile:
     """Of the whole model's backward pass."""
     loss: float
     """Of a micro-batch's loss and its gradients by the model's outputs."""
+    reduction: float
+    """Of what a reduction of all gradients does besides sending: into buckets, sum, and back."""
     optimizer: float
     """Of a step's norm, clipping, update and moving average of all parameters."""
     images: int
@@ -55,7 +57,8 @@ class StepProfile:
     @property
     def total(self) -> float:
         """Seconds of a step of one micro-batch."""
-        return sum(self.forward) + self.backward + self.loss + self.optimizer
+        each = (self.backward, self.loss, self.reduction, self.optimizer)
+        return sum(self.forward) + sum(each)
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,9 @@ def measure_step(
     until, rows = time.perf_counter() + ENOUGH, [step.take(batch)]
     while len(rows) < UNTIMED + TIMED and time.perf_counter() < until:
         rows.append(step.take(batch))
-    *forward, backward, loss, optimizer = np.median(rows[-TIMED:], 0).tolist()
-    return StepProfile(tuple(forward), backward, loss, optimizer, images, imgsz, precision)
+    *forward, backward, loss, reduction, optimizer = np.median(rows[-TIMED:], 0).tolist()
+    parts = (tuple(forward), backward, loss, reduction, optimizer)
+    return StepProfile(*parts, images, imgsz, precision)
 
 
 class _Step:
@@ -131,7 +135,7 @@ class _Step:
         self._precision = precision
 
     def take(self, batch: dict[str, Tensor]) -> list[float]:
-        """Seconds of each node's forward pass, the backward pass, the loss and the optimizer."""
+        """Seconds of each node's forward pass, and of the other parts of a `StepProfile`."""
         marks = [time.perf_counter()]
         images = InputFormat(_CPU, torch.float32, channels_last=True).images(batch["img"])
         values: dict[str, Any] = {IMAGE: images}
@@ -146,10 +150,22 @@ class _Step:
         marks.append(time.perf_counter())
         torch.autograd.backward(list(computed.values()), [each.grad for each in outputs.values()])
         marks.append(time.perf_counter())
+        self._reduce()
+        marks.append(time.perf_counter())
         self._update()
         marks.append(time.perf_counter())
-        *forward, lost, backward, optimizer = np.diff(marks).tolist()
-        return [*forward, backward, lost, optimizer]
+        *forward, lost, backward, reduction, optimizer = np.diff(marks).tolist()
+        return [*forward, backward, lost, reduction, optimizer]
+
+    @torch.no_grad()
+    def _reduce(self) -> None:
+        """As `zero.whole_reduction`, with this rank's own gradients for those of another one."""
+        gradients = [each.grad for each in self._weights if each.grad is not None]
+        flat = torch.cat([each.reshape(-1) for each in gradients])
+        flat.add_(flat).mul_(0.5)
+        parts = flat.split([each.numel() for each in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
 
     @torch.no_grad()
     def _update(self) -> None:

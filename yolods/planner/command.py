@@ -76,7 +76,7 @@ class Planner:
             machines.network,
             boxes=self.subject.boxes.mean,
             backend="nccl" if machines.device == "cuda" else "gloo",
-            update=next((each.optimizer for each in machines.profiles.values()), None),
+            profile=next(iter(machines.profiles.values()), None),
         )
 
     def search(self, choice: Choice, machines: Machines) -> Found:

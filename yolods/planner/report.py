@@ -45,7 +45,7 @@ def time_kinds(clock: Clock, layout: Layout) -> dict[str, str]:
         "compute": compute,
         "communication": _EXACT if layout.ranks == 1 else _worst(links),
         "idle": _worst({compute, *links}) if layout.stages > 1 else _EXACT,
-        "optimizer": _ASSUMED if clock.update is None else _MEASURED,
+        "optimizer": _ASSUMED if clock.profile is None else _MEASURED,
     }
 
 

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.distributed as dist
 
+from yolods.distributed.exchange import LONGEST_MESSAGE
 from yolods.distributed.world import LOST, Ranks, joined
 from yolods.plan.step_profile import StepsOf
 
@@ -41,14 +42,14 @@ sizes."""
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction of a link. The rank that sends measures it as a whole, either its own part."""
+    """One direction of a link, as the rank sees it that sends."""
 
     latency: float
     """Seconds."""
     bandwidth: float
     """Bytes per second."""
-    copying: float
-    """CPU seconds of this rank per byte."""
+    largest: int
+    """Bytes of the largest message that time allowed."""
 
 
 def run_link_rank(words: Sequence[str]) -> None:
@@ -100,8 +101,8 @@ def _link_within(ranks: Ranks, pairs: Sequence[tuple[int, int]]) -> dict[str, ob
 def measure_pair(ranks: Ranks, pair: tuple[int, int]) -> dict[str, object] | None:
     """Measure the link to the other rank of a pair, one way after the other. A collective of both.
 
-    A full duplex link is as fast both ways at once; the slower way counts. Messages that gloo sends
-    and receives at the same time showed half of a cable's rate.
+    The slower way counts. A full duplex link is as fast both ways at once, but CPUs that copy what
+    it carries share their cores between both ways.
 
     Returns:
         on the pair's first rank the numbers of a `Link`; None on the second.
@@ -110,15 +111,17 @@ def measure_pair(ranks: Ranks, pair: tuple[int, int]) -> dict[str, object] | Non
     peer = pair[1] if first else pair[0]
     ways = [measure_way(ranks.device, peer, leads=leads) for leads in (first, not first)]
     leading = ways[0 if first else 1]
-    copying = sum(way.copying for way in ways)
-    # fp64: a rank's CPU seconds per byte are of the size of fp32's rounding of its latency.
-    own = torch.tensor([leading.latency, leading.bandwidth, copying], device=ranks.device)
+    bandwidth, copying = leading.bandwidth, 0.0
+    if ranks.device.type == "cpu":
+        both, copying = measure_both_ways(peer, min(way.largest for way in ways))
+        bandwidth = min(bandwidth, both)
+    own = torch.tensor([leading.latency, bandwidth, copying], device=ranks.device)
     if not first:
         dist.send(own, peer)
         return None
     dist.recv(theirs := torch.zeros_like(own), peer)
-    latency, bandwidth, copying = torch.stack((own, theirs)).T.tolist()
-    return {"latency": max(latency), "bandwidth": min(bandwidth), "copying": max(copying)}
+    most, least = torch.maximum(own, theirs).tolist(), torch.minimum(own, theirs).tolist()
+    return {"latency": most[0], "bandwidth": least[1], "copying": most[2]}
 
 
 def measure_way(device: torch.device, peer: int, *, leads: bool) -> Direction:
@@ -134,13 +137,36 @@ def measure_way(device: torch.device, peer: int, *, leads: bool) -> Direction:
     # Both ranks need the same number of messages: the rank that leads decides.
     pace = torch.tensor([pass_on(message, answer, peer, leads=leads)], device=device)
     pass_on(pace, answer, peer, leads=leads)
-    times, busy = [], time.process_time()
+    times = []
     for size in (sizes := affordable(pace.item())):
         message = torch.zeros(size // 4, device=device)
         times.append(min(pass_on(message, answer, peer, leads=leads) for _ in range(REPEATS)))
-    # With a GPU, this CPU only waits for it.
-    busy = 0.0 if message.is_cuda else time.process_time() - busy
-    return Direction(there_and_back / 2, bandwidth_of(sizes, times), busy / (REPEATS * sum(sizes)))
+    return Direction(there_and_back / 2, bandwidth_of(sizes, times), sizes[-1])
+
+
+def measure_both_ways(peer: int, size: int) -> tuple[float, float]:
+    """Send and receive messages at the same time, in pieces as in an exchange of gradients.
+
+    Long messages would halve the rate: while gloo sends one, hardly anything comes back.
+
+    Args:
+        size: bytes each way.
+
+    Returns:
+        bytes per second each way, the median, and CPU seconds of this rank per byte each way.
+    """
+    piece = LONGEST_MESSAGE // 4
+    ours, theirs = torch.zeros(size // 4).split(piece), torch.zeros(size // 4).split(piece)
+    times, busy = [], time.process_time()
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        works = [dist.irecv(each, peer) for each in theirs]
+        works += [dist.isend(each, peer) for each in ours]
+        for work in works:
+            work.wait()
+        times.append(time.perf_counter() - began)
+    busy = time.process_time() - busy
+    return size / statistics.median(times), busy / (REPEATS * size)
 
 
 def affordable(first_seconds: float) -> tuple[int, ...]:
