@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -191,12 +192,12 @@ def predicted_seconds(
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's coefficient of two equally long series without ties."""
-    count = len(first)
-    places = [{at: place for place, at in enumerate(_order(each))} for each in (first, second)]
-    apart = sum((places[0][at] - places[1][at]) ** 2 for at in range(count))
-    return 1 - 6 * apart / (count * (count**2 - 1))
+    """Spearman's coefficient of two equally long series; equal numbers share their mean place."""
+    return statistics.correlation(_places(first), _places(second))
 
 
-def _order(values: Sequence[float]) -> list[int]:
-    return sorted(range(len(values)), key=values.__getitem__)
+def _places(values: Sequence[float]) -> list[float]:
+    return [
+        sum(other < value for other in values) + sum(other == value for other in values) / 2
+        for value in values
+    ]

@@ -62,6 +62,8 @@ def test_spearman() -> None:
     assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == -1
     # Two neighbours of five exchanged: 1 - 6 * 2 / (5 * 24).
     assert rank_correlation([1, 2, 3, 4, 5], [1, 3, 2, 4, 5]) == pytest.approx(0.9)
+    # Two that are equal have places 1.5 and 1.5: sqrt(4.5 / 5).
+    assert rank_correlation([1, 1, 3, 4], [1, 2, 3, 4]) == pytest.approx(0.9**0.5)
 
 
 def test_the_verdict_judges_the_choice_and_the_order() -> None:

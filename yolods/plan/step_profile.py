@@ -44,7 +44,7 @@ class StepProfile:
     loss: float
     """Of a micro-batch's loss and its gradients by the model's outputs."""
     reduction: float
-    """Of what a reduction of all gradients does besides sending: into buckets, sum, and back."""
+    """Of copying all gradients into buckets and back, around a reduction."""
     optimizer: float
     """Of a step's norm, clipping, update and moving average of all parameters."""
     images: int
@@ -159,10 +159,10 @@ class _Step:
 
     @torch.no_grad()
     def _reduce(self) -> None:
-        """As `zero.whole_reduction`, with this rank's own gradients for those of another one."""
+        """What `zero.whole_reduction` does besides the all-reduce."""
         gradients = [each.grad for each in self._weights if each.grad is not None]
         flat = torch.cat([each.reshape(-1) for each in gradients])
-        flat.add_(flat).mul_(0.5)
+        flat.mul_(0.5)
         parts = flat.split([each.numel() for each in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view(gradient.shape))

@@ -203,7 +203,7 @@ class Clock:
 
     @cached_property
     def _per_reduced_byte(self) -> float:
-        """Seconds that a CPU copies and adds for each byte of reduced gradients."""
+        """Seconds that a CPU copies for each byte of reduced gradients."""
         if self.profile is None:
             return 0.0
         costs = self.costs[self.profile.precision]

@@ -18,11 +18,11 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import torch
 import torch.distributed as dist
 
-from yolods.distributed.exchange import LONGEST_MESSAGE
 from yolods.distributed.world import LOST, Ranks, joined
 from yolods.plan.step_profile import StepsOf
 
@@ -113,7 +113,7 @@ def measure_pair(ranks: Ranks, pair: tuple[int, int]) -> dict[str, object] | Non
     leading = ways[0 if first else 1]
     bandwidth, copying = leading.bandwidth, 0.0
     if ranks.device.type == "cpu":
-        both, copying = measure_both_ways(peer, min(way.largest for way in ways))
+        both, copying = measure_both_ways(pair, min(way.largest for way in ways))
         bandwidth = min(bandwidth, both)
     own = torch.tensor([leading.latency, bandwidth, copying], device=ranks.device)
     if not first:
@@ -144,29 +144,31 @@ def measure_way(device: torch.device, peer: int, *, leads: bool) -> Direction:
     return Direction(there_and_back / 2, bandwidth_of(sizes, times), sizes[-1])
 
 
-def measure_both_ways(peer: int, size: int) -> tuple[float, float]:
-    """Send and receive messages at the same time, in pieces as in an exchange of gradients.
-
-    Long messages would halve the rate: while gloo sends one, hardly anything comes back.
+def measure_both_ways(pair: tuple[int, int], size: int) -> tuple[float, float]:
+    """All-reduce, as most layouts do: both ranks send, receive and add at the same time.
 
     Args:
-        size: bytes each way.
+        size: bytes of the tensor, as many as each rank sends.
 
     Returns:
-        bytes per second each way, the median, and CPU seconds of this rank per byte each way.
+        bytes per second each way, the median, and CPU seconds of this rank per byte.
     """
-    piece = LONGEST_MESSAGE // 4
-    ours, theirs = torch.zeros(size // 4).split(piece), torch.zeros(size // 4).split(piece)
+    group, numbers = _group(pair), torch.zeros(size // 4)
+    # The first one connects the two.
+    dist.all_reduce(numbers, group=group)
     times, busy = [], time.process_time()
     for _ in range(REPEATS):
         began = time.perf_counter()
-        works = [dist.irecv(each, peer) for each in theirs]
-        works += [dist.isend(each, peer) for each in ours]
-        for work in works:
-            work.wait()
+        dist.all_reduce(numbers, group=group)
         times.append(time.perf_counter() - began)
     busy = time.process_time() - busy
     return size / statistics.median(times), busy / (REPEATS * size)
+
+
+@lru_cache
+def _group(pair: tuple[int, int]) -> dist.ProcessGroup:
+    """The group of two ranks; the others take no part in making it."""
+    return dist.new_group(list(pair), use_local_synchronization=True)
 
 
 def affordable(first_seconds: float) -> tuple[int, ...]:
