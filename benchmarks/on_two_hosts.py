@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.cases import ROOT
 from benchmarks.plan_links_model import TASK
 from tests.two_hosts import TestHost, TwoHosts
+from yolods.launch.command import ALLOCATOR
 
 PORT = "29500"
 _CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
@@ -70,6 +71,8 @@ def _start(
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
+        # As the launcher starts ranks on CPUs.
+        **ALLOCATOR,
         TASK: task,
     }
     words = ["env", *(f"{name}={value}" for name, value in variables.items())]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 from yolods.distributed.exchange import LONGEST_MESSAGE
@@ -15,8 +15,12 @@ from yolods.model.blueprint import Blueprint
 from yolods.model.graph.graph import build_graph
 from yolods.plan.cost import Cost, cost
 from yolods.plan.layout import Layout
-from yolods.plan.one_f_one_b import simulate
-from yolods.plan.traffic.links import Link, seconds
+from yolods.plan.step_profile import StepProfile
+from yolods.plan.time.gpus import CPU
+from yolods.plan.time.nodes import profiled_times
+from yolods.plan.time.routes import Network
+from yolods.plan.time.step import Clock
+from yolods.plan.traffic.links import Link
 from yolods.plan.traffic.transfers import Transfer, rounds, sent_bytes, transfers
 
 TASK = "YOLODS_PLAN_LINKS"
@@ -167,58 +171,33 @@ def predicted_bytes(case: Case, task: Task, costs: Cost, cuts: Sequence[int]) ->
 
 
 def predicted_seconds(
-    case: Case, task: Task, costs: Cost, cuts: Sequence[int], nodes: Sequence[float], link: Link
-) -> tuple[float, str]:
-    """Seconds per step by the plan's time model, and which that is.
+    case: Case, task: Task, costs: Cost, cuts: Sequence[int], profile: StepProfile, link: Link
+) -> float:
+    """Seconds per step by the plan's time model, from what `plan --links` measures.
 
     Args:
-        nodes: measured seconds of each node for a micro-batch, forward and backward.
+        profile: of steps that both ranks took at the same time.
+        link: between the hosts.
     """
-    layout = case.layout(task, cuts)
-    try:
-        return _by_clock(layout, task, costs, nodes, link), "yolods.plan.time"
-    except ImportError:
-        return _by_hand(layout, costs, nodes, link), "compute of one rank + links"
-
-
-def _by_clock(layout: Layout, task: Task, costs: Cost, nodes: Sequence[float], link: Link) -> float:
-    import numpy as np
-
-    from yolods.plan.time.gpus import CPU
-    from yolods.plan.time.nodes import NodeTimes
-    from yolods.plan.time.routes import Network
-    from yolods.plan.time.step import Clock
-
-    image, none = np.array(nodes) / task.micro, np.zeros(len(nodes))
-    times = NodeTimes(none, none, image / 3, image * 2 / 3, "measured")
-    network = Network(link, link, slots=1)
-    clock = Clock({"fp32": costs}, {"fp32": times}, CPU, network, float(BOXES), "gloo")
-    return clock.step(layout).total
-
-
-def _by_hand(layout: Layout, costs: Cost, nodes: Sequence[float], link: Link) -> float:
-    """Computation and transfers one after the other; in a pipeline by the schedule."""
-    bounds = (0, *layout.cuts, len(nodes))
-    stages = [sum(nodes[a:b]) for a, b in pairwise(bounds)]
-    found = transfers(costs, layout, boxes=BOXES)
-    waits = max(
-        sum(seconds(each, link, backend="gloo") for each in stage if each.operation != "send")
-        for stage in found
+    clock = Clock(
+        {"fp32": costs},
+        {"fp32": profiled_times(profile)},
+        CPU,
+        Network(link, link, slots=1),
+        float(BOXES),
+        "gloo",
+        profile,
     )
-    if len(stages) == 1:
-        return layout.accumulation * stages[0] + waits
-    crossing = layout.micro_batch * costs.crossing[layout.cuts[0]] / link.bandwidth + link.latency
-    passes = ([each / 3 for each in stages], [each * 2 / 3 for each in stages])
-    return simulate(*passes, layout.accumulation, crossing).makespan + waits
+    return clock.step(case.layout(task, cuts)).total
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's coefficient of two equally long series without ties."""
-    count = len(first)
-    places = [{at: place for place, at in enumerate(_order(each))} for each in (first, second)]
-    apart = sum((places[0][at] - places[1][at]) ** 2 for at in range(count))
-    return 1 - 6 * apart / (count * (count**2 - 1))
+    """Spearman's coefficient of two equally long series; equal numbers share their mean place."""
+    return statistics.correlation(_places(first), _places(second))
 
 
-def _order(values: Sequence[float]) -> list[int]:
-    return sorted(range(len(values)), key=values.__getitem__)
+def _places(values: Sequence[float]) -> list[float]:
+    return [
+        sum(other < value for other in values) + sum(other == value for other in values) / 2
+        for value in values
+    ]

@@ -35,7 +35,7 @@ from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
 from yolods.optim.lr_schedule import Step as StepPlan
 from yolods.optim.optimizers import choose_optimizer
-from yolods.plan.profile import measure
+from yolods.plan.step_profile import measure_step
 from yolods.planner.links.link_rank import measure_pair
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     blueprint = Blueprint(architecture(parse_name(task.model), len(NAMES), 3), NAMES, seed=0)
     pairs = [built(case, blueprint, task, ranks) for case in LAYOUTS]
     engines, cuts = [engine for engine, _ in pairs], [found for _, found in pairs]
-    found: dict[str, Any] = {"cuts": cuts, "links": {}, "steps": [], "nodes": []}
+    found: dict[str, Any] = {"cuts": cuts, "links": {}, "steps": [], "profiles": []}
     for case, engine in zip(LAYOUTS, engines, strict=True):
         for _ in range(SETTLED):
             _timed(case, engine, task, ranks, "", 0)
@@ -69,8 +69,8 @@ def main() -> None:
         limit_rate(task.interface, "")
         # Both ranks compute, as in a step of the layouts with two replicas.
         ranks.barrier()
-        graph = task.costs(blueprint).graph
-        found["nodes"].append(measure(graph, task.imgsz, task.micro, ranks.device, "fp32", 2))
+        profile = measure_step(blueprint, task.imgsz, task.micro, BOXES, "fp32")
+        found["profiles"].append(asdict(profile))
         Path(task.out.format(rank=ranks.rank)).write_text(json.dumps(found), encoding="utf-8")
         if ranks.is_main:
             print(f"round {number + 1} of {task.rounds}", file=sys.stderr, flush=True)

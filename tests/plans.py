@@ -12,6 +12,7 @@ from yolods.plan.cost import Cost, cost
 from yolods.plan.layout import Layout
 from yolods.plan.memory.boxes import BoxCounts
 from yolods.plan.memory.terms import RankMemory
+from yolods.plan.step_profile import StepProfile
 from yolods.plan.time.gpus import GPUS
 from yolods.plan.time.nodes import assumed_times
 from yolods.plan.time.routes import Network
@@ -20,6 +21,9 @@ from yolods.plan.traffic.links import Link
 from yolods.planner.request import Machines, Subject
 
 IMGSZ = 64
+PROFILE = StepProfile(
+    (), 0.0, 0.0, reduction=0.5, optimizer=0.6, images=1, imgsz=64, precision="fp32"
+)
 MIB = 2**20
 WITHIN, BETWEEN = Link(1e10, 1e-6, "assumed"), Link(1e9, 1e-5, "assumed")
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+import torch
+
+from yolods.distributed.world import Ranks
+from yolods.planner.links import link_rank
 from yolods.planner.links.link_rank import (
     MESSAGE_BYTES,
     PAIR_SECONDS,
@@ -49,3 +54,22 @@ def test_slow_links_get_fewer_messages_but_at_least_two_sizes() -> None:
     found = affordable(0.3)
     assert MESSAGE_BYTES[:2] < found < MESSAGE_BYTES
     assert REPEATS * sum(found) * pace <= PAIR_SECONDS
+
+
+def test_the_first_ranks_of_two_hosts_measure_their_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three hosts of two ranks: the link of hosts 0 and 2 is that of ranks 0 and 4."""
+    measured: list[Any] = []
+
+    def measure(ranks: Ranks, pair: tuple[int, int]) -> dict[str, object] | None:
+        measured.append((ranks.rank, pair))
+        return {"latency": 0.1} if ranks.rank == pair[0] else None
+
+    monkeypatch.setattr(link_rank, "measure_pair", measure)
+    told = [
+        link_rank._link_within(
+            Ranks(rank, 6, rank % 2, "host", torch.device("cpu"), local_size=2), [(0, 2)]
+        )
+        for rank in range(6)
+    ]
+    assert measured == [(0, (0, 4)), (4, (0, 4))]
+    assert told == [{"pair": (0, 2), "latency": 0.1}, *[None] * 5]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,15 @@ from yolods.errors import UserError
 from yolods.hosts.hostfile import Host, parse_hostfile
 from yolods.hosts.remote import Answer
 from yolods.launch.args import LaunchFlags
+from yolods.plan.step_profile import StepProfile, StepsOf
 from yolods.plan.traffic.links import Link
 from yolods.planner.links import link_test
 from yolods.planner.links.link_rank import MARK
 from yolods.planner.links.link_test import MeasuredLinks, described, measure_links, message_of
 
 HOSTS = (Host("alpha", 4, (0, 1)), Host("beta", 4, (0, 1)))
-TOLD = '{"pair": [0, 1], "latency": 0.001, "bandwidth": 12500000.0}'
+TOLD = '{"pair": [0, 1], "latency": 0.001, "bandwidth": 12500000.0, "copying": 1e-09}'
+PROFILE = StepProfile((0.1, 0.2), 0.6, 0.05, 0.02, 0.01, 4, 64, "fp32")
 
 
 @pytest.fixture
@@ -50,7 +54,8 @@ def test_one_rank_on_each_host_and_their_link(
     said: list[str] = []
     flags = LaunchFlags(hostfile=hostfile, include="alpha:0,1@beta:2")
     found = measure_links(flags, gpus=0, say=said.append)
-    assert found.links == {("alpha", "beta"): Link(12.5e6, 0.001, "measured")}
+    assert found.links == {("alpha", "beta"): Link(12.5e6, 0.001, "measured", 1e-9)}
+    assert not found.profiles
     (started,) = seen
     assert started.hostfile is not None and not started.include
     assert [(host.name, host.slots) for host in parse_hostfile(started.hostfile)] == [
@@ -58,6 +63,21 @@ def test_one_rank_on_each_host_and_their_link(
         ("beta", 1),
     ]
     assert said[-1] == "alpha - beta: 100 Mbit/s, 1.00 ms"
+
+
+@pytest.mark.process
+def test_all_ranks_take_steps_where_cpus_compute(
+    hostfile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = json.dumps(asdict(PROFILE))
+    seen = script(monkeypatch, f"echo 'alpha: {MARK}{TOLD}'; echo 'alpha: {MARK}{told}'")
+    flags = LaunchFlags(hostfile=hostfile, include="alpha:0,1@beta:2,3")
+    steps = StepsOf("yolov5n", 80, 3, 64, 4, 7, ("fp32",))
+    found = measure_links(flags, gpus=0, say=lambda text: None, steps=steps)
+    assert found.profiles == {"fp32": PROFILE}
+    (started,) = seen
+    assert started.hostfile is not None
+    assert [host.slots for host in parse_hostfile(started.hostfile)] == [2, 2]
 
 
 @pytest.mark.process
@@ -101,13 +121,17 @@ def test_only_marked_lines_are_read() -> None:
         "pair": [0, 1],
         "latency": 0.001,
         "bandwidth": 12.5e6,
+        "copying": 1e-9,
     }
     assert message_of("alpha: something") is None and message_of(f"{MARK}broken") is None
 
 
 def test_a_ring_is_as_fast_as_its_slowest_parts() -> None:
-    links = {("a", "b"): Link(2e6, 0.001, "measured"), ("b", "c"): Link(1e6, 0.0005, "measured")}
-    assert MeasuredLinks(links).slowest == Link(1e6, 0.001, "measured")
+    links = {
+        ("a", "b"): Link(2e6, 0.001, "measured", 1e-9),
+        ("b", "c"): Link(1e6, 0.0005, "measured", 2e-9),
+    }
+    assert MeasuredLinks(links).slowest == Link(1e6, 0.001, "measured", 2e-9)
 
 
 def test_a_link_in_words() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolods.plan.traffic.links import GLOO_GATHER, Link, nominal, seconds
+from yolods.plan.traffic.links import GLOO_GATHER, Link, copying_seconds, nominal, seconds
 from yolods.plan.traffic.transfers import Transfer
 
 LINK = Link(1e6, 0.01, "given")
@@ -38,3 +38,11 @@ def test_an_all_gather_of_two_ranks_halts_on_gloo() -> None:
     assert seconds(gather, link, backend="gloo") == GLOO_GATHER
     of_four = Transfer("gather", "all_gather", 4_000_000, 1, 4)
     assert seconds(of_four, link, backend="gloo") == 3.0
+
+
+def test_a_transfer_takes_no_less_than_its_copying() -> None:
+    """As where a CPU copies more slowly than the link carries."""
+    slow = Link(1e6, 0.0, copying=3e-6)
+    gather = Transfer("gather", "all_gather", 4_000_000, 1, 4)
+    assert copying_seconds(gather, slow) == seconds(gather, slow) == pytest.approx(9.0)
+    assert seconds(gather, Link(1e6, 0.0, copying=1e-7)) == pytest.approx(3.0)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import plans
 from yolods.cli import main
 from yolods.errors import UserError
 from yolods.launch.args import LaunchFlags
+from yolods.plan.step_profile import StepProfile, StepsOf
+from yolods.plan.traffic.links import Link
+from yolods.planner import command
 from yolods.planner.command import run_plan
 from yolods.planner.flags import plan_parser
+from yolods.planner.links.link_test import MeasuredLinks
 
 SMALL = ("plan", "--model", "yolov5[0.33,0.1]", "--imgsz", "64")
 
@@ -43,6 +49,39 @@ def test_wrong_flags_are_refused(
     assert main((*SMALL, *words)) == 2
     shown = capsys.readouterr().err
     assert line in shown and "Traceback" not in shown
+
+
+@pytest.mark.slow
+def test_times_of_cpus_come_from_the_steps_of_their_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --links; without, they are assumed."""
+    asked: list[Any] = []
+
+    def measured(*_: Any, steps: StepsOf, **__: Any) -> MeasuredLinks:
+        asked.append(steps)
+        nodes = (0.001,) * len(plans.graph().nodes)
+        profile = StepProfile(nodes, 0.2, 0.03, 0.002, 0.004, steps.images, steps.imgsz, "fp32")
+        return MeasuredLinks({("a", "b"): Link(1e9, 1e-4, "measured", 1e-9)}, {"fp32": profile})
+
+    monkeypatch.setattr(command, "measure_links", measured)
+    file = tmp_path / "hosts"
+    file.write_text("a slots=1\nb slots=1\n")
+    words = [*SMALL[1:], "--images-per-step", "8", "--links", "--json"]
+    args = plan_parser().take([*words, "--host-memory", "4"])
+    told = json.loads(run_plan(args, LaunchFlags(hostfile=file), 0, lambda _: None))
+    (steps,) = asked
+    assert steps == StepsOf("yolov5[0.33,0.1]", 80, 3, 64, 4, 29, ("fp32",))
+    for each in told["layouts"]:
+        kinds = each["seconds_are"]
+        assert kinds["compute"] == kinds["optimizer"] == kinds["communication"] == "measured"
+    whole = next(each for each in told["layouts"] if not each["layout"]["cuts"])
+    micro, passes = whole["layout"]["micro_batch"], whole["layout"]["accumulation"]
+    nodes = 0.001 * len(plans.graph().nodes) + 0.2
+    again = 0.001 * len(plans.graph().nodes) if whole["layout"]["recompute"] else 0.0
+    assert whole["seconds"]["compute"] == pytest.approx(
+        passes * (0.03 + micro / 4 * (nodes + again))
+    )
 
 
 def test_ranks_are_given_once() -> None:

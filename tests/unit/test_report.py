@@ -114,3 +114,14 @@ def test_the_json_has_bytes_and_seconds() -> None:
         terms = [each["seconds"][name] for name in TIME_TERMS]
         assert each["seconds"]["total"] == pytest.approx(sum(terms))
         assert len(each["stages_bytes"]) == len(each["layout"]["cuts"]) + 1
+
+
+def test_what_hosts_have_measured_is_called_so() -> None:
+    times = {each: replace(one, source="measured") for each, one in plans.clock().times.items()}
+    clock = replace(plans.clock(), times=times, profile=plans.PROFILE)
+    best = found().best
+    assert best is not None
+    assert time_kinds(clock, best.layout)["optimizer"] == "measured"
+    machines = replace(plans.machines(), device="cpu")
+    lines = render_plan(found(), clock, plans.subject(), machines, top=1)
+    assert any("compute measured on these hosts" in line for line in lines)

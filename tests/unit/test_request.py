@@ -68,6 +68,8 @@ def test_links_are_given_measured_or_assumed() -> None:
     assert given.within.bandwidth == pytest.approx(10 * given.between.bandwidth)
     link = Link(1e9, 1e-4, "measured")
     assert machines(*words, measured=link).network.between == link
+    copied = machines(*words, measured=Link(1e9, 1e-4, "measured", 2e-9)).network
+    assert copied.within.copying == 2e-9 and assumed.within.copying == 0
     alone = machines("--ranks", "8", "--gpu", "A100", "--link", "10").network
     assert alone.within.source == "given"
 

@@ -13,6 +13,7 @@ from yolods.plan.time.step import OPTIMIZER_TRAFFIC
 from yolods.plan.traffic.links import Link
 
 ONE = Layout(imgsz=plans.IMGSZ, micro_batch=4, accumulation=2)
+LATE = {"overlapped": False}
 
 
 def test_one_rank_computes_and_waits_for_nobody() -> None:
@@ -65,3 +66,53 @@ def test_offloaded_states_are_stepped_at_the_hosts_pace() -> None:
     here = plans.clock().step(layout)
     assert away.optimizer == pytest.approx(here.optimizer * 320 / 16)
     assert away.communication > here.communication
+
+
+def test_a_reduction_in_a_single_bucket_hides_behind_nothing() -> None:
+    """The bucket is full when the backward pass is over."""
+    layout = replace(ONE, replicas=2, micro_batch=2, zero_stage=0)
+    whole, late = (replace(layout, **each) for each in ({"reduce_bucket": 10**9}, LATE))
+    clock = plans.clock()
+    assert clock.step(whole).communication == pytest.approx(clock.step(late).communication)
+    assert clock.step(layout).communication < clock.step(whole).communication
+
+
+def test_what_a_cpu_copies_is_never_hidden() -> None:
+    """Neither in a reduction within the backward pass nor in what stages send."""
+    swift = replace(plans.clock(), network=replace(plans.clock().network, within=Link(1e12, 0.0)))
+    near = Link(1e12, 0.0, copying=1e-8)
+    clock = replace(swift, network=replace(swift.network, within=near))
+    parameters = plans.costs("fp32").parameters
+    reduced = clock.step(replace(ONE, replicas=2, zero_stage=0))
+    assert reduced.communication == pytest.approx(1e-8 * 4 * parameters, rel=0.01)
+    cut = replace(ONE, cuts=(20,))
+    before, after = swift.step(cut), clock.step(cut)
+    sent = ONE.accumulation * ONE.micro_batch * plans.costs("fp32").crossing[20]
+    assert after.communication - before.communication == pytest.approx(1e-8 * sent, rel=0.05)
+    assert (after.compute, after.idle) == (before.compute, before.idle)
+
+
+def test_a_measured_update_is_that_of_a_stages_parameters() -> None:
+    """ZeRO shares it among the ranks, but copies instead."""
+    clock = replace(plans.clock(), profile=plans.PROFILE)
+    for zero in range(3):
+        step = clock.step(replace(ONE, zero_stage=zero, replicas=3))
+        assert step.optimizer == pytest.approx(plans.PROFILE.optimizer)
+    nodes = [each.parameters for each in plans.costs("fp32").nodes]
+    largest = max(sum(nodes[:20]), sum(nodes[20:])) / sum(nodes)
+    cut = clock.step(replace(ONE, cuts=(20,)))
+    assert cut.optimizer == pytest.approx(plans.PROFILE.optimizer * largest)
+
+
+@pytest.mark.parametrize(("zero", "times"), [(0, 1), (1, 1), (2, 1), (3, ONE.accumulation)])
+def test_a_reduction_copies_gradients_once_for_each_time_it_sends_them(
+    zero: int, times: int
+) -> None:
+    layout = replace(ONE, replicas=2, zero_stage=zero)
+    before, after = (
+        replace(plans.clock(), profile=each).step(layout) for each in (None, plans.PROFILE)
+    )
+    copied = after.communication - before.communication
+    assert copied == pytest.approx(times * plans.PROFILE.reduction, rel=0.02)
+    alone = replace(plans.clock(), profile=plans.PROFILE).step(ONE)
+    assert alone.communication == 0

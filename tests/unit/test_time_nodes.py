@@ -7,8 +7,14 @@ import pytest
 
 from tests import plans
 from yolods.plan.cost import TRAFFIC
+from yolods.plan.step_profile import StepProfile
 from yolods.plan.time.gpus import COMPUTE_EFFICIENCY, GPUS, MEMORY_EFFICIENCY
-from yolods.plan.time.nodes import KERNEL_LAUNCH, assumed_times, measured_times
+from yolods.plan.time.nodes import (
+    KERNEL_LAUNCH,
+    assumed_times,
+    measured_times,
+    profiled_times,
+)
 
 
 def test_the_roofline_of_the_whole_model_by_hand() -> None:
@@ -51,3 +57,13 @@ def test_a_profile_keeps_its_sum_and_grows_with_the_images() -> None:
 def test_a_device_without_units_for_a_type_is_refused() -> None:
     with pytest.raises(ValueError, match="T4 does not compute in bf16"):
         assumed_times(plans.costs("fp16"), GPUS["T4"], "bf16")
+
+
+def test_a_profile_of_steps_keeps_its_passes_and_the_last_stage_has_the_loss() -> None:
+    profile = StepProfile((0.1, 0.3), 0.8, 0.05, 0.1, 0.2, images=2, imgsz=64, precision="fp32")
+    times = profiled_times(profile)
+    forward, backward = times.stages((0, 1, 2), 2)
+    assert forward == pytest.approx([0.1, 0.3])
+    assert backward == pytest.approx([0.2, 0.6 + 0.05])
+    assert times.stages((0, 2), 4)[1] == pytest.approx([1.6 + 0.05])
+    assert times.source == "measured"

@@ -157,7 +157,7 @@ def link_test_command(words: list[str]) -> int:
     prepare_libraries()
     from yolods.planner.links.link_rank import run_link_rank
 
-    run_link_rank()
+    run_link_rank(words)
     return 0
 
 

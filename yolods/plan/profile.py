@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -34,8 +34,6 @@ def measure(
             with weights of that type.
         repeats: timed passes, after one that is not timed.
     """
-    dtype = _DTYPES[precision]
-    casting = nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
     image = torch.rand(micro_batch, graph.channels, imgsz, imgsz, device=device)
     values: dict[str, Any] = {IMAGE: image.contiguous(memory_format=torch.channels_last)}
     seconds = []
@@ -49,7 +47,7 @@ def measure(
             for tensor in [*module.parameters(), *module.buffers()]:
                 tensor.data.fill_(0.01)
         inputs = {name: values[name].detach().requires_grad_(name != IMAGE) for name in node.reads}
-        with casting:
+        with casting(precision, device):
             times = [_pass(node, modules, inputs, device) for _ in range(repeats + 1)]
             with torch.no_grad():
                 values |= run_node(node, modules, inputs)
@@ -59,6 +57,12 @@ def measure(
             name: value for name, value in values.items() if _last_reader(graph, name) > node.index
         }
     return tuple(seconds)
+
+
+def casting(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast to a precision; nothing for fp32."""
+    dtype = _DTYPES[precision]
+    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype)
 
 
 def _last_reader(graph: Graph, value: str) -> int:

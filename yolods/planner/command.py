@@ -6,7 +6,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from yolods.plan.layout import Layout
 from yolods.plan.memory.predict import MemoryModel
 from yolods.plan.memory.terms import RankMemory
 from yolods.plan.stage_plan import DTYPE_BYTES
-from yolods.plan.time.nodes import NodeTimes, assumed_times, measured_times
+from yolods.plan.step_profile import StepsOf
+from yolods.plan.time.nodes import NodeTimes, assumed_times, measured_times, profiled_times
 from yolods.plan.time.step import Clock
-from yolods.plan.traffic.links import Link
 from yolods.planner.choices import Choice
+from yolods.planner.links.link_test import measure_links
 from yolods.planner.picture import draw_memory
 from yolods.planner.recipe import check_recipe, recipe_of, refuse_existing
 from yolods.planner.refusal import Refused
@@ -75,6 +76,7 @@ class Planner:
             machines.network,
             boxes=self.subject.boxes.mean,
             backend="nccl" if machines.device == "cuda" else "gloo",
+            profile=next(iter(machines.profiles.values()), None),
         )
 
     def search(self, choice: Choice, machines: Machines) -> Found:
@@ -91,6 +93,9 @@ class Planner:
         return cost(self.graph, imgsz, DTYPE_BYTES[precision])
 
     def _times(self, costs: Cost, precision: str, machines: Machines) -> NodeTimes:
+        profile = machines.profiles.get(precision)
+        if profile is not None and profile.imgsz == costs.imgsz:
+            return profiled_times(profile)
         if not (self.measured and machines.here and machines.device == "cuda"):
             return assumed_times(costs, machines.figures, precision)
         return _profile(self.graph, costs.imgsz, precision)
@@ -141,11 +146,15 @@ def run_plan(
             "run; keep one"
         )
     hosts = () if args.ranks is not None else hosts_of(flags, gpus=0 if flags.hostfile else gpus)
-    measured = _measured_link(flags, gpus, tell) if args.links else None
-    machines = machines_of(args, hosts, gpus, measured)
+    machines = machines_of(args, hosts, gpus)
     subject = subject_of(args.model or DEFAULT_MODEL, args.data)
     choice = choice_of(args, subject, machines)
     planner = Planner(subject, args.optimizer, measured=True)
+    if args.links:
+        steps = _steps_of(planner, choice, machines) if machines.device == "cpu" else None
+        found = measure_links(flags, gpus=gpus, say=tell, steps=steps)
+        machines = machines_of(args, hosts, gpus, found.slowest)
+        machines = replace(machines, profiles=found.profiles)
     if machines.here and machines.device == "cuda":
         tell("measuring the model's nodes on this GPU")
     found = planner.search(choice, machines)
@@ -167,11 +176,26 @@ def run_plan(
     return "\n".join(render_plan(found, clock, subject, machines, top=args.top))
 
 
-def _measured_link(flags: LaunchFlags, gpus: int, tell: Callable[[str], None]) -> Link:
-    """The slowest link between the hostfile's hosts."""
-    from yolods.planner.links.link_test import measure_links
-
-    return measure_links(flags, gpus=gpus, say=tell).slowest
+def _steps_of(planner: Planner, choice: Choice, machines: Machines) -> StepsOf:
+    """What a rank on a CPU measures: a micro-batch of as many images as fit, at most 4."""
+    subject = planner.subject
+    least = 2 if choice.single_value else 1
+    fitting = (
+        images
+        for images in (4, 2)
+        if not machines.limits.over(
+            planner.memory(Layout(imgsz=choice.imgsz, micro_batch=images, zero_stage=0), machines)
+        )
+    )
+    return StepsOf(
+        subject.model,
+        len(subject.blueprint.names),
+        planner.graph.channels,
+        choice.imgsz,
+        next(fitting, least),
+        round(subject.boxes.mean),
+        choice.precisions,
+    )
 
 
 def write_recipe(

@@ -73,7 +73,9 @@ def _add_machines(group: argparse._ActionsContainer) -> None:
         help="bandwidth between hosts, and within one (default: assumed)",
     )
     group.add_argument(
-        "--links", action="store_true", help="measure the links between the hostfile's hosts"
+        "--links",
+        action="store_true",
+        help="measure the links between the hostfile's hosts, and steps of ranks on CPUs",
     )
 
 

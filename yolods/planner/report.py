@@ -45,7 +45,7 @@ def time_kinds(clock: Clock, layout: Layout) -> dict[str, str]:
         "compute": compute,
         "communication": _EXACT if layout.ranks == 1 else _worst(links),
         "idle": _worst({compute, *links}) if layout.stages > 1 else _EXACT,
-        "optimizer": _ASSUMED,
+        "optimizer": _ASSUMED if clock.profile is None else _MEASURED,
     }
 
 
@@ -89,7 +89,8 @@ def _sources(clock: Clock, subject: Subject, machines: Machines) -> Iterator[str
         f"{subject.boxes.mean:.1f}, at most {subject.boxes.most} ({subject.boxes_source})"
     )
     if next(iter(clock.times.values())).source == _MEASURED:
-        compute = "measured on this device"
+        where = "this device" if machines.device == "cuda" else "these hosts"
+        compute = f"measured on {where}"
     elif machines.device == "cuda":
         compute = f"assumed from published figures of {machines.figures.name}"
     else:

@@ -7,8 +7,8 @@ import math
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from yolods.config import DEMO, cache_dir
@@ -22,6 +22,7 @@ from yolods.model.architecture.build import architecture
 from yolods.model.blueprint import Blueprint
 from yolods.plan.memory.boxes import BoxCounts, box_counts
 from yolods.plan.stage_plan import GIB
+from yolods.plan.step_profile import StepProfile
 from yolods.plan.time.gpus import CPU, GPUS, GpuFigures, gpu_called, gpu_named
 from yolods.plan.time.routes import Network
 from yolods.plan.traffic.links import Link, nominal
@@ -72,6 +73,8 @@ class Machines:
     """The links."""
     here: bool
     """Whether ranks run on devices of this machine, which can be measured."""
+    profiles: Mapping[str, StepProfile] = field(default_factory=dict)
+    """Measured steps of ranks on CPUs, by precision."""
 
     @property
     def slots(self) -> int:
@@ -300,8 +303,9 @@ def _network(
     """The links: measured, given in Gbit/s, or assumed. A single number means the slowest link."""
     cpu = figures is CPU
     near, far = LATENCY["cpu" if cpu else "cuda"]
-    within = Link(figures.peer * LINK_EFFICIENCY, near, "assumed")
     between = measured or Link(OFFICE if cpu else NETWORK, far, "assumed")
+    # gloo copies as much within a host.
+    within = Link(figures.peer * LINK_EFFICIENCY, near, "assumed", between.copying)
     given = [nominal(rate * 1e9, far) for rate in args.link or ()]
     if len(given) == 2:
         between, within = given[0], replace(given[1], latency=near)

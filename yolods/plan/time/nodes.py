@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from yolods.plan.cost import BACKWARD, TRAFFIC, Cost
 from yolods.plan.time.gpus import COMPUTE_EFFICIENCY, MEMORY_EFFICIENCY, GpuFigures
+
+if TYPE_CHECKING:
+    from yolods.plan.step_profile import StepProfile
 
 FORWARD_TRAFFIC = 7 / 19
 """Share of `TRAFFIC` in the forward pass; the derivation at `TRAFFIC` counts 7 of 19 accesses."""
@@ -104,3 +108,16 @@ def measured_times(seconds: Sequence[float], images: int) -> NodeTimes:
     each = np.asarray(seconds, float) / images
     none, share = np.zeros(len(each)), 1 / (1 + BACKWARD)
     return NodeTimes(none, none, share * each, (1 - share) * each, "measured")
+
+
+def profiled_times(profile: StepProfile) -> NodeTimes:
+    """Times out of steps on a CPU.
+
+    The backward pass is divided among the nodes as the forward pass is. The loss belongs to the
+    last node; it is small operations, whose time hardly grows with the images.
+    """
+    forward = np.array(profile.forward)
+    none, lost = np.zeros(len(forward)), np.zeros(len(forward))
+    lost[-1] = profile.loss
+    backward = profile.backward * forward / forward.sum()
+    return NodeTimes(none, lost, forward / profile.images, backward / profile.images, "measured")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from yolods.plan.traffic.links import Link
@@ -78,4 +78,4 @@ def _replicas_abreast(network: Network, stages: int, replicas: int) -> Routes:
 
 
 def _shared(link: Link, users: int) -> Link:
-    return Link(link.bandwidth / users, link.latency, link.source)
+    return replace(link, bandwidth=link.bandwidth / users)

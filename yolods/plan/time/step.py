@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from yolods.plan.cost import Cost
 from yolods.plan.layout import Layout
 from yolods.plan.one_f_one_b import simulate
+from yolods.plan.step_profile import StepProfile
 from yolods.plan.time.gpus import MEMORY_EFFICIENCY, GpuFigures
 from yolods.plan.time.nodes import NodeTimes
 from yolods.plan.time.routes import Network, Routes, routes
-from yolods.plan.traffic.links import Link, seconds
+from yolods.plan.traffic.links import Link, copying_seconds, seconds
 from yolods.plan.traffic.transfers import Transfer, transfers
 from yolods.plan.zero_bubble import division, simulate_split
 
@@ -47,7 +48,8 @@ class StepSeconds:
     compute: float = 0.0
     """Forward and backward passes of the busiest stage."""
     communication: float = 0.0
-    """Collectives for which computation waits."""
+    """Collectives for which computation waits, and what a CPU copies for them and for messages of
+    a pipeline instead of computing."""
     idle: float = 0.0
     """Waiting for other stages, and for what they send."""
     optimizer: float = 0.0
@@ -75,6 +77,9 @@ class Clock:
     """Mean number of boxes per training sample, which a pipeline sends to its last stage."""
     backend: str = "nccl"
     """nccl or gloo."""
+    profile: StepProfile | None = None
+    """Measured steps of ranks on CPUs: the optimizer, and what a reduction copies. None: the former
+    by its memory traffic, the latter takes no time."""
 
     def least(self, layout: Layout) -> float:
         """A lower bound of `step(layout).total`, without a simulation.
@@ -151,14 +156,23 @@ class Clock:
     def _collectives(
         self, stage: Sequence[Transfer], link: Link, overlapped: Collection[str]
     ) -> tuple[float, float]:
-        """Seconds of a stage's collectives: those behind computation, and those before it."""
+        """Seconds of a stage's collectives: those behind computation, and those before it.
+
+        What a CPU copies for messages hides behind nothing: it would compute meanwhile. Nor does a
+        reduction in a single bucket, which is full when the backward pass is over.
+        """
         hidden = exposed = 0.0
         for each in stage:
+            if each.kind == "reduce":
+                exposed += each.bytes * self._per_reduced_byte
+            copied = copying_seconds(each, link, backend=self.backend)
             if each.operation == "send":
+                exposed += copied
                 continue
             took = seconds(each, link, backend=self.backend)
-            if each.kind in overlapped:
-                hidden += took
+            if each.kind in overlapped and not (each.kind == "reduce" and each.calls == 1):
+                hidden += took - copied
+                exposed += copied
             else:
                 exposed += took
         return hidden, exposed
@@ -178,10 +192,22 @@ class Clock:
         return moved / (self.gpu.host * MEMORY_EFFICIENCY)
 
     def _optimizer(self, layout: Layout) -> float:
+        if self.profile is not None:
+            # Not shared under ZeRO: what a rank saves, it spends on flat copies of its part.
+            whole = self.costs[layout.autocast or layout.precision].parameters
+            return self.profile.optimizer * self._parameters(layout) / whole
         share = layout.replicas if layout.zero_stage else 1
         rate = self.gpu.host if layout.offload_optimizer else self.gpu.bandwidth
         touched = OPTIMIZER_TRAFFIC * self._parameters(layout) / share
         return touched / (rate * MEMORY_EFFICIENCY)
+
+    @cached_property
+    def _per_reduced_byte(self) -> float:
+        """Seconds that a CPU copies for each byte of reduced gradients."""
+        if self.profile is None:
+            return 0.0
+        costs = self.costs[self.profile.precision]
+        return self.profile.reduction / (costs.parameters * _WIDTH["fp32"])
 
     def _parameters(self, layout: Layout) -> int:
         """Parameters of the largest stage."""

@@ -19,9 +19,13 @@ class Link:
     """Seconds of a message without content, from the call to its receipt."""
     source: str = "assumed"
     """How the numbers are known: one of `KNOWN_BY`."""
+    copying: float = 0.0
+    """CPU seconds of a rank per byte that it sends and receives; 0: its CPU has no part in it, or
+    computes nothing itself."""
 
     def __post_init__(self) -> None:
-        if self.bandwidth <= 0 or self.latency < 0 or self.source not in KNOWN_BY:
+        numbers = self.bandwidth > 0 and self.latency >= 0 and self.copying >= 0
+        if not numbers or self.source not in KNOWN_BY:
             raise ValueError(f"no such link: {self}")
 
 
@@ -59,4 +63,11 @@ def seconds(transfer: Transfer, link: Link, *, backend: str = "nccl") -> float:
     waits = transfer.calls * rounds(transfer, backend=backend) * link.latency
     halting = (backend, transfer.operation, transfer.ranks) == ("gloo", "all_gather", 2)
     moved = sent_bytes(transfer, backend=backend) * (GLOO_GATHER if halting else 1)
-    return moved / link.bandwidth + waits
+    return max(moved / link.bandwidth, copying_seconds(transfer, link, backend=backend)) + waits
+
+
+def copying_seconds(transfer: Transfer, link: Link, *, backend: str = "nccl") -> float:
+    """CPU seconds of a rank's transfer: it receives as many bytes as it sends."""
+    if not link.copying:  # most plans ask often
+        return 0.0
+    return sent_bytes(transfer, backend=backend) * link.copying

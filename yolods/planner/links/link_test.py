@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from yolods.launch.args import LaunchFlags
 from yolods.launch.command import hosts_of, launcher_command
 from yolods.launch.multi_host import crosses_hosts
 from yolods.launch.supervisor import be_a_child
+from yolods.plan.step_profile import StepProfile, StepsOf
 from yolods.plan.traffic.links import Link
 from yolods.planner.links.link_rank import MARK
 from yolods.system.folders import home
@@ -43,17 +44,24 @@ class MeasuredLinks:
 
     links: dict[tuple[str, str], Link]
     """By the names of the two hosts in the hostfile."""
+    profiles: dict[str, StepProfile] = field(default_factory=dict)
+    """Of the slowest rank, by precision; empty if no rank was asked for it."""
 
     @property
     def slowest(self) -> Link:
-        """What a ring over all hosts is as fast as: the least bandwidth and the most latency."""
+        """What a ring over all hosts is as fast as: the worst of each number."""
         found = self.links.values()
         return Link(
-            min(link.bandwidth for link in found), max(link.latency for link in found), "measured"
+            min(link.bandwidth for link in found),
+            max(link.latency for link in found),
+            "measured",
+            max(link.copying for link in found),
         )
 
 
-def measure_links(flags: LaunchFlags, *, gpus: int, say: Say) -> MeasuredLinks:
+def measure_links(
+    flags: LaunchFlags, *, gpus: int, say: Say, steps: StepsOf | None = None
+) -> MeasuredLinks:
     """Measure the links between the hosts that take part.
 
     It starts one rank on each host, in the way in which a run would start there, and takes half a
@@ -63,6 +71,8 @@ def measure_links(flags: LaunchFlags, *, gpus: int, say: Say) -> MeasuredLinks:
         flags: the launcher's flags of the planned start.
         gpus: GPUs of this machine.
         say: shows a line of progress.
+        steps: what all ranks of a run would compute on CPUs; they are started, and compute steps of
+            it at the same time. None: only links are measured.
 
     Raises:
         UserError: there is only one host, a host does not answer, the ranks did not meet, or time
@@ -76,9 +86,10 @@ def measure_links(flags: LaunchFlags, *, gpus: int, say: Say) -> MeasuredLinks:
             + "; give --hostfile with two or more, or give the link's numbers"
         )
     _check_hosts(hosts, flags, say)
-    single = _one_rank_each(flags, hosts)
-    command, variables = launcher_command([RANK_COMMAND], single, gpus=gpus, python=sys.executable)
-    say(f"starting one rank on each of {len(hosts)} hosts")
+    words = [RANK_COMMAND, *(steps.words if steps else ())]
+    chosen = _with_slots(flags, hosts, len(hosts[0].chosen) if steps else 1)
+    command, variables = launcher_command(words, chosen, gpus=gpus, python=sys.executable)
+    say(f"starting {'the ranks' if steps else 'one rank'} on each of {len(hosts)} hosts")
     return _follow(command, variables, hosts, say)
 
 
@@ -98,9 +109,9 @@ def _check_hosts(hosts: Sequence[Host], flags: LaunchFlags, say: Say) -> None:
     faults.raise_if_any()
 
 
-def _one_rank_each(flags: LaunchFlags, hosts: Sequence[Host]) -> LaunchFlags:
-    # A file instead of --num_gpus 1, which --include and OpenMPI exclude.
-    lines = "".join(f"{host.name} slots=1\n" for host in hosts)
+def _with_slots(flags: LaunchFlags, hosts: Sequence[Host], slots: int) -> LaunchFlags:
+    # A file instead of --num_gpus, which --include and OpenMPI exclude.
+    lines = "".join(f"{host.name} slots={slots}\n" for host in hosts)
     file = in_memory("hostfile", lines)
     return replace(flags, hostfile=file, include="", exclude="", num_gpus=None)
 
@@ -122,6 +133,7 @@ def _follow(
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=_read, args=(process, lines), daemon=True).start()
     found: dict[tuple[str, str], Link] = {}
+    profiles: dict[str, StepProfile] = {}
     others: list[str] = []
     deadline = time.monotonic() + LINK_SECONDS
     try:
@@ -133,6 +145,9 @@ def _follow(
                 pair, link = link_of(told, hosts)
                 found[pair] = link
                 say(f"{pair[0]} - {pair[1]}: {described(link)}")
+            elif "forward" in told:
+                told["forward"] = tuple(told["forward"])
+                profiles[told["precision"]] = StepProfile(**told)
     except TimeoutError:
         raise UserError(
             f"--links: no result within {LINK_SECONDS:g} s; `yolods doctor --hostfile ...` looks "
@@ -146,7 +161,7 @@ def _follow(
             f"--links: the ranks ended with status {process.returncode} and {len(found)} links "
             f"measured; they said:\n{shown}"
         )
-    return MeasuredLinks(found)
+    return MeasuredLinks(found, profiles)
 
 
 def message_of(line: str) -> dict[str, Any] | None:
@@ -164,7 +179,8 @@ def message_of(line: str) -> dict[str, Any] | None:
 def link_of(told: dict[str, Any], hosts: Sequence[Host]) -> tuple[tuple[str, str], Link]:
     """A pair's names, and its link; ranks are in the order of the hosts."""
     first, second = (hosts[rank].name for rank in told["pair"])
-    return (first, second), Link(told["bandwidth"], told["latency"], "measured")
+    numbers = told["bandwidth"], told["latency"], "measured", told["copying"]
+    return (first, second), Link(*numbers)
 
 
 def described(link: Link) -> str:
