@@ -53,7 +53,8 @@ def gpu_present() -> bool:
 
 def _prepare_environment() -> None:
     """Set the environment before any test module imports torch, deepspeed or ultralytics."""
-    for name in JOB_VARIABLES:
+    # Without bytecode, each of a thousand processes would compile yolods again.
+    for name in (*JOB_VARIABLES, "PYTHONDONTWRITEBYTECODE"):
         os.environ.pop(name, None)
     os.environ |= {
         "OMP_NUM_THREADS": "1",
