@@ -46,9 +46,8 @@ def test_auto_keeps_the_batch_and_is_recorded(words: list[str], tmp_path: Path) 
     assert same.deepspeed.path == config.deepspeed.path
 
 
-@pytest.mark.slow
 def test_a_resume_keeps_the_runs_json(words: list[str], tmp_path: Path) -> None:
-    config = configured([*words, "--batch-size", "8", "--deepspeed_config", "auto"], 2)
+    config = configured([*words, "--batch-size", "8", "--deepspeed_config", "zero2_fp32"], 2)
     run = tmp_path / "runs" / "exp"
     run.mkdir(parents=True)
     (run / "config.json").write_text(config.to_json())
