@@ -1,4 +1,4 @@
-"""`plan --links` between two hosts whose cables have a known speed."""
+"""`plan --links` between two hosts of two ranks, whose cables have a known speed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,18 +18,22 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
 
 BITS = 100e6
 PATIENCE_SECONDS = 400.0
+MODEL, KINDS = "yolov5[0.33,0.1]", ("fp32", "bf16")
 
 
 def main() -> None:
     """On the first host: measure, and print what was found."""
     from yolods import compat
     from yolods.launch.args import LaunchFlags
+    from yolods.plan.step_profile import StepsOf
     from yolods.planner.links.link_test import measure_links
 
     compat.prepare()
-    found = measure_links(LaunchFlags(hostfile=Path(sys.argv[1])), gpus=0, say=print)
-    links = {" ".join(pair): [link.bandwidth, link.latency] for pair, link in found.links.items()}
-    print(json.dumps({"links": links, "source": found.slowest.source}))
+    flags, steps = LaunchFlags(hostfile=Path(sys.argv[1])), StepsOf(MODEL, 2, 3, 64, 2, 3, KINDS)
+    found = measure_links(flags, gpus=0, say=print, steps=steps)
+    links = {" ".join(pair): asdict(link) for pair, link in found.links.items()}
+    profiles = {name: asdict(profile) for name, profile in found.profiles.items()}
+    print(json.dumps({"links": links, "profiles": profiles}))
 
 
 @contextmanager
@@ -54,9 +59,13 @@ def test_the_speed_of_a_cable(two_hosts: TwoHosts, run_process: Callable, tmp_pa
         done = run_process(command, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["source"] == "measured"
-    ((pair, (bandwidth, latency)),) = told["links"].items()
-    assert pair == "alpha beta"
+    ((pair, link),) = told["links"].items()
+    assert pair == "alpha beta" and link["source"] == "measured"
     # Of a frame of 1514 bytes 1448 are data, 0.956. The rest is what busy cores cost.
-    assert 0.75 * BITS / 8 < bandwidth < BITS / 8
-    assert 0 < latency < 0.1
+    assert 0.75 * BITS / 8 < link["bandwidth"] < BITS / 8
+    assert 0 < link["latency"] < 0.1
+    assert 0 < link["copying"] < 1e-6
+    assert set(told["profiles"]) == set(KINDS)
+    for name, profile in told["profiles"].items():
+        assert profile["precision"] == name
+        assert min(*profile["forward"], profile["backward"], profile["optimizer"]) > 0
