@@ -178,7 +178,7 @@ def _time_part(plan: Plan, results: Sequence[dict[str, Any]]) -> list[str]:
                 f"| {layouts[0]['name']} | {found.fast:.3f} | {found.before:.0%} "
                 f"| {fast[0]['waiting']:.0%} | {found.slow:.3f} | {found.share:.0%} "
                 f"| {slow[0]['waiting']:.0%} | {found.lost:.0%} | {found.apart:+.1f} "
-                f"| {found.more:.0%} | {found.more_apart:+.1f} |"
+                f"| {found.more:.0%} | {found.more_apart:+.1f} | {found.slower:+.0%} |"
             )
         lines += _shares_page(rate, rows, worst)
     return lines
@@ -190,12 +190,14 @@ def _shares_page(rate: str, rows: Sequence[str], worst: Sequence[float]) -> list
         "*held* and *waiting* are `held_share` and `waiting_share`, which a run's line and "
         f"TensorBoard say of an epoch. *lost* is how much of the step at {rate} the unlimited one "
         "does not take. The unlimited link takes time as well, so *more* is the share by which the "
-        "seconds that links hold have grown. *off*: points from *lost*. Seconds are means of both "
-        "ranks, medians of the steps; shares are means of both.",
+        "seconds that links hold have grown. *off*: points from *lost*. *work* is the share by "
+        "which the seconds have grown in which no rank stood still: both links are made by the "
+        "CPUs on which the ranks work. Seconds are means of both ranks, medians of the steps; "
+        "shares are means of both.",
         "",
         f"| layout | unlimited s | held | waiting | {rate} s | held | waiting | lost | off | more "
-        "| off |",
-        f"|{' - |' * 11}",
+        "| off | work |",
+        f"|{' - |' * 12}",
         *rows,
         "",
         f"Held against lost: largest difference {worst[0]:.1f} points, target {SHARE_LIMIT:.0f}: "
@@ -215,6 +217,10 @@ class Shares:
     """Share that the faster link held, of its own step."""
     share: float
     """The same on the slower link."""
+    work_before: float
+    """Share of its own step in which nobody stood still on the faster link."""
+    work: float
+    """The same on the slower link."""
 
     @property
     def lost(self) -> float:
@@ -225,6 +231,11 @@ class Shares:
     def more(self) -> float:
         """By how much the seconds that links hold have grown."""
         return self.share - self.before * self.fast / self.slow
+
+    @property
+    def slower(self) -> float:
+        """By how much the seconds of work have grown."""
+        return self.work - self.work_before * self.fast / self.slow
 
     @property
     def apart(self) -> float:
@@ -240,7 +251,9 @@ class Shares:
 def shares(fast: Sequence[Mapping[str, Any]], slow: Sequence[Mapping[str, Any]]) -> Shares:
     """Of both ranks' results on a fast link and on a slow one."""
     # What all ranks say together, the first one tells.
-    return Shares(_seconds(fast), _seconds(slow), fast[0]["held"], slow[0]["held"])
+    seconds, told = [_seconds(fast), _seconds(slow)], [fast[0], slow[0]]
+    held = [each["held"] for each in told]
+    return Shares(*seconds, *held, *(1 - each["held"] - each["waiting"] for each in told))
 
 
 def _cost_part(plan: Plan, results: Sequence[dict[str, Any]]) -> list[str]:
