@@ -665,6 +665,70 @@ def storage_key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def as_if_on_cpu(kind: type[Any], meta: Any) -> Any:
+    """A tensor of a subclass, on a meta tensor's storage, that autograd takes for one on a CPU.
+
+    Seen with torch 2.13: only a private function makes one.
+    """
+    import torch
+
+    return torch.Tensor._make_subclass(
+        kind, meta, False, dispatch_device=True, device_for_backend_keys=torch.device("cpu")
+    )
+
+
+@lru_cache(maxsize=1)
+def fake_tensors() -> Any:
+    """torch's mode of fake tensors, without torch's compiler.
+
+    Seen with torch 2.13: creating the mode imports the compiler, which takes over a second, to read
+    two of its settings.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with without_compiler():
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode.cache_enabled = False
+    return mode
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Within, torch does not import its compiler, which takes over a second, unless it has already.
+
+    Seen with torch 2.13: dispatch modes, and operations on the meta device that torch wrote in
+    Python, tell the compiler to leave them out (torch/_compile.py), and import it for that. What
+    runs here for the first time would not be left out of what somebody compiles later, which yolods
+    never does.
+    """
+    name = "torch._dynamo"
+    if name in sys.modules:
+        yield
+        return
+    stand_in = types.ModuleType(name)
+    stand_in.disable = lambda function, recursive=True, wrapping=True: function
+    stand_in.config = types.ModuleType(f"{name}.config")
+    # Every setting that operations ask for is off.
+    stand_in.config.__getattr__ = lambda setting: None
+    modules = {name: stand_in, f"{name}.config": stand_in.config}
+    sys.modules |= modules
+    try:
+        yield
+    finally:
+        for each in modules:
+            del sys.modules[each]
+
+
+def plain_attributes() -> Any:
+    """The `__torch_function__` of a subclass of tensors that changes none of their attributes.
+
+    Seen with torch 2.13: the inherited one makes every attribute cost microseconds.
+    """
+    import torch
+
+    return torch._C._disabled_torch_function_impl
+
+
 def next_backward() -> int:
     """Number that autograd will give to the next operation it records; they ascend.
 

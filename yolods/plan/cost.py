@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from yolods.compat import storage_key
+from yolods.compat import storage_key, without_compiler
 from yolods.model.graph.graph import IMAGE, Graph, Node, live, modules_of, run_node
+from yolods.model.graph.hollow import run_on_meta
 
 STATE_BYTES = 16
 """Bytes per parameter in mixed precision with Adam (ZeRO, 1910.02054).
@@ -104,24 +106,18 @@ def cost(graph: Graph, imgsz: int, dtype_bytes: int = 2) -> Cost:
         imgsz: side of the image in pixels, a multiple of the model's largest stride.
         dtype_bytes: 2 for bf16, fp16 and autocast, 4 for fp32.
     """
-    modules = modules_of(graph.nodes, graph.skeleton)
-    image = torch.empty(_IMAGES, graph.channels, imgsz, imgsz, device="meta")
-    values: dict[str, Any] = {IMAGE: image}
-    traces = []
-    for node in graph.nodes:
-        traces.append(_Trace(node, modules, values, dtype_bytes))
-        values |= traces[-1].writes
-    # Reversed, so that a storage that several values share gets the name of the first.
-    names = {
-        storage_key(tensor): name
-        for name, tensor in reversed(values.items())
-        if isinstance(tensor, Tensor)
-    }
-    sizes = {name: _bytes(value, dtype_bytes) for name, value in values.items()}
-    nodes, kept = [], set()
-    for trace in traces:
-        nodes.append(_node_cost(trace, names, sizes, kept))
-        kept.update(nodes[-1].keeps)
+    counts, values = _counted(graph, imgsz)
+    sizes = {name: size.bytes(dtype_bytes) for name, size in values.items()}
+    nodes, kept = [], set[str]()
+    for node, count in zip(graph.nodes, counts, strict=True):
+        inner = count.inner.bytes(dtype_bytes)
+        # A value that an earlier node keeps needs no further memory.
+        first = sum(sizes[name] for name in count.keeps if name not in kept)
+        kept.update(count.keeps)
+        outputs = tuple(sizes[name] for name in node.writes)
+        nodes.append(
+            NodeCost(count.flops, count.parameters, inner, count.keeps, inner + first, outputs)
+        )
     crossing = [sum(sizes[value] for value in live(graph, cut)) for cut in range(1, len(nodes))]
     return Cost(graph, imgsz, dtype_bytes, tuple(nodes), sizes, (0, *crossing, 0))
 
@@ -155,52 +151,112 @@ def node_seconds(
     )
 
 
+@dataclass(frozen=True)
+class _Size:
+    """Of tensors, for one image."""
+
+    floats: int = 0
+    """Elements of floating-point types."""
+    others: int = 0
+    """Bytes of other types."""
+
+    def bytes(self, dtype_bytes: int) -> int:
+        """Bytes, if a floating-point element has so many."""
+        return self.floats * dtype_bytes + self.others
+
+    def __add__(self, other: _Size) -> _Size:
+        return _Size(self.floats + other.floats, self.others + other.others)
+
+
+@dataclass(frozen=True)
+class _Count:
+    """What `NodeCost` is computed from, at any precision."""
+
+    flops: int
+    parameters: int
+    inner: _Size
+    keeps: tuple[str, ...]
+
+
+@lru_cache(maxsize=32)
+def _counted(graph: Graph, imgsz: int) -> tuple[tuple[_Count, ...], dict[str, _Size]]:
+    """The counts of every node, and the size of every value."""
+    modules = modules_of(graph.nodes, graph.skeleton)
+    image = torch.empty(_IMAGES, graph.channels, imgsz, imgsz, device="meta")
+    values: dict[str, Any] = {IMAGE: image}
+    traces = []
+    for node in graph.nodes:
+        traces.append(_Trace(node, modules, values))
+        values |= traces[-1].writes
+    # Reversed, so that a storage that several values share gets the name of the first.
+    names = {
+        storage_key(tensor): name
+        for name, tensor in reversed(values.items())
+        if isinstance(tensor, Tensor)
+    }
+    sizes = {name: _size(value) for name, value in values.items()}
+    return tuple(trace.count(names) for trace in traces), sizes
+
+
 class _Trace:
     """One node, run once on meta, and what autograd saved."""
 
-    def __init__(
-        self, node: Node, modules: dict[str, nn.Module], values: dict[str, Any], dtype_bytes: int
-    ) -> None:
-        self.node = node
+    def __init__(self, node: Node, modules: dict[str, nn.Module], values: dict[str, Any]) -> None:
         own = [parameter for name in node.modules for parameter in modules[name].parameters()]
-        self.parameters = sum(parameter.numel() for parameter in own)
+        self._parameters = sum(parameter.numel() for parameter in own)
         weights = {storage_key(parameter) for parameter in own}
-        self.saved: dict[int, int] = {}
+        self._saved: dict[int, _Size] = {}
         # Keeps the tensors alive: the key of a freed storage may be given to another one.
-        self.alive: list[Tensor] = []
+        self._alive: list[Tensor] = []
 
         def pack(tensor: Tensor) -> Tensor:
-            self.alive.append(tensor)
+            self._alive.append(tensor)
             # One-dimensional tensors are BatchNorm's batch statistics.
             if tensor.dim() > 1 and storage_key(tensor) not in weights:
-                self.saved[storage_key(tensor)] = _bytes(tensor, dtype_bytes)
+                self._saved[storage_key(tensor)] = _size(tensor)
             return tensor
 
-        with (
-            FlopCounterMode(display=False) as counter,
-            saved_tensors_hooks(pack, lambda tensor: tensor),
-        ):
+        hooks = saved_tensors_hooks(pack, lambda tensor: tensor)
+        with without_compiler(), _FlopCounter() as counter, hooks:
             self.writes = run_node(node, modules, values)
-        self.flops = counter.get_total_flops() // _IMAGES
+        self._flops = counter.flops // _IMAGES
+
+    def count(self, names: dict[int, str]) -> _Count:
+        """What it counted.
+
+        Args:
+            names: of the values, by the keys of their storages.
+        """
+        inner = sum((size for key, size in self._saved.items() if key not in names), _Size())
+        keeps = tuple(names[key] for key in self._saved if key in names)
+        return _Count(self._flops, self._parameters, inner, keeps)
 
 
-def _node_cost(
-    trace: _Trace, names: dict[int, str], sizes: dict[str, int], kept: set[str]
-) -> NodeCost:
-    inner = sum(size for key, size in trace.saved.items() if key not in names)
-    keeps = tuple(names[key] for key in trace.saved if key in names)
-    # A value that an earlier node keeps needs no further memory.
-    first = sum(sizes[name] for name in keeps if name not in kept)
-    outputs = tuple(sizes[name] for name in trace.node.writes)
-    return NodeCost(trace.flops, trace.parameters, inner, keeps, inner + first, outputs)
+class _FlopCounter(TorchDispatchMode):
+    """Within: operations run without memory, and their FLOPs are added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+        """Those of the operations that torch has a formula for."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and count it."""
+        kwargs = kwargs or {}
+        result = run_on_meta(func, args, kwargs)
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=result)
+        return result
 
 
-def _bytes(value: Any, dtype_bytes: int) -> int:
-    """Bytes of one image's share of a batch; 0 if the value is not a tensor."""
+def _size(value: Any) -> _Size:
+    """One image's share of a batch; nothing if the value is not a tensor."""
     if not isinstance(value, Tensor):
-        return 0
-    return (
-        value.numel()
-        // _IMAGES
-        * (dtype_bytes if value.is_floating_point() else value.element_size())
-    )
+        return _Size()
+    elements = value.numel() // _IMAGES
+    if value.is_floating_point():
+        return _Size(floats=elements)
+    return _Size(others=elements * value.element_size())

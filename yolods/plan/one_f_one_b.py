@@ -171,28 +171,34 @@ def replay(
     # When inputs arrive: for a forward, [0, s] is the arrival at stage s from s - 1; for a
     # backward, [1, s + 1] is the arrival at stage s from s + 1. [0, 0] and [1, P] stay 0, because
     # images and the loss's gradient are always available.
-    arrived = np.zeros((2, stages + 1))
-    free = np.zeros(stages)
+    arrived, free = np.zeros((2, stages + 1)), np.zeros(stages)
+    # Seconds of sends to the next and to the previous stage; what the ends send, nobody reads.
+    onward, back = np.append(delay, 0.0), np.insert(delay, 0, 0.0)
+    divides, numbers = bool((first < micro_batches).any()), np.arange(stages)
     for slot in range(slots(stages, micro_batches)):
         # Forwards, then backwards; in one slot they are on different stages.
-        for way in (0, 1):
-            stage = _active(stages, micro_batches, slot, way)
+        at = _active(stages, micro_batches, slot, 0)
+        end = np.maximum(free[at], arrived[0, at]) + times[0, at]
+        free[at] = end
+        arrived[0, 1:][at] = end + onward[at]
+        at = _active(stages, micro_batches, slot, 1)
+        begin = np.maximum(free[at], arrived[1, 1:][at])
+        if divides:
             # Slot 2P - 1 - s + 2k is the backward of micro-batch k; this is k - first.
-            after = (slot - 2 * stages + 1 + stage) // 2 - first[stage]
-            row = way + way * (after >= 0)
-            end = np.maximum(free[stage], arrived[way, stage + way]) + times[row, stage]
-            free[stage] = end + way * (after >= lag[stage]) * times[3, stage]
-            # Boundary b is between stages b and b + 1.
-            boundary = stage - way
-            sends = (boundary >= 0) & (boundary < stages - 1)
-            arrived[way, boundary[sends] + 1] = end[sends] + delay[boundary[sends]]
+            after = (slot - 2 * stages + 1 + numbers[at]) // 2 - first[at]
+            end = begin + np.where(after >= 0, times[2, at], times[1, at])
+            free[at] = end + (after >= lag[at]) * times[3, at]
+        else:
+            end = begin + times[1, at]
+            free[at] = end
+        arrived[1, at] = end + back[at]
     divided = micro_batches - first
     free += times[3] * np.minimum(lag, divided)
     busy = micro_batches * times[0] + first * times[1] + divided * (times[2] + times[3])
     return Simulation(float(free.max()), tuple(busy.tolist()))
 
 
-def _active(stages: int, micro_batches: int, slot: int, backward: int) -> np.ndarray:
+def _active(stages: int, micro_batches: int, slot: int, backward: int) -> slice:
     """The stages that run a forward (0) or a backward (1) of an existing micro-batch in a slot."""
     if backward:  # 0 <= slot - (2P - 1 - s) <= 2 (m - 1)
         low, high = 2 * stages - 1 - slot, 2 * stages - 1 - slot + 2 * (micro_batches - 1)
@@ -201,7 +207,7 @@ def _active(stages: int, micro_batches: int, slot: int, backward: int) -> np.nda
     first = max(low, 0)
     # A stage runs forwards in slots of its own parity.
     first += (first - slot - backward) % 2
-    return np.arange(first, min(high, stages - 1) + 1, 2)
+    return slice(first, max(min(high, stages - 1) + 1, first), 2)
 
 
 def _check(stages: int, micro_batches: int) -> None:

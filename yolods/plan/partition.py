@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -91,6 +92,7 @@ def partition(
     return chosen
 
 
+@lru_cache(maxsize=1024)
 def nearest_within(cost: Cost, stages: int, terms: Terms) -> Partition:
     """As `partition` with "balanced", but without a refusal: if no partition is within the memory
     limit, the one with the smallest peak. Without a limit, memory is ignored.

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from yolods.compat import without_compiler
 from yolods.errors import Faults, UserError
 from yolods.model.architecture.arguments import NOT_BUILT, check_layers, failing_layer
+from yolods.model.graph.hollow import MetaMode
 from yolods.model.graph.nodes import IMAGE, OUT, Node, Role, nodes_of_layer, run_node
 
 if TYPE_CHECKING:
@@ -201,7 +203,7 @@ def meta_model(layers: Mapping[str, Any]) -> DetectionModel:
     nn.Module.__init__(net)
     net.yaml = deepcopy(dict(layers))
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), without_compiler():
             net.model, net.save = parse_model(
                 deepcopy(net.yaml), ch=layers["channels"], verbose=False
             )
@@ -248,7 +250,8 @@ def _strides(graph: Graph, size: int = 256) -> Tensor:
     modules = modules_of(graph.nodes, graph.skeleton)
     for node in graph.nodes:
         try:
-            values |= run_node(node, modules, values)
+            with without_compiler(), MetaMode():
+                values |= run_node(node, modules, values)
         except _UNFIT as error:
             read = [values[name] for name in node.reads]
             shapes = " and ".join(
@@ -300,6 +303,7 @@ def _skeleton(net: nn.Module) -> nn.Module:
     return skeleton.train()
 
 
+@lru_cache(maxsize=4096)
 def live(graph: Graph, cut: int) -> tuple[str, ...]:
     """The values that cross a cut: written before node `cut`, and read at or after it.
 

@@ -39,9 +39,10 @@ class _Block:
     before: _Block | None = None
     after: _Block | None = None
 
-    def __lt__(self, other: _Block) -> bool:
-        """In the order in which blocks are chosen."""
-        return (self.size, self.place) < (other.size, other.place)
+    @property
+    def entry(self) -> tuple[int, int, _Block]:
+        """In a pool: blocks are chosen in the order of their sizes and places."""
+        return self.size, self.place, self
 
 
 class Segments:
@@ -50,15 +51,15 @@ class Segments:
     def __init__(self) -> None:
         self.reserved = 0
         """Bytes of all segments."""
-        self._free: dict[bool, list[_Block]] = {True: [], False: []}
+        self._free: dict[bool, list[tuple[int, int, _Block]]] = {True: [], False: []}
 
     def allocate(self, size: int) -> _Block:
         """A block for `size` bytes."""
         size = max(-(-size // GRAIN) * GRAIN, GRAIN)
         small = size <= SMALL_BLOCK
         pool = self._free[small]
-        at = bisect_left(pool, _Block(-1, size))
-        block = pool.pop(at) if at < len(pool) else self._segment(size)
+        at = bisect_left(pool, (size, -1))
+        block = pool.pop(at)[-1] if at < len(pool) else self._segment(size)
         block.free = False
         rest = block.size - size
         if rest >= GRAIN if small else rest > SMALL_BLOCK:
@@ -66,7 +67,7 @@ class Segments:
             if block.after is not None:
                 block.after.before = split
             block.after, block.size = split, size
-            insort(pool, split)
+            insort(pool, split.entry)
         return block
 
     def release(self, block: _Block, asked: int) -> None:
@@ -74,12 +75,12 @@ class Segments:
         pool = self._free[asked <= SMALL_BLOCK]
         block.free = True
         if block.after is not None and block.after.free:
-            pool.pop(bisect_left(pool, block.after))
+            pool.pop(bisect_left(pool, block.after.entry))
             _merge(block, block.after)
         if block.before is not None and block.before.free:
-            pool.pop(bisect_left(pool, block.before))
+            pool.pop(bisect_left(pool, block.before.entry))
             block = _merge(block.before, block)
-        insort(pool, block)
+        insort(pool, block.entry)
 
     def _segment(self, size: int) -> _Block:
         if size <= SMALL_BLOCK:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from yolods.model.graph.graph import Graph
 from yolods.plan.layout import PERSISTENT, PREFETCHED, Layout
@@ -69,6 +70,7 @@ def state_tensors(optimizer: str) -> int:
     return STATE_TENSORS[optimizer]
 
 
+@lru_cache(maxsize=4096)
 def parameters_of(graph: Graph, nodes: range) -> Parameters:
     """The parameters of these nodes."""
     names = [name for index in nodes for name in graph.nodes[index].modules]

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class StorageLog(TorchDispatchMode):
@@ -26,16 +25,19 @@ class StorageLog(TorchDispatchMode):
         workspace: Callable[[Any, tuple[Any, ...]], tuple[int, int]] | None = None,
         *,
         device: str = "cpu",
+        run: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None = None,
     ) -> None:
         """
         Args:
             before: called before every operation.
             workspace: returns the bytes that an operation with these arguments allocates and frees
                 beside its results: for any number of images, and in addition for several.
-            device: kind of device whose storages are logged; those of fake tensors are on "meta".
+            device: kind of device whose storages are logged; those of hollow tensors are on "meta".
+            run: runs an operation with these arguments; None: torch does.
         """
         super().__init__()
         self._before, self._workspace, self._device = before, workspace, device
+        self._run = run
         self.now = 0
         """The present moment."""
         self.sizes: list[int] = []
@@ -61,10 +63,11 @@ class StorageLog(TorchDispatchMode):
         """Run an operation and log what it allocates."""
         if self._before is not None:
             self._before()
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._log(tensor.untyped_storage())
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs) if self._run is None else self._run(func, args, kwargs)
+        for each in result if isinstance(result, list | tuple) else (result,):
+            if isinstance(each, Tensor):
+                self._log(each.untyped_storage())
         if self._workspace is not None:
             self._use(*self._workspace(func, args))
         return result

@@ -1,4 +1,4 @@
-"""Follows every storage that a micro-batch's passes allocate, on fake tensors.
+"""Follows every storage that a micro-batch's passes allocate, on hollow tensors.
 
 The product's own layers run forward and backward once, without memory or arithmetic. What remains
 is a list of storages with the moments at which each begins and ends, from which `timeline` computes
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from yolods.compat import next_backward, running_backward
+from yolods.compat import next_backward, running_backward, without_compiler
 from yolods.model.graph.graph import IMAGE, OUT, Graph, live, modules_of, run_node
+from yolods.model.graph.hollow import HollowMode, MetaMode, run_hollow
 from yolods.model.graph.stage import Stage
 from yolods.model.inputs import InputFormat
 from yolods.model.layers import SyncBatchNormFloat32, exchange_layers
@@ -57,8 +57,8 @@ class Way:
     def dtype(self) -> torch.dtype:
         """Data type of the parameters, as far as it concerns memory.
 
-        Fake tensors are those of a CPU, where BatchNorm copies fp16 to fp32; with bf16 in its place
-        it does what it does on a GPU.
+        Hollow tensors are those of a CPU, where BatchNorm copies fp16 to fp32; with bf16 in its
+        place it does what it does on a GPU.
         """
         return _DTYPES[self.precision]
 
@@ -190,20 +190,21 @@ def shapes_of(graph: Graph, imgsz: int) -> dict[str, tuple[int, ...]]:
     modules = modules_of(graph.nodes, graph.skeleton)
     # Two images, because BatchNorm refuses a single 1x1 pixel.
     values: dict[str, Any] = {IMAGE: torch.empty(2, graph.channels, imgsz, imgsz, device="meta")}
-    for node in graph.nodes:
-        values |= run_node(node, modules, values)
+    with without_compiler(), MetaMode():
+        for node in graph.nodes:
+            values |= run_node(node, modules, values)
     return {
         name: tuple(value.shape[1:]) for name, value in values.items() if isinstance(value, Tensor)
     }
 
 
 class _Run:
-    """A module on fake tensors, which runs once."""
+    """A module on hollow tensors, which runs once."""
 
     def __init__(self, way: Way, module: nn.Module) -> None:
         self._way, self._module = way, module
         workspace = _workspace if way.on_host else None
-        self.log = StorageLog(self._at, workspace, device="meta")
+        self.log = StorageLog(self._at, workspace, device="meta", run=run_hollow)
         self._arrivals: list[tuple[int, int]] = []
         self._forward: list[int] = []
         self._sequence: list[int] = []
@@ -220,24 +221,24 @@ class _Run:
             forward: returns what the loss reads, or what the next stage gets: tensors in
                 dictionaries.
         """
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with without_compiler(), HollowMode():
             self._prepare()
-            with self.log:
-                with self._precision():
-                    outputs = forward(enter())
-                seed = _seed(outputs)
-                if not keep:
-                    outputs = None
-                turn = self.log.now
-                if self._forward:
-                    self._backward = [turn]
-                seed.backward()
-                ended = self.log.now - 1
-                del seed, outputs
+        with without_compiler(), self.log:
+            with self._precision():
+                outputs = forward(enter())
+            seed = _seed(outputs)
+            if not keep:
+                outputs = None
+            turn = self.log.now
+            if self._forward:
+                self._backward = [turn]
+            seed.backward()
+            ended = self.log.now - 1
+            del seed, outputs
         return self._result(turn, ended)
 
     def _prepare(self) -> None:
-        """Give the module fake tensors, in place."""
+        """Give the module hollow tensors, in place."""
         way, module = self._way, self._module
         for part in module.modules():
             for name, weight in list(part.named_parameters(recurse=False)):
@@ -261,7 +262,7 @@ class _Run:
                 weight.register_post_accumulate_grad_hook(self._arrived)
 
     def empty(self, shape: Any, dtype: torch.dtype | None = None) -> Tensor:
-        """A fake tensor; without a data type a value (C, H, W) of all images, channels-last, as
+        """A hollow tensor; without a data type a value (C, H, W) of all images, channels-last, as
         the engine receives it: its layout decides which gradients autograd copies."""
         if dtype is not None:
             return torch.empty(tuple(shape), dtype=dtype)

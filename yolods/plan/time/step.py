@@ -10,7 +10,7 @@ as the schedule allows.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -145,13 +145,26 @@ class Clock:
     def _reduction(self, layout: Layout, links: Routes) -> tuple[float, float]:
         """Seconds of the slowest stage's collectives: for which computation waits, and behind which
         it may hide them."""
+        key = (_reduced(layout), links.replicas)
+        if key not in self._slowest:
+            self._slowest[key] = self._slowest_stage(*key)
+        exposed, hidden = self._slowest[key]
+        moved = self._through_host(layout)
+        return (exposed, hidden + moved) if layout.offload_param else (exposed + moved, hidden)
+
+    @cached_property
+    def _slowest(self) -> dict[tuple[Layout, Link], tuple[float, float]]:
+        """What `_slowest_stage` has found: layouts that differ in their passes share it."""
+        return {}
+
+    def _slowest_stage(self, layout: Layout, link: Link) -> tuple[float, float]:
+        """As `_reduction`, without what passes through host memory."""
         costs = self.costs[layout.autocast or layout.precision]
         exposed = hidden = 0.0
         for stage in _transfers(costs, layout, self.boxes):
-            hides, waits = self._collectives(stage, links.replicas, _overlapped(layout))
+            hides, waits = self._collectives(stage, link, _overlapped(layout))
             exposed, hidden = max(exposed, waits), max(hidden, hides)
-        moved = self._through_host(layout)
-        return (exposed, hidden + moved) if layout.offload_param else (exposed + moved, hidden)
+        return exposed, hidden
 
     def _collectives(
         self, stage: Sequence[Transfer], link: Link, overlapped: Collection[str]
@@ -223,6 +236,14 @@ def _overlapped(layout: Layout) -> Collection[str]:
     return ("reduce",) if layout.overlapped and layout.owned and layout.stages == 1 else ()
 
 
+def _reduced(layout: Layout) -> Layout:
+    """A layout with the same collectives: those of a pipeline do not depend on its passes, after
+    which they come."""
+    if layout.stages == 1 or layout.sync_bn:
+        return layout
+    return replace(layout, micro_batch=1, accumulation=1, schedule="1f1b", recompute=0)
+
+
 @lru_cache(maxsize=4096)
 def _transfers(costs: Cost, layout: Layout, boxes: float) -> tuple[tuple[Transfer, ...], ...]:
     return transfers(costs, layout, boxes=boxes)
@@ -246,10 +267,15 @@ def _least_makespan(
     weights = WEIGHTS_SHARE * backward
     inputs = backward - weights
     stages = len(forward)
-    lags = np.array([division(stages, stage, micro_batches).lag for stage in range(stages)])
-    early = np.maximum(micro_batches - 1 - lags, 0)
+    early = np.maximum(micro_batches - 1 - _lags(stages, micro_batches), 0)
     last = first + micro_batches * (forward + inputs) + early * weights
     return float(max(busy.max(), (last + np.cumsum(inputs) - inputs + weights[0]).max()))
+
+
+@lru_cache(maxsize=4096)
+def _lags(stages: int, micro_batches: int) -> np.ndarray:
+    """(stages,) of each stage's `Division.lag`."""
+    return np.array([division(stages, stage, micro_batches).lag for stage in range(stages)])
 
 
 @lru_cache(maxsize=4096)

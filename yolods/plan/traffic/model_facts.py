@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from torch import nn
 
 from yolods.model.freezing import Frozen, is_frozen, marks_of
-from yolods.model.graph.graph import Node, live
+from yolods.model.graph.graph import Graph, live
 from yolods.plan.cost import Cost
 
 _NORMS = tuple(kind for name, kind in vars(nn).items() if "Norm" in name and isinstance(kind, type))
@@ -59,9 +60,8 @@ def stages_of(
         cuts: index of the first node of every stage except the first.
         frozen: the hyper-parameter `freeze`.
     """
-    ends, marks = [0, *cuts, len(costs.nodes)], marks_of(frozen)
-    nodes = costs.graph.nodes
-    return tuple(_stage(costs, nodes[begin:end], end, marks) for begin, end in pairwise(ends))
+    ends, parts = [0, *cuts, len(costs.nodes)], _parts(costs.graph, tuple(marks_of(frozen)))
+    return tuple(_stage(costs, parts, begin, end) for begin, end in pairwise(ends))
 
 
 def uncut(net: nn.Module, frozen: Frozen = None) -> StageFacts:
@@ -74,19 +74,46 @@ def uncut(net: nn.Module, frozen: Frozen = None) -> StageFacts:
     return StageFacts(tuple(weights), tuple(norms), 0, 0)
 
 
-def _stage(costs: Cost, nodes: Iterable[Node], end: int, marks: list[str]) -> StageFacts:
-    owned = {name for node in nodes for name in node.modules}
-    weights, norms = [], []
-    for name, module in costs.graph.skeleton.named_modules():
-        parts = name.split(".")
-        if owned.isdisjoint(".".join(parts[:count]) for count in range(1, len(parts) + 1)):
+@dataclass(frozen=True)
+class _Part:
+    """One layer of torch in the model."""
+
+    node: int
+    """Index of the node that runs it."""
+    weights: tuple[Weight, ...]
+    norms: tuple[int, ...]
+    """Channels, if it is a BatchNorm that computes batch statistics."""
+
+
+@lru_cache(maxsize=32)
+def _parts(graph: Graph, marks: tuple[str, ...]) -> tuple[_Part, ...]:
+    """All layers with weights or statistics, in the model's order."""
+    owners = {name: node.index for node in graph.nodes for name in node.modules}
+    found = []
+    for name, module in graph.skeleton.named_modules():
+        words = name.split(".")
+        above = [".".join(words[:count]) for count in range(1, len(words) + 1)]
+        owner = next((owners[each] for each in above if each in owners), None)
+        if owner is None:
             continue
-        weights += _weights(name, module, marks)
-        if isinstance(module, nn.BatchNorm2d) and not is_frozen(name, marks):
-            norms.append(module.num_features)
+        counts = isinstance(module, nn.BatchNorm2d) and not is_frozen(name, list(marks))
+        norms = (module.num_features,) if counts else ()
+        weights = tuple(_weights(name, module, list(marks)))
+        if weights or norms:
+            found.append(_Part(owner, weights, norms))
+    return tuple(found)
+
+
+def _stage(costs: Cost, parts: Iterable[_Part], begin: int, end: int) -> StageFacts:
+    mine = [part for part in parts if begin <= part.node < end]
     crossing = () if end == len(costs.nodes) else live(costs.graph, end)
     sizes = [costs.values[value] for value in crossing]
-    return StageFacts(tuple(weights), tuple(norms), sum(sizes), len(sizes))
+    return StageFacts(
+        tuple(weight for part in mine for weight in part.weights),
+        tuple(channels for part in mine for channels in part.norms),
+        sum(sizes),
+        len(sizes),
+    )
 
 
 def _weights(module_name: str, module: nn.Module, marks: list[str]) -> list[Weight]:
