@@ -145,7 +145,9 @@ class Clock:
     def _reduction(self, layout: Layout, links: Routes) -> tuple[float, float]:
         """Seconds of the slowest stage's collectives: for which computation waits, and behind which
         it may hide them."""
-        key = (_reduced(layout), links.replicas)
+        # What a CPU copies for a pipeline's messages depends on its passes.
+        shared = layout if links.replicas.copying else _reduced(layout)
+        key = (shared, links.replicas)
         if key not in self._slowest:
             self._slowest[key] = self._slowest_stage(*key)
         exposed, hidden = self._slowest[key]
