@@ -38,7 +38,7 @@ from yolods.distributed.world import Ranks
 
 pytestmark = pytest.mark.slow
 
-IMAGES, EPOCHS, STEP = 64, 3, 8
+IMAGES, EPOCHS, STEP = 48, 3, 8
 """Training images; epochs; images an optimizer step: 2 micro-batches of 4 over all replicas."""
 WORDS = (
     *(

@@ -63,7 +63,7 @@ def test_auto_refuses_a_batch_that_does_not_fit(
 ) -> None:
     monkeypatch.setattr(request, "_ram", lambda: 2 * 4 * 2**20)
     with pytest.raises(UserError, match="--deepspeed_config auto: no layout fits; the nearest is"):
-        configured([*words, "--batch-size", "64", "--deepspeed_config", "auto"], 2)
+        configured([*words, "--batch-size", "8", "--deepspeed_config", "auto"], 2)
 
 
 def test_other_values_and_a_file_of_that_name_are_left_alone(
