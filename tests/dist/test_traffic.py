@@ -121,16 +121,16 @@ def slow_stage(engine: PipelineEngine) -> Iterator[None]:
 def slow_links(engine: PipelineEngine) -> Iterator[None]:
     """Activations and gradients arrive later than somebody comes to wait for them."""
     meter: Any = engine.traffic
-    behind = meter.behind
+    after = meter.after
 
     def later(call: Any, result: Any) -> None:
         if call is not None and result is True and call.carried.tag in (1, 2):
             time.sleep(LATE * (not call.carried.sent))
-        behind(call, result)
+        after(call, result)
 
-    meter.behind = later
+    meter.after = later
     yield
-    meter.behind = behind
+    meter.after = after
 
 
 def one_step(engine: PipelineEngine, case: Case, ranks: Ranks) -> CommunicationStats | None:
