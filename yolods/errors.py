@@ -22,6 +22,12 @@ class OwnError(UserError):
     """
 
 
+def reason_of(error: BaseException) -> str:
+    """An exception of other code on one line: its type, and its text if it has one."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 class Faults:
     """Collects faults, so that a user sees all of them at once instead of one per start."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolods.errors import Faults, UserError, nearest
+from yolods.errors import Faults, UserError, nearest, reason_of
 
 
 def test_all_faults_are_said_at_once_in_their_order():
@@ -49,3 +49,8 @@ def test_the_same_fault_is_said_once():
 )
 def test_nearest(name: str, expected: str):
     assert nearest(name, ["mosaic", "lr0", "mixup"]) == expected
+
+
+def test_an_exception_is_told_on_one_line():
+    assert reason_of(ValueError("a\n  b")) == "ValueError: a b"
+    assert reason_of(AssertionError()) == "AssertionError"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,14 +21,15 @@ from yolods.planner.request import (
     fast_precisions,
     machine_line,
     machines_of,
+    network_of,
     subject_of,
 )
 
 TWO = (Host("a", 4, (0, 1, 2, 3)), Host("b", 4, (0, 1, 2, 3)))
 
 
-def machines(*words: str, hosts: tuple[Host, ...] = (), **more: Any) -> Machines:
-    return machines_of(plan_parser().take(words), hosts, 0, **more)
+def machines(*words: str, hosts: tuple[Host, ...] = ()) -> Machines:
+    return machines_of(plan_parser().take(words), hosts, 0)
 
 
 def test_ranks_and_hosts_of_flags_or_hostfile() -> None:
@@ -67,8 +67,9 @@ def test_links_are_given_measured_or_assumed() -> None:
     assert given.between.bandwidth == pytest.approx(10e9 / 8 * 1448 / 1514)
     assert given.within.bandwidth == pytest.approx(10 * given.between.bandwidth)
     link = Link(1e9, 1e-4, "measured")
-    assert machines(*words, measured=link).network.between == link
-    copied = machines(*words, measured=Link(1e9, 1e-4, "measured", 2e-9)).network
+    args, figures = plan_parser().take(words), GPUS["A100"]
+    assert network_of(args, figures, 2, 4, link).between == link
+    copied = network_of(args, figures, 2, 4, Link(1e9, 1e-4, "measured", 2e-9))
     assert copied.within.copying == 2e-9 and assumed.within.copying == 0
     alone = machines("--ranks", "8", "--gpu", "A100", "--link", "10").network
     assert alone.within.source == "given"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from yolods.errors import Faults, UserError, nearest
+from yolods.errors import Faults, UserError, nearest, reason_of
 from yolods.launch.supervisor import say
 from yolods.telemetry.log import add_line
 
@@ -144,9 +144,7 @@ class Callbacks:
     def _tell_failure(self, name: str, function: Callback, error: Exception) -> None:
         """One line on the screen and in the run's log."""
         called = getattr(function, "__qualname__", type(function).__qualname__)
-        text = " ".join(str(error).split())
-        reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        line = f"callback {name} ({called}) failed: {reason}"
+        line = f"callback {name} ({called}) failed: {reason_of(error)}"
         if not (self.finished or name == "teardown"):
             line += "; the run stops with a checkpoint"
         say(line)

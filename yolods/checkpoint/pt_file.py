@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from yolods.checkpoint.tensor_file import as_tensor, file_tensor
-from yolods.errors import UserError
 from yolods.model.weights import read_structure
 from yolods.system.allocator import trim_before
 from yolods.system.files import replace_file
@@ -220,10 +219,7 @@ class PtWeights(Mapping[str, Tensor]):
         Raises:
             UserError: the file is missing or damaged, or names other classes than ultralytics'.
         """
-        try:
-            named = read_structure(path).state_dict()
-        except UserError as error:
-            raise UserError(str(error).removeprefix("--weights ")) from None
+        named = read_structure(path, flag="").state_dict()
         self._tensors = {name: file_tensor(path, like) for name, like in named.items()}
 
     def __getitem__(self, name: str) -> Tensor:

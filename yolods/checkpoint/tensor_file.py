@@ -111,7 +111,7 @@ def load_places(path: Path) -> Any:
 
 
 def file_tensor(path: Path, like: Tensor) -> Tensor | FileTensor:
-    """What stands for a tensor that `load_places` has returned."""
+    """What stands for a tensor whose values were left in the file."""
     begin = place_in_file(like)
     if begin is None:
         return like

@@ -18,6 +18,7 @@ from yolods.system.files import read_at
 if TYPE_CHECKING:
     from ultralytics.nn.tasks import DetectionModel
 
+WEIGHTS_FLAG = "--weights "
 _UNLOADABLE = "not a loadable ultralytics checkpoint"
 _ORIGINAL = re.compile(r"models\.(yolo|common|experimental)( \w+)?")
 """A module of the original repository in a pickle: with a class name, or as its own string."""
@@ -35,16 +36,20 @@ def read_pt(path: Path) -> DetectionModel:
     return _loaded(path).float()
 
 
-def read_structure(path: Path) -> DetectionModel:
+def read_structure(path: Path, flag: str = WEIGHTS_FLAG) -> DetectionModel:
     """As `read_pt`, with the values left in the file; `place_in_file` tells where they are.
 
     Its tensors are on the meta device, or map the file where torch does not note places.
+
+    Args:
+        path: the file.
+        flag: what a message begins with.
 
     Raises:
         UserError: as `read_pt`.
     """
     with values_left_in_file():
-        return _loaded(path)
+        return _loaded(path, flag)
 
 
 class PtFile:
@@ -104,9 +109,9 @@ def _bytes(tensor: Tensor) -> int:
     return (1 + sum((size - 1) * stride for size, stride in sides)) * tensor.element_size()
 
 
-def _loaded(path: Path) -> DetectionModel:
+def _loaded(path: Path, flag: str = WEIGHTS_FLAG) -> DetectionModel:
     """The model of a .pt in the dtype of the file; raises as `read_pt`."""
-    check_file(path)
+    check_file(path, flag)
     from ultralytics.nn.tasks import DetectionModel, torch_safe_load
 
     try:
@@ -116,34 +121,38 @@ def _loaded(path: Path) -> DetectionModel:
             checkpoint, _ = torch_safe_load(str(path.absolute()), safe_only=True)
     # Damage raises many kinds of exceptions: zip, pickle, refused class.
     except Exception as error:
-        raise UserError(f"--weights {path}: {_UNLOADABLE}: {_one_line(error)}") from None
+        raise UserError(f"{flag}{path}: {_UNLOADABLE}: {_one_line(error)}") from None
     net = (
         (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
     )
     # The exact type, because models of other tasks derive from it.
     if type(net) is not DetectionModel:
         raise UserError(
-            f"--weights {path}: holds {type(net).__name__}, not an ultralytics detection model"
+            f"{flag}{path}: holds {type(net).__name__}, not an ultralytics detection model"
         )
     return net
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, flag: str = WEIGHTS_FLAG) -> None:
     """Refuse a file by its format and by its pickle's class names, without executing anything.
+
+    Args:
+        path: the file.
+        flag: what a message begins with.
 
     Raises:
         UserError: the file is missing, not an archive as torch writes it, or an original
             anchor-based yolov5 checkpoint.
     """
     if not path.is_file():
-        raise UserError(f"--weights {path}: no such file (weights are never downloaded)")
+        raise UserError(f"{flag}{path}: no such file (weights are never downloaded)")
     if not zipfile.is_zipfile(path):
         raise UserError(
-            f"--weights {path}: {_UNLOADABLE}: it is damaged, cut short or another kind of file"
+            f"{flag}{path}: {_UNLOADABLE}: it is damaged, cut short or another kind of file"
         )
     if _is_original_yolov5(path):
         raise UserError(
-            f"--weights {path}: an original anchor-based yolov5 checkpoint. YOLOv5 here is "
+            f"{flag}{path}: an original anchor-based yolov5 checkpoint. YOLOv5 here is "
             "ultralytics' anchor-free YOLOv5u: its head differs and these weights do not fit. Use "
             "a YOLOv5u file (for example yolov5nu.pt), or train from scratch without --weights"
         )

@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from yolods.config import Hyper
 from yolods.config.names.model_name import parse_name
 from yolods.model.architecture.build import architecture
 from yolods.model.blueprint import Blueprint
@@ -23,6 +23,8 @@ from yolods.model.graph.graph import IMAGE, OUT, build_graph, modules_of, run_no
 from yolods.model.inputs import InputFormat
 from yolods.model.layers import exchange_layers
 from yolods.model.loss.detection_loss import DetectionLoss
+from yolods.plan.memory.boxes import BoxCounts
+from yolods.plan.memory.loss_burst import labels
 from yolods.plan.profile import casting
 
 UNTIMED, TIMED = 2, 5
@@ -30,7 +32,6 @@ UNTIMED, TIMED = 2, 5
 ENOUGH = 20.0
 """Seconds after which a large model gets no further step."""
 _CPU = torch.device("cpu")
-_GAINS = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def measure_step(
         precision: fp32, bf16 or fp16, as autocast over fp32 weights.
     """
     step = _Step(blueprint, precision)
-    batch = _made_batch((images, step.graph.channels, imgsz, imgsz), boxes)
+    noise = torch.randint(0, 256, (images, step.graph.channels, imgsz, imgsz), dtype=torch.uint8)
+    batch = {"img": noise, **labels(BoxCounts(boxes, boxes), images)}
     until, rows = time.perf_counter() + ENOUGH, [step.take(batch)]
     while len(rows) < UNTIMED + TIMED and time.perf_counter() < until:
         rows.append(step.take(batch))
@@ -127,7 +129,7 @@ class _Step:
         net.train()
         self.graph = build_graph(blueprint.meta)
         self._modules = modules_of(self.graph.nodes, net)
-        self._loss = DetectionLoss(net.model[-1], _CPU, _GAINS)
+        self._loss = DetectionLoss(net.model[-1], _CPU, Hyper())
         self._weights = [each for each in net.parameters() if each.requires_grad]
         # A rate of 0 takes as long as any other.
         self._optimizer = torch.optim.SGD(self._weights, lr=0.0, momentum=0.9, nesterov=True)
@@ -173,15 +175,3 @@ class _Step:
         self._optimizer.step()
         torch._foreach_lerp_(self._average, self._weights, 1e-4)
         self._optimizer.zero_grad()
-
-
-def _made_batch(shape: tuple[int, int, int, int], boxes: int) -> dict[str, Tensor]:
-    """Noise with so many boxes per image, of a third of its side."""
-    count = shape[0] * boxes
-    middles = 0.2 + 0.6 * torch.rand(count, 2)
-    return {
-        "img": torch.randint(0, 256, shape, dtype=torch.uint8),
-        "batch_idx": torch.arange(shape[0]).repeat_interleave(boxes).float(),
-        "cls": torch.zeros(count, 1),
-        "bboxes": torch.cat((middles, torch.full((count, 2), 0.33)), 1),
-    }

@@ -34,6 +34,7 @@ from yolods.planner.request import (
     Subject,
     choice_of,
     machines_of,
+    network_of,
     subject_of,
 )
 from yolods.planner.search import Found, Option, search_layouts
@@ -153,8 +154,9 @@ def run_plan(
     if args.links:
         steps = _steps_of(planner, choice, machines) if machines.device == "cpu" else None
         found = measure_links(flags, gpus=gpus, say=tell, steps=steps)
-        machines = machines_of(args, hosts, gpus, found.slowest)
-        machines = replace(machines, profiles=found.profiles)
+        shape = machines.figures, machines.hosts, machines.slots
+        network = network_of(args, *shape, measured=found.slowest)
+        machines = replace(machines, network=network, profiles=found.profiles)
     if machines.here and machines.device == "cuda":
         tell("measuring the model's nodes on this GPU")
     found = planner.search(choice, machines)

@@ -103,16 +103,13 @@ class Subject:
     """Where they come from, for people."""
 
 
-def machines_of(
-    args: argparse.Namespace, hosts: Sequence[Host], gpus: int, measured: Link | None = None
-) -> Machines:
+def machines_of(args: argparse.Namespace, hosts: Sequence[Host], gpus: int) -> Machines:
     """The machines that the flags describe.
 
     Args:
         args: result of `plan_parser`.
         hosts: the hosts of the hostfile, or this machine.
         gpus: GPUs of this machine.
-        measured: the link between hosts, if it was measured.
 
     Raises:
         UserError: numbers that do not fit together, or an unknown GPU.
@@ -142,7 +139,7 @@ def machines_of(
         memory=memory,
         memory_source=source,
         host_memory=(args.host_memory or math.inf) * GIB,
-        network=_network(args, measured, figures, count, ranks // count),
+        network=network_of(args, figures, count, ranks // count),
         here=args.gpu is None and args.ranks is None and args.gpu_memory is None,
     )
 
@@ -297,10 +294,22 @@ def _ram() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _network(
-    args: argparse.Namespace, measured: Link | None, figures: GpuFigures, hosts: int, slots: int
+def network_of(
+    args: argparse.Namespace,
+    figures: GpuFigures,
+    hosts: int,
+    slots: int,
+    measured: Link | None = None,
 ) -> Network:
-    """The links: measured, given in Gbit/s, or assumed. A single number means the slowest link."""
+    """The links: measured, given in Gbit/s, or assumed. A single number means the slowest link.
+
+    Args:
+        args: result of `plan_parser`.
+        figures: of the device.
+        hosts: number of hosts.
+        slots: ranks of a host.
+        measured: the link between hosts, if it was measured.
+    """
     cpu = figures is CPU
     near, far = LATENCY["cpu" if cpu else "cuda"]
     between = measured or Link(OFFICE if cpu else NETWORK, far, "assumed")

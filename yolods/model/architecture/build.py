@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolods.config.names.model_name import ModelName, parse_name
-from yolods.errors import Faults, UserError
+from yolods.errors import Faults, UserError, reason_of
 from yolods.model.architecture.arguments import NOT_BUILT, check_layers, failing_layer
 from yolods.model.architecture.description import read_description
 from yolods.parsing.yaml_file import parse_yaml
@@ -63,8 +63,7 @@ def build(layers: dict[str, Any], names: tuple[str, ...]) -> DetectionModel:
         net = DetectionModel(dict(layers), ch=layers["channels"], nc=layers["nc"], verbose=False)
     # A user's yaml can cause any kind of exception.
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"{NOT_BUILT}: {failing_layer(layers)}{reason}") from None
+        raise UserError(f"{NOT_BUILT}: {failing_layer(layers)}{reason_of(error)}") from None
     if not has_plain_head(net):
         raise UserError(
             "the model must end in a plain Detect head (YOLOv5u); other heads and tasks are not "

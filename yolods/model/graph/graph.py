@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from yolods.compat import without_compiler
-from yolods.errors import Faults, UserError
+from yolods.errors import Faults, UserError, reason_of
 from yolods.model.architecture.arguments import NOT_BUILT, check_layers, failing_layer
 from yolods.model.graph.hollow import MetaMode
 from yolods.model.graph.nodes import IMAGE, OUT, Node, Role, nodes_of_layer, run_node
@@ -211,7 +211,7 @@ def meta_model(layers: Mapping[str, Any]) -> DetectionModel:
     except Exception as error:
         with torch.device("meta"):
             where = failing_layer(layers)
-        raise UserError(f"{NOT_BUILT}: {where}{_reason(error)}") from None
+        raise UserError(f"{NOT_BUILT}: {where}{reason_of(error)}") from None
     # Sets BatchNorm's eps and momentum.
     initialize_weights(net)
     graph = build_graph(net)
@@ -235,10 +235,6 @@ _UNFIT = (
 """What ultralytics and torch raise for values that do not fit a layer."""
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def _strides(graph: Graph, size: int = 256) -> Tensor:
     """Pixels per cell of each level, from the shapes of a `size` x `size` image on meta.
 
@@ -260,7 +256,7 @@ def _strides(graph: Graph, size: int = 256) -> Tensor:
             raise UserError(
                 f"{NOT_BUILT}: layer {node.layer} ({graph.kinds[node.layer]}) does not accept "
                 f"{shapes}, which earlier layers make of an image of {size} pixels: "
-                f"{_reason(error)}"
+                f"{reason_of(error)}"
             ) from None
     return torch.tensor([size / level.shape[-2] for level in values[OUT]["feats"]])
 

@@ -20,13 +20,12 @@ model's boxes may take a few more or fewer.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from yolods.compat import without_compiler
+from yolods.config import Hyper
 from yolods.model.loss.detection_loss import DetectionLoss
 from yolods.plan.memory.boxes import BoxCounts
 from yolods.plan.memory.storage_log import StorageLog
@@ -57,8 +56,7 @@ def loss_burst(
         on_host: whether the loss is computed on a CPU, which needs its time and memory here.
     """
     device = torch.device("cpu" if on_host else "meta")
-    gains = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
-    loss = DetectionLoss(head, device, gains)
+    loss = DetectionLoss(head, device, Hyper())
     sides = [int(imgsz // stride) for stride in head.stride.tolist()]
     anchors = sum(side * side for side in sides)
 

@@ -96,9 +96,9 @@ def _parts(graph: Graph, marks: tuple[str, ...]) -> tuple[_Part, ...]:
         owner = next((owners[each] for each in above if each in owners), None)
         if owner is None:
             continue
-        counts = isinstance(module, nn.BatchNorm2d) and not is_frozen(name, list(marks))
+        counts = isinstance(module, nn.BatchNorm2d) and not is_frozen(name, marks)
         norms = (module.num_features,) if counts else ()
-        weights = tuple(_weights(name, module, list(marks)))
+        weights = tuple(_weights(name, module, marks))
         if weights or norms:
             found.append(_Part(owner, weights, norms))
     return tuple(found)
@@ -116,7 +116,7 @@ def _stage(costs: Cost, parts: Iterable[_Part], begin: int, end: int) -> StageFa
     )
 
 
-def _weights(module_name: str, module: nn.Module, marks: list[str]) -> list[Weight]:
+def _weights(module_name: str, module: nn.Module, marks: Sequence[str]) -> list[Weight]:
     found = []
     for own, parameter in module.named_parameters(recurse=False):
         name = f"{module_name}.{own}"
