@@ -42,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--model", default="yolov5n")
     found.add_argument("--imgsz", type=int, default=96)
     found.add_argument("--micro", type=int, default=2, help="images per micro-batch")
-    found.add_argument("--steps", type=int, default=5, help="steps of each layout per link")
+    found.add_argument("--steps", type=int, default=5, help="steps of a link in each turn")
+    found.add_argument("--rounds", type=int, default=4, help="turns of each link")
     found.add_argument("--rates", nargs="+", default=["unlimited", "100mbit"])
     found.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
     found.add_argument("--timeout", type=float, default=560, help="seconds for all ranks")
@@ -78,7 +79,8 @@ def _plan(options: argparse.Namespace, folder: Path) -> Plan:
     out = str(folder / "{rank}.json")
     # In the order of LAYOUTS, whatever the order on the command line.
     layouts = tuple(name for name in LAYOUTS if name in options.layouts)
-    return Plan(options.model, options.imgsz, options.micro, options.steps, rates, "", out, layouts)
+    steps = (options.steps, options.rounds)
+    return Plan(options.model, options.imgsz, options.micro, *steps, rates, "", out, layouts)
 
 
 def _measure(
@@ -104,7 +106,7 @@ def record(plan: Plan, results: Sequence[dict[str, Any]], header: Sequence[str])
     small, large = (size for size, _ in SIZES)
     lines += [
         f"- {plan.model} at {plan.imgsz} px, fp32, micro-batches of {plan.micro} images, 2 ranks; "
-        f"{plan.steps} steps of each layout and link after 3 that do not count.",
+        f"{plan.rounds} times {plan.steps} steps of each layout and link; the links take turns.",
         f"- {links_in_words()}; gloo. Bytes are counted with "
         "one segment per packet, as on a wire, in steps of their own; time is measured without.",
         "- *meter*: `sent_mb` of `yolods.traffic`, payload alone. *with headers*: the same on the "

@@ -45,6 +45,9 @@ class Plan:
     imgsz: int
     micro: int
     steps: int
+    """Of a layout and link: those that count bytes, and those of each round by the clock."""
+    rounds: int
+    """How often each link has its turn."""
     rates: tuple[str, ...]
     """As `tc` writes them; "": unlimited."""
     interface: str

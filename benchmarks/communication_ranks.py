@@ -10,9 +10,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Started as a script, Python looks for modules in this folder, not in the clone that it belongs to.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -139,33 +139,63 @@ def _measured(name: str, blueprint: Blueprint, plan: Plan, ranks: Ranks) -> dict
         _step(engine, plan, micro_batches, number)
     for rate in plan.rates:
         limit_rate(plan.interface, rate)
-        counted = _counted(engine, plan, micro_batches, ranks, SINGLE)
-        found["rates"][rate] = {**_counted(engine, plan, micro_batches, ranks, LARGE), **counted}
+        found["rates"][rate] = {"interface": _counted(engine, plan, micro_batches, ranks)}
         limit_rate(plan.interface, "")
+    _segments(plan, LARGE)
+    rounds: dict[str, list[_Round]] = {rate: [] for rate in plan.rates}
+    # The links take turns, so that a busy moment of the machine meets all of them.
+    for _ in range(plan.rounds):
+        for rate in plan.rates:
+            limit_rate(plan.interface, rate)
+            rounds[rate].append(_timed(engine, plan, micro_batches, ranks))
+            limit_rate(plan.interface, "")
+    for rate in plan.rates:
+        found["rates"][rate].update(_of_rounds(rounds[rate]))
     engine.deepspeed.destroy()
     return found
 
 
-def _counted(
-    engine: Engine, plan: Plan, micro_batches: int, ranks: Ranks, segments: int
-) -> dict[str, Any]:
-    """Some steps: the interface's bytes if packets are single, else the time."""
-    _segments(plan, segments)
+def _counted(engine: Engine, plan: Plan, micro_batches: int, ranks: Ranks) -> float:
+    """The interface's bytes per step, with one segment per packet."""
+    _segments(plan, SINGLE)
+    _step(engine, plan, micro_batches, SETTLED)
+    ranks.barrier()
+    before = interface_bytes(plan.interface)[0]
+    for place in range(plan.steps):
+        _step(engine, plan, micro_batches, place)
+    ranks.barrier()
+    return (interface_bytes(plan.interface)[0] - before) / plan.steps
+
+
+class _Round(NamedTuple):
+    """Steps that a link took before it was the next one's turn."""
+
+    steps: list[dict[str, Any]]
+    held: float
+    """Shares of the round's steps, as an epoch's line says them."""
+    waiting: float
+
+
+def _timed(engine: Engine, plan: Plan, micro_batches: int, ranks: Ranks) -> _Round:
+    """Some steps of one link by the clock, after one that does not count."""
     _step(engine, plan, micro_batches, SETTLED)
     engine.traffic.report(ranks)
     ranks.barrier()
-    before = interface_bytes(plan.interface)[0]
     steps = [_step(engine, plan, micro_batches, place) for place in range(plan.steps)]
-    ranks.barrier()
-    counted = (interface_bytes(plan.interface)[0] - before) / plan.steps
     report = engine.traffic.report(ranks)
-    if segments == SINGLE:
-        return {"interface": counted}
+    # What all ranks say together, the first one tells.
+    return _Round(steps, report.held, report.waiting) if report else _Round(steps, 0.0, 0.0)
+
+
+def _of_rounds(rounds: Sequence[_Round]) -> dict[str, Any]:
+    """Medians of all steps of a link, and its shares of their time."""
+    steps = [step for each in rounds for step in each.steps]
+    took = [sum(step["seconds"] for step in each.steps) for each in rounds]
     return {
         "seconds": statistics.median(step["seconds"] for step in steps),
         "curves": {key: statistics.median(step[key] for step in steps) for key in steps[0]},
-        "held": report.held if report else None,
-        "waiting": report.waiting if report else None,
+        "held": statistics.fmean([each.held for each in rounds], took),
+        "waiting": statistics.fmean([each.waiting for each in rounds], took),
     }
 
 

@@ -165,6 +165,8 @@ class CommunicationStats:
     """Bytes per step and rank that theory asks of the layout; None if unknown."""
     layout: str
     """Name of the layout, with the formula of these bytes."""
+    told_apart: bool = True
+    """False: no step's calls could be compared, and `held` contains what was waiting."""
 
     @property
     def sent(self) -> float:

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.communication import by_kind, shares
 from benchmarks.communication_layouts import LAYOUTS, SIZES, Plan, case_of, on_the_wire
 
-PLAN = Plan("yolov5n", 64, 2, 3, ("", "100mbit"), "eth0", "{rank}.json")
+PLAN = Plan("yolov5n", 64, 2, 3, 2, ("", "100mbit"), "eth0", "{rank}.json")
 
 
 def test_headers_by_what_was_measured() -> None:

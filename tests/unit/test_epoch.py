@@ -43,11 +43,18 @@ def test_the_last_to_come_waits_for_nobody() -> None:
 def test_only_steps_that_all_have_kept_are_compared() -> None:
     first = share(step(1, (0.0, 9.0)), step(2, *EARLY))
     assert divided([first, share(step(2, *LATE), step(3, (0.0, 5.0)))]) == pytest.approx([5 / 7, 0])
-    assert divided([first, share(step(3, (0.1, 0.1)))]) == [0.0, 0.0]
+    assert divided([first, share(step(3, (0.1, 0.1)))]) is None
 
 
 def test_calls_that_differ_are_not_compared() -> None:
     assert divided([share(step(1, EARLY[0])), share(step(1, *LATE))]) == [0, 0]
+
+
+def test_without_a_step_to_compare_nothing_is_told_apart() -> None:
+    found = combine([share(step(1, *EARLY)), share(step(2, *LATE))], None)
+    assert found is not None and not found.told_apart
+    assert [rank.held for rank in found.ranks] == pytest.approx([0.7 / 2, 0.2 / 2])
+    assert found.waiting == 0
 
 
 def test_only_so_many_calls_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,6 @@ def test_an_empty_flag_of_the_launcher_is_not_taken_for_this_machine_or_for_all_
 def test_flags_of_a_recorded_command_are_relative_to_its_folder(monkeypatch):
     monkeypatch.setenv("HOSTFILE", "of-this-shell")
     typed = "./launch.sh train --data 'a b.yaml' --hostfile hosts --include a:0 --epochs 3"
-    found = recorded_flags(typed, Path("/work"))
-    assert found == LaunchFlags(hostfile=Path("/work/hosts"), include="a:0")
-    assert recorded_flags("", Path("/work")) == LaunchFlags()
+    found = recorded_flags(typed, Path("/data"))
+    assert found == LaunchFlags(hostfile=Path("/data/hosts"), include="a:0")
+    assert recorded_flags("", Path("/data")) == LaunchFlags()

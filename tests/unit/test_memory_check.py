@@ -103,6 +103,8 @@ def test_what_a_layout_does_not_describe(tmp_path: Path) -> None:
     far = {**batch, "zero_optimization": {"stage": 3, "stage3_max_live_parameters": 10}}
     assert undescribed(configured(tmp_path, far, 2)) == ("stage3_max_live_parameters",)
     assert undescribed(configured(tmp_path, plain, 2, "--freeze", "3")) == ("freeze",)
+    sent = {**batch, "yolods": {"compression": {"kind": "powersgd"}}}
+    assert "compression" in undescribed(configured(tmp_path, sent, 2))
 
 
 @pytest.mark.slow  # it traces the model

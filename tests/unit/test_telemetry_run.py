@@ -7,6 +7,7 @@ import io
 import logging
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,8 @@ def test_the_line_of_what_ranks_send(tmp_path: Path) -> None:
     ) in screen.getvalue()
     small = communication_line(communication(needed=None)).split(", ")[0]
     assert small.endswith("3 calls per step and rank"), small
+    one = communication_line(replace(communication(needed=None), told_apart=False))
+    assert one.endswith("38% held or waiting, which could not be told apart")
 
 
 def test_which_training_batches_are_drawn(tmp_path: Path) -> None:

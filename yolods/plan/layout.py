@@ -102,6 +102,8 @@ def undescribed(config: RunConfig) -> tuple[str, ...]:
     found = {
         "freeze": bool(config.hyper.freeze),
         "multi_scale": bool(config.hyper.multi_scale),
+        # Its memory of what was not sent is as large as two gradients.
+        "compression": ds.own.compression.kind != "none",
         "masters in low precision": any(
             key.endswith(("master_weights_and_grads", "optimizer_states")) and block[key]
             for block in halves

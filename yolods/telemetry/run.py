@@ -342,10 +342,13 @@ def pipe_line(stats: PipeStats) -> str:
 def communication_line(stats: CommunicationStats) -> str:
     """The line about what the ranks sent: means per step and rank, beside what theory asks for."""
     asked = f" ({stats.layout} = {_mb(stats.needed)})" if stats.needed is not None else ""
+    still = f"{stats.held:.0%} held, {stats.waiting:.0%} waiting"
+    if not stats.told_apart:
+        still = f"{stats.held:.0%} held or waiting, which could not be told apart"
     return (
         f"{'':>11}communication: {_mb(stats.sent)} and {stats.calls:.0f} calls per step and rank"
-        f"{asked}, {stats.seconds:.2f} s of {stats.step_seconds:.2f} s, {stats.hidden:.0%} hidden, "
-        f"{stats.held:.0%} held, {stats.waiting:.0%} waiting"
+        f"{asked}, {stats.seconds:.2f} s of {stats.step_seconds:.2f} s, "
+        f"{stats.hidden:.0%} hidden, {still}"
     )
 
 

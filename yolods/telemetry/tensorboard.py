@@ -149,16 +149,16 @@ class TensorBoardWriter:
     def communication(self, stats: CommunicationStats) -> None:
         """Add one point to each curve of an epoch's communication, and to each of its ranks."""
         values = {} if stats.needed is None else {"communication/needed_mb": stats.needed / 1e6}
-        values |= {
-            "communication/held_share": stats.held,
-            "communication/waiting_share": stats.waiting,
-        }
+        if stats.told_apart:
+            values["communication/held_share"] = stats.held
+            values["communication/waiting_share"] = stats.waiting
         for rank in stats.ranks:
             where = f"rank{rank.rank}"
+            if stats.told_apart:
+                values[f"communication/ranks/held_share_{where}"] = rank.held
+                values[f"communication/ranks/waiting_share_{where}"] = rank.waiting
             values |= {
                 f"communication/ranks/sent_mb_{where}": sum(rank.sent.values()) / 1e6,
-                f"communication/ranks/held_share_{where}": rank.held,
-                f"communication/ranks/waiting_share_{where}": rank.waiting,
                 f"communication/ranks/between_steps_mb_{where}": rank.between / 1e6,
             }
             for peer, sent in rank.boundaries.items():

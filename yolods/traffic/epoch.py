@@ -89,8 +89,9 @@ def combine(shares: Sequence[RankShare], need: Need | None) -> CommunicationStat
     if not all(share.steps for share in shares):
         return None
     steps = [share.steps for share in shares]
-    parts = enumerate(zip(shares, divided(shares), strict=True))
-    ranks = tuple(_of_rank(rank, share, waited) for rank, (share, waited) in parts)
+    waited = divided(shares)
+    parts = enumerate(zip(shares, waited or [0.0] * len(shares), strict=True))
+    ranks = tuple(_of_rank(rank, share, part) for rank, (share, part) in parts)
     in_calls = sum(share.in_calls for share in shares)
     hidden = sum(share.hidden for share in shares)
     return CommunicationStats(
@@ -100,6 +101,7 @@ def combine(shares: Sequence[RankShare], need: Need | None) -> CommunicationStat
         hidden=hidden / in_calls if in_calls else 0.0,
         needed=None if need is None else need.sent,
         layout="" if need is None else need.layout,
+        told_apart=waited is not None,
     )
 
 
@@ -117,19 +119,23 @@ def _of_rank(rank: int, share: RankShare, waited: float) -> RankCommunication:
     )
 
 
-def divided(shares: Sequence[RankShare]) -> list[float]:
+def divided(shares: Sequence[RankShare]) -> list[float] | None:
     """Share of the time that each rank stood still, in which it waited for others, in [0, 1]: in
-    the newest steps that all of them have kept."""
+    the newest steps that all of them have kept. None if no such step could be compared."""
     ranks = [{step.step: step for step in share.newest} for share in shares]
     waited, still, left = [0.0] * len(ranks), [0.0] * len(ranks), COMPARED_CALLS
+    compared = False
     for number in sorted(set.intersection(*map(set, ranks)), reverse=True):
         together = [steps[number] for steps in ranks]
         found = replayed_waits([step.timed for step in together])
         if found is not None:
+            compared = True
             for rank, step in enumerate(together):
                 waited[rank] += min(found[rank], step.still)
                 still[rank] += step.still
         left -= sum(len(step.timed) for step in together)
         if left <= 0:
             break
+    if not compared:
+        return None
     return [part / whole if whole else 0.0 for part, whole in zip(waited, still, strict=True)]

@@ -165,8 +165,7 @@ def predicted_ranks(
         cuts: of the run's partition; () without a pipeline.
         device: cpu or cuda.
     """
-    # A layout has no compression, whose memory of what was not sent is as large as two gradients.
-    if undescribed(config) or config.deepspeed.own.compression.kind != "none":
+    if undescribed(config):
         return ()
     try:
         return _predicted(config, blueprint, labels, optimizer, cuts, device)
