@@ -163,10 +163,11 @@ class Stream:
         return ids
 
     def _blocks_of(self, epoch: int, places: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """The block of each place of an epoch; () without blocks."""
+        """For each place of an epoch the images of its block; () if there are no blocks."""
         bounds, block = None, ()
         for place in places:
             found = self._block_at(epoch * self.n + place) if self.block else None
+            # Neighbouring places mostly share a block, whose images are computed once.
             if found != bounds:
                 first, end = (each - epoch * self.n for each in found)
                 shown = shown_at(self.seed, epoch, self.n, np.arange(first, end))

@@ -448,30 +448,33 @@ def _check_data(plan: Plan, heard: Heard) -> Iterable[Finding]:
 def _compare_counts(
     path: str, counts: Sequence[tuple[Host, Count]], *, fatal: bool
 ) -> Iterable[Finding]:
-    there = [(host, count) for host, count in counts if count.present and not count.fault]
-    whole = Counter((count.files, count.bytes) for _, count in there if count.whole)
-    # Most hosts are right: the most frequent count is the reference for the others.
-    usual = whole.most_common(1)[0][0] if whole else None
-    about = "" if fatal else " (of the test split, which no training reads)"
+    """One path's files and bytes on all hosts: those that differ from most hosts' are faults."""
+    readable = [(host, count) for host, count in counts if count.present and not count.fault]
+    tally = Counter((count.files, count.bytes) for _, count in readable if count.whole)
+    # Most hosts are assumed to be right: the most frequent count, of equally frequent ones that of
+    # the first host, is the reference for the others.
+    usual = tally.most_common(1)[0][0] if tally else None
+    note = "" if fatal else " (of the test split, which no training reads)"
     for host, count in counts:
+        copied = _copied_from(readable[0][0].name, path) if readable else ""
         if not count.present:
-            remedy = _copied_from(there[0][0].name, path) if there else "correct the data yaml"
-            text = f"{path} is missing or unreadable{about}; {remedy}"
+            remedy = copied or "correct the data yaml"
+            text = f"{path} is missing or unreadable{note}; {remedy}"
             yield Finding(host.name, "data", fatal, text)
         elif count.fault:
-            remedy = _copied_from(there[0][0].name, path) if there else "pack the data again"
-            yield Finding(host.name, "data", fatal, f"{path} {count.fault}{about}; {remedy}")
+            remedy = copied or "pack the data again"
+            yield Finding(host.name, "data", fatal, f"{path} {count.fault}{note}; {remedy}")
         elif not count.whole:
             text = (
                 f"{path} has more than {count.files} files, too many to count in time; they were "
                 "not compared"
             )
             yield Finding(host.name, "data", False, text)
-        elif (count.files, count.bytes) != usual:
-            model = next(h.name for h, c in there if c.whole and (c.files, c.bytes) == usual)
-            here, usually = amount(count.files, count.bytes), amount(*usual or (0, 0))
-            text = f"{path} has {here}, but on {model} {usually}{about}"
-            yield Finding(host.name, "data", fatal, f"{text}; {_copied_from(model, path)}")
+        elif usual is not None and (count.files, count.bytes) != usual:
+            right = next(h.name for h, c in readable if c.whole and (c.files, c.bytes) == usual)
+            here, usually = amount(count.files, count.bytes), amount(*usual)
+            text = f"{path} has {here}, but on {right} {usually}{note}"
+            yield Finding(host.name, "data", fatal, f"{text}; {_copied_from(right, path)}")
 
 
 def _copied_from(host: str, path: str) -> str:

@@ -39,7 +39,8 @@ def plan_stages(blueprint: Blueprint, config: RunConfig, ranks: Ranks) -> StageP
 
 
 def _measured(graph: Graph, config: RunConfig, ranks: Ranks) -> tuple[float, ...] | None:
-    """Seconds per node, measured on rank 0's GPU.
+    """Seconds of each node's forward and backward pass for a micro-batch. A collective: rank 0
+    measures for all, so that all choose the same cuts.
 
     None on a CPU, where ranks share the cores and times mean little; FLOPs replace them.
     """

@@ -75,8 +75,8 @@ class TrainingState:
     def describe(self) -> dict[str, Any]:
         """What this rank's shards contain, so that they can be joined without this engine. Local.
 
-        `groups` has for each shard a list of (name, shape) in the order of the shard; `statistics`
-        has the names of the floating-point buffers.
+        `groups` has for each parameter group, of which a rank has one shard, a list of (name,
+        shape) in the order of the shard; `statistics` has the names of the floating-point buffers.
         """
         # Optimizers hold parameters without names, so they are matched by identity.
         names = {id(parameter): name for name, parameter in self.net.named_parameters()}

@@ -1,4 +1,6 @@
-"""Devices for the ranks, GPUs or the CPU, as the environment selects them. Pure except `present`.
+"""Devices for the ranks, GPUs or the CPU, as the environment selects them.
+
+Only `_present` looks at the machine, and only `put_back` changes an environment.
 
     DS_ACCELERATOR          cuda, cpu, or unset: whatever exists
     CUDA_VISIBLE_DEVICES    GPU numbers, names (GPU-<uuid>, MIG-<uuid>), or empty: the CPU
@@ -29,7 +31,7 @@ def count_gpus(environ: Mapping[str, str], present: Callable[[], int] | None = N
         present: counts the GPUs that CUDA shows to the process; default: ask torch.
 
     Raises:
-        OwnError: a requested GPU does not exist, or the variables are ambiguous.
+        OwnError: a variable has a wrong value, or a requested GPU does not exist.
     """
     kind = environ.get(ACCELERATOR, "")
     if kind and kind not in DEVICE_KINDS:
@@ -39,13 +41,14 @@ def count_gpus(environ: Mapping[str, str], present: Callable[[], int] | None = N
         )
     if kind == "cpu":
         return 0
+    # None: the variable is not set, and all GPUs count; (): it hides them all.
     names = visible(environ)
     found = 0 if names == () else (present or _present)()
     if names and found != len(names):
         shown = environ[VISIBLE]
-        there = f"of {len(names)} GPUs CUDA shows {found}" if found else "no such GPU exists"
+        fault = f"of {len(names)} GPUs CUDA shows {found}" if found else "no such GPU exists"
         raise OwnError(
-            f"{VISIBLE}={shown}: {there} (nvidia-smi -L lists them); correct it, or unset it"
+            f"{VISIBLE}={shown}: {fault} (nvidia-smi -L lists them); correct it, or unset it"
         )
     if kind == "cuda" and not found:
         why = f"{VISIBLE} shows none" if names == () else "there is none"

@@ -63,7 +63,11 @@ def _add_machines(group: argparse._ActionsContainer) -> None:
         "--gpu-memory", metavar="GIB", type=float, help="memory of a GPU; 90%% of it is used"
     )
     group.add_argument(
-        "--host-memory", metavar="GIB", type=float, help="memory of a host (default: unlimited)"
+        "--host-memory",
+        metavar="GIB",
+        type=float,
+        help="memory of a host: limits offloaded states (default: unlimited), and everything if "
+        "ranks are on CPUs (default: this machine's)",
     )
     group.add_argument(
         "--link",

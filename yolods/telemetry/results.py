@@ -41,15 +41,15 @@ class ResultsTable:
     def __init__(self, path: Path, start_epoch: int = 0) -> None:
         """Take over `path` for a run whose next epoch is `start_epoch` (from 0).
 
-        Rows of that epoch and later ones, from a run that got further than its last checkpoint, are
-        removed; with `start_epoch` 0 the file is.
+        Rows of that epoch and later ones are removed: the run got further than its last checkpoint.
+        If `start_epoch` is 0, the whole file is.
 
         Raises:
             OSError: the file cannot be written.
         """
         self.path = path
         self.earlier: dict[str, list[float]] = {}
-        """The columns of the rows that were there and stay."""
+        """The rows that stay, by column."""
         self._columns: list[str] | None = None
         if not path.exists():
             return
@@ -57,6 +57,7 @@ class ResultsTable:
             path.unlink()
             return
         header, rows = _parse(path)
+        # The file counts epochs from 1, so `start_epoch` is the last row that stays.
         kept = [cells for cells in rows if 1 <= float(cells[0]) <= start_epoch]
         if header:
             # The file's own columns: a resume with other parameter groups must not mix two formats.

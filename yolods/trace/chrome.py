@@ -122,7 +122,7 @@ def _about(call: CallRecord) -> dict[str, Any]:
         "bytes": round(call.sent),
         "group": call.group,
         **peer,
-        "held_us": round(held * 1e6, 3),
+        "still_us": round(held * 1e6, 3),
         "waited_us": round(call.waited * 1e6, 3),
     }
 

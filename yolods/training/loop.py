@@ -216,7 +216,9 @@ class Run:
         return self.schedule.epochs_behind(self.progress.position) > self.progress.epochs_done
 
     def _close_epochs(self) -> None:
-        """Close the epoch that the last step ended, or several if a step exceeds the set."""
+        """Evaluate and record the epoch that the last step ended; several, which then share their
+        training numbers, if a step has more images than the train set. A collective.
+        """
         if not self._epoch_ended:
             return
         trained = {

@@ -56,12 +56,15 @@ class TrainStatistics:
         """
         self._dataset.exclude(excluded)
         telemetry.val_begin(len(self._batches), "statistics")
-        self._engine.restate_statistics(self._passes(telemetry))
+        self._engine.restate_statistics(self._counted_batches(telemetry))
         if self._ranks.from_main(any(self._ranks.to_main(interrupt.asked()))):
             raise interrupt.Stopped()
 
-    def _passes(self, telemetry: Telemetry) -> Iterator[tuple[Any, int]]:
-        """Pairs of a batch's images, None on ranks that read none, and how many of them count."""
+    def _counted_batches(self, telemetry: Telemetry) -> Iterator[tuple[Any, int]]:
+        """Each batch's images, and how many of them count: those that only fill it up do not.
+
+        Images are None on ranks that are not a first stage.
+        """
         reads = self._engine.share.first_stage
         loaded = load(self._dataset, self._batches, self._ranks, reads=reads, workers=self._workers)
         for number, batch in enumerate(loaded):
@@ -75,4 +78,5 @@ class TrainStatistics:
                     "%s could not be read; a grey image replaces it in BatchNorm's statistics", file
                 )
             yield batch["img"], batch["real"]
+            # Here the forward pass is over.
             telemetry.val_progress()

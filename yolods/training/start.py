@@ -229,7 +229,7 @@ def _open_evaluator(config: RunConfig, inputs: Inputs, engine: Engine, ranks: Ra
         replace(config.hyper, max_det=most_boxes(config.hyper.max_det, train, val)),
         ranks,
         share=engine.share,
-        # Twice the micro-batch, as in ultralytics: without gradients it takes less memory.
+        # Twice the micro-batch, as in ultralytics: without gradients a pass takes less memory.
         forward_batch=2 * config.deepspeed.micro_batch,
         workers=config.workers,
         save_dir=config.run_dir,

@@ -1,9 +1,9 @@
 """Compares what a checkpoint depends on with the run that would resume it: a difference is refused
 or reported.
 
-Every checkpoint contains such a record in its model.json. The launcher compares what it can read
-before it starts a process; rank 0 compares all of it before anything is built. Needs neither torch
-nor ultralytics.
+A checkpoint contains such a record in its model.json (older versions wrote none). The launcher
+compares what it can read before it starts a process; rank 0 compares all of it before anything is
+built. Needs neither torch nor ultralytics.
 """
 
 from __future__ import annotations
@@ -279,6 +279,7 @@ def _as_read(facts: Facts) -> dict[str, Any]:
 
 
 def _compare_models(before: Depends, now: Depends, run: Path, faults: Faults) -> None:
+    """Refuse another architecture or, where one of the two is not known, another model's name."""
     had, has = before.settings.get("model"), now.settings.get("model")
     if before.architecture is not None and now.architecture is not None:
         apart = _first_difference(before.architecture, _as_read(now.architecture))
