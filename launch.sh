@@ -12,7 +12,7 @@ unset PYTHONHOME
 root=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 venv=$root/.venv
 log=$venv/install.log
-mark=$venv/yolods.begun  # says that this script made the folder, and so may empty it
+mark=$venv/yolods.begun  # names the checkout whose launch.sh made the folder, and so may empty it
 stamp=$venv/yolods.stamp # written last: without it an install has not finished
 chosen=$venv/yolods.torch # the build of torch that was asked for, as a word of YOLODS_TORCH
 
@@ -118,6 +118,9 @@ wanted() { cat -- "$root/setup.py" "$root/constraints.txt" | cksum; }
 # An environment does not survive being moved, so it can only be brought up to date where it was made.
 finished_here() { [[ -x $venv/bin/python && -f $stamp ]] && [[ $(<"$stamp") == *"|$root" ]]; }
 
+# Whether this checkout made the environment. Behind a link there may be another checkout's, which is not emptied.
+own() { [[ -e $mark ]] && [[ ! -L $venv || $(<"$mark") == "$root" ]]; }
+
 # Shows the latest line of what pip prints, on one line of the screen.
 show_progress() {
     [[ -t 2 ]] || { cat >/dev/null && return; }
@@ -133,7 +136,8 @@ show_progress() {
 run_pip() {
     cd -- "$root" || return
     unset PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT # they would have pip install into another place than .venv
-    [[ -x $venv/bin/python ]] || "$python" -m venv "$venv" || return
+    # venv refuses a link.
+    [[ -x $venv/bin/python ]] || "$python" -m venv "$(readlink -f -- "$venv")" || return
     # -I: packages that PYTHONPATH or the user's own site folder name must not pass for installed ones.
     # DS_BUILD_OPS=0: DeepSpeed compiles an operator when a run first needs it, not all of them now.
     DS_BUILD_OPS=${DS_BUILD_OPS:-0} "$venv/bin/python" -I -m pip install \
@@ -155,18 +159,18 @@ install() {
     fi
     ready "$extras" && exec 9>&- && return
 
-    if [[ -n $(ls -A -- "$venv" 2>/dev/null) && ! -e $mark ]]; then
-        say "$venv was not made by launch.sh; move it away and start again"
+    if [[ -n $(ls -A -- "$venv/" 2>/dev/null) ]] && ! own; then
+        say "$venv was not made by this launch.sh; move it away and start again"
         exit 2
     fi
     choose_torch
     trap 'printf "\n" >&2; say "interrupted while installing; the next start begins anew"; exit 130' INT
     if ! finished_here; then
         find_python
-        mkdir -p -- "$venv"
+        mkdir -p -- "$(readlink -m -- "$venv")"
         # What a killed pip leaves behind can look whole. The trailing slash follows a link to a bigger disk.
         find "$venv/" -mindepth 1 -delete
-        : >"$mark"
+        printf '%s\n' "$root" >"$mark"
     fi
     rm -f -- "$stamp"
     say "installing into $venv; this happens once and is logged in $log"

@@ -370,10 +370,36 @@ def test_environment_made_by_someone_else_is_refused_and_kept(checkout: Checkout
     assert result.returncode == 2
     assert (
         result.stderr
-        == f"yolods: {checkout.venv} was not made by launch.sh; move it away and start again\n"
+        == f"yolods: {checkout.venv} was not made by this launch.sh; move it away and start again\n"
     )
     assert theirs.exists()
     assert checkout.calls() == []
+
+
+def test_a_linked_environment_of_another_checkout_is_refused_and_kept(
+    installed: Checkout, tmp_path: Path, run_process: Run
+) -> None:
+    """Its launch.sh emptied it, because that of the other checkout had made it."""
+    before = sorted(installed.venv.iterdir())
+    other = Checkout(tmp_path / "other", run_process)
+    other.venv.symlink_to(installed.venv)
+    result = other.start("val")
+    assert result.returncode == 2
+    assert f"{other.venv} was not made by this launch.sh; move it away" in result.stderr
+    assert sorted(installed.venv.iterdir()) == before
+    assert installed.start("val").returncode == 0 and len(installed.calls()) == 1
+
+
+def test_an_environment_behind_a_link_to_a_bigger_disk(checkout: Checkout, tmp_path: Path) -> None:
+    disk = tmp_path / "bigger disk" / "venv"
+    checkout.venv.symlink_to(disk)
+    assert checkout.start("val").returncode == 0
+    # Python's venv refuses to make an environment where a link is.
+    assert checkout.calls()[:2] == [f"<-m><venv><{disk}>", f"{PIP}<.>"]
+    (checkout.root / "constraints.txt").write_text("", encoding="utf-8")
+    (disk / "bin" / "python").unlink()
+    assert checkout.start("val").returncode == 0
+    assert checkout.calls()[:2] == [f"<-m><venv><{disk}>", f"{PIP}<.>"]
 
 
 @pytest.mark.parametrize(("probe", "reason"), [(3, "is older"), (1, "has no venv module")])
