@@ -16,7 +16,7 @@ from yolods.plan.step_profile import StepProfile, StepsOf
 from yolods.plan.traffic.links import Link
 from yolods.planner import command
 from yolods.planner.command import run_plan
-from yolods.planner.flags import plan_parser
+from yolods.planner.flags import plan_flags
 from yolods.planner.links.link_test import MeasuredLinks
 
 SMALL = ("plan", "--model", "yolov5[0.33,0.1]", "--imgsz", "64")
@@ -69,7 +69,7 @@ def test_times_of_cpus_come_from_the_steps_of_their_ranks(
     file = tmp_path / "hosts"
     file.write_text("a slots=1\nb slots=1\n")
     words = [*SMALL[1:], "--images-per-step", "8", "--links", "--json"]
-    args = plan_parser().take([*words, "--host-memory", "4"])
+    args = plan_flags().take([*words, "--host-memory", "4"])
     told = json.loads(run_plan(args, LaunchFlags(hostfile=file), 0, lambda _: None))
     (steps,) = asked
     assert steps == StepsOf("yolov5[0.33,0.1]", 80, 3, 64, 4, 29, ("fp32",))
@@ -86,6 +86,6 @@ def test_times_of_cpus_come_from_the_steps_of_their_ranks(
 
 
 def test_ranks_are_given_once() -> None:
-    args = plan_parser().take([*SMALL[1:], "--ranks", "2"])
+    args = plan_flags().take([*SMALL[1:], "--ranks", "2"])
     with pytest.raises(UserError, match="both say where ranks run; keep one"):
         run_plan(args, LaunchFlags(hostfile=Path("hosts")), 0, lambda _: None)

@@ -12,7 +12,7 @@ from yolods.errors import UserError
 from yolods.hosts.hostfile import Host
 from yolods.plan.time.gpus import GPUS
 from yolods.plan.traffic.links import Link
-from yolods.planner.flags import plan_parser
+from yolods.planner.flags import plan_flags
 from yolods.planner.request import (
     GIB,
     USED,
@@ -29,7 +29,7 @@ TWO = (Host("a", 4, (0, 1, 2, 3)), Host("b", 4, (0, 1, 2, 3)))
 
 
 def machines(*words: str, hosts: tuple[Host, ...] = ()) -> Machines:
-    return machines_of(plan_parser().take(words), hosts, 0)
+    return machines_of(plan_flags().take(words), hosts, 0)
 
 
 def test_ranks_and_hosts_of_flags_or_hostfile() -> None:
@@ -67,7 +67,7 @@ def test_links_are_given_measured_or_assumed() -> None:
     assert given.between.bandwidth == pytest.approx(10e9 / 8 * 1448 / 1514)
     assert given.within.bandwidth == pytest.approx(10 * given.between.bandwidth)
     link = Link(1e9, 1e-4, "measured")
-    args, figures = plan_parser().take(words), GPUS["A100"]
+    args, figures = plan_flags().take(words), GPUS["A100"]
     assert network_of(args, figures, 2, 4, link).between == link
     copied = network_of(args, figures, 2, 4, Link(1e9, 1e-4, "measured", 2e-9))
     assert copied.within.copying == 2e-9 and assumed.within.copying == 0
@@ -112,25 +112,25 @@ def test_hosts_of_different_sizes_are_refused() -> None:
 )
 def test_wrong_wishes_are_refused(words: tuple[str, ...], line: str) -> None:
     with pytest.raises(UserError) as refused:
-        choice_of(plan_parser().take(words), plans.subject(), plans.machines(4))
+        choice_of(plan_flags().take(words), plans.subject(), plans.machines(4))
     assert line in str(refused.value)
 
 
 def test_the_images_per_step_are_a_multiple_of_the_ranks() -> None:
-    args = plan_parser().take(["--imgsz", "64"])
+    args = plan_flags().take(["--imgsz", "64"])
     assert choice_of(args, plans.subject(), plans.machines(4)).images == 64
     assert choice_of(args, plans.subject(), plans.machines(48)).images == 96
 
 
 def test_a_data_type_given_twice_is_searched_once() -> None:
-    args = plan_parser().take(["--imgsz", "64", "--precision", "fp16", "fp32", "fp16"])
+    args = plan_flags().take(["--imgsz", "64", "--precision", "fp16", "fp32", "fp16"])
     assert choice_of(args, plans.subject(), plans.machines(4)).precisions == ("fp16", "fp32")
 
 
 def test_one_pixel_needs_two_images() -> None:
-    args = plan_parser().take(["--imgsz", "32"])
+    args = plan_flags().take(["--imgsz", "32"])
     assert choice_of(args, plans.subject(), plans.machines(4)).single_value
-    args = plan_parser().take(["--imgsz", "64"])
+    args = plan_flags().take(["--imgsz", "64"])
     assert not choice_of(args, plans.subject(), plans.machines(4)).single_value
 
 

@@ -13,6 +13,7 @@ from yolods.commands.parsers import (
     doctor_parser,
     export_parser,
     pack_parser,
+    plan_parser,
     trace_parser,
     train_parser,
     val_parser,
@@ -115,7 +116,6 @@ def plan_command(words: list[str]) -> int:
 def show_plan(flags: LaunchFlags, words: list[str]) -> int:
     """Print the result of `yolods plan`."""
     from yolods.launch.supervisor import say
-    from yolods.planner.flags import plan_parser
     from yolods.telemetry.log import quiet_dependencies
 
     args = plan_parser().take(words)
@@ -162,14 +162,11 @@ def completion_command(words: list[str]) -> int:
     from yolods.config.loggers import LOGGERS
     from yolods.config.names.recipes import recipes
     from yolods.config.optimizers.supported import OPTIMIZERS
-    from yolods.launch.args import add_launch_arguments
     from yolods.parsing.completion import SHELLS, completion_script
-    from yolods.planner.flags import plan_parser
 
     if len(words) != 1 or words[0] not in SHELLS:
         raise UserError(f"write yolods completion {' or '.join(SHELLS)}")
     plan, train = plan_parser(), train_parser(for_help=True)
-    add_launch_arguments(plan)
     parsers = {"train": train, "val": val_parser(for_help=True), "export": export_parser()}
     parsers |= {"pack": pack_parser(), "demo": train, "plan": plan, "doctor": doctor_parser()}
     parsers["trace"] = trace_parser()

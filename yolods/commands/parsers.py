@@ -152,6 +152,16 @@ def trace_parser() -> FlagParser:
     return parser
 
 
+def plan_parser() -> FlagParser:
+    """The flags of `yolods plan`, with the launcher's as in `trace_parser`."""
+    from yolods.launch.args import add_launch_arguments
+    from yolods.planner.flags import plan_flags
+
+    parser = plan_flags()
+    add_launch_arguments(parser.add_argument_group("the launcher's flags"))
+    return parser
+
+
 def _show_launch_arguments(parser: FlagParser) -> None:
     from yolods.launch.args import add_launch_arguments, add_restart_argument
 

@@ -161,12 +161,12 @@ def _planned(
 
 def _machines(config: RunConfig, local: int) -> Machines:
     """This host's devices, for all ranks."""
-    from yolods.planner.flags import plan_parser
+    from yolods.planner.flags import plan_flags
     from yolods.planner.request import machines_of
 
     ranks = config.deepspeed.world_size
     hosts = ranks // local if ranks % local == 0 else 1
-    args = plan_parser().read(["--ranks", str(ranks), "--hosts", str(hosts)])
+    args = plan_flags().read(["--ranks", str(ranks), "--hosts", str(hosts)])
     return machines_of(args, (), int(config.device == "cuda"))
 
 

@@ -125,7 +125,7 @@ def run_plan(
     """Run the command.
 
     Args:
-        args: result of `plan_parser`.
+        args: result of `plan_flags`.
         flags: the launcher's flags, which name the hosts.
         gpus: GPUs of this machine.
         tell: called with lines about the progress.

@@ -15,7 +15,7 @@ _WHAT = (
 )
 
 
-def plan_parser() -> FlagParser:
+def plan_flags() -> FlagParser:
     """The parser of `yolods plan`; `launch.args` takes --hostfile and its relatives before."""
     parser = FlagParser(prog="yolods plan", description=_WHAT)
     _add_run(parser.add_argument_group("the run"))

@@ -107,7 +107,7 @@ def machines_of(args: argparse.Namespace, hosts: Sequence[Host], gpus: int) -> M
     """The machines that the flags describe.
 
     Args:
-        args: result of `plan_parser`.
+        args: result of `plan_flags`.
         hosts: the hosts of the hostfile, or this machine.
         gpus: GPUs of this machine.
 
@@ -304,7 +304,7 @@ def network_of(
     """The links: measured, given in Gbit/s, or assumed. A single number means the slowest link.
 
     Args:
-        args: result of `plan_parser`.
+        args: result of `plan_flags`.
         figures: of the device.
         hosts: number of hosts.
         slots: ranks of a host.
