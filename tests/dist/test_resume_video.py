@@ -124,9 +124,8 @@ def test_every_frame_is_trained_on_once(folder: Path, free_port: Callable[[], in
     run(folder, "two", 1, ["train", "--resume", RUN], free_port(), until=middle)
     pack = ["pack", "--data", str(folder / "set/set.yaml"), "--out", str(folder / "out")]
     assert command(pack) == 0
-    packs = f"train: {folder}/out/train.pack\nval: {folder}/out/val.pack\n"
-    with_splits(folder / "set/clips.yaml", packs)
-    run(folder, "three", 2, ["train", "--resume", RUN], free_port(), until=None)
+    packed = ["train", "--resume", RUN, "--data", "out/set.yaml"]
+    run(folder, "three", 2, packed, free_port(), until=None)
 
     legs = [steps(folder, tape, count) for tape, count in (("one", 2), ("two", 1), ("three", 2))]
     firsts = [leg[0][0].position for leg in legs]

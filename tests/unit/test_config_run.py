@@ -390,7 +390,7 @@ def test_resume_permits_what_the_run_has_already():
         ("--batch-size 8", "--batch-size is 8, but the run in runs/exp has 16"),
         ("--model yolov5x", "--model is 'yolov5x', but the run in runs/exp has 'yolov5s'"),
         ("--name other", "--name is 'other', but the run in runs/exp has 'exp'"),
-        ("--data e.yaml", "--data is "),
+        ("--data demo", "--data is "),
         ("--weights w.pt", "but the run in runs/exp has empty"),
         ("--seed 1", "--seed is 1, but the run in runs/exp has 0"),
         ("--set lr0=0.5", "--set lr0 is 0.5, but the run in runs/exp has 0.01"),
@@ -612,6 +612,21 @@ def test_a_run_on_a_shipped_yaml_is_gone_on_with_by_the_same_words():
     config.run_dir.mkdir(parents=True)
     (config.run_dir / CONFIG_FILE).write_text(config.to_json())
     assert build("--data", "coco8.yaml", "--resume", str(config.run_dir)).data == config.data
+
+
+def test_a_run_goes_on_with_its_data_from_another_place() -> None:
+    """Packed, for example. Other data are seen when they are read (`resume_check`)."""
+    Path("packed.yaml").write_text("names: [a]\n")
+    config = build("--data", "d.yaml")
+    config.run_dir.mkdir(parents=True)
+    (config.run_dir / CONFIG_FILE).write_text(config.to_json())
+    resume = ("--resume", str(config.run_dir))
+    found, before = build("--data", "packed.yaml", *resume), config.data
+    assert found.data == Path("packed.yaml").absolute()
+    assert f"--data: the run goes on with {found.data} in place of {before}" in found.notes
+    assert build("--data", str(before), *resume).notes == build(*resume).notes
+    assert faults_of("--data", "missing.yaml", *resume) == ["--data missing.yaml: no such file"]
+    assert faults_of("--data", "demo", *resume)[0].startswith("--data is 'demo', but the run in")
 
 
 def test_an_args_yaml_says_what_no_flag_says():

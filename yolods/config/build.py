@@ -337,6 +337,13 @@ def _not_utf8(name: str) -> str:
     return ""
 
 
+def _present_data(saved: RunConfig, args: argparse.Namespace, faults: Faults) -> Path:
+    """The yaml with which a run goes on: its own, or that of --data. The same data may have been
+    packed or moved; `resume_check` compares them."""
+    kept = (None, DEMO, str(saved.data))
+    return saved.data if args.data in kept or saved.is_demo else _data(args, faults)
+
+
 def _resumed(
     args: argparse.Namespace, world_size: int, device: str, faults: Faults
 ) -> RunConfig | None:
@@ -356,7 +363,11 @@ def _resumed(
     saved = RunConfig.from_json(content, run_dir)
     read = read_hyper(_path(args, "hyp"), args.set or [], faults, hyper_flags(args))
     numbers, _ = _numbers(args, read, faults)
-    check_unchanged(saved, _with_file(args, read), read, numbers, faults)
+    asked, data = _with_file(args, read), _present_data(saved, args, faults)
+    if data != saved.data:
+        asked.data = None
+        said = (*said, f"--data: the run goes on with {data} in place of {saved.data}")
+    check_unchanged(saved, asked, read, numbers, faults)
     layout = _layout(args, faults)
     loggers = getattr(args, "loggers", None)
     config = saved.deepspeed
@@ -367,6 +378,7 @@ def _resumed(
     kept = (note for note in saved.notes if note not in saved.deepspeed.notes)
     return replace(
         saved,
+        data=data,
         deepspeed=config,
         device=device,
         epochs=numbers.get("epochs", saved.epochs),

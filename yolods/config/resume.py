@@ -11,7 +11,7 @@ from yolods.config.deepspeed.config import DeepSpeedConfig, resolve
 from yolods.config.hyper.hyperparameters import HyperRead
 from yolods.config.names.data_name import shipped_yaml
 from yolods.config.optimizers.json_block import merge_optimizer
-from yolods.config.run import RunConfig
+from yolods.config.run import DEMO, RunConfig
 from yolods.errors import Faults, nearest
 from yolods.parsing.json_file import read_json
 from yolods.parsing.rules import shown
@@ -132,7 +132,8 @@ def _asked(
             shipped = (
                 shipped_yaml(Path(value)) if key == "data" and not Path(value).exists() else None
             )
-            now = value if str(before) == value else str(shipped or Path(value).absolute())
+            same = value in (DEMO, str(before))
+            now = value if same else str(shipped or Path(value).absolute())
             asked[flag] = (now, None if before is None else str(before))
     if args.model is not None and Path(args.model).absolute() != Path(saved.model).absolute():
         asked["--model"] = (args.model, saved.model)
