@@ -96,6 +96,23 @@ def test_two_videos_with_one_name_cannot_share_labels(tmp_path, clip):
     assert faults(clip, other) == [f"{clip} and {other}: both have the labels {text}; rename one"]
 
 
+def test_videos_of_another_split_cannot_share_labels_either(tmp_path, clip):
+    """A copy of a video in another format would otherwise be validated on."""
+    other, text = clip.with_suffix(".avi"), touch(tmp_path / "labels/train/clip.txt")
+    touch(other)
+    found = Faults()
+    assert list(find_labels([clip], found, others=[other])) == [clip]
+    assert list(found) == [f"{other} and {clip}: both have the labels {text}; rename one"]
+
+
+def test_a_sequence_of_another_splits_video_is_not_a_frame_of_this_ones(tmp_path, clip):
+    """`clip_0001.txt` was taken for frame 1 of clip.mp4."""
+    other = touch(clip.with_name("clip_0001.mp4"))
+    texts = [touch(tmp_path / f"labels/train/{name}.txt") for name in ("clip", "clip_0001")]
+    for video, unlike, text in ((clip, other, texts[0]), (other, clip, texts[1])):
+        assert find_labels([video], others=[unlike])[video].place == text
+
+
 def test_places_of_labels_beside_a_video_or_a_folder_of_videos(tmp_path, clip):
     folder, labels = clip.parent, tmp_path / "labels/train"
     assert label_places(folder) == label_places(clip) == []

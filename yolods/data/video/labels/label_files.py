@@ -15,13 +15,14 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
 from typing import Literal
 
 from yolods.data.video.entries import is_video
-from yolods.errors import Faults
+from yolods.errors import Faults, UserError
 
 LabelLayout = Literal["folder", "beside", "cvat", "sequence"]
 
@@ -45,11 +46,14 @@ class LabelFiles:
     """For layouts with a text per frame: the number in its name, and the text."""
 
 
-def find_labels(videos: Sequence[Path], faults: Faults | None = None) -> dict[Path, LabelFiles]:
+def find_labels(
+    videos: Sequence[Path], faults: Faults | None = None, *, others: Sequence[Path] = ()
+) -> dict[Path, LabelFiles]:
     """The label files of each video.
 
     Args:
         videos: all videos of a split.
+        others: those of the other splits, whose labels may stand in the same folders.
         faults: receives the faults, and videos with a fault are absent from the result; None: they
             are raised.
 
@@ -58,12 +62,16 @@ def find_labels(videos: Sequence[Path], faults: Faults | None = None) -> dict[Pa
             one number. One line per fault.
     """
     raised, faults = faults is None, Faults() if faults is None else faults
-    folders = _Folders(videos)
+    folders = _Folders([*videos, *others])
     found: dict[Path, LabelFiles] = {}
     for video in videos:
         with faults.caught():
             found[video] = _find(video, folders)
     owners: dict[Path, Path] = {}
+    for video in others:
+        # Their own split reports their faults.
+        with suppress(UserError):
+            owners.setdefault(_find(video, folders).place, video)
     for video, labels in found.items():
         if (owner := owners.setdefault(labels.place, video)) != video:
             faults.add(f"{owner} and {video}: both have the labels {labels.place}; rename one")

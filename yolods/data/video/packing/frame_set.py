@@ -13,7 +13,7 @@ from yolods.data.index.block import stat_of
 from yolods.data.index.freshness import THREADS
 from yolods.data.pack.sample import frame_identity
 from yolods.data.source import identities
-from yolods.data.spec import DataSpec
+from yolods.data.spec import SPLITS, DataSpec
 from yolods.data.video.labels.label_files import LabelFiles, find_labels
 from yolods.data.video.labels.read import VideoLabels, read_labels
 from yolods.errors import Faults, UserError
@@ -59,13 +59,14 @@ class FrameSet:
                 "they are made grey"
             )
         videos = spec.videos(split)
+        others = [video for other in SPLITS if other != split for video in spec.videos(other)]
         ids, _ = identities([str(video) for video in videos], spec.root)
         own = spec.video.stride_of(split)
         return cls(
             spec=spec,
             videos=tuple(videos),
             ids=tuple(ids),
-            labels=find_labels(videos, faults),
+            labels=find_labels(videos, faults, others=others),
             stride=stride if stride is not None and split == "train" else own,
             faults=tuple(faults),
         )
