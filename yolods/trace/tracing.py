@@ -118,6 +118,9 @@ class Tracing(NoTracing):
             if ranks.is_main:
                 clocks = [RankClock(*each) for each in zip(self._readings, after, strict=True)]
                 self._write(records, clocks)
+            # Otherwise the other ranks would wait within their next step, and its share of waiting
+            # would tell about the drawing.
+            ranks.barrier()
 
     def drop(self) -> None:
         """See `NoTracing.drop`."""

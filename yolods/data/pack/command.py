@@ -85,6 +85,8 @@ def run_pack(args: argparse.Namespace) -> list[str]:
         UserError: one line per fault.
     """
     if args.verify is not None:
+        if args.data is not None or args.out is not None:
+            raise UserError("--verify only reads packs: omit --data and --out, or omit --verify")
         return verify_packs(Path(args.verify))
     request = read_request(args)
     try:
