@@ -188,5 +188,5 @@ class Selected:
         self._loop.calls.append(f"judge epoch {progress.epochs_done + 1}")
         return progress, None, True
 
-    def lose_patience(self, progress: Progress) -> None:
+    def check_patience(self, progress: Progress) -> None:
         self.exhausted = progress.epochs_done >= self._loop.patience

@@ -1,4 +1,4 @@
-"""All workarounds for dependencies, each with its reason, the version seen, and when it can go.
+"""All workarounds for dependencies, each with its reason and the version in which it was seen.
 
 `prepare()` must run before ultralytics, matplotlib or deepspeed are imported; the command line
 calls it first.
@@ -365,18 +365,21 @@ def local_font(font: str = "Arial.ttf") -> Path:
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
-def use_local_font(unicode: Path | None = None) -> None:
+def use_local_font(unicode_font: Path | None = None) -> None:
     """Make ultralytics look fonts up with `local_font`, and set the font for non-ASCII text.
 
     Seen with ultralytics 8.4.190: `check_font` requests Arial.ttf from github, and its callers
     (`plotting.Annotator`, `data.utils.check_det_dataset`) have no parameter for another file.
     Therefore this replaces the name `check_font` in each module that uses it.
+
+    Args:
+        unicode_font: the file for `UNICODE_FONT`; None keeps the one given before, if any.
     """
     from ultralytics.data import utils as data_utils
     from ultralytics.utils import checks, plotting
 
     global _unicode_font
-    _unicode_font = unicode or _unicode_font
+    _unicode_font = unicode_font or _unicode_font
     for module in (checks, plotting, data_utils):
         module.check_font = local_font
 

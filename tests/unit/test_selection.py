@@ -63,7 +63,7 @@ class Selected:
             judged = self.selection(self.progress)
             self.judged.append(judged)
             self.progress = judged.progress.after_epoch()
-            self.selection.lose_patience(self.progress)
+            self.selection.check_patience(self.progress)
             if self.selection.exhausted:
                 break
         return self
@@ -140,7 +140,7 @@ def test_pictures_are_drawn_five_times_and_at_the_end() -> None:
 )
 def test_patience_counts_epochs_since_the_best(epoch: int, patience: int, stop: bool) -> None:
     selected = Selected([], patience=patience)
-    selected.selection.lose_patience(
+    selected.selection.check_patience(
         Progress(best_epoch=10, best_fitness=0.5, epochs_done=epoch + 1)
     )
     assert selected.selection.exhausted == stop
@@ -152,5 +152,5 @@ def test_patience_counts_epochs_since_the_best(epoch: int, patience: int, stop: 
 
 def test_patience_does_not_begin_before_an_epoch_has_been_judged() -> None:
     selected = Selected([], patience=1)
-    selected.selection.lose_patience(Progress(epochs_done=9))
+    selected.selection.check_patience(Progress(epochs_done=9))
     assert not selected.selection.exhausted

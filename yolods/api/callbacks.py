@@ -157,7 +157,8 @@ def _many(value: object) -> bool:
 
 
 def _after_epoch(before: Moment, line: Mapping[str, Any]) -> Moment:
-    known = [each for each in (before.best_fitness, line["fitness"]) if each is not None]
+    """The moment after an epoch, by the one before and the epoch's line in the run's record."""
+    fitnesses = [value for value in (before.best_fitness, line["fitness"]) if value is not None]
     losses = {f"val/{name}": value for name, value in (line["val_loss"] or {}).items()}
     return replace(
         before,
@@ -167,6 +168,6 @@ def _after_epoch(before: Moment, line: Mapping[str, Any]) -> Moment:
         tloss={f"train/{name}": value for name, value in line["train_loss"].items()},
         lr=line["lr"],
         fitness=line["fitness"],
-        best_fitness=max(known, default=None),
+        best_fitness=max(fitnesses, default=None),
         seconds=line["seconds"],
     )

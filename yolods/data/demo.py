@@ -240,19 +240,19 @@ def _colour(rng: np.random.RandomState, hue: float, spread: float) -> tuple[floa
 
 
 def _cone(rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """A traffic cone: orange with two pale bands and a dark base."""
+    """A traffic cone, orange with pale bands and a dark foot: BGR patch, and alpha in [0, 1]."""
     patch, alpha = _blank()
     body = np.array([[88, 12], [104, 12], [144, 168], [48, 168]], np.int32)
     foot = np.array([[28, 164], [164, 164], [172, 184], [20, 184]], np.int32)
     orange = _colour(rng, 9, 5)
     cv2.fillConvexPoly(patch, body, orange, cv2.LINE_AA)
-    shape = np.zeros_like(alpha)
-    cv2.fillConvexPoly(shape, body, 1, cv2.LINE_AA)
+    inside = np.zeros_like(alpha)
+    cv2.fillConvexPoly(inside, body, 1, cv2.LINE_AA)
     pale = np.full(3, rng.uniform(200, 255), np.float32)
     for top in (58, 112):
         band = np.zeros_like(alpha)
         band[top : top + rng.randint(20, 30)] = 1
-        patch += (pale - patch) * (band * shape)[..., None]
+        patch += (pale - patch) * (band * inside)[..., None]
     cv2.fillConvexPoly(patch, foot, tuple(v * 0.5 for v in orange), cv2.LINE_AA)
     cv2.fillConvexPoly(alpha, body, 1, cv2.LINE_AA)
     cv2.fillConvexPoly(alpha, foot, 1, cv2.LINE_AA)

@@ -106,8 +106,9 @@ def eval_loader(
 def scaled_size(seed: int, step: int, imgsz: int, multi_scale: float, stride: int) -> int:
     """Side in pixels for this step under `multi_scale`: a multiple of `stride`, equal on all ranks.
 
-    It is drawn as in ultralytics, uniformly from imgsz * (1 - multi_scale) to imgsz * (1 +
-    multi_scale).
+    As in ultralytics, an integer is drawn uniformly between imgsz * (1 - multi_scale), at least
+    `stride`, and imgsz * (1 + multi_scale) + `stride`, and rounded down to a multiple of `stride`,
+    the model's largest.
     """
     if multi_scale <= 0:
         return imgsz

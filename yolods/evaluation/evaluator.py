@@ -373,10 +373,11 @@ class _Judge:
     def judge(
         self, decoded: Tensor, batch: dict[str, Any], tally: _Tally
     ) -> list[dict[str, Tensor]]:
-        """Apply NMS to the real images of a batch, and match and record them; returns their boxes.
+        """Apply NMS, match boxes with labels, and add the results to `tally`; returns the boxes.
 
         Args:
             decoded: (N, 4 + nc, A) fp32 on the host.
+            batch: its first `real` images count; the others only keep the ranks in step.
         """
         found = self._suppress(decoded)[: batch["real"]]
         for place, prediction in enumerate(found):
@@ -397,7 +398,7 @@ class _Judge:
                 self._matrix.process_batch(prediction, target, conf=self._shown_above)
             if self._ids is not None:
                 self._note_boxes(prediction, target)
-        # `pred_to_json` appends to the validator; emptied here, so that each box is counted once.
+        # `_note_boxes` fills `jdict`; it is emptied here, so that each box is counted once.
         tally.boxes, self._validator.jdict = tally.boxes + self._validator.jdict, []
         return found
 

@@ -2,11 +2,11 @@
 
 A rank stands still for two reasons: its data is on the way, or another rank is still at work. At
 the boundary of a pipeline's stage both are one wait, and a message that is late on one stage makes
-others wait for that stage later. So no wait can be divided by itself. But the time that a rank
-works between its calls is known, and so is which calls need which (`matching`). Replaying the step
-with them alone, each operation complete as soon as the last call that it needs is made, leaves the
-waits that no faster link would save: unequal work, and the idle time of a pipeline's schedule. All
-else that a rank stood still is the links'.
+others wait for that stage later. So one wait alone does not show its reason. But two things are
+known: how long a rank works between its calls, and which calls need which (`matching`). The step is
+replayed from these alone: an operation completes as soon as the last call that it needs is made.
+The waits that remain are those that no faster link would save: unequal work, and the idle time of a
+pipeline's schedule. The rest of the time that a rank stood still is due to the links.
 
 Only durations of each rank's own clock are used, and one moment that all ranks share: the end of
 the step's last collective of all ranks, which all of them leave at about the same time. It tells
@@ -96,16 +96,20 @@ def _of(place: int, call: TimedCall) -> list[_Event]:
 
 
 def replayed_waits(ranks: Sequence[Sequence[TimedCall]]) -> list[float] | None:
-    """Seconds that each rank would stand still; None if its calls do not make a step.
+    """Seconds that each rank would stand still if operations took no time.
 
     Args:
-        ranks: the calls of one step of all ranks, in their order.
+        ranks: each rank's calls of one step, in the order in which it made them.
+
+    Returns:
+        None: a rank waits for a call that is never made, so that these are not a whole step's.
     """
     needs = needed_calls(ranks)
     starts = _starts(ranks, needs)
     replayed = [_Replayed(*each) for each in zip(ranks, starts, strict=True)]
     made: dict[CallPlace, float] = {}
     moved = True
+    # Each rank goes as far as it can, until none gets any further.
     while moved:
         moved = False
         for rank, own in enumerate(replayed):

@@ -261,7 +261,7 @@ class Run:
             )
         behind = self.schedule.epochs_behind(self.progress.position)
         self.progress = self.progress.after_epoch(behind)
-        self.selection.lose_patience(self.progress)
+        self.selection.check_patience(self.progress)
         ends = self.progress.epochs_done == self.config.epochs or self.selection.exhausted
         every = self.config.deepspeed.own.checkpoint.every_epochs
         if ends or is_due(every, self.progress.epochs_done):

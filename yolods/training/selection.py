@@ -38,7 +38,7 @@ class Judged(NamedTuple):
 
 
 class ModelSelection:
-    """Evaluates the moving average after each epoch. A call is a collective."""
+    """Evaluates the moving average of the weights after each epoch. All ranks call it together."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class ModelSelection:
         self.evaluator, self.writer = evaluator, writer
         self._config, self._engine, self._telemetry = config, engine, telemetry
         self.exhausted = False
-        """Whether patience has run out, so that the run ends."""
+        """Whether no epoch was better for `patience` epochs, so that the run ends."""
 
     def __call__(self, progress: Progress) -> Judged:
         """Evaluate epoch `progress.epochs_done` unless --noval is set; write its weights."""
@@ -91,12 +91,15 @@ class ModelSelection:
             # Every rank takes part in every tensor, also in those that a failed write has left.
             deque(weights, maxlen=0)
 
-    def lose_patience(self, progress: Progress) -> None:
-        """Set `exhausted` and log it if the best epoch is `patience` epochs ago."""
-        patience, waited = (
-            self._config.hyper.patience,
-            progress.epochs_done - 1 - progress.best_epoch,
-        )
+    def check_patience(self, progress: Progress) -> None:
+        """Set and log whether the run is `exhausted`: the best epoch is `patience` epochs ago.
+
+        Args:
+            progress: after the epoch was counted, so that `epochs_done` - 1 is the last one.
+        """
+        patience = self._config.hyper.patience
+        waited = progress.epochs_done - 1 - progress.best_epoch
+        # As long as no epoch has a fitness, `best_epoch` is only its default.
         self.exhausted = bool(patience) and waited >= patience and progress.best_fitness is not None
         if self.exhausted:
             self._telemetry.event(

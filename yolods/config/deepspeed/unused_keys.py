@@ -147,7 +147,7 @@ def _zero(settings: JsonSettings) -> list[tuple[str, str]]:
     for key, value in settings.zero.items():
         name = key.removeprefix("stage3_")
         stages = _STAGED.get(name)
-        if not _asks(name, value):
+        if not _changes_something(name, value):
             continue
         if name in _FOR_FILES:
             found.append((key, _OWN_FILES))
@@ -175,20 +175,26 @@ def _pipelined(stage: int) -> tuple[str, ...]:
 
 
 def _zero_offload(settings: JsonSettings) -> list[tuple[str, str]]:
+    """Keys without effect in the blocks that offload, each with its reason."""
     found = []
     for target in ("offload_optimizer", "offload_param"):
         block = settings.zero.get(target) or {}
         for key in block:
-            if key in _FOR_NVME and _asks(key, block[key]):
+            if key in _FOR_NVME and _changes_something(key, block[key]):
                 found.append(
                     (f"{target}.{key}", "it is for states on NVMe, which yolods does not support")
                 )
             elif key == "cpuadam_cores_perc":
-                found.append((f"{target}.{key}", "it belongs to super_offload"))
+                found.append(
+                    (
+                        f"{target}.{key}",
+                        "only super_offload reads it, which yolods does not support",
+                    )
+                )
     return found
 
 
-def _asks(name: str, value: Any) -> bool:
+def _changes_something(name: str, value: Any) -> bool:
     """Whether a value changes anything: it is not empty and not the default."""
     nothing = _NOTHING.get(name, False)
     return (

@@ -262,7 +262,7 @@ def read_hyper(
     # Keys of the original yolov5 that YOLOv5u lacks show where a file comes from. Some of its other
     # keys share a name with YOLOv5u's but not the meaning: such values would train silently with
     # wrong gains.
-    from_file = [] if hyp_file is None else _read_yaml(hyp_file, faults)
+    from_file = [] if hyp_file is None else _read_hyp_file(hyp_file, faults)
     original = {given.key for given in from_file} & {
         "anchor_t",
         "obj",
@@ -386,8 +386,8 @@ def _typed(words: str) -> Any:
     return parse_yaml(f"[{words}]") if isinstance(value, str) and "," in value else value
 
 
-def _read_yaml(path: Path, faults: Faults) -> list[Given]:
-    """The file's keys, values and line numbers; empty, and a fault, if it cannot be read."""
+def _read_hyp_file(path: Path, faults: Faults) -> list[Given]:
+    """The hyp file's settings, each with its line; none, and a fault, if it cannot be read."""
     try:
         # utf-8-sig drops the byte order mark that Windows editors write.
         entries = parse_entries(path.read_text(encoding="utf-8-sig"))
@@ -398,7 +398,7 @@ def _read_yaml(path: Path, faults: Faults) -> list[Given]:
         )
         return []
     except UnicodeDecodeError as error:
-        faults.add(f"--hyp {path}: not valid yaml: {error}")
+        faults.add(f"--hyp {path}: not UTF-8 text: {error}")
         return []
     except NotYaml as error:
         faults.add(

@@ -1,6 +1,6 @@
 """Reads the keys of a data yaml that say how its videos are used. Needs only the standard library.
 
-videos: videos                   # all videos, which `split` divides; or `train`
+videos: videos                   # all videos, which `split` divides; or `train: videos`
 split: {val: 0.2, by: video}     # shares of their number
 stride: 5                        # of training videos every fifth frame
 base: 1                          # the number of the first frame in the names of labels
@@ -69,12 +69,12 @@ class VideoKeys:
 
 
 def read_video_keys(data: Mapping[str, Any], faults: Faults) -> VideoKeys:
-    """Check the keys of a data yaml; a faulty one has its default, and a fault is added."""
+    """Read a data yaml's keys for videos; a wrong one adds a fault and gets its default."""
     found = {}
     for key, rule in VIDEO_RULES.items():
         if data.get(key) is not None:
-            good, value = check(rule, data[key], key, faults)
-            found |= {key: value} if good else {}
+            valid, value = check(rule, data[key], key, faults)
+            found |= {key: value} if valid else {}
     named = tuple(key for key in VIDEO_KEYS if data.get(key) is not None)
     return VideoKeys(**found, shares=_shares(data, faults), named=named)
 
