@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import hardware
-from benchmarks.communication_layouts import LAYOUTS, SIZES, Plan, on_the_wire
+from benchmarks.communication_layouts import BOUNDARY_SIZES, LAYOUTS, SIZES, Plan, on_the_wire
 from benchmarks.on_two_hosts import links_in_words, run_ranks
 from tests.two_hosts import two_hosts, why_not
 
@@ -103,7 +103,7 @@ def record(plan: Plan, results: Sequence[dict[str, Any]], header: Sequence[str])
     """The record's lines."""
     lines = ["# What a step sends, by the meter, by the interfaces and in theory", ""]
     lines += [f"`python benchmarks/communication.py`, {date.today()}.", "", *header, ""]
-    small, large = (size for size, _ in SIZES)
+    (small, large), message = (size for size, _ in SIZES), BOUNDARY_SIZES[1][0]
     lines += [
         f"- {plan.model} at {plan.imgsz} px, fp32, micro-batches of {plan.micro} images, 2 ranks; "
         f"{plan.rounds} times {plan.steps} steps of each layout and link; the links take turns.",
@@ -111,8 +111,9 @@ def record(plan: Plan, results: Sequence[dict[str, Any]], header: Sequence[str])
         "one segment per packet, as on a wire, in steps of their own; time is measured without.",
         "- *meter*: `sent_mb` of `yolods.traffic`, payload alone. *with headers*: the same on the "
         "wire, by the overhead that was measured on this link: the interface's bytes of an "
-        f"all-reduce, an all-gather, a send, a receive of {small} bytes and of {large >> 20} MiB "
-        "give the bytes per call and per byte of each. *interface*: what its counter says.",
+        f"all-reduce and an all-gather of {small} bytes and of {large >> 20} MiB, of a send and a "
+        f"receive of {small} bytes and of {message >> 10} KiB, give the bytes per call and byte of "
+        "each. *interface*: what its counter says.",
         "- *theory*: `yolods.traffic.theory`. MB of rank 0 and rank 1, per step.",
         "",
     ]

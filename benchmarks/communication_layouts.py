@@ -19,7 +19,11 @@ LAYOUTS = {
 }
 """Layouts of two ranks, with micro-batches per step and replica, or per stage."""
 SIZES = ((4096, 40), (8 << 20, 3))
-"""Bytes of a tensor of known size, and how often it is sent."""
+"""Bytes of a tensor of known size, and how often it is sent: for collectives, which carry whole
+buckets."""
+BOUNDARY_SIZES = ((4096, 100), (256 << 10, 30))
+"""The same for sends and receives. A stage's messages are small, and how many packets one
+acknowledgement stands for depends on the size."""
 OPERATION = {
     "reduce": "all_reduce",
     "gather": "all_gather",
@@ -75,6 +79,11 @@ class Plan:
         )
 
 
+def sizes_of(operation: str) -> tuple[tuple[int, int], ...]:
+    """Bytes and repetitions of an operation's transfers of known size."""
+    return SIZES if operation.startswith("all_") else BOUNDARY_SIZES
+
+
 def on_the_wire(
     sent: Mapping[str, float],
     calls: Mapping[str, float],
@@ -83,7 +92,7 @@ def on_the_wire(
 ) -> float:
     """Bytes that an interface sends for these bytes of payload.
 
-    A straight line through both sizes of `SIZES` for each operation: bytes per call, for the
+    A straight line through both sizes of each operation (`sizes_of`): bytes per call, for the
     headers of gloo's messages, and bytes per byte of payload, for those of packets. What goes one
     way is acknowledged by packets of their own, so that a receive has such a line as well.
 
@@ -97,7 +106,7 @@ def on_the_wire(
     total = 0.0
     for operation, payload, count in (*parts, ("receive", *received)):
         small, large = known[operation]
-        sizes = [size for size, _ in SIZES]
+        sizes = [size for size, _ in sizes_of(operation)]
         slope = (large - small) / (sizes[1] - sizes[0])
         total += slope * payload + (small - slope * sizes[0]) * count
     return total

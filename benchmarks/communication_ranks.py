@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.distributed as dist
 
-from benchmarks.communication_layouts import LARGE, SINGLE, SIZES, Plan, case_of
+from benchmarks.communication_layouts import LARGE, SINGLE, Plan, case_of, sizes_of
 from benchmarks.plan_links_model import NAMES, SETTLED, TASK
 from benchmarks.plan_links_ranks import built, interface_bytes, limit_rate, made_batch
 from yolods import compat
@@ -95,7 +95,7 @@ def _all_known(plan: Plan, ranks: Ranks) -> dict[str, list[float]]:
 def _known(name: str, plan: Plan, ranks: Ranks) -> list[float]:
     """Bytes of the interface per call with so many bytes of payload."""
     found = []
-    for size, times in SIZES:
+    for size, times in sizes_of(name):
         part, call = torch.zeros(size // 4), _OPERATIONS[name]
         call(part, ranks.rank)
         ranks.barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from yolods.config import RunConfig
 from yolods.config.flags import AUTO_BATCH
 from yolods.errors import UserError
 from yolods.planner import auto, request
+from yolods.system import files
 from yolods.training.checks.preflight import check_train
 
 
@@ -55,6 +57,21 @@ def test_a_resume_keeps_the_runs_json(words: list[str], tmp_path: Path) -> None:
     assert auto.settled(args, lambda _: RunConfig.from_json(config.to_json(), run)) != args
     kept = auto.settled(args, lambda _: RunConfig.from_json(config.to_json(), run))
     assert kept.deepspeed_config is None
+    said: list[str] = []
+    auto.settled(args, lambda _: RunConfig.from_json(config.to_json(), run), tell=said.append)
+    assert said == ["--deepspeed_config auto is ignored: --resume keeps the layout of the run"]
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_is_one_line(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "replace_text", full)
+    with pytest.raises(UserError, match="No space left on device; set YOLODS_CACHE to a writable"):
+        configured([*words, "--batch-size", "8", "--deepspeed_config", "auto"], 2)
 
 
 @pytest.mark.slow
@@ -88,7 +105,8 @@ def test_the_batch_is_what_fits_and_a_step_keeps_its_images(
 ) -> None:
     said: list[str] = []
     config = configured([*words, "--batch-size", "auto"], 2, said)
-    (line,) = said
+    planning, line = said
+    assert planning == "planning the layout"
     assert line.startswith(
         "--batch-size auto: 64 images = 32 x 2; a step accumulates 1: 64 images; "
     )
@@ -115,11 +133,12 @@ def test_layout_and_batch_may_both_be_left_to_the_plan(words: list[str]) -> None
     both = [*words, "--batch-size", "auto", "--deepspeed_config", "auto"]
     config = configured(both, 2, said)
     assert [line.partition(":")[0] for line in said] == [
+        "planning the layout",
         "--deepspeed_config auto",
         "--batch-size auto",
     ]
     assert config.deepspeed.train_batch == 64
-    assert f"{config.batch_size} images" in said[1]
+    assert f"{config.batch_size} images" in said[2]
     again = configured(both, 2)
     assert (again.batch_size, again.deepspeed.path) == (config.batch_size, config.deepspeed.path)
 
@@ -131,7 +150,7 @@ def test_a_pipeline_and_a_batch_of_the_json_are_refused_with_the_remedy(
     with pytest.raises(UserError, match=r"in a pipeline, .* add --deepspeed_config auto"):
         configured([*auto_batch, "pipeline2_fp32"], 2)
     (tmp_path / "own.json").write_text('{"train_micro_batch_size_per_gpu": 4}')
-    with pytest.raises(UserError, match="= 8, but --batch-size is 64; use --batch-size 8, omit"):
+    with pytest.raises(UserError, match="_size_per_gpu 4, so that there is nothing"):
         configured([*auto_batch, str(tmp_path / "own.json")], 2)
 
 

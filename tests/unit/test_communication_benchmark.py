@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.communication import by_kind, shares
-from benchmarks.communication_layouts import LAYOUTS, SIZES, Plan, case_of, on_the_wire
+from benchmarks.communication_layouts import LAYOUTS, Plan, case_of, on_the_wire, sizes_of
 
 PLAN = Plan("yolov5n", 64, 2, 3, 2, ("", "100mbit"), "eth0", "{rank}.json")
 
 
 def test_headers_by_what_was_measured() -> None:
     """100 bytes per call, and a twentieth of the payload."""
-    line = [100 + 1.05 * size for size, _ in SIZES]
-    known = dict.fromkeys(("all_reduce", "all_gather", "send"), line)
-    known["receive"] = [10 + 0.02 * size for size, _ in SIZES]
+    known = {
+        name: [100 + 1.05 * size for size, _ in sizes_of(name)]
+        for name in ("all_reduce", "all_gather", "send")
+    }
+    known["receive"] = [10 + 0.02 * size for size, _ in sizes_of("receive")]
     sent, calls = {"reduce": 1e6, "boundary": 2e5, "ours": 0.0}, {"reduce": 3, "boundary": 4}
     assert on_the_wire(sent, {**calls, "ours": 1}, known) == pytest.approx(1.05 * 1.2e6 + 800)
     both = on_the_wire({"boundary": 1e6}, {"boundary": 2}, known, (5e5, 3))

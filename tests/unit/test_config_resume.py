@@ -157,6 +157,16 @@ def test_another_json_may_lay_it_out_anew_and_not_change_its_optimizer(tmp_path,
     assert next(iter(faults)).startswith(line.format(file))
 
 
+def test_a_json_for_other_ranks_is_refused_with_what_goes_on(tmp_path):
+    raw = {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 1}
+    run, faults = saved(tmp_path / "exp", raw={**raw, "train_batch_size": 8}), Faults()
+    relaid(run, None, 1, "cpu", faults)
+    *_, remedy = faults
+    assert "the run's JSON is for 2 ranks; `yolods plan --ranks 1 --images-per-step 8" in remedy
+    said = "\n".join(faults)
+    assert "--batch-size" not in said, "nobody typed it"
+
+
 def test_a_json_that_makes_other_steps_is_refused_with_both_sizes(tmp_path):
     run, file, faults = saved(tmp_path / "exp"), tmp_path / "ds.json", Faults()
     steps = run.deepspeed.train_batch

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,10 @@ from yolods.launch.args import LaunchFlags
 from yolods.plan.step_profile import StepProfile, StepsOf
 from yolods.plan.traffic.links import Link
 from yolods.planner import command
-from yolods.planner.command import run_plan
+from yolods.planner.command import Planner, run_plan
 from yolods.planner.flags import plan_flags
 from yolods.planner.links.link_test import MeasuredLinks
+from yolods.system import files
 
 SMALL = ("plan", "--model", "yolov5[0.33,0.1]", "--imgsz", "64")
 
@@ -70,7 +74,9 @@ def test_times_of_cpus_come_from_the_steps_of_their_ranks(
     file.write_text("a slots=1\nb slots=1\n")
     words = [*SMALL[1:], "--images-per-step", "8", "--links", "--json"]
     args = plan_flags().take([*words, "--host-memory", "4"])
-    told = json.loads(run_plan(args, LaunchFlags(hostfile=file), 0, lambda _: None))
+    shown: list[str] = []
+    run_plan(args, LaunchFlags(hostfile=file), 0, tell=lambda _: None, show=shown.append)
+    told = json.loads(shown[0])
     (steps,) = asked
     assert steps == StepsOf("yolov5[0.33,0.1]", 80, 3, 64, 4, 29, ("fp32",))
     for each in told["layouts"]:
@@ -85,7 +91,44 @@ def test_times_of_cpus_come_from_the_steps_of_their_ranks(
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--out", "--plot"])
+def test_a_full_disk_costs_the_file_and_not_the_plan(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def full(*_: object) -> Iterator[int]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield 0
+
+    monkeypatch.setattr(files, "_beside", full)
+    file = tmp_path / "file"
+    words = (*SMALL, "--images-per-step", "2", "--ranks", "1", "--gpu", "T4", "--precision", "fp32")
+    assert main((*words, flag, str(file))) == 2
+    shown = capsys.readouterr()
+    assert shown.err.endswith(f"error: {flag} {file}: cannot be written: No space left on device\n")
+    assert "32 layouts searched" in shown.out and not file.exists()
+
+
+@pytest.mark.slow
+def test_a_file_that_appears_during_the_search_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two plans with one --out said both that they had written it."""
+    file, search = tmp_path / "ds.json", Planner.search
+
+    def found_meanwhile(*words: Any) -> Any:
+        file.write_text("{}")
+        return search(*words)
+
+    monkeypatch.setattr(Planner, "search", found_meanwhile)
+    words = (*SMALL, "--images-per-step", "2", "--ranks", "1", "--gpu", "T4", "--precision", "fp32")
+    assert main((*words, "--out", str(file))) == 2
+    assert "this file exists; name another, or replace it" in capsys.readouterr().err
+    assert file.read_text() == "{}"
+
+
 def test_ranks_are_given_once() -> None:
     args = plan_flags().take([*SMALL[1:], "--ranks", "2"])
     with pytest.raises(UserError, match="both say where ranks run; keep one"):
-        run_plan(args, LaunchFlags(hostfile=Path("hosts")), 0, lambda _: None)
+        run_plan(args, LaunchFlags(hostfile=Path("hosts")), 0, tell=print, show=print)

@@ -37,6 +37,12 @@ def test_the_memory_that_is_named_does_fit() -> None:
     assert "searched down to 1 image" in "\n".join(lines)
 
 
+def test_ranks_on_cpus_have_their_hosts_memory() -> None:
+    small = replace(plans.machines(2, 5 * plans.MIB), device="cpu")
+    (named,) = (line for line in refused(CHOICE, small) if line.startswith("it would fit with "))
+    assert re.search(r"--host-memory [\d.]+: [\d.]+ MiB x 2 ranks = [\d.]+ MiB$", named)
+
+
 def test_the_least_micro_batch_that_was_searched_is_named() -> None:
     choice = replace(CHOICE, single_value=True)
     lines = refused(choice, plans.machines(2, 5 * plans.MIB))

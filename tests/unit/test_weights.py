@@ -142,6 +142,17 @@ def test_a_truncated_file_is_one_line(written, share):
     assert written.is_file()
 
 
+def test_changed_bytes_are_noticed(written):
+    """torch compares no checksums, and such a file trained: its loss was nan in every step."""
+    content = bytearray(written.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4] = b"\xff\xff\xff\xff"
+    written.write_bytes(content)
+    assert one_line(written).endswith(
+        "does not have its checksum, so the file is damaged; copy it again"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("notes.pt", b"to do: train"), ("picture.pt", b"\x89PNG\r\n\x1a\n"), ("weights.txt", b"x")],
@@ -155,9 +166,9 @@ def test_files_that_are_no_checkpoints_are_one_line(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ({"model": None}, "holds NoneType, not an ultralytics detection model"),
+        ({"model": None}, "holds dict, not an ultralytics detection model"),
         ({"model": torch.ones(3)}, "holds Tensor, not an ultralytics detection model"),
-        ({"epoch": 1}, "holds NoneType, not an ultralytics detection model"),
+        ({"epoch": 1}, "holds dict, not an ultralytics detection model"),
         ([1], "not a loadable ultralytics checkpoint: 'list' object has no attribute 'model'"),
     ],
 )

@@ -122,7 +122,7 @@ def show_plan(flags: LaunchFlags, words: list[str]) -> int:
     quiet_dependencies(logging.WARNING)
     with abrupt():
         from yolods.planner.command import run_plan
-    streams.show(run_plan(args, flags, count_gpus(os.environ), say))
+    run_plan(args, flags, count_gpus(os.environ), tell=say, show=streams.show)
     return 0
 
 

@@ -15,6 +15,7 @@ from yolods.config.run import DEMO, RunConfig
 from yolods.errors import Faults, nearest
 from yolods.parsing.json_file import read_json
 from yolods.parsing.rules import shown
+from yolods.system.humanize import plural
 
 
 def find_run(asked: str | bool, project: Path, config_file: str, faults: Faults) -> Path | None:
@@ -162,24 +163,33 @@ def relaid(
     """The resolved JSON for a resume under another JSON, world size or device, with the run's step
     and optimizer."""
     where = "--resume" if path is None else f"--deepspeed_config {path}"
-    raw = saved.deepspeed.raw if path is None else read_json(path, where, faults)
+    raw, found = saved.deepspeed.raw if path is None else read_json(path, where, faults), Faults()
     config = resolve(
         saved.deepspeed.raw if raw is None else raw,
         path=saved.deepspeed.path if path is None else path,
         batch_size=saved.batch_size,
         world_size=world_size,
         device=device,
-        faults=faults,
+        faults=found,
         hyper=saved.hyper,
         said_by=f"--batch-size {saved.batch_size} of the run",
         before=saved.deepspeed.batches,
     )
     if config.train_batch != saved.deepspeed.train_batch:
-        faults.add(
+        found.add(
             f"{where}: {config.train_batch} images per step, but the run has "
             f'{saved.deepspeed.train_batch}; write "auto" for the batch keys'
         )
-    _check_optimizer(saved, config, where, faults)
+    _check_optimizer(saved, config, where, found)
+    if found and path is None and world_size != saved.deepspeed.world_size:
+        found.add(
+            f"{where}: the run's JSON is for {plural(saved.deepspeed.world_size, 'rank')}; "
+            f"`yolods plan --ranks {world_size} --images-per-step {saved.deepspeed.train_batch} "
+            "--out JSON`, with the run's --model, --imgsz and --data, writes one for "
+            f"{plural(world_size, 'rank')}, with which the run goes on: --deepspeed_config JSON"
+        )
+    for line in found:
+        faults.add(line)
     return config
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickletools
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,9 +123,10 @@ def _loaded(path: Path, flag: str = WEIGHTS_FLAG) -> DetectionModel:
     # Damage raises many kinds of exceptions: zip, pickle, refused class.
     except Exception as error:
         raise UserError(f"{flag}{path}: {_UNLOADABLE}: {_one_line(error)}") from None
-    net = (
-        (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
-    )
+    net = checkpoint
+    if isinstance(checkpoint, dict):
+        models = (checkpoint.get(key) for key in ("ema", "model"))
+        net = next((model for model in models if model is not None), checkpoint)
     # The exact type, because models of other tasks derive from it.
     if type(net) is not DetectionModel:
         raise UserError(
@@ -141,9 +143,11 @@ def check_file(path: Path, flag: str = WEIGHTS_FLAG) -> None:
         flag: what a message begins with.
 
     Raises:
-        UserError: the file is missing, not an archive as torch writes it, or an original
+        UserError: the file is missing, damaged, not an archive as torch writes it, or an original
             anchor-based yolov5 checkpoint.
     """
+    if path.is_dir():
+        raise UserError(f"{flag}{path}: this is a folder; name a .pt in it")
     if not path.is_file():
         raise UserError(f"{flag}{path}: no such file (weights are never downloaded)")
     if not zipfile.is_zipfile(path):
@@ -156,6 +160,23 @@ def check_file(path: Path, flag: str = WEIGHTS_FLAG) -> None:
             "ultralytics' anchor-free YOLOv5u: its head differs and these weights do not fit. Use "
             "a YOLOv5u file (for example yolov5nu.pt), or train from scratch without --weights"
         )
+    if damaged := _damaged(path):
+        raise UserError(
+            f"{flag}{path}: {_UNLOADABLE}: {damaged} in it does not have its checksum, so the file "
+            "is damaged; copy it again"
+        )
+
+
+def _damaged(path: Path) -> str | None:
+    """The first part of an archive that does not have its checksum, which torch does not compare.
+
+    A changed weight would otherwise train, as a number or as a nan.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
+        return f"a part ({_one_line(error)})"
 
 
 def _one_line(error: Exception) -> str:

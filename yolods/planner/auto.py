@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolods.config import RunConfig, cache_dir
+from yolods.config.deepspeed.batch import MICRO, TRAIN
 from yolods.config.flags import AUTO_BATCH
+from yolods.config.names.recipes import AUTO
 from yolods.errors import UserError
 from yolods.system.humanize import plural
 
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from yolods.planner.search import Option
 
 _GIB = 2**30
-AUTO = "auto"
-"""The value of --deepspeed_config that leaves the layout to the plan."""
 
 
 def settled(
@@ -61,11 +61,15 @@ def settled(
     left = {"deepspeed_config": None} if auto_json else {}
     left |= {"batch_size": None} if auto_batch else {}
     plain = argparse.Namespace(**{**vars(args), **left})
+    if auto_json and getattr(args, "resume", None) and tell is not None:
+        tell("--deepspeed_config auto is ignored: --resume keeps the layout of the run")
     config = build(plain)
     if config.resume:
         return plain
+    if tell is not None:
+        tell("planning the layout")
     if auto_json:
-        option, planner, machines = _planned(config, local, any_batch=auto_batch)
+        option, planner, machines = _planned(config, local, any_batch=auto_batch, tell=tell)
         left["deepspeed_config"] = str(_written(option, planner))
     else:
         option, machines = _filled(config, local)
@@ -124,6 +128,12 @@ def _filled(config: RunConfig, local: int | None) -> tuple[Option, Machines]:
     subject = subject_of(config.model, str(config.data), single_cls=config.hyper.single_cls)
     machines = _machines(config, local or config.deepspeed.world_size)
     planner = Planner(subject, config.hyper.optimizer)
+    fixed = {key: config.deepspeed.raw.get(key) for key in (TRAIN, MICRO)}
+    if named := [f"{key} {value}" for key, value in fixed.items() if value not in (None, "auto")]:
+        raise UserError(
+            f"--batch-size auto: {config.deepspeed.path} has {' and '.join(named)}, so that there "
+            'is nothing to choose; write "auto" there, or omit the flag'
+        )
     layout, limits = layout_of(config), machines.limits
     choice = _choice(config, machines, any_batch=True)
     for micro in micro_batches(choice, layout.replicas):
@@ -142,7 +152,11 @@ def _filled(config: RunConfig, local: int | None) -> tuple[Option, Machines]:
 
 
 def _planned(
-    config: RunConfig, local: int | None, *, any_batch: bool
+    config: RunConfig,
+    local: int | None,
+    *,
+    any_batch: bool,
+    tell: Callable[[str], object] | None,
 ) -> tuple[Option, Planner, Machines]:
     """The best layout for a configuration's model, data, batch and ranks."""
     from yolods.planner.command import Planner
@@ -154,6 +168,8 @@ def _planned(
     planner = Planner(subject, config.hyper.optimizer)
     found = planner.search(_choice(config, machines, any_batch=any_batch), machines)
     if found.best is None:
+        if tell is not None:
+            tell("no layout fits; searching for what would")
         lines = Refused(found, machines, planner.search, subject.blueprint.grid).lines()
         raise UserError("\n".join(f"--deepspeed_config auto: {line}" for line in lines))
     return found.best, planner, machines
@@ -199,11 +215,17 @@ def _choice(config: RunConfig, machines: Machines, *, any_batch: bool) -> Choice
 def _written(option: Option, planner: Planner) -> Path:
     """The path of the layout's JSON in the cache, named by its content."""
     from yolods.planner.recipe import recipe_of
-    from yolods.system.files import replace_file
+    from yolods.system.files import replace_text
 
     text = json.dumps(recipe_of(option.layout, planner.graph, batch_keys=False), indent=2)
     digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     path = cache_dir() / "plans" / f"{digest}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda file: file.write(f"{text}\n".encode()), shared=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, f"{text}\n", shared=True)
+    except OSError as error:
+        raise UserError(
+            f"--deepspeed_config auto: {path} cannot be written: {error.strerror or error}; set "
+            "YOLODS_CACHE to a writable folder"
+        ) from error
     return path

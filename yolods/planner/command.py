@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -120,8 +121,13 @@ def _profile(graph: Graph, imgsz: int, precision: str) -> NodeTimes:
 
 
 def run_plan(
-    args: argparse.Namespace, flags: LaunchFlags, gpus: int, tell: Callable[[str], None]
-) -> str:
+    args: argparse.Namespace,
+    flags: LaunchFlags,
+    gpus: int,
+    *,
+    tell: Callable[[str], object],
+    show: Callable[[str], object],
+) -> None:
     """Run the command.
 
     Args:
@@ -129,23 +135,12 @@ def run_plan(
         flags: the launcher's flags, which name the hosts.
         gpus: GPUs of this machine.
         tell: called with lines about the progress.
-
-    Returns:
-        the text for the screen.
+        show: called with the result, before files are written.
 
     Raises:
-        UserError: wrong flags, or nothing fits; then with what would.
+        UserError: wrong flags; nothing fits, then with what would; a file cannot be written.
     """
-    for path, flag in ((args.out, "--out"), (args.plot, "--plot")):
-        if path is not None:
-            refuse_existing(path, flag, exist_ok=args.exist_ok)
-    if args.out is not None and args.plot is not None and args.out.resolve() == args.plot.resolve():
-        raise UserError(f"--out and --plot both name {args.out}; name two files")
-    if args.ranks is not None and flags.hostfile is not None:
-        raise UserError(
-            f"--ranks {args.ranks} and {flags.hostfile_by}{flags.hostfile} both say where ranks "
-            "run; keep one"
-        )
+    _refuse(args, flags)
     hosts = () if args.ranks is not None else hosts_of(flags, gpus=0 if flags.hostfile else gpus)
     machines = machines_of(args, hosts, gpus)
     subject = subject_of(args.model or DEFAULT_MODEL, args.data)
@@ -164,18 +159,51 @@ def run_plan(
         tell("no layout fits; searching for what would")
         refused = Refused(found, machines, planner.search, subject.blueprint.grid)
         raise UserError("\n".join(refused.lines()))
-    clock = planner.clock(choice, machines)
-    if args.out is not None:
-        write_recipe(args.out, found.best, planner, _words(args), machines.device)
-        tell(f"wrote {args.out}: {found.best.family.label}, {found.best.layout.precision}")
-    if args.plot is not None:
-        title = f"{subject.model} at {choice.imgsz}, {choice.images} images per step"
-        title += f", {machines.ranks} ranks of {machines.figures.name}"
-        draw_memory(args.plot, found.ranked[: args.top], machines.limits.device, title)
-        tell(f"wrote {args.plot}")
+    clock, best = planner.clock(choice, machines), found.best
     if args.json:
-        return json.dumps(plan_json(found, clock, subject, machines, top=args.top), indent=2)
-    return "\n".join(render_plan(found, clock, subject, machines, top=args.top))
+        show(json.dumps(plan_json(found, clock, subject, machines, top=args.top), indent=2))
+    else:
+        show("\n".join(render_plan(found, clock, subject, machines, top=args.top)))
+    title = f"{subject.model} at {choice.imgsz}, {choice.images} images per step"
+    title += f", {machines.ranks} ranks of {machines.figures.name}"
+    rows, limit = found.ranked[: args.top], machines.limits.device
+    if args.out is not None:
+        with _writes(args.out, "--out", exist_ok=args.exist_ok):
+            write_recipe(args.out, best, planner, _words(args), machines.device)
+        tell(f"wrote {args.out}: {best.family.label}, {best.layout.precision}")
+    if args.plot is not None:
+        with _writes(args.plot, "--plot", exist_ok=args.exist_ok):
+            draw_memory(args.plot, rows, limit, title)
+        tell(f"wrote {args.plot}")
+
+
+def _refuse(args: argparse.Namespace, flags: LaunchFlags) -> None:
+    """Refuse flags that contradict each other, and files that cannot be written.
+
+    Raises:
+        UserError: the first fault.
+    """
+    for path, flag in ((args.out, "--out"), (args.plot, "--plot")):
+        if path is not None:
+            refuse_existing(path, flag, exist_ok=args.exist_ok)
+    if args.out is not None and args.plot is not None and args.out.resolve() == args.plot.resolve():
+        raise UserError(f"--out and --plot both name {args.out}; name two files")
+    if args.ranks is not None and flags.hostfile is not None:
+        raise UserError(
+            f"--ranks {args.ranks} and {flags.hostfile_by}{flags.hostfile} both say where ranks "
+            "run; keep one"
+        )
+
+
+@contextmanager
+def _writes(path: Path, flag: str, *, exist_ok: bool) -> Iterator[None]:
+    """Refuses what `refuse_existing` does, as a file may have appeared since the first look; and
+    what fails while the block writes the file."""
+    refuse_existing(path, flag, exist_ok=exist_ok)
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be written: {error.strerror or error}") from error
 
 
 def _steps_of(planner: Planner, choice: Choice, machines: Machines) -> StepsOf:
@@ -224,7 +252,7 @@ def write_recipe(
         draft = Path(folder) / path.name
         draft.write_text(f"{text}\n", encoding="utf-8")
         check_recipe(draft, option.layout, planner.subject.blueprint, words, device)
-    replace_text(path, f"{text}\n")
+    replace_text(path, f"{text}\n", shared=True)
 
 
 def _words(args: argparse.Namespace) -> list[str]:

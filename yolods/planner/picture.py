@@ -8,6 +8,7 @@ from pathlib import Path
 from yolods.plan.stage_plan import GIB
 from yolods.planner.report import MEMORY_TERMS
 from yolods.planner.search import Option
+from yolods.system.files import replace_file
 
 _COLOURS = {
     "weights": "#1f4e79",
@@ -54,7 +55,7 @@ def draw_memory(path: Path, rows: Sequence[Option], limit: float, title: str) ->
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=120, format="png")
+    replace_file(path, lambda file: figure.savefig(file, dpi=120, format="png"), shared=True)
 
 
 def _name(option: Option) -> str:

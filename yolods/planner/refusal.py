@@ -66,20 +66,26 @@ class Refused:
         limits, used = self.found.limits, self.machines.limits.device / self.machines.memory
         device = max(map(limits.taken, nearest.memory))
         host = max(each.host for each in nearest.memory)
+        if device > limits.device and self.machines.device == "cpu":
+            # What ranks on CPUs compute with is their host's memory.
+            yield self._of_a_host(max(device, host))
+            return
         if device > limits.device:
             gib = device / used / GIB
-            share = f" / {used:.2g}" if used < 1 else ""
-            flag = "--gpu-memory" if self.machines.device == "cuda" else "memory per rank"
             yield (
-                f"it would fit with {flag} {_up(gib)}: {size_text(device)}{share} = "
+                f"it would fit with --gpu-memory {_up(gib)}: {size_text(device)} / {used:.2g} = "
                 f"{size_text(device / used)}"
             )
         if host > limits.host:
-            gib = host * self.machines.slots / GIB
-            yield (
-                f"it would fit with --host-memory {_up(gib)}: {size_text(host)} x "
-                f"{plural(self.machines.slots, 'rank')} = {size_text(host * self.machines.slots)}"
-            )
+            yield self._of_a_host(host)
+
+    def _of_a_host(self, rank: float) -> str:
+        """The memory of a host that would do for ranks which take so many bytes of it each."""
+        slots = self.machines.slots
+        return (
+            f"it would fit with --host-memory {_up(rank * slots / GIB)}: {size_text(rank)} x "
+            f"{plural(slots, 'rank')} = {size_text(rank * slots)}"
+        )
 
     def _images(self) -> Iterator[str]:
         """The images of a forward pass that would do, where they are given."""

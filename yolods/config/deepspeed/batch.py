@@ -82,10 +82,11 @@ def plan_batches(
     if micro is None:
         micro = _micro(train, steps, batch_size, said_by, dp_size, where, faults)
     elif batch_size is not None and micro * dp_size != batch_size:
-        faults.add(
-            f"{where}: {MICRO} {micro} x {_ranks(dp_size)} = {micro * dp_size}, but {said_by} is "
-            f'{batch_size}; use {said_by} {micro * dp_size}, omit it, or set {MICRO} to "auto"'
-        )
+        product = f"{MICRO} {micro} x {_ranks(dp_size)} = {micro * dp_size}"
+        said, remedy = f"{said_by} is", f"use {said_by} {micro * dp_size}, omit it, or "
+        if before is not None:
+            said, remedy = "the run's images per forward pass are", ""
+        faults.add(f'{where}: {product}, but {said} {batch_size}; {remedy}set {MICRO} to "auto"')
     auto = steps is None and train is None
     if len(faults) > known:
         # The numbers contradict each other: comparing them further would only add faults that

@@ -8,6 +8,7 @@ no effect; in the other blocks it ends the ranks. `limits` refuses keys that can
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from yolods.errors import Faults, nearest
@@ -29,7 +30,8 @@ from yolods.parsing.rules import (
 _ANY = Rule("anything", lambda value: value)
 _NAMES = either(text(), items(text(), what="a list of names"))
 _AMOUNT = whole(0, most=ADDRESSABLE)
-_DEVICE = one_of("none", "cpu", "nvme")
+# nvme has a refusal of its own, which gives the reason.
+_DEVICE = replace(one_of("none", "cpu", "nvme"), permitted=one_of("none", "cpu").permitted)
 
 
 def _string() -> Rule:

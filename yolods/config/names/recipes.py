@@ -8,6 +8,9 @@ from pathlib import Path
 
 from yolods.errors import Faults, nearest
 
+AUTO = "auto"
+"""The value of --deepspeed_config that leaves the layout to the plan."""
+
 
 def find_json(named: str | Path, faults: Faults) -> Path:
     """The file of `--deepspeed_config`: a path, or a name in ds_configs/ (.json optional).
@@ -21,10 +24,12 @@ def find_json(named: str | Path, faults: Faults) -> Path:
         return ready[stem]
     if path.exists() or not ready:
         return path
-    hint = _nearest(stem, ready) if is_name or stem in ready else ""
+    names = ready if path.suffix else [*ready, AUTO]
+    hint = _nearest(stem, names) if is_name or stem in ready else ""
     if hint or (is_name and not path.suffix):
         faults.add(
-            f"--deepspeed_config {named}: no such file{hint}; ds_configs/ has {', '.join(ready)}"
+            f"--deepspeed_config {named}: no such file{hint}; ds_configs/ has {', '.join(ready)}; "
+            f"{AUTO} lets the plan choose"
         )
     return path
 
