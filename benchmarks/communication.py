@@ -40,13 +40,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     found = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     found.add_argument("--model", default="yolov5n")
-    found.add_argument("--imgsz", type=int, default=96)
+    found.add_argument("--imgsz", type=int, default=320)
     found.add_argument("--micro", type=int, default=2, help="images per micro-batch")
-    found.add_argument("--steps", type=int, default=5, help="steps of a link in each turn")
-    found.add_argument("--rounds", type=int, default=4, help="turns of each link")
+    found.add_argument("--steps", type=int, default=4, help="steps of a link in each turn")
+    found.add_argument("--rounds", type=int, default=7, help="turns of each link")
     found.add_argument("--rates", nargs="+", default=["unlimited", "100mbit"])
     found.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS))
-    found.add_argument("--timeout", type=float, default=560, help="seconds for all ranks")
+    found.add_argument("--timeout", type=float, default=900, help="seconds for all ranks")
     found.add_argument("--keep", type=Path, help="folder for the ranks' results")
     found.add_argument("--read", type=Path, help="write the record of such a folder; run nothing")
     found.add_argument("--record", type=Path, help="file for the record")
@@ -196,7 +196,7 @@ def _shares_page(rate: str, rows: Sequence[str], worst: Sequence[float]) -> list
         "seconds that links hold have grown. *off*: points from *lost*. *work* is the share by "
         "which the seconds have grown in which no rank stood still: both links are made by the "
         "CPUs on which the ranks work. Seconds are means of both ranks, medians of the steps; "
-        "shares are means of both.",
+        "shares are means of both, medians of the rounds.",
         "",
         f"| layout | unlimited s | held | waiting | {rate} s | held | waiting | lost | off | more "
         "| off | work |",

@@ -194,14 +194,13 @@ def _timed(engine: Engine, plan: Plan, micro_batches: int, ranks: Ranks) -> _Rou
 
 
 def _of_rounds(rounds: Sequence[_Round]) -> dict[str, Any]:
-    """Medians of all steps of a link, and its shares of their time."""
+    """Medians of all steps of a link, and of the shares of its rounds."""
     steps = [step for each in rounds for step in each.steps]
-    took = [sum(step["seconds"] for step in each.steps) for each in rounds]
     return {
         "seconds": statistics.median(step["seconds"] for step in steps),
         "curves": {key: statistics.median(step[key] for step in steps) for key in steps[0]},
-        "held": statistics.fmean([each.held for each in rounds], took),
-        "waiting": statistics.fmean([each.waiting for each in rounds], took),
+        "held": statistics.median(each.held for each in rounds),
+        "waiting": statistics.median(each.waiting for each in rounds),
     }
 
 

@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--imgsz", type=int, default=160)
     found.add_argument("--micro", type=int, default=2, help="images per micro-batch")
     found.add_argument("--rounds", type=int, default=3, help="steps of each case per link")
-    found.add_argument("--rates", nargs="+", default=["100mbit", "unlimited"])
+    found.add_argument("--rates", nargs="+", default=["100mbit", "1gbit", "unlimited"])
     found.add_argument("--timeout", type=float, default=900, help="seconds for both ranks")
     found.add_argument("--record", type=Path, help="file for the record")
     return found
