@@ -46,6 +46,15 @@ def test_the_burst_is_that_of_the_real_loss(classes: int, boxes: int, exact: boo
     assert predicted == pytest.approx(measured, rel=EACH)
 
 
+def test_the_loss_of_what_fits_no_host_is_not_computed_here() -> None:
+    """A plan for 32 images of 6400 pixels took more memory than the machine had."""
+    sizes = [
+        loss_burst(_head(80), BoxCounts(5.0, 5), 6400, 32, torch.float32, on_host=on_host)
+        for on_host in (True, False)
+    ]
+    assert sizes[0] == sizes[1] > 20 << 30
+
+
 def test_a_micro_batch_without_boxes_has_a_burst_too() -> None:
     assert loss_burst(_head(3), BoxCounts(0.0, 0), SIZE, IMAGES, torch.float32) > 0
 

@@ -12,10 +12,10 @@ computed:
 
 The last is an upper estimate: several boxes may take the same slot, which a host does not know in
 advance, so on a GPU the tensors have this size all the same. On a CPU they are as large as what was
-found: the loss then runs on real tensors, for boxes in random places and outputs as scattered as
-an untrained model's. Boxes that are spread evenly would hardly ever want the same slot, and equal
-outputs would let each box take the slots around its centre: both find too many slots. A trained
-model's boxes may take a few more or fewer.
+found: the loss then runs on real tensors, unless they are very large, for boxes in random places
+and outputs as scattered as an untrained model's. Boxes that are spread evenly would hardly ever
+want the same slot, and equal outputs would let each box take the slots around its centre: both find
+too many slots. A trained model's boxes may take a few more or fewer.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ _SCATTER = 0.5
 """Standard deviation of the outputs; an untrained yolov5n's boxes have 0.35, its scores 0.8."""
 _OBLONG = 2.0
 """Largest ratio of a box's sides: an assumption."""
+_COMPUTED = 256 << 20
+"""Bytes in fp32 of the largest outputs whose loss is computed. It needs about five times as much,
+and a plan also asks for layouts that fit no host."""
 
 
 def loss_burst(
@@ -53,12 +56,14 @@ def loss_burst(
         imgsz: side of the images in pixels.
         images: of the micro-batch.
         dtype: of the head's outputs.
-        on_host: whether the loss is computed on a CPU, which needs its time and memory here.
+        on_host: whether the loss is computed on a CPU. Up to a size it then is computed here as
+            well; a larger one is estimated as on a GPU.
     """
-    device = torch.device("cpu" if on_host else "meta")
-    loss = DetectionLoss(head, device, Hyper())
     sides = [int(imgsz // stride) for stride in head.stride.tolist()]
     anchors = sum(side * side for side in sides)
+    on_host = on_host and 4 * images * anchors * (head.nc + 4 * head.reg_max) <= _COMPUTED
+    device = torch.device("cpu" if on_host else "meta")
+    loss = DetectionLoss(head, device, Hyper())
 
     random = torch.Generator().manual_seed(0)
 
