@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks.plan_burst import EACH, random_labels, real_burst
+from yolods.model.anchors import anchors_of
 from yolods.model.architecture.build import architecture, parse_name
 from yolods.model.blueprint import Blueprint
 from yolods.plan.memory.boxes import BoxCounts, box_counts
@@ -48,6 +49,7 @@ def test_the_burst_is_that_of_the_real_loss(classes: int, boxes: int, exact: boo
 
 def test_the_loss_of_what_fits_no_host_is_not_computed_here() -> None:
     """A plan for 32 images of 6400 pixels took more memory than the machine had."""
+    anchors_of.cache_clear()
     sizes = [
         loss_burst(_head(80), BoxCounts(5.0, 5), 6400, 32, torch.float32, on_host=on_host)
         for on_host in (True, False)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from yolods.compat import without_compiler
 from yolods.config import Hyper
+from yolods.model.anchors import anchors_of
 from yolods.model.loss.detection_loss import DetectionLoss
 from yolods.plan.memory.boxes import BoxCounts
 from yolods.plan.memory.storage_log import StorageLog
@@ -80,12 +81,14 @@ def loss_burst(
         "feats": [torch.empty(images, 1, side, side, device=device) for side in sides],
     }
     batch = labels(boxes, images)
+    # A run keeps them from its first step on. Only the first loss of this process would make them.
+    kept = anchors_of(tuple((side, side) for side in sides), tuple(head.stride.tolist()), device)
     log = StorageLog(device=device.type)
     with without_compiler(), log:
         total, _ = loss(predictions, batch, images)
         total.backward()
         del total
-    return int(log.held().max(initial=0))
+    return int(log.held().max(initial=0)) + kept.points.nbytes + kept.strides.nbytes
 
 
 def labels(boxes: BoxCounts, images: int) -> dict[str, Tensor]:
