@@ -78,6 +78,8 @@ def _from_1(part: torch.Tensor, rank: int) -> None:
 
 _KNOWN_ROUNDS = 5
 """How often a transfer of known size is counted."""
+_ADAPTING = 2
+"""Steps after a change of the link that do not count."""
 _OPERATIONS: dict[str, Callable[[torch.Tensor, int], object]] = {
     "all_reduce": lambda part, rank: dist.all_reduce(part),
     "all_gather": _all_gather,
@@ -183,8 +185,9 @@ class _Round(NamedTuple):
 
 
 def _timed(engine: Engine, plan: Plan, micro_batches: int, ranks: Ranks) -> _Round:
-    """Some steps of one link by the clock, after one that does not count."""
-    _step(engine, plan, micro_batches, SETTLED)
+    """Some steps of one link by the clock, after some in which TCP adapts to it."""
+    for place in range(_ADAPTING):
+        _step(engine, plan, micro_batches, SETTLED + place)
     engine.traffic.report(ranks)
     ranks.barrier()
     steps = [_step(engine, plan, micro_batches, place) for place in range(plan.steps)]
