@@ -45,4 +45,4 @@ def test_the_target_is_judged_on_the_first_link() -> None:
 
 def test_the_command_line_is_the_issues_case() -> None:
     options = parser().parse_args([])
-    assert (options.model, options.rates) == ("yolov5s", ["100mbit", "unlimited"])
+    assert (options.model, options.rates) == ("yolov5s", ["100mbit", "1gbit", "unlimited"])

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolods.config import RunConfig, cache_dir
-from yolods.config.deepspeed.batch import MICRO, TRAIN
 from yolods.config.flags import AUTO_BATCH
 from yolods.config.names.recipes import AUTO
 from yolods.errors import UserError
@@ -128,8 +127,7 @@ def _filled(config: RunConfig, local: int | None) -> tuple[Option, Machines]:
     subject = subject_of(config.model, str(config.data), single_cls=config.hyper.single_cls)
     machines = _machines(config, local or config.deepspeed.world_size)
     planner = Planner(subject, config.hyper.optimizer)
-    fixed = {key: config.deepspeed.raw.get(key) for key in (TRAIN, MICRO)}
-    if named := [f"{key} {value}" for key, value in fixed.items() if value not in (None, "auto")]:
+    if named := [f"{key} {value}" for key, value in config.deepspeed.fixed_batches.items()]:
         raise UserError(
             f"--batch-size auto: {config.deepspeed.path} has {' and '.join(named)}, so that there "
             'is nothing to choose; write "auto" there, or omit the flag'

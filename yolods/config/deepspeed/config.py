@@ -109,6 +109,12 @@ class DeepSpeedConfig:
         return json.loads(self.text)
 
     @property
+    def fixed_batches(self) -> dict[str, int]:
+        """The JSON's numbers of images, by their keys: per step, and per rank and forward pass."""
+        given = ((key, self.raw.get(key)) for key in (TRAIN, MICRO))
+        return {key: value for key, value in given if value not in (None, "auto")}
+
+    @property
     def micro_batch(self) -> int:
         """Images per rank and forward pass."""
         return self.batches.micro
