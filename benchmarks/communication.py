@@ -176,12 +176,13 @@ def _time_part(plan: Plan, results: Sequence[dict[str, Any]]) -> list[str]:
         for layouts in zip(*(rank["layouts"] for rank in results), strict=True):
             fast, slow = ([own["rates"][each] for own in layouts] for each in (plan.rates[0], rate))
             found = shares(fast, slow)
-            worst = [max(worst[0], abs(found.apart)), max(worst[1], abs(found.more_apart))]
+            both = found.apart, found.link_apart
+            worst = [max(before, abs(now)) for before, now in zip(worst, both, strict=True)]
             rows.append(
                 f"| {layouts[0]['name']} | {found.fast:.3f} | {found.before:.0%} "
                 f"| {fast[0]['waiting']:.0%} | {found.slow:.3f} | {found.share:.0%} "
                 f"| {slow[0]['waiting']:.0%} | {found.lost:.0%} | {found.apart:+.1f} "
-                f"| {found.more:.0%} | {found.more_apart:+.1f} | {found.slower:+.0%} |"
+                f"| {found.busier:+.1%} | {found.link_apart:+.1f} |"
             )
         lines += _shares_page(rate, rows, worst)
     return lines
@@ -192,19 +193,20 @@ def _shares_page(rate: str, rows: Sequence[str], worst: Sequence[float]) -> list
     return [
         "*held* and *waiting* are `held_share` and `waiting_share`, which a run's line and "
         f"TensorBoard say of an epoch. *lost* is how much of the step at {rate} the unlimited one "
-        "does not take. The unlimited link takes time as well, so *more* is the share by which the "
-        "seconds that links hold have grown. *off*: points from *lost*. *work* is the share by "
-        "which the seconds have grown in which no rank stood still: both links are made by the "
-        "CPUs on which the ranks work. Seconds are means of both ranks, medians of the steps; "
+        "does not take. *CPU* is by how much the CPU seconds of the ranks' own threads grow from "
+        "one to the other, as a share of the longer step: the ranks' CPUs also make the links, and "
+        "a rank that has slept goes on with cold caches. No link holds a rank in that time, so "
+        "*held* is compared with *lost* less *CPU*. *off*: points from *lost*, and from that. "
+        "Seconds are means of both ranks, medians of the steps; "
         "shares are means of both, medians of the rounds.",
         "",
-        f"| layout | unlimited s | held | waiting | {rate} s | held | waiting | lost | off | more "
-        "| off | work |",
-        f"|{' - |' * 12}",
+        f"| layout | unlimited s | held | waiting | {rate} s | held | waiting | lost | off "
+        "| CPU | off |",
+        f"|{' - |' * 11}",
         *rows,
         "",
         f"Held against lost: largest difference {worst[0]:.1f} points, target {SHARE_LIMIT:.0f}: "
-        f"{met[0]}. More against lost: {worst[1]:.1f} points: {met[1]}.",
+        f"{met[0]}. Held against lost less CPU: {worst[1]:.1f} points: {met[1]}.",
         "",
     ]
 
@@ -219,11 +221,9 @@ class Shares:
     before: float
     """Share that the faster link held, of its own step."""
     share: float
-    """The same on the slower link."""
-    work_before: float
-    """Share of its own step in which nobody stood still on the faster link."""
-    work: float
-    """The same on the slower link."""
+    """The share that the slower link held."""
+    busier: float
+    """By how much the CPU seconds of the ranks' own thread have grown."""
 
     @property
     def lost(self) -> float:
@@ -231,32 +231,23 @@ class Shares:
         return 1 - self.fast / self.slow
 
     @property
-    def more(self) -> float:
-        """By how much the seconds that links hold have grown."""
-        return self.share - self.before * self.fast / self.slow
-
-    @property
-    def slower(self) -> float:
-        """By how much the seconds of work have grown."""
-        return self.work - self.work_before * self.fast / self.slow
-
-    @property
     def apart(self) -> float:
         """Points between the share and what was lost."""
         return 100 * (self.share - self.lost)
 
     @property
-    def more_apart(self) -> float:
-        """Points between the growth and what was lost."""
-        return 100 * (self.more - self.lost)
+    def link_apart(self) -> float:
+        """Points between the share and what was lost without the CPU seconds."""
+        return 100 * (self.share - self.lost + self.busier)
 
 
 def shares(fast: Sequence[Mapping[str, Any]], slow: Sequence[Mapping[str, Any]]) -> Shares:
     """Of both ranks' results on a fast link and on a slow one."""
     # What all ranks say together, the first one tells.
-    seconds, told = [_seconds(fast), _seconds(slow)], [fast[0], slow[0]]
-    held = [each["held"] for each in told]
-    return Shares(*seconds, *held, *(1 - each["held"] - each["waiting"] for each in told))
+    seconds = [_mean("seconds", ranks) for ranks in (fast, slow)]
+    cpu = [_mean("cpu", ranks) for ranks in (fast, slow)]
+    held = [ranks[0]["held"] for ranks in (fast, slow)]
+    return Shares(*seconds, *held, (cpu[1] - cpu[0]) / seconds[1])
 
 
 def _cost_part(plan: Plan, results: Sequence[dict[str, Any]]) -> list[str]:
@@ -277,8 +268,8 @@ def _cost_part(plan: Plan, results: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _seconds(ranks: Sequence[Mapping[str, Any]]) -> float:
-    return statistics.fmean(own["seconds"] for own in ranks)
+def _mean(key: str, ranks: Sequence[Mapping[str, Any]]) -> float:
+    return statistics.fmean(own[key] for own in ranks)
 
 
 if __name__ == "__main__":

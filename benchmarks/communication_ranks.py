@@ -201,6 +201,7 @@ def _of_rounds(rounds: Sequence[_Round]) -> dict[str, Any]:
     steps = [step for each in rounds for step in each.steps]
     return {
         "seconds": statistics.median(step["seconds"] for step in steps),
+        "cpu": statistics.median(step["cpu"] for step in steps),
         "curves": {key: statistics.median(step[key] for step in steps) for key in steps[0]},
         "held": statistics.median(each.held for each in rounds),
         "waiting": statistics.median(each.waiting for each in rounds),
@@ -214,16 +215,16 @@ def _needed(blueprint: Blueprint, plan: Plan, layout: Layout, name: str) -> floa
 
 
 def _step(engine: Engine, plan: Plan, micro_batches: int, number: int) -> dict[str, Any]:
-    """One step as a run takes it: its curves and its seconds."""
+    """One step as a run takes it: its curves, its seconds, and the CPU seconds of this thread."""
     task = plan.task("ZeRO-1")
     batches = [
         made_batch(task.micro, task.imgsz, number * 100 + place) for place in range(micro_batches)
     ]
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.thread_time()
     engine.traffic.begin()
     engine.train_step(Step(0, micro_batches, 0, (0.0,) * 3, 0.9), iter(batches))
-    seconds = time.perf_counter() - began
-    return {**engine.traffic.end(seconds), "seconds": seconds}
+    seconds, cpu = time.perf_counter() - began, time.thread_time() - busy
+    return {**engine.traffic.end(seconds), "seconds": seconds, "cpu": cpu}
 
 
 if __name__ == "__main__":

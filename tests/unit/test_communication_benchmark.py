@@ -35,17 +35,16 @@ def test_kinds_of_a_steps_curves() -> None:
 
 
 def test_what_a_slow_link_costs() -> None:
-    """One second, a quarter of it held; then 2.5, and 1.75 of it: all is the link's."""
+    """One second, then 2.5, of which the CPUs take a quarter of a second more."""
 
-    def both(seconds: float, held: float, waiting: float) -> list[dict[str, float | None]]:
-        told = {"seconds": seconds, "held": held, "waiting": waiting}
-        return [told, {"seconds": seconds, "held": None, "waiting": None}]
+    def both(seconds: float, held: float, cpu: float) -> list[dict[str, float | None]]:
+        told = {"seconds": seconds, "held": held, "cpu": cpu}
+        return [told, {"seconds": seconds, "held": None, "cpu": cpu}]
 
-    found = shares(both(1.0, 0.25, 0.25), both(2.5, 0.7, 0.1))
-    assert (found.lost, found.share) == (0.6, 0.7)
-    assert (found.apart, found.more, found.more_apart) == pytest.approx((10, 0.6, 0))
-    assert found.slower == pytest.approx(0.0)
-    assert shares(both(1.0, 0.25, 0.25), both(2.5, 0.5, 0.1)).slower == pytest.approx(0.2)
+    found = shares(both(1.0, 0.25, 0.5), both(2.5, 0.7, 0.75))
+    assert (found.lost, found.share, found.busier) == (0.6, 0.7, 0.1)
+    assert (found.apart, found.link_apart) == pytest.approx((10, 20))
+    assert shares(both(1.0, 0.0, 0.5), both(2.5, 0.5, 0.75)).link_apart == pytest.approx(0)
 
 
 def test_a_plan_survives_its_way_to_the_ranks() -> None:
