@@ -97,7 +97,7 @@ def measured_peak(ranks: Ranks, folder: str, case: dict[str, Any]) -> int:
     Every allocation since before the engine was built counts.
     """
     given = MemoryCase(**{**case, "cuts": tuple(case["cuts"])})
-    _count_in_all_threads()
+    count_in_all_threads()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
@@ -114,7 +114,7 @@ def measured_peak(ranks: Ranks, folder: str, case: dict[str, Any]) -> int:
     return _peak(profile.profiler.kineto_results.experimental_event_tree())
 
 
-def _count_in_all_threads() -> None:
+def count_in_all_threads() -> None:
     """Let the allocator's running sum include what threads do that the profiler does not follow.
 
     A thread of gloo's often drops the last reference to a collective's tensor. The profiler has no
@@ -128,7 +128,7 @@ def _count_in_all_threads() -> None:
 
 def _peak(roots: Sequence[Any]) -> int:
     """The largest sum that an allocation within the marked step left."""
-    events = list(_flat(roots))
+    events = list(flat(roots))
     (mark,) = (event for event in events if event.name == MARK)
     return max(
         event.extra_fields.total_allocated
@@ -138,10 +138,11 @@ def _peak(roots: Sequence[Any]) -> int:
     )
 
 
-def _flat(events: Sequence[Any]) -> Iterator[Any]:
+def flat(events: Sequence[Any]) -> Iterator[Any]:
+    """Events of the profiler's tree, and all below them."""
     for event in events:
         yield event
-        yield from _flat(event.children)
+        yield from flat(event.children)
 
 
 def blueprint_of(case: MemoryCase) -> Blueprint:
