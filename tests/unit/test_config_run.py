@@ -625,6 +625,10 @@ def test_a_run_goes_on_with_its_data_from_another_place() -> None:
     assert found.data == Path("packed.yaml").absolute()
     assert f"--data: the run goes on with {found.data} in place of {before}" in found.notes
     assert build("--data", str(before), *resume).notes == build(*resume).notes
+    (config.run_dir / CONFIG_FILE).write_text(found.to_json())
+    again = build(*resume)
+    assert again.data == found.data and not any(each.startswith("--data") for each in again.notes)
+    (config.run_dir / CONFIG_FILE).write_text(config.to_json())
     assert faults_of("--data", "missing.yaml", *resume) == ["--data missing.yaml: no such file"]
     assert faults_of("--data", "demo", *resume)[0].startswith("--data is 'demo', but the run in")
 

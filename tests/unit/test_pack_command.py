@@ -250,8 +250,11 @@ def test_packs_are_verified_and_what_is_damaged_is_named(pack, tmp_path, capsys)
     assert cli.main(["pack", "--verify", str(tmp_path / "out/val.pack")]) == 2
     assert cli.main(["pack", "--verify", str(tmp_path)]) == 2
     assert "there is no pack in it" in capsys.readouterr().err
-    assert cli.main(["pack", "--verify", str(tmp_path / "out"), "--data", "d.yaml"]) == 2
+    verify = ["pack", "--verify", str(tmp_path / "out")]
+    assert cli.main([*verify, "--data", "d.yaml", "--out", "x"]) == 2
     assert "omit --data and --out, or omit --verify" in capsys.readouterr().err
+    assert cli.main([*verify, "--raw", "--shard-size", "1G"]) == 2
+    assert "omit --raw and --shard-size, or omit --verify" in capsys.readouterr().err
 
 
 def test_what_cannot_be_stored_so_is_refused(pack, yaml, tmp_path):

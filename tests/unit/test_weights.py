@@ -16,6 +16,7 @@ from yolods.model.architecture.build import architecture, build, parse_name
 from yolods.model.weights import (
     PtFile,
     check_file,
+    check_whole,
     read_pt,
 )
 
@@ -151,6 +152,8 @@ def test_changed_bytes_are_noticed(written):
     assert one_line(written).endswith(
         "does not have its checksum, so the file is damaged; copy it again"
     )
+    with pytest.raises(UserError, match="does not have its checksum"):
+        check_whole(written)
 
 
 @pytest.mark.parametrize(

@@ -144,20 +144,22 @@ def doctor_parser() -> FlagParser:
 def trace_parser() -> FlagParser:
     """The flags of `yolods trace`, and the launcher's for the help and the completion: a command
     takes those out of its words before."""
-    from yolods.launch.args import add_launch_arguments
     from yolods.training.checks.trace_check import trace_flags
 
-    parser = trace_flags()
-    add_launch_arguments(parser.add_argument_group("the launcher's flags"))
-    return parser
+    return _with_launch_flags(trace_flags())
 
 
 def plan_parser() -> FlagParser:
     """The flags of `yolods plan`, with the launcher's as in `trace_parser`."""
-    from yolods.launch.args import add_launch_arguments
     from yolods.planner.flags import plan_flags
 
-    parser = plan_flags()
+    return _with_launch_flags(plan_flags())
+
+
+def _with_launch_flags(parser: FlagParser) -> FlagParser:
+    """The parser, whose help and completion also have the launcher's flags."""
+    from yolods.launch.args import add_launch_arguments
+
     add_launch_arguments(parser.add_argument_group("the launcher's flags"))
     return parser
 

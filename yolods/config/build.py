@@ -41,6 +41,10 @@ WRITTEN = {
 """Keys of `NUMBERS`, and trace -> their flags."""
 
 
+_OF_ONE_START = ("--resume continues ", "--exist-ok is ignored", "--data: the run goes on ")
+"""Beginnings of the notes about how a resume was asked for."""
+
+
 def build_run_config(
     args: argparse.Namespace,
     *,
@@ -373,9 +377,13 @@ def _resumed(
     config = saved.deepspeed
     if layout is not None or world_size != config.world_size or device != saved.device:
         config = relaid(saved, layout, world_size, device, faults)
-    # Notes about the old JSON are replaced by those of the new one; the other notes of the run
-    # stay.
-    kept = (note for note in saved.notes if note not in saved.deepspeed.notes)
+    # Notes about the old JSON are replaced by those of the new one, and those about an earlier
+    # start are over; the other notes of the run stay.
+    kept = (
+        note
+        for note in saved.notes
+        if note not in saved.deepspeed.notes and not note.startswith(_OF_ONE_START)
+    )
     return replace(
         saved,
         data=data,

@@ -163,7 +163,8 @@ def relaid(
     """The resolved JSON for a resume under another JSON, world size or device, with the run's step
     and optimizer."""
     where = "--resume" if path is None else f"--deepspeed_config {path}"
-    raw, found = saved.deepspeed.raw if path is None else read_json(path, where, faults), Faults()
+    raw = saved.deepspeed.raw if path is None else read_json(path, where, faults)
+    found = Faults()
     config = resolve(
         saved.deepspeed.raw if raw is None else raw,
         path=saved.deepspeed.path if path is None else path,

@@ -455,8 +455,8 @@ def _compare_counts(
     # the first host, is the reference for the others.
     usual = tally.most_common(1)[0][0] if tally else None
     note = "" if fatal else " (of the test split, which no training reads)"
+    copied = _copied_from(readable[0][0].name, path) if readable else ""
     for host, count in counts:
-        copied = _copied_from(readable[0][0].name, path) if readable else ""
         if not count.present:
             remedy = copied or "correct the data yaml"
             text = f"{path} is missing or unreadable{note}; {remedy}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickletools
 import re
 import zipfile
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,21 @@ def read_pt(path: Path) -> DetectionModel:
         UserError: the file is missing, damaged, an original anchor-based yolov5 checkpoint, or not
             a detection model.
     """
-    return _loaded(path).float()
+    net = _loaded(path).float()
+    _check_sums(path)
+    return net
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a file whose tensors cannot be read one at a time, or of which a byte has changed.
+
+    It reads the whole file, so one process does it for all ranks.
+
+    Raises:
+        UserError: as `read_pt`.
+    """
+    PtFile(path)
+    _check_sums(path)
 
 
 def read_structure(path: Path, flag: str = WEIGHTS_FLAG) -> DetectionModel:
@@ -143,7 +156,7 @@ def check_file(path: Path, flag: str = WEIGHTS_FLAG) -> None:
         flag: what a message begins with.
 
     Raises:
-        UserError: the file is missing, damaged, not an archive as torch writes it, or an original
+        UserError: the file is missing, not an archive as torch writes it, or an original
             anchor-based yolov5 checkpoint.
     """
     if path.is_dir():
@@ -160,23 +173,27 @@ def check_file(path: Path, flag: str = WEIGHTS_FLAG) -> None:
             "ultralytics' anchor-free YOLOv5u: its head differs and these weights do not fit. Use "
             "a YOLOv5u file (for example yolov5nu.pt), or train from scratch without --weights"
         )
-    if damaged := _damaged(path):
-        raise UserError(
-            f"{flag}{path}: {_UNLOADABLE}: {damaged} in it does not have its checksum, so the file "
-            "is damaged; copy it again"
-        )
 
 
-def _damaged(path: Path) -> str | None:
-    """The first part of an archive that does not have its checksum, which torch does not compare.
+def _check_sums(path: Path) -> None:
+    """Compare the checksums of an archive's parts, which torch does not.
 
     A changed weight would otherwise train, as a number or as a nan.
+
+    Raises:
+        UserError: a part does not have its checksum, or cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
-        return f"a part ({_one_line(error)})"
+            damaged = archive.testzip()
+    # Damage raises many kinds of exceptions, an encrypted archive RuntimeError.
+    except Exception as error:
+        raise UserError(f"{WEIGHTS_FLAG}{path}: {_UNLOADABLE}: {_one_line(error)}") from None
+    if damaged:
+        raise UserError(
+            f"{WEIGHTS_FLAG}{path}: {_UNLOADABLE}: {damaged} in it does not have its checksum, so "
+            "the file is damaged; copy it again"
+        )
 
 
 def _one_line(error: Exception) -> str:

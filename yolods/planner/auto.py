@@ -57,26 +57,26 @@ def settled(
     auto_batch = getattr(args, "batch_size", None) == AUTO_BATCH
     if not (auto_json or auto_batch):
         return args
+    say = tell or (lambda line: None)
     left = {"deepspeed_config": None} if auto_json else {}
     left |= {"batch_size": None} if auto_batch else {}
     plain = argparse.Namespace(**{**vars(args), **left})
-    if auto_json and getattr(args, "resume", None) and tell is not None:
-        tell("--deepspeed_config auto is ignored: --resume keeps the layout of the run")
+    if auto_json and getattr(args, "resume", None):
+        say("--deepspeed_config auto is ignored: --resume keeps the layout of the run")
     config = build(plain)
     if config.resume:
         return plain
-    if tell is not None:
-        tell("planning the layout")
+    say("planning the layout")
     if auto_json:
-        option, planner, machines = _planned(config, local, any_batch=auto_batch, tell=tell)
+        option, planner, machines = _planned(config, local, any_batch=auto_batch, tell=say)
         left["deepspeed_config"] = str(_written(option, planner))
     else:
         option, machines = _filled(config, local)
     layout = option.layout
     if auto_batch:
         left["batch_size"] = layout.micro_batch * layout.replicas
-    for line in _told(option, machines, auto_json, auto_batch) if tell is not None else ():
-        tell(line)
+    for line in _told(option, machines, auto_json, auto_batch):
+        say(line)
     return argparse.Namespace(**{**vars(args), **left})
 
 
@@ -124,14 +124,14 @@ def _filled(config: RunConfig, local: int | None) -> tuple[Option, Machines]:
             "--batch-size auto: in a pipeline, the micro-batches of a step decide how long stages "
             "idle; write a number, or add --deepspeed_config auto, which chooses both"
         )
-    subject = subject_of(config.model, str(config.data), single_cls=config.hyper.single_cls)
-    machines = _machines(config, local or config.deepspeed.world_size)
-    planner = Planner(subject, config.hyper.optimizer)
     if named := [f"{key} {value}" for key, value in config.deepspeed.fixed_batches.items()]:
         raise UserError(
             f"--batch-size auto: {config.deepspeed.path} has {' and '.join(named)}, so that there "
             'is nothing to choose; write "auto" there, or omit the flag'
         )
+    subject = subject_of(config.model, str(config.data), single_cls=config.hyper.single_cls)
+    machines = _machines(config, local or config.deepspeed.world_size)
+    planner = Planner(subject, config.hyper.optimizer)
     layout, limits = layout_of(config), machines.limits
     choice = _choice(config, machines, any_batch=True)
     for micro in micro_batches(choice, layout.replicas):
@@ -154,11 +154,10 @@ def _planned(
     local: int | None,
     *,
     any_batch: bool,
-    tell: Callable[[str], object] | None,
+    tell: Callable[[str], object],
 ) -> tuple[Option, Planner, Machines]:
     """The best layout for a configuration's model, data, batch and ranks."""
     from yolods.planner.command import Planner
-    from yolods.planner.refusal import Refused
     from yolods.planner.request import subject_of
 
     subject = subject_of(config.model, str(config.data), single_cls=config.hyper.single_cls)
@@ -166,9 +165,7 @@ def _planned(
     planner = Planner(subject, config.hyper.optimizer)
     found = planner.search(_choice(config, machines, any_batch=any_batch), machines)
     if found.best is None:
-        if tell is not None:
-            tell("no layout fits; searching for what would")
-        lines = Refused(found, machines, planner.search, subject.blueprint.grid).lines()
+        lines = planner.refusal(found, machines, tell)
         raise UserError("\n".join(f"--deepspeed_config auto: {line}" for line in lines))
     return found.best, planner, machines
 

@@ -87,6 +87,15 @@ class Planner:
         memory = self._memory[machines.device]
         return search_layouts(choice, clock, memory.ranks, machines.limits, memory.least)
 
+    def refusal(self, found: Found, machines: Machines, tell: Callable[[str], object]) -> list[str]:
+        """Why nothing fits, and what would, which takes further searches.
+
+        Args:
+            tell: called with a line before them.
+        """
+        tell("no layout fits; searching for what would")
+        return Refused(found, machines, self.search, self.subject.blueprint.grid).lines()
+
     def memory(self, layout: Layout, machines: Machines) -> tuple[RankMemory, ...]:
         """The predicted memory of one rank of every stage."""
         return self._memory[machines.device].ranks(layout)
@@ -156,9 +165,7 @@ def run_plan(
         tell("measuring the model's nodes on this GPU")
     found = planner.search(choice, machines)
     if found.best is None:
-        tell("no layout fits; searching for what would")
-        refused = Refused(found, machines, planner.search, subject.blueprint.grid)
-        raise UserError("\n".join(refused.lines()))
+        raise UserError("\n".join(planner.refusal(found, machines, tell)))
     clock, best = planner.clock(choice, machines), found.best
     if args.json:
         show(json.dumps(plan_json(found, clock, subject, machines, top=args.top), indent=2))

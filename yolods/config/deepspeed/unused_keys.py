@@ -185,12 +185,7 @@ def _zero_offload(settings: JsonSettings) -> list[tuple[str, str]]:
                     (f"{target}.{key}", "it is for states on NVMe, which yolods does not support")
                 )
             elif key == "cpuadam_cores_perc":
-                found.append(
-                    (
-                        f"{target}.{key}",
-                        "only super_offload reads it, which yolods does not support",
-                    )
-                )
+                found.append((f"{target}.{key}", "only the unsupported super_offload reads it"))
     return found
 
 

@@ -85,8 +85,10 @@ def run_pack(args: argparse.Namespace) -> list[str]:
         UserError: one line per fault.
     """
     if args.verify is not None:
-        if args.data is not None or args.out is not None:
-            raise UserError("--verify only reads packs: omit --data and --out, or omit --verify")
+        if others := _given_beside_verify(args):
+            raise UserError(
+                f"--verify only reads packs: omit {' and '.join(others)}, or omit --verify"
+            )
         return verify_packs(Path(args.verify))
     request = read_request(args)
     try:
@@ -104,6 +106,13 @@ def run_pack(args: argparse.Namespace) -> list[str]:
         without = " without --overwrite" if request.overwrite else ""
         log.info("stopped; the same command%s goes on behind the last finished tar file", without)
         raise
+
+
+def _given_beside_verify(args: argparse.Namespace) -> list[str]:
+    """The other flags that were given: the rest are None or False. `faults` is the parser's."""
+    names = [name for name, value in vars(args).items() if value is not None and value is not False]
+    written = {"uncompressed": "--raw", "shard_size": "--shard-size"}
+    return [written.get(name, f"--{name}") for name in names if name not in ("verify", "faults")]
 
 
 def _is_below(file: object, folder: Path) -> bool:

@@ -131,8 +131,8 @@ def _weights_matter(config: RunConfig) -> bool:
 
 
 def _check_weights(config: RunConfig, faults: Faults) -> None:
-    from yolods.model.weights import PtFile
+    from yolods.model.weights import check_whole
 
     assert config.weights is not None
     with faults.caught():
-        PtFile(config.weights)
+        check_whole(config.weights)

@@ -11,7 +11,7 @@ from yolods.data.splits import Split, SplitOptions, open_split, read_data
 from yolods.distributed.world import Ranks
 from yolods.model.blueprint import Blueprint
 from yolods.model.check import blueprint_of
-from yolods.model.weights import PtFile
+from yolods.model.weights import check_whole
 from yolods.training.setup.run_files import prepare_folder
 
 
@@ -45,7 +45,7 @@ def open_inputs(config: RunConfig, ranks: Ranks) -> Inputs:
     weights = None if config.resume else config.weights
     if weights is not None:
         # Rank 0 alone, so that a damaged file is reported once.
-        ranks.main_first(lambda: PtFile(weights) and None)
+        ranks.main_first(lambda: check_whole(weights))
     ranks.main_first(lambda: prepare_folder(config, blueprint.parameters))
     options = _split_options(config, blueprint.grid, ranks)
     train = open_split(spec, "train", hyper, options, ranks, augment=True)

@@ -15,14 +15,13 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
 from typing import Literal
 
 from yolods.data.video.entries import is_video
-from yolods.errors import Faults, UserError
+from yolods.errors import Faults
 
 LabelLayout = Literal["folder", "beside", "cvat", "sequence"]
 
@@ -69,9 +68,8 @@ def find_labels(
             found[video] = _find(video, folders)
     owners: dict[Path, Path] = {}
     for video in others:
-        # Their own split reports their faults.
-        with suppress(UserError):
-            owners.setdefault(_find(video, folders).place, video)
+        for folder in label_folders(video):
+            owners |= dict.fromkeys(_places(video, folder).values(), video)
     for video, labels in found.items():
         if (owner := owners.setdefault(labels.place, video)) != video:
             faults.add(f"{owner} and {video}: both have the labels {labels.place}; rename one")
@@ -163,21 +161,31 @@ def _find(video: Path, folders: _Folders) -> LabelFiles:
 
 
 def _in_folder(video: Path, folder: Path, folders: _Folders) -> list[LabelFiles]:
-    clip = folder / video.stem
-    texts: dict[LabelLayout, tuple[Path, list[tuple[int, Path]]]] = {
-        "folder": (clip / "NUMBER.txt", folders.numbered(clip, OF_FRAME)),
-        "cvat": (clip / "frame_NUMBER.txt", folders.numbered(clip, OF_CVAT)),
-        "beside": (folder / f"{video.stem}_NUMBER.txt", folders.clips(folder).get(video.stem, [])),
+    clip, places = folder / video.stem, _places(video, folder)
+    texts: dict[LabelLayout, list[tuple[int, Path]]] = {
+        "folder": folders.numbered(clip, OF_FRAME),
+        "cvat": folders.numbered(clip, OF_CVAT),
+        "beside": folders.clips(folder).get(video.stem, []),
     }
     found = [
-        LabelFiles(video, layout, place, _by_number(video, numbered))
-        for layout, (place, numbered) in texts.items()
+        LabelFiles(video, layout, places[layout], _by_number(video, numbered))
+        for layout, numbered in texts.items()
         if numbered
     ]
-    sequence = f"{video.stem}.txt"
-    if sequence in folders.names(folder):
-        found.append(LabelFiles(video, "sequence", folder / sequence))
+    if places["sequence"].name in folders.names(folder):
+        found.append(LabelFiles(video, "sequence", places["sequence"]))
     return found
+
+
+def _places(video: Path, folder: Path) -> dict[LabelLayout, Path]:
+    """Where a video's labels would be in a folder, by layout: what messages name."""
+    clip = folder / video.stem
+    return {
+        "folder": clip / "NUMBER.txt",
+        "cvat": clip / "frame_NUMBER.txt",
+        "beside": folder / f"{video.stem}_NUMBER.txt",
+        "sequence": folder / f"{video.stem}.txt",
+    }
 
 
 def _by_number(video: Path, numbered: Iterable[tuple[int, Path]]) -> dict[int, Path]:
